@@ -1,0 +1,46 @@
+"""The two errors a person is meant to read, and the choice of a nearest name to suggest."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BadInput(ValueError):
+    """What was given cannot be used: says what it got, what it needs and what to do. Exit code 2."""
+
+
+class WorkFailed(RuntimeError):
+    """The input was good but the work could not be finished; what was saved stays valid. Exit code 1."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the known word closest to `word`, or the list of known words.
+
+    Args:
+        word: What was given.
+        known: The words that would have been accepted.
+
+    Returns:
+        A clause to append to an error message.
+    """
+    names = [str(name) for name in known]
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+
+
+def require(module: str, extra: str, purpose: str) -> None:
+    """Check that an optional package can be imported.
+
+    Args:
+        module: Top-level module name.
+        extra: The extra of this package that installs it.
+        purpose: What it is needed for, to finish the sentence "X needs ...".
+
+    Raises:
+        BadInput: If the module is not installed.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        raise BadInput(f"{purpose} needs the package {module!r}, which is not installed; run: pip install 'taskdistill[{extra}]'")

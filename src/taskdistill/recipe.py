@@ -1,0 +1,357 @@
+"""A run as data: pydantic models read from YAML, where an unknown key is an error, with dotted overrides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from taskdistill.errors import BadInput, nearest
+from taskdistill.vocabulary import PROMPTS, Pooling, RowKind, Task
+
+SEARCH_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+TOPIC_INSTRUCTION = "Identify the topic or theme of the given document:"
+
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Strict(BaseModel):
+    """Base of every part of a recipe: unknown keys are errors, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Strict):
+    """One training data set: a file, a glob below `data.root`, or a Hub data set."""
+
+    path: str = Field(description="File or glob below data.root (JSONL, CSV or Parquet, gzip too), or hub:<owner>/<name>")
+    kind: RowKind = Field(description="pairs, scored, labelled or texts")
+    columns: dict[str, str] = Field(default_factory=dict, description="Our field name to the file's column name")
+    languages: list[str] | None = Field(default=None, description="Keep only rows whose lang is listed")
+    limit: Positive | None = Field(default=None, description="Use at most this many rows, drawn by the recipe's seed")
+    split: str = Field(default="train", description="Split of a Hub data set")
+    revision: str | None = Field(default=None, description="Revision of a Hub data set")
+    score_range: tuple[float, float] = Field(default=(0.0, 1.0), description="Smallest and largest allowed score of a scored row")
+    licence: str | None = Field(default=None, description="Licence of the data, copied to the model card")
+    note: str | None = Field(default=None, description="What the data is, copied to the model card")
+
+
+class Data(Strict):
+    """Where the texts come from."""
+
+    root: str = Field(default="docstrings", description="Folder the sources' paths start from, or `docstrings`: the embedded default")
+    sources: dict[str, Source] = Field(description="Name to source")
+    max_bad: float = Field(default=0.01, ge=0, le=1, description="Share of rejected rows above which a source is refused")
+    docstrings_limit: Positive | None = Field(default=None, description="With root docstrings: at most this many training documents")
+
+
+class Instructions(Strict):
+    """What the teacher is told, by view of a text; None means the raw text (section 4.1)."""
+
+    query: str | None = SEARCH_INSTRUCTION
+    document: str | None = None
+    topic: str | None = TOPIC_INSTRUCTION
+    template: str = Field(default="Instruct: {instruction}\nQuery:{text}", description="How an instruction and a text become one string")
+
+    @field_validator("template")
+    @classmethod
+    def _has_text(cls, value: str) -> str:
+        if "{text}" not in value:
+            raise ValueError("the template has no {text}")
+        return value
+
+
+class TeacherSettings(Strict):
+    """The teacher: where its vectors come from and what it is told."""
+
+    kind: Literal["local", "http", "precomputed"] = "local"
+    model: str = Field(description="Folder or Hub id (local), model name (http), folder of vectors (precomputed); `all-MiniLM-L6-v2` is embedded")
+    revision: str | None = Field(default=None, description="Revision; part of every key of the store")
+    url: str | None = Field(default=None, description="http: base URL up to and including /v1")
+    api_key_env: str | None = Field(default=None, description="http: name of the environment variable that holds the key")
+    max_length: Positive = Field(default=256, description="Tokens of one text that the teacher sees")
+    embedding_dim: Positive | None = Field(default=None, description="Refuse vectors of another size; None takes what comes")
+    instructions: Instructions | None = Field(description="What the teacher is told; null says that this teacher knows no instruction")
+    store: str | None = Field(default=None, description="Folder of the teacher store; default: teacher-store beside the run folder")
+    trust_remote_code: bool = Field(default=False, description="local: let the model folder run its own code")
+
+
+class StudentSettings(Strict):
+    """The student: where it starts from and what its vectors look like."""
+
+    init: str = Field(default="teacher", description="`teacher`, or a model folder, Hub id, or `config` to build from `config` at random")
+    layers: list[int] | None = Field(default=None, description="Layers of the initial model to keep, in order; None keeps all")
+    config: dict[str, Any] | None = Field(default=None, description="With init: config, the backbone's configuration with its model_type")
+    tokenizer: str | None = Field(default=None, description="Tokenizer folder; default: the initial model's")
+    pooling: Pooling | None = Field(default=None, description="last, mean or cls; default: the initial model's")
+    max_length: Positive = Field(default=512, description="Tokens of one text at inference")
+    rope_theta: float | None = Field(default=None, description="RoPE theta at inference; None keeps the backbone's")
+    matryoshka_dims: list[Positive] = Field(description="Prefix sizes trained for; the full size is always among them")
+    prompts: dict[str, str] = Field(default_factory=lambda: dict(PROMPTS))
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _config_with_init(self) -> StudentSettings:
+        if (self.init == "config") != (self.config is not None):
+            raise ValueError("`init: config` and `config: {...}` go together")
+        return self
+
+
+class StaticSettings(Strict):
+    """The instant student: one vector per token, weighted mean, distilled by cosine (ours, not the paper's)."""
+
+    sources: dict[str, Weight] = Field(description="Source name to sampling weight")
+    steps: Positive = 1000
+    batch_size: Positive = Field(default=128, description="Texts per step")
+    lr: float = Field(default=0.01, gt=0)
+    matryoshka: bool = True
+
+
+class Phase(Strict):
+    """What every training phase has. Optimiser settings are ours where section 13 calls the paper's unknown."""
+
+    sources: dict[str, Weight] = Field(description="Source name to sampling weight; one source per batch")
+    steps: Positive = Field(description="Optimiser updates")
+    batch_size: Positive = Field(description="Rows per step, over all processes")
+    max_length: Positive = Field(default=128, description="Tokens of one text in this phase")
+    long_sources: dict[str, tuple[Positive, Positive]] = Field(
+        default_factory=dict, description="Source name to its own (batch_size, max_length) where it differs from the phase's"
+    )
+    rope_theta: float | None = Field(default=None, description="RoPE theta in this phase; None keeps the backbone's")
+    lr: float = Field(gt=0, description="Peak learning rate")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = Field(default=0.05, ge=0, le=1, description="Share of the steps that warms up")
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = Field(default=1.0, gt=0, description="Largest gradient norm")
+    matryoshka: bool = Field(default=True, description="Every loss term over every prefix of student.matryoshka_dims")
+    micro_batch_tokens: Positive = Field(default=1024, description="Tokens per forward pass; bounds memory, changes no number")
+    checkpoint_every: Positive = Field(default=200, description="Steps between checkpoints")
+    max_bad_steps: int = Field(default=3, ge=0, description="Steps with a non-finite loss or gradient that are skipped before giving up")
+
+    @model_validator(mode="after")
+    def _sources_exist(self) -> Phase:
+        if not any(weight > 0 for weight in self.sources.values()):
+            raise ValueError("no source with a weight above 0")
+        if unknown := [name for name in self.long_sources if name not in self.sources]:
+            raise ValueError(f"long_sources names {unknown}, not among the phase's sources {sorted(self.sources)}")
+        return self
+
+
+class Stage1(Phase):
+    """Stage 1, embedding distillation (section 4), and the long phase with its own length and theta."""
+
+    reduction: Literal["mean", "sum"] = Field(default="mean", description="Over the batch's texts; the paper prints a sum (sections 4.2, 11.5)")
+    projection: Literal["student", "none"] = Field(default="student", description="A trained map from student to teacher size, or none if equal")
+    projection_init: Literal["default", "identity"] = Field(
+        default="default", description="default: torch's linear initialisation; identity: ones on the diagonal, for a student started from its teacher"
+    )
+    projection_lr: float | None = Field(default=None, gt=0, description="Learning rate of the projection; None: the phase's")
+    freeze_embeddings: bool = Field(default=False, description="Keep the token table as it was started")
+
+
+class Average(Strict):
+    """Mean of the last checkpoint with an earlier one (section 5.1); which one is unknown, so these are ours."""
+
+    earlier: float = Field(default=0.5, gt=0, lt=1, description="The earlier checkpoint, as a share of the steps")
+    weight: float = Field(default=0.5, gt=0, lt=1, description="Weight of the last checkpoint")
+    mode: Literal["factors", "product"] = Field(default="factors", description="Average A and B apart, or their product B A cut back to the rank")
+    gate: bool = Field(default=True, description="Keep the average only if its dev score is not below the last checkpoint's")
+
+
+class Adapter(Phase):
+    """Stage 2, one task (section 5): a LoRA adapter on the frozen student with its own mix of losses."""
+
+    rank: Positive = 32
+    alpha: Positive = 32
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    target_modules: list[str] | None = Field(default=None, description="None: every linear of every layer")
+    weights: dict[str, Weight] = Field(default_factory=dict, description="Loss term to weight; defaults are the paper's for the task")
+    temperature: float = Field(default=0.02, gt=0, description="Of InfoNCE")
+    learn_temperature: bool | None = Field(default=None, description="None: as in the paper, learned for retrieval only")
+    min_temperature: float = Field(default=0.001, gt=0, description="A learned temperature is never below this")
+    cosent_temperature: float = Field(default=0.05, gt=0)
+    negatives: int = Field(default=0, ge=0, description="Hard negatives per query taken from a row, at most; classification: negatives per item")
+    train_projection: bool = Field(default=False, description="Train stage 1's projection further instead of keeping it")
+    false_negative_margin: float | None = Field(
+        default=None, description="Mask an in-batch negative whose teacher similarity exceeds the positive's by more than this; None: off"
+    )
+    average: Average | None = None
+
+
+class Evaluation(Strict):
+    """What the finished model is measured on, beside its teacher."""
+
+    root: str | None = Field(default=None, description="Folder of evaluation sets; None: data.root")
+    sets: list[str] | None = Field(default=None, description="Names of evaluation sets; None: every test set found")
+    dev: list[str] = Field(default_factory=list, description="Names of development sets, for the gate of averaging")
+    dims: list[Positive] | None = Field(default=None, description="Truncations to score; None: student.matryoshka_dims")
+    precisions: list[str] = Field(default_factory=lambda: ["float32", "int8", "binary"])
+    examples: list[str] = Field(default_factory=list, description="Queries whose results the command shows at its end")
+    max_queries: Positive | None = Field(default=None, description="Cut large sets to this many queries, drawn by the seed; None: all")
+
+
+class Recipe(Strict):
+    """A whole run, from texts and a teacher to a model folder and a report."""
+
+    name: str
+    seed: int = 17
+    threads: int | None = Field(default=None, description="Worker threads; None: the cores of this machine")
+    data: Data
+    teacher: TeacherSettings
+    student: StudentSettings
+    static: StaticSettings | None = None
+    stage1: Stage1
+    long: Stage1 | None = Field(default=None, description="The long phase: more steps of stage 1's loss with its own length and theta")
+    adapters: dict[Task, Adapter] = Field(default_factory=dict)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+
+    @model_validator(mode="after")
+    def _sources_known(self) -> Recipe:
+        for where, phase in self.phases().items():
+            for name in phase.sources:
+                if name not in self.data.sources:
+                    raise ValueError(f"{where}.sources names {name!r}{nearest(name, self.data.sources)}")
+        return self
+
+    def phases(self) -> dict[str, Phase | StaticSettings]:
+        """Return the phases in the order in which they run.
+
+        Returns:
+            Dotted place in the recipe to the phase.
+        """
+        found: dict[str, Phase | StaticSettings] = {}
+        if self.static is not None:
+            found["static"] = self.static
+        found["stage1"] = self.stage1
+        if self.long is not None:
+            found["long"] = self.long
+        for task in Task:
+            if task in self.adapters:
+                found[f"adapters.{task.value}"] = self.adapters[task]
+        return found
+
+    def digest(self) -> str:
+        """Return a hash of everything the recipe says.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from YAML and apply dotted overrides.
+
+    Args:
+        path: YAML file.
+        overrides: Strings such as `stage1.steps=100`; the value is YAML.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        BadInput: If the file cannot be read, or a key or value is not the recipe's.
+    """
+    if not path.is_file():
+        raise BadInput(f"no recipe at {path}; give the path of a YAML file such as recipes/quickstart.yaml")
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path} holds no mapping; a recipe starts with `name:`, `data:`, `teacher:`")
+    for override in overrides:
+        _apply(raw, override)
+    return parse_recipe(raw, str(path))
+
+
+def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Check plain data against the recipe models.
+
+    Args:
+        raw: Nested mapping.
+        where: What to call it in error messages.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        BadInput: On the first faults, each with its dotted key.
+    """
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(fault, raw) for fault in error.errors()]
+        raise BadInput(f"{where}: " + "; ".join(lines[:5])) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe with every default spelled out, as YAML.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        YAML text that `load_recipe` reads back to an equal recipe.
+    """
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise BadInput(f"--set {override!r}: needs the form key=value, such as stage1.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise BadInput(f"--set {override!r}: the value is not valid YAML") from None
+    here: Any = raw
+    parts = key.split(".")
+    for part in parts[:-1]:
+        if here.get(part) is None:
+            here[part] = {}
+        here = here[part]
+        if not isinstance(here, dict):
+            raise BadInput(f"--set {override!r}: {part!r} is a value, not a group of keys")
+    here[parts[-1]] = value
+
+
+def _explain(fault: Any, raw: dict[str, Any]) -> str:
+    place = [str(part) for part in fault["loc"]]
+    dotted = ".".join(place) or "recipe"
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {dotted!r}{nearest(place[-1], _keys_beside(fault['loc']))}"
+    if fault["type"] == "missing":
+        return f"key {dotted!r} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    got = fault.get("input")
+    shown = "" if isinstance(got, dict | list) else f" (got {got!r})"
+    return f"{dotted}: {message}{shown}"
+
+
+def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in loc[:-1]:
+        model = _child(model, part)
+        if model is None:
+            return []
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _child(model: Any, part: Any) -> Any:
+    """Walk one step down the recipe's types: a field of a model, or the values of a mapping."""
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        model = model.model_fields[part].annotation if part in model.model_fields else None
+    else:
+        model = model.__args__[-1] if getattr(model, "__origin__", None) is dict else None
+    options = getattr(model, "__args__", ())
+    if getattr(model, "__origin__", None) is not dict and options:
+        model = next((option for option in options if option is not type(None)), None)
+    return model
