@@ -1,0 +1,1 @@
+"""Teachers (local, HTTP, precomputed) and the store in which each distinct text is embedded once."""

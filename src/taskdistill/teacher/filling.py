@@ -1,0 +1,184 @@
+"""Filling a teacher store: embed what is missing, shard by shard, with everything bad kept out."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.teacher.keys import KEY_BYTES, Keys, first_seen, key_name, text_keys
+from taskdistill.teacher.lock import writer_lock
+from taskdistill.teacher.protocol import Teacher, first_difference, instruct, unit_rows
+from taskdistill.teacher.shards import leftovers
+
+if TYPE_CHECKING:
+    from taskdistill.teacher.store import TeacherStore
+
+SHARD_ROWS = 2048
+PIECE_ROWS = 256
+"""Texts handed to the teacher at once, of about equal length; progress is said after each."""
+
+QUARANTINE_ROWS = 10
+QUARANTINE_SHARE = 0.001
+"""Bad rows are tolerated up to this many, or up to this share of the texts asked for, whichever is more."""
+
+
+@dataclass(frozen=True)
+class FillReport:
+    """What a fill did: `distinct == found + embedded + len(quarantined)`."""
+
+    asked: int
+    distinct: int
+    found: int
+    embedded: int = 0
+    quarantined: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def fill_store(
+    store: TeacherStore, texts: Sequence[str], teacher: Teacher, *, shard_rows: int, progress: Callable[[int, int], None] | None
+) -> FillReport:
+    """Embed the distinct texts that a store lacks.
+
+    Args:
+        store: The store.
+        texts: Raw texts.
+        teacher: The store's teacher.
+        shard_rows: Texts a shard.
+        progress: Called with (embedded, to embed).
+
+    Returns:
+        The report.
+
+    Raises:
+        BadInput: If the teacher is not the store's.
+    """
+    _same_teacher(store, teacher)
+    keys = text_keys(texts)
+    distinct = first_seen(keys)
+    if (store.locate_keys(keys[distinct]) >= 0).all():
+        return FillReport(len(texts), len(distinct), len(distinct))
+    store.folder.parent.mkdir(parents=True, exist_ok=True)
+    with writer_lock(store.lock_path) as notes:
+        notes += _clean(store)
+        store.refresh()
+        wanted = distinct[store.locate_keys(keys[distinct]) < 0]
+        filling = _Filling(store, teacher, texts, keys, len(distinct), len(wanted), progress)
+        try:
+            for start in range(0, len(wanted), shard_rows):
+                filling.add(wanted[start : start + shard_rows])
+        finally:
+            store.refresh()
+    return FillReport(len(texts), len(distinct), len(distinct) - len(wanted), filling.stored, filling.quarantined, notes)
+
+
+@dataclass
+class _Filling:
+    store: TeacherStore
+    teacher: Teacher
+    texts: Sequence[str]
+    keys: Keys
+    distinct: int
+    total: int
+    progress: Callable[[int, int], None] | None
+    done: int = 0
+    stored: int = 0
+    quarantined: list[str] = field(default_factory=list)
+
+    def add(self, places: npt.NDArray[np.int64]) -> None:
+        """Embed one shard's texts and write it; what a failing teacher already gave is kept."""
+        by_length = places[np.argsort([-len(self.texts[i]) for i in places], kind="stable")]
+        pieces: list[npt.NDArray[np.float32]] = []
+        try:
+            for start in range(0, len(by_length), PIECE_ROWS):
+                pieces.append(self._embed(by_length[start : start + PIECE_ROWS]))
+        except (WorkFailed, KeyboardInterrupt) as error:
+            self._write(by_length, pieces)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise WorkFailed(f"{error}; {self._progress_so_far()}; run the same command again to continue") from None
+        self._write(by_length, pieces)
+
+    def _embed(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        vectors = self.teacher.embed([instruct(self.store.instruction, self.texts[i]) for i in places])
+        if vectors.ndim != 2 or len(vectors) != len(places):
+            raise BadInput(
+                f"the teacher {self.teacher.identity.model!r} returned vectors of shape {vectors.shape} for {len(places)} texts; "
+                f"it must return one row a text; nothing of this batch was stored"
+            )
+        self.store.embedding_dim = self.store.embedding_dim or vectors.shape[1]
+        if vectors.shape[1] != self.store.embedding_dim:
+            raise BadInput(
+                f"the teacher {self.teacher.identity.model!r} returned vectors of {vectors.shape[1]} values, "
+                f"but the store {self.store.folder} has embedding_dim {self.store.embedding_dim}; nothing of this batch was stored; "
+                f"give the teacher's present model another revision in the recipe"
+            )
+        self.done += len(places)
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+        return unit_rows(vectors)
+
+    def _write(self, places: npt.NDArray[np.int64], pieces: list[npt.NDArray[np.float32]]) -> None:
+        if not pieces:
+            return
+        vectors = np.concatenate(pieces)
+        places = places[: len(vectors)]
+        good = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+        for place, row in zip(places[~good], vectors[~good], strict=True):
+            fault = "zero vector" if np.isfinite(row).all() else "NaN or infinity"
+            self.quarantined.append(f"text {key_name(self.keys[place])}: {fault}: {self.texts[place][:40]!r}")
+        if len(self.quarantined) > max(QUARANTINE_ROWS, QUARANTINE_SHARE * self.distinct):
+            raise WorkFailed(
+                f"the teacher {self.teacher.identity.model!r} gave {len(self.quarantined)} unusable vectors among {self.done} texts, "
+                f"above {QUARANTINE_SHARE:.1%}; first: {self.quarantined[0]}; {self._progress_so_far()}; "
+                f"look at the teacher before running again"
+            )
+        if good.any():
+            self._append(self.keys[places[good]], vectors[good].astype(np.float16))
+
+    def _append(self, keys: Keys, vectors: npt.NDArray[np.float16]) -> None:
+        try:
+            self.store.append(keys, vectors)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise WorkFailed(f"cannot write the teacher store {self.store.folder}: {error}; {self._progress_so_far()}") from None
+            needed = (self.total - self.stored) * (2 * vectors.shape[1] + KEY_BYTES)
+            free = shutil.disk_usage(self.store.folder.parent).free
+            raise WorkFailed(
+                f"the disk of {self.store.folder} is full: the texts still to store need {needed} bytes, {free} are free; "
+                f"{self._progress_so_far()}; free some space and run the same command again"
+            ) from None
+        self.stored += len(keys)
+
+    def _progress_so_far(self) -> str:
+        return f"{self.distinct - self.total + self.stored} of {self.distinct} texts are safe in the store {self.store.folder}"
+
+
+def _same_teacher(store: TeacherStore, teacher: Teacher) -> None:
+    if difference := first_difference(store.identity.fields(), teacher.identity.fields()):
+        raise BadInput(f"the teacher store {store.folder} takes no vectors of this teacher: {difference}; open the store of this teacher")
+    if store.embedding_dim is not None and teacher.embedding_dim not in (None, store.embedding_dim):
+        raise BadInput(
+            f"the teacher {teacher.identity.model!r} has embedding_dim {teacher.embedding_dim}, "
+            f"but the store {store.folder} has {store.embedding_dim}; correct teacher.embedding_dim or give another revision"
+        )
+
+
+def _clean(store: TeacherStore) -> list[str]:
+    """Remove what a killed writer left: unfinished shards, and a folder that was never renamed into place."""
+    said = []
+    for path in leftovers(store.folder / "shards"):
+        path.unlink()
+        said.append(f"removed {path.name}, left by an interrupted run")
+    for path in store.folder.parent.iterdir():
+        if not path.name.startswith(f".{store.folder.name}."):
+            continue
+        shutil.rmtree(path)
+        said.append(f"removed {path.name}, left by an interrupted run")
+    return said

@@ -1,0 +1,155 @@
+"""What a teacher is: something with an identity that turns texts into unit vectors; and what it is told about a text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from taskdistill.errors import BadInput
+from taskdistill.recipe import Instructions
+
+View = Literal["query", "document", "topic"]
+"""As what a teacher reads a text: as a query, as a document, or for its topic (sections 4.1 and 5.3)."""
+
+VIEWS: tuple[View, ...] = ("query", "document", "topic")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything about a teacher that changes its vectors; two equal identities share one store."""
+
+    kind: str
+    model: str
+    revision: str | None = None
+    weights: str | None = None
+    max_length: int | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the identity as plain data.
+
+        Returns:
+            Field name to value.
+        """
+        return asdict(self)
+
+
+class Teacher(Protocol):
+    """A model, an endpoint or a folder of vectors, all asked in the same way."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who answers."""
+
+    @property
+    def embedding_dim(self) -> int | None:
+        """Size of its vectors; None while that is not known."""
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embed texts that already carry their instruction.
+
+        Args:
+            texts: Any number of texts, passed to the teacher as they are.
+
+        Returns:
+            Float32 (n, dim), in the order of the texts; unit rows, but rows that came out as
+            zero or not finite are left as they are for the store to quarantine.
+        """
+
+
+def view_instruction(instructions: Instructions | None, view: View) -> str | None:
+    r"""Return the form that a text takes in a view, with `{text}` where the text goes.
+
+    The form, not the bare instruction, is part of a store's key: whatever the teacher reads
+    beside the text decides the vector. Views with equal forms share one store.
+
+    Args:
+        instructions: What the recipe tells the teacher; None for a teacher that knows no instruction.
+        view: As what the text is read.
+
+    Returns:
+        Such as `Instruct: Given a web search query, ...\nQuery:{text}` (section 4.1), or None for the raw text.
+
+    Raises:
+        BadInput: If the instruction itself holds `{text}`.
+    """
+    told: str | None = None if instructions is None else getattr(instructions, view)
+    if instructions is None or told is None:
+        return None
+    if "{text}" in told:
+        raise BadInput(f"teacher.instructions.{view} holds {{text}}; the place of the text belongs into teacher.instructions.template")
+    return instructions.template.replace("{instruction}", told)
+
+
+def instruct(form: str | None, text: str) -> str:
+    """Put a text into its form.
+
+    Args:
+        form: What `view_instruction` returned.
+        text: The raw text.
+
+    Returns:
+        What the teacher reads.
+    """
+    return text if form is None else form.replace("{text}", text)
+
+
+def view_text(instructions: Instructions | None, view: View, text: str) -> str:
+    """Return what the teacher reads for a text in a view.
+
+    Args:
+        instructions: What the recipe tells the teacher; None for a teacher that knows no instruction.
+        view: As what the text is read.
+        text: The raw text.
+
+    Returns:
+        The text with its instruction.
+    """
+    return instruct(view_instruction(instructions, view), text)
+
+
+def unit_rows(vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Scale every row to length one.
+
+    Args:
+        vectors: (n, dim).
+
+    Returns:
+        Float32 (n, dim); rows that are zero or not finite stay as they are.
+    """
+    rows = np.array(vectors, dtype=np.float32)
+    sizes = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    good = np.isfinite(sizes) & (sizes > 0)
+    return np.asarray(np.divide(rows, sizes, out=rows, where=good, casting="unsafe"), dtype=np.float32)
+
+
+def first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    """Name the first field in which two descriptions differ, with both values.
+
+    Args:
+        ours: Field name to the value that is needed.
+        theirs: Field name to the value that was found.
+
+    Returns:
+        Such as `revision is 'b', needed 'a'`, or None if every field of `ours` is equal.
+    """
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            return f"{name} is {theirs.get(name)!r}, needed {value!r}"
+    return None
+
+
+def slug(name: str) -> str:
+    """Return a name that is safe as a part of a folder's name.
+
+    Args:
+        name: Any name, such as a Hub id.
+
+    Returns:
+        At most 60 letters, digits, dots, dashes and underscores, not starting with a dot.
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[-60:].lstrip(".-") or "teacher"

@@ -1,0 +1,189 @@
+"""One shard of a teacher store: vectors, keys, and a JSON file written last that makes them count."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from taskdistill.errors import BadInput
+from taskdistill.folders import dump_json, sha256_file, write_file
+from taskdistill.teacher.keys import KEY_DTYPE, Keys
+
+Vectors = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Where a complete shard lies and what its JSON file says of it."""
+
+    folder: Path
+    number: int
+    rows: int
+    embedding_dim: int
+    files: dict[str, dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Five digits."""
+        return f"{self.number:05d}"
+
+    def keys(self) -> Keys:
+        """Read the keys, checking their hash.
+
+        Returns:
+            (rows,) keys.
+
+        Raises:
+            BadInput: If the file is not the one that was written.
+        """
+        self._check("keys")
+        keys: Keys = np.load(self._path("keys"), allow_pickle=False).view(KEY_DTYPE).ravel()
+        return keys
+
+    def vectors(self) -> Vectors:
+        """Map the vectors into memory, checking their hash first.
+
+        Returns:
+            Float16 (rows, dim), read-only.
+
+        Raises:
+            BadInput: If the file is not the one that was written.
+        """
+        self._check("vectors")
+        mapped: Vectors = np.load(self._path("vectors"), mmap_mode="r", allow_pickle=False)
+        return mapped
+
+    def fault(self) -> str | None:
+        """Compare both files with their hashes.
+
+        Returns:
+            What is wrong, or None.
+        """
+        for part in ("keys", "vectors"):
+            if found := self._size_fault(part) or self._hash_fault(part):
+                return found
+        return None
+
+    def check_sizes(self) -> None:
+        """Compare the files' sizes, which costs no reading.
+
+        Raises:
+            BadInput: If a file is missing, short or long.
+        """
+        for part in ("keys", "vectors"):
+            if found := self._size_fault(part):
+                raise broken(self.folder, self.name, found)
+
+    def _path(self, part: str) -> Path:
+        return self.folder / (f"{self.name}.npy" if part == "vectors" else f"{self.name}.keys.npy")
+
+    def _size_fault(self, part: str) -> str | None:
+        path = self._path(part)
+        if not path.is_file():
+            return f"{path.name} is missing"
+        size, needed = path.stat().st_size, self.files[part]["bytes"]
+        return None if size == needed else f"{path.name} has {size} bytes instead of {needed}"
+
+    def _hash_fault(self, part: str) -> str | None:
+        path = self._path(part)
+        return None if sha256_file(path) == self.files[part]["sha256"] else f"{path.name} differs from its SHA-256"
+
+    def _check(self, part: str) -> None:
+        if found := self._size_fault(part) or self._hash_fault(part):
+            raise broken(self.folder, self.name, found)
+
+
+def broken(folder: Path, name: str, fault: str) -> BadInput:
+    """Say that a shard is damaged and how to repair the store.
+
+    Args:
+        folder: The folder of shards.
+        name: The shard.
+        fault: What is wrong.
+
+    Returns:
+        The error to raise.
+    """
+    return BadInput(
+        f"shard {name} of the teacher store {folder.parent} is damaged: {fault}; "
+        f"run: taskdistill info {folder.parent} --repair (drops the shard, the next run embeds its texts again)"
+    )
+
+
+def write_shard(folder: Path, number: int, keys: Keys, vectors: Vectors) -> Shard:
+    """Write a shard; it exists once its JSON file does.
+
+    Args:
+        folder: The folder of shards.
+        number: The shard's number.
+        keys: (rows,).
+        vectors: Float16 (rows, dim).
+
+    Returns:
+        The shard.
+    """
+    parts = {"vectors": _npy(vectors), "keys": _npy(keys.view(np.uint8).reshape(len(keys), -1))}
+    files = {part: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for part, data in parts.items()}
+    shard = Shard(folder, number, len(keys), vectors.shape[1], files)
+    for part, data in parts.items():
+        write_file(shard._path(part), data)
+    write_file(folder / f"{shard.name}.json", dump_json({"rows": shard.rows, "embedding_dim": shard.embedding_dim, **files}))
+    return shard
+
+
+def read_shard(path: Path) -> Shard:
+    """Read a shard's JSON file.
+
+    Args:
+        path: Such as `shards/00000.json`.
+
+    Returns:
+        The shard; its other files are not looked at.
+
+    Raises:
+        BadInput: If the file does not describe a shard.
+    """
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+        files = {part: {"bytes": int(raw[part]["bytes"]), "sha256": str(raw[part]["sha256"])} for part in ("vectors", "keys")}
+        return Shard(path.parent, int(path.stem), int(raw["rows"]), int(raw["embedding_dim"]), files)
+    except (ValueError, KeyError, TypeError):
+        raise broken(path.parent, path.stem, f"{path.name} cannot be read") from None
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """List the JSON files of the complete shards, in order.
+
+    Args:
+        folder: The folder of shards.
+
+    Returns:
+        Paths; empty if the folder does not exist.
+    """
+    return sorted((path for path in folder.glob("*.json") if path.stem.isdigit()), key=lambda path: int(path.stem))
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """List files that a killed writer left and that belong to no complete shard.
+
+    Args:
+        folder: The folder of shards.
+
+    Returns:
+        Paths.
+    """
+    complete = {path.stem for path in shard_files(folder)}
+    return sorted(path for path in folder.glob("*") if path.name.startswith(".") or path.name.partition(".")[0] not in complete)
+
+
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()

@@ -1,0 +1,312 @@
+"""The teacher store: each distinct (teacher, instruction, text) is embedded once, ever (section 11.1).
+
+Layout: `ROOT/<model>-<fingerprint>/taskdistill.json` with the teacher's identity, and `shards/NNNNN.npy`
+(float16 rows), `NNNNN.keys.npy` (16 bytes of each text's SHA-256) and `NNNNN.json` (sizes and hashes, written last).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from taskdistill.errors import BadInput
+from taskdistill.folders import read_manifest, write_folder
+from taskdistill.recipe import Instructions
+from taskdistill.teacher.filling import SHARD_ROWS, FillReport, fill_store
+from taskdistill.teacher.keys import KEY_BYTES, KEY_DTYPE, KeyIndex, Keys, first_seen, text_keys
+from taskdistill.teacher.lock import writer_lock
+from taskdistill.teacher.protocol import VIEWS, Identity, Teacher, View, first_difference, slug, view_instruction
+from taskdistill.teacher.shards import Shard, Vectors, broken, leftovers, read_shard, shard_files, write_shard
+from taskdistill.vocabulary import MANIFEST
+
+KIND = "teacher-store"
+_FORMAT = {"dtype": "float16", "key": f"sha256 of the UTF-8 text, first {KEY_BYTES} bytes"}
+
+
+class TeacherStore:
+    """Vectors of one teacher under one instruction, found by text."""
+
+    def __init__(self, folder: Path, identity: Identity, instruction: str | None, embedding_dim: int | None) -> None:
+        """Open a store; its folder appears with the first shard.
+
+        Args:
+            folder: The store's folder, which may not exist yet.
+            identity: The teacher whose vectors are wanted.
+            instruction: The form of a text, from `view_instruction`; None for raw texts.
+            embedding_dim: Size that the vectors must have; None takes what comes.
+
+        Raises:
+            BadInput: If the folder holds something else, naming the field that differs, or is damaged.
+        """
+        self.folder = folder
+        self.identity = identity
+        self.instruction = instruction
+        self.embedding_dim = embedding_dim
+        self._maps: dict[str, Vectors] = {}
+        self.refresh()
+
+    def __len__(self) -> int:
+        return int(self._offsets[-1])
+
+    @property
+    def lock_path(self) -> Path:
+        """The file beside the folder that names the process that writes."""
+        return self.folder.with_name(f"{self.folder.name}.lock")
+
+    def refresh(self) -> None:
+        """Look at the disk again: other processes may have added shards.
+
+        Raises:
+            BadInput: If the folder holds something else or is damaged.
+        """
+        self._shards: list[Shard] = []
+        if self.folder.exists():
+            self._compare(read_manifest(self.folder, KIND))
+            self._shards = [read_shard(path) for path in shard_files(self.folder / "shards")]
+        for shard in self._shards:
+            shard.check_sizes()
+            if shard.embedding_dim != self.embedding_dim:
+                raise broken(shard.folder, shard.name, f"embedding_dim is {shard.embedding_dim}, the store's is {self.embedding_dim}")
+        self._offsets = np.cumsum([0, *(shard.rows for shard in self._shards)])
+        self._index = KeyIndex(np.concatenate([np.empty(0, KEY_DTYPE), *(shard.keys() for shard in self._shards)]))
+
+    def locate(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Find the rows of texts; rows stay the same as long as nothing is repaired.
+
+        Args:
+            texts: Raw texts, without instruction.
+
+        Returns:
+            (n,) row numbers for `take`, -1 where a text is missing.
+        """
+        return self.locate_keys(text_keys(texts))
+
+    def locate_keys(self, keys: Keys) -> npt.NDArray[np.int64]:
+        """Find the rows of texts by their keys.
+
+        Args:
+            keys: (n,) from `text_keys`.
+
+        Returns:
+            (n,) row numbers, -1 where a text is missing.
+        """
+        return self._index.rows(keys)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Vectors:
+        """Read rows.
+
+        Args:
+            rows: (n,) numbers from `locate`.
+
+        Returns:
+            Float16 (n, dim), as stored: unit rows up to the rounding of float16.
+
+        Raises:
+            BadInput: If a number is not a row, or a shard is damaged (checked at its first read).
+        """
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise BadInput(
+                f"{int((rows < 0).sum())} of {len(rows)} texts are not in the teacher store {self.folder}; fill it with them first"
+            )
+        out = np.empty((len(rows), self.embedding_dim or 0), np.float16)
+        of_shard = np.searchsorted(self._offsets, rows, side="right") - 1
+        for number in np.unique(of_shard):
+            here = of_shard == number
+            out[here] = self._vectors(self._shards[number])[rows[here] - self._offsets[number]]
+        return out
+
+    def get(self, texts: Sequence[str]) -> Vectors:
+        """Read the vectors of texts.
+
+        Args:
+            texts: Raw texts, without instruction.
+
+        Returns:
+            Float16 (n, dim), in the order of the texts.
+
+        Raises:
+            BadInput: If a text is missing or a shard damaged.
+        """
+        return self.take(self.locate(texts))
+
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """List the distinct texts that have no vector yet.
+
+        Args:
+            texts: Raw texts, without instruction.
+
+        Returns:
+            Texts in the order of first sight.
+        """
+        keys = text_keys(texts)
+        order = first_seen(keys)
+        return [texts[i] for i in order[self.locate_keys(keys[order]) < 0]]
+
+    def fill(
+        self, texts: Sequence[str], teacher: Teacher, *, shard_rows: int = SHARD_ROWS, progress: Callable[[int, int], None] | None = None
+    ) -> FillReport:
+        """Embed the distinct texts that are missing, shard by shard; safe to kill and run again.
+
+        Args:
+            texts: Raw texts, without instruction; the store puts them into their form.
+            teacher: The teacher of this store.
+            shard_rows: Texts a shard; what a kill can lose.
+            progress: Called with (embedded, to embed).
+
+        Returns:
+            What was asked, found, embedded and put into quarantine.
+
+        Raises:
+            BadInput: If the teacher is another one or returns vectors of another number or size.
+            WorkFailed: If the teacher, the disk or too many rows fail; complete shards stay valid.
+        """
+        return fill_store(self, texts, teacher, shard_rows=shard_rows, progress=progress)
+
+    def append(self, keys: Keys, vectors: Vectors) -> None:
+        """Write one shard; `refresh` makes it readable here. Only the holder of the lock may call this.
+
+        Args:
+            keys: (rows,).
+            vectors: Float16 (rows, dim).
+        """
+        if not self.folder.exists():
+            meta = {"teacher": self.identity.fields(), "instruction": self.instruction, "embedding_dim": vectors.shape[1], **_FORMAT}
+            with write_folder(self.folder, KIND, meta=meta) as folder:
+                (folder / "shards").mkdir()
+        number = max((int(path.stem) for path in shard_files(self.folder / "shards")), default=-1) + 1
+        write_shard(self.folder / "shards", number, keys, vectors)
+
+    def check(self) -> list[str]:
+        """Compare every shard with its hashes.
+
+        Returns:
+            One sentence a damaged shard; empty if the store is whole.
+        """
+        return [f"shard {shard.name}: {fault}" for shard in self._shards if (fault := shard.fault())]
+
+    def _vectors(self, shard: Shard) -> Vectors:
+        name = f"{shard.name} {shard.files['vectors']['sha256']}"
+        if name not in self._maps:
+            self._maps[name] = shard.vectors()
+        return self._maps[name]
+
+    def _compare(self, manifest: dict[str, Any]) -> None:
+        found = {"instruction": None, "embedding_dim": None, **manifest, **manifest.get("teacher", {})}
+        needed = {**self.identity.fields(), "instruction": self.instruction, **_FORMAT}
+        if self.embedding_dim is not None:
+            needed["embedding_dim"] = self.embedding_dim
+        if difference := first_difference(needed, found):
+            raise BadInput(
+                f"the teacher store {self.folder} is of another teacher or instruction: {difference}; "
+                f"give another folder as teacher.store, or correct the recipe's teacher"
+            )
+        self.embedding_dim = int(found["embedding_dim"])
+
+
+def open_store(root: Path, identity: Identity, instruction: str | None, *, embedding_dim: int | None = None) -> TeacherStore:
+    """Open the store of a teacher and an instruction, to be made at the first fill.
+
+    Args:
+        root: Folder of stores; or the folder of one store, which must then be this one.
+        identity: The teacher.
+        instruction: The form of a text, from `view_instruction`; None for raw texts.
+        embedding_dim: Size that the vectors must have; None takes what comes.
+
+    Returns:
+        The store.
+
+    Raises:
+        BadInput: If what is there belongs to another teacher, or is damaged.
+    """
+    if (root / MANIFEST).is_file():
+        return TeacherStore(root, identity, instruction, embedding_dim)
+    said = json.dumps({**identity.fields(), "instruction": instruction}, sort_keys=True)
+    name = f"{slug(identity.model)}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
+    return TeacherStore(root / name, identity, instruction, embedding_dim)
+
+
+def open_views(root: Path, teacher: Teacher, instructions: Instructions | None) -> dict[View, TeacherStore]:
+    """Open a store for each view; views in which the teacher reads the same share one object.
+
+    Args:
+        root: Folder of stores.
+        teacher: The teacher.
+        instructions: What the recipe tells it; None for a teacher that knows no instruction.
+
+    Returns:
+        View to store.
+    """
+    forms = {view: view_instruction(instructions, view) for view in VIEWS}
+    stores = {form: open_store(root, teacher.identity, form, embedding_dim=teacher.embedding_dim) for form in dict.fromkeys(forms.values())}
+    return {view: stores[form] for view, form in forms.items()}
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Say what a store's folder is and whether it is whole, reading every byte.
+
+    Args:
+        folder: The folder of one store.
+
+    Returns:
+        Keys teacher, instruction, embedding_dim, dtype, texts, shards, bytes, whole, faults, leftovers.
+
+    Raises:
+        BadInput: If it is no teacher store.
+    """
+    manifest = read_manifest(folder, KIND)
+    shards, faults = _inspect(folder)
+    return {
+        **{name: manifest.get(name) for name in ("teacher", "instruction", "embedding_dim", "dtype")},
+        "texts": sum(shard.rows for shard in shards),
+        "shards": len(shards),
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "whole": not faults,
+        "faults": [f"shard {name}: {fault}" for name, fault in faults.items()],
+        "leftovers": [path.name for path in leftovers(folder / "shards")],
+    }
+
+
+def repair(folder: Path) -> list[str]:
+    """Drop damaged shards and what a killed writer left, so that the next fill embeds those texts again.
+
+    Args:
+        folder: The folder of one store.
+
+    Returns:
+        One sentence for each thing dropped; empty if the store was whole.
+
+    Raises:
+        BadInput: If it is no teacher store.
+    """
+    read_manifest(folder, KIND)
+    with writer_lock(folder.with_name(f"{folder.name}.lock")) as notes:
+        said = list(notes)
+        for name, fault in _inspect(folder)[1].items():
+            (folder / "shards" / f"{name}.json").unlink()
+            said.append(f"dropped shard {name}: {fault}")
+        for path in leftovers(folder / "shards"):
+            path.unlink()
+            said.append(f"removed {path.name}")
+    return said
+
+
+def _inspect(folder: Path) -> tuple[list[Shard], dict[str, str]]:
+    """Return the shards that are whole, and the name and fault of each that is not."""
+    shards, faults = [], {}
+    for path in shard_files(folder / "shards"):
+        try:
+            shard = read_shard(path)
+        except BadInput:
+            faults[path.stem] = "its JSON file cannot be read"
+            continue
+        if fault := shard.fault():
+            faults[path.stem] = fault
+        else:
+            shards.append(shard)
+    return shards, faults
