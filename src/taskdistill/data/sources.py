@@ -1,0 +1,199 @@
+"""A recipe's source to a data set: every file below the root, every row used, repaired or rejected, and counted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from taskdistill.data.cleaning import OPTIONAL, REQUIRED, make_row
+from taskdistill.data.readers import SUFFIXES, Fault, Record, read_hub, read_records
+from taskdistill.data.rows import Counts, Dataset, Labelled, Scored, hash_rows, row_texts
+from taskdistill.errors import BadInput, nearest
+from taskdistill.recipe import Source
+from taskdistill.vocabulary import RowKind
+
+HUB = "hub:"
+DUPLICATE = "duplicate"
+LONELY = "class with one example"
+NO_FAULT = frozenset({DUPLICATE, LONELY})
+"""Rejections that are no faults of the rows; they do not count against `max_bad`."""
+
+
+def load_source(
+    root: Path, name: str, source: Source, *, max_bad: float, seed: int, progress: Callable[[int, int], None] | None = None
+) -> Dataset:
+    """Read one source of a recipe.
+
+    Args:
+        root: Folder the source's path starts from.
+        name: The source's name in the recipe.
+        source: Path or glob below the root (or `hub:owner/name`), kind, columns, languages and limit.
+        max_bad: Share of faulty rows among those read above which the source is refused; exact duplicates and
+            classes with one example are rejected but are no faults.
+        seed: With `source.limit`, decides which rows are drawn.
+        progress: Called with files done and files in all.
+
+    Returns:
+        The data set. Its rows are in file order; with `source.limit` they are a part of the rows counted.
+
+    Raises:
+        BadInput: If a file is missing, empty or damaged, a column is missing, too many rows are faulty, scores are
+            all equal (CoSENT has no pairs then), or there is one class only.
+    """
+    _check_columns(name, source)
+    counts, rows, seen, repaired = Counts(), list[Any](), set[Any](), dict[int, str]()
+    inputs = _inputs(root, name, source)
+    for done, (label, records) in enumerate(inputs):
+        _read(label, records, source, counts, rows, seen, repaired)
+        if progress is not None:
+            progress(done + 1, len(inputs))
+    where = f"source {name!r} ({source.path})"
+    if counts.read == 0:
+        raise BadInput(f"no rows in {where}" + _languages(source, counts))
+    faults = sum(number for reason, number in counts.rejected.items() if reason not in NO_FAULT)
+    if faults > max_bad * counts.read:
+        raise BadInput(
+            f"{where}: {faults} of {counts.read} rows are faulty, more than data.max_bad={max_bad:g} allows; "
+            f"mend them or raise data.max_bad. The first {len(counts.examples)}: " + "; ".join(counts.examples)
+        )
+    if source.kind is RowKind.LABELLED:
+        rows = _drop_lonely(rows, counts, where, repaired)
+    if source.kind is RowKind.SCORED and len({row.score for row in rows}) < 2:
+        raise BadInput(f"{where}: all {len(rows)} scores are equal, so CoSENT has no pairs; use the source as pairs or give graded scores")
+    counts.repaired.update(repaired.values())
+    counts.used = counts.read - counts.rejected.total() - counts.repaired.total()
+    rows = _draw(rows, source.limit, seed, name)
+    return Dataset(name, source.kind, tuple(rows), counts, hash_rows(rows))
+
+
+def _check_columns(name: str, source: Source) -> None:
+    known = (*REQUIRED[source.kind], *OPTIONAL[source.kind])
+    for field in source.columns:
+        if field not in known:
+            raise BadInput(f"data.sources.{name}.columns names {field!r}, no field of {source.kind.value} rows{nearest(field, known)}")
+
+
+def _inputs(root: Path, name: str, source: Source) -> list[tuple[str, Iterator[Record]]]:
+    if source.path.startswith(HUB):
+        return [(source.path, read_hub(source.path.removeprefix(HUB), source.split, source.revision))]
+    wanted = {source.columns.get(field, field) for field in (*REQUIRED[source.kind], *OPTIONAL[source.kind])}
+    return [(path.name, read_records(path, wanted)) for path in resolve(root, name, source.path)]
+
+
+def resolve(root: Path, name: str, pattern: str) -> list[Path]:
+    """Find the files of a source.
+
+    Args:
+        root: Folder the path starts from.
+        name: The source's name, for messages.
+        pattern: A path, or a glob below the root.
+
+    Returns:
+        The files, sorted.
+
+    Raises:
+        BadInput: If there is none; names the nearest file that exists.
+    """
+    if not any(sign in pattern for sign in "*?["):
+        path = root / pattern
+        if not path.exists():
+            raise BadInput(f"source {name!r}: no file {path}" + _near(root, pattern))
+        return [path]
+    if Path(pattern).is_absolute():
+        raise BadInput(f"source {name!r}: the glob {pattern} is absolute; globs start from data.root ({root})")
+    found = sorted(path for path in root.glob(pattern) if path.is_file() and path.name.lower().endswith(SUFFIXES))
+    if not found:
+        raise BadInput(f"source {name!r}: no file of rows matches {pattern} below {root}" + _near(root, pattern))
+    return found
+
+
+def _near(root: Path, pattern: str) -> str:
+    if not root.is_dir():
+        return f"; the folder {root} does not exist"
+    names = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*") if path.name.lower().endswith(SUFFIXES))
+    return nearest(pattern, names[:200]) if names else f"; {root} holds no file of rows"
+
+
+def _languages(source: Source, counts: Counts) -> str:
+    return f": none of its {counts.filtered} rows is in the languages {source.languages}" if counts.filtered else ""
+
+
+def _read(
+    label: str, records: Iterator[Record], source: Source, counts: Counts, rows: list[Any], seen: set[Any], repaired: dict[int, str]
+) -> None:
+    columns: list[str] | None = None
+    missing: Counter[str] = Counter()
+    before = counts.read
+    required = [source.columns.get(field, field) for field in REQUIRED[source.kind]]
+    repairs: list[str] = []
+    lang = source.columns.get("lang", "lang")
+    for number, record in records:
+        if isinstance(record, Fault):
+            counts.read += 1
+            counts.reject(record.reason, f"{label}:{number}", record.detail)
+            continue
+        if columns is None:
+            columns = [str(key) for key in record]
+            known = {source.columns.get(field, field) for field in (*REQUIRED[source.kind], *OPTIONAL[source.kind])}
+            counts.ignored_columns += [key for key in columns if key not in known and key not in counts.ignored_columns]
+        if source.languages is not None and record.get(lang) not in source.languages:
+            counts.filtered += 1
+            continue
+        counts.read += 1
+        repairs.clear()
+        try:
+            row = make_row(record, source, repairs.append)
+        except Fault as fault:
+            missing.update(column for column in required if column not in record)
+            counts.reject(fault.reason, f"{label}:{number}", fault.detail)
+            continue
+        key = (*row_texts(row), row.score if isinstance(row, Scored) else None, row.label if isinstance(row, Labelled) else None)
+        if key in seen:
+            counts.reject(DUPLICATE, f"{label}:{number}")
+            continue
+        seen.add(key)
+        if repairs:
+            repaired[len(rows)] = repairs[0]
+        rows.append(row)
+    if columns is None and counts.read == before:
+        raise BadInput(f"no rows in {label}: the file is empty or has blank lines only")
+    _check_missing(label, missing, counts.read - before, columns or [], source)
+
+
+def _check_missing(label: str, missing: Counter[str], read: int, columns: list[str], source: Source) -> None:
+    lost = [column for column, number in missing.items() if number == read]
+    if not lost:
+        return
+    field = next(field for field in REQUIRED[source.kind] if source.columns.get(field, field) == lost[0])
+    raise BadInput(
+        f"{label}: no column {lost[0]!r} for the field {field!r} of {source.kind.value} rows; columns found: {', '.join(columns[:20])}; "
+        f"name the right one in the recipe, under the source: columns: {{{field}: <column>}}"
+    )
+
+
+def _drop_lonely(rows: list[Any], counts: Counts, where: str, repaired: dict[int, str]) -> list[Any]:
+    sizes = Counter(row.label for row in rows)
+    if len(sizes) < 2:
+        raise BadInput(f"{where}: one class only ({next(iter(sizes), 'none')!r}); classification needs rows of two classes or more")
+    kept = [row for row in rows if sizes[row.label] > 1]
+    left = {label for label, size in sizes.items() if size > 1}
+    if len(left) < 2:
+        raise BadInput(f"{where}: {len(sizes)} classes, but only {len(left)} of them has two examples or more; give more rows per class")
+    for index, row in enumerate(rows):
+        if sizes[row.label] == 1:
+            repaired.pop(index, None)
+            counts.reject(LONELY, where, row.label[:60])
+    return kept
+
+
+def _draw(rows: list[Any], limit: int | None, seed: int, name: str) -> list[Any]:
+    if limit is None or limit >= len(rows):
+        return rows
+    import numpy as np
+
+    key = int.from_bytes(hashlib.sha256(f"{seed}:{name}:limit".encode()).digest()[:8], "big")
+    chosen = np.random.default_rng(key).permutation(len(rows))[:limit]
+    return [rows[i] for i in sorted(chosen.tolist())]
