@@ -1,0 +1,258 @@
+"""LoRA adapters through peft: attach, select, save and load by name, merge; dropout from a generator of its own."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from taskdistill.errors import BadInput
+from taskdistill.folders import dump_json
+from taskdistill.model.backbone import layers_of, read_json
+
+PREFIX = "base_model.model."
+_drop = threading.local()
+
+
+class SeededDropout(nn.Module):
+    """Dropout whose mask comes from the generator of the running thread.
+
+    Because the generator is set per micro-batch, a second forward pass drops the same entries as the first, and the
+    number of workers changes no number.
+    """
+
+    def __init__(self, p: float) -> None:
+        """Set the share of entries dropped.
+
+        Args:
+            p: Between 0 and 1.
+        """
+        super().__init__()
+        self.p = p
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Drop entries in training, if a generator is set.
+
+        Args:
+            values: Any shape.
+
+        Returns:
+            The same shape, scaled to the same expectation.
+        """
+        generator: torch.Generator | None = getattr(_drop, "generator", None)
+        if generator is None or self.p == 0 or not self.training:
+            return values
+        keep = torch.empty(values.shape, device=values.device).bernoulli_(1 - self.p, generator=generator)
+        return values * (keep / (1 - self.p)).to(values.dtype)
+
+
+def seed_dropout(generator: torch.Generator | None) -> None:
+    """Set where this thread's dropout masks come from.
+
+    Args:
+        generator: A generator on the model's device, or None to drop nothing.
+    """
+    _drop.generator = generator
+
+
+def linear_names(backbone: nn.Module) -> list[str]:
+    """Name every kind of linear map in the layers (section 2.6: all seven).
+
+    Args:
+        backbone: The model.
+
+    Returns:
+        Last parts of module names, sorted.
+    """
+    names = set()
+    for name, module in layers_of(backbone).named_modules():
+        if isinstance(module, nn.Linear) and ".lora_" not in name:
+            names.add(name.removesuffix(".base_layer").rsplit(".", 1)[-1])
+    return sorted(names)
+
+
+def lora_config(backbone: nn.Module, *, rank: int = 32, alpha: int = 32, dropout: float = 0.1, targets: list[str] | None = None) -> LoraConfig:
+    """Describe an adapter as the paper does (section 2.6).
+
+    Args:
+        backbone: The model it is for.
+        rank: Rank of each update.
+        alpha: Scale; the update is `alpha / rank * B A`.
+        dropout: On the input of A.
+        targets: Names of linear maps; None for all of every layer.
+
+    Returns:
+        peft's configuration.
+
+    Raises:
+        BadInput: If a target is not a linear map of the model.
+    """
+    known = linear_names(backbone)
+    chosen = known if targets is None else targets
+    if unknown := [name for name in chosen if name not in known]:
+        raise BadInput(f"target_modules {unknown} are no linear maps of this backbone, which has {known}")
+    return LoraConfig(
+        task_type="FEATURE_EXTRACTION",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(chosen),
+        exclude_modules=r".*pooler.*",
+        bias="none",
+        init_lora_weights="gaussian",
+    )
+
+
+def attach(backbone: nn.Module, task: str, config: LoraConfig) -> None:
+    """Add a fresh adapter: A normal with deviation 1/rank, B zero, so that nothing changes at first.
+
+    Args:
+        backbone: The model, changed in place.
+        task: Name of the adapter.
+        config: Its shape.
+    """
+    inject_adapter_in_model(config, backbone, adapter_name=task)
+    for module in backbone.modules():
+        if isinstance(module, LoraLayer) and task in module.lora_dropout:
+            module.lora_dropout[task] = SeededDropout(config.lora_dropout)
+
+
+def active_adapter(backbone: nn.Module, task: str | None) -> None:
+    """Switch adapters on or off.
+
+    Args:
+        backbone: The model.
+        task: Name of the adapter to use, or None for the base.
+    """
+    for module in backbone.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.enable_adapters(task is not None)
+            if task is not None:
+                module.set_adapter(task)
+
+
+def adapter_parameters(backbone: nn.Module, task: str) -> dict[str, nn.Parameter]:
+    """Collect an adapter's weights under the names of peft's files.
+
+    Args:
+        backbone: The model.
+        task: Name of the adapter.
+
+    Returns:
+        `base_model.model.<module>.lora_A.weight` and so on, to the parameters.
+    """
+    found: dict[str, nn.Parameter] = {}
+    for name, module in backbone.named_modules():
+        if isinstance(module, LoraLayer) and task in module.lora_A:
+            found[f"{PREFIX}{name}.lora_A.weight"] = module.lora_A[task].weight
+            found[f"{PREFIX}{name}.lora_B.weight"] = module.lora_B[task].weight
+    return found
+
+
+def save_adapter(backbone: nn.Module, task: str, config: LoraConfig, folder: Path, base_name: str) -> None:
+    """Write an adapter in peft's format.
+
+    Args:
+        backbone: The model.
+        task: Name of the adapter.
+        config: Its shape.
+        folder: Folder to fill; made if missing.
+        base_name: Name of the base model for the file; never a path of this machine.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: p.detach().cpu().contiguous().clone() for name, p in adapter_parameters(backbone, task).items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    fields: dict[str, Any] = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    fields |= {"base_model_name_or_path": base_name, "inference_mode": True}
+    (folder / "adapter_config.json").write_text(dump_json(fields), "utf-8")
+
+
+def load_adapter(backbone: nn.Module, task: str, folder: Path) -> LoraConfig:
+    """Read an adapter in peft's format and attach it.
+
+    Args:
+        backbone: The model.
+        task: Name to give it.
+        folder: Folder with adapter_config.json and adapter_model.safetensors.
+
+    Returns:
+        The adapter's configuration.
+
+    Raises:
+        BadInput: If the files do not fit the model.
+    """
+    raw = read_json(folder / "adapter_config.json")
+    if raw.get("peft_type") != "LORA" or raw.get("use_dora") or raw.get("auto_mapping"):
+        raise BadInput(f"{folder} holds a {raw.get('peft_type')} adapter; only plain LoRA adapters are read")
+    config = LoraConfig(**{key: raw[key] for key in ADAPTER_KEYS if raw.get(key) is not None})
+    attach(backbone, task, config)
+    own = adapter_parameters(backbone, task)
+    path = folder / "adapter_model.safetensors"
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing; copy the model folder again") from None
+    except Exception as error:
+        raise BadInput(f"{path} is no valid safetensors file ({error}); copy the model folder again") from None
+    copy_exactly(own, tensors, path)
+    return config
+
+
+ADAPTER_KEYS = (
+    "task_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "bias",
+    "init_lora_weights",
+    "use_rslora",
+)
+
+
+@torch.no_grad()
+def copy_exactly(own: dict[str, nn.Parameter], tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy tensors into parameters, refusing any difference of names, shapes or finiteness.
+
+    Args:
+        own: Parameters by name.
+        tensors: What a file held.
+        path: The file, for messages.
+
+    Raises:
+        BadInput: On any difference.
+    """
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or extra:
+        raise BadInput(f"{path} does not fit this model: {len(missing)} tensors missing {missing[:2]}, {len(extra)} unknown {extra[:2]}")
+    for name, parameter in own.items():
+        if parameter.shape != tensors[name].shape:
+            raise BadInput(f"{path}: {name} has shape {tuple(tensors[name].shape)}, the model needs {tuple(parameter.shape)}")
+        if not torch.isfinite(tensors[name]).all():
+            raise BadInput(f"{path}: {name} holds values that are not finite")
+        parameter.copy_(tensors[name])
+
+
+@torch.no_grad()
+def merge(backbone: nn.Module, task: str) -> None:
+    """Add an adapter's update to the base weights and remove every adapter, in place.
+
+    Args:
+        backbone: The model.
+        task: Name of the adapter to merge.
+    """
+    for name, module in list(backbone.named_modules()):
+        if isinstance(module, LoraLayer):
+            base = module.get_base_layer()
+            if task in module.lora_A:
+                base.weight += module.get_delta_weight(task).to(base.weight.dtype)
+            parent = backbone.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], base)

@@ -1,0 +1,298 @@
+"""The model folder: a plain sentence-transformers folder with named adapters and what this package adds, written and read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+
+from taskdistill.errors import BadInput
+from taskdistill.folders import check_folder, dump_json, file_table, read_manifest, write_folder
+from taskdistill.model.adapters import load_adapter, save_adapter
+from taskdistill.model.backbone import load_backbone, read_json, refuse_code, set_rope_theta
+from taskdistill.model.projection import Projection
+from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.model.text import TextTokenizer
+from taskdistill.vocabulary import MANIFEST, Pooling
+
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "added_tokens.json")
+MODULES = {
+    "Transformer": "sentence_transformers.models.Transformer",
+    "Pooling": "sentence_transformers.models.Pooling",
+    "Normalize": "sentence_transformers.models.Normalize",
+    "StaticEmbedding": "sentence_transformers.models.StaticEmbedding",
+}
+POOLING_NAMES = {"cls": Pooling.CLS, "mean": Pooling.MEAN, "lasttoken": Pooling.LAST}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a model folder says beside its weights."""
+
+    prompts: dict[str, str] = field(default_factory=dict)
+    max_length: int = 512
+    matryoshka_dims: tuple[int, ...] = ()
+    rope_theta: float | None = None
+    """RoPE theta at inference; None for a backbone without rotary positions."""
+    space_id: str = ""
+    """Hash of everything that decides the base vectors."""
+    teacher: dict[str, Any] = field(default_factory=dict)
+    """Name, revision, embedding size and space id of the teacher; empty for a model that was not distilled here."""
+    int8_ranges: dict[str, Any] = field(default_factory=dict)
+    """Task (or `base`) to dimension to the smallest and largest value of each coordinate."""
+
+
+@dataclass
+class Model:
+    """A model in memory with its tokenizer and settings."""
+
+    module: TransformerModel | StaticModel
+    tokenizer: TextTokenizer
+    settings: Settings
+    name: str
+    source: Path
+    """Where the tokenizer's side files are."""
+    adapter_configs: dict[str, LoraConfig] = field(default_factory=dict)
+    projection: Projection | None = None
+    hash: str = ""
+    """Hash over every file that decides vectors."""
+
+
+def write_model(
+    path: Path,
+    model: Model,
+    *,
+    meta: Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, str | bytes] | None = None,
+    inputs: Mapping[str, str] | None = None,
+    replace_existing: bool = False,
+) -> None:
+    """Write a model folder, whole or not at all.
+
+    Args:
+        path: Where.
+        model: What.
+        meta: Further fields of the manifest.
+        extra_files: Name to content of further files, such as the model card.
+        inputs: Name to hash of what the model was made from.
+        replace_existing: Whether a folder at `path` is replaced.
+    """
+    with write_folder(path, "model", replace=replace_existing, inputs=inputs, meta=_meta(model) | dict(meta or {})) as folder:
+        (folder / "tokenizer.json").write_text(model.tokenizer.to_json(), "utf-8")
+        if isinstance(model.module, StaticModel):
+            table = model.module.table.detach().cpu().contiguous()
+            save_file({"embedding.weight": table}, folder / "model.safetensors", metadata={"format": "pt"})
+            chain = [("StaticEmbedding", ""), ("Normalize", "1_Normalize")]
+        else:
+            _save_backbone(model.module, folder)
+            for name in TOKENIZER_FILES:
+                if (model.source / name).is_file():
+                    shutil.copyfile(model.source / name, folder / name)
+            chain = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+            _write(folder / "sentence_bert_config.json", {"max_seq_length": model.settings.max_length, "do_lower_case": False})
+            (folder / "1_Pooling").mkdir()
+            _write(folder / "1_Pooling" / "config.json", pooling_config(model.module.pooling, model.module.embedding_dim))
+            for task, config in model.adapter_configs.items():
+                save_adapter(model.module.backbone, task, config, folder / "adapters" / task, base_name=model.name)
+        for _, place in chain[1:]:
+            (folder / place).mkdir(exist_ok=True)
+        modules = [{"idx": i, "name": str(i), "path": place, "type": MODULES[kind]} for i, (kind, place) in enumerate(chain)]
+        (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", "utf-8")
+        _write(folder / "config_sentence_transformers.json", _st_config(model.settings.prompts))
+        if model.projection is not None:
+            save_file({k: v.detach().cpu().contiguous() for k, v in model.projection.state_dict().items()}, folder / "projection.safetensors")
+        for name, content in (extra_files or {}).items():
+            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
+    """Read one of our model folders or any sentence-transformers folder.
+
+    Args:
+        folder: The folder.
+        trust_remote_code: Whether code named by the folder may run.
+
+    Returns:
+        The model on the CPU, with every adapter attached and none selected.
+
+    Raises:
+        BadInput: If the folder is incomplete, damaged, or of a kind that is not read.
+    """
+    ours = (folder / MANIFEST).is_file()
+    manifest = read_manifest(folder, "model") if ours else {}
+    if faults := check_folder(folder, manifest):
+        raise BadInput(f"{folder} is damaged: {'; '.join(faults[:3])}; copy it again or run the training command again")
+    kinds = _chain(folder)
+    if kinds[0] == "StaticEmbedding":
+        module: TransformerModel | StaticModel = StaticModel(_static_table(folder))
+        tokenizer = TextTokenizer.load(folder, special=False)
+        settings = Settings(max_length=1_000_000)
+    else:
+        backbone = load_backbone(folder, trust_remote_code=trust_remote_code)
+        module = TransformerModel(backbone, _pooling(folder, kinds))
+        tokenizer = TextTokenizer.load(folder)
+        if len(tokenizer) > backbone.config.vocab_size:
+            raise BadInput(f"{folder}/tokenizer.json has ids up to {len(tokenizer) - 1}, the token table only {backbone.config.vocab_size} rows")
+        settings = Settings(max_length=_max_length(folder, backbone.config))
+    st = read_json(folder / "config_sentence_transformers.json") if (folder / "config_sentence_transformers.json").is_file() else {}
+    prompts = {name: text for name, text in (st.get("prompts") or {}).items() if isinstance(text, str)}
+    settings = replace(settings, prompts=prompts, matryoshka_dims=(module.embedding_dim,))
+    model = Model(module, tokenizer, settings, name=folder.name, source=folder)
+    model.hash = _hash(manifest["files"] if ours else file_table(folder))
+    model.settings = replace(settings, space_id=model.hash[:32])
+    if ours:
+        _add_ours(model, folder, manifest)
+    model.module.eval()
+    return model
+
+
+def _add_ours(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
+    said = manifest["settings"] | {"matryoshka_dims": tuple(manifest["settings"]["matryoshka_dims"])}
+    model.settings = Settings(**said)
+    model.name = manifest["name"]
+    if isinstance(model.module, TransformerModel):
+        if model.settings.rope_theta is not None:
+            set_rope_theta(model.module.backbone, model.settings.rope_theta)
+        for task in manifest["tasks"]:
+            model.adapter_configs[task] = load_adapter(model.module.backbone, task, folder / "adapters" / task)
+            model.module.tasks.append(task)
+        model.module.select(None)
+    if (folder / "projection.safetensors").is_file():
+        tensors = load_file(folder / "projection.safetensors")
+        projection = Projection(tensors["weight"].shape[1], tensors["weight"].shape[0])
+        projection.load_state_dict(tensors)
+        model.projection = projection.eval()
+
+
+def base_space_id(model: Model) -> str:
+    """Hash everything that decides the base vectors of a model in memory.
+
+    Args:
+        model: The model.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = hashlib.sha256(model.tokenizer.to_json().encode())
+    pooling = model.module.pooling.value if isinstance(model.module, TransformerModel) else "static"
+    digest.update(f"{pooling} {model.settings.rope_theta} {sorted(model.settings.prompts.items())}".encode())
+    for name, tensor in sorted(model.module.named_parameters()):
+        if "lora_" not in name:
+            digest.update(name.replace(".base_layer.", ".").encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _meta(model: Model) -> dict[str, Any]:
+    return {"name": model.name, "tasks": list(model.adapter_configs), "settings": asdict(model.settings)}
+
+
+def _save_backbone(module: TransformerModel, folder: Path) -> None:
+    """Write the base weights under their plain names, whether adapters are attached or not."""
+    tensors, seen = {}, set()
+    for name, tensor in module.backbone.state_dict(keep_vars=True).items():
+        if "lora_" in name or tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        tensors[name.replace(".base_layer.", ".")] = tensor.detach().cpu().contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = module.backbone.config.to_diff_dict() | {"architectures": [type(module.backbone).__name__], "dtype": "float32"}
+    config["model_type"] = module.backbone.config.model_type
+    _write(folder / "config.json", {key: value for key, value in config.items() if not key.startswith("_")})
+
+
+def pooling_config(pooling: Pooling, width: int) -> dict[str, Any]:
+    """Write a pooling the way sentence-transformers 5 and 6 both read it.
+
+    Args:
+        pooling: The pooling.
+        width: Embedding size.
+
+    Returns:
+        Content of `1_Pooling/config.json`.
+    """
+    return {
+        "word_embedding_dimension": width,
+        "pooling_mode_cls_token": pooling is Pooling.CLS,
+        "pooling_mode_mean_tokens": pooling is Pooling.MEAN,
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_mean_sqrt_len_tokens": False,
+        "pooling_mode_weightedmean_tokens": False,
+        "pooling_mode_lasttoken": pooling is Pooling.LAST,
+        "include_prompt": True,
+    }
+
+
+def _st_config(prompts: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "prompts": dict(prompts),
+        "default_prompt_name": "document" if "document" in prompts else None,
+        "similarity_fn_name": "cosine",
+    }
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(dump_json(value), "utf-8")
+
+
+def _chain(folder: Path) -> list[str]:
+    path = folder / "modules.json"
+    if not path.is_file():
+        raise BadInput(f"{folder} has no modules.json: it is no sentence-transformers folder, or it was only half copied")
+    try:
+        entries = json.loads(path.read_text("utf-8"))
+        types = [str(entry["type"]) for entry in entries]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BadInput(f"{path} is not a list of modules ({error})") from None
+    kinds = [name.rsplit(".", 1)[-1] for name in types]
+    for name, kind in zip(types, kinds, strict=True):
+        if not name.startswith("sentence_transformers.") or kind not in MODULES:
+            raise BadInput(f"{path} asks for the module {name!r}; only {', '.join(MODULES)} of sentence-transformers are read, and no code is run")
+    if kinds[:1] not in (["Transformer"], ["StaticEmbedding"]):
+        raise BadInput(f"{path}: the first module is {kinds[:1]}, needs Transformer or StaticEmbedding")
+    return kinds
+
+
+def _static_table(folder: Path) -> torch.Tensor:
+    tensors = load_file(folder / "model.safetensors")
+    name = next((key for key in ("embedding.weight", "embeddings") if key in tensors), None)
+    if name is None or tensors[name].ndim != 2 or not torch.isfinite(tensors[name]).all():
+        raise BadInput(f"{folder}/model.safetensors holds no finite token table `embedding.weight`, but {sorted(tensors)[:3]}")
+    return tensors[name].float()
+
+
+def _pooling(folder: Path, kinds: list[str]) -> Pooling:
+    if "Pooling" not in kinds:
+        return Pooling.MEAN
+    raw = read_json(folder / "1_Pooling" / "config.json")
+    refuse_code(raw, folder / "1_Pooling" / "config.json", trust_remote_code=False)
+    named = raw.get("pooling_mode")
+    if named is None:
+        on = [key for key, value in raw.items() if key.startswith("pooling_mode_") and value is True]
+        named = on[0].removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") if len(on) == 1 else on
+    if named not in POOLING_NAMES:
+        raise BadInput(f"{folder}/1_Pooling/config.json: pooling {named!r} is not read; needs one of {', '.join(POOLING_NAMES)}")
+    return POOLING_NAMES[str(named)]
+
+
+def _max_length(folder: Path, config: Any) -> int:
+    most = int(getattr(config, "max_position_embeddings", 512))
+    path = folder / "sentence_bert_config.json"
+    said = read_json(path).get("max_seq_length") if path.is_file() else None
+    return min(int(said), most) if said else most
+
+
+DECIDING = (".safetensors", "tokenizer.json", "config.json", "modules.json")
+
+
+def _hash(files: Mapping[str, Mapping[str, Any]]) -> str:
+    chosen = {name: entry["sha256"] for name, entry in files.items() if name.endswith(DECIDING)}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,47 @@
+"""Pooling: per-token hidden states of a stream become one vector a text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from taskdistill.model.packed import Groups
+from taskdistill.vocabulary import Pooling
+
+
+def pool(hidden: Tensor, groups: Groups, pooling: Pooling) -> Tensor:
+    """Pool a packed stream.
+
+    Args:
+        hidden: Hidden states, `(tokens, D)`.
+        groups: Extents of the texts.
+        pooling: `last` and `cls` take one token, `mean` all of a text (section 2.5).
+
+    Returns:
+        `(texts, D)` in stream order, not normalised.
+    """
+    if pooling is Pooling.LAST:
+        return hidden[groups.starts[1:].long() - 1]
+    if pooling is Pooling.CLS:
+        return hidden[groups.starts[:-1].long()]
+    return torch.cat([hidden[first : first + n * length].unflatten(0, (n, length)).mean(1) for first, n, length in groups.runs])
+
+
+def pool_padded(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """Pool a padded batch, whichever side the padding is on.
+
+    Args:
+        hidden: Hidden states, `(B, L, D)`.
+        mask: 1 for a real token, `(B, L)`.
+        pooling: See `pool`.
+
+    Returns:
+        `(B, D)`, not normalised.
+    """
+    if pooling is Pooling.MEAN:
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1)
+    places = torch.arange(mask.shape[1], device=mask.device) * mask
+    first = mask.to(torch.int64).argmax(1)
+    index = places.argmax(1) if pooling is Pooling.LAST else first
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), index]

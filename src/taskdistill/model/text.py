@@ -1,0 +1,167 @@
+"""Strings become token ids here and nowhere else: prompt, truncation, special tokens, for teacher, training and encoding alike."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from taskdistill.errors import BadInput
+
+CHARACTERS_PER_TOKEN = 24
+"""A text is first cut to this many characters per token allowed, so that a huge text is not tokenised whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokenised texts and how many of them were cut."""
+
+    ids: list[np.ndarray]
+    """Token ids of each text, int32."""
+    truncated: np.ndarray
+    """Whether each text was cut, `(texts,)` of bool."""
+
+
+class TextTokenizer:
+    """A tokenizer with one way to make ids of a text: prompt first, cut at the end, special tokens kept."""
+
+    def __init__(self, backend: Tokenizer, *, special: bool = True) -> None:
+        """Wrap a fast tokenizer.
+
+        Args:
+            backend: Tokenizer of the `tokenizers` library.
+            special: Whether the tokenizer's own special tokens are added.
+        """
+        backend.no_padding()
+        backend.no_truncation()
+        self.backend = backend
+        self.special = special
+        self._limit: int | None = None
+        self._lock = threading.Lock()
+        self.own_tokens = backend.num_special_tokens_to_add(False) * special
+
+    @classmethod
+    def load(cls, folder: Path, *, special: bool = True) -> TextTokenizer:
+        """Read `tokenizer.json` of a model folder.
+
+        Args:
+            folder: Model folder.
+            special: See `__init__`.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            BadInput: If the file is missing or no tokenizer.
+        """
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise BadInput(f"{folder} has no tokenizer.json; save the model with a fast tokenizer (AutoTokenizer(...).save_pretrained)")
+        try:
+            return cls(Tokenizer.from_file(str(path)), special=special)
+        except BaseException as error:  # the library raises bare Exception and Rust panics
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            raise BadInput(f"{path} is not a valid tokenizer: {error}") from None
+
+    def __len__(self) -> int:
+        """Return one more than the largest id."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def to_json(self) -> str:
+        """Return the tokenizer as the text of a `tokenizer.json`, without truncation or padding."""
+        spec = json.loads(self.backend.to_str())
+        spec["truncation"] = spec["padding"] = None
+        return json.dumps(spec, ensure_ascii=False)
+
+    def ids(self, texts: Sequence[str], *, prompt: str, max_length: int) -> Tokens:
+        """Tokenise texts behind a prompt.
+
+        The end of a text is cut where the whole, with prompt and special tokens, would exceed `max_length`; the prompt
+        and the end-of-sequence token stay.
+
+        Args:
+            texts: Any strings.
+            prompt: Put before every text.
+            max_length: Most tokens of one text, special tokens included.
+
+        Returns:
+            Ids and which texts were cut.
+
+        Raises:
+            BadInput: If `max_length` leaves no room for a token of text.
+        """
+        if max_length <= self.own_tokens:
+            raise BadInput(f"max_length {max_length} leaves no room for text beside {self.own_tokens} special tokens; give a larger one")
+        cap = max_length * CHARACTERS_PER_TOKEN
+        cut = [text[:cap] if len(text) > cap else text for text in texts]
+        ids, truncated = self._encode([prompt + text for text in cut], max_length)
+        for i, text in enumerate(texts):
+            if len(text) > cap:
+                size = cap
+                while not truncated[i] and size < len(text):
+                    size *= 8
+                    again, flags = self._encode([prompt + text[:size]], max_length)
+                    ids[i], truncated[i] = again[0], flags[0]
+        return Tokens(ids, truncated)
+
+    def offsets(self, text: str, *, prompt: str) -> tuple[np.ndarray, np.ndarray]:
+        """Tokenise one text whole, with the place of each token.
+
+        Args:
+            text: Any string.
+            prompt: Put before it.
+
+        Returns:
+            Ids `(tokens,)` and character extents in `text` `(tokens, 2)`; tokens of the prompt and special tokens have `(-1, -1)`.
+        """
+        with self._lock:
+            self._set_limit(None)
+            encoding = self.backend.encode(prompt + text, add_special_tokens=self.special)
+        spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) - len(prompt)
+        outside = np.array(encoding.special_tokens_mask, dtype=bool) | (spans[:, 1] <= 0)
+        spans = np.maximum(spans, 0)
+        spans[outside] = -1
+        ids = np.array(encoding.ids, dtype=np.int32)
+        return ids, spans
+
+    def end_with(self, token: str) -> None:
+        """Make the tokenizer end every text with a token, unless it already adds special tokens by itself.
+
+        Args:
+            token: The end-of-sequence token, such as `<|endoftext|>`.
+
+        Raises:
+            BadInput: If the vocabulary has no such token.
+        """
+        if self.own_tokens:
+            return
+        number = self.backend.token_to_id(token)
+        if number is None:
+            raise BadInput(f"the tokenizer has no token {token!r} to end a text with; name one of its special tokens")
+        self.backend.post_processor = TemplateProcessing(
+            single=f"$A {token}", pair=f"$A {token} $B:1 {token}:1", special_tokens=[(token, number)]
+        )
+        self.own_tokens = 1
+
+    def _set_limit(self, limit: int | None) -> None:
+        if limit != self._limit:
+            if limit is None:
+                self.backend.no_truncation()
+            else:
+                self.backend.enable_truncation(limit)
+            self._limit = limit
+
+    def _encode(self, texts: list[str], max_length: int) -> tuple[list[np.ndarray], np.ndarray]:
+        with self._lock:
+            self._set_limit(max_length)
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=self.special)
+        ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        truncated = np.fromiter((bool(encoding.overflowing) for encoding in encodings), dtype=bool, count=len(encodings))
+        return ids, truncated
