@@ -14,7 +14,7 @@ import numpy.typing as npt
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.teacher.keys import KEY_BYTES, Keys, first_seen, key_name, text_keys
 from taskdistill.teacher.lock import writer_lock
-from taskdistill.teacher.protocol import Teacher, first_difference, instruct, unit_rows
+from taskdistill.teacher.protocol import KnowsSomeTexts, Teacher, first_difference, instruct, unit_rows
 from taskdistill.teacher.shards import leftovers
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ PIECE_ROWS = 256
 QUARANTINE_ROWS = 10
 QUARANTINE_SHARE = 0.001
 """Bad rows are tolerated up to this many, or up to this share of the texts asked for, whichever is more."""
+
+SAME_MODEL_COSINE = 0.99
+"""A teacher without a hash of its weights must give a stored text again at least this similar."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ def fill_store(
         notes += _clean(store)
         store.refresh()
         wanted = distinct[store.locate_keys(keys[distinct]) < 0]
+        known = distinct[store.locate_keys(keys[distinct]) >= 0]
+        _before(store, teacher, [texts[i] for i in known[:1]], [texts[i] for i in wanted])
         filling = _Filling(store, teacher, texts, keys, len(distinct), len(wanted), progress)
         try:
             for start in range(0, len(wanted), shard_rows):
@@ -168,6 +173,20 @@ def _same_teacher(store: TeacherStore, teacher: Teacher) -> None:
             f"the teacher {teacher.identity.model!r} has embedding_dim {teacher.embedding_dim}, "
             f"but the store {store.folder} has {store.embedding_dim}; correct teacher.embedding_dim or give another revision"
         )
+
+
+def _before(store: TeacherStore, teacher: Teacher, known: list[str], wanted: list[str]) -> None:
+    """Ask what can be asked before the first row: has it all texts, and is it still the model that made the store's vectors?"""
+    if isinstance(teacher, KnowsSomeTexts):
+        teacher.require([instruct(store.instruction, text) for text in wanted])
+    if known and teacher.identity.weights is None:
+        now = unit_rows(teacher.embed([instruct(store.instruction, known[0])]))
+        then = store.get(known).astype(np.float32)
+        if now.shape == then.shape and not (cosine := float((now * then).sum())) >= SAME_MODEL_COSINE:
+            raise BadInput(
+                f"the teacher {teacher.identity.model!r} no longer gives the vectors of the store {store.folder}: the cosine for text "
+                f"{known[0][:40]!r} is {cosine:.3f}; the model behind the endpoint has changed: give teacher.revision another value"
+            )
 
 
 def _clean(store: TeacherStore) -> list[str]:

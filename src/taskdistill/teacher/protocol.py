@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,21 @@ class Teacher(Protocol):
         Returns:
             Float32 (n, dim), in the order of the texts; unit rows, but rows that came out as
             zero or not finite are left as they are for the store to quarantine.
+        """
+
+
+@runtime_checkable
+class KnowsSomeTexts(Protocol):
+    """A teacher that can only look texts up, and so can say at once what it lacks."""
+
+    def require(self, texts: Sequence[str]) -> None:
+        """Check that every text has a vector.
+
+        Args:
+            texts: Texts that already carry their instruction.
+
+        Raises:
+            BadInput: If some have none.
         """
 
 

@@ -1,0 +1,179 @@
+"""A teacher whose vectors are already on disk, from whatever made them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from taskdistill.errors import BadInput
+from taskdistill.teacher.keys import KEY_DTYPE, KeyIndex, Keys, text_keys
+from taskdistill.teacher.protocol import Identity, unit_rows
+
+TEXT_FILES = ("texts.jsonl", "texts.jsonl.gz", "texts.parquet", "texts.txt")
+VECTOR_COLUMNS = ("vector", "embedding")
+_LAYOUT = (
+    f"a folder of vectors holds vectors.npy (float, one row a text) and one of {', '.join(TEXT_FILES)} "
+    f"(field or column `text`; .txt: one text a line), or is a .parquet file with the columns text and {' or '.join(VECTOR_COLUMNS)}"
+)
+_FINGERPRINT_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class PrecomputedTeacher:
+    """Vectors found by text; the texts on disk are what the teacher read, its instruction included.
+
+    Where a text stands more than once, its first vector counts. Rows that are zero or not finite go to the store's quarantine.
+    """
+
+    path: Path
+    identity: Identity
+    vectors: npt.NDArray[Any]
+    index: KeyIndex
+
+    @property
+    def embedding_dim(self) -> int:
+        """Size of the vectors."""
+        return int(self.vectors.shape[1])
+
+    @classmethod
+    def load(cls, path: Path, *, revision: str | None = None) -> PrecomputedTeacher:
+        """Open a folder of vectors, or a Parquet file with a text and a vector column.
+
+        Args:
+            path: The folder or file; `vectors.npy` is mapped, not read.
+            revision: Part of the identity, beside a hash over a sample of the vectors.
+
+        Returns:
+            The teacher.
+
+        Raises:
+            BadInput: If a file is missing or unreadable, or texts and vectors do not match.
+        """
+        if path.is_file() and path.suffix == ".parquet":
+            texts, vectors = _parquet_pair(path)
+        else:
+            texts, vectors = _folder_pair(path)
+        keys = _keys(texts)
+        if vectors.ndim != 2 or not vectors.size or vectors.dtype.kind != "f":
+            raise BadInput(f"the vectors of {path} have the shape {vectors.shape} and type {vectors.dtype}; needed are (texts, dim) floats")
+        if len(keys) != len(vectors):
+            raise BadInput(f"{path} has {len(keys)} texts and {len(vectors)} vectors; each text needs one vector, in the same order")
+        return cls(path, Identity("precomputed", path.resolve().name, revision, _fingerprint(keys, vectors)), vectors, KeyIndex(keys))
+
+    def require(self, texts: Sequence[str]) -> None:
+        """Check that every text has a vector.
+
+        Args:
+            texts: What the teacher would read.
+
+        Raises:
+            BadInput: If some have none: how many, with examples.
+        """
+        rows = self.index.rows(text_keys(texts))
+        if missing := list(islice((text for text, row in zip(texts, rows, strict=True) if row < 0), 3)):
+            raise BadInput(
+                f"{int((rows < 0).sum())} of {len(texts)} texts have no vector in {self.path}, such as "
+                f"{', '.join(repr(text[:80]) for text in missing)}; add their vectors, or leave these texts out of the recipe's data"
+            )
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Look texts up.
+
+        Args:
+            texts: What the teacher read, with its instruction.
+
+        Returns:
+            Float32 (n, dim) unit rows.
+
+        Raises:
+            BadInput: If some texts have no vector.
+        """
+        self.require(texts)
+        return unit_rows(self.vectors[self.index.rows(text_keys(texts))])
+
+
+def _folder_pair(folder: Path) -> tuple[Iterator[str], npt.NDArray[Any]]:
+    files = [folder / name for name in TEXT_FILES if (folder / name).is_file()]
+    if len(files) != 1 or not (folder / "vectors.npy").is_file():
+        raise BadInput(f"{folder} cannot be used as teacher.model of kind precomputed: {_LAYOUT}")
+    try:
+        vectors: npt.NDArray[Any] = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise BadInput(f"{folder / 'vectors.npy'} cannot be read: {error}; {_LAYOUT}") from None
+    return _texts(files[0]), vectors
+
+
+def _texts(path: Path) -> Iterator[str]:
+    if path.suffix == ".parquet":
+        yield from chain.from_iterable(batch.column("text").to_pylist() for batch in _parquet(path, "text").iter_batches(columns=["text"]))
+        return
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            if path.suffix == ".txt":
+                yield line.rstrip("\r\n")
+                continue
+            try:
+                yield json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError):
+                raise BadInput(f'{path}:{number}: needed is a JSON object with a field "text"') from None
+
+
+def _keys(texts: Iterator[str]) -> Keys:
+    """Hash a stream of texts without holding them."""
+    parts = [np.empty(0, KEY_DTYPE)]
+    try:
+        while batch := list(islice(texts, 65536)):
+            if any(not isinstance(text, str) for text in batch):
+                raise BadInput(f"a text of the precomputed vectors is {next(t for t in batch if not isinstance(t, str))!r}, not a string")
+            parts.append(text_keys(batch))
+    except (UnicodeDecodeError, OSError, EOFError) as error:
+        raise BadInput(f"the texts of the precomputed vectors cannot be read: {error}") from None
+    return np.concatenate(parts)
+
+
+def _parquet(path: Path, *columns: str) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path, memory_map=True)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadInput(f"{path} cannot be read as Parquet: {error}") from None
+    if missing := [name for name in columns if name not in file.schema_arrow.names]:
+        raise BadInput(f"{path} has no column {missing[0]!r}; its columns are {', '.join(file.schema_arrow.names)}; {_LAYOUT}")
+    return file
+
+
+def _parquet_pair(path: Path) -> tuple[Iterator[str], npt.NDArray[Any]]:
+    file = _parquet(path, "text")
+    column = next((name for name in VECTOR_COLUMNS if name in file.schema_arrow.names), VECTOR_COLUMNS[0])
+    rows: list[npt.NDArray[Any]] = []
+    for batch in _parquet(path, column).iter_batches(columns=[column]):
+        values = batch.column(column)
+        if values.null_count or not hasattr(values, "flatten"):
+            raise BadInput(f"{path}: column {column!r} has missing values or holds no lists of numbers")
+        flat = values.flatten().to_numpy(zero_copy_only=False)
+        if len(values) and (len(flat) % len(values) or len({len(value) for value in values}) > 1):
+            raise BadInput(f"{path}: the vectors of column {column!r} have different sizes")
+        rows.append(np.asarray(flat, np.float32).reshape(len(values), -1))
+    if len({block.shape[1] for block in rows}) != 1:
+        raise BadInput(f"{path}: column {column!r} holds no vectors, or vectors of different sizes")
+    return _texts(path), np.concatenate(rows)
+
+
+def _fingerprint(keys: Keys, vectors: npt.NDArray[Any]) -> str:
+    """Hash the texts' keys and an even sample of the vectors: other vectors differ nearly everywhere."""
+    digest = hashlib.sha256(f"{vectors.shape} {vectors.dtype.str}".encode())
+    digest.update(keys.tobytes())
+    sample = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), _FINGERPRINT_ROWS)).astype(np.int64))
+    digest.update(np.ascontiguousarray(vectors[sample]).tobytes())
+    return digest.hexdigest()
