@@ -1,1 +1,28 @@
-"""taskdistill: distil a text-embedding teacher into a compact student with task adapters, and use it."""
+"""taskdistill: distil a text-embedding teacher into a compact student with task adapters, and use it.
+
+The public names are loaded when first used, so that importing the package loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "BadInput": "taskdistill.errors",
+    "WorkFailed": "taskdistill.errors",
+    "Encoder": "taskdistill.encode.encoder",
+    "Recipe": "taskdistill.recipe",
+    "load_recipe": "taskdistill.recipe",
+    "train": "taskdistill.job",
+    "Task": "taskdistill.vocabulary",
+    "Precision": "taskdistill.vocabulary",
+}
+
+__all__ = ["BadInput", "Encoder", "Precision", "Recipe", "Task", "WorkFailed", "load_recipe", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'taskdistill' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
