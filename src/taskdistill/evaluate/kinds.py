@@ -1,0 +1,69 @@
+"""The kinds of evaluation sets, and which adapter, prompts and metric each one takes (paper, sections 8.1 and 8.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from taskdistill.vocabulary import Role, Task
+
+
+class Kind(StrEnum):
+    """What an evaluation set asks of a model; the order is that of reports."""
+
+    RETRIEVAL = "retrieval"
+    RERANKING = "reranking"
+    STS = "sts"
+    PAIR_CLASSIFICATION = "pair-classification"
+    BITEXT = "bitext"
+    SUMMARISATION = "summarisation"
+    CLUSTERING = "clustering"
+    CLASSIFICATION = "classification"
+    MULTILABEL = "multilabel"
+
+
+TASK: dict[Kind, Task] = {
+    Kind.RETRIEVAL: Task.RETRIEVAL,
+    Kind.RERANKING: Task.RETRIEVAL,
+    Kind.STS: Task.TEXT_MATCHING,
+    Kind.PAIR_CLASSIFICATION: Task.TEXT_MATCHING,
+    Kind.BITEXT: Task.TEXT_MATCHING,
+    Kind.SUMMARISATION: Task.TEXT_MATCHING,
+    Kind.CLUSTERING: Task.CLUSTERING,
+    Kind.CLASSIFICATION: Task.CLASSIFICATION,
+    Kind.MULTILABEL: Task.CLASSIFICATION,
+}
+"""Kind to the adapter that encodes it (section 8.1)."""
+
+QUERY_ROLE: dict[Kind, Role] = {kind: Role.QUERY if kind in (Kind.RETRIEVAL, Kind.RERANKING) else Role.DOCUMENT for kind in Kind}
+"""Kind to the prompt of its first side; the other side is always a document (section 8.1)."""
+
+METRIC: dict[Kind, str] = {
+    Kind.RETRIEVAL: "nDCG@10",
+    Kind.RERANKING: "MAP@1000",
+    Kind.STS: "Spearman",
+    Kind.PAIR_CLASSIFICATION: "AP",
+    Kind.BITEXT: "F1",
+    Kind.SUMMARISATION: "Spearman",
+    Kind.CLUSTERING: "V-measure",
+    Kind.CLASSIFICATION: "accuracy",
+    Kind.MULTILABEL: "accuracy",
+}
+"""Kind to its main metric (section 8.2)."""
+
+
+class Embedder(Protocol):
+    """All that evaluation knows of a model."""
+
+    name: str
+
+    def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> NDArray[Any]:
+        """Return (n, dim) float32 vectors of the texts, in their order."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of the weights and of whatever else changes the vectors."""
+        ...

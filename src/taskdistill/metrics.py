@@ -1,0 +1,339 @@
+"""Arrays in, numbers out: the metrics of paper section 8.2, from the libraries mteb uses and with its protocols.
+
+Every function returns scores from 0 to 1 (Spearman: -1 to 1). Where mteb draws at random, so do these, from the
+same generators in the same order: the same data gives the same score.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import warnings
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import pytrec_eval
+from numpy.typing import NDArray
+from scipy.stats import rankdata, spearmanr
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, f1_score, label_ranking_average_precision_score, v_measure_score
+from sklearn.metrics.pairwise import paired_euclidean_distances, paired_manhattan_distances
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import MultiLabelBinarizer
+
+from taskdistill.compress import normalise
+
+Floats = NDArray[np.floating[Any]]
+Label = TypeVar("Label", bound=Hashable)
+
+SEED = 42
+"""The seed that mteb gives every task."""
+
+RETRIEVAL_METRICS = {"nDCG@10": "ndcg_cut_10", "nDCG@1": "ndcg_cut_1", "MAP@1000": "map_cut_1000", "Recall@100": "recall_100"}
+"""Printed name to trec_eval's name; MRR@10 is added by `retrieval_scores`."""
+
+
+def paired_cosine(a: Floats, b: Floats) -> NDArray[np.float32]:
+    """Return the cosine of each row of `a` with the same row of `b`.
+
+    Args:
+        a: (n, dim) vectors.
+        b: (n, dim) vectors.
+
+    Returns:
+        (n,) float32; 0 where either row is zero.
+    """
+    cosine: NDArray[np.float32] = np.einsum("ij,ij->i", normalise(a), normalise(b))
+    return cosine
+
+
+def spearman(gold: Floats, predicted: Floats) -> float:
+    """Return Spearman's rank correlation.
+
+    Args:
+        gold: (n,) human scores.
+        predicted: (n,) similarities.
+
+    Returns:
+        -1 to 1; 0 if either side is constant, where the correlation is not defined.
+    """
+    if np.ptp(gold) == 0 or np.ptp(predicted) == 0:
+        return 0.0
+    return float(spearmanr(gold, predicted).statistic)
+
+
+def ranks(x: Floats) -> NDArray[np.float64]:
+    """Return ranks from 1, ties sharing their mean; Spearman is the Pearson correlation of two of these.
+
+    Args:
+        x: (n,) numbers.
+
+    Returns:
+        (n,) ranks.
+    """
+    return np.asarray(rankdata(x), dtype=np.float64)
+
+
+def retrieval_scores(
+    qrels: Mapping[str, Mapping[str, int]], ranking: Mapping[str, Mapping[str, float]], query_ids: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Score rankings with trec_eval's definitions; ties go to the larger document id, as there.
+
+    Args:
+        qrels: Query id to document id to relevance (0 is judged and not relevant).
+        ranking: Query id to document id to score, higher is better.
+        query_ids: Queries to score, each in `qrels` and `ranking`.
+
+    Returns:
+        Metric to (queries,) scores in the order of `query_ids`: nDCG@10, nDCG@1, MAP@1000, Recall@100, MRR@10.
+    """
+    evaluator = pytrec_eval.RelevanceEvaluator(
+        {query: dict(qrels[query]) for query in query_ids}, {"ndcg_cut.1,10", "map_cut.1000", "recall.100"}
+    )
+    scored = evaluator.evaluate({query: dict(ranking[query]) for query in query_ids})
+    found = {name: np.array([scored[query][trec] for query in query_ids]) for name, trec in RETRIEVAL_METRICS.items()}
+    found["MRR@10"] = np.array([_reciprocal_rank(qrels[query], ranking[query], 10) for query in query_ids])
+    return found
+
+
+def precision_at_positives(labels: NDArray[np.integer[Any]], scores: Floats) -> NDArray[np.float64]:
+    """Return, for every positive, the precision among all items scored at least as high; their mean is average precision.
+
+    Args:
+        labels: (n,) of 0 and 1.
+        scores: (n,) higher is more similar.
+
+    Returns:
+        (positives,) in the order of `labels`.
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits, ordered = np.cumsum(labels[order]), scores[order]
+    last = np.searchsorted(-ordered, -ordered, side="right") - 1
+    precision = np.empty(len(labels))
+    precision[order] = hits[last] / (last + 1)
+    found: NDArray[np.float64] = precision[labels == 1]
+    return found
+
+
+def pair_similarities(a: Floats, b: Floats) -> dict[str, Floats]:
+    """Return the similarities among which pair classification takes the best (paper, section 8.2).
+
+    Args:
+        a: (n, dim) vectors.
+        b: (n, dim) vectors.
+
+    Returns:
+        cosine, dot, and the negated euclidean and manhattan distances, each (n,).
+    """
+    return {
+        "cosine": paired_cosine(a, b),
+        "dot": np.einsum("ij,ij->i", a, b),
+        "euclidean": -paired_euclidean_distances(a, b),
+        "manhattan": -paired_manhattan_distances(a, b),
+    }
+
+
+def average_precision(labels: NDArray[np.integer[Any]], scores: Floats) -> float:
+    """Return average precision.
+
+    Args:
+        labels: (n,) of 0 and 1, both present.
+        scores: (n,) higher is more similar.
+
+    Returns:
+        0 to 1.
+    """
+    return float(average_precision_score(labels, scores))
+
+
+def matching_f1(nearest: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """Return the F1 of each label in bitext mining, where row i's counterpart is i; their mean is mteb's weighted F1.
+
+    Args:
+        nearest: (n,) index of the counterpart found for each row.
+
+    Returns:
+        (n,) F1 of each label: 2 / (times it was found + 1) if row i found i, else 0.
+    """
+    times = np.bincount(nearest, minlength=len(nearest))
+    return np.where(nearest == np.arange(len(nearest)), 2 / (times + 1), 0.0)
+
+
+def v_measures(
+    vectors: Floats,
+    labels: Sequence[Hashable],
+    *,
+    rng: random.Random,
+    experiments: int = 10,
+    sample: int = 16_384,
+    batch_size: int = 512,
+) -> NDArray[np.float64]:
+    """Return V-measures of repeated clusterings of bootstrap samples: mteb's clustering protocol since v2.
+
+    Args:
+        vectors: (n, dim) vectors.
+        labels: (n,) gold labels.
+        rng: Source of the samples; mteb's is `random.Random(42)`.
+        experiments: Number of samples.
+        sample: Documents drawn with replacement per experiment.
+        batch_size: Of MiniBatchKMeans.
+
+    Returns:
+        (experiments,) V-measures.
+    """
+    gold = np.unique([str(label) for label in labels], return_inverse=True)[1]
+    found = np.empty(experiments)
+    for i in range(experiments):
+        drawn = rng.choices(range(len(vectors)), k=sample)
+        means = MiniBatchKMeans(n_clusters=int(gold.max()) + 1, batch_size=batch_size, init="k-means++", n_init=1, random_state=SEED)
+        found[i] = v_measure_score(gold[drawn], means.fit_predict(vectors[drawn]))
+    return found
+
+
+def v_measure_whole(vectors: Floats, labels: Sequence[Hashable]) -> float:
+    """Return the V-measure of one clustering of everything: mteb's clustering protocol before v2.
+
+    Args:
+        vectors: (n, dim) vectors.
+        labels: (n,) gold labels.
+
+    Returns:
+        0 to 1.
+    """
+    means = MiniBatchKMeans(n_clusters=len(set(labels)), batch_size=500, n_init="auto", random_state=SEED)
+    return float(v_measure_score([str(label) for label in labels], means.fit(vectors).labels_))
+
+
+def few_per_label(labels: Sequence[Label], *, experiments: int = 10, per_label: int = 8) -> list[list[int]]:
+    """Draw mteb's training samples of a classification set: a few rows of each label, several times.
+
+    Args:
+        labels: (n,) labels of the training rows.
+        experiments: Number of samples.
+        per_label: Rows of each label in a sample, where there are as many.
+
+    Returns:
+        For each experiment the indices drawn.
+    """
+    order = list(range(len(labels)))
+    drawn = []
+    for _ in range(experiments):
+        np.random.RandomState(SEED).shuffle(order)
+        taken: dict[Label, int] = defaultdict(int)
+        sample = []
+        for i in order:
+            if taken[labels[i]] < per_label:
+                sample.append(i)
+                taken[labels[i]] += 1
+        drawn.append(sample)
+    return drawn
+
+
+def classify(train: Floats, train_labels: Sequence[str], test: Floats, *, max_iter: int = 100) -> NDArray[np.str_]:
+    """Fit a logistic regression on vectors and predict.
+
+    Args:
+        train: (n, dim) vectors.
+        train_labels: (n,) labels, at least two distinct.
+        test: (m, dim) vectors.
+        max_iter: Most iterations of the solver; mteb allows 100.
+
+    Returns:
+        (m,) predicted labels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = LogisticRegression(max_iter=max_iter, random_state=SEED).fit(train, np.asarray(train_labels))
+    return np.asarray(model.predict(test))
+
+
+def macro_f1(gold: Sequence[str], predicted: NDArray[np.str_]) -> float:
+    """Return the unweighted mean of the labels' F1.
+
+    Args:
+        gold: (n,) labels.
+        predicted: (n,) labels.
+
+    Returns:
+        0 to 1.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(f1_score(np.asarray(gold), predicted, average="macro"))
+
+
+def few_per_label_multi(labels: Sequence[Sequence[str]], *, rng: np.random.Generator, per_label: int = 8) -> list[int]:
+    """Draw one of mteb's training samples of a multilabel set.
+
+    Args:
+        labels: Labels of each training row.
+        rng: Source of the order; mteb's is `numpy.random.default_rng(42)`.
+        per_label: A row is taken while any of its labels has been seen fewer times than this.
+
+    Returns:
+        The indices drawn.
+    """
+    order = list(range(len(labels)))
+    rng.shuffle(order)
+    seen: dict[str, int] = defaultdict(int)
+    sample = []
+    for i in order:
+        if any(seen[label] < per_label for label in labels[i]):
+            sample.append(i)
+            for label in labels[i]:
+                seen[label] += 1
+    return sample
+
+
+def classify_multi(
+    train: Floats, train_labels: Sequence[Sequence[str]], test: Floats, test_labels: Sequence[Sequence[str]]
+) -> tuple[dict[str, float], NDArray[np.bool_]]:
+    """Predict label sets with the five nearest neighbours, as mteb does.
+
+    Args:
+        train: (n, dim) vectors.
+        train_labels: Labels of each training row.
+        test: (m, dim) vectors.
+        test_labels: Labels of each test row.
+
+    Returns:
+        The scores accuracy (all labels right), macro-F1 and LRAP, and (m,) whether each row is all right.
+    """
+    binarizer = MultiLabelBinarizer()
+    gold = binarizer.fit_transform(test_labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = KNeighborsClassifier(n_neighbors=5).fit(train, binarizer.transform(train_labels))
+        predicted = model.predict(test)
+        scores = {
+            "macro-F1": float(f1_score(gold, predicted, average="macro")),
+            "LRAP": float(label_ranking_average_precision_score(gold, predicted)),
+        }
+    right = np.asarray((gold == predicted).all(axis=1))
+    return {"accuracy": float(right.mean()), **scores}, right
+
+
+def summary_scores(human: Floats, machine: Floats, gold: Sequence[float]) -> float | None:
+    """Correlate the similarity of machine summaries with what people thought of them, for one text.
+
+    Args:
+        human: (h, dim) vectors of the human summaries.
+        machine: (m, dim) vectors of the machine summaries.
+        gold: (m,) human scores of the machine summaries.
+
+    Returns:
+        Spearman of each machine summary's largest cosine with a human one, or None where a side is constant,
+        which mteb leaves out of the mean.
+    """
+    closest = (normalise(machine) @ normalise(human).T).max(axis=1)
+    if len(set(gold)) == 1 or len(set(closest.tolist())) == 1:
+        return None
+    return spearman(np.asarray(gold, dtype=np.float64), closest)
+
+
+def _reciprocal_rank(relevance: Mapping[str, int], scores: Mapping[str, float], cutoff: int) -> float:
+    top = heapq.nlargest(cutoff, scores.items(), key=lambda item: (item[1], item[0]))
+    return next((1 / (rank + 1) for rank, (document, _) in enumerate(top) if relevance.get(document, 0) > 0), 0.0)
