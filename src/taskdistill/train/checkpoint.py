@@ -1,0 +1,103 @@
+"""Checkpoints: everything that moves in a phase, written whole or not at all, hashed, and kept to the last few."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from taskdistill.errors import BadInput
+from taskdistill.folders import check_folder, read_manifest, write_folder
+
+KIND = "checkpoint"
+
+
+def save_checkpoint(
+    root: Path, step: int, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, meta: Mapping[str, Any], *, keep: int = 2
+) -> None:
+    """Write the state after `step` updates and drop older ones.
+
+    The random state needs no saving: data order and dropout follow from seed and step.
+
+    Args:
+        root: Folder of a phase's checkpoints.
+        step: Updates done.
+        parameters: Name to everything that is trained.
+        optimiser: Its moments are saved under the parameters' names.
+        meta: Further fields, such as the recipe's hash and the thread count.
+        keep: How many checkpoints stay.
+    """
+    with write_folder(root / f"step-{step:07d}", KIND, meta={**meta, "step": step}, replace=True) as folder:
+        save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, folder / "weights.safetensors")
+        save_file(_moments(parameters, optimiser), folder / "optimiser.safetensors")
+    for old in list_checkpoints(root)[:-keep]:
+        shutil.rmtree(old)
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """List a phase's checkpoints, oldest first, and clean what an interrupted write left.
+
+    Args:
+        root: Folder of a phase's checkpoints.
+
+    Returns:
+        Folders named step-NNNNNNN.
+    """
+    if not root.is_dir():
+        return []
+    for leftover in root.glob(".step-*"):
+        shutil.rmtree(leftover)
+    return sorted(p for p in root.iterdir() if re.fullmatch(r"step-\d{7}", p.name))
+
+
+def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, meta: Mapping[str, Any]) -> int:
+    """Put a saved state back.
+
+    Args:
+        folder: A checkpoint.
+        parameters: Name to everything that is trained.
+        optimiser: Gets its moments back.
+        meta: What must be the same as when it was saved.
+
+    Returns:
+        Updates done.
+
+    Raises:
+        BadInput: If the checkpoint is damaged, or of other settings, data or shapes.
+    """
+    manifest = read_manifest(folder, KIND)
+    if faults := check_folder(folder, manifest):
+        raise BadInput(f"checkpoint {folder} is damaged: {faults[0]}; delete this folder to continue from the one before")
+    for key, value in meta.items():
+        if manifest.get(key) != value:
+            raise BadInput(f"checkpoint {folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use the same or a new --out")
+    weights = load_file(folder / "weights.safetensors")
+    moments = load_file(folder / "optimiser.safetensors")
+    if weights.keys() != parameters.keys():
+        raise BadInput(f"checkpoint {folder} holds other weights than this phase trains: {sorted(weights.keys() ^ parameters.keys())[:3]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if weights[name].shape != parameter.shape:
+                raise BadInput(f"checkpoint {folder}: {name} has shape {tuple(weights[name].shape)}, needs {tuple(parameter.shape)}")
+            parameter.copy_(weights[name])
+    for name, parameter in parameters.items():
+        state = {key: moments[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in moments}
+        if state:
+            optimiser.state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter.device).clone() for key, value in state.items()
+            }
+    return int(manifest["step"])
+
+
+def _moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value.detach().cpu().contiguous()
+        for name, parameter in parameters.items()
+        for key, value in optimiser.state.get(parameter, {}).items()
+    }

@@ -1,0 +1,271 @@
+"""Objectives: one function per task, from the vectors of a batch to named loss terms (paper, sections 4 and 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from taskdistill import losses
+from taskdistill.errors import BadInput, nearest
+from taskdistill.losses import normalise, over_prefixes
+from taskdistill.model.projection import Projection
+from taskdistill.recipe import Adapter
+from taskdistill.train.prepare import Prepared, false_negatives
+from taskdistill.vocabulary import RowKind, Task
+
+WEIGHTS: dict[Task, dict[str, float]] = {
+    Task.RETRIEVAL: {"info_nce": 1.0, "distill": 2.0, "gor": 1.0},
+    Task.TEXT_MATCHING: {"cosent": 1.0, "info_nce": 1.0, "distill": 2.0},
+    Task.CLUSTERING: {"distill": 1.0},
+    Task.CLASSIFICATION: {"info_nce": 1.0, "relational": 20.0},
+}
+"""The paper's loss weights (Table A1); a recipe may set others, and may add a term that the task's data allows."""
+
+TERMS: dict[Task, tuple[str, ...]] = {
+    Task.RETRIEVAL: ("info_nce", "distill", "gor"),
+    Task.TEXT_MATCHING: ("cosent", "info_nce", "distill", "gor"),
+    Task.CLUSTERING: ("distill",),
+    Task.CLASSIFICATION: ("info_nce", "relational"),
+}
+
+Terms = dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class Heads:
+    """What is trained beside the model: the projection, and the logarithm of a learned temperature."""
+
+    projection: Projection | None = None
+    log_temperature: nn.Parameter | None = None
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """Return the parameters under the names of checkpoints.
+
+        Returns:
+            Name to parameter.
+        """
+        found = {} if self.projection is None else {f"projection.{name}": p for name, p in self.projection.named_parameters()}
+        return found if self.log_temperature is None else found | {"log_temperature": self.log_temperature}
+
+
+@dataclass(slots=True)
+class Signals:
+    """What a batch is compared with, as tensors of the running step."""
+
+    teacher: Tensor | None = None
+    """Teacher vectors of `Prepared.distilled`, `(n, T)`."""
+    teacher_similarities: np.ndarray | None = None
+    """Teacher cosines of queries with positives `(B, B)`, for masking."""
+    base: Tensor | None = None
+    """Vectors of every text without adapter, `(texts, D)`, for the relational term."""
+
+
+def weights_for(task: Task, given: Mapping[str, float]) -> dict[str, float]:
+    """Complete a recipe's loss weights with the paper's.
+
+    Args:
+        task: The task.
+        given: Term to weight.
+
+    Returns:
+        Term to weight; a term with weight 0 is not computed.
+
+    Raises:
+        BadInput: If a term is not one of the task's.
+    """
+    for name in given:
+        if name not in TERMS[task]:
+            raise BadInput(f"adapters.{task.value}.weights names {name!r}, which this task does not have{nearest(name, TERMS[task])}")
+    return {name: weight for name, weight in (WEIGHTS[task] | dict(given)).items() if weight > 0}
+
+
+def distill(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads, dims: Sequence[int], reduction: str = "mean") -> Tensor:
+    """Embedding distillation over every prefix, each through its slice of the projection.
+
+    Args:
+        vectors: Pooled vectors of the texts, `(texts, D)`.
+        prepared: The batch.
+        signals: Holds the teacher's vectors.
+        heads: Holds the projection, or none if the sizes are equal and none is wanted.
+        dims: Prefix sizes.
+        reduction: `mean` over the texts or `sum`.
+
+    Returns:
+        Scalar.
+    """
+    assert signals.teacher is not None
+    chosen = vectors[[place for place, _ in prepared.distilled]]
+    target = signals.teacher
+
+    def one(dim: int) -> Tensor:
+        prefix = normalise(chosen[:, :dim])
+        projected = prefix if heads.projection is None else heads.projection(prefix)
+        wanted = target if heads.projection is not None else target[:, :dim]
+        return losses.embedding_distance(projected, wanted, "sum" if reduction == "sum" else "mean")
+
+    return over_prefixes(one, dims)
+
+
+def pairs(
+    vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads, dims: Sequence[int], settings: Adapter, wanted: Mapping[str, float]
+) -> tuple[Terms, float]:
+    """Terms of a batch of pairs or triplets: retrieval, and text-matching without scores (5.1, 5.2).
+
+    Args:
+        vectors: Pooled vectors, `(texts, D)`.
+        prepared: The batch.
+        signals: Teacher's vectors and similarities.
+        heads: Projection and temperature.
+        dims: Prefix sizes.
+        settings: Temperature, masking.
+        wanted: Terms with a weight above 0.
+
+    Returns:
+        Named terms, and the share of in-batch candidates that were masked as false negatives.
+    """
+    assert prepared.second is not None
+    terms: Terms = {}
+    first, second = torch.from_numpy(prepared.first), torch.from_numpy(prepared.second)
+    masked = 0.0
+    if "info_nce" in wanted:
+        excluded = false_negatives(
+            prepared, signals.teacher_similarities, settings.false_negative_margin, others=settings.negatives_of_others
+        )
+        masked = float(excluded.mean())
+        mask = torch.from_numpy(excluded).to(vectors.device) if excluded.any() else None
+        candidates = second if prepared.negatives is None else torch.cat([second, torch.from_numpy(prepared.negatives)])
+        positives = torch.arange(len(first), device=vectors.device)
+        tau = temperature(heads, settings)
+
+        def contrast(dim: int) -> Tensor:
+            return losses.info_nce(normalise(vectors[first, :dim]), normalise(vectors[candidates, :dim]), positives, tau, mask)
+
+        terms["info_nce"] = over_prefixes(contrast, dims)
+    if "distill" in wanted:
+        terms["distill"] = distill(vectors, prepared, signals, heads, dims)
+    if "gor" in wanted:
+
+        def spread(dim: int) -> Tensor:
+            return losses.spread_out(normalise(vectors[first, :dim])) + losses.spread_out(normalise(vectors[second, :dim]))
+
+        terms["gor"] = over_prefixes(spread, dims)
+    return terms, masked
+
+
+def graded(vectors: Tensor, prepared: Prepared, dims: Sequence[int], settings: Adapter) -> Terms:
+    """CoSENT of a batch with gold scores (5.2); such a batch has no distillation term.
+
+    Args:
+        vectors: Pooled vectors, `(texts, D)`.
+        prepared: The batch.
+        dims: Prefix sizes.
+        settings: Temperature.
+
+    Returns:
+        The term `cosent`.
+    """
+    assert prepared.second is not None and prepared.scores is not None
+    scores = torch.from_numpy(prepared.scores).to(vectors.device)
+
+    def one(dim: int) -> Tensor:
+        cosines = (normalise(vectors[prepared.first, :dim]) * normalise(vectors[prepared.second, :dim])).sum(1)
+        return losses.cosent(cosines, scores, settings.cosent_temperature)
+
+    return {"cosent": over_prefixes(one, dims)}
+
+
+def classification(
+    vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads, dims: Sequence[int], settings: Adapter, wanted: Mapping[str, float]
+) -> tuple[Terms, float]:
+    """Bidirectional InfoNCE with label masking, and relational distillation against the base (5.4).
+
+    Args:
+        vectors: Pooled vectors, `(texts, D)`.
+        prepared: The batch of items.
+        signals: Holds the base's vectors of the same texts.
+        heads: Temperature.
+        dims: Prefix sizes.
+        settings: Temperature, masking.
+        wanted: Terms with a weight above 0.
+
+    Returns:
+        Named terms, and the share of candidates masked for having the anchor's label.
+    """
+    assert prepared.second is not None and prepared.negatives is not None
+    assert prepared.labels is not None and prepared.negative_labels is not None
+    terms: Terms = {}
+    anchors, positives = torch.from_numpy(prepared.first), torch.from_numpy(prepared.second)
+    documents = torch.cat([positives, torch.from_numpy(prepared.negatives)])
+    own = torch.arange(len(anchors), device=vectors.device)
+    same_d = same_a = None
+    masked = 0.0
+    if settings.mask_same_label:
+        labels = torch.from_numpy(prepared.labels)
+        all_labels = torch.cat([labels, torch.from_numpy(prepared.negative_labels)])
+        same_d = (labels[:, None] == all_labels[None, :]).to(vectors.device)
+        same_a = (labels[:, None] == labels[None, :]).to(vectors.device)
+        masked = float((same_d.sum() - len(labels)) / same_d.numel())
+    if "info_nce" in wanted:
+        tau = temperature(heads, settings)
+
+        def contrast(dim: int) -> Tensor:
+            unit = normalise(vectors[:, :dim])
+            forward = losses.info_nce(unit[anchors], unit[documents], own, tau, same_d)
+            backward = losses.info_nce(unit[positives], unit[anchors], own, tau, same_a)
+            return forward + backward
+
+        terms["info_nce"] = over_prefixes(contrast, dims)
+    if "relational" in wanted:
+        assert signals.base is not None
+        base, everything = signals.base, torch.cat([anchors, documents])
+
+        def relate(dim: int) -> Tensor:
+            student, reference = normalise(vectors[everything, :dim]), normalise(base[everything, :dim])
+            return losses.relational_distance(student, reference, settings.relational_mean_gradient)
+
+        terms["relational"] = over_prefixes(relate, dims)
+    return terms, masked
+
+
+def adapter_objective(task: Task, settings: Adapter, dims: Sequence[int]) -> Callable[[Tensor, Prepared, Signals, Heads], tuple[Terms, float]]:
+    """Return the objective of a task.
+
+    Args:
+        task: The task.
+        settings: Its part of the recipe.
+        dims: Prefix sizes that every term is taken over.
+
+    Returns:
+        Vectors, batch, signals and heads to weighted-in terms (not yet multiplied) and the masked share.
+    """
+    wanted = weights_for(task, settings.weights)
+
+    def objective(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads) -> tuple[Terms, float]:
+        if prepared.batch.kind is RowKind.LABELLED:
+            return classification(vectors, prepared, signals, heads, dims, settings, wanted)
+        if task is Task.CLUSTERING:
+            return {"distill": distill(vectors, prepared, signals, heads, dims)}, 0.0
+        if prepared.scores is not None:
+            return graded(vectors, prepared, dims, settings), 0.0
+        return pairs(vectors, prepared, signals, heads, dims, settings, wanted)
+
+    return objective
+
+
+def temperature(heads: Heads, settings: Adapter) -> Tensor | float:
+    """Return the temperature of InfoNCE: learned as a logarithm and held above a floor, or fixed (section 11.9).
+
+    Args:
+        heads: Holds the logarithm if it is learned.
+        settings: Fixed value and floor.
+
+    Returns:
+        A positive scalar.
+    """
+    if heads.log_temperature is None:
+        return settings.temperature
+    return heads.log_temperature.exp().clamp_min(settings.min_temperature)

@@ -1,0 +1,89 @@
+"""The optimiser and its learning-rate schedule: AdamW, warm-up, then linear, cosine or constant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from taskdistill.recipe import Phase
+
+
+def make_optimiser(phase: Phase, model: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter], heads_lr: float | None) -> torch.optim.AdamW:
+    """Build AdamW with weight decay on matrices only.
+
+    Args:
+        phase: Learning rate, betas and decay.
+        model: Trained parameters of the model.
+        heads: Projection and temperature.
+        heads_lr: Learning rate of the heads; None for the phase's.
+
+    Returns:
+        The optimiser; each group keeps its peak rate as `peak`.
+    """
+    groups = []
+    for named, rate in ((model, phase.lr), (heads, heads_lr or phase.lr)):
+        for decays in (True, False):
+            chosen = [p for p in named.values() if (p.ndim >= 2) is decays]
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": phase.weight_decay if decays else 0.0})
+    return torch.optim.AdamW(groups, betas=phase.betas, fused=True)
+
+
+def rate_factor(phase: Phase, step: int) -> float:
+    """Return the share of the peak learning rate at a step.
+
+    Args:
+        phase: Schedule, warm-up and steps.
+        step: Updates done before this one.
+
+    Returns:
+        Between 0 and 1.
+    """
+    warm = round(phase.warmup * phase.steps)
+    if step < warm:
+        return (step + 1) / warm
+    if phase.schedule == "constant":
+        return 1.0
+    left = (phase.steps - step) / max(1, phase.steps - warm)
+    return left if phase.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
+
+
+def set_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's learning rate.
+
+    Args:
+        optimiser: The optimiser.
+        factor: Share of each group's peak.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak"] * factor
+
+
+def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> float:
+    """Return the Euclidean norm of all gradients together; not finite if one of them is not.
+
+    Args:
+        parameters: Name to parameter.
+
+    Returns:
+        The norm.
+    """
+    norms = [p.grad.norm() for p in parameters.values() if p.grad is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
+
+
+def clip(parameters: Mapping[str, nn.Parameter], norm: float, most: float) -> None:
+    """Scale gradients down to a norm.
+
+    Args:
+        parameters: Name to parameter.
+        norm: Their norm now.
+        most: Largest norm allowed.
+    """
+    if norm > most:
+        for parameter in parameters.values():
+            if parameter.grad is not None:
+                parameter.grad.mul_(most / norm)

@@ -1,0 +1,135 @@
+"""A batch of rows becomes distinct prompted texts, and the places of each side among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from taskdistill.data.batches import Batch
+from taskdistill.data.duplicates import normalise
+from taskdistill.teacher.protocol import View
+from taskdistill.vocabulary import QUERY_SIDE, Role, RowKind, Task
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What one step works on. Index arrays point into `texts`."""
+
+    batch: Batch
+    texts: list[tuple[Role, str]] = field(default_factory=list)
+    """Distinct (role, text)."""
+    first: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Queries, anchors, first texts or lone texts, `(B,)`."""
+    second: np.ndarray | None = None
+    """Positives or second texts, `(B,)`; None for lone texts."""
+    negatives: np.ndarray | None = None
+    """Hard negatives, flat `(M,)`, or of a classification batch `(B * k,)`."""
+    negative_rows: np.ndarray | None = None
+    """Row of each entry of `negatives`, `(M,)`."""
+    scores: np.ndarray | None = None
+    """Gold scores `(B,)` of a graded batch."""
+    labels: np.ndarray | None = None
+    """Label numbers of the anchors `(B,)`."""
+    negative_labels: np.ndarray | None = None
+    """Label numbers of `negatives`."""
+    distilled: list[tuple[int, View]] = field(default_factory=list)
+    """Texts that are compared with the teacher, each with the view in which the teacher read it."""
+
+
+class _Texts:
+    def __init__(self) -> None:
+        self.places: dict[tuple[Role, str], int] = {}
+
+    def place(self, role: Role, text: str) -> int:
+        return self.places.setdefault((role, text), len(self.places))
+
+    def many(self, role: Role, texts: list[str]) -> np.ndarray:
+        return np.array([self.place(role, text) for text in texts], dtype=np.int64)
+
+
+def prepare(batch: Batch, *, task: Task | None, distil: bool, negatives: int = 0) -> Prepared:
+    """Lay out a batch for a phase.
+
+    Args:
+        batch: Rows of one data set.
+        task: The task, or None for stage 1.
+        distil: Whether the phase has a distillation term.
+        negatives: Hard negatives taken from each pair, at most.
+
+    Returns:
+        Distinct texts and the places of each side.
+    """
+    found, role = _Texts(), Role.QUERY if task is None else QUERY_SIDE[task]
+    topic = task is Task.CLUSTERING
+    out = Prepared(batch)
+    rows = batch.rows
+    if batch.kind is RowKind.LABELLED:
+        out.first = found.many(Role.DOCUMENT, [item.anchor for item in rows])
+        out.second = found.many(Role.DOCUMENT, [item.positive for item in rows])
+        out.negatives = found.many(Role.DOCUMENT, [text for item in rows for text in item.negatives])
+        out.negative_rows = np.repeat(np.arange(len(rows)), [len(item.negatives) for item in rows])
+        numbers: dict[str, int] = {}
+        out.labels = np.array([numbers.setdefault(item.label, len(numbers)) for item in rows], dtype=np.int64)
+        flat = [label for item in rows for label in item.negative_labels]
+        out.negative_labels = np.array([numbers.setdefault(label, len(numbers)) for label in flat], dtype=np.int64)
+    elif batch.kind is RowKind.SCORED:
+        out.first = found.many(Role.DOCUMENT, [row.text1 for row in rows])
+        out.second = found.many(Role.DOCUMENT, [row.text2 for row in rows])
+        out.scores = np.array([row.score for row in rows], dtype=np.float32)
+    elif batch.kind is RowKind.PAIRS:
+        out.first = found.many(role, [row.query for row in rows])
+        out.second = found.many(Role.DOCUMENT, [row.positive for row in rows])
+        if negatives:
+            out.negatives = found.many(Role.DOCUMENT, [text for row in rows for text in row.negatives[:negatives]])
+            out.negative_rows = np.repeat(np.arange(len(rows)), [len(row.negatives[:negatives]) for row in rows])
+    else:
+        out.first = found.many(Role.DOCUMENT, [row.text for row in rows])
+    out.texts = list(found.places)
+    graded_matching = task is Task.TEXT_MATCHING and out.scores is not None
+    if distil and batch.kind is not RowKind.LABELLED and not graded_matching:
+        places = out.first if out.second is None else np.concatenate([out.first, out.second])
+        asks = batch.kind is RowKind.PAIRS and role is Role.QUERY
+        views: list[View] = ["query" if asks and i < len(rows) else "document" for i in range(len(places))]
+        out.distilled = [(int(place), "topic" if topic else view) for place, view in zip(places, views, strict=True)]
+    return out
+
+
+def false_negatives(
+    prepared: Prepared, similarities: np.ndarray | None = None, margin: float | None = None, *, others: bool = True
+) -> np.ndarray:
+    """Say which candidates are no negatives of which query.
+
+    A candidate is excluded where its text equals the query or one of the query's known positives in this batch, and,
+    if a margin is given, where the teacher finds it closer to the query than the positive by more than the margin.
+    Hard negatives that came with the row are exempt from the margin.
+
+    Args:
+        prepared: A batch of pairs.
+        similarities: The teacher's cosine of every query with every positive of the batch, `(B, B)`, or None.
+        margin: See above.
+        others: Whether the hard negatives of other rows count as negatives.
+
+    Returns:
+        `(B, B + M)` of bool: positives of the batch, then hard negatives. The own positive is never true.
+    """
+    assert prepared.second is not None
+    texts = [normalise(text) for _, text in prepared.texts]
+    numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    ids = np.array([numbers[text] for text in texts], dtype=np.int64)
+    queries, positives = ids[prepared.first], ids[prepared.second]
+    hard = np.zeros(0, np.int64) if prepared.negatives is None else ids[prepared.negatives]
+    candidates = np.concatenate([positives, hard])
+    same_query = queries[:, None] == queries[None, :]
+    known = np.zeros((len(queries), len(numbers)), dtype=bool)
+    for row in range(len(queries)):
+        known[row, positives[same_query[row]]] = True
+        known[row, queries[row]] = True
+    excluded = known[:, candidates]
+    if similarities is not None and margin is not None:
+        closer = similarities > similarities.diagonal()[:, None] + margin
+        excluded[:, : len(positives)] |= closer
+    if not others and prepared.negative_rows is not None:
+        excluded[:, len(positives) :] |= prepared.negative_rows[None, :] != np.arange(len(queries))[:, None]
+    excluded[np.arange(len(queries)), np.arange(len(queries))] = False
+    return excluded
