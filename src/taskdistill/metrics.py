@@ -20,7 +20,7 @@ from scipy.stats import rankdata, spearmanr
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score, label_ranking_average_precision_score, v_measure_score
-from sklearn.metrics.pairwise import paired_euclidean_distances, paired_manhattan_distances
+from sklearn.metrics.pairwise import paired_cosine_distances, paired_euclidean_distances, paired_manhattan_distances
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
 
@@ -36,17 +36,20 @@ RETRIEVAL_METRICS = {"nDCG@10": "ndcg_cut_10", "nDCG@1": "ndcg_cut_1", "MAP@1000
 """Printed name to trec_eval's name; MRR@10 is added by `retrieval_scores`."""
 
 
-def paired_cosine(a: Floats, b: Floats) -> NDArray[np.float32]:
+def paired_cosine(a: Floats, b: Floats) -> Floats:
     """Return the cosine of each row of `a` with the same row of `b`.
+
+    It is computed from the distance of the unit vectors, as scikit-learn and so mteb do: pairs of equal vectors then
+    all score exactly 1 and tie, where inner products would rank them by rounding errors.
 
     Args:
         a: (n, dim) vectors.
         b: (n, dim) vectors.
 
     Returns:
-        (n,) float32; 0 where either row is zero.
+        (n,) numbers.
     """
-    cosine: NDArray[np.float32] = np.einsum("ij,ij->i", normalise(a), normalise(b))
+    cosine: Floats = 1 - paired_cosine_distances(normalise(a), normalise(b))
     return cosine
 
 

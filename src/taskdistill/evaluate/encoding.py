@@ -77,10 +77,8 @@ def check_vectors(name: str, texts: Sequence[str], vectors: NDArray[Any], dim: i
         )
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
-        first = texts[int(np.argmin(finite))]
-        raise BadInput(
-            f"model {name!r} returned NaN or infinity for {(~finite).sum()} of {len(texts)} texts, the first {first[:60]!r}; check its weights"
-        )
+        place, count = texts[int(np.argmin(finite))][:60], f"{(~finite).sum()} of {len(texts)} texts"
+        raise BadInput(f"model {name!r} returned NaN or infinity for {count}, the first {place!r}; check its weights")
     return int(vectors.shape[1])
 
 
