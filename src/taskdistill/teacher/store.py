@@ -115,10 +115,12 @@ class TeacherStore:
                 f"{int((rows < 0).sum())} of {len(rows)} texts are not in the teacher store {self.folder}; fill it with them first"
             )
         out = np.empty((len(rows), self.embedding_dim or 0), np.float16)
-        of_shard = np.searchsorted(self._offsets, rows, side="right") - 1
-        for number in np.unique(of_shard):
-            here = of_shard == number
-            out[here] = self._vectors(self._shards[number])[rows[here] - self._offsets[number]]
+        order = np.argsort(rows, kind="stable")
+        cuts = np.searchsorted(rows[order], self._offsets)
+        for shard, offset, start, stop in zip(self._shards, self._offsets, cuts, cuts[1:], strict=False):
+            if start < stop:
+                here = order[start:stop]
+                out[here] = self._vectors(shard)[rows[here] - offset]
         return out
 
     def get(self, texts: Sequence[str]) -> Vectors:
