@@ -71,7 +71,9 @@ class TeacherSettings(Strict):
     """The teacher: where its vectors come from and what it is told."""
 
     kind: Literal["local", "http", "precomputed"] = "local"
-    model: str = Field(description="Folder or Hub id (local), model name (http), folder of vectors (precomputed); `all-MiniLM-L6-v2` is embedded")
+    model: str = Field(
+        description="Folder or Hub id (local), model name (http), folder of vectors (precomputed); `all-MiniLM-L6-v2` is embedded"
+    )
     revision: str | None = Field(default=None, description="Revision; part of every key of the store")
     url: str | None = Field(default=None, description="http: base URL up to and including /v1")
     api_key_env: str | None = Field(default=None, description="http: name of the environment variable that holds the key")
@@ -147,10 +149,15 @@ class Phase(Strict):
 class Stage1(Phase):
     """Stage 1, embedding distillation (section 4), and the long phase with its own length and theta."""
 
-    reduction: Literal["mean", "sum"] = Field(default="mean", description="Over the batch's texts; the paper prints a sum (sections 4.2, 11.5)")
-    projection: Literal["student", "none"] = Field(default="student", description="A trained map from student to teacher size, or none if equal")
+    reduction: Literal["mean", "sum"] = Field(
+        default="mean", description="Over the batch's texts; the paper prints a sum (sections 4.2, 11.5)"
+    )
+    projection: Literal["student", "none"] = Field(
+        default="student", description="A trained map from student to teacher size, or none if equal"
+    )
     projection_init: Literal["default", "identity"] = Field(
-        default="default", description="default: torch's linear initialisation; identity: ones on the diagonal, for a student started from its teacher"
+        default="default",
+        description="default: torch's linear initialisation; identity: ones on the diagonal, for a student started from its teacher",
     )
     projection_lr: float | None = Field(default=None, gt=0, description="Learning rate of the projection; None: the phase's")
     freeze_embeddings: bool = Field(default=False, description="Keep the token table as it was started")
@@ -161,7 +168,9 @@ class Average(Strict):
 
     earlier: float = Field(default=0.5, gt=0, lt=1, description="The earlier checkpoint, as a share of the steps")
     weight: float = Field(default=0.5, gt=0, lt=1, description="Weight of the last checkpoint")
-    mode: Literal["factors", "product"] = Field(default="factors", description="Average A and B apart, or their product B A cut back to the rank")
+    mode: Literal["factors", "product"] = Field(
+        default="factors", description="Average A and B apart, or their product B A cut back to the rank"
+    )
     gate: bool = Field(default=True, description="Keep the average only if its dev score is not below the last checkpoint's")
 
 
@@ -177,11 +186,14 @@ class Adapter(Phase):
     learn_temperature: bool | None = Field(default=None, description="None: as in the paper, learned for retrieval only")
     min_temperature: float = Field(default=0.001, gt=0, description="A learned temperature is never below this")
     cosent_temperature: float = Field(default=0.05, gt=0)
-    negatives: int = Field(default=0, ge=0, description="Hard negatives per query taken from a row, at most; classification: negatives per item")
+    negatives: int = Field(default=7, ge=0, description="Hard negatives taken from a row, at most; classification: negatives per item")
     train_projection: bool = Field(default=False, description="Train stage 1's projection further instead of keeping it")
     false_negative_margin: float | None = Field(
         default=None, description="Mask an in-batch negative whose teacher similarity exceeds the positive's by more than this; None: off"
     )
+    negatives_of_others: bool = Field(default=True, description="Whether hard negatives of other queries count as negatives")
+    mask_same_label: bool = Field(default=True, description="classification: texts with the anchor's label are no negatives")
+    relational_mean_gradient: bool = Field(default=True, description="classification: let the gradient flow through the mean distance")
     average: Average | None = None
 
 

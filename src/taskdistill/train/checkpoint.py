@@ -19,7 +19,13 @@ KIND = "checkpoint"
 
 
 def save_checkpoint(
-    root: Path, step: int, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, meta: Mapping[str, Any], *, keep: int = 2
+    root: Path,
+    step: int,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    meta: Mapping[str, Any],
+    *,
+    keep: int = 2,
 ) -> None:
     """Write the state after `step` updates and drop older ones.
 
@@ -76,7 +82,9 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimi
         raise BadInput(f"checkpoint {folder} is damaged: {faults[0]}; delete this folder to continue from the one before")
     for key, value in meta.items():
         if manifest.get(key) != value:
-            raise BadInput(f"checkpoint {folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use the same or a new --out")
+            raise BadInput(
+                f"checkpoint {folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use the same or a new --out"
+            )
     weights = load_file(folder / "weights.safetensors")
     moments = load_file(folder / "optimiser.safetensors")
     if weights.keys() != parameters.keys():

@@ -231,7 +231,9 @@ def classification(
     return terms, masked
 
 
-def adapter_objective(task: Task, settings: Adapter, dims: Sequence[int]) -> Callable[[Tensor, Prepared, Signals, Heads], tuple[Terms, float]]:
+def adapter_objective(
+    task: Task, settings: Adapter, dims: Sequence[int]
+) -> Callable[[Tensor, Prepared, Signals, Heads], tuple[Terms, float]]:
     """Return the objective of a task.
 
     Args:

@@ -11,7 +11,9 @@ from torch import nn
 from taskdistill.recipe import Phase
 
 
-def make_optimiser(phase: Phase, model: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter], heads_lr: float | None) -> torch.optim.AdamW:
+def make_optimiser(
+    phase: Phase, model: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter], heads_lr: float | None
+) -> torch.optim.AdamW:
     """Build AdamW with weight decay on matrices only.
 
     Args:

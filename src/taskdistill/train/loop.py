@@ -1,0 +1,266 @@
+"""The loop of one phase: batch, vectors, loss, check, update, log, checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from taskdistill.data.batches import Batch, BatchPlan
+from taskdistill.errors import WorkFailed
+from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.model.text import TextTokenizer
+from taskdistill.recipe import Phase
+from taskdistill.teacher.protocol import View
+from taskdistill.teacher.store import TeacherStore
+from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from taskdistill.train.log import Log
+from taskdistill.train.objectives import Heads, Signals, Terms
+from taskdistill.train.optim import clip, gradient_norm, make_optimiser, rate_factor, set_rate
+from taskdistill.train.prepare import Prepared
+from taskdistill.train.step import Workers, gradients
+
+Objective = Callable[[Tensor, Prepared, Signals, Heads], tuple[Terms, float]]
+OnStep = Callable[[dict[str, Any]], None]
+BASE_CACHE = 200_000
+"""Vectors of texts without adapter that a phase keeps in memory."""
+
+
+class Interrupted(Exception):
+    """The user asked to stop; everything so far is saved."""
+
+
+@dataclass
+class PhaseJob:
+    """Everything that one phase needs, beside the model and the disk."""
+
+    name: str
+    settings: Phase
+    plan: BatchPlan
+    prepare: Callable[[Batch], Prepared]
+    objective: Objective
+    weights: Mapping[str, float]
+    trained: dict[str, nn.Parameter]
+    heads: Heads = field(default_factory=Heads)
+    heads_lr: float | None = None
+    task: str | None = None
+    stores: Mapping[View, TeacherStore] = field(default_factory=dict)
+    needs_base: bool = False
+    needs_similarities: bool = False
+    snapshot_at: int | None = None
+    train_projection: bool = True
+
+    def moving_heads(self) -> dict[str, nn.Parameter]:
+        """Return the heads that this phase trains.
+
+        Returns:
+            Name to parameter; without the projection where it is kept as it was.
+        """
+        return {n: p for n, p in self.heads.named().items() if self.train_projection or not n.startswith("projection.")}
+
+
+@dataclass
+class Surroundings:
+    """What all phases of a run share."""
+
+    tokenizer: TextTokenizer
+    prompts: Mapping[str, str]
+    seed: int
+    threads: Workers
+    log: Log
+    meta: dict[str, Any]
+    on_step: OnStep
+    should_stop: Callable[[], bool]
+
+
+def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path, around: Surroundings) -> None:
+    """Train one phase from its last checkpoint, or from the start, to its end.
+
+    Args:
+        job: The phase.
+        model: The model; the parameters in `job.trained` are changed.
+        folder: Where the phase's checkpoints are kept.
+        around: Tokenizer, log, threads and so on.
+
+    Raises:
+        Interrupted: If a stop was asked for; the state is saved.
+        WorkFailed: If losses or gradients stay non-finite.
+    """
+    settings, everything = job.settings, job.trained | job.moving_heads()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in everything.values():
+        parameter.requires_grad_(True)
+    optimiser = make_optimiser(settings, job.trained, job.moving_heads(), job.heads_lr)
+    meta = {**around.meta, "phase": job.name}
+    step, bad, last_good = 0, 0, 0
+    if found := list_checkpoints(folder):
+        step = last_good = load_checkpoint(found[-1], everything, optimiser, meta)
+    around.log.forget(job.name, step)
+    signals = _SignalSource(job, model, around)
+    model.train()
+    while step < settings.steps:
+        if around.should_stop():
+            save_checkpoint(folder, step, everything, optimiser, meta)
+            raise Interrupted(f"stopped before step {step} of {job.name}; everything is saved, run the same command again to continue")
+        record = _one_step(job, model, optimiser, everything, signals, around, step)
+        bad = bad + 1 if record["skipped"] else 0
+        around.log.write(record)
+        around.on_step(record | {"steps": settings.steps})
+        if bad > settings.max_bad_steps:
+            raise WorkFailed(
+                f"{job.name}: loss or gradient was not finite {bad} times in a row, the last at step {step} (rows {record['rows']} of "
+                f"{record['dataset']}); the weights are as after step {last_good}: lower {job.name}.lr ({settings.lr}) or look at those rows"
+            )
+        step += 1
+        if step == job.snapshot_at:
+            save_file(
+                {name: p.detach().cpu().contiguous() for name, p in job.trained.items()},
+                folder.parent / f"{folder.name}.earlier.safetensors",
+            )
+        if step % settings.checkpoint_every == 0 or step == settings.steps:
+            save_checkpoint(folder, step, everything, optimiser, meta)
+            last_good = step
+    model.eval()
+    for parameter in everything.values():
+        parameter.requires_grad_(False)
+        parameter.grad = None
+
+
+def _one_step(
+    job: PhaseJob,
+    model: TransformerModel | StaticModel,
+    optimiser: torch.optim.Optimizer,
+    everything: Mapping[str, nn.Parameter],
+    signals: _SignalSource,
+    around: Surroundings,
+    step: int,
+) -> dict[str, Any]:
+    clock = _Clock()
+    with clock("data"):
+        batch = job.plan.at(step)
+        prepared = job.prepare(batch)
+    with clock("tokenise"):
+        ids = signals.ids(prepared)
+    with clock("teacher"):
+        given = signals.of(prepared, ids)
+    model.select(job.task)
+    optimiser.zero_grad(set_to_none=True)
+    with clock("model"):
+        terms, total, masked = gradients(
+            model,
+            ids,
+            lambda vectors: job.objective(vectors, prepared, given, job.heads),
+            job.weights,
+            list(job.trained.values()),
+            seed=around.seed * 7_919 + step,
+            threads=around.threads,
+            micro_batch_tokens=job.settings.micro_batch_tokens,
+        )
+    with clock("optimiser"):
+        norm = gradient_norm(everything)
+        factor = rate_factor(job.settings, step)
+        skipped = not (math.isfinite(total) and math.isfinite(norm))
+        if not skipped:
+            clip(everything, norm, job.settings.clip)
+            set_rate(optimiser, factor)
+            optimiser.step()
+    record: dict[str, Any] = {
+        "phase": job.name,
+        "step": step,
+        "dataset": batch.dataset,
+        "loss": total,
+        "terms": terms,
+        "lr": job.settings.lr * factor,
+        "grad_norm": norm,
+        "clipped": norm > job.settings.clip,
+        "masked": masked,
+        "skipped": skipped,
+        "texts": len(ids),
+        "tokens": sum(len(row) for row in ids),
+        "seconds": clock.seconds,
+    }
+    record["texts_per_s"] = len(ids) / sum(clock.seconds.values())
+    if job.heads.log_temperature is not None:
+        record["temperature"] = float(job.heads.log_temperature.detach().exp())
+    if skipped:
+        record["rows"] = np.asarray(batch.row_ids).reshape(-1)[:20].tolist()
+    return record
+
+
+class _SignalSource:
+    """Token ids of a batch, and what it is compared with: the teacher's vectors, or the base's own."""
+
+    def __init__(self, job: PhaseJob, model: TransformerModel | StaticModel, around: Surroundings) -> None:
+        self.job, self.model, self.around = job, model, around
+        self._base: dict[tuple[str, str], Tensor] = {}
+
+    def ids(self, prepared: Prepared) -> list[np.ndarray]:
+        _, length = self.job.settings.long_sources.get(prepared.batch.dataset, (0, self.job.settings.max_length))
+        out: list[np.ndarray | None] = [None] * len(prepared.texts)
+        for role in dict.fromkeys(role for role, _ in prepared.texts):
+            places = [i for i, (other, _) in enumerate(prepared.texts) if other == role]
+            made = self.around.tokenizer.ids(
+                [prepared.texts[i][1] for i in places], prompt=self.around.prompts.get(role, ""), max_length=length
+            )
+            for place, row in zip(places, made.ids, strict=True):
+                out[place] = row
+        return [row for row in out if row is not None]
+
+    def of(self, prepared: Prepared, ids: list[np.ndarray]) -> Signals:
+        found = Signals()
+        if prepared.distilled:
+            found.teacher = self._teacher(prepared)
+            if self.job.needs_similarities and prepared.second is not None:
+                count = len(prepared.first)
+                unit = torch.nn.functional.normalize(found.teacher, dim=1).numpy()
+                found.teacher_similarities = unit[:count] @ unit[count : 2 * count].T
+        if self.job.needs_base:
+            found.base = self._without_adapter(prepared, ids)
+        return found
+
+    def _teacher(self, prepared: Prepared) -> Tensor:
+        out: Tensor | None = None
+        for view in dict.fromkeys(view for _, view in prepared.distilled):
+            rows = [i for i, (_, other) in enumerate(prepared.distilled) if other == view]
+            vectors = self.job.stores[view].get([prepared.texts[prepared.distilled[i][0]][1] for i in rows])
+            if out is None:
+                out = torch.empty(len(prepared.distilled), vectors.shape[1])
+            out[rows] = torch.from_numpy(vectors.astype(np.float32))
+        assert out is not None
+        return out
+
+    def _without_adapter(self, prepared: Prepared, ids: list[np.ndarray]) -> Tensor:
+        new = [i for i, text in enumerate(prepared.texts) if text not in self._base]
+        if new:
+            if len(self._base) > BASE_CACHE:
+                self._base.clear()
+                new = list(range(len(ids)))
+            self.model.select(None)
+            with torch.no_grad():
+                vectors = self.model.embed([ids[i] for i in new]).cpu()
+            for row, i in enumerate(new):
+                self._base[prepared.texts[i]] = vectors[row].clone()
+        return torch.stack([self._base[text] for text in prepared.texts])
+
+
+class _Clock:
+    """Seconds spent in each part of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - start

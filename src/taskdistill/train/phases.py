@@ -1,0 +1,307 @@
+"""From a recipe's phase to what the loop runs: batches, objective, trained weights; and the finished phase on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from taskdistill.data.batches import Batch, BatchPlan
+from taskdistill.data.rows import Dataset
+from taskdistill.errors import BadInput
+from taskdistill.folders import check_folder, read_manifest, write_folder
+from taskdistill.model.adapters import adapter_parameters, attach, lora_config
+from taskdistill.model.projection import Projection
+from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.recipe import Adapter, Phase, Recipe, Stage1, StaticSettings
+from taskdistill.teacher.protocol import View
+from taskdistill.teacher.store import TeacherStore
+from taskdistill.train.loop import PhaseJob
+from taskdistill.train.objectives import Heads, Signals, Terms, adapter_objective, distill, weights_for
+from taskdistill.train.prepare import Prepared, prepare
+from taskdistill.vocabulary import RowKind, Task
+
+KIND = "phase"
+ALLOWED: dict[Task, tuple[RowKind, ...]] = {
+    Task.RETRIEVAL: (RowKind.PAIRS,),
+    Task.TEXT_MATCHING: (RowKind.PAIRS, RowKind.SCORED),
+    Task.CLUSTERING: (RowKind.PAIRS, RowKind.TEXTS, RowKind.LABELLED),
+    Task.CLASSIFICATION: (RowKind.LABELLED,),
+}
+"""Kinds of rows that each task's objective can use (section 5)."""
+
+
+def static_phase(settings: StaticSettings) -> Phase:
+    """Write the instant student's settings as a phase.
+
+    Args:
+        settings: Its part of the recipe.
+
+    Returns:
+        A phase with one learning rate, no decay and long checkpoints.
+    """
+    return Phase(
+        sources=settings.sources,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        weight_decay=0.0,
+        max_length=512,
+        matryoshka=settings.matryoshka,
+        checkpoint_every=settings.steps,
+    )
+
+
+def phase_task(name: str) -> Task | None:
+    """Return the task of a phase by its name.
+
+    Args:
+        name: `stage1`, `long`, `static` or `adapters.<task>`.
+
+    Returns:
+        The task, or None.
+    """
+    return Task(name.removeprefix("adapters.")) if name.startswith("adapters.") else None
+
+
+def distils(name: str, settings: Phase) -> bool:
+    """Say whether a phase compares with the teacher.
+
+    Args:
+        name: The phase.
+        settings: Its part of the recipe.
+
+    Returns:
+        True for stage 1 and for adapters whose distillation term has a weight.
+    """
+    task = phase_task(name)
+    if task is None or not isinstance(settings, Adapter):
+        return True
+    return "distill" in weights_for(task, settings.weights) or settings.false_negative_margin is not None
+
+
+def make_plan(recipe: Recipe, name: str, settings: Phase, datasets: Mapping[str, Dataset]) -> BatchPlan:
+    """Decide which rows every step of a phase sees.
+
+    Args:
+        recipe: For its seed.
+        name: The phase.
+        settings: Its part of the recipe.
+        datasets: Source name to rows.
+
+    Returns:
+        The plan.
+
+    Raises:
+        BadInput: If a source's rows are of a kind that the task cannot use.
+    """
+    task = phase_task(name)
+    used = [datasets[source] for source, weight in settings.sources.items() if weight > 0]
+    for dataset in used:
+        if task is not None and dataset.kind not in ALLOWED[task]:
+            allowed = ", ".join(ALLOWED[task])
+            raise BadInput(f"{name}: source {dataset.name!r} has {dataset.kind} rows, this task learns from {allowed}")
+    sizes = {source: size for source, (size, _) in settings.long_sources.items()}
+    negatives = settings.negatives if task is Task.CLASSIFICATION and isinstance(settings, Adapter) else None
+    if task is Task.CLASSIFICATION and not negatives:
+        raise BadInput(f"{name}.negatives is 0; a classification item needs at least one negative, the paper takes 7")
+    weights = {dataset.name: settings.sources[dataset.name] for dataset in used}
+    return BatchPlan(used, weights, settings.batch_size, seed=recipe.seed, label=name, batch_sizes=sizes, negatives=negatives)
+
+
+def preparer(name: str, settings: Phase) -> Any:
+    """Return how a phase lays out a batch.
+
+    Args:
+        name: The phase.
+        settings: Its part of the recipe.
+
+    Returns:
+        Batch to `Prepared`.
+    """
+    task, distil = phase_task(name), distils(name, settings)
+    hard = settings.negatives if isinstance(settings, Adapter) and task is not Task.CLASSIFICATION else 0
+
+    def made(batch: Batch) -> Prepared:
+        return prepare(batch, task=task, distil=distil, negatives=hard)
+
+    return made
+
+
+def teacher_needs(name: str, settings: Phase, plan: BatchPlan) -> dict[View, list[str]]:
+    """List the texts that a phase will compare with the teacher: exactly those that its steps draw.
+
+    Args:
+        name: The phase.
+        settings: Its part of the recipe.
+        plan: Its batches.
+
+    Returns:
+        View to distinct texts, in the order of first use.
+    """
+    if not distils(name, settings):
+        return {}
+    made, found = preparer(name, settings), dict[View, dict[str, None]]()
+    for step in range(settings.steps):
+        prepared = made(plan.at(step))
+        for place, view in prepared.distilled:
+            found.setdefault(view, {})[prepared.texts[place][1]] = None
+    return {view: list(texts) for view, texts in found.items()}
+
+
+def stage1_job(
+    name: str,
+    settings: Stage1,
+    model: TransformerModel,
+    plan: BatchPlan,
+    stores: Mapping[View, TeacherStore],
+    projection: Projection | None,
+    dims: Sequence[int],
+) -> PhaseJob:
+    """Describe stage 1 or the long phase.
+
+    Args:
+        name: `stage1` or `long`.
+        settings: Its part of the recipe.
+        model: The student.
+        plan: Its batches.
+        stores: The teacher's vectors.
+        projection: Trained along, or None.
+        dims: Prefix sizes.
+
+    Returns:
+        What the loop runs.
+    """
+    chosen = dims if settings.matryoshka else [model.embedding_dim]
+
+    def objective(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads) -> tuple[Terms, float]:
+        return {"distill": distill(vectors, prepared, signals, heads, chosen, settings.reduction)}, 0.0
+
+    table = model.backbone.get_input_embeddings().weight
+    trained = {n: p for n, p in model.backbone.named_parameters() if not (settings.freeze_embeddings and p is table)}
+    heads = Heads(projection)
+    return PhaseJob(name, settings, plan, preparer(name, settings), objective, {}, trained, heads, settings.projection_lr, stores=stores)
+
+
+def static_job(settings: StaticSettings, model: StaticModel, plan: BatchPlan, store: TeacherStore, dims: Sequence[int]) -> PhaseJob:
+    """Describe the training of the instant student, whose size is the teacher's, without a projection.
+
+    Args:
+        settings: Its part of the recipe.
+        model: The token table.
+        plan: Its batches.
+        store: The teacher's vectors of raw documents.
+        dims: Prefix sizes.
+
+    Returns:
+        What the loop runs.
+    """
+    phase = static_phase(settings)
+    chosen = dims if settings.matryoshka else [model.embedding_dim]
+
+    def objective(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads) -> tuple[Terms, float]:
+        return {"distill": distill(vectors, prepared, signals, heads, chosen)}, 0.0
+
+    stores: dict[View, TeacherStore] = {"query": store, "document": store}
+    return PhaseJob("static", phase, plan, preparer("static", phase), objective, {}, {"table": model.table}, stores=stores)
+
+
+def adapter_job(
+    task: Task,
+    settings: Adapter,
+    model: TransformerModel,
+    plan: BatchPlan,
+    stores: Mapping[View, TeacherStore],
+    projection: Projection | None,
+    dims: Sequence[int],
+) -> tuple[PhaseJob, LoraConfig]:
+    """Attach a fresh adapter and describe its training.
+
+    Args:
+        task: The task.
+        settings: Its part of the recipe.
+        model: The student, whose own weights stay as they are.
+        plan: Its batches.
+        stores: The teacher's vectors.
+        projection: Stage 1's; trained further only if the recipe says so.
+        dims: Prefix sizes.
+
+    Returns:
+        What the loop runs, and the adapter's shape.
+    """
+    config = lora_config(
+        model.backbone, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, targets=settings.target_modules
+    )
+    attach(model.backbone, task.value, config)
+    model.tasks.append(task.value)
+    weights = weights_for(task, settings.weights)
+    heads = Heads(projection)
+    learned = settings.learn_temperature if settings.learn_temperature is not None else task is Task.RETRIEVAL
+    if learned and "info_nce" in weights:
+        heads.log_temperature = nn.Parameter(torch.tensor(settings.temperature).log())
+    chosen = dims if settings.matryoshka else [model.embedding_dim]
+    name = f"adapters.{task.value}"
+    job = PhaseJob(
+        name,
+        settings,
+        plan,
+        preparer(name, settings),
+        adapter_objective(task, settings, chosen),
+        weights,
+        dict(adapter_parameters(model.backbone, task.value)),
+        heads,
+        task=task.value,
+        stores=stores,
+        needs_base="relational" in weights,
+        needs_similarities=settings.false_negative_margin is not None,
+        snapshot_at=None if settings.average is None else max(1, round(settings.average.earlier * settings.steps)),
+        train_projection=settings.train_projection,
+    )
+    return job, config
+
+
+def save_phase(folder: Path, job: PhaseJob, meta: Mapping[str, Any]) -> None:
+    """Write what a finished phase trained.
+
+    Args:
+        folder: Where.
+        job: The phase.
+        meta: What must match when it is read again.
+    """
+    with write_folder(folder, KIND, meta={**meta, "phase": job.name}, replace=True) as beside:
+        tensors = {name: p.detach().cpu().contiguous() for name, p in (job.trained | job.moving_heads()).items()}
+        save_file(tensors, beside / "weights.safetensors")
+
+
+def load_phase(folder: Path, job: PhaseJob, meta: Mapping[str, Any]) -> bool:
+    """Put a finished phase's weights back, if it was finished.
+
+    Args:
+        folder: Where it would be.
+        job: The phase; its parameters are overwritten.
+        meta: What must match.
+
+    Returns:
+        Whether the phase was finished.
+
+    Raises:
+        BadInput: If the folder is damaged or was made with other settings or data.
+    """
+    if not folder.is_dir():
+        return False
+    manifest = read_manifest(folder, KIND)
+    if faults := check_folder(folder, manifest):
+        raise BadInput(f"finished phase {folder} is damaged: {faults[0]}; delete this folder to train the phase again")
+    for key, value in meta.items():
+        if manifest.get(key) != value:
+            raise BadInput(f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use a new --out")
+    tensors = load_file(folder / "weights.safetensors")
+    with torch.no_grad():
+        for name, parameter in (job.trained | job.moving_heads()).items():
+            parameter.copy_(tensors[name])
+    return True
