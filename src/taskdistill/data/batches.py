@@ -95,7 +95,7 @@ class BatchPlan:
                 rows = len(self._labels[index].anchors)
             if dataset.kind is RowKind.SCORED and (size < 2 or len({row.score for row in dataset.rows}) < 2):
                 raise BadInput(
-                    f"{label}: data set {dataset.name!r} needs two distinct scores in every batch; give graded rows and a batch_size of 2 or more"
+                    f"{label}: data set {dataset.name!r} needs two distinct scores a batch; give graded rows, and 2 or more a batch"
                 )
             if size > rows:
                 raise BadInput(

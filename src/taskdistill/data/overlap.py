@@ -1,0 +1,41 @@
+"""How much of an evaluation set was seen in training: exact texts, and texts that share a run of 13 words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from taskdistill.data.duplicates import normalise, share_of_runs, word_runs
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Which evaluation texts occur in the training texts: masks of shape (evaluation texts,)."""
+
+    exact: np.ndarray
+    near: np.ndarray
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers for a report.
+
+        Returns:
+            texts, exact (equal after NFKC, case folding, joined white space) and near (share 13 words in a row, not exact).
+        """
+        return {"texts": len(self.exact), "exact": int(self.exact.sum()), "near": int((self.near & ~self.exact).sum())}
+
+
+def overlap(train_texts: Sequence[str], eval_texts: Sequence[str]) -> Overlap:
+    """Compare evaluation texts with training texts.
+
+    Args:
+        train_texts: Every text that training sees.
+        eval_texts: The texts of an evaluation set.
+
+    Returns:
+        For each evaluation text whether it was seen.
+    """
+    seen = {normalise(text) for text in train_texts}
+    exact = np.array([normalise(text) in seen for text in eval_texts], dtype=bool)
+    return Overlap(exact, share_of_runs(eval_texts, np.unique(word_runs(train_texts)[0])) > 0)
