@@ -41,9 +41,7 @@ def embedding_distance(projected: Tensor, targets: Tensor, reduction: Literal["m
     return distances.mean() if reduction == "mean" else distances.sum()
 
 
-def info_nce(
-    queries: Tensor, documents: Tensor, positives: Tensor, temperature: Tensor | float, excluded: Tensor | None = None
-) -> Tensor:
+def info_nce(queries: Tensor, documents: Tensor, positives: Tensor, temperature: Tensor | float, excluded: Tensor | None = None) -> Tensor:
     """InfoNCE of queries against candidate documents (section 5.1).
 
     Large problems are computed by row chunks with the gradient taken in the forward pass; see `streaming_info_nce`.

@@ -1,0 +1,1 @@
+"""Encoding: the Encoder and its batches."""

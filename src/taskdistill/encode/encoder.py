@@ -270,7 +270,9 @@ class Encoder:
         stored = self.model.settings.int8_ranges.get(task or "base", {})
         if str(dim) not in stored:
             known = ", ".join(stored) or "none"
-            raise BadInput(f"this model stores no int8 ranges for {task or 'base'} at {dim} dimensions (stored: {known}); use float32 and calibrate")
+            raise BadInput(
+                f"this model stores no int8 ranges for {task or 'base'} at {dim} dimensions (stored: {known}); use float32 and calibrate"
+            )
         return _Shape(dim, kind, Int8Ranges.from_json(stored[str(dim)]))
 
     def _run(self, ids: list[np.ndarray], task: str | None, shape: _Shape, out: np.ndarray, start: int, progress: Progress | None) -> None:
@@ -282,7 +284,9 @@ class Encoder:
             with torch.inference_mode():
                 vectors = self.model.module.embed([ids[i] for i in batch]).float().cpu().numpy()
             if not np.isfinite(vectors).all():
-                raise WorkFailed(f"the model gave values that are not finite for text {start + int(batch[0])} or a neighbour; its weights are damaged")
+                raise WorkFailed(
+                    f"the model gave values that are not finite for text {start + int(batch[0])} or a neighbour; its weights are damaged"
+                )
             out[batch] = shape.finish(vectors)
 
         with self._lock:

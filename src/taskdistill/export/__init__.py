@@ -1,0 +1,1 @@
+"""Export: what other programs load."""

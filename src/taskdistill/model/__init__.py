@@ -1,0 +1,1 @@
+"""Models: tokens, backbones, the packed stream, pooling, adapters, projection, and the model folder."""

@@ -78,7 +78,9 @@ def linear_names(backbone: nn.Module) -> list[str]:
     return sorted(names)
 
 
-def lora_config(backbone: nn.Module, *, rank: int = 32, alpha: int = 32, dropout: float = 0.1, targets: list[str] | None = None) -> LoraConfig:
+def lora_config(
+    backbone: nn.Module, *, rank: int = 32, alpha: int = 32, dropout: float = 0.1, targets: list[str] | None = None
+) -> LoraConfig:
     """Describe an adapter as the paper does (section 2.6).
 
     Args:

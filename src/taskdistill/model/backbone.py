@@ -115,7 +115,9 @@ def load_backbone(folder: Path, *, trust_remote_code: bool = False, dtype: torch
             **without,
         )
     if info["missing_keys"]:
-        raise BadInput(f"{folder}/model.safetensors lacks {len(info['missing_keys'])} tensors, {sorted(info['missing_keys'])[:3]} first; copy it again")
+        raise BadInput(
+            f"{folder}/model.safetensors lacks {len(info['missing_keys'])} tensors, {sorted(info['missing_keys'])[:3]} first; copy it again"
+        )
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
             raise BadInput(f"{folder}/model.safetensors: {name} holds values that are not finite; the file is damaged or training diverged")
@@ -152,7 +154,9 @@ def refuse_code(raw: Mapping[str, Any], path: Path, trust_remote_code: bool) -> 
     """
     named = [key for key in CODE_KEYS if raw.get(key)]
     if named and not trust_remote_code:
-        raise BadInput(f"{path} names code to run ({', '.join(named)}); pass trust_remote_code only if you have read that code and trust it")
+        raise BadInput(
+            f"{path} names code to run ({', '.join(named)}); pass trust_remote_code only if you have read that code and trust it"
+        )
 
 
 def make_config(raw: Mapping[str, Any], path: Path | str, *, trust_remote_code: bool = False) -> PretrainedConfig:

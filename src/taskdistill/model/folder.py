@@ -108,7 +108,9 @@ def write_model(
         (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", "utf-8")
         _write(folder / "config_sentence_transformers.json", _st_config(model.settings.prompts))
         if model.projection is not None:
-            save_file({k: v.detach().cpu().contiguous() for k, v in model.projection.state_dict().items()}, folder / "projection.safetensors")
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in model.projection.state_dict().items()}, folder / "projection.safetensors"
+            )
         for name, content in (extra_files or {}).items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -140,7 +142,9 @@ def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
         module = TransformerModel(backbone, _pooling(folder, kinds))
         tokenizer = TextTokenizer.load(folder)
         if len(tokenizer) > backbone.config.vocab_size:
-            raise BadInput(f"{folder}/tokenizer.json has ids up to {len(tokenizer) - 1}, the token table only {backbone.config.vocab_size} rows")
+            raise BadInput(
+                f"{folder}/tokenizer.json has ids up to {len(tokenizer) - 1}, the token table only {backbone.config.vocab_size} rows"
+            )
         settings = Settings(max_length=_max_length(folder, backbone.config))
     st = read_json(folder / "config_sentence_transformers.json") if (folder / "config_sentence_transformers.json").is_file() else {}
     prompts = {name: text for name, text in (st.get("prompts") or {}).items() if isinstance(text, str)}
@@ -255,7 +259,9 @@ def _chain(folder: Path) -> list[str]:
     kinds = [name.rsplit(".", 1)[-1] for name in types]
     for name, kind in zip(types, kinds, strict=True):
         if not name.startswith("sentence_transformers.") or kind not in MODULES:
-            raise BadInput(f"{path} asks for the module {name!r}; only {', '.join(MODULES)} of sentence-transformers are read, and no code is run")
+            raise BadInput(
+                f"{path} asks for the module {name!r}; only {', '.join(MODULES)} of sentence-transformers are read, and no code is run"
+            )
     if kinds[:1] not in (["Transformer"], ["StaticEmbedding"]):
         raise BadInput(f"{path}: the first module is {kinds[:1]}, needs Transformer or StaticEmbedding")
     return kinds

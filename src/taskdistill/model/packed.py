@@ -120,7 +120,9 @@ def packed_attention(
     if groups is None or attention_mask is not None or query.shape[0] != 1:
         raise ValueError("packed attention needs one stream, `groups`, and no attention mask; call the model through `embed_packed`")
     if sliding_window is not None and sliding_window < groups.longest:
-        raise ValueError(f"this backbone attends over windows of {sliding_window} tokens; texts of {groups.longest} tokens cannot be packed")
+        raise ValueError(
+            f"this backbone attends over windows of {sliding_window} tokens; texts of {groups.longest} tokens cannot be packed"
+        )
     causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
     grouped_heads = query.shape[1] != key.shape[1]
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))

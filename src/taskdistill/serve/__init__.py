@@ -1,0 +1,1 @@
+"""Serving: embeddings and search over HTTP."""

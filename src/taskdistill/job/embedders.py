@@ -1,0 +1,97 @@
+"""Models as evaluation sees them: the student with or without adapters, a static table, and the teacher through its store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from taskdistill.encode.encoder import Encoder
+from taskdistill.errors import BadInput
+from taskdistill.teacher.protocol import Teacher, View
+from taskdistill.teacher.store import TeacherStore
+from taskdistill.vocabulary import Role, Task
+
+
+class EncoderEmbedder:
+    """An encoder; a task without an adapter, or every task if adapters are off, gives the base's vectors."""
+
+    def __init__(self, encoder: Encoder, *, name: str | None = None, adapters: bool = True) -> None:
+        """Wrap an encoder.
+
+        Args:
+            encoder: The model.
+            name: What to call it in tables; None for the model's own name.
+            adapters: Whether each task uses its adapter.
+        """
+        self.encoder = encoder
+        self.adapters = adapters
+        self.name = name or encoder.name
+
+    def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
+        """Encode texts.
+
+        Args:
+            texts: Strings.
+            task: The protocol's task.
+            prompt_name: query or document.
+
+        Returns:
+            float32 `(n, D)`, unit rows.
+        """
+        chosen = task if self.adapters and task in self.encoder.tasks else None
+        return self.encoder.encode(texts, task=chosen, prompt_name=prompt_name)
+
+    def fingerprint(self) -> str:
+        """Hash what decides the vectors.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        return hashlib.sha256(f"{self.encoder.model_hash} {self.adapters}".encode()).hexdigest()
+
+
+class TeacherEmbedder:
+    """The teacher; its vectors of evaluation texts are kept in its store like all others."""
+
+    def __init__(self, teacher: Teacher, stores: Mapping[View, TeacherStore]) -> None:
+        """Wrap a teacher.
+
+        Args:
+            teacher: The teacher.
+            stores: View to store.
+        """
+        self.teacher, self.stores = teacher, stores
+        self.name = f"teacher ({teacher.identity.model})"
+
+    def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
+        """Look vectors up, embedding what is missing.
+
+        Args:
+            texts: Strings.
+            task: Clustering texts are read for their topic (section 5.3).
+            prompt_name: query or document.
+
+        Returns:
+            float32 `(n, T)`.
+
+        Raises:
+            BadInput: If the teacher has no vector for some text.
+        """
+        view: View = "topic" if task == Task.CLUSTERING else "query" if prompt_name == Role.QUERY else "document"
+        store = self.stores[view]
+        store.fill(texts, self.teacher)
+        if missing := store.missing(texts):
+            raise BadInput(f"the teacher gave no usable vector for {len(missing)} evaluation texts, so it cannot be scored on this set")
+        return store.get(texts).astype(np.float32)
+
+    def fingerprint(self) -> str:
+        """Hash what decides the vectors.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        said = {view: store.instruction for view, store in sorted(self.stores.items())}
+        return hashlib.sha256(json.dumps([self.teacher.identity.fields(), said], sort_keys=True).encode()).hexdigest()

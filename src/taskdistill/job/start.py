@@ -1,0 +1,209 @@
+"""Where a run begins: its data, its teacher, and the student before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taskdistill.data.rows import Dataset
+from taskdistill.data.sources import load_source
+from taskdistill.errors import BadInput
+from taskdistill.folders import read_manifest
+from taskdistill.job.watch import Watcher
+from taskdistill.model.backbone import build_backbone, keep_layers, load_backbone, resolve, rope_theta, set_rope_theta, without_dropout
+from taskdistill.model.folder import Model, Settings, read_model
+from taskdistill.model.student import TransformerModel
+from taskdistill.model.text import TextTokenizer
+from taskdistill.recipe import Recipe
+from taskdistill.vocabulary import MANIFEST, Pooling
+
+DOCSTRINGS = "docstrings"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The texts of a run."""
+
+    root: Path
+    datasets: dict[str, Dataset]
+
+    def digest(self) -> str:
+        """Hash the rows of every source.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        lines = [f"{name} {dataset.sha256}" for name, dataset in sorted(self.datasets.items())]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def counts(self) -> dict[str, Any]:
+        """Say what became of every source's rows.
+
+        Returns:
+            Source name to read, used, repaired and rejected.
+        """
+        return {name: dataset.counts.as_dict() for name, dataset in self.datasets.items()}
+
+
+def data_root(recipe: Recipe, recipe_folder: Path, docs_folder: Path, watcher: Watcher) -> Path:
+    """Find the data folder of a recipe, building the embedded default if it is asked for.
+
+    Args:
+        recipe: The recipe.
+        recipe_folder: A relative `data.root` is looked for from here after the current folder.
+        docs_folder: Where the embedded default is built.
+        watcher: Told what is built.
+
+    Returns:
+        An existing folder.
+
+    Raises:
+        BadInput: If there is no such folder.
+    """
+    if recipe.data.root != DOCSTRINGS:
+        if recipe.data.docstrings_limit is not None:
+            raise BadInput("data.docstrings_limit has no effect unless data.root is docstrings; remove it")
+        for folder in (Path(recipe.data.root), recipe_folder / recipe.data.root):
+            if folder.is_dir():
+                return folder
+        raise BadInput(f"data.root {recipe.data.root!r} is no folder here nor beside the recipe; give a folder, or `docstrings`")
+    from taskdistill.data.docs_folder import build_docs_folder
+
+    if not (docs_folder / MANIFEST).is_file():
+        watcher.stage("reading the documentation of the installed packages")
+        counts = build_docs_folder(docs_folder, seed=recipe.seed, limit=recipe.data.docstrings_limit, progress=watcher.count)
+        for line in counts_lines(counts):
+            watcher.note(line)
+    else:
+        read_manifest(docs_folder, "data")
+    return docs_folder
+
+
+def counts_lines(counts: Mapping[str, Any]) -> list[str]:
+    """Write the counts of the embedded default as lines.
+
+    Args:
+        counts: What `build_docs_folder` returned.
+
+    Returns:
+        One line a group of counts.
+    """
+    plain = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in counts.items() if isinstance(value, int))
+    groups = [
+        f"{name}: " + ", ".join(f"{key} {value:,}" for key, value in group.items() if isinstance(value, int))
+        for name, group in counts.items()
+        if isinstance(group, Mapping)
+    ]
+    return [plain, *groups]
+
+
+def load_inputs(recipe: Recipe, root: Path, watcher: Watcher) -> Inputs:
+    """Read every source that some phase uses.
+
+    Args:
+        recipe: The recipe.
+        root: The data folder.
+        watcher: Told the counts of every source.
+
+    Returns:
+        The rows.
+    """
+    used = {name for phase in recipe.phases().values() for name, weight in phase.sources.items() if weight > 0}
+    datasets = {}
+    for name, source in recipe.data.sources.items():
+        if name not in used:
+            continue
+        dataset = load_source(root, name, source, max_bad=recipe.data.max_bad, seed=recipe.seed)
+        counts = dataset.counts
+        repaired, rejected = sum(counts.repaired.values()), sum(counts.rejected.values())
+        watcher.note(f"{name}: {counts.read:,} rows read, {counts.used:,} used as they are, {repaired:,} repaired, {rejected:,} rejected")
+        for example in counts.examples[:3]:
+            watcher.note(f"  {example}")
+        datasets[name] = dataset
+    return Inputs(root, datasets)
+
+
+def start_student(recipe: Recipe) -> Model:
+    """Make the student as it is before the first step.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        The model with its tokenizer, prompts and sizes.
+
+    Raises:
+        BadInput: If the settings do not fit the initial model.
+    """
+    settings = recipe.student
+    source = _initial(recipe)
+    if settings.init == "config":
+        assert settings.config is not None
+        import torch
+
+        torch.manual_seed(recipe.seed)
+        backbone = build_backbone(settings.config)
+        tokenizer = TextTokenizer.load(source)
+        pooling = settings.pooling
+    else:
+        backbone = load_backbone(source, trust_remote_code=settings.trust_remote_code)
+        tokenizer = TextTokenizer.load(resolve(settings.tokenizer) if settings.tokenizer else source)
+        pooling = settings.pooling or _pooling_of(source)
+    if pooling is None:
+        raise BadInput("student.pooling is missing and the initial model names none; give last, mean or cls")
+    if settings.layers is not None:
+        keep_layers(backbone, settings.layers)
+    without_dropout(backbone)
+    most = int(getattr(backbone.config, "max_position_embeddings", settings.max_length))
+    if settings.max_length > most:
+        raise BadInput(f"student.max_length is {settings.max_length}, the backbone has positions for {most}; set it to that or less")
+    if len(tokenizer) > backbone.config.vocab_size:
+        raise BadInput(f"the tokenizer has {len(tokenizer)} ids, the backbone's token table {backbone.config.vocab_size} rows; give its own tokenizer")
+    if settings.rope_theta is not None:
+        set_rope_theta(backbone, settings.rope_theta)
+    module = TransformerModel(backbone, pooling)
+    dims = matryoshka_dims(settings.matryoshka_dims, module.embedding_dim)
+    facts = Settings(prompts=dict(settings.prompts), max_length=settings.max_length, matryoshka_dims=dims, rope_theta=rope_theta(backbone))
+    return Model(module.eval(), tokenizer, facts, name=recipe.name, source=source)
+
+
+def matryoshka_dims(dims: list[int], width: int) -> tuple[int, ...]:
+    """Check and complete the prefix sizes.
+
+    Args:
+        dims: Sizes of the recipe.
+        width: Embedding size.
+
+    Returns:
+        Ascending distinct sizes that end with the full one.
+
+    Raises:
+        BadInput: If a size exceeds the full one.
+    """
+    if over := [dim for dim in dims if dim > width]:
+        raise BadInput(f"student.matryoshka_dims names {over}, the student's vectors have {width} dimensions")
+    return tuple(sorted({*dims, width}))
+
+
+def _initial(recipe: Recipe) -> Path:
+    init = recipe.student.init
+    if init == "teacher":
+        if recipe.teacher.kind != "local":
+            raise BadInput(f"student.init is `teacher`, but a {recipe.teacher.kind} teacher has no weights here; name a model folder or Hub id")
+        return resolve(recipe.teacher.model, recipe.teacher.revision)
+    if init == "config":
+        if recipe.student.tokenizer is None:
+            raise BadInput("student.init is `config`, so student.tokenizer must name a folder with a tokenizer.json")
+        return resolve(recipe.student.tokenizer)
+    return resolve(init)
+
+
+def _pooling_of(source: Path) -> Pooling | None:
+    """Read the pooling of a sentence-transformers folder; None where the folder is a bare backbone."""
+    if not (source / "modules.json").is_file():
+        return None
+    module = read_model(source).module
+    return module.pooling if isinstance(module, TransformerModel) else None
