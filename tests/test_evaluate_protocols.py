@@ -1,0 +1,138 @@
+"""Which adapter and prompt each kind takes, exact search, means over languages, and models that misbehave."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from taskdistill.errors import BadInput
+from taskdistill.evaluate import protocols
+from taskdistill.evaluate.kinds import METRIC, Kind
+from taskdistill.evaluate.protocols import evaluate_set, top_documents, unit_score
+from taskdistill.evaluate.reading import LabelledData, PairData, RankingData, SummaryData
+
+
+class Letters:
+    """Counts of letters; remembers what it was asked."""
+
+    name = "letters"
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str | None, str, list[str]]] = []
+
+    def encode(self, texts, *, task, prompt_name):
+        self.calls.append((task, prompt_name, list(texts)))
+        return np.array([[text.count(letter) for letter in "abcdef"] for text in texts], dtype=np.float32)
+
+    def fingerprint(self) -> str:
+        return "letters"
+
+
+class Fixed(Letters):
+    def __init__(self, *answers) -> None:
+        super().__init__()
+        self.answers = list(answers)
+
+    def encode(self, texts, *, task, prompt_name):
+        return self.answers.pop(0)(len(texts))
+
+
+PAIRS = PairData(["ab", "cd", "ab"], ["ab", "ce", "ff"], np.array([1, 0.5, 0]), [""] * 3)
+RANKING = RankingData({"1": "aab", "2": "ccd", "3": "ccd"}, {"q": "ab"}, {"q": {"1": 1, "2": 0}})
+TRAIN = LabelledData(["aa", "bb", "ab", "bc"], ["x", "y", "x", "y"], [""] * 4)
+LABELLED = LabelledData(["a", "bbb", "a"], ["x", "y", "x"], [""] * 3, TRAIN)
+MULTI = LabelledData(["a", "b"], [["x"], ["y"]], [""] * 2, LabelledData(["a", "b"] * 6, [["x"], ["y"]] * 6, [""] * 12))
+SUMMARIES = SummaryData([["ab"]], [["ab", "ac", "cc"]], [[3, 2, 1]])
+DATA = {
+    Kind.RETRIEVAL: RANKING, Kind.RERANKING: RankingData(RANKING.documents, RANKING.queries, RANKING.qrels, {"q": ["1", "2"]}),
+    Kind.STS: PAIRS, Kind.PAIR_CLASSIFICATION: PairData(["ab", "ab"], ["ab", "ff"], np.array([1.0, 0]), ["", ""]),
+    Kind.BITEXT: PairData(["ab", "cd"], ["ab", "cd"], None, ["", ""]), Kind.SUMMARISATION: SUMMARIES,
+    Kind.CLUSTERING: LABELLED, Kind.CLASSIFICATION: LABELLED, Kind.MULTILABEL: MULTI,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        (Kind.RETRIEVAL, "retrieval"), (Kind.RERANKING, "retrieval"), (Kind.STS, "text-matching"),
+        (Kind.PAIR_CLASSIFICATION, "text-matching"), (Kind.BITEXT, "text-matching"), (Kind.SUMMARISATION, "text-matching"),
+        (Kind.CLUSTERING, "clustering"), (Kind.CLASSIFICATION, "classification"), (Kind.MULTILABEL, "classification"),
+    ],
+)  # fmt: skip
+def test_routing_is_that_of_section_8_1_and_texts_are_encoded_once(kind, task):
+    model = Letters()
+    result = evaluate_set(model, "set", kind, DATA[kind])
+    prompts = ["query", "document"] if kind in (Kind.RETRIEVAL, Kind.RERANKING) else ["document"]
+    assert [(call[0], call[1]) for call in model.calls] == [(task, prompt) for prompt in prompts]
+    assert all(len(call[2]) == len(set(call[2])) for call in model.calls)
+    assert result.score.score == pytest.approx(1) and result.metric == METRIC[kind]
+    assert result.texts == sum(len(call[2]) for call in model.calls) and result.dim == 6
+
+
+def test_main_score_is_the_mean_of_its_units():
+    for kind, data in DATA.items():
+        score = evaluate_set(Letters(), "set", kind, data).score
+        assert np.mean([unit_score(units) for units in score.units.values()]) == pytest.approx(score.score, abs=1e-9), kind
+
+
+def test_a_set_of_several_languages_scores_their_mean():
+    data = PairData(["a", "b", "c", "d"], ["a", "b", "d", "c"], None, ["fr", "fr", "de", "de"])
+    score = evaluate_set(Letters(), "set", Kind.BITEXT, data).score
+    assert score.by_language() == {"fr": 1, "de": 0} and score.score == 0.5
+
+
+def test_classification_trains_on_the_language_itself_where_it_can():
+    train = LabelledData(["a", "b", "b", "a"], ["x", "y", "x", "y"], ["en", "en", "fr", "fr"])
+    data = LabelledData(["a", "b", "a", "b"], ["x", "y", "y", "x"], ["en", "en", "fr", "fr"], train)
+    assert evaluate_set(Letters(), "set", Kind.CLASSIFICATION, data).score.by_language() == {"en": 1, "fr": 1}
+
+
+def test_the_full_train_probe_is_an_additional_score():
+    score = evaluate_set(Letters(), "set", Kind.CLASSIFICATION, LABELLED, full_train=True).score
+    assert score.scores[protocols.FULL_TRAIN] == 1 and score.score == 1
+
+
+def test_few_shot_classification_encodes_only_what_it_draws():
+    train = LabelledData([f"{'a' * (i % 2)}b{i}" for i in range(4000)], ["x", "y"] * 2000, [""] * 4000)
+    model = Letters()
+    evaluate_set(model, "set", Kind.CLASSIFICATION, LabelledData(["ab", "b"], ["y", "x"], ["", ""], train))
+    assert len(model.calls[0][2]) <= 2 + 10 * 2 * 8
+
+
+def test_search_over_blocks_is_exact(monkeypatch):
+    monkeypatch.setattr(protocols, "_BLOCK", 7)
+    monkeypatch.setattr(protocols, "_COLUMNS", 11)
+    rng = np.random.default_rng(0)
+    queries, documents = rng.standard_normal((20, 5)).astype(np.float32), rng.standard_normal((100, 5)).astype(np.float32)
+    places, scores = top_documents(queries, documents, 13)
+    every = queries @ documents.T
+    assert [set(row) for row in places.tolist()] == [set(row) for row in np.argsort(-every, axis=1)[:, :13].tolist()]
+    assert np.allclose(scores, np.take_along_axis(every, places, 1))
+    assert top_documents(queries, documents, 500)[0].shape == (20, 100)
+
+
+def test_nan_vectors_are_refused_with_the_text():
+    model = Fixed(lambda n: np.full((n, 3), np.nan))
+    with pytest.raises(BadInput, match=r"model 'letters' returned NaN or infinity for 4 of 4 texts, the first 'ab'"):
+        evaluate_set(model, "set", Kind.STS, PAIRS)
+
+
+def test_a_dimension_that_changes_is_refused():
+    model = Fixed(lambda n: np.ones((n, 3)), lambda n: np.ones((n, 4)))
+    with pytest.raises(BadInput, match="returned vectors of 3 and then of 4 dimensions"):
+        evaluate_set(model, "set", Kind.RETRIEVAL, RANKING)
+
+
+def test_a_wrong_number_of_vectors_is_refused():
+    with pytest.raises(BadInput, match=r"shape \(1, 3\) for 4 texts"):
+        evaluate_set(Fixed(lambda n: np.ones((1, 3))), "set", Kind.STS, PAIRS)
+
+
+def test_a_collapsed_model_scores_zero_and_is_told():
+    score = evaluate_set(Fixed(lambda n: np.ones((n, 3))), "set", Kind.STS, PAIRS).score
+    assert score.score == 0 and "does not tell the texts apart" in score.notes[0]
+
+
+def test_data_of_another_kind_are_refused():
+    with pytest.raises(BadInput, match="cannot be scored as retrieval"):
+        evaluate_set(Letters(), "set", Kind.RETRIEVAL, PAIRS)

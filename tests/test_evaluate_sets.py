@@ -1,0 +1,185 @@
+"""What a data folder holds, how bad evaluation data are refused, and what is left out and counted."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from taskdistill.errors import BadInput
+from taskdistill.evaluate.kinds import Kind
+from taskdistill.evaluate.sets import EvalSet, find_sets
+
+
+def write(path: Path, rows: list[dict], raw: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as stream:
+        stream.write("".join(json.dumps(row) + "\n" for row in rows) + raw)
+    return path
+
+
+def write_retrieval(folder: Path, qrels: str = "q1\td1\t1\nq2\td2\t2\n") -> None:
+    write(folder / "corpus.jsonl.gz", [{"_id": "d1", "title": "Cats", "text": "purr"}, {"_id": "d2", "text": "Dogs bark"}])
+    write(folder / "queries.jsonl.gz", [{"_id": "q1", "text": "purring"}, {"_id": "q2", "text": "barking"}])
+    write(folder / "qrels.tsv.gz", [], "query-id\tcorpus-id\tscore\n" + qrels)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_retrieval(tmp_path / "retrieval" / "pets")
+    write_retrieval(tmp_path / "retrieval" / "pets-dev")
+    write_retrieval(tmp_path / "reranking" / "pets", "q1\td1\t1\nq1\td2\t0\n")
+    scored = [{"text1": "a", "text2": "b", "score": s} for s in (0, 0.5, 1)]
+    write(tmp_path / "scored" / "near.test.jsonl.gz", scored)
+    write(tmp_path / "scored" / "near.dev.jsonl.gz", scored)
+    write(tmp_path / "scored" / "near.train.jsonl.gz", scored)
+    write(tmp_path / "scored" / "same.test.jsonl.gz", [scored[0], scored[2]])
+    write(tmp_path / "pairs" / "twin.test.jsonl.gz", [{"query": "a", "positive": "b", "lang": "fr"}])
+    write(tmp_path / "pairs" / "odd.test.jsonl.gz", [{"query": "a", "positive": "b", "negatives": ["c"]}])
+    labelled = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+    write(tmp_path / "labelled" / "kind.test.jsonl.gz", labelled)
+    write(tmp_path / "labelled" / "kind.train.jsonl.gz", labelled)
+    write(tmp_path / "labelled" / "clu-news.test.jsonl.gz", labelled)
+    (tmp_path / "labelled" / "bare.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    several = [{"text": "a", "label": ["x", "y"]}, {"text": "b", "label": ["y"]}]
+    write(tmp_path / "labelled" / "tags.test.jsonl.gz", several)
+    write(tmp_path / "labelled" / "tags.train.jsonl.gz", several)
+    write(tmp_path / "summaries" / "news.test.jsonl.gz", [{"human": ["a"], "machine": ["b", "c"], "scores": [1, 2]}])
+    return tmp_path
+
+
+def test_every_kind_is_found_once(root):
+    assert [each.name for each in find_sets(root)] == [
+        "retrieval/pets", "reranking/odd", "reranking/pets", "sts/near", "pair-classification/same", "bitext/twin",
+        "summarisation/news", "clustering/bare", "clustering/clu-news", "classification/kind", "multilabel/tags",
+    ]  # fmt: skip
+    assert [each.name for each in find_sets(root, split="dev")] == ["retrieval/pets-dev", "sts/near"]
+
+
+def test_names_select_in_order_and_a_labelled_set_also_clusters(root):
+    names = ["sts/*", "clustering/kind", "retrieval/pets"]
+    assert [each.name for each in find_sets(root, names)] == ["sts/near", "clustering/kind", "retrieval/pets"]
+
+
+def test_unknown_name_suggests_the_nearest(root):
+    with pytest.raises(BadInput, match="did you mean 'retrieval/pets'"):
+        find_sets(root, ["retrieval/pet"])
+
+
+def test_folder_without_sets_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="no evaluation sets"):
+        find_sets(tmp_path)
+    with pytest.raises(BadInput, match="not a folder"):
+        find_sets(tmp_path / "none")
+
+
+def test_every_set_loads_and_titles_join_the_text(root):
+    found = {each.name: each.load() for each in find_sets(root)}
+    assert found["retrieval/pets"].documents == {"d1": "Cats purr", "d2": "Dogs bark"}
+    assert found["retrieval/pets"].qrels == {"q1": {"d1": 1}, "q2": {"d2": 2}}
+    assert found["reranking/pets"].candidates == {"q1": ["d1", "d2"]}
+    assert found["reranking/odd"].documents == {"q0d0": "b", "q0d1": "c"}
+    assert found["sts/near"].scores.tolist() == [0, 0.5, 1]
+    assert found["bitext/twin"].languages == ["fr"]
+    assert found["multilabel/tags"].labels == [["x", "y"], ["y"]]
+    assert found["classification/kind"].train.labels == ["x", "y"]
+
+
+def test_digest_follows_content_and_kind(root):
+    sets = {each.name: each for each in find_sets(root)}
+    before = {name: each.digest() for name, each in sets.items()}
+    assert len(set(before.values())) == len(before)
+    write_retrieval(root / "retrieval" / "pets", "q1\td1\t1\n")
+    assert [name for name, each in sets.items() if each.digest() != before[name]] == ["retrieval/pets"]
+
+
+def test_unknown_ids_and_queries_without_judgments_are_left_out_and_counted(tmp_path):
+    write_retrieval(tmp_path / "retrieval" / "pets", "q1\td1\t1\nq1\td9\t1\nq9\td1\t1\n")
+    data = find_sets(tmp_path)[0].load()
+    assert list(data.queries) == ["q1"] and data.qrels == {"q1": {"d1": 1}}
+    assert data.notes == (
+        "2 judgments name an unknown query or document and are left out: q1 d9 (line 3), q9 d1 (line 4)",
+        "1 of 2 queries have no judgment and are left out: q2",
+    )
+
+
+def test_qrels_without_any_known_id_are_refused(tmp_path):
+    write_retrieval(tmp_path / "retrieval" / "pets", "q7\td7\t1\n")
+    with pytest.raises(BadInput, match="no query has a judged document"):
+        find_sets(tmp_path)[0].load()
+
+
+def test_one_id_for_two_texts_is_refused_and_a_repeated_row_is_not(tmp_path):
+    write_retrieval(tmp_path / "retrieval" / "pets")
+    path = tmp_path / "retrieval" / "pets" / "queries.jsonl.gz"
+    write(path, [{"_id": "q1", "text": "x"}] * 2)
+    assert find_sets(tmp_path)[0].load().queries == {"q1": "x"}
+    write(path, [{"_id": "q1", "text": "x"}, {"_id": "q1", "text": "y"}])
+    with pytest.raises(BadInput, match=r"queries\.jsonl\.gz:2: the id 'q1' was used before"):
+        find_sets(tmp_path)[0].load()
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ('{"text1": "a", "text2": "b", "score": NaN}\n', r":2: score is nan"),
+        ('{"text1": "a", "text2": "b", "score": 1e999}\n', r":2: score is inf"),
+        ('{"text1": "a", "text2": "b", "score": "NaN"}\n', r":2: score is 'NaN'"),
+        ('{"text1": "a", "score": 1}\n', r":2: needs a text under 'text2'; has text1, score"),
+        ("[1]\n", r":2: the line is no JSON object"),
+        ("{oops\n", r":2: the line is not JSON"),
+        ("[" * 100_000 + "\n", r":2: the line is not JSON"),
+        ('{"text1": "a", "text2": "b", "score": ' + "9" * 5000 + "}\n", r":2: the line is not JSON"),
+    ],
+)
+def test_bad_rows_are_refused_with_their_line(tmp_path, raw, message):
+    path = write(tmp_path / "near.test.jsonl.gz", [{"text1": "a", "text2": "b", "score": 0.5}], raw)
+    with pytest.raises(BadInput, match=message):
+        EvalSet("sts/near", Kind.STS, "test", (path,)).load()
+
+
+def test_constant_scores_and_one_class_are_refused_by_name(tmp_path):
+    path = write(tmp_path / "a.jsonl.gz", [{"text1": "a", "text2": "b", "score": 0.5}] * 3)
+    with pytest.raises(BadInput, match=r"sts/a: all scores are equal \(0\.5\)"):
+        EvalSet("sts/a", Kind.STS, "test", (path,)).load()
+    path = write(tmp_path / "b.jsonl.gz", [{"text": "a", "label": "x"}] * 3)
+    with pytest.raises(BadInput, match="clustering/b: all labels are equal"):
+        EvalSet("clustering/b", Kind.CLUSTERING, "test", (path,)).load()
+    with pytest.raises(BadInput, match="classification/b: every training row has the label 'x'"):
+        EvalSet("classification/b", Kind.CLASSIFICATION, "test", (path, path)).load()
+
+
+def test_a_language_with_one_class_is_left_out_and_noted(tmp_path):
+    rows = [{"text": "a", "label": label, "lang": lang} for label, lang in (("x", "en"), ("y", "en"), ("x", "fr"))]
+    data = EvalSet("clustering/c", Kind.CLUSTERING, "test", (write(tmp_path / "c.jsonl.gz", rows),)).load()
+    assert data.languages == ["en", "en"] and "left out: fr" in data.notes[0]
+
+
+def test_empty_texts_are_left_out_and_noted(tmp_path):
+    rows = [{"text": "a", "label": "x"}, {"text": " ", "label": "y"}, {"text": "b", "label": "y"}]
+    data = EvalSet("clustering/c", Kind.CLUSTERING, "test", (write(tmp_path / "c.jsonl.gz", rows),)).load()
+    assert data.texts == ["a", "b"] and data.notes == ("1 rows of c.jsonl.gz have an empty text and are left out: line 2",)
+
+
+def test_empty_and_damaged_files_are_refused(tmp_path):
+    empty = write(tmp_path / "e.jsonl.gz", [])
+    with pytest.raises(BadInput, match="has no rows"):
+        EvalSet("sts/e", Kind.STS, "test", (empty,)).load()
+    half = tmp_path / "h.jsonl.gz"
+    half.write_bytes(write(tmp_path / "w.jsonl.gz", [{"text1": "a", "text2": "b", "score": 1}] * 99).read_bytes()[:40])
+    with pytest.raises(BadInput, match="cannot be read"):
+        EvalSet("sts/h", Kind.STS, "test", (half,)).load()
+
+
+def test_a_line_separator_inside_a_text_does_not_cut_the_row(tmp_path):
+    path = tmp_path / "u.jsonl"
+    path.write_text('{"text": "one\u2028two", "label": "x"}\n{"text": "b", "label": "y"}\n', encoding="utf-8")
+    assert EvalSet("clustering/u", Kind.CLUSTERING, "test", (path,)).load().texts == ["one\u2028two", "b"]
+
+
+def test_max_queries_cuts_the_same_rows_each_time(root):
+    each = find_sets(root, ["retrieval/pets"])[0]
+    kept = each.load(max_queries=1)
+    assert len(kept.queries) == 1 and kept.queries == each.load(max_queries=1).queries and len(kept.documents) == 2
