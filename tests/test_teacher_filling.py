@@ -158,6 +158,15 @@ def test_ten_unusable_vectors_of_the_same_few_are_no_reason_to_stop(tmp_path):
     assert len(store.fill(TEXTS, teacher).quarantined) == len(store.fill(TEXTS, teacher).quarantined) == 10
 
 
+def test_of_many_texts_one_in_a_thousand_may_be_unusable(tmp_path):
+    texts = [f"{i}" for i in range(12_000)]
+    store = open_store(tmp_path, FakeTeacher().identity, None)
+    assert len(store.fill(texts, Sick(dict.fromkeys(texts[:12], np.nan))).quarantined) == 12
+    store = open_store(tmp_path, FakeTeacher().identity, "Q: {text}")
+    with pytest.raises(WorkFailed, match="13 unusable vectors"):
+        store.fill(texts, Sick({f"Q: {text}": np.nan for text in texts[:13]}))
+
+
 class Changing(FakeTeacher):
     """Its n-th reply is spoilt."""
 
@@ -207,7 +216,9 @@ def test_what_a_failing_teacher_already_gave_is_kept(tmp_path):
     with pytest.raises(WorkFailed, match=r"the endpoint is down; 512 of 1000 texts are safe in the store .*run the same command again"):
         store.fill(texts, teacher)
     assert len(store) == 512
-    assert store.fill(texts, teacher).embedded == 488
+    with pytest.raises(WorkFailed, match="down; 768 of 1000 texts are safe"):
+        store.fill(texts, Changing(2, fail))
+    assert store.fill(texts, teacher).embedded == 232
     assert np.array_equal(store.get(texts), stored(texts))
 
 
