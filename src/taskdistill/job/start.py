@@ -161,7 +161,9 @@ def start_student(recipe: Recipe) -> Model:
     if settings.max_length > most:
         raise BadInput(f"student.max_length is {settings.max_length}, the backbone has positions for {most}; set it to that or less")
     if len(tokenizer) > backbone.config.vocab_size:
-        raise BadInput(f"the tokenizer has {len(tokenizer)} ids, the backbone's token table {backbone.config.vocab_size} rows; give its own tokenizer")
+        raise BadInput(
+            f"the tokenizer has {len(tokenizer)} ids, the backbone's token table {backbone.config.vocab_size} rows; give its own tokenizer"
+        )
     if settings.rope_theta is not None:
         set_rope_theta(backbone, settings.rope_theta)
     module = TransformerModel(backbone, pooling)
@@ -192,7 +194,9 @@ def _initial(recipe: Recipe) -> Path:
     init = recipe.student.init
     if init == "teacher":
         if recipe.teacher.kind != "local":
-            raise BadInput(f"student.init is `teacher`, but a {recipe.teacher.kind} teacher has no weights here; name a model folder or Hub id")
+            raise BadInput(
+                f"student.init is `teacher`, but a {recipe.teacher.kind} teacher has no weights here; name a model folder or Hub id"
+            )
         return resolve(recipe.teacher.model, recipe.teacher.revision)
     if init == "config":
         if recipe.student.tokenizer is None:

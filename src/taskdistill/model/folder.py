@@ -150,7 +150,7 @@ def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
     prompts = {name: text for name, text in (st.get("prompts") or {}).items() if isinstance(text, str)}
     settings = replace(settings, prompts=prompts, matryoshka_dims=(module.embedding_dim,))
     model = Model(module, tokenizer, settings, name=folder.name, source=folder)
-    model.hash = _hash(manifest["files"] if ours else file_table(folder))
+    model.hash = files_hash(manifest["files"] if ours else file_table(folder))
     model.settings = replace(settings, space_id=model.hash[:32])
     if ours:
         _add_ours(model, folder, manifest)
@@ -299,6 +299,14 @@ def _max_length(folder: Path, config: Any) -> int:
 DECIDING = (".safetensors", "tokenizer.json", "config.json", "modules.json")
 
 
-def _hash(files: Mapping[str, Mapping[str, Any]]) -> str:
+def files_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Hash the files of a model folder that decide its vectors.
+
+    Args:
+        files: Relative path to its entry with `sha256`.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     chosen = {name: entry["sha256"] for name, entry in files.items() if name.endswith(DECIDING)}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from taskdistill.data.batches import Batch, BatchPlan
 from taskdistill.errors import WorkFailed
+from taskdistill.folders import read_manifest, versions
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Phase
@@ -80,6 +81,8 @@ class Surroundings:
     meta: dict[str, Any]
     on_step: OnStep
     should_stop: Callable[[], bool]
+    thread_count: int
+    note: Callable[[str], None]
 
 
 def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path, around: Surroundings) -> None:
@@ -105,12 +108,13 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
     step, bad, last_good = 0, 0, 0
     if found := list_checkpoints(folder):
         step = last_good = load_checkpoint(found[-1], everything, optimiser, meta)
+        _say_if_not_identical(found[-1], job.name, around)
     around.log.forget(job.name, step)
     signals = _SignalSource(job, model, around)
     model.train()
     while step < settings.steps:
         if around.should_stop():
-            save_checkpoint(folder, step, everything, optimiser, meta)
+            save_checkpoint(folder, step, everything, optimiser, meta | {"threads": around.thread_count})
             raise Interrupted(f"stopped before step {step} of {job.name}; everything is saved, run the same command again to continue")
         record = _one_step(job, model, optimiser, everything, signals, around, step)
         bad = bad + 1 if record["skipped"] else 0
@@ -128,12 +132,27 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
                 folder.parent / f"{folder.name}.earlier.safetensors",
             )
         if step % settings.checkpoint_every == 0 or step == settings.steps:
-            save_checkpoint(folder, step, everything, optimiser, meta)
+            save_checkpoint(folder, step, everything, optimiser, meta | {"threads": around.thread_count})
             last_good = step
     model.eval()
     for parameter in everything.values():
         parameter.requires_grad_(False)
         parameter.grad = None
+
+
+def _say_if_not_identical(checkpoint: Path, name: str, around: Surroundings) -> None:
+    """Tell why a continued run may differ from an uninterrupted one in the last bits."""
+    manifest = read_manifest(checkpoint)
+    then, now = manifest["created_by"], versions()
+    why = [
+        f"{package} {then.get(package)} then, {now[package]} now"
+        for package in now
+        if package != "taskdistill" and then.get(package) != now[package]
+    ]
+    if manifest.get("threads") != around.thread_count:
+        why.append(f"{manifest.get('threads')} threads then, {around.thread_count} now")
+    exact = f"not bit-identical to an uninterrupted run: {'; '.join(why)}" if why else "bit-identical to an uninterrupted run"
+    around.note(f"{name}: continued at step {manifest['step']:,}, {exact}")
 
 
 def _one_step(

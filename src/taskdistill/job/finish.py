@@ -1,0 +1,122 @@
+"""From trained weights to a model folder: int8 ranges, space ids, golden vectors, and the folder itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taskdistill.compress import fit_ranges, ranges_to_json
+from taskdistill.encode.encoder import Encoder
+from taskdistill.folders import read_manifest
+from taskdistill.model.folder import Model, Settings, base_space_id, write_model
+from taskdistill.model.student import StaticModel
+from taskdistill.model.text import TextTokenizer
+
+if TYPE_CHECKING:
+    from taskdistill.job.run import Run
+
+CALIBRATION_TEXTS = 2_000
+"""Texts whose vectors decide the int8 ranges."""
+
+
+def finish_model(run: Run, student: Model) -> None:
+    """Write RUN/model.
+
+    Args:
+        run: The run.
+        student: The trained student with its adapters; its settings are completed.
+    """
+    run.watcher.stage("calibrating int8 and writing the model folder")
+    student.settings = replace(student.settings, teacher=_teacher_facts(run))
+    student.settings = replace(student.settings, space_id=base_space_id(student))
+    texts = calibration_texts(run)
+    encoder = Encoder(student, threads=run.threads)
+    student.settings = replace(student.settings, int8_ranges=int8_ranges(encoder, texts, [None, *encoder.tasks]))
+    write_model(run.out / "model", student, inputs=_inputs(run), extra_files={"README.md": f"# {student.name}\n"}, replace_existing=True)
+    student.hash = read_model_hash(run.out / "model")
+
+
+def finish_static(run: Run, table: StaticModel, tokenizer: TextTokenizer, folder: Path, texts: list[str]) -> None:
+    """Write the instant student's folder.
+
+    Args:
+        run: The run.
+        table: The trained token table.
+        tokenizer: Its tokenizer.
+        folder: Where.
+        texts: Texts it was trained on, from which int8 is calibrated.
+    """
+    dims = tuple(sorted({dim for dim in run.recipe.student.matryoshka_dims if dim < table.embedding_dim} | {table.embedding_dim}))
+    settings = Settings(max_length=1_000_000, matryoshka_dims=dims, teacher=_teacher_facts(run))
+    model = Model(table.eval(), tokenizer, settings, name=f"{run.recipe.name}-static", source=folder)
+    model.settings = replace(settings, space_id=base_space_id(model))
+    ranges = int8_ranges(Encoder(model, threads=1), texts[:CALIBRATION_TEXTS], [None])
+    model.settings = replace(model.settings, int8_ranges=ranges)
+    write_model(folder, model, inputs=_inputs(run), extra_files={"README.md": f"# {model.name}\n"})
+
+
+def int8_ranges(encoder: Encoder, texts: list[str], tasks: list[str | None]) -> dict[str, Any]:
+    """Fit the ranges of int8 codes for every task and trained size.
+
+    Args:
+        encoder: The model.
+        texts: Calibration texts.
+        tasks: Adapters; None for the base.
+
+    Returns:
+        Task (or `base`) to size to ranges as plain data.
+    """
+    found: dict[str, Any] = {}
+    for task in tasks:
+        vectors = encoder.encode(texts, task=task)
+        found[task or "base"] = ranges_to_json(fit_ranges(vectors, encoder.matryoshka_dims))
+    return found
+
+
+def calibration_texts(run: Run) -> list[str]:
+    """Draw texts of the training data.
+
+    Args:
+        run: The run.
+
+    Returns:
+        At most `CALIBRATION_TEXTS` texts, the same for the same data and seed.
+    """
+    from taskdistill.data.rows import row_texts
+
+    rng = np.random.default_rng(run.recipe.seed)
+    rows = [row for _, dataset in sorted(run.inputs.datasets.items()) for row in dataset.rows]
+    chosen = rng.choice(len(rows), size=min(CALIBRATION_TEXTS, len(rows)), replace=False)
+    return [row_texts(rows[i])[-1] for i in sorted(chosen.tolist())]
+
+
+def read_model_hash(folder: Path) -> str:
+    """Hash a written model folder as `read_model` does.
+
+    Args:
+        folder: Model folder.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    from taskdistill.model.folder import files_hash
+
+    return files_hash(read_manifest(folder, "model")["files"])
+
+
+def _teacher_facts(run: Run) -> dict[str, Any]:
+    identity = run.teacher.identity
+    return {
+        "model": identity.model,
+        "revision": identity.revision,
+        "kind": identity.kind,
+        "embedding_dim": run.stores["document"].embedding_dim,
+        "space_id": (identity.weights or "")[:32],
+    }
+
+
+def _inputs(run: Run) -> dict[str, str]:
+    return {"recipe": run.recipe.digest(), "data": run.inputs.digest()}
