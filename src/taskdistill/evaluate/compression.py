@@ -1,0 +1,274 @@
+"""What smaller vectors cost in quality: every dimension and precision, rescored or not, scored from the same vectors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskdistill.compress import Int8Ranges, bytes_per_vector, hamming, normalise, pack_bits, truncate, unpack_bits
+from taskdistill.errors import BadInput
+from taskdistill.evaluate.encoding import Encoded
+from taskdistill.evaluate.kinds import Kind
+from taskdistill.evaluate.protocols import TOP_K, score_ranking, score_vectors, top_documents
+from taskdistill.evaluate.reading import RankingData, SetData
+from taskdistill.vocabulary import Precision
+
+OVERSAMPLE = 10
+"""Candidates rescored for each of the ten results that are kept."""
+
+TARGETS = (0.99, 0.97, 0.95)
+"""Shares of the uncompressed score that the verdict looks for."""
+
+_CUTOFF = 10
+_CALIBRATION = ("documents", "train", "texts", "second", "human")
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to store vectors: its score, the share of the uncompressed score it keeps, its size and its speed."""
+
+    dim: int
+    precision: str
+    rescored: bool
+    score: float
+    kept: float
+    bytes: int
+    query_ms: float | None
+
+    def label(self) -> str:
+        """Return the setting in words.
+
+        Returns:
+            Such as `256 dimensions, binary, rescored`.
+        """
+        return f"{self.dim} dimensions, {self.precision}" + (", rescored" if self.rescored else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data.
+
+        Returns:
+            The fields.
+        """
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """Cells in the order of dimensions (largest first) and precisions, and the int8 ranges that were used."""
+
+    cells: tuple[Cell, ...]
+    ranges: Mapping[int, Int8Ranges]
+
+
+def compression_matrix(
+    name: str,
+    kind: Kind,
+    data: SetData,
+    encoded: Encoded,
+    dims: Sequence[int],
+    precisions: Sequence[str] = tuple(Precision),
+    *,
+    ranges: Mapping[int, Int8Ranges] | None = None,
+) -> Matrix:
+    """Score every dimension and precision of vectors that are already computed.
+
+    Binary compares sign bits on both sides by Hamming distance. Rescoring, for sets that search, takes the best
+    candidates (ten for each of ten results) and ranks them again by float32 queries against int8 documents, which are
+    then stored too. int8 ranges are fitted once for each dimension, on documents, and used for both sides.
+
+    Args:
+        name: Of the set, for messages.
+        kind: What the set asks.
+        data: The set.
+        encoded: Its float32 vectors.
+        dims: Truncations; those larger than the vectors are refused.
+        precisions: Among float32, float16, int8, binary.
+        ranges: int8 ranges by dimension where the model has its own; None fits them here.
+
+    Returns:
+        The matrix; `kept` is relative to all dimensions in float32, which is scored whether asked for or not.
+
+    Raises:
+        BadInput: If a dimension is larger than the vectors, or a precision is unknown.
+    """
+    whole = score_vectors(name, kind, data, encoded).score
+    if too_large := [dim for dim in dims if dim > encoded.dim]:
+        raise BadInput(f"dimensions {too_large} exceed the {encoded.dim} of these vectors; leave them out")
+    fitted: dict[int, Int8Ranges] = dict(ranges or {})
+    cells = []
+    for dim in sorted(set(dims), reverse=True):
+        cut = replace(encoded, sides={side: truncate(x, dim) for side, x in encoded.sides.items() if len(x)})
+        if dim not in fitted:
+            fitted[dim] = Int8Ranges.fit(next(cut.sides[side] for side in _CALIBRATION if side in cut.sides))
+        for precision in precisions:
+            size = bytes_per_vector(dim, precision)
+            for rescored in (False, True):
+                if not rescored:
+                    score, milliseconds = _plain(name, kind, data, cut, precision, fitted[dim])
+                elif precision == Precision.BINARY and isinstance(data, RankingData) and data.candidates is None:
+                    score, milliseconds = _rescored(data, cut, fitted[dim])
+                    size += bytes_per_vector(dim, Precision.INT8)
+                else:
+                    continue
+                kept = score / whole if whole > 0 else 0.0
+                cells.append(Cell(dim, str(precision), rescored, score, kept, size, milliseconds))
+    return Matrix(tuple(cells), fitted)
+
+
+def decoded(x: NDArray[np.float32], precision: str, ranges: Int8Ranges) -> NDArray[np.float32]:
+    """Return what is left of vectors after storing them at a precision.
+
+    Args:
+        x: (n, dim) vectors.
+        precision: float32, float16, int8 or binary.
+        ranges: Of these dimensions.
+
+    Returns:
+        (n, dim) float32; for binary the signs, whose cosine orders pairs as Hamming distance does.
+
+    Raises:
+        BadInput: If the precision is unknown.
+    """
+    bytes_per_vector(x.shape[1], precision)
+    match precision:
+        case Precision.FLOAT16:
+            return x.astype(np.float16).astype(np.float32)
+        case Precision.INT8:
+            return ranges.decode(ranges.encode(x))
+        case Precision.BINARY:
+            return unpack_bits(pack_bits(x), x.shape[1]).astype(np.float32)
+    return x
+
+
+def mean_cells(matrices: Sequence[Sequence[Cell]]) -> tuple[Cell, ...]:
+    """Average the same settings over several sets, each counting equally.
+
+    Args:
+        matrices: Cells of each set; settings that are missing in one are left out.
+
+    Returns:
+        One cell for each setting that all sets have, in the order of the first.
+    """
+    by_setting = [{(cell.dim, cell.precision, cell.rescored): cell for cell in cells} for cells in matrices]
+    found = []
+    for setting, first in by_setting[0].items() if by_setting else ():
+        if not all(setting in cells for cells in by_setting):
+            continue
+        same = [cells[setting] for cells in by_setting]
+        times = [cell.query_ms for cell in same if cell.query_ms is not None]
+        score, kept = (float(np.mean([getattr(cell, field) for cell in same])) for field in ("score", "kept"))
+        found.append(replace(first, score=score, kept=kept, query_ms=float(np.mean(times)) if times else None))
+    return tuple(found)
+
+
+def cheapest(cells: Sequence[Cell], share: float) -> Cell | None:
+    """Return the setting of fewest bytes that keeps a share of the uncompressed score.
+
+    Args:
+        cells: Settings to choose from.
+        share: Such as 0.99.
+
+    Returns:
+        The setting, the better one of two equal sizes, or None if none keeps as much.
+    """
+    good = [cell for cell in cells if cell.kept >= share]
+    return min(good, key=lambda cell: (cell.bytes, -cell.kept), default=None)
+
+
+def verdict(cells: Sequence[Cell]) -> str:
+    """Say in a sentence how far the vectors can be compressed.
+
+    Args:
+        cells: Settings, among them the uncompressed one.
+
+    Returns:
+        The cheapest settings that keep 99, 97 and 95 % of the score.
+    """
+    largest = max(cell.bytes for cell in cells)
+    found: dict[Cell | None, list[str]] = {}
+    for share in TARGETS:
+        found.setdefault(cheapest(cells, share), []).append(f"{100 * share:.0f} %")
+    sentences = []
+    for cell, shares in found.items():
+        wanted = " or ".join(shares)
+        if cell is None:
+            sentences.append(f"No setting keeps {wanted} of the score.")
+        else:
+            smaller = f", {largest / cell.bytes:.0f} times smaller" if cell.bytes < largest else ""
+            size = f"{cell.bytes} bytes a vector{smaller}"
+            sentences.append(f"To keep {wanted} of the score: {cell.label()} ({size}; keeps {100 * cell.kept:.1f} %).")
+    return " ".join(sentences)
+
+
+def _plain(name: str, kind: Kind, data: SetData, cut: Encoded, precision: str, ranges: Int8Ranges) -> tuple[float, float | None]:
+    if precision == Precision.BINARY and isinstance(data, RankingData) and data.candidates is None:
+        packed = {side: pack_bits(x) for side, x in cut.sides.items()}
+        places, scores = _nearest_bits(packed["queries"], packed["documents"], TOP_K)
+        score = score_ranking(data, _named(data, places, scores)).score
+        return score, _timed(packed["queries"], lambda queries: _nearest_bits(queries, packed["documents"], _CUTOFF))
+    sides = {side: decoded(x, precision, ranges) for side, x in cut.sides.items()}
+    score = score_vectors(name, kind, data, replace(cut, sides=sides)).score
+    if not isinstance(data, RankingData) or data.candidates is not None:
+        return score, None
+    stored = _stored(cut.sides["documents"], precision, ranges)
+    queries = normalise(sides["queries"])
+    return score, _timed(queries, lambda some: top_documents(some, _loaded(stored, ranges), _CUTOFF))
+
+
+def _rescored(data: RankingData, cut: Encoded, ranges: Int8Ranges) -> tuple[float, float]:
+    queries, documents = cut.sides["queries"], cut.sides["documents"]
+    bits, codes = pack_bits(documents), ranges.encode(documents)
+
+    def search(some: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        places, _ = _nearest_bits(pack_bits(some), bits, _CUTOFF * OVERSAMPLE)
+        scores = np.empty(places.shape, np.float32)
+        for i, row in enumerate(places):
+            scores[i] = normalise(ranges.decode(codes[row])) @ some[i]
+        return places, scores
+
+    places, scores = search(queries)
+    return score_ranking(data, _named(data, places, scores)).score, _timed(queries, search)
+
+
+def _nearest_bits(queries: NDArray[np.uint8], documents: NDArray[np.uint8], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    k = min(k, len(documents))
+    places, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+    for i in range(0, len(queries), _BATCH):
+        distances = hamming(queries[i : i + _BATCH], documents)
+        keep = np.argpartition(distances, k - 1, axis=1)[:, :k]
+        places[i : i + _BATCH], scores[i : i + _BATCH] = keep, -np.take_along_axis(distances, keep, 1)
+    return places, scores
+
+
+def _named(data: RankingData, places: NDArray[np.int64], scores: NDArray[np.float32]) -> dict[str, dict[str, float]]:
+    ids = list(data.documents)
+    rows = zip(data.queries, places.tolist(), scores.tolist(), strict=True)
+    return {query: dict(zip([ids[p] for p in row], values, strict=True)) for query, row, values in rows}
+
+
+def _stored(x: NDArray[np.float32], precision: str, ranges: Int8Ranges) -> NDArray[Any]:
+    if precision == Precision.INT8:
+        return ranges.encode(x)
+    return x.astype(np.float16) if precision == Precision.FLOAT16 else x
+
+
+def _loaded(stored: NDArray[Any], ranges: Int8Ranges) -> NDArray[np.float32]:
+    return ranges.decode(stored) if stored.dtype == np.int8 else stored.astype(np.float32, copy=False)
+
+
+def _timed(queries: NDArray[Any], search: Any) -> float:
+    """Return milliseconds a query: the best of three batches, so that another process on the machine counts least."""
+    some = queries[:_BATCH]
+    search(some)
+    spent = []
+    for _ in range(3):
+        start = time.perf_counter()
+        search(some)
+        spent.append(time.perf_counter() - start)
+    return 1000 * min(spent) / len(some)
