@@ -1,0 +1,69 @@
+"""Build an index from a stream of documents; run again after any interruption, it continues."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sized
+from pathlib import Path
+
+from taskdistill.errors import BadInput
+from taskdistill.search.corpus import Document
+from taskdistill.search.filling import BATCH, FillReport, Progress, fill
+from taskdistill.search.index import Index
+from taskdistill.search.passages import Passages
+from taskdistill.search.protocol import SearchEncoder
+from taskdistill.search.settings import settings_for
+from taskdistill.search.writes import mark_building
+from taskdistill.vocabulary import MANIFEST, Precision, Task
+
+
+def build_index(
+    encoder: SearchEncoder,
+    documents: Iterable[Document],
+    out: str | Path,
+    *,
+    task: str | None = Task.RETRIEVAL.value,
+    truncate_dim: int | None = None,
+    rescore: str = Precision.INT8.value,
+    passages: Passages | None = None,
+    batch: int = BATCH,
+    progress: Progress | None = None,
+) -> tuple[Index, FillReport]:
+    """Embed documents into an index folder, new or existing.
+
+    Documents that are there already are not embedded again, so a build that was killed continues where it was
+    acknowledged, and a later build of a changed corpus embeds the changes only. Nothing is deleted.
+
+    Args:
+        encoder: What embeds them.
+        documents: The documents, read once; such as a `Corpus`.
+        out: The index folder.
+        task: Task of the embeddings; None for base embeddings.
+        truncate_dim: Dimensions to keep; None keeps all.
+        rescore: Precision of the vectors kept beside the binary codes: int8, float16, float32, or none for the codes alone.
+        passages: How long documents are cut; None embeds each as a whole, up to the model's token limit.
+        batch: Passages embedded and acknowledged together.
+        progress: Told the documents done and their number (0 where the stream does not know it).
+
+    Returns:
+        The index, and what became of the documents.
+
+    Raises:
+        BadInput: If there are no documents, one cannot be kept, or the folder is an index with other settings.
+        WorkFailed: If another process writes or the disk fails; acknowledged batches stay.
+    """
+    out = Path(out)
+    settings = settings_for(encoder, task=task, truncate_dim=truncate_dim, rescore=rescore, passages=passages)
+    total = len(documents) if isinstance(documents, Sized) else 0
+    stream = iter(documents)
+    first = list(itertools.islice(stream, 1))
+    if not first:
+        raise BadInput("there are no documents to index; give a corpus with at least one")
+    index = Index.open(out) if (out / MANIFEST).exists() else Index.create(out, settings)
+    index.settings.check_same(settings)
+    with index.writing():
+        mark_building(index.snapshot, True)
+        index.refresh()
+        snapshot, report = fill(index.snapshot, encoder, itertools.chain(first, stream), batch=batch, total=total, progress=progress)
+        mark_building(snapshot, False)
+    return index, report

@@ -1,0 +1,339 @@
+"""An index folder: open, search, add, delete, compact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskdistill.errors import BadInput, nearest
+from taskdistill.search import filling, writes
+from taskdistill.search.blocks import Rows
+from taskdistill.search.corpus import Document
+from taskdistill.search.filling import BATCH, FillReport, Progress
+from taskdistill.search.first_pass import STRUCTURE_ROWS, Distances, FirstPass, approximate, build_structure
+from taskdistill.search.hybrid import Lexical, build_bm25, open_bm25
+from taskdistill.search.journal import disk, writing
+from taskdistill.search.manifest import Manifest, write_manifest
+from taskdistill.search.metadata import Filter
+from taskdistill.search.protocol import SearchEncoder, unit_vectors
+from taskdistill.search.query import query_vectors, rank_queries
+from taskdistill.search.ranking import exact_pass
+from taskdistill.search.refine import Refinement
+from taskdistill.search.segments import Segment
+from taskdistill.search.settings import IndexSettings
+from taskdistill.search.snapshot import Hit, Snapshot, open_snapshot
+from taskdistill.vocabulary import MANIFEST
+
+
+class Index:
+    """A searchable set of documents on disk.
+
+    Searching reads one generation, unaffected by what other processes write until `refresh`. Every change is on the disk
+    when its call returns, and survives a kill at any point; what was not acknowledged never happened. One process writes
+    at a time, any number read.
+    """
+
+    def __init__(self, snapshot: Snapshot, *, full: bool, first_pass: FirstPass) -> None:
+        """Take over an opened generation; use `open` or `create`.
+
+        Args:
+            snapshot: The generation.
+            full: Whether later generations are hashed in full.
+            first_pass: How the first pass searches large segments.
+        """
+        self._full, self._first_pass = full, first_pass
+        self._structures: dict[int, Any] = {}
+        self._lexical: tuple[int, Lexical] | None = None
+        self._take(snapshot)
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: str = "full", first_pass: FirstPass = "flat") -> Self:
+        """Open an index for searching and writing.
+
+        Args:
+            path: Its folder.
+            verify: `full` hashes every file once a process; `sizes` only compares sizes.
+            first_pass: `flat` is exact. `ivf` and `hnsw` are built in memory now, for segments of at least 65,536 rows, and
+                find most of the candidates in less time.
+
+        Returns:
+            The index at its current generation.
+
+        Raises:
+            BadInput: If there is no index, it is damaged, or it is too small for the structure.
+        """
+        if verify not in ("full", "sizes"):
+            raise BadInput(f"verify cannot be {verify!r}{nearest(verify, ('full', 'sizes'))}")
+        if first_pass not in ("flat", "ivf", "hnsw"):
+            raise BadInput(f"first_pass cannot be {first_pass!r}{nearest(first_pass, ('flat', 'ivf', 'hnsw'))}")
+        snapshot = open_snapshot(Path(path), full=verify == "full")
+        if first_pass != "flat" and not any(segment.entry.rows >= STRUCTURE_ROWS for segment in snapshot.segments):
+            raise BadInput(
+                f"{path} has no segment of {STRUCTURE_ROWS} rows, so {first_pass} would have no effect; "
+                "use flat, which is exact and fast at this size, or compact the index first"
+            )
+        return cls(snapshot, full=verify == "full", first_pass=first_pass)
+
+    @classmethod
+    def create(cls, path: str | Path, settings: IndexSettings) -> Self:
+        """Make an empty index.
+
+        Args:
+            path: A folder that does not exist or is empty.
+            settings: What it shall remember.
+
+        Returns:
+            The index.
+
+        Raises:
+            BadInput: If the folder holds something.
+            WorkFailed: If it cannot be written.
+        """
+        path = Path(path)
+        with disk(path):
+            path.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            if any(file.name != "lock" for file in path.iterdir()):
+                raise BadInput(f"{path} is not empty; give another folder or remove it first")
+            with disk(path):
+                write_manifest(path, Manifest(settings))
+        return cls.open(path)
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.snapshot.path
+
+    @property
+    def settings(self) -> IndexSettings:
+        """What it was made with."""
+        return self.snapshot.manifest.settings
+
+    @property
+    def documents(self) -> int:
+        """Documents that can be found."""
+        return sum(segment.entry.documents - segment.entry.deleted for segment in self.snapshot.segments)
+
+    def refresh(self) -> None:
+        """Go on to the current generation, after another process has written."""
+        self._take(open_snapshot(self.path, full=self._full, previous=self.snapshot))
+
+    def search(
+        self,
+        queries: Sequence[str] | NDArray[Any],
+        top_k: int = 10,
+        *,
+        encoder: SearchEncoder | None = None,
+        space_id: str | None = None,
+        oversample: int | None = None,
+        filter: Filter | None = None,
+        refinement: Refinement | None = None,
+        hybrid: bool = False,
+    ) -> list[list[Hit]]:
+        """Find the best passages for each query.
+
+        Args:
+            queries: Texts, which need `encoder`, or (q, dim) vectors of the index's space.
+            top_k: Passages a query; fewer come back where there are fewer.
+            encoder: Any encoder of the index's space: the one it was made with, or a student's projection into it.
+            space_id: Space of the vectors, to be checked; texts are checked by their encoder.
+            oversample: Candidates of the first pass for each passage; 10 unless given.
+            filter: Conditions on metadata, applied before ranking.
+            refinement: Move queries towards their best documents and search again; off unless given.
+            hybrid: Join with BM25 by reciprocal rank fusion; needs texts and `build_bm25`.
+
+        Returns:
+            For each query its hits, best first.
+
+        Raises:
+            BadInput: If something does not match the index, or an option is out of range.
+        """
+        snapshot = self.snapshot
+        texts: Sequence[str] = ()
+        if isinstance(queries, np.ndarray):
+            if hybrid or encoder is not None:
+                raise BadInput("vectors were given where texts are needed (hybrid search, encoder); give the queries as texts")
+            if space_id is not None:
+                self.settings.check_space(space_id)
+            vectors = unit_vectors(queries, self.settings.dim, "query")
+        elif isinstance(queries, str) or encoder is None or space_id is not None:
+            raise BadInput("give a list of texts with an encoder, or an array of vectors with or without space_id")
+        else:
+            texts, vectors = queries, query_vectors(self.settings, encoder, queries)
+        ranked = rank_queries(
+            snapshot,
+            vectors,
+            top_k,
+            oversample=oversample,
+            allowed=snapshot.allowed(filter),
+            first_pass=self.near,
+            refinement=refinement,
+            lexical=self._open_lexical(snapshot) if hybrid else None,
+            texts=texts,
+        )
+        return [snapshot.hits(*each) for each in ranked]
+
+    def add(
+        self, documents: Iterable[Document], encoder: SearchEncoder, *, batch: int = BATCH, progress: Progress | None = None
+    ) -> FillReport:
+        """Add documents, or replace those whose id is known and whose content differs.
+
+        Args:
+            documents: The documents; of several with one id the last one stays.
+            encoder: The model the index was made with.
+            batch: Passages embedded and acknowledged together.
+            progress: Told the documents done and their number (0 where unknown).
+
+        Returns:
+            What became of them.
+
+        Raises:
+            BadInput: If the encoder does not match, or a document or vector cannot be kept.
+            WorkFailed: If another process writes or the disk fails; acknowledged batches stay.
+        """
+        with self.writing():
+            total = len(documents) if isinstance(documents, Sized) else 0
+            return filling.fill(self.snapshot, encoder, documents, batch=batch, total=total, progress=progress)[1]
+
+    def add_vectors(self, documents: Sequence[Document], vectors: NDArray[Any], *, space_id: str) -> FillReport:
+        """Add documents whose vectors are there already, one vector for each whole document.
+
+        Args:
+            documents: Documents with distinct ids.
+            vectors: (documents, dim) vectors.
+            space_id: The space they are in.
+
+        Returns:
+            What became of the documents.
+
+        Raises:
+            BadInput: If space, number or dimension does not match, an id occurs twice, or a vector is zero or not finite.
+            WorkFailed: If another process writes or the disk fails.
+        """
+        self.settings.check_space(space_id)
+        if len({filling.checked(document).id for document in documents}) != len(documents):
+            raise BadInput("an id occurs twice among the documents; leave the older ones out")
+        if not documents:
+            return FillReport()
+        places = np.array([(at, 0, len(document.text)) for at, document in enumerate(documents)], np.int64)
+        with self.writing():
+            _, replaced = filling.add(self.snapshot, documents, places, vectors)
+        return FillReport(added=len(documents) - replaced, replaced=replaced, passages=len(places))
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Delete documents.
+
+        Args:
+            ids: Their ids; ids that are not there are left out.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            WorkFailed: If another process writes or the disk fails.
+        """
+        if isinstance(ids, str):
+            raise BadInput(f"delete takes a list of ids, not one text; give [{ids!r}]")
+        with self.writing():
+            return writes.delete(self.snapshot, ids)
+
+    def compact(self) -> None:
+        """Write the index without its deleted documents and in as few segments as can be.
+
+        Raises:
+            WorkFailed: If another process writes or the disk fails.
+        """
+        with self.writing():
+            while positions := writes.compaction(self.snapshot):
+                writes.merge(self.snapshot, positions)
+                self.refresh()
+
+    def build_bm25(self) -> None:
+        """Build the lexical part for hybrid search; it lasts until documents change.
+
+        Raises:
+            BadInput: If the index is empty, or bm25s is not installed.
+            WorkFailed: If another process writes or the disk fails.
+        """
+        with self.writing():
+            build_bm25(self.snapshot)
+
+    def describe(self) -> dict[str, Any]:
+        """Say what the index is.
+
+        Returns:
+            Plain data: settings, counts, generation, whether a build is under way, bytes by kind of file.
+        """
+        manifest = self.snapshot.manifest
+        sizes: dict[str, int] = {}
+        for name, each in manifest.files.items():
+            kind = name.partition("/")[0] if not name.startswith("segments/") else Path(name).stem
+            sizes[kind] = sizes.get(kind, 0) + int(each["bytes"])
+        return {
+            "path": str(self.path),
+            **manifest.settings.to_json(),
+            "documents": self.documents,
+            "passages": self.snapshot.live_count,
+            "deleted": sum(entry.deleted for entry in manifest.segments),
+            "segments": len(manifest.segments),
+            "generation": manifest.generation,
+            "building": manifest.building,
+            "hybrid": manifest.bm25 is not None,
+            "metadata": sorted(self.snapshot.metadata_keys),
+            "bytes": {**sizes, MANIFEST: (self.path / MANIFEST).stat().st_size},
+        }
+
+    def near(self, segment: Segment, queries: NDArray[np.uint8], count: int) -> tuple[Distances, Rows]:
+        """Search a segment with its structure if it has one, else exactly.
+
+        Args:
+            segment: A segment of this index.
+            queries: (q, bytes) binary codes.
+            count: How many live rows to find.
+
+        Returns:
+            Distances and rows of the segment, -1 where fewer were found.
+        """
+        structure = self._structures.get(segment.entry.number)
+        if structure is None:
+            return exact_pass(segment, queries, count)
+        distances, rows = approximate(structure, queries, min(segment.entry.rows, count + min(count, segment.entry.deleted)))
+        gone = (rows >= 0) & ~segment.live_documents[segment.places[rows, 0]]
+        return distances, np.where(gone, -1, rows)
+
+    def _take(self, snapshot: Snapshot) -> None:
+        if self._first_pass != "flat":
+            large = [segment for segment in snapshot.segments if segment.entry.rows >= STRUCTURE_ROWS]
+            known = self._structures
+            self._structures = {
+                number: known[number] if number in known else build_structure(segment.codes, self._first_pass)
+                for number, segment in ((each.entry.number, each) for each in large)
+            }
+        self.snapshot = snapshot
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the writer's lock, at the current generation when it begins and when it ends.
+
+        Yields:
+            None.
+
+        Raises:
+            WorkFailed: If another process writes or the folder cannot be written.
+        """
+        with writing(self.path):
+            self.refresh()
+            try:
+                yield
+            finally:
+                self.refresh()
+
+    def _open_lexical(self, snapshot: Snapshot) -> Lexical:
+        if self._lexical is None or self._lexical[0] != snapshot.manifest.generation:
+            self._lexical = snapshot.manifest.generation, open_bm25(snapshot, full=self._full)
+        return self._lexical[1]

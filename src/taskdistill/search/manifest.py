@@ -1,0 +1,154 @@
+"""The manifest of an index: one generation of it, with the hash of every file and of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from taskdistill.compress import Int8Ranges
+from taskdistill.errors import BadInput
+from taskdistill.folders import FORMAT_VERSION, dump_json, read_manifest, versions, write_file
+from taskdistill.search.files import damaged
+from taskdistill.search.settings import IndexSettings
+from taskdistill.vocabulary import MANIFEST
+
+KIND = "search-index"
+_FILE = re.compile(r"(segments/\d{8}/[a-z]+\.(npy|arrow)|deletes/\d{8}-\d{8}\.npy|bm25/\d{8}/[a-z0-9]+(\.[a-z0-9]+)*)")
+
+
+@dataclass(frozen=True)
+class SegmentEntry:
+    """A segment of a generation.
+
+    Attributes:
+        number: Names its folder.
+        documents: Documents it was written with.
+        rows: Passages it was written with.
+        deleted: Documents of it that are deleted.
+        deletes: Generation whose file lists them, or None.
+    """
+
+    number: int
+    documents: int
+    rows: int
+    deleted: int = 0
+    deletes: int | None = None
+
+    @property
+    def folder(self) -> str:
+        """Path of its files inside the index."""
+        return f"segments/{self.number:08}"
+
+    @property
+    def deletes_file(self) -> str | None:
+        """Path of its list of deleted documents, or None."""
+        return None if self.deletes is None else f"deletes/{self.number:08}-{self.deletes:08}.npy"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One generation: everything a reader may look at.
+
+    Attributes:
+        settings: How the index was made.
+        ranges: Int8 ranges of its vectors, where rescoring is int8.
+        generation: Counts commits.
+        next_segment: First number that no segment has had.
+        building: Whether a build began and has not ended.
+        segments: In order of writing.
+        bm25: Generation at which the lexical part was built over these segments, or None.
+        files: Path inside the index to `{"bytes", "sha256"}`.
+    """
+
+    settings: IndexSettings
+    ranges: Int8Ranges | None = None
+    generation: int = 0
+    next_segment: int = 0
+    building: bool = False
+    segments: tuple[SegmentEntry, ...] = ()
+    bm25: int | None = None
+    files: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    def next(self, **changes: Any) -> Manifest:
+        """Return the manifest of the next generation, listing only files it still uses.
+
+        Other segments end the lexical part: it was built over the rows of the old ones.
+
+        Args:
+            **changes: Fields to change.
+
+        Returns:
+            A manifest.
+        """
+        if "segments" in changes:
+            changes = {"bm25": None, **changes}
+        new = replace(self, generation=self.generation + 1, **changes)
+        folders = {segment.folder for segment in new.segments} | ({f"bm25/{new.bm25:08}"} if new.bm25 is not None else set())
+        single = {segment.deletes_file for segment in new.segments}
+        return replace(new, files={name: each for name, each in new.files.items() if name in single or name.rpartition("/")[0] in folders})
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Make a generation the current one: from the rename on, readers see it.
+
+    Args:
+        path: The index.
+        manifest: The generation; its files are on the disk.
+    """
+    body = {
+        "kind": KIND,
+        "format_version": FORMAT_VERSION,
+        "generation": manifest.generation,
+        "building": manifest.building,
+        "settings": manifest.settings.to_json(),
+        "ranges": None if manifest.ranges is None else manifest.ranges.to_json(),
+        "next_segment": manifest.next_segment,
+        "segments": [vars(segment) for segment in manifest.segments],
+        "bm25": manifest.bm25,
+        "created_by": versions(),
+        "files": dict(sorted(manifest.files.items())),
+    }
+    write_file(path / MANIFEST, dump_json({**body, "sha256": _hash(body)}))
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read the current generation.
+
+    Args:
+        path: The index.
+
+    Returns:
+        Its manifest, checked against its own hash.
+
+    Raises:
+        BadInput: If there is none, or it is damaged, of another kind or of a newer format.
+    """
+    value = read_manifest(path, KIND)
+    file = path / MANIFEST
+    body = {name: each for name, each in value.items() if name != "sha256"}
+    if value.get("sha256") != _hash(body):
+        raise damaged(file, "its content differs from its SHA-256")
+    wrong = [name for name in value["files"] if not _FILE.fullmatch(name)]
+    if wrong:
+        raise damaged(file, f"it names the file {wrong[0]!r}")
+    try:
+        return Manifest(
+            settings=IndexSettings.from_json(value["settings"]),
+            ranges=None if value["ranges"] is None else Int8Ranges.from_json(value["ranges"]),
+            generation=value["generation"],
+            next_segment=value["next_segment"],
+            building=value["building"],
+            segments=tuple(SegmentEntry(**segment) for segment in value["segments"]),
+            bm25=value["bm25"],
+            files=value["files"],
+        )
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{file} lacks what an index needs ({error}); build the index again") from None
+
+
+def _hash(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(dump_json(body).encode()).hexdigest()

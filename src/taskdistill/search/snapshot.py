@@ -1,0 +1,189 @@
+"""One generation of an index, opened: what a search reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskdistill.errors import BadInput, nearest
+from taskdistill.search.blocks import Rows
+from taskdistill.search.files import damaged
+from taskdistill.search.manifest import Manifest, load_manifest
+from taskdistill.search.metadata import Filter, keys_of, parse_filter
+from taskdistill.search.segments import Segment
+
+_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that was found.
+
+    Attributes:
+        id: Its document.
+        score: What the ranking is by; higher is better.
+        text: The passage.
+        metadata: The document's.
+        start: Where the passage begins in the document's text, in characters.
+        end: Where it ends.
+    """
+
+    id: str
+    score: float
+    text: str
+    metadata: dict[str, Any]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The segments of a generation. Rows are numbered through all of them, in order."""
+
+    path: Path
+    manifest: Manifest
+    segments: tuple[Segment, ...]
+
+    @cached_property
+    def offsets(self) -> Rows:
+        """(segments + 1,) number of the first row of each segment, and of all rows."""
+        return np.cumsum([0, *(segment.entry.rows for segment in self.segments)])
+
+    @cached_property
+    def live_count(self) -> int:
+        """Rows that can be found."""
+        return sum(segment.live_count for segment in self.segments)
+
+    def live_rows(self) -> Rows:
+        """Rows that can be found, ascending."""
+        parts = [
+            offset + (np.arange(segment.entry.rows) if segment.live_rows is None else segment.live_rows)
+            for offset, segment in zip(self.offsets, self.segments, strict=False)
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def allowed(self, given: Filter | None) -> list[Rows | None]:
+        """Evaluate a filter.
+
+        Args:
+            given: The filter, or None.
+
+        Returns:
+            For each segment the rows, numbered within it, among which is searched; None for all that are live.
+
+        Raises:
+            BadInput: If the filter is not understood or no document has its key.
+        """
+        conditions = parse_filter(given)
+        if not conditions:
+            return [None] * len(self.segments)
+        for condition in conditions:
+            if condition.key not in self.metadata_keys:
+                known = nearest(condition.key, sorted(self.metadata_keys)) if self.metadata_keys else "; no document has metadata"
+                raise BadInput(f"no document has the metadata {condition.key!r}{known}")
+        return [segment.matching_rows(conditions) for segment in self.segments]
+
+    @cached_property
+    def metadata_keys(self) -> set[str]:
+        """Keys by which can be filtered."""
+        return set().union(*(keys_of(segment.entries) for segment in self.segments))
+
+    def find(self, ids: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+        """Look up documents.
+
+        Args:
+            ids: Document ids.
+
+        Returns:
+            Id to position of the segment, number of the document in it and hash of its content; unknown ids are left out.
+        """
+        names = list(ids)
+        return {name: (at, *place) for at, segment in enumerate(self.segments) for name, place in segment.find(names).items()}
+
+    def located(self, rows: Rows) -> list[tuple[int, NDArray[np.int64]]]:
+        """Say which segments hold rows.
+
+        Args:
+            rows: Row numbers of the snapshot.
+
+        Returns:
+            Position of each segment that holds any, and the positions in `rows` of those it holds.
+        """
+        owners = np.searchsorted(self.offsets, rows, side="right") - 1
+        return [(int(at), np.flatnonzero(owners == at)) for at in np.unique(owners)]
+
+    def vectors(self, rows: Rows) -> NDArray[Any]:
+        """Return the stored vectors of rows.
+
+        Args:
+            rows: Row numbers of the snapshot.
+
+        Returns:
+            (rows, dim) in the precision they are kept in.
+
+        Raises:
+            BadInput: If the index keeps none.
+        """
+        settings = self.manifest.settings
+        if settings.rescore == "none":
+            raise BadInput("this index keeps binary codes only (rescore none); build it with rescore int8 to use its vectors")
+        parts = [(where, self.segments[at], rows[where] - self.offsets[at]) for at, where in self.located(rows)]
+        found: NDArray[Any] | None = None
+        for where, segment, local in parts:
+            assert segment.vectors is not None
+            if found is None:
+                found = np.empty((len(rows), settings.dim), segment.vectors.dtype)
+            found[where] = segment.vectors[local]
+        return np.empty((0, settings.dim), np.float32) if found is None else found
+
+    def hits(self, rows: Rows, scores: NDArray[np.float32]) -> list[Hit]:
+        """Say what rows are.
+
+        Args:
+            rows: (k,) row numbers of the snapshot.
+            scores: (k,) their scores.
+
+        Returns:
+            A hit a row, in the same order.
+        """
+        found = []
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+            at = int(np.searchsorted(self.offsets, row, side="right")) - 1
+            segment, local = self.segments[at], row - int(self.offsets[at])
+            name, metadata = segment.document(local)
+            _, start, end = segment.places[local].tolist()
+            found.append(Hit(name, score, segment.text(local), metadata, start, end))
+        return found
+
+
+def open_snapshot(path: Path, *, full: bool = True, previous: Snapshot | None = None) -> Snapshot:
+    """Open the current generation of an index.
+
+    Args:
+        path: The index.
+        full: Whether to hash every file, not only to compare sizes.
+        previous: An older generation, whose unchanged segments are kept open.
+
+    Returns:
+        The snapshot.
+
+    Raises:
+        BadInput: If the index or a file of it is missing, damaged or of another kind.
+    """
+    known: Sequence[Segment] = () if previous is None else previous.segments
+    for _ in range(_ATTEMPTS):
+        manifest = load_manifest(path)
+        try:
+            kept = {segment.entry: segment for segment in known}
+            segments = tuple(kept.get(entry) or Segment(path, manifest, entry, full=full) for entry in manifest.segments)
+            return Snapshot(path, manifest, segments)
+        except FileNotFoundError as error:
+            if load_manifest(path).generation == manifest.generation:
+                raise damaged(Path(error.filename), "it is missing") from None
+    raise BadInput(f"{path} is written faster than it can be opened; try again")
