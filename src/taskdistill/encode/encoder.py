@@ -35,26 +35,39 @@ class Encoded:
 class Encoder:
     """A model ready to encode: one lock, so that calls from several threads take turns with the adapters."""
 
-    def __init__(self, model: Model, *, threads: int | None = None, token_budget: int = TOKEN_BUDGET) -> None:
+    def __init__(
+        self, model: Model, *, threads: int | None = None, token_budget: int = TOKEN_BUDGET, default_task: str | None = None
+    ) -> None:
         """Wrap a model in memory; `Encoder.load` reads one from a folder.
 
         Args:
             model: What `read_model` returns.
             threads: Workers; None for the cores of this machine.
             token_budget: Tokens of one batch.
+            default_task: Task of a call that names none.
+
+        Raises:
+            BadInput: If the model has no adapter for the default task.
         """
         self.model = model
+        self.default_task = default_task
         self.threads = threads or cores()
         self.token_budget = token_budget
         self._lock = threading.Lock()
+        if default_task is not None:
+            self.choose_task(default_task)
 
     @classmethod
-    def load(cls, model: str | Path, *, threads: int | None = None, trust_remote_code: bool = False) -> Encoder:
+    def load(
+        cls, model: str | Path, *, threads: int | None = None, default_task: str | None = None, trust_remote_code: bool = False
+    ) -> Encoder:
         """Read a model folder.
 
         Args:
-            model: Our model folder, any sentence-transformers folder, a Hub id, or `all-MiniLM-L6-v2` (embedded).
+            model: Our model folder, one in the published jina-v5 layout, any sentence-transformers folder, a Hub id, or
+                `all-MiniLM-L6-v2` (embedded).
             threads: Workers; None for the cores of this machine.
+            default_task: Task of a call that names none.
             trust_remote_code: Whether code named by the folder may run.
 
         Returns:
@@ -64,7 +77,7 @@ class Encoder:
         loaded = read_model(folder, trust_remote_code=trust_remote_code)
         if folder != Path(model):
             loaded.name = str(model)
-        return cls(loaded, threads=threads)
+        return cls(loaded, threads=threads, default_task=default_task)
 
     @property
     def name(self) -> str:
@@ -183,6 +196,7 @@ class Encoder:
             raise BadInput("encode takes a list of texts, got one string; put it into a list")
         head = self.prompt_text(prompt_name) if prompt is None else prompt
         limit = self._limit(max_length)
+        task = self.choose_task(task)
         shape = self._shape(task, truncate_dim, precision)
         out = np.zeros((len(texts), shape.width), dtype=shape.dtype)
         cut = np.zeros(len(texts), dtype=bool)
@@ -231,8 +245,31 @@ class Encoder:
         if not self.prompts and name in tuple(Role):
             return ""
         if name not in self.prompts:
-            raise BadInput(f"Unknown prompt_name: {name!r}{nearest(name, self.prompts or list(Role))}")
+            raise BadInput(f"Unknown prompt_name: {name}{nearest(name, self.prompts or list(Role))}")
         return self.prompts[name]
+
+    def choose_task(self, task: str | None) -> str | None:
+        """Check a task, or choose the default one.
+
+        Args:
+            task: Name of an adapter, or None.
+
+        Returns:
+            The adapter to use; None for the base.
+
+        Raises:
+            BadInput: If the model has no such adapter, or needs a task and neither the call nor `default_task` names one.
+        """
+        chosen = self.default_task if task is None else task
+        if chosen is None and self.model.settings.task_required:
+            raise BadInput(
+                f"model {self.name} needs a task ({', '.join(self.tasks)}): pass it with each call, encode(texts, task={self.tasks[0]!r}), "
+                f"or once, Encoder.load({self.name!r}, default_task={self.tasks[0]!r})"
+            )
+        if chosen is not None and chosen not in self.tasks:
+            hint = nearest(chosen, self.tasks) if self.tasks else "; this model has no adapters, so leave the task out"
+            raise BadInput(f"Unknown task: {chosen}{hint}")
+        return chosen
 
     def project(self, vectors: np.ndarray) -> np.ndarray:
         """Carry base vectors into the teacher's space through the stored projection.

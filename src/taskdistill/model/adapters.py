@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from taskdistill.errors import BadInput
 from taskdistill.folders import dump_json
 from taskdistill.model.backbone import layers_of, read_json
+from taskdistill.model.guard import check_file, check_safetensors
 
 PREFIX = "base_model.model."
 _drop = threading.local()
@@ -106,7 +107,7 @@ def lora_config(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=list(chosen),
-        exclude_modules=r".*pooler.*",
+        exclude_modules=NO_POOLER,
         bias="none",
         init_lora_weights="gaussian",
     )
@@ -191,21 +192,50 @@ def load_adapter(backbone: nn.Module, task: str, folder: Path) -> LoraConfig:
         BadInput: If the files do not fit the model.
     """
     raw = read_json(folder / "adapter_config.json")
-    if raw.get("peft_type") != "LORA" or raw.get("use_dora") or raw.get("auto_mapping"):
-        raise BadInput(f"{folder} holds a {raw.get('peft_type')} adapter; only plain LoRA adapters are read")
+    path = folder / "adapter_model.safetensors"
+    check_file(path, folder.parent.parent)
+    _check_adapter(raw, path)
     config = LoraConfig(**{key: raw[key] for key in ADAPTER_KEYS if raw.get(key) is not None})
     attach(backbone, task, config)
-    own = adapter_parameters(backbone, task)
-    path = folder / "adapter_model.safetensors"
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise BadInput(f"{path} is missing; copy the model folder again") from None
-    except Exception as error:
-        raise BadInput(f"{path} is no valid safetensors file ({error}); copy the model folder again") from None
-    copy_exactly(own, tensors, path)
+    copy_exactly(adapter_parameters(backbone, task), load_file(path), path)
     return config
 
+
+def _check_adapter(raw: dict[str, Any], path: Path) -> None:
+    """Refuse, from the configuration and the header alone, an adapter of another kind or with a rank that the file does not have."""
+    if raw.get("peft_type") != "LORA":
+        raise BadInput(f"{path.parent} holds a {raw.get('peft_type')} adapter; only plain LoRA adapters are read")
+    if other := [key for key in UNREAD_KEYS if raw.get(key)]:
+        raise BadInput(f"{path.parent}/adapter_config.json sets {', '.join(other)}; only plain LoRA adapters are read")
+    targets = raw.get("target_modules")
+    if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
+        raise BadInput(f"{path.parent}/adapter_config.json: target_modules is {targets!r}, needs a list of module names")
+    if raw.get("exclude_modules") not in (None, [], NO_POOLER) or raw.get("bias", "none") != "none":
+        raise BadInput(f"{path.parent}/adapter_config.json: exclude_modules and bias are not read")
+    rank = raw.get("r")
+    ranks = {entry.shape[0] for name, entry in check_safetensors(path).items() if ".lora_A." in name and len(entry.shape) == 2}
+    if type(rank) is not int or ranks != {rank}:
+        raise BadInput(f"{path} has matrices of rank {sorted(ranks)}, its adapter_config.json says {rank!r}; copy the adapter again")
+
+
+NO_POOLER = r".*pooler.*"
+
+UNREAD_KEYS = (
+    "use_dora",
+    "use_qalora",
+    "auto_mapping",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layer_replication",
+    "lora_bias",
+    "fan_in_fan_out",
+    "megatron_config",
+    "trainable_token_indices",
+    "target_parameters",
+)
+"""Settings of peft that would change the vectors and that are not read here."""
 
 ADAPTER_KEYS = (
     "task_type",

@@ -15,12 +15,11 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.utils import logging
 
 from taskdistill.errors import BadInput, require
+from taskdistill.model.guard import JSON_LIMIT, check_fits, check_weights, named_code
 from taskdistill.model.packed import ATTENTION
 
 EMBEDDED = "all-MiniLM-L6-v2"
 """The teacher that a Python package carries: no hub and no download are needed for it."""
-
-CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 
 
 def resolve(model: str | Path, revision: str | None = None) -> Path:
@@ -66,9 +65,11 @@ def read_json(path: Path) -> dict[str, Any]:
         The object.
 
     Raises:
-        BadInput: If it is missing or no JSON object.
+        BadInput: If it is missing, absurdly large or no JSON object.
     """
     try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise BadInput(f"{path} has {path.stat().st_size} bytes, at most {JSON_LIMIT} are accepted; it is no configuration file")
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path} is missing; the model folder is incomplete, copy it again") from None
@@ -79,11 +80,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_backbone(folder: Path, *, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_backbone(
+    folder: Path, *, config: Mapping[str, Any] | None = None, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """Load a backbone that runs on the packed stream.
+
+    Names, shapes and types of all tensors are compared with the architecture before any weight is allocated.
 
     Args:
         folder: Folder with config.json and model.safetensors (or its shards).
+        config: Configuration to use instead of config.json's.
         trust_remote_code: Whether code named by the folder may run.
         dtype: Arithmetic type of the weights.
 
@@ -93,19 +99,17 @@ def load_backbone(folder: Path, *, trust_remote_code: bool = False, dtype: torch
     Raises:
         BadInput: If the folder names code, has no safetensors, lies about its size, or lacks weights.
     """
-    raw = read_json(folder / "config.json")
+    raw = read_json(folder / "config.json") if config is None else config
     refuse_code(raw, folder / "config.json", trust_remote_code)
-    if not (folder / "model.safetensors").is_file() and not (folder / "model.safetensors.index.json").is_file():
-        other = [p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
-        raise BadInput(
-            f"{folder} has no model.safetensors{f' but {other}' if other else ''}; pickled weights are never read: convert them to safetensors first"
-        )
-    config = make_config(raw, folder / "config.json", trust_remote_code=trust_remote_code)
-    without = {} if config.model_type not in POOLER_FAMILIES else {"add_pooling_layer": False}
+    header = check_weights(folder)
+    made = make_config(raw, folder / "config.json", trust_remote_code=trust_remote_code)
+    without = {} if made.model_type not in POOLER_FAMILIES else {"add_pooling_layer": False}
+    if not trust_remote_code:
+        check_fits(_shapes(made, without, folder / "config.json"), header, folder / "model.safetensors")
     with _quiet():
         model, info = AutoModel.from_pretrained(
             folder,
-            config=config,
+            config=made,
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
@@ -122,6 +126,16 @@ def load_backbone(folder: Path, *, trust_remote_code: bool = False, dtype: torch
         if not torch.isfinite(tensor).all():
             raise BadInput(f"{folder}/model.safetensors: {name} holds values that are not finite; the file is damaged or training diverged")
     return model.eval()  # type: ignore[no-any-return]
+
+
+def _shapes(config: PretrainedConfig, without: Mapping[str, bool], path: Path) -> dict[str, tuple[int, ...]]:
+    """Build the architecture without weights and list its tensors."""
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config, **without)
+    except Exception as error:
+        raise BadInput(f"{path} describes no model that transformers can build ({type(error).__name__}: {error}); copy it again") from None
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 @contextmanager
@@ -152,7 +166,7 @@ def refuse_code(raw: Mapping[str, Any], path: Path, trust_remote_code: bool) -> 
     Raises:
         BadInput: If a key names code and the user did not allow it.
     """
-    named = [key for key in CODE_KEYS if raw.get(key)]
+    named = named_code(raw)
     if named and not trust_remote_code:
         raise BadInput(
             f"{path} names code to run ({', '.join(named)}); pass trust_remote_code only if you have read that code and trust it"
@@ -179,12 +193,15 @@ def make_config(raw: Mapping[str, Any], path: Path | str, *, trust_remote_code: 
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
             raise BadInput(f"{path}: {key} is {value!r}, at most {most} is accepted")
     heads, hidden = raw.get("num_attention_heads", 1), raw.get("hidden_size", 1)
-    if "head_dim" not in raw and hidden % heads:
+    if raw.get("head_dim") is None and hidden % heads:
         raise BadInput(f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
+    groups = raw.get("num_key_value_heads")
+    if groups is not None and (not isinstance(groups, int) or groups < 1 or heads % groups):
+        raise BadInput(f"{path}: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}")
     if trust_remote_code and not isinstance(path, str):
         return AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=True)  # type: ignore[no-any-return]
     try:
-        return AutoConfig.for_model(**{key: value for key, value in raw.items() if key not in CODE_KEYS})  # type: ignore[no-any-return]
+        return AutoConfig.for_model(**{key: value for key, value in raw.items() if not key.startswith("_")})  # type: ignore[no-any-return]
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: transformers knows no model_type {kind!r} ({error})") from None
 

@@ -15,9 +15,11 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from taskdistill.errors import BadInput
-from taskdistill.folders import check_folder, dump_json, file_table, read_manifest, write_folder
+from taskdistill.folders import check_folder, dump_json, read_manifest, sha256_file, write_folder
+from taskdistill.model import jina
 from taskdistill.model.adapters import load_adapter, save_adapter
-from taskdistill.model.backbone import load_backbone, read_json, refuse_code, set_rope_theta
+from taskdistill.model.backbone import load_backbone, read_json, refuse_code, rope_theta, set_rope_theta
+from taskdistill.model.guard import check_folder_files, check_safetensors, task_folder
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.text import TextTokenizer
@@ -46,6 +48,8 @@ class Settings:
     """Hash of everything that decides the base vectors."""
     teacher: dict[str, Any] = field(default_factory=dict)
     """Name, revision, embedding size and space id of the teacher; empty for a model that was not distilled here."""
+    task_required: bool = False
+    """Whether a task must be named: so with the published jina-v5 layout (section 3.1)."""
     int8_ranges: dict[str, Any] = field(default_factory=dict)
     """Task (or `base`) to dimension to the smallest and largest value of each coordinate."""
 
@@ -128,34 +132,66 @@ def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
     Raises:
         BadInput: If the folder is incomplete, damaged, or of a kind that is not read.
     """
-    ours = (folder / MANIFEST).is_file()
-    manifest = read_manifest(folder, "model") if ours else {}
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    if manifest.get("kind", "model") not in READ_KINDS:
+        raise BadInput(f"{folder} is a {manifest['kind']!r} folder, but a model is needed here")
     if faults := check_folder(folder, manifest):
         raise BadInput(f"{folder} is damaged: {'; '.join(faults[:3])}; copy it again or run the training command again")
+    check_folder_files(folder)
+    model = _read_jina(folder) if jina.recognises(folder) else _read_sentence_transformers(folder, trust_remote_code)
+    model.hash = files_hash(manifest["files"] if manifest else deciding_files(folder))
+    model.settings = replace(model.settings, space_id=model.hash[:32])
+    if manifest.get("kind") == "model":
+        try:
+            _add_ours(model, folder, manifest)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{folder}/{MANIFEST} lacks a field or holds another type ({error}); copy the folder again") from None
+    elif not manifest and not jina.recognises(folder) and ((folder / "adapters").exists() or (folder / "projection.safetensors").exists()):
+        raise BadInput(f"{folder} has adapters or a projection but no {MANIFEST}: it was only half copied; copy it again")
+    model.module.eval()
+    return model
+
+
+READ_KINDS = ("model", "export")
+
+
+def _read_sentence_transformers(folder: Path, trust_remote_code: bool) -> Model:
     kinds = _chain(folder)
     if kinds[0] == "StaticEmbedding":
-        module: TransformerModel | StaticModel = StaticModel(_static_table(folder))
+        table = _static_table(folder)
+        module: TransformerModel | StaticModel = StaticModel(table)
         tokenizer = TextTokenizer.load(folder, special=False)
+        _check_rows(tokenizer, len(table), folder)
         settings = Settings(max_length=1_000_000)
     else:
         backbone = load_backbone(folder, trust_remote_code=trust_remote_code)
         module = TransformerModel(backbone, _pooling(folder, kinds))
         tokenizer = TextTokenizer.load(folder)
-        if len(tokenizer) > backbone.config.vocab_size:
-            raise BadInput(
-                f"{folder}/tokenizer.json has ids up to {len(tokenizer) - 1}, the token table only {backbone.config.vocab_size} rows"
-            )
+        _check_rows(tokenizer, backbone.config.vocab_size, folder)
         settings = Settings(max_length=_max_length(folder, backbone.config))
     st = read_json(folder / "config_sentence_transformers.json") if (folder / "config_sentence_transformers.json").is_file() else {}
     prompts = {name: text for name, text in (st.get("prompts") or {}).items() if isinstance(text, str)}
     settings = replace(settings, prompts=prompts, matryoshka_dims=(module.embedding_dim,))
-    model = Model(module, tokenizer, settings, name=folder.name, source=folder)
-    model.hash = files_hash(manifest["files"] if ours else file_table(folder))
-    model.settings = replace(settings, space_id=model.hash[:32])
-    if ours:
-        _add_ours(model, folder, manifest)
-    model.module.eval()
-    return model
+    return Model(module, tokenizer, settings, name=folder.name, source=folder)
+
+
+def _read_jina(folder: Path) -> Model:
+    read = jina.load(folder)
+    tokenizer = TextTokenizer.load(folder)
+    _check_rows(tokenizer, read.module.backbone.config.vocab_size, folder)
+    settings = Settings(
+        prompts=read.prompts,
+        max_length=read.module.backbone.config.max_position_embeddings,
+        matryoshka_dims=read.matryoshka_dims,
+        rope_theta=rope_theta(read.module.backbone),
+        task_required=bool(read.adapter_configs),
+    )
+    return Model(read.module, tokenizer, settings, name=folder.name, source=folder, adapter_configs=read.adapter_configs)
+
+
+def _check_rows(tokenizer: TextTokenizer, rows: int, folder: Path) -> None:
+    if tokenizer.rows > rows:
+        raise BadInput(f"{folder}/tokenizer.json has ids up to {tokenizer.rows - 1}, the token table only {rows} rows")
 
 
 def _add_ours(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -166,10 +202,11 @@ def _add_ours(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
         if model.settings.rope_theta is not None:
             set_rope_theta(model.module.backbone, model.settings.rope_theta)
         for task in manifest["tasks"]:
-            model.adapter_configs[task] = load_adapter(model.module.backbone, task, folder / "adapters" / task)
+            model.adapter_configs[task] = load_adapter(model.module.backbone, task, task_folder(folder, task))
             model.module.tasks.append(task)
         model.module.select(None)
     if (folder / "projection.safetensors").is_file():
+        check_safetensors(folder / "projection.safetensors")
         tensors = load_file(folder / "projection.safetensors")
         projection = Projection(tensors["weight"].shape[1], tensors["weight"].shape[0])
         projection.load_state_dict(tensors)
@@ -268,6 +305,7 @@ def _chain(folder: Path) -> list[str]:
 
 
 def _static_table(folder: Path) -> torch.Tensor:
+    check_safetensors(folder / "model.safetensors")
     tensors = load_file(folder / "model.safetensors")
     name = next((key for key in ("embedding.weight", "embeddings") if key in tensors), None)
     if name is None or tensors[name].ndim != 2 or not torch.isfinite(tensors[name]).all():
@@ -310,3 +348,16 @@ def files_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
     """
     chosen = {name: entry["sha256"] for name, entry in files.items() if name.endswith(DECIDING)}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+
+
+def deciding_files(folder: Path) -> dict[str, dict[str, str]]:
+    """Hash the files that decide the vectors of a folder without a manifest; others, such as exports, may be large.
+
+    Args:
+        folder: Model folder.
+
+    Returns:
+        Relative path to `{"sha256": ...}`, sorted by path.
+    """
+    chosen = sorted(p for p in folder.rglob("*") if p.name.endswith(DECIDING) and p.is_file())
+    return {p.relative_to(folder).as_posix(): {"sha256": sha256_file(p)} for p in chosen}

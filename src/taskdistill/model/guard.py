@@ -93,6 +93,24 @@ def check_folder_files(folder: Path) -> None:
         )
 
 
+def task_folder(folder: Path, task: str) -> Path:
+    """Find the folder of a task's adapter.
+
+    Args:
+        folder: The model folder.
+        task: Name of the task, from a file of the folder.
+
+    Returns:
+        `adapters/<task>` below the folder.
+
+    Raises:
+        BadInput: If the name could lead elsewhere.
+    """
+    if not isinstance(task, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", task):
+        raise BadInput(f"{folder} names a task {task!r}; letters, digits, - and _ are accepted")
+    return folder / "adapters" / task
+
+
 def named_code(raw: Any) -> list[str]:
     """Find the keys of a configuration that name code, at any depth.
 
@@ -215,6 +233,42 @@ def check_weights(folder: Path) -> dict[str, Entry]:
     if missing := sorted(table.keys() - found.keys()):
         raise BadInput(f"{index} lists {len(missing)} tensors that no shard holds, {missing[:3]} first; copy the model folder again")
     return found
+
+
+def check_fits(needed: Mapping[str, tuple[int, ...]], header: Mapping[str, Entry], path: Path) -> None:
+    """Compare the tensors that an architecture has with those that a file's header describes.
+
+    Args:
+        needed: Tensor name to shape.
+        header: What `check_weights` returned.
+        path: The file, for messages.
+
+    Raises:
+        BadInput: On a missing, unknown, misshapen or mistyped tensor; heads of other uses, such as `lm_head`, are passed over.
+    """
+    held = {_plain(name): entry for name, entry in header.items()}
+    missing = sorted(needed.keys() - held.keys())
+    extra = sorted(name for name in held.keys() - needed.keys() if not OTHER_USES.search(name))
+    if missing or extra:
+        raise BadInput(
+            f"{path} does not fit its config.json: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown {extra[:3]}"
+        )
+    for name, shape in needed.items():
+        if held[name].shape != shape:
+            raise BadInput(f"{path}: {name} has shape {list(held[name].shape)}, its config.json asks for {list(shape)}")
+        if held[name].dtype not in WEIGHT_TYPES:
+            raise BadInput(f"{path}: {name} has type {held[name].dtype}; weights are read as {', '.join(sorted(WEIGHT_TYPES))}")
+
+
+OTHER_USES = re.compile(
+    r"(^|\.)(lm_head|cls|pooler|qa_outputs|classifier|score|vocab_transform|vocab_layer_norm|vocab_projector)\.|position_ids$|inv_freq$"
+)
+FAMILY_PREFIX = re.compile(r"^(model|bert|roberta|mpnet|distilbert|electra|xlm_roberta)\.")
+
+
+def _plain(name: str) -> str:
+    name = FAMILY_PREFIX.sub("", name)
+    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from taskdistill.errors import BadInput
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.model.tokenizer_guard import check_tokenizer
 
 CHARACTERS_PER_TOKEN = 24
 """A text is first cut to this many characters per token allowed, so that a huge text is not tokenised whole."""
@@ -45,6 +46,8 @@ class TextTokenizer:
         self._limit: int | None = None
         self._lock = threading.Lock()
         self.own_tokens = backend.num_special_tokens_to_add(False) * special
+        self.rows = len(self)
+        """One more than the largest id that a text can give."""
 
     @classmethod
     def load(cls, folder: Path, *, special: bool = True) -> TextTokenizer:
@@ -63,15 +66,18 @@ class TextTokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise BadInput(f"{folder} has no tokenizer.json; save the model with a fast tokenizer (AutoTokenizer(...).save_pretrained)")
+        rows = check_tokenizer(path)
         try:
-            return cls(Tokenizer.from_file(str(path)), special=special)
+            made = cls(Tokenizer.from_file(str(path)), special=special)
+            made.rows = max(rows, len(made))
+            return made
         except BaseException as error:  # the library raises bare Exception and Rust panics
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             raise BadInput(f"{path} is not a valid tokenizer: {error}") from None
 
     def __len__(self) -> int:
-        """Return one more than the largest id."""
+        """Return the number of tokens."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def to_json(self) -> str:
@@ -161,7 +167,12 @@ class TextTokenizer:
     def _encode(self, texts: list[str], max_length: int) -> tuple[list[np.ndarray], np.ndarray]:
         with self._lock:
             self._set_limit(max_length)
-            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=self.special)
+            try:
+                encodings = self.backend.encode_batch_fast(texts, add_special_tokens=self.special)
+            except BaseException as error:  # a Rust panic is no Exception
+                if type(error).__name__ != "PanicException":
+                    raise
+                raise WorkFailed(f"the tokenizer gave up on a text ({error}); its pattern may be too slow for it") from None
         ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         truncated = np.fromiter((bool(encoding.overflowing) for encoding in encodings), dtype=bool, count=len(encodings))
         return ids, truncated

@@ -1,0 +1,163 @@
+"""The published jina-embeddings-v5-text layout, read without running the code that it ships (sections 2.3 to 2.7).
+
+Two kinds of repositories are read: the combined one, with the base weights at the root and one LoRA adapter a task, and the
+ones with a single adapter merged into the base. Both families go through transformers' own classes: Qwen3, causal, and
+EuroBERT, bidirectional. The `auto_map` of these repositories is not followed and their `*.py` files are never imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+
+from taskdistill.errors import BadInput
+from taskdistill.model.adapters import load_adapter
+from taskdistill.model.backbone import load_backbone, read_json
+from taskdistill.model.guard import Entry, check_weights, named_code, task_folder
+from taskdistill.model.student import TransformerModel
+from taskdistill.vocabulary import PROMPTS, Pooling
+
+MODEL_TYPE = "jina_embeddings_v5"
+ARCHITECTURE = "JinaEmbeddingsV5Model"
+MERGED = {"Qwen3Model": "qwen3", "EuroBertModel": "eurobert"}
+"""Architecture of a repository with a merged adapter to its family."""
+
+MATRYOSHKA_DIMS = (32, 64, 128, 256, 512, 768, 1024)
+
+FAMILY_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "attention_bias",
+    "mlp_bias",
+    "attention_dropout",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "mask_token_id",
+)
+"""Keys of the configuration that reach the backbone; all others decide nothing here."""
+
+
+@dataclass(frozen=True)
+class JinaModel:
+    """What a repository of this layout holds."""
+
+    module: TransformerModel
+    adapter_configs: dict[str, LoraConfig]
+    """Task to adapter; empty for a repository with a merged adapter."""
+    prompts: dict[str, str]
+    matryoshka_dims: tuple[int, ...]
+
+
+def recognises(folder: Path) -> bool:
+    """Say whether a folder has this layout.
+
+    Args:
+        folder: Model folder.
+
+    Returns:
+        Whether `config.json` names the combined architecture, or a merged one together with `task_names`.
+    """
+    if not (folder / "config.json").is_file():
+        return False
+    raw = read_json(folder / "config.json")
+    merged = isinstance(raw.get("task_names"), list) and _architecture(raw) in MERGED
+    return raw.get("model_type") == MODEL_TYPE or merged
+
+
+def load(folder: Path) -> JinaModel:
+    """Read a repository: backbone, last-token pooling and every adapter that `task_names` lists.
+
+    Args:
+        folder: Local copy of the repository.
+
+    Returns:
+        The model in float32 on the CPU, no adapter selected.
+
+    Raises:
+        BadInput: If a file is missing, damaged, too large or does not fit the others.
+    """
+    raw = read_json(folder / "config.json")
+    backbone = load_backbone(folder, config=family_config(raw, check_weights(folder), folder / "config.json"))
+    module = TransformerModel(backbone, Pooling.LAST)
+    configs: dict[str, LoraConfig] = {}
+    if raw.get("model_type") == MODEL_TYPE:
+        tasks = raw.get("task_names")
+        if not isinstance(tasks, list) or not tasks or len(set(map(str, tasks))) != len(tasks):
+            raise BadInput(f"{folder}/config.json: task_names is {tasks!r}, needs a list of different task names")
+        for task in tasks:
+            configs[task] = load_adapter(backbone, task, task_folder(folder, task))
+            module.tasks.append(task)
+        module.select(None)
+    else:
+        _refuse_other_pooling(folder)
+    width = module.embedding_dim
+    return JinaModel(module, configs, _prompts(folder), (*(k for k in MATRYOSHKA_DIMS if k < width), width))
+
+
+def family_config(raw: Mapping[str, Any], header: Mapping[str, Entry], path: Path) -> dict[str, Any]:
+    """Turn a configuration of this layout into that of its backbone's family.
+
+    The family follows from the weights: only Qwen3 normalises queries and keys.
+
+    Args:
+        raw: The repository's configuration.
+        header: Tensors of the repository.
+        path: The configuration's file, for messages.
+
+    Returns:
+        Configuration for transformers' Qwen3 or EuroBERT.
+
+    Raises:
+        BadInput: If weights and architecture disagree, or a value inside names code.
+    """
+    family = "qwen3" if any(name.endswith("self_attn.q_norm.weight") for name in header) else "eurobert"
+    said = MERGED.get(_architecture(raw) or "")
+    if said is not None and said != family:
+        raise BadInput(f"{path} says {_architecture(raw)}, the weights are those of a {family} model; copy the repository again")
+    made = {key: raw[key] for key in FAMILY_KEYS if key in raw}
+    if raw.get("use_sliding_window"):
+        raise BadInput(f"{path}: use_sliding_window is on; this layout attends to the whole text")
+    if code := named_code(made):
+        raise BadInput(f"{path} names code to run ({', '.join(code)}); it is no copy of a published repository")
+    return {"model_type": family, "tie_word_embeddings": family == "qwen3", **made}
+
+
+def _architecture(raw: Mapping[str, Any]) -> str | None:
+    named = raw.get("architectures")
+    return str(named[0]) if isinstance(named, list) and len(named) == 1 else None
+
+
+def _prompts(folder: Path) -> dict[str, str]:
+    path = folder / "config_sentence_transformers.json"
+    said = read_json(path).get("prompts") if path.is_file() else None
+    if not said:
+        return dict(PROMPTS)
+    if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
+        raise BadInput(f"{path}: prompts is {said!r}, needs an object of strings")
+    return dict(said)
+
+
+def _refuse_other_pooling(folder: Path) -> None:
+    path = folder / "1_Pooling" / "config.json"
+    if path.is_file():
+        raw = read_json(path)
+        if raw.get("pooling_mode") != "lasttoken" and raw.get("pooling_mode_lasttoken") is not True:
+            raise BadInput(f"{path}: {json.dumps(raw)[:200]} is not last-token pooling, which this layout needs")
