@@ -97,7 +97,22 @@ def evaluate_set(embedder: Embedder, name: str, kind: Kind, data: SetData, *, fu
     Raises:
         BadInput: If the model returns what cannot be scored.
     """
-    encoded = encode_set(embedder, kind, data, full_train=full_train)
+    return evaluate_encoded(name, kind, data, encode_set(embedder, kind, data, full_train=full_train), full_train=full_train)
+
+
+def evaluate_encoded(name: str, kind: Kind, data: SetData, encoded: Encoded, *, full_train: bool = False) -> Result:
+    """Score a set whose vectors are there.
+
+    Args:
+        name: Of the set.
+        kind: What the set asks.
+        data: The set.
+        encoded: What `encode_set` returned.
+        full_train: As in `encode_set`.
+
+    Returns:
+        The result.
+    """
     start = time.perf_counter()
     score = score_vectors(name, kind, data, encoded, full_train=full_train)
     seconds = time.perf_counter() - start

@@ -1,0 +1,130 @@
+"""Results as plain data: what one score is on disk, how scores aggregate, and what the machine-readable file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from taskdistill.evaluate.compression import Cell, mean_cells, verdict
+from taskdistill.evaluate.kinds import Kind
+from taskdistill.evaluate.protocols import Result
+from taskdistill.evaluate.statistics import Units, interval, paired_difference
+
+Record = dict[str, Any]
+"""One model on one set, as `to_record` makes it and as it is cached."""
+
+_DIGITS = 6
+
+
+def to_record(result: Result, cells: Sequence[Cell] = ()) -> Record:
+    """Turn a result into plain data.
+
+    Args:
+        result: Of one model on one set.
+        cells: Its compression matrix, where there is one.
+
+    Returns:
+        JSON-able; `units` are rounded to six digits, `interval` is the score's 95 % bootstrap interval.
+    """
+    found = interval(result.score.units)
+    return {
+        "set": result.set,
+        "kind": result.kind.value,
+        "metric": result.metric,
+        "score": result.score.score,
+        "interval": [found.low, found.high],
+        "scores": result.score.scores,
+        "by_language": result.score.by_language(),
+        "n": result.n,
+        "dim": result.dim,
+        "texts": result.texts,
+        "encode_seconds": result.encode_seconds,
+        "score_seconds": result.score_seconds,
+        "notes": list(result.score.notes),
+        "compression": [cell.to_json() for cell in cells],
+        "units": {language: np.round(units, _DIGITS).tolist() for language, units in result.score.units.items()},
+    }
+
+
+def units_of(record: Record) -> Units:
+    """Return the units of a record as arrays.
+
+    Args:
+        record: What `to_record` returned.
+
+    Returns:
+        Language to units.
+    """
+    return {language: np.asarray(units, dtype=np.float64) for language, units in record["units"].items()}
+
+
+def cells_of(record: Record) -> list[Cell]:
+    """Return the compression matrix of a record.
+
+    Args:
+        record: What `to_record` returned.
+
+    Returns:
+        Its cells, empty where none was measured.
+    """
+    return [Cell(**cell) for cell in record["compression"]]
+
+
+def aggregate(scores: Mapping[str, float], kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    """Average scores over sets as section 8.3 of the paper does.
+
+    Args:
+        scores: Set to score.
+        kinds: Set to its kind.
+
+    Returns:
+        `sets` (mean over sets), `types` (mean over the kinds' means) and `by_type` (kind to mean over its sets).
+    """
+    by_type = {
+        kind.value: float(np.mean([score for name, score in scores.items() if kinds[name] is kind]))
+        for kind in Kind
+        if any(kinds[name] is kind for name in scores)
+    }
+    if not by_type:
+        return {"sets": None, "types": None, "by_type": {}}
+    return {"sets": float(np.mean(list(scores.values()))), "types": float(np.mean(list(by_type.values()))), "by_type": by_type}
+
+
+def summarise(records: Mapping[str, Mapping[str, Record]], reference: str | None = None) -> dict[str, Any]:
+    """Put records together: scores, averages, and how each model compares with a reference.
+
+    Args:
+        records: Model to set to record.
+        reference: The model that the others are compared with (the teacher); None takes the first of several.
+
+    Returns:
+        `reference`, `scores` (records without units), `means`, `retention` (score / reference's score, by set, and the
+        mean), `comparisons` (difference to the reference with its interval and p-value) and `verdicts` on compression.
+    """
+    names = list(records)
+    base = reference if reference is not None else (names[0] if len(names) > 1 else None)
+    kinds = {name: Kind(record["kind"]) for sets in records.values() for name, record in sets.items()}
+    scores = {
+        model: {name: {k: v for k, v in record.items() if k != "units"} for name, record in sets.items()} for model, sets in records.items()
+    }
+    means = {model: aggregate({name: record["score"] for name, record in sets.items()}, kinds) for model, sets in records.items()}
+    retention: dict[str, dict[str, Any]] = {}
+    comparisons = []
+    against = records[base] if base is not None else {}
+    for model, sets in records.items():
+        if base is None or model == base:
+            continue
+        shared = {name: (record, against[name]) for name, record in sets.items() if name in against}
+        ratios = {name: a["score"] / b["score"] for name, (a, b) in shared.items() if b["score"] > 0}
+        retention[model] = {"sets": ratios, "mean": float(np.mean(list(ratios.values()))) if ratios else None}
+        for name, (ours, theirs) in shared.items():
+            found = paired_difference(units_of(ours), units_of(theirs))
+            comparisons.append({"set": name, "model": model, "against": base, "difference": found.estimate.to_json(), "p": found.p})
+    verdicts = {}
+    for model, sets in records.items():
+        matrices = [cells_of(record) for record in sets.values() if record["compression"]]
+        if cells := mean_cells(matrices):
+            verdicts[model] = verdict(cells)
+    return {"reference": base, "scores": scores, "means": means, "retention": retention, "comparisons": comparisons, "verdicts": verdicts}
