@@ -1,0 +1,92 @@
+"""The application: every route around one model and, if given, one index."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from taskdistill.encode.encoder import Encoder
+from taskdistill.errors import BadInput
+from taskdistill.serve import embeddings, pages, searching
+from taskdistill.serve.errors import ApiError, answer, as_api_error
+from taskdistill.serve.gate import Gate
+from taskdistill.serve.reading import Bodies
+from taskdistill.serve.service import Service
+from taskdistill.serve.settings import Settings
+
+
+def make_app(
+    encoder: Encoder,
+    index: searching.SearchIndex | None = None,
+    settings: Settings | None = None,
+    *,
+    query_encoder: searching.SearchEncoder | None = None,
+) -> FastAPI:
+    """Make the application that serves one model.
+
+    Args:
+        encoder: The model.
+        index: An open index, for POST /search.
+        settings: Limits; None for the defaults.
+        query_encoder: What embeds queries if the index is of another space than the model, such as a student's projection.
+
+    Returns:
+        An ASGI application; `app.state.service` is the model behind it.
+    """
+    settings = settings or Settings()
+    service = Service(encoder, settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        service.stop()
+
+    app = FastAPI(title=f"taskdistill: {encoder.name}", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    bodies = Bodies(settings)
+    embeddings.add_routes(app, service, bodies)
+    searching.add_routes(app, service, bodies, index, query_encoder)
+    pages.add_routes(app, service, index is not None)
+    _add_state_routes(app, service)
+    app.add_middleware(Gate, settings=settings, metrics=service.metrics)
+    app.add_exception_handler(ApiError, _shown)
+    app.add_exception_handler(BadInput, _shown)
+    app.add_exception_handler(HTTPException, _no_route)
+    return app
+
+
+def _add_state_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/health", tags=["about"])
+    async def health() -> JSONResponse:
+        """Say whether the model works; it is run with a short text unless it has just worked."""
+        well = await service.healthy()
+        return JSONResponse({"status": "ok" if well else "stopping" if service.draining else "unhealthy"}, 200 if well else 503)
+
+    @app.get("/ready", tags=["about"])
+    async def ready() -> JSONResponse:
+        """Say whether a request would be accepted now."""
+        fit = not service.draining and not service.queue.sick and not service.queue.full
+        return JSONResponse({"status": "ready" if fit else "busy"}, 200 if fit else 503)
+
+    @app.get("/metrics", tags=["about"])
+    async def metrics() -> Response:
+        """Give the counters in Prometheus' text format."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _shown(request: Request, error: Exception) -> Response:
+    return answer(as_api_error(error), request.url.path)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    said = {404: "there is nothing at this path", 405: "this path takes another method"}.get(error.status_code, str(error.detail))
+    response = answer(ApiError(error.status_code, f"{said}; GET /docs lists the routes"), request.url.path)
+    response.headers.update(error.headers or {})
+    return response

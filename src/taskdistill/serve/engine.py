@@ -1,0 +1,124 @@
+"""The model as the server uses it: tokenised in one thread, run by several, each with its own choice of adapter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from taskdistill.encode.encoder import Encoder
+from taskdistill.errors import WorkFailed
+from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.model.text import Tokens
+
+EXPRESS_TOKENS = 256
+"""Tokens of a batch of the express lane."""
+
+
+class View(Protocol):
+    """A model that one thread uses."""
+
+    def embed(self, ids: Sequence[np.ndarray], task: str | None) -> np.ndarray:
+        """Return float32 `(texts, dim)`, not cut and not scaled."""
+        ...
+
+
+class Engine(Protocol):
+    """What the queue needs of a model."""
+
+    lanes: int
+    """Threads that compute batches of any texts."""
+    express: bool
+    """Whether one more thread computes short texts while long ones occupy the others."""
+    budget: int
+    """Tokens of a batch."""
+    embedding_dim: int
+
+    def view(self) -> View:
+        """Return the model for one more thread."""
+        ...
+
+
+class EncoderEngine:
+    """An Encoder, shared by threads without turns.
+
+    Every thread gets a copy of the model's modules that shares all weights, so that each has its own active adapter at no cost in
+    memory. The Encoder itself stays free for whoever holds it.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Wrap an encoder.
+
+        Args:
+            encoder: A loaded model.
+        """
+        module = encoder.model.module
+        static = not hasattr(module, "backbone")
+        on_cpu = next(module.parameters()).device.type == "cpu"
+        self._module = module
+        self._tokenizer = encoder.model.tokenizer
+        self.lanes = encoder.threads if on_cpu else 1
+        self.express = on_cpu and not static
+        self.budget = encoder.token_budget * (64 if static else 1)
+        self.embedding_dim = encoder.embedding_dim
+
+    def tokens(self, texts: Sequence[str], prompt: str, max_length: int) -> Tokens:
+        """Tokenise texts behind a prompt.
+
+        Args:
+            texts: The texts.
+            prompt: Put before each.
+            max_length: Most tokens of one text.
+
+        Returns:
+            Ids, and which texts were cut.
+        """
+        return self._tokenizer.ids(texts, prompt=prompt, max_length=max_length)
+
+    def view(self) -> ModuleView:
+        """Return the model for one more thread.
+
+        Returns:
+            Modules of their own around the same weights.
+        """
+        return ModuleView(self._module)
+
+
+class ModuleView:
+    """Modules of one thread around weights that all threads share."""
+
+    def __init__(self, module: TransformerModel | StaticModel) -> None:
+        """Copy the modules and share the tensors.
+
+        Args:
+            module: The model.
+        """
+        shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+        self._module = copy.deepcopy(module, shared)
+        self._task: str | None = None
+        self._module.select(None)
+
+    def embed(self, ids: Sequence[np.ndarray], task: str | None) -> np.ndarray:
+        """Compute vectors.
+
+        Args:
+            ids: Token ids of each text.
+            task: Adapter, or None for the base.
+
+        Returns:
+            float32 `(texts, dim)`, not cut and not scaled.
+
+        Raises:
+            WorkFailed: If a value is not finite.
+        """
+        if task != self._task:
+            self._module.select(task)
+            self._task = task
+        with torch.inference_mode():
+            vectors: np.ndarray = self._module.embed(ids).float().cpu().numpy()
+        if not np.isfinite(vectors).all():
+            raise WorkFailed("the model gave values that are not finite")
+        return vectors

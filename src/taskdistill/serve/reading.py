@@ -1,0 +1,106 @@
+"""Request bodies: bounded while they arrive, then read as strict JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from taskdistill.serve.errors import ApiError
+from taskdistill.serve.settings import Settings
+
+
+class Bodies:
+    """Reads bodies; all that are in memory at one moment share one bound."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the bounds.
+
+        Args:
+            settings: Limits of the server.
+        """
+        self._settings = settings
+        self._held = 0
+
+    async def json(self, request: Request) -> dict[str, Any]:
+        """Read the body of a request as one JSON object.
+
+        Args:
+            request: The request.
+
+        Returns:
+            The object.
+
+        Raises:
+            ApiError: 413 for a body too large, 408 for one too slow, 415 for another type or a compressed one, 429 if
+                too many bodies are being read, 400 for what is no strict JSON object.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(415, f"the Content-Type is {kind[:60]!r}; send JSON with Content-Type: application/json", close=True)
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise ApiError(415, "compressed bodies are not read; send the JSON plainly, without Content-Encoding", close=True)
+        held = 0
+        try:
+            async with asyncio.timeout(self._settings.body_seconds):
+                parts: list[bytes] = []
+                announced = request.headers.get("content-length", "")
+                self._check(int(announced) if announced.isdecimal() and len(announced) < 20 else 0)
+                async for part in request.stream():
+                    parts.append(part)
+                    held += len(part)
+                    self._held += len(part)
+                    self._check(held)
+            return strict_json(b"".join(parts))
+        except TimeoutError:
+            raise ApiError(408, f"the body did not arrive within {self._settings.body_seconds:g} s", close=True) from None
+        except ClientDisconnect:
+            raise ApiError(400, "the client left before the body had arrived", close=True) from None
+        finally:
+            self._held -= held
+
+    def _check(self, size: int) -> None:
+        if size > self._settings.body_bytes:
+            raise ApiError(413, f"the body is larger than {self._settings.body_bytes:,} bytes; send fewer texts a request", close=True)
+        if self._held > self._settings.all_body_bytes:
+            raise ApiError(429, "too many requests are being read; try again", retry_after=1, close=True)
+
+
+def strict_json(data: bytes) -> dict[str, Any]:
+    """Read one JSON object: no NaN, no key twice, no half of a character, no nesting beyond reason.
+
+    Args:
+        data: UTF-8.
+
+    Returns:
+        The object.
+
+    Raises:
+        ApiError: 400, saying what is wrong without repeating the text.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise ApiError(400, f"the body is not UTF-8 at byte {error.start}", code="invalid_json") from None
+    except json.JSONDecodeError as error:
+        raise ApiError(400, f"the body is not JSON: {error.msg} at character {error.pos}", code="invalid_json") from None
+    except RecursionError:
+        raise ApiError(400, "the JSON is nested too deeply", code="invalid_json") from None
+    except ValueError as error:
+        raise ApiError(400, f"the body is not JSON: {error}"[:200], code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, f'the body is a JSON {type(value).__name__}; send an object such as {{"input": "text"}}', code="invalid_json")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,165 @@
+"""POST /search over an open index: queries through the queue like all other texts, ranking in threads of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+from fastapi import FastAPI, Request
+from pydantic import Field
+from starlette.responses import JSONResponse
+
+from taskdistill.compress import truncate
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.serve.embeddings import unless_gone
+from taskdistill.serve.errors import ApiError
+from taskdistill.serve.reading import Bodies
+from taskdistill.serve.schemas import Body, parse, texts_of
+from taskdistill.serve.service import Service, overloaded
+
+MOST_HITS = 1000
+"""Largest top_k."""
+
+REFRESH_SECONDS = 5.0
+"""How often a search looks whether another process has written to the index."""
+
+_log = logging.getLogger(__name__)
+
+
+class SearchEncoder(Protocol):
+    """What embeds queries for an index."""
+
+    def encode(
+        self, texts: Sequence[str], *, task: str | None = None, prompt_name: str = "document", truncate_dim: int | None = None
+    ) -> np.ndarray:
+        """Return one vector a text."""
+        ...
+
+
+class SearchIndex(Protocol):
+    """An open index of `taskdistill.search`."""
+
+    settings: Any
+    documents: int
+
+    def refresh(self) -> None:
+        """Go on to what is on the disk now."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Say what the index is."""
+        ...
+
+    def search(self, queries: Any, top_k: int, *, encoder: Any = None, space_id: str | None = None, **options: Any) -> list[list[Any]]:
+        """Return hits for each query."""
+        ...
+
+
+class SearchRequest(Body):
+    """POST /search."""
+
+    query: Any = Field(description="A query, or a list of queries", json_schema_extra={"type": ["string", "array"]})
+    top_k: int = Field(10, ge=1, le=MOST_HITS, description="Passages a query")
+    filter: dict[str, Any] | list[str] | str | None = Field(
+        None, description='Conditions on metadata: {"lang": "en", "year": {">=": 2020}} or ["lang=en", "year>=2020"]'
+    )
+    oversample: int | None = Field(None, ge=1, le=1000, description="Candidates of the first pass for each passage asked for")
+    hybrid: bool = Field(False, description="Whether the ranking is joined with BM25's")
+
+
+class _Computed:
+    """An encoder that holds the vectors of these queries already; the index asks it for their text's vectors."""
+
+    def __init__(self, encoder: Any, vectors: np.ndarray) -> None:
+        self.name, self.space_id, self.model_hash = encoder.name, encoder.space_id, encoder.model_hash
+        self.embedding_dim = encoder.embedding_dim
+        self._vectors = vectors
+
+    def encode(self, texts: Sequence[str], *, truncate_dim: int | None = None, **_: Any) -> np.ndarray:
+        return truncate(self._vectors, truncate_dim or self._vectors.shape[1])
+
+
+def add_routes(
+    app: FastAPI, service: Service, bodies: Bodies, index: SearchIndex | None, query_encoder: SearchEncoder | None = None
+) -> None:
+    """Add /search and /v1/index; without an index they answer 404.
+
+    Args:
+        app: The application.
+        service: The model.
+        bodies: Reads request bodies.
+        index: An open index.
+        query_encoder: What embeds queries if the served model is of another space than the index, such as a student's projection.
+
+    Raises:
+        BadInput: If the model is of another space than the index and no `query_encoder` is given.
+    """
+    if index is not None and query_encoder is None:
+        index.settings.check_space(service.encoder.space_id)
+    threads = ThreadPoolExecutor(2, thread_name_prefix="search")
+    running = 0
+    refreshed = time.monotonic()
+
+    def fresh(index: SearchIndex) -> SearchIndex:
+        nonlocal refreshed
+        if time.monotonic() - refreshed > REFRESH_SECONDS:
+            refreshed = time.monotonic()
+            try:
+                index.refresh()
+            except (BadInput, WorkFailed) as error:
+                _log.error("the index cannot be read again, the old state keeps serving: %s", error)
+        return index
+
+    async def find(index: SearchIndex, asked: SearchRequest, queries: list[str]) -> tuple[list[list[Any]], float]:
+        encoder: Any = query_encoder
+        if encoder is None:
+            prompt = service.encoder.prompt_text(index.settings.query_prompt)
+            done = await service.embed(queries, task=index.settings.task, prompt=prompt, truncate=True, field="query")
+            encoder = _Computed(service.encoder, done.vectors)
+
+        def work() -> tuple[list[list[Any]], float]:
+            started = time.monotonic()
+            options: dict[str, Any] = {"filter": asked.filter, "oversample": asked.oversample, "hybrid": asked.hybrid}
+            hits = fresh(index).search(queries, asked.top_k, encoder=encoder, **options)
+            return hits, (time.monotonic() - started) * 1000
+
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
+
+    takes = {"requestBody": {"required": True, "content": {"application/json": {"schema": SearchRequest.model_json_schema()}}}}
+
+    @app.post("/search", openapi_extra=takes, response_class=JSONResponse, tags=["search"])
+    async def search(request: Request) -> JSONResponse:
+        """Find passages in the index: for each query a list of hits, best first, each with the place it came from."""
+        nonlocal running
+        served = _given(index)
+        if running >= service.settings.searches or service.queue.full:
+            raise overloaded(1)
+        running += 1
+        try:
+            asked = parse(SearchRequest, await bodies.json(request))
+            queries = texts_of(asked.query, "query", service.settings.searches)
+            started = time.monotonic()
+            hits, ranking_ms = await unless_gone(request.receive, find(served, asked, queries))
+        finally:
+            running -= 1
+        total_ms = (time.monotonic() - started) * 1000
+        results = [[asdict(hit) for hit in each] for each in hits]
+        return JSONResponse({"results": results, "milliseconds": {"total": round(total_ms, 2), "ranking": round(ranking_ms, 2)}})
+
+    @app.get("/v1/index", tags=["about"])
+    async def describe() -> dict[str, Any]:
+        """Describe the index: model, task, sizes, counts."""
+        said = _given(index).describe()
+        return {key: value for key, value in said.items() if key != "path"}
+
+
+def _given(index: SearchIndex | None) -> SearchIndex:
+    if index is None:
+        raise ApiError(404, "this server has no index; start it with --index INDEX", code="no_index")
+    return index

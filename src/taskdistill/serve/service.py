@@ -1,0 +1,187 @@
+"""One model behind the server: from checked texts to raw vectors, and whether it is well."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from taskdistill.encode.encoder import Encoder
+from taskdistill.errors import WorkFailed, nearest
+from taskdistill.serve.engine import EncoderEngine
+from taskdistill.serve.errors import ApiError
+from taskdistill.serve.metrics import Metrics
+from taskdistill.serve.queue import BatchingQueue, Closed
+from taskdistill.serve.settings import Settings
+from taskdistill.serve.waiting import Full, Waiting
+
+CHARACTERS_PER_TOKEN = 3
+"""For the estimate by which a request is accepted, before it is tokenised."""
+
+TOKENISED_CHARACTERS = 32_768
+"""Characters tokenised in one go, so that a small request waits for little."""
+
+PROBE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The vectors of one request."""
+
+    vectors: np.ndarray
+    """float32 `(texts, D)`, not cut and not scaled."""
+    tokens: int
+    cut: list[int]
+    """Which texts lost their end."""
+
+
+def overloaded(seconds: float) -> ApiError:
+    """Make the answer to a request that finds no place.
+
+    Args:
+        seconds: Estimated time until there is one.
+
+    Returns:
+        A 429 with Retry-After between 1 and 60 seconds.
+    """
+    wait = max(1, min(60, math.ceil(seconds)))
+    return ApiError(429, "the server has as much to do as it accepts; try again", retry_after=wait)
+
+
+class Service:
+    """The encoder, its queue and its counters."""
+
+    def __init__(self, encoder: Encoder, settings: Settings) -> None:
+        """Join an encoder and limits; `start` makes the threads.
+
+        Args:
+            encoder: The model.
+            settings: The limits.
+        """
+        self.encoder = encoder
+        self.settings = settings
+        self.engine = EncoderEngine(encoder)
+        self.metrics = Metrics()
+        waiting = Waiting(
+            texts=settings.queue_texts, tokens=settings.queue_tokens, seconds=settings.queue_seconds, max_wait=settings.max_wait_ms / 1000
+        )
+        self.queue = BatchingQueue(self.engine, waiting, self.metrics.batch)
+        self.metrics.watch(self.queue)
+        self.draining = False
+        self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+        self._probing = asyncio.Lock()
+
+    def start(self) -> None:
+        """Start the threads."""
+        self.queue.start()
+
+    def stop(self) -> None:
+        """Stop the threads."""
+        self.queue.close()
+        self._tokenising.shutdown(wait=False, cancel_futures=True)
+
+    def check(self, model: str | None, task: str | None, dimensions: int | None) -> None:
+        """Refuse what this model cannot give, before anything is computed.
+
+        Args:
+            model: Name that the client gave.
+            task: Adapter.
+            dimensions: Size of vectors.
+
+        Raises:
+            ApiError: 404 for another model, 400 for an unknown task or a size out of range.
+        """
+        name = self.encoder.name
+        if model is not None and model != name:
+            raise ApiError(404, f"there is no model of this name here; the model served is {name!r}", param="model", code="model_not_found")
+        if task is not None and task not in self.encoder.tasks:
+            hint = nearest(task[:60], self.encoder.tasks) if self.encoder.tasks else "; it has no adapters, so leave the task out"
+            raise ApiError(400, f"this model has no adapter for task {task[:60]!r}{hint}", param="task")
+        if dimensions is not None and not 1 <= dimensions <= self.encoder.embedding_dim:
+            raise ApiError(400, f"dimensions is {dimensions}; give 1 to {self.encoder.embedding_dim}", param="dimensions")
+
+    async def embed(self, texts: list[str], *, task: str | None, prompt: str, truncate: bool, field: str) -> Embedded:
+        """Compute the vectors of one request.
+
+        Args:
+            texts: The texts.
+            task: Adapter, or None for the base.
+            prompt: Put before each text.
+            truncate: Whether the end of a text too long is cut off.
+            field: Where the texts were given, for errors.
+
+        Returns:
+            Raw vectors, tokens read, and which texts were cut.
+
+        Raises:
+            ApiError: 429 if too much waits, 400 and 413 for texts too long, 500 if the model failed, 503 if the server is stopping.
+        """
+        most = self.encoder.max_length
+        guess = sum(min(most, 2 + len(text) // CHARACTERS_PER_TOKEN) for text in texts)
+        try:
+            job = self.queue.admit(len(texts), min(guess, self.settings.request_tokens))
+        except Full as full:
+            raise overloaded(full.seconds) from None
+        except Closed:
+            raise ApiError(503, "the server is stopping", retry_after=1, close=True) from None
+        try:
+            ids, cut = await self._tokenise(texts, prompt, most)
+            total = sum(map(len, ids))
+            if cut and not truncate:
+                raise ApiError(
+                    400,
+                    f"{field}[{cut[0]}] is longer than the {most:,} tokens that the model reads; shorten it or send truncate: true",
+                    param=field,
+                    code="context_length_exceeded",
+                )
+            if total > self.settings.request_tokens:
+                raise ApiError(413, f"{field} has {total:,} tokens, the limit is {self.settings.request_tokens:,} a request", param=field)
+            if not all(map(len, ids)):
+                place = next(i for i, row in enumerate(ids) if not len(row))
+                raise ApiError(400, f"{field}[{place}] has no token that this model knows; leave it out", param=field, code="empty_input")
+            return Embedded(await self.queue.embed(job, ids, task), total, cut)
+        except WorkFailed as error:
+            raise ApiError(500, f"{error}; the other requests are not affected") from None
+        except Closed:
+            raise ApiError(503, "the server stopped before this was computed", retry_after=1, close=True) from None
+        except asyncio.CancelledError:
+            self.metrics.dropped.inc(self.queue.drop(job))
+            raise
+        finally:
+            self.queue.drop(job)
+
+    async def healthy(self) -> bool:
+        """Say whether the model works; run it with one short text unless it has just worked.
+
+        Returns:
+            False while stopping, after a panic until the model has worked again, and if it does not answer in five seconds.
+        """
+        if self.draining:
+            return False
+        if self.queue.fresh:
+            return True
+        async with self._probing:
+            if self.queue.fresh:
+                return True
+            ids = (await self._tokenise(["a"], "", self.encoder.max_length))[0][0]
+            return await self.queue.probe(ids if len(ids) else np.zeros(1, np.int32), PROBE_SECONDS)
+
+    async def _tokenise(self, texts: list[str], prompt: str, most: int) -> tuple[list[np.ndarray], list[int]]:
+        """Tokenise a few texts at a time, so that requests take turns."""
+        loop = asyncio.get_running_loop()
+        ids: list[np.ndarray] = []
+        cut: list[int] = []
+        start = 0
+        while start < len(texts):
+            stop, size = start, 0
+            while stop < len(texts) and (stop == start or size + len(texts[stop]) <= TOKENISED_CHARACTERS):
+                size += len(texts[stop])
+                stop += 1
+            tokens = await loop.run_in_executor(self._tokenising, self.engine.tokens, texts[start:stop], prompt, most)
+            ids += tokens.ids
+            cut += [start + int(i) for i in tokens.truncated.nonzero()[0]]
+            start = stop
+        return ids, cut

@@ -1,0 +1,74 @@
+"""Vectors as a request wants them: cut, scaled, and as numbers, base64 or packed bits."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+
+from taskdistill.compress import Int8Ranges, pack_bits, truncate
+from taskdistill.encode.encoder import Encoder
+from taskdistill.serve.errors import ApiError
+from taskdistill.serve.schemas import Kind
+
+
+def cut(raw: np.ndarray, dim: int, *, normalized: bool) -> np.ndarray:
+    """Keep the first dimensions.
+
+    Args:
+        raw: `(n, D)`.
+        dim: 1 to D.
+        normalized: Whether rows get length one.
+
+    Returns:
+        float32 `(n, dim)`.
+    """
+    return truncate(raw, dim) if normalized else np.ascontiguousarray(raw[:, :dim])
+
+
+def int8_ranges(encoder: Encoder, task: str | None, dim: int) -> Int8Ranges:
+    """Find the ranges that the model stores for its int8 codes.
+
+    Args:
+        encoder: The model.
+        task: Adapter, or None for the base.
+        dim: Dimensions.
+
+    Returns:
+        The ranges.
+
+    Raises:
+        ApiError: 400 if none are stored.
+    """
+    stored = encoder.model.settings.int8_ranges.get(task or "base", {})
+    if str(dim) not in stored:
+        known = ", ".join(stored) or "none"
+        raise ApiError(
+            400, f"this model stores no int8 ranges for {task or 'base'} at {dim} dimensions (stored: {known})", param="embedding_type"
+        )
+    return Int8Ranges.from_json(stored[str(dim)])
+
+
+def sent_as(vectors: np.ndarray, kind: Kind, ranges: Int8Ranges | None) -> list[Any] | np.ndarray:
+    """Put vectors into the form in which they are sent.
+
+    Args:
+        vectors: float32 `(n, dim)`.
+        kind: The form; `binary` is `ubinary` minus 128, as sentence-transformers has it.
+        ranges: For int8.
+
+    Returns:
+        One entry a vector: an array of numbers, or base64 of little-endian float32.
+    """
+    match kind:
+        case "base64":
+            return [base64.b64encode(row.tobytes()).decode("ascii") for row in vectors.astype("<f4", copy=False)]
+        case "ubinary":
+            return pack_bits(vectors)
+        case "binary":
+            return (pack_bits(vectors) ^ np.uint8(128)).view(np.int8)
+        case "int8":
+            assert ranges is not None
+            return ranges.encode(vectors)
+    return vectors
