@@ -204,6 +204,7 @@ class Evaluation(Strict):
     sets: list[str] | None = Field(default=None, description="Names of evaluation sets; None: every test set found")
     dev: list[str] = Field(default_factory=list, description="Names of development sets, for the gate of averaging")
     dims: list[Positive] | None = Field(default=None, description="Truncations to score; None: student.matryoshka_dims")
+    full_train: bool = Field(default=False, description="Classification also reports a linear probe on the whole training split")
     precisions: list[str] = Field(default_factory=lambda: ["float32", "int8", "binary"])
     examples: list[str] = Field(default_factory=list, description="Queries whose results the command shows at its end")
     max_queries: Positive | None = Field(default=None, description="Cut large sets to this many queries, drawn by the seed; None: all")

@@ -94,7 +94,7 @@ def train(
         BadInput: If the recipe, data or folder cannot be used.
         WorkFailed: If the work could not be finished.
     """
-    from taskdistill.job.assess import assess_run
+    from taskdistill.job.assess import assess_run, first_result
 
     watcher = watcher or Silent()
     started = time.monotonic()
@@ -114,6 +114,8 @@ def train(
         run.timed("data and models", started)
         try:
             static = _static(run, plans, student) if recipe.static is not None else None
+            if static is not None and not (out / "model").is_dir():
+                first_result(run, static)
             _fill(run, plans)
             model = _phases(run, plans, student)
             metrics = (assess or assess_run)(run, model, static)

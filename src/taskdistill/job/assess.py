@@ -1,0 +1,205 @@
+"""Scores of a finished run: teacher, untrained student, base, adapters and the instant student, side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taskdistill.encode.encoder import Encoder
+from taskdistill.evaluate.kinds import TASK, Embedder
+from taskdistill.evaluate.protocols import evaluate_set
+from taskdistill.evaluate.run import Options, evaluate_models
+from taskdistill.evaluate.sets import EvalSet, find_sets
+from taskdistill.folders import versions
+from taskdistill.job.embedders import EncoderEmbedder, TeacherEmbedder
+from taskdistill.job.start import start_student
+from taskdistill.model.folder import Model, base_space_id
+from taskdistill.recipe import dump_recipe
+from taskdistill.vocabulary import Task
+
+if TYPE_CHECKING:
+    from taskdistill.job.run import Run
+
+TEACHER, STATIC, UNTRAINED, BASE, ADAPTERS = "teacher", "instant student", "untrained student", "base", "adapters"
+ABOUT = {
+    TEACHER: "what the student learns from",
+    STATIC: "one vector per token, no transformer",
+    UNTRAINED: "the student before its first step, raw texts",
+    BASE: "after stage 1, no adapter",
+    ADAPTERS: "each set with its task's adapter",
+}
+SPEED_TEXTS = 600
+"""Texts on which the speed of each model is measured."""
+
+
+def dev_score(run: Run, student: Model, task: Task) -> float:
+    """Score the student on the development sets of a task.
+
+    Args:
+        run: The run.
+        student: The student in memory, with the task's adapter attached.
+        task: The task.
+
+    Returns:
+        Mean main score over the development sets of the task's kinds, between 0 and 1.
+    """
+    found = [each for each in find_sets(evaluation_root(run), run.recipe.evaluation.dev, split="dev") if TASK[each.kind] is task]
+    student.module.eval()
+    embedder = EncoderEmbedder(Encoder(student, threads=run.threads))
+    most, seed = run.recipe.evaluation.max_queries, run.recipe.seed
+    return float(np.mean([evaluate_set(embedder, each.name, each.kind, each.load(most, seed)).score.score for each in found]))
+
+
+def evaluation_root(run: Run) -> Path:
+    """Say where the evaluation sets are.
+
+    Args:
+        run: The run.
+
+    Returns:
+        `evaluation.root`, or the training data's folder.
+    """
+    return Path(run.recipe.evaluation.root or run.inputs.root)
+
+
+def first_result(run: Run, static: Path) -> None:
+    """Score the instant student beside its teacher as soon as it is there: the first result of a run.
+
+    Args:
+        run: The run.
+        static: Its folder.
+    """
+    sets = _sets(run)[:1]
+    run.watcher.stage("first result: the instant student beside its teacher")
+    models = [_teacher(run), EncoderEmbedder(Encoder.load(static, threads=run.threads), name=STATIC)]
+    results = evaluate_models(models, sets, run.out / "evaluation", _options(run), reference=TEACHER, progress=run.watcher.count)
+    _show(run, "First result", results)
+
+
+def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
+    """Score every model of a run on the recipe's evaluation sets and write the report.
+
+    Args:
+        run: The run; RUN/report.html is written.
+        model: The finished student.
+        static: Folder of the instant student, if there is one.
+
+    Returns:
+        The content of metrics.json.
+    """
+    from taskdistill.job.page import write_page
+
+    start = time.monotonic()
+    encoder = Encoder(model, threads=run.threads)
+    untrained = start_student(run.recipe)
+    untrained.settings.prompts.clear()
+    untrained.hash = base_space_id(untrained)
+    encoders = {UNTRAINED: Encoder(untrained, threads=run.threads), BASE: encoder}
+    models: list[Embedder] = [_teacher(run)]
+    if static is not None:
+        encoders = {STATIC: Encoder.load(static, threads=run.threads), **encoders}
+        models.append(EncoderEmbedder(encoders[STATIC], name=STATIC))
+    models += [EncoderEmbedder(encoders[UNTRAINED], name=UNTRAINED), EncoderEmbedder(encoder, name=BASE, adapters=False)]
+    if encoder.tasks:
+        models.append(EncoderEmbedder(encoder, name=ADAPTERS))
+    run.watcher.stage("evaluation")
+    results = evaluate_models(
+        models, _sets(run), run.out / "evaluation", _options(run), reference=TEACHER, progress=run.watcher.count, note=run.watcher.note
+    )
+    run.timed("evaluation", start)
+    metrics = {
+        "name": run.recipe.name,
+        "results": results,
+        "speed": _speeds(run, encoders),
+        "data": run.inputs.counts(),
+        "facts": run.facts,
+        "seconds": {part: round(seconds, 1) for part, seconds in run.seconds.items()},
+        "recipe": run.recipe.model_dump(mode="json"),
+        "versions": versions(),
+    }
+    write_page(run.out, metrics, dump_recipe(run.recipe))
+    _show(run, "Results", results)
+    return metrics
+
+
+def _teacher(run: Run) -> TeacherEmbedder:
+    embedder = TeacherEmbedder(run.teacher, run.stores)
+    embedder.name = TEACHER
+    return embedder
+
+
+def _sets(run: Run) -> list[EvalSet]:
+    return find_sets(evaluation_root(run), run.recipe.evaluation.sets)
+
+
+def _options(run: Run) -> Options:
+    recipe = run.recipe
+    dims = recipe.evaluation.dims or recipe.student.matryoshka_dims
+    return Options(
+        recipe.evaluation.max_queries, recipe.seed, recipe.evaluation.full_train, tuple(dims), tuple(recipe.evaluation.precisions)
+    )
+
+
+def _speeds(run: Run, encoders: dict[str, Encoder]) -> dict[str, dict[str, float | None]]:
+    """Measure texts per second in turn, each model three times, and keep the median."""
+    from taskdistill.job.finish import calibration_texts
+
+    texts = calibration_texts(run)[:SPEED_TEXTS]
+    ways: dict[str, Any] = {}
+    if run.teacher.identity.kind == "local":
+        ways[TEACHER] = lambda: run.teacher.embed(texts)
+    for name, encoder in encoders.items():
+        if name != UNTRAINED:
+            ways[name] = lambda encoder=encoder: encoder.encode(texts)
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(3):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            rates[name].append(len(texts) / (time.perf_counter() - start))
+    sizes = {name: _parameters(encoder) for name, encoder in encoders.items()}
+    if run.recipe.student.init == "teacher" and TEACHER in ways:
+        from taskdistill.model.backbone import load_backbone, resolve
+
+        sizes[TEACHER] = sum(p.numel() for p in load_backbone(resolve(run.recipe.teacher.model)).parameters())
+    return {
+        name: {
+            "texts_per_second": round(float(np.median(rate)), 1),
+            "parameters": sizes.get(name),
+            "megabytes": _megabytes(sizes.get(name)),
+        }
+        for name, rate in rates.items()
+    }
+
+
+def _parameters(encoder: Encoder) -> int:
+    return sum(p.numel() for name, p in encoder.model.module.named_parameters() if "lora_" not in name)
+
+
+def _megabytes(parameters: int | None) -> float | None:
+    return None if parameters is None else round(parameters * 4 / 1e6, 1)
+
+
+def _show(run: Run, title: str, results: dict[str, Any]) -> None:
+    """Give the watcher a table: one row a set, one column a model, scores times 100."""
+    names = [model["name"] for model in results["models"]]
+    rows = []
+    for each in results["sets"]:
+        scores = [results["scores"][name][each["name"]] for name in names]
+        rows.append([each["name"], scores[0]["metric"], *(f"{100 * score['score']:.1f}" for score in scores)])
+    run.watcher.table(title, ["set", "metric", *names], rows)
+    for name, told in _shares(results, names):
+        run.watcher.note(f"{name}: keeps {told} of the teacher, mean over the sets")
+
+
+def _shares(results: dict[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
+    found = []
+    for name in names:
+        mean = results["retention"].get(name, {}).get("mean")
+        if mean is not None:
+            found.append((name, f"{100 * mean:.1f} %"))
+    return found

@@ -1,0 +1,71 @@
+"""A run's metrics as its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from taskdistill.evaluate.report import ReportData, Source, Speed, render_report
+from taskdistill.folders import write_file
+from taskdistill.train.log import read_lines
+
+
+def write_page(out: Path, metrics: Mapping[str, Any], recipe_text: str) -> None:
+    """Write RUN/report.html from the same numbers as metrics.json.
+
+    Args:
+        out: The run folder, which holds log.jsonl.
+        metrics: Content of metrics.json.
+        recipe_text: The whole recipe as YAML.
+    """
+    from taskdistill.job.assess import ABOUT
+
+    speed, recipe = metrics["speed"], metrics["recipe"]
+    data = ReportData(
+        title=metrics["name"],
+        facts=_facts(metrics),
+        results=metrics["results"],
+        models=ABOUT,
+        log=[record for _, record in read_lines(out / "log.jsonl") if "terms" in record],
+        speeds=[Speed(name, each["texts_per_second"], each["parameters"], each["megabytes"]) for name, each in speed.items()],
+        data=[
+            Source(
+                name,
+                recipe["data"]["sources"][name]["kind"],
+                counts["read"],
+                counts["used"],
+                sum(counts["repaired"].values()),
+                sum(counts["rejected"].values()),
+            )
+            for name, counts in metrics["data"].items()
+        ],
+        times=list(metrics["seconds"].items()),
+        settings=recipe_text,
+        commands=[f"taskdistill train recipe.yaml --out {out.name}"],
+        warnings=_warnings(metrics),
+        versions=metrics["versions"],
+    )
+    write_file(out / "report.html", render_report(data))
+
+
+def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = []
+    means = {name: share.get("mean") for name, share in metrics["results"]["retention"].items()}
+    best = max((name for name, mean in means.items() if mean), key=lambda name: means[name], default=None)
+    if best is not None:
+        facts.append((f"{100 * means[best]:.1f} %", f"of the teacher kept by {best}"))
+    speed = metrics["speed"]
+    if "teacher" in speed:
+        ratio = speed["base"]["texts_per_second"] / speed["teacher"]["texts_per_second"]
+        facts.append((f"{ratio:.1f}×", "the teacher's speed"))
+    facts.append((f"{metrics['facts'].get('teacher_texts', 0):,}", "texts compared with the teacher"))
+    facts.append((f"{sum(metrics['seconds'].values()) / 60:.0f} min", "from texts to report"))
+    return facts
+
+
+def _warnings(metrics: Mapping[str, Any]) -> list[str]:
+    found = []
+    if metrics["recipe"]["teacher"]["instructions"] is None:
+        found.append("This teacher knows no instruction, so every text was embedded as it is, in every phase.")
+    return found
