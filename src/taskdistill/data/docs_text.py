@@ -29,31 +29,29 @@ _FIELD_ALONE = re.compile(r"^\s*:(returns?|yields?)(?:\s[^:]*)?:", re.IGNORECASE
 _FIELD_TYPE = re.compile(r"^\s*:(?:type\b[^:]*|rtype|vartype\b[^:]*|meta\b[^:]*):")
 _UNDERLINE = re.compile(r"^\s*([=\-~^*#\"'+`_.:])\1{2,}\s*$")
 _DIRECTIVE = re.compile(r"^(\s*)\.\.\s+(?:\[[^\]]*\]|_[^:]*:|\|[^|]*\||([\w:+-]+?)\s?::?)\s*(.*)$")
-_DROPPED_DIRECTIVES = frozenset(
-    """
-    math code code-block sourcecode ipython image figure plot testcode testoutput testsetup doctest highlight jupyter-execute
-    versionadded versionchanged versionremoved deprecated list-table csv-table table autosummary autoclass automodule autofunction
-    toctree index include raw currentmodule module moduleauthor sectionauthor codeauthor minigallery legacy inheritance-diagram graphviz
-    parsed-literal literalinclude only rubric
-    """.split()
-)
+_DROPPED_DIRECTIVES_LIST = """
+math code code-block sourcecode ipython image figure plot testcode testoutput testsetup doctest highlight jupyter-execute
+versionadded versionchanged versionremoved deprecated list-table csv-table table autosummary autoclass automodule autofunction
+toctree index include raw currentmodule module moduleauthor sectionauthor codeauthor minigallery legacy inheritance-diagram graphviz
+parsed-literal literalinclude only rubric
+"""
+_DROPPED_DIRECTIVES = frozenset(_DROPPED_DIRECTIVES_LIST.split())
 _CODE_HEADINGS = re.compile(
-    r"^\s*(?:examples?|usage|example usage|sample usage|see also|references|doctests?|footnotes)\s*:{0,2}\s*$", re.IGNORECASE
+    r"^\s*(?:#+\s*)?(?:examples?|usage|example usage|sample usage|see also|references|doctests?|footnotes)\s*:{0,2}\s*$", re.IGNORECASE
 )
 _HEADING = re.compile(r"^\s*(?:#+\s*)?([A-Z][\w ]{2,30}):{0,2}\s*$")
 _TABLE = re.compile(
     r"^\s*(?:args?|arguments?|parameters?|params?|returns?|yields?|raises?|inputs?|outputs?|attributes?)\s*:|"
-    r"^[*\w]+\s*(?:\([^)]*\))?\s*:\s",
+    r"^[*\w]+\s*(?:\(.*\))?\s*:(?:\s|$)",
     re.IGNORECASE,
 )
 _SIGNATURE = re.compile(r"^[\w.]+\s*(?:\[[^\]]*\])?\([^)]*\)?[^.]*$")
 _WORD = re.compile(r"[A-Za-z]{2,}")
-_COMMON = frozenset(
-    """
-    a an the of to in on for and or is are be as by with from that this if it not when which at into can will has have
-    all each given new one used using return returns set get create
-    """.split()
-)
+_COMMON_LIST = """
+a an the of to in on for and or is are be as by with from that this if it not when which at into can will has have
+all each given new one used using return returns set get create
+"""
+_COMMON = frozenset(_COMMON_LIST.split())
 _PHRASES = (
     "copyright",
     "licensed under",

@@ -20,12 +20,11 @@ from taskdistill.data.docs_text import prose
 MAX_BYTES = 1 << 20
 """Larger files are tables or generated code."""
 
-SKIPPED_FOLDERS = frozenset(
-    """
-    test tests testing _testing unit_tests vendor _vendor _vendored vendored externals extern third_party idlelib lib2to3 turtledemo
-    ensurepip site-packages dist-packages __pycache__ node_modules benchmarks examples
-    """.split()
-)
+_SKIPPED_FOLDERS_LIST = """
+test tests testing _testing unit_tests vendor _vendor _vendored vendored externals extern third_party idlelib lib2to3 turtledemo
+ensurepip site-packages dist-packages __pycache__ node_modules benchmarks examples
+"""
+SKIPPED_FOLDERS = frozenset(_SKIPPED_FOLDERS_LIST.split())
 SKIPPED_PACKAGES = frozenset({"taskdistill"})
 CHUNK = 64
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def repeats_within(texts: Sequence[str], most: float = 0.5) -> np.ndarray:
         most: Share of a text's runs found in earlier kept texts from which on it is a repeat.
 
     Returns:
-        True for the same words as an earlier text or for a repeat, shape (texts,).
+        True for a text equal to an earlier one or for a repeat, shape (texts,).
     """
     runs, owners = word_runs(texts)
     ends = np.searchsorted(owners, np.arange(len(texts)), side="right").tolist()
@@ -105,24 +105,24 @@ def repeats_within(texts: Sequence[str], most: float = 0.5) -> np.ndarray:
     for number, end in enumerate(ends):
         own = runs[start:end].tolist()
         start = end
-        words = " ".join(words_of(texts[number]))
-        repeats[number] = words in said or (bool(own) and sum(run in found for run in own) >= most * len(own))
-        said.add(words)
+        key = exact_key(texts[number])
+        repeats[number] = key in said or (bool(own) and sum(run in found for run in own) >= most * len(own))
+        said.add(key)
         if not repeats[number]:
             found.update(own)
     return repeats
 
 
-def exact_keys(texts: Iterable[str]) -> set[str]:
-    """Return the words of each text as one string, the key of equality that punctuation and case do not change.
+def exact_key(text: str) -> str:
+    """Return the key of equal texts: the normalised text without punctuation at its end.
 
     Args:
-        texts: Texts.
+        text: Any text.
 
     Returns:
-        The distinct keys.
+        The key.
     """
-    return {" ".join(words_of(text)) for text in texts}
+    return normalise(text).rstrip(" .:;!")
 
 
 def _code(word: str) -> int:
