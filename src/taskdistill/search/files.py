@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ _VERIFIED: dict[tuple[int, ...], str] = {}
 
 @contextmanager
 def array_writer(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Iterator[Callable[[NDArray[Any]], None]]:
-    """Write a .npy file block by block and force it to the disk.
+    """Write a .npy file block by block; the caller syncs it.
 
     Nothing is written through a memory map: on a full disk that would end the process instead of raising an error.
 
@@ -49,11 +49,10 @@ def array_writer(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Iterat
 
         yield append
         assert rows == shape[0]
-        _flush(stream)
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Write a .npy file and force it to the disk.
+    """Write a .npy file; the caller syncs it.
 
     Args:
         path: File to create.
@@ -65,7 +64,7 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 @contextmanager
 def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch], None]]:
-    """Write an Arrow file batch by batch and force it to the disk.
+    """Write an Arrow file batch by batch; the caller syncs it.
 
     Args:
         path: File to create.
@@ -74,15 +73,8 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.RecordB
     Yields:
         A function that appends a batch.
     """
-    with path.open("wb") as stream:
-        with pa.ipc.new_file(stream, schema) as writer:
-            yield writer.write_batch
-        _flush(stream)
-
-
-def _flush(stream: BinaryIO | io.BufferedWriter) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
+    with path.open("wb") as stream, pa.ipc.new_file(stream, schema) as writer:
+        yield writer.write_batch
 
 
 def entry(path: Path) -> dict[str, Any]:

@@ -7,7 +7,9 @@ hashed, never read from a faiss file: such files answer happily with flipped byt
 from __future__ import annotations
 
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -37,23 +39,35 @@ def flat(queries: NDArray[np.uint8], codes: NDArray[np.uint8], count: int) -> tu
     Returns:
         (q, count) Hamming distances, ascending, and rows.
     """
+    workers, pool = _pool()
+    queries = np.ascontiguousarray(queries)
+    if len(queries) >= workers:
+        edges = np.linspace(0, len(queries), workers + 1).astype(int).tolist()
+        parts = list(pool.map(lambda start, stop: _scan(queries[start:stop], codes, count), edges[:-1], edges[1:]))
+        return np.concatenate([each[0] for each in parts]), np.concatenate([each[1] for each in parts])
+    pieces = max(1, min(workers, len(codes) // _PART_ROWS))
+    edges = np.linspace(0, len(codes), pieces + 1).astype(int).tolist()
+    parts = list(pool.map(lambda start, stop: _scan(queries, codes[start:stop], count), edges[:-1], edges[1:]))
+    return nearest_of([each[0] for each in parts], [rows + start for (_, rows), start in zip(parts, edges, strict=False)], count)
+
+
+@cache
+def _pool() -> tuple[int, ThreadPoolExecutor]:
+    """Return our own threads, one OpenMP thread each: faiss's would spin against those of other libraries and requests."""
     require("faiss", "search", "searching an index")
     import faiss
 
-    threads = faiss.omp_get_max_threads()
-    parts = 1 if len(queries) >= threads else max(1, min(threads, len(codes) // _PART_ROWS))
-    queries = np.ascontiguousarray(queries)
-    if parts == 1:
-        return _widened(*faiss.knn_hamming(queries, codes, count))
-    edges = np.linspace(0, len(codes), parts + 1).astype(int).tolist()
+    workers = faiss.omp_get_max_threads()
+    return workers, ThreadPoolExecutor(workers, "first-pass", initializer=lambda: faiss.omp_set_num_threads(1))
 
-    def part(start: int, stop: int) -> tuple[Distances, Rows]:
-        distances, rows = _widened(*faiss.knn_hamming(queries, codes[start:stop], min(count, stop - start)))
-        return distances, rows + start
 
-    with ThreadPoolExecutor(parts) as pool:
-        found = list(pool.map(part, edges[:-1], edges[1:]))
-    return nearest_of([each[0] for each in found], [each[1] for each in found], count)
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _scan(queries: NDArray[np.uint8], codes: NDArray[np.uint8], count: int) -> tuple[Distances, Rows]:
+    import faiss
+
+    return _widened(*faiss.knn_hamming(queries, codes, min(count, len(codes))))
 
 
 def nearest_of(distances: list[Distances], rows: list[Rows], count: int) -> tuple[Distances, Rows]:

@@ -128,6 +128,7 @@ def write_deletes(path: Path, generation: int, segment: SegmentEntry, documents:
     name = f"deletes/{segment.number:08}-{generation:08}.npy"
     (path / "deletes").mkdir(exist_ok=True)
     write_array(path / name, documents.astype(np.int64))
+    sync(path / name)
     sync(path / "deletes")
     return new, {name: entry(path / name)}
 
