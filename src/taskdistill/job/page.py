@@ -69,3 +69,15 @@ def _warnings(metrics: Mapping[str, Any]) -> list[str]:
     if metrics["recipe"]["teacher"]["instructions"] is None:
         found.append("This teacher knows no instruction, so every text was embedded as it is, in every phase.")
     return found
+
+
+def write_evaluation(out: Path, results: Mapping[str, Any], commands: list[str]) -> None:
+    """Write DIR/report.html of an evaluation.
+
+    Args:
+        out: The folder.
+        results: What `evaluate_models` returned.
+        commands: What to type to get the page again.
+    """
+    data = ReportData(title="Evaluation", results=results, commands=commands, versions=results["versions"])
+    write_file(out / "report.html", render_report(data))

@@ -1,0 +1,5 @@
+"""`python -m taskdistill.cli`."""
+
+from taskdistill.cli import main
+
+main()

@@ -1,0 +1,78 @@
+"""The commands and how their errors end."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import click
+import typer
+
+from taskdistill.cli import data, encoding, evaluation, folders, training
+from taskdistill.errors import BadInput, WorkFailed
+
+app = typer.Typer(
+    name="taskdistill",
+    help="Distil a text-embedding teacher into a compact student with task adapters, and use it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+_debug = False
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Distil a text-embedding teacher into a compact student with task adapters, and use it."""
+    global _debug
+    _debug = debug
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("taskdistill"))
+        raise typer.Exit
+
+
+for module in (training, encoding, evaluation, folders, data):
+    module.register(app)
+
+
+def run(argv: list[str]) -> int:
+    """Run a command line.
+
+    Args:
+        argv: Arguments without the program's name.
+
+    Returns:
+        0 success, 1 failure of the work, 2 bad input.
+    """
+    global _debug
+    _debug = False
+    try:
+        code = app(args=argv, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (BadInput, WorkFailed) as error:
+        return _tell(str(error), 2 if isinstance(error, BadInput) else 1)
+    except KeyboardInterrupt:
+        return _tell("stopped", 1)
+    except BrokenPipeError:
+        return 0
+    except MemoryError:
+        return _tell("out of memory; lower the batch size or the number of texts held at once", 1)
+    except OSError as error:
+        return _tell(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
+
+
+def _tell(message: str, code: int) -> int:
+    if _debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,56 @@
+"""`info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskdistill.cli.terminal import Terminal
+from taskdistill.errors import WorkFailed
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command.
+
+    Args:
+        app: The application.
+    """
+    app.command("info")(info)
+
+
+def info(
+    path: Annotated[Path, typer.Argument(help="A run, model, data, teacher-store, checkpoint or index folder")],
+    repair: Annotated[bool, typer.Option("--repair", help="Teacher store: drop broken shards, so that they are made again")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")] = None,
+) -> None:
+    """Say what a folder is and whether it is whole, reading every byte. Exit code 1 if it is damaged.
+
+    Example: [bold]taskdistill info runs/quickstart/model[/bold]
+    """
+    from taskdistill.folders import dump_json, write_file
+    from taskdistill.job.info import describe_folder, repair_folder
+
+    terminal = Terminal()
+    if repair:
+        for line in repair_folder(path):
+            terminal.line(line)
+    found = describe_folder(path)
+    for key, value in found.items():
+        if key != "faults":
+            terminal.line(f"{key.replace('_', ' '):<20} {_plain(value)}")
+    if json is not None:
+        write_file(json, dump_json(found))
+    if found["faults"]:
+        for fault in found["faults"]:
+            terminal.line(f"damaged: {fault}")
+        raise WorkFailed(f"{path} is damaged in {len(found['faults'])} places; make or copy it again")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)
+    return str(value)

@@ -1,0 +1,101 @@
+"""`plan` and `train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskdistill.cli.terminal import Terminal, stopping
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.recipe import Recipe, load_recipe
+
+RecipePath = Annotated[Path, typer.Argument(help="YAML recipe, such as recipes/quickstart.yaml")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set stage1.steps=100")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
+JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands.
+
+    Args:
+        app: The application.
+    """
+    app.command("plan")(plan)
+    app.command("train")(train)
+
+
+def plan(recipe: RecipePath, overrides: Overrides = None, quiet: Quiet = False, json: JsonPath = None) -> None:
+    """Say what a run will cost, and find every bad setting before the first step. Writes nothing.
+
+    Example: [bold]taskdistill plan recipes/quickstart.yaml[/bold]
+    """
+    from taskdistill.folders import dump_json, write_file
+    from taskdistill.job.plan import plan_run, plan_tables
+
+    terminal = Terminal(quiet)
+    found = plan_run(load_recipe(recipe, overrides or ()), recipe.parent, terminal)
+    for title, columns, rows in plan_tables(found):
+        terminal.table(title, columns, rows)
+    if json is not None:
+        write_file(json, dump_json(found))
+
+
+def train(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option("--out", help="Run folder; run the same command again to continue.")],
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    json: JsonPath = None,
+) -> None:
+    """Teacher store, then every phase, then the model folder, its scores and a report.
+
+    Example: [bold]taskdistill train recipes/quickstart.yaml --out runs/quickstart[/bold]
+    """
+    import shutil
+
+    from taskdistill.job.run import train as run
+    from taskdistill.train.loop import Interrupted
+
+    terminal = Terminal(quiet)
+    made = load_recipe(recipe, overrides or ())
+    with stopping() as stop:
+        try:
+            run(made, out, recipe_folder=recipe.parent, watcher=terminal, should_stop=stop, api_key=_key(made))
+        except Interrupted as error:
+            raise WorkFailed(str(error)) from None
+        finally:
+            terminal.end()
+    _examples(made, out, terminal)
+    terminal.line(f"model   {out / 'model'}")
+    terminal.line(f"scores  {out / 'metrics.json'}")
+    terminal.line(f"report  {out / 'report.html'}")
+    if json is not None:
+        shutil.copyfile(out / "metrics.json", json)
+
+
+def _key(recipe: Recipe) -> str | None:
+    import os
+
+    name = recipe.teacher.api_key_env
+    if name is None:
+        return None
+    if name not in os.environ:
+        raise BadInput(f"teacher.api_key_env names {name}, which is not set in the environment; set it or remove the key")
+    return os.environ[name]
+
+
+def _examples(recipe: Recipe, out: Path, terminal: Terminal) -> None:
+    """Show what a few queries find in the first retrieval set of the run."""
+    if not recipe.evaluation.examples:
+        return
+    from taskdistill.job.examples import search_examples
+
+    for query, found in search_examples(recipe, out):
+        terminal.line()
+        terminal.line(f"? {query}")
+        for score, title in found:
+            terminal.line(f"  {score:.3f}  {title}")
+    terminal.line()

@@ -1,0 +1,313 @@
+"""Encode a file of texts into a file of vectors, streaming, with every row accounted for."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from taskdistill.encode.encoder import WINDOW, Encoder
+from taskdistill.errors import BadInput
+from taskdistill.folders import sync
+
+EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Where texts are read from."""
+
+    source: str
+    """Path of a .txt, .jsonl, .csv or .parquet file (the first three gzip too), or `-` for lines on standard input."""
+    column: str = "text"
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of every row: `read` = `used` + `rejected`."""
+
+    read: int = 0
+    used: int = 0
+    rejected: int = 0
+    truncated: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def reject(self, where: str, why: str) -> None:
+        """Count one rejected row.
+
+        Args:
+            where: File and line.
+            why: What is wrong with it.
+        """
+        self.rejected += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(f"{where}: {why}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data.
+
+        Returns:
+            The counts.
+        """
+        return asdict(self)
+
+
+def encode_file(
+    encoder: Encoder,
+    reading: Reading,
+    out: Path,
+    *,
+    task: str | None,
+    prompt_name: str,
+    truncate_dim: int | None = None,
+    precision: str = "float32",
+    max_length: int | None = None,
+    refuse_truncation: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    window: int = WINDOW,
+) -> Counts:
+    """Encode every text of a file.
+
+    Rows without a usable text are rejected and counted, and have no vector; .parquet and .jsonl outputs name each vector's
+    row, so that nothing shifts. A .npy output is refused if a row had to be rejected.
+
+    Args:
+        encoder: The model.
+        reading: Where the texts are.
+        out: .npy, .parquet or .jsonl; written beside and renamed.
+        task: See `Encoder.encode`.
+        prompt_name: See `Encoder.encode`.
+        truncate_dim: See `Encoder.encode`.
+        precision: See `Encoder.encode`.
+        max_length: See `Encoder.encode`.
+        refuse_truncation: Whether a text that is too long is an error.
+        progress: Called with (rows encoded, rows read so far).
+        window: Texts held at once.
+
+    Returns:
+        The counts.
+
+    Raises:
+        BadInput: If input or output cannot be used; nothing is written then.
+    """
+    if out.suffix not in WRITERS:
+        raise BadInput(f"{out}: vectors are written as {', '.join(WRITERS)}; give --out one of these endings")
+    if not out.parent.is_dir():
+        raise BadInput(f"{out.parent} is no folder; make it first or give another --out")
+    counts = Counts()
+    texts = _texts(reading, counts)
+    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        writer: _Writer | None = None
+        while chunk := list(islice(texts, window)):
+            encoded = encoder.encode_reporting(
+                [text for _, text in chunk],
+                task=task,
+                prompt_name=prompt_name,
+                truncate_dim=truncate_dim,
+                precision=precision,
+                max_length=max_length,
+                refuse_truncation=refuse_truncation,
+                progress=None if progress is None else _after(progress, counts.used),
+            )
+            if writer is None:
+                writer = WRITERS[out.suffix](beside)
+            writer.add(np.array([row for row, _ in chunk]), encoded.vectors)
+            counts.used += len(chunk)
+            counts.truncated += int(encoded.truncated.sum())
+        if writer is None:
+            why = f" ({counts.examples[0]})" if counts.examples else ""
+            raise BadInput(f"{reading.source} has no row with a usable text{why}; give a file with texts")
+        writer.close()
+        if out.suffix == ".npy" and counts.rejected:
+            raise BadInput(
+                f"{reading.source}: {counts.rejected} rows have no usable text ({counts.examples[0]}); a .npy file cannot say which "
+                f"rows are missing: write .parquet or .jsonl, or repair the rows"
+            )
+        sync(beside)
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
+    return counts
+
+
+def _after(progress: Callable[[int, int], None], before: int) -> Callable[[int, int], None]:
+    return lambda done, total: progress(before + done, before + total)
+
+
+def _texts(reading: Reading, counts: Counts) -> Iterator[tuple[int, str]]:
+    """Yield row numbers from 0 and texts; count every row."""
+    path = Path(reading.source)
+    if reading.source != "-" and not path.is_file():
+        raise BadInput(f"no file {path}; give a .txt, .jsonl, .csv or .parquet file, or - for standard input")
+    name = path.name.removesuffix(".gz")
+    kind = ".txt" if reading.source == "-" else Path(name).suffix
+    if kind not in READERS:
+        raise BadInput(f"{path}: texts are read from {', '.join(READERS)}; convert the file or give it the right ending")
+    for row, value in enumerate(READERS[kind](path, reading.column)):
+        counts.read += 1
+        fault = _fault(value)
+        if fault is not None:
+            counts.reject(f"{reading.source}:{row + 1}", fault)
+        else:
+            yield row, value
+
+
+def _fault(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return str(value) if isinstance(value, _Fault) else f"the text is {type(value).__name__}, needs a string"
+    if not value.strip():
+        return "empty text"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "a lone surrogate, which is no character"
+    return None
+
+
+class _Fault(Exception):
+    """A row that cannot be read."""
+
+
+def _lines(path: Path) -> Iterator[str | _Fault]:
+    with _opened(path) as stream:
+        for number, line in enumerate(stream):
+            raw = line.rstrip(b"\r\n")
+            try:
+                yield raw.decode("utf-8-sig" if number == 0 else "utf-8")
+            except UnicodeDecodeError as error:
+                yield _Fault(f"not UTF-8 at byte {error.start} of the line")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    if str(path) == "-":
+        yield sys.stdin.buffer
+    else:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            yield stream  # type: ignore[misc]
+
+
+def _text_lines(path: Path, _: str) -> Iterator[Any]:
+    yield from _lines(path)
+
+
+def _json_lines(path: Path, column: str) -> Iterator[Any]:
+    for line in _lines(path):
+        if isinstance(line, str) and line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                yield _Fault("not valid JSON")
+                continue
+            if isinstance(row, dict) and column in row:
+                yield row[column]
+            else:
+                found = ", ".join(list(row)[:6]) if isinstance(row, dict) else type(row).__name__
+                yield _Fault(f"no field {column!r}; found {found}; name another with --column")
+        elif isinstance(line, _Fault):
+            yield line
+
+
+def _csv_rows(path: Path, column: str) -> Iterator[Any]:
+    with _opened(path) as stream:
+        rows = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline=""))
+        if column not in (rows.fieldnames or []):
+            raise BadInput(f"{path} has the columns {rows.fieldnames}, none called {column!r}; name one with --column")
+        for row in rows:
+            yield row[column]
+
+
+def _parquet_rows(path: Path, column: str) -> Iterator[Any]:
+    try:
+        table = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise BadInput(f"{path} is no Parquet file ({error})") from None
+    if column not in table.schema_arrow.names:
+        raise BadInput(f"{path} has the columns {table.schema_arrow.names}, none called {column!r}; name one with --column")
+    for batch in table.iter_batches(columns=[column]):
+        yield from batch.column(0).to_pylist()
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[Any]]] = {
+    ".txt": _text_lines,
+    ".jsonl": _json_lines,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
+
+
+class _Writer(Protocol):
+    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _NpyWriter:
+    """Appends rows and writes the header, whose room is fixed, at the end."""
+
+    HEADER = 128
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("wb")
+        self._stream.write(b"\0" * self.HEADER)
+        self._count, self._shape, self._dtype = 0, 0, np.dtype("float32")
+
+    def add(self, _: np.ndarray, vectors: np.ndarray) -> None:
+        self._count, self._shape, self._dtype = self._count + len(vectors), vectors.shape[1], vectors.dtype
+        self._stream.write(np.ascontiguousarray(vectors).tobytes())
+
+    def close(self) -> None:
+        text = repr({"descr": self._dtype.str, "fortran_order": False, "shape": (self._count, self._shape)})
+        self._stream.seek(0)
+        self._stream.write(b"\x93NUMPY\x01\x00" + (self.HEADER - 10).to_bytes(2, "little") + text.ljust(self.HEADER - 11).encode() + b"\n")
+        self._stream.close()
+
+
+class _ParquetWriter:
+    """Columns `row` and `vector`, a list of fixed size."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        column = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1])
+        table = pa.table({"row": pa.array(rows), "vector": column})
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, table.schema)
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class _JsonWriter:
+    """One object a line: `row` and `vector`."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("w", encoding="utf-8")
+
+    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        for row, vector in zip(rows.tolist(), vectors.tolist(), strict=True):
+            self._stream.write(json.dumps({"row": row, "vector": vector}, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+WRITERS: dict[str, Callable[[Path], _Writer]] = {".npy": _NpyWriter, ".parquet": _ParquetWriter, ".jsonl": _JsonWriter}

@@ -1,0 +1,97 @@
+"""What a folder is, and whether it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from taskdistill.errors import BadInput
+from taskdistill.folders import check_folder, read_manifest
+from taskdistill.vocabulary import MANIFEST
+
+
+def describe_folder(path: Path) -> dict[str, Any]:
+    """Describe a folder that this package wrote, reading every byte.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        Plain data with `kind` and `faults` (empty if it is whole).
+
+    Raises:
+        BadInput: If it is no folder of ours.
+    """
+    if (path / "recipe.yaml").is_file():
+        return _run(path)
+    manifest = read_manifest(path)
+    kind = manifest.get("kind")
+    if kind == "teacher-store":
+        from taskdistill.teacher.store import describe
+
+        return {"kind": kind, **describe(path)}
+    found: dict[str, Any] = {"kind": kind, "format_version": manifest["format_version"]}
+    if kind == "model":
+        found |= _model(manifest)
+    found |= {
+        "files": len(manifest.get("files", {})),
+        "bytes": sum(entry["bytes"] for entry in manifest.get("files", {}).values()),
+        "made_with": manifest.get("created_by", {}),
+    }
+    return found | {"faults": check_folder(path, manifest)}
+
+
+def repair_folder(path: Path) -> list[str]:
+    """Drop the broken parts of a teacher store.
+
+    Args:
+        path: The store.
+
+    Returns:
+        One line a dropped part.
+
+    Raises:
+        BadInput: If the folder is of another kind, which can only be made again.
+    """
+    manifest = read_manifest(path)
+    if manifest.get("kind") != "teacher-store":
+        raise BadInput(f"{path} is a {manifest.get('kind')!r} folder; only a teacher store can be repaired, make this one again")
+    from taskdistill.teacher.store import repair
+
+    return repair(path)
+
+
+def _model(manifest: dict[str, Any]) -> dict[str, Any]:
+    settings = manifest["settings"]
+    return {
+        "name": manifest["name"],
+        "tasks": manifest["tasks"] or ["none"],
+        "matryoshka_dims": settings["matryoshka_dims"],
+        "max_length": settings["max_length"],
+        "rope_theta": settings["rope_theta"],
+        "prompts": {name: repr(text) for name, text in settings["prompts"].items()},
+        "space_id": settings["space_id"],
+        "teacher": settings["teacher"],
+    }
+
+
+def _run(path: Path) -> dict[str, Any]:
+    import yaml
+
+    recipe = yaml.safe_load((path / "recipe.yaml").read_text("utf-8"))
+    phases = (
+        sorted(each.name for each in (path / "phases").glob("*") if not each.name.startswith(".")) if (path / "phases").is_dir() else []
+    )
+    faults = []
+    for folder in [*(path / "phases" / name for name in phases), path / "model", path / "static-model"]:
+        if (folder / MANIFEST).is_file():
+            faults += [f"{folder.name}/{fault}" for fault in check_folder(folder, read_manifest(folder))]
+    finished = (path / "metrics.json").is_file()
+    return {
+        "kind": "run",
+        "name": recipe["name"],
+        "finished": finished,
+        "phases_finished": phases or ["none"],
+        "report": str(path / "report.html") if finished else "not yet; run the train command again to continue",
+        "faults": faults,
+    }

@@ -1,0 +1,221 @@
+"""What a run will cost, from its data and settings alone: texts, tokens, steps, time, memory and disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from taskdistill.data.batches import BatchPlan, describe
+from taskdistill.encode.batches import cores
+from taskdistill.job.run import check_recipe
+from taskdistill.job.start import data_root, load_inputs, start_student
+from taskdistill.job.watch import Watcher
+from taskdistill.model.adapters import linear_names
+from taskdistill.model.backbone import layers_of
+from taskdistill.model.folder import Model
+from taskdistill.model.student import TransformerModel
+from taskdistill.model.text import TextTokenizer
+from taskdistill.recipe import Adapter, Phase, Recipe, StaticSettings
+from taskdistill.train.phases import make_plan, preparer, static_phase, teacher_needs
+
+SAMPLE = 64
+"""Batches of each phase whose texts are tokenised to estimate its tokens."""
+
+TRAINING_FACTOR = 3
+"""Floating-point work of a training step relative to its forward pass."""
+
+REACHED = 0.5
+"""Share of the measured matrix-multiply rate that training and encoding reach; see docs/performance.md."""
+
+ACTIVATION_BYTES = 31_000 / 384
+"""Measured activation bytes per token, layer and hidden unit of a kept forward pass."""
+
+
+def plan_run(recipe: Recipe, recipe_folder: Path, watcher: Watcher, data_folder: Path | None = None) -> dict[str, Any]:
+    """Read the data and say what the run will cost.
+
+    Args:
+        recipe: The recipe.
+        recipe_folder: Where relative paths of the recipe start.
+        watcher: Told the counts of every source.
+        data_folder: Where the embedded default is, or a place where it may be built; None builds it in a temporary folder.
+
+    Returns:
+        Plain data: phases, teacher, memory and disk, each number with its unit in its name.
+    """
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as temporary:
+        check_recipe(recipe, Path(temporary) / "new")
+        root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", watcher)
+        inputs = load_inputs(recipe, root, watcher)
+        student = start_student(recipe)
+        rate = matrix_rate()
+        phases = {}
+        needed: dict[str, dict[str, None]] = {}
+        for name, settings in recipe.phases().items():
+            phase = static_phase(settings) if isinstance(settings, StaticSettings) else settings
+            plan = make_plan(recipe, name, phase, inputs.datasets)
+            for view, texts in teacher_needs(name, phase, plan).items():
+                key = view if recipe.teacher.instructions is not None else "raw"
+                needed.setdefault(key, {}).update(dict.fromkeys(texts))
+            phases[name] = _phase_cost(name, phase, plan, student, rate)
+        texts = sum(len(found) for found in needed.values())
+        tokens = _teacher_tokens(recipe, student.tokenizer, needed)
+    width = recipe.teacher.embedding_dim or _teacher_width(recipe, student)
+    teacher_flops = _forward_flops(recipe, student)
+    return {
+        "recipe": recipe.name,
+        "machine": {"cores": cores(), "matrix_gflops": round(rate / 1e9, 1)},
+        "phases": phases,
+        "teacher": {
+            "texts": texts,
+            "tokens": tokens,
+            "minutes": None if teacher_flops is None else round(tokens * teacher_flops / (rate * REACHED) / 60, 1),
+            "disk_megabytes": round(texts * (2 * width + 16) / 1e6, 1),
+        },
+        "total": {
+            "steps": sum(phase["steps"] for phase in phases.values()),
+            "training_minutes": round(sum(phase["minutes"] for phase in phases.values()), 1),
+            "memory_megabytes": _memory(recipe, student, phases),
+            "disk_megabytes": round(texts * (2 * width + 16) / 1e6 + 6 * _parameters(student) * 4 / 1e6, 1),
+        },
+        "formula": (
+            "forward = 2 x matrix parameters x tokens; a training step = 3 forwards; minutes = floating-point work / "
+            f"({REACHED} x the matrix rate measured now); teacher tokens = tokens of every distinct text and instruction, once"
+        ),
+    }
+
+
+def plan_tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Lay a plan out as tables.
+
+    Args:
+        found: What `plan_run` returned.
+
+    Returns:
+        Title, columns and rows of each table.
+    """
+    phases = [
+        [name, f"{phase['steps']:,}", str(phase["batch_size"]), f"{phase['tokens']:,}", f"{phase['minutes']:.1f}"]
+        for name, phase in found["phases"].items()
+    ]
+    sources = [
+        [name, source["name"], f"{source['rows']:,}", f"{source['batches']:,}", f"{source['epochs']:.2f}"]
+        for name, phase in found["phases"].items()
+        for source in phase["sources"]
+    ]
+    teacher, total = found["teacher"], found["total"]
+    minutes = "unknown here" if teacher["minutes"] is None else f"{teacher['minutes']} minutes"
+    costs = [
+        [
+            "teacher",
+            f"{teacher['texts']:,} distinct texts, {teacher['tokens']:,} tokens, {minutes}, {teacher['disk_megabytes']} MB of vectors",
+        ],
+        ["training", f"{total['steps']:,} steps, {total['training_minutes']} minutes"],
+        ["memory", f"about {total['memory_megabytes']:,} MB"],
+        ["disk", f"about {total['disk_megabytes']:,} MB"],
+        ["machine", f"{found['machine']['cores']} cores, {found['machine']['matrix_gflops']} GF/s of matrix multiplication"],
+        ["formula", found["formula"]],
+    ]
+    return [
+        ("Phases", ["phase", "steps", "batch", "tokens", "minutes"], phases),
+        ("Batches by source", ["phase", "source", "rows", "batches", "epochs"], sources),
+        ("Costs", ["what", "how much"], costs),
+    ]
+
+
+def matrix_rate(seconds: float = 0.5) -> float:
+    """Measure this machine's float32 matrix-multiply rate at the size that encoding uses.
+
+    Args:
+        seconds: How long to measure.
+
+    Returns:
+        Floating-point operations per second.
+    """
+    a, b = torch.randn(1024, 384), torch.randn(384, 1536)
+    a @ b
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        a @ b
+        count += 1
+    return 2 * 1024 * 384 * 1536 * count / (time.perf_counter() - start)
+
+
+def _phase_cost(name: str, phase: Phase, plan: BatchPlan, student: Model, rate: float) -> dict[str, Any]:
+    made = preparer(name, phase)
+    steps = np.unique(np.linspace(0, phase.steps - 1, min(SAMPLE, phase.steps)).astype(int))
+    counts = []
+    for step in steps.tolist():
+        prepared = made(plan.at(step))
+        ids = student.tokenizer.ids([text for _, text in prepared.texts], prompt="", max_length=phase.max_length).ids
+        counts.append(sum(len(row) for row in ids))
+    tokens = int(np.mean(counts) * phase.steps)
+    flops = 0.0 if name == "static" else TRAINING_FACTOR * 2 * _matrix_parameters(student) * tokens
+    if isinstance(phase, Adapter):
+        flops *= 2 / 3 + 0.2
+    return {
+        "steps": phase.steps,
+        "batch_size": phase.batch_size,
+        "tokens": tokens,
+        "largest_batch_tokens": max(counts),
+        "minutes": round(flops / (rate * REACHED) / 60, 1),
+        "sources": [
+            {"name": each["name"], "rows": each["rows"], "batches": each["batches"], "epochs": each["epochs"]}
+            for each in describe(plan, phase.steps)
+        ],
+    }
+
+
+def _teacher_tokens(recipe: Recipe, tokenizer: TextTokenizer, needed: Mapping[str, Mapping[str, None]]) -> int:
+    total = 0.0
+    for texts in needed.values():
+        chosen: Sequence[str] = list(texts)[:: max(1, len(texts) // 2000)]
+        ids = tokenizer.ids(chosen, prompt="", max_length=recipe.teacher.max_length).ids
+        total += len(texts) * float(np.mean([len(row) for row in ids]))
+    return int(total)
+
+
+def _teacher_width(recipe: Recipe, student: Model) -> int:
+    if recipe.student.init == "teacher":
+        return student.module.embedding_dim
+    return 1024
+
+
+def _forward_flops(recipe: Recipe, student: Model) -> float | None:
+    """Floating-point work of the teacher per token, where it is the model that the student came from."""
+    if recipe.student.init != "teacher" or not isinstance(student.module, TransformerModel):
+        return None
+    from transformers import AutoConfig
+
+    from taskdistill.model.backbone import resolve
+
+    whole = AutoConfig.from_pretrained(resolve(recipe.teacher.model)).num_hidden_layers
+    return 2 * _matrix_parameters(student) * whole / len(layers_of(student.module.backbone))
+
+
+def _matrix_parameters(student: Model) -> int:
+    assert isinstance(student.module, TransformerModel)
+    layers, names = layers_of(student.module.backbone), set(linear_names(student.module.backbone))
+    return sum(p.numel() for name, p in layers.named_parameters() if p.ndim == 2 and name.rsplit(".", 2)[-2] in names)
+
+
+def _parameters(student: Model) -> int:
+    return sum(p.numel() for p in student.module.parameters())
+
+
+def _memory(recipe: Recipe, student: Model, phases: Mapping[str, Any]) -> int:
+    """Weights, gradients and two moments, the kept activations of the largest batch, and the libraries."""
+    assert isinstance(student.module, TransformerModel)
+    from taskdistill.train.step import KEEP_TOKENS
+
+    layers, width = len(layers_of(student.module.backbone)), student.module.embedding_dim
+    tokens = min(max(phase["largest_batch_tokens"] for phase in phases.values()), KEEP_TOKENS)
+    activations = tokens * layers * width * ACTIVATION_BYTES
+    return round((700e6 + 16 * _parameters(student) + activations) / 1e6)
