@@ -103,6 +103,10 @@ def load_backbone(
     refuse_code(raw, folder / "config.json", trust_remote_code)
     header = check_weights(folder)
     made = make_config(raw, folder / "config.json", trust_remote_code=trust_remote_code)
+    if getattr(made, "num_hidden_layers", 0) > len(header):
+        raise BadInput(
+            f"{folder}/config.json asks for {made.num_hidden_layers} layers, the weights are {len(header)} tensors; copy it again"
+        )
     without = {} if made.model_type not in POOLER_FAMILIES else {"add_pooling_layer": False}
     if not trust_remote_code:
         check_fits(_shapes(made, without, folder / "config.json"), header, folder / "model.safetensors")
@@ -134,7 +138,7 @@ def _shapes(config: PretrainedConfig, without: Mapping[str, bool], path: Path) -
         with torch.device("meta"):
             model = AutoModel.from_config(config, **without)
     except Exception as error:
-        raise BadInput(f"{path} describes no model that transformers can build ({type(error).__name__}: {error}); copy it again") from None
+        raise BadInput(f"{path} describes no model that transformers can build ({' '.join(str(error).split())}); copy it again") from None
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -202,8 +206,9 @@ def make_config(raw: Mapping[str, Any], path: Path | str, *, trust_remote_code: 
         return AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=True)  # type: ignore[no-any-return]
     try:
         return AutoConfig.for_model(**{key: value for key, value in raw.items() if not key.startswith("_")})  # type: ignore[no-any-return]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: transformers knows no model_type {kind!r} ({error})") from None
+    except Exception as error:  # its validators raise classes of their own
+        reason = " ".join(str(error).split())
+        raise BadInput(f"{path}: transformers can make no configuration of model_type {kind!r} ({reason})") from None
 
 
 SIZE_LIMITS = {

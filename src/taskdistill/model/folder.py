@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -295,7 +296,7 @@ def _chain(folder: Path) -> list[str]:
         raise BadInput(f"{path} is not a list of modules ({error})") from None
     kinds = [name.rsplit(".", 1)[-1] for name in types]
     for name, kind in zip(types, kinds, strict=True):
-        if not name.startswith("sentence_transformers.") or kind not in MODULES:
+        if not re.fullmatch(r"sentence_transformers(\.\w+)+", name) or kind not in MODULES:
             raise BadInput(
                 f"{path} asks for the module {name!r}; only {', '.join(MODULES)} of sentence-transformers are read, and no code is run"
             )
