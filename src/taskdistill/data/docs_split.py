@@ -120,7 +120,7 @@ def _keys(doc: Doc) -> list[str]:
 def same_object(docs: Sequence[Doc]) -> list[tuple[Doc, Doc]]:
     """Pair the docstrings of one object documented in two places.
 
-    Two functions, classes or methods count as the same object if they carry the same public name of eight letters or more
+    Two functions, classes or methods count as the same object if they carry the same public name of six letters or more
     (case and underscores aside), at most `SAME_NAME` objects carry it, they lie in different modules, and their
     docstrings share two longer words but are not mostly copies of one another. Of the possible pairs, those across packages come first; each object
     is in one pair.
@@ -135,7 +135,7 @@ def same_object(docs: Sequence[Doc]) -> list[tuple[Doc, Doc]]:
     for doc in docs:
         last = doc.name.rpartition(".")[2]
         key = last.replace("_", "").casefold()
-        if len(key) >= 8 and not last.startswith("_") and doc.kind != "module" and doc.summary:
+        if len(key) >= 6 and not last.startswith("_") and doc.kind != "module" and doc.summary:
             by_name[key].append(doc)
     pairs: list[tuple[Doc, Doc]] = []
     for _, group in sorted(by_name.items()):
