@@ -190,7 +190,7 @@ def test_what_does_not_match_is_refused_by_name(tmp_path):
         index.search(random_vectors(1, dim=32), 1, space_id="space-b")
     with pytest.raises(BadInput, match=r"model_hash 'hash-a'.*'hash-b'"):
         index.add(numbered(1), FakeEncoder(model_hash="hash-b"))
-    with pytest.raises(BadInput, match="1x64.*dimension 32"):
+    with pytest.raises(BadInput, match=r"1x64.*dimension 32"):
         index.search(random_vectors(1), 1)
     with pytest.raises(BadInput, match=r"dim 32.*48"):
         build_index(encoder, numbered(20), tmp_path / "i", truncate_dim=48)

@@ -133,7 +133,7 @@ def test_kill_9_at_random_moments(tmp_path, monkeypatch):
             state, step = found, step + 1
     assert step >= 20
     index.add_vectors([Document("last", "text")], vector("last", 0)[None], space_id="s")
-    listed = {name for name in index.snapshot.manifest.files}
+    listed = set(index.snapshot.manifest.files)
     on_disk = {path.relative_to(tmp_path / "i").as_posix() for path in (tmp_path / "i").rglob("*") if path.is_file()}
     assert on_disk == listed | {"lock", "taskdistill.json"}
 

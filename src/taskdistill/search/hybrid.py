@@ -78,6 +78,11 @@ class Lexical:
         bm25.index((ids, vocabulary), show_progress=False)
         return cls(bm25)
 
+    @property
+    def bytes(self) -> int:
+        """Size of the postings."""
+        return int(sum(self._bm25.scores[name].nbytes for name in ("data", "indices", "indptr")))
+
     def save(self, folder: Path) -> None:
         """Write the files of the index.
 

@@ -185,9 +185,9 @@ def titled(text: str, title: Any) -> str:
         title: Its document's title, if it has one.
 
     Returns:
-        The passage, with the title and a line break before it if there is a title.
+        The passage, with the title and a space before it if there is a title.
     """
-    return f"{title}\n{text}" if isinstance(title, str) and title.strip() else text
+    return f"{title} {text}" if isinstance(title, str) and title.strip() else text
 
 
 def _batch(table: pa.Table) -> pa.RecordBatch:
