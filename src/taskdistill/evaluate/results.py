@@ -72,6 +72,20 @@ def cells_of(record: Record) -> list[Cell]:
     return [Cell(**cell) for cell in record["compression"]]
 
 
+def mean_matrix(records: Mapping[str, Record]) -> tuple[Cell, ...]:
+    """Average the compression matrices of a model: over its retrieval sets where there are any, since only they search.
+
+    Args:
+        records: Set to record, of one model.
+
+    Returns:
+        One cell a setting, none where nothing was measured.
+    """
+    measured = [record for record in records.values() if record["compression"]]
+    searched = [record for record in measured if record["kind"] == Kind.RETRIEVAL]
+    return mean_cells([cells_of(record) for record in searched or measured])
+
+
 def aggregate(scores: Mapping[str, float], kinds: Mapping[str, Kind]) -> dict[str, Any]:
     """Average scores over sets as section 8.3 of the paper does.
 
@@ -122,9 +136,5 @@ def summarise(records: Mapping[str, Mapping[str, Record]], reference: str | None
         for name, (ours, theirs) in shared.items():
             found = paired_difference(units_of(ours), units_of(theirs))
             comparisons.append({"set": name, "model": model, "against": base, "difference": found.estimate.to_json(), "p": found.p})
-    verdicts = {}
-    for model, sets in records.items():
-        matrices = [cells_of(record) for record in sets.values() if record["compression"]]
-        if cells := mean_cells(matrices):
-            verdicts[model] = verdict(cells)
+    verdicts = {model: verdict(cells) for model, sets in records.items() if (cells := mean_matrix(sets))}
     return {"reference": base, "scores": scores, "means": means, "retention": retention, "comparisons": comparisons, "verdicts": verdicts}

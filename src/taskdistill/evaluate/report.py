@@ -1,0 +1,106 @@
+"""One self-contained HTML page for a run or an evaluation; what there is no data for is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from taskdistill.evaluate import score_tables, tables
+from taskdistill.evaluate.tables import Source, Speed, Table
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query and what a model finds for it."""
+
+    query: str
+    results: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page made by the caller: tables and charts under a heading."""
+
+    title: str
+    intro: str = ""
+    tables: Sequence[Table] = ()
+    charts: Sequence[Markup] = ()
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the page can show. Only `title` is needed; an empty field leaves its section out.
+
+    Attributes:
+        title: Of the run or evaluation.
+        summary: The outcome in a sentence or two, first on the page; empty writes one from `results`.
+        facts: Up to four (number, what it is) pairs, shown large.
+        results: What `evaluate_models` or `summarise` returned: `scores`, `means`, `retention`, `reference`,
+            `comparisons`, `verdicts`. Columns of tables are its models, in their order.
+        models: Name of a model to a few words about it, such as `the teacher`.
+        log: Records of log.jsonl: `phase`, `step`, `terms` (name to value), and `loss`.
+        speeds: Texts per second and size of models, the teacher first.
+        data: What became of the rows of each source.
+        times: (what, seconds) in the order in which it happened.
+        examples: Queries with their results.
+        sections: Further parts, after the scores (languages, lengths, prompts, ablation).
+        seen: Evaluation set to counts of `texts`, `exact` and `near` seen in training.
+        settings: The whole recipe as YAML.
+        commands: What to type to get this page again.
+        warnings: What the reader must know before trusting a number.
+        versions: Package to version.
+    """
+
+    title: str
+    summary: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+    results: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+    log: Sequence[Mapping[str, Any]] = ()
+    speeds: Sequence[Speed] = ()
+    data: Sequence[Source] = ()
+    times: Sequence[tuple[str, float]] = ()
+    examples: Sequence[Example] = ()
+    sections: Sequence[Section] = ()
+    seen: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    settings: str = ""
+    commands: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def render_report(data: ReportData) -> str:
+    """Write the page.
+
+    Args:
+        data: What it shows.
+
+    Returns:
+        HTML that needs no other file and makes no request.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    results = data.results
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        summary=data.summary or score_tables.summary_sentence(results),
+        overview=score_tables.overview(results),
+        overview_chart=score_tables.overview_chart(results),
+        score_tables=score_tables.score_tables(results),
+        sureness=score_tables.sureness(results),
+        notes=score_tables.notes(results),
+        compression=score_tables.compression(results),
+        losses=score_tables.loss_charts(data.log),
+        speed=tables.speed_table(data.speeds),
+        sources=tables.source_table(data.data),
+        times=tables.time_table(data.times),
+        seen=tables.seen_table(data.seen),
+    )

@@ -1,0 +1,172 @@
+"""Tables of the report: what a cell shows, and the tables of cost, speed and data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Text:
+    """A cell: its text, a smaller line below, whether it is the best of its row."""
+
+    main: str
+    small: str = ""
+    best: bool = False
+
+
+Value = str | float | int | None | Text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: the first column names its rows. A float is a score from 0 to 1 and is shown times 100; None is a dash."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Value]]
+    note: str = ""
+    totals: int = 0
+
+    def cells(self) -> list[list[Text]]:
+        """Return the rows as texts.
+
+        Returns:
+            Rows of cells.
+        """
+        return [[as_text(value) for value in row] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one model costs to run and to keep."""
+
+    model: str
+    texts_per_second: float | None = None
+    parameters: int | None = None
+    megabytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What became of the rows of one data source."""
+
+    name: str
+    kind: str
+    read: int
+    used: int
+    repaired: int = 0
+    rejected: int = 0
+
+
+def as_text(value: Value) -> Text:
+    """Return what a cell shows.
+
+    Args:
+        value: A cell's value.
+
+    Returns:
+        Its text: scores times 100 with one digit, whole numbers with separators, a dash for None.
+    """
+    if isinstance(value, Text):
+        return value
+    if value is None:
+        return Text("–")
+    if isinstance(value, float):
+        return Text(f"{100 * value:.1f}")
+    return Text(f"{value:,}" if isinstance(value, int) else value)
+
+
+def speed_table(models: Sequence[Speed]) -> Table | None:
+    """Return what models cost.
+
+    Args:
+        models: The first is what the others are compared with.
+
+    Returns:
+        The table, or None without models.
+    """
+    if not models:
+        return None
+    base = models[0].texts_per_second
+    rows: list[list[Value]] = []
+    for i, each in enumerate(models):
+        speed = each.texts_per_second
+        times = f"{speed / base if i else 1:.1f} ×" if speed and base else None
+        size = f"{each.megabytes:,.1f}" if each.megabytes else None
+        rows.append([each.model, f"{speed:,.0f}" if speed else None, times, _millions(each.parameters), size])
+    return Table("", ["model", "texts per second", f"times {models[0].model}", "parameters", "MB on disk"], rows)
+
+
+def source_table(sources: Sequence[Source]) -> Table | None:
+    """Return what became of the rows read.
+
+    Args:
+        sources: The sources.
+
+    Returns:
+        The table with a total, or None without sources.
+    """
+    if not sources:
+        return None
+    rows: list[list[Value]] = [[s.name, s.kind, s.read, s.used, s.repaired, s.rejected] for s in sources]
+    total: list[Value] = [
+        "all",
+        "",
+        *(sum(numbers) for numbers in zip(*((s.read, s.used, s.repaired, s.rejected) for s in sources), strict=True)),
+    ]
+    return Table("", ["source", "kind", "rows read", "used", "repaired", "rejected"], [*rows, total], totals=1)
+
+
+def time_table(times: Sequence[tuple[str, float]]) -> Table | None:
+    """Return where the time went.
+
+    Args:
+        times: (what, seconds).
+
+    Returns:
+        The table with a total, or None without rows.
+    """
+    whole = sum(seconds for _, seconds in times)
+    if not whole:
+        return None
+    rows: list[list[Value]] = [[what, duration(seconds), f"{100 * seconds / whole:.0f} %"] for what, seconds in times]
+    return Table("", ["what", "time", "share"], [*rows, ["all", duration(whole), "100 %"]], totals=1)
+
+
+def seen_table(seen: Mapping[str, Mapping[str, int]]) -> Table | None:
+    """Return how much of each evaluation set was seen in training.
+
+    Args:
+        seen: Set to counts of texts, exact and near.
+
+    Returns:
+        The table, or None without sets.
+    """
+    if not seen:
+        return None
+    rows: list[list[Value]] = [[name, counts["texts"], counts["exact"], counts["near"]] for name, counts in seen.items()]
+    return Table("", ["set", "texts", "seen word for word", "share 13 words in a row"], rows)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people write it.
+
+    Args:
+        seconds: The time.
+
+    Returns:
+        Such as `48 s`, `3 min 05 s` or `1 h 20 min`.
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _millions(count: int | None) -> str | None:
+    if count is None:
+        return None
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
