@@ -1,0 +1,139 @@
+"""Golden vectors: what a model gave for fixed texts when it was written, against which any back end is checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from taskdistill.errors import BadInput
+from taskdistill.model.folder import Model
+from taskdistill.vocabulary import Role
+
+FILE = "golden.json"
+BASE = "base"
+"""Key of the vectors without an adapter."""
+
+DECIMALS = 7
+BATCH = 4
+"""Texts embedded at once; bounds memory, changes no number beyond rounding."""
+
+TEXTS = (
+    "Which planet is known as the Red Planet?",
+    "Mars, known for its reddish appearance, is often referred to as the Red Planet.",
+    "a",
+    "Die Katze sitzt auf der Fensterbank und schaut den Vögeln im Garten zu.",
+    "火星は太陽系の第四惑星で、赤い惑星とも呼ばれています。",
+    "مرحبا بالعالم، هذا نص قصير من اليمين إلى اليسار.",
+    "यह एक छोटा वाक्य है।",
+    "def add(first: int, second: int) -> int:\n    return first + second\n",
+)
+"""The fixed texts: several scripts, one token to a few dozen."""
+
+Embed = Callable[[Sequence[str], str | None], np.ndarray]
+"""Texts and a task (None for the base) to float32 vectors `(n, D)` of unit length, behind the document prompt."""
+
+
+def embed_with(model: Model) -> Embed:
+    """Make the reference computation: the packed torch model, in float32, as the encoder runs it.
+
+    Args:
+        model: A model in memory.
+
+    Returns:
+        A function of texts and task; it leaves the model with no adapter selected.
+    """
+    prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
+
+    def embed(texts: Sequence[str], task: str | None) -> np.ndarray:
+        ids = model.tokenizer.ids(list(texts), prompt=prompt, max_length=model.settings.max_length).ids
+        model.module.select(task)
+        try:
+            with torch.inference_mode():
+                parts = [model.module.embed(ids[i : i + BATCH]).float().cpu() for i in range(0, len(ids), BATCH)]
+        finally:
+            model.module.select(None)
+        unit: np.ndarray = torch.nn.functional.normalize(torch.cat(parts), dim=-1).numpy()
+        return unit
+
+    return embed
+
+
+def golden_vectors(embed: Embed, tasks: Sequence[str]) -> dict[str, Any]:
+    """Compute the golden vectors of a model.
+
+    Args:
+        embed: The reference computation.
+        tasks: Its adapters.
+
+    Returns:
+        Content of `golden.json`: the texts, and for `base` and each task their vectors of unit length.
+    """
+    vectors = {task or BASE: np.round(embed(TEXTS, task).astype(np.float64), DECIMALS).tolist() for task in (None, *tasks)}
+    return {"texts": list(TEXTS), "role": Role.DOCUMENT.value, "vectors": vectors}
+
+
+def check_golden(golden: Mapping[str, Any], embed: Embed) -> dict[str, float]:
+    """Compare a back end with golden vectors.
+
+    Args:
+        golden: Content of a `golden.json`.
+        embed: The back end's computation.
+
+    Returns:
+        `base` or task to the smallest cosine between its vectors and the golden ones.
+
+    Raises:
+        BadInput: If the golden vectors are malformed or of another size than the back end's.
+    """
+    found = {}
+    for name, rows in golden["vectors"].items():
+        expected = np.array(rows, dtype=np.float32)
+        given = embed(golden["texts"], None if name == BASE else name)
+        if expected.shape != given.shape or not np.isfinite(expected).all():
+            raise BadInput(f"golden vectors of {name} have shape {expected.shape}, this model gives {given.shape}; they belong to another model")
+        found[name] = float(cosines(expected, given).min())
+    return found
+
+
+def read_golden(folder: Path) -> dict[str, Any] | None:
+    """Read the golden vectors of a model folder.
+
+    Args:
+        folder: Model folder.
+
+    Returns:
+        Their content, or None if the folder has none.
+
+    Raises:
+        BadInput: If the file is malformed.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        golden = json.loads(path.read_text("utf-8"))
+        if not isinstance(golden["texts"], list) or not isinstance(golden["vectors"], dict):
+            raise TypeError("texts or vectors")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadInput(f"{path} holds no golden vectors ({error}); copy the model folder again") from None
+    return dict(golden)
+
+
+def cosines(expected: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Compare vectors row by row.
+
+    Args:
+        expected: `(n, D)`.
+        given: `(n, D)`.
+
+    Returns:
+        Cosine of each pair of rows, `(n,)` in float64; 0 where a row is zero.
+    """
+    one, two = expected.astype(np.float64), given.astype(np.float64)
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
+    return np.divide((one * two).sum(1), lengths, out=np.zeros(len(one)), where=lengths > 0)
