@@ -241,7 +241,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
 
 
 def test_csv_negatives_and_faulty_rows(tmp_path):
-    data = 'query,positive,negatives\na,b,"[""c"", ""d""]"\ne,f,g\nh,i\n'.encode() + b"\xff,j,\nk,l,\n"
+    data = b'query,positive,negatives\na,b,"[""c"", ""d""]"\ne,f,g\nh,i\n' + b"\xff,j,\nk,l,\n"
     (tmp_path / "f.csv").write_bytes(data)
     found = load(tmp_path / "f.csv")
     assert found.rows == (Pair("a", "b", ("c", "d")), Pair("e", "f", ("g",)), Pair("k", "l"))
@@ -275,7 +275,9 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path):
 
 texts = st.text(alphabet=st.characters(codec=None), max_size=30)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | texts, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=8
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
+    max_leaves=8,
 )
 records = st.dictionaries(st.sampled_from(["query", "positive", "negatives", "lang", "other"]), values)
 

@@ -60,15 +60,18 @@ def name_query(doc: Doc) -> str:
     dotted = ".".join([*modules, doc.name] if doc.name else modules)
     if stable_share(f"{doc.module}.{doc.name}:form") < 0.5:
         return dotted
-    words = _CAMEL.sub(" ", doc.name.replace("_", " ").replace(".", " ")).split()
-    return " ".join([doc.package, *words]).lower()
+    return " ".join([doc.package, *_words(doc.name)]).lower()
+
+
+def _words(name: str) -> list[str]:
+    return _CAMEL.sub(" ", name.replace("_", " ").replace(".", " ")).split()
 
 
 def queries(docs: Sequence[Doc], name_share: float) -> list[Query]:
     """Ask for every document with a body by its summary, and for some by name.
 
     A summary asks with its first sentence. One that stands over several bodies asks for none of them; a name asks only if it is
-    public and its last part tells.
+    public, its last part is rare, and one of its words stands in the body.
 
     Args:
         docs: Documented objects.
@@ -101,8 +104,12 @@ def _last(doc: Doc) -> str:
 
 
 def _is_telling(doc: Doc, names: Mapping[str, int]) -> bool:
-    public = doc.kind != "module" and not any(part.startswith("_") for part in (doc.package, *doc.name.split(".")))
-    return public and len(_last(doc)) > 3 and names[_last(doc)] <= COMMON_NAME
+    if doc.kind == "module" or any(part.startswith("_") for part in (doc.package, *doc.name.split("."))):
+        return False
+    if len(_last(doc)) <= 3 or names[_last(doc)] > COMMON_NAME:
+        return False
+    body = doc.body.casefold()
+    return any(len(word) > 3 and word.casefold() in body for word in _words(doc.name))
 
 
 def search_pairs(docs: Sequence[Doc]) -> list[Pair]:

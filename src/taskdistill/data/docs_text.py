@@ -41,7 +41,7 @@ _CODE_HEADINGS = re.compile(
 )
 _HEADING = re.compile(r"^\s*(?:#+\s*)?([A-Z][\w ]{2,30}):{0,2}\s*$")
 _TABLE = re.compile(
-    r"^\s*(?:args?|arguments?|parameters?|params?|returns?|yields?|raises?|inputs?|outputs?|attributes?)\s*:|"
+    r"^\s*(?:args?|arguments?|parameters?|params?|returns?|yields?|raises?|inputs?|outputs?|attributes?)\s*(?::|$)|"
     r"^[*\w]+\s*(?:\(.*\))?\s*:(?:\s|$)",
     re.IGNORECASE,
 )

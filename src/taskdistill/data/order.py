@@ -11,6 +11,10 @@ import numpy as np
 from taskdistill.data.duplicates import normalise
 from taskdistill.data.rows import Dataset, Pair, Scored
 
+NEAR = 64
+"""How many batches are tried for a row that fits into none of those left open."""
+FEW = 4
+"""Rows are exchanged only if at most so many batches' worth is left; more cannot be kept apart anyway."""
 LOOK_AHEAD = 2
 """How many batches' worth of put-off rows are tried again for each batch."""
 
@@ -89,7 +93,7 @@ def _mix_scores(order: np.ndarray, scores: Sequence[float], fillers: Sequence[in
             continue
         for later in order[number + 1 :]:
             column = next((i for i, row in enumerate(later) if scores[row] != only), None)
-            if column is not None:
+            if column is not None and batch[-1] not in later:
                 batch[-1], later[column] = later[column], batch[-1]
                 break
         else:
@@ -127,14 +131,30 @@ def _arrange(permutation: list[int], fillers: list[int], size: int, ids: Sequenc
             else:
                 put_off.append(row)
     unfilled = [batch for batch in batches if len(batch.rows) < size]
+    few = len(put_off) <= FEW * size
     for row in put_off:
-        batch = next((batch for batch in unfilled[:64] if batch.fits(ids[row])), unfilled[0])
-        batch.add(row, ids[row])
+        batch = next((batch for batch in unfilled[:NEAR] if batch.fits(ids[row])), unfilled[0])
+        if batch.fits(ids[row]) or not (few and _exchange(row, batch, batches, ids)):
+            batch.add(row, ids[row])
         if len(batch.rows) == size:
             unfilled.remove(batch)
     for batch in unfilled:
         _fill(batch, fillers, size, ids)
     return [batch.rows for batch in batches]
+
+
+def _exchange(row: int, target: _Open, batches: Sequence[_Open], ids: Sequence[tuple[int, int]]) -> bool:
+    """Put the row in place of a member of another batch that fits into the target, and that member into the target."""
+    for other in batches[:NEAR]:
+        if other is target:
+            continue
+        for place, member in enumerate(other.rows):
+            if target.fits(ids[member]) and not (other.held - set(ids[member])) & set(ids[row]):
+                other.rows[place] = row
+                other.held = other.held - set(ids[member]) | set(ids[row])
+                target.add(member, ids[member])
+                return True
+    return False
 
 
 def _fill(batch: _Open, fillers: list[int], size: int, ids: Sequence[tuple[int, int]]) -> None:
