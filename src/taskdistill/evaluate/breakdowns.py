@@ -1,0 +1,151 @@
+"""Where a score comes from: texts by length, and how much it moves with the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskdistill.errors import BadInput
+from taskdistill.evaluate.encoding import Encoded, check_vectors, encode_set
+from taskdistill.evaluate.kinds import QUERY_ROLE, TASK, Embedder, Kind
+from taskdistill.evaluate.protocols import Score, score_vectors, unit_score
+from taskdistill.evaluate.reading import LabelledData, PairData, RankingData, SetData
+from taskdistill.evaluate.tables import Table, Value
+
+EDGES = (100, 400, 1600, 6400)
+"""Characters at which one bucket of lengths ends and the next begins; characters, since not every script has spaces."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The score of the queries, pairs or texts of one range of lengths."""
+
+    label: str
+    n: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The score of one set under each of a declared set of prompts."""
+
+    scores: Mapping[str, float]
+
+    def summary(self) -> tuple[float, float, float]:
+        """Return the range.
+
+        Returns:
+            Minimum, median, maximum.
+        """
+        values = list(self.scores.values())
+        return min(values), float(np.median(values)), max(values)
+
+
+def by_length(kind: Kind, data: SetData, score: Score, edges: Sequence[int] = EDGES) -> list[Bucket]:
+    """Split a score by the length of what was judged: the relevant document of a query, both texts of a pair, a text.
+
+    Args:
+        kind: What the set asks: retrieval, reranking, STS, bitext mining, classification or multilabel.
+        data: The set.
+        score: Its score, with one unit a query, pair or text.
+        edges: Lengths in characters at which buckets end.
+
+    Returns:
+        The buckets that are not empty, shortest first; their units keep the ranks of the whole set.
+
+    Raises:
+        BadInput: If the kind has no unit for each text.
+    """
+    lengths = np.array(_lengths(kind, data))
+    units = np.concatenate(list(score.units.values()))
+    if len(score.units) > 1:
+        assert isinstance(data, PairData | LabelledData)
+        first_seen = {language: i for i, language in enumerate(score.units)}
+        lengths = lengths[np.argsort([first_seen[language] for language in data.languages], kind="stable")]
+    place = np.searchsorted(edges, lengths, side="right")
+    labels = [f"up to {edges[0]:,}", *(f"{a:,} to {b:,}" for a, b in pairwise(edges)), f"{edges[-1]:,} or more"]
+    return [Bucket(labels[i], int((place == i).sum()), unit_score(units[place == i])) for i in range(len(labels)) if (place == i).any()]
+
+
+def prompt_spread(embedder: Embedder, name: str, kind: Kind, data: SetData, prompts: Sequence[str]) -> Spread:
+    """Score a set under several prompts, put before the queries (or, where both sides are alike, before every text).
+
+    The model's own prompt, if it has one, stays in front. Documents of retrieval sets are encoded once.
+
+    Args:
+        embedder: The model.
+        name: Of the set.
+        kind: What the set asks: retrieval, reranking, STS, pair classification or bitext mining.
+        data: The set.
+        prompts: What is put before; an empty one leaves texts as they are.
+
+    Returns:
+        The score under each prompt.
+
+    Raises:
+        BadInput: If there is no prompt, or the kind is another.
+    """
+    if not prompts:
+        raise BadInput("a spread over prompts needs at least one prompt")
+    if isinstance(data, RankingData):
+        encoded = encode_set(embedder, kind, data)
+        return Spread({prompt: score_vectors(name, kind, data, _asked(embedder, kind, data, encoded, prompt)).score for prompt in prompts})
+    if isinstance(data, PairData):
+        changed = {
+            prompt: replace(data, first=[prompt + t for t in data.first], second=[prompt + t for t in data.second]) for prompt in prompts
+        }
+        return Spread({prompt: score_vectors(name, kind, each, encode_set(embedder, kind, each)).score for prompt, each in changed.items()})
+    raise BadInput(f"{name}: a spread over prompts is for sets of queries or pairs, not for {kind}")
+
+
+def length_table(buckets: Mapping[str, Sequence[Bucket]]) -> Table:
+    """Return what the report shows of lengths.
+
+    Args:
+        buckets: Set to its buckets.
+
+    Returns:
+        One row a set and bucket.
+    """
+    rows: list[list[Value]] = [[name, bucket.label, bucket.n, bucket.score] for name, each in buckets.items() for bucket in each]
+    return Table(
+        "By length", ["set", "characters", "n", "score"], rows, "Score × 100 by length of the relevant document, the pair, or the text."
+    )
+
+
+def prompt_table(spreads: Mapping[str, Spread]) -> Table:
+    """Return what the report shows of prompts.
+
+    Args:
+        spreads: Set to its spread.
+
+    Returns:
+        One row a set.
+    """
+    rows: list[list[Value]] = [[name, len(spread.scores), *spread.summary()] for name, spread in spreads.items()]
+    return Table("By prompt", ["set", "prompts", "minimum", "median", "maximum"], rows, "Score × 100 over the declared prompts.")
+
+
+def _asked(embedder: Embedder, kind: Kind, data: RankingData, encoded: Encoded, prompt: str) -> Encoded:
+    if not prompt:
+        return encoded
+    texts = [prompt + text for text in data.queries.values()]
+    vectors: NDArray[np.float32] = np.asarray(embedder.encode(texts, task=TASK[kind].value, prompt_name=QUERY_ROLE[kind].value))
+    check_vectors(embedder.name, texts, vectors, encoded.dim)
+    return replace(encoded, sides={**encoded.sides, "queries": vectors})
+
+
+def _lengths(kind: Kind, data: SetData) -> list[int]:
+    match kind, data:
+        case ((Kind.RETRIEVAL | Kind.RERANKING), RankingData()):
+            relevant = [max(judged, key=lambda document: judged[document]) for judged in data.qrels.values()]
+            return [len(data.documents[document]) for document in relevant]
+        case ((Kind.STS | Kind.BITEXT), PairData()):
+            return [len(a) + len(b) for a, b in zip(data.first, data.second, strict=True)]
+        case ((Kind.CLASSIFICATION | Kind.MULTILABEL), LabelledData()):
+            return [len(text) for text in data.texts]
+    raise BadInput(f"a score by length is for sets with one result a query, pair or text, not for {kind}")

@@ -1,0 +1,168 @@
+"""Search in several languages: each by itself, each against each other, and all in one pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskdistill.compress import normalise
+from taskdistill.errors import BadInput
+from taskdistill.evaluate.encoding import encode_set
+from taskdistill.evaluate.kinds import Embedder, Kind
+from taskdistill.evaluate.protocols import rank, score_ranking, top_documents
+from taskdistill.evaluate.reading import RankingData
+from taskdistill.evaluate.sets import EvalSet
+from taskdistill.evaluate.tables import Table, Value
+
+CUTOFF = 10
+
+_CANDIDATES = 200
+"""Documents of the pool ranked for each query: enough for ten of different content in any number of languages here."""
+
+
+@dataclass(frozen=True)
+class LanguageScores:
+    """How queries of one language fare.
+
+    Attributes:
+        queries: Number of queries.
+        own: nDCG@10 on the corpus of their own language.
+        pooled: nDCG@10 on all corpora together, where only the document in the query's language counts.
+        any_language: nDCG@10 on all corpora together, where a translation of the document counts as well; None if the
+            corpora are not translations of each other.
+        own_share: Share of the first ten results that are in the query's language.
+        first_own: Share of queries whose first relevant result, in whatever language, is in the query's language; None
+            if the corpora are not translations of each other.
+    """
+
+    queries: int
+    own: float
+    pooled: float
+    any_language: float | None
+    own_share: float
+    first_own: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Pooled:
+    """Scores by query language, and nDCG@10 of each query language (row) on each corpus (column) where texts are parallel."""
+
+    by_language: Mapping[str, LanguageScores]
+    cross: Mapping[str, Mapping[str, float]]
+
+
+def families(sets: Sequence[EvalSet]) -> dict[str, dict[str, EvalSet]]:
+    """Group retrieval sets that differ only in their language, such as `retrieval/xquad-de` and `retrieval/xquad-en`.
+
+    Args:
+        sets: Evaluation sets.
+
+    Returns:
+        Name without the language to language to set, for two languages or more; a language is two or three letters.
+    """
+    found: dict[str, dict[str, EvalSet]] = {}
+    for each in sets:
+        family, _, language = each.name.rpartition("-")
+        if each.kind is Kind.RETRIEVAL and family and language.isalpha() and language.islower() and len(language) in (2, 3):
+            found.setdefault(family, {})[language] = each
+    return {family: members for family, members in found.items() if len(members) > 1}
+
+
+def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> Pooled:
+    """Search the corpora of several languages apart, crosswise and together.
+
+    nDCG alone hides whether results come back in the language of the query; the shares tell. Corpora are taken as
+    translations of each other if they have the same document ids.
+
+    Args:
+        embedder: The model.
+        sets: Language to retrieval set.
+
+    Returns:
+        The scores.
+
+    Raises:
+        BadInput: If there are fewer than two languages, or the model returns what cannot be scored.
+    """
+    if len(sets) < 2:
+        raise BadInput(f"a pool of languages needs at least two; got {', '.join(sets) or 'none'}")
+    encoded = {language: encode_set(embedder, Kind.RETRIEVAL, data).sides for language, data in sets.items()}
+    parallel = len({frozenset(data.documents) for data in sets.values()}) == 1
+    pool = normalise(np.concatenate([encoded[language]["documents"] for language in sets]))
+    places = [(language, document) for language, data in sets.items() for document in data.documents]
+    found, cross = {}, {}
+    for language, data in sets.items():
+        queries = normalise(encoded[language]["queries"])
+        on = {
+            other: score_ranking(
+                data, rank(RankingData(sets[other].documents, data.queries, data.qrels), queries, encoded[other]["documents"])
+            ).score
+            for other in (sets if parallel else [language])
+        }
+        hits = _sorted_hits(queries, pool, places)
+        found[language] = _language_scores(language, data, hits, on[language], parallel)
+        if parallel:
+            cross[language] = on
+    return Pooled(found, cross)
+
+
+def language_tables(pooled: Pooled) -> list[Table]:
+    """Return what the report shows of a pool of languages.
+
+    Args:
+        pooled: The scores.
+
+    Returns:
+        Scores by query language, and query language against corpus language where texts are parallel.
+    """
+    columns = [
+        "query language",
+        "queries",
+        "own corpus",
+        "all corpora",
+        "any language counts",
+        "results in own language",
+        "first hit in own language",
+    ]
+    rows: list[list[Value]] = [
+        [language, s.queries, s.own, s.pooled, s.any_language, s.own_share, s.first_own] for language, s in pooled.by_language.items()
+    ]
+    tables = [Table("By query language", columns, rows, "nDCG@10 × 100, and shares in %.")]
+    if pooled.cross:
+        crossed: list[list[Value]] = [[language, *scores.values()] for language, scores in pooled.cross.items()]
+        note = "nDCG@10 × 100: queries of the row's language on the corpus of the column's."
+        tables.append(Table("Across languages", ["queries", *pooled.cross], crossed, note))
+    return tables
+
+
+def _sorted_hits(queries: NDArray[np.float32], pool: NDArray[np.float32], places: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    indices, scores = top_documents(queries, pool, _CANDIDATES)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return [[places[i] for i in row] for row in np.take_along_axis(indices, order, 1).tolist()]
+
+
+def _language_scores(
+    language: str, data: RankingData, hits: Sequence[Sequence[tuple[str, str]]], own: float, parallel: bool
+) -> LanguageScores:
+    pooled_ranking: dict[str, dict[str, float]] = {}
+    content_ranking: dict[str, dict[str, float]] = {}
+    shares, first_own = [], []
+    for query, row in zip(data.queries, hits, strict=True):
+        # a document of another language keeps its place but can never be the relevant one
+        pooled_ranking[query] = {(d if lang == language else f"{lang}:{d}"): -float(i) for i, (lang, d) in enumerate(row)}
+        content_ranking[query] = {d: -float(i) for i, d in enumerate(dict.fromkeys(d for _, d in row))}
+        shares.append(np.mean([lang == language for lang, _ in row[:CUTOFF]]))
+        relevant = next((lang for lang, d in row if data.qrels[query].get(d, 0) > 0), None)
+        first_own.append(relevant == language)
+    prefixed = RankingData(data.documents, data.queries, data.qrels)
+    return LanguageScores(
+        queries=len(data.queries),
+        own=own,
+        pooled=score_ranking(prefixed, pooled_ranking).score,
+        any_language=score_ranking(prefixed, content_ranking).score if parallel else None,
+        own_share=float(np.mean(shares)),
+        first_own=float(np.mean(first_own)) if parallel else None,
+    )

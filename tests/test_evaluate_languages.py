@@ -1,0 +1,119 @@
+"""Languages apart and pooled, texts by length, and prompts, with numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from taskdistill.errors import BadInput
+from taskdistill.evaluate.breakdowns import by_length, length_table, prompt_spread, prompt_table
+from taskdistill.evaluate.kinds import Kind
+from taskdistill.evaluate.languages import families, language_tables, pooled_retrieval
+from taskdistill.evaluate.protocols import evaluate_set
+from taskdistill.evaluate.reading import LabelledData, PairData, RankingData
+from taskdistill.evaluate.sets import EvalSet
+
+
+class Table:
+    """Vectors by text: content decides the first three numbers, language the rest, with a weight."""
+
+    name = "table"
+
+    def __init__(self, weight: float) -> None:
+        self.weight, self.encoded = weight, 0
+
+    def encode(self, texts, *, task, prompt_name):
+        self.encoded += len(texts)
+        rows = [[*(text[-1] == c for c in "xyz"), *(self.weight * text.startswith(lang) for lang in ("en", "de"))] for text in texts]
+        return np.array(rows, dtype=np.float32)
+
+    def fingerprint(self) -> str:
+        return "table"
+
+
+def parallel(language: str) -> RankingData:
+    documents = {f"d{c}": f"{language} {c}" for c in "xyz"}
+    return RankingData(documents, {f"q{c}": f"{language}? {c}" for c in "xyz"}, {f"q{c}": {f"d{c}": 1} for c in "xyz"})
+
+
+SETS = {"en": parallel("en"), "de": parallel("de")}
+
+
+def test_a_model_blind_to_language_finds_content_but_not_the_language():
+    found = pooled_retrieval(Table(0), SETS)
+    for scores in found.by_language.values():
+        assert scores.own == scores.any_language == 1 and scores.own_share == 0.5
+    # the two translations tie: one language comes first for its own queries and second for the other's
+    assert {round(scores.pooled, 4) for scores in found.by_language.values()} == {1.0, round(1 / math.log2(3), 4)}
+    assert {scores.first_own for scores in found.by_language.values()} == {0.0, 1.0}
+    assert found.cross == {"en": {"en": 1, "de": 1}, "de": {"en": 1, "de": 1}}
+
+
+def test_a_model_that_heeds_language_comes_back_in_it():
+    found = pooled_retrieval(Table(0.5), SETS)
+    assert all(scores.pooled == 1 and scores.first_own == 1 for scores in found.by_language.values())
+    by_language, across = language_tables(found)
+    assert [cell.main for cell in by_language.cells()[0]] == ["en", "3", "100.0", "100.0", "100.0", "50.0", "100.0"]
+    assert across.columns == ["queries", "en", "de"]
+
+
+def test_corpora_that_are_no_translations_have_no_cross_scores():
+    other = RankingData({"e1": "de x"}, {"q": "de? x"}, {"q": {"e1": 1}})
+    found = pooled_retrieval(Table(0.5), {"en": SETS["en"], "de": other})
+    assert found.cross == {} and found.by_language["de"].any_language is None and len(language_tables(found)) == 1
+
+
+def test_one_language_is_no_pool():
+    with pytest.raises(BadInput, match="at least two; got en"):
+        pooled_retrieval(Table(0), {"en": SETS["en"]})
+
+
+def test_families_are_sets_that_differ_in_their_language():
+    names = ["retrieval/xquad-de", "retrieval/xquad-en", "retrieval/peps-long", "retrieval/scifact", "sts/stsb-de", "sts/stsb-en"]
+    sets = [EvalSet(name, Kind(name.split("/")[0]), "test", (Path(),)) for name in names]
+    assert {family: list(members) for family, members in families(sets).items()} == {"retrieval/xquad": ["de", "en"]}
+
+
+def test_scores_split_by_length_of_the_relevant_document():
+    documents = {"short": "x", "long": "a" * 500 + "y", "other": "z"}
+    data = RankingData(documents, {"1": "x", "2": "z"}, {"1": {"short": 1, "other": 0}, "2": {"long": 1}})
+    score = evaluate_set(Table(0), "r", Kind.RETRIEVAL, data).score
+    found = by_length(Kind.RETRIEVAL, data, score)
+    assert [(bucket.label, bucket.n) for bucket in found] == [("up to 100", 1), ("400 to 1,600", 1)]
+    assert found[0].score == 1 and found[1].score < 1
+    assert [cell.main for cell in length_table({"r": found}).cells()[0]] == ["r", "up to 100", "1", "100.0"]
+
+
+def test_lengths_follow_the_order_of_languages():
+    data = PairData(["x", "y" * 200, "z", "z"], ["x", "y", "y", "x"], None, ["en", "de", "en", "de"])
+    score = evaluate_set(Table(0), "b", Kind.BITEXT, data).score
+    short, long = by_length(Kind.BITEXT, data, score)
+    # in each language both rows find the first counterpart: F1 2/3 for it and 0 for the other; the long pair is German's first
+    assert (short.n, long.n) == (3, 1) and long.score == pytest.approx(2 / 3) and short.score == pytest.approx(2 / 9)
+
+
+def test_lengths_need_a_unit_for_each_text():
+    data = LabelledData(["x", "y"], ["a", "b"], ["", ""])
+    score = evaluate_set(Table(0), "c", Kind.CLUSTERING, data).score
+    with pytest.raises(BadInput, match="not for clustering"):
+        by_length(Kind.CLUSTERING, data, score)
+
+
+def test_prompts_move_scores_and_documents_are_encoded_once():
+    class Confused(Table):
+        def encode(self, texts, *, task, prompt_name):
+            vectors = super().encode(texts, task=task, prompt_name=prompt_name)
+            return vectors[::-1] if texts[0].startswith("odd") else vectors
+
+    model = Confused(0)
+    spread = prompt_spread(model, "r", Kind.RETRIEVAL, SETS["en"], ["", "ask: ", "odd: "])
+    assert spread.scores[""] == spread.scores["ask: "] == 1 > spread.scores["odd: "]
+    assert spread.summary() == (spread.scores["odd: "], 1, 1) and model.encoded == 6 + 3 + 3
+    assert [cell.main for cell in prompt_table({"r": spread}).cells()[0]][:2] == ["r", "3"]
+    pairs = PairData(["x", "y", "z"], ["x", "y", "y"], np.array([1, 0.9, 0.0]), [""] * 3)
+    assert set(prompt_spread(model, "s", Kind.STS, pairs, ["", "p: "]).scores) == {"", "p: "}
+    with pytest.raises(BadInput, match="at least one prompt"):
+        prompt_spread(model, "s", Kind.STS, pairs, [])
