@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from taskdistill.serve.errors import ApiError
 from taskdistill.serve.service import Service
+from taskdistill.serve.vectors import int8_ranges
 
 TYPES = {
     "html": "text/html; charset=utf-8",
@@ -53,6 +54,10 @@ def add_routes(app: FastAPI, service: Service, has_index: bool) -> None:
     @app.get("/page/about.json", include_in_schema=False)
     async def about() -> dict[str, Any]:
         return {"index": has_index, "key": service.settings.api_key is not None}
+
+    @app.get("/page/ranges.json", include_in_schema=False)
+    async def ranges(task: str, dim: str) -> dict[str, Any]:
+        return int8_ranges(service.encoder, None if task == "base" else task, int(dim) if dim.isdecimal() else 0).to_json()
 
     @app.get("/page/{name}", include_in_schema=False)
     async def file(name: str) -> Response:

@@ -192,7 +192,7 @@ class Waiting:
         Returns:
             The batch, or None; and if none is ready although texts wait, the seconds until one will be.
         """
-        groups = sorted((heap[0].tag, group) for group, heap in self._live() if group[1] or not short_only)
+        groups = sorted((heap[0], group) for group, heap in self._live() if group[1] or not short_only)
         soonest: float | None = None
         for _, group in groups:
             heap = self._heaps[group]

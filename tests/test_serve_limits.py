@@ -1,0 +1,256 @@
+"""Hostile clients and overload: bounded memory, the right refusals, everybody else served; stopping loses nothing accepted."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from serve_fakes import live, tiny_encoder, tiny_model
+
+from taskdistill.errors import BadInput
+from taskdistill.model.folder import write_model
+from taskdistill.serve.engine import ModuleView
+from taskdistill.serve.settings import Settings, check_host
+
+
+@pytest.fixture(scope="module")
+def server():
+    limits = Settings(body_bytes=100_000, head_seconds=1.5, body_seconds=1.5, connections=60, request_tokens=20_000)
+    with live(tiny_encoder(), settings=limits) as (url, service):
+        yield url, service
+
+
+def post(url: str, text: str = "a", **options) -> httpx.Response:
+    return httpx.post(f"{url}/v1/embeddings", json={"input": text} | options.pop("fields", {}), timeout=30, **options)
+
+
+def connect(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=20)
+    return connection
+
+
+def answer_of(connection: socket.socket) -> bytes:
+    data = b""
+    try:
+        while part := connection.recv(65_536):
+            data += part
+    except ConnectionError:
+        pass
+    return data
+
+
+HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+def test_a_huge_body_is_refused_by_its_length_and_while_it_streams(server):
+    url, service = server
+    with connect(url) as connection:
+        connection.sendall(HEAD + b"Content-Length: 1000000000\r\n\r\n{")
+        assert answer_of(connection).startswith(b"HTTP/1.1 413")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with connect(url) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        sent = 0
+        try:
+            while sent < 50_000_000:
+                connection.sendall(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
+                sent += 65_536
+        except ConnectionError:
+            pass
+    assert sent < 20_000_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
+    assert post(url).status_code == 200
+
+
+@pytest.mark.parametrize("head", [b"X-Long: " + b"x" * 1_000_000 + b"\r\n", b"X: y\r\n" * 100_000])
+def test_a_huge_head_is_refused(server, head):
+    with connect(server[0]) as connection:
+        try:
+            connection.sendall(HEAD + head + b"\r\n")
+        except ConnectionError:
+            pass
+        assert answer_of(connection)[:12] in (b"HTTP/1.1 431", b"")
+    assert post(server[0]).status_code == 200
+
+
+@pytest.mark.parametrize("start", [b"", b"POST /v1/emb", HEAD, HEAD + b"Content-Length: 50\r\n\r\n{"])
+def test_a_client_that_dawdles_is_cut_off(server, start):
+    started = time.monotonic()
+    with connect(server[0]) as connection:
+        connection.sendall(start)
+        for _ in range(4):
+            time.sleep(0.2)
+            connection.sendall(b"x" if start else b"P")
+        assert answer_of(connection)[:12] in (b"", b"HTTP/1.1 408")
+    assert time.monotonic() - started < 10
+    assert post(server[0]).status_code == 200
+
+
+def test_what_is_no_http_is_refused(server):
+    for data in (b"\x16\x03\x01\x02\x00\x01\x00" * 10 + b"\r\n\r\n", b"GET\r\n\r\n", b"POST /embed HTTP/1.1\r\nContent-Length: -1\r\n\r\n"):
+        with connect(server[0]) as connection:
+            connection.sendall(data)
+            assert answer_of(connection).startswith(b"HTTP/1.1 400")
+
+
+def test_idle_connections_give_way_to_new_ones(server):
+    idle = [connect(server[0]) for _ in range(150)]
+    try:
+        assert [post(server[0]).status_code for _ in range(5)] == [200] * 5
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+def test_a_half_closed_client_frees_its_place(server):
+    url, service = server
+    with connect(url) as connection:
+        connection.sendall(HEAD + b"Content-Length: 15\r\n\r\n" + b'{"input": "ab"}')
+        connection.shutdown(socket.SHUT_WR)
+        answer_of(connection)
+    until(lambda: service.queue.texts == 0)
+
+
+def test_too_many_tokens_of_one_request(server):
+    answer = post(server[0], fields={"input": ["z" * 250] * 90})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (413, "input")
+    assert "the limit is 20,000 a request" in answer.json()["error"]["message"]
+
+
+def test_no_text_and_no_key_reaches_the_log(caplog):
+    key = "very-secret-key-0123"
+    caplog.set_level(logging.DEBUG)
+    with live(tiny_encoder(1), settings=Settings(api_key=key)) as (url, service):
+        right = {"Authorization": f"Bearer {key}"}
+        post(url, "private-words", headers=right)
+        post(url, "private-words", headers={"Authorization": "Bearer private-words"})
+        post(url, "private-words", headers=right, fields={"private-words": 1})
+        service.engine.tokens = lambda *_: (_ for _ in ()).throw(ValueError("private-words"))
+        caplog.set_level(logging.INFO)
+        broken = post(url, "private-words", headers=right)
+        assert (broken.status_code, broken.json()["error"]["type"]) == (500, "server_error")
+        assert broken.headers["X-Request-Id"] in caplog.text
+    assert "private" not in caplog.text
+    assert key not in caplog.text
+
+
+def test_overload_is_answered_with_429_and_everything_accepted_is_computed(monkeypatch):
+    plain = ModuleView.embed
+    monkeypatch.setattr(ModuleView, "embed", lambda *given: time.sleep(0.02) or plain(*given))
+    with live(tiny_encoder(1), settings=Settings(queue_texts=8, request_texts=8)) as (url, service):
+        statuses: list[int] = []
+
+        def ask(_: int) -> None:
+            with httpx.Client(base_url=url, timeout=60) as client:
+                for _ in range(8):
+                    answer = client.post("/v1/embeddings", json={"input": ["w" * 250] * 4})
+                    statuses.append(answer.status_code)
+                    if answer.status_code == 429:
+                        assert 1 <= int(answer.headers["Retry-After"]) <= 60
+                        assert answer.json()["error"]["type"] == "rate_limit_error"
+
+        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+            list(pool.map(ask, range(12)))
+        assert set(statuses) == {200, 429}
+        assert len(statuses) == 96
+        assert (service.queue.texts, service.queue.tokens) == (0, 0)
+        assert post(url).status_code == 200
+
+
+def test_a_client_that_leaves_is_counted_and_its_texts_are_not_computed(monkeypatch):
+    hold = threading.Event()
+    plain = ModuleView.embed
+    monkeypatch.setattr(ModuleView, "embed", lambda *given: hold.wait(20) and plain(*given))
+    with live(tiny_encoder(1)) as (url, service):
+        first = threading.Thread(target=post, args=(url,))
+        first.start()
+        until(lambda: service.queue._running)
+        body = json.dumps({"input": ["abc"] * 20}).encode()
+        leaving = [connect(url) for _ in range(5)]
+        for connection in leaving:
+            connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until(lambda: service.queue.texts == 100)
+        for connection in leaving:
+            connection.close()
+        until(lambda: service.queue.texts == 0)
+        hold.set()
+        first.join(20)
+        text = httpx.get(f"{url}/metrics").text
+        assert "taskdistill_dropped_texts_total 100.0" in text
+        assert 'taskdistill_texts_total{task="base"} 1.0' in text
+
+
+def until(true) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_server_that_others_reach_needs_a_key():
+    with pytest.raises(BadInput, match="set an API key"):
+        check_host("0.0.0.0", Settings())
+    for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
+        check_host(host, Settings())
+    check_host("0.0.0.0", Settings(public=True))
+    check_host("0.0.0.0", Settings(api_key="x" * 32))
+    with pytest.raises(BadInput, match="at least 16"):
+        Settings(api_key="short")
+    with pytest.raises(BadInput, match="larger than the queue"):
+        Settings(request_texts=100, queue_texts=99)
+    with pytest.raises(BadInput, match="body_bytes is 0"):
+        Settings(body_bytes=0)
+
+
+SCRIPT = """
+import sys, time
+from taskdistill.encode.encoder import Encoder
+from taskdistill.serve import engine, run
+plain = engine.ModuleView.embed
+def slow(self, ids, task):
+    time.sleep(0.2)
+    return plain(self, ids, task)
+engine.ModuleView.embed = slow
+run.serve(Encoder.load(sys.argv[1], threads=1), port=0, started=lambda url: print(url, flush=True))
+"""
+
+
+def test_sigterm_finishes_what_was_accepted_and_ends_with_status_0(tmp_path: Path):
+    write_model(tmp_path / "model", tiny_model(tmp_path))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "model")], stdout=subprocess.PIPE, text=True, env=environment
+    ) as child:
+        try:
+            assert child.stdout is not None
+            url = child.stdout.readline().strip()
+            with concurrent.futures.ThreadPoolExecutor(12) as pool:
+                asked = [pool.submit(post, url, "m" * 250) for _ in range(12)]
+                deadline = time.monotonic() + 20
+                while time.monotonic() < deadline:
+                    text = httpx.get(f"{url}/metrics", timeout=20).text
+                    waiting = next(float(line.split()[1]) for line in text.splitlines() if line.startswith("taskdistill_queue_texts "))
+                    if waiting >= 6:
+                        break
+                    time.sleep(0.02)
+                child.send_signal(signal.SIGTERM)
+                answers = [each.result() for each in asked]
+            assert [answer.status_code for answer in answers] == [200] * 12
+            assert child.wait(20) == 0
+            with pytest.raises(httpx.TransportError):
+                post(url)
+        finally:
+            child.kill()

@@ -1,0 +1,333 @@
+"""The batching queue: nothing lost, doubled, mixed or starved; a poisoned text and a panic fail alone; dropped places are free."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serve_fakes import FakeEngine, expected
+
+from taskdistill.errors import WorkFailed
+from taskdistill.serve.queue import BatchingQueue, Closed
+from taskdistill.serve.waiting import PATIENCE, SHORT, Full, Waiting
+
+TEXTS, TOKENS, BUDGET = 60, 6000, 256
+TASKS = [None, "retrieval", "clustering"]
+
+arrival = st.tuples(st.just("come"), st.sampled_from(TASKS), st.lists(st.integers(1, 400), min_size=1, max_size=12))
+leaving = st.tuples(st.just("leave"), st.integers(0, 50), st.just(None))
+batch = st.tuples(st.just("take"), st.sampled_from([BUDGET, 64]), st.booleans())
+
+
+def ids_of(length: int, value: int = 1) -> np.ndarray:
+    return np.full(length, value, np.int32)
+
+
+def waiting(**options) -> Waiting:
+    return Waiting(**({"texts": TEXTS, "tokens": TOKENS, "seconds": 0.0} | options))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(arrival, arrival, batch, batch, leaving), max_size=80))
+def test_any_history_keeps_every_promise(history):
+    queue, jobs = waiting(), []
+    alive: dict[tuple[int, int], tuple] = {}
+    for what, first, second in history:
+        if what == "come":
+            fits = len(alive) + len(second) <= TEXTS and (not alive or sum(size for size, *_ in alive.values()) + sum(second) <= TOKENS)
+            try:
+                job = queue.admit(len(second), sum(second))
+            except Full:
+                assert not fits
+                continue
+            assert fits
+            queue.put(job, [ids_of(size) for size in second], first, 0.0)
+            for index, size in enumerate(second):
+                tag = queue.clock + PATIENCE * sum(second[: index + 1])
+                alive[len(jobs), index] = (size, first, tag)
+            jobs.append(job)
+        elif what == "leave" and jobs:
+            number = first % len(jobs)
+            left = [key for key in alive if key[0] == number]
+            assert queue.drop(jobs[number]) == len(left)
+            assert queue.drop(jobs[number]) == 0
+            for key in left:
+                del alive[key]
+        elif what == "take":
+            clock = queue.clock
+            got, pause = queue.take(first, 0.0, short_only=second)
+            assert pause is None
+            candidates = [value for value in alive.values() if value[0] <= SHORT or not second]
+            assert (got is None) == (not candidates)
+            if got is None:
+                continue
+            keys = [(jobs.index(item.job), item.index) for item in got.items]
+            taken = [alive.pop(key) for key in keys]
+            assert {task for _, task, _ in taken} == {got.task}
+            assert {size <= SHORT for size, *_ in taken} == {got.short}
+            assert got.tokens == sum(size for size, *_ in taken)
+            assert got.tokens <= first or len(taken) == 1
+            assert min(tag for *_, tag in taken) == min(tag for *_, tag in candidates)
+            assert queue.clock == clock + got.tokens
+        assert (queue.texts, queue.tokens) == (len(alive), sum(size for size, *_ in alive.values()))
+    while (got := queue.take(BUDGET, 0.0)[0]) is not None:
+        for item in got.items:
+            del alive[jobs.index(item.job), item.index]
+    assert not alive
+    assert (queue.texts, queue.tokens) == (0, 0)
+
+
+def test_no_text_is_overtaken_for_longer_than_its_tag_and_a_full_queue_allow():
+    rng = random.Random(5)
+    queue, born, worst = waiting(), {}, 0
+    for _ in range(4000):
+        sizes = rng.choice([[rng.randint(1, 30)], [400], [rng.randint(1, 400) for _ in range(rng.randint(1, 30))]])
+        try:
+            job = queue.admit(len(sizes), sum(sizes))
+        except Full:
+            pass
+        else:
+            queue.put(job, [ids_of(size) for size in sizes], rng.choice(TASKS), 0.0)
+            born[job] = (queue.clock, sizes)
+        clock = queue.clock
+        got, _ = queue.take(BUDGET, 0.0)
+        for item in got.items if got else ():
+            start, sizes = born[item.job]
+            own = PATIENCE * sum(sizes[: item.index + 1])
+            worst = max(worst, clock - start - own)
+    assert worst <= TOKENS
+
+
+def test_a_short_request_overtakes_the_tail_of_a_long_one():
+    queue = waiting(texts=5000, tokens=10**6)
+    long = queue.admit(1000, 30_000)
+    queue.put(long, [ids_of(30)] * 1000, None, 0.0)
+    queue.take(BUDGET, 0.0)
+    short = queue.admit(1, 30)
+    queue.put(short, [ids_of(30)], None, 0.0)
+    batches = 0
+    while not any(item.job is short for item in queue.take(BUDGET, 0.0)[0].items):
+        batches += 1
+    assert batches <= 1
+
+
+def test_clients_that_come_and_go_leave_nothing_behind():
+    queue = waiting(texts=5000, tokens=10**6)
+    stays = queue.admit(1, 10)
+    queue.put(stays, [ids_of(10)], None, 0.0)
+    for _ in range(200):
+        job = queue.admit(100, 100)
+        queue.put(job, [ids_of(1)] * 100, None, 0.0)
+        queue.drop(job)
+    assert (queue.texts, queue.tokens) == (1, 10)
+    assert sum(map(len, queue._heaps.values())) < 1200
+
+
+def test_a_batch_that_is_not_full_waits_for_company_and_no_longer():
+    queue = waiting(max_wait=0.01)
+    job = queue.admit(1, 10)
+    queue.put(job, [ids_of(10)], None, 100.0)
+    assert queue.take(BUDGET, 100.004) == (None, pytest.approx(0.006))
+    assert len(queue.take(BUDGET, 100.01)[0].items) == 1
+    full = queue.admit(30, 300)
+    queue.put(full, [ids_of(10)] * 30, None, 200.0)
+    assert len(queue.take(BUDGET, 200.0)[0].items) == 25
+
+
+def test_a_wait_that_would_be_too_long_is_refused_but_never_the_first_request():
+    queue = waiting(seconds=2.0)
+    queue.rate = 100.0
+    job = queue.admit(1, 5000)
+    with pytest.raises(Full) as full:
+        queue.admit(1, 1)
+    assert full.value.seconds == 50.0
+    queue.drop(job)
+    queue.admit(1, 150)
+    queue.admit(1, 50)
+
+
+def running(engine: FakeEngine, **options) -> BatchingQueue:
+    queue = BatchingQueue(engine, waiting(**({"texts": 10_000, "tokens": 10**6} | options)))
+    queue.start()
+    return queue
+
+
+async def embed(queue: BatchingQueue, ids: list[np.ndarray], task: str | None = None) -> np.ndarray:
+    job = queue.admit(len(ids), sum(map(len, ids)))
+    try:
+        return await queue.embed(job, ids, task)
+    finally:
+        queue.drop(job)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_request_gets_its_own_vectors_whatever_else_happens(seed):
+    rng = random.Random(seed)
+    engine = FakeEngine(lanes=3, seconds_per_token=1e-5)
+    queue = running(engine)
+    cancelled = 0
+
+    async def client() -> None:
+        nonlocal cancelled
+        await asyncio.sleep(rng.random() * 0.2)
+        poison = rng.random() < 0.1
+        ids = [ids_of(rng.choice([3, 20, 200, 300]), rng.randint(1, 1000)) for _ in range(rng.randint(1, 20))]
+        if poison:
+            ids[rng.randrange(len(ids))][0] = rng.choice([-1, -2])
+        work = asyncio.ensure_future(embed(queue, ids, rng.choice(TASKS)))
+        if rng.random() < 0.2:
+            await asyncio.sleep(rng.random() * 0.05)
+            work.cancel()
+        try:
+            vectors = await work
+        except asyncio.CancelledError:
+            cancelled += 1
+        except WorkFailed:
+            assert poison
+        else:
+            assert not poison
+            np.testing.assert_array_equal(vectors, np.array([expected(row) for row in ids], np.float32))
+
+    async def everyone() -> None:
+        await asyncio.wait_for(asyncio.gather(*(client() for _ in range(200))), 60)
+
+    asyncio.run(everyone())
+    assert cancelled > 0
+    assert (queue.texts, queue.tokens) == (0, 0)
+    assert all(sum(sizes) <= engine.budget or len(sizes) == 1 for _, sizes in engine.batches)
+    assert all(len({size <= SHORT for size in sizes}) == 1 for _, sizes in engine.batches)
+    queue.close()
+    assert not queue._threads
+
+
+def test_a_dropped_client_frees_its_place_and_its_texts_are_not_computed():
+    engine = FakeEngine(lanes=1, express=False)
+    queue = running(engine)
+    engine.held.clear()
+
+    async def scene() -> None:
+        first = asyncio.ensure_future(embed(queue, [ids_of(200)]))
+        await asyncio.sleep(0.05)
+        second = asyncio.ensure_future(embed(queue, [ids_of(7)] * 50))
+        await asyncio.sleep(0.05)
+        assert queue.texts == 50
+        second.cancel()
+        await asyncio.sleep(0.05)
+        assert (queue.texts, queue.tokens) == (0, 0)
+        engine.held.set()
+        await first
+
+    asyncio.run(scene())
+    queue.close()
+    assert engine.batches == [(None, [200])]
+
+
+def test_a_poisoned_text_fails_alone():
+    engine = FakeEngine(lanes=1, express=False)
+    queue = running(engine)
+    engine.held.clear()
+
+    async def scene() -> list:
+        blocker = asyncio.ensure_future(embed(queue, [ids_of(1)]))
+        await asyncio.sleep(0.05)
+        rows = [[ids_of(5, i + 1)] for i in range(9)] + [[ids_of(5, -1)]] + [[ids_of(5, i + 20)] for i in range(9)]
+        work = [asyncio.ensure_future(embed(queue, each)) for each in rows]
+        await asyncio.sleep(0.05)
+        engine.held.set()
+        await blocker
+        return await asyncio.gather(*work, return_exceptions=True)
+
+    answers = asyncio.run(scene())
+    assert [i for i, answer in enumerate(answers) if isinstance(answer, WorkFailed)] == [9]
+    assert [float(answer[0, 0]) for i, answer in enumerate(answers) if i != 9] == [5.0 * i for i in [*range(1, 10), *range(20, 29)]]
+    assert not queue.sick
+    queue.close()
+
+
+def test_a_panic_fails_one_request_replaces_the_worker_and_counts_as_sick_until_the_model_works_again():
+    engine = FakeEngine(lanes=1, express=False)
+    queue = running(engine)
+
+    async def scene() -> None:
+        threads = set(queue._threads)
+        with pytest.raises(WorkFailed):
+            await embed(queue, [ids_of(5, -2)])
+        assert queue.sick
+        assert not queue.fresh
+        engine.panicking = True
+        assert not await queue.probe(ids_of(1), 5)
+        engine.panicking = False
+        assert await queue.probe(ids_of(1), 5)
+        assert queue.fresh
+        assert not threads & queue._threads
+
+    asyncio.run(scene())
+    assert queue.panics == 2
+    queue.close()
+
+
+def test_short_texts_need_not_wait_for_long_ones():
+    engine = FakeEngine(lanes=2, seconds_per_token=1e-3)
+    queue = running(engine)
+
+    async def scene() -> float:
+        long = [asyncio.ensure_future(embed(queue, [ids_of(300)])) for _ in range(6)]
+        await asyncio.sleep(0.05)
+        started = time.monotonic()
+        await embed(queue, [ids_of(10)])
+        took = time.monotonic() - started
+        await asyncio.gather(*long)
+        return took
+
+    assert asyncio.run(scene()) < 0.2
+    queue.close()
+
+
+def test_a_probe_passes_a_full_queue():
+    engine = FakeEngine(lanes=1, express=False)
+    queue = running(engine, texts=5)
+    engine.held.clear()
+
+    async def scene() -> None:
+        work = [asyncio.ensure_future(embed(queue, [ids_of(9)] * 3)) for _ in range(1)]
+        await asyncio.sleep(0.05)
+        work.append(asyncio.ensure_future(embed(queue, [ids_of(9)] * 5)))
+        await asyncio.sleep(0.05)
+        assert queue.full
+        with pytest.raises(Full):
+            await embed(queue, [ids_of(9)])
+        probe = asyncio.ensure_future(queue.probe(ids_of(1), 5))
+        await asyncio.sleep(0.02)
+        engine.held.set()
+        assert await probe
+        await asyncio.gather(*work)
+
+    asyncio.run(scene())
+    queue.close()
+    assert (queue.texts, queue.tokens) == (0, 0)
+
+
+def test_closing_fails_what_still_waits_and_refuses_what_comes():
+    engine = FakeEngine(lanes=1, express=False)
+    queue = running(engine)
+    engine.held.clear()
+
+    async def scene() -> None:
+        running = asyncio.ensure_future(embed(queue, [ids_of(256)]))
+        await asyncio.sleep(0.05)
+        waits = asyncio.ensure_future(embed(queue, [ids_of(9)]))
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(queue.close, 0.1)
+        with pytest.raises(Closed):
+            await waits
+        with pytest.raises(Closed):
+            await embed(queue, [ids_of(9)])
+        engine.held.set()
+        assert (await running)[0, 1] == 256
+
+    asyncio.run(scene())
