@@ -6,7 +6,6 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +177,7 @@ def _retrieval(name: str, docs: Sequence[Doc], most_queries: int, most_documents
 
 
 def _plain(rows: Iterable[Any]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in asdict(row).items() if value not in ("", ())} for row in rows]
+    return [{field: value for field in type(row).__slots__ if (value := getattr(row, field)) not in ("", ())} for row in rows]
 
 
 def _file_name(name: str) -> str:
