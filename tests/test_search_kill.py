@@ -184,6 +184,28 @@ def test_a_kill_at_every_sync_and_rename(tmp_path, monkeypatch):
     assert 40 < point < 499
 
 
+def test_opening_while_another_process_writes_always_sees_one_generation(tmp_path, monkeypatch):
+    monkeypatch.setattr(writes, "FANOUT", 2)
+    Index.create(tmp_path / "i", SETTINGS).add_vectors([Document("d", "text of d at 0", {"step": 0})], vector("d", 0)[None], space_id="s")
+
+    def work(acknowledge):
+        index = Index.open(tmp_path / "i")
+        for each in range(100_000):
+            perform(index, each)
+            acknowledge(each)
+
+    state: State = {"d": 0}
+    states = [state] + [state := after(state, step) for step in range(2000)]
+    with forked(work):
+        generations = set()
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            index = Index.open(tmp_path / "i")
+            assert observed(index) in states
+            generations.add(index.snapshot.manifest.generation)
+    assert len(generations) > 3
+
+
 def test_a_build_that_was_killed_continues_where_it_was_acknowledged(tmp_path):
     documents = [Document(f"d{i}", f"word{i} text number {i}") for i in range(60)]
 

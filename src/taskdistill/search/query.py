@@ -88,8 +88,8 @@ def rank_queries(
     dense = rank(snapshot, queries, depth, factor, allowed, first_pass)
     if lexical is None:
         return dense
-    live = snapshot.live_rows()
-    mask = None if all(rows is None for rows in allowed) else np.isin(live, _all_rows(snapshot, allowed))
+    live = snapshot.rows()
+    mask = None if all(rows is None for rows in allowed) else np.isin(live, snapshot.rows(allowed))
     return [fuse([rows, live[lexical.rank(text, depth, mask)[0]]], top_k) for text, (rows, _) in zip(texts, dense, strict=True)]
 
 
@@ -97,10 +97,6 @@ def _decoded(snapshot: Snapshot, rows: Rows) -> NDArray[np.float32]:
     vectors = snapshot.vectors(rows)
     ranges = snapshot.manifest.ranges
     return vectors.astype(np.float32) if ranges is None else ranges.decode(vectors)
-
-
-def _all_rows(snapshot: Snapshot, allowed: list[Rows | None]) -> Rows:
-    return np.concatenate([offset + rows for offset, rows in zip(snapshot.offsets, allowed, strict=False) if rows is not None])
 
 
 def _check_count(name: str, value: int) -> None:

@@ -91,7 +91,7 @@ def rank(
             continue
         count = top_k * oversample
         if count >= sum(sizes):
-            everything = snapshot.live_rows() if all(each is None for each in allowed) else _numbered(snapshot, allowed)
+            everything = snapshot.rows(allowed)
             rows = np.broadcast_to(everything, (len(block), len(everything)))
         else:
             rows = np.sort(_candidates(snapshot, pack_bits(block), count, sizes, allowed, first_pass)[1], axis=1)
@@ -112,10 +112,6 @@ def _candidates(
         distances.append(far)
         rows.append(np.where(found < 0, -1, found + offset))
     return nearest_of(distances, rows, count)
-
-
-def _numbered(snapshot: Snapshot, allowed: list[Rows | None]) -> Rows:
-    return np.concatenate([offset + rows for offset, rows in zip(snapshot.offsets, allowed, strict=False) if rows is not None])
 
 
 def _signs_cosine(distances: Distances, dim: int) -> Floats:

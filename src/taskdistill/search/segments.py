@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from taskdistill.search.blocks import DOCUMENTS, TEXTS, Block, Rows, key_of
+from taskdistill.search.blocks import DOCUMENTS, TEXTS, Block, Rows
 from taskdistill.search.files import array_of, damaged, map_file, table_of
 from taskdistill.search.manifest import Manifest, SegmentEntry
 from taskdistill.search.metadata import ENTRIES, Condition, matching, renumbered
@@ -102,25 +102,24 @@ class Segment:
         found = matching(self.entries, self.entry.documents, conditions) & self.live_documents
         return np.flatnonzero(found[self.places[:, 0]])
 
-    def find(self, ids: Iterable[str]) -> dict[str, tuple[int, int]]:
+    def find(self, ids: Sequence[str], hashes: NDArray[np.uint64]) -> dict[str, tuple[int, int]]:
         """Look up live documents.
 
         Args:
             ids: Document ids.
+            hashes: `key_of` each.
 
         Returns:
             Id to number of the document in this segment and hash of its content, for those that are here.
         """
-        names = list(ids)
-        hashes = np.array([key_of(each) for each in names], np.uint64)
         first = np.searchsorted(self._keys[0], hashes, side="left")
         last = np.searchsorted(self._keys[0], hashes, side="right")
         found = {}
-        for at in np.flatnonzero(first < last):
+        for at in np.flatnonzero(first < last).tolist():
             for key in range(first[at], last[at]):
                 document = int(self._keys[2, key])
-                if self.live_documents[document] and self._documents["id"][document].as_py() == names[at]:
-                    found[names[at]] = document, int(self._keys[1, key])
+                if self.live_documents[document] and self._documents["id"][document].as_py() == ids[at]:
+                    found[ids[at]] = document, int(self._keys[1, key])
         return found
 
     def text(self, row: int) -> str:

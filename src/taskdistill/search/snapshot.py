@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput, nearest
-from taskdistill.search.blocks import Rows
+from taskdistill.search.blocks import Rows, key_of
 from taskdistill.search.files import damaged
 from taskdistill.search.manifest import Manifest, load_manifest
 from taskdistill.search.metadata import Filter, keys_of, parse_filter
 from taskdistill.search.segments import Segment
+from taskdistill.search.settings import RESCORE_TYPES
 
 _ATTEMPTS = 100
 
@@ -60,13 +61,20 @@ class Snapshot:
         """Rows that can be found."""
         return sum(segment.live_count for segment in self.segments)
 
-    def live_rows(self) -> Rows:
-        """Rows that can be found, ascending."""
-        parts = [
-            offset + (np.arange(segment.entry.rows) if segment.live_rows is None else segment.live_rows)
-            for offset, segment in zip(self.offsets, self.segments, strict=False)
-        ]
-        return np.concatenate([np.zeros(0, np.int64), *parts])
+    def rows(self, allowed: Sequence[Rows | None] | None = None) -> Rows:
+        """Return the rows that can be found.
+
+        Args:
+            allowed: From `allowed`; None for all that are live.
+
+        Returns:
+            Row numbers of the snapshot, ascending.
+        """
+        parts = [np.zeros(0, np.int64)]
+        for offset, segment, rows in zip(self.offsets, self.segments, allowed or [None] * len(self.segments), strict=False):
+            local = segment.live_rows if rows is None else rows
+            parts.append(offset + (np.arange(segment.entry.rows) if local is None else local))
+        return np.concatenate(parts)
 
     def allowed(self, given: Filter | None) -> list[Rows | None]:
         """Evaluate a filter.
@@ -104,19 +112,8 @@ class Snapshot:
             Id to position of the segment, number of the document in it and hash of its content; unknown ids are left out.
         """
         names = list(ids)
-        return {name: (at, *place) for at, segment in enumerate(self.segments) for name, place in segment.find(names).items()}
-
-    def located(self, rows: Rows) -> list[tuple[int, NDArray[np.int64]]]:
-        """Say which segments hold rows.
-
-        Args:
-            rows: Row numbers of the snapshot.
-
-        Returns:
-            Position of each segment that holds any, and the positions in `rows` of those it holds.
-        """
-        owners = np.searchsorted(self.offsets, rows, side="right") - 1
-        return [(int(at), np.flatnonzero(owners == at)) for at in np.unique(owners)]
+        hashes = np.array([key_of(name) for name in names], np.uint64)
+        return {name: (at, *place) for at, segment in enumerate(self.segments) for name, place in segment.find(names, hashes).items()}
 
     def vectors(self, rows: Rows) -> NDArray[Any]:
         """Return the stored vectors of rows.
@@ -133,14 +130,12 @@ class Snapshot:
         settings = self.manifest.settings
         if settings.rescore == "none":
             raise BadInput("this index keeps binary codes only (rescore none); build it with rescore int8 to use its vectors")
-        parts = [(where, self.segments[at], rows[where] - self.offsets[at]) for at, where in self.located(rows)]
-        found: NDArray[Any] | None = None
-        for where, segment, local in parts:
-            assert segment.vectors is not None
-            if found is None:
-                found = np.empty((len(rows), settings.dim), segment.vectors.dtype)
-            found[where] = segment.vectors[local]
-        return np.empty((0, settings.dim), np.float32) if found is None else found
+        found = np.empty((len(rows), settings.dim), RESCORE_TYPES[settings.rescore])
+        for at, segment in enumerate(self.segments):
+            here = (rows >= self.offsets[at]) & (rows < self.offsets[at + 1])
+            if segment.vectors is not None and here.any():
+                found[here] = segment.vectors[rows[here] - self.offsets[at]]
+        return found
 
     def hits(self, rows: Rows, scores: NDArray[np.float32]) -> list[Hit]:
         """Say what rows are.
