@@ -153,32 +153,39 @@ def queries_needed(query_sd: float, effect: float, *, power: float = 0.8, alpha:
 
 
 def _score(units: Units) -> float:
-    return float(np.mean([_statistic(each[None])[0] for each in units.values()]))
+    return float(np.mean([_statistic(_features(each).mean(axis=0)[None])[0] for each in units.values()]))
 
 
-def _statistic(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the score of each sample: (draws, n) means, or (draws, n, 2) correlations, 0 where a column is constant."""
-    if drawn.ndim == 2:
-        means: NDArray[np.float64] = drawn.mean(axis=1)
-        return means
-    centred = drawn - drawn.mean(axis=1, keepdims=True)
-    both = (centred[..., 0] * centred[..., 1]).sum(axis=1)
-    scale = np.sqrt((centred**2).sum(axis=1).prod(axis=1))
-    found: NDArray[np.float64] = np.divide(both, scale, out=np.zeros_like(both), where=scale > 0)
+def _features(units: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return per row what a score is a function of the means of: the number itself, or the five moments of a correlation."""
+    if units.ndim == 1:
+        return units[:, None]
+    x, y = (units - units.mean(axis=0)).T
+    return np.column_stack([x, y, x * x, y * y, x * y])
+
+
+def _statistic(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the scores that (draws, features) means stand for; a correlation is 0 where a side is constant."""
+    if means.shape[1] == 1:
+        return means[:, 0]
+    x, y, xx, yy, xy = means.T
+    scale = np.sqrt(np.maximum((xx - x * x) * (yy - y * y), 0))
+    found: NDArray[np.float64] = np.divide(xy - x * y, scale, out=np.zeros_like(xy), where=scale > 1e-12)
     return found
 
 
 def _bootstrapped(models: list[Units], draws: int, seed: int) -> Iterator[NDArray[np.float64]]:
     """Yield (some draws, models) scores on samples that all models share."""
     rng = np.random.default_rng(seed)
-    n = sum(len(each) for each in models[0].values())
-    for some in _chunks(draws, n):
+    features = [{language: _features(each) for language, each in units.items()} for units in models]
+    for some in _chunks(draws, sum(len(each) for each in models[0].values())):
         scores = np.zeros((some, len(models)))
         for language in models[0]:
-            count = len(models[0][language])
-            places = rng.integers(0, count, (some, count))
-            for m, units in enumerate(models):
-                scores[:, m] += _statistic(units[language][places])
+            n = len(models[0][language])
+            places = rng.integers(0, n, (some, n)) + n * np.arange(some)[:, None]
+            times = np.bincount(places.ravel(), minlength=some * n).reshape(some, n) / n
+            for m, of in enumerate(features):
+                scores[:, m] += _statistic(times @ of[language])
         yield scores / len(models[0])
 
 
@@ -187,12 +194,12 @@ def _exchanged(ours: Units, theirs: Units, draws: int, seed: int) -> Iterator[ND
     rng = np.random.default_rng(seed + 1)
     for some in _chunks(draws, sum(len(each) for each in ours.values())):
         total = np.zeros(some)
-        for language, mine in ours.items():
-            swap = rng.random((some, len(mine))) < 0.5
-            if mine.ndim == 2:
-                swap = swap[..., None]
-            a, b = np.where(swap, theirs[language], mine), np.where(swap, mine, theirs[language])
-            total += _statistic(a) - _statistic(b)
+        for language in ours:
+            mine, other = _features(ours[language]), _features(theirs[language])
+            n = len(mine)
+            swapped = np.unpackbits(rng.integers(0, 256, (some, -(-n // 8)), np.uint8), axis=1, count=n)
+            moved = swapped.astype(np.float64) @ ((other - mine) / n)
+            total += _statistic(mine.mean(axis=0) + moved) - _statistic(other.mean(axis=0) - moved)
         yield total / len(ours)
 
 
