@@ -91,33 +91,41 @@ def write_model(
         replace_existing: Whether a folder at `path` is replaced.
     """
     with write_folder(path, "model", replace=replace_existing, inputs=inputs, meta=_meta(model) | dict(meta or {})) as folder:
-        (folder / "tokenizer.json").write_text(model.tokenizer.to_json(), "utf-8")
-        if isinstance(model.module, StaticModel):
-            table = model.module.table.detach().cpu().contiguous()
-            save_file({"embedding.weight": table}, folder / "model.safetensors", metadata={"format": "pt"})
-            chain = [("StaticEmbedding", ""), ("Normalize", "1_Normalize")]
-        else:
-            _save_backbone(model.module, folder)
-            for name in TOKENIZER_FILES:
-                if (model.source / name).is_file():
-                    shutil.copyfile(model.source / name, folder / name)
-            chain = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
-            _write(folder / "sentence_bert_config.json", {"max_seq_length": model.settings.max_length, "do_lower_case": False})
-            (folder / "1_Pooling").mkdir()
-            _write(folder / "1_Pooling" / "config.json", pooling_config(model.module.pooling, model.module.embedding_dim))
-            for task, config in model.adapter_configs.items():
-                save_adapter(model.module.backbone, task, config, folder / "adapters" / task, base_name=model.name)
-        for _, place in chain[1:]:
-            (folder / place).mkdir(exist_ok=True)
-        modules = [{"idx": i, "name": str(i), "path": place, "type": MODULES[kind]} for i, (kind, place) in enumerate(chain)]
-        (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", "utf-8")
-        _write(folder / "config_sentence_transformers.json", _st_config(model.settings.prompts))
-        if model.projection is not None:
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in model.projection.state_dict().items()}, folder / "projection.safetensors"
-            )
+        fill_folder(folder, model)
         for name, content in (extra_files or {}).items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def fill_folder(folder: Path, model: Model) -> None:
+    """Write a model's files into a folder that is being made.
+
+    Args:
+        folder: An empty folder.
+        model: What.
+    """
+    (folder / "tokenizer.json").write_text(model.tokenizer.to_json(), "utf-8")
+    if isinstance(model.module, StaticModel):
+        table = model.module.table.detach().cpu().contiguous()
+        save_file({"embedding.weight": table}, folder / "model.safetensors", metadata={"format": "pt"})
+        chain = [("StaticEmbedding", ""), ("Normalize", "1_Normalize")]
+    else:
+        save_backbone(model.module, folder)
+        for name in TOKENIZER_FILES:
+            if (model.source / name).is_file():
+                shutil.copyfile(model.source / name, folder / name)
+        chain = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+        _write(folder / "sentence_bert_config.json", {"max_seq_length": model.settings.max_length, "do_lower_case": False})
+        (folder / "1_Pooling").mkdir()
+        _write(folder / "1_Pooling" / "config.json", pooling_config(model.module.pooling, model.module.embedding_dim))
+        for task, config in model.adapter_configs.items():
+            save_adapter(model.module.backbone, task, config, folder / "adapters" / task, base_name=model.name)
+    for _, place in chain[1:]:
+        (folder / place).mkdir(exist_ok=True)
+    modules = [{"idx": i, "name": str(i), "path": place, "type": MODULES[kind]} for i, (kind, place) in enumerate(chain)]
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", "utf-8")
+    _write(folder / "config_sentence_transformers.json", _st_config(model.settings.prompts))
+    if model.projection is not None:
+        save_file({k: v.detach().cpu().contiguous() for k, v in model.projection.state_dict().items()}, folder / "projection.safetensors")
 
 
 def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
@@ -237,8 +245,13 @@ def _meta(model: Model) -> dict[str, Any]:
     return {"name": model.name, "tasks": list(model.adapter_configs), "settings": asdict(model.settings)}
 
 
-def _save_backbone(module: TransformerModel, folder: Path) -> None:
-    """Write the base weights under their plain names, whether adapters are attached or not."""
+def save_backbone(module: TransformerModel, folder: Path) -> None:
+    """Write config.json and the base weights under their plain names, whether adapters are attached or not.
+
+    Args:
+        module: The model.
+        folder: Folder to write into.
+    """
     tensors, seen = {}, set()
     for name, tensor in module.backbone.state_dict(keep_vars=True).items():
         if "lora_" in name or tensor.data_ptr() in seen:

@@ -1,0 +1,134 @@
+"""One export: the model read, its reference vectors computed, files written, compared, and sealed together with the certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskdistill.errors import BadInput, WorkFailed, nearest
+from taskdistill.export.parity import FILE, TEXTS, Result, certificate
+from taskdistill.folders import dump_json, write_folder
+from taskdistill.model.adapters import merge
+from taskdistill.model.backbone import resolve
+from taskdistill.model.folder import Model, read_model
+from taskdistill.model.golden import embed_with
+from taskdistill.model.student import TransformerModel
+
+FORMATS: Mapping[str, str] = {
+    "sentence-transformers": "taskdistill.export.merged",
+    "jina-v5": "taskdistill.export.jina_v5",
+    "onnx": "taskdistill.export.onnx_graph",
+    "openvino": "taskdistill.export.openvino_graph",
+    "gguf": "taskdistill.export.gguf_file",
+}
+"""Format to the module whose `write(export)` makes its files."""
+
+ALL_TASKS = frozenset({"jina-v5"})
+"""Formats that hold every adapter, so that no task is chosen."""
+
+LOSSY = ("int8", "q8_0")
+"""Names of files whose difference is reported but is no failure."""
+
+
+@dataclass
+class Export:
+    """What a format's writer is given and fills."""
+
+    model: Model
+    """The model; for a format of one task, with that task's adapter already merged into the base."""
+    task: str | None
+    folder: Path
+    reference: Mapping[str | None, np.ndarray]
+    """Task to the reference's unit vectors of `parity.TEXTS`."""
+    results: list[Result] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def export(
+    model: str | Path, format_name: str, task: str | None, out: Path, *, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Write a model in a format that other programs load, with a certificate of how close it comes.
+
+    Args:
+        model: Model folder or Hub id.
+        format_name: One of `FORMATS`.
+        task: Adapter to merge; None for the base model. The jina-v5 format takes every adapter and no task.
+        out: Folder to write; it must not exist.
+        progress: Called with (steps done, steps in all): read, reference, written and compared.
+
+    Returns:
+        The content of the certificate, `parity.json`.
+
+    Raises:
+        BadInput: If the format, the task or the model does not go with the others, or a package is missing.
+        WorkFailed: If a file that shall equal the reference does not; nothing is left behind.
+    """
+    if format_name not in FORMATS:
+        raise BadInput(f"unknown format {format_name!r}{nearest(format_name, FORMATS)}")
+    if out.exists():
+        raise BadInput(f"{out} already exists; give another folder or remove it first")
+    step = progress or (lambda done, total: None)
+    step(0, 3)
+    source = read_model(resolve(model))
+    if Path(model) != source.source:
+        source.name = str(model)
+    _check_task(source, format_name, task)
+    step(1, 3)
+    tasks: list[str | None] = [*source.module.tasks] if format_name in ALL_TASKS else [task]
+    embed = embed_with(source)
+    reference = {name: embed(TEXTS, name) for name in tasks}
+    step(2, 3)
+    if format_name not in ALL_TASKS:
+        merge_adapter(source, task)
+    meta = {
+        "format": format_name,
+        "name": source.name,
+        "task": task,
+        "prompts": source.settings.prompts,
+        "max_length": source.settings.max_length,
+    }
+    writer = import_module(FORMATS[format_name])
+    with write_folder(out, "export", meta=meta, inputs={"model": source.hash}) as folder:
+        made = Export(source, task, folder, reference)
+        writer.write(made)
+        parity = dict(certificate(format_name, source.name, source.hash, made.results, made.notes))
+        wrong = [r for r in made.results if r.verdict != "equal" and not any(word in r.file for word in LOSSY)]
+        if wrong:
+            worst = min(wrong, key=lambda r: r.smallest_cosine)
+            raise WorkFailed(
+                f"{worst.file} differs from the model: smallest cosine {worst.smallest_cosine:.6f}, largest difference "
+                f"{worst.largest_difference:.2e} with {worst.checked_with}; nothing was written"
+            )
+        (folder / FILE).write_text(dump_json(parity), "utf-8")
+    step(3, 3)
+    return parity
+
+
+def merge_adapter(model: Model, task: str | None) -> None:
+    """Merge one adapter into the base of a model in memory and forget all adapters.
+
+    Args:
+        model: The model, changed in place.
+        task: Adapter; None merges nothing.
+    """
+    if isinstance(model.module, TransformerModel):
+        merge(model.module.backbone, task or "")
+        model.module.tasks.clear()
+    model.adapter_configs.clear()
+    model.projection = None
+
+
+def _check_task(model: Model, format_name: str, task: str | None) -> None:
+    if format_name in ALL_TASKS:
+        if task is not None:
+            raise BadInput(f"format {format_name} holds every adapter, so task {task!r} has no effect; leave it out")
+        if not model.module.tasks:
+            raise BadInput(f"format {format_name} needs adapters, {model.name} has none; export it as sentence-transformers")
+    elif task is not None and task not in model.module.tasks:
+        hint = nearest(task, model.module.tasks) if model.module.tasks else "; it has no adapters, so leave the task out"
+        raise BadInput(f"{model.name} has no adapter for task {task!r}{hint}")

@@ -1,0 +1,127 @@
+"""The parity certificate: how close an exported file comes to the reference on fixed texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from taskdistill.errors import WorkFailed
+from taskdistill.model import golden
+from taskdistill.model.golden import cosines
+
+FILE = "parity.json"
+
+_MORE = (
+    "What is the capital of France?",
+    "La capitale de la France est Paris, sur la Seine.",
+    "¿Dónde está la biblioteca más cercana?",
+    "Привет, мир! Это короткое предложение.",
+    "你好,世界。今天天气很好,我们去公园散步吧。",
+    "안녕하세요, 만나서 반갑습니다.",
+    "สวัสดีชาวโลก",
+    "שלום עולם, זהו משפט קצר.",
+    "Γειά σου Κόσμε",
+    "Xin chào thế giới",
+    "Merhaba dünya, bugün hava çok güzel.",
+    "👩‍🚀🚀 emoji 🇪🇺 and e\u0301 combining marks",
+    "HTTP 404: /path/to/file?x=1&y=2#anchor",
+    "3.14159 26535 89793 23846",
+    "UPPER lower Title CamelCase snake_case",
+    "  spaces   and\ttabs\nand lines  ",
+    "SELECT name, COUNT(*) FROM users GROUP BY name HAVING COUNT(*) > 1;",
+    "The quick brown fox jumps over the lazy dog.",
+    "A loan is a sum of money that is lent and has to be paid back, usually with interest.",
+)
+_LONG = (
+    "The history of the town goes back to a market that was held twice a year beside the river. ",
+    "Der Vertrag regelt die Lieferung, die Zahlung und die Haftung beider Seiten. ",
+    "光合成は、植物が光のエネルギーを使って糖を作る働きである。",
+)
+TEXTS = (*golden.TEXTS, *_MORE, _LONG[0] * 3, _LONG[0] * 12, _LONG[1] * 4, _LONG[1] * 10, _LONG[2] * 8)
+"""The fixed texts, 32 of them: several scripts, code, numbers, one token to about two hundred."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What a comparison must reach; None where it is not asked for."""
+
+    smallest_cosine: float | None = None
+    mean_cosine: float | None = None
+    largest_difference: float | None = None
+
+
+EXACT = Tolerance(smallest_cosine=1 - 1e-5, largest_difference=1e-5)
+GRAPH = Tolerance(smallest_cosine=1 - 1e-4)
+HALF = Tolerance(smallest_cosine=0.999)
+EIGHT_BITS = Tolerance(mean_cosine=0.99)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One comparison of an exported file with the reference."""
+
+    file: str
+    checked_with: str
+    task: str | None
+    texts: int
+    smallest_cosine: float
+    mean_cosine: float
+    largest_difference: float
+    tolerance: Tolerance
+    verdict: str
+    """`equal` within the tolerance, or `differs`."""
+
+
+def compare(file: str, checked_with: str, task: str | None, reference: np.ndarray, given: np.ndarray, tolerance: Tolerance) -> Result:
+    """Compare the vectors of an exported file with the reference.
+
+    Args:
+        file: Name of the file within the export.
+        checked_with: The program that computed them, with its version.
+        task: Adapter; None for the base.
+        reference: Unit vectors `(n, D)`.
+        given: Unit vectors `(n, D)`.
+        tolerance: What must be reached.
+
+    Returns:
+        The figures and the verdict.
+
+    Raises:
+        WorkFailed: If the file gives vectors of another shape or values that are not finite.
+    """
+    if given.shape != reference.shape or not np.isfinite(given).all():
+        raise WorkFailed(
+            f"{file}: {checked_with} gave vectors of shape {given.shape}, the reference has {reference.shape}, or they are not finite"
+        )
+    found = cosines(reference, given)
+    smallest, mean, difference = float(found.min()), float(found.mean()), float(np.abs(reference - given).max())
+    good = smallest >= (tolerance.smallest_cosine or -1) and mean >= (tolerance.mean_cosine or -1)
+    good = good and (tolerance.largest_difference is None or difference <= tolerance.largest_difference)
+    return Result(file, checked_with, task, len(reference), smallest, mean, difference, tolerance, "equal" if good else "differs")
+
+
+def certificate(format_name: str, model_name: str, model_hash: str, results: list[Result], notes: list[str]) -> Mapping[str, Any]:
+    """Put the comparisons of an export together.
+
+    Args:
+        format_name: Format of the export.
+        model_name: The model exported.
+        model_hash: Hash of its files.
+        results: The comparisons.
+        notes: What was checked in another way, or not at all.
+
+    Returns:
+        Content of `parity.json`.
+    """
+    return {
+        "format": format_name,
+        "model": model_name,
+        "model_hash": model_hash,
+        "reference": "the packed torch model in float32, document prompt, unit vectors",
+        "results": [asdict(result) for result in results],
+        "notes": notes,
+        "verdict": "equal" if all(result.verdict == "equal" for result in results) else "differs",
+    }
