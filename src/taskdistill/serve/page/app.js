@@ -21,7 +21,7 @@ function open(name, focus = false) {
   history.replaceState(null, "", `#${name}`);
   if (runs[name] && !seen.has(name)) {
     seen.add(name);
-    runs[name]();
+    runs[name]().catch((error) => show(error.message));
   }
 }
 

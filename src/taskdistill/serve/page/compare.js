@@ -17,11 +17,12 @@ export function setUp(model) {
     rerun();
   });
 
-  async function run() {
+  async function run(current) {
     const texts = lines($("compare-texts")).slice(0, MOST);
     if (texts.length < 2) throw new Error("Give at least two texts.");
     const chosen = setup();
     const { vectors, ms } = await embed(texts, chosen);
+    if (!current()) return;
     const values = vectors.map((a) => vectors.map((b) => dot(a, b)));
     const others = values.flatMap((row, i) => row.filter((_, j) => i !== j));
     const low = Math.min(...others);
@@ -37,7 +38,7 @@ export function setUp(model) {
     const rows = texts.map((text, i) =>
       make("tr", {}, make("th", { scope: "row", title: text }, `${i + 1}  ${text}`), ...values[i].map((value, j) => {
         const strength = high > low ? Math.max(0, Math.min(1, (value - low) / (high - low))) : 1;
-        const cell = make("td", { class: strength > 0.5 ? "strong" : "", onfocus: () => tell(i, j, value), onmouseenter: () => tell(i, j, value) }, value.toFixed(2));
+        const cell = make("td", { onfocus: () => tell(i, j, value), onmouseenter: () => tell(i, j, value) }, value.toFixed(2).replace("-0.00", "0.00"));
         cell.style.setProperty("--v", strength * 100);
         cells.push(cell);
         return cell;

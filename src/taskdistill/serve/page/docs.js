@@ -3,7 +3,7 @@
 import { $, make, show } from "./dom.js";
 
 const EXAMPLES = {
-  "/v1/embeddings": { input: ["a text", "another"], task: "retrieval.query", dimensions: 256 },
+  "/v1/embeddings": { input: ["a text", "another"], prompt_name: "query", embedding_type: "float" },
   "/embed": { inputs: ["a text", "another"], truncate: true },
   "/search": { query: "what to look for", top_k: 5, filter: { lang: "en" } },
 };

@@ -33,17 +33,25 @@ export function showCost(list, facts) {
   list.replaceChildren(...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
 }
 
-/** Run something slow with its button disabled; errors go to the alert. */
+const turns = new WeakMap();
+
+/**
+ * Run something slow with its button disabled; errors go to the alert. The work is told by `current()` whether a later one
+ * has begun for the same form, so that a slow answer never replaces a newer one.
+ */
 export async function busy(form, work) {
+  const turn = (turns.get(form) || 0) + 1;
+  turns.set(form, turn);
+  const current = () => turns.get(form) === turn;
   const button = form.querySelector("button.main");
   button.disabled = true;
   show("");
   try {
-    await work();
+    await work(current);
   } catch (error) {
-    show(error.message);
+    if (current()) show(error.message);
   } finally {
-    button.disabled = false;
+    if (current()) button.disabled = false;
   }
 }
 

@@ -56,11 +56,12 @@ export function setUp(model, index) {
     return said.results[0].map((hit) => ({ label: String(hit.metadata[field] ?? ""), text: hit.text }));
   }
 
-  async function run() {
+  async function run(current) {
     const all = await points();
     if (all.length < 3) throw new Error("Give at least three texts.");
     const chosen = setup();
     const { vectors, ms } = await embed(all.map((each) => each.text), chosen);
+    if (!current()) return;
     const { places, share } = plane(vectors);
     const kinds = commonest(all.map((each) => each.label));
     const kindOf = (label) => Math.max(0, kinds.indexOf(kinds.includes(label) ? label : "other"));

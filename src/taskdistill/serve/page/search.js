@@ -15,7 +15,7 @@ export function setUp(model, index) {
   const dims = sizes(model);
   const small = dims[Math.min(1, dims.length - 1)].size;
   const task = model.tasks.includes("retrieval") ? "retrieval" : "base";
-  const own = index ? [[INDEX, "as the index ranks"]] : [];
+  const own = index ? [[INDEX, "as indexed"]] : [];
   const rerank = () => busy($("search-form"), run);
   const setupA = choices($("choices-a"), model, { task: index ? index.task || "base" : task, dim: index ? index.dim : model.embedding_dim, precision: index ? INDEX : "float32" }, rerank, own);
   const setupB = choices($("choices-b"), model, { task, dim: small, precision: "binary" }, rerank);
@@ -39,6 +39,12 @@ export function setUp(model, index) {
     event.preventDefault();
     rerank();
   });
+
+  /** An index gets a query that finds something: the beginning of one of its passages. */
+  async function firstQuery() {
+    const [hit] = index ? (await search({ query: "example", top_k: 1 })).results[0] : [];
+    if (hit) $("query").value = hit.text.split(/\s+/).slice(0, 7).join(" ").slice(0, 80);
+  }
 
   const fromIndex = () => Boolean(index) && $("search-form").elements.source.value === "index";
   const queryPrompt = (name) => (["base", "retrieval"].includes(name) && "query" in model.prompts ? "query" : undefined);
@@ -73,7 +79,7 @@ export function setUp(model, index) {
     return { order, scores, facts: [["query embedded in", `${asked.ms.toFixed(1)} ms`], ["bytes per vector", String(bytesPerVector(setup))]] };
   }
 
-  async function run() {
+  async function run(current) {
     const query = $("query").value.trim();
     if (!query) throw new Error("Type a query.");
     let candidates, found;
@@ -87,6 +93,7 @@ export function setUp(model, index) {
     if (!candidates.length) throw new Error("There is nothing to search in.");
     const a = await ranked(setupA(), query, candidates, found);
     const b = await ranked(setupB(), query, candidates, found);
+    if (!current()) return;
     const before = new Map(a.order.map((candidate, rank) => [candidate, rank]));
     list($("hits-a"), a, candidates);
     list($("hits-b"), b, candidates, before);
@@ -114,7 +121,10 @@ export function setUp(model, index) {
     );
   }
 
-  return rerank;
+  return async () => {
+    await firstQuery();
+    await rerank();
+  };
 }
 
 function move(up, rank) {
