@@ -321,3 +321,28 @@ def test_strict_json_agrees_with_the_standard_parser_on_good_objects(value):
         assert "NaN" in text or "Infinity" in text or any(len(run) > 4000 for run in text.split())
     else:
         assert json.dumps(parsed) == text
+
+
+def test_hub_rows_pass_the_same_cleaning(monkeypatch, tmp_path):
+    import sys
+    import types
+
+    asked = []
+
+    def load_dataset(name, *, split, revision):
+        asked.append((name, split, revision))
+        if name == "owner/gone":
+            raise FileNotFoundError("no such data set")
+        return [{"sentence": "a"}, {"sentence": " "}, {"sentence": "b"}]
+
+    fake = types.ModuleType("datasets")
+    fake.load_dataset = load_dataset
+    fake.__spec__ = types.SimpleNamespace(name="datasets")
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    source = Source(path="hub:owner/name", kind="texts", columns={"text": "sentence"}, split="dev", revision="v1")
+    found = load_source(tmp_path, "s", source, max_bad=0.5, seed=1)
+    assert asked == [("owner/name", "dev", "v1")]
+    assert found.rows == (Text("a"), Text("b"))
+    assert found.counts.examples == ["hub:owner/name:2: 'sentence' is empty after cleaning (1 characters, none visible)"]
+    with pytest.raises(BadInput, match=r"hub:owner/gone .* cannot be loaded: no such data set"):
+        load_source(tmp_path, "s", Source(path="hub:owner/gone", kind="texts"), max_bad=0.5, seed=1)
