@@ -73,7 +73,8 @@ def first_result(run: Run, static: Path) -> None:
         run: The run.
         static: Its folder.
     """
-    sets = _sets(run)[:1]
+    dev = run.recipe.evaluation.dev
+    sets = find_sets(evaluation_root(run), dev[:1], split="dev") if dev else _sets(run)[:1]
     run.watcher.stage("first result: the instant student beside its teacher")
     models = [_teacher(run), EncoderEmbedder(Encoder.load(static, threads=run.threads), name=STATIC)]
     results = evaluate_models(models, sets, run.out / "evaluation", _options(run), reference=TEACHER, progress=run.watcher.count)
@@ -117,7 +118,7 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
         "speed": _speeds(run, encoders),
         "data": run.inputs.counts(),
         "facts": run.facts,
-        "seconds": {part: round(seconds, 1) for part, seconds in run.seconds.items()},
+        "seconds": {part: round(seconds, 1) for part, seconds in run.seconds().items()},
         "recipe": run.recipe.model_dump(mode="json"),
         "versions": versions(),
     }

@@ -29,7 +29,7 @@ from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.protocol import Teacher, View
 from taskdistill.teacher.store import TeacherStore, open_views
 from taskdistill.train.average import average
-from taskdistill.train.log import Log
+from taskdistill.train.log import Log, read_lines
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
 from taskdistill.train.phases import adapter_job, load_phase, make_plan, save_phase, stage1_job, static_job, static_phase, teacher_needs
 from taskdistill.train.static import start_table
@@ -53,17 +53,28 @@ class Run:
     should_stop: Stop
     log: Log
     threads: int
-    seconds: dict[str, float]
     facts: dict[str, Any]
 
     def timed(self, part: str, start: float) -> None:
-        """Add the seconds since `start` to a part.
+        """Add the seconds since `start` to a part; the log keeps them, so that a continued run counts its earlier parts too.
 
         Args:
             part: Name of the part.
             start: From the monotonic clock.
         """
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - start
+        self.log.write({"part": part, "seconds": time.monotonic() - start})
+
+    def seconds(self) -> dict[str, float]:
+        """Sum the seconds of every part over all the processes that worked on the run.
+
+        Returns:
+            Part to seconds, in the order in which parts first ended.
+        """
+        found: dict[str, float] = {}
+        for _, record in read_lines(self.log.path):
+            if "part" in record:
+                found[record["part"]] = found.get(record["part"], 0.0) + record["seconds"]
+        return found
 
 
 def train(
@@ -110,7 +121,7 @@ def train(
         stores = open_views(store_root(recipe, out), teacher, recipe.teacher.instructions)
         threads = recipe.threads or cores()
         log = Log(out / "log.jsonl")
-        run = Run(recipe, out, inputs, teacher, stores, watcher, should_stop, log, threads, {}, {})
+        run = Run(recipe, out, inputs, teacher, stores, watcher, should_stop, log, threads, {})
         run.timed("data and models", started)
         try:
             static = _static(run, plans, student) if recipe.static is not None else None
