@@ -10,6 +10,7 @@ import pytest
 
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.kinds import Kind
+from taskdistill.evaluate.reading import judged_texts
 from taskdistill.evaluate.sets import EvalSet, find_sets
 
 
@@ -85,6 +86,12 @@ def test_every_set_loads_and_titles_join_the_text(root):
     assert found["bitext/twin"].languages == ["fr"]
     assert found["multilabel/tags"].labels == [["x", "y"], ["y"]]
     assert found["classification/kind"].train.labels == ["x", "y"]
+
+
+def test_judged_texts_leave_out_training_rows(root):
+    found = {each.name: judged_texts(each.load()) for each in find_sets(root)}
+    assert found["retrieval/pets"] == ["purring", "barking", "Cats purr", "Dogs bark"]
+    assert found["classification/kind"] == ["a", "b"] and found["summarisation/news"] == ["a", "b", "c"] and found["sts/near"] == ["a", "b"]
 
 
 def test_digest_follows_content_and_kind(root):

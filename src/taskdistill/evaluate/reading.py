@@ -252,6 +252,26 @@ def read_summaries(name: str, files: Paths, max_queries: int | None, seed: int) 
     return SummaryData([row["human"] for row in found], [row["machine"] for row in found], [row["scores"] for row in found])
 
 
+def judged_texts(data: SetData) -> list[str]:
+    """Return the texts a set judges a model by, to look for them in training texts; training rows are not among them.
+
+    Args:
+        data: The set.
+
+    Returns:
+        Queries and documents, both sides of pairs, texts, or summaries; each distinct text once.
+    """
+    if isinstance(data, RankingData):
+        texts = [*data.queries.values(), *data.documents.values()]
+    elif isinstance(data, PairData):
+        texts = [*data.first, *data.second]
+    elif isinstance(data, LabelledData):
+        texts = data.texts
+    else:
+        texts = [text for rows in (data.human, data.machine) for row in rows for text in row]
+    return list(dict.fromkeys(texts))
+
+
 def is_binary(path: Path) -> bool:
     """Tell whether every score of a file is 0 or 1; reading stops at the first that is not.
 

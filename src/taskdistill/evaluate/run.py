@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from taskdistill.evaluate.encoding import encode_set
 from taskdistill.evaluate.kinds import Embedder, Kind
 from taskdistill.evaluate.protocols import evaluate_encoded
 from taskdistill.evaluate.reading import SetData
-from taskdistill.evaluate.results import Record, summarise, to_record
+from taskdistill.evaluate.results import Record, mean_matrix, summarise, to_record
 from taskdistill.evaluate.sets import EvalSet
 from taskdistill.folders import dump_json, versions, write_file
 
@@ -48,7 +49,8 @@ def evaluate_models(
     """Score every model on every set.
 
     With a folder, each score is written to `folder/cache/` as soon as it is there, under a hash of the model's
-    fingerprint, the set's files and the options; what is there already is not computed again.
+    fingerprint, the set's files and the options; what is there already is not computed again. Where compression is
+    measured, int8 ranges go to `folder/calibration/` and a curve of each model to `folder/compression-<model>.png`.
 
     Args:
         models: The models; names must differ.
@@ -56,7 +58,7 @@ def evaluate_models(
         folder: Where scores are kept and `results.json` is written; None keeps nothing.
         options: Cuts, the linear probe, dimensions and precisions for the compression matrix.
         reference: Name of the model the others are compared with; None takes the first.
-        progress: Called with work done and work in all, measured in bytes of set files: a share for a bar.
+        progress: Called with per cent done and 100, where a set counts by the size of its files.
         note: Called with a line for each score.
 
     Returns:
@@ -86,7 +88,7 @@ def evaluate_models(
             if note is not None:
                 note(f"{each.name}  {model.name}  {record['metric']} {100 * record['score']:.2f}")
             if progress is not None:
-                progress(done, total)
+                progress(round(100 * done / total), 100)
     results = {
         "models": [{"name": model.name, "fingerprint": prints[model.name]} for model in models],
         "sets": [{"name": each.name, "kind": each.kind.value, "split": each.split, "digest": digests[each.name]} for each in sets],
@@ -96,6 +98,8 @@ def evaluate_models(
     }
     if folder is not None:
         _write(folder / "results.json", results)
+        for name, scored in records.items():
+            _write_picture(folder, name, scored)
     return results
 
 
@@ -113,6 +117,15 @@ def _scored(model: Embedder, each: EvalSet, data: SetData, options: Options, fol
     if folder is not None:
         _write(folder / "cache" / f"{key}.json", {"model": model.name, "record": record})
     return record
+
+
+def _write_picture(folder: Path, name: str, records: dict[str, Record]) -> None:
+    cells = mean_matrix(records)
+    if cells:
+        from taskdistill.evaluate.picture import compression_picture
+
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+        write_file(folder / f"compression-{slug}.png", compression_picture(cells, name, "mean score"))
 
 
 def _key(fingerprint: str, digest: str, options: Options) -> str:
