@@ -8,7 +8,8 @@ import { LABELLED } from "./samples.js";
 
 const MOST = 300;
 const KINDS = 8;
-const [WIDTH, HEIGHT, EDGE] = [640, 440, 24];
+const EDGE = 24;
+const size = () => (matchMedia("(max-width: 46rem)").matches ? [360, 360] : [640, 440]);
 
 // Shapes around the origin, of about the same area.
 const SHAPES = [
@@ -74,12 +75,13 @@ export function setUp(model, index) {
   }
 
   function draw(all, places, kindOf) {
+    const [width, height] = size();
     const scale = [0, 1].map((axis) => {
       const values = places.map((place) => place[axis]);
       const [low, high] = [Math.min(...values), Math.max(...values)];
-      return (value, size) => EDGE + ((value - low) / (high - low || 1)) * (size - 2 * EDGE);
+      return (value, length) => EDGE + ((value - low) / (high - low || 1)) * (length - 2 * EDGE);
     });
-    const spots = places.map((place) => [scale[0](place[0], WIDTH), HEIGHT - scale[1](place[1], HEIGHT)]);
+    const spots = places.map((place) => [scale[0](place[0], width), height - scale[1](place[1], height)]);
     const marks = all.map((each, i) => {
       const kind = kindOf(each.label);
       const tell = () => {
@@ -90,8 +92,8 @@ export function setUp(model, index) {
         role: "img", "aria-label": `${each.label || "no label"}: ${each.text.slice(0, 120)}`, onfocus: tell, onmouseenter: tell, onclick: tell,
       });
     });
-    const cross = [makeSvg("line", { x1: WIDTH / 2, x2: WIDTH / 2, y1: 0, y2: HEIGHT }), makeSvg("line", { x1: 0, x2: WIDTH, y1: HEIGHT / 2, y2: HEIGHT / 2 })];
-    $("plot").replaceChildren(makeSvg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-label": "Map of the texts" }, ...cross, ...marks));
+    const cross = [makeSvg("line", { x1: width / 2, x2: width / 2, y1: 0, y2: height }), makeSvg("line", { x1: 0, x2: width, y1: height / 2, y2: height / 2 })];
+    $("plot").replaceChildren(makeSvg("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Map of the texts" }, ...cross, ...marks));
     $("plot-point").textContent = "";
     roving(marks, (at, way) => nearestIn(spots, at, way));
   }
