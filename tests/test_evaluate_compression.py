@@ -11,7 +11,8 @@ from taskdistill.evaluate.compression import Cell, compression_matrix, decoded, 
 from taskdistill.evaluate.encoding import Encoded
 from taskdistill.evaluate.kinds import Kind
 from taskdistill.evaluate.picture import compression_picture
-from taskdistill.evaluate.protocols import rank, score_ranking, score_vectors
+from taskdistill.evaluate.protocols import score_ranking, score_vectors
+from taskdistill.evaluate.ranking import rank
 from taskdistill.evaluate.reading import PairData, RankingData
 
 RNG = np.random.default_rng(0)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate import protocols
+from taskdistill.evaluate import protocols, ranking
 from taskdistill.evaluate.kinds import METRIC, Kind
-from taskdistill.evaluate.protocols import evaluate_set, top_documents, unit_score
+from taskdistill.evaluate.protocols import evaluate_set, unit_score
+from taskdistill.evaluate.ranking import top_documents
 from taskdistill.evaluate.reading import LabelledData, PairData, RankingData, SummaryData
 
 
@@ -100,8 +101,8 @@ def test_few_shot_classification_encodes_only_what_it_draws():
 
 
 def test_search_over_blocks_is_exact(monkeypatch):
-    monkeypatch.setattr(protocols, "_BLOCK", 7)
-    monkeypatch.setattr(protocols, "_COLUMNS", 11)
+    monkeypatch.setattr(ranking, "_BLOCK", 7)
+    monkeypatch.setattr(ranking, "_COLUMNS", 11)
     rng = np.random.default_rng(0)
     queries, documents = rng.standard_normal((20, 5)).astype(np.float32), rng.standard_normal((100, 5)).astype(np.float32)
     places, scores = top_documents(queries, documents, 13)

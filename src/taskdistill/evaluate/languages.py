@@ -12,7 +12,8 @@ from taskdistill.compress import normalise
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.encoding import encode_set
 from taskdistill.evaluate.kinds import Embedder, Kind
-from taskdistill.evaluate.protocols import rank, score_ranking, top_documents
+from taskdistill.evaluate.protocols import score_ranking
+from taskdistill.evaluate.ranking import rank, top_documents
 from taskdistill.evaluate.reading import RankingData
 from taskdistill.evaluate.sets import EvalSet
 from taskdistill.evaluate.tables import Table, Value
