@@ -142,7 +142,7 @@ class Index:
             top_k: Passages a query; fewer come back where there are fewer.
             encoder: Any encoder of the index's space: the one it was made with, or a student's projection into it.
             space_id: Space of the vectors, to be checked; texts are checked by their encoder.
-            oversample: Candidates of the first pass for each passage; 10 unless given.
+            oversample: Candidates of the first pass for each passage; 50 unless given.
             filter: Conditions on metadata, applied before ranking.
             refinement: Move queries towards their best documents and search again; off unless given.
             hybrid: Join with BM25 by reciprocal rank fusion; needs texts and `build_bm25`.

@@ -6,6 +6,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def tune(
 
     Every number comes from a real index of the dev set. The refinement is chosen first, by exact search over all
     dimensions. An addition (hybrid, refinement) is only recommended where it gains more than the tolerance over the same
-    storage without it and the 95 % interval of the gain is above zero: it costs time on every query and harms some.
+    setting without it and the 95 % interval of the gain is above zero: it costs time on every query and harms some.
 
     Args:
         encoder: The model; each text is embedded once.
@@ -168,13 +169,14 @@ def _best_refinement(bench: _Bench, plain: Setting, refinements: Sequence[Refine
 
 def _recommend(rows: Sequence[tuple[Measured, NDArray[np.float64]]], tolerance: float) -> Measured:
     """Return the cheapest row within the tolerance of the best, leaving out additions that do not earn their place."""
-    plain = {(row.setting.dim, row.setting.rescore, row.setting.oversample): scores for row, scores in rows if _additions(row.setting) == 0}
+    by_setting = {row.setting: scores for row, scores in rows}
 
-    def earned(row: Measured, scores: NDArray[np.float64]) -> bool:
-        gain = scores - plain[row.setting.dim, row.setting.rescore, row.setting.oversample]
-        return _additions(row.setting) == 0 or (float(gain.mean()) > tolerance and _interval(gain)[0] > 0)
+    def earned(setting: Setting) -> bool:
+        without = [replace(setting, hybrid=False)] * setting.hybrid + [replace(setting, refinement=None)] * (setting.refinement is not None)
+        gains = [by_setting[setting] - by_setting[each] for each in without]
+        return all(float(gain.mean()) > tolerance and _interval(gain)[0] > 0 for gain in gains)
 
-    allowed = [row for row, scores in rows if earned(row, scores)]
+    allowed = [row for row, _ in rows if earned(row.setting)]
     best = max(row.ndcg for row in allowed)
     return min((row for row in allowed if row.ndcg >= best - tolerance), key=_cost)
 
