@@ -1,0 +1,15 @@
+"""Every test runs offline and on one thread, so that numbers do not depend on the machine's cores."""
+
+from __future__ import annotations
+
+import os
+
+for name, value in {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NO_COLOR": "1",
+}.items():
+    os.environ.setdefault(name, value)
