@@ -15,6 +15,7 @@ from taskdistill.errors import BadInput, require
 from taskdistill.search.blocks import Rows
 from taskdistill.search.files import damaged, map_file
 from taskdistill.search.journal import commit, disk, write_part
+from taskdistill.search.manifest import load_manifest
 from taskdistill.search.ranking import Ranked, best
 from taskdistill.search.snapshot import Snapshot
 
@@ -158,7 +159,9 @@ def open_bm25(snapshot: Snapshot, *, full: bool = True) -> Lexical:
             try:
                 map_file(snapshot.path / name, expected, full=full).close()
             except FileNotFoundError:
-                raise damaged(snapshot.path / name, "it is missing") from None
+                if load_manifest(snapshot.path).generation == manifest.generation:
+                    raise damaged(snapshot.path / name, "it is missing") from None
+                raise BadInput(f"{snapshot.path} has changed since it was opened; open it again") from None
     bm25 = bm25s.BM25.load(snapshot.path / folder, mmap=True)
     if bm25.scores["num_docs"] != snapshot.live_count:
         raise damaged(snapshot.path / folder, f"it has {bm25.scores['num_docs']} rows instead of {snapshot.live_count}")

@@ -48,7 +48,7 @@ class Index:
         """
         self._full, self._first_pass = full, first_pass
         self._structures: dict[int, Any] = {}
-        self._lexical: tuple[int, Lexical] | None = None
+        self._lexical: tuple[int | None, Lexical] | None = None
         self._take(snapshot)
 
     @classmethod
@@ -334,6 +334,8 @@ class Index:
                 self.refresh()
 
     def _open_lexical(self, snapshot: Snapshot) -> Lexical:
-        if self._lexical is None or self._lexical[0] != snapshot.manifest.generation:
-            self._lexical = snapshot.manifest.generation, open_bm25(snapshot, full=self._full)
-        return self._lexical[1]
+        known = self._lexical
+        if known is None or known[0] != snapshot.manifest.bm25:
+            known = snapshot.manifest.bm25, open_bm25(snapshot, full=self._full)
+            self._lexical = known
+        return known[1]
