@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +19,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serve_fakes import live, tiny_encoder, tiny_model
+from serve_fakes import Panic, live, tiny_encoder, tiny_model
 
+from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.model.folder import write_model
 from taskdistill.serve.engine import ModuleView
@@ -38,8 +41,7 @@ def post(url: str, text: str = "a", **options) -> httpx.Response:
 
 def connect(url: str) -> socket.socket:
     host, port = url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=20)
-    return connection
+    return socket.create_connection((host, int(port)), timeout=20)
 
 
 def answer_of(connection: socket.socket) -> bytes:
@@ -56,7 +58,7 @@ HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: applic
 
 
 def test_a_huge_body_is_refused_by_its_length_and_while_it_streams(server):
-    url, service = server
+    url, _ = server
     with connect(url) as connection:
         connection.sendall(HEAD + b"Content-Length: 1000000000\r\n\r\n{")
         assert answer_of(connection).startswith(b"HTTP/1.1 413")
@@ -78,10 +80,8 @@ def test_a_huge_body_is_refused_by_its_length_and_while_it_streams(server):
 @pytest.mark.parametrize("head", [b"X-Long: " + b"x" * 1_000_000 + b"\r\n", b"X: y\r\n" * 100_000])
 def test_a_huge_head_is_refused(server, head):
     with connect(server[0]) as connection:
-        try:
+        with contextlib.suppress(ConnectionError):
             connection.sendall(HEAD + head + b"\r\n")
-        except ConnectionError:
-            pass
         assert answer_of(connection)[:12] in (b"HTTP/1.1 431", b"")
     assert post(server[0]).status_code == 200
 
@@ -198,6 +198,60 @@ def until(true) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_panic_is_a_500_for_its_request_and_a_503_for_health_until_the_model_works_again(monkeypatch):
+    plain, broken = ModuleView.embed, threading.Event()
+
+    def embed(self, ids, task):
+        if broken.is_set():
+            raise Panic("private-words")
+        return plain(self, ids, task)
+
+    monkeypatch.setattr(ModuleView, "embed", embed)
+    with live(tiny_encoder()) as (url, service):
+        assert post(url).status_code == 200
+        broken.set()
+        answer = post(url)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+        assert "private" not in answer.text
+        assert [httpx.get(f"{url}/{path}").status_code for path in ("health", "ready")] == [503, 503]
+        broken.clear()
+        assert [httpx.get(f"{url}/{path}").status_code for path in ("health", "ready")] == [200, 200]
+        assert post(url).status_code == 200
+        assert service.queue.panics >= 2
+
+
+def test_a_poisoned_text_fails_its_own_request_only(monkeypatch):
+    plain = ModuleView.embed
+    poison = tiny_encoder(1).model.tokenizer.ids(["poison"], prompt="Document: ", max_length=300).ids[0].tolist()
+
+    def embed(self, ids, task):
+        time.sleep(0.02)
+        if any(row.tolist() == poison for row in ids):
+            raise RuntimeError("cannot")
+        return plain(self, ids, task)
+
+    monkeypatch.setattr(ModuleView, "embed", embed)
+    with live(tiny_encoder(1)) as (url, _), concurrent.futures.ThreadPoolExecutor(12) as pool:
+        texts = [f"good {i}" for i in range(11)] + ["poison"]
+        statuses = list(pool.map(lambda text: post(url, text).status_code, texts))
+        assert statuses == [200] * 11 + [500]
+
+
+def test_a_server_keeps_its_model_when_the_folder_is_replaced_or_removed(tmp_path: Path):
+    write_model(tmp_path / "model", tiny_model(tmp_path))
+    encoder = Encoder.load(tmp_path / "model", threads=1)
+    with live(encoder) as (url, _):
+        before = post(url).json()["data"]
+        for file in (tmp_path / "model").rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"damaged")
+        shutil.rmtree(tmp_path / "model")
+        assert post(url).json()["data"] == before
+        with pytest.raises(BadInput):
+            Encoder.load(tmp_path / "model")
+        assert post(url).json()["data"] == before
 
 
 def test_a_server_that_others_reach_needs_a_key():

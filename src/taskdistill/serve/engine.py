@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import WorkFailed
-from taskdistill.model.student import StaticModel, TransformerModel
-from taskdistill.model.text import Tokens
 
 EXPRESS_TOKENS = 256
 """Tokens of a batch of the express lane."""
@@ -50,12 +48,16 @@ class EncoderEngine:
     """
 
     def __init__(self, encoder: Encoder) -> None:
-        """Wrap an encoder.
+        """Wrap an encoder and bring its weights into memory.
+
+        Weights are read through a memory map; were the file overwritten in place, the process would be killed by SIGBUS.
 
         Args:
             encoder: A loaded model.
         """
         module = encoder.model.module
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()
         static = not hasattr(module, "backbone")
         on_cpu = next(module.parameters()).device.type == "cpu"
         self._module = module
@@ -65,7 +67,7 @@ class EncoderEngine:
         self.budget = encoder.token_budget * (64 if static else 1)
         self.embedding_dim = encoder.embedding_dim
 
-    def tokens(self, texts: Sequence[str], prompt: str, max_length: int) -> Tokens:
+    def tokens(self, texts: Sequence[str], prompt: str, max_length: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Tokenise texts behind a prompt.
 
         Args:
@@ -74,9 +76,10 @@ class EncoderEngine:
             max_length: Most tokens of one text.
 
         Returns:
-            Ids, and which texts were cut.
+            Ids of each text, and which texts were cut, `(texts,)` of bool.
         """
-        return self._tokenizer.ids(texts, prompt=prompt, max_length=max_length)
+        tokens = self._tokenizer.ids(texts, prompt=prompt, max_length=max_length)
+        return tokens.ids, tokens.truncated
 
     def view(self) -> ModuleView:
         """Return the model for one more thread.
@@ -90,11 +93,11 @@ class EncoderEngine:
 class ModuleView:
     """Modules of one thread around weights that all threads share."""
 
-    def __init__(self, module: TransformerModel | StaticModel) -> None:
+    def __init__(self, module: Any) -> None:
         """Copy the modules and share the tensors.
 
         Args:
-            module: The model.
+            module: The module of an encoder's model.
         """
         shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
         self._module = copy.deepcopy(module, shared)

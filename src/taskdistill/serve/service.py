@@ -180,8 +180,8 @@ class Service:
             while stop < len(texts) and (stop == start or size + len(texts[stop]) <= TOKENISED_CHARACTERS):
                 size += len(texts[stop])
                 stop += 1
-            tokens = await loop.run_in_executor(self._tokenising, self.engine.tokens, texts[start:stop], prompt, most)
-            ids += tokens.ids
-            cut += [start + int(i) for i in tokens.truncated.nonzero()[0]]
+            rows, truncated = await loop.run_in_executor(self._tokenising, self.engine.tokens, texts[start:stop], prompt, most)
+            ids += rows
+            cut += [start + int(i) for i in truncated.nonzero()[0]]
             start = stop
         return ids, cut
