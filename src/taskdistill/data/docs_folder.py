@@ -158,21 +158,24 @@ def _labels(train: Sequence[Doc], test: Sequence[Doc]) -> list[str]:
 
 
 def _retrieval(name: str, docs: Sequence[Doc], most_queries: int, most_documents: int) -> Tables:
-    """A corpus of held-out bodies that do not repeat one another, and one query each for some of them."""
+    """A corpus of held-out bodies that do not repeat one another, named as their objects, and one query each for some of them."""
     ordered = sorted((doc for doc in docs if doc.body), key=lambda doc: stable_share(f"{doc.module}.{doc.name}"))
     repeats = repeats_within([doc.body for doc in ordered])
     corpus = [doc for doc, repeat in zip(ordered, repeats, strict=True) if not repeat][:most_documents]
-    ids = {doc: f"d{number}" for number, doc in enumerate(corpus)}
+    ids = {doc: str(number) for number, doc in enumerate(corpus)}
+    called = {doc: f"{doc.module}.{doc.name}".rstrip(".") for doc in corpus}
+    often = Counter(called.values())
+    names = {ids[doc]: name if often[name] == 1 else f"{name} {ids[doc]}" for doc, name in called.items()}
     asked = {query.doc: query for query in queries(corpus, NAME_SHARE_EVALUATION)}
     texts: dict[str, tuple[str, str]] = {}
     for doc in corpus:
         if doc in asked and len(texts) < most_queries:
-            texts.setdefault(exact_key(asked[doc].text), (f"q{ids[doc][1:]}{'n' if asked[doc].by_name else 's'}", asked[doc].text))
+            texts.setdefault(exact_key(asked[doc].text), (f"q{ids[doc]}{'n' if asked[doc].by_name else 's'}", asked[doc].text))
     rows = list(texts.values())
     return {
-        f"{name}/corpus": [{"_id": ids[doc], "text": doc.body} for doc in corpus],
+        f"{name}/corpus": [{"_id": names[ids[doc]], "text": doc.body} for doc in corpus],
         f"{name}/queries": [{"_id": query, "text": text} for query, text in rows],
-        f"{name}/qrels": [{"query-id": query, "corpus-id": f"d{query[1:-1]}", "score": 1} for query, _ in rows],
+        f"{name}/qrels": [{"query-id": query, "corpus-id": names[query[1:-1]], "score": 1} for query, _ in rows],
     }
 
 

@@ -76,7 +76,7 @@ def first_result(run: Run, static: Path) -> None:
     dev = run.recipe.evaluation.dev
     sets = find_sets(evaluation_root(run), dev[:1], split="dev") if dev else _sets(run)[:1]
     run.watcher.stage("first result: the instant student beside its teacher")
-    models = [_teacher(run), EncoderEmbedder(Encoder.load(static, threads=run.threads), name=STATIC)]
+    models: list[Embedder] = [_teacher(run), EncoderEmbedder(Encoder.load(static, threads=run.threads), name=STATIC)]
     results = evaluate_models(models, sets, run.out / "evaluation", _options(run), reference=TEACHER, progress=run.watcher.count)
     _show(run, "First result", results)
 
@@ -117,7 +117,7 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
         "results": results,
         "speed": _speeds(run, encoders),
         "data": run.inputs.counts(),
-        "facts": run.facts,
+        "facts": run.facts | {"teacher_texts": sum(len(store) for store in {id(store): store for store in run.stores.values()}.values())},
         "seconds": {part: round(seconds, 1) for part, seconds in run.seconds().items()},
         "recipe": run.recipe.model_dump(mode="json"),
         "versions": versions(),

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.kinds import Kind
-from taskdistill.evaluate.protocols import top_documents
+from taskdistill.evaluate.ranking import top_documents
 from taskdistill.evaluate.reading import RankingData
 from taskdistill.evaluate.sets import find_sets
 from taskdistill.recipe import Recipe
 from taskdistill.vocabulary import Task
 
 SHOWN = 3
-WIDTH = 100
+WIDTH = 120
 
 
 def search_examples(recipe: Recipe, out: Path) -> list[tuple[str, list[tuple[float, str]]]]:
@@ -24,7 +24,7 @@ def search_examples(recipe: Recipe, out: Path) -> list[tuple[str, list[tuple[flo
         out: The run folder.
 
     Returns:
-        Each query with its best documents: cosine and the beginning of the text.
+        Each query with its best documents: cosine, and the id with the beginning of the text.
     """
     root = Path(recipe.evaluation.root) if recipe.evaluation.root else evaluation_folder(recipe, out)
     retrieval = [each for each in find_sets(root) if each.kind is Kind.RETRIEVAL]
@@ -34,12 +34,18 @@ def search_examples(recipe: Recipe, out: Path) -> list[tuple[str, list[tuple[flo
     assert isinstance(data, RankingData)
     encoder = Encoder.load(out / "model", threads=recipe.threads)
     task = Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None
-    texts = list(data.documents.values())
+    names, texts = list(data.documents), list(data.documents.values())
     documents = encoder.encode(texts, task=task, prompt_name="document")
     queries = encoder.encode(recipe.evaluation.examples, task=task, prompt_name="query")
     places, scores = top_documents(queries, documents, SHOWN)
     return [
-        (query, [(float(score), " ".join(texts[place].split())[:WIDTH]) for place, score in zip(row, row_scores, strict=True)])
+        (
+            query,
+            [
+                (float(score), f"{names[place]}: {' '.join(texts[place].split())}"[:WIDTH])
+                for place, score in zip(row, row_scores, strict=True)
+            ],
+        )
         for query, row, row_scores in zip(recipe.evaluation.examples, places.tolist(), scores.tolist(), strict=True)
     ]
 

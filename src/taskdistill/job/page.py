@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from taskdistill.evaluate.report import ReportData, Source, Speed, render_report
+from taskdistill.evaluate.report import ReportData, render_report
+from taskdistill.evaluate.tables import Source, Speed
 from taskdistill.folders import write_file
 from taskdistill.train.log import read_lines
 
@@ -59,7 +60,7 @@ def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "teacher" in speed:
         ratio = speed["base"]["texts_per_second"] / speed["teacher"]["texts_per_second"]
         facts.append((f"{ratio:.1f}×", "the teacher's speed"))
-    facts.append((f"{metrics['facts'].get('teacher_texts', 0):,}", "texts compared with the teacher"))
+    facts.append((f"{metrics['facts']['teacher_texts']:,}", "texts compared with the teacher"))
     facts.append((f"{sum(metrics['seconds'].values()) / 60:.0f} min", "from texts to report"))
     return facts
 

@@ -65,7 +65,7 @@ def plan_run(recipe: Recipe, recipe_folder: Path, watcher: Watcher, data_folder:
                 key = view if recipe.teacher.instructions is not None else "raw"
                 needed.setdefault(key, {}).update(dict.fromkeys(texts))
             phases[name] = _phase_cost(name, phase, plan, student, rate)
-        texts = sum(len(found) for found in needed.values())
+        count = sum(len(found) for found in needed.values())
         tokens = _teacher_tokens(recipe, student.tokenizer, needed)
     width = recipe.teacher.embedding_dim or _teacher_width(recipe, student)
     teacher_flops = _forward_flops(recipe, student)
@@ -74,16 +74,16 @@ def plan_run(recipe: Recipe, recipe_folder: Path, watcher: Watcher, data_folder:
         "machine": {"cores": cores(), "matrix_gflops": round(rate / 1e9, 1)},
         "phases": phases,
         "teacher": {
-            "texts": texts,
+            "texts": count,
             "tokens": tokens,
             "minutes": None if teacher_flops is None else round(tokens * teacher_flops / (rate * REACHED) / 60, 1),
-            "disk_megabytes": round(texts * (2 * width + 16) / 1e6, 1),
+            "disk_megabytes": round(count * (2 * width + 16) / 1e6, 1),
         },
         "total": {
             "steps": sum(phase["steps"] for phase in phases.values()),
             "training_minutes": round(sum(phase["minutes"] for phase in phases.values()), 1),
             "memory_megabytes": _memory(recipe, student, phases),
-            "disk_megabytes": round(texts * (2 * width + 16) / 1e6 + 6 * _parameters(student) * 4 / 1e6, 1),
+            "disk_megabytes": round(count * (2 * width + 16) / 1e6 + 6 * _parameters(student) * 4 / 1e6, 1),
         },
         "formula": (
             "forward = 2 x matrix parameters x tokens; a training step = 3 forwards; minutes = floating-point work / "
@@ -197,7 +197,7 @@ def _forward_flops(recipe: Recipe, student: Model) -> float | None:
     from taskdistill.model.backbone import resolve
 
     whole = AutoConfig.from_pretrained(resolve(recipe.teacher.model)).num_hidden_layers
-    return 2 * _matrix_parameters(student) * whole / len(layers_of(student.module.backbone))
+    return 2.0 * _matrix_parameters(student) * int(whole) / len(layers_of(student.module.backbone))
 
 
 def _matrix_parameters(student: Model) -> int:
@@ -218,4 +218,4 @@ def _memory(recipe: Recipe, student: Model, phases: Mapping[str, Any]) -> int:
     layers, width = len(layers_of(student.module.backbone)), student.module.embedding_dim
     tokens = min(max(phase["largest_batch_tokens"] for phase in phases.values()), KEEP_TOKENS)
     activations = tokens * layers * width * ACTIVATION_BYTES
-    return round((700e6 + 16 * _parameters(student) + activations) / 1e6)
+    return int((700e6 + 16 * _parameters(student) + activations) / 1e6)

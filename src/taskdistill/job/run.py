@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from taskdistill.data.batches import BatchPlan
 from taskdistill.encode.batches import cores
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.folders import dump_json, write_file
@@ -53,6 +54,7 @@ class Run:
     should_stop: Stop
     log: Log
     threads: int
+    plans: dict[str, BatchPlan]
     facts: dict[str, Any]
 
     def timed(self, part: str, start: float) -> None:
@@ -112,7 +114,7 @@ def train(
     check_recipe(recipe, out)
     root = data_root(recipe, recipe_folder or Path(), out.parent / f"{out.name}-data", watcher)
     inputs = load_inputs(recipe, root, watcher)
-    plans = {name: make_plan(recipe, name, _as_phase(settings), inputs.datasets) for name, settings in recipe.phases().items()}
+    plans = _plans(recipe, inputs)
     teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads)
     student = start_student(recipe)
     out.mkdir(parents=True, exist_ok=True)
@@ -121,14 +123,14 @@ def train(
         stores = open_views(store_root(recipe, out), teacher, recipe.teacher.instructions)
         threads = recipe.threads or cores()
         log = Log(out / "log.jsonl")
-        run = Run(recipe, out, inputs, teacher, stores, watcher, should_stop, log, threads, {})
+        run = Run(recipe, out, inputs, teacher, stores, watcher, should_stop, log, threads, plans, {})
         run.timed("data and models", started)
         try:
-            static = _static(run, plans, student) if recipe.static is not None else None
+            static = _static(run, student) if recipe.static is not None else None
             if static is not None and not (out / "model").is_dir():
                 first_result(run, static)
-            _fill(run, plans)
-            model = _phases(run, plans, student)
+            _fill(run, [name for name in plans if name != "static"])
+            model = _phases(run, student)
             metrics = (assess or assess_run)(run, model, static)
         finally:
             log.close()
@@ -201,24 +203,36 @@ def _meta(run: Run) -> dict[str, Any]:
     return {"recipe": hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest(), "data": run.inputs.digest()}
 
 
-def _fill(run: Run, plans: Mapping[str, Any]) -> None:
-    """Embed with the teacher exactly the texts that some step will compare with it."""
+def _fill(run: Run, names: Collection[str]) -> None:
+    """Embed with the teacher exactly the texts that some step of these phases will compare with it.
+
+    Rows with a text for which the teacher has no usable vector are rejected and counted, and the batches are drawn anew.
+    """
     start = time.monotonic()
-    wanted: dict[int, tuple[TeacherStore, dict[str, None]]] = {}
-    for name, settings in run.recipe.phases().items():
-        if name == "static":
-            continue
-        for view, texts in teacher_needs(name, _as_phase(settings), plans[name]).items():
-            store = run.stores[view]
-            wanted.setdefault(id(store), (store, {}))[1].update(dict.fromkeys(texts))
-    run.timed("batches", start)
-    start = time.monotonic()
-    for store, texts in wanted.values():
-        _fill_store(run, store, list(texts))
-    run.timed("teacher", start)
+    for _ in range(FILL_ROUNDS):
+        wanted: dict[int, tuple[TeacherStore, dict[str, None]]] = {}
+        for name in names:
+            for view, texts in teacher_needs(name, _as_phase(run.recipe.phases()[name]), run.plans[name]).items():
+                store = run.stores[view]
+                wanted.setdefault(id(store), (store, {}))[1].update(dict.fromkeys(texts))
+        unusable: set[str] = set()
+        for store, found in wanted.values():
+            unusable.update(_fill_store(run, store, list(found)))
+        if not unusable:
+            run.timed("teacher", start)
+            return
+        run.watcher.note(f"rows with {len(unusable)} texts that have no teacher vector are left out")
+        run.inputs = run.inputs.without(unusable)
+        run.plans = _plans(run.recipe, run.inputs)
+    raise WorkFailed(f"the teacher keeps giving unusable vectors, the last for {sorted(unusable)[0][:60]!r}; look at the teacher")
 
 
-def _fill_store(run: Run, store: TeacherStore, texts: list[str]) -> None:
+FILL_ROUNDS = 4
+"""Times that batches are drawn anew because the teacher has no usable vector for some text."""
+
+
+def _fill_store(run: Run, store: TeacherStore, texts: list[str]) -> list[str]:
+    """Fill a store, tell what was done, and return the texts that stay without a vector."""
     missing = len(store.missing(texts))
     if missing:
         run.watcher.stage(f"embedding {missing:,} texts with the teacher")
@@ -228,10 +242,14 @@ def _fill_store(run: Run, store: TeacherStore, texts: list[str]) -> None:
         f"teacher store{told}: {report.distinct:,} distinct texts, {report.found:,} already there, {report.embedded:,} embedded, "
         f"{len(report.quarantined):,} set aside"
     )
-    run.facts["teacher_texts"] = run.facts.get("teacher_texts", 0) + report.distinct
-    run.facts["teacher_embedded"] = run.facts.get("teacher_embedded", 0) + report.embedded
-    if report.quarantined:
-        raise WorkFailed(f"the teacher gave no usable vector for {report.quarantined[:3]}; remove those texts from the data")
+    for note in report.notes:
+        run.watcher.note(f"  {note}")
+    run.log.write({"teacher": store.instruction or "raw text", "texts": report.distinct, "embedded": report.embedded})
+    return store.missing(texts)
+
+
+def _plans(recipe: Recipe, inputs: Inputs) -> dict[str, BatchPlan]:
+    return {name: make_plan(recipe, name, _as_phase(settings), inputs.datasets) for name, settings in recipe.phases().items()}
 
 
 def _around(run: Run, tokenizer: TextTokenizer, prompts: Mapping[str, str], threads: Any) -> Surroundings:
@@ -254,17 +272,18 @@ def _train_phase(run: Run, job: PhaseJob, model: Any, tokenizer: TextTokenizer, 
     return True
 
 
-def _static(run: Run, plans: Mapping[str, Any], student: Model) -> Path:
+def _static(run: Run, student: Model) -> Path:
     """Train the instant student first: it is the first result."""
     assert run.recipe.static is not None
     torch.manual_seed(run.recipe.seed)
-    phase, plan, store = static_phase(run.recipe.static), plans["static"], run.stores["document"]
+    phase, store = static_phase(run.recipe.static), run.stores["document"]
     folder = run.out / "static-model"
     if folder.is_dir():
         return folder
-    start = time.monotonic()
+    _fill(run, ["static"])
+    plan = run.plans["static"]
     texts = [text for found in teacher_needs("static", phase, plan).values() for text in found]
-    _fill_store(run, store, texts)
+    start = time.monotonic()
     tokenizer = TextTokenizer.load(student.source, special=False)
     run.watcher.stage("embedding the vocabulary with the teacher")
     table = start_table(tokenizer, run.teacher, store, texts, run.watcher.count)
@@ -278,7 +297,7 @@ def _static(run: Run, plans: Mapping[str, Any], student: Model) -> Path:
     return folder
 
 
-def _phases(run: Run, plans: Mapping[str, Any], student: Model) -> Model:
+def _phases(run: Run, student: Model) -> Model:
     """Stage 1, the long phase, then one adapter per task on the frozen base."""
     recipe, module = run.recipe, student.module
     assert isinstance(module, TransformerModel)
@@ -295,13 +314,13 @@ def _phases(run: Run, plans: Mapping[str, Any], student: Model) -> Model:
     for name, settings in (("stage1", recipe.stage1), ("long", recipe.long)):
         if settings is not None:
             _with_theta(module, settings)
-            job = stage1_job(name, settings, module, plans[name], run.stores, projection, dims)
+            job = stage1_job(name, settings, module, run.plans[name], run.stores, projection, dims)
             if _train_phase(run, job, module, student.tokenizer, student.settings.prompts):
                 save_phase(run.out / "phases" / name, job, _meta(run))
     before = weights_hash(module.backbone)
     for task in Task:
         if task in recipe.adapters:
-            _adapter(run, task, recipe.adapters[task], student, plans[f"adapters.{task.value}"], projection, dims, inference_theta)
+            _adapter(run, task, recipe.adapters[task], student, run.plans[f"adapters.{task.value}"], projection, dims, inference_theta)
     if weights_hash(module.backbone) != before:
         raise WorkFailed("the base's weights changed while adapters were trained; nothing was written, please report this")
     run.facts["base_weights"] = before

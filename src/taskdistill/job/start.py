@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taskdistill.data.rows import Dataset
+from taskdistill.data.rows import Dataset, make_dataset, row_texts
 from taskdistill.data.sources import load_source
 from taskdistill.errors import BadInput
 from taskdistill.folders import read_manifest
@@ -38,6 +38,26 @@ class Inputs:
         """
         lines = [f"{name} {dataset.sha256}" for name, dataset in sorted(self.datasets.items())]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def without(self, texts: Collection[str]) -> Inputs:
+        """Leave out every row that holds one of some texts.
+
+        Args:
+            texts: Texts for which the teacher gave no usable vector.
+
+        Returns:
+            The rest, with the rows counted as rejected.
+        """
+        left = {}
+        for name, dataset in self.datasets.items():
+            kept = [row for row in dataset.rows if not any(text in texts for text in row_texts(row))]
+            if len(kept) < len(dataset.rows):
+                counts = dataset.counts
+                counts.rejected["no teacher vector"] += len(dataset.rows) - len(kept)
+                counts.used -= len(dataset.rows) - len(kept)
+                dataset = make_dataset(name, dataset.kind, kept, counts)
+            left[name] = dataset
+        return Inputs(self.root, left)
 
     def counts(self) -> dict[str, Any]:
         """Say what became of every source's rows.
