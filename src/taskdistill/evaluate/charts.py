@@ -124,7 +124,7 @@ def _scale(low: float, high: float, start: float, end: float, log: bool = False)
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return round numbers that enclose a range."""
-    if high <= low:
+    if high - low <= 1e-9 * max(1.0, abs(high)):  # equal but for rounding
         low, high = low - abs(low) * 0.05 - 1e-9, high + abs(high) * 0.05 + 1e-9
     rough = (high - low) / count
     unit = 10.0 ** math.floor(math.log10(rough))
