@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from taskdistill.errors import BadInput
 from taskdistill.folders import dump_json
-from taskdistill.model.backbone import layers_of, read_json
+from taskdistill.model.backbone import POOLER_FAMILIES, layers_of, read_json
 from taskdistill.model.guard import check_file, check_safetensors
 
 PREFIX = "base_model.model."
@@ -107,7 +109,6 @@ def lora_config(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=list(chosen),
-        exclude_modules=NO_POOLER,
         bias="none",
         init_lora_weights="gaussian",
     )
@@ -121,7 +122,9 @@ def attach(backbone: nn.Module, task: str, config: LoraConfig) -> None:
         task: Name of the adapter.
         config: Its shape.
     """
-    inject_adapter_in_model(config, backbone, adapter_name=task)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+        inject_adapter_in_model(config, backbone, adapter_name=task)
     for module in backbone.modules():
         if isinstance(module, LoraLayer) and task in module.lora_dropout:
             module.lora_dropout[task] = SeededDropout(config.lora_dropout)
@@ -174,6 +177,8 @@ def save_adapter(backbone: nn.Module, task: str, config: LoraConfig, folder: Pat
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     fields: dict[str, Any] = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     fields |= {"base_model_name_or_path": base_name, "inference_mode": True}
+    if isinstance(backbone, PreTrainedModel) and backbone.config.model_type in POOLER_FAMILIES:
+        fields["exclude_modules"] = NO_POOLER
     (folder / "adapter_config.json").write_text(dump_json(fields), "utf-8")
 
 
@@ -219,6 +224,7 @@ def _check_adapter(raw: dict[str, Any], path: Path) -> None:
 
 
 NO_POOLER = r".*pooler.*"
+"""Written for families to which other programs add a pooler, whose linear map must not be taken for a target."""
 
 UNREAD_KEYS = (
     "use_dora",
@@ -243,7 +249,6 @@ ADAPTER_KEYS = (
     "lora_alpha",
     "lora_dropout",
     "target_modules",
-    "exclude_modules",
     "bias",
     "init_lora_weights",
     "use_rslora",
