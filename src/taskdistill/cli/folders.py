@@ -10,6 +10,9 @@ import typer
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import WorkFailed
 
+SAME_SPACE = 1 - 1e-5
+"""Smallest cosine to the golden vectors at which a model still gives its own space."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command.
@@ -23,6 +26,7 @@ def register(app: typer.Typer) -> None:
 def info(
     path: Annotated[Path, typer.Argument(help="A run, model, data, teacher-store, checkpoint or index folder")],
     repair: Annotated[bool, typer.Option("--repair", help="Teacher store: drop broken shards, so that they are made again")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Model: run it and compare with its golden vectors")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")] = None,
 ) -> None:
     """Say what a folder is and whether it is whole, reading every byte. Exit code 1 if it is damaged.
@@ -30,13 +34,18 @@ def info(
     Example: [bold]taskdistill info runs/quickstart/model[/bold]
     """
     from taskdistill.folders import dump_json, write_file
-    from taskdistill.job.info import describe_folder, repair_folder
+    from taskdistill.job.info import describe_folder, repair_folder, verify_model
 
     terminal = Terminal()
     if repair:
         for line in repair_folder(path):
             terminal.line(line)
     found = describe_folder(path)
+    if verify and not found["faults"]:
+        found["golden_cosines"] = {name: round(cosine, 7) for name, cosine in verify_model(path).items()}
+        found["faults"] = [
+            f"golden vectors of {name}: cosine {cosine}" for name, cosine in found["golden_cosines"].items() if cosine < SAME_SPACE
+        ]
     for key, value in found.items():
         if key != "faults":
             terminal.line(f"{key.replace('_', ' '):<20} {_plain(value)}")

@@ -92,6 +92,7 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
     Returns:
         The content of metrics.json.
     """
+    from taskdistill.job.finish import add_scores
     from taskdistill.job.page import write_page
 
     start = time.monotonic()
@@ -123,6 +124,7 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
         "versions": versions(),
     }
     write_page(run.out, metrics, dump_recipe(run.recipe))
+    add_scores(run, model, results)
     _show(run, "Results", results)
     return metrics
 

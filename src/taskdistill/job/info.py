@@ -41,6 +41,27 @@ def describe_folder(path: Path) -> dict[str, Any]:
     return found | {"faults": check_folder(path, manifest)}
 
 
+def verify_model(path: Path) -> dict[str, float]:
+    """Compare a model folder with its golden vectors: the contract of its embedding space.
+
+    Args:
+        path: Model folder.
+
+    Returns:
+        `base` or task to the smallest cosine.
+
+    Raises:
+        BadInput: If the folder has no golden vectors.
+    """
+    from taskdistill.model.folder import read_model
+    from taskdistill.model.golden import check_golden, embed_with, read_golden
+
+    golden = read_golden(path)
+    if golden is None:
+        raise BadInput(f"{path} has no golden vectors to verify against; only model folders that this package wrote have them")
+    return check_golden(golden, embed_with(read_model(path)))
+
+
 def repair_folder(path: Path) -> list[str]:
     """Drop the broken parts of a teacher store.
 
