@@ -16,6 +16,8 @@ from taskdistill.encode.batches import TOKEN_BUDGET, cores, run_batches, token_b
 from taskdistill.errors import BadInput, WorkFailed, nearest
 from taskdistill.model.backbone import resolve
 from taskdistill.model.folder import Model, read_model
+from taskdistill.model.packed import pack
+from taskdistill.model.student import StaticModel
 from taskdistill.vocabulary import Precision, Role
 
 WINDOW = 32_768
@@ -228,6 +230,51 @@ class Encoder:
         source = iter(texts)
         while chunk := list(islice(source, window)):
             yield self.encode(chunk, **options)  # type: ignore[arg-type]
+
+    def encode_ids(self, ids: Sequence[np.ndarray], *, task: str | None = None, progress: Progress | None = None) -> np.ndarray:
+        """Encode texts that are tokens already, prompt and special tokens included.
+
+        Args:
+            ids: Token ids of each text, none longer than `max_length`.
+            task: See `encode`.
+            progress: See `encode`.
+
+        Returns:
+            float32 `(n, D)`, unit rows.
+
+        Raises:
+            BadInput: If a text has no token or too many.
+        """
+        if longest := max((len(row) for row in ids), default=0):
+            self._limit(longest)
+        task, shape = self.choose_task(task), self._shape(task, None, Precision.FLOAT32.value)
+        out = np.zeros((len(ids), shape.width), dtype=shape.dtype)
+        self._run(list(ids), task, shape, out, 0, progress)
+        return out
+
+    def token_states(self, ids: np.ndarray, *, task: str | None = None) -> torch.Tensor:
+        """Give the state of every token of one text, from a single pass.
+
+        Args:
+            ids: Its token ids, at most `max_length`.
+            task: See `encode`.
+
+        Returns:
+            `(tokens, D)` on the CPU, before pooling.
+
+        Raises:
+            BadInput: If there is no token or there are too many.
+        """
+        self._limit(len(ids))
+        task, module = self.choose_task(task), self.model.module
+        with self._lock, torch.inference_mode():
+            module.select(task)
+            try:
+                if isinstance(module, StaticModel):
+                    return module.table[torch.from_numpy(ids.astype(np.int64))]
+                return module.hidden(pack([ids]).to(module.device)).float().cpu()
+            finally:
+                module.select(None)
 
     def prompt_text(self, prompt_name: str | None) -> str:
         """Look up a prompt.

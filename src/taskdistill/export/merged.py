@@ -13,6 +13,7 @@ import numpy as np
 from taskdistill.export.make import Export
 from taskdistill.export.parity import EXACT, TEXTS, compare
 from taskdistill.folders import dump_json, versions
+from taskdistill.model.backbone import quiet_transformers
 from taskdistill.model.folder import Model, fill_folder, read_model
 from taskdistill.model.golden import embed_with
 from taskdistill.model.student import TransformerModel
@@ -46,7 +47,8 @@ def write(export: Export) -> None:
 def _stock_vectors(folder: Path, model: Model) -> np.ndarray:
     from sentence_transformers import SentenceTransformer
 
-    stock = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    with quiet_transformers():
+        stock = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
     vectors: np.ndarray = stock.encode(list(TEXTS), prompt=prompt, batch_size=4, show_progress_bar=False, normalize_embeddings=True)
     return vectors

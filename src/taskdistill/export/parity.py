@@ -73,9 +73,20 @@ class Result:
     tolerance: Tolerance
     verdict: str
     """`equal` within the tolerance, or `differs`."""
+    required: bool
+    """Whether a difference is a failure, or only said."""
 
 
-def compare(file: str, checked_with: str, task: str | None, reference: np.ndarray, given: np.ndarray, tolerance: Tolerance) -> Result:
+def compare(
+    file: str,
+    checked_with: str,
+    task: str | None,
+    reference: np.ndarray,
+    given: np.ndarray,
+    tolerance: Tolerance,
+    *,
+    required: bool = True,
+) -> Result:
     """Compare the vectors of an exported file with the reference.
 
     Args:
@@ -85,6 +96,7 @@ def compare(file: str, checked_with: str, task: str | None, reference: np.ndarra
         reference: Unit vectors `(n, D)`.
         given: Unit vectors `(n, D)`.
         tolerance: What must be reached.
+        required: Whether a difference is a failure of the export, or only said.
 
     Returns:
         The figures and the verdict.
@@ -100,7 +112,7 @@ def compare(file: str, checked_with: str, task: str | None, reference: np.ndarra
     smallest, mean, difference = float(found.min()), float(found.mean()), float(np.abs(reference - given).max())
     good = smallest >= (tolerance.smallest_cosine or -1) and mean >= (tolerance.mean_cosine or -1)
     good = good and (tolerance.largest_difference is None or difference <= tolerance.largest_difference)
-    return Result(file, checked_with, task, len(reference), smallest, mean, difference, tolerance, "equal" if good else "differs")
+    return Result(file, checked_with, task, len(reference), smallest, mean, difference, tolerance, "equal" if good else "differs", required)
 
 
 def certificate(format_name: str, model_name: str, model_hash: str, results: list[Result], notes: list[str]) -> Mapping[str, Any]:

@@ -110,7 +110,7 @@ def load_backbone(
     without = {} if made.model_type not in POOLER_FAMILIES else {"add_pooling_layer": False}
     if not trust_remote_code:
         check_fits(_shapes(made, without, folder / "config.json"), header, folder / "model.safetensors")
-    with _quiet():
+    with quiet_transformers():
         model, info = AutoModel.from_pretrained(
             folder,
             config=made,
@@ -143,8 +143,12 @@ def _shapes(config: PretrainedConfig, without: Mapping[str, bool], path: Path) -
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bar and load report off the terminal; faults are raised from the loading info instead."""
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bar and load report off the terminal; faults are raised from the loading info instead.
+
+    Yields:
+        Nothing.
+    """
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

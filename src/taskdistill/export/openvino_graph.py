@@ -1,0 +1,37 @@
+"""OpenVINO: its own reading of the ONNX graph, saved in float32 and compared on the CPU."""
+
+from __future__ import annotations
+
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from taskdistill.errors import require
+from taskdistill.export.make import Export
+from taskdistill.export.onnx_graph import fixed_ids, make_graph, padded_batches, write_companions
+from taskdistill.export.parity import GRAPH, compare
+
+
+def write(export: Export) -> None:
+    """Write `openvino_model.xml` and its weights, run them, and compare. The input `truncate_dim` must always be given.
+
+    Args:
+        export: Model, folder and reference.
+    """
+    require("openvino", "openvino", "OpenVINO export")
+    require("onnxscript", "export", "OpenVINO export")
+    import openvino
+
+    path = export.folder / "openvino_model.xml"
+    with tempfile.TemporaryDirectory(dir=export.folder.parent) as beside:
+        graph = Path(beside) / "model.onnx"
+        make_graph(export.model, graph, truncation_default=False)
+        openvino.save_model(openvino.convert_model(str(graph)), str(path), compress_to_fp16=False)
+    write_companions(export.folder, export.model)
+    compiled = openvino.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    whole = {"truncate_dim": np.array([export.model.module.embedding_dim], np.int64)}
+    given = np.concatenate([compiled(batch | whole)["embeddings"] for batch in padded_batches(fixed_ids(export.model))])
+    version = f"openvino {metadata.version('openvino')}"
+    export.results.append(compare(path.name, version, export.task, export.reference[export.task], given, GRAPH))

@@ -1,0 +1,131 @@
+"""Exports that other engines run: ONNX in onnxruntime, OpenVINO, GGUF in llama.cpp."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+from tiny_jina import TEXTS, tiny_tokenizer, write_repository
+from tokenizers import Regex, pre_tokenizers
+
+from taskdistill.encode.encoder import Encoder
+from taskdistill.errors import BadInput
+from taskdistill.export.gguf_vocab import vocabulary
+from taskdistill.export.make import export
+
+FAMILIES = ["qwen3", "eurobert"]
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def repository(request, tmp_path_factory):
+    return request.param, write_repository(tmp_path_factory.mktemp(request.param) / "repository", request.param)
+
+
+@pytest.fixture(scope="session")
+def onnx_export(repository, tmp_path_factory):
+    out = tmp_path_factory.mktemp("onnx") / "out"
+    return repository[1], out, export(repository[1], "onnx", "retrieval", out)
+
+
+def feed(folder, texts, max_length=128):
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(max_length)
+    tokenizer.enable_padding()
+    batch = tokenizer.encode_batch([f"Query: {text}" for text in texts])
+    return {
+        "input_ids": np.array([row.ids for row in batch], np.int64),
+        "attention_mask": np.array([row.attention_mask for row in batch], np.int64),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_onnx_float32_and_int8_reach_their_tolerance(onnx_export):
+    _, _, parity = onnx_export
+    exact, small = parity["results"]
+    assert exact["file"] == "model.onnx" and exact["smallest_cosine"] >= 1 - 1e-4
+    assert small["file"] == "model_int8.onnx" and small["mean_cosine"] >= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("dim", [None, 8, 32])
+def test_onnx_truncates_and_normalises_inside_the_graph(onnx_export, dim):
+    import onnxruntime
+
+    folder, out, _ = onnx_export
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
+    expected = Encoder.load(folder, threads=1).encode(TEXTS, task="retrieval", prompt_name="query", truncate_dim=dim)
+    size = {} if dim is None else {"truncate_dim": np.array([dim], np.int64)}
+    given = session.run(["embeddings"], feed(out, TEXTS) | size)[0]
+    assert given.shape == expected.shape
+    assert np.abs(given - expected).max() <= 1e-5
+    alone = session.run(["embeddings"], feed(out, TEXTS[:1]) | size)[0]
+    assert np.abs(alone - expected[:1]).max() <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_openvino_equals_the_reference(tmp_path):
+    pytest.importorskip("openvino", reason="openvino is not installed here")
+    folder = write_repository(tmp_path / "r", "eurobert", tasks=["retrieval"])
+    parity = export(folder, "openvino", "retrieval", tmp_path / "out")
+    assert parity["results"][0]["smallest_cosine"] >= 1 - 1e-4
+    assert (tmp_path / "out" / "openvino_model.xml").is_file()
+
+
+@pytest.mark.parametrize("task", [None, "text-matching"])
+def test_gguf_equals_the_reference(repository, tmp_path, task):
+    parity = export(repository[1], "gguf", task, tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.gguf")) == ["model-f16.gguf", "model-q8_0.gguf"]
+    through_torch = [r for r in parity["results"] if r["checked_with"].startswith("torch")]
+    assert through_torch[0]["smallest_cosine"] >= 0.9999
+    assert through_torch[1]["mean_cosine"] >= 0.99
+    by_llama = [r for r in parity["results"] if r["checked_with"].startswith("llama.cpp")]
+    if importlib.util.find_spec("xllamacpp") is None:
+        assert by_llama == [] and "checked tensor by tensor" in parity["notes"][0]
+        return
+    assert [r["verdict"] for r in by_llama] == ["equal"] * 4
+    assert by_llama[1]["smallest_cosine"] >= 0.9999  # texts in F16: llama.cpp's tokenizer gives our ids, the end token included
+    assert parity["verdict"] == "equal"
+
+
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+
+
+@pytest.mark.parametrize(("pattern", "name"), [(QWEN, "qwen2"), (LLAMA, "dbrx"), ("[a-z]+", None)])
+def test_pre_tokenizers_by_the_names_that_llama_cpp_has(pattern, name):
+    tokenizer = tiny_tokenizer()
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    spec = json.loads(tokenizer.to_str())
+    if name is None:
+        with pytest.raises(BadInput, match="no pre-tokenizer like this"):
+            vocabulary(spec, 320, "tiny")
+        return
+    words = vocabulary(spec, 320, "tiny")
+    assert (words.pre, words.first, words.last) == (name, None, 0)
+    assert len(words.tokens) == len(words.types) == 320
+    assert words.types[0] == 3 and words.types[-1] == 5
+
+
+def test_static_models_have_no_gguf(tmp_path):
+    import torch
+
+    from taskdistill.model.folder import Model, Settings, write_model
+    from taskdistill.model.student import StaticModel
+    from taskdistill.model.text import TextTokenizer
+
+    tokenizer = TextTokenizer(tiny_tokenizer(end=False), special=False)
+    torch.manual_seed(0)
+    write_model(
+        tmp_path / "static", Model(StaticModel(torch.randn(300, 16)), tokenizer, Settings(max_length=1000), name="s", source=tmp_path)
+    )
+    with pytest.raises(BadInput, match="is a static model"):
+        export(tmp_path / "static", "gguf", None, tmp_path / "out")
+
