@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, EuroBertConfig, EuroBertModel, PreTrainedModel, Qwen3Config, Qwen3Model
 
+from taskdistill.model.adapters import adapter_parameters, attach, lora_config
+from taskdistill.model.backbone import without_dropout
 from taskdistill.model.folder import Model, Settings, write_model
 from taskdistill.model.packed import ATTENTION
 from taskdistill.model.student import TransformerModel
@@ -73,10 +76,19 @@ def backbone(family: str, *, seed: int = 0, layers: int = 2) -> PreTrainedModel:
     else:
         made = EuroBertModel(EuroBertConfig(**fields))
     made.set_attn_implementation(ATTENTION)
-    for module in made.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    without_dropout(made)
     return made.eval()
+
+
+def add_adapter(module: TransformerModel, task: str, *, rank: int = 4, dropout: float = 0.0, seed: int = 7) -> LoraConfig:
+    """Attach an adapter of which both factors are non-zero."""
+    config = lora_config(module.backbone, rank=rank, alpha=2 * rank, dropout=dropout)
+    attach(module.backbone, task, config)
+    module.tasks.append(task)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in adapter_parameters(module.backbone, task).values():
+        parameter.data.normal_(std=0.2, generator=generator)
+    return config
 
 
 def pooling_of(family: str) -> Pooling:

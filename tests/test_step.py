@@ -1,0 +1,285 @@
+"""The gradients of a step: cached = kept = one padded graph, whatever the workers and the cut into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+from taskdistill.data.batches import Batch, ClassificationItem
+from taskdistill.data.rows import Pair, Scored, Text
+from taskdistill.model.adapters import SeededDropout, adapter_parameters
+from taskdistill.model.packed import Packed
+from taskdistill.model.pooling import pool_padded
+from taskdistill.model.projection import Projection
+from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.recipe import Adapter
+from taskdistill.train import step
+from taskdistill.train.objectives import Heads, Signals, adapter_objective, distill, weights_for
+from taskdistill.train.prepare import Prepared, prepare
+from taskdistill.vocabulary import RowKind, Task
+
+DIMS = (8, 16, 32)
+TEACHER = 24
+EVERY_TERM = {
+    Task.RETRIEVAL: {"info_nce", "distill", "gor"},
+    Task.TEXT_MATCHING: {"cosent"},
+    Task.CLUSTERING: {"distill"},
+    Task.CLASSIFICATION: {"info_nce", "relational"},
+}
+
+
+@dataclass
+class Case:
+    """A model, a batch and what a step needs of them."""
+
+    model: TransformerModel
+    ids: list[np.ndarray]
+    objective: Callable[[Tensor, Prepared, Signals, Heads], tuple[dict[str, Tensor], float]]
+    weights: dict[str, float]
+    prepared: Prepared
+    signals: Signals
+    heads: Heads
+    trained: dict[str, nn.Parameter] = field(default_factory=dict)
+
+    def loss(self, vectors: Tensor) -> tuple[dict[str, Tensor], float]:
+        return self.objective(vectors, self.prepared, self.signals, self.heads)
+
+    def gradients(self, *, keep_tokens: int, micro: int = 24, threads: int = 1) -> tuple[dict[str, Tensor], tuple[dict, float, float]]:
+        self.clear()
+        with step.workers(threads) as made:
+            told = step.gradients(
+                self.model,
+                self.ids,
+                self.loss,
+                self.weights,
+                list(self.trained.values()),
+                seed=11,
+                threads=made,
+                micro_batch_tokens=micro,
+                keep_tokens=keep_tokens,
+            )
+        return self.collect(), told
+
+    def clear(self) -> None:
+        for parameter in [*self.model.parameters(), *self.heads.named().values()]:
+            parameter.grad = None
+
+    def collect(self) -> dict[str, Tensor]:
+        return {name: p.grad.clone() for name, p in (self.trained | self.heads.named()).items() if p.grad is not None}
+
+
+def batch(task: Task | None, rng: np.random.Generator) -> Batch:
+    """A batch of each kind in which texts occur twice, as they do in real ones."""
+
+    def text() -> str:
+        return tiny.sentence(str(rng.choice(list(tiny.TOPICS))), rng, int(rng.integers(3, 9)))
+
+    same = text()
+    if task is Task.TEXT_MATCHING:
+        kind, rows = RowKind.SCORED, [Scored(text(), same if n == 2 else text(), n % 3 / 2) for n in range(6)]
+    elif task is Task.CLASSIFICATION:
+        kind = RowKind.LABELLED
+        rows = [
+            ClassificationItem(text(), text(), (same, text(), text()), "ab"[n % 2], ("c", "a" if n % 2 else "b", "c")) for n in range(4)
+        ]
+    elif task is Task.CLUSTERING:
+        kind, rows = RowKind.TEXTS, [Text(text()) for _ in range(7)]
+    else:
+        kind, rows = RowKind.PAIRS, [Pair(text(), text(), (same, text())) for _ in range(6)]
+    return Batch(0, 0, "made", kind, tuple(rows), np.arange(len(rows)))
+
+
+def case(family: str, task: Task | None, dtype: torch.dtype = torch.float64, dropout: float = 0.1) -> Case:
+    """A task's step with every loss term, or stage 1 on the whole backbone for no task."""
+    rng = np.random.default_rng(1)
+    model = tiny.student(family)
+    settings = Adapter(sources={"made": 1}, steps=1, batch_size=6, lr=1e-3, dropout=dropout, negatives=2, false_negative_margin=0.0)
+    prepared = prepare(batch(task, rng), task=task, distil=True, negatives=2)
+    tokenizer = tiny.TextTokenizer(tiny.tokenizer())
+    ids = tokenizer.ids([text for _, text in prepared.texts], prompt="document: ", max_length=32).ids
+    torch.manual_seed(2)
+    signals = Signals(torch.randn(len(prepared.distilled), TEACHER, dtype=dtype), base=torch.randn(len(ids), 32, dtype=dtype))
+    if task is Task.RETRIEVAL:
+        signals.teacher_similarities = rng.random((6, 6))
+    heads = Heads(Projection(32, TEACHER).to(dtype), nn.Parameter(torch.tensor(0.1, dtype=dtype).log()))
+    if task is None:
+        objective, weights = (lambda vectors, *given: ({"distill": distill(vectors, *given, DIMS)}, 0.0)), {}
+        model.to(dtype)
+        trained = dict(model.backbone.named_parameters())
+    else:
+        objective, weights = adapter_objective(task, settings, DIMS), weights_for(task, {})
+        tiny.add_adapter(model, task.value, dropout=dropout)
+        model.to(dtype)
+        trained = adapter_parameters(model.backbone, task.value)
+    model.requires_grad_(False)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    model.train()
+    model.select(None if task is None else task.value)
+    return Case(model, ids, objective, weights, prepared, signals, heads, trained)
+
+
+class DropoutMasks:
+    """Records the masks of every dropout of a packed pass, and gives them again to a padded pass."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.micros: list[tuple[np.ndarray, Packed]] = []
+        self.masks: dict[tuple[int, int], Tensor] = {}
+        self.forward, self.padded = SeededDropout.forward, None
+        pack, inner = step.pack, step._forward
+
+        def recorded_forward(model, ids, rows, seed, table_trained):
+            self.rows = rows
+            return inner(model, ids, rows, seed, table_trained)
+
+        def recorded_pack(texts):
+            self.micros.append((self.rows, pack(texts)))
+            return self.micros[-1][1]
+
+        def dropout(module: SeededDropout, values: Tensor) -> Tensor:
+            if self.padded is not None:
+                return values * self.mask(module, values)
+            kept = self.forward(module, torch.ones_like(values))
+            self.masks[id(module), len(self.micros) - 1] = kept[0]
+            return values * kept
+
+        monkeypatch.setattr(step, "_forward", recorded_forward)
+        monkeypatch.setattr(step, "pack", recorded_pack)
+        monkeypatch.setattr(SeededDropout, "forward", dropout)
+
+    def mask(self, module: SeededDropout, values: Tensor) -> Tensor:
+        out = torch.ones_like(values)
+        for number, (rows, packed) in enumerate(self.micros):
+            starts = packed.groups.starts.tolist()
+            for place, (first, end) in enumerate(zip(starts, starts[1:], strict=False)):
+                out[rows[packed.order[place]], : end - first] = self.masks[id(module), number][first:end]
+        return out
+
+
+def padded_gradients(case: Case, masks: DropoutMasks) -> tuple[dict[str, Tensor], float]:
+    """The same step as one graph over one padded batch, by transformers' own attention."""
+    case.clear()
+    longest = max(map(len, case.ids))
+    ids, mask = torch.zeros(len(case.ids), longest, dtype=torch.long), torch.zeros(len(case.ids), longest, dtype=torch.long)
+    for row, text in enumerate(case.ids):
+        ids[row, : len(text)], mask[row, : len(text)] = torch.from_numpy(text.astype(np.int64)), 1
+    masks.padded = ids
+    case.model.backbone.set_attn_implementation("sdpa")
+    hidden = case.model.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+    terms, _ = case.loss(pool_padded(hidden, mask, case.model.pooling))
+    total = sum(case.weights.get(name, 1.0) * term for name, term in terms.items())
+    total.backward()
+    return case.collect(), total.item()
+
+
+def worst(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """The largest difference, relative to the largest gradient."""
+    assert found.keys() == wanted.keys() and found
+    largest = max(float(gradient.abs().max()) for gradient in wanted.values())
+    return max(float((found[name] - wanted[name]).abs().max()) for name in wanted) / largest
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 1e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [("bert", Task.RETRIEVAL), ("qwen3", Task.TEXT_MATCHING), ("eurobert", Task.CLASSIFICATION), ("bert", Task.CLUSTERING)],
+)
+def test_cached_kept_and_padded_gradients_of_an_adapter_are_equal(family, task, dtype, bound, monkeypatch):
+    made, masks = case(family, task, dtype), DropoutMasks(monkeypatch)
+    cached, told = made.gradients(keep_tokens=0)
+    terms, total, _ = told
+    assert set(terms) == EVERY_TERM[task] and total == pytest.approx(sum(weights_for(task, {})[name] * terms[name] for name in terms))
+    masks.micros.clear()
+    kept, again = made.gradients(keep_tokens=10**9)
+    assert len(masks.micros) > 2 and again == told
+    assert all(torch.equal(cached[name], kept[name]) for name in kept)
+    assert any((mask == 0).any() for mask in masks.masks.values())
+    plain, plain_total = padded_gradients(made, masks)
+    assert worst(kept, plain) <= bound and plain_total == pytest.approx(total, rel=bound)
+    if task is Task.RETRIEVAL:
+        assert {"log_temperature", "projection.weight", "projection.bias"} <= kept.keys()
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_stage_1_gradients_of_backbone_and_token_table_are_equal(family, monkeypatch):
+    made, masks = case(family, None), DropoutMasks(monkeypatch)
+    cached, _ = made.gradients(keep_tokens=0)
+    kept, _ = made.gradients(keep_tokens=10**9)
+    whole, _ = made.gradients(keep_tokens=10**9, micro=10**9)
+    plain, _ = padded_gradients(made, masks)
+    assert len(plain) == len(made.trained) + 2
+    for found in (cached, kept, whole):
+        assert worst(found, plain) <= 1e-9
+    table = next(name for name, p in made.trained.items() if p is made.model.backbone.get_input_embeddings().weight)
+    used = sorted({int(token) for text in made.ids for token in text})
+    assert kept[table][used].abs().sum() > 0
+    unused = np.setdiff1d(np.arange(len(kept[table])), used)
+    assert kept[table][unused].abs().max() == 0 and torch.allclose(kept[table], plain[table], atol=1e-12)
+
+
+def test_a_frozen_token_table_gets_no_gradient():
+    made = case("bert", None)
+    table = made.model.backbone.get_input_embeddings().weight
+    with_table, _ = made.gradients(keep_tokens=10**9)
+    made.trained = {name: p for name, p in made.trained.items() if p is not table}
+    table.requires_grad_(False)
+    without, _ = made.gradients(keep_tokens=10**9)
+    assert table.grad is None and all(torch.equal(without[name], with_table[name]) for name in without)
+
+
+@pytest.mark.parametrize("keep_tokens", [0, 10**9])
+def test_one_and_two_workers_give_the_same_bits(keep_tokens):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for task in (Task.RETRIEVAL, None):
+            made = case("bert", task, torch.float32)
+            one, told = made.gradients(keep_tokens=keep_tokens)
+            two, again = made.gradients(keep_tokens=keep_tokens, threads=2)
+            assert told == again
+            assert all(torch.equal(one[name], two[name]) for name in one)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_dropout_depends_on_the_seed_of_the_step_alone():
+    made = case("bert", Task.CLUSTERING)
+    first, _ = made.gradients(keep_tokens=10**9)
+    torch.manual_seed(99)
+    assert all(torch.equal(first[name], gradient) for name, gradient in made.gradients(keep_tokens=10**9)[0].items())
+    without = case("bert", Task.CLUSTERING, dropout=0.0)
+    assert worst(first, without.gradients(keep_tokens=10**9)[0]) > 0.01
+
+
+def test_a_static_model_s_gradient_is_autograd_s_own():
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(0, 30, size=n) for n in (3, 7, 1)]
+    table = torch.randn(30, 8, dtype=torch.float64)
+    target = torch.randn(3, 8, dtype=torch.float64)
+    model = StaticModel(table.clone())
+    with step.workers(1) as threads:
+        terms, total, _ = step.gradients(
+            model, ids, lambda v: ({"distill": (v - target).square().mean()}, 0.0), {"distill": 2.0}, [model.table], seed=0, threads=threads
+        )
+    plain = table.clone().requires_grad_()
+    (2 * (torch.stack([plain[text].mean(0) for text in ids]) - target).square().mean()).backward()
+    assert total == 2 * terms["distill"]
+    assert torch.allclose(model.table.grad, plain.grad, atol=1e-15)
+
+
+def test_the_weights_of_terms_scale_their_gradients():
+    made = case("bert", Task.RETRIEVAL, dropout=0.0)
+    sums = None
+    for name, weight in weights_for(Task.RETRIEVAL, {}).items():
+        made.weights = {"info_nce": 0.0, "distill": 0.0, "gor": 0.0} | {name: weight}
+        found, _ = made.gradients(keep_tokens=10**9)
+        sums = found if sums is None else {key: sums[key] + found[key] for key in sums}
+    made.weights = weights_for(Task.RETRIEVAL, {})
+    assert made.weights == {"info_nce": 1.0, "distill": 2.0, "gor": 1.0}
+    assert worst(sums, made.gradients(keep_tokens=10**9)[0]) <= 1e-12
