@@ -9,7 +9,7 @@ from typing import Annotated
 import click
 import typer
 
-from taskdistill.cli import data, encoding, evaluation, folders, training
+from taskdistill.cli import data, encoding, evaluation, exporting, folders, searching, serving, training
 from taskdistill.errors import BadInput, WorkFailed
 
 app = typer.Typer(
@@ -38,7 +38,7 @@ def options(
         raise typer.Exit
 
 
-for module in (training, encoding, evaluation, folders, data):
+for module in (training, encoding, evaluation, searching, serving, exporting, folders, data):
     module.register(app)
 
 

@@ -111,19 +111,19 @@ class Terminal:
         elif time.monotonic() - self._said > PLAIN_EVERY:
             self._said = time.monotonic()
             spent = self._said - self._began
-            left = spent / max(done, 1) * (total - done)
-            self.console.print(f"  {done:,} of {total:,}, {left:.0f} s left  {told}", markup=False)
+            left = f" of {total:,}, {spent / max(done, 1) * (total - done):.0f} s left" if total >= done else ""
+            self.console.print(f"  {done:,}{left}  {told}".rstrip(), markup=False)
 
     def _bar(self, done: int, total: int, told: str) -> None:
         if self._progress is None:
-            if done >= total or time.monotonic() - self._began < 1.0:
+            if done >= total > 0 or time.monotonic() - self._began < 1.0:
                 return
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[told]}", markup=False))
             self._progress = Progress(*columns, console=self.console, transient=True)
             self._progress.start()
             self._task = self._progress.add_task("", total=total, told=told)
         assert self._task is not None
-        self._progress.update(self._task, completed=done, total=total, told=told)
+        self._progress.update(self._task, completed=done, total=total or None, told=told)
 
 
 @contextmanager

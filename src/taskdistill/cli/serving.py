@@ -1,0 +1,58 @@
+"""`serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskdistill.cli.terminal import Terminal
+from taskdistill.errors import BadInput, require
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command.
+
+    Args:
+        app: The application.
+    """
+    app.command("serve")(serve)
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="Model folder, Hub id, or all-MiniLM-L6-v2")],
+    index: Annotated[Path | None, typer.Option("--index", help="Index folder, for /search and the page")] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; others than loopback need a key")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 takes any free one")] = 8080,
+    api_key_env: Annotated[
+        str | None, typer.Option("--api-key-env", help="Environment variable that holds the key clients must send")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Allow an address other than loopback without a key")] = False,
+) -> None:
+    """Serve embeddings (OpenAI's, Jina's and TEI's shapes), search, metrics and a page to try it.
+
+    Example: [bold]taskdistill serve runs/quickstart/model --index notes-index[/bold]
+    """
+    import os
+
+    for module in ("fastapi", "uvicorn", "prometheus_client", "orjson"):
+        require(module, "serve", "the server")
+    from taskdistill.encode.encoder import Encoder
+    from taskdistill.search.index import Index
+    from taskdistill.serve.run import serve as run
+    from taskdistill.serve.settings import Settings
+
+    key = os.environ.get(api_key_env) if api_key_env else None
+    if api_key_env and not key:
+        raise BadInput(f"--api-key-env names {api_key_env}, which is not set in the environment; put the key there")
+    terminal = Terminal()
+    opened = None if index is None else Index.open(index)
+    run(
+        Encoder.load(model),
+        host=host,
+        port=port,
+        index=opened,
+        settings=Settings(api_key=key, public=public),
+        started=lambda address: terminal.line(f"listening on {address}"),
+    )
