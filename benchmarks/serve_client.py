@@ -134,9 +134,11 @@ async def closed_loop(host: str, port: int, requests: Sequence[tuple[bytes, int]
     return answers
 
 
-async def open_loop(host: str, port: int, requests: Sequence[tuple[bytes, int]], per_second: float, seconds: float) -> Answers:
-    """Send requests at a rate, whatever the answers; only what is answered within the time counts for the rate."""
-    answers, late = Answers(), Answers()
+async def open_loop(
+    host: str, port: int, requests: Sequence[tuple[bytes, int]], per_second: float, seconds: float, settle: float = 0.0
+) -> Answers:
+    """Send requests at a rate, whatever the answers; only texts answered after `settle` seconds and within `seconds` from then count."""
+    answers = Answers(seconds=seconds)
     idle: list[Connection] = []
     rng = random.Random(0)
     started = time.perf_counter()
@@ -144,11 +146,12 @@ async def open_loop(host: str, port: int, requests: Sequence[tuple[bytes, int]],
     async def one(request: bytes, texts: int) -> None:
         connection = idle.pop() if idle else Connection(host, port)
         status, took = await connection.send(request)
-        (answers if time.perf_counter() - started <= seconds else late).add(status, took, texts)
+        counts = settle <= time.perf_counter() - started <= settle + seconds
+        answers.add(status, took, texts if counts else 0)
         idle.append(connection)
 
     pending, due, at = set(), 0.0, 0
-    while due < seconds:
+    while due < settle + seconds:
         pause = due - (time.perf_counter() - started)
         if pause > 0:
             await asyncio.sleep(pause)
@@ -157,15 +160,10 @@ async def open_loop(host: str, port: int, requests: Sequence[tuple[bytes, int]],
         task.add_done_callback(pending.discard)
         at += 1
         due += rng.expovariate(per_second)
-    await asyncio.sleep(max(0.0, seconds - (time.perf_counter() - started)))
     if pending:
         await asyncio.wait(pending)
     for connection in idle:
         connection.close()
-    answers.seconds = seconds
-    for status, count in late.statuses.items():
-        answers.statuses[status] = answers.statuses.get(status, 0) + count
-        answers.times.setdefault(status, []).extend(late.times[status])
     return answers
 
 

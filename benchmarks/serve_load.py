@@ -76,7 +76,7 @@ def main() -> None:
         p50 = median(one_client) / median(unloaded)
         rows.append(("p50 of one client / bare encoder", f"{p50:.2f}", f"{1000 * median(one_client):.1f} ms; aim 1.5"))
         for times, aim in ((2, 0.90), (10, 0.80)):
-            answers = asyncio.run(open_loop(host, port, requests, times * peak / options.texts, options.seconds))
+            answers = asyncio.run(open_loop(host, port, requests, times * peak / options.texts, options.seconds, settle=3.0))
             statuses = dict(sorted(answers.statuses.items()))
             rows.append((f"goodput at {times}x saturation / peak", f"{answers.rate / peak:.2f}", f"statuses {statuses}; aim {aim}"))
             rows.append((f"429 at {times}x, p99", f"{1000 * answers.percentile(0.99, 429):.1f} ms", "aim 50 ms"))
