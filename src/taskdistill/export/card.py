@@ -1,0 +1,236 @@
+"""The model card: what a model folder's README.md says, from the recipe, the manifest and the scores, with their licences and commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+UNKNOWN = "not stated"
+TASK_USES = {
+    "retrieval": ("query", "document", "search, reranking"),
+    "text-matching": ("document", "document", "similarity, paraphrase, translations"),
+    "clustering": ("document", "-", "grouping by topic"),
+    "classification": ("document", "-", "features for a classifier"),
+}
+"""Task to the prompts of its two sides and what it is for (section 3.3)."""
+
+
+def make_card(
+    *,
+    name: str,
+    settings: Mapping[str, Any],
+    tasks: Sequence[str],
+    embedding_dim: int,
+    recipe: Mapping[str, Any] | None = None,
+    scores: Sequence[Mapping[str, Any]] = (),
+    base_model: str | None = None,
+    base_licence: str | None = None,
+    teacher_licence: str | None = None,
+    licence: str | None = None,
+    parameters: int | None = None,
+    command: str | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> str:
+    """Write a model card.
+
+    Args:
+        name: The model.
+        settings: The manifest's settings: prompts, max_length, matryoshka_dims, rope_theta, teacher.
+        tasks: Its adapters.
+        embedding_dim: Size of an uncut vector.
+        recipe: The recipe as plain data, with every default; None for a model not trained here.
+        scores: Rows with `set`, `task` (None for the base), `metric`, `score` (0 to 1), `teacher` (its score, or None), `language`
+            (or None) and `command`.
+        base_model: What the student was started from.
+        base_licence: Its licence.
+        teacher_licence: Licence of the teacher.
+        licence: Licence of this model; None says that it is not stated and which licences bind it.
+        parameters: Number of the base's parameters.
+        command: The command that made the model.
+        versions: Package to version.
+
+    Returns:
+        Markdown with a YAML header, as hubs read it.
+    """
+    parts = [
+        _header(name, recipe, base_model, licence),
+        f"# {name}",
+        _summary(settings, tasks, embedding_dim, parameters, recipe),
+        _usage(name, tasks, settings),
+        _scores(scores),
+        _training(recipe, command),
+        _data(recipe),
+        _licences(recipe, settings, licence, base_model, base_licence, teacher_licence),
+        _limits(settings, recipe),
+        _versions(versions),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _header(name: str, recipe: Mapping[str, Any] | None, base_model: str | None, licence: str | None) -> str:
+    fields: dict[str, Any] = {
+        "model_name": name,
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "feature-extraction",
+        "tags": ["sentence-transformers", "embeddings", "distillation", "lora", "matryoshka"],
+        "license": licence or "other",
+    }
+    if base_model:
+        fields["base_model"] = base_model
+    if languages := _languages(recipe):
+        fields["language"] = languages
+    if hub := sorted({path.removeprefix("hub:") for path in _paths(recipe) if path.startswith("hub:")}):
+        fields["datasets"] = hub
+    return "---\n" + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True) + "---"
+
+
+def _summary(settings: Mapping[str, Any], tasks: Sequence[str], dim: int, parameters: int | None, recipe: Mapping[str, Any] | None) -> str:
+    teacher = (settings.get("teacher") or {}).get("model")
+    lines = [
+        f"A text-embedding model{f' distilled from {teacher}' if teacher else ''}{f', with a LoRA adapter for {_and(tasks)}' if tasks else ''}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| vector | {dim} numbers; prefixes trained for: {_numbers(settings.get('matryoshka_dims'))} |",
+        f"| longest text | {settings.get('max_length', UNKNOWN)} tokens; what is longer is cut, counted and reported |",
+        f"| prompts | {_prompts(settings)} |",
+    ]
+    if parameters:
+        lines.append(f"| parameters | {parameters:,} without adapters |")
+    if settings.get("rope_theta"):
+        lines.append(f"| RoPE theta at inference | {settings['rope_theta']:,.0f} |")
+    if languages := _languages(recipe):
+        lines.append(f"| languages in the training data | {', '.join(languages)} |")
+    return "\n".join(lines)
+
+
+def _usage(name: str, tasks: Sequence[str], settings: Mapping[str, Any]) -> str:
+    task = f', task="{tasks[0]}"' if tasks else ""
+    prompt = ', prompt_name="query"' if "query" in (settings.get("prompts") or {}) else ""
+    lines = [
+        "## Use",
+        "```python",
+        "from taskdistill import Encoder",
+        f'encoder = Encoder.load("{name}")',
+        f'vectors = encoder.encode(["a text"]{task}{prompt})',
+        "```",
+        "`SentenceTransformer(folder)` loads the same folder without this package and gives the base vectors"
+        + ("; `load_adapter(folder + '/adapters/<task>')` adds a task." if tasks else "."),
+    ]
+    if known := [task for task in tasks if task in TASK_USES]:
+        lines += ["", "| adapter | first side | other side | for |", "|---|---|---|---|"]
+        lines += [f"| {task} | {' | '.join(TASK_USES[task])} |" for task in known]
+    return "\n".join(lines)
+
+
+def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
+    if not scores:
+        return "## Scores\nNone were measured."
+    lines = ["## Scores", "All x 100. Retention is this model's score as a share of its teacher's.", ""]
+    lines += ["| set | language | adapter | metric | score | teacher | retention |", "|---|---|---|---|---|---|---|"]
+    for row in scores:
+        teacher = row.get("teacher")
+        share = f"{row['score'] / teacher:.1%}" if teacher else "-"
+        shown = f"{100 * teacher:.2f}" if teacher is not None else "-"
+        lines.append(
+            f"| {row['set']} | {row.get('language') or '-'} | {row.get('task') or 'base'} | {row['metric']} | {100 * row['score']:.2f} | {shown} | {share} |"
+        )
+    commands = list(dict.fromkeys(str(row["command"]) for row in scores if row.get("command")))
+    return "\n".join([*lines, "", "Measured with:", "```", *commands, "```"]) if commands else "\n".join(lines)
+
+
+def _training(recipe: Mapping[str, Any] | None, command: str | None) -> str:
+    if recipe is None:
+        return ""
+    phases = [("stage1", recipe.get("stage1")), ("long", recipe.get("long")), *sorted((recipe.get("adapters") or {}).items())]
+    lines = ["## Recipe", f"Recipe `{recipe['name']}`, seed {recipe.get('seed')}.", ""]
+    lines += ["| phase | steps | rows a step | tokens | learning rate | RoPE theta | losses |", "|---|---|---|---|---|---|---|"]
+    for phase, said in phases:
+        if not said:
+            continue
+        losses = ", ".join(f"{term} {weight:g}" for term, weight in (said.get("weights") or {}).items()) or "as in the paper"
+        theta = f"{said['rope_theta']:,.0f}" if said.get("rope_theta") else "-"
+        lines.append(f"| {phase} | {said['steps']:,} | {said['batch_size']} | {said['max_length']} | {said['lr']:g} | {theta} | {losses} |")
+    if command:
+        lines += ["", "Made with:", "```", command, "```"]
+    return "\n".join(lines)
+
+
+def _data(recipe: Mapping[str, Any] | None) -> str:
+    sources = ((recipe or {}).get("data") or {}).get("sources") or {}
+    if not sources:
+        return ""
+    lines = ["## Data", "| source | kind | languages | licence | what it is |", "|---|---|---|---|---|"]
+    for name, said in sources.items():
+        languages = ", ".join(said.get("languages") or []) or UNKNOWN
+        lines.append(
+            f"| {name}: {said['path']} | {said['kind']} | {languages} | {said.get('licence') or UNKNOWN} | {said.get('note') or '-'} |"
+        )
+    return "\n".join(lines)
+
+
+def _licences(
+    recipe: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    licence: str | None,
+    base_model: str | None,
+    base_licence: str | None,
+    teacher_licence: str | None,
+) -> str:
+    teacher = (settings.get("teacher") or {}).get("model")
+    lines = ["## Licences", f"- this model: {licence or 'not stated; those below bind it'}"]
+    if base_model:
+        lines.append(f"- started from {base_model}: {base_licence or UNKNOWN}")
+    if teacher:
+        lines.append(f"- teacher {teacher}: {teacher_licence or UNKNOWN}")
+    for name, said in (((recipe or {}).get("data") or {}).get("sources") or {}).items():
+        lines.append(f"- data {name}: {said.get('licence') or UNKNOWN}")
+    return "\n".join(lines)
+
+
+def _limits(settings: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> str:
+    trained = [said["max_length"] for said in _phases(recipe)]
+    lines = [
+        "## Limits",
+        "- Vectors of different models, tasks or prompts are not comparable with one another.",
+        "- The model learned its teacher's judgement, faults included; nothing was done about bias in either.",
+    ]
+    if trained and settings.get("max_length", 0) > max(trained):
+        lines.append(
+            f"- It was trained on texts of at most {max(trained)} tokens; what it does with {settings['max_length']} was not trained."
+        )
+    if languages := _languages(recipe):
+        lines.append(f"- Languages other than {', '.join(languages)} were not in its training data by name.")
+    return "\n".join(lines)
+
+
+def _versions(versions: Mapping[str, str] | None) -> str:
+    return f"Made with {', '.join(f'{name} {number}' for name, number in versions.items())}." if versions else ""
+
+
+def _phases(recipe: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    said = recipe or {}
+    return [phase for phase in (said.get("stage1"), said.get("long"), *(said.get("adapters") or {}).values()) if phase]
+
+
+def _paths(recipe: Mapping[str, Any] | None) -> list[str]:
+    return [said["path"] for said in (((recipe or {}).get("data") or {}).get("sources") or {}).values()]
+
+
+def _languages(recipe: Mapping[str, Any] | None) -> list[str]:
+    sources = (((recipe or {}).get("data") or {}).get("sources") or {}).values()
+    return sorted({language for said in sources for language in said.get("languages") or []})
+
+
+def _prompts(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} `{text}`" for name, text in (settings.get("prompts") or {}).items()) or "none"
+
+
+def _numbers(values: Any) -> str:
+    return ", ".join(map(str, values or [])) or UNKNOWN
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
