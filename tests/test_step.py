@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -157,7 +158,7 @@ class DropoutMasks:
         out = torch.ones_like(values)
         for number, (rows, packed) in enumerate(self.micros):
             starts = packed.groups.starts.tolist()
-            for place, (first, end) in enumerate(zip(starts, starts[1:], strict=False)):
+            for place, (first, end) in enumerate(pairwise(starts)):
                 out[rows[packed.order[place]], : end - first] = self.masks[id(module), number][first:end]
         return out
 

@@ -33,7 +33,27 @@ TOPICS = {
     "kitchen": "bread soup oven knife salt butter plate recipe pepper rice sauce cake",
     "body": "heart blood bone nerve muscle lung skin brain liver fever pulse doctor",
 }
-COMMON = "the a of and in to is on with by for at from near over under old new small large which what where how".split()
+COMMON = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "in",
+    "to",
+    "is",
+    "on",
+    "with",
+    "by",
+    "for",
+    "at",
+    "from",
+    "near",
+    "old",
+    "new",
+    "small",
+    "what",
+    "where",
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 OTHER = ["query", "document", "instruct", "topic", "theme", ":", "?", "."]
 WORDS = [word for words in TOPICS.values() for word in words.split()]

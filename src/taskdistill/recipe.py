@@ -125,7 +125,7 @@ class Phase(Strict):
     long_sources: dict[str, tuple[Positive, Positive]] = Field(
         default_factory=dict, description="Source name to its own (batch_size, max_length) where it differs from the phase's"
     )
-    rope_theta: float | None = Field(default=None, description="RoPE theta in this phase; None keeps the backbone's")
+    rope_theta: float | None = Field(default=None, gt=0, description="RoPE theta in this phase; None takes that of inference")
     lr: float = Field(gt=0, description="Peak learning rate")
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = Field(default=0.05, ge=0, le=1, description="Share of the steps that warms up")

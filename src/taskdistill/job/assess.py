@@ -77,7 +77,7 @@ def first_result(run: Run, static: Path) -> None:
     sets = find_sets(evaluation_root(run), dev[:1], split="dev") if dev else _sets(run)[:1]
     run.watcher.stage("first result: the instant student beside its teacher")
     models: list[Embedder] = [_teacher(run), EncoderEmbedder(Encoder.load(static, threads=run.threads), name=STATIC)]
-    results = evaluate_models(models, sets, run.out / "evaluation", _options(run), reference=TEACHER, progress=run.watcher.count)
+    results = evaluate_models(models, sets, run.out / "evaluation", _options(run), reference=TEACHER, progress=run.count)
     _show(run, "First result", results)
 
 
@@ -110,7 +110,7 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
         models.append(EncoderEmbedder(encoder, name=ADAPTERS))
     run.watcher.stage("evaluation")
     results = evaluate_models(
-        models, _sets(run), run.out / "evaluation", _options(run), reference=TEACHER, progress=run.watcher.count, note=run.watcher.note
+        models, _sets(run), run.out / "evaluation", _options(run), reference=TEACHER, progress=run.count, note=run.watcher.note
     )
     run.timed("evaluation", start)
     metrics = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from taskdistill.data.batches import BatchPlan
 from taskdistill.encode.batches import cores
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.folders import dump_json, write_file
+from taskdistill.folders import dump_json, read_manifest, write_file
 from taskdistill.job.finish import finish_model, finish_static
 from taskdistill.job.start import Inputs, data_root, load_inputs, start_student
 from taskdistill.job.watch import Silent, Stop, Watcher, never
@@ -24,14 +25,14 @@ from taskdistill.model.folder import Model
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer
-from taskdistill.recipe import Adapter, Phase, Recipe, Stage1, StaticSettings, dump_recipe
+from taskdistill.recipe import Adapter, Phase, Recipe, StaticSettings, dump_recipe
 from taskdistill.teacher.lock import writer_lock
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.protocol import Teacher, View
 from taskdistill.teacher.store import TeacherStore, open_views
 from taskdistill.train.average import average
 from taskdistill.train.log import Log, read_lines
-from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
+from taskdistill.train.loop import Interrupted, PhaseJob, Surroundings, run_phase
 from taskdistill.train.phases import adapter_job, load_phase, make_plan, save_phase, stage1_job, static_job, static_phase, teacher_needs
 from taskdistill.train.static import start_table
 from taskdistill.train.step import workers
@@ -56,6 +57,20 @@ class Run:
     threads: int
     plans: dict[str, BatchPlan]
     facts: dict[str, Any]
+
+    def count(self, done: int, total: int) -> None:
+        """Tell how far a part has come whose finished items are kept on disk, and stop there if that was asked for.
+
+        Args:
+            done: Items done.
+            total: Items in all.
+
+        Raises:
+            Interrupted: If a stop was asked for.
+        """
+        self.watcher.count(done, total)
+        if self.should_stop():
+            raise Interrupted("stopped; what is finished is kept, run the same command again to continue")
 
     def timed(self, part: str, start: float) -> None:
         """Add the seconds since `start` to a part; the log keeps them, so that a continued run counts its earlier parts too.
@@ -236,7 +251,7 @@ def _fill_store(run: Run, store: TeacherStore, texts: list[str]) -> list[str]:
     missing = len(store.missing(texts))
     if missing:
         run.watcher.stage(f"embedding {missing:,} texts with the teacher")
-    report = store.fill(texts, run.teacher, progress=run.watcher.count)
+    report = store.fill(texts, run.teacher, progress=run.count)
     told = f" under {store.instruction!r}" if store.instruction else ""
     run.watcher.note(
         f"teacher store{told}: {report.distinct:,} distinct texts, {report.found:,} already there, {report.embedded:,} embedded, "
@@ -278,15 +293,16 @@ def _static(run: Run, student: Model) -> Path:
     torch.manual_seed(run.recipe.seed)
     phase, store = static_phase(run.recipe.static), run.stores["document"]
     folder = run.out / "static-model"
-    if folder.is_dir():
-        return folder
     _fill(run, ["static"])
+    if folder.is_dir():
+        _same_data(run, folder)
+        return folder
     plan = run.plans["static"]
     texts = [text for found in teacher_needs("static", phase, plan).values() for text in found]
     start = time.monotonic()
     tokenizer = TextTokenizer.load(student.source, special=False)
     run.watcher.stage("embedding the vocabulary with the teacher")
-    table = start_table(tokenizer, run.teacher, store, texts, run.watcher.count)
+    table = start_table(tokenizer, run.teacher, store, texts, run.count)
     run.timed("teacher", start)
     job = static_job(
         run.recipe.static, table, plan, store, [dim for dim in run.recipe.student.matryoshka_dims if dim <= table.embedding_dim]
@@ -295,6 +311,12 @@ def _static(run: Run, student: Model) -> Path:
         save_phase(run.out / "phases" / job.name, job, _meta(run))
     finish_static(run, table, tokenizer, folder, texts)
     return folder
+
+
+def _same_data(run: Run, folder: Path) -> None:
+    made_from, now = read_manifest(folder, "model")["inputs"].get("data"), run.inputs.digest()
+    if made_from != now:
+        raise BadInput(f"{folder} was made with data = {made_from!r}, this run has {now!r}; use a new --out")
 
 
 def _phases(run: Run, student: Model) -> Model:
@@ -313,16 +335,15 @@ def _phases(run: Run, student: Model) -> Model:
         raise BadInput(f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}")
     for name, settings in (("stage1", recipe.stage1), ("long", recipe.long)):
         if settings is not None:
-            _with_theta(module, settings)
+            _with_theta(module, settings, inference_theta)
             job = stage1_job(name, settings, module, run.plans[name], run.stores, projection, dims)
             if _train_phase(run, job, module, student.tokenizer, student.settings.prompts):
                 save_phase(run.out / "phases" / name, job, _meta(run))
     before = weights_hash(module.backbone)
     for task in Task:
         if task in recipe.adapters:
-            _adapter(run, task, recipe.adapters[task], student, run.plans[f"adapters.{task.value}"], projection, dims, inference_theta)
-    if weights_hash(module.backbone) != before:
-        raise WorkFailed("the base's weights changed while adapters were trained; nothing was written, please report this")
+            _with_theta(module, recipe.adapters[task], inference_theta)
+            _adapter(run, task, recipe.adapters[task], student, run.plans[f"adapters.{task.value}"], projection, dims, before)
     run.facts["base_weights"] = before
     if inference_theta is not None:
         set_rope_theta(module.backbone, inference_theta)
@@ -331,9 +352,10 @@ def _phases(run: Run, student: Model) -> Model:
     return student
 
 
-def _with_theta(module: TransformerModel, settings: Phase | Stage1) -> None:
-    if settings.rope_theta is not None:
-        set_rope_theta(module.backbone, settings.rope_theta)
+def _with_theta(module: TransformerModel, settings: Phase, otherwise: float | None) -> None:
+    theta = settings.rope_theta if settings.rope_theta is not None else otherwise
+    if theta is not None:
+        set_rope_theta(module.backbone, theta)
 
 
 def _adapter(
@@ -344,7 +366,7 @@ def _adapter(
     plan: Any,
     projection: Projection | None,
     dims: tuple[int, ...],
-    inference_theta: float | None,
+    base: str,
 ) -> None:
     module = student.module
     assert isinstance(module, TransformerModel)
@@ -355,10 +377,10 @@ def _adapter(
         theirs.load_state_dict(projection.state_dict())
     job, config = adapter_job(task, settings, module, plan, run.stores, theirs, dims)
     student.adapter_configs[task.value] = config
-    if settings.rope_theta is None and inference_theta is not None:
-        set_rope_theta(module.backbone, inference_theta)
-    _with_theta(module, settings)
     if _train_phase(run, job, module, student.tokenizer, student.settings.prompts):
+        if weights_hash(module.backbone) != base:
+            shutil.rmtree(run.out / "checkpoints" / job.name)
+            raise WorkFailed(f"the base's weights changed while {job.name} was trained; nothing of it was kept, please report this")
         if settings.average is not None:
             _average(run, task, settings, job, student)
         save_phase(run.out / "phases" / job.name, job, _meta(run))

@@ -53,5 +53,8 @@ def product_average(a: list[Tensor], b: list[Tensor], weights: list[float]) -> t
     q_tall, r_tall = torch.linalg.qr(tall)
     q_wide, r_wide = torch.linalg.qr(wide.T)
     u, s, vt = torch.linalg.svd(r_tall @ r_wide.T)
-    root = s[:rank].sqrt()
-    return (root[:, None] * (vt[:rank] @ q_wide.T)).to(a[0].dtype), ((q_tall @ u[:, :rank]) * root).to(b[0].dtype)
+    kept = min(rank, len(s))  # a map with fewer rows or columns than the rank leaves the rest of the factors at zero
+    root, new_a, new_b = s[:kept].sqrt(), torch.zeros_like(a[0]), torch.zeros_like(b[0])
+    new_a[:kept] = root[:, None] * (vt[:kept] @ q_wide.T)
+    new_b[:, :kept] = (q_tall @ u[:, :kept]) * root
+    return new_a, new_b

@@ -36,7 +36,7 @@ BASE_CACHE = 200_000
 """Vectors of texts without adapter that a phase keeps in memory."""
 
 
-class Interrupted(Exception):
+class Interrupted(WorkFailed):
     """The user asked to stop; everything so far is saved."""
 
 
@@ -111,10 +111,19 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
         _say_if_not_identical(found[-1], job.name, around)
     around.log.forget(job.name, step)
     signals = _SignalSource(job, model, around)
+
+    def save() -> None:
+        if broken := [name for name, p in everything.items() if not torch.isfinite(p).all()]:
+            raise WorkFailed(
+                f"{job.name}: {broken[0]} is not finite after step {step}, so this state is not saved; the last checkpoint is that of step "
+                f"{last_good}: lower {job.name}.lr ({settings.lr})"
+            )
+        save_checkpoint(folder, step, everything, optimiser, meta | {"threads": around.thread_count})
+
     model.train()
     while step < settings.steps:
         if around.should_stop():
-            save_checkpoint(folder, step, everything, optimiser, meta | {"threads": around.thread_count})
+            save()
             raise Interrupted(f"stopped before step {step} of {job.name}; everything is saved, run the same command again to continue")
         record = _one_step(job, model, optimiser, everything, signals, around, step)
         bad = bad + 1 if record["skipped"] else 0
@@ -123,7 +132,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
         if bad > settings.max_bad_steps:
             raise WorkFailed(
                 f"{job.name}: loss or gradient was not finite {bad} times in a row, the last at step {step} (rows {record['rows']} of "
-                f"{record['dataset']}); the weights are as after step {last_good}: lower {job.name}.lr ({settings.lr}) or look at those rows"
+                f"{record['dataset']}); the last checkpoint is that of step {last_good}: lower {job.name}.lr ({settings.lr}) or look at those rows"
             )
         step += 1
         if step == job.snapshot_at:
@@ -132,7 +141,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
                 folder.parent / f"{folder.name}.earlier.safetensors",
             )
         if step % settings.checkpoint_every == 0 or step == settings.steps:
-            save_checkpoint(folder, step, everything, optimiser, meta | {"threads": around.thread_count})
+            save()
             last_good = step
     model.eval()
     for parameter in everything.values():

@@ -1,0 +1,153 @@
+"""What each task's objective adds up, against the same sums written out by hand (paper, sections 4 and 5)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from taskdistill import losses
+from taskdistill.data.batches import Batch, ClassificationItem
+from taskdistill.data.rows import Pair, Scored, Text
+from taskdistill.errors import BadInput
+from taskdistill.losses import normalise
+from taskdistill.model.projection import Projection
+from taskdistill.recipe import Adapter
+from taskdistill.train.objectives import Heads, Signals, adapter_objective, distill, temperature, weights_for
+from taskdistill.train.prepare import prepare
+from taskdistill.vocabulary import RowKind, Task
+
+
+def adapter(**fields: object) -> Adapter:
+    return Adapter(**{"sources": {"made": 1}, "steps": 1, "batch_size": 2, "lr": 1e-3, **fields})
+
+
+def batch(kind: RowKind, *rows: object) -> Batch:
+    return Batch(0, 0, "made", kind, rows, np.arange(len(rows)))
+
+
+def test_each_prefix_goes_through_its_slice_of_the_projection():
+    prepared = prepare(batch(RowKind.TEXTS, Text("a")), task=None, distil=True)
+    projection = Projection(2, 2)
+    projection.weight.data, projection.bias.data = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([0.0, 1.0])
+    signals, vectors = Signals(torch.tensor([[1.0, 0.0]])), torch.tensor([[3.0, 4.0]])
+    value = distill(vectors, prepared, signals, Heads(projection), [1, 2])
+    first = 1 - 1 / math.sqrt(2)  # W[:, :1] (1) + b = (1, 1)
+    second = 1 - 2.2 / math.hypot(2.2, 1.8)  # W (0.6, 0.8) + b = (2.2, 1.8)
+    assert value.item() == pytest.approx((first + second) / 2)
+    assert distill(vectors, prepared, signals, Heads(projection), [1]).item() == pytest.approx(first)
+
+
+def test_without_a_projection_prefixes_are_compared_with_the_teacher_s_prefixes():
+    prepared = prepare(batch(RowKind.TEXTS, Text("a"), Text("b")), task=None, distil=True)
+    signals, vectors = Signals(torch.tensor([[1.0, 0.0], [0.6, 0.8]])), torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    assert distill(vectors, prepared, signals, Heads(), [1, 2]).item() == pytest.approx((0 + 0.4) / 2)
+    assert distill(vectors, prepared, signals, Heads(), [2], "sum").item() == pytest.approx(0.8)
+
+
+def test_a_prefix_of_the_projection_gets_its_gradient_and_the_rest_none():
+    prepared = prepare(batch(RowKind.TEXTS, Text("a")), task=None, distil=True)
+    projection = Projection(4, 3)
+    distill(torch.randn(1, 4), prepared, Signals(torch.randn(1, 3)), Heads(projection), [2]).backward()
+    assert projection.weight.grad[:, 2:].abs().max() == 0 and projection.weight.grad[:, :2].abs().min() > 0
+
+
+def test_identity_projection_starts_as_the_prefix_itself():
+    projection = Projection(3, 5, "identity")
+    vectors = torch.randn(2, 3)
+    assert torch.equal(projection(vectors)[:, :3], vectors) and projection(vectors)[:, 3:].abs().max() == 0
+
+
+def test_retrieval_adds_info_nce_distillation_and_both_sides_of_the_regulariser():
+    rows = [Pair("a", "b", ("x", "y")), Pair("c", "d"), Pair("e", "b")]
+    prepared = prepare(batch(RowKind.PAIRS, *rows), task=Task.RETRIEVAL, distil=True, negatives=1)
+    torch.manual_seed(0)
+    vectors, teacher, heads = torch.randn(len(prepared.texts), 8), torch.randn(6, 5), Heads(Projection(8, 5))
+    terms, masked = adapter_objective(Task.RETRIEVAL, adapter(temperature=0.1), [4, 8])(vectors, prepared, Signals(teacher), heads)
+    place = {text: i for i, text in enumerate(prepared.texts)}
+    assert [text for _, text in place] == ["a", "c", "e", "b", "d", "x"]
+    for name, one in {
+        "info_nce": lambda u: losses.info_nce(
+            u[[0, 1, 2]],
+            u[[3, 4, 3, 5]],
+            torch.arange(3),
+            0.1,
+            torch.tensor([[False, False, True, False], [False] * 4, [True, False, False, False]]),
+        ),
+        "gor": lambda u: losses.spread_out(u[[0, 1, 2]]) + losses.spread_out(u[[3, 4, 3]]),
+    }.items():
+        assert terms[name].item() == pytest.approx((one(normalise(vectors[:, :4])) + one(normalise(vectors))).item() / 2, abs=1e-6)
+    distances = [1 - torch.cosine_similarity(heads.projection(normalise(vectors[[0, 1, 2, 3, 4, 3], :k])), teacher) for k in (4, 8)]
+    assert terms["distill"].item() == pytest.approx(torch.stack(distances).mean().item(), abs=1e-6)
+    assert masked == pytest.approx(2 / 12)
+
+
+def test_text_matching_takes_cosent_for_graded_rows_and_contrast_otherwise():
+    settings = adapter(cosent_temperature=0.2)
+    objective = adapter_objective(Task.TEXT_MATCHING, settings, [2])
+    graded = prepare(batch(RowKind.SCORED, Scored("a", "b", 1.0), Scored("c", "d", 0.0)), task=Task.TEXT_MATCHING, distil=True)
+    vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8], [0.8, 0.6]])
+    terms, masked = objective(vectors, graded, Signals(), Heads())
+    assert list(terms) == ["cosent"] and masked == 0
+    assert terms["cosent"].item() == pytest.approx(math.log(1 + math.exp((0.8 - 0.6) / 0.2)), abs=1e-6)
+    pairs = prepare(batch(RowKind.PAIRS, Pair("a", "b"), Pair("c", "d")), task=Task.TEXT_MATCHING, distil=True)
+    terms, _ = objective(vectors, pairs, Signals(torch.randn(4, 2)), Heads())
+    assert list(terms) == ["info_nce", "distill"]
+
+
+def test_classification_contrasts_both_ways_and_masks_texts_of_the_same_label():
+    items = [ClassificationItem("a", "b", ("c",), "x", ("y",)), ClassificationItem("d", "e", ("f",), "y", ("x",))]
+    items.append(ClassificationItem("g", "h", ("i",), "x", ("z",)))
+    prepared = prepare(batch(RowKind.LABELLED, *items), task=Task.CLASSIFICATION, distil=False)
+    torch.manual_seed(0)
+    vectors, base = torch.randn(9, 6), torch.randn(9, 6)
+    objective = adapter_objective(Task.CLASSIFICATION, adapter(temperature=0.5), [6])
+    terms, masked = objective(vectors, prepared, Signals(base=base), Heads())
+    unit = normalise(vectors)
+    anchors, documents = unit[[0, 1, 2]], unit[[3, 4, 5, 6, 7, 8]]  # b e h, then c (y) f (x) i (z)
+    same = torch.tensor([[1, 0, 1, 0, 1, 0], [0, 1, 0, 1, 0, 0], [1, 0, 1, 0, 1, 0]]).bool()
+    there = losses.info_nce(anchors, documents, torch.arange(3), 0.5, same)
+    back = losses.info_nce(unit[[3, 4, 5]], anchors, torch.arange(3), 0.5, same[:, :3])
+    assert terms["info_nce"].item() == pytest.approx((there + back).item(), abs=1e-6)
+    wanted = losses.relational_distance(unit, normalise(base))
+    assert terms["relational"].item() == pytest.approx(wanted.item(), abs=1e-6)
+    assert masked == pytest.approx((8 - 3) / 18)
+    plain, none = adapter_objective(Task.CLASSIFICATION, adapter(temperature=0.5, mask_same_label=False), [6])(
+        vectors, prepared, Signals(base=base), Heads()
+    )
+    assert plain["info_nce"].item() > terms["info_nce"].item() and none == 0
+
+
+def test_clustering_distils_alone_and_lone_texts_serve_as_well():
+    prepared = prepare(batch(RowKind.TEXTS, Text("a"), Text("b")), task=Task.CLUSTERING, distil=True)
+    terms, _ = adapter_objective(Task.CLUSTERING, adapter(), [2])(torch.eye(2), prepared, Signals(torch.eye(2)), Heads())
+    assert {name: term.item() for name, term in terms.items()} == {"distill": 0.0}
+
+
+def test_weights_are_the_paper_s_unless_the_recipe_says_otherwise():
+    assert weights_for(Task.RETRIEVAL, {}) == {"info_nce": 1.0, "distill": 2.0, "gor": 1.0}
+    assert weights_for(Task.TEXT_MATCHING, {}) == {"cosent": 1.0, "info_nce": 1.0, "distill": 2.0}
+    assert weights_for(Task.CLUSTERING, {}) == {"distill": 1.0}
+    assert weights_for(Task.CLASSIFICATION, {}) == {"info_nce": 1.0, "relational": 20.0}
+    assert weights_for(Task.RETRIEVAL, {"gor": 0, "distill": 3}) == {"info_nce": 1.0, "distill": 3.0}
+    with pytest.raises(BadInput, match=r"adapters.retrieval.weights names 'gorr', which this task does not have; did you mean 'gor'"):
+        weights_for(Task.RETRIEVAL, {"gorr": 1})
+
+
+def test_a_term_without_weight_is_not_computed():
+    prepared = prepare(batch(RowKind.PAIRS, Pair("a", "b"), Pair("c", "d")), task=Task.RETRIEVAL, distil=False)
+    objective = adapter_objective(Task.RETRIEVAL, adapter(weights={"distill": 0, "gor": 0}), [4])
+    terms, _ = objective(torch.randn(4, 4), prepared, Signals(), Heads())
+    assert list(terms) == ["info_nce"]
+
+
+def test_a_learned_temperature_is_a_logarithm_held_above_a_floor():
+    assert temperature(Heads(), adapter(temperature=0.3)) == 0.3
+    heads = Heads(log_temperature=nn.Parameter(torch.tensor(0.02).log()))
+    assert temperature(heads, adapter()).item() == pytest.approx(0.02)
+    heads.log_temperature.data.fill_(-20)
+    assert temperature(heads, adapter(min_temperature=0.01)).item() == pytest.approx(0.01)
+    assert list(heads.named()) == ["log_temperature"]

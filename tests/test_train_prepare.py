@@ -1,0 +1,160 @@
+"""A batch as roles, distinct texts, masks and labels; and exactly which texts a phase asks the teacher for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from taskdistill.data.batches import Batch, ClassificationItem
+from taskdistill.data.rows import Pair, Scored, Text
+from taskdistill.job.start import load_inputs
+from taskdistill.job.watch import Silent
+from taskdistill.train import phases
+from taskdistill.train.loop import _SignalSource
+from taskdistill.train.prepare import Prepared, false_negatives, prepare
+from taskdistill.vocabulary import Role, RowKind, Task
+
+Q, D = Role.QUERY, Role.DOCUMENT
+
+
+def batch(kind: RowKind, *rows: object) -> Batch:
+    return Batch(0, 0, "made", kind, rows, np.arange(len(rows)))
+
+
+def pairs(*rows: tuple[str, ...]) -> Batch:
+    return batch(RowKind.PAIRS, *(Pair(query, positive, tuple(negatives)) for query, positive, *negatives in rows))
+
+
+def test_stage_1_gives_each_side_its_prompt_and_each_view_its_instruction():
+    made = prepare(pairs(("a", "b"), ("b", "c"), ("a", "d")), task=None, distil=True)
+    assert made.texts == [(Q, "a"), (Q, "b"), (D, "b"), (D, "c"), (D, "d")]  # a text in two roles is two texts, a text twice is one
+    assert made.first.tolist() == [0, 1, 0] and made.second.tolist() == [2, 3, 4]
+    assert made.distilled == [(0, "query"), (1, "query"), (0, "query"), (2, "document"), (3, "document"), (4, "document")]
+    assert made.negatives is None and made.scores is None and made.labels is None
+
+
+@pytest.mark.parametrize(
+    ("task", "role", "views"),
+    [
+        (Task.RETRIEVAL, Q, ["query", "document"]),
+        (Task.TEXT_MATCHING, D, ["document", "document"]),
+        (Task.CLUSTERING, D, ["topic", "topic"]),
+    ],
+)
+def test_a_task_decides_prompts_and_the_teacher_s_view(task, role, views):
+    made = prepare(pairs(("a", "b")), task=task, distil=True)
+    assert made.texts == [(role, "a"), (D, "b")]
+    assert [view for _, view in made.distilled] == views
+
+
+def test_lone_and_graded_texts_are_documents():
+    lone = prepare(batch(RowKind.TEXTS, Text("a"), Text("b"), Text("a")), task=None, distil=True)
+    assert lone.texts == [(D, "a"), (D, "b")] and lone.first.tolist() == [0, 1, 0] and lone.second is None
+    assert lone.distilled == [(0, "document"), (1, "document"), (0, "document")]
+    graded = batch(RowKind.SCORED, Scored("a", "b", 0.5), Scored("c", "a", 1.0))
+    stage1 = prepare(graded, task=None, distil=True)
+    assert stage1.scores.tolist() == [0.5, 1.0] and stage1.first.tolist() == [0, 1] and stage1.second.tolist() == [2, 0]
+    assert len(stage1.distilled) == 4
+    assert prepare(graded, task=Task.TEXT_MATCHING, distil=True).distilled == []  # as printed: CoSENT alone
+
+
+def test_hard_negatives_are_cut_to_the_number_asked_for_and_know_their_row():
+    rows = pairs(("a", "b", "x", "y", "z"), ("c", "d"), ("e", "f", "x"))
+    made = prepare(rows, task=Task.RETRIEVAL, distil=False, negatives=2)
+    assert [made.texts[place][1] for place in made.negatives] == ["x", "y", "x"]
+    assert made.negative_rows.tolist() == [0, 0, 2] and made.distilled == []
+    assert prepare(rows, task=Task.RETRIEVAL, distil=False).negatives is None
+
+
+def test_labels_of_items_and_negatives_share_their_numbers():
+    items = [ClassificationItem("a", "b", ("c", "d"), "x", ("y", "z")), ClassificationItem("d", "e", ("a", "b"), "z", ("x", "x"))]
+    made = prepare(batch(RowKind.LABELLED, *items), task=Task.CLASSIFICATION, distil=True)
+    assert made.labels.tolist() == [0, 1] and made.negative_labels.tolist() == [2, 1, 0, 0]
+    assert [made.texts[place][1] for place in made.negatives] == ["c", "d", "a", "b"] and made.negative_rows.tolist() == [0, 0, 1, 1]
+    assert all(role is D for role, _ in made.texts) and len(made.texts) == 5 and made.distilled == []
+
+
+def masks(rows: Batch, **options: object) -> list[list[int]]:
+    made = false_negatives(prepare(rows, task=Task.RETRIEVAL, distil=False, negatives=9), **options)
+    return [row.nonzero()[0].tolist() for row in made]
+
+
+def test_duplicates_and_known_positives_are_no_negatives():
+    assert masks(pairs(("a", "b"), ("c", "d"))) == [[], []]
+    assert masks(pairs(("a", "b"), ("A ", "d"))) == [[1], [0]]  # one query after normalisation, two known positives
+    assert masks(pairs(("a", "b"), ("c", "B"))) == [[1], [0]]  # one positive of two queries
+    assert masks(pairs(("a", "b"), ("c", "a"))) == [[1], []]  # a query is no negative of itself
+    assert masks(pairs(("a", "b", "x"), ("a", "d", "b"), ("e", "f", "b", "E"))) == [[1, 4, 5], [0, 4, 5], [6]]
+
+
+def test_the_teacher_masks_what_it_finds_closer_than_the_positive():
+    rows = pairs(("a", "b", "x"), ("c", "d", "y"))
+    similarities = np.array([[0.5, 0.58], [0.95, 0.8]])
+    assert masks(rows, similarities=similarities, margin=0.05) == [[1], [0]]
+    assert masks(rows, similarities=similarities, margin=0.1) == [[], [0]]
+    assert masks(rows, similarities=similarities) == [[], []]  # no margin, no masking by the teacher
+    assert masks(rows, others=False) == [[3], [2]]
+
+
+def test_the_own_positive_is_never_masked():
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        words = random.choice(["a", "A", "b", "c", "b "], size=(5, 4))
+        rows = pairs(*(tuple(row) for row in words.tolist()))
+        prepared = prepare(rows, task=Task.RETRIEVAL, distil=False, negatives=2)
+        excluded = false_negatives(prepared, random.random((5, 5)), 0.0, others=bool(random.integers(2)))
+        assert excluded.shape == (5, 15) and not excluded[np.arange(5), np.arange(5)].any()
+
+
+class Asked:
+    """A teacher store that remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, None] = {}
+
+    def get(self, texts: list[str]) -> np.ndarray:
+        self.texts.update(dict.fromkeys(texts))
+        return np.ones((len(texts), 4), np.float16)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    root = tiny.write_data(tmp_path_factory.mktemp("data"))
+    recipe = tiny.parsed(tiny.recipe(root, root))
+    return recipe, load_inputs(recipe, root, Silent())
+
+
+@pytest.mark.parametrize("name", ["stage1", *(f"adapters.{task}" for task in Task)])
+def test_the_teacher_is_asked_for_exactly_the_texts_that_steps_compare(inputs, name):
+    recipe, data = inputs
+    settings = recipe.phases()[name]
+    plan = phases.make_plan(recipe, name, settings, data.datasets)
+    needs = phases.teacher_needs(name, settings, plan)
+    stores = {view: Asked() for view in ("query", "document", "topic")}
+    job = phases.PhaseJob(name, settings, plan, phases.preparer(name, settings), None, {}, {}, stores=stores)
+    source = _SignalSource(job, None, None)
+    for step in range(settings.steps):
+        source.of(job.prepare(plan.at(step)), [])
+    assert {view: list(store.texts) for view, store in stores.items() if store.texts} == {
+        view: sorted(texts, key=list(stores[view].texts).index) for view, texts in needs.items()
+    }
+    assert bool(needs) is (name != "adapters.classification")
+
+
+def test_teacher_similarities_are_those_of_queries_and_positives():
+    vectors = {"a": [1, 0], "c": [0, 1], "b": [3, 0], "d": [1, 1]}
+
+    class Store:
+        def get(self, texts: list[str]) -> np.ndarray:
+            return np.array([vectors[text] for text in texts], np.float16)
+
+    prepared = prepare(pairs(("a", "b"), ("c", "d"), ("a", "d")), task=Task.RETRIEVAL, distil=True)
+    stores = dict.fromkeys(("query", "document"), Store())
+    job = phases.PhaseJob("x", None, None, None, None, {}, {}, stores=stores, needs_similarities=True)
+    signals = _SignalSource(job, None, None).of(prepared, [])
+    half = 0.5**0.5
+    assert np.allclose(signals.teacher_similarities, [[1, half, half], [0, half, half], [1, half, half]], atol=1e-6)
+    assert signals.teacher.tolist() == [[1, 0], [0, 1], [1, 0], [3, 0], [1, 1], [1, 1]]
+    assert isinstance(prepared, Prepared) and signals.teacher.dtype == torch.float32
