@@ -1,0 +1,192 @@
+"""Needle and passkey: synthetic retrieval by one sentence hidden in a document of a given length, made here, with a report per length."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from taskdistill.errors import BadInput, nearest
+from taskdistill.evaluate.kinds import Embedder
+from taskdistill.metrics import retrieval_scores
+from taskdistill.vocabulary import Role, Task
+
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
+"""Tokens of a document; the eight lengths of the public task of this kind (section 8.3)."""
+
+KINDS = ("needle", "passkey")
+METRIC = "nDCG@1"
+TOKENS_PER_WORD = 1.3
+"""Estimate used where no tokenizer is given."""
+
+_FIRST = ("Ada", "Boris", "Chen", "Dara", "Emil", "Farah", "Goran", "Hana", "Ivo", "Jun", "Kofi", "Lena", "Musa", "Nadia", "Omar", "Petra")
+_LAST = (
+    "Abel",
+    "Brandt",
+    "Costa",
+    "Duarte",
+    "Eriksen",
+    "Fontaine",
+    "Green",
+    "Haddad",
+    "Ito",
+    "Jansen",
+    "Keller",
+    "Lopez",
+    "Moreau",
+    "Novak",
+)
+_THINGS = ("colour", "fruit", "instrument", "city", "season", "tool")
+_VALUES = ("amber", "cello", "harvest", "Lisbon", "walnut", "violet", "Kyoto", "chisel", "quince", "winter", "Oslo", "trumpet")
+_SUBJECTS = (
+    "The old mill",
+    "A narrow path",
+    "The evening train",
+    "Our neighbour's garden",
+    "The town council",
+    "A grey heron",
+    "The bakery",
+)
+_VERBS = ("stood beside", "led away from", "was seen near", "had long been known to", "was painted for", "returned to", "was named after")
+_OBJECTS = ("the stone bridge", "a row of poplars", "the lower market", "the school yard", "an empty warehouse", "the river bend")
+_ENDS = (
+    "before the rain came",
+    "in the last week of March",
+    "without anyone noticing",
+    "as it did every year",
+    "for reasons nobody recalls",
+)
+
+
+@dataclass(frozen=True)
+class NeedleSet:
+    """Documents of one length, one hidden sentence each, and a query for every sentence."""
+
+    kind: str
+    length: int
+    """Tokens aimed at."""
+    documents: list[str]
+    queries: list[str]
+    """Query i is answered by document i."""
+    depths: list[float]
+    """Where each sentence stands, as a share of its document's sentences."""
+
+
+def needle_set(kind: str, length: int, *, documents: int = 50, seed: int = 17, tokens: Callable[[str], int] | None = None) -> NeedleSet:
+    """Make a set.
+
+    Args:
+        kind: `needle` hides a fact about a person, `passkey` a number that belongs to a person.
+        length: Tokens of a document, at least 64.
+        documents: How many, at most the 224 persons there are.
+        seed: Of everything drawn.
+        tokens: Counts the tokens of a sentence; None estimates them from its words.
+
+    Returns:
+        The set; the hidden sentences lie evenly from the beginning to the end of the documents.
+
+    Raises:
+        BadInput: If an argument is not one that a set can be made for.
+    """
+    persons = [f"{first} {last}" for first, last in product(_FIRST, _LAST)]
+    if kind not in KINDS:
+        raise BadInput(f"unknown kind {kind!r}{nearest(kind, KINDS)}")
+    if length < 64 or not 2 <= documents <= len(persons):
+        raise BadInput(f"length {length} must be at least 64 tokens, and documents {documents} between 2 and {len(persons)}")
+    draw = random.Random(f"{seed} {kind} {length}")
+    draw.shuffle(persons)
+    count = tokens or (lambda text: round(TOKENS_PER_WORD * len(text.split())))
+    filler = _Filler(draw, count)
+    made = NeedleSet(kind, length, [], [], [])
+    depths = [i / (documents - 1) for i in range(documents)]
+    draw.shuffle(depths)
+    for person, depth in zip(persons[:documents], depths, strict=True):
+        sentence, query = _fact(kind, person, draw)
+        lines = filler.lines(length - count(sentence))
+        place = round(depth * len(lines))
+        made.documents.append(" ".join([*lines[:place], sentence, *lines[place:]]))
+        made.queries.append(query)
+        made.depths.append(depth)
+    return made
+
+
+def score_needles(
+    embedder: Embedder,
+    *,
+    kinds: Sequence[str] = KINDS,
+    lengths: Sequence[int] = LENGTHS,
+    documents: int = 50,
+    seed: int = 17,
+    tokens: Callable[[str], int] | None = None,
+    task: str | None = Task.RETRIEVAL.value,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[dict[str, object]]:
+    """Score a model at every length, one row as soon as it is known.
+
+    Args:
+        embedder: The model.
+        kinds: See `needle_set`.
+        lengths: See `needle_set`.
+        documents: See `needle_set`.
+        seed: See `needle_set`.
+        tokens: See `needle_set`; the model's own tokenizer makes lengths exact.
+        task: Adapter; None for a model without adapters.
+        progress: Called with (sets done, sets in all).
+
+    Yields:
+        `kind`, `length`, `documents`, `nDCG@1` (0 to 1), and `first_half` and `second_half`: the same over documents whose
+        sentence stands in the first or second half.
+    """
+    plan = [(kind, length) for kind in kinds for length in lengths]
+    for done, (kind, length) in enumerate(plan, 1):
+        data = needle_set(kind, length, documents=documents, seed=seed, tokens=tokens)
+        queries = embedder.encode(data.queries, task=task, prompt_name=Role.QUERY.value)
+        vectors = embedder.encode(data.documents, task=task, prompt_name=Role.DOCUMENT.value)
+        found = _ndcg_at_1(np.asarray(queries, np.float32) @ np.asarray(vectors, np.float32).T)
+        early = np.array(data.depths) < 0.5
+        yield {
+            "kind": kind,
+            "length": length,
+            "documents": documents,
+            METRIC: float(found.mean()),
+            "first_half": float(found[early].mean()),
+            "second_half": float(found[~early].mean()),
+        }
+        if progress is not None:
+            progress(done, len(plan))
+
+
+def _ndcg_at_1(similarities: np.ndarray) -> np.ndarray:
+    names = [f"{i:03d}" for i in range(len(similarities))]
+    ranking = {name: dict(zip(names, map(float, row), strict=True)) for name, row in zip(names, similarities, strict=True)}
+    return retrieval_scores({name: {name: 1} for name in names}, ranking, names)[METRIC]
+
+
+def _fact(kind: str, person: str, draw: random.Random) -> tuple[str, str]:
+    if kind == "passkey":
+        return f"The pass key of {person} is {draw.randint(10_000, 99_999)}; remember it.", f"What is the pass key of {person}?"
+    thing = draw.choice(_THINGS)
+    return f"The favourite {thing} of {person} is {draw.choice(_VALUES)}.", f"What is the favourite {thing} of {person}?"
+
+
+class _Filler:
+    """Sentences without meaning for any query, drawn until a number of tokens is reached."""
+
+    def __init__(self, draw: random.Random, count: Callable[[str], int]) -> None:
+        self._draw = draw
+        self._sentences = [f"{s} {v} {o} {e}." for s, v, o, e in product(_SUBJECTS, _VERBS, _OBJECTS, _ENDS)]
+        draw.shuffle(self._sentences)
+        self._sentences = self._sentences[:400]
+        self._sizes = [max(1, count(sentence)) for sentence in self._sentences]
+
+    def lines(self, tokens: int) -> list[str]:
+        lines, total = [], 0
+        while True:
+            chosen = self._draw.randrange(len(self._sentences))
+            if total + self._sizes[chosen] > tokens:
+                return lines
+            lines.append(self._sentences[chosen])
+            total += self._sizes[chosen]
