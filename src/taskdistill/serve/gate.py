@@ -135,9 +135,7 @@ class Gate:
         if not self._any_host:
             host = headers.get("host", "").rsplit(":", 1)[0] if not headers.get("host", "").endswith("]") else headers["host"]
             if not is_loopback(host) and host not in self._allowed:
-                raise ApiError(
-                    421, "this server answers under localhost only; add the name to the setting allowed_hosts or set an API key"
-                )
+                raise ApiError(421, "this server answers under localhost only; add the name to the setting allowed_hosts or set an API key")
         if self._key is None or path in OPEN_ROUTES or path.startswith("/page/"):
             return
         now = time.monotonic()
