@@ -183,7 +183,8 @@ class _Filler:
         self._sizes = [max(1, count(sentence)) for sentence in self._sentences]
 
     def lines(self, tokens: int) -> list[str]:
-        lines, total = [], 0
+        lines: list[str] = []
+        total = 0
         while True:
             chosen = self._draw.randrange(len(self._sentences))
             if total + self._sizes[chosen] > tokens:

@@ -50,9 +50,9 @@ def write(export: Export) -> None:
         shutil.copyfile(model.source / "special_tokens_map.json", folder / "special_tokens_map.json")
     _write_modules(folder, PUBLISHED[module.backbone.config.model_type])
     embed = embed_with(read_model(folder))
-    for task, reference in export.reference.items():
-        checked = f"taskdistill {versions()['taskdistill']}"
-        export.results.append(compare(f"adapters/{task}", checked, task, reference, embed(TEXTS, task), EXACT))
+    checked = f"taskdistill {versions()['taskdistill']}"
+    for name, reference in export.reference.items():
+        export.results.append(compare(f"adapters/{name}", checked, name, reference, embed(TEXTS, name), EXACT))
     export.notes.append(
         "the published loading code, vLLM and llama.cpp were not run here; tests hold the names and files that they look for"
     )

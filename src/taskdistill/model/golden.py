@@ -95,7 +95,9 @@ def check_golden(golden: Mapping[str, Any], embed: Embed) -> dict[str, float]:
         expected = np.array(rows, dtype=np.float32)
         given = embed(golden["texts"], None if name == BASE else name)
         if expected.shape != given.shape or not np.isfinite(expected).all():
-            raise BadInput(f"golden vectors of {name} have shape {expected.shape}, this model gives {given.shape}; they belong to another model")
+            raise BadInput(
+                f"golden vectors of {name} have shape {expected.shape}, this model gives {given.shape}; they belong to another model"
+            )
         found[name] = float(cosines(expected, given).min())
     return found
 
@@ -136,4 +138,5 @@ def cosines(expected: np.ndarray, given: np.ndarray) -> np.ndarray:
     """
     one, two = expected.astype(np.float64), given.astype(np.float64)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
-    return np.divide((one * two).sum(1), lengths, out=np.zeros(len(one)), where=lengths > 0)
+    found: np.ndarray = np.divide((one * two).sum(1), lengths, out=np.zeros(len(one)), where=lengths > 0)
+    return found
