@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,7 +47,7 @@ def serve(
     if api_key_env and not key:
         raise BadInput(f"--api-key-env names {api_key_env}, which is not set in the environment; put the key there")
     terminal = Terminal()
-    opened = None if index is None else Index.open(index)
+    opened: Any = None if index is None else Index.open(index)
     run(
         Encoder.load(model),
         host=host,

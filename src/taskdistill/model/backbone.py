@@ -281,7 +281,7 @@ def keep_layers(backbone: PreTrainedModel, keep: Sequence[int]) -> None:
     for index, layer in enumerate(layers):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+                setattr(module, "layer_idx", index)  # noqa: B010 (a plain attribute that the type of Module hides)
     backbone.config.num_hidden_layers = len(keep)
     if getattr(backbone.config, "layer_types", None):
         backbone.config.layer_types = [backbone.config.layer_types[i] for i in keep]
@@ -327,7 +327,7 @@ def without_dropout(backbone: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010
 
 
 def weights_hash(module: nn.Module, *, skip: str = "lora_") -> str:

@@ -324,7 +324,8 @@ def _static_table(folder: Path) -> torch.Tensor:
     name = next((key for key in ("embedding.weight", "embeddings") if key in tensors), None)
     if name is None or tensors[name].ndim != 2 or not torch.isfinite(tensors[name]).all():
         raise BadInput(f"{folder}/model.safetensors holds no finite token table `embedding.weight`, but {sorted(tensors)[:3]}")
-    return tensors[name].float()
+    table: torch.Tensor = tensors[name].float()
+    return table
 
 
 def _pooling(folder: Path, kinds: list[str]) -> Pooling:

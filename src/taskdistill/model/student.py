@@ -52,7 +52,8 @@ class TransformerModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return self.backbone.device
+        device: torch.device = self.backbone.device
+        return device
 
     def select(self, task: str | None) -> None:
         """Switch to a task's adapter.
