@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -60,7 +61,7 @@ def write_file(path: Path, data: bytes | str) -> None:
     try:
         beside.write_bytes(data.encode() if isinstance(data, str) else data)
         sync(beside)
-        os.replace(beside, path)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
     sync(path.parent)
@@ -138,14 +139,35 @@ def write_folder(
         old = None
         if path.exists():
             old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-            os.rename(path, old)
-        os.rename(beside, path)
+            path.rename(old)
+        beside.rename(path)
         sync(path.parent)
         if old is not None:
             shutil.rmtree(old)
     finally:
         if beside.exists():
             shutil.rmtree(beside)
+
+
+def remove_leftovers(*parents: Path) -> list[str]:
+    """Remove the temporary files and folders of writers that were killed; no writer may be at work there.
+
+    Args:
+        *parents: Folders to look into, not below them; those that do not exist are passed over.
+
+    Returns:
+        Names of what was removed.
+    """
+    found = []
+    for parent in parents:
+        for path in sorted(parent.iterdir()) if parent.is_dir() else ():
+            if re.fullmatch(r"\..+\.[0-9a-f]{8}(\.old)?", path.name):
+                found.append(path.name)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+    return found
 
 
 def seal(folder: Path, kind: str, *, meta: Mapping[str, Any] | None = None, inputs: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -192,7 +214,9 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder; give the path of a {kind or 'taskdistill'} folder")
     if not path.is_file():
-        raise BadInput(f"{folder} has no {MANIFEST}: it is not a {kind or 'taskdistill'} folder, or it was only half copied; make or copy it again")
+        raise BadInput(
+            f"{folder} has no {MANIFEST}: it is not a {kind or 'taskdistill'} folder, or it was only half copied; make or copy it again"
+        )
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

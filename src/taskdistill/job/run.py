@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from taskdistill.data.batches import BatchPlan
 from taskdistill.encode.batches import cores
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.folders import dump_json, read_manifest, write_file
+from taskdistill.folders import dump_json, read_manifest, remove_leftovers, write_file
 from taskdistill.job.finish import finish_model, finish_static
 from taskdistill.job.start import Inputs, data_root, load_inputs, start_student
 from taskdistill.job.watch import Silent, Stop, Watcher, never
@@ -135,6 +135,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     with writer_lock(out / "lock"):
         _same_recipe(recipe, out)
+        for name in remove_leftovers(out, out / "phases"):
+            watcher.note(f"removed {name}, left by an interrupted run")
         stores = open_views(store_root(recipe, out), teacher, recipe.teacher.instructions)
         threads = recipe.threads or cores()
         log = Log(out / "log.jsonl")
