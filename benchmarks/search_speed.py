@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--oversample", default="10,20,50,100,200")
     parser.add_argument("--recall", type=float, default=0.99, help="recall@10 that the last line is about")
     parser.add_argument("--curve", help="comma-separated numbers of rows: print one line for each")
-    parser.add_argument("--first-pass", default="flat", choices=["flat", "ivf", "hnsw"])
+    parser.add_argument("--first-pass", default="flat", choices=["flat", "ivf"])
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

@@ -1,13 +1,14 @@
-"""The first pass: nearest binary codes by Hamming distance, exact by default, or by a structure built in memory.
+"""The first pass: nearest binary codes by Hamming distance, exact by default, or in a part of the cells of an inverted file.
 
-The exact pass runs faiss's kernel on the memory map itself, without a copy. The structures are built from codes that were
-hashed, never read from a faiss file: such files answer happily with flipped bytes.
+The exact pass runs faiss's kernel on the memory map itself, without a copy. The cells are built in memory from codes that
+were hashed, never read from a faiss file: such files answer happily with flipped bytes.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, Literal
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 
 from taskdistill.errors import require
 
-FirstPass = Literal["flat", "ivf", "hnsw"]
-STRUCTURE_ROWS = 65_536
-"""Segments with fewer rows are always searched exactly: that is faster than any structure."""
+FirstPass = Literal["flat", "ivf"]
+CELL_ROWS = 65_536
+"""Segments with fewer rows are always searched exactly: that takes a few tenths of a millisecond."""
 
 _PART_ROWS = 131_072
 """Codes each thread takes at least when one query is spread over threads."""
@@ -40,11 +41,9 @@ def flat(queries: NDArray[np.uint8], codes: NDArray[np.uint8], count: int) -> tu
         (q, count) Hamming distances, ascending, and rows.
     """
     workers, pool = _pool()
-    queries = np.ascontiguousarray(queries)
     if len(queries) >= workers:
-        edges = np.linspace(0, len(queries), workers + 1).astype(int).tolist()
-        parts = list(pool.map(lambda start, stop: _scan(queries[start:stop], codes, count), edges[:-1], edges[1:]))
-        return np.concatenate([each[0] for each in parts]), np.concatenate([each[1] for each in parts])
+        return _by_queries(lambda part: _scan(part, codes, count), queries)
+    queries = np.ascontiguousarray(queries)
     pieces = max(1, min(workers, len(codes) // _PART_ROWS))
     edges = np.linspace(0, len(codes), pieces + 1).astype(int).tolist()
     parts = list(pool.map(lambda start, stop: _scan(queries, codes[start:stop], count), edges[:-1], edges[1:]))
@@ -62,6 +61,12 @@ def _pool() -> tuple[int, ThreadPoolExecutor]:
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _by_queries(search: Callable[[NDArray[np.uint8]], tuple[Distances, Rows]], queries: NDArray[np.uint8]) -> tuple[Distances, Rows]:
+    workers, pool = _pool()
+    parts = list(pool.map(search, [np.ascontiguousarray(part) for part in np.array_split(queries, min(workers, len(queries)))]))
+    return np.concatenate([each[0] for each in parts]), np.concatenate([each[1] for each in parts])
 
 
 def _scan(queries: NDArray[np.uint8], codes: NDArray[np.uint8], count: int) -> tuple[Distances, Rows]:
@@ -90,12 +95,11 @@ def nearest_of(distances: list[Distances], rows: list[Rows], count: int) -> tupl
     return np.where(nothing, -1, keys >> 40), np.where(nothing, -1, keys & (1 << 40) - 1)
 
 
-def build_structure(codes: NDArray[np.uint8], kind: FirstPass) -> Any:
-    """Build a structure that finds most of the nearest codes in less time.
+def build_cells(codes: NDArray[np.uint8]) -> Any:
+    """Sort codes into cells around sqrt(n) centres, of which a search looks into a quarter.
 
     Args:
         codes: (n, bytes) binary codes.
-        kind: `ivf` (cells around sqrt(n) centres, of which an eighth is searched) or `hnsw` (a graph of 32 neighbours).
 
     Returns:
         A faiss index whose labels are rows.
@@ -103,37 +107,27 @@ def build_structure(codes: NDArray[np.uint8], kind: FirstPass) -> Any:
     require("faiss", "search", "searching an index")
     import faiss
 
-    bits = codes.shape[1] * 8
-    structure: Any
-    if kind == "hnsw":
-        structure = faiss.IndexBinaryHNSW(bits, 32)
-        structure.hnsw.efConstruction = 64
-    else:
-        cells = math.isqrt(len(codes))
-        quantiser = faiss.IndexBinaryFlat(bits)
-        structure = faiss.IndexBinaryIVF(quantiser, bits, cells)
-        structure.nprobe = max(1, cells // 8)
-        sample = np.random.default_rng(0).choice(len(codes), min(len(codes), 40 * cells), replace=False)
-        structure.train(codes[np.sort(sample)])
-        structure.quantizer_python = quantiser
+    bits, cells = codes.shape[1] * 8, math.isqrt(len(codes))
+    structure = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(bits), bits, cells)
+    structure.nprobe = max(1, cells // 4)
+    sample = np.random.default_rng(0).choice(len(codes), min(len(codes), 40 * cells), replace=False)
+    structure.train(codes[np.sort(sample)])
     structure.add(codes)
     return structure
 
 
-def approximate(structure: Any, queries: NDArray[np.uint8], count: int) -> tuple[Distances, Rows]:
-    """Find near codes with a structure.
+def approximate(cells: Any, queries: NDArray[np.uint8], count: int) -> tuple[Distances, Rows]:
+    """Find near codes in the nearest cells.
 
     Args:
-        structure: From `build_structure`.
+        cells: From `build_cells`.
         queries: (q, bytes) binary codes.
         count: How many to find, at most its size.
 
     Returns:
         (q, count) Hamming distances and rows, ascending; row -1 where fewer were found.
     """
-    if hasattr(structure, "hnsw"):
-        structure.hnsw.efSearch = max(64, count)
-    return _widened(*structure.search(np.ascontiguousarray(queries), count))
+    return _by_queries(lambda part: _widened(*cells.search(part, count)), queries)
 
 
 def _widened(distances: NDArray[Any], rows: Rows) -> tuple[Distances, Rows]:
