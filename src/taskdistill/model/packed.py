@@ -128,12 +128,12 @@ def packed_attention(
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
         return _variable_length(q, k, v, groups, scaling, causal)[None], None
+    sizes = [count * length for _, count, length in groups.runs]
     out = []
-    for first, count, length in groups.runs:
-        span = slice(first, first + count * length)
-        parts = (part[span].unflatten(0, (count, length)).transpose(1, 2) for part in (q, k, v))
+    for (_, count, length), *parts in zip(groups.runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
+        grouped = (part.unflatten(0, (count, length)).transpose(1, 2) for part in parts)
         attended = F.scaled_dot_product_attention(
-            *parts, dropout_p=dropout, scale=scaling, is_causal=causal and length > 1, enable_gqa=grouped_heads
+            *grouped, dropout_p=dropout, scale=scaling, is_causal=causal and length > 1, enable_gqa=grouped_heads
         )
         out.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(out)[None], None
