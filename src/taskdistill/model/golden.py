@@ -139,5 +139,4 @@ def cosines(expected: np.ndarray, given: np.ndarray) -> np.ndarray:
     one, two = expected.astype(np.float64), given.astype(np.float64)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
     found: np.ndarray = np.divide((one * two).sum(1), lengths, out=np.zeros(len(one)), where=lengths > 0)
-    found: np.ndarray = found
     return found
