@@ -2,8 +2,9 @@
 
 The vectors of all micro-batches are joined, the loss is taken of them as leaves, and its gradient is carried back through
 each micro-batch. If the batch is small enough the graphs of the first pass are kept; otherwise a second forward pass makes
-them again (gradient caching). Dropout masks come from a generator seeded by step and micro-batch, so both ways, and any number
-of workers, give the same numbers.
+them again (gradient caching). Where the loss is a sum over texts, each micro-batch is carried back at once and no graph outlives
+it. Dropout masks come from a generator seeded by step and micro-batch, so all these ways give the same numbers, and so do one
+and two workers; with more workers the micro-batches are cut differently.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taskdistill.encode.batches import token_batches
 from taskdistill.model.adapters import seed_dropout
 from taskdistill.model.packed import pack
 from taskdistill.model.student import StaticModel, TransformerModel
 
 KEEP_TOKENS = 24_576
 """Tokens of a batch up to which the graphs of the first forward pass are kept; above, a second pass makes them again."""
+
+PIECE_TOKENS = 192
+"""A micro-batch is not made smaller than this only to give every worker one."""
+
+Loss = Callable[[Tensor], tuple[dict[str, Tensor], float]]
 
 
 @dataclass(slots=True)
@@ -121,7 +126,7 @@ def gradients(
     if isinstance(model, StaticModel):
         return _static_gradients(model, ids, loss, weights)
     lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
-    batches = token_batches(lengths, micro_batch_tokens)
+    batches = even_batches(lengths, micro_batch_tokens)
     keep = int(lengths.sum()) <= keep_tokens
     table = model.backbone.get_input_embeddings().weight
     inner = [p for p in trained if p is not table]
@@ -162,6 +167,24 @@ def gradients(
         for row_ids, gradient in rows:
             table.grad.index_add_(0, row_ids, gradient)
     return terms, total, masked
+
+
+def even_batches(lengths: np.ndarray, most: int) -> list[np.ndarray]:
+    """Cut a batch into micro-batches of nearly equal tokens, an even number of them, so that two workers end together.
+
+    Args:
+        lengths: Tokens of each text, `(n,)`.
+        most: Tokens that a micro-batch shall not much exceed.
+
+    Returns:
+        Indices of the texts of each micro-batch, longest texts first; the same for any number of workers.
+    """
+    total = int(lengths.sum())
+    count = min(len(lengths), 2 * -(-total // (2 * most)))
+    order = np.argsort(-lengths, kind="stable")
+    before = np.cumsum(lengths[order]) - lengths[order]
+    places = np.minimum(before * count // max(total, 1), count - 1)
+    return [order[places == place] for place in np.unique(places)]
 
 
 def _forward(model: TransformerModel, ids: Sequence[np.ndarray], rows: np.ndarray, seed: int, table_trained: bool) -> Micro:
