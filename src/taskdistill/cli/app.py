@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from taskdistill.cli import data, encoding, evaluation, exporting, folders, searching, serving, training
@@ -21,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _debug = False
+_Usage: Any = typer.BadParameter.__mro__[2]
+"""The base of every usage error; typer carries its own copy of click in some versions and imports it in others."""
 
 
 @app.callback()
@@ -56,12 +57,12 @@ def run(argv: list[str]) -> int:
     try:
         code = app(args=argv, standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except click.ClickException as error:
+    except _Usage as error:
         error.show()
         return 2
     except (BadInput, WorkFailed) as error:
         return _tell(str(error), 2 if isinstance(error, BadInput) else 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return _tell("stopped", 1)
     except BrokenPipeError:
         return 0
