@@ -114,7 +114,8 @@ def test_pre_tokenizers_by_the_names_that_llama_cpp_has(pattern, name):
     assert words.types[0] == 3 and words.types[-1] == 5
 
 
-def test_static_models_have_no_gguf(tmp_path):
+@pytest.fixture
+def static_folder(tmp_path):
     import torch
 
     from taskdistill.model.folder import Model, Settings, write_model
@@ -123,9 +124,18 @@ def test_static_models_have_no_gguf(tmp_path):
 
     tokenizer = TextTokenizer(tiny_tokenizer(end=False), special=False)
     torch.manual_seed(0)
-    write_model(
-        tmp_path / "static", Model(StaticModel(torch.randn(300, 16)), tokenizer, Settings(max_length=1000), name="s", source=tmp_path)
-    )
-    with pytest.raises(BadInput, match="is a static model"):
-        export(tmp_path / "static", "gguf", None, tmp_path / "out")
+    made = Model(StaticModel(torch.randn(300, 16)), tokenizer, Settings(max_length=1000), name="s", source=tmp_path)
+    write_model(tmp_path / "static", made)
+    return tmp_path / "static"
 
+
+def test_static_models_have_no_gguf(static_folder, tmp_path):
+    with pytest.raises(BadInput, match="is a static model"):
+        export(static_folder, "gguf", None, tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_static_models_have_a_graph(static_folder, tmp_path):
+    parity = export(static_folder, "onnx", None, tmp_path / "out")
+    assert parity["results"][0]["smallest_cosine"] >= 1 - 1e-6

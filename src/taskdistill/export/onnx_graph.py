@@ -34,6 +34,8 @@ ONE_FILE_LIMIT = 1_500_000_000
 BATCH = 4
 INPUTS = ("input_ids", "attention_mask")
 SMALLEST_LENGTH = 1e-12
+ERRORS_ONLY = 3
+"""onnxruntime's severity; below it stands a remark that `truncate_dim` is no constant, which is meant."""
 
 
 def write(export: Export) -> None:
@@ -160,11 +162,28 @@ def _add_head(proto: Any, width: int, truncation_default: bool) -> None:
 
 
 def _quantise(path: Path, small: Path) -> None:
+    """Quantise weights per channel and activations on the fly, but for the maps back from the wide inner layer.
+
+    Their inputs have outliers that one scale cannot hold: with them mean and smallest cosine of all-MiniLM-L6-v2 were 0.991
+    and 0.974, without them 0.995 and 0.985.
+    """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    graph = onnx.load(str(path), load_external_data=False).graph
+    shapes = {value.name: tuple(value.dims) for value in graph.initializer}
+    maps = [(node.name, shapes.get(node.input[1], ())) for node in graph.node if node.op_type == "MatMul"]
+    narrowing = [name for name, shape in maps if len(shape) == 2 and shape[0] > shape[1]]
     large = any(path.parent.glob(f"{path.name}.data"))
     with _silent():
-        quantize_dynamic(str(path), str(small), weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=large)
+        quantize_dynamic(
+            str(path),
+            str(small),
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            nodes_to_exclude=narrowing,
+            use_external_data_format=large,
+        )
 
 
 def write_companions(folder: Path, model: Model) -> None:
@@ -216,7 +235,9 @@ def padded_batches(ids: list[np.ndarray], size: int = BATCH) -> Iterator[dict[st
 def _check(export: Export, file: Path, ids: list[np.ndarray], tolerance: Tolerance) -> None:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     given = np.concatenate([session.run(["embeddings"], batch)[0] for batch in padded_batches(ids)])
     version = f"onnxruntime {metadata.version('onnxruntime')}"
     export.results.append(
