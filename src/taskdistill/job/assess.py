@@ -32,7 +32,7 @@ ABOUT = {
     BASE: "after stage 1, no adapter",
     ADAPTERS: "each set with its task's adapter",
 }
-SPEED_TEXTS = 600
+SPEED_TEXTS = 300
 """Texts on which the speed of each model is measured."""
 
 

@@ -21,7 +21,7 @@ from taskdistill.model.text import TextTokenizer
 if TYPE_CHECKING:
     from taskdistill.job.run import Run
 
-CALIBRATION_TEXTS = 2_000
+CALIBRATION_TEXTS = 800
 """Texts whose vectors decide the int8 ranges."""
 
 
