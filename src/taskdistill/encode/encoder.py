@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from taskdistill.compress import Int8Ranges, pack_bits, truncate
+from taskdistill.compress import Int8Ranges, truncate
 from taskdistill.encode.batches import TOKEN_BUDGET, cores, run_batches, token_batches
+from taskdistill.encode.shape import Shape
 from taskdistill.errors import BadInput, WorkFailed, nearest
 from taskdistill.model.backbone import resolve
 from taskdistill.model.folder import Model, read_model
@@ -342,7 +343,7 @@ class Encoder:
             raise BadInput(f"max_length {max_length} is not between 1 and the {self.max_length} tokens that this model reads")
         return max_length
 
-    def _shape(self, task: str | None, truncate_dim: int | None, precision: str) -> _Shape:
+    def _shape(self, task: str | None, truncate_dim: int | None, precision: str) -> Shape:
         if precision not in tuple(Precision):
             raise BadInput(f"unknown precision {precision!r}{nearest(precision, Precision)}")
         dim = truncate_dim or self.embedding_dim
@@ -350,16 +351,16 @@ class Encoder:
             raise BadInput(f"truncate_dim {truncate_dim} is not between 1 and the model's {self.embedding_dim}")
         kind = Precision(precision)
         if kind is not Precision.INT8:
-            return _Shape(dim, kind, None)
+            return Shape(dim, kind, None)
         stored = self.model.settings.int8_ranges.get(task or "base", {})
         if str(dim) not in stored:
             known = ", ".join(stored) or "none"
             raise BadInput(
                 f"this model stores no int8 ranges for {task or 'base'} at {dim} dimensions (stored: {known}); use float32 and calibrate"
             )
-        return _Shape(dim, kind, Int8Ranges.from_json(stored[str(dim)]))
+        return Shape(dim, kind, Int8Ranges.from_json(stored[str(dim)]))
 
-    def _run(self, ids: list[np.ndarray], task: str | None, shape: _Shape, out: np.ndarray, start: int, progress: Progress | None) -> None:
+    def _run(self, ids: list[np.ndarray], task: str | None, shape: Shape, out: np.ndarray, start: int, progress: Progress | None) -> None:
         lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
         if len(ids) and lengths.min() == 0:
             raise BadInput(f"text {start + int(lengths.argmin())} has no token this model knows; leave empty texts out")
@@ -380,30 +381,6 @@ class Encoder:
                 run_batches(token_batches(lengths, budget), work, self.threads, progress)
             finally:
                 self.model.module.select(None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    dim: int
-    precision: Precision
-    ranges: Int8Ranges | None
-
-    @property
-    def width(self) -> int:
-        return -(-self.dim // 8) if self.precision is Precision.BINARY else self.dim
-
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        names = {Precision.FLOAT32: "float32", Precision.FLOAT16: "float16", Precision.INT8: "int8", Precision.BINARY: "uint8"}
-        return np.dtype(names[self.precision])
-
-    def finish(self, vectors: np.ndarray) -> np.ndarray:
-        cut = truncate(vectors, self.dim)
-        if self.precision is Precision.BINARY:
-            return pack_bits(cut)
-        if self.ranges is not None:
-            return self.ranges.encode(cut)
-        return cut.astype(self.dtype, copy=False)
 
 
 def _shifted(progress: Progress, start: int, total: int) -> Progress:
