@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from taskdistill.job.watch import Silent, Stop, Watcher, never
 from taskdistill.model.backbone import rope_theta, set_rope_theta, weights_hash
 from taskdistill.model.folder import Model
 from taskdistill.model.projection import Projection
-from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Adapter, Phase, Recipe, StaticSettings, dump_recipe
 from taskdistill.teacher.lock import writer_lock
@@ -35,7 +34,6 @@ from taskdistill.train.average import average
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.loop import Interrupted, PhaseJob, Surroundings, run_phase
 from taskdistill.train.phases import adapter_job, load_phase, make_plan, save_phase, stage1_job, static_job, static_phase, teacher_needs
-from taskdistill.train.processes import ALONE, Processes
 from taskdistill.train.static import start_table
 from taskdistill.train.step import workers
 from taskdistill.vocabulary import Task
@@ -59,9 +57,6 @@ class Run:
     threads: int
     plans: dict[str, BatchPlan]
     facts: dict[str, Any]
-    processes: Processes = ALONE
-    unusable: set[str] = field(default_factory=set)
-    """Texts of which the teacher makes no vector; their rows are left out."""
 
     def count(self, done: int, total: int) -> None:
         """Tell how far a part has come whose finished items are kept on disk, and stop there if that was asked for.
@@ -108,7 +103,6 @@ def train(
     should_stop: Stop = never,
     api_key: str | None = None,
     assess: Callable[[Run, Model, Path | None], dict[str, Any]] | None = None,
-    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Run a recipe into a folder; run again after any interruption, it continues.
 
@@ -120,10 +114,9 @@ def train(
         should_stop: Asked before every step; true saves and stops.
         api_key: Key of an HTTP teacher.
         assess: Scores the finished model; None for the recipe's evaluation.
-        processes: Those that train together; only the first one writes, and all must see the same `out`.
 
     Returns:
-        The content of metrics.json; nothing on any process but the first.
+        The content of metrics.json.
 
     Raises:
         BadInput: If the recipe, data or folder cannot be used.
@@ -134,47 +127,32 @@ def train(
     watcher = watcher or Silent()
     started = time.monotonic()
     check_recipe(recipe, out)
-    with processes.leader_first():
-        root = data_root(recipe, recipe_folder or Path(), out.parent / f"{out.name}-data", watcher)
+    root = data_root(recipe, recipe_folder or Path(), out.parent / f"{out.name}-data", watcher)
     inputs = load_inputs(recipe, root, watcher)
     plans = _plans(recipe, inputs)
     teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads)
     student = start_student(recipe)
-    threads = recipe.threads or max(1, cores() // processes.on_this_host)
-    if not processes.leads:
-        run = Run(recipe, out, inputs, teacher, {}, watcher, should_stop, Log(Path(os.devnull)), threads, plans, {}, processes)
-        _follow(run, student)
-        return {}
     out.mkdir(parents=True, exist_ok=True)
     with writer_lock(out / "lock"):
         _same_recipe(recipe, out)
         for name in remove_leftovers(out, out / "phases"):
             watcher.note(f"removed {name}, left by an interrupted run")
         stores = open_views(store_root(recipe, out), teacher, recipe.teacher.instructions)
+        threads = recipe.threads or cores()
         log = Log(out / "log.jsonl")
-        run = Run(recipe, out, inputs, teacher, stores, watcher, should_stop, log, threads, plans, {}, processes)
+        run = Run(recipe, out, inputs, teacher, stores, watcher, should_stop, log, threads, plans, {})
         run.timed("data and models", started)
         try:
             static = _static(run, student) if recipe.static is not None else None
             if static is not None and not (out / "model").is_dir():
                 first_result(run, static)
             _fill(run, [name for name in plans if name != "static"])
-            processes.same(run.unusable)
             model = _phases(run, student)
             metrics = (assess or assess_run)(run, model, static)
         finally:
             log.close()
         write_file(out / "metrics.json", dump_json(metrics))
     return metrics
-
-
-def _follow(run: Run, student: Model) -> None:
-    """Train along with the first process once it has filled the teacher store."""
-    if unusable := run.processes.same(run.unusable):
-        run.inputs = run.inputs.without(unusable)
-        run.plans = _plans(run.recipe, run.inputs)
-    run.stores = open_views(store_root(run.recipe, run.out), run.teacher, run.recipe.teacher.instructions)
-    _phases(run, student)
 
 
 def store_root(recipe: Recipe, out: Path) -> Path:
@@ -263,7 +241,6 @@ def _fill(run: Run, names: Collection[str]) -> None:
         run.watcher.note(f"rows with {len(unusable)} texts that have no teacher vector are left out")
         run.inputs = run.inputs.without(unusable)
         run.plans = _plans(run.recipe, run.inputs)
-        run.unusable |= unusable
     raise WorkFailed(f"the teacher keeps giving unusable vectors, the last for {sorted(unusable)[0][:60]!r}; look at the teacher")
 
 
@@ -292,19 +269,9 @@ def _plans(recipe: Recipe, inputs: Inputs) -> dict[str, BatchPlan]:
     return {name: make_plan(recipe, name, _as_phase(settings), inputs.datasets) for name, settings in recipe.phases().items()}
 
 
-def _around(run: Run, tokenizer: TextTokenizer, prompts: Mapping[str, str], threads: Any, processes: Processes) -> Surroundings:
+def _around(run: Run, tokenizer: TextTokenizer, prompts: Mapping[str, str], threads: Any) -> Surroundings:
     return Surroundings(
-        tokenizer,
-        prompts,
-        run.recipe.seed,
-        threads,
-        run.log,
-        _meta(run),
-        run.watcher.step,
-        run.should_stop,
-        run.threads * processes.size,
-        run.watcher.note,
-        processes,
+        tokenizer, prompts, run.recipe.seed, threads, run.log, _meta(run), run.watcher.step, run.should_stop, run.threads, run.watcher.note
     )
 
 
@@ -316,9 +283,8 @@ def _train_phase(run: Run, job: PhaseJob, model: Any, tokenizer: TextTokenizer, 
         run.watcher.note(f"{job.name}: finished before")
         return False
     run.watcher.stage(f"{job.name}: {job.settings.steps:,} steps")
-    processes = ALONE if isinstance(model, StaticModel) else run.processes
     with workers(run.threads) as threads:
-        run_phase(job, model, run.out / "checkpoints" / job.name, _around(run, tokenizer, prompts, threads, processes))
+        run_phase(job, model, run.out / "checkpoints" / job.name, _around(run, tokenizer, prompts, threads))
     run.timed(job.name, start)
     return True
 
@@ -373,7 +339,7 @@ def _phases(run: Run, student: Model) -> Model:
         if settings is not None:
             _with_theta(module, settings, inference_theta)
             job = stage1_job(name, settings, module, run.plans[name], run.stores, projection, dims)
-            if _train_phase(run, job, module, student.tokenizer, student.settings.prompts) and run.processes.leads:
+            if _train_phase(run, job, module, student.tokenizer, student.settings.prompts):
                 save_phase(run.out / "phases" / name, job, _meta(run))
     before = weights_hash(module.backbone)
     for task in Task:
@@ -384,8 +350,7 @@ def _phases(run: Run, student: Model) -> Model:
     if inference_theta is not None:
         set_rope_theta(module.backbone, inference_theta)
     student.projection = projection
-    if run.processes.leads:
-        finish_model(run, student)
+    finish_model(run, student)
     return student
 
 
@@ -414,7 +379,7 @@ def _adapter(
         theirs.load_state_dict(projection.state_dict())
     job, config = adapter_job(task, settings, module, plan, run.stores, theirs, dims)
     student.adapter_configs[task.value] = config
-    if _train_phase(run, job, module, student.tokenizer, student.settings.prompts) and run.processes.leads:
+    if _train_phase(run, job, module, student.tokenizer, student.settings.prompts):
         if weights_hash(module.backbone) != base:
             shutil.rmtree(run.out / "checkpoints" / job.name)
             raise WorkFailed(f"the base's weights changed while {job.name} was trained; nothing of it was kept, please report this")
