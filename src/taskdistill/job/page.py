@@ -60,7 +60,7 @@ def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "teacher" in speed:
         ratio = speed["base"]["texts_per_second"] / speed["teacher"]["texts_per_second"]
         facts.append((f"{ratio:.1f}×", "the teacher's speed"))
-    facts.append((f"{metrics['facts']['teacher_texts']:,}", "texts compared with the teacher"))
+    facts.append((f"{metrics['facts']['teacher_texts']:,}", "texts in the teacher store"))
     facts.append((f"{sum(metrics['seconds'].values()) / 60:.0f} min", "from texts to report"))
     return facts
 
