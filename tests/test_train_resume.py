@@ -75,7 +75,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(home, tmp_path, number):
 
 def test_a_stop_while_the_teacher_embeds_keeps_what_is_embedded(home, tmp_path):
     raw = short(home)
-    with pytest.raises(WorkFailed, match="texts are safe in the store .*run the same command again to continue"):
+    with pytest.raises(WorkFailed, match=r"texts are safe in the store .*run the same command again to continue"):
         tiny_run.train(raw, tmp_path / "run", should_stop=lambda: True)
     watcher = tiny_run.train(raw, tmp_path / "run")
     assert len(watcher.records) == STEPS * len(PHASES)
@@ -135,9 +135,9 @@ def test_another_recipe_is_refused_with_the_difference(home, stopped):
 def test_other_threads_go_on_and_say_that_bits_may_differ(home, stopped):
     watcher = again(home, stopped, threads=2)
     assert any("not bit-identical to an uninterrupted run: 1 threads then, 2 now" in note for note in watcher.notes)
-    assert {phase: [step for step, _ in lines] for phase, lines in tiny_run.steps(stopped).items()} == dict.fromkeys(
-        PHASES, list(range(STEPS))
-    )
+    assert {phase: [step for step, _ in lines] for phase, lines in tiny_run.steps(stopped).items()} == {
+        name: list(range(STEPS)) for name in PHASES
+    }
 
 
 def test_other_data_is_refused(home, stopped, tmp_path):
@@ -146,13 +146,13 @@ def test_other_data_is_refused(home, stopped, tmp_path):
     raw["teacher"]["store"] = str(home / "teacher-store")
     tiny.write_jsonl(tmp_path / "data/texts/lone.jsonl.gz", [{"text": f"the old harbour {word}"} for word in tiny.WORDS[:30]])
     moved = {**raw, "data": {**raw["data"], "root": str(tmp_path / "data")}}
-    with pytest.raises(BadInput, match="begun with another recipe"):
+    with pytest.raises(BadInput, match=r"begun with another recipe"):
         tiny_run.train(moved, stopped)
     original = home / "data/texts/lone.jsonl.gz"
     before = original.read_bytes()
     try:
         original.write_bytes((tmp_path / "data/texts/lone.jsonl.gz").read_bytes())
-        with pytest.raises(BadInput, match="was made with data = .* this run has"):
+        with pytest.raises(BadInput, match=r"was made with data = .* this run has"):
             tiny_run.train(raw, stopped)
     finally:
         original.write_bytes(before)
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_gives_the_same_bits(
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(BadInput, match="step-0000003 is damaged: weights.safetensors.*delete this folder to continue from the one before"):
+    with pytest.raises(BadInput, match=r"step-0000003 is damaged: weights.safetensors.*delete this folder to continue from the one before"):
         again(home, stopped)
     shutil.rmtree(folder)
     again(home, stopped)
@@ -174,14 +174,14 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_gives_the_same_bits(
 def test_a_damaged_finished_phase_is_refused(home, stopped):
     path = stopped / "phases" / "stage1" / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(BadInput, match="phases/stage1 is damaged: weights.safetensors: .* bytes instead of .*delete this folder"):
+    with pytest.raises(BadInput, match=r"phases/stage1 is damaged: weights.safetensors: .* bytes instead of .*delete this folder"):
         again(home, stopped)
 
 
 def test_two_runs_never_share_a_folder(home, stopped):
     from taskdistill.teacher.lock import writer_lock
 
-    with writer_lock(stopped / "lock"), pytest.raises((BadInput, WorkFailed), match="lock"):
+    with writer_lock(stopped / "lock"), pytest.raises((BadInput, WorkFailed), match=r"lock"):
         again(home, stopped)
 
 
@@ -196,7 +196,7 @@ def test_a_changed_base_is_detected_and_its_adapter_not_kept(home, tmp_path, mon
     monkeypatch.setattr(tiny_run.job, "run_phase", careless)
     raw = short(home)
     raw["teacher"]["store"] = str(home / "teacher-store")
-    with pytest.raises(WorkFailed, match="base's weights changed while adapters.retrieval was trained"):
+    with pytest.raises(WorkFailed, match=r"base's weights changed while adapters.retrieval was trained"):
         tiny_run.train(raw, tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "phases" / "adapters.retrieval").exists()
     monkeypatch.undo()

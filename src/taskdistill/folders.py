@@ -243,9 +243,14 @@ def check_folder(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         One sentence a fault; empty if every listed file is there with the same bytes.
     """
     faults = []
-    for name, entry in manifest.get("files", {}).items():
+    files = manifest.get("files", {})
+    if not isinstance(files, dict):
+        return [f"{MANIFEST}: its table of files is no object"]
+    for name, entry in files.items():
         path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            faults.append(f"{name}: the manifest does not say its size and SHA-256")
+        elif Path(name).is_absolute() or ".." in Path(name).parts:
             faults.append(f"{name}: the manifest names a path outside the folder")
         elif not path.is_file():
             faults.append(f"{name}: missing")

@@ -47,7 +47,7 @@ class RowKind(StrEnum):
     TEXTS = "texts"
 
 
-PROMPTS: dict[str, str] = {Role.QUERY: "Query: ", Role.DOCUMENT: "Document: "}
+PROMPTS: dict[str, str] = {Role.QUERY.value: "Query: ", Role.DOCUMENT.value: "Document: "}
 """The paper's two prompts (section 3.3); a model folder may hold others."""
 
 QUERY_SIDE: dict[Task, Role] = {

@@ -13,7 +13,16 @@ from taskdistill.data.sources import load_source
 from taskdistill.errors import BadInput
 from taskdistill.folders import read_manifest
 from taskdistill.job.watch import Watcher
-from taskdistill.model.backbone import build_backbone, keep_layers, load_backbone, resolve, rope_theta, set_rope_theta, without_dropout
+from taskdistill.model.backbone import (
+    build_backbone,
+    keep_layers,
+    load_backbone,
+    longest_text,
+    resolve,
+    rope_theta,
+    set_rope_theta,
+    without_dropout,
+)
 from taskdistill.model.folder import Model, Settings, read_model
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer
@@ -177,7 +186,7 @@ def start_student(recipe: Recipe) -> Model:
     if settings.layers is not None:
         keep_layers(backbone, settings.layers)
     without_dropout(backbone)
-    most = int(getattr(backbone.config, "max_position_embeddings", settings.max_length))
+    most = longest_text(backbone, settings.max_length)
     if settings.max_length > most:
         raise BadInput(f"student.max_length is {settings.max_length}, the backbone has positions for {most}; set it to that or less")
     if len(tokenizer) > backbone.config.vocab_size:

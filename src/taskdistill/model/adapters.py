@@ -178,8 +178,14 @@ def save_adapter(backbone: nn.Module, task: str, config: LoraConfig, folder: Pat
     fields: dict[str, Any] = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     fields |= {"base_model_name_or_path": base_name, "inference_mode": True}
     if isinstance(backbone, PreTrainedModel) and backbone.config.model_type in POOLER_FAMILIES:
-        fields["exclude_modules"] = NO_POOLER
+        fields["target_modules"] = _two_part_names(backbone, task)
     (folder / "adapter_config.json").write_text(dump_json(fields), "utf-8")
+
+
+def _two_part_names(backbone: nn.Module, task: str) -> list[str]:
+    """Name an adapter's targets so that the linear map of a pooler, which other programs add, is none of them."""
+    targets = [name for name, module in backbone.named_modules() if isinstance(module, LoraLayer) and task in module.lora_A]
+    return sorted({".".join(name.split(".")[-2:]) for name in targets})
 
 
 def load_adapter(backbone: nn.Module, task: str, folder: Path) -> LoraConfig:
@@ -224,7 +230,7 @@ def _check_adapter(raw: dict[str, Any], path: Path) -> None:
 
 
 NO_POOLER = r".*pooler.*"
-"""Written for families to which other programs add a pooler, whose linear map must not be taken for a target."""
+"""A pooler is no part of our backbones, so an adapter that leaves it out is read like any other."""
 
 UNREAD_KEYS = (
     "use_dora",

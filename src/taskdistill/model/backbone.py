@@ -160,7 +160,8 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-POOLER_FAMILIES = frozenset({"bert", "roberta", "xlm-roberta", "mpnet", "electra", "camembert"})
+POOLER_FAMILIES = frozenset({"bert", "roberta", "xlm-roberta", "mpnet", "camembert"})
+"""Families whose model has a pooler on top unless told otherwise."""
 
 
 def refuse_code(raw: Mapping[str, Any], path: Path, trust_remote_code: bool) -> None:
@@ -239,6 +240,34 @@ def build_backbone(config: Mapping[str, Any], *, device: str = "cpu") -> PreTrai
     without = {} if made.model_type not in POOLER_FAMILIES else {"add_pooling_layer": False}
     with torch.device(device):
         return AutoModel.from_config(made, attn_implementation=ATTENTION, dtype=torch.float32, **without).eval()  # type: ignore[no-any-return]
+
+
+def first_position(backbone: nn.Module) -> int:
+    """Return the position of a text's first token.
+
+    Args:
+        backbone: A transformer.
+
+    Returns:
+        0, but in RoBERTa's families the one behind that of padding.
+    """
+    table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
+
+
+def longest_text(backbone: PreTrainedModel, otherwise: int) -> int:
+    """Return how many tokens of one text a backbone has positions for.
+
+    Args:
+        backbone: A transformer.
+        otherwise: What to say of a family without a limit.
+
+    Returns:
+        Tokens.
+    """
+    most = getattr(backbone.config, "max_position_embeddings", None)
+    return otherwise if most is None else int(most) - first_position(backbone)
 
 
 def layers_of(backbone: nn.Module) -> nn.ModuleList:

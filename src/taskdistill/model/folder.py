@@ -19,7 +19,7 @@ from taskdistill.errors import BadInput
 from taskdistill.folders import check_folder, dump_json, read_manifest, sha256_file, write_folder
 from taskdistill.model import jina
 from taskdistill.model.adapters import load_adapter, save_adapter
-from taskdistill.model.backbone import load_backbone, read_json, refuse_code, rope_theta, set_rope_theta
+from taskdistill.model.backbone import POOLER_FAMILIES, load_backbone, longest_text, read_json, refuse_code, rope_theta, set_rope_theta
 from taskdistill.model.guard import check_folder_files, check_safetensors, task_folder
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
@@ -114,7 +114,10 @@ def fill_folder(folder: Path, model: Model) -> None:
             if (model.source / name).is_file():
                 shutil.copyfile(model.source / name, folder / name)
         chain = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
-        _write(folder / "sentence_bert_config.json", {"max_seq_length": model.settings.max_length, "do_lower_case": False})
+        limits: dict[str, Any] = {"max_seq_length": model.settings.max_length, "do_lower_case": False}
+        if model.module.backbone.config.model_type in POOLER_FAMILIES:
+            limits["model_args"] = {"add_pooling_layer": False}
+        _write(folder / "sentence_bert_config.json", limits)
         (folder / "1_Pooling").mkdir()
         _write(folder / "1_Pooling" / "config.json", pooling_config(model.module.pooling, model.module.embedding_dim))
         for task, config in model.adapter_configs.items():
@@ -177,7 +180,7 @@ def _read_sentence_transformers(folder: Path, trust_remote_code: bool) -> Model:
         module = TransformerModel(backbone, _pooling(folder, kinds))
         tokenizer = TextTokenizer.load(folder)
         _check_rows(tokenizer, backbone.config.vocab_size, folder)
-        settings = Settings(max_length=_max_length(folder, backbone.config))
+        settings = Settings(max_length=_max_length(folder, longest_text(backbone, 512)))
     st = read_json(folder / "config_sentence_transformers.json") if (folder / "config_sentence_transformers.json").is_file() else {}
     prompts = {name: text for name, text in (st.get("prompts") or {}).items() if isinstance(text, str)}
     settings = replace(settings, prompts=prompts, matryoshka_dims=(module.embedding_dim,))
@@ -233,7 +236,9 @@ def base_space_id(model: Model) -> str:
     """
     digest = hashlib.sha256(model.tokenizer.to_json().encode())
     pooling = model.module.pooling.value if isinstance(model.module, TransformerModel) else "static"
-    digest.update(f"{pooling} {model.settings.rope_theta} {sorted(model.settings.prompts.items())}".encode())
+    digest.update(
+        f"{pooling} {model.settings.rope_theta} {sorted((str(name), text) for name, text in model.settings.prompts.items())}".encode()
+    )
     for name, tensor in sorted(model.module.named_parameters()):
         if "lora_" not in name:
             digest.update(name.replace(".base_layer.", ".").encode())
@@ -261,7 +266,7 @@ def save_backbone(module: TransformerModel, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = module.backbone.config.to_diff_dict() | {"architectures": [type(module.backbone).__name__], "dtype": "float32"}
     config["model_type"] = module.backbone.config.model_type
-    _write(folder / "config.json", {key: value for key, value in config.items() if not key.startswith("_")})
+    _write(folder / "config.json", {key: value for key, value in sorted(config.items()) if not key.startswith("_")})
 
 
 def pooling_config(pooling: Pooling, width: int) -> dict[str, Any]:
@@ -342,11 +347,14 @@ def _pooling(folder: Path, kinds: list[str]) -> Pooling:
     return POOLING_NAMES[str(named)]
 
 
-def _max_length(folder: Path, config: Any) -> int:
-    most = int(getattr(config, "max_position_embeddings", 512))
-    path = folder / "sentence_bert_config.json"
-    said = read_json(path).get("max_seq_length") if path.is_file() else None
-    return min(int(said), most) if said else most
+def _max_length(folder: Path, most: int) -> int:
+    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        said = read_json(folder / name).get(key) if (folder / name).is_file() else None
+        if isinstance(said, int | float) and 0 < said < most:
+            return int(said)
+        if said and name == "sentence_bert_config.json":
+            break
+    return most
 
 
 DECIDING = (".safetensors", "tokenizer.json", "config.json", "modules.json")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 ATTENTION = "taskdistill_packed"
@@ -156,6 +156,20 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scaling: f
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return out
+
+
+def can_pack(backbone: PreTrainedModel) -> bool:
+    """Say whether a backbone's attention can be replaced by the packed one.
+
+    Some families (MPNet, DeBERTa) compute attention by themselves; their texts run in ordinary batches of equal length.
+
+    Args:
+        backbone: A model.
+
+    Returns:
+        Whether a stream may be given to it.
+    """
+    return bool(type(backbone)._can_set_attn_implementation())
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

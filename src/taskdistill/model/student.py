@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from taskdistill.errors import BadInput, nearest
 from taskdistill.model.adapters import active_adapter
-from taskdistill.model.packed import Packed, pack
+from taskdistill.model.backbone import first_position
+from taskdistill.model.packed import Packed, can_pack, pack
 from taskdistill.model.pooling import pool
 from taskdistill.vocabulary import Pooling
 
@@ -48,6 +49,8 @@ class TransformerModel(nn.Module):
         self.pooling = pooling
         self.tasks: list[str] = []
         self.embedding_dim: int = backbone.config.hidden_size
+        self.first_position = first_position(backbone)
+        self.packs = can_pack(backbone)
 
     @property
     def device(self) -> torch.device:
@@ -90,9 +93,13 @@ class TransformerModel(nn.Module):
         Returns:
             Hidden states `(tokens, D)`.
         """
-        inputs = {"input_ids": packed.ids[None]} if token_vectors is None else {"inputs_embeds": token_vectors[None]}
-        states = self.backbone(**inputs, position_ids=packed.positions[None], groups=packed.groups, use_cache=False)
-        return states.last_hidden_state[0]  # type: ignore[no-any-return]
+        name, tokens = ("input_ids", packed.ids) if token_vectors is None else ("inputs_embeds", token_vectors)
+        if self.packs:
+            positions = packed.positions + self.first_position
+            states = self.backbone(**{name: tokens[None]}, position_ids=positions[None], groups=packed.groups, use_cache=False)
+            return states.last_hidden_state[0]  # type: ignore[no-any-return]
+        runs = [tokens[first : first + n * length].unflatten(0, (n, length)) for first, n, length in packed.groups.runs]
+        return torch.cat([self.backbone(**{name: run}).last_hidden_state.flatten(0, 1) for run in runs])
 
     def pooled(self, packed: Packed, token_vectors: Tensor | None = None) -> Tensor:
         """Run the backbone and pool.
@@ -157,5 +164,5 @@ class StaticModel(nn.Module):
         """
         lengths = np.fromiter((len(text) for text in ids), dtype=np.int64, count=len(ids))
         flat = np.concatenate(ids).astype(np.int64) if len(ids) else np.zeros(0, np.int64)
-        offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64))
+        offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])[:-1].astype(np.int64))
         return F.embedding_bag(torch.from_numpy(flat), self.table, offsets, mode="mean")
