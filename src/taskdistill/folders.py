@@ -219,7 +219,7 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_text("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} cannot be read as JSON ({error}); copy or make the folder again") from None
     if not isinstance(manifest, dict):
         raise BadInput(f"{path} holds no JSON object; copy or make the folder again")

@@ -12,19 +12,21 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from taskdistill.errors import BadInput, nearest
-from taskdistill.vocabulary import PROMPTS, Pooling, RowKind, Task
+from taskdistill.recipe_faults import OnceLoader, explain
+from taskdistill.vocabulary import PROMPTS, Pooling, Precision, RowKind, Task
 
 SEARCH_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 TOPIC_INSTRUCTION = "Identify the topic or theme of the given document:"
 
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Strict(BaseModel):
     """Base of every part of a recipe: unknown keys are errors, values do not change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Source(Strict):
@@ -40,6 +42,12 @@ class Source(Strict):
     score_range: tuple[float, float] = Field(default=(0.0, 1.0), description="Smallest and largest allowed score of a scored row")
     licence: str | None = Field(default=None, description="Licence of the data, copied to the model card")
     note: str | None = Field(default=None, description="What the data is, copied to the model card")
+
+    @model_validator(mode="after")
+    def _some_scores(self) -> Source:
+        if not self.score_range[0] < self.score_range[1]:
+            raise ValueError(f"score_range {self.score_range} is empty; give the smallest and the largest allowed score")
+        return self
 
 
 class Data(Strict):
@@ -93,7 +101,7 @@ class StudentSettings(Strict):
     tokenizer: str | None = Field(default=None, description="Tokenizer folder; default: the initial model's")
     pooling: Pooling | None = Field(default=None, description="last, mean or cls; default: the initial model's")
     max_length: Positive = Field(default=512, description="Tokens of one text at inference")
-    rope_theta: float | None = Field(default=None, description="RoPE theta at inference; None keeps the backbone's")
+    rope_theta: float | None = Field(default=None, gt=0, description="RoPE theta at inference; None keeps the backbone's")
     matryoshka_dims: list[Positive] = Field(description="Prefix sizes trained for; the full size is always among them")
     prompts: dict[str, str] = Field(default_factory=lambda: dict(PROMPTS))
     trust_remote_code: bool = False
@@ -130,7 +138,7 @@ class Phase(Strict):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = Field(default=0.05, ge=0, le=1, description="Share of the steps that warms up")
     weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     clip: float = Field(default=1.0, gt=0, description="Largest gradient norm")
     matryoshka: bool = Field(default=True, description="Every loss term over every prefix of student.matryoshka_dims")
     micro_batch_tokens: Positive = Field(default=1024, description="Tokens per forward pass; bounds memory, changes no number")
@@ -197,6 +205,27 @@ class Adapter(Phase):
     average: Average | None = None
 
 
+CONTRAST = (Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CLASSIFICATION)
+PAIRS = (Task.RETRIEVAL, Task.TEXT_MATCHING)
+ACTS_FOR: dict[str, tuple[Task, ...]] = {
+    "temperature": CONTRAST,
+    "learn_temperature": CONTRAST,
+    "min_temperature": CONTRAST,
+    "negatives": CONTRAST,
+    "cosent_temperature": (Task.TEXT_MATCHING,),
+    "false_negative_margin": PAIRS,
+    "negatives_of_others": PAIRS,
+    "mask_same_label": (Task.CLASSIFICATION,),
+    "relational_mean_gradient": (Task.CLASSIFICATION,),
+    "train_projection": (Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CLUSTERING),
+}
+"""Adapter settings that only some tasks know; elsewhere a value other than the default is an error."""
+
+
+def _given(part: Strict, name: str) -> bool:
+    return bool(getattr(part, name) != type(part).model_fields[name].default)
+
+
 class Evaluation(Strict):
     """What the finished model is measured on, beside its teacher."""
 
@@ -205,7 +234,7 @@ class Evaluation(Strict):
     dev: list[str] = Field(default_factory=list, description="Names of development sets, for the gate of averaging")
     dims: list[Positive] | None = Field(default=None, description="Truncations to score; None: student.matryoshka_dims")
     full_train: bool = Field(default=False, description="Classification also reports a linear probe on the whole training split")
-    precisions: list[str] = Field(default_factory=lambda: ["float32", "int8", "binary"])
+    precisions: list[Precision] = Field(default_factory=lambda: [Precision.FLOAT32, Precision.INT8, Precision.BINARY])
     examples: list[str] = Field(default_factory=list, description="Queries whose results the command shows at its end")
     max_queries: Positive | None = Field(default=None, description="Cut large sets to this many queries, drawn by the seed; None: all")
 
@@ -214,8 +243,8 @@ class Recipe(Strict):
     """A whole run, from texts and a teacher to a model folder and a report."""
 
     name: str
-    seed: int = 17
-    threads: int | None = Field(default=None, description="Worker threads; None: the cores of this machine")
+    seed: int = Field(default=17, ge=0, lt=2**32)
+    threads: Positive | None = Field(default=None, description="Worker threads; None: the cores of this machine")
     data: Data
     teacher: TeacherSettings
     student: StudentSettings
@@ -231,6 +260,28 @@ class Recipe(Strict):
             for name in phase.sources:
                 if name not in self.data.sources:
                     raise ValueError(f"{where}.sources names {name!r}{nearest(name, self.data.sources)}")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_act(self) -> Recipe:
+        idle = [
+            (f"adapters.{task}.{name}", f"the {task} adapter has no such term")
+            for task, adapter in self.adapters.items()
+            for name, tasks in ACTS_FOR.items()
+            if task not in tasks and _given(adapter, name)
+        ]
+        if self.stage1.projection == "none":
+            idle += [
+                (f"stage1.{name}", "stage1.projection is none")
+                for name in ("projection_init", "projection_lr")
+                if _given(self.stage1, name)
+            ]
+        if self.long is not None and _given(self.long, "projection_init"):
+            idle.append(("long.projection_init", "the long phase goes on with stage 1's projection"))
+        if self.teacher.kind != "http" and self.teacher.api_key_env is not None:
+            idle.append(("teacher.api_key_env", f"a {self.teacher.kind} teacher takes no key"))
+        for key, why in idle:
+            raise ValueError(f"{key} has no effect: {why}; remove it")
         return self
 
     def phases(self) -> dict[str, Phase | StaticSettings]:
@@ -275,9 +326,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         raise BadInput(f"no recipe at {path}; give the path of a YAML file such as recipes/quickstart.yaml")
     try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not valid YAML: {error}") from None
+        raw = yaml.load(path.read_text("utf-8"), OnceLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise BadInput(f"{path} holds no mapping; a recipe starts with `name:`, `data:`, `teacher:`")
     for override in overrides:
@@ -301,8 +352,7 @@ def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(fault, raw) for fault in error.errors()]
-        raise BadInput(f"{where}: " + "; ".join(lines[:5])) from None
+        raise BadInput(f"{where}: " + "; ".join(explain(error, Recipe)[:5])) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -334,37 +384,3 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         if not isinstance(here, dict):
             raise BadInput(f"--set {override!r}: {part!r} is a value, not a group of keys")
     here[parts[-1]] = value
-
-
-def _explain(fault: Any, raw: dict[str, Any]) -> str:
-    place = [str(part) for part in fault["loc"]]
-    dotted = ".".join(place) or "recipe"
-    if fault["type"] == "extra_forbidden":
-        return f"unknown key {dotted!r}{nearest(place[-1], _keys_beside(fault['loc']))}"
-    if fault["type"] == "missing":
-        return f"key {dotted!r} is missing"
-    message = fault["msg"].removeprefix("Value error, ")
-    got = fault.get("input")
-    shown = "" if isinstance(got, dict | list) else f" (got {got!r})"
-    return f"{dotted}: {message}{shown}"
-
-
-def _keys_beside(loc: tuple[Any, ...]) -> list[str]:
-    model: Any = Recipe
-    for part in loc[:-1]:
-        model = _child(model, part)
-        if model is None:
-            return []
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
-
-
-def _child(model: Any, part: Any) -> Any:
-    """Walk one step down the recipe's types: a field of a model, or the values of a mapping."""
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        model = model.model_fields[part].annotation if part in model.model_fields else None
-    else:
-        model = model.__args__[-1] if getattr(model, "__origin__", None) is dict else None
-    options = getattr(model, "__args__", ())
-    if getattr(model, "__origin__", None) is not dict and options:
-        model = next((option for option in options if option is not type(None)), None)
-    return model

@@ -12,6 +12,7 @@ import torch
 
 from taskdistill.data.batches import BatchPlan, describe
 from taskdistill.encode.batches import cores
+from taskdistill.job.check import check_fit
 from taskdistill.job.run import check_recipe
 from taskdistill.job.start import data_root, load_inputs, start_student
 from taskdistill.job.watch import Watcher
@@ -21,6 +22,7 @@ from taskdistill.model.folder import Model
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Adapter, Phase, Recipe, StaticSettings
+from taskdistill.teacher.make import make_teacher
 from taskdistill.train.phases import make_plan, preparer, static_phase, teacher_needs
 
 SAMPLE = 64
@@ -55,6 +57,8 @@ def plan_run(recipe: Recipe, recipe_folder: Path, watcher: Watcher, data_folder:
         root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", watcher)
         inputs = load_inputs(recipe, root, watcher)
         student = start_student(recipe)
+        teacher = None if recipe.teacher.kind == "http" else make_teacher(recipe.teacher)
+        check_fit(recipe, root, student, recipe.teacher.embedding_dim if teacher is None else teacher.embedding_dim)
         rate = matrix_rate()
         phases = {}
         needed: dict[str, dict[str, None]] = {}

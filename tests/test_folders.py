@@ -1,0 +1,166 @@
+"""Folders and files are old or new, never half; and a reader says what is wrong with one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from taskdistill import folders
+from taskdistill.errors import BadInput, nearest, require
+from taskdistill.folders import (
+    check_folder,
+    dump_json,
+    file_table,
+    read_manifest,
+    remove_leftovers,
+    seal,
+    sha256_file,
+    versions,
+    write_file,
+    write_folder,
+)
+from taskdistill.vocabulary import MANIFEST
+
+
+def make(path: Path, **options: object) -> Path:
+    with write_folder(path, "thing", **options) as folder:
+        (folder / "a.txt").write_text("one")
+        (folder / "b").mkdir()
+        (folder / "b" / "c.bin").write_bytes(b"\0\1")
+    return path
+
+
+def test_a_folder_appears_whole_with_its_manifest(tmp_path):
+    folder = make(tmp_path / "deep" / "x", meta={"name": "n"}, inputs={"data": "d"})
+    manifest = read_manifest(folder, "thing")
+    assert manifest["kind"] == "thing" and manifest["format_version"] == 1 and manifest["name"] == "n"
+    assert manifest["inputs"] == {"data": "d"} and manifest["created_by"] == versions()
+    assert manifest["files"] == {
+        "a.txt": {"bytes": 3, "sha256": "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"},
+        "b/c.bin": {"bytes": 2, "sha256": sha256_file(folder / "b" / "c.bin")},
+    }
+    assert check_folder(folder, manifest) == [] and list(tmp_path.rglob(".*")) == []
+
+
+def test_nothing_appears_if_filling_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError), write_folder(tmp_path / "x", "thing") as folder:
+        (folder / "a.txt").write_text("one")
+        1 / 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_replaced_only_if_asked_and_stays_if_that_fails(tmp_path):
+    folder = make(tmp_path / "x")
+    with pytest.raises(BadInput, match="already exists; give another folder or remove it first"):
+        make(folder)
+    before = read_manifest(folder)
+    with pytest.raises(TypeError), write_folder(folder, "thing", replace=True, meta={"bad": object()}) as beside:
+        (beside / "new.txt").write_text("two")
+    assert read_manifest(folder) == before
+    with write_folder(folder, "thing", replace=True) as beside:
+        (beside / "new.txt").write_text("two")
+    assert [path.name for path in sorted(folder.iterdir())] == ["new.txt", MANIFEST]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_everything_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
+    order: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: order.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink().name.split('.')[0]}"))
+    rename, replace = Path.rename, Path.replace
+    monkeypatch.setattr(Path, "rename", lambda path, to: (order.append(f"rename {Path(to).name}"), rename(path, to))[1])
+    monkeypatch.setattr(Path, "replace", lambda path, to: (order.append(f"replace {Path(to).name}"), replace(path, to))[1])
+    make(tmp_path / "x")
+    assert order[:2] == ["sync a", "sync c"] and order[3] == f"replace {MANIFEST}" and order[-2] == "rename x"
+    assert order[-1] == f"sync {tmp_path.name.split('.')[0]}" and len(order) == 7
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_file(tmp_path / "a.json", "old")
+    write_file(tmp_path / "b.bin", b"\0")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_file(tmp_path / "a.json", "new")
+    assert (tmp_path / "a.json").read_text() == "old" and sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.bin"]
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[1]", "holds no JSON object"),
+        ("\xff\xfe", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('{"kind": "thing"}', "format version None"),
+        ('{"kind": "thing", "format_version": 2}', "format version 2, this version reads up to 1; upgrade taskdistill"),
+        ('{"kind": "other", "format_version": 1}', "is a 'other' folder, but a 'thing' folder is needed here"),
+    ],
+)
+def test_manifests_that_cannot_be_used(tmp_path, content, match):
+    folder = make(tmp_path / "x")
+    (folder / MANIFEST).write_bytes(content.encode("latin-1"))
+    with pytest.raises(BadInput, match=match):
+        read_manifest(folder, "thing")
+
+
+def test_folders_without_manifest(tmp_path):
+    with pytest.raises(BadInput, match=r"is not a folder; give the path of a thing folder"):
+        read_manifest(tmp_path / "none", "thing")
+    with pytest.raises(BadInput, match=r"has no taskdistill.json: it is not a taskdistill folder, or it was only half copied"):
+        read_manifest(tmp_path)
+
+
+def test_every_fault_is_named(tmp_path):
+    folder = make(tmp_path / "x")
+    manifest = read_manifest(folder)
+    (folder / "a.txt").write_text("two")
+    (folder / "b" / "c.bin").write_bytes(b"\0")
+    (folder / "extra.txt").write_text("not listed, so no fault")
+    assert check_folder(folder, manifest) == ["a.txt: content differs from its SHA-256", "b/c.bin: 1 bytes instead of 2"]
+    (folder / "a.txt").unlink()
+    assert check_folder(folder, manifest)[0] == "a.txt: missing"
+    entry = {"bytes": 1, "sha256": "0"}
+    for name in ("../x", "/etc/passwd", "b/../../y"):
+        assert check_folder(folder, {"files": {name: entry}}) == [f"{name}: the manifest names a path outside the folder"]
+    assert check_folder(folder, {"files": {"a": {"bytes": 1}}}) == ["a: the manifest does not say its size and SHA-256"]
+    assert check_folder(folder, {"files": 3}) == [f"{MANIFEST}: its table of files is no object"]
+
+
+def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path):
+    for name in (".x.0123abcd", ".x.0123abcd.old", ".x", "x.0123abcd", ".git"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".a.json.deadbeef").write_text("")
+    assert remove_leftovers(tmp_path, tmp_path / "none") == [".a.json.deadbeef", ".x.0123abcd", ".x.0123abcd.old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".git", ".x", "x.0123abcd"]
+
+
+def test_json_holds_no_nan_and_text_as_it_is():
+    assert dump_json({"a": "é", "b": [1]}) == '{\n  "a": "é",\n  "b": [\n    1\n  ]\n}\n'
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="JSON compliant"):
+            dump_json({"a": value})
+
+
+def test_a_manifest_lists_every_file_but_itself(tmp_path):
+    (tmp_path / "b").write_text("1")
+    (tmp_path / "a").write_text("2")
+    seal(tmp_path, "thing")
+    assert list(file_table(tmp_path)) == ["a", "b"]
+    assert json.loads((tmp_path / MANIFEST).read_text())["files"].keys() == {"a", "b"}
+    assert folders.FORMAT_VERSION == 1
+
+
+def test_names_are_suggested_and_packages_asked_for():
+    assert nearest("retreival", ["clustering", "retrieval"]) == "; did you mean 'retrieval'?"
+    assert nearest("xyz", ["clustering", "retrieval"]) == "; known: clustering, retrieval"
+    require("json", "x", "reading")
+    with pytest.raises(
+        BadInput, match=r"reading needs the package 'no_such', which is not installed; run: pip install 'taskdistill\[extra\]'"
+    ):
+        require("no_such", "extra", "reading")
