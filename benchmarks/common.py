@@ -132,7 +132,9 @@ def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int, *, warm: bool =
         for name, work in sides.items():
             begin = (time.perf_counter(), time.process_time(), _busy())
             found[name].result = work()
-            wall, own, busy = (after - before for after, before in zip((time.perf_counter(), time.process_time(), _busy()), begin, strict=True))
+            wall, own, busy = (
+                after - before for after, before in zip((time.perf_counter(), time.process_time(), _busy()), begin, strict=True)
+            )
             if number >= warm:
                 found[name].seconds.append(wall)
                 found[name].cpu.append(own)
@@ -187,7 +189,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     widths = [max(len(str(row[i])) for row in (columns, *rows)) for i in range(len(columns))]
     print(f"\n{title}")
     for row in (columns, *rows):
-        print("  ".join(str(cell).ljust(width) if i == 0 else str(cell).rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))))
+        print(
+            "  ".join(
+                str(cell).ljust(width) if i == 0 else str(cell).rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+        )
 
 
 def speed_rows(sides: Mapping[str, Side], texts: int, tokens: int, reference: str) -> list[list[str]]:

@@ -50,12 +50,23 @@ def main() -> None:
         cosine = np.sum(theirs.result * ours.result, axis=1)
         flops = tokens * MATRIX_FLOPS + 6 * 4 * 384 * pairs
         share = flops / ours.median / peak
-        table(f"{kind}: {len(texts):,} texts, {tokens / len(texts):.1f} tokens on average", SPEED_COLUMNS, speed_rows(sides, len(texts), tokens, next(iter(sides))))
-        print(f"cosine between the sides: min {cosine.min():.6f}; matrix-multiply rate {peak / 1e9:.0f} GF/s, of which the packed side reached {100 * share:.0f} %")
+        table(
+            f"{kind}: {len(texts):,} texts, {tokens / len(texts):.1f} tokens on average",
+            SPEED_COLUMNS,
+            speed_rows(sides, len(texts), tokens, next(iter(sides))),
+        )
+        print(
+            f"cosine between the sides: min {cosine.min():.6f}; matrix-multiply rate {peak / 1e9:.0f} GF/s, of which the packed side reached {100 * share:.0f} %"
+        )
         if cosine.min() < 0.9999:
             raise SystemExit("error: the two sides disagree")
         ratios.append(theirs.median / ours.median)
-        found[kind] = {"ratio": ratios[-1], "ratio_cpu": theirs.median_cpu / ours.median_cpu, "gemm_share": share, "cosine_min": float(cosine.min())}
+        found[kind] = {
+            "ratio": ratios[-1],
+            "ratio_cpu": theirs.median_cpu / ours.median_cpu,
+            "gemm_share": share,
+            "cosine_min": float(cosine.min()),
+        }
     finish(ratios[0], found, asked.json)
 
 
