@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from taskdistill.errors import WorkFailed
+from taskdistill.job import stages
 from taskdistill.train import phases
 from taskdistill.train.checkpoint import list_checkpoints
 from taskdistill.train.log import read_lines
@@ -44,7 +45,7 @@ def stage1(home: Path, **fields: Any) -> dict[str, Any]:
 def states(monkeypatch) -> list[dict[str, Tensor]]:
     """The trained weights before the first step and after each."""
     kept: list[dict[str, Tensor]] = []
-    run_phase = tiny_run.job.run_phase
+    run_phase = stages.run_phase
 
     def watched(job: PhaseJob, model: Any, folder: Path, around: Surroundings) -> None:
         def keep(record: dict[str, Any]) -> None:
@@ -55,7 +56,7 @@ def states(monkeypatch) -> list[dict[str, Tensor]]:
         kept.append({name: p.detach().clone() for name, p in (job.trained | job.moving_heads()).items()})
         run_phase(job, model, folder, around)
 
-    monkeypatch.setattr(tiny_run.job, "run_phase", watched)
+    monkeypatch.setattr(stages, "run_phase", watched)
     return kept
 
 

@@ -15,6 +15,7 @@ import tiny_run
 
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.folders import read_manifest
+from taskdistill.job import stages
 from taskdistill.train.loop import Interrupted
 
 STEPS = 6
@@ -186,14 +187,14 @@ def test_two_runs_never_share_a_folder(home, stopped):
 
 
 def test_a_changed_base_is_detected_and_its_adapter_not_kept(home, tmp_path, monkeypatch):
-    run_phase = tiny_run.job.run_phase
+    run_phase = stages.run_phase
 
     def careless(job, model, folder, around):
         run_phase(job, model, folder, around)
         if job.name == "adapters.retrieval":
             next(model.backbone.parameters()).data[0, 0] += 1e-6
 
-    monkeypatch.setattr(tiny_run.job, "run_phase", careless)
+    monkeypatch.setattr(stages, "run_phase", careless)
     raw = short(home)
     raw["teacher"]["store"] = str(home / "teacher-store")
     with pytest.raises(WorkFailed, match=r"base's weights changed while adapters.retrieval was trained"):

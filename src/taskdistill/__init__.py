@@ -14,15 +14,16 @@ _PUBLIC = {
     "Encoder": "taskdistill.encode.encoder",
     "Recipe": "taskdistill.recipe",
     "load_recipe": "taskdistill.recipe",
-    "train": "taskdistill.job",
+    "train_recipe": "taskdistill.job.run:train",
     "Task": "taskdistill.vocabulary",
     "Precision": "taskdistill.vocabulary",
 }
 
-__all__ = ["BadInput", "Encoder", "Precision", "Recipe", "Task", "WorkFailed", "load_recipe", "train"]
+__all__ = ["BadInput", "Encoder", "Precision", "Recipe", "Task", "WorkFailed", "load_recipe", "train_recipe"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'taskdistill' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    module, _, attribute = _PUBLIC[name].partition(":")
+    return getattr(importlib.import_module(module), attribute or name)

@@ -52,28 +52,39 @@ def train(
 ) -> None:
     """Teacher store, then every phase, then the model folder, its scores and a report.
 
+    Under torchrun the same command trains on all its processes.
+
     Example: [bold]taskdistill train recipes/quickstart.yaml --out runs/quickstart[/bold]
     """
+    import os
     import shutil
 
     from taskdistill.job.run import train as run
     from taskdistill.train.loop import Interrupted
+    from taskdistill.train.processes import joined
 
-    terminal = Terminal(quiet)
     made = load_recipe(recipe, overrides or ())
-    with stopping() as stop:
+    together, rank, on_this_host = (int(os.environ.get(name, given)) for name, given in LAUNCHED)
+    terminal = Terminal(quiet or rank > 0)
+    with stopping() as stop, joined(together, on_this_host) as processes:
         try:
-            run(made, out, recipe_folder=recipe.parent, watcher=terminal, should_stop=stop, api_key=_key(made))
+            run(made, out, recipe_folder=recipe.parent, watcher=terminal, should_stop=stop, api_key=_key(made), processes=processes)
         except Interrupted as error:
             raise WorkFailed(str(error)) from None
         finally:
             terminal.end()
+    if not processes.leads:
+        return
     _examples(made, out, terminal)
     terminal.line(f"model   {out / 'model'}")
     terminal.line(f"scores  {out / 'metrics.json'}")
     terminal.line(f"report  {out / 'report.html'}")
     if json is not None:
         shutil.copyfile(out / "metrics.json", json)
+
+
+LAUNCHED = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+"""What torchrun tells each process it starts, and what holds without it."""
 
 
 def _key(recipe: Recipe) -> str | None:

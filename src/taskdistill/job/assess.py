@@ -22,7 +22,7 @@ from taskdistill.recipe import dump_recipe
 from taskdistill.vocabulary import Task
 
 if TYPE_CHECKING:
-    from taskdistill.job.run import Run
+    from taskdistill.job.state import Run
 
 TEACHER, STATIC, UNTRAINED, BASE, ADAPTERS = "teacher", "instant student", "untrained student", "base", "adapters"
 ABOUT = {

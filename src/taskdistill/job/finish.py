@@ -19,7 +19,7 @@ from taskdistill.model.student import StaticModel
 from taskdistill.model.text import TextTokenizer
 
 if TYPE_CHECKING:
-    from taskdistill.job.run import Run
+    from taskdistill.job.state import Run
 
 CALIBRATION_TEXTS = 800
 """Texts whose vectors decide the int8 ranges."""

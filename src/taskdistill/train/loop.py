@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from taskdistill.train.log import Log
 from taskdistill.train.objectives import Heads, Signals, Terms
 from taskdistill.train.optim import clip, gradient_norm, make_optimiser, rate_factor, set_rate
 from taskdistill.train.prepare import Prepared
-from taskdistill.train.step import Workers, gradients
+from taskdistill.train.processes import ALONE, Processes
+from taskdistill.train.step import Share, Workers, gradients
 
 Objective = Callable[[Tensor, Prepared, Signals, Heads], tuple[Terms, float]]
 OnStep = Callable[[dict[str, Any]], None]
@@ -68,6 +69,33 @@ class PhaseJob:
         """
         return {n: p for n, p in self.heads.named().items() if self.train_projection or not n.startswith("projection.")}
 
+    def share(self, prepared: Prepared, given: Signals) -> Share | None:
+        """Return how the loss is taken of a part of a batch, where it is a sum over its texts.
+
+        Args:
+            prepared: The batch.
+            given: What it is compared with.
+
+        Returns:
+            From the vectors of some texts and their places to their part of the weighted loss; None if distillation is not the only term.
+        """
+        if set(self.weights) - {"distill"}:
+            return None
+        weight, whole = self.weights.get("distill", 1.0), len(prepared.distilled)
+        summed = getattr(self.settings, "reduction", "mean") == "sum"
+
+        def part(vectors: Tensor, rows: np.ndarray) -> Tensor:
+            place = {int(row): i for i, row in enumerate(rows)}
+            chosen = [i for i, (row, _) in enumerate(prepared.distilled) if row in place]
+            if not chosen:
+                return 0.0 * vectors.sum()
+            some = replace(prepared, distilled=[(place[row], view) for row, view in (prepared.distilled[i] for i in chosen)])
+            assert given.teacher is not None
+            terms, _ = self.objective(vectors, some, Signals(given.teacher[chosen]), self.heads)
+            return terms["distill"] * (weight if summed else weight * len(chosen) / whole)
+
+        return part
+
 
 @dataclass
 class Surroundings:
@@ -83,6 +111,7 @@ class Surroundings:
     should_stop: Callable[[], bool]
     thread_count: int
     note: Callable[[str], None]
+    processes: Processes = ALONE
 
 
 def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path, around: Surroundings) -> None:
@@ -106,10 +135,12 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
     optimiser = make_optimiser(settings, job.trained, job.moving_heads(), job.heads_lr)
     meta = {**around.meta, "phase": job.name}
     step, bad, last_good = 0, 0, 0
-    if found := list_checkpoints(folder):
+    leads = around.processes.leads
+    if found := around.processes.same(list_checkpoints(folder) if leads else []):
         step = last_good = load_checkpoint(found[-1], everything, optimiser, meta)
         _say_if_not_identical(found[-1], job.name, around)
-    around.log.forget(job.name, step)
+    if leads:
+        around.log.forget(job.name, step)
     signals = _SignalSource(job, model, around)
 
     def save() -> None:
@@ -118,11 +149,12 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
                 f"{job.name}: {broken[0]} is not finite after step {step}, so this state is not saved; the last checkpoint is that of step "
                 f"{last_good}: lower {job.name}.lr ({settings.lr})"
             )
-        save_checkpoint(folder, step, everything, optimiser, meta | {"threads": around.thread_count})
+        if leads:
+            save_checkpoint(folder, step, everything, optimiser, meta | {"threads": around.thread_count})
 
     model.train()
     while step < settings.steps:
-        if around.should_stop():
+        if around.processes.any(around.should_stop()):
             save()
             raise Interrupted(f"stopped before step {step} of {job.name}; everything is saved, run the same command again to continue")
         record = _one_step(job, model, optimiser, everything, signals, around, step)
@@ -135,7 +167,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
                 f"{record['dataset']}); the last checkpoint is that of step {last_good}: lower {job.name}.lr ({settings.lr}) or look at those rows"
             )
         step += 1
-        if step == job.snapshot_at:
+        if step == job.snapshot_at and leads:
             save_file(
                 {name: p.detach().cpu().contiguous() for name, p in job.trained.items()},
                 folder.parent / f"{folder.name}.earlier.safetensors",
@@ -193,6 +225,9 @@ def _one_step(
             seed=around.seed * 7_919 + step,
             threads=around.threads,
             micro_batch_tokens=job.settings.micro_batch_tokens,
+            share=job.share(prepared, given),
+            heads=list(job.moving_heads().values()),
+            processes=around.processes,
         )
     with clock("optimiser"):
         norm = gradient_norm(everything)

@@ -83,6 +83,21 @@ def weights_for(task: Task, given: Mapping[str, float]) -> dict[str, float]:
     return {name: weight for name, weight in (WEIGHTS[task] | dict(given)).items() if weight > 0}
 
 
+def terms_of(task: Task, kind: RowKind) -> tuple[str, ...]:
+    """Say which of a task's terms a kind of rows has.
+
+    Args:
+        task: The task.
+        kind: Kind of rows.
+
+    Returns:
+        Names of terms.
+    """
+    if task is not Task.TEXT_MATCHING:
+        return TERMS[task]
+    return ("cosent",) if kind is RowKind.SCORED else ("info_nce", "distill", "gor")
+
+
 def distill(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads, dims: Sequence[int], reduction: str = "mean") -> Tensor:
     """Embedding distillation over every prefix, each through its slice of the projection.
 

@@ -22,7 +22,7 @@ from taskdistill.recipe import Adapter, Phase, Recipe, Stage1, StaticSettings
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.loop import PhaseJob
-from taskdistill.train.objectives import Heads, Signals, Terms, adapter_objective, distill, weights_for
+from taskdistill.train.objectives import Heads, Signals, Terms, adapter_objective, distill, terms_of, weights_for
 from taskdistill.train.prepare import Prepared, prepare
 from taskdistill.vocabulary import RowKind, Task
 
@@ -98,7 +98,7 @@ def make_plan(recipe: Recipe, name: str, settings: Phase, datasets: Mapping[str,
         The plan.
 
     Raises:
-        BadInput: If a source's rows are of a kind that the task cannot use.
+        BadInput: If a source's rows are of a kind that the task cannot use, or the recipe gives no weight to any of their terms.
     """
     task = phase_task(name)
     used = [datasets[source] for source, weight in settings.sources.items() if weight > 0]
@@ -110,6 +110,15 @@ def make_plan(recipe: Recipe, name: str, settings: Phase, datasets: Mapping[str,
     negatives = settings.negatives if task is Task.CLASSIFICATION and isinstance(settings, Adapter) else None
     if task is Task.CLASSIFICATION and not negatives:
         raise BadInput(f"{name}.negatives is 0; a classification item needs at least one negative, the paper takes 7")
+    if task is not None and isinstance(settings, Adapter):
+        wanted = weights_for(task, settings.weights)
+        for dataset in used:
+            terms = terms_of(task, dataset.kind)
+            if not wanted.keys() & set(terms):
+                raise BadInput(
+                    f"{name}: no loss term with a weight above 0 for the {dataset.kind} rows of source {dataset.name!r}; "
+                    f"give a weight to one of {', '.join(terms)}, or leave the source out"
+                )
     weights = {dataset.name: settings.sources[dataset.name] for dataset in used}
     return BatchPlan(used, weights, settings.batch_size, seed=recipe.seed, label=name, batch_sizes=sizes, negatives=negatives)
 

@@ -1,0 +1,211 @@
+"""The phases of a run in their order: the instant student, stage 1, the long phase, and an adapter a task on the frozen base."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.folders import read_manifest
+from taskdistill.job.finish import finish_model, finish_static
+from taskdistill.job.state import Run, fill_stores, resume_meta
+from taskdistill.model.backbone import rope_theta, set_rope_theta, weights_hash
+from taskdistill.model.folder import Model
+from taskdistill.model.projection import Projection
+from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.model.text import TextTokenizer
+from taskdistill.recipe import Adapter, Phase
+from taskdistill.train.average import average
+from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
+from taskdistill.train.phases import adapter_job, load_phase, save_phase, stage1_job, static_job, static_phase, teacher_needs
+from taskdistill.train.processes import ALONE, Processes
+from taskdistill.train.static import start_table
+from taskdistill.train.step import workers
+from taskdistill.vocabulary import Task
+
+
+def _around(run: Run, tokenizer: TextTokenizer, prompts: Mapping[str, str], threads: Any, processes: Processes) -> Surroundings:
+    return Surroundings(
+        tokenizer,
+        prompts,
+        run.recipe.seed,
+        threads,
+        run.log,
+        resume_meta(run),
+        run.watcher.step,
+        run.should_stop,
+        run.threads * processes.size,
+        run.watcher.note,
+        processes,
+    )
+
+
+def _train_phase(run: Run, job: PhaseJob, model: Any, tokenizer: TextTokenizer, prompts: Mapping[str, str]) -> bool:
+    """Run a phase unless it is finished; say whether anything was run."""
+    start = time.monotonic()
+    done = run.out / "phases" / job.name
+    if load_phase(done, job, resume_meta(run)):
+        run.watcher.note(f"{job.name}: finished before")
+        return False
+    run.watcher.stage(f"{job.name}: {job.settings.steps:,} steps")
+    processes = ALONE if isinstance(model, StaticModel) else run.processes
+    with workers(run.threads) as threads:
+        run_phase(job, model, run.out / "checkpoints" / job.name, _around(run, tokenizer, prompts, threads, processes))
+    run.timed(job.name, start)
+    return True
+
+
+def train_static(run: Run, student: Model) -> Path:
+    """Train the instant student first: it is the first result.
+
+    Args:
+        run: The run.
+        student: The student before its first step, for its tokenizer.
+
+    Returns:
+        Folder of the instant student.
+
+    Raises:
+        BadInput: If the folder is there already and was made from other data.
+    """
+    assert run.recipe.static is not None
+    torch.manual_seed(run.recipe.seed)
+    phase, store = static_phase(run.recipe.static), run.stores["document"]
+    folder = run.out / "static-model"
+    fill_stores(run, ["static"])
+    if folder.is_dir():
+        _same_data(run, folder)
+        return folder
+    plan = run.plans["static"]
+    texts = [text for found in teacher_needs("static", phase, plan).values() for text in found]
+    start = time.monotonic()
+    tokenizer = TextTokenizer.load(student.source, special=False)
+    run.watcher.stage("embedding the vocabulary with the teacher")
+    table = start_table(tokenizer, run.teacher, store, texts, run.count)
+    run.timed("teacher", start)
+    job = static_job(
+        run.recipe.static, table, plan, store, [dim for dim in run.recipe.student.matryoshka_dims if dim <= table.embedding_dim]
+    )
+    if _train_phase(run, job, table, tokenizer, {}):
+        save_phase(run.out / "phases" / job.name, job, resume_meta(run))
+    finish_static(run, table, tokenizer, folder, texts)
+    return folder
+
+
+def _same_data(run: Run, folder: Path) -> None:
+    made_from, now = read_manifest(folder, "model")["inputs"].get("data"), run.inputs.digest()
+    if made_from != now:
+        raise BadInput(f"{folder} was made with data = {made_from!r}, this run has {now!r}; use a new --out")
+
+
+def train_phases(run: Run, student: Model) -> Model:
+    """Train stage 1, the long phase, then one adapter per task on the frozen base, and write the model folder.
+
+    Args:
+        run: The run; its teacher store is filled.
+        student: The student before its first step.
+
+    Returns:
+        The student, trained.
+
+    Raises:
+        BadInput: If teacher and student differ in size and no projection is trained.
+        WorkFailed: If a phase fails.
+    """
+    recipe, module = run.recipe, student.module
+    assert isinstance(module, TransformerModel)
+    torch.manual_seed(recipe.seed)
+    teacher_dim = run.stores["document"].embedding_dim
+    if teacher_dim is None:
+        raise WorkFailed("the teacher store is empty: no phase compares any text with the teacher; give stage1 a source")
+    dims, inference_theta = student.settings.matryoshka_dims, rope_theta(module.backbone)
+    projection = None
+    if recipe.stage1.projection == "student":
+        projection = Projection(module.embedding_dim, teacher_dim, recipe.stage1.projection_init)
+    elif teacher_dim != module.embedding_dim:
+        raise BadInput(f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}")
+    for name, settings in (("stage1", recipe.stage1), ("long", recipe.long)):
+        if settings is not None:
+            _with_theta(module, settings, inference_theta)
+            job = stage1_job(name, settings, module, run.plans[name], run.stores, projection, dims)
+            if _train_phase(run, job, module, student.tokenizer, student.settings.prompts) and run.processes.leads:
+                save_phase(run.out / "phases" / name, job, resume_meta(run))
+    before = weights_hash(module.backbone)
+    for task in Task:
+        if task in recipe.adapters:
+            _with_theta(module, recipe.adapters[task], inference_theta)
+            _adapter(run, task, recipe.adapters[task], student, run.plans[f"adapters.{task.value}"], projection, dims, before)
+    run.facts["base_weights"] = before
+    if inference_theta is not None:
+        set_rope_theta(module.backbone, inference_theta)
+    student.projection = projection
+    if run.processes.leads:
+        finish_model(run, student)
+    return student
+
+
+def _with_theta(module: TransformerModel, settings: Phase, otherwise: float | None) -> None:
+    theta = settings.rope_theta if settings.rope_theta is not None else otherwise
+    if theta is not None:
+        set_rope_theta(module.backbone, theta)
+
+
+def _adapter(
+    run: Run,
+    task: Task,
+    settings: Adapter,
+    student: Model,
+    plan: Any,
+    projection: Projection | None,
+    dims: tuple[int, ...],
+    base: str,
+) -> None:
+    module = student.module
+    assert isinstance(module, TransformerModel)
+    torch.manual_seed(run.recipe.seed)
+    theirs = projection
+    if projection is not None and settings.train_projection:
+        theirs = Projection(module.embedding_dim, projection.weight.shape[0])
+        theirs.load_state_dict(projection.state_dict())
+    job, config = adapter_job(task, settings, module, plan, run.stores, theirs, dims)
+    student.adapter_configs[task.value] = config
+    if _train_phase(run, job, module, student.tokenizer, student.settings.prompts) and run.processes.leads:
+        if weights_hash(module.backbone) != base:
+            shutil.rmtree(run.out / "checkpoints" / job.name)
+            raise WorkFailed(f"the base's weights changed while {job.name} was trained; nothing of it was kept, please report this")
+        if settings.average is not None:
+            _average(run, task, settings, job, student)
+        save_phase(run.out / "phases" / job.name, job, resume_meta(run))
+    module.select(None)
+
+
+def _average(run: Run, task: Task, settings: Adapter, job: PhaseJob, student: Model) -> None:
+    """Average the adapter with its earlier state, and keep that only if the dev score allows."""
+    from taskdistill.job.assess import dev_score
+
+    assert settings.average is not None
+    earlier = load_file(run.out / "checkpoints" / f"{job.name}.earlier.safetensors")
+    last = {name: p.detach().clone() for name, p in job.trained.items()}
+    before = dev_score(run, student, task) if settings.average.gate else None
+    mean = average(last, earlier, settings.average.weight, settings.average.mode)
+    with torch.no_grad():
+        for name, parameter in job.trained.items():
+            parameter.copy_(mean[name])
+    if before is None:
+        return
+    after = dev_score(run, student, task)
+    kept = after >= before
+    run.watcher.note(
+        f"{job.name}: dev score {before:.4f} of the last checkpoint, {after:.4f} averaged; {'averaged' if kept else 'last'} kept"
+    )
+    run.facts.setdefault("averaging", {})[task.value] = {"last": before, "averaged": after, "kept": "averaged" if kept else "last"}
+    if not kept:
+        with torch.no_grad():
+            for name, parameter in job.trained.items():
+                parameter.copy_(last[name])

@@ -1,0 +1,173 @@
+"""What the parts of the main job share: the run, its batches, and the teacher store that it fills."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taskdistill.data.batches import BatchPlan
+from taskdistill.errors import WorkFailed
+from taskdistill.job.start import Inputs
+from taskdistill.job.watch import Stop, Watcher
+from taskdistill.recipe import Phase, Recipe, StaticSettings
+from taskdistill.teacher.protocol import Teacher, View
+from taskdistill.teacher.store import TeacherStore
+from taskdistill.train.log import Log, read_lines
+from taskdistill.train.loop import Interrupted
+from taskdistill.train.phases import make_plan, static_phase, teacher_needs
+from taskdistill.train.processes import ALONE, Processes
+
+FREE_KEYS = ("threads", "evaluation", "name")
+"""Parts of a recipe that may differ when a run is continued: they move no weight."""
+
+
+@dataclass
+class Run:
+    """What the parts of the job share."""
+
+    recipe: Recipe
+    out: Path
+    inputs: Inputs
+    teacher: Teacher
+    stores: Mapping[View, TeacherStore]
+    watcher: Watcher
+    should_stop: Stop
+    log: Log
+    threads: int
+    plans: dict[str, BatchPlan]
+    facts: dict[str, Any]
+    processes: Processes = ALONE
+    unusable: set[str] = field(default_factory=set)
+    """Texts of which the teacher makes no vector; their rows are left out."""
+
+    def count(self, done: int, total: int) -> None:
+        """Tell how far a part has come whose finished items are kept on disk, and stop there if that was asked for.
+
+        Args:
+            done: Items done.
+            total: Items in all.
+
+        Raises:
+            Interrupted: If a stop was asked for.
+        """
+        self.watcher.count(done, total)
+        if self.should_stop():
+            raise Interrupted("stopped; what is finished is kept, run the same command again to continue")
+
+    def timed(self, part: str, start: float) -> None:
+        """Add the seconds since `start` to a part; the log keeps them, so that a continued run counts its earlier parts too.
+
+        Args:
+            part: Name of the part.
+            start: From the monotonic clock.
+        """
+        self.log.write({"part": part, "seconds": time.monotonic() - start})
+
+    def seconds(self) -> dict[str, float]:
+        """Sum the seconds of every part over all the processes that worked on the run.
+
+        Returns:
+            Part to seconds, in the order in which parts first ended.
+        """
+        found: dict[str, float] = {}
+        for _, record in read_lines(self.log.path):
+            if "part" in record:
+                found[record["part"]] = found.get(record["part"], 0.0) + record["seconds"]
+        return found
+
+
+def as_phase(settings: Phase | StaticSettings) -> Phase:
+    """Return a part of the recipe as a phase.
+
+    Args:
+        settings: A phase, or the instant student's settings.
+
+    Returns:
+        The phase.
+    """
+    return static_phase(settings) if isinstance(settings, StaticSettings) else settings
+
+
+def resume_meta(run: Run) -> dict[str, Any]:
+    """Say what must be the same where a run is continued.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Hashes of the recipe, without what moves no weight, and of the rows.
+    """
+    fixed = run.recipe.model_dump(mode="json", exclude=set(FREE_KEYS))
+
+    return {"recipe": hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest(), "data": run.inputs.digest()}
+
+
+def make_plans(recipe: Recipe, inputs: Inputs) -> dict[str, BatchPlan]:
+    """Decide which rows every step of every phase sees.
+
+    Args:
+        recipe: The recipe.
+        inputs: Its rows.
+
+    Returns:
+        Phase to batches, in the order in which phases run.
+    """
+    return {name: make_plan(recipe, name, as_phase(settings), inputs.datasets) for name, settings in recipe.phases().items()}
+
+
+def fill_stores(run: Run, names: Collection[str]) -> None:
+    """Embed with the teacher exactly the texts that some step of these phases will compare with it.
+
+    Rows with a text for which the teacher has no usable vector are rejected and counted, and the batches are drawn anew.
+
+    Args:
+        run: The run; its inputs and plans change if a text has no vector.
+        names: The phases.
+
+    Raises:
+        WorkFailed: If new texts keep turning up without a vector.
+    """
+    start = time.monotonic()
+    for _ in range(FILL_ROUNDS):
+        wanted: dict[int, tuple[TeacherStore, dict[str, None]]] = {}
+        for name in names:
+            for view, texts in teacher_needs(name, as_phase(run.recipe.phases()[name]), run.plans[name]).items():
+                store = run.stores[view]
+                wanted.setdefault(id(store), (store, {}))[1].update(dict.fromkeys(texts))
+        unusable: set[str] = set()
+        for store, found in wanted.values():
+            unusable.update(_fill_store(run, store, list(found)))
+        if not unusable:
+            run.timed("teacher", start)
+            return
+        run.watcher.note(f"rows with {len(unusable)} texts that have no teacher vector are left out")
+        run.inputs = run.inputs.without(unusable)
+        run.plans = make_plans(run.recipe, run.inputs)
+        run.unusable |= unusable
+    raise WorkFailed(f"the teacher keeps giving unusable vectors, the last for {sorted(unusable)[0][:60]!r}; look at the teacher")
+
+
+FILL_ROUNDS = 4
+"""Times that batches are drawn anew because the teacher has no usable vector for some text."""
+
+
+def _fill_store(run: Run, store: TeacherStore, texts: list[str]) -> list[str]:
+    """Fill a store, tell what was done, and return the texts that stay without a vector."""
+    missing = len(store.missing(texts))
+    if missing:
+        run.watcher.stage(f"embedding {missing:,} texts with the teacher")
+    report = store.fill(texts, run.teacher, progress=run.count)
+    told = f" under {store.instruction!r}" if store.instruction else ""
+    run.watcher.note(
+        f"teacher store{told}: {report.distinct:,} distinct texts, {report.found:,} already there, {report.embedded:,} embedded, "
+        f"{len(report.quarantined):,} set aside"
+    )
+    for note in report.notes:
+        run.watcher.note(f"  {note}")
+    run.log.write({"teacher": store.instruction or "raw text", "texts": report.distinct, "embedded": report.embedded})
+    return store.missing(texts)

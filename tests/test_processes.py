@@ -1,0 +1,87 @@
+"""A step cut into pieces, carried back piece by piece, or shared by two processes has the gradients of one process."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import process_child
+import pytest
+import test_step
+import tiny
+import tiny_run
+import torch
+
+from taskdistill.train.loop import PhaseJob
+from taskdistill.train.processes import ALONE, Processes, _buckets
+from taskdistill.train.step import micro_batches
+from taskdistill.vocabulary import Task
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_micro_batches_hold_every_text_once_within_the_budget_and_balanced(workers):
+    rng = np.random.default_rng(workers)
+    for lengths in (rng.integers(3, 40, 120), rng.integers(3, 300, 64), np.full(7, 500), np.array([2000, 3, 3, 3]), np.array([9])):
+        found = micro_batches(lengths, 1024, workers)
+        assert sorted(np.concatenate(found).tolist()) == list(range(len(lengths)))
+        assert all(len(part) == 1 or lengths[part].sum() <= 1024 for part in found)
+        assert all((np.diff(lengths[part]) >= 0).all() for part in found)
+    short = rng.integers(3, 40, 200)
+    sums = [int(short[part].sum()) for part in micro_batches(short, 1024, workers)]
+    assert len(sums) % max(2, workers) == 0 and max(sums) - min(sums) <= 80
+    assert [part.tolist() for part in micro_batches(short, 1024, 1)] == [part.tolist() for part in micro_batches(short, 1024, 2)]
+
+
+def stage_1_share(case: test_step.Case):
+    job = PhaseJob("stage1", None, None, None, case.objective, {}, case.trained, case.heads)
+    return job.share(case.prepared, case.signals)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_distillation_carried_back_piece_by_piece_has_the_gradients_of_the_whole(family):
+    case = test_step.case(family, None)
+    whole, told = process_child.gradients_of(case, 10**9, ALONE)
+    pieces, again = process_child.gradients_of(case, 10**9, ALONE, share=stage_1_share(case))
+    assert test_step.worst(pieces, whole) <= 1e-12 and again == told
+    assert "projection.weight" in whole
+
+
+def test_only_a_loss_of_distillation_alone_is_carried_back_piece_by_piece():
+    case = test_step.case("bert", Task.RETRIEVAL)
+    assert PhaseJob("a", None, None, None, case.objective, case.weights, case.trained).share(case.prepared, case.signals) is None
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    process_child.run(2, "gradients", str(tmp_path))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+    for name, task, keep in (("retrieval", Task.RETRIEVAL, 10**9), ("cached", Task.RETRIEVAL, 0), ("stage1", None, 10**9)):
+        alone, told = process_child.gradients_of(test_step.case("bert", task), keep, ALONE)
+        assert test_step.worst(first[name][0], alone) <= 1e-6
+        assert first[name][1][0] == pytest.approx(told[0]) and second[name][1] == first[name][1]
+        assert all(torch.equal(first[name][0][key], second[name][0][key]) for key in alone)
+
+
+def test_a_recipe_on_two_processes_trains_as_on_one_and_only_the_first_writes(tmp_path):
+    raw = tiny.recipe(tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=4)
+    (tmp_path / "recipe.json").write_text(json.dumps(raw))
+    process_child.run(2, "train", str(tmp_path))
+    losses = json.loads((tmp_path / "0.json").read_text())
+    alone = [record["loss"] for record in tiny_run.train(raw, tmp_path / "alone").records]
+    assert losses == pytest.approx(alone, rel=1e-2)  # AdamW turns the last bits of tiny gradients into signs
+    followed = json.loads((tmp_path / "1.json").read_text())
+    assert followed == losses[-len(followed) :] and len(followed) < len(losses)
+    assert (tmp_path / "run" / "model" / "taskdistill.json").is_file()
+
+
+def test_what_is_exchanged_by_one_process_is_its_own():
+    rows = torch.randn(3, 2)
+    assert ALONE.gather(rows, [3]) is rows and ALONE.any(True) and not ALONE.any(False) and ALONE.same("x") == "x"
+    ALONE.add_up([rows])
+    with ALONE.leader_first():
+        assert ALONE.leads and not Processes(1, 2).leads
+
+
+def test_sums_are_exchanged_in_buckets_of_one_type(monkeypatch):
+    monkeypatch.setattr("taskdistill.train.processes.BUCKET", 10)
+    tensors = [torch.zeros(4), torch.zeros(5), torch.zeros(3), torch.zeros(2, dtype=torch.float64), torch.zeros(30)]
+    assert [[t.numel() for t in bucket] for bucket in _buckets(tensors)] == [[4, 5], [3], [2], [30]]
