@@ -1,4 +1,6 @@
-"""The imports of the package, held to the list of docs/overview.md."""
+"""Lower never imports higher: the imports of every module, deferred ones included, against the list of the design."""
+
+from __future__ import annotations
 
 import ast
 import subprocess
@@ -7,88 +9,146 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent / "src" / "taskdistill"
-BASE = {"vocabulary", "errors", "folders", "recipe"}
-ALLOWED = {
+SOURCE = Path(__file__).parent.parent / "src" / "taskdistill"
+GROUND = {"vocabulary", "errors", "folders", "recipe", "recipe_faults"}
+MAY_IMPORT: dict[str, set[str]] = {
     "vocabulary": set(),
     "errors": set(),
-    "folders": BASE,
-    "recipe": BASE,
+    "recipe_faults": {"errors"},
+    "folders": {"vocabulary", "errors"},
+    "recipe": {"vocabulary", "errors", "recipe_faults"},
     "losses": set(),
-    "metrics": BASE | {"compress"},
-    "compress": BASE,
-    "data": BASE,
-    "model": BASE,
-    "encode": BASE | {"model", "compress"},
-    "teacher": BASE | {"model", "encode"},
-    "train": BASE | {"losses", "data", "model", "encode", "teacher"},
-    "evaluate": BASE | {"metrics", "compress"},
-    "search": BASE | {"compress"},
-    "serve": BASE | {"compress", "encode", "search"},
-    "export": BASE | {"model", "encode", "compress"},
-    "job": BASE | {"losses", "metrics", "compress", "data", "model", "encode", "teacher", "train", "evaluate", "search", "export"},
-    "cli": BASE | {"data", "model", "encode", "teacher", "train", "evaluate", "search", "serve", "export", "job"},
+    "metrics": {"compress"},
+    "compress": GROUND,
+    "data": GROUND,
+    "model": GROUND | {"compress"},
+    "encode": GROUND | {"compress", "model"},
+    "teacher": GROUND | {"encode", "model"},
+    "train": GROUND | {"losses", "data", "model", "teacher", "encode.batches"},
+    "evaluate": GROUND | {"metrics", "compress"},
+    "search": GROUND | {"compress"},
+    "serve": GROUND | {"encode", "search", "compress"},
+    "export": GROUND | {"model", "encode", "compress"},
+    "job": {"*"},
+    "cli": {"*"},
     "__init__": set(),
 }
+"""Package or module to what it may import besides itself; the order is that of the layers."""
+
+HEAVY = {"torch", "transformers", "peft", "numpy", "scipy", "sklearn", "pyarrow", "matplotlib", "sentence_transformers", "fastapi", "faiss"}
+"""What importing the package, or showing its help, must not load."""
+
+FILES = sorted(SOURCE.rglob("*.py"))
 
 
-def modules():
-    return sorted(ROOT.rglob("*.py"))
+def part(name: str) -> str:
+    """The layer that a dotted module below the package belongs to."""
+    return name.split(".")[0]
 
 
-def part(path):
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
-
-
-def imports(path):
-    """Parts of this package that a module imports, at its top or inside a function, and in annotations."""
+def imported(path: Path) -> set[str]:
+    """Modules of the package that a file imports anywhere in it, type-only imports included."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "taskdistill" else [node.module]
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            if node.module == "taskdistill":
+                found |= {alias.name for alias in node.names}
+            elif node.module and node.module.startswith("taskdistill."):
+                found.add(node.module.removeprefix("taskdistill."))
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            if name.startswith("taskdistill."):
-                yield name.split(".")[1]
+            found |= {alias.name.removeprefix("taskdistill.") for alias in node.names if alias.name.startswith("taskdistill.")}
+    return found
 
 
-def test_every_part_is_on_the_list():
-    assert {part(path) for path in modules()} == set(ALLOWED)
+def own(path: Path) -> str:
+    return part(path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", "."))
 
 
-@pytest.mark.parametrize("name", sorted(ALLOWED))
-def test_lower_never_imports_higher(name):
-    found = {other: path.relative_to(ROOT).as_posix() for path in modules() if part(path) == name for other in imports(path)}
-    wrong = {other: path for other, path in found.items() if other != name and other not in ALLOWED[name]}
-    assert not wrong, f"{name} may import {sorted(ALLOWED[name])}"
+def test_every_part_has_its_place_in_the_list():
+    assert {own(path) for path in FILES} == MAY_IMPORT.keys()
 
 
-def test_the_list_has_no_cycle():
-    done = set()
-    while len(done) < len(ALLOWED):
-        ready = {name for name, below in ALLOWED.items() if name not in done and below - {name} - BASE <= done}
-        assert ready, f"a cycle among {sorted(set(ALLOWED) - done)}"
-        done |= ready
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_a_module_imports_nothing_above_it(path):
+    allowed = MAY_IMPORT[own(path)]
+    for name in imported(path):
+        fits = "*" in allowed or part(name) == own(path) or part(name) in allowed or name in allowed
+        assert fits, f"{own(path)} may not import {name}"
+        assert part(name) != "cli" or own(path) == "cli", "nothing imports the command line"
 
 
-@pytest.mark.parametrize(
-    "statement", ["import taskdistill", "from taskdistill.cli.app import run; run(['--help'])", "import taskdistill.recipe"]
-)
-def test_nothing_heavy_is_loaded_before_it_is_needed(statement):
-    code = f"{statement}\nimport sys\nprint([m for m in ('torch', 'transformers', 'sklearn', 'scipy', 'pyarrow', 'matplotlib') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.strip().endswith("[]")
+def test_no_two_parts_import_each_other():
+    edges = {(own(path), part(name)) for path in FILES for name in imported(path) if part(name) != own(path)}
+    above: dict[str, set[str]] = {}
+    for lower, upper in edges:
+        above.setdefault(lower, set()).add(upper)
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join([*way, name])
+        for other in above.get(name, ()):
+            visit(other, (*way, name))
+
+    for name in above:
+        visit(name, ())
 
 
-def test_only_the_command_line_prints_or_reads_the_environment():
-    wrong = []
-    for path in modules():
-        if part(path) == "cli":
+def test_inference_reaches_no_training():
+    closed = {"encode", "search", "serve"}
+    reached = {part(name) for path in FILES if own(path) in closed for name in imported(path)}
+    assert not reached & {"data", "losses", "teacher", "train", "job", "cli"}
+
+
+def test_only_the_command_line_prints_or_reads_arguments_and_environment():
+    for path in FILES:
+        if own(path) == "cli":
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            printed = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
-            environment = isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "argv")
-            if printed or environment:
-                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    assert not wrong
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("print", "input"), f"{path}:{node.lineno} prints"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) not in {("sys", "argv"), ("os", "environ"), ("os", "getenv")}, f"{path}:{node.lineno}"
+
+
+def test_files_stay_small():
+    sizes = {path.relative_to(SOURCE).as_posix(): len(path.read_text("utf-8").splitlines()) for path in FILES}
+    assert {name: size for name, size in sizes.items() if size > 400} == {}
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_package_its_ground_and_its_help_load_nothing_heavy():
+    code = f"""
+import contextlib, io, sys
+import taskdistill, taskdistill.recipe, taskdistill.folders
+from taskdistill.cli.app import run
+with contextlib.redirect_stdout(io.StringIO()):
+    for words in ([], ["train"], ["plan"], ["encode"], ["evaluate"], ["info"], ["data"]):
+        assert run([*words, "--help"]) == 0
+print(sorted({HEAVY!r} & set(sys.modules)))
+"""
+    assert run(code) == "[]\n"
+
+
+def test_every_public_name_is_there_and_every_module_can_be_imported_by_itself():
+    code = """
+import importlib, pkgutil, sys
+import taskdistill
+for name in taskdistill.__all__:
+    getattr(taskdistill, name)
+from taskdistill import Encoder, load_recipe
+for module in pkgutil.walk_packages(taskdistill.__path__, "taskdistill."):
+    if module.name != "taskdistill.cli.__main__":
+        importlib.import_module(module.name)
+for name in taskdistill.__all__:
+    assert not hasattr(sys.modules.get(f"taskdistill.{name}"), "__path__"), f"{name} is hidden by the package of that name"
+try:
+    taskdistill.nothing
+except AttributeError as error:
+    print(error)
+"""
+    assert run(code) == "module 'taskdistill' has no attribute 'nothing'\n"

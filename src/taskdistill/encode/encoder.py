@@ -223,7 +223,7 @@ class Encoder:
         Args:
             texts: Any iterable of strings.
             window: Texts held at once.
-            options: Keyword arguments of `encode`.
+            **options: Keyword arguments of `encode`.
 
         Yields:
             Vectors of the next texts, in order.

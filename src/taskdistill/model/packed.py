@@ -130,10 +130,10 @@ def packed_attention(
         return _variable_length(q, k, v, groups, scaling, causal)[None], None
     sizes = [count * length for _, count, length in groups.runs]
     out = []
-    for (_, count, length), *parts in zip(groups.runs, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
-        grouped = (part.unflatten(0, (count, length)).transpose(1, 2) for part in parts)
+    for (_, count, length), *parts in zip(groups.runs, *(torch.split(part, sizes) for part in (q, k, v)), strict=True):
+        grouped_q, grouped_k, grouped_v = (part.view(count, length, *part.shape[1:]).transpose(1, 2) for part in parts)
         attended = F.scaled_dot_product_attention(
-            *grouped, dropout_p=dropout, scale=scaling, is_causal=causal and length > 1, enable_gqa=grouped_heads
+            grouped_q, grouped_k, grouped_v, dropout_p=dropout, scale=scaling, is_causal=causal and length > 1, enable_gqa=grouped_heads
         )
         out.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(out)[None], None
@@ -143,7 +143,7 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scaling: f
     from torch.nn.attention.varlen import varlen_attn
 
     window = (-1, 0) if causal else (-1, -1)
-    out: Tensor = varlen_attn(
+    out = varlen_attn(
         q.contiguous(),
         k.contiguous(),
         v.contiguous(),
@@ -155,6 +155,7 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scaling: f
         window_size=window,
         enable_gqa=q.shape[1] != k.shape[1],
     )
+    assert isinstance(out, Tensor)
     return out
 
 

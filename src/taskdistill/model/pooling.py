@@ -24,8 +24,8 @@ def pool(hidden: Tensor, groups: Groups, pooling: Pooling) -> Tensor:
         return hidden[groups.starts[1:].long() - 1]
     if pooling is Pooling.CLS:
         return hidden[groups.starts[:-1].long()]
-    parts = hidden.split([count * length for _, count, length in groups.runs])
-    return torch.cat([part.unflatten(0, (n, length)).mean(1) for part, (_, n, length) in zip(parts, groups.runs, strict=True)])
+    parts = torch.split(hidden, [count * length for _, count, length in groups.runs])
+    return torch.cat([part.view(n, length, -1).mean(1) for part, (_, n, length) in zip(parts, groups.runs, strict=True)])
 
 
 def pool_padded(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

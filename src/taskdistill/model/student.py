@@ -98,7 +98,7 @@ class TransformerModel(nn.Module):
             positions = packed.positions + self.first_position
             states = self.backbone(**{name: tokens[None]}, position_ids=positions[None], groups=packed.groups, use_cache=False)
             return states.last_hidden_state[0]  # type: ignore[no-any-return]
-        runs = [tokens[first : first + n * length].unflatten(0, (n, length)) for first, n, length in packed.groups.runs]
+        runs = [tokens[first : first + n * length].view(n, length, *tokens.shape[1:]) for first, n, length in packed.groups.runs]
         return torch.cat([self.backbone(**{name: run}).last_hidden_state.flatten(0, 1) for run in runs])
 
     def pooled(self, packed: Packed, token_vectors: Tensor | None = None) -> Tensor:
