@@ -100,6 +100,11 @@ class StudentSettings(Strict):
     config: dict[str, Any] | None = Field(default=None, description="With init: config, the backbone's configuration with its model_type")
     tokenizer: str | None = Field(default=None, description="Tokenizer folder; default: the initial model's")
     pooling: Pooling | None = Field(default=None, description="last, mean or cls; default: the initial model's")
+    end_token: str | None = Field(
+        default="auto",
+        description="Token appended to every text. auto: with last pooling, a tokenizer that ends no text with a special token "
+        "appends its own end-of-sequence token; null: never",
+    )
     max_length: Positive = Field(default=512, description="Tokens of one text at inference")
     rope_theta: float | None = Field(default=None, gt=0, description="RoPE theta at inference; None keeps the backbone's")
     matryoshka_dims: list[Positive] = Field(description="Prefix sizes trained for; the full size is always among them")

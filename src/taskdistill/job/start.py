@@ -25,7 +25,7 @@ from taskdistill.model.backbone import (
 )
 from taskdistill.model.folder import Model, Settings, read_model
 from taskdistill.model.student import TransformerModel
-from taskdistill.model.text import TextTokenizer
+from taskdistill.model.text import TextTokenizer, end_token
 from taskdistill.recipe import Recipe
 from taskdistill.vocabulary import MANIFEST, Pooling
 
@@ -169,20 +169,21 @@ def start_student(recipe: Recipe) -> Model:
     """
     settings = recipe.student
     source = _initial(recipe)
+    named = resolve(settings.tokenizer) if settings.tokenizer else source
+    tokenizer = TextTokenizer.load(named)
     if settings.init == "config":
         assert settings.config is not None
         import torch
 
         torch.manual_seed(recipe.seed)
         backbone = build_backbone(settings.config)
-        tokenizer = TextTokenizer.load(source)
         pooling = settings.pooling
     else:
         backbone = load_backbone(source, trust_remote_code=settings.trust_remote_code)
-        tokenizer = TextTokenizer.load(resolve(settings.tokenizer) if settings.tokenizer else source)
         pooling = settings.pooling or _pooling_of(source)
     if pooling is None:
         raise BadInput("student.pooling is missing and the initial model names none; give last, mean or cls")
+    _end_texts(tokenizer, settings.end_token, pooling, named)
     if settings.layers is not None:
         keep_layers(backbone, settings.layers)
     without_dropout(backbone)
@@ -198,7 +199,7 @@ def start_student(recipe: Recipe) -> Model:
     module = TransformerModel(backbone, pooling)
     dims = matryoshka_dims(settings.matryoshka_dims, module.embedding_dim)
     facts = Settings(prompts=dict(settings.prompts), max_length=settings.max_length, matryoshka_dims=dims, rope_theta=rope_theta(backbone))
-    return Model(module.eval(), tokenizer, facts, name=recipe.name, source=source)
+    return Model(module.eval(), tokenizer, facts, name=recipe.name, source=named)
 
 
 def matryoshka_dims(dims: list[int], width: int) -> tuple[int, ...]:
@@ -232,6 +233,23 @@ def _initial(recipe: Recipe) -> Path:
             raise BadInput("student.init is `config`, so student.tokenizer must name a folder with a tokenizer.json")
         return resolve(recipe.student.tokenizer)
     return resolve(init)
+
+
+def _end_texts(tokenizer: TextTokenizer, token: str | None, pooling: Pooling, folder: Path) -> None:
+    """Let last pooling find an end-of-sequence token: bases such as Qwen3-0.6B-Base append none by themselves."""
+    if token is None or (token == "auto" and (pooling is not Pooling.LAST or tokenizer.ends_texts())):
+        return
+    if token != "auto" and tokenizer.ends_texts():
+        raise BadInput(
+            f"student.end_token is {token!r}, but the tokenizer of {folder} already ends every text with a special token; remove it"
+        )
+    found = end_token(folder) if token == "auto" else token
+    if found is None:
+        raise BadInput(
+            f"student.pooling is last, but the tokenizer of {folder} ends no text with a special token and names no end-of-sequence token; "
+            f"name one as student.end_token, or set it to null to pool the last token of the text itself"
+        )
+    tokenizer.end_with(found)
 
 
 def _pooling_of(source: Path) -> Pooling | None:

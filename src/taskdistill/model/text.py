@@ -7,12 +7,13 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
-from tokenizers.processors import TemplateProcessing
 
 from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.model.backbone import read_json
 from taskdistill.model.tokenizer_guard import check_tokenizer
 
 CHARACTERS_PER_TOKEN = 24
@@ -137,8 +138,19 @@ class TextTokenizer:
         ids = np.array(encoding.ids, dtype=np.int32)
         return ids, spans
 
+    def ends_texts(self) -> bool:
+        """Say whether the tokenizer by itself ends every text with a special token.
+
+        Returns:
+            False too where no special tokens are added at all.
+        """
+        with self._lock:
+            self._set_limit(None)
+            marks = self.backend.encode("a", add_special_tokens=self.special).special_tokens_mask
+        return bool(marks) and marks[-1] == 1
+
     def end_with(self, token: str) -> None:
-        """Make the tokenizer end every text with a token, unless it already adds special tokens by itself.
+        """Make the tokenizer end every text with a token, unless it already ends texts with a special token by itself.
 
         Args:
             token: The end-of-sequence token, such as `<|endoftext|>`.
@@ -146,15 +158,16 @@ class TextTokenizer:
         Raises:
             BadInput: If the vocabulary has no such token.
         """
-        if self.own_tokens:
+        if self.ends_texts():
             return
         number = self.backend.token_to_id(token)
         if number is None:
             raise BadInput(f"the tokenizer has no token {token!r} to end a text with; name one of its special tokens")
-        self.backend.post_processor = TemplateProcessing(
-            single=f"$A {token}", pair=f"$A {token} $B:1 {token}:1", special_tokens=[(token, number)]
-        )
-        self.own_tokens = 1
+        spec = json.loads(self.backend.to_str())
+        spec["post_processor"] = _ending(spec.get("post_processor"), token, number)
+        self.backend = Tokenizer.from_str(json.dumps(spec))
+        self._limit = None
+        self.own_tokens = self.backend.num_special_tokens_to_add(False) * self.special
 
     def _set_limit(self, limit: int | None) -> None:
         if limit != self._limit:
@@ -176,3 +189,40 @@ class TextTokenizer:
         ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         truncated = np.fromiter((bool(encoding.overflowing) for encoding in encodings), dtype=bool, count=len(encodings))
         return ids, truncated
+
+
+def end_token(folder: Path) -> str | None:
+    """Read which token a model folder ends its sequences with.
+
+    Args:
+        folder: Folder with a tokenizer.
+
+    Returns:
+        `eos_token` of its tokenizer's settings, or None where none is named.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            found = read_json(folder / name).get("eos_token")
+            text = found.get("content") if isinstance(found, dict) else found
+            if isinstance(text, str) and text:
+                return text
+    return None
+
+
+def _ending(before: dict[str, Any] | None, token: str, number: int) -> dict[str, Any]:
+    """Add an end-of-sequence token to the last template of a post-processor, or a template to a post-processor without one."""
+    parts = [] if before is None else before["processors"] if before["type"] == "Sequence" else [before]
+    if not (parts and parts[-1]["type"] == "TemplateProcessing"):
+        one: list[Any] = [{"Sequence": {"id": "A", "type_id": 0}}]
+        two = [*one, {"Sequence": {"id": "B", "type_id": 1}}]
+        parts = [*parts, {"type": "TemplateProcessing", "single": one, "pair": two, "special_tokens": {}}]
+    template = parts[-1]
+    ends = {kind: {"SpecialToken": {"id": token, "type_id": kind}} for kind in (0, 1)}
+    second = next(i for i, piece in enumerate(template["pair"]) if piece.get("Sequence", {}).get("id") == "B")
+    made = {
+        **template,
+        "single": [*template["single"], ends[0]],
+        "pair": [*template["pair"][:second], ends[0], *template["pair"][second:], ends[1]],
+        "special_tokens": {**template["special_tokens"], token: {"id": token, "ids": [number], "tokens": [token]}},
+    }
+    return {"type": "Sequence", "processors": [*parts[:-1], made]} if len(parts) > 1 else made
