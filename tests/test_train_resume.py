@@ -133,6 +133,42 @@ def test_another_recipe_is_refused_with_the_difference(home, stopped):
     assert tiny_run.weights(stopped) == tiny_run.weights(home / "whole")
 
 
+def test_a_phase_that_was_not_begun_may_change(home, stopped):
+    raw = short(home)
+    raw["teacher"]["store"] = str(home / "teacher-store")
+    raw["adapters"]["classification"]["lr"] *= 2
+    with pytest.raises(
+        BadInput, match=r"retrieval.lr: .* or delete what was trained by it \(adapters.retrieval in its phases and checkpoints\)"
+    ):
+        again(home, stopped, adapters={**raw["adapters"], "retrieval": {**raw["adapters"]["retrieval"], "lr": 1.0}})
+    tiny_run.train(raw, stopped)
+    wanted = tiny_run.weights(home / "whole")
+    found = tiny_run.weights(stopped)
+    assert found.keys() == wanted.keys()
+    assert {name for name in wanted if found[name] != wanted[name]} == {
+        "phases/adapters.classification/weights.safetensors",
+        "model/adapters/classification/adapter_model.safetensors",
+    }
+
+
+def test_a_finished_adapter_is_trained_again_with_other_settings_on_the_same_base(home, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(home / "whole", out)
+    with pytest.raises(BadInput, match=r"adapters.classification.steps: 6 then, 4 now"):
+        again(home, out, adapters=fewer(home))
+    for part in ("phases", "checkpoints"):
+        shutil.rmtree(out / part / "adapters.classification")
+    again(home, out, adapters=fewer(home))
+    steps, before = tiny_run.steps(out), tiny_run.steps(home / "whole")
+    assert len(steps["adapters.classification"]) == 4
+    assert {name: steps[name] for name in PHASES[:2]} == {name: before[name] for name in PHASES[:2]}
+
+
+def fewer(home: Path) -> dict[str, Any]:
+    adapters = short(home)["adapters"]
+    return {**adapters, "classification": {**adapters["classification"], "steps": 4}}
+
+
 def test_other_threads_go_on_and_say_that_bits_may_differ(home, stopped):
     watcher = again(home, stopped, threads=2)
     assert any("not bit-identical to an uninterrupted run: 1 threads then, 2 now" in note for note in watcher.notes)

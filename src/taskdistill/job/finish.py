@@ -6,20 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from taskdistill.compress import fit_ranges, ranges_to_json
 from taskdistill.encode.encoder import Encoder
 from taskdistill.folders import read_manifest
+from taskdistill.job.state import Run, resume_meta
 from taskdistill.model.folder import Model, Settings, base_space_id, write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
 from taskdistill.model.student import StaticModel
 from taskdistill.model.text import TextTokenizer
-
-if TYPE_CHECKING:
-    from taskdistill.job.state import Run
 
 CALIBRATION_TEXTS = 800
 """Texts whose vectors decide the int8 ranges."""
@@ -60,7 +58,7 @@ def finish_static(run: Run, table: StaticModel, tokenizer: TextTokenizer, folder
     model.settings = replace(settings, space_id=base_space_id(model))
     ranges = int8_ranges(Encoder(model, threads=1), texts[:CALIBRATION_TEXTS], [None])
     model.settings = replace(model.settings, int8_ranges=ranges)
-    write_model(folder, model, inputs=_inputs(run), extra_files=_files(model, card(run, model, None)))
+    write_model(folder, model, inputs=resume_meta(run, "static"), extra_files=_files(model, card(run, model, None)))
 
 
 def _files(model: Model, text: str) -> dict[str, str]:

@@ -15,15 +15,19 @@ from taskdistill.errors import BadInput
 from taskdistill.folders import dump_json, remove_leftovers, write_file
 from taskdistill.job.stages import train_phases, train_static
 from taskdistill.job.start import data_root, load_inputs, start_student
-from taskdistill.job.state import FREE_KEYS, Run, fill_stores, make_plans
+from taskdistill.job.state import Run, deciding, fill_stores, make_plans
 from taskdistill.job.watch import Silent, Stop, Watcher, never
 from taskdistill.model.folder import Model
-from taskdistill.recipe import Recipe, dump_recipe
+from taskdistill.recipe import Recipe, dump_recipe, parse_recipe
 from taskdistill.teacher.lock import writer_lock
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.store import open_views
 from taskdistill.train.log import Log
 from taskdistill.train.processes import ALONE, Processes
+
+FREE_KEYS = ("threads", "evaluation", "name", "teacher.store", "teacher.api_key_env")
+"""Parts of a recipe that may always differ when a run is continued: they move no weight."""
+FREE = tuple(f"{key}." for key in FREE_KEYS)
 
 
 def train(
@@ -137,15 +141,34 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
 
 
 def _same_recipe(recipe: Recipe, out: Path) -> None:
-    path = out / "recipe.yaml"
-    text = dump_recipe(recipe)
+    """Refuse a recipe under which a phase that this run has begun would have other weights."""
+    path, text = out / "recipe.yaml", dump_recipe(recipe)
     if path.is_file():
-        before, now = _flat(yaml.safe_load(path.read_text("utf-8"))), _flat(yaml.safe_load(text))
-        changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key.split(".")[0] not in FREE_KEYS]
-        if changed:
+        then = yaml.safe_load(path.read_text("utf-8"))
+        before, now = _flat(then), _flat(yaml.safe_load(text))
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and not f"{key}.".startswith(FREE)]
+        begun = _begun(out) if changed else []
+        stale = [name for name in begun if name in recipe.phases() and _other(then, recipe, name)]
+        if stale:
             shown = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed[:5])
-            raise BadInput(f"{out} was begun with another recipe ({shown}); use a new --out, or the recipe in {path}")
+            raise BadInput(
+                f"{out} was begun with another recipe ({shown}); use a new --out, or the recipe in {path}, or delete what was trained by it "
+                f"({', '.join(stale)} in its phases and checkpoints) to train that again"
+            )
     write_file(path, text)
+
+
+def _begun(out: Path) -> list[str]:
+    found = {path.name for part in ("phases", "checkpoints") for path in (out / part).glob("[!.]*") if path.is_dir()}
+    return sorted(found | ({"static"} if (out / "static-model").is_dir() else set()))
+
+
+def _other(then: dict[str, Any], recipe: Recipe, name: str) -> bool:
+    try:
+        before = parse_recipe(then)
+    except BadInput:  # written by a version that knew other keys
+        return True
+    return name not in before.phases() or deciding(before, name) != deciding(recipe, name)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -30,14 +30,14 @@ from taskdistill.train.step import workers
 from taskdistill.vocabulary import Task
 
 
-def _around(run: Run, tokenizer: TextTokenizer, prompts: Mapping[str, str], threads: Any, processes: Processes) -> Surroundings:
+def _around(run: Run, name: str, tokenizer: TextTokenizer, prompts: Mapping[str, str], threads: Any, processes: Processes) -> Surroundings:
     return Surroundings(
         tokenizer,
         prompts,
         run.recipe.seed,
         threads,
         run.log,
-        resume_meta(run),
+        resume_meta(run, name),
         run.watcher.step,
         run.should_stop,
         run.threads * processes.size,
@@ -50,13 +50,13 @@ def _train_phase(run: Run, job: PhaseJob, model: Any, tokenizer: TextTokenizer, 
     """Run a phase unless it is finished; say whether anything was run."""
     start = time.monotonic()
     done = run.out / "phases" / job.name
-    if load_phase(done, job, resume_meta(run)):
+    if load_phase(done, job, resume_meta(run, job.name)):
         run.watcher.note(f"{job.name}: finished before")
         return False
     run.watcher.stage(f"{job.name}: {job.settings.steps:,} steps")
     processes = ALONE if isinstance(model, StaticModel) else run.processes
     with workers(run.threads) as threads:
-        run_phase(job, model, run.out / "checkpoints" / job.name, _around(run, tokenizer, prompts, threads, processes))
+        run_phase(job, model, run.out / "checkpoints" / job.name, _around(run, job.name, tokenizer, prompts, threads, processes))
     run.timed(job.name, start)
     return True
 
@@ -93,13 +93,13 @@ def train_static(run: Run, student: Model) -> Path:
         run.recipe.static, table, plan, store, [dim for dim in run.recipe.student.matryoshka_dims if dim <= table.embedding_dim]
     )
     if _train_phase(run, job, table, tokenizer, {}):
-        save_phase(run.out / "phases" / job.name, job, resume_meta(run))
+        save_phase(run.out / "phases" / job.name, job, resume_meta(run, job.name))
     finish_static(run, table, tokenizer, folder, texts)
     return folder
 
 
 def _same_data(run: Run, folder: Path) -> None:
-    made_from, now = read_manifest(folder, "model")["inputs"].get("data"), run.inputs.digest()
+    made_from, now = read_manifest(folder, "model")["inputs"].get("data"), resume_meta(run, "static")["data"]
     if made_from != now:
         raise BadInput(f"{folder} was made with data = {made_from!r}, this run has {now!r}; use a new --out")
 
@@ -135,7 +135,7 @@ def train_phases(run: Run, student: Model) -> Model:
             _with_theta(module, settings, inference_theta)
             job = stage1_job(name, settings, module, run.plans[name], run.stores, projection, dims)
             if _train_phase(run, job, module, student.tokenizer, student.settings.prompts) and run.processes.leads:
-                save_phase(run.out / "phases" / name, job, resume_meta(run))
+                save_phase(run.out / "phases" / name, job, resume_meta(run, name))
     before = weights_hash(module.backbone)
     for task in Task:
         if task in recipe.adapters:
@@ -181,7 +181,7 @@ def _adapter(
             raise WorkFailed(f"the base's weights changed while {job.name} was trained; nothing of it was kept, please report this")
         if settings.average is not None:
             _average(run, task, settings, job, student)
-        save_phase(run.out / "phases" / job.name, job, resume_meta(run))
+        save_phase(run.out / "phases" / job.name, job, resume_meta(run, job.name))
     module.select(None)
 
 

@@ -39,13 +39,16 @@ class Inputs:
     root: Path
     datasets: dict[str, Dataset]
 
-    def digest(self) -> str:
-        """Hash the rows of every source.
+    def digest(self, names: Collection[str] | None = None) -> str:
+        """Hash the rows of some sources.
+
+        Args:
+            names: The sources; None for all.
 
         Returns:
             64 hexadecimal digits.
         """
-        lines = [f"{name} {dataset.sha256}" for name, dataset in sorted(self.datasets.items())]
+        lines = [f"{name} {dataset.sha256}" for name, dataset in sorted(self.datasets.items()) if names is None or name in names]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def without(self, texts: Collection[str]) -> Inputs:

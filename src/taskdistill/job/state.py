@@ -22,9 +22,6 @@ from taskdistill.train.loop import Interrupted
 from taskdistill.train.phases import make_plan, static_phase, teacher_needs
 from taskdistill.train.processes import ALONE, Processes
 
-FREE_KEYS = ("threads", "evaluation", "name")
-"""Parts of a recipe that may differ when a run is continued: they move no weight."""
-
 
 @dataclass
 class Run:
@@ -93,18 +90,55 @@ def as_phase(settings: Phase | StaticSettings) -> Phase:
     return static_phase(settings) if isinstance(settings, StaticSettings) else settings
 
 
-def resume_meta(run: Run) -> dict[str, Any]:
-    """Say what must be the same where a run is continued.
+def deciding(recipe: Recipe, name: str) -> dict[str, Any]:
+    """Collect the parts of a recipe that decide the weights of a phase, so that other parts may change when a run is continued.
+
+    Args:
+        recipe: The recipe.
+        name: The phase.
+
+    Returns:
+        Seed, data, teacher and student, the phase's own settings and those of the phases that it builds on.
+    """
+    phases = recipe.phases()
+    before = ("stage1", "long") if name.startswith("adapters.") else ("stage1",) if name == "long" else ()
+    found = {each: phases[each] for each in (*before, name) if each in phases}
+    used = sources_of(found)
+    whole = recipe.model_dump(mode="json")
+    return {
+        "seed": recipe.seed,
+        "data": {**whole["data"], "sources": {source: value for source, value in whole["data"]["sources"].items() if source in used}},
+        "teacher": {key: value for key, value in whole["teacher"].items() if key not in ("store", "api_key_env")},
+        "student": whole["student"],
+        **{each: settings.model_dump(mode="json") for each, settings in found.items()},
+    }
+
+
+def sources_of(phases: Mapping[str, Phase | StaticSettings]) -> set[str]:
+    """List the sources that some phases draw from.
+
+    Args:
+        phases: Name to phase.
+
+    Returns:
+        Source names with a weight above 0.
+    """
+    return {source for settings in phases.values() for source, weight in settings.sources.items() if weight > 0}
+
+
+def resume_meta(run: Run, name: str) -> dict[str, Any]:
+    """Say what must be the same where a phase is continued.
 
     Args:
         run: The run.
+        name: The phase.
 
     Returns:
-        Hashes of the recipe, without what moves no weight, and of the rows.
+        Hashes of the parts of the recipe that decide its weights, and of the rows of its sources.
     """
-    fixed = run.recipe.model_dump(mode="json", exclude=set(FREE_KEYS))
-
-    return {"recipe": hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest(), "data": run.inputs.digest()}
+    parts = deciding(run.recipe, name)
+    text = json.dumps(parts, sort_keys=True)
+    return {"recipe": hashlib.sha256(text.encode()).hexdigest(), "data": run.inputs.digest(parts["data"]["sources"])}
 
 
 def make_plans(recipe: Recipe, inputs: Inputs) -> dict[str, BatchPlan]:
