@@ -168,3 +168,11 @@ def test_no_gradient_flows_into_the_reference_of_the_relations():
     student, reference = unit(4, 3).requires_grad_(), unit(4, 3, seed=1).requires_grad_()
     losses.relational_distance(student, reference).backward()
     assert reference.grad is None and student.grad is not None
+
+
+def test_signs_go_forward_and_the_gradient_straight_back():
+    vectors = torch.tensor([[0.3, -0.2, 0.0, 2.0]], requires_grad=True)
+    codes = losses.sign_straight_through(vectors)
+    assert codes.tolist() == [[0.5, -0.5, -0.5, 0.5]]  # a zero is no set bit, as in packed codes
+    (codes * torch.tensor([[1.0, 2.0, 3.0, 4.0]])).sum().backward()
+    assert vectors.grad.tolist() == [[1.0, 2.0, 3.0, 4.0]]

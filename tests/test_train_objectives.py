@@ -151,3 +151,14 @@ def test_a_learned_temperature_is_a_logarithm_held_above_a_floor():
     heads.log_temperature.data.fill_(-20)
     assert temperature(heads, adapter(min_temperature=0.01)).item() == pytest.approx(0.01)
     assert list(heads.named()) == ["log_temperature"]
+
+
+def test_a_weight_on_binary_codes_adds_their_contrast():
+    prepared = prepare(batch(RowKind.PAIRS, Pair("q", "p"), Pair("r", "s")), task=Task.RETRIEVAL, distil=False)
+    vectors = torch.tensor([[3.0, 1.0], [1.0, -2.0], [1.0, 2.0], [-1.0, -1.0]])  # q, r, p, s: codes ++, +-, ++, --
+    settings = adapter(weights={"binary_info_nce": 1.0, "info_nce": 0.0, "distill": 0.0, "gor": 0.0}, temperature=0.5, matryoshka=False)
+    terms, _ = adapter_objective(Task.RETRIEVAL, settings, [2])(vectors, prepared, Signals(), Heads())
+    first = math.log(1 + math.exp(-2 - 2))  # q: 1 with p, -1 with s
+    second = math.log(1 + 1)  # r: 0 with s, its positive, and 0 with p
+    assert terms.keys() == {"binary_info_nce"}
+    assert terms["binary_info_nce"].item() == pytest.approx((first + second) / 2)

@@ -206,6 +206,21 @@ def score_distill(student: Tensor, teacher: Tensor, temperature: float = 0.02) -
     return (got - wanted).square().sum(1).mean()
 
 
+def sign_straight_through(vectors: Tensor) -> Tensor:
+    """Binary codes in the forward pass, the identity in the backward pass (quantisation-aware training; ours).
+
+    Args:
+        vectors: `(N, D)`.
+
+    Returns:
+        `(N, D)` of plus or minus one over the root of D, so that rows have unit length and a dot product is the share of equal bits,
+        scaled to -1 to 1. The gradient is that of `vectors`.
+    """
+    codes: Tensor = torch.where(vectors > 0, 1.0, -1.0).to(vectors.dtype) / vectors.shape[-1] ** 0.5
+    straight: Tensor = vectors + (codes - vectors).detach()
+    return straight
+
+
 def over_prefixes(loss: Callable[[int], Tensor], dims: Sequence[int]) -> Tensor:
     """Matryoshka: the equal-weight mean of a loss over prefix sizes (section 5.5, option 1).
 

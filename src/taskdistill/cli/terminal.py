@@ -16,6 +16,8 @@ from rich.table import Table
 
 PLAIN_EVERY = 20.0
 """Seconds between progress lines where there is no terminal."""
+PLAIN_WIDTH = 160
+"""Characters of a line where there is no terminal."""
 
 
 class Terminal:
@@ -29,6 +31,8 @@ class Terminal:
         """
         self.quiet = quiet
         self.console = Console(stderr=False, soft_wrap=True, highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = PLAIN_WIDTH
         self.live = self.console.is_terminal and not quiet
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -83,7 +87,7 @@ class Terminal:
         self.end()
         table = Table(title=title, title_justify="left", header_style="bold")
         for i, column in enumerate(columns):
-            table.add_column(escape(column), justify="left" if i < 2 else "right", no_wrap=i < 2)
+            table.add_column(escape(column), justify="left" if i < 2 else "right", no_wrap=i == 0)
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         self.console.print(table)

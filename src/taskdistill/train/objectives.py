@@ -26,8 +26,8 @@ WEIGHTS: dict[Task, dict[str, float]] = {
 """The paper's loss weights (Table A1); a recipe may set others, and may add a term that the task's data allows."""
 
 TERMS: dict[Task, tuple[str, ...]] = {
-    Task.RETRIEVAL: ("info_nce", "distill", "gor"),
-    Task.TEXT_MATCHING: ("cosent", "info_nce", "distill", "gor"),
+    Task.RETRIEVAL: ("info_nce", "distill", "gor", "binary_info_nce"),
+    Task.TEXT_MATCHING: ("cosent", "info_nce", "distill", "gor", "binary_info_nce"),
     Task.CLUSTERING: ("distill",),
     Task.CLASSIFICATION: ("info_nce", "relational"),
 }
@@ -95,7 +95,7 @@ def terms_of(task: Task, kind: RowKind) -> tuple[str, ...]:
     """
     if task is not Task.TEXT_MATCHING:
         return TERMS[task]
-    return ("cosent",) if kind is RowKind.SCORED else ("info_nce", "distill", "gor")
+    return ("cosent",) if kind is RowKind.SCORED else ("info_nce", "distill", "gor", "binary_info_nce")
 
 
 def distill(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads, dims: Sequence[int], reduction: str = "mean") -> Tensor:
@@ -146,7 +146,8 @@ def pairs(
     terms: Terms = {}
     first, second = torch.from_numpy(prepared.first), torch.from_numpy(prepared.second)
     masked = 0.0
-    if "info_nce" in wanted:
+    contrasts = {"info_nce": normalise, "binary_info_nce": losses.sign_straight_through}
+    if contrasts.keys() & wanted.keys():
         excluded = false_negatives(
             prepared, signals.teacher_similarities, settings.false_negative_margin, others=settings.negatives_of_others
         )
@@ -155,11 +156,13 @@ def pairs(
         candidates = second if prepared.negatives is None else torch.cat([second, torch.from_numpy(prepared.negatives)])
         positives = torch.arange(len(first), device=vectors.device)
         tau = temperature(heads, settings)
+        for name, shape in contrasts.items():
+            if name in wanted:
 
-        def contrast(dim: int) -> Tensor:
-            return losses.info_nce(normalise(vectors[first, :dim]), normalise(vectors[candidates, :dim]), positives, tau, mask)
+                def contrast(dim: int, shape: Callable[[Tensor], Tensor] = shape) -> Tensor:
+                    return losses.info_nce(shape(vectors[first, :dim]), shape(vectors[candidates, :dim]), positives, tau, mask)
 
-        terms["info_nce"] = over_prefixes(contrast, dims)
+                terms[name] = over_prefixes(contrast, dims)
     if "distill" in wanted:
         terms["distill"] = distill(vectors, prepared, signals, heads, dims)
     if "gor" in wanted:
