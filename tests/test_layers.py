@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "taskdistill"
-GROUND = {"vocabulary", "errors", "folders", "recipe", "recipe_faults"}
+GROUND = {"vocabulary", "errors", "strict_json", "folders", "lock", "recipe", "recipe_faults"}
 MAY_IMPORT: dict[str, set[str]] = {
     "vocabulary": set(),
     "errors": set(),
+    "strict_json": set(),
+    "lock": {"errors"},
     "recipe_faults": {"errors"},
     "folders": {"vocabulary", "errors"},
     "recipe": {"vocabulary", "errors", "recipe_faults"},

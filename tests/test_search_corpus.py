@@ -29,7 +29,7 @@ def test_jsonl_rows_become_documents_and_bad_ones_are_counted_with_line_and_reas
     assert (report.rows, report.used, report.rejected) == (13, 2, 11)
     reasons = {fault.line: fault.reason for fault in report.faults}
     assert sorted(reasons) == [2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
-    assert "NaN" in reasons[2] and "not JSON" in reasons[5] and "no text" in reasons[6] and "occurs twice" in reasons[7]
+    assert "NaN" in reasons[2] and "not valid JSON" in reasons[5] and "no text" in reasons[6] and "duplicate JSON key" in reasons[7]
     assert (
         "surrogate" in reasons[8] and "NUL" in reasons[9] and "deep" in reasons[10] and "larger" in reasons[11] and "no id" in reasons[13]
     )

@@ -6,11 +6,11 @@ from search_fakes import DIM, FakeEncoder
 
 from taskdistill.compress import Int8Ranges, normalise, pack_bits
 from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.lock import writer_lock
 from taskdistill.search import writes
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
-from taskdistill.search.lock import writer_lock
 from taskdistill.search.passages import Passages
 from taskdistill.search.settings import IndexSettings
 
@@ -205,8 +205,8 @@ def test_what_does_not_match_is_refused_by_name(tmp_path):
 
 def test_two_writers(tmp_path):
     index = filled(tmp_path / "i", 10)
-    with writer_lock(tmp_path / "i"):
-        with pytest.raises(WorkFailed, match="being written by process"):
+    with writer_lock(tmp_path / "i" / "lock"):
+        with pytest.raises(WorkFailed, match="held by process"):
             index.delete(["d1"])
         assert len(index.search(random_vectors(1), 3)[0]) == 3
     assert index.delete(["d1"]) == 1
@@ -214,8 +214,8 @@ def test_two_writers(tmp_path):
 
 def test_the_lock_of_another_host_is_respected_and_explained(tmp_path):
     index = filled(tmp_path / "i", 10)
-    (tmp_path / "i" / "lock").write_text('{"pid": 7, "host": "elsewhere"}')
-    with pytest.raises(WorkFailed, match=r"process 7 on elsewhere.*remove"):
+    (tmp_path / "i" / "lock").write_text("7 elsewhere")
+    with pytest.raises(WorkFailed, match=r"process 7 on host elsewhere.*remove"):
         index.delete(["d1"])
 
 

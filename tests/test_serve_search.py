@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from serve_fakes import live, tiny_encoder
 
 from taskdistill.errors import BadInput
+from taskdistill.model.projection import Projection
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.serve import searching
@@ -110,11 +112,22 @@ def test_what_another_process_writes_is_found_and_a_damaged_index_keeps_serving(
         assert ids() == {"old", "older", "new"}
 
 
-def test_an_index_of_another_space_is_refused_unless_something_embeds_its_queries(index):
-    other = tiny_encoder(1)
-    other.model.settings = type(other.model.settings)(**{**vars(other.model.settings), "space_id": "elsewhere"})
-    with pytest.raises(BadInput, match="space_id"):
+def test_an_index_of_another_space_is_refused_and_that_of_the_teacher_is_asked_through_the_projection(tmp_path):
+    other, teacher = tiny_encoder(1), tiny_encoder(1)
+    space = teacher.space_id
+    documents = [Document(f"d{i}", f"text {i} of them") for i in range(20)]
+    index = build_index(teacher, documents, tmp_path / "index", task=None)[0]
+    other.model.settings = replace(other.model.settings, space_id="elsewhere")
+    with pytest.raises(BadInput, match=r"elsewhere.*is not the index's"):
         make_app(other, index)
-    settings = Settings()
-    app = make_app(other, index, settings, query_encoder=tiny_encoder(1))
-    assert app.state.service.encoder is other
+    facts = {"model": "the teacher", "embedding_dim": 32, "space_id": space}
+    other.model.settings = replace(other.model.settings, teacher=facts)
+    other.model.projection = Projection(32, 32)
+    with live(other, index) as (url, _):
+        found = httpx.post(f"{url}/search", json={"query": "text 3", "top_k": 5}).json()["results"][0]
+    vectors = other.project(other.encode(["text 3"], prompt_name="query"))
+    assert [hit["id"] for hit in found] == [hit.id for hit in index.search(vectors, 5)[0]]
+    adapted = build_index(teacher, documents, tmp_path / "adapted")[0]
+    with live(other, adapted) as (url, _):
+        answer = httpx.post(f"{url}/search", json={"query": "text 3"})
+    assert answer.status_code == 400 and "which a projection does not reach" in answer.json()["error"]["message"]

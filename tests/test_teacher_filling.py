@@ -16,8 +16,8 @@ import pytest
 from teacher_fakes import DIM, FakeTeacher, stored
 
 from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.lock import writer_lock
 from taskdistill.teacher import filling, shards
-from taskdistill.teacher.lock import writer_lock
 from taskdistill.teacher.protocol import Identity
 from taskdistill.teacher.store import describe, open_store
 

@@ -216,7 +216,7 @@ def test_a_damaged_finished_phase_is_refused(home, stopped):
 
 
 def test_two_runs_never_share_a_folder(home, stopped):
-    from taskdistill.teacher.lock import writer_lock
+    from taskdistill.lock import writer_lock
 
     with writer_lock(stopped / "lock"), pytest.raises((BadInput, WorkFailed), match=r"lock"):
         again(home, stopped)

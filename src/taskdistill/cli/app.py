@@ -7,12 +7,32 @@ import traceback
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from taskdistill.cli import data, encoding, evaluation, exporting, folders, searching, serving, training
+from taskdistill.cli import data, encoding, evaluation, exporting, folders, searching, serving, training, tuning
 from taskdistill.errors import BadInput, WorkFailed
+
+
+class Commands(TyperGroup):
+    """The commands; the name of one may be two words, such as `search tune` beside `search INDEX QUERY`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that arguments begin with.
+
+        Args:
+            ctx: Where it is looked for.
+            args: The arguments.
+
+        Returns:
+            Its name, the command, and the arguments that are left.
+        """
+        two = " ".join(args[:2])
+        return (two, self.commands[two], args[2:]) if two in self.commands else super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="taskdistill",
+    cls=Commands,
     help="Distil a text-embedding teacher into a compact student with task adapters, and use it.",
     no_args_is_help=True,
     add_completion=False,
@@ -39,7 +59,7 @@ def options(
         raise typer.Exit
 
 
-for module in (training, encoding, evaluation, searching, serving, exporting, folders, data):
+for module in (training, encoding, evaluation, searching, tuning, serving, exporting, folders, data):
     module.register(app)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput, require
+from taskdistill.vocabulary import MANIFEST
 
 
 def register(app: typer.Typer) -> None:
@@ -21,8 +22,10 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="Model folder, Hub id, or all-MiniLM-L6-v2")],
-    index: Annotated[Path | None, typer.Option("--index", help="Index folder, for /search and the page")] = None,
+    model: Annotated[str, typer.Argument(help="Run folder, model folder, Hub id, or all-MiniLM-L6-v2")],
+    index: Annotated[
+        Path | None, typer.Option("--index", help="Index of the model or of its teacher, for /search and the page; default: the run's own")
+    ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; others than loopback need a key")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="0 takes any free one")] = 8080,
     api_key_env: Annotated[
@@ -32,7 +35,7 @@ def serve(
 ) -> None:
     """Serve embeddings (OpenAI's, Jina's and TEI's shapes), search, metrics and a page to try it.
 
-    Example: [bold]taskdistill serve runs/quickstart/model --index notes-index[/bold]
+    Example: [bold]taskdistill serve runs/quickstart[/bold]
     """
     import os
 
@@ -47,12 +50,17 @@ def serve(
     if api_key_env and not key:
         raise BadInput(f"--api-key-env names {api_key_env}, which is not set in the environment; put the key there")
     terminal = Terminal()
+    run_folder = Path(model)
+    if (run_folder / "model" / MANIFEST).is_file():
+        model = str(run_folder / "model")
+        index = index or (run_folder / "index" if (run_folder / "index" / MANIFEST).is_file() else None)
     opened: Any = None if index is None else Index.open(index)
+    terminal.line(f"model  {model}\nindex  {index or 'none'}")
     run(
         Encoder.load(model),
         host=host,
         port=port,
         index=opened,
         settings=Settings(api_key=key, public=public),
-        started=lambda address: terminal.line(f"listening on {address}"),
+        started=lambda address: terminal.line(f"listening on {address}; open it in a browser to try the model"),
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 from taskdistill.errors import BadInput, require
+from taskdistill.strict_json import JsonFault, read_object
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 MAX_LINE = 64 << 20
@@ -96,21 +96,6 @@ def read_hub(name: str, split: str, revision: str | None) -> Iterator[Record]:
         yield number, cast("dict[str, Any]", row)
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [key for key, _ in pairs]
-        raise Fault("duplicate JSON key", next(key for key in names if names.count(key) > 1)[:60])
-    return found
-
-
-def _no_constant(text: str) -> Any:
-    raise Fault("not a finite number", text)
-
-
-_DECODE = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_no_constant).decode
-
-
 def _jsonl(path: Path) -> Iterator[Record]:
     for number, offset, line in _lines(path):
         if isinstance(line, Fault):
@@ -136,14 +121,9 @@ def parse_json(text: str) -> dict[str, Any] | Fault:
         The object, or the fault: duplicate key, NaN or infinity, nesting or a number beyond all bounds, not an object.
     """
     try:
-        value = _DECODE(text)
-    except Fault as fault:
-        return fault
-    except RecursionError:
-        return Fault("JSON nested too deeply")
-    except ValueError as error:
-        return Fault("not valid JSON", str(error)[:100])
-    return value if isinstance(value, dict) else Fault("not a JSON object", type(value).__name__)
+        return read_object(text)
+    except JsonFault as fault:
+        return Fault(fault.reason, fault.detail)
 
 
 def _csv(path: Path) -> Iterator[Record]:

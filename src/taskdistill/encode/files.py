@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from taskdistill.encode.encoder import WINDOW, Encoder
 from taskdistill.errors import BadInput
 from taskdistill.folders import sync
+from taskdistill.strict_json import JsonFault, read_object
 
 EXAMPLES = 5
 
@@ -209,15 +210,14 @@ def _json_lines(path: Path, column: str) -> Iterator[Any]:
     for line in _lines(path):
         if isinstance(line, str) and line.strip():
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                yield _Fault("not valid JSON")
+                row = read_object(line)
+            except JsonFault as fault:
+                yield _Fault(str(fault))
                 continue
-            if isinstance(row, dict) and column in row:
+            if column in row:
                 yield row[column]
             else:
-                found = ", ".join(list(row)[:6]) if isinstance(row, dict) else type(row).__name__
-                yield _Fault(f"no field {column!r}; found {found}; name another with --column")
+                yield _Fault(f"no field {column!r}; found {', '.join(list(row)[:6])}; name another with --column")
         elif isinstance(line, _Fault):
             yield line
 

@@ -196,7 +196,7 @@ def _teacher_facts(run: Run) -> dict[str, Any]:
         "revision": identity.revision,
         "kind": identity.kind,
         "embedding_dim": run.stores["document"].embedding_dim,
-        "space_id": (identity.weights or "")[:32],
+        "space_id": getattr(run.teacher, "space_id", ""),
     }
 
 

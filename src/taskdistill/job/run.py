@@ -17,9 +17,9 @@ from taskdistill.job.stages import train_phases, train_static
 from taskdistill.job.start import data_root, load_inputs, start_student
 from taskdistill.job.state import Run, deciding, fill_stores, make_plans
 from taskdistill.job.watch import Silent, Stop, Watcher, never
+from taskdistill.lock import writer_lock
 from taskdistill.model.folder import Model
 from taskdistill.recipe import Recipe, dump_recipe, parse_recipe
-from taskdistill.teacher.lock import writer_lock
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.store import open_views
 from taskdistill.train.log import Log

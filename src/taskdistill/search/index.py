@@ -17,7 +17,7 @@ from taskdistill.search.corpus import Document
 from taskdistill.search.filling import BATCH, FillReport, Progress
 from taskdistill.search.first_pass import CELL_ROWS, Distances, FirstPass, approximate, build_cells
 from taskdistill.search.hybrid import Lexical, build_bm25, open_bm25
-from taskdistill.search.journal import disk, writing
+from taskdistill.search.journal import LOCK, disk, writing
 from taskdistill.search.manifest import Manifest, write_manifest
 from taskdistill.search.metadata import Filter
 from taskdistill.search.protocol import SearchEncoder, unit_vectors
@@ -25,7 +25,8 @@ from taskdistill.search.query import query_vectors, rank_queries
 from taskdistill.search.ranking import exact_pass
 from taskdistill.search.refine import Refinement
 from taskdistill.search.segments import Segment
-from taskdistill.search.settings import IndexSettings
+from taskdistill.search.settings import IndexSettings, SearchDefaults
+from taskdistill.search.shrink import shrink
 from taskdistill.search.snapshot import Hit, Snapshot, open_snapshot
 from taskdistill.vocabulary import MANIFEST
 
@@ -98,7 +99,7 @@ class Index:
         with disk(path):
             path.mkdir(parents=True, exist_ok=True)
         with writing(path):
-            if any(file.name != "lock" for file in path.iterdir()):
+            if any(file.name != LOCK for file in path.iterdir()):
                 raise BadInput(f"{path} is not empty; give another folder or remove it first")
             with disk(path):
                 write_manifest(path, Manifest(settings))
@@ -132,8 +133,8 @@ class Index:
         space_id: str | None = None,
         oversample: int | None = None,
         filter: Filter | None = None,
-        refinement: Refinement | None = None,
-        hybrid: bool = False,
+        refinement: Refinement | bool | None = None,
+        hybrid: bool | None = None,
     ) -> list[list[Hit]]:
         """Find the best passages for each query.
 
@@ -142,10 +143,11 @@ class Index:
             top_k: Passages a query; fewer come back where there are fewer.
             encoder: Any encoder of the index's space: the one it was made with, or a student's projection into it.
             space_id: Space of the vectors, to be checked; texts are checked by their encoder.
-            oversample: Candidates of the first pass for each passage; 50 unless given.
+            oversample: Candidates of the first pass for each passage; None for what the index was tuned to, else 50.
             filter: Conditions on metadata, applied before ranking.
-            refinement: Move queries towards their best documents and search again; off unless given.
-            hybrid: Join with BM25 by reciprocal rank fusion; needs texts and `build_bm25`.
+            refinement: Move queries towards their best documents and search again; None for what the index was tuned to,
+                True for that or the usual one, False for off.
+            hybrid: Join with BM25 by reciprocal rank fusion, which needs texts and `build_bm25`; None for what the index was tuned to.
 
         Returns:
             For each query its hits, best first.
@@ -154,26 +156,31 @@ class Index:
             BadInput: If something does not match the index, or an option is out of range.
         """
         snapshot = self.snapshot
+        settings, usual = snapshot.manifest.settings, snapshot.manifest.search
         texts: Sequence[str] = ()
         if isinstance(queries, np.ndarray):
             if hybrid or encoder is not None:
                 raise BadInput("vectors were given where texts are needed (hybrid search, encoder); give the queries as texts")
             if space_id is not None:
-                self.settings.check_space(space_id)
-            vectors = unit_vectors(queries, self.settings.dim, "query")
+                settings.check_space(space_id)
+            vectors, hybrid = unit_vectors(queries, settings.dim, "query"), False
         elif isinstance(queries, str) or encoder is None or space_id is not None:
             raise BadInput("give a list of texts with an encoder, or an array of vectors with or without space_id")
         else:
-            texts, vectors = queries, query_vectors(self.settings, encoder, queries)
+            texts, vectors = queries, query_vectors(settings, encoder, queries)
         ranked = rank_queries(
             snapshot,
             vectors,
             top_k,
-            oversample=oversample,
+            oversample=usual.oversample if oversample is None else oversample,
             allowed=snapshot.allowed(filter),
             first_pass=self.near,
-            refinement=refinement,
-            lexical=self._open_lexical(snapshot) if hybrid else None,
+            refinement=usual.refinement
+            if refinement is None
+            else usual.refinement or Refinement()
+            if refinement is True
+            else refinement or None,
+            lexical=self._open_lexical(snapshot) if (usual.hybrid if hybrid is None else hybrid) else None,
             texts=texts,
         )
         return [snapshot.hits(*each) for each in ranked]
@@ -253,6 +260,33 @@ class Index:
                 writes.merge(self.snapshot, positions)
                 self.refresh()
 
+    def set_defaults(self, defaults: SearchDefaults) -> None:
+        """Remember how to search where a search does not say, such as what tuning recommends.
+
+        Args:
+            defaults: The new defaults.
+
+        Raises:
+            BadInput: If they need vectors that the index does not keep.
+            WorkFailed: If another process writes or the disk fails.
+        """
+        with self.writing():
+            writes.set_defaults(self.snapshot, defaults)
+
+    def shrink(self, dim: int, rescore: str) -> None:
+        """Keep fewer dimensions or a smaller precision, from the stored vectors: nothing is embedded again.
+
+        Args:
+            dim: Dimensions to keep, at most those there are.
+            rescore: Precision of the vectors kept: the one there is, or a smaller one.
+
+        Raises:
+            BadInput: If the index keeps less than is asked for.
+            WorkFailed: If another process writes or the disk fails.
+        """
+        with self.writing():
+            shrink(self.snapshot, dim, rescore)
+
     def build_bm25(self) -> None:
         """Build the lexical part for hybrid search; it lasts until documents change.
 
@@ -267,7 +301,7 @@ class Index:
         """Say what the index is.
 
         Returns:
-            Plain data: settings, counts, generation, whether a build is under way, bytes by kind of file.
+            Plain data: settings, search defaults, counts, generation, whether a build is under way, bytes by kind of file.
         """
         manifest = self.snapshot.manifest
         sizes: dict[str, int] = {}
@@ -284,6 +318,7 @@ class Index:
             "generation": manifest.generation,
             "building": manifest.building,
             "hybrid": manifest.bm25 is not None,
+            "search": manifest.search.to_json(),
             "metadata": sorted(self.snapshot.metadata_keys),
             "bytes": {**sizes, MANIFEST: (self.path / MANIFEST).stat().st_size},
         }

@@ -14,11 +14,14 @@ import numpy as np
 
 from taskdistill.errors import WorkFailed
 from taskdistill.folders import sync
+from taskdistill.lock import writer_lock
 from taskdistill.search.blocks import Rows
 from taskdistill.search.files import entry, write_array
-from taskdistill.search.lock import writer_lock
 from taskdistill.search.manifest import Manifest, SegmentEntry, load_manifest, write_manifest
 from taskdistill.vocabulary import MANIFEST
+
+LOCK = "lock"
+"""The file in an index that its writer holds."""
 
 _PARTS = ("segments", "deletes", "bm25")
 
@@ -38,7 +41,7 @@ def writing(path: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         with disk(path):
-            stack.enter_context(writer_lock(path))
+            stack.enter_context(writer_lock(path / LOCK))
             clean(path)
         yield
 

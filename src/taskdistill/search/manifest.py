@@ -14,7 +14,7 @@ from taskdistill.compress import Int8Ranges
 from taskdistill.errors import BadInput
 from taskdistill.folders import FORMAT_VERSION, dump_json, read_manifest, versions, write_file
 from taskdistill.search.files import damaged
-from taskdistill.search.settings import IndexSettings
+from taskdistill.search.settings import IndexSettings, SearchDefaults
 from taskdistill.vocabulary import MANIFEST
 
 KIND = "search-index"
@@ -57,6 +57,7 @@ class Manifest:
     Attributes:
         settings: How the index was made.
         ranges: Int8 ranges of its vectors, where rescoring is int8.
+        search: How it is searched where a search does not say.
         generation: Counts commits.
         next_segment: First number that no segment has had.
         building: Whether a build began and has not ended.
@@ -67,6 +68,7 @@ class Manifest:
 
     settings: IndexSettings
     ranges: Int8Ranges | None = None
+    search: SearchDefaults = field(default_factory=SearchDefaults)
     generation: int = 0
     next_segment: int = 0
     building: bool = False
@@ -107,6 +109,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         "building": manifest.building,
         "settings": manifest.settings.to_json(),
         "ranges": None if manifest.ranges is None else manifest.ranges.to_json(),
+        "search": manifest.search.to_json(),
         "next_segment": manifest.next_segment,
         "segments": [vars(segment) for segment in manifest.segments],
         "bm25": manifest.bm25,
@@ -140,6 +143,7 @@ def load_manifest(path: Path) -> Manifest:
         return Manifest(
             settings=IndexSettings.from_json(value["settings"]),
             ranges=None if value["ranges"] is None else Int8Ranges.from_json(value["ranges"]),
+            search=SearchDefaults.from_json(value.get("search", {})),
             generation=value["generation"],
             next_segment=value["next_segment"],
             building=value["building"],

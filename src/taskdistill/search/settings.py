@@ -9,6 +9,7 @@ from typing import Any, Self
 from taskdistill.errors import BadInput, nearest
 from taskdistill.search.passages import Passages
 from taskdistill.search.protocol import SearchEncoder
+from taskdistill.search.refine import Refinement
 from taskdistill.vocabulary import QUERY_SIDE, Precision, Role, Task
 
 RESCORE_TYPES = {Precision.INT8.value: "i1", Precision.FLOAT16.value: "<f2", Precision.FLOAT32.value: "<f4"}
@@ -117,6 +118,38 @@ class IndexSettings:
                 f"the index has {name} {mine!r}, but what is given has {given!r}; "
                 f"use what the index was made with (model {self.model}) or build another index"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchDefaults:
+    """How an index is searched where a search does not say: what tuning wrote, or nothing.
+
+    Attributes:
+        oversample: Candidates of the first pass for each passage; None for the usual number.
+        hybrid: Whether texts are also looked up by BM25.
+        refinement: How queries are moved, or None.
+    """
+
+    oversample: int | None = None
+    hybrid: bool = False
+    refinement: Refinement | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data that `from_json` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Read what `to_json` returned.
+
+        Args:
+            value: Plain data; missing fields take their defaults.
+
+        Returns:
+            The defaults.
+        """
+        moved = value.get("refinement")
+        return cls(**{**value, "refinement": None if moved is None else Refinement(**moved)})
 
 
 def settings_for(

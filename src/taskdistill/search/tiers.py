@@ -87,7 +87,7 @@ def measure_tiers(
         projected: The same model through its projection into the teacher's space.
         teacher: The teacher.
         dev: Documents, queries and qrels.
-        task: Task of the embeddings.
+        task: The student's task where it searches alone; the teacher's space holds base vectors.
         rescore: Precision of the vectors kept; every candidate is rescored.
         passages: How documents are cut.
         progress: Told indexes built, of two.
@@ -105,7 +105,8 @@ def measure_tiers(
     with tempfile.TemporaryDirectory(prefix="taskdistill-tiers-") as folder:
         for at, (documents, askers) in enumerate([(student, [student]), (teacher, [projected, teacher])]):
             start = time.perf_counter()
-            index, report = build_index(documents, dev.documents, Path(folder) / str(at), task=task, rescore=rescore, passages=passages)
+            own = task if documents is student else None
+            index, report = build_index(documents, dev.documents, Path(folder) / str(at), task=own, rescore=rescore, passages=passages)
             document_ms = 1000 * (time.perf_counter() - start) / report.passages
             for asker in askers:
                 query_ms = _query_milliseconds(index, asker, texts[:_TIMED])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from taskdistill.search.passages import Passages
 from taskdistill.search.protocol import SearchEncoder
 from taskdistill.search.query import query_vectors, rank_queries
 from taskdistill.search.refine import Refinement
-from taskdistill.search.tuning import Measured, Setting, Tuning
+from taskdistill.search.tuning import Addition, Measured, Setting, Tuning
 from taskdistill.vocabulary import Precision, Task
 
 RESCORES = ("none", Precision.INT8.value, Precision.FLOAT16.value, Precision.FLOAT32.value)
@@ -44,6 +44,7 @@ def tune(
     oversamples: Sequence[int] = OVERSAMPLES,
     refinements: Sequence[Refinement] = REFINEMENTS,
     hybrid: bool = True,
+    stored: tuple[int, str] | None = None,
     tolerance: float = 0.005,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tuning:
@@ -63,6 +64,7 @@ def tune(
         oversamples: Oversampling factors to try.
         refinements: Refinements to try; empty for none.
         hybrid: Whether to try BM25.
+        stored: Dimension and precision of an index that exists; it is measured too, and what suits it best is told apart.
         tolerance: nDCG@10, 0 to 1, that the recommendation may lose against the best.
         progress: Told indexes built and their number.
 
@@ -77,7 +79,8 @@ def tune(
     queries = dev.judged()
     embedded = Embedded(encoder)
     reference = Setting(encoder.embedding_dim, Precision.FLOAT32.value, None)
-    storages = dict.fromkeys([(reference.dim, reference.rescore), *itertools.product(dims, rescores)])
+    grid = dict.fromkeys([*itertools.product(dims, rescores), *([] if stored is None else [stored])])
+    storages = dict.fromkeys([(reference.dim, reference.rescore), *grid])
     with tempfile.TemporaryDirectory(prefix="taskdistill-tune-") as folder:
         benches: dict[tuple[int, str], _Bench] = {}
         lexical: Lexical | None = None
@@ -96,12 +99,23 @@ def tune(
         refinement = _best_refinement(exact, reference, refinements, baseline)
         rows = [
             benches[dim, rescore].measure(setting, baseline)
-            for dim, rescore in itertools.product(dict.fromkeys(dims), dict.fromkeys(rescores))
+            for dim, rescore in grid
             for setting in _settings(dim, rescore, oversamples, hybrid, refinement)
         ]
         measured = exact.measure(reference, baseline)[0]
     ordered = sorted((row for row, _ in rows), key=lambda row: (-row.ndcg, row.bytes))
-    return Tuning(len(queries), len(dev.documents), tolerance, measured, tuple(ordered), _recommend(rows, tolerance))
+    best = _recommend(rows, tolerance)
+    here = [each for each in rows if (each[0].setting.dim, each[0].setting.rescore) == stored]
+    return Tuning(
+        queries=len(queries),
+        documents=len(dev.documents),
+        tolerance=tolerance,
+        reference=measured,
+        rows=tuple(ordered),
+        recommended=best,
+        stored=_recommend(here, tolerance) if here else None,
+        additions=_additions_to(replace(best.setting, hybrid=False, refinement=None), {row.setting: scores for row, scores in rows}),
+    )
 
 
 def _settings(dim: int, rescore: str, oversamples: Sequence[int], hybrid: bool, refinement: Refinement | None) -> Iterator[Setting]:
@@ -165,6 +179,18 @@ def _best_refinement(bench: _Bench, plain: Setting, refinements: Sequence[Refine
         if mean > best:
             best, found = mean, each
     return found
+
+
+def _additions_to(plain: Setting, scores: Mapping[Setting, NDArray[np.float64]]) -> tuple[Addition, ...]:
+    """Compare hybrid search and refinement with the same storage and oversampling without them, query by query."""
+    found = []
+    for setting, each in scores.items():
+        if setting != plain and replace(setting, hybrid=False, refinement=None) == plain:
+            gains = each - scores[plain]
+            low, high = _interval(gains)
+            harmed, helped = float((gains < -1e-9).mean()), float((gains > 1e-9).mean())
+            found.append(Addition(setting, float(gains.mean()), low, high, harmed, helped))
+    return tuple(found)
 
 
 def _recommend(rows: Sequence[tuple[Measured, NDArray[np.float64]]], tolerance: float) -> Measured:

@@ -55,6 +55,27 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Addition:
+    """What hybrid search or refinement changes at the recommended storage, against the same without it.
+
+    Attributes:
+        setting: With the addition.
+        gain: Mean difference of nDCG@10.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        harmed: Share of queries whose nDCG@10 falls.
+        helped: Share of queries whose nDCG@10 rises.
+    """
+
+    setting: Setting
+    gain: float
+    low: float
+    high: float
+    harmed: float
+    helped: float
+
+
+@dataclass(frozen=True)
 class Tuning:
     """A finished measurement.
 
@@ -65,6 +86,8 @@ class Tuning:
         reference: Exact float32 search over all dimensions.
         rows: Every setting, best nDCG@10 first.
         recommended: The cheapest within the tolerance of the best.
+        stored: The same among the settings of an index that exists, or None.
+        additions: Hybrid search, refinement and both, at the recommended storage.
     """
 
     queries: int
@@ -73,6 +96,8 @@ class Tuning:
     reference: Measured
     rows: tuple[Measured, ...]
     recommended: Measured
+    stored: Measured | None = None
+    additions: tuple[Addition, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -84,14 +109,41 @@ def table(tuning: Tuning, rows: int = 20) -> list[list[str]]:
 
     Args:
         tuning: A finished measurement.
-        rows: Settings at most; the reference and the recommendation come first.
+        rows: Settings at most; the reference and the recommendations come first.
 
     Returns:
         Lines of cells, a heading first. nDCG@10 and shares are x100.
     """
     heading = ["", "dim", "rescore", "oversample", "hybrid", "refinement", "nDCG@10", "difference", "harmed %", "helped %", "bytes", "ms"]
-    lines = [("reference", tuning.reference), ("recommended", tuning.recommended), *(("", row) for row in tuning.rows[:rows])]
+    lines = [("reference", tuning.reference), ("recommended", tuning.recommended)]
+    lines += [] if tuning.stored is None else [("as stored", tuning.stored)]
+    lines += [("", row) for row in tuning.rows[:rows]]
     return [heading, *([name, *_cells(row)] for name, row in lines)]
+
+
+def verdicts(tuning: Tuning) -> list[str]:
+    """Say of hybrid search and refinement what they change and whom they harm.
+
+    Args:
+        tuning: A finished measurement.
+
+    Returns:
+        A line each.
+    """
+    lines = []
+    for each in tuning.additions:
+        moved = each.setting.refinement
+        name = " and ".join(["hybrid search"] * each.setting.hybrid + ([] if moved is None else [f"refinement ({_moved(moved)})"]))
+        chosen = (each.setting.hybrid, moved) == (tuning.recommended.setting.hybrid, tuning.recommended.setting.refinement)
+        lines.append(
+            f"{name}: nDCG@10 {100 * each.gain:+.2f} [{100 * each.low:+.2f}, {100 * each.high:+.2f}], harms {100 * each.harmed:.1f} % of queries, "
+            f"helps {100 * each.helped:.1f} %: {'recommended' if chosen else 'not recommended'}"
+        )
+    return lines
+
+
+def _moved(refinement: Refinement) -> str:
+    return f"K={refinement.documents} a={refinement.weight} tau={refinement.temperature}"
 
 
 def _cells(row: Measured) -> list[str]:
@@ -102,7 +154,7 @@ def _cells(row: Measured) -> list[str]:
         setting.rescore,
         str(setting.oversample or ("-" if setting.rescore == "none" else "all")),
         "yes" if setting.hybrid else "no",
-        "no" if moved is None else f"K={moved.documents} a={moved.weight} tau={moved.temperature}",
+        "no" if moved is None else _moved(moved),
         f"{100 * row.ndcg:.2f}",
         f"{100 * row.difference:+.2f} [{100 * row.low:+.2f}, {100 * row.high:+.2f}]",
         f"{100 * row.harmed:.1f}",

@@ -14,6 +14,8 @@ from taskdistill.search.blocks import Rows, make_block, write_segment
 from taskdistill.search.corpus import Document
 from taskdistill.search.journal import commit, disk, write_deletes, write_part
 from taskdistill.search.manifest import Manifest, SegmentEntry
+from taskdistill.search.settings import SearchDefaults
+from taskdistill.search.shrink import check_defaults
 from taskdistill.search.snapshot import Snapshot
 
 FANOUT = 16
@@ -84,6 +86,22 @@ def mark_building(snapshot: Snapshot, building: bool) -> None:
     """
     with disk(snapshot.path):
         commit(snapshot.path, snapshot.manifest.next(building=building))
+
+
+def set_defaults(snapshot: Snapshot, defaults: SearchDefaults) -> None:
+    """Note how the index is searched where a search does not say.
+
+    Args:
+        snapshot: The current generation.
+        defaults: The new defaults.
+
+    Raises:
+        BadInput: If the index cannot follow them.
+    """
+    check_defaults(snapshot.manifest.settings.rescore, defaults)
+    if defaults != snapshot.manifest.search:
+        with disk(snapshot.path):
+            commit(snapshot.path, snapshot.manifest.next(search=defaults))
 
 
 def merge(snapshot: Snapshot, positions: Sequence[int]) -> None:

@@ -24,16 +24,13 @@ def make_app(
     encoder: Encoder,
     index: searching.SearchIndex | None = None,
     settings: Settings | None = None,
-    *,
-    query_encoder: searching.SearchEncoder | None = None,
 ) -> FastAPI:
     """Make the application that serves one model.
 
     Args:
         encoder: The model.
-        index: An open index, for POST /search.
+        index: An open index of the model's space, or of its teacher's, for POST /search.
         settings: Limits; None for the defaults.
-        query_encoder: What embeds queries if the index is of another space than the model, such as a student's projection.
 
     Returns:
         An ASGI application; `app.state.service` is the model behind it.
@@ -51,7 +48,7 @@ def make_app(
     app.state.service = service
     bodies = Bodies(settings)
     embeddings.add_routes(app, service, bodies)
-    searching.add_routes(app, service, bodies, index, query_encoder)
+    searching.add_routes(app, service, bodies, index)
     pages.add_routes(app, service, index is not None)
     _add_state_routes(app, service)
     app.add_middleware(Gate, settings=settings, metrics=service.metrics)

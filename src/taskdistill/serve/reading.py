@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
 from taskdistill.serve.errors import ApiError
 from taskdistill.serve.settings import Settings
+from taskdistill.strict_json import JsonFault, read_object
 
 
 class Bodies:
@@ -81,26 +81,9 @@ def strict_json(data: bytes) -> dict[str, Any]:
         ApiError: 400, saying what is wrong without repeating the text.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant)
+        return read_object(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the body is not UTF-8 at byte {error.start}", code="invalid_json") from None
-    except json.JSONDecodeError as error:
-        raise ApiError(400, f"the body is not JSON: {error.msg} at character {error.pos}", code="invalid_json") from None
-    except RecursionError:
-        raise ApiError(400, "the JSON is nested too deeply", code="invalid_json") from None
-    except ValueError as error:
-        raise ApiError(400, f"the body is not JSON: {error}"[:200], code="invalid_json") from None
-    if not isinstance(value, dict):
-        raise ApiError(400, f'the body is a JSON {type(value).__name__}; send an object such as {{"input": "text"}}', code="invalid_json")
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("an object has the same key twice")
-    return value
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    except JsonFault as fault:
+        said = fault.reason if "key" in fault.reason else str(fault)
+        raise ApiError(400, f'the body cannot be used: {said}; send an object such as {{"input": "text"}}', code="invalid_json") from None

@@ -18,7 +18,7 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.serve.app import make_app
 from taskdistill.serve.protocol import HEAD_BYTES, guarded
-from taskdistill.serve.searching import SearchEncoder, SearchIndex
+from taskdistill.serve.searching import SearchIndex
 from taskdistill.serve.settings import Settings, check_host
 
 _OTHER_FILES = 128
@@ -31,7 +31,6 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8080,
     index: SearchIndex | None = None,
-    query_encoder: SearchEncoder | None = None,
     settings: Settings | None = None,
     started: Callable[[str], None] | None = None,
 ) -> None:
@@ -42,7 +41,6 @@ def serve(
         host: Address to listen on.
         port: Port; 0 for any free one.
         index: An open index, for /search.
-        query_encoder: See `make_app`.
         settings: Limits; None for the defaults.
         started: Called with the server's address when it listens.
 
@@ -51,7 +49,7 @@ def serve(
     """
     settings = settings or Settings()
     check_host(host, settings)
-    app = make_app(encoder, index, settings, query_encoder=query_encoder)
+    app = make_app(encoder, index, settings)
     listening = _listen(host, port)
     address = listening.getsockname()
     server = make_server(app, settings)

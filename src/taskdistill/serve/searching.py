@@ -15,7 +15,9 @@ from fastapi import FastAPI, Request
 from pydantic import Field
 from starlette.responses import JSONResponse
 
-from taskdistill.compress import truncate
+from taskdistill.compress import normalise, truncate
+from taskdistill.encode.encoder import Encoder
+from taskdistill.encode.projected import Projected, in_space
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.serve.embeddings import unless_gone
 from taskdistill.serve.errors import ApiError
@@ -30,16 +32,6 @@ REFRESH_SECONDS = 5.0
 """How often a search looks whether another process has written to the index."""
 
 _log = logging.getLogger(__name__)
-
-
-class SearchEncoder(Protocol):
-    """What embeds queries for an index."""
-
-    def encode(
-        self, texts: Sequence[str], *, task: str | None = None, prompt_name: str = "document", truncate_dim: int | None = None
-    ) -> np.ndarray:
-        """Return one vector a text."""
-        ...
 
 
 class SearchIndex(Protocol):
@@ -70,13 +62,14 @@ class SearchRequest(Body):
         None, description='Conditions on metadata: {"lang": "en", "year": {">=": 2020}} or ["lang=en", "year>=2020"]'
     )
     oversample: int | None = Field(None, ge=1, le=1000, description="Candidates of the first pass for each passage asked for")
-    hybrid: bool = Field(False, description="Whether the ranking is joined with BM25's")
+    hybrid: bool | None = Field(None, description="Whether the ranking is joined with BM25's; as the index is tuned if not given")
+    refine: bool | None = Field(None, description="Whether queries move towards their best passages; as the index is tuned if not given")
 
 
 class _Computed:
     """An encoder that holds the vectors of these queries already; the index asks it for their text's vectors."""
 
-    def __init__(self, encoder: Any, vectors: np.ndarray) -> None:
+    def __init__(self, encoder: Encoder | Projected, vectors: np.ndarray) -> None:
         self.name, self.space_id, self.model_hash = encoder.name, encoder.space_id, encoder.model_hash
         self.embedding_dim = encoder.embedding_dim
         self._vectors = vectors
@@ -85,23 +78,19 @@ class _Computed:
         return truncate(self._vectors, truncate_dim or self._vectors.shape[1])
 
 
-def add_routes(
-    app: FastAPI, service: Service, bodies: Bodies, index: SearchIndex | None, query_encoder: SearchEncoder | None = None
-) -> None:
+def add_routes(app: FastAPI, service: Service, bodies: Bodies, index: SearchIndex | None) -> None:
     """Add /search and /v1/index; without an index they answer 404.
 
     Args:
         app: The application.
         service: The model.
         bodies: Reads request bodies.
-        index: An open index.
-        query_encoder: What embeds queries if the served model is of another space than the index, such as a student's projection.
+        index: An open index, of the model's space or of its teacher's.
 
     Raises:
-        BadInput: If the model is of another space than the index and no `query_encoder` is given.
+        BadInput: If the index is of another space.
     """
-    if index is not None and query_encoder is None:
-        index.settings.check_space(service.encoder.space_id)
+    asker = service.encoder if index is None else in_space(service.encoder, index.settings.space_id)
     threads = ThreadPoolExecutor(2, thread_name_prefix="search")
     running = 0
     refreshed = time.monotonic()
@@ -117,15 +106,23 @@ def add_routes(
         return index
 
     async def find(index: SearchIndex, asked: SearchRequest, queries: list[str]) -> tuple[list[list[Any]], float]:
-        encoder: Any = query_encoder
-        if encoder is None:
-            prompt = service.encoder.prompt_text(index.settings.query_prompt)
-            done = await service.embed(queries, task=index.settings.task, prompt=prompt, truncate=True, field="query")
-            encoder = _Computed(service.encoder, done.vectors)
+        projected = isinstance(asker, Projected)
+        if projected and index.settings.task is not None:
+            raise ApiError(400, f"the index holds vectors for task {index.settings.task!r}, which a projection does not reach")
+        prompt = service.encoder.prompt_text(index.settings.query_prompt)
+        task = None if projected else index.settings.task
+        done = await service.embed(queries, task=task, prompt=prompt, truncate=True, field="query")
+        vectors = asker.carry(normalise(done.vectors)) if isinstance(asker, Projected) else done.vectors
+        encoder = _Computed(asker, vectors)
 
         def work() -> tuple[list[list[Any]], float]:
             started = time.monotonic()
-            options: dict[str, Any] = {"filter": asked.filter, "oversample": asked.oversample, "hybrid": asked.hybrid}
+            options: dict[str, Any] = {
+                "filter": asked.filter,
+                "oversample": asked.oversample,
+                "hybrid": asked.hybrid,
+                "refinement": asked.refine,
+            }
             hits = fresh(index).search(queries, asked.top_k, encoder=encoder, **options)
             return hits, (time.monotonic() - started) * 1000
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.lock import writer_lock
 from taskdistill.teacher.keys import KEY_BYTES, Keys, first_seen, key_name, text_keys
-from taskdistill.teacher.lock import writer_lock
 from taskdistill.teacher.protocol import KnowsSomeTexts, Teacher, first_difference, instruct, unit_rows
 from taskdistill.teacher.shards import leftovers
 

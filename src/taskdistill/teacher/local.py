@@ -28,6 +28,10 @@ class RawEncoder(Protocol):
     def model_hash(self) -> str:
         """Hash of everything that decides the vectors."""
 
+    @property
+    def space_id(self) -> str:
+        """Vectors with the same id may be compared."""
+
     def encode(self, texts: Sequence[str], *, task: None, prompt: str, max_length: int) -> npt.NDArray[np.float32]:
         """Embed texts with the given prompt before each."""
 
@@ -54,6 +58,7 @@ class LocalTeacher:
         self._encoder = encoder
         self.identity = Identity("local", model, revision, encoder.model_hash, max_length)
         self.embedding_dim = encoder.embedding_dim
+        self.space_id = encoder.space_id
         self._max_length = max_length
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from taskdistill.errors import BadInput
 from taskdistill.folders import read_manifest, write_folder
+from taskdistill.lock import writer_lock
 from taskdistill.recipe import Instructions
 from taskdistill.teacher.filling import SHARD_ROWS, FillReport, fill_store
 from taskdistill.teacher.keys import KEY_BYTES, KEY_DTYPE, KeyIndex, Keys, first_seen, text_keys
-from taskdistill.teacher.lock import writer_lock
 from taskdistill.teacher.protocol import VIEWS, Identity, Teacher, View, first_difference, slug, view_instruction
 from taskdistill.teacher.shards import Shard, Vectors, broken, leftovers, read_shard, shard_files, write_shard
 from taskdistill.vocabulary import MANIFEST

@@ -1,0 +1,210 @@
+"""`search tune` and `tiers`: how to search, measured on a dev set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from taskdistill.cli.terminal import Terminal
+from taskdistill.errors import BadInput
+from taskdistill.vocabulary import Task
+
+if TYPE_CHECKING:
+    from taskdistill.search.index import Index
+    from taskdistill.search.tuning import Tuning
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands.
+
+    Args:
+        app: The application.
+    """
+    app.command("search tune")(tune)
+    app.command("tiers")(tiers)
+
+
+def tune(
+    index: Annotated[Path, typer.Argument(help="Index folder")],
+    dev: Annotated[Path, typer.Option("--dev", help="Folder with corpus.jsonl, queries.jsonl and qrels.tsv, not used for final scores")],
+    model: Annotated[str | None, typer.Option("--model", help="Model folder; default: the one the index was made with")] = None,
+    dims: Annotated[
+        str | None, typer.Option("--dims", help="Dimensions to try, such as 64,128,256; default: what the model was trained for")
+    ] = None,
+    precisions: Annotated[str, typer.Option("--precisions", help="Kept beside the binary codes")] = "none,int8,float16,float32",
+    oversample: Annotated[str, typer.Option("--oversample", help="Candidates rescored for each passage")] = "2,5,10,20,50",
+    hybrid: Annotated[bool, typer.Option("--hybrid/--no-hybrid", help="Try joining with BM25")] = True,
+    refine: Annotated[bool, typer.Option("--refine/--no-refine", help="Try query refinement")] = True,
+    tolerance: Annotated[float, typer.Option("--tolerance", help="nDCG@10, times 100, that a cheaper setting may lose")] = 0.5,
+    shrink: Annotated[bool, typer.Option("--shrink", help="Also cut the index down to the dimension and precision recommended")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and print, change nothing")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Write every measurement as JSON to this file.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+) -> None:
+    """Decide dimension, precision, oversampling, hybrid search and refinement on a dev set; the index remembers the choice.
+
+    What concerns searching is written into the index. Fewer dimensions or a smaller precision need --shrink.
+
+    Example: [bold]taskdistill search tune notes-index --dev runs/quickstart-data/retrieval/docs-dev[/bold]
+    """
+    from taskdistill.encode.encoder import Encoder
+    from taskdistill.folders import dump_json, write_file
+    from taskdistill.search.index import Index
+    from taskdistill.search.measure import read_dev_set
+    from taskdistill.search.tune import REFINEMENTS
+    from taskdistill.search.tune import tune as run
+    from taskdistill.search.tuning import table, verdicts
+
+    if shrink and dry_run:
+        raise BadInput("--shrink changes the index and --dry-run changes nothing; give one of the two")
+    terminal = Terminal(quiet)
+    opened = Index.open(index)
+    settings = opened.settings
+    encoder = Encoder.load(model or settings.model)
+    settings.check_documents(encoder)
+    trained = [dim for dim in encoder.matryoshka_dims if dim <= encoder.embedding_dim] or [encoder.embedding_dim]
+    terminal.stage(f"measuring {index} on {dev}")
+    tuning = run(
+        encoder,
+        read_dev_set(dev),
+        dims=trained if dims is None else numbers("--dims", dims),
+        task=settings.task,
+        passages=settings.passages,
+        rescores=precisions.split(","),
+        oversamples=numbers("--oversample", oversample),
+        refinements=REFINEMENTS if refine else (),
+        hybrid=hybrid,
+        stored=(settings.dim, settings.rescore),
+        tolerance=tolerance / 100,
+        progress=terminal.count,
+    )
+    terminal.line(f"{tuning.queries:,} queries, {tuning.documents:,} documents; nDCG@10 and shares x 100, with 95 % intervals")
+    for line in [*aligned(table(tuning, rows=10)), *verdicts(tuning)]:
+        terminal.line(line)
+    if json is not None:
+        write_file(json, dump_json(tuning.to_json()))
+    if not dry_run:
+        terminal.line(_apply(opened, tuning, shrink))
+
+
+def _apply(index: Index, tuning: Tuning, shrink: bool) -> str:
+    """Write what was chosen into the index and say so."""
+    from taskdistill.search.settings import SearchDefaults
+
+    assert tuning.stored is not None
+    wanted = tuning.recommended.setting
+    if shrink:
+        index.shrink(wanted.dim, wanted.rescore)
+    same = (index.settings.dim, index.settings.rescore) == (wanted.dim, wanted.rescore)
+    chosen = tuning.recommended if same else tuning.stored
+    setting = chosen.setting
+    index.set_defaults(SearchDefaults(oversample=setting.oversample, hybrid=setting.hybrid, refinement=setting.refinement))
+    if setting.hybrid and index.snapshot.manifest.bm25 is None:
+        index.build_bm25()
+    said = (
+        f"written to {index.path}: oversample {setting.oversample or '-'}, hybrid {'on' if setting.hybrid else 'off'}, "
+        f"refinement {'on' if setting.refinement else 'off'}; {100 * chosen.harmed:.1f} % of queries are harmed against exact float32 search"
+    )
+    if same:
+        return said
+    return said + (
+        f"\nthe recommended {wanted.dim} dimensions with {wanted.rescore} take {tuning.recommended.bytes:.0f} bytes a passage instead of "
+        f"{tuning.stored.bytes:.0f}: run again with --shrink, or build the index with --dim {wanted.dim} --rescore {wanted.rescore}"
+    )
+
+
+def tiers(
+    student: Annotated[str, typer.Argument(help="Folder of a distilled model")],
+    dev: Annotated[Path, typer.Option("--dev", help="Folder with corpus.jsonl, queries.jsonl and qrels.tsv")],
+    teacher: Annotated[str | None, typer.Option("--teacher", help="Its teacher; default: the one its folder names")] = None,
+    task: Annotated[
+        Task | None, typer.Option("--task", help="The student's adapter where it searches alone; default: retrieval if it has it")
+    ] = None,
+    rescore: Annotated[str, typer.Option("--rescore", help="Precision of the documents: float32, float16, int8 or none")] = "float32",
+    passage_words: Annotated[int | None, typer.Option("--passage-words", help="Cut documents into passages of this many words")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON to this file.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+) -> None:
+    """Compare student alone, student asking its teacher's index, and teacher alone: quality kept and milliseconds.
+
+    Example: [bold]taskdistill tiers runs/quickstart/model --dev runs/quickstart-data/retrieval/docs[/bold]
+    """
+    from taskdistill.encode.encoder import Encoder
+    from taskdistill.encode.projected import Projected
+    from taskdistill.folders import dump_json, write_file
+    from taskdistill.search.measure import read_dev_set
+    from taskdistill.search.passages import Passages
+    from taskdistill.search.tiers import measure_tiers
+
+    terminal = Terminal(quiet)
+    encoder = Encoder.load(student)
+    projected = Projected(encoder)
+    usual = Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None
+    passages = None if passage_words is None else Passages(size=passage_words, overlap=min(32, passage_words // 8))
+    terminal.stage(f"measuring {encoder.name} and its teacher {teacher or projected.teacher} on {dev}")
+    found = measure_tiers(
+        encoder,
+        projected,
+        Encoder.load(teacher or projected.teacher),
+        read_dev_set(dev),
+        task=usual if task is None else task.value,
+        rescore=rescore,
+        passages=passages,
+        progress=terminal.count,
+    )
+    columns = ["queries", "documents", "nDCG@10", "of teacher, %", "query, ms", "search, ms", "document, ms"]
+    names = [("student", "student"), ("student, projected", "teacher"), ("teacher", "teacher")]
+    rows = [
+        [
+            *name,
+            f"{100 * each.ndcg:.2f}",
+            f"{100 * each.retention:.1f}",
+            f"{each.query_milliseconds:.2f}",
+            f"{each.search_milliseconds:.2f}",
+            f"{each.document_milliseconds:.2f}",
+        ]
+        for name, each in zip(names, found, strict=True)
+    ]
+    for line in aligned([columns, *rows]):
+        terminal.line(line)
+    if json is not None:
+        write_file(json, dump_json([each.to_json() for each in found]))
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Read numbers with commas between.
+
+    Args:
+        option: Its name, for the error.
+        text: What was given.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        BadInput: If it is something else.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInput(f"{option} {text!r}: needs numbers with commas between, such as 64,128,256") from None
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Write a table as lines that no terminal is too narrow for.
+
+    Args:
+        rows: Cells, a heading first.
+
+    Returns:
+        A line a row, numbers under each other.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

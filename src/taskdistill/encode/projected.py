@@ -1,0 +1,106 @@
+"""A student in its teacher's space: a cheap model that queries what an expensive one has indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from taskdistill.compress import truncate
+from taskdistill.encode.encoder import Encoder
+from taskdistill.errors import BadInput
+from taskdistill.vocabulary import Precision, Role
+
+
+class Projected:
+    """A student's base vectors carried through its projection; a student of the teacher's size may have been trained without one."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Wrap a student.
+
+        Args:
+            encoder: The student.
+
+        Raises:
+            BadInput: If its folder names no teacher's space, or holds no map into it.
+        """
+        said = encoder.model.settings.teacher
+        if not said.get("space_id"):
+            raise BadInput(f"model {encoder.name} does not say in which space its teacher's vectors are; use the teacher itself")
+        if encoder.model.projection is None and said["embedding_dim"] != encoder.embedding_dim:
+            raise BadInput(f"model {encoder.name} has no projection.safetensors, so its vectors cannot be compared with its teacher's")
+        self._encoder = encoder
+        self.name = f"{encoder.name} in the space of {said['model']}"
+        self.teacher: str = said["model"]
+        self.space_id: str = said["space_id"]
+        self.model_hash = encoder.model_hash
+        self.embedding_dim = int(said["embedding_dim"])
+
+    def carry(self, vectors: np.ndarray) -> np.ndarray:
+        """Carry base vectors into the teacher's space.
+
+        Args:
+            vectors: float32 `(n, D)`, unit rows.
+
+        Returns:
+            float32 `(n, T)`, unit rows.
+        """
+        return vectors if self._encoder.model.projection is None else self._encoder.project(vectors)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        task: str | None = None,
+        prompt_name: str = Role.DOCUMENT.value,
+        truncate_dim: int | None = None,
+        precision: str = Precision.FLOAT32.value,
+    ) -> np.ndarray:
+        """Turn texts into vectors of the teacher's space.
+
+        Args:
+            texts: Strings.
+            task: None; the projection belongs to the base.
+            prompt_name: Which of the student's prompts goes before every text.
+            truncate_dim: Keep only the first coordinates, then scale to unit length.
+            precision: float32.
+
+        Returns:
+            float32 `(n, dim)`, unit rows.
+
+        Raises:
+            BadInput: If an adapter or another precision is asked for.
+        """
+        if task is not None or precision != Precision.FLOAT32:
+            raise BadInput(
+                f"{self.name} gives base vectors in float32 only, not task {task!r} in {precision}: its projection was trained on the base; "
+                "index the teacher's base vectors (taskdistill index --base)"
+            )
+        vectors = self.carry(self._encoder.encode(texts, prompt_name=prompt_name))
+        return truncate(vectors, truncate_dim or self.embedding_dim)
+
+
+def in_space(encoder: Encoder, space_id: str) -> Encoder | Projected:
+    """Choose how a model can ask an index: by itself, or through its projection.
+
+    Args:
+        encoder: The model.
+        space_id: The space of the index.
+
+    Returns:
+        What embeds queries for it.
+
+    Raises:
+        BadInput: If the model is of another space and its teacher is too.
+    """
+    if encoder.space_id == space_id:
+        return encoder
+    said: dict[str, Any] = encoder.model.settings.teacher
+    if said.get("space_id") != space_id:
+        taught = f", nor does its teacher {said['model']} ({said['space_id']!r})" if said.get("space_id") else ""
+        raise BadInput(
+            f"model {encoder.name} has space_id {encoder.space_id!r}, which is not the index's {space_id!r}{taught}; "
+            "use the model that the index was made with or a student of it, or build another index"
+        )
+    return Projected(encoder)
