@@ -122,25 +122,27 @@ def compression_matrix(
     return Matrix(tuple(cells), fitted)
 
 
-def decoded(x: NDArray[np.float32], precision: str, ranges: Int8Ranges) -> NDArray[np.float32]:
+def decoded(x: NDArray[np.float32], precision: str, ranges: Int8Ranges | None) -> NDArray[np.float32]:
     """Return what is left of vectors after storing them at a precision.
 
     Args:
         x: (n, dim) vectors.
         precision: float32, float16, int8 or binary.
-        ranges: Of these dimensions.
+        ranges: Of these dimensions; only int8 needs them.
 
     Returns:
         (n, dim) float32; for binary the signs, whose cosine orders pairs as Hamming distance does.
 
     Raises:
-        BadInput: If the precision is unknown.
+        BadInput: If the precision is unknown, or int8 has no ranges.
     """
     bytes_per_vector(x.shape[1], precision)
     match precision:
         case Precision.FLOAT16:
             return x.astype(np.float16).astype(np.float32)
         case Precision.INT8:
+            if ranges is None:
+                raise BadInput("int8 needs ranges; fit them on documents")
             return ranges.decode(ranges.encode(x))
         case Precision.BINARY:
             return unpack_bits(pack_bits(x), x.shape[1]).astype(np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from taskdistill.errors import BadInput
 from taskdistill.evaluate.kinds import QUERY_ROLE, TASK, Embedder, Kind
 from taskdistill.evaluate.reading import LabelledData, PairData, RankingData, SetData
 from taskdistill.metrics import few_per_label
-from taskdistill.vocabulary import Role
+from taskdistill.vocabulary import Role, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,27 +31,82 @@ class Encoded:
         return int(next(iter(self.sides.values())).shape[1])
 
 
+Tell = Callable[[float], None]
+"""Called with the share of a set's characters that is encoded, from 0 to 1."""
+
+SLICE = 400_000
+"""Characters encoded in one call: a few seconds of work, after which progress can be told."""
+
+
 @dataclass
 class _Reader:
     """Encodes for one set, holding the model to one dimension."""
 
     embedder: Embedder
     kind: Kind
+    total: int
+    tell: Tell | None
     dim: int | None = None
     texts: int = 0
+    characters: int = 0
     seconds: float = 0.0
     sides: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def add(self, side: str, texts: Sequence[str], role: Role = Role.DOCUMENT) -> None:
-        distinct = list(dict.fromkeys(texts))
-        place = {text: i for i, text in enumerate(distinct)}
         start = time.perf_counter()
-        vectors = np.asarray(self.embedder.encode(distinct, task=TASK[self.kind].value, prompt_name=role.value))
+        self.sides[side] = vectors = encode_texts(self.embedder, texts, TASK[self.kind], role, self._told)
         self.seconds += time.perf_counter() - start
-        self.texts += len(distinct)
-        self.dim = check_vectors(self.embedder.name, distinct, vectors, self.dim)
-        every = vectors if len(distinct) == len(texts) else vectors[[place[text] for text in texts]]
-        self.sides[side] = every.astype(np.float32, copy=False)
+        self.texts += len(set(texts))
+        self.dim = check_vectors(self.embedder.name, texts, vectors, self.dim)
+
+    def _told(self, characters: int) -> None:
+        self.characters += characters
+        if self.tell is not None:
+            self.tell(min(1.0, self.characters / max(1, self.total)))
+
+
+def encode_texts(
+    embedder: Embedder, texts: Sequence[str], task: Task, role: Role, told: Callable[[int], None] | None = None
+) -> NDArray[np.float32]:
+    """Encode texts, each distinct one once, the longest first, some hundred thousand characters a call.
+
+    Args:
+        embedder: The model.
+        texts: Strings.
+        task: The protocol's task.
+        role: Whether they are queries or documents.
+        told: Called with the characters of every call that is done.
+
+    Returns:
+        (n, dim) vectors in the order of the texts.
+
+    Raises:
+        BadInput: If the model returns what cannot be scored.
+    """
+    distinct = sorted(dict.fromkeys(texts), key=len, reverse=True)
+    place = {text: i for i, text in enumerate(distinct)}
+    found: NDArray[np.float32] = np.empty((0, 0), np.float32)
+    for start, stop in _slices(distinct):
+        some = distinct[start:stop]
+        vectors = np.asarray(embedder.encode(some, task=task.value, prompt_name=role.value))
+        dim = check_vectors(embedder.name, some, vectors, found.shape[1] if start else None)
+        if not start:
+            found = np.empty((len(distinct), dim), np.float32)
+        found[start:stop] = vectors
+        if told is not None:
+            told(sum(map(len, some)))
+    return found[[place[text] for text in texts]]
+
+
+def _slices(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    start = characters = 0
+    for i, text in enumerate(texts):
+        if characters and characters + len(text) > SLICE:
+            yield start, i
+            start, characters = i, 0
+        characters += len(text)
+    if start < len(texts):
+        yield start, len(texts)
 
 
 def check_vectors(name: str, texts: Sequence[str], vectors: NDArray[Any], dim: int | None = None) -> int:
@@ -82,7 +137,7 @@ def check_vectors(name: str, texts: Sequence[str], vectors: NDArray[Any], dim: i
     return int(vectors.shape[1])
 
 
-def encode_set(embedder: Embedder, kind: Kind, data: SetData, *, full_train: bool = False) -> Encoded:
+def encode_set(embedder: Embedder, kind: Kind, data: SetData, *, full_train: bool = False, tell: Tell | None = None) -> Encoded:
     """Encode every text of a set with the adapter and prompts of its kind (paper, section 8.1).
 
     Args:
@@ -90,6 +145,7 @@ def encode_set(embedder: Embedder, kind: Kind, data: SetData, *, full_train: boo
         kind: What the set asks.
         data: The set.
         full_train: Whether all training rows of a classification set are encoded, or only the few that are drawn.
+        tell: Told how far the set is encoded.
 
     Returns:
         Its vectors: `queries` and `documents`; `first` and `second`; `texts` and `train`; or `human` and `machine`.
@@ -97,18 +153,26 @@ def encode_set(embedder: Embedder, kind: Kind, data: SetData, *, full_train: boo
     Raises:
         BadInput: If the model returns what cannot be scored.
     """
-    reader = _Reader(embedder, kind)
     if isinstance(data, RankingData):
-        reader.add("queries", list(data.queries.values()), QUERY_ROLE[kind])
-        reader.add("documents", list(data.documents.values()))
-    elif isinstance(data, PairData):
-        _together(reader, first=data.first, second=data.second)
+        queries, documents = list(data.queries.values()), list(data.documents.values())
+        reader = _Reader(embedder, kind, _characters(queries) + _characters(documents), tell)
+        reader.add("queries", queries, QUERY_ROLE[kind])
+        reader.add("documents", documents)
+        return Encoded(reader.sides, reader.texts, reader.seconds)
+    if isinstance(data, PairData):
+        sides = {"first": data.first, "second": data.second}
     elif isinstance(data, LabelledData):
         train = [data.train.texts[i] for i in training_rows(data, kind, full_train)] if data.train else []
-        _together(reader, texts=data.texts, train=train)
+        sides = {"texts": data.texts, "train": train}
     else:
-        _together(reader, human=[t for row in data.human for t in row], machine=[t for row in data.machine for t in row])
+        sides = {"human": [t for row in data.human for t in row], "machine": [t for row in data.machine for t in row]}
+    reader = _Reader(embedder, kind, _characters([text for texts in sides.values() for text in texts]), tell)
+    _together(reader, sides)
     return Encoded(reader.sides, reader.texts, reader.seconds)
+
+
+def _characters(texts: Sequence[str]) -> int:
+    return sum(map(len, set(texts)))
 
 
 def training_rows(data: LabelledData, kind: Kind, full_train: bool) -> list[int]:
@@ -150,7 +214,7 @@ def language_training_rows(data: LabelledData) -> dict[str, list[int]]:
     return found if len(found) > 1 else dict.fromkeys(found, everything)
 
 
-def _together(reader: _Reader, **sides: Sequence[str]) -> None:
+def _together(reader: _Reader, sides: Mapping[str, Sequence[str]]) -> None:
     """Encode several sides in one call, so that a text on two of them is encoded once."""
     reader.add("", [text for texts in sides.values() for text in texts])
     whole = reader.sides.pop("")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
+from taskdistill.compress import Int8Ranges
 from taskdistill.vocabulary import Role, Task
 
 
@@ -67,3 +68,25 @@ class Embedder(Protocol):
     def fingerprint(self) -> str:
         """Return a hash of the weights and of whatever else changes the vectors."""
         ...
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """A model that brings its int8 ranges along; they are used as they are, for queries and documents."""
+
+    def int8_ranges(self, task: str) -> Mapping[int, Int8Ranges]:
+        """Return the stored ranges of a task by dimension, empty where there are none."""
+        ...
+
+
+def int8_ranges_of(embedder: Embedder, task: str) -> Mapping[int, Int8Ranges]:
+    """Return the int8 ranges that a model brings along.
+
+    Args:
+        embedder: The model.
+        task: The protocol's task.
+
+    Returns:
+        Dimension to ranges, empty for a model that brings none.
+    """
+    return embedder.int8_ranges(task) if isinstance(embedder, Calibrated) else {}

@@ -86,24 +86,37 @@ def mean_matrix(records: Mapping[str, Record]) -> tuple[Cell, ...]:
     return mean_cells([cells_of(record) for record in searched or measured])
 
 
-def aggregate(scores: Mapping[str, float], kinds: Mapping[str, Kind]) -> dict[str, Any]:
+def aggregate(scores: Mapping[str, float], types: Mapping[str, str], order: Sequence[str] = tuple(Kind)) -> dict[str, Any]:
     """Average scores over sets as section 8.3 of the paper does.
 
     Args:
         scores: Set to score.
-        kinds: Set to its kind.
+        types: Set to its kind, or to mteb's type of task.
+        order: The kinds or types, in the order of reports; others follow.
 
     Returns:
-        `sets` (mean over sets), `types` (mean over the kinds' means) and `by_type` (kind to mean over its sets).
+        `sets` (mean over sets), `types` (mean over the types' means) and `by_type` (type to mean over its sets).
     """
+    present = dict.fromkeys(types[name] for name in scores)
     by_type = {
-        kind.value: float(np.mean([score for name, score in scores.items() if kinds[name] is kind]))
-        for kind in Kind
-        if any(kinds[name] is kind for name in scores)
+        str(each): float(np.mean([score for name, score in scores.items() if types[name] == each]))
+        for each in (*(name for name in order if name in present), *(name for name in present if name not in order))
     }
     if not by_type:
         return {"sets": None, "types": None, "by_type": {}}
     return {"sets": float(np.mean(list(scores.values()))), "types": float(np.mean(list(by_type.values()))), "by_type": by_type}
+
+
+def task_score(splits: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the score of a benchmark's task: the mean over its splits of the mean over their subsets (section 8.3).
+
+    Args:
+        splits: Evaluation split to subset (a language, mostly) to main score.
+
+    Returns:
+        The score.
+    """
+    return float(np.mean([np.mean(list(subsets.values())) for subsets in splits.values()]))
 
 
 def summarise(records: Mapping[str, Mapping[str, Record]], reference: str | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from taskdistill.compress import Int8Ranges, ranges_from_json
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.teacher.protocol import Teacher, View
@@ -44,13 +45,27 @@ class EncoderEmbedder:
         chosen = task if self.adapters and task in self.encoder.tasks else None
         return self.encoder.encode(texts, task=chosen, prompt_name=prompt_name)
 
+    def int8_ranges(self, task: str) -> Mapping[int, Int8Ranges]:
+        """Return the ranges that the model folder stores.
+
+        Args:
+            task: The protocol's task.
+
+        Returns:
+            Dimension to ranges, empty where none are stored.
+        """
+        chosen = task if self.adapters and task in self.encoder.tasks else "base"
+        return ranges_from_json(self.encoder.model.settings.int8_ranges.get(chosen, {}))
+
     def fingerprint(self) -> str:
-        """Hash what decides the vectors.
+        """Hash what decides the vectors: weights, adapters, prompts, length, positions, and the stored int8 ranges.
 
         Returns:
             64 hexadecimal digits.
         """
-        return hashlib.sha256(f"{self.encoder.model_hash} {self.adapters}".encode()).hexdigest()
+        settings = self.encoder.model.settings
+        said = [self.encoder.model_hash, self.adapters, dict(settings.prompts), settings.max_length, settings.rope_theta]
+        return hashlib.sha256(json.dumps([*said, settings.int8_ranges], sort_keys=True).encode()).hexdigest()
 
 
 class TeacherEmbedder:
