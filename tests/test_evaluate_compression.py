@@ -33,8 +33,10 @@ def cells():
 
 def test_every_setting_is_there_with_its_size(cells):
     assert {setting: cell.bytes for setting, cell in cells.items()} == {
-        (64, "float32", False): 256, (64, "float16", False): 128, (64, "int8", False): 64, (64, "binary", False): 8, (64, "binary", True): 72,
-        (16, "float32", False): 64, (16, "float16", False): 32, (16, "int8", False): 16, (16, "binary", False): 2, (16, "binary", True): 18,
+        (64, "float32", False): 256, (64, "float16", False): 128, (64, "int8", False): 64, (64, "int8", True): 64,
+        (64, "binary", False): 8, (64, "binary", True): 72,
+        (16, "float32", False): 64, (16, "float16", False): 32, (16, "int8", False): 16, (16, "int8", True): 16,
+        (16, "binary", False): 2, (16, "binary", True): 18,
     }  # fmt: skip
     assert all(cell.query_ms > 0 for cell in cells.values())
 
@@ -58,9 +60,18 @@ def test_quality_falls_with_size_and_rescoring_brings_it_back(cells):
     assert cells[16, "binary", False].score < cells[16, "float32", False].score < cells[64, "float32", False].score
 
 
+def test_rescored_int8_ranks_its_candidates_by_float32_queries(cells):
+    ranges = Int8Ranges.fit(DOCUMENTS)
+    coded = normalise(ranges.decode(ranges.encode(DOCUMENTS)))
+    exact = QUERIES @ coded.T
+    ranking = {q: {f"d{i}": float(s) for i, s in enumerate(row)} for q, row in zip(DATA.queries, exact, strict=True)}
+    assert cells[64, "int8", True].score == pytest.approx(score_ranking(DATA, ranking).score)
+
+
 def test_given_ranges_are_used_for_both_sides_and_returned():
     ranges = {64: Int8Ranges.fit(DOCUMENTS * 0.01)}
-    matrix = compression_matrix("r", Kind.RETRIEVAL, DATA, ENCODED, [64], ["int8"], ranges=ranges)
+    matrix = compression_matrix("r", Kind.RETRIEVAL, DATA, ENCODED, [64], ["int8"], ranges=ranges, rescore=False)
+    assert [cell.rescored for cell in matrix.cells] == [False]
     assert matrix.ranges[64] is ranges[64]
     fitted = compression_matrix("r", Kind.RETRIEVAL, DATA, ENCODED, [64], ["int8"])
     assert matrix.cells[0].score < fitted.cells[0].score

@@ -7,14 +7,19 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.encoding import Encoded, check_vectors, encode_set
+from taskdistill.evaluate.encoding import Encoded, check_vectors, encode_set, encode_texts
 from taskdistill.evaluate.kinds import QUERY_ROLE, TASK, Embedder, Kind
 from taskdistill.evaluate.protocols import Score, score_vectors, unit_score
 from taskdistill.evaluate.reading import LabelledData, PairData, RankingData, SetData
 from taskdistill.evaluate.tables import Table, Value
+
+LENGTH_KINDS = (Kind.RETRIEVAL, Kind.RERANKING, Kind.STS, Kind.BITEXT, Kind.CLASSIFICATION, Kind.MULTILABEL)
+"""Kinds with one result a query, pair or text."""
+
+PROMPT_KINDS = (Kind.RETRIEVAL, Kind.RERANKING, Kind.STS, Kind.PAIR_CLASSIFICATION, Kind.BITEXT)
+"""Kinds that a spread over prompts is measured on."""
 
 EDGES = (100, 400, 1600, 6400)
 """Characters at which one bucket of lengths ends and the next begins; characters, since not every script has spaces."""
@@ -71,7 +76,9 @@ def by_length(kind: Kind, data: SetData, score: Score, edges: Sequence[int] = ED
     return [Bucket(labels[i], int((place == i).sum()), unit_score(units[place == i])) for i in range(len(labels)) if (place == i).any()]
 
 
-def prompt_spread(embedder: Embedder, name: str, kind: Kind, data: SetData, prompts: Sequence[str]) -> Spread:
+def prompt_spread(
+    embedder: Embedder, name: str, kind: Kind, data: SetData, prompts: Sequence[str], encoded: Encoded | None = None
+) -> Spread:
     """Score a set under several prompts, put before the queries (or, where both sides are alike, before every text).
 
     The model's own prompt, if it has one, stays in front. Documents of retrieval sets are encoded once.
@@ -82,6 +89,7 @@ def prompt_spread(embedder: Embedder, name: str, kind: Kind, data: SetData, prom
         kind: What the set asks: retrieval, reranking, STS, pair classification or bitext mining.
         data: The set.
         prompts: What is put before; an empty one leaves texts as they are.
+        encoded: The set's vectors without any of the prompts, if they are there already.
 
     Returns:
         The score under each prompt.
@@ -92,13 +100,15 @@ def prompt_spread(embedder: Embedder, name: str, kind: Kind, data: SetData, prom
     if not prompts:
         raise BadInput("a spread over prompts needs at least one prompt")
     if isinstance(data, RankingData):
-        encoded = encode_set(embedder, kind, data)
-        return Spread({prompt: score_vectors(name, kind, data, _asked(embedder, kind, data, encoded, prompt)).score for prompt in prompts})
+        known = encoded or encode_set(embedder, kind, data)
+        return Spread({prompt: score_vectors(name, kind, data, _asked(embedder, kind, data, known, prompt)).score for prompt in prompts})
     if isinstance(data, PairData):
-        changed = {
-            prompt: replace(data, first=[prompt + t for t in data.first], second=[prompt + t for t in data.second]) for prompt in prompts
-        }
-        return Spread({prompt: score_vectors(name, kind, each, encode_set(embedder, kind, each)).score for prompt, each in changed.items()})
+        found = {}
+        for prompt in prompts:
+            each = replace(data, first=[prompt + text for text in data.first], second=[prompt + text for text in data.second])
+            known = encoded if encoded is not None and not prompt else encode_set(embedder, kind, each)
+            found[prompt] = score_vectors(name, kind, each, known).score
+        return Spread(found)
     raise BadInput(f"{name}: a spread over prompts is for sets of queries or pairs, not for {kind}")
 
 
@@ -134,7 +144,7 @@ def _asked(embedder: Embedder, kind: Kind, data: RankingData, encoded: Encoded, 
     if not prompt:
         return encoded
     texts = [prompt + text for text in data.queries.values()]
-    vectors: NDArray[np.float32] = np.asarray(embedder.encode(texts, task=TASK[kind].value, prompt_name=QUERY_ROLE[kind].value))
+    vectors = encode_texts(embedder, texts, TASK[kind], QUERY_ROLE[kind])
     check_vectors(embedder.name, texts, vectors, encoded.dim)
     return replace(encoded, sides={**encoded.sides, "queries": vectors})
 

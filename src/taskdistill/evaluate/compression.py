@@ -22,6 +22,9 @@ from taskdistill.vocabulary import Precision
 OVERSAMPLE = 10
 """Candidates rescored for each of the ten results that are kept."""
 
+RESCORED = (Precision.INT8, Precision.BINARY)
+"""Precisions whose order of candidates float32 queries can correct."""
+
 TARGETS = (0.99, 0.97, 0.95)
 """Shares of the uncompressed score that the verdict looks for."""
 
@@ -76,12 +79,14 @@ def compression_matrix(
     precisions: Sequence[str] = tuple(Precision),
     *,
     ranges: Mapping[int, Int8Ranges] | None = None,
+    rescore: bool = True,
 ) -> Matrix:
     """Score every dimension and precision of vectors that are already computed.
 
-    Binary compares sign bits on both sides by Hamming distance. Rescoring, for sets that search, takes the best
-    candidates (ten for each of ten results) and ranks them again by float32 queries against int8 documents, which are
-    then stored too. int8 ranges are fitted once for each dimension, on documents, and used for both sides.
+    Binary compares sign bits on both sides by Hamming distance, int8 the codes of both sides. Rescoring, for sets that
+    search, takes the best candidates of int8 or binary (ten for each of ten results) and ranks them again by float32
+    queries against int8 documents, which binary then stores too; float16 loses nothing that rescoring could bring back.
+    int8 ranges are fitted once for each dimension, on documents, and used for both sides.
 
     Args:
         name: Of the set, for messages.
@@ -91,6 +96,7 @@ def compression_matrix(
         dims: Truncations; those larger than the vectors are refused.
         precisions: Among float32, float16, int8, binary.
         ranges: int8 ranges by dimension where the model has its own; None fits them here.
+        rescore: Whether rescoring is measured too.
 
     Returns:
         The matrix; `kept` is relative to all dimensions in float32, which is scored whether asked for or not.
@@ -109,16 +115,12 @@ def compression_matrix(
             fitted[dim] = Int8Ranges.fit(next(cut.sides[side] for side in _CALIBRATION if side in cut.sides))
         for precision in precisions:
             size = bytes_per_vector(dim, precision)
-            for rescored in (False, True):
-                if not rescored:
-                    score, milliseconds = _plain(name, kind, data, cut, precision, fitted[dim])
-                elif precision == Precision.BINARY and isinstance(data, RankingData) and data.candidates is None:
-                    score, milliseconds = _rescored(data, cut, fitted[dim])
-                    size += bytes_per_vector(dim, Precision.INT8)
-                else:
-                    continue
-                kept = score / whole if whole > 0 else 0.0
-                cells.append(Cell(dim, str(precision), rescored, score, kept, size, milliseconds))
+            score, milliseconds = _plain(name, kind, data, cut, precision, fitted[dim])
+            cells.append(Cell(dim, str(precision), False, score, _share(score, whole), size, milliseconds))
+            if rescore and precision in RESCORED and isinstance(data, RankingData) and data.candidates is None:
+                size += bytes_per_vector(dim, Precision.INT8) if precision == Precision.BINARY else 0
+                score, milliseconds = _rescored(data, cut, precision, fitted[dim])
+                cells.append(Cell(dim, str(precision), True, score, _share(score, whole), size, milliseconds))
     return Matrix(tuple(cells), fitted)
 
 
@@ -224,12 +226,16 @@ def _plain(name: str, kind: Kind, data: SetData, cut: Encoded, precision: str, r
     return score, _timed(queries, lambda some: top_documents(some, _loaded(stored, ranges), _CUTOFF))
 
 
-def _rescored(data: RankingData, cut: Encoded, ranges: Int8Ranges) -> tuple[float, float]:
+def _rescored(data: RankingData, cut: Encoded, precision: str, ranges: Int8Ranges) -> tuple[float, float]:
     queries, documents = cut.sides["queries"], cut.sides["documents"]
-    bits, codes = pack_bits(documents), ranges.encode(documents)
+    codes, bits = ranges.encode(documents), pack_bits(documents)
 
     def search(some: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        places, _ = _nearest_bits(pack_bits(some), bits, _CUTOFF * OVERSAMPLE)
+        if precision == Precision.BINARY:
+            places, _ = _nearest_bits(pack_bits(some), bits, _CUTOFF * OVERSAMPLE)
+        else:
+            near = normalise(ranges.decode(ranges.encode(some)))
+            places, _ = top_documents(near, normalise(ranges.decode(codes)), _CUTOFF * OVERSAMPLE)
         scores = np.empty(places.shape, np.float32)
         for i, row in enumerate(places):
             scores[i] = normalise(ranges.decode(codes[row])) @ some[i]
@@ -237,6 +243,10 @@ def _rescored(data: RankingData, cut: Encoded, ranges: Int8Ranges) -> tuple[floa
 
     places, scores = search(queries)
     return score_ranking(data, _named(data, places, scores)).score, _timed(queries, search)
+
+
+def _share(score: float, whole: float) -> float:
+    return score / whole if whole > 0 else 0.0
 
 
 def _nearest_bits(queries: NDArray[np.uint8], documents: NDArray[np.uint8], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -11,6 +11,7 @@ _STYLES = {
     ("float32", False): ("-", "o"),
     ("float16", False): ("--", "s"),
     ("int8", False): ("-.", "^"),
+    ("int8", True): ("--", "v"),
     ("binary", False): (":", "D"),
     ("binary", True): ("-", "x"),
 }

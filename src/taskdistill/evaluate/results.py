@@ -43,6 +43,7 @@ def to_record(result: Result, cells: Sequence[Cell] = ()) -> Record:
         "encode_seconds": result.encode_seconds,
         "score_seconds": result.score_seconds,
         "notes": list(result.score.notes),
+        "lengths": [],
         "compression": [cell.to_json() for cell in cells],
         "units": {language: np.round(units, _DIGITS).tolist() for language, units in result.score.units.items()},
     }

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from taskdistill.compress import ranges_to_json
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.compression import Cell, compression_matrix
-from taskdistill.evaluate.encoding import encode_set
-from taskdistill.evaluate.kinds import Embedder, Kind
-from taskdistill.evaluate.protocols import evaluate_encoded
-from taskdistill.evaluate.reading import SetData
-from taskdistill.evaluate.results import Record, mean_matrix, summarise, to_record
+from taskdistill.evaluate.kept import Kept
+from taskdistill.evaluate.kinds import Embedder
+from taskdistill.evaluate.languages import families, pooled_retrieval
+from taskdistill.evaluate.reading import RankingData
+from taskdistill.evaluate.results import Record, mean_matrix, summarise
+from taskdistill.evaluate.scoring import Options, Scorer
 from taskdistill.evaluate.sets import EvalSet
 from taskdistill.folders import dump_json, versions, write_file
 
-COMPRESSED = (Kind.RETRIEVAL, Kind.STS, Kind.PAIR_CLASSIFICATION, Kind.BITEXT)
-"""Kinds whose compression is measured: those whose score costs little once vectors are there."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What changes a score beside model and set."""
-
-    max_queries: int | None = None
-    seed: int = 17
-    full_train: bool = False
-    dims: tuple[int, ...] = ()
-    precisions: tuple[str, ...] = ()
+__all__ = ["Options", "evaluate_models"]
 
 
 def evaluate_models(
@@ -56,9 +41,9 @@ def evaluate_models(
         models: The models; names must differ.
         sets: The sets.
         folder: Where scores are kept and `results.json` is written; None keeps nothing.
-        options: Cuts, the linear probe, dimensions and precisions for the compression matrix.
+        options: Cuts, the linear probe, and what is measured beside the scores.
         reference: Name of the model the others are compared with; None takes the first.
-        progress: Called with per cent done and 100, where a set counts by the size of its files.
+        progress: Called with per cent done and 100, of what has to be computed; a set counts by the size of its files.
         note: Called with a line for each score.
 
     Returns:
@@ -69,54 +54,93 @@ def evaluate_models(
     """
     options = options or Options()
     _check_names([model.name for model in models], reference)
-    sizes = {each.name: sum(path.stat().st_size for path in each.files) for each in sets}
-    total, done = sum(sizes.values()) * len(models), 0
     digests = {each.name: each.digest() for each in sets}
     prints = {model.name: model.fingerprint() for model in models}
+    scores = Kept(folder / "cache" if folder is not None else None)
+    calibration = Kept(folder / "calibration" if folder is not None else None)
+    scorers = [Scorer(each, digests[each.name], options, scores, calibration) for each in sets]
+    pools = families(sets) if options.languages else {}
+    pool_keys = {
+        (model.name, family): scores.key(
+            "pool", prints[model.name], {lang: digests[each.name] for lang, each in members.items()}, options.max_queries, options.seed
+        )
+        for family, members in pools.items()
+        for model in models
+    }
+    waiting = [_size(scorer.each) for scorer in scorers for model in models if scorer.missing(prints[model.name])]
+    waiting += [
+        sum(map(_size, members.values()))
+        for family, members in pools.items()
+        for model in models
+        if scores.read(pool_keys[model.name, family]) is None
+    ]
+    share = _Share(sum(waiting), progress)
     records: dict[str, dict[str, Record]] = {model.name: {} for model in models}
-    for each in sets:
-        data: SetData | None = None
+    for scorer in scorers:
+        name, size = scorer.each.name, _size(scorer.each)
         for model in models:
-            key = _key(prints[model.name], digests[each.name], options)
-            record = _cached(folder, key)
-            if record is None:
-                data = data or each.load(options.max_queries, options.seed)
-                record = _scored(model, each, data, options, folder, key)
-            records[model.name][each.name] = record
+            missing = scorer.missing(prints[model.name])
+            record = scorer.record(model, prints[model.name], lambda done, size=size: share.told(done * size))  # type: ignore[misc]
+            records[model.name][name] = record
             _same_dimension(model.name, records[model.name])
-            done += sizes[each.name]
             if note is not None:
-                note(f"{each.name}  {model.name}  {record['metric']} {100 * record['score']:.2f}")
-            if progress is not None:
-                progress(round(100 * done / total), 100)
+                note(f"{name}  {model.name}  {record['metric']} {100 * record['score']:.2f}")
+            share.finished(size if missing else 0)
+        scorer.forget()
+    found: dict[str, dict[str, Any]] = {model.name: {} for model in models}
+    for family, members in pools.items():
+        for model in models:
+            key = pool_keys[model.name, family]
+            pool = scores.read(key)
+            if pool is None:
+                pool = _pool(model, members, options)
+                scores.write(key, pool, model=model.name, set=family)
+                share.finished(sum(map(_size, members.values())))
+            found[model.name][family] = pool
+    share.end()
     results = {
         "models": [{"name": model.name, "fingerprint": prints[model.name]} for model in models],
         "sets": [{"name": each.name, "kind": each.kind.value, "split": each.split, "digest": digests[each.name]} for each in sets],
-        "options": {**asdict(options), "dims": list(options.dims), "precisions": list(options.precisions)},
+        "options": {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()},
         **summarise(records, reference),
+        "pools": found if pools else {},
         "versions": versions(),
     }
     if folder is not None:
-        _write(folder / "results.json", results)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / "results.json", dump_json(results))
         for name, scored in records.items():
             _write_picture(folder, name, scored)
     return results
 
 
-def _scored(model: Embedder, each: EvalSet, data: SetData, options: Options, folder: Path | None, key: str) -> Record:
-    encoded = encode_set(model, each.kind, data, full_train=options.full_train)
-    result = evaluate_encoded(each.name, each.kind, data, encoded, full_train=options.full_train)
-    cells: tuple[Cell, ...] = ()
-    if options.dims and options.precisions and each.kind in COMPRESSED:
-        dims = [dim for dim in options.dims if dim < encoded.dim]
-        matrix = compression_matrix(each.name, each.kind, data, encoded, [encoded.dim, *dims], options.precisions)
-        cells = matrix.cells
-        if folder is not None:
-            _write(folder / "calibration" / f"{key}.json", {"model": model.name, "set": each.name, "ranges": ranges_to_json(matrix.ranges)})
-    record = to_record(result, cells)
-    if folder is not None:
-        _write(folder / "cache" / f"{key}.json", {"model": model.name, "record": record})
-    return record
+class _Share:
+    """How much of the work that has to be done is done, in per cent."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+        self.total, self.done, self.progress = total, 0, progress
+
+    def told(self, more: float) -> None:
+        if self.progress is not None and self.total:
+            self.progress(min(99, int(100 * (self.done + more) / self.total)), 100)
+
+    def finished(self, size: int) -> None:
+        self.done += size
+        self.told(0)
+
+    def end(self) -> None:
+        if self.progress is not None:
+            self.progress(100, 100)
+
+
+def _size(each: EvalSet) -> int:
+    return sum(path.stat().st_size for path in each.files)
+
+
+def _pool(model: Embedder, members: Mapping[str, EvalSet], options: Options) -> dict[str, Any]:
+    data = {language: each.load(options.max_queries, options.seed) for language, each in members.items()}
+    pooled = pooled_retrieval(model, {language: each for language, each in data.items() if isinstance(each, RankingData)})
+    return {"by_language": {language: asdict(each) for language, each in pooled.by_language.items()}, "cross": dict(pooled.cross)}
 
 
 def _write_picture(folder: Path, name: str, records: dict[str, Record]) -> None:
@@ -126,23 +150,6 @@ def _write_picture(folder: Path, name: str, records: dict[str, Record]) -> None:
 
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
         write_file(folder / f"compression-{slug}.png", compression_picture(cells, name, "mean score"))
-
-
-def _key(fingerprint: str, digest: str, options: Options) -> str:
-    return hashlib.sha256(json.dumps([fingerprint, digest, asdict(options)], sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _cached(folder: Path | None, key: str) -> Record | None:
-    path = folder / "cache" / f"{key}.json" if folder is not None else None
-    if path is None or not path.is_file():
-        return None
-    record: Record = json.loads(path.read_text("utf-8"))["record"]
-    return record
-
-
-def _write(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, dump_json(value))
 
 
 def _check_names(names: list[str], reference: str | None) -> None:

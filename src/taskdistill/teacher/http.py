@@ -7,7 +7,7 @@ import binascii
 import email.utils
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +52,8 @@ class HttpTeacher:
     attempts: int = 6
     backoff: float = 1.0
     parallel: int = 4
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of every request, such as Jina's `task`."""
 
     def __post_init__(self) -> None:
         """Check the address and make the client.
@@ -114,7 +116,7 @@ class HttpTeacher:
         raise WorkFailed(f"the teacher endpoint {self.url} was given no attempt")
 
     def _request(self, texts: Sequence[str]) -> list[npt.NDArray[np.float32]]:
-        body = {"model": self.model, "input": list(texts), "encoding_format": "float"}
+        body = {"model": self.model, "input": list(texts), "encoding_format": "float", **self.extra}
         try:
             response = self._client.post(f"{self.url.rstrip('/')}/embeddings", json=body)
         except httpx.TimeoutException:
