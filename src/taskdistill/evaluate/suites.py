@@ -167,10 +167,9 @@ def _run_task(model: MtebEncoder, task: Any, folder: Path, missing: dict[str, st
             missing[task.metadata.name] = _reason(error)
             return None
         try:
-            ran = mteb.evaluate(
-                model, [task], cache=cache, co2_tracker=False, show_progress_bar=False, encode_kwargs={"batch_size": _BATCH}
-            )
-            found = _main_scores(ran.task_results[0], task)
+            how = {"batch_size": _BATCH, "show_progress_bar": False}
+            mteb.evaluate(model, [task], cache=cache, co2_tracker=False, show_progress_bar=False, encode_kwargs=how)
+            found = _main_scores(cache.load_task_result(task.metadata.name, model.mteb_model_meta), task)
         except (BadInput, WorkFailed):
             raise
         except Exception as error:
