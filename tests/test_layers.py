@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": GROUND | {"metrics", "compress"},
     "search": GROUND | {"compress"},
     "serve": GROUND | {"encode", "search", "compress"},
-    "export": GROUND | {"model", "encode", "compress"},
+    "export": GROUND | {"model", "encode", "compress", "search"},
     "job": {"*"},
     "cli": {"*"},
     "__init__": set(),

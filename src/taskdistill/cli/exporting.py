@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from taskdistill.cli.terminal import Terminal
-from taskdistill.vocabulary import Task
+from taskdistill.errors import BadInput
+from taskdistill.vocabulary import MANIFEST, Task
 
 
 def register(app: typer.Typer) -> None:
@@ -21,20 +22,35 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Model folder or Hub id")],
-    format_name: Annotated[str, typer.Option("--format", help="sentence-transformers, jina-v5, onnx, openvino or gguf")],
+    model: Annotated[str, typer.Argument(help="Model folder or Hub id; for a search engine: index folder")],
+    format_name: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="Of a model: sentence-transformers, jina-v5, onnx, openvino, gguf. Of an index: qdrant, lancedb, pgvector, elasticsearch",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to make")],
     task: Annotated[Task | None, typer.Option("--task", help="Adapter to merge; none exports the base")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Table, collection or index in the engine; default: passages")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the certificate to this file too.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
-    """Write a model for other programs, with a certificate of how close it comes.
+    """Write a model for other programs, with a certificate of how close it comes; or an index for a search engine.
 
-    Example: [bold]taskdistill export runs/quickstart/model --format onnx --task retrieval --out onnx-model[/bold]
+    Examples: [bold]taskdistill export runs/quickstart/model --format onnx --task retrieval --out onnx-model[/bold]
+    and [bold]taskdistill export notes-index --format qdrant --out notes-qdrant[/bold]
     """
     from taskdistill.export.make import export as run
     from taskdistill.folders import dump_json, write_file
 
+    if _is_index(Path(model)):
+        if task is not None:
+            raise BadInput(f"the vectors of an index are of its own task, so --task {task.value} has no effect; leave it out")
+        _export_index(Path(model), format_name, out, name or "passages", json, Terminal(quiet))
+        return
+    if name is not None:
+        raise BadInput(f"--name {name} is for an index, {model} is none; leave it out")
     terminal = Terminal(quiet)
     terminal.stage(f"exporting {model} as {format_name}")
     certificate = run(model, format_name, task.value if task else None, out, progress=terminal.count)
@@ -46,3 +62,24 @@ def export(
     terminal.line(f"export  {out}")
     if json is not None:
         write_file(json, dump_json(certificate))
+
+
+def _is_index(path: Path) -> bool:
+    from taskdistill.folders import read_manifest
+
+    return (path / MANIFEST).is_file() and read_manifest(path).get("kind") == "search-index"
+
+
+def _export_index(path: Path, format_name: str, out: Path, name: str, json: Path | None, terminal: Terminal) -> None:
+    from taskdistill.export.engines import export_index
+    from taskdistill.folders import dump_json, write_file
+
+    terminal.stage(f"exporting {path} for {format_name}")
+    told = export_index(path, format_name, out, name=name, progress=terminal.count)
+    measured = "as tuned" if told["oversample_is_measured"] else "the default; `taskdistill search tune` measures it"
+    terminal.line(
+        f"{told['passages']:,} passages of {told['dim']} dimensions; {told['oversample']} candidates rescored a passage ({measured})"
+    )
+    terminal.line(f"export  {out}  {', '.join(told['files'])}")
+    if json is not None:
+        write_file(json, dump_json(told))
