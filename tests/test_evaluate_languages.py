@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import pytest
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.breakdowns import by_length, length_table, prompt_spread, prompt_table
 from taskdistill.evaluate.kinds import Kind
+from taskdistill.evaluate.language_report import language_section
 from taskdistill.evaluate.languages import families, language_tables, pooled_retrieval
 from taskdistill.evaluate.protocols import evaluate_set
 from taskdistill.evaluate.reading import LabelledData, PairData, RankingData
-from taskdistill.evaluate.sets import EvalSet
+from taskdistill.evaluate.run import Options, evaluate_models
+from taskdistill.evaluate.sets import EvalSet, find_sets
+from taskdistill.job.page import write_evaluation
 
 
 class Table:
@@ -117,3 +121,70 @@ def test_prompts_move_scores_and_documents_are_encoded_once():
     assert set(prompt_spread(model, "s", Kind.STS, pairs, ["", "p: "]).scores) == {"", "p: "}
     with pytest.raises(BadInput, match="at least one prompt"):
         prompt_spread(model, "s", Kind.STS, pairs, [])
+
+
+def write_pool(root: Path) -> Path:
+    """Two parallel retrieval sets, STS sets of two languages, and one bitext set of two languages."""
+    for language in ("en", "de"):
+        data = parallel(language)
+        folder = root / f"retrieval/pets-{language}"
+        folder.mkdir(parents=True)
+        rows = {"corpus": data.documents, "queries": data.queries}
+        for name, texts in rows.items():
+            lines = [json.dumps({"_id": key, "text": text}) + "\n" for key, text in texts.items()]
+            (folder / f"{name}.jsonl").write_text("".join(lines))
+        (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{c}\td{c}\t1\n" for c in "xyz"))
+        (root / "scored").mkdir(exist_ok=True)
+        scored = [{"text1": f"{language} {a}", "text2": f"{language} {b}", "score": 0.9 * (a == b) + 0.05} for a in "xyz" for b in "xyz"]
+        scored[1]["score"] = 0.5
+        (root / f"scored/near-{language}.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
+    (root / "pairs").mkdir()
+    pairs = [{"query": f"en {c}", "positive": f"de {c}", "lang": pair} for pair in ("en-de", "fr-de") for c in "xyz"]
+    (root / "pairs/same.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return root
+
+
+def test_pools_are_scored_once_and_shown_in_the_report(tmp_path):
+    root, out, model = write_pool(tmp_path / "data"), tmp_path / "out", Table(0.5)
+    results = evaluate_models([model], find_sets(root), out, Options(languages=True))
+    encoded = model.encoded
+    assert evaluate_models([model], find_sets(root), out, Options(languages=True)) == results and model.encoded == encoded
+    assert json.loads((out / "results.json").read_text()) == results
+    scores = results["pools"]["table"]["retrieval/pets"]
+    assert scores["cross"] == {"de": {"de": 1, "en": 1}, "en": {"de": 1, "en": 1}}
+    assert scores["by_language"]["en"]["own_share"] == 0.5 and scores["by_language"]["en"]["first_own"] == 1
+    by_title = {table.title: table for table in language_section(results).tables}
+    assert list(by_title) == [
+        "retrieval/pets by language",
+        "sts/near by language",
+        "bitext/same by language",
+        "retrieval/pets, table: by query language",
+        "retrieval/pets, table: across languages",
+    ]
+    assert by_title["bitext/same by language"].rows == [["en-de", 1.0], ["fr-de", 1.0], ["mean", 1.0]]
+    assert by_title["sts/near by language"].note == "Spearman × 100."
+    write_evaluation(out, results, ["again"])
+    assert "Languages</h2>" in (out / "report.html").read_text()
+
+
+def test_without_languages_there_is_no_such_part(tmp_path):
+    root = write_pool(tmp_path / "data")
+    results = evaluate_models([Table(0)], find_sets(root, ["retrieval/pets-en"]), options=Options(languages=True))
+    assert not results["pools"] and language_section(results) is None
+
+
+def test_texts_that_were_cut_are_counted_and_noted(tmp_path):
+    class Short(Table):
+        cut = 0
+
+        def encode(self, texts, *, task, prompt_name):
+            self.cut += sum(len(text) > 4 for text in texts)
+            return super().encode(texts, task=task, prompt_name=prompt_name)
+
+    lines: list[str] = []
+    sets = find_sets(write_pool(tmp_path / "data"), ["retrieval/pets-en", "retrieval/pets-de"])
+    results = evaluate_models([Short(0)], sets, options=Options(languages=True), note=lines.append)
+    record = results["scores"]["table"]["retrieval/pets-en"]
+    assert record["cut"] == 3 and record["texts"] == 6
+    assert record["notes"] == ["3 of 6 texts are longer than this model reads; their ends were cut"]
+    assert lines[0].endswith(", 3 of 6 texts cut") and "2 languages in one pool, 50.0 % of results" in lines[-1]

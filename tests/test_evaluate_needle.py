@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
 import pytest
+from tiny_jina import write_repository
 
+from taskdistill.cli.app import run
+from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.needle import KINDS, LENGTHS, needle_set, score_needles
 
@@ -71,3 +75,54 @@ def test_eight_lengths_and_bad_arguments():
         needle_set("needles", 256)
     with pytest.raises(BadInput, match="at least 64"):
         needle_set("needle", 10)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A tiny Qwen3 repository that reads 128 tokens."""
+    return write_repository(tmp_path_factory.mktemp("models") / "tiny", "qwen3", tasks=["retrieval"])
+
+
+def test_the_command_reports_by_length_counts_what_was_cut_and_computes_nothing_twice(models, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["needle", str(models), "--lengths", "64,256", "--documents", "4", "--out", str(out), "--json", str(tmp_path / "r.json")]
+    assert run(words) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert json.loads((tmp_path / "r.json").read_text()) == results
+    rows = {(row["kind"], row["length"]): row for row in results["rows"]}
+    assert list(rows) == [("needle", 64), ("needle", 256), ("passkey", 64), ("passkey", 256)]
+    assert [row["cut"] for row in rows.values()] == [0, 4, 0, 4]  # the model reads 128 tokens
+    assert results["means"]["tiny"]["needle"] == np.mean([rows["needle", 64]["nDCG@1"], rows["needle", 256]["nDCG@1"]])
+    printed = capsys.readouterr().out
+    assert "needle 256  tiny  nDCG@1" in printed and "4 of 4 documents cut" in printed
+    assert "Needle and passkey by length" in (out / "report.html").read_text()
+    kept = {path.name: path.stat().st_mtime_ns for path in (out / "cache").iterdir()}
+    assert len(kept) == 4 and run([*words, "--quiet"]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (out / "cache").iterdir()} == kept
+    assert json.loads((out / "results.json").read_text()) == results
+
+
+def test_documents_are_as_long_as_the_models_own_tokenizer_counts(models):
+    from taskdistill.job.needles import _Counter
+
+    counter = _Counter(Encoder.load(models, default_task="retrieval", threads=1))
+    data = needle_set("passkey", 2_000, documents=3, tokens=counter)
+    assert all(1_950 <= counter(document) <= 2_000 for document in data.documents)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lengths", "64,many"], "--lengths '64,many': needs numbers"),
+        (["--kinds", "neddle"], "did you mean 'needle'"),
+        (["--documents", "1"], "documents 1 between 2 and 224"),
+    ],
+)
+def test_bad_options_end_with_exit_code_two(models, tmp_path, capsys, words, said):
+    assert run(["needle", str(models), "--lengths", "64", "--out", str(tmp_path / "out"), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_two_models_of_one_name(models, tmp_path, capsys):
+    assert run(["needle", str(models), str(models), "--out", str(tmp_path)]) == 2
+    assert "two models are called 'tiny'" in capsys.readouterr().err

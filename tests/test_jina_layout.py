@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from tiny_jina import TASKS, TEXTS, expected, write_merged, write_repository
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.errors import BadInput
+from taskdistill.errors import BadInput, Truncated
 from taskdistill.model.adapters import active_adapter, adapter_parameters, attach, lora_config
 from taskdistill.model.backbone import build_backbone
 
@@ -115,7 +116,12 @@ def test_cut_texts_keep_prefix_and_end_and_are_reported(tmp_path, family):
     report = encoder.encode_reporting([huge, "short"], task="retrieval")
     assert list(report.truncated) == [True, False]
     with pytest.raises(BadInput, match="truncation is refused"):
-        encoder.encode_reporting([huge], task="retrieval", refuse_truncation=True)
+        encoder.encode([huge], task="retrieval", refuse_truncation=True)
+    with pytest.warns(Truncated, match="1 of 2 texts are longer than the 128 tokens that r reads; their ends were cut"):
+        encoder.encode([huge, "short"], task="retrieval")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.encode([huge], task="retrieval", max_length=40)  # the call chose the limit itself
 
 
 PUBLISHED = {

@@ -12,6 +12,8 @@ _PUBLIC = {
     "BadInput": "taskdistill.errors",
     "WorkFailed": "taskdistill.errors",
     "Encoder": "taskdistill.encode.encoder",
+    "encode_chunks": "taskdistill.encode.chunks",
+    "encode_windows": "taskdistill.encode.chunks",
     "Recipe": "taskdistill.recipe",
     "load_recipe": "taskdistill.recipe",
     "train_recipe": "taskdistill.job.run:train",
@@ -19,7 +21,18 @@ _PUBLIC = {
     "Precision": "taskdistill.vocabulary",
 }
 
-__all__ = ["BadInput", "Encoder", "Precision", "Recipe", "Task", "WorkFailed", "load_recipe", "train_recipe"]
+__all__ = [
+    "BadInput",
+    "Encoder",
+    "Precision",
+    "Recipe",
+    "Task",
+    "WorkFailed",
+    "encode_chunks",
+    "encode_windows",
+    "load_recipe",
+    "train_recipe",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The two errors a person is meant to read, and the choice of a nearest name to suggest."""
+"""The two errors and the warning a person is meant to read, and the choice of a nearest name to suggest."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class BadInput(ValueError):
 
 class WorkFailed(RuntimeError):
     """The input was good but the work could not be finished; what was saved stays valid. Exit code 1."""
+
+
+class Truncated(UserWarning):
+    """Texts were longer than the model reads, and their ends were cut."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from taskdistill.cli import data, encoding, evaluation, exporting, folders, searching, serving, training, tuning
-from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.cli import data, encoding, evaluation, exporting, folders, needles, searching, serving, training, tuning
+from taskdistill.errors import BadInput, Truncated, WorkFailed
 
 
 class Commands(TyperGroup):
@@ -40,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _debug = False
+_python_shows = warnings.showwarning
 _Usage: Any = typer.BadParameter.__mro__[2]
 """The base of every usage error; typer carries its own copy of click in some versions and imports it in others."""
 
@@ -59,8 +61,16 @@ def options(
         raise typer.Exit
 
 
-for module in (training, encoding, evaluation, searching, tuning, serving, exporting, folders, data):
+for module in (training, encoding, evaluation, needles, searching, tuning, serving, exporting, folders, data):
     module.register(app)
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
+    """Show our own warnings as one line; others as Python does."""
+    if category is Truncated:
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        _python_shows(message, category, filename, lineno, file, line)
 
 
 def run(argv: list[str]) -> int:
@@ -74,6 +84,7 @@ def run(argv: list[str]) -> int:
     """
     global _debug
     _debug = False
+    warnings.showwarning = _warn
     try:
         code = app(args=argv, standalone_mode=False)
         return code if isinstance(code, int) else 0

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from taskdistill.cli.terminal import Terminal
+from taskdistill.errors import BadInput
 from taskdistill.vocabulary import Precision, Role, Task
 
 
@@ -40,19 +41,38 @@ def encode(
     backend: Annotated[Backend, typer.Option("--backend")] = Backend.TORCH,
     column: Annotated[str, typer.Option("--column", help="Column or field that holds the text")] = "text",
     max_length: Annotated[int | None, typer.Option("--max-length", help="Most tokens of one text")] = None,
+    windows: Annotated[
+        bool, typer.Option("--windows", help="Long texts whole: one vector, the mean of windows of at most --max-length tokens")
+    ] = False,
+    chunks: Annotated[
+        int | None,
+        typer.Option("--chunks", help="Long texts whole: a vector for each N tokens with its place, after one pass over the text"),
+    ] = None,
+    overlap: Annotated[int | None, typer.Option("--overlap", help="Tokens that a window or pass reads again")] = None,
     refuse_truncation: Annotated[bool, typer.Option("--refuse-truncation", help="A text that is too long is an error")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write counts as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
     """Turn texts into vectors; streams, in input order, and writes the file whole or not at all.
 
+    A text longer than the model reads is cut at its end, and counted; --refuse-truncation makes it an error, --windows and
+    --chunks leave nothing out.
+
     Example: [bold]taskdistill encode runs/quickstart/model notes.txt --out notes.npy --task retrieval[/bold]
+
+    Example: [bold]taskdistill encode runs/quickstart/model books.jsonl --out books.parquet --chunks 256[/bold]
     """
     from taskdistill.encode.encoder import Encoder
     from taskdistill.encode.files import Reading, encode_file
+    from taskdistill.encode.long_files import Long
     from taskdistill.folders import dump_json, write_file
 
     terminal = Terminal(quiet)
+    if windows and chunks is not None:
+        raise BadInput("--windows gives one vector a text and --chunks many; give one of them")
+    if overlap is not None and not windows and chunks is None:
+        raise BadInput("--overlap has no effect without --windows or --chunks; remove it")
+    long = Long(chunks, overlap) if windows or chunks is not None else None
     encoder = Encoder.load(model)
     terminal.stage(f"encoding {source} with {encoder.name}")
     counts = encode_file(
@@ -65,13 +85,15 @@ def encode(
         precision=precision.value,
         max_length=max_length,
         refuse_truncation=refuse_truncation,
+        long=long,
         progress=terminal.count,
     )
     terminal.end()
     for example in counts.examples:
         terminal.note(example)
-    terminal.line(
-        f"{counts.read:,} rows read, {counts.used:,} encoded, {counts.rejected:,} rejected, {counts.truncated:,} cut at the length limit -> {out}"
-    )
+    told = f"{counts.truncated:,} cut at the length limit"
+    if long is not None:
+        told = f"none cut: {counts.vectors:,} vectors from {counts.windows:,} passes"
+    terminal.line(f"{counts.read:,} rows read, {counts.used:,} encoded, {counts.rejected:,} rejected, {told} -> {out}")
     if json is not None:
         write_file(json, dump_json(counts.as_dict()))

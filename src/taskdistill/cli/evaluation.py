@@ -39,6 +39,9 @@ def evaluate(
     full_train: Annotated[
         bool, typer.Option("--full-train", help="Classification: also a linear probe on the whole training split")
     ] = False,
+    languages: Annotated[
+        bool, typer.Option("--languages/--no-languages", help="Sets that differ only in language: also crosswise and in one pool")
+    ] = True,
     json: Annotated[Path | None, typer.Option("--json", help="Write the results to this file too.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
@@ -49,6 +52,7 @@ def evaluate(
     import shutil
 
     from taskdistill.encode.encoder import Encoder
+    from taskdistill.evaluate.language_report import pool_tables
     from taskdistill.evaluate.run import Options, evaluate_models
     from taskdistill.evaluate.sets import find_sets
     from taskdistill.job.embedders import EncoderEmbedder
@@ -62,11 +66,18 @@ def evaluate(
         full_train,
         _numbers(dims),
         tuple((precisions or ("float32,int8,binary" if dims else "")).split(",")) if dims or precisions else (),
+        languages=languages,
     )
-    embedders = [EncoderEmbedder(Encoder.load(model), name=_name(model, models)) for model in models]
+    embedders = [EncoderEmbedder(Encoder.load(model), name=model_name(model, models)) for model in models]
     terminal.stage(f"{len(embedders)} models on {len(found)} sets")
     results = evaluate_models(
-        embedders, found, out, options, reference=reference, progress=terminal.count, note=None if quiet else terminal.note
+        embedders,
+        found,
+        out,
+        options,
+        reference=reference,
+        progress=terminal.count,
+        note=None if quiet else terminal.note,
     )
     write_evaluation(out, results, [f"taskdistill evaluate {' '.join(models)} --data {data.name} --out {out.name}"])
     names = [model["name"] for model in results["models"]]
@@ -79,6 +90,8 @@ def evaluate(
         for each in results["sets"]
     ]
     terminal.table("Scores x 100, with 95 % intervals", ["set", "metric", *names], rows)
+    for table in pool_tables(results):
+        terminal.table(table.title, list(table.columns), [[cell.main for cell in row] for row in table.cells()])
     terminal.line(f"results  {out / 'results.json'}")
     terminal.line(f"report   {out / 'report.html'}")
     if json is not None:
@@ -99,8 +112,16 @@ def _numbers(text: str | None) -> tuple[int, ...]:
         raise BadInput(f"--dims {text!r}: needs numbers with commas between, such as 64,128,256") from None
 
 
-def _name(model: str, models: list[str]) -> str:
-    """Return the shortest name that tells a model apart: its own, or its path where two share one."""
+def model_name(model: str, models: list[str]) -> str:
+    """Choose the shortest name that tells a model apart.
+
+    Args:
+        model: Folder or Hub id.
+        models: All of them.
+
+    Returns:
+        Its own name, or its path where two share one.
+    """
     short = Path(model).name if Path(model).name != "model" else f"{Path(model).parent.name}/model"
     same = [other for other in models if other != model and Path(other).name == Path(model).name and Path(model).name != "model"]
     return model if same else short

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from taskdistill.compress import truncate
 from taskdistill.encode.encoder import Encoder
+from taskdistill.encode.shape import choose_shape
 from taskdistill.errors import BadInput
 from taskdistill.model.student import TransformerModel
-from taskdistill.vocabulary import Pooling, Role
+from taskdistill.vocabulary import Pooling, Precision, Role
+
+TOKENS_AT_ONCE = 1 << 18
+"""Tokens of documents whose windows are encoded together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class Chunks:
     """Vectors of the chunks of one document."""
 
     vectors: np.ndarray
-    """float32 `(chunks, dim)`, unit rows."""
+    """`(chunks, dim)` in the precision asked for; float32 has unit rows."""
     spans: np.ndarray
     """First character and the one after the last of each chunk, `(chunks, 2)` of int64."""
     tokens: int
@@ -34,7 +37,7 @@ class Windows:
     """Vectors of documents that may be longer than the model reads."""
 
     vectors: np.ndarray
-    """float32 `(n, dim)`, unit rows."""
+    """`(n, dim)` in the precision asked for; float32 has unit rows."""
     windows: np.ndarray
     """How many windows each document was read in, `(n,)` of int64; no part of it is left out."""
 
@@ -59,6 +62,15 @@ class _Document:
                 return windows
             first = last - overlap
 
+    def states_of(self, start: int, stop: int) -> tuple[int, int]:
+        """Find the states, of all tokens in a row, of a chunk: of the tokens that begin within it, or the one that it lies within."""
+        first, last = (int(np.searchsorted(self.starts, edge, side="left")) for edge in (start, stop))
+        if first == last:
+            first, last = max(first - 1, 0), max(first, 1)
+        begin = 0 if first == 0 else len(self.lead) + first
+        end = len(self.lead) + last + (len(self.trail) if last == len(self.body) else 0)
+        return begin, end
+
     def ids(self, first: int, last: int) -> np.ndarray:
         """Give the ids of one window, with what stands around every text."""
         return np.concatenate([self.lead, self.body[first:last], self.trail])
@@ -73,6 +85,7 @@ def encode_chunks(
     task: str | None = None,
     prompt_name: str | None = Role.DOCUMENT.value,
     truncate_dim: int | None = None,
+    precision: str = Precision.FLOAT32.value,
     max_length: int | None = None,
     overlap: int | None = None,
 ) -> Chunks:
@@ -89,6 +102,7 @@ def encode_chunks(
         task: See `Encoder.encode`.
         prompt_name: See `Encoder.encode`.
         truncate_dim: See `Encoder.encode`.
+        precision: See `Encoder.encode`.
         max_length: Tokens of one pass; None for the model's.
         overlap: Tokens that a pass reads again as context where the document needs several; None for an eighth of a pass.
 
@@ -98,27 +112,24 @@ def encode_chunks(
     Raises:
         BadInput: If the text has no token, or a span or size is outside what there is.
     """
+    task = encoder.choose_task(task)
+    shape = choose_shape(encoder.model.settings, encoder.embedding_dim, task, truncate_dim, precision)
     document = _document(encoder, text, prompt_name)
     room = _room(encoder, document, max_length)
     again = room // 8 if overlap is None else overlap
     if not 0 <= again < room:
         raise BadInput(f"overlap {overlap} is not between 0 and the {room} tokens of text that one pass reads")
-    windows = document.cut(room, again)
-    parts, skip = [], 0
-    for first, last in windows:
-        states = encoder.token_states(document.ids(first, last), task=task)
-        final = last == len(document.body)
-        begin = len(document.lead) + skip if first else 0
-        end = len(states) if final else len(states) - len(document.trail)
-        parts.append(states[begin:end])
-        skip = again
-    states = torch.cat(parts)
     extents = _even_spans(document, chunk_tokens, len(text)) if spans is None else np.array(spans, dtype=np.int64).reshape(-1, 2)
     if len(extents) == 0 or (extents[:, 0] < 0).any() or (extents[:, 1] > len(text)).any() or (extents[:, 0] >= extents[:, 1]).any():
         raise BadInput(f"every span must be a non-empty part of the {len(text)} characters of the text")
-    vectors = torch.stack([_pool(encoder, states, document, int(start), int(stop)) for start, stop in extents])
-    dim = encoder.embedding_dim if truncate_dim is None else truncate_dim
-    return Chunks(truncate(vectors.numpy(), dim), extents, len(document.body), len(windows))
+    pool = _ChunkPool(encoder, document, extents)
+    windows = document.cut(room, again)
+    for first, last in windows:
+        states = encoder.token_states(document.ids(first, last), task=task)
+        skip = len(document.lead) + again if first else 0
+        keep = len(states) if last == len(document.body) else len(states) - len(document.trail)
+        pool.add(states[skip:keep])
+    return Chunks(shape.finish(pool.vectors()), extents, len(document.body), len(windows))
 
 
 def encode_windows(
@@ -130,6 +141,7 @@ def encode_windows(
     task: str | None = None,
     prompt_name: str | None = Role.DOCUMENT.value,
     truncate_dim: int | None = None,
+    precision: str = Precision.FLOAT32.value,
     progress: Callable[[int, int], None] | None = None,
 ) -> Windows:
     """Encode documents of any length: windows of tokens encoded apart, their unit vectors averaged by length.
@@ -144,6 +156,7 @@ def encode_windows(
         task: See `Encoder.encode`.
         prompt_name: See `Encoder.encode`.
         truncate_dim: See `Encoder.encode`.
+        precision: See `Encoder.encode`.
         progress: Called with (documents done, documents in all).
 
     Returns:
@@ -152,30 +165,53 @@ def encode_windows(
     Raises:
         BadInput: If a text has no token, or the window or overlap leaves no room.
     """
-    dim = encoder.embedding_dim if truncate_dim is None else truncate_dim
+    if isinstance(texts, str):
+        raise BadInput("encode_windows takes a list of texts, got one string; put it into a list")
+    task = encoder.choose_task(task)
+    shape = choose_shape(encoder.model.settings, encoder.embedding_dim, task, truncate_dim, precision)
     vectors, counts = np.zeros((len(texts), encoder.embedding_dim), np.float32), np.zeros(len(texts), np.int64)
+    done = 0
+    for parts in _batches(encoder, texts, window, overlap, prompt_name):
+        unit = encoder.encode_ids([document.ids(*extent) for document, extents in parts for extent in extents], task=task)
+        place = 0
+        for i, (_, extents) in enumerate(parts, done):
+            weights = np.array([last - first for first, last in extents], np.float64)
+            vectors[i] = (weights[:, None] * unit[place : place + len(extents)]).sum(0) / weights.sum()
+            counts[i] = len(extents)
+            place += len(extents)
+        done += len(parts)
+        if progress is not None:
+            progress(done, len(texts))
+    return Windows(shape.finish(vectors), counts)
+
+
+def _batches(
+    encoder: Encoder, texts: Sequence[str], window: int | None, overlap: int, prompt_name: str | None
+) -> Iterator[list[tuple[_Document, list[tuple[int, int]]]]]:
+    """Cut documents into windows, and give as many documents at once as have `TOKENS_AT_ONCE` tokens."""
+    held: list[tuple[_Document, list[tuple[int, int]]]] = []
+    tokens = 0
     for i, text in enumerate(texts):
-        document = _document(encoder, text, prompt_name)
+        document = _document(encoder, text, prompt_name, f"text {i}")
         room = _room(encoder, document, window)
         if not 0 <= overlap < room:
             raise BadInput(f"overlap {overlap} is not between 0 and the {room} tokens of text in a window")
-        windows = document.cut(room, overlap)
-        unit = encoder.encode_ids([document.ids(first, last) for first, last in windows], task=task)
-        weights = np.array([last - first for first, last in windows], np.float64)
-        vectors[i] = (weights[:, None] * unit).sum(0) / weights.sum()
-        counts[i] = len(windows)
-        if progress is not None:
-            progress(i + 1, len(texts))
-    return Windows(truncate(vectors, dim), counts)
+        held.append((document, document.cut(room, overlap)))
+        tokens += len(document.body)
+        if tokens >= TOKENS_AT_ONCE:
+            yield held
+            held, tokens = [], 0
+    if held:
+        yield held
 
 
-def _document(encoder: Encoder, text: str, prompt_name: str | None) -> _Document:
+def _document(encoder: Encoder, text: str, prompt_name: str | None, which: str = "the document") -> _Document:
     if not isinstance(text, str):
-        raise BadInput(f"the document is a {type(text).__name__}, needs a string")
+        raise BadInput(f"{which} is a {type(text).__name__}, needs a string")
     ids, places = encoder.model.tokenizer.offsets(text, prompt=encoder.prompt_text(prompt_name))
     inside = np.flatnonzero(places[:, 1] >= 0)
     if len(inside) == 0:
-        raise BadInput("the document has no token this model knows; leave empty texts out")
+        raise BadInput(f"{which} has no token this model knows; leave empty texts out")
     first, last = int(inside[0]), int(inside[-1]) + 1
     starts = np.maximum.accumulate(np.maximum(places[first:last, 0], 0))
     return _Document(ids[:first], ids[first:last], ids[last:], starts)
@@ -199,14 +235,24 @@ def _even_spans(document: _Document, chunk_tokens: int, characters: int) -> np.n
     return np.stack([edges[:-1], edges[1:]], axis=1)
 
 
-def _pool(encoder: Encoder, states: torch.Tensor, document: _Document, start: int, stop: int) -> torch.Tensor:
-    """Pool the tokens that begin within a chunk, or the one token that the chunk lies within."""
-    first, last = (int(np.searchsorted(document.starts, edge, side="left")) for edge in (start, stop))
-    if first == last:
-        first, last = max(first - 1, 0), max(first, 1)
-    begin = 0 if first == 0 else len(document.lead) + first
-    end = len(states) if last == len(document.body) else len(document.lead) + last
-    module = encoder.model.module
-    if isinstance(module, TransformerModel) and module.pooling is Pooling.LAST:
-        return states[end - 1]
-    return states[begin:end].mean(0)
+class _ChunkPool:
+    """Pools chunks from the states of one pass after the other, so that no more than one pass is held."""
+
+    def __init__(self, encoder: Encoder, document: _Document, extents: np.ndarray) -> None:
+        module = encoder.model.module
+        self._last = isinstance(module, TransformerModel) and module.pooling is Pooling.LAST
+        self._ranges = [document.states_of(int(start), int(stop)) for start, stop in extents]
+        self._sums = torch.zeros(len(extents), encoder.embedding_dim)
+        self._place = 0
+
+    def add(self, states: torch.Tensor) -> None:
+        begin, end = self._place, self._place + len(states)
+        self._place = end
+        for i, (first, stop) in enumerate(self._ranges):
+            first = stop - 1 if self._last else first
+            if first < end and stop > begin:
+                self._sums[i] += states[max(first - begin, 0) : stop - begin].sum(0)
+
+    def vectors(self) -> np.ndarray:
+        sizes = [1 if self._last else stop - first for first, stop in self._ranges]
+        return (self._sums / torch.tensor(sizes)[:, None]).numpy()

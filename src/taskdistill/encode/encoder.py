@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from taskdistill.compress import Int8Ranges, truncate
+from taskdistill.compress import truncate
 from taskdistill.encode.batches import TOKEN_BUDGET, cores, run_batches, token_batches
-from taskdistill.encode.shape import Shape
-from taskdistill.errors import BadInput, WorkFailed, nearest
+from taskdistill.encode.shape import Shape, choose_shape
+from taskdistill.errors import BadInput, Truncated, WorkFailed, nearest
 from taskdistill.model.backbone import resolve
 from taskdistill.model.folder import Model, read_model
 from taskdistill.model.packed import pack
@@ -133,8 +134,11 @@ class Encoder:
         precision: str = Precision.FLOAT32.value,
         max_length: int | None = None,
         progress: Progress | None = None,
+        refuse_truncation: bool = False,
     ) -> np.ndarray:
         """Turn texts into vectors: prompt, adapter, pooling, cut to size, unit length, precision (section 3.1).
+
+        Texts longer than the model reads are cut with the warning `Truncated`, unless the call chose the limit itself.
 
         Args:
             texts: Strings.
@@ -145,6 +149,7 @@ class Encoder:
             precision: float32, float16, int8 (by the model's stored ranges) or binary (packed sign bits).
             max_length: Most tokens of one text; None for the model's.
             progress: Called with (texts done, texts in all).
+            refuse_truncation: Whether a text longer than `max_length` is an error.
 
         Returns:
             `(n, dim)` of float32, float16 or int8, or `(n, ceil(dim / 8))` of uint8 for binary.
@@ -152,7 +157,7 @@ class Encoder:
         Raises:
             BadInput: If an argument is not one that this model knows, or a text has no token.
         """
-        return self.encode_reporting(
+        found = self.encode_reporting(
             texts,
             task=task,
             prompt_name=prompt_name,
@@ -161,7 +166,12 @@ class Encoder:
             precision=precision,
             max_length=max_length,
             progress=progress,
-        ).vectors
+            refuse_truncation=refuse_truncation,
+        )
+        if max_length is None and found.truncated.any():
+            told = f"{int(found.truncated.sum()):,} of {len(texts):,} texts are longer than the {self.max_length:,} tokens that {self.name} reads"
+            warnings.warn(f"{told}; their ends were cut (encode_windows leaves nothing out)", Truncated, stacklevel=2)
+        return found.vectors
 
     def encode_reporting(
         self,
@@ -187,7 +197,7 @@ class Encoder:
             precision: See `encode`.
             max_length: See `encode`.
             progress: See `encode`.
-            refuse_truncation: Whether a text longer than `max_length` is an error.
+            refuse_truncation: See `encode`.
 
         Returns:
             The vectors, and for each text whether its end was cut, `(n,)` of bool.
@@ -200,7 +210,7 @@ class Encoder:
         head = self.prompt_text(prompt_name) if prompt is None else prompt
         limit = self._limit(max_length)
         task = self.choose_task(task)
-        shape = self._shape(task, truncate_dim, precision)
+        shape = choose_shape(self.model.settings, self.embedding_dim, task, truncate_dim, precision)
         out = np.zeros((len(texts), shape.width), dtype=shape.dtype)
         cut = np.zeros(len(texts), dtype=bool)
         for start in range(0, len(texts), WINDOW):
@@ -248,7 +258,7 @@ class Encoder:
         """
         if longest := max((len(row) for row in ids), default=0):
             self._limit(longest)
-        task, shape = self.choose_task(task), self._shape(task, None, Precision.FLOAT32.value)
+        task, shape = self.choose_task(task), Shape(self.embedding_dim, Precision.FLOAT32, None)
         out = np.zeros((len(ids), shape.width), dtype=shape.dtype)
         self._run(list(ids), task, shape, out, 0, progress)
         return out
@@ -312,7 +322,7 @@ class Encoder:
         if chosen is None and self.model.settings.task_required:
             raise BadInput(
                 f"model {self.name} needs a task ({', '.join(self.tasks)}): pass it with each call, encode(texts, task={self.tasks[0]!r}), "
-                f"or once, Encoder.load({self.name!r}, default_task={self.tasks[0]!r})"
+                f"or once, Encoder.load({self.name!r}, default_task={self.tasks[0]!r}); on the command line, --task {self.tasks[0]}"
             )
         if chosen is not None and chosen not in self.tasks:
             hint = nearest(chosen, self.tasks) if self.tasks else "; this model has no adapters, so leave the task out"
@@ -342,23 +352,6 @@ class Encoder:
         if not 0 < max_length <= self.max_length:
             raise BadInput(f"max_length {max_length} is not between 1 and the {self.max_length} tokens that this model reads")
         return max_length
-
-    def _shape(self, task: str | None, truncate_dim: int | None, precision: str) -> Shape:
-        if precision not in tuple(Precision):
-            raise BadInput(f"unknown precision {precision!r}{nearest(precision, Precision)}")
-        dim = truncate_dim or self.embedding_dim
-        if not 0 < dim <= self.embedding_dim:
-            raise BadInput(f"truncate_dim {truncate_dim} is not between 1 and the model's {self.embedding_dim}")
-        kind = Precision(precision)
-        if kind is not Precision.INT8:
-            return Shape(dim, kind, None)
-        stored = self.model.settings.int8_ranges.get(task or "base", {})
-        if str(dim) not in stored:
-            known = ", ".join(stored) or "none"
-            raise BadInput(
-                f"this model stores no int8 ranges for {task or 'base'} at {dim} dimensions (stored: {known}); use float32 and calibrate"
-            )
-        return Shape(dim, kind, Int8Ranges.from_json(stored[str(dim)]))
 
     def _run(self, ids: list[np.ndarray], task: str | None, shape: Shape, out: np.ndarray, start: int, progress: Progress | None) -> None:
         lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))

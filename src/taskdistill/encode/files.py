@@ -13,18 +13,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taskdistill.encode.encoder import WINDOW, Encoder
+from taskdistill.encode.long_files import Long, encode_long
+from taskdistill.encode.writers import WRITERS, Writer
 from taskdistill.errors import BadInput
 from taskdistill.folders import sync
 from taskdistill.strict_json import JsonFault, read_object
 
 EXAMPLES = 5
+LONG_WINDOW = 256
+"""Texts held at once where each may be long and have many vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,9 @@ class Counts:
     used: int = 0
     rejected: int = 0
     truncated: int = 0
+    vectors: int = 0
+    windows: int = 0
+    """Passes of the model over parts of texts, where long texts are read whole."""
     examples: list[str] = field(default_factory=list)
 
     def reject(self, where: str, why: str) -> None:
@@ -77,13 +84,14 @@ def encode_file(
     precision: str = "float32",
     max_length: int | None = None,
     refuse_truncation: bool = False,
+    long: Long | None = None,
     progress: Callable[[int, int], None] | None = None,
     window: int = WINDOW,
 ) -> Counts:
     """Encode every text of a file.
 
     Rows without a usable text are rejected and counted, and have no vector; .parquet and .jsonl outputs name each vector's
-    row, so that nothing shifts. A .npy output is refused if a row had to be rejected.
+    row, so that nothing shifts. A .npy output is refused if a row had to be rejected, or has a vector for each chunk.
 
     Args:
         encoder: The model.
@@ -95,6 +103,7 @@ def encode_file(
         precision: See `Encoder.encode`.
         max_length: See `Encoder.encode`.
         refuse_truncation: Whether a text that is too long is an error.
+        long: How texts longer than the model reads are read whole; None cuts their ends. `max_length` is then the length of one pass.
         progress: Called with (rows encoded, rows read so far).
         window: Texts held at once.
 
@@ -108,27 +117,38 @@ def encode_file(
         raise BadInput(f"{out}: vectors are written as {', '.join(WRITERS)}; give --out one of these endings")
     if not out.parent.is_dir():
         raise BadInput(f"{out.parent} is no folder; make it first or give another --out")
+    if long is not None and refuse_truncation:
+        raise BadInput("refuse_truncation has no effect where texts are read whole, in windows or chunks; leave one of them out")
+    if long is not None and long.chunk_tokens is not None and out.suffix == ".npy":
+        raise BadInput(f"{out}: a .npy file cannot say which characters a chunk has; write .parquet or .jsonl")
     counts = Counts()
     texts = _texts(reading, counts)
     beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
-        writer: _Writer | None = None
-        while chunk := list(islice(texts, window)):
-            encoded = encoder.encode_reporting(
-                [text for _, text in chunk],
-                task=task,
-                prompt_name=prompt_name,
-                truncate_dim=truncate_dim,
-                precision=precision,
-                max_length=max_length,
-                refuse_truncation=refuse_truncation,
-                progress=None if progress is None else _after(progress, counts.used),
-            )
+        writer: Writer | None = None
+        while chunk := list(islice(texts, window if long is None else min(window, LONG_WINDOW))):
+            said = {
+                "task": task,
+                "prompt_name": prompt_name,
+                "truncate_dim": truncate_dim,
+                "precision": precision,
+                "max_length": max_length,
+            }
+            told = None if progress is None else _after(progress, counts.used)
+            words, rows, spans = [text for _, text in chunk], np.array([row for row, _ in chunk]), None
+            if long is None:
+                encoded = encoder.encode_reporting(words, refuse_truncation=refuse_truncation, progress=told, **said)  # type: ignore[arg-type]
+                vectors = encoded.vectors
+                counts.truncated += int(encoded.truncated.sum())
+            else:
+                whole = encode_long(encoder, words, long, progress=told, **said)  # type: ignore[arg-type]
+                vectors, spans, rows = whole.vectors, whole.spans, rows[whole.texts]
+                counts.windows += whole.passes
             if writer is None:
                 writer = WRITERS[out.suffix](beside)
-            writer.add(np.array([row for row, _ in chunk]), encoded.vectors)
+            writer.add(rows, vectors, spans)
             counts.used += len(chunk)
-            counts.truncated += int(encoded.truncated.sum())
+            counts.vectors += len(vectors)
         if writer is None:
             why = f" ({counts.examples[0]})" if counts.examples else ""
             raise BadInput(f"{reading.source} has no row with a usable text{why}; give a file with texts")
@@ -248,66 +268,3 @@ READERS: dict[str, Callable[[Path, str], Iterator[Any]]] = {
     ".csv": _csv_rows,
     ".parquet": _parquet_rows,
 }
-
-
-class _Writer(Protocol):
-    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _NpyWriter:
-    """Appends rows and writes the header, whose room is fixed, at the end."""
-
-    HEADER = 128
-
-    def __init__(self, path: Path) -> None:
-        self._stream = path.open("wb")
-        self._stream.write(b"\0" * self.HEADER)
-        self._count, self._shape, self._dtype = 0, 0, np.dtype("float32")
-
-    def add(self, _: np.ndarray, vectors: np.ndarray) -> None:
-        self._count, self._shape, self._dtype = self._count + len(vectors), vectors.shape[1], vectors.dtype
-        self._stream.write(np.ascontiguousarray(vectors).tobytes())
-
-    def close(self) -> None:
-        text = repr({"descr": self._dtype.str, "fortran_order": False, "shape": (self._count, self._shape)})
-        self._stream.seek(0)
-        self._stream.write(b"\x93NUMPY\x01\x00" + (self.HEADER - 10).to_bytes(2, "little") + text.ljust(self.HEADER - 11).encode() + b"\n")
-        self._stream.close()
-
-
-class _ParquetWriter:
-    """Columns `row` and `vector`, a list of fixed size."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer: pq.ParquetWriter | None = None
-
-    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        column = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1])
-        table = pa.table({"row": pa.array(rows), "vector": column})
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema)
-        self._writer.write_table(table)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
-class _JsonWriter:
-    """One object a line: `row` and `vector`."""
-
-    def __init__(self, path: Path) -> None:
-        self._stream = path.open("w", encoding="utf-8")
-
-    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        for row, vector in zip(rows.tolist(), vectors.tolist(), strict=True):
-            self._stream.write(json.dumps({"row": row, "vector": vector}, allow_nan=False) + "\n")
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-WRITERS: dict[str, Callable[[Path], _Writer]] = {".npy": _NpyWriter, ".parquet": _ParquetWriter, ".jsonl": _JsonWriter}

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from taskdistill.compress import Int8Ranges, pack_bits, truncate
+from taskdistill.errors import BadInput, nearest
+from taskdistill.model.folder import Settings
 from taskdistill.vocabulary import Precision
 
 
@@ -44,3 +46,36 @@ class Shape:
         if self.ranges is not None:
             return self.ranges.encode(cut)
         return cut.astype(self.dtype, copy=False)
+
+
+def choose_shape(settings: Settings, width: int, task: str | None, truncate_dim: int | None, precision: str) -> Shape:
+    """Check size and precision of a call against what a model has.
+
+    Args:
+        settings: The model's, with its stored int8 ranges.
+        width: Size of its uncut vectors.
+        task: Adapter, or None for the base.
+        truncate_dim: Coordinates to keep; None keeps all.
+        precision: Name of a precision.
+
+    Returns:
+        The shape.
+
+    Raises:
+        BadInput: If the model has no such size or precision.
+    """
+    if precision not in tuple(Precision):
+        raise BadInput(f"unknown precision {precision!r}{nearest(precision, Precision)}")
+    dim = width if truncate_dim is None else truncate_dim
+    if not 0 < dim <= width:
+        raise BadInput(f"truncate_dim {truncate_dim} is not between 1 and the model's {width}")
+    kind = Precision(precision)
+    if kind is not Precision.INT8:
+        return Shape(dim, kind, None)
+    stored = settings.int8_ranges.get(task or "base", {})
+    if str(dim) not in stored:
+        known = ", ".join(stored) or "none"
+        raise BadInput(
+            f"this model stores no int8 ranges for {task or 'base'} at {dim} dimensions (stored: {known}); use float32 and calibrate"
+        )
+    return Shape(dim, kind, Int8Ranges.from_json(stored[str(dim)]))

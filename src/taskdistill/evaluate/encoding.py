@@ -24,6 +24,8 @@ class Encoded:
     sides: Mapping[str, NDArray[np.float32]]
     texts: int
     seconds: float
+    cut: int = 0
+    """Texts longer than the model reads, where it counts them."""
 
     @property
     def dim(self) -> int:
@@ -50,12 +52,14 @@ class _Reader:
     texts: int = 0
     characters: int = 0
     seconds: float = 0.0
+    cut: int = 0
     sides: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def add(self, side: str, texts: Sequence[str], role: Role = Role.DOCUMENT) -> None:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), getattr(self.embedder, "cut", 0)
         self.sides[side] = vectors = encode_texts(self.embedder, texts, TASK[self.kind], role, self._told)
         self.seconds += time.perf_counter() - start
+        self.cut += getattr(self.embedder, "cut", 0) - before
         self.texts += len(set(texts))
         self.dim = check_vectors(self.embedder.name, texts, vectors, self.dim)
 
@@ -158,7 +162,7 @@ def encode_set(embedder: Embedder, kind: Kind, data: SetData, *, full_train: boo
         reader = _Reader(embedder, kind, _characters(queries) + _characters(documents), tell)
         reader.add("queries", queries, QUERY_ROLE[kind])
         reader.add("documents", documents)
-        return Encoded(reader.sides, reader.texts, reader.seconds)
+        return Encoded(reader.sides, reader.texts, reader.seconds, reader.cut)
     if isinstance(data, PairData):
         sides = {"first": data.first, "second": data.second}
     elif isinstance(data, LabelledData):
@@ -168,7 +172,7 @@ def encode_set(embedder: Embedder, kind: Kind, data: SetData, *, full_train: boo
         sides = {"human": [t for row in data.human for t in row], "machine": [t for row in data.machine for t in row]}
     reader = _Reader(embedder, kind, _characters([text for texts in sides.values() for text in texts]), tell)
     _together(reader, sides)
-    return Encoded(reader.sides, reader.texts, reader.seconds)
+    return Encoded(reader.sides, reader.texts, reader.seconds, reader.cut)
 
 
 def _characters(texts: Sequence[str]) -> int:

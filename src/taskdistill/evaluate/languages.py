@@ -21,7 +21,7 @@ from taskdistill.evaluate.tables import Table, Value
 CUTOFF = 10
 
 _CANDIDATES = 200
-"""Documents of the pool ranked for each query: enough for ten of different content in any number of languages here."""
+"""Documents of the pool ranked for each query, at least; enough for ten of different content."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,20 @@ class Pooled:
     cross: Mapping[str, Mapping[str, float]]
 
 
+def name_and_language(name: str) -> tuple[str, str]:
+    """Split the name of a set of one language, such as `sts/stsb-de`.
+
+    Args:
+        name: Name of a set.
+
+    Returns:
+        Name without the language, and the language: two or three letters, or empty where the name has none.
+    """
+    family, _, language = name.rpartition("-")
+    named = bool(family) and language.isascii() and language.isalpha() and language.islower() and len(language) in (2, 3)
+    return (family, language) if named else (name, "")
+
+
 def families(sets: Sequence[EvalSet]) -> dict[str, dict[str, EvalSet]]:
     """Group retrieval sets that differ only in their language, such as `retrieval/xquad-de` and `retrieval/xquad-en`.
 
@@ -66,8 +80,8 @@ def families(sets: Sequence[EvalSet]) -> dict[str, dict[str, EvalSet]]:
     """
     found: dict[str, dict[str, EvalSet]] = {}
     for each in sets:
-        family, _, language = each.name.rpartition("-")
-        if each.kind is Kind.RETRIEVAL and family and language.isalpha() and language.islower() and len(language) in (2, 3):
+        family, language = name_and_language(each.name)
+        if each.kind is Kind.RETRIEVAL and language:
             found.setdefault(family, {})[language] = each
     return {family: members for family, members in found.items() if len(members) > 1}
 
@@ -140,7 +154,8 @@ def language_tables(pooled: Pooled) -> list[Table]:
 
 
 def _sorted_hits(queries: NDArray[np.float32], pool: NDArray[np.float32], places: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
-    indices, scores = top_documents(queries, pool, _CANDIDATES)
+    most = max(_CANDIDATES, 2 * CUTOFF * len({language for language, _ in places}))
+    indices, scores = top_documents(queries, pool, most)
     order = np.argsort(-scores, axis=1, kind="stable")
     return [[places[i] for i in row] for row in np.take_along_axis(indices, order, 1).tolist()]
 

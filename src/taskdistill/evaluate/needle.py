@@ -11,6 +11,7 @@ import numpy as np
 
 from taskdistill.errors import BadInput, nearest
 from taskdistill.evaluate.kinds import Embedder
+from taskdistill.evaluate.statistics import interval
 from taskdistill.metrics import retrieval_scores
 from taskdistill.vocabulary import Role, Task
 
@@ -137,23 +138,27 @@ def score_needles(
         progress: Called with (sets done, sets in all).
 
     Yields:
-        `kind`, `length`, `documents`, `nDCG@1` (0 to 1), and `first_half` and `second_half`: the same over documents whose
-        sentence stands in the first or second half.
+        `kind`, `length`, `documents`, `nDCG@1` (0 to 1) with its bootstrap `interval`, `first_half` and `second_half` (the same over
+        documents whose sentence stands in the first or second half), and `cut`: documents longer than the model reads, where it counts them.
     """
     plan = [(kind, length) for kind in kinds for length in lengths]
     for done, (kind, length) in enumerate(plan, 1):
         data = needle_set(kind, length, documents=documents, seed=seed, tokens=tokens)
         queries = embedder.encode(data.queries, task=task, prompt_name=Role.QUERY.value)
+        before = getattr(embedder, "cut", 0)
         vectors = embedder.encode(data.documents, task=task, prompt_name=Role.DOCUMENT.value)
+        cut = getattr(embedder, "cut", 0) - before
         found = _ndcg_at_1(np.asarray(queries, np.float32) @ np.asarray(vectors, np.float32).T)
-        early = np.array(data.depths) < 0.5
+        early, sure = np.array(data.depths) < 0.5, interval({"": found})
         yield {
             "kind": kind,
             "length": length,
             "documents": documents,
             METRIC: float(found.mean()),
+            "interval": [sure.low, sure.high],
             "first_half": float(found[early].mean()),
             "second_half": float(found[~early].mean()),
+            "cut": cut,
         }
         if progress is not None:
             progress(done, len(plan))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ class Result:
     texts: int
     encode_seconds: float
     score_seconds: float
+    cut: int = 0
 
 
 def unit_score(units: NDArray[np.float64]) -> float:
@@ -112,7 +113,10 @@ def evaluate_encoded(name: str, kind: Kind, data: SetData, encoded: Encoded, *, 
     score = score_vectors(name, kind, data, encoded, full_train=full_train)
     seconds = time.perf_counter() - start
     n = sum(len(units) for units in score.units.values()) if kind is not Kind.CLUSTERING else len(encoded.sides["texts"])
-    return Result(name, kind, METRIC[kind], score, n, encoded.dim, encoded.texts, encoded.seconds, seconds)
+    if encoded.cut:
+        told = f"{encoded.cut:,} of {encoded.texts:,} texts are longer than this model reads; their ends were cut"
+        score = replace(score, notes=(*score.notes, told))
+    return Result(name, kind, METRIC[kind], score, n, encoded.dim, encoded.texts, encoded.seconds, seconds, encoded.cut)
 
 
 def score_vectors(name: str, kind: Kind, data: SetData, encoded: Encoded, *, full_train: bool = False) -> Score:

@@ -40,6 +40,7 @@ def to_record(result: Result, cells: Sequence[Cell] = ()) -> Record:
         "n": result.n,
         "dim": result.dim,
         "texts": result.texts,
+        "cut": result.cut,
         "encode_seconds": result.encode_seconds,
         "score_seconds": result.score_seconds,
         "notes": list(result.score.notes),

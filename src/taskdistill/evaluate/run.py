@@ -84,7 +84,8 @@ def evaluate_models(
             records[model.name][name] = record
             _same_dimension(model.name, records[model.name])
             if note is not None:
-                note(f"{name}  {model.name}  {record['metric']} {100 * record['score']:.2f}")
+                cut = f", {record['cut']:,} of {record['texts']:,} texts cut" if record.get("cut") else ""
+                note(f"{name}  {model.name}  {record['metric']} {100 * record['score']:.2f}{cut}")
             share.finished(size if missing else 0)
         scorer.forget()
     found: dict[str, dict[str, Any]] = {model.name: {} for model in models}
@@ -97,6 +98,9 @@ def evaluate_models(
                 scores.write(key, pool, model=model.name, set=family)
                 share.finished(sum(map(_size, members.values())))
             found[model.name][family] = pool
+            if note is not None:
+                own = sum(each["own_share"] for each in pool["by_language"].values()) / len(members)
+                note(f"{family}  {model.name}  {len(members)} languages in one pool, {100 * own:.1f} % of results in the query's own")
     share.end()
     results = {
         "models": [{"name": model.name, "fingerprint": prints[model.name]} for model in models],

@@ -157,7 +157,7 @@ def _speeds(run: Run, encoders: dict[str, Encoder]) -> dict[str, dict[str, float
         ways[TEACHER] = lambda: run.teacher.embed(texts)
     for name, encoder in encoders.items():
         if name != UNTRAINED:
-            ways[name] = lambda encoder=encoder: encoder.encode(texts)
+            ways[name] = lambda encoder=encoder: encoder.encode_reporting(texts)
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(3):
         for name, way in ways.items():

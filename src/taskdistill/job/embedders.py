@@ -30,6 +30,8 @@ class EncoderEmbedder:
         self.encoder = encoder
         self.adapters = adapters
         self.name = name or encoder.name
+        self.cut = 0
+        """Texts whose ends were cut so far, because they are longer than the model reads."""
 
     def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
         """Encode texts.
@@ -43,7 +45,9 @@ class EncoderEmbedder:
             float32 `(n, D)`, unit rows.
         """
         chosen = task if self.adapters and task in self.encoder.tasks else None
-        return self.encoder.encode(texts, task=chosen, prompt_name=prompt_name)
+        encoded = self.encoder.encode_reporting(texts, task=chosen, prompt_name=prompt_name)
+        self.cut += int(encoded.truncated.sum())
+        return encoded.vectors
 
     def int8_ranges(self, task: str) -> Mapping[int, Int8Ranges]:
         """Return the ranges that the model folder stores.

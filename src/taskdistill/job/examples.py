@@ -35,7 +35,7 @@ def search_examples(recipe: Recipe, out: Path) -> list[tuple[str, list[tuple[flo
     encoder = Encoder.load(out / "model", threads=recipe.threads)
     task = Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None
     names, texts = list(data.documents), list(data.documents.values())
-    documents = encoder.encode(texts, task=task, prompt_name="document")
+    documents = encoder.encode_reporting(texts, task=task, prompt_name="document").vectors
     queries = encoder.encode(recipe.evaluation.examples, task=task, prompt_name="query")
     places, scores = top_documents(queries, documents, SHOWN)
     return [

@@ -153,7 +153,7 @@ def int8_ranges(encoder: Encoder, texts: list[str], tasks: list[str | None]) -> 
     """
     found: dict[str, Any] = {}
     for task in tasks:
-        vectors = encoder.encode(texts, task=task)
+        vectors = encoder.encode_reporting(texts, task=task).vectors
         found[task or "base"] = ranges_to_json(fit_ranges(vectors, encoder.matryoshka_dims))
     return found
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from taskdistill.evaluate.language_report import language_section
 from taskdistill.evaluate.report import ReportData, render_report
 from taskdistill.evaluate.tables import Source, Speed
 from taskdistill.folders import write_file
@@ -80,5 +81,7 @@ def write_evaluation(out: Path, results: Mapping[str, Any], commands: list[str])
         results: What `evaluate_models` returned.
         commands: What to type to get the page again.
     """
-    data = ReportData(title="Evaluation", results=results, commands=commands, versions=results["versions"])
+    section = language_section(results)
+    sections = [section] if section is not None else []
+    data = ReportData(title="Evaluation", results=results, sections=sections, commands=commands, versions=results["versions"])
     write_file(out / "report.html", render_report(data))

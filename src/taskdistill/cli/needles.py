@@ -1,0 +1,73 @@
+"""`needle`: how far into a long text a model reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskdistill.cli.terminal import Terminal
+from taskdistill.errors import BadInput
+
+LENGTHS = "256,512,1024,2048,4096,8192,16384,32768"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command.
+
+    Args:
+        app: The application.
+    """
+    app.command("needle")(needle)
+
+
+def needle(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Model folders, Hub ids, or all-MiniLM-L6-v2; several side by side")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for results.json and report.html; finished scores are kept there")],
+    lengths: Annotated[str, typer.Option("--lengths", help="Tokens of a document, by the first model's tokenizer")] = LENGTHS,
+    kinds: Annotated[str, typer.Option("--kinds", help="needle (a fact about a person), passkey (a number)")] = "needle,passkey",
+    documents: Annotated[int, typer.Option("--documents", help="Documents of each length, 2 to 224")] = 50,
+    seed: Annotated[int, typer.Option("--seed")] = 17,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the results to this file too.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+) -> None:
+    """Hide one sentence in long documents, ask for it, and report nDCG@1 by length; run again to continue.
+
+    Example: [bold]taskdistill needle runs/my/model --lengths 256,2048,8192 --out needle[/bold]
+    """
+    import shutil
+
+    from taskdistill.cli.evaluation import model_name
+    from taskdistill.encode.encoder import Encoder
+    from taskdistill.job.needles import evaluate_needles, needle_tables
+
+    terminal = Terminal(quiet)
+    try:
+        sizes = [int(part) for part in lengths.split(",")]
+    except ValueError:
+        raise BadInput(f"--lengths {lengths!r}: needs numbers with commas between, such as {LENGTHS}") from None
+    names = [model_name(model, models) for model in models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BadInput(f"two models are called {twice[0]!r}; name each model once, or copy one to a folder of another name")
+    encoders = {name: Encoder.load(model) for name, model in zip(names, models, strict=True)}
+    terminal.stage(f"{len(encoders)} models, {len(sizes)} lengths")
+    results = evaluate_needles(
+        encoders,
+        out,
+        kinds=kinds.split(","),
+        lengths=sizes,
+        documents=documents,
+        seed=seed,
+        commands=[f"taskdistill needle {' '.join(models)} --lengths {lengths} --kinds {kinds} --documents {documents} --out {out.name}"],
+        progress=terminal.count,
+        note=None if quiet else terminal.note,
+    )
+    for table in needle_tables(results):
+        terminal.table(table.title, list(table.columns), [[cell.main for cell in row] for row in table.cells()])
+    terminal.line(f"results  {out / 'results.json'}")
+    terminal.line(f"report   {out / 'report.html'}")
+    if json is not None:
+        shutil.copyfile(out / "results.json", json)
