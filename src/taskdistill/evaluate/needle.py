@@ -99,7 +99,11 @@ def needle_set(kind: str, length: int, *, documents: int = 50, seed: int = 17, t
         raise BadInput(f"length {length} must be at least 64 tokens, and documents {documents} between 2 and {len(persons)}")
     draw = random.Random(f"{seed} {kind} {length}")
     draw.shuffle(persons)
-    count = tokens or (lambda text: round(TOKENS_PER_WORD * len(text.split())))
+    counted = tokens or (lambda text: round(TOKENS_PER_WORD * len(text.split())))
+
+    def count(sentence: str) -> int:
+        return counted(f" {sentence}")  # as it stands in the document, since some tokenizers count the space
+
     filler = _Filler(draw, count)
     made = NeedleSet(kind, length, [], [], [])
     depths = [i / (documents - 1) for i in range(documents)]
