@@ -107,7 +107,7 @@ def test_documents_are_as_long_as_the_models_own_tokenizer_counts(models):
 
     counter = _Counter(Encoder.load(models, default_task="retrieval", threads=1))
     data = needle_set("passkey", 2_000, documents=3, tokens=counter)
-    assert all(1_950 <= counter(document) <= 2_000 for document in data.documents)
+    assert all(1_900 <= counter(document) <= 2_000 for document in data.documents)
 
 
 @pytest.mark.parametrize(
