@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from taskdistill.compress import fit_ranges, ranges_to_json
+from taskdistill.encode.chunks import encode_chunks
 from taskdistill.encode.encoder import Encoder
 from taskdistill.model.adapters import adapter_parameters, attach, lora_config
 from taskdistill.model.backbone import build_backbone
@@ -100,6 +102,12 @@ class FakeEngine:
         if self.seconds_per_token:
             time.sleep(self.seconds_per_token * sum(map(len, ids)))
         return np.array([expected(row) for row in ids], np.float32)
+
+
+def late_vectors(encoder: Encoder, texts: list[str], **options) -> np.ndarray:
+    """What the library gives for texts read as one document."""
+    ends = np.cumsum([len(text) + 1 for text in texts]) - 1
+    return encode_chunks(encoder, " ".join(texts), spans=list(pairwise([0, *ends.tolist()])), **options).vectors
 
 
 def expected(row) -> list[float]:

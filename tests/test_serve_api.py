@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
-from serve_fakes import live, tiny_encoder
+from serve_fakes import late_vectors, live, tiny_encoder
 
 from taskdistill.serve.settings import Settings
 
@@ -110,6 +111,29 @@ def test_every_embedding_type(http, server):
         np.testing.assert_array_equal([each["embedding"] for each in one.json()["data"]], packed)
 
 
+def test_late_chunking_gives_each_text_a_vector_that_has_seen_the_others(http, server):
+    texts = ["a red house", "on the shore", "of a lake in the north"]
+    apart = rows(http.post("/v1/embeddings", json={"input": texts, "task": "retrieval"}))
+    answer = http.post("/v1/embeddings", json={"input": texts, "task": "retrieval", "late_chunking": True, "dimensions": 16})
+    wanted = late_vectors(server[1], texts, task="retrieval", truncate_dim=16)
+    assert np.abs(rows(answer) - wanted).max() <= 1e-5
+    assert np.abs(rows(answer) - apart[:, :16]).max() > 0.05
+    whole = len(server[1].model.tokenizer.ids([" ".join(texts)], prompt="Document: ", max_length=300).ids[0])
+    assert answer.json()["usage"]["total_tokens"] == whole
+    alone = http.post("/v1/embeddings", json={"input": texts[:1], "late_chunking": True})
+    assert np.abs(rows(alone) - server[1].encode(texts[:1])).max() <= 1e-5
+
+
+def test_late_chunking_mixes_with_other_requests(server):
+    texts = [f"chunk {i} of some" for i in range(6)]
+    with ThreadPoolExecutor(12) as threads:
+        bodies = [{"input": texts[: 2 + i % 3], "late_chunking": i % 2 == 0} for i in range(60)]
+        answers = list(threads.map(lambda body: httpx.post(f"{server[0]}/v1/embeddings", json=body, timeout=30), bodies))
+    for body, answer in zip(bodies, answers, strict=True):
+        wanted = late_vectors(server[1], body["input"]) if body["late_chunking"] else server[1].encode(body["input"])
+        assert np.abs(rows(answer) - wanted).max() <= 1e-5
+
+
 def test_vectors_need_not_be_normalised(http):
     raw = rows(http.post("/v1/embeddings", json={"input": TEXTS, "normalized": False}))
     unit = rows(http.post("/v1/embeddings", json={"input": TEXTS}))
@@ -159,7 +183,9 @@ def test_embed_as_text_embeddings_inference_has_it(http, server):
         ({"input": "a", "task": "retreival"}, 400, "task", "did you mean 'retrieval'"),
         ({"input": "a", "task": "retrieval.query", "prompt_name": "document"}, 400, None, "give one of the two"),
         ({"input": "a", "prompt_name": "docment"}, 400, None, "did you mean 'document'"),
-        ({"input": "a", "late_chunking": True}, 400, "late_chunking", "not supported"),
+        ({"input": "a", "late_chunking": True, "truncate": True}, 400, "truncate", "leave truncate out"),
+        ({"input": ["a" * 100] * 4, "late_chunking": True}, 400, "input", "reads 300 tokens at most; send fewer of its 415"),
+        ({"input": ["a" * 5000] * 4, "late_chunking": True}, 400, "input", "send fewer of its 20,000 characters"),
         ({"input": "a", "encoding_format": "float16"}, 400, "encoding_format", "float"),
         ({"input": "a", "embedding_type": []}, 400, "embedding_type", "empty list"),
         ({"input": "a", "embedding_type": "int8", "dimensions": 17}, 400, "embedding_type", "stored: 16, 32"),

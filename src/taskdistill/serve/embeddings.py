@@ -73,14 +73,14 @@ def add_routes(app: FastAPI, service: Service, bodies: Bodies) -> None:
         texts = texts_of(asked.input, "input", settings.request_texts)
         task, prompt_name = address(asked.task, asked.prompt_name)
         service.check(asked.model, task, asked.dimensions)
-        if asked.late_chunking:
-            raise ApiError(400, "late_chunking is not supported; send the chunks as separate texts", param="late_chunking")
+        if asked.late_chunking and asked.truncate:
+            raise ApiError(400, "late_chunking reads the texts as one and cuts none of them; leave truncate out", param="truncate")
         dim, kinds = asked.dimensions or encoder.embedding_dim, asked.kinds()
         if "int8" in kinds and not asked.normalized:
             raise ApiError(400, "int8 codes are of vectors of length one; leave normalized out", param="normalized")
         ranges = int8_ranges(encoder, task, dim) if "int8" in kinds else None
         prompt = encoder.prompt_text(prompt_name)
-        work = service.embed(texts, task=task, prompt=prompt, truncate=asked.truncate, field="input")
+        work = service.embed(texts, task=task, prompt=prompt, truncate=asked.truncate, field="input", late_chunking=asked.late_chunking)
         done = await unless_gone(request.receive, work)
 
         def body() -> bytes:

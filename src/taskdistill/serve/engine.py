@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from taskdistill.encode.joined import Joined, join_texts
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import WorkFailed
 
@@ -21,6 +22,10 @@ class View(Protocol):
 
     def embed(self, ids: Sequence[np.ndarray], task: str | None) -> np.ndarray:
         """Return float32 `(texts, dim)`, not cut and not scaled."""
+        ...
+
+    def embed_chunks(self, ids: np.ndarray, spans: np.ndarray, task: str | None) -> np.ndarray:
+        """Return float32 `(chunks, dim)` of one text, not cut and not scaled."""
         ...
 
 
@@ -61,7 +66,7 @@ class EncoderEngine:
         static = not hasattr(module, "backbone")
         on_cpu = next(module.parameters()).device.type == "cpu"
         self._module = module
-        self._tokenizer = encoder.model.tokenizer
+        self._encoder = encoder
         self.lanes = encoder.threads if on_cpu else 1
         self.express = on_cpu and not static
         self.budget = encoder.token_budget * (64 if static else 1)
@@ -78,8 +83,20 @@ class EncoderEngine:
         Returns:
             Ids of each text, and which texts were cut, `(texts,)` of bool.
         """
-        tokens = self._tokenizer.ids(texts, prompt=prompt, max_length=max_length)
+        tokens = self._encoder.model.tokenizer.ids(texts, prompt=prompt, max_length=max_length)
         return tokens.ids, tokens.truncated
+
+    def joined(self, texts: Sequence[str], prompt: str) -> Joined:
+        """Tokenise texts as one document, for late chunking.
+
+        Args:
+            texts: The texts.
+            prompt: Put before the document.
+
+        Returns:
+            Its ids and the tokens of each text.
+        """
+        return join_texts(self._encoder, texts, prompt)
 
     def view(self) -> ModuleView:
         """Return the model for one more thread.
@@ -117,11 +134,36 @@ class ModuleView:
         Raises:
             WorkFailed: If a value is not finite.
         """
+        self._select(task)
+        with torch.inference_mode():
+            return _finite(self._module.embed(ids))
+
+    def embed_chunks(self, ids: np.ndarray, spans: np.ndarray, task: str | None) -> np.ndarray:
+        """Compute the vectors of the chunks of one text, each of which has seen the rest of it.
+
+        Args:
+            ids: Token ids of the text.
+            spans: First token and the one after the last of each chunk, `(chunks, 2)`.
+            task: Adapter, or None for the base.
+
+        Returns:
+            float32 `(chunks, dim)`, not cut and not scaled.
+
+        Raises:
+            WorkFailed: If a value is not finite.
+        """
+        self._select(task)
+        with torch.inference_mode():
+            return _finite(Joined(ids, spans).embed(self._module))
+
+    def _select(self, task: str | None) -> None:
         if task != self._task:
             self._module.select(task)
             self._task = task
-        with torch.inference_mode():
-            vectors: np.ndarray = self._module.embed(ids).float().cpu().numpy()
-        if not np.isfinite(vectors).all():
-            raise WorkFailed("the model gave values that are not finite")
-        return vectors
+
+
+def _finite(vectors: torch.Tensor) -> np.ndarray:
+    found: np.ndarray = vectors.float().cpu().numpy()
+    if not np.isfinite(found).all():
+        raise WorkFailed("the model gave values that are not finite")
+    return found

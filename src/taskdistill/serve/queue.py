@@ -96,16 +96,17 @@ class BatchingQueue:
                 raise Closed
             return self._waiting.admit(texts, tokens)
 
-    async def embed(self, job: Job, ids: list[np.ndarray], task: str | None) -> np.ndarray:
+    async def embed(self, job: Job, ids: list[np.ndarray], task: str | None, spans: np.ndarray | None = None) -> np.ndarray:
         """Wait for the vectors of an accepted request.
 
         Args:
             job: What `admit` returned.
             ids: Token ids of each text, at least one text.
             task: Adapter, or None for the base.
+            spans: Of a single text, `(chunks, 2)` of tokens, to get the vectors of its chunks instead of its own.
 
         Returns:
-            float32 `(texts, dim)`, not cut and not scaled.
+            float32 `(texts, dim)` or `(chunks, dim)`, not cut and not scaled.
 
         Raises:
             WorkFailed: If the model failed at one of these texts.
@@ -115,7 +116,7 @@ class BatchingQueue:
         with self._lock:
             if self._closed or job.dropped:
                 raise Closed
-            self._waiting.put(job, ids, task, time.monotonic())
+            self._waiting.put(job, ids, task, time.monotonic(), spans)
             self._work.notify(-(-job.tokens // self._engine.budget))
             self._express_work.notify()
         vectors: np.ndarray = await job.future
@@ -229,7 +230,10 @@ class BatchingQueue:
         if not items:
             return
         try:
-            vectors = view.embed([item.ids for item in items], task)
+            if items[0].spans is None:
+                vectors = list(view.embed([item.ids for item in items], task))
+            else:
+                vectors = [view.embed_chunks(item.ids, item.spans, task) for item in items if item.spans is not None]
         except BaseException as error:
             if not isinstance(error, Exception):
                 self._panicked(error)
@@ -252,9 +256,12 @@ class BatchingQueue:
         job = item.job
         if job.dropped:
             return
-        if job.vectors is None:
-            job.vectors = np.empty((job.left, len(vector)), dtype=np.float32)
-        job.vectors[item.index] = vector
+        if item.spans is not None:
+            job.vectors = vector
+        else:
+            if job.vectors is None:
+                job.vectors = np.empty((job.left, len(vector)), dtype=np.float32)
+            job.vectors[item.index] = vector
         job.left -= 1
         if job.left == 0:
             self._finish(job, None)

@@ -44,7 +44,7 @@ class EmbeddingRequest(Body):
     dimensions: int | None = Field(None, ge=1, description="Keep only the first numbers of each vector")
     encoding_format: Kind | None = Field(None, description="OpenAI's name of embedding_type")
     embedding_type: Kind | list[Kind] | None = Field(None, description="float if not given; a list gives several of each vector")
-    late_chunking: bool = Field(False, description="Not supported: true is an error")
+    late_chunking: bool = Field(False, description="Read all texts as one document, so that each one's vector has seen the others")
     truncate: bool = Field(False, description="Whether the end of a text too long is cut off; otherwise it is an error")
     normalized: bool = Field(True, description="Whether vectors have length one")
     user: str | None = Field(None, description="Accepted and not used")

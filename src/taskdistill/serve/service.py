@@ -21,6 +21,9 @@ from taskdistill.serve.waiting import Full, Waiting
 CHARACTERS_PER_TOKEN = 3
 """For the estimate by which a request is accepted, before it is tokenised."""
 
+CHARACTERS_OF_A_TOKEN = 32
+"""For the bound on a document that is tokenised in one go: longer words do not occur in a text that a model reads."""
+
 TOKENISED_CHARACTERS = 32_768
 """Characters tokenised in one go, so that a small request waits for little."""
 
@@ -103,7 +106,9 @@ class Service:
         if dimensions is not None and not 1 <= dimensions <= self.encoder.embedding_dim:
             raise ApiError(400, f"dimensions is {dimensions}; give 1 to {self.encoder.embedding_dim}", param="dimensions")
 
-    async def embed(self, texts: list[str], *, task: str | None, prompt: str, truncate: bool, field: str) -> Embedded:
+    async def embed(
+        self, texts: list[str], *, task: str | None, prompt: str, truncate: bool, field: str, late_chunking: bool = False
+    ) -> Embedded:
         """Compute the vectors of one request.
 
         Args:
@@ -112,6 +117,7 @@ class Service:
             prompt: Put before each text.
             truncate: Whether the end of a text too long is cut off.
             field: Where the texts were given, for errors.
+            late_chunking: Whether the texts are read as one document, so that each vector has seen all of them.
 
         Returns:
             Raw vectors, tokens read, and which texts were cut.
@@ -128,7 +134,12 @@ class Service:
         except Closed:
             raise ApiError(503, "the server is stopping", retry_after=1, close=True) from None
         try:
-            ids, cut = await self._tokenise(texts, prompt, most)
+            spans: np.ndarray | None = None
+            cut: list[int] = []
+            if late_chunking:
+                ids, spans = await self._join(texts, prompt, most, field)
+            else:
+                ids, cut = await self._tokenise(texts, prompt, most)
             total = sum(map(len, ids))
             if cut and not truncate:
                 raise ApiError(
@@ -142,7 +153,7 @@ class Service:
             if not all(map(len, ids)):
                 place = next(i for i, row in enumerate(ids) if not len(row))
                 raise ApiError(400, f"{field}[{place}] has no token that this model knows; leave it out", param=field, code="empty_input")
-            return Embedded(await self.queue.embed(job, ids, task), total, cut)
+            return Embedded(await self.queue.embed(job, ids, task, spans), total, cut)
         except WorkFailed as error:
             raise ApiError(500, f"{error}; the other requests are not affected") from None
         except Closed:
@@ -168,6 +179,17 @@ class Service:
                 return True
             ids = (await self._tokenise(["a"], "", self.encoder.max_length))[0][0]
             return await self.queue.probe(ids if len(ids) else np.zeros(1, np.int32), PROBE_SECONDS)
+
+    async def _join(self, texts: list[str], prompt: str, most: int, field: str) -> tuple[list[np.ndarray], np.ndarray]:
+        """Tokenise texts as one document; what the model cannot read in one go is refused, as a chunk must not be without its tokens."""
+        characters = sum(map(len, texts))
+        said = f"late_chunking reads all of {field} as one text, of which the model reads {most:,} tokens at most"
+        if characters > CHARACTERS_OF_A_TOKEN * most:
+            raise ApiError(400, f"{said}; send fewer of its {characters:,} characters", param=field, code="context_length_exceeded")
+        document = await asyncio.get_running_loop().run_in_executor(self._tokenising, self.engine.joined, texts, prompt)
+        if len(document.ids) > most:
+            raise ApiError(400, f"{said}; send fewer of its {len(document.ids):,}", param=field, code="context_length_exceeded")
+        return [document.ids], document.spans
 
     async def _tokenise(self, texts: list[str], prompt: str, most: int) -> tuple[list[np.ndarray], list[int]]:
         """Tokenise a few texts at a time, so that requests take turns."""

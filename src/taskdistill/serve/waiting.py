@@ -21,8 +21,8 @@ PATIENCE = 4
 SHORT = 128
 """Most tokens of a short text."""
 
-Group = tuple[str | None, bool]
-"""Task, and whether the texts are short: what a batch has in common."""
+Group = tuple[str, bool, bool]
+"""Task (empty for none), whether the texts are short, whether they are read in chunks: what a batch has in common."""
 
 
 class Full(Exception):
@@ -66,6 +66,8 @@ class Item:
     """Place of the text in its request."""
     ids: np.ndarray = field(compare=False)
     since: float = field(compare=False)
+    spans: np.ndarray | None = field(compare=False, default=None)
+    """Where the chunks of a text begin and end, `(chunks, 2)` of tokens, if each gets a vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ class Waiting:
         late = seconds > 0 and self.rate is not None and ahead > seconds * self.rate
         return self.tokens > 0 and (late or ahead > most_tokens)
 
-    def put(self, job: Job, ids: list[np.ndarray], task: str | None, now: float) -> None:
+    def put(self, job: Job, ids: list[np.ndarray], task: str | None, now: float, spans: np.ndarray | None = None) -> None:
         """Let the texts of an accepted request wait for a batch.
 
         Args:
@@ -146,6 +148,7 @@ class Waiting:
             ids: Token ids of each text; their number may differ from what was announced.
             task: Adapter, or None for the base.
             now: Monotonic seconds.
+            spans: Of a single text, if each of its chunks gets a vector.
         """
         total = sum(len(row) for row in ids)
         self.texts += len(ids) - job.texts
@@ -155,8 +158,8 @@ class Waiting:
         for index, row in enumerate(ids):
             so_far += len(row)
             self._numbers += 1
-            group = (task, len(row) <= SHORT)
-            item = Item(job.clock + PATIENCE * so_far, self._numbers, job, index, row, now)
+            group = (task or "", len(row) <= SHORT, spans is not None)
+            item = Item(job.clock + PATIENCE * so_far, self._numbers, job, index, row, now, spans)
             heapq.heappush(self._heaps.setdefault(group, []), item)
             self._sizes[group] = self._sizes.get(group, 0) + len(row)
 
@@ -228,7 +231,7 @@ class Waiting:
             self.tokens -= size
             self._sizes[group] -= size
         self.clock += total
-        return Batch(group[0], items, total, group[1])
+        return Batch(group[0] or None, items, total, group[1])
 
     def _forget(self, group: Group, item: Item) -> None:
         self._sizes[group] -= len(item.ids)
