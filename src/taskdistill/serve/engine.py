@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from taskdistill.encode.joined import Joined, join_texts
 from taskdistill.encode.encoder import Encoder
+from taskdistill.encode.joined import Joined, join_texts
 from taskdistill.errors import WorkFailed
 
 EXPRESS_TOKENS = 256
