@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, EuroBertConfig, EuroBertModel, Qwen3Conf
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.export.make import export
-from taskdistill.export.parity import TEXTS as PARITY_TEXTS
+from taskdistill.model.fixed_texts import TEXTS as PARITY_TEXTS
 
 FAMILIES = ["qwen3", "eurobert"]
 

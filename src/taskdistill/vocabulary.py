@@ -38,6 +38,16 @@ class Precision(StrEnum):
     BINARY = "binary"
 
 
+class Backend(StrEnum):
+    """What runs a model: torch in float32, torch in eight bits, two other engines, or the fastest by measurement."""
+
+    TORCH = "torch"
+    INT8 = "int8"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+    AUTO = "auto"
+
+
 class RowKind(StrEnum):
     """The four kinds of training rows."""
 

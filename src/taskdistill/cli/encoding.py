@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
-from taskdistill.vocabulary import Precision, Role, Task
+from taskdistill.vocabulary import Backend, Precision, Role, Task
 
-
-class Backend(StrEnum):
-    """What runs the model."""
-
-    TORCH = "torch"
+if TYPE_CHECKING:
+    from taskdistill.encode.encoder import Encoder
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +34,11 @@ def encode(
     prompt: Annotated[Role, typer.Option("--prompt", help="Which of the model's prompts goes before every text")] = Role.DOCUMENT,
     dim: Annotated[int | None, typer.Option("--dim", help="Keep the first K coordinates, then scale to unit length")] = None,
     precision: Annotated[Precision, typer.Option("--precision")] = Precision.FLOAT32,
-    backend: Annotated[Backend, typer.Option("--backend")] = Backend.TORCH,
+    backend: Annotated[
+        Backend, typer.Option("--backend", help="What runs the model; int8 changes the vectors and says by how much")
+    ] = Backend.TORCH,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps; cpu if left out")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, or bfloat16 or float16 where the hardware has it")] = None,
     column: Annotated[str, typer.Option("--column", help="Column or field that holds the text")] = "text",
     max_length: Annotated[int | None, typer.Option("--max-length", help="Most tokens of one text")] = None,
     windows: Annotated[
@@ -73,8 +73,10 @@ def encode(
     if overlap is not None and not windows and chunks is None:
         raise BadInput("--overlap has no effect without --windows or --chunks; remove it")
     long = Long(chunks, overlap) if windows or chunks is not None else None
-    encoder = Encoder.load(model)
+    encoder = Encoder.load(model, backend=backend.value, device=device, dtype=dtype)
     terminal.stage(f"encoding {source} with {encoder.name}")
+    if backend is not Backend.TORCH:
+        _tell_backend(terminal, encoder, backend, task)
     counts = encode_file(
         encoder,
         Reading(source, column),
@@ -97,3 +99,13 @@ def encode(
     terminal.line(f"{counts.read:,} rows read, {counts.used:,} encoded, {counts.rejected:,} rejected, {told} -> {out}")
     if json is not None:
         write_file(json, dump_json(counts.as_dict()))
+
+
+def _tell_backend(terminal: Terminal, encoder: Encoder, backend: Backend, task: Task | None) -> None:
+    from taskdistill.encode.check import golden_cosine, int8_cosines
+
+    name = task.value if task else None
+    if found := int8_cosines(encoder, name):
+        terminal.line(f"int8: cosine to float32 on {found.texts} calibration texts: mean {found.mean:.4f}, smallest {found.smallest:.4f}")
+    if (smallest := golden_cosine(encoder, name)) is not None:
+        terminal.note(f"back end {backend.value}: smallest cosine to the model's golden vectors {smallest:.6f}")

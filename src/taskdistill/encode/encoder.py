@@ -2,86 +2,111 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
 from taskdistill.compress import truncate
-from taskdistill.encode.batches import TOKEN_BUDGET, cores, run_batches, token_batches
-from taskdistill.encode.shape import Shape, choose_shape
-from taskdistill.errors import BadInput, Truncated, WorkFailed, nearest
+from taskdistill.encode.backends import open_backend
+from taskdistill.encode.batches import cores
+from taskdistill.encode.hardware import default_budget, device_of, move, open_device, open_dtype
+from taskdistill.encode.running import Asked, Call, Encoded, Progress, Runner, TaskChoice, chunks_of, token_states, tokenised
+from taskdistill.encode.shape import choose_shape
+from taskdistill.errors import BadInput, Truncated, nearest
 from taskdistill.model.backbone import resolve
 from taskdistill.model.folder import Model, read_model
-from taskdistill.model.packed import pack
 from taskdistill.model.student import StaticModel
-from taskdistill.vocabulary import Precision, Role
+from taskdistill.vocabulary import Backend, Precision, Role
 
 WINDOW = 32_768
 """Texts tokenised and sorted together; bounds memory when a stream is encoded."""
 
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Vectors and which texts were longer than the model reads."""
-
-    vectors: np.ndarray
-    truncated: np.ndarray
+STATIC_FACTOR = 64
+"""How many times more tokens a batch of a static model has: it only looks rows up."""
 
 
 class Encoder:
     """A model ready to encode: one lock, so that calls from several threads take turns with the adapters."""
 
     def __init__(
-        self, model: Model, *, threads: int | None = None, token_budget: int = TOKEN_BUDGET, default_task: str | None = None
+        self,
+        model: Model,
+        *,
+        threads: int | None = None,
+        token_budget: int | None = None,
+        default_task: str | None = None,
+        backend: str = Backend.TORCH.value,
+        calibration: Sequence[str] | None = None,
     ) -> None:
         """Wrap a model in memory; `Encoder.load` reads one from a folder.
 
         Args:
             model: What `read_model` returns.
-            threads: Workers; None for the cores of this machine.
-            token_budget: Tokens of one batch.
+            threads: Workers on a CPU; None for the cores of this machine.
+            token_budget: Tokens of one batch; None for what is fast on a CPU, or for a short calibration on a GPU.
             default_task: Task of a call that names none.
+            backend: See `load`.
+            calibration: See `load`.
 
         Raises:
-            BadInput: If the model has no adapter for the default task.
+            BadInput: If the model has no adapter for the default task, or cannot run in the back end.
         """
         self.model = model
         self.default_task = default_task
         self.threads = threads or cores()
-        self.token_budget = token_budget
-        self._lock = threading.Lock()
+        self.backend = open_backend(backend, model, threads=self.threads, calibration=calibration)
+        self.token_budget = token_budget or default_budget(model.module)
+        on_cpu = device_of(model.module).type == "cpu"
+        budget = self.token_budget * (STATIC_FACTOR if isinstance(model.module, StaticModel) else 1)
+        self._runner = Runner(self.backend, self.threads if on_cpu else 1, budget)
         if default_task is not None:
             self.choose_task(default_task)
 
     @classmethod
     def load(
-        cls, model: str | Path, *, threads: int | None = None, default_task: str | None = None, trust_remote_code: bool = False
+        cls,
+        model: str | Path,
+        *,
+        threads: int | None = None,
+        token_budget: int | None = None,
+        default_task: str | None = None,
+        backend: str = Backend.TORCH.value,
+        calibration: Sequence[str] | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        trust_remote_code: bool = False,
     ) -> Encoder:
         """Read a model folder.
 
         Args:
             model: Our model folder, one in the published jina-v5 layout, any sentence-transformers folder, a Hub id, or
                 `all-MiniLM-L6-v2` (embedded).
-            threads: Workers; None for the cores of this machine.
+            threads: Workers on a CPU; None for the cores of this machine.
+            token_budget: Tokens of one batch; None for what is fast on a CPU, or for a short calibration on a GPU.
             default_task: Task of a call that names none.
+            backend: torch, int8 (rounded weights and inputs: other vectors, see `encode.check.int8_cosines`), onnxruntime, openvino, or auto,
+                the fastest that gives the model's own vectors.
+            calibration: Texts like those to be encoded, for int8; None for fixed ones.
+            device: cpu, cuda, cuda:N or mps; None for the CPU.
+            dtype: Arithmetic of the weights: float32, or bfloat16 or float16 where the hardware has it.
             trust_remote_code: Whether code named by the folder may run.
 
         Returns:
             The encoder.
         """
+        place = open_device(device)
+        kind = open_dtype(dtype, place)
         folder = resolve(model)
         loaded = read_model(folder, trust_remote_code=trust_remote_code)
         if folder != Path(model):
             loaded.name = str(model)
-        return cls(loaded, threads=threads, default_task=default_task)
+        move(loaded.module, place, kind)
+        options: dict[str, Any] = {"threads": threads, "token_budget": token_budget, "default_task": default_task}
+        return cls(loaded, backend=backend, calibration=calibration, **options)
 
     @property
     def name(self) -> str:
@@ -127,7 +152,7 @@ class Encoder:
         self,
         texts: Sequence[str],
         *,
-        task: str | None = None,
+        task: TaskChoice = None,
         prompt_name: str | None = Role.DOCUMENT.value,
         prompt: str | None = None,
         truncate_dim: int | None = None,
@@ -142,7 +167,7 @@ class Encoder:
 
         Args:
             texts: Strings.
-            task: Adapter to use; None for the base.
+            task: Adapter to use; None for the base; or a list with one a text, which are encoded task by task.
             prompt_name: Which of the model's prompts goes before every text; None is read as `document`.
             prompt: A literal prompt instead.
             truncate_dim: Keep only the first coordinates, then scale to unit length.
@@ -173,74 +198,72 @@ class Encoder:
             warnings.warn(f"{told}; their ends were cut (encode_windows leaves nothing out)", Truncated, stacklevel=2)
         return found.vectors
 
-    def encode_reporting(
-        self,
-        texts: Sequence[str],
-        *,
-        task: str | None = None,
-        prompt_name: str | None = Role.DOCUMENT.value,
-        prompt: str | None = None,
-        truncate_dim: int | None = None,
-        precision: str = Precision.FLOAT32.value,
-        max_length: int | None = None,
-        progress: Progress | None = None,
-        refuse_truncation: bool = False,
-    ) -> Encoded:
+    def encode_reporting(self, texts: Sequence[str], *, progress: Progress | None = None, **asked: Unpack[Asked]) -> Encoded:
         """Encode as `encode` does, and say which texts were cut.
 
         Args:
             texts: Strings.
-            task: See `encode`.
-            prompt_name: See `encode`.
-            prompt: See `encode`.
-            truncate_dim: See `encode`.
-            precision: See `encode`.
-            max_length: See `encode`.
             progress: See `encode`.
-            refuse_truncation: See `encode`.
+            **asked: See `encode`.
 
         Returns:
             The vectors, and for each text whether its end was cut, `(n,)` of bool.
 
         Raises:
-            BadInput: As `encode`, and for a text too long if truncation is refused.
+            BadInput: As `encode`.
         """
         if isinstance(texts, str):
             raise BadInput("encode takes a list of texts, got one string; put it into a list")
-        head = self.prompt_text(prompt_name) if prompt is None else prompt
-        limit = self._limit(max_length)
-        task = self.choose_task(task)
-        shape = choose_shape(self.model.settings, self.embedding_dim, task, truncate_dim, precision)
-        out = np.zeros((len(texts), shape.width), dtype=shape.dtype)
-        cut = np.zeros(len(texts), dtype=bool)
-        for start in range(0, len(texts), WINDOW):
-            window = list(texts[start : start + WINDOW])
-            if wrong := next((i for i, text in enumerate(window) if not isinstance(text, str)), None):
-                raise BadInput(f"text {start + wrong} is a {type(window[wrong]).__name__}, needs a string")
-            tokens = self.model.tokenizer.ids(window, prompt=head, max_length=limit)
-            stop = start + len(window)
+        call = self._call(len(texts), asked)
+        out, cut = call.empty(len(texts)), np.zeros(len(texts), dtype=bool)
+        chunks = (list(texts[start : start + WINDOW]) for start in range(0, len(texts), WINDOW))
+        note = None if progress is None else _of(progress, len(texts))
+        for start, tokens in tokenised(self.model.tokenizer, chunks, call):
+            stop = start + len(tokens.ids)
             cut[start:stop] = tokens.truncated
-            if refuse_truncation and tokens.truncated.any():
-                first = start + int(tokens.truncated.argmax())
-                raise BadInput(f"text {first} has more than {limit} tokens and truncation is refused; cut it or raise max_length")
-            note = None if progress is None else _shifted(progress, start, len(texts))
-            self._run(tokens.ids, task, shape, out[start:stop], start, note)
+            self._runner.run(tokens.ids, call, out[start:stop], start, note)
         return Encoded(out, cut)
 
-    def encode_stream(self, texts: Iterable[str], *, window: int = WINDOW, **options: object) -> Iterator[np.ndarray]:
-        """Encode a stream in bounded memory.
+    def encode_stream(
+        self, texts: Iterable[str], *, window: int = WINDOW, progress: Progress | None = None, **asked: Unpack[Asked]
+    ) -> Iterator[np.ndarray]:
+        """Encode a stream in bounded memory; the next texts are read and tokenised while the ones before are encoded.
 
         Args:
             texts: Any iterable of strings.
             window: Texts held at once.
-            **options: Keyword arguments of `encode`.
+            progress: Called with (texts done, texts read so far).
+            **asked: See `encode`; one task for all.
 
         Yields:
             Vectors of the next texts, in order.
         """
-        source = iter(texts)
-        while chunk := list(islice(source, window)):
-            yield self.encode(chunk, **options)  # type: ignore[arg-type]
+        for encoded in self.stream_reporting(chunks_of(texts, window), progress=progress, **asked):
+            yield encoded.vectors
+
+    def stream_reporting(
+        self, chunks: Iterable[list[str]], *, progress: Progress | None = None, **asked: Unpack[Asked]
+    ) -> Iterator[Encoded]:
+        """Encode chunk after chunk, as `encode_stream`.
+
+        Args:
+            chunks: Lists of strings.
+            progress: Called with (texts done, texts read so far).
+            **asked: See `encode`; one task for all.
+
+        Yields:
+            Vectors of each chunk, and which of its texts were cut.
+
+        Raises:
+            BadInput: As `encode`.
+        """
+        if not isinstance(asked.get("task"), str | None):
+            raise BadInput("a stream has one task for all its texts; encode a list to give each text its own")
+        call = self._call(0, asked)
+        for start, tokens in tokenised(self.model.tokenizer, chunks, call):
+            out = call.empty(len(tokens.ids))
+            self._runner.run(tokens.ids, call, out, start, progress)
+            yield Encoded(out, tokens.truncated)
 
     def encode_ids(self, ids: Sequence[np.ndarray], *, task: str | None = None, progress: Progress | None = None) -> np.ndarray:
         """Encode texts that are tokens already, prompt and special tokens included.
@@ -258,13 +281,13 @@ class Encoder:
         """
         if longest := max((len(row) for row in ids), default=0):
             self._limit(longest)
-        task, shape = self.choose_task(task), Shape(self.embedding_dim, Precision.FLOAT32, None)
-        out = np.zeros((len(ids), shape.width), dtype=shape.dtype)
-        self._run(list(ids), task, shape, out, 0, progress)
+        call = self._call(0, {"task": task, "prompt": ""})
+        out = call.empty(len(ids))
+        self._runner.run(list(ids), call, out, 0, progress)
         return out
 
     def token_states(self, ids: np.ndarray, *, task: str | None = None) -> torch.Tensor:
-        """Give the state of every token of one text, from a single pass.
+        """Give the state of every token of one text, from a single pass, in the back end torch.
 
         Args:
             ids: Its token ids, at most `max_length`.
@@ -272,20 +295,10 @@ class Encoder:
 
         Returns:
             `(tokens, D)` on the CPU, before pooling.
-
-        Raises:
-            BadInput: If there is no token or there are too many.
         """
         self._limit(len(ids))
-        task, module = self.choose_task(task), self.model.module
-        with self._lock, torch.inference_mode():
-            module.select(task)
-            try:
-                if isinstance(module, StaticModel):
-                    return module.table[torch.from_numpy(ids.astype(np.int64))]
-                return module.hidden(pack([ids]).to(module.device)).float().cpu()
-            finally:
-                module.select(None)
+        with self._runner.turn(self.choose_task(task)), torch.inference_mode():
+            return token_states(self.backend, ids)
 
     def prompt_text(self, prompt_name: str | None) -> str:
         """Look up a prompt.
@@ -353,28 +366,25 @@ class Encoder:
             raise BadInput(f"max_length {max_length} is not between 1 and the {self.max_length} tokens that this model reads")
         return max_length
 
-    def _run(self, ids: list[np.ndarray], task: str | None, shape: Shape, out: np.ndarray, start: int, progress: Progress | None) -> None:
-        lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
-        if len(ids) and lengths.min() == 0:
-            raise BadInput(f"text {start + int(lengths.argmin())} has no token this model knows; leave empty texts out")
-
-        def work(batch: np.ndarray) -> None:
-            with torch.inference_mode():
-                vectors = self.model.module.embed([ids[i] for i in batch]).float().cpu().numpy()
-            if not np.isfinite(vectors).all():
-                raise WorkFailed(
-                    f"the model gave values that are not finite for text {start + int(batch[0])} or a neighbour; its weights are damaged"
-                )
-            out[batch] = shape.finish(vectors)
-
-        with self._lock:
-            self.model.module.select(task)
-            try:
-                budget = self.token_budget if hasattr(self.model.module, "backbone") else 64 * self.token_budget
-                run_batches(token_batches(lengths, budget), work, self.threads, progress)
-            finally:
-                self.model.module.select(None)
+    def _call(self, count: int, asked: Asked) -> Call:
+        """Check every argument of a call before the first text is touched."""
+        task, prompt = asked.get("task"), asked.get("prompt")
+        if task is None or isinstance(task, str):
+            tasks, names = None, [self.choose_task(task)]
+        else:
+            if len(task) != count:
+                raise BadInput(f"{count} texts came with {len(task)} tasks; give one task for all, or one a text")
+            tasks = [self.choose_task(name) for name in task]
+            names = list(dict.fromkeys(tasks)) or [self.choose_task(None)]
+        dim, precision = asked.get("truncate_dim"), asked.get("precision", Precision.FLOAT32.value)
+        return Call(
+            head=self.prompt_text(asked.get("prompt_name")) if prompt is None else prompt,
+            limit=self._limit(asked.get("max_length")),
+            tasks=tasks,
+            shapes={name: choose_shape(self.model.settings, self.embedding_dim, name, dim, precision) for name in names},
+            refuse_truncation=asked.get("refuse_truncation", False),
+        )
 
 
-def _shifted(progress: Progress, start: int, total: int) -> Progress:
-    return lambda done, _: progress(start + done, total)
+def _of(progress: Progress, total: int) -> Progress:
+    return lambda done, _: progress(done, total)

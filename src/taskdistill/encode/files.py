@@ -7,6 +7,7 @@ import gzip
 import io
 import sys
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from taskdistill.encode.encoder import WINDOW, Encoder
 from taskdistill.encode.long_files import Long, encode_long
+from taskdistill.encode.running import Asked, Progress
 from taskdistill.encode.writers import WRITERS, Writer
 from taskdistill.errors import BadInput
 from taskdistill.folders import sync
@@ -84,7 +86,7 @@ def encode_file(
     max_length: int | None = None,
     refuse_truncation: bool = False,
     long: Long | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     window: int = WINDOW,
 ) -> Counts:
     """Encode every text of a file.
@@ -125,29 +127,26 @@ def encode_file(
     beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
         writer: Writer | None = None
-        while chunk := list(islice(texts, window if long is None else min(window, LONG_WINDOW))):
-            said = {
-                "task": task,
-                "prompt_name": prompt_name,
-                "truncate_dim": truncate_dim,
-                "precision": precision,
-                "max_length": max_length,
-            }
-            told = None if progress is None else _after(progress, counts.used)
-            words, rows, spans = [text for _, text in chunk], np.array([row for row, _ in chunk]), None
-            if long is None:
-                encoded = encoder.encode_reporting(words, refuse_truncation=refuse_truncation, progress=told, **said)  # type: ignore[arg-type]
-                vectors = encoded.vectors
-                counts.truncated += int(encoded.truncated.sum())
-            else:
-                whole = encode_long(encoder, words, long, progress=told, **said)  # type: ignore[arg-type]
-                vectors, spans, rows = whole.vectors, whole.spans, rows[whole.texts]
-                counts.windows += whole.passes
+        said: Asked = {
+            "task": task,
+            "prompt_name": prompt_name,
+            "truncate_dim": truncate_dim,
+            "precision": precision,
+            "max_length": max_length,
+        }
+        if long is None:
+            said["refuse_truncation"] = refuse_truncation
+            parts = _cut(encoder, texts, window, said, progress)
+        else:
+            parts = _whole(encoder, texts, min(window, LONG_WINDOW), long, said, progress)
+        for part in parts:
             if writer is None:
                 writer = WRITERS[out.suffix](beside)
-            writer.add(rows, vectors, spans)
-            counts.used += len(chunk)
-            counts.vectors += len(vectors)
+            writer.add(part.rows, part.vectors, part.spans)
+            counts.used += part.texts
+            counts.vectors += len(part.vectors)
+            counts.truncated += part.truncated
+            counts.windows += part.passes
         if writer is None:
             why = f" ({counts.examples[0]})" if counts.examples else ""
             raise BadInput(f"{reading.source} has no row with a usable text{why}; give a file with texts")
@@ -164,7 +163,45 @@ def encode_file(
     return counts
 
 
-def _after(progress: Callable[[int, int], None], before: int) -> Callable[[int, int], None]:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Vectors of the next texts."""
+
+    rows: np.ndarray
+    vectors: np.ndarray
+    spans: np.ndarray | None
+    texts: int
+    truncated: int
+    passes: int
+
+
+def _cut(encoder: Encoder, texts: Iterator[tuple[int, str]], size: int, said: Asked, progress: Progress | None) -> Iterator[_Part]:
+    """Encode texts whose ends may be cut; the next ones are read and tokenised meanwhile."""
+    waiting: deque[np.ndarray] = deque()
+
+    def chunks() -> Iterator[list[str]]:
+        while chunk := list(islice(texts, size)):
+            waiting.append(np.array([row for row, _ in chunk]))
+            yield [text for _, text in chunk]
+
+    for encoded in encoder.stream_reporting(chunks(), progress=progress, **said):
+        yield _Part(waiting.popleft(), encoded.vectors, None, len(encoded.vectors), int(encoded.truncated.sum()), 0)
+
+
+def _whole(
+    encoder: Encoder, texts: Iterator[tuple[int, str]], size: int, long: Long, said: Asked, progress: Progress | None
+) -> Iterator[_Part]:
+    """Encode texts whole, however long."""
+    done = 0
+    while chunk := list(islice(texts, size)):
+        told = None if progress is None else _after(progress, done)
+        found = encode_long(encoder, [text for _, text in chunk], long, progress=told, **said)  # type: ignore[arg-type, misc]
+        rows = np.array([row for row, _ in chunk])[found.texts]
+        yield _Part(rows, found.vectors, found.spans, len(chunk), 0, found.passes)
+        done += len(chunk)
+
+
+def _after(progress: Progress, before: int) -> Progress:
     return lambda done, total: progress(before + done, before + total)
 
 

@@ -15,7 +15,8 @@ from taskdistill.errors import BadInput, WorkFailed, require
 from taskdistill.export.gguf_vocab import Vocabulary, vocabulary
 from taskdistill.export.llama_cpp import llama_cpp_vectors, llama_cpp_version
 from taskdistill.export.make import Export
-from taskdistill.export.parity import EIGHT_BITS, HALF, TEXTS, Tolerance, compare
+from taskdistill.export.parity import EIGHT_BITS, HALF, Tolerance, compare
+from taskdistill.model.fixed_texts import TEXTS
 from taskdistill.model.folder import Model
 from taskdistill.model.golden import cosines, embed_with
 from taskdistill.model.student import TransformerModel

@@ -15,9 +15,10 @@ from typing import Any
 from taskdistill.errors import BadInput
 from taskdistill.export.make import Export
 from taskdistill.export.merged import write_tokenizer_config
-from taskdistill.export.parity import EXACT, TEXTS, compare
+from taskdistill.export.parity import EXACT, compare
 from taskdistill.folders import dump_json, versions
 from taskdistill.model.adapters import save_adapter
+from taskdistill.model.fixed_texts import TEXTS
 from taskdistill.model.folder import Model, read_model, save_backbone
 from taskdistill.model.golden import embed_with
 from taskdistill.model.jina import ARCHITECTURE, FAMILY_KEYS, MODEL_TYPE

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from taskdistill.errors import BadInput, WorkFailed, nearest
-from taskdistill.export.parity import FILE, TEXTS, Result, certificate
+from taskdistill.export.parity import FILE, Result, certificate
 from taskdistill.folders import dump_json, write_folder
 from taskdistill.model.adapters import merge
 from taskdistill.model.backbone import resolve
+from taskdistill.model.fixed_texts import TEXTS
 from taskdistill.model.folder import Model, read_model
 from taskdistill.model.golden import embed_with
 from taskdistill.model.student import TransformerModel

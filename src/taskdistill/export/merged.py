@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from taskdistill.export.make import Export
-from taskdistill.export.parity import EXACT, TEXTS, compare
+from taskdistill.export.parity import EXACT, compare
 from taskdistill.folders import dump_json, versions
 from taskdistill.model.backbone import quiet_transformers
+from taskdistill.model.fixed_texts import TEXTS
 from taskdistill.model.folder import Model, fill_folder, read_model
 from taskdistill.model.golden import embed_with
 from taskdistill.model.student import TransformerModel

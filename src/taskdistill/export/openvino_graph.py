@@ -10,8 +10,9 @@ import numpy as np
 
 from taskdistill.errors import require
 from taskdistill.export.make import Export
-from taskdistill.export.onnx_graph import fixed_ids, make_graph, padded_batches, write_companions
+from taskdistill.export.onnx_graph import fixed_ids, write_companions
 from taskdistill.export.parity import GRAPH, compare
+from taskdistill.model.graph import make_graph, padded_batches
 
 
 def write(export: Export) -> None:

@@ -165,4 +165,5 @@ class StaticModel(nn.Module):
         lengths = np.fromiter((len(text) for text in ids), dtype=np.int64, count=len(ids))
         flat = np.concatenate(ids).astype(np.int64) if len(ids) else np.zeros(0, np.int64)
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])[:-1].astype(np.int64))
-        return F.embedding_bag(torch.from_numpy(flat), self.table, offsets, mode="mean")
+        device = self.table.device
+        return F.embedding_bag(torch.from_numpy(flat).to(device), self.table, offsets.to(device), mode="mean")

@@ -1,0 +1,60 @@
+"""Back ends: what runs the model, from token ids to pooled vectors, behind the one interface that training uses too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskdistill.encode.graphs import GraphModel
+from taskdistill.encode.int8 import Int8Model
+from taskdistill.errors import BadInput, nearest
+from taskdistill.model.folder import Model
+from taskdistill.model.student import TokenModel
+from taskdistill.vocabulary import Backend
+
+FASTEST: dict[str, Backend] = {}
+"""Family of backbone to the back end in float32 that was fastest on a CPU, where that is not torch; benchmarks/encode_backends.py
+measured it and docs/performance.md shows the figures. int8 is never chosen, since it changes the vectors."""
+
+
+def open_backend(name: str, model: Model, *, threads: int, calibration: Sequence[str] | None = None) -> TokenModel:
+    """Make a model ready to run in a back end.
+
+    Args:
+        name: One of `Backend`.
+        model: The model in torch.
+        threads: Threads that will call it at once.
+        calibration: Texts for int8; None for fixed ones.
+
+    Returns:
+        What the encoder calls.
+
+    Raises:
+        BadInput: If the name is unknown, a package is missing, the model cannot run there, or calibration texts have no effect.
+    """
+    if name not in tuple(Backend):
+        raise BadInput(f"unknown back end {name!r}{nearest(name, Backend)}")
+    chosen = Backend(name)
+    if chosen is not Backend.INT8 and calibration is not None:
+        raise BadInput(f"calibration texts have no effect on the back end {name}; leave them out or use int8")
+    if chosen is Backend.AUTO:
+        chosen = automatic(model)
+    if chosen is Backend.INT8:
+        return Int8Model(model, calibration)
+    if chosen in (Backend.ONNXRUNTIME, Backend.OPENVINO):
+        return GraphModel(model, chosen.value, threads)
+    return model.module
+
+
+def automatic(model: Model) -> Backend:
+    """Choose a back end by the table of measurements.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The fastest back end that gives the model's own vectors.
+    """
+    backbone = getattr(model.module, "backbone", None)
+    if backbone is None or model.module.device.type != "cpu":
+        return Backend.TORCH
+    return FASTEST.get(backbone.config.model_type, Backend.TORCH)
