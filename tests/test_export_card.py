@@ -38,7 +38,8 @@ COMMAND = "taskdistill evaluate model --data data --out scores"
 
 def card() -> str:
     scores = [
-        {"set": "scifact", "task": "retrieval", "metric": "nDCG@10", "score": 0.7, "teacher": 0.8, "language": "en", "command": COMMAND},
+        {"set": "scifact", "task": "retrieval", "metric": "nDCG@10", "score": 0.7, "teacher": 0.8, "language": "en", "command": COMMAND}
+        | {"interval": [0.65, 0.75]},
         {"set": "sts", "task": None, "metric": "Spearman", "score": 0.5, "teacher": None, "language": None, "command": COMMAND},
     ]
     return make_card(
@@ -66,16 +67,16 @@ def test_header_is_what_hubs_read():
 
 def test_scores_with_retention_and_one_command():
     text = card()
-    assert "| scifact | en | retrieval | nDCG@10 | 70.00 | 80.00 | 87.5% |" in text
-    assert "| sts | - | base | Spearman | 50.00 | - | - |" in text
-    assert text.count(COMMAND) == 1
+    assert "| scifact | en | retrieval | nDCG@10 | 70.00 (65.00 to 75.00) | 80.00 | 87.5% | 1 |" in text
+    assert "| sts | - | base | Spearman | 50.00 | - | - | 1 |" in text
+    assert text.count(COMMAND) == 1 and f"1. `{COMMAND}`" in text
 
 
 def test_recipe_data_licences_and_limits():
     text = card()
     assert "| stage1 | 50,000 | 8192 | 512 | 0.0001 | 250,000 | as in the paper |" in text
     assert "| retrieval | 50,000 | 8192 | 384 | 0.0001 | 250,000 | info_nce 1, distill 2 |" in text
-    assert "| nq: hub:someone/natural-questions | pairs | en | CC-BY-SA-3.0 | questions |" in text
+    assert "| nq: hub:someone/natural-questions | pairs | - | en | CC-BY-SA-3.0 | questions |" in text
     assert "- data own: not stated" in text
     assert "- teacher Qwen/Qwen3-Embedding-4B: Apache-2.0" in text
     assert "- this model: not stated; those below bind it" in text

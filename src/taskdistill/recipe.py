@@ -35,7 +35,9 @@ class Source(Strict):
     path: str = Field(description="File or glob below data.root (JSONL, CSV or Parquet, gzip too), or hub:<owner>/<name>")
     kind: RowKind = Field(description="pairs, scored, labelled or texts")
     columns: dict[str, str] = Field(default_factory=dict, description="Our field name to the file's column name")
-    languages: list[str] | None = Field(default=None, description="Keep only rows whose lang is listed")
+    languages: list[str] | None = Field(
+        default=None, description="Keep only rows whose lang is listed; where there is no such column, what the rows are in"
+    )
     limit: Positive | None = Field(default=None, description="Use at most this many rows, drawn by the recipe's seed")
     split: str = Field(default="train", description="Split of a Hub data set")
     revision: str | None = Field(default=None, description="Revision of a Hub data set")
@@ -90,6 +92,7 @@ class TeacherSettings(Strict):
     instructions: Instructions | None = Field(description="What the teacher is told; null says that this teacher knows no instruction")
     store: str | None = Field(default=None, description="Folder of the teacher store; default: teacher-store beside the run folder")
     trust_remote_code: bool = Field(default=False, description="local: let the model folder run its own code")
+    licence: str | None = Field(default=None, description="Licence of the teacher, copied to the model card")
 
 
 class StudentSettings(Strict):
@@ -110,6 +113,7 @@ class StudentSettings(Strict):
     matryoshka_dims: list[Positive] = Field(description="Prefix sizes trained for; the full size is always among them")
     prompts: dict[str, str] = Field(default_factory=lambda: dict(PROMPTS))
     trust_remote_code: bool = False
+    licence: str | None = Field(default=None, description="Licence of the initial model, copied to the model card")
 
     @model_validator(mode="after")
     def _config_with_init(self) -> StudentSettings:
@@ -248,6 +252,7 @@ class Recipe(Strict):
     """A whole run, from texts and a teacher to a model folder and a report."""
 
     name: str
+    licence: str | None = Field(default=None, description="Licence of the trained model, for its card")
     seed: int = Field(default=17, ge=0, lt=2**32)
     threads: Positive | None = Field(default=None, description="Worker threads; None: the cores of this machine")
     data: Data

@@ -139,9 +139,13 @@ def _read(
             columns = [str(key) for key in record]
             known = {source.columns.get(field, field) for field in (*REQUIRED[source.kind], *OPTIONAL[source.kind])}
             counts.ignored_columns += [key for key in columns if key not in known and key not in counts.ignored_columns]
-        if source.languages is not None and record.get(lang) not in source.languages:
-            counts.filtered += 1
-            continue
+        if source.languages is not None:
+            if lang in columns or lang in record:
+                if record.get(lang) not in source.languages:
+                    counts.filtered += 1
+                    continue
+            elif len(source.languages) == 1:
+                record = record | {lang: source.languages[0]}
         counts.read += 1
         repairs.clear()
         try:

@@ -31,6 +31,9 @@ def make_card(
     licence: str | None = None,
     parameters: int | None = None,
     command: str | None = None,
+    rows: Mapping[str, int] | None = None,
+    languages: Mapping[str, Sequence[str]] | None = None,
+    hashes: Mapping[str, str] | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> str:
     """Write a model card.
@@ -41,35 +44,39 @@ def make_card(
         tasks: Its adapters.
         embedding_dim: Size of an uncut vector.
         recipe: The recipe as plain data, with every default; None for a model not trained here.
-        scores: Rows with `set`, `task` (None for the base), `metric`, `score` (0 to 1), `teacher` (its score, or None), `language`
-            (or None) and `command`.
+        scores: Rows with `set`, `task` (None for the base), `metric`, `score` (0 to 1), `interval` (or none), `teacher` (its score, or
+            None), `language` (or None) and `command`.
         base_model: What the student was started from.
         base_licence: Its licence.
         teacher_licence: Licence of the teacher.
         licence: Licence of this model; None says that it is not stated and which licences bind it.
         parameters: Number of the base's parameters.
         command: The command that made the model.
+        rows: Source to the rows that were used.
+        languages: Source to its languages; None takes those that the recipe states.
+        hashes: Of the recipe and the data.
         versions: Package to version.
 
     Returns:
         Markdown with a YAML header, as hubs read it.
     """
+    spoken = _languages(recipe, languages)
     parts = [
-        _header(name, recipe, base_model, licence),
+        _header(name, recipe, base_model, licence, spoken),
         f"# {name}",
-        _summary(settings, tasks, embedding_dim, parameters, recipe),
+        _summary(settings, tasks, embedding_dim, parameters, spoken),
         _usage(name, tasks, settings),
         _scores(scores),
-        _training(recipe, command),
-        _data(recipe),
+        _training(recipe, command, hashes),
+        _data(recipe, rows, languages),
         _licences(recipe, settings, licence, base_model, base_licence, teacher_licence),
-        _limits(settings, recipe),
+        _limits(settings, recipe, spoken),
         _versions(versions),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _header(name: str, recipe: Mapping[str, Any] | None, base_model: str | None, licence: str | None) -> str:
+def _header(name: str, recipe: Mapping[str, Any] | None, base_model: str | None, licence: str | None, languages: Sequence[str]) -> str:
     fields: dict[str, Any] = {
         "model_name": name,
         "library_name": "sentence-transformers",
@@ -77,16 +84,16 @@ def _header(name: str, recipe: Mapping[str, Any] | None, base_model: str | None,
         "tags": ["sentence-transformers", "embeddings", "distillation", "lora", "matryoshka"],
         "license": licence or "other",
     }
-    if base_model:
+    if base_model and "/" in base_model:
         fields["base_model"] = base_model
-    if languages := _languages(recipe):
-        fields["language"] = languages
+    if languages:
+        fields["language"] = list(languages)
     if hub := sorted({path.removeprefix("hub:") for path in _paths(recipe) if path.startswith("hub:")}):
         fields["datasets"] = hub
     return "---\n" + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True) + "---"
 
 
-def _summary(settings: Mapping[str, Any], tasks: Sequence[str], dim: int, parameters: int | None, recipe: Mapping[str, Any] | None) -> str:
+def _summary(settings: Mapping[str, Any], tasks: Sequence[str], dim: int, parameters: int | None, languages: Sequence[str]) -> str:
     teacher = (settings.get("teacher") or {}).get("model")
     lines = [
         f"A text-embedding model{f' distilled from {teacher}' if teacher else ''}{f', with a LoRA adapter for {_and(tasks)}' if tasks else ''}.",
@@ -101,8 +108,7 @@ def _summary(settings: Mapping[str, Any], tasks: Sequence[str], dim: int, parame
         lines.append(f"| parameters | {parameters:,} without adapters |")
     if settings.get("rope_theta"):
         lines.append(f"| RoPE theta at inference | {settings['rope_theta']:,.0f} |")
-    if languages := _languages(recipe):
-        lines.append(f"| languages in the training data | {', '.join(languages)} |")
+    lines.append(f"| languages in the training data | {', '.join(languages) or UNKNOWN} |")
     return "\n".join(lines)
 
 
@@ -129,19 +135,24 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
     if not scores:
         return "## Scores\nNone were measured."
     lines = ["## Scores", "All x 100. Retention is this model's score as a share of its teacher's.", ""]
-    lines += ["| set | language | adapter | metric | score | teacher | retention |", "|---|---|---|---|---|---|---|"]
+    lines += ["| set | language | adapter | metric | score | teacher | retention | command |", "|---|---|---|---|---|---|---|---|"]
+    commands = list(dict.fromkeys(str(row["command"]) for row in scores if row.get("command")))
     for row in scores:
         teacher = row.get("teacher")
         share = f"{row['score'] / teacher:.1%}" if teacher else "-"
         shown = f"{100 * teacher:.2f}" if teacher is not None else "-"
-        lines.append(
-            f"| {row['set']} | {row.get('language') or '-'} | {row.get('task') or 'base'} | {row['metric']} | {100 * row['score']:.2f} | {shown} | {share} |"
+        number = commands.index(str(row["command"])) + 1 if row.get("command") else "-"
+        own = f"{100 * row['score']:.2f}" + (
+            " ({:.2f} to {:.2f})".format(*(100 * x for x in row["interval"])) if row.get("interval") else ""
         )
-    commands = list(dict.fromkeys(str(row["command"]) for row in scores if row.get("command")))
-    return "\n".join([*lines, "", "Measured with:", "```", *commands, "```"]) if commands else "\n".join(lines)
+        cells = [row["set"], row.get("language") or "-", row.get("task") or "base", row["metric"], own, shown, share, number]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    if any(row.get("interval") for row in scores):
+        lines += ["", "In brackets: 95 % bootstrap intervals."]
+    return "\n".join([*lines, "", "Commands:", *(f"{i}. `{each}`" for i, each in enumerate(commands, 1))]) if commands else "\n".join(lines)
 
 
-def _training(recipe: Mapping[str, Any] | None, command: str | None) -> str:
+def _training(recipe: Mapping[str, Any] | None, command: str | None, hashes: Mapping[str, str] | None) -> str:
     if recipe is None:
         return ""
     phases = [("stage1", recipe.get("stage1")), ("long", recipe.get("long")), *sorted((recipe.get("adapters") or {}).items())]
@@ -153,21 +164,26 @@ def _training(recipe: Mapping[str, Any] | None, command: str | None) -> str:
         losses = ", ".join(f"{term} {weight:g}" for term, weight in (said.get("weights") or {}).items()) or "as in the paper"
         theta = f"{said['rope_theta']:,.0f}" if said.get("rope_theta") else "-"
         lines.append(f"| {phase} | {said['steps']:,} | {said['batch_size']} | {said['max_length']} | {said['lr']:g} | {theta} | {losses} |")
+    told = (recipe.get("teacher") or {}).get("instructions") or {}
+    if said := [f"{view} `{told[view]}`" for view in ("query", "document", "topic") if told.get(view)]:
+        lines += ["", f"The teacher reads texts under instructions: {', '.join(said)}; other texts as they are."]
     if command:
         lines += ["", "Made with:", "```", command, "```"]
+    if hashes:
+        lines += ["", f"Hashes: {', '.join(f'{what} `{value}`' for what, value in hashes.items())}."]
     return "\n".join(lines)
 
 
-def _data(recipe: Mapping[str, Any] | None) -> str:
+def _data(recipe: Mapping[str, Any] | None, rows: Mapping[str, int] | None, languages: Mapping[str, Sequence[str]] | None) -> str:
     sources = ((recipe or {}).get("data") or {}).get("sources") or {}
     if not sources:
         return ""
-    lines = ["## Data", "| source | kind | languages | licence | what it is |", "|---|---|---|---|---|"]
+    lines = ["## Data", "| source | kind | rows | languages | licence | what it is |", "|---|---|---|---|---|---|"]
     for name, said in sources.items():
-        languages = ", ".join(said.get("languages") or []) or UNKNOWN
-        lines.append(
-            f"| {name}: {said['path']} | {said['kind']} | {languages} | {said.get('licence') or UNKNOWN} | {said.get('note') or '-'} |"
-        )
+        spoken = ", ".join(((languages or {}).get(name) or []) if languages is not None else (said.get("languages") or [])) or UNKNOWN
+        count = f"{rows[name]:,}" if rows and name in rows else "-"
+        cells = [f"{name}: {said['path']}", said["kind"], count, spoken, said.get("licence") or UNKNOWN, said.get("note") or "-"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -190,18 +206,20 @@ def _licences(
     return "\n".join(lines)
 
 
-def _limits(settings: Mapping[str, Any], recipe: Mapping[str, Any] | None) -> str:
+def _limits(settings: Mapping[str, Any], recipe: Mapping[str, Any] | None, languages: Sequence[str]) -> str:
     trained = [said["max_length"] for said in _phases(recipe)]
     lines = [
         "## Limits",
         "- Vectors of different models, tasks or prompts are not comparable with one another.",
-        "- The model learned its teacher's judgement, faults included; nothing was done about bias in either.",
+        "- The model learned its teacher's judgement, faults included, and what the teacher may have seen of public test sets; nothing was "
+        "done about bias in either.",
+        "- Scores hold for the sets named above only.",
     ]
     if trained and settings.get("max_length", 0) > max(trained):
         lines.append(
             f"- It was trained on texts of at most {max(trained)} tokens; what it does with {settings['max_length']} was not trained."
         )
-    if languages := _languages(recipe):
+    if languages:
         lines.append(f"- Languages other than {', '.join(languages)} were not in its training data by name.")
     return "\n".join(lines)
 
@@ -219,7 +237,9 @@ def _paths(recipe: Mapping[str, Any] | None) -> list[str]:
     return [said["path"] for said in (((recipe or {}).get("data") or {}).get("sources") or {}).values()]
 
 
-def _languages(recipe: Mapping[str, Any] | None) -> list[str]:
+def _languages(recipe: Mapping[str, Any] | None, languages: Mapping[str, Sequence[str]] | None) -> list[str]:
+    if languages is not None:
+        return sorted({language for each in languages.values() for language in each})
     sources = (((recipe or {}).get("data") or {}).get("sources") or {}).values()
     return sorted({language for said in sources for language in said.get("languages") or []})
 

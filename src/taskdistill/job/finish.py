@@ -13,6 +13,7 @@ import numpy as np
 from taskdistill.compress import fit_ranges, ranges_to_json
 from taskdistill.encode.encoder import Encoder
 from taskdistill.folders import read_manifest
+from taskdistill.job.card import run_card
 from taskdistill.job.state import Run, resume_meta
 from taskdistill.model.folder import Model, Settings, base_space_id, write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
@@ -37,7 +38,7 @@ def finish_model(run: Run, student: Model) -> None:
     encoder = Encoder(student, threads=run.threads)
     student.settings = replace(student.settings, int8_ranges=int8_ranges(encoder, texts, [None, *encoder.tasks]))
     write_model(
-        run.out / "model", student, inputs=_inputs(run), extra_files=_files(student, card(run, student, None)), replace_existing=True
+        run.out / "model", student, inputs=_inputs(run), extra_files=_files(student, run_card(run, student, None)), replace_existing=True
     )
     student.hash = read_model_hash(run.out / "model")
 
@@ -58,7 +59,7 @@ def finish_static(run: Run, table: StaticModel, tokenizer: TextTokenizer, folder
     model.settings = replace(settings, space_id=base_space_id(model))
     ranges = int8_ranges(Encoder(model, threads=1), texts[:CALIBRATION_TEXTS], [None])
     model.settings = replace(model.settings, int8_ranges=ranges)
-    write_model(folder, model, inputs=resume_meta(run, "static"), extra_files=_files(model, card(run, model, None)))
+    write_model(folder, model, inputs=resume_meta(run, "static"), extra_files=_files(model, run_card(run, model, None)))
 
 
 def _files(model: Model, text: str) -> dict[str, str]:
@@ -74,70 +75,9 @@ def add_scores(run: Run, model: Model, results: Mapping[str, Any]) -> None:
         model: The finished student.
         results: What `evaluate_models` returned.
     """
-    write_model(run.out / "model", model, inputs=_inputs(run), extra_files=_files(model, card(run, model, results)), replace_existing=True)
-
-
-def card(run: Run, model: Model, results: Mapping[str, Any] | None) -> str:
-    """Write the model card: what the model is, where it comes from, its scores with their command, its limits.
-
-    Args:
-        run: The run.
-        model: The model.
-        results: Scores, or None while there are none.
-
-    Returns:
-        Markdown.
-    """
-    settings, teacher = model.settings, run.recipe.teacher
-    used = {name: run.recipe.data.sources[name] for name in run.inputs.datasets}
-    prompts = ", ".join(f"`{text}` ({name})" for name, text in settings.prompts.items()) or "none"
-    lines = [
-        "---",
-        "library_name: sentence-transformers",
-        "tags: [sentence-transformers, feature-extraction, sentence-similarity]",
-        "---",
-        f"# {model.name}",
-        "",
-        f"A text-embedding model of {model.module.embedding_dim} dimensions, distilled from `{teacher.model}` with taskdistill.",
-        "",
-        f"- adapters: {', '.join(model.module.tasks) or 'none'}",
-        f"- prompts: {prompts}",
-        f"- longest text: {settings.max_length:,} tokens; sizes trained for: {', '.join(map(str, settings.matryoshka_dims))}",
-        f"- teacher: `{teacher.model}`{f' at {teacher.revision}' if teacher.revision else ''}; its licence applies to what is made from it",
-        f"- recipe: RUN/recipe.yaml, hash `{run.recipe.digest()[:16]}`; data hash `{run.inputs.digest()[:16]}`",
-        "",
-        "## Data",
-        "",
-        "| source | kind | rows used | licence | what |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {name} | {source.kind} | {len(run.inputs.datasets[name].rows):,} | {source.licence or 'not stated'} | {source.note or source.path} |"
-            for name, source in used.items()
-        ),
-        "",
-    ]
-    if results is not None:
-        lines += _score_lines(results)
-    lines += [
-        "## Limits",
-        "",
-        "Scores are on the sets named here only. The student saw no language that its data does not hold, and inherits what its",
-        "teacher learned, including what the teacher may have seen of public test sets.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _score_lines(results: Mapping[str, Any]) -> list[str]:
-    names = [model["name"] for model in results["models"]]
-    rows = [
-        f"| {each['name']} | {results['scores'][names[0]][each['name']]['metric']} | "
-        + " | ".join(f"{100 * results['scores'][name][each['name']]['score']:.1f}" for name in names)
-        + " |"
-        for each in results["sets"]
-    ]
-    head = ["| set | metric | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
-    return ["## Scores", "", "Scores times 100, from `taskdistill train recipe.yaml --out RUN`.", "", *head, *rows, ""]
+    write_model(
+        run.out / "model", model, inputs=_inputs(run), extra_files=_files(model, run_card(run, model, results)), replace_existing=True
+    )
 
 
 def int8_ranges(encoder: Encoder, texts: list[str], tasks: list[str | None]) -> dict[str, Any]:

@@ -105,13 +105,19 @@ def deciding(recipe: Recipe, name: str) -> dict[str, Any]:
     found = {each: phases[each] for each in (*before, name) if each in phases}
     used = sources_of(found)
     whole = recipe.model_dump(mode="json")
+    sources = {source: _without_words(value) for source, value in whole["data"]["sources"].items() if source in used}
     return {
         "seed": recipe.seed,
-        "data": {**whole["data"], "sources": {source: value for source, value in whole["data"]["sources"].items() if source in used}},
-        "teacher": {key: value for key, value in whole["teacher"].items() if key not in ("store", "api_key_env")},
-        "student": whole["student"],
+        "data": {**whole["data"], "sources": sources},
+        "teacher": _without_words({key: value for key, value in whole["teacher"].items() if key not in ("store", "api_key_env")}),
+        "student": _without_words(whole["student"]),
         **{each: settings.model_dump(mode="json") for each, settings in found.items()},
     }
+
+
+def _without_words(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what only the model card and plan read."""
+    return {key: value for key, value in part.items() if key not in ("licence", "note", "rows", "tokens")}
 
 
 def sources_of(phases: Mapping[str, Phase | StaticSettings]) -> set[str]:
