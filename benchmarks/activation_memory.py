@@ -81,7 +81,8 @@ def _padded_step(module: Any, ids: list[np.ndarray], targets: torch.Tensor, para
 
 
 def _packed_step(module: Any, ids: list[np.ndarray], targets: torch.Tensor, parameters: list[Any], asked: argparse.Namespace) -> None:
-    from taskdistill.train.step import gradients, workers
+    from taskdistill.train.step import gradients
+    from taskdistill.train.workers import workers
 
     def distance(vectors: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
         return (torch.nn.functional.normalize(vectors, dim=1) - goal).square().mean()

@@ -23,7 +23,8 @@ from common import MODEL, Side, _busy, finish, load_texts, machine, options, par
 from taskdistill import Encoder
 from taskdistill.model.backbone import keep_layers, resolve, without_dropout
 from taskdistill.model.folder import read_model
-from taskdistill.train.step import gradients, workers
+from taskdistill.train.step import gradients
+from taskdistill.train.workers import workers
 
 BATCH, MAX_LENGTH, RATE, LAYERS = 128, 128, 2e-5, [0, 2, 5]
 Turn = Callable[[], list[tuple[float, float, float]]]

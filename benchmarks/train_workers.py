@@ -14,7 +14,7 @@ from common import MODEL, Side, finish, load_texts, machine, options, parser, ta
 from train_speed import BATCH, _ours
 
 from taskdistill import Encoder
-from taskdistill.train.step import workers
+from taskdistill.train.workers import workers
 
 
 def main() -> None:

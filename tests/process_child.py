@@ -52,9 +52,10 @@ def gradients(out: Path, together) -> None:
 def gradients_of(case, keep: int, together, *, micro: int = 24, share=None):
     """The gradients of a case of test_step on some processes: named, with the told terms."""
     from taskdistill.train import step
+    from taskdistill.train.workers import workers
 
     case.clear()
-    with step.workers(1) as threads:
+    with workers(1) as threads:
         told = step.gradients(
             case.model,
             case.ids,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "taskdistill"
-GROUND = {"vocabulary", "errors", "strict_json", "folders", "lock", "recipe", "recipe_faults"}
+GROUND = {"vocabulary", "errors", "strict_json", "folders", "lock", "recipe", "recipe_faults", "recipe_phases"}
 MAY_IMPORT: dict[str, set[str]] = {
     "vocabulary": set(),
     "errors": set(),
@@ -18,7 +18,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lock": {"errors"},
     "recipe_faults": {"errors"},
     "folders": {"vocabulary", "errors"},
-    "recipe": {"vocabulary", "errors", "recipe_faults"},
+    "recipe_phases": {"vocabulary"},
+    "recipe": {"vocabulary", "errors", "recipe_faults", "recipe_phases"},
     "losses": set(),
     "metrics": {"compress"},
     "compress": GROUND,

@@ -12,9 +12,9 @@ import tiny
 import tiny_run
 import torch
 
+from taskdistill.train.cut import micro_batches
 from taskdistill.train.loop import PhaseJob
 from taskdistill.train.processes import ALONE, Processes, _buckets
-from taskdistill.train.step import micro_batches
 from taskdistill.vocabulary import Task
 
 

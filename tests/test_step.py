@@ -23,6 +23,7 @@ from taskdistill.recipe import Adapter
 from taskdistill.train import step
 from taskdistill.train.objectives import Heads, Signals, adapter_objective, distill, weights_for
 from taskdistill.train.prepare import Prepared, prepare
+from taskdistill.train.workers import workers
 from taskdistill.vocabulary import RowKind, Task
 
 DIMS = (8, 16, 32)
@@ -53,7 +54,7 @@ class Case:
 
     def gradients(self, *, keep_tokens: int, micro: int = 24, threads: int = 1) -> tuple[dict[str, Tensor], tuple[dict, float, float]]:
         self.clear()
-        with step.workers(threads) as made:
+        with workers(threads) as made:
             told = step.gradients(
                 self.model,
                 self.ids,
@@ -135,9 +136,9 @@ class DropoutMasks:
         self.forward, self.padded = SeededDropout.forward, None
         pack, inner = step.pack, step._forward
 
-        def recorded_forward(model, ids, rows, seed, table_trained):
-            self.rows = rows
-            return inner(model, ids, rows, seed, table_trained)
+        def recorded_forward(model, ids, piece, *options):
+            self.rows = piece.rows
+            return inner(model, ids, piece, *options)
 
         def recorded_pack(texts):
             self.micros.append((self.rows, pack(texts)))
@@ -258,13 +259,21 @@ def test_dropout_depends_on_the_seed_of_the_step_alone():
     assert worst(first, without.gradients(keep_tokens=10**9)[0]) > 0.01
 
 
+def test_nothing_is_dropped_outside_a_step():
+    made = case("bert", Task.CLUSTERING, dropout=0.5)
+    made.gradients(keep_tokens=10**9)
+    with torch.no_grad():
+        found = made.model.train().embed(made.ids)
+        assert torch.equal(found, made.model.eval().embed(made.ids))
+
+
 def test_a_static_model_s_gradient_is_autograd_s_own():
     rng = np.random.default_rng(0)
     ids = [rng.integers(0, 30, size=n) for n in (3, 7, 1)]
     table = torch.randn(30, 8, dtype=torch.float64)
     target = torch.randn(3, 8, dtype=torch.float64)
     model = StaticModel(table.clone())
-    with step.workers(1) as threads:
+    with workers(1) as threads:
         terms, total, _ = step.gradients(
             model, ids, lambda v: ({"distill": (v - target).square().mean()}, 0.0), {"distill": 2.0}, [model.table], seed=0, threads=threads
         )

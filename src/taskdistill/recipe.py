@@ -6,27 +6,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from taskdistill.errors import BadInput, nearest
 from taskdistill.recipe_faults import OnceLoader, explain
+from taskdistill.recipe_phases import ACTS_FOR, Adapter, Average, Phase, Positive, Stage1, StaticSettings, Strict
 from taskdistill.vocabulary import PROMPTS, Pooling, Precision, RowKind, Task
 
 SEARCH_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 TOPIC_INSTRUCTION = "Identify the topic or theme of the given document:"
 
-Positive = Annotated[int, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Strict(BaseModel):
-    """Base of every part of a recipe: unknown keys are errors, values do not change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+__all__ = ["Adapter", "Average", "Phase", "Stage1", "StaticSettings"]
+"""Parts that other modules import from here as well."""
 
 
 class Source(Strict):
@@ -122,117 +116,24 @@ class StudentSettings(Strict):
         return self
 
 
-class StaticSettings(Strict):
-    """The instant student: one vector per token, weighted mean, distilled by cosine (ours, not the paper's)."""
-
-    sources: dict[str, Weight] = Field(description="Source name to sampling weight")
-    steps: Positive = 1000
-    batch_size: Positive = Field(default=128, description="Texts per step")
-    lr: float = Field(default=0.01, gt=0)
-    matryoshka: bool = True
-
-
-class Phase(Strict):
-    """What every training phase has. Optimiser settings are ours where section 13 calls the paper's unknown."""
-
-    sources: dict[str, Weight] = Field(description="Source name to sampling weight; one source per batch")
-    steps: Positive = Field(description="Optimiser updates")
-    batch_size: Positive = Field(description="Rows per step, over all processes")
-    max_length: Positive = Field(default=128, description="Tokens of one text in this phase")
-    long_sources: dict[str, tuple[Positive, Positive]] = Field(
-        default_factory=dict, description="Source name to its own (batch_size, max_length) where it differs from the phase's"
-    )
-    rope_theta: float | None = Field(default=None, gt=0, description="RoPE theta in this phase; None takes that of inference")
-    lr: float = Field(gt=0, description="Peak learning rate")
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = Field(default=0.05, ge=0, le=1, description="Share of the steps that warms up")
-    weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    clip: float = Field(default=1.0, gt=0, description="Largest gradient norm")
-    matryoshka: bool = Field(default=True, description="Every loss term over every prefix of student.matryoshka_dims")
-    micro_batch_tokens: Positive = Field(default=1024, description="Tokens per forward pass; bounds memory, changes no number")
-    checkpoint_every: Positive = Field(default=200, description="Steps between checkpoints")
-    max_bad_steps: int = Field(default=3, ge=0, description="Steps with a non-finite loss or gradient that are skipped before giving up")
-
-    @model_validator(mode="after")
-    def _sources_exist(self) -> Phase:
-        if not any(weight > 0 for weight in self.sources.values()):
-            raise ValueError("no source with a weight above 0")
-        if unknown := [name for name in self.long_sources if name not in self.sources]:
-            raise ValueError(f"long_sources names {unknown}, not among the phase's sources {sorted(self.sources)}")
-        return self
-
-
-class Stage1(Phase):
-    """Stage 1, embedding distillation (section 4), and the long phase with its own length and theta."""
-
-    reduction: Literal["mean", "sum"] = Field(
-        default="mean", description="Over the batch's texts; the paper prints a sum (sections 4.2, 11.5)"
-    )
-    projection: Literal["student", "none"] = Field(
-        default="student", description="A trained map from student to teacher size, or none if equal"
-    )
-    projection_init: Literal["default", "identity"] = Field(
-        default="default",
-        description="default: torch's linear initialisation; identity: ones on the diagonal, for a student started from its teacher",
-    )
-    projection_lr: float | None = Field(default=None, gt=0, description="Learning rate of the projection; None: the phase's")
-    freeze_embeddings: bool = Field(default=False, description="Keep the token table as it was started")
-
-
-class Average(Strict):
-    """Mean of the last checkpoint with an earlier one (section 5.1); which one is unknown, so these are ours."""
-
-    earlier: float = Field(default=0.5, gt=0, lt=1, description="The earlier checkpoint, as a share of the steps")
-    weight: float = Field(default=0.5, gt=0, lt=1, description="Weight of the last checkpoint")
-    mode: Literal["factors", "product"] = Field(
-        default="factors", description="Average A and B apart, or their product B A cut back to the rank"
-    )
-    gate: bool = Field(default=True, description="Keep the average only if its dev score is not below the last checkpoint's")
-
-
-class Adapter(Phase):
-    """Stage 2, one task (section 5): a LoRA adapter on the frozen student with its own mix of losses."""
-
-    rank: Positive = 32
-    alpha: Positive = 32
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    target_modules: list[str] | None = Field(default=None, description="None: every linear of every layer")
-    weights: dict[str, Weight] = Field(default_factory=dict, description="Loss term to weight; defaults are the paper's for the task")
-    temperature: float = Field(default=0.02, gt=0, description="Of InfoNCE")
-    learn_temperature: bool | None = Field(default=None, description="None: as in the paper, learned for retrieval only")
-    min_temperature: float = Field(default=0.001, gt=0, description="A learned temperature is never below this")
-    cosent_temperature: float = Field(default=0.05, gt=0)
-    negatives: int = Field(default=7, ge=0, description="Hard negatives taken from a row, at most; classification: negatives per item")
-    train_projection: bool = Field(default=False, description="Train stage 1's projection further instead of keeping it")
-    false_negative_margin: float | None = Field(
-        default=None, description="Mask an in-batch negative whose teacher similarity exceeds the positive's by more than this; None: off"
-    )
-    negatives_of_others: bool = Field(default=True, description="Whether hard negatives of other queries count as negatives")
-    mask_same_label: bool = Field(default=True, description="classification: texts with the anchor's label are no negatives")
-    relational_mean_gradient: bool = Field(default=True, description="classification: let the gradient flow through the mean distance")
-    average: Average | None = None
-
-
-CONTRAST = (Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CLASSIFICATION)
-PAIRS = (Task.RETRIEVAL, Task.TEXT_MATCHING)
-ACTS_FOR: dict[str, tuple[Task, ...]] = {
-    "temperature": CONTRAST,
-    "learn_temperature": CONTRAST,
-    "min_temperature": CONTRAST,
-    "negatives": CONTRAST,
-    "cosent_temperature": (Task.TEXT_MATCHING,),
-    "false_negative_margin": PAIRS,
-    "negatives_of_others": PAIRS,
-    "mask_same_label": (Task.CLASSIFICATION,),
-    "relational_mean_gradient": (Task.CLASSIFICATION,),
-    "train_projection": (Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CLUSTERING),
-}
-"""Adapter settings that only some tasks know; elsewhere a value other than the default is an error."""
-
-
 def _given(part: Strict, name: str) -> bool:
     return bool(getattr(part, name) != type(part).model_fields[name].default)
+
+
+class During(Strict):
+    """Scores while a phase trains, on small development sets, so that they take seconds."""
+
+    every: Positive = Field(description="Steps between two evaluations; the first and the last state of a phase are always scored")
+    sets: list[str] | None = Field(default=None, description="Names of development sets; None: evaluation.dev")
+    max_queries: Positive | None = Field(default=200, description="Most queries, pairs or test rows of a set, drawn by the seed")
+    max_documents: Positive | None = Field(
+        default=2000, description="A retrieval corpus is cut to the judged documents and others drawn by the seed, up to this many"
+    )
+    keep: str | None = Field(
+        default=None,
+        description="`mean` of the main scores, a set, or `set:metric`: every phase that scores it ends with the weights that were best "
+        "by it; None only logs",
+    )
 
 
 class Evaluation(Strict):
@@ -246,6 +147,13 @@ class Evaluation(Strict):
     precisions: list[Precision] = Field(default_factory=lambda: [Precision.FLOAT32, Precision.INT8, Precision.BINARY])
     examples: list[str] = Field(default_factory=list, description="Queries whose results the command shows at its end")
     max_queries: Positive | None = Field(default=None, description="Cut large sets to this many queries, drawn by the seed; None: all")
+    during: During | None = Field(default=None, description="Scores while training; None: only the finished model is scored")
+
+    @model_validator(mode="after")
+    def _sets_for_during(self) -> Evaluation:
+        if self.during is not None and not (self.dev if self.during.sets is None else self.during.sets):
+            raise ValueError("during names no sets, and dev neither; give during.sets or dev")
+        return self
 
 
 class Recipe(Strict):

@@ -49,6 +49,7 @@ def train(
     overrides: Overrides = None,
     quiet: Quiet = False,
     json: JsonPath = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Write a profiler trace of some steps of every phase to RUN/profile.")] = False,
 ) -> None:
     """Teacher store, then every phase, then the model folder, its scores and a report.
 
@@ -68,7 +69,16 @@ def train(
     terminal = Terminal(quiet or rank > 0)
     with stopping() as stop, joined(together, on_this_host) as processes:
         try:
-            run(made, out, recipe_folder=recipe.parent, watcher=terminal, should_stop=stop, api_key=_key(made), processes=processes)
+            run(
+                made,
+                out,
+                recipe_folder=recipe.parent,
+                watcher=terminal,
+                should_stop=stop,
+                api_key=_key(made),
+                processes=processes,
+                profile=profile,
+            )
         except Interrupted as error:
             raise WorkFailed(str(error)) from None
         finally:

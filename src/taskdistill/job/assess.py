@@ -16,6 +16,7 @@ from taskdistill.evaluate.run import Options, evaluate_models
 from taskdistill.evaluate.sets import EvalSet, find_sets
 from taskdistill.folders import versions
 from taskdistill.job.embedders import EncoderEmbedder, TeacherEmbedder
+from taskdistill.job.speed import matrix_rate, time_table, where_time_went
 from taskdistill.job.start import start_student
 from taskdistill.model.folder import Model, base_space_id
 from taskdistill.recipe import dump_recipe
@@ -113,12 +114,13 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
         models, _sets(run), run.out / "evaluation", _options(run), reference=TEACHER, progress=run.count, note=run.watcher.note
     )
     run.timed("evaluation", start)
-    metrics = {
+    metrics: dict[str, Any] = {
         "name": run.recipe.name,
         "results": results,
         "speed": _speeds(run, encoders),
         "data": run.inputs.counts(),
         "facts": run.facts | {"teacher_texts": sum(len(store) for store in {id(store): store for store in run.stores.values()}.values())},
+        "time": where_time_went(run.log.path, matrix_rate(threads=run.threads)),
         "seconds": {part: round(seconds, 1) for part, seconds in run.seconds().items()},
         "recipe": run.recipe.model_dump(mode="json"),
         "versions": versions(),
@@ -126,6 +128,10 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
     write_page(run.out, metrics, dump_recipe(run.recipe))
     add_scores(run, model, results)
     _show(run, "Results", results)
+    columns, rows, lines = time_table(metrics["time"])
+    run.watcher.table("Where the time went", columns, rows)
+    for line in lines:
+        run.watcher.note(line)
     return metrics
 
 

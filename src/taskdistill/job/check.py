@@ -7,6 +7,7 @@ from pathlib import Path
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.kinds import TASK
 from taskdistill.evaluate.sets import EvalSet, find_sets
+from taskdistill.job.during import sets_during
 from taskdistill.model.adapters import lora_config
 from taskdistill.model.backbone import longest_text, rope_theta
 from taskdistill.model.folder import Model
@@ -80,6 +81,7 @@ def _check_phase(name: str, settings: Phase, module: TransformerModel) -> None:
 def _check_evaluation(recipe: Recipe, root: Path, width: int) -> None:
     settings = recipe.evaluation
     evaluation_sets(recipe, root)
+    sets_during(recipe, root, "stage1")
     if over := [dim for dim in settings.dims or [] if dim > width]:
         raise BadInput(f"evaluation.dims names {over}, the student's vectors have {width} dimensions")
     gated = [task for task, adapter in recipe.adapters.items() if adapter.average is not None and adapter.average.gate]

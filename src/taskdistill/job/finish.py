@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ def finish_model(run: Run, student: Model) -> None:
         run: The run.
         student: The trained student with its adapters; its settings are completed.
     """
+    start = time.monotonic()
     run.watcher.stage("calibrating int8 and writing the model folder")
     student.settings = replace(student.settings, teacher=_teacher_facts(run))
     student.settings = replace(student.settings, space_id=base_space_id(student))
@@ -41,6 +43,7 @@ def finish_model(run: Run, student: Model) -> None:
         run.out / "model", student, inputs=_inputs(run), extra_files=_files(student, run_card(run, student, None)), replace_existing=True
     )
     student.hash = read_model_hash(run.out / "model")
+    run.timed("model folder", start)
 
 
 def finish_static(run: Run, table: StaticModel, tokenizer: TextTokenizer, folder: Path, texts: list[str]) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from taskdistill.evaluate.language_report import language_section
-from taskdistill.evaluate.report import ReportData, render_report
-from taskdistill.evaluate.tables import Source, Speed
+from taskdistill.evaluate.report import ReportData, Section, render_report
+from taskdistill.evaluate.tables import Source, Speed, Table, duration
 from taskdistill.folders import write_file
+from taskdistill.job.speed import time_table
 from taskdistill.train.log import read_lines
 
 
@@ -43,6 +44,7 @@ def write_page(out: Path, metrics: Mapping[str, Any], recipe_text: str) -> None:
             for name, counts in metrics["data"].items()
         ],
         times=list(metrics["seconds"].items()),
+        sections=_training(metrics, out),
         settings=recipe_text,
         commands=[f"taskdistill train recipe.yaml --out {out.name}"],
         warnings=_warnings(metrics),
@@ -64,6 +66,39 @@ def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts.append((f"{metrics['facts']['teacher_texts']:,}", "texts in the teacher store"))
     facts.append((f"{sum(metrics['seconds'].values()) / 60:.0f} min", "from texts to report"))
     return facts
+
+
+def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
+    """Show where the steps' time went, what share of the matrix rate they reached, and the scores while training."""
+    time, found = metrics["time"], []
+    columns, rows, lines = time_table(time)
+    phases = [
+        [name, duration(phase["step_seconds"]), f"{phase['gflop']:,.0f}", _percent(phase["passes"]), _percent(phase["steps"])]
+        for name, phase in time["phases"].items()
+    ]
+    tables = [
+        Table("By part", columns, rows),
+        Table("By phase", ["phase", "time", "GF of work", "of the matrix rate, passes", "of the matrix rate, steps"], phases),
+    ]
+    found.append(Section("Where the training time went", "; ".join(lines) + ".", tables))
+    scored = [record for _, record in read_lines(out / "log.jsonl") if "evaluated" in record]
+    if scored:
+        names = list(dict.fromkeys(name for record in scored for name in record["scores"]))
+        rows = [
+            [
+                f"{record['phase']}, step {record['evaluated']:,}" + (" (best)" if record.get("best") else ""),
+                *map(record["scores"].get, names),
+            ]
+            for record in scored
+        ]
+        found.append(
+            Section("Scores while training", "Development sets, cut to a few seconds' work.", [Table("", ["after", *names], rows)])
+        )
+    return found
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.0f} %"
 
 
 def _warnings(metrics: Mapping[str, Any]) -> list[str]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from taskdistill.data.batches import BatchPlan, describe
 from taskdistill.encode.batches import cores
 from taskdistill.job.check import check_fit
 from taskdistill.job.run import check_recipe
+from taskdistill.job.speed import matrix_rate
 from taskdistill.job.start import data_root, load_inputs, start_student
 from taskdistill.job.watch import Watcher
-from taskdistill.model.adapters import linear_names
 from taskdistill.model.backbone import layers_of
 from taskdistill.model.folder import Model
 from taskdistill.model.student import TransformerModel
@@ -24,6 +22,7 @@ from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Adapter, Phase, Recipe, StaticSettings
 from taskdistill.teacher.make import make_teacher
 from taskdistill.train.phases import make_plan, preparer, static_phase, teacher_needs
+from taskdistill.train.work import matrix_parameters
 
 SAMPLE = 64
 """Batches of each phase whose texts are tokenised to estimate its tokens."""
@@ -134,24 +133,6 @@ def plan_tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[lis
     ]
 
 
-def matrix_rate(seconds: float = 0.5) -> float:
-    """Measure this machine's float32 matrix-multiply rate at the size that encoding uses.
-
-    Args:
-        seconds: How long to measure.
-
-    Returns:
-        Floating-point operations per second.
-    """
-    a, b = torch.randn(1024, 384), torch.randn(384, 1536)
-    a @ b
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        a @ b
-        count += 1
-    return 2 * 1024 * 384 * 1536 * count / (time.perf_counter() - start)
-
-
 def _phase_cost(name: str, phase: Phase, plan: BatchPlan, student: Model, rate: float) -> dict[str, Any]:
     made = preparer(name, phase)
     steps = np.unique(np.linspace(0, phase.steps - 1, min(SAMPLE, phase.steps)).astype(int))
@@ -206,8 +187,7 @@ def _forward_flops(recipe: Recipe, student: Model) -> float | None:
 
 def _matrix_parameters(student: Model) -> int:
     assert isinstance(student.module, TransformerModel)
-    layers, names = layers_of(student.module.backbone), set(linear_names(student.module.backbone))
-    return sum(p.numel() for name, p in layers.named_parameters() if p.ndim == 2 and name.rsplit(".", 2)[-2] in names)
+    return matrix_parameters(student.module)
 
 
 def _parameters(student: Model) -> int:

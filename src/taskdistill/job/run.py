@@ -40,6 +40,7 @@ def train(
     api_key: str | None = None,
     assess: Callable[[Run, Model, Path | None], dict[str, Any]] | None = None,
     processes: Processes = ALONE,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Run a recipe into a folder; run again after any interruption, it continues.
 
@@ -52,6 +53,7 @@ def train(
         api_key: Key of an HTTP teacher.
         assess: Scores the finished model; None for the recipe's evaluation.
         processes: Those that train together; only the first one writes, and all must see the same `out`.
+        profile: Whether a torch profiler trace of some steps of every phase is written into RUN/profile.
 
     Returns:
         The content of metrics.json; nothing on any process but the first.
@@ -83,7 +85,7 @@ def train(
             watcher.note(f"removed {name}, left by an interrupted run")
         stores = open_views(store_root(recipe, out), teacher, recipe.teacher.instructions)
         log = Log(out / "log.jsonl")
-        run = Run(recipe, out, inputs, teacher, stores, watcher, should_stop, log, threads, plans, {}, processes)
+        run = Run(recipe, out, inputs, teacher, stores, watcher, should_stop, log, threads, plans, {}, processes, profile)
         run.timed("data and models", started)
         try:
             static = train_static(run, student) if recipe.static is not None else None
@@ -146,7 +148,7 @@ def _same_recipe(recipe: Recipe, out: Path) -> None:
     if path.is_file():
         then = yaml.safe_load(path.read_text("utf-8"))
         before, now = _flat(then), _flat(yaml.safe_load(text))
-        changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and not f"{key}.".startswith(FREE)]
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and not _is_free(key)]
         begun = _begun(out) if changed else []
         stale = [name for name in begun if name in recipe.phases() and _other(then, recipe, name)]
         if stale:
@@ -156,6 +158,10 @@ def _same_recipe(recipe: Recipe, out: Path) -> None:
                 f"({', '.join(stale)} in its phases and checkpoints) to train that again"
             )
     write_file(path, text)
+
+
+def _is_free(key: str) -> bool:
+    return f"{key}.".startswith(FREE) and not key.startswith("evaluation.during")
 
 
 def _begun(out: Path) -> list[str]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.folders import read_manifest
+from taskdistill.job.during import make_during
 from taskdistill.job.finish import finish_model, finish_static
 from taskdistill.job.state import Run, fill_stores, resume_meta
 from taskdistill.model.backbone import rope_theta, set_rope_theta, weights_hash
@@ -22,15 +23,18 @@ from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Adapter, Phase
 from taskdistill.train.average import average
+from taskdistill.train.best import During
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
 from taskdistill.train.phases import adapter_job, load_phase, save_phase, stage1_job, static_job, static_phase, teacher_needs
 from taskdistill.train.processes import ALONE, Processes
 from taskdistill.train.static import start_table
-from taskdistill.train.step import workers
+from taskdistill.train.workers import workers
 from taskdistill.vocabulary import Task
 
 
-def _around(run: Run, name: str, tokenizer: TextTokenizer, prompts: Mapping[str, str], threads: Any, processes: Processes) -> Surroundings:
+def _around(
+    run: Run, name: str, tokenizer: TextTokenizer, prompts: Mapping[str, str], threads: Any, processes: Processes, during: During | None
+) -> Surroundings:
     return Surroundings(
         tokenizer,
         prompts,
@@ -43,10 +47,14 @@ def _around(run: Run, name: str, tokenizer: TextTokenizer, prompts: Mapping[str,
         run.threads * processes.size,
         run.watcher.note,
         processes,
+        during,
+        run.out / "profile" if run.profile else None,
     )
 
 
-def _train_phase(run: Run, job: PhaseJob, model: Any, tokenizer: TextTokenizer, prompts: Mapping[str, str]) -> bool:
+def _train_phase(
+    run: Run, job: PhaseJob, model: Any, tokenizer: TextTokenizer, prompts: Mapping[str, str], during: During | None = None
+) -> bool:
     """Run a phase unless it is finished; say whether anything was run."""
     start = time.monotonic()
     done = run.out / "phases" / job.name
@@ -56,7 +64,8 @@ def _train_phase(run: Run, job: PhaseJob, model: Any, tokenizer: TextTokenizer, 
     run.watcher.stage(f"{job.name}: {job.settings.steps:,} steps")
     processes = ALONE if isinstance(model, StaticModel) else run.processes
     with workers(run.threads) as threads:
-        run_phase(job, model, run.out / "checkpoints" / job.name, _around(run, job.name, tokenizer, prompts, threads, processes))
+        around = _around(run, job.name, tokenizer, prompts, threads, processes, during)
+        run_phase(job, model, run.out / "checkpoints" / job.name, around)
     run.timed(job.name, start)
     return True
 
@@ -134,7 +143,8 @@ def train_phases(run: Run, student: Model) -> Model:
         if settings is not None:
             _with_theta(module, settings, inference_theta)
             job = stage1_job(name, settings, module, run.plans[name], run.stores, projection, dims)
-            if _train_phase(run, job, module, student.tokenizer, student.settings.prompts) and run.processes.leads:
+            during = make_during(run, student, name)
+            if _train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
                 save_phase(run.out / "phases" / name, job, resume_meta(run, name))
     before = weights_hash(module.backbone)
     for task in Task:
@@ -175,7 +185,8 @@ def _adapter(
         theirs.load_state_dict(projection.state_dict())
     job, config = adapter_job(task, settings, module, plan, run.stores, theirs, dims)
     student.adapter_configs[task.value] = config
-    if _train_phase(run, job, module, student.tokenizer, student.settings.prompts) and run.processes.leads:
+    during = make_during(run, student, job.name)
+    if _train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
         if weights_hash(module.backbone) != base:
             shutil.rmtree(run.out / "checkpoints" / job.name)
             raise WorkFailed(f"the base's weights changed while {job.name} was trained; nothing of it was kept, please report this")

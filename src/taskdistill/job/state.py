@@ -8,13 +8,13 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from taskdistill.data.batches import BatchPlan
 from taskdistill.errors import WorkFailed
 from taskdistill.job.start import Inputs
 from taskdistill.job.watch import Stop, Watcher
-from taskdistill.recipe import Phase, Recipe, StaticSettings
+from taskdistill.recipe import During, Phase, Recipe, StaticSettings
 from taskdistill.teacher.protocol import Teacher, View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.log import Log, read_lines
@@ -39,6 +39,7 @@ class Run:
     plans: dict[str, BatchPlan]
     facts: dict[str, Any]
     processes: Processes = ALONE
+    profile: bool = False
     unusable: set[str] = field(default_factory=set)
     """Texts of which the teacher makes no vector; their rows are left out."""
 
@@ -78,6 +79,18 @@ class Run:
         return found
 
 
+def chooses_weights(during: During | None) -> TypeGuard[During]:
+    """Say whether scores while training decide which weights a phase ends with.
+
+    Args:
+        during: That part of the recipe.
+
+    Returns:
+        Whether the run cannot go on with other settings of it.
+    """
+    return during is not None and during.keep is not None
+
+
 def as_phase(settings: Phase | StaticSettings) -> Phase:
     """Return a part of the recipe as a phase.
 
@@ -98,7 +111,8 @@ def deciding(recipe: Recipe, name: str) -> dict[str, Any]:
         name: The phase.
 
     Returns:
-        Seed, data, teacher and student, the phase's own settings and those of the phases that it builds on.
+        Seed, data, teacher and student, the phase's own settings and those of the phases that it builds on, and the scores while
+        training where they choose the weights.
     """
     phases = recipe.phases()
     before = ("stage1", "long") if name.startswith("adapters.") else ("stage1",) if name == "long" else ()
@@ -111,6 +125,7 @@ def deciding(recipe: Recipe, name: str) -> dict[str, Any]:
         "data": {**whole["data"], "sources": sources},
         "teacher": _without_words({key: value for key, value in whole["teacher"].items() if key not in ("store", "api_key_env")}),
         "student": _without_words(whole["student"]),
+        **({"during": whole["evaluation"]["during"]} if chooses_weights(recipe.evaluation.during) else {}),
         **{each: settings.model_dump(mode="json") for each, settings in found.items()},
     }
 

@@ -52,17 +52,22 @@ class SeededDropout(nn.Module):
         generator: torch.Generator | None = getattr(_drop, "generator", None)
         if generator is None or self.p == 0 or not self.training:
             return values
-        keep = torch.empty(values.shape, device=values.device).bernoulli_(1 - self.p, generator=generator)
+        *before, tokens, width = values.shape
+        first, whole = getattr(_drop, "extent", None) or (0, tokens)
+        drawn = torch.empty((*before, whole, width), device=values.device).bernoulli_(1 - self.p, generator=generator)
+        keep = drawn.narrow(-2, first, tokens)
         return values * (keep / (1 - self.p)).to(values.dtype)
 
 
-def seed_dropout(generator: torch.Generator | None) -> None:
+def seed_dropout(generator: torch.Generator | None, extent: tuple[int, int] | None = None) -> None:
     """Set where this thread's dropout masks come from.
 
     Args:
         generator: A generator on the model's device, or None to drop nothing.
+        extent: First token of the stream that follows and the tokens of the whole that it is a part of: masks are drawn for
+            the whole, so that a part has those of its place. None for a stream of its own.
     """
-    _drop.generator = generator
+    _drop.generator, _drop.extent = generator, extent
 
 
 def linear_names(backbone: nn.Module) -> list[str]:

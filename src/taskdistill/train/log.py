@@ -29,7 +29,7 @@ class Log:
         self._stream.flush()
 
     def forget(self, phase: str, from_step: int) -> None:
-        """Drop a phase's lines from a step on: they are about to be run again.
+        """Drop a phase's lines from a step on, and its scores of later states: they are about to be run again.
 
         Args:
             phase: Name of the phase.
@@ -39,7 +39,7 @@ class Log:
         kept = [
             line
             for line, record in read_lines(self.path)
-            if not (record.get("phase") == phase and record.get("step") is not None and record["step"] >= from_step)
+            if not (record.get("phase") == phase and (record.get("step", -1) >= from_step or record.get("evaluated", 0) > from_step))
         ]
         beside = self.path.with_name(f".{self.path.name}")
         beside.write_text("".join(kept), "utf-8")

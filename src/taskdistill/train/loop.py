@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,22 @@ from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Phase
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
+from taskdistill.train.best import During, evaluate_now, forget_later, scored, take_best
 from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from taskdistill.train.clock import Clock
 from taskdistill.train.log import Log
 from taskdistill.train.objectives import Heads, Signals, Terms
 from taskdistill.train.optim import clip, gradient_norm, make_optimiser, rate_factor, set_rate
 from taskdistill.train.prepare import Prepared
 from taskdistill.train.processes import ALONE, Processes
-from taskdistill.train.step import Share, Workers, gradients
+from taskdistill.train.profile import profiled
+from taskdistill.train.signals import SignalSource
+from taskdistill.train.step import Share, gradients
+from taskdistill.train.work import step_work
+from taskdistill.train.workers import Workers
 
 Objective = Callable[[Tensor, Prepared, Signals, Heads], tuple[Terms, float]]
 OnStep = Callable[[dict[str, Any]], None]
-BASE_CACHE = 200_000
-"""Vectors of texts without adapter that a phase keeps in memory."""
 
 
 class Interrupted(WorkFailed):
@@ -112,6 +115,8 @@ class Surroundings:
     thread_count: int
     note: Callable[[str], None]
     processes: Processes = ALONE
+    during: During | None = None
+    profile: Path | None = None
 
 
 def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path, around: Surroundings) -> None:
@@ -141,7 +146,9 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
         _say_if_not_identical(found[-1], job.name, around)
     if leads:
         around.log.forget(job.name, step)
-    signals = _SignalSource(job, model, around)
+        if note := forget_later(folder, step):
+            around.note(f"{job.name}: {note}")
+    signals = SignalSource(job, model, around)
 
     def save() -> None:
         if broken := [name for name, p in everything.items() if not torch.isfinite(p).all()]:
@@ -150,31 +157,53 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
                 f"{last_good}: lower {job.name}.lr ({settings.lr})"
             )
         if leads:
+            start = time.monotonic()
             save_checkpoint(folder, step, everything, optimiser, meta | {"threads": around.thread_count})
+            around.log.write({"phase": job.name, "saved": step, "seconds": time.monotonic() - start})
+
+    def evaluate() -> None:
+        if leads and step not in scored(around.log, job.name):
+            assert around.during is not None
+            model.eval()
+            scores = evaluate_now(around.during, step, everything, around.log, job.name, folder, meta)
+            model.train()
+            around.note(f"{job.name}: after step {step:,}, " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        around.processes.any(False)
 
     model.train()
-    while step < settings.steps:
-        if around.processes.any(around.should_stop()):
-            save()
-            raise Interrupted(f"stopped before step {step} of {job.name}; everything is saved, run the same command again to continue")
-        record = _one_step(job, model, optimiser, everything, signals, around, step)
-        bad = bad + 1 if record["skipped"] else 0
-        around.log.write(record)
-        around.on_step(record | {"steps": settings.steps})
-        if bad > settings.max_bad_steps:
-            raise WorkFailed(
-                f"{job.name}: loss or gradient was not finite {bad} times in a row, the last at step {step} (rows {record['rows']} of "
-                f"{record['dataset']}); the last checkpoint is that of step {last_good}: lower {job.name}.lr ({settings.lr}) or look at those rows"
-            )
-        step += 1
-        if step == job.snapshot_at and leads:
-            save_file(
-                {name: p.detach().cpu().contiguous() for name, p in job.trained.items()},
-                folder.parent / f"{folder.name}.earlier.safetensors",
-            )
-        if step % settings.checkpoint_every == 0 or step == settings.steps:
-            save()
-            last_good = step
+    if around.during is not None and around.during.due(step, settings.steps):
+        evaluate()
+    with profiled(around.profile if leads else None, job.name, settings.steps - step) as tick:
+        while step < settings.steps:
+            if around.processes.any(around.should_stop()):
+                save()
+                raise Interrupted(f"stopped before step {step} of {job.name}; everything is saved, run the same command again to continue")
+            record = _one_step(job, model, optimiser, everything, signals, around, step)
+            bad = bad + 1 if record["skipped"] else 0
+            around.log.write(record)
+            around.on_step(record | {"steps": settings.steps})
+            if bad > settings.max_bad_steps:
+                raise WorkFailed(
+                    f"{job.name}: loss or gradient was not finite {bad} times in a row, the last at step {step} (rows {record['rows']} of "
+                    f"{record['dataset']}); the last checkpoint is that of step {last_good}: lower {job.name}.lr ({settings.lr}) or look at "
+                    f"those rows"
+                )
+            step += 1
+            if step == job.snapshot_at and leads:
+                save_file(
+                    {name: p.detach().cpu().contiguous() for name, p in job.trained.items()},
+                    folder.parent / f"{folder.name}.earlier.safetensors",
+                )
+            due = around.during is not None and around.during.due(step, settings.steps)
+            if step % settings.checkpoint_every == 0 or step == settings.steps or due:
+                save()
+                last_good = step
+            if due:
+                evaluate()
+            tick()
+    if around.during is not None and around.during.keep is not None:
+        best, metric, score = take_best(folder, everything, meta)
+        around.note(f"{job.name}: the weights of step {best:,} are kept, {metric} {score:.4f}")
     model.eval()
     for parameter in everything.values():
         parameter.requires_grad_(False)
@@ -201,11 +230,11 @@ def _one_step(
     model: TransformerModel | StaticModel,
     optimiser: torch.optim.Optimizer,
     everything: Mapping[str, nn.Parameter],
-    signals: _SignalSource,
+    signals: SignalSource,
     around: Surroundings,
     step: int,
 ) -> dict[str, Any]:
-    clock = _Clock()
+    clock, halvings = Clock(), around.threads.halvings
     with clock("data"):
         batch = job.plan.at(step)
         prepared = job.prepare(batch)
@@ -215,20 +244,20 @@ def _one_step(
         given = signals.of(prepared, ids)
     model.select(job.task)
     optimiser.zero_grad(set_to_none=True)
-    with clock("model"):
-        terms, total, masked = gradients(
-            model,
-            ids,
-            lambda vectors: job.objective(vectors, prepared, given, job.heads),
-            job.weights,
-            list(job.trained.values()),
-            seed=around.seed * 7_919 + step,
-            threads=around.threads,
-            micro_batch_tokens=job.settings.micro_batch_tokens,
-            share=job.share(prepared, given),
-            heads=list(job.moving_heads().values()),
-            processes=around.processes,
-        )
+    terms, total, masked = gradients(
+        model,
+        ids,
+        lambda vectors: job.objective(vectors, prepared, given, job.heads),
+        job.weights,
+        list(job.trained.values()),
+        seed=around.seed * 7_919 + step,
+        threads=around.threads,
+        micro_batch_tokens=job.settings.micro_batch_tokens,
+        share=job.share(prepared, given),
+        heads=list(job.moving_heads().values()),
+        processes=around.processes,
+        clock=clock,
+    )
     with clock("optimiser"):
         norm = gradient_norm(everything)
         factor = rate_factor(job.settings, step)
@@ -250,80 +279,14 @@ def _one_step(
         "skipped": skipped,
         "texts": len(ids),
         "tokens": sum(len(row) for row in ids),
+        "work": step_work(model, np.array([len(row) for row in ids]), list(job.trained.values()), job.task),
         "seconds": clock.seconds,
     }
     record["texts_per_s"] = len(ids) / sum(clock.seconds.values())
     if job.heads.log_temperature is not None:
         record["temperature"] = float(job.heads.log_temperature.detach().exp())
+    if around.threads.halvings > halvings:
+        record["out_of_memory"] = around.threads.halvings - halvings
     if skipped:
         record["rows"] = np.asarray(batch.row_ids).reshape(-1)[:20].tolist()
     return record
-
-
-class _SignalSource:
-    """Token ids of a batch, and what it is compared with: the teacher's vectors, or the base's own."""
-
-    def __init__(self, job: PhaseJob, model: TransformerModel | StaticModel, around: Surroundings) -> None:
-        self.job, self.model, self.around = job, model, around
-        self._base: dict[tuple[str, str], Tensor] = {}
-
-    def ids(self, prepared: Prepared) -> list[np.ndarray]:
-        _, length = self.job.settings.long_sources.get(prepared.batch.dataset, (0, self.job.settings.max_length))
-        out: list[np.ndarray | None] = [None] * len(prepared.texts)
-        for role in dict.fromkeys(role for role, _ in prepared.texts):
-            places = [i for i, (other, _) in enumerate(prepared.texts) if other == role]
-            made = self.around.tokenizer.ids(
-                [prepared.texts[i][1] for i in places], prompt=self.around.prompts.get(role, ""), max_length=length
-            )
-            for place, row in zip(places, made.ids, strict=True):
-                out[place] = row
-        return [row for row in out if row is not None]
-
-    def of(self, prepared: Prepared, ids: list[np.ndarray]) -> Signals:
-        found = Signals()
-        if prepared.distilled:
-            found.teacher = self._teacher(prepared)
-            if self.job.needs_similarities and prepared.second is not None:
-                count = len(prepared.first)
-                unit = torch.nn.functional.normalize(found.teacher, dim=1).numpy()
-                found.teacher_similarities = unit[:count] @ unit[count : 2 * count].T
-        if self.job.needs_base:
-            found.base = self._without_adapter(prepared, ids)
-        return found
-
-    def _teacher(self, prepared: Prepared) -> Tensor:
-        out: Tensor | None = None
-        for view in dict.fromkeys(view for _, view in prepared.distilled):
-            rows = [i for i, (_, other) in enumerate(prepared.distilled) if other == view]
-            vectors = self.job.stores[view].get([prepared.texts[prepared.distilled[i][0]][1] for i in rows])
-            if out is None:
-                out = torch.empty(len(prepared.distilled), vectors.shape[1])
-            out[rows] = torch.from_numpy(vectors.astype(np.float32))
-        assert out is not None
-        return out
-
-    def _without_adapter(self, prepared: Prepared, ids: list[np.ndarray]) -> Tensor:
-        new = [i for i, text in enumerate(prepared.texts) if text not in self._base]
-        if new:
-            if len(self._base) > BASE_CACHE:
-                self._base.clear()
-                new = list(range(len(ids)))
-            self.model.select(None)
-            with torch.no_grad():
-                vectors = self.model.embed([ids[i] for i in new]).cpu()
-            for row, i in enumerate(new):
-                self._base[prepared.texts[i]] = vectors[row].clone()
-        return torch.stack([self._base[text] for text in prepared.texts])
-
-
-class _Clock:
-    """Seconds spent in each part of a step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - start

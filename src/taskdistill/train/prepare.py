@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 
@@ -35,6 +36,18 @@ class Prepared:
     """Label numbers of `negatives`."""
     distilled: list[tuple[int, View]] = field(default_factory=list)
     """Texts that are compared with the teacher, each with the view in which the teacher read it."""
+
+
+class Relation(StrEnum):
+    """What a candidate is to a query of its batch."""
+
+    POSITIVE = "positive"
+    NEGATIVE = "negative"
+    HARD = "hard negative"
+    DUPLICATE = "masked, duplicate or known positive"
+    MARGIN = "masked, above the margin"
+    LABEL = "masked, same label"
+    UNUSED = "hard negative of another row, unused"
 
 
 class _Texts:
@@ -133,3 +146,44 @@ def false_negatives(
         excluded[:, len(positives) :] |= prepared.negative_rows[None, :] != np.arange(len(queries))[:, None]
     excluded[np.arange(len(queries)), np.arange(len(queries))] = False
     return excluded
+
+
+def relations(
+    prepared: Prepared,
+    similarities: np.ndarray | None = None,
+    margin: float | None = None,
+    *,
+    others: bool = True,
+    mask_same_label: bool = True,
+) -> np.ndarray:
+    """Name the relation of every candidate to every query, as the contrastive term of a phase takes it.
+
+    Args:
+        prepared: A batch of pairs or of classification items.
+        similarities: The teacher's cosines `(B, B)`, or None.
+        margin: See `false_negatives`.
+        others: Whether the hard negatives of other rows count as negatives.
+        mask_same_label: classification: whether texts with the anchor's label are no negatives.
+
+    Returns:
+        `(B, B + M)` of `Relation`: positives of the batch, then hard negatives.
+    """
+    assert prepared.second is not None
+    count, hard = len(prepared.first), 0 if prepared.negatives is None else len(prepared.negatives)
+    found = np.full((count, count + hard), Relation.NEGATIVE, dtype=object)
+    own = np.arange(count)
+    if prepared.negative_rows is not None:
+        rows, columns = np.nonzero(prepared.negative_rows[None, :] == own[:, None])
+        found[rows, count + columns] = Relation.HARD
+    if prepared.labels is not None:
+        assert prepared.negative_labels is not None
+        if mask_same_label:
+            found[prepared.labels[:, None] == np.concatenate([prepared.labels, prepared.negative_labels])[None, :]] = Relation.LABEL
+    else:
+        duplicates, masked = false_negatives(prepared), false_negatives(prepared, similarities, margin)
+        if not others:
+            found[false_negatives(prepared, others=False) & ~duplicates] = Relation.UNUSED
+        found[masked] = Relation.MARGIN
+        found[duplicates] = Relation.DUPLICATE
+    found[own, own] = Relation.POSITIVE
+    return found

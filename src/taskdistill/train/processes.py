@@ -84,9 +84,9 @@ class Processes:
         """
         if self.size == 1:
             return flag
-        found: list[bool | None] = [None] * self.size
-        dist.all_gather_object(found, flag)
-        return any(found)
+        found = torch.tensor(int(flag))
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
 
     def same(self, value: T) -> T:
         """Give every process the first one's value.

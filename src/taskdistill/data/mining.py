@@ -1,0 +1,317 @@
+"""Hard negatives for pairs: what lies near a query without being an answer to it, by exact search in bounded memory.
+
+A candidate is never a negative of a query where its normalised text equals the query, one of the query's known positives in
+any row (its siblings), or a positive of a query that shares a positive with it. What is left is ranked by cosine; a window of
+ranks is taken, and of it what lies far enough below the row's own positive.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskdistill.data.duplicates import exact_key
+from taskdistill.data.order import generator
+from taskdistill.data.rows import Pair
+from taskdistill.errors import BadInput
+
+QUERIES, CANDIDATES = 512, 16_384
+"""Queries and candidates whose similarities are held at once: 32 MiB of float32."""
+
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class MiningSettings:
+    """What counts as a hard negative."""
+
+    negatives: int = 7
+    """Most negatives of a row, those that it came with included."""
+    first: int = 1
+    """First rank of the window, from 1."""
+    last: int = 100
+    """Last rank of the window."""
+    margin: float | None = None
+    """A negative's cosine is at most the positive's minus this."""
+    relative_margin: float | None = None
+    """A negative's cosine is at most the positive's minus this share of the positive's size, whatever its sign."""
+    max_score: float | None = None
+    """A negative's cosine is at most this."""
+    min_score: float | None = None
+    """A negative's cosine is at least this."""
+    pick: Literal["hardest", "random"] = "hardest"
+    """Which of the window: the nearest, or drawn by the seed."""
+    seed: int = 17
+
+    def fields(self) -> dict[str, Any]:
+        """Return the settings as plain data.
+
+        Returns:
+            Name to value.
+
+        Raises:
+            BadInput: If no candidate could ever be taken.
+        """
+        if self.negatives < 1:
+            raise BadInput(f"--negatives is {self.negatives}; give at least 1")
+        if not 1 <= self.first <= self.last:
+            raise BadInput(f"ranks {self.first} to {self.last} are no window; the first must be at least 1 and not above the last")
+        if self.last - self.first + 1 < self.negatives:
+            raise BadInput(f"ranks {self.first} to {self.last} hold fewer than the {self.negatives} negatives wanted; widen the window")
+        for name in ("margin", "relative_margin"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise BadInput(f"--{name.replace('_', '-')} is {value}; it must not be negative, or positives would be passed")
+        if self.max_score is not None and self.min_score is not None and self.min_score > self.max_score:
+            raise BadInput(f"--min-score {self.min_score} is above --max-score {self.max_score}; no candidate lies between")
+        return asdict(self)
+
+
+class Vectors(Protocol):
+    """Unit vectors by number, read block by block."""
+
+    def take(self, rows: Numbers) -> NDArray[Any]:
+        """Return float vectors (n, D) of the given numbers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Relations:
+    """Distinct queries and candidates of a set of pairs, and what is no negative of what."""
+
+    queries: list[str]
+    candidates: list[str]
+    query_of: Numbers
+    """Query of each row, `(rows,)`."""
+    positive_of: Numbers
+    """Candidate that is each row's positive, `(rows,)`."""
+    given: list[Numbers]
+    """Candidates that each row already has as negatives."""
+    excluded: list[Numbers]
+    """Candidates that are no negatives of each query, ascending."""
+    siblings: int
+    """How many of those are other positives of the query or of one that shares a positive with it."""
+    merged: int
+    """Texts that were left out of the candidates because another one equals them."""
+
+
+def relate(rows: Sequence[Pair], others: Sequence[str] = ()) -> Relations:
+    """Number the distinct texts of pairs and find what is no negative of what.
+
+    Args:
+        rows: Pairs; their positives and the negatives that they came with are candidates.
+        others: Further candidates.
+
+    Returns:
+        The relations. Texts are the same if they are equal after normalisation, without punctuation at their end.
+    """
+    queries, query_texts = dict[str, int](), list[str]()
+    candidates, candidate_texts, read = dict[str, int](), list[str](), 0
+
+    def number(text: str, known: dict[str, int], texts: list[str]) -> int:
+        key = exact_key(text) or text
+        if key not in known:
+            known[key] = len(known)
+            texts.append(text)
+        return known[key]
+
+    query_of, positive_of, given = list[int](), list[int](), list[Numbers]()
+    for row in rows:
+        query_of.append(number(row.query, queries, query_texts))
+        positive_of.append(number(row.positive, candidates, candidate_texts))
+        given.append(np.array([number(text, candidates, candidate_texts) for text in row.negatives], dtype=np.int64))
+        read += 1 + len(row.negatives)
+    for text in others:
+        number(text, candidates, candidate_texts)
+        read += 1
+    positives: list[set[int]] = [set() for _ in query_texts]
+    askers: dict[int, set[int]] = {}
+    for query, positive in zip(query_of, positive_of, strict=True):
+        positives[query].add(positive)
+        askers.setdefault(positive, set()).add(query)
+    excluded, siblings = list[Numbers](), 0
+    for key, query in queries.items():
+        near = {positive for own in positives[query] for other in askers[own] for positive in positives[other]}
+        siblings += len(near) - 1
+        itself = {candidates[key]} if key in candidates else set()
+        excluded.append(np.array(sorted(near | itself), dtype=np.int64))
+    return Relations(
+        query_texts,
+        candidate_texts,
+        np.array(query_of, dtype=np.int64),
+        np.array(positive_of, dtype=np.int64),
+        given,
+        excluded,
+        siblings,
+        read - len(candidate_texts),
+    )
+
+
+def nearest(
+    queries: NDArray[np.float32], candidates: Vectors, count: int, excluded: Sequence[Numbers], most: int, usable: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.float32], Numbers]:
+    """Find the nearest candidates of some queries, exactly, block by block.
+
+    Args:
+        queries: Unit rows, `(n, D)`.
+        candidates: Unit rows.
+        count: How many candidates there are.
+        excluded: Ascending numbers of candidates that each query must not find.
+        most: How many each query finds at most.
+        usable: Candidates that have a vector, `(count,)`; None: all.
+
+    Returns:
+        Cosines `(n, most)`, descending, and candidates; where fewer are left the cosine is minus infinity. Of equal
+        cosines the lower number comes first.
+    """
+    top = np.full((len(queries), most), -np.inf, np.float32)
+    found = np.zeros((len(queries), most), np.int64)
+    for start in range(0, count, CANDIDATES):
+        stop = min(start + CANDIDATES, count)
+        scores = queries @ np.asarray(candidates.take(np.arange(start, stop)), dtype=np.float32).T
+        if usable is not None:
+            scores[:, ~usable[start:stop]] = -np.inf
+        for row, out in enumerate(excluded):
+            first, last = np.searchsorted(out, (start, stop))
+            scores[row, out[first:last] - start] = -np.inf
+        keep = min(most, stop - start)
+        places = np.argpartition(-scores, keep - 1, axis=1)[:, :keep] if keep < stop - start else np.tile(np.arange(keep), (len(scores), 1))
+        both = np.concatenate([top, np.take_along_axis(scores, places, axis=1)], axis=1)
+        numbers = np.concatenate([found, places + start], axis=1)
+        order = np.lexsort((numbers, -both), axis=1)[:, :most]
+        top, found = np.take_along_axis(both, order, axis=1), np.take_along_axis(numbers, order, axis=1)
+    return top, found
+
+
+@dataclass(frozen=True)
+class Mined:
+    """The negatives of the rows of one block of queries."""
+
+    rows: Numbers
+    counts: Numbers
+    """Negatives of each row."""
+    negatives: Numbers
+    """Candidates, row after row."""
+    reasons: dict[str, int]
+
+
+def mine_block(
+    relations: Relations,
+    queries: Vectors,
+    candidates: Vectors,
+    block: Numbers,
+    settings: MiningSettings,
+    usable: NDArray[np.bool_] | None = None,
+) -> Mined:
+    """Mine the rows of a block of queries.
+
+    Args:
+        relations: What is no negative of what.
+        queries: Vectors of the distinct queries.
+        candidates: Vectors of the candidates.
+        block: Neighbouring numbers of queries.
+        settings: What counts as a hard negative.
+        usable: Candidates that have a vector; None: all.
+
+    Returns:
+        The negatives that are added to each row, and how many candidates were passed over for what reason.
+    """
+    rows = np.flatnonzero((relations.query_of >= block[0]) & (relations.query_of <= block[-1]))
+    vectors = np.asarray(queries.take(block), dtype=np.float32)
+    top, found = nearest(
+        vectors, candidates, len(relations.candidates), [relations.excluded[query] for query in block], settings.last, usable
+    )
+    place = {int(query): i for i, query in enumerate(block)}
+    places = np.array([place[int(relations.query_of[row])] for row in rows], dtype=np.int64)
+    own = np.asarray(candidates.take(relations.positive_of[rows]), dtype=np.float32)
+    positive = (vectors[places] * own).sum(1) if len(rows) else np.zeros(0, np.float32)
+    chosen, reasons = list[Numbers](), Counter[str]()
+    for row, at, score in zip(rows.tolist(), places.tolist(), positive.tolist(), strict=True):
+        room = settings.negatives - len(relations.given[row])
+        usable_row = usable is None or bool(usable[relations.positive_of[row]])
+        chosen.append(
+            _choose(top[at], found[at], score, relations.given[row], room, row, settings, reasons) if usable_row else found[at, :0]
+        )
+    return Mined(rows, np.array([len(each) for each in chosen]), np.concatenate([np.zeros(0, np.int64), *chosen]), dict(reasons))
+
+
+def limits(positive: float, settings: MiningSettings) -> dict[str, float]:
+    """Say below which cosine a candidate must lie.
+
+    Args:
+        positive: Cosine of the row's own positive; may be negative.
+        settings: Margins.
+
+    Returns:
+        Reason to highest cosine allowed.
+    """
+    found = {}
+    if settings.margin is not None:
+        found["margin"] = positive - settings.margin
+    if settings.relative_margin is not None:
+        found["relative margin"] = positive - settings.relative_margin * abs(positive)
+    if settings.max_score is not None:
+        found["max score"] = settings.max_score
+    return found
+
+
+def _choose(
+    scores: NDArray[np.float32],
+    numbers: Numbers,
+    positive: float,
+    given: Numbers,
+    room: int,
+    row: int,
+    settings: MiningSettings,
+    reasons: Counter[str],
+) -> Numbers:
+    """Take the negatives of one row from its window."""
+    window = slice(settings.first - 1, settings.last)
+    scores, numbers = scores[window], numbers[window]
+    left = np.isfinite(scores) & ~np.isin(numbers, given)
+    for reason, most in limits(positive, settings).items():
+        passed = left & (scores > most)
+        reasons[reason] += int(passed.sum())
+        left &= ~passed
+    if settings.min_score is not None:
+        passed = left & (scores < settings.min_score)
+        reasons["min score"] += int(passed.sum())
+        left &= ~passed
+    places = np.flatnonzero(left)
+    if settings.pick == "random" and len(places) > room:
+        places = np.sort(generator(settings.seed, "negatives", row).permutation(places)[: max(0, room)])
+    return numbers[places[: max(0, room)]]
+
+
+def blocks(count: int) -> Iterator[Numbers]:
+    """Cut the queries into blocks.
+
+    Args:
+        count: How many there are.
+
+    Yields:
+        Numbers of queries.
+    """
+    for start in range(0, count, QUERIES):
+        yield np.arange(start, min(start + QUERIES, count))
+
+
+def with_negatives(row: Pair, found: Sequence[str]) -> Mapping[str, Any]:
+    """Write a pair with its negatives in our layout.
+
+    Args:
+        row: The pair.
+        found: Negatives to add behind those it came with.
+
+    Returns:
+        A row of `pairs/<name>.<split>.jsonl.gz`.
+    """
+    made: dict[str, Any] = {"query": row.query, "positive": row.positive}
+    if negatives := [*row.negatives, *found]:
+        made["negatives"] = negatives
+    return made | ({"lang": row.lang} if row.lang else {})

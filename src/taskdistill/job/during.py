@@ -1,0 +1,106 @@
+"""Scores while a phase trains: a few small development sets of every type of task, in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from taskdistill.encode.encoder import Encoder
+from taskdistill.errors import BadInput, nearest
+from taskdistill.evaluate.kinds import METRIC, TASK, Kind
+from taskdistill.evaluate.protocols import evaluate_set
+from taskdistill.evaluate.reading import RankingData, SetData
+from taskdistill.evaluate.sets import EvalSet, find_sets
+from taskdistill.job.embedders import EncoderEmbedder
+from taskdistill.model.folder import Model
+from taskdistill.recipe import Recipe
+from taskdistill.train.best import During
+from taskdistill.train.phases import phase_task
+
+if TYPE_CHECKING:
+    from taskdistill.job.state import Run
+
+MEAN = "mean"
+
+
+def sets_during(recipe: Recipe, root: Path, phase: str) -> list[EvalSet]:
+    """Find the sets that are scored while a phase trains.
+
+    Args:
+        recipe: The recipe.
+        root: The data folder, where the recipe names no other.
+        phase: Name of the phase.
+
+    Returns:
+        Every set for a phase that trains the base, an adapter's own for an adapter; none if nothing is scored.
+
+    Raises:
+        BadInput: If a set is not there, or `keep` names none of them nor one of their metrics.
+    """
+    settings = recipe.evaluation.during
+    if settings is None or phase == "static":
+        return []
+    names = recipe.evaluation.dev if settings.sets is None else settings.sets
+    try:
+        found = find_sets(Path(recipe.evaluation.root or root), names, split="dev")
+    except BadInput as error:
+        raise BadInput(f"evaluation.during.sets: {error}") from None
+    kept = (settings.keep or MEAN).split(":")[0]
+    if kept not in (MEAN, *(each.name for each in found)):
+        raise BadInput(f"evaluation.during.keep names {kept!r}{nearest(kept, [MEAN, *(each.name for each in found)])}")
+    task = phase_task(phase)
+    return [each for each in found if task is None or TASK[each.kind] is task]
+
+
+def make_during(run: Run, student: Model, phase: str) -> During | None:
+    """Make the callback of a phase.
+
+    Args:
+        run: The run.
+        student: The student in memory, scored as it is when asked.
+        phase: Name of the phase.
+
+    Returns:
+        The callback; None if this phase scores nothing.
+    """
+    settings = run.recipe.evaluation.during
+    sets = sets_during(run.recipe, run.inputs.root, phase)
+    if settings is None or not sets:
+        return None
+    seed, data = run.recipe.seed, list[SetData]()
+
+    def score() -> dict[str, float]:
+        if not data:
+            loaded = (each.load(settings.max_queries, seed) for each in sets)
+            data.extend(_cut(each, settings.max_documents, seed) for each in loaded)
+        embedder = EncoderEmbedder(Encoder(student, threads=run.threads), adapters=phase_task(phase) is not None)
+        scores, mains = dict[str, float](), list[float]()
+        for each, rows in zip(sets, data, strict=True):
+            found = evaluate_set(embedder, each.name, each.kind, rows).score
+            scores |= {f"{each.name}:{name}": value for name, value in found.scores.items()}
+            mains.append(found.score)
+        return scores | {MEAN: float(np.mean(mains))}
+
+    return During(settings.every, score, _metric(settings.keep, {each.name: each.kind for each in sets}))
+
+
+def _metric(keep: str | None, kinds: dict[str, Kind]) -> str | None:
+    """Complete the name of a set with its main metric; None where this phase does not score it."""
+    if keep is None or keep == MEAN:
+        return keep
+    name, _, metric = keep.partition(":")
+    return None if name not in kinds else f"{name}:{metric or METRIC[kinds[name]]}"
+
+
+def _cut(data: SetData, most: int | None, seed: int) -> SetData:
+    """Cut a corpus to the judged documents and some others."""
+    if not isinstance(data, RankingData) or data.candidates is not None or most is None or len(data.documents) <= most:
+        return data
+    judged = {document for found in data.qrels.values() for document in found}
+    others = [document for document in data.documents if document not in judged]
+    chosen = np.random.default_rng(seed).permutation(len(others))[: max(0, most - len(judged))]
+    kept = judged | {others[i] for i in chosen}
+    return replace(data, documents={name: text for name, text in data.documents.items() if name in kept})

@@ -1,0 +1,134 @@
+"""Where the time of a run went, and what share of this machine's matrix-multiply rate its training reached."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taskdistill.train.log import read_lines
+
+PARTS = (
+    "data",
+    "tokenise",
+    "teacher",
+    "forward",
+    "loss",
+    "backward",
+    "exchange",
+    "optimiser",
+    "checkpoint",
+    "evaluation",
+    "model folder",
+)
+"""Order of the parts in tables."""
+SETUP = {"data and models": "data"}
+SHAPES = ((512, 384, 1536), (1024, 384, 1536), (1024, 1024, 1024))
+"""Rows, inner size and columns of the products that are timed; the best counts."""
+
+
+def matrix_rate(seconds: float = 0.5, threads: int | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+    """Measure this machine's matrix-multiply rate at the sizes that small encoders have.
+
+    Args:
+        seconds: How long to measure.
+        threads: Intra-op threads; None for torch's own number.
+        device: Where.
+        dtype: Number type.
+
+    Returns:
+        Floating-point operations per second, of the quickest product.
+    """
+    before, best = torch.get_num_threads(), 0.0
+    torch.set_num_threads(threads or before)
+    scale = 8 if device.startswith("cuda") else 1
+    try:
+        for rows, inner, columns in SHAPES:
+            a = torch.randn(scale * rows, scale * inner, device=device).to(dtype)
+            b = torch.randn(scale * inner, scale * columns, device=device).to(dtype)
+            end, count = time.perf_counter() + seconds / len(SHAPES), 0
+            while time.perf_counter() < end or count < 3:
+                start = time.perf_counter()
+                a @ b
+                if device.startswith("cuda"):
+                    torch.cuda.synchronize()
+                best, count = max(best, 2 * scale**3 * rows * inner * columns / (time.perf_counter() - start)), count + 1
+    finally:
+        torch.set_num_threads(before)
+    return best
+
+
+def where_time_went(log: Path, rate: float) -> dict[str, Any]:
+    """Sum a run's log over all the commands that worked on it.
+
+    Args:
+        log: RUN/log.jsonl.
+        rate: What `matrix_rate` measured.
+
+    Returns:
+        `seconds` by part, `phases` with the seconds of their passes and the share of the rate reached in them and in whole steps,
+        `reached` for all phases together, and the rate. A phase without matrices, such as the static one, reaches None.
+    """
+    parts, phases = dict[str, float](), dict[str, dict[str, float]]()
+    for _, record in read_lines(log):
+        seconds = record.get("seconds")
+        if "step" in record and isinstance(seconds, dict):
+            phase = phases.setdefault(record["phase"], {"passes": 0.0, "steps": 0.0, "work": 0.0})
+            for part, spent in seconds.items():
+                parts[part] = parts.get(part, 0.0) + spent
+            phase["passes"] += seconds.get("forward", 0.0) + seconds.get("backward", 0.0)
+            phase["steps"] += sum(seconds.values())
+            phase["work"] += record.get("work", 0.0)
+        elif isinstance(seconds, int | float):
+            part = _part(record)
+            if part is not None:
+                parts[part] = parts.get(part, 0.0) + seconds
+    known = [part for part in PARTS if part in parts] + sorted(parts.keys() - set(PARTS))
+    whole = {key: sum(phase[key] for phase in phases.values() if phase["work"] > 0) for key in ("passes", "steps", "work")}
+    return {
+        "seconds": {part: round(parts[part], 2) for part in known},
+        "matrix_gflops": round(rate / 1e9, 1),
+        "reached": _reached(whole, rate),
+        "phases": {
+            name: {"step_seconds": round(phase["steps"], 2), "gflop": round(phase["work"] / 1e9, 1), **_reached(phase, rate)}
+            for name, phase in phases.items()
+        },
+    }
+
+
+def time_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Lay out where the time went.
+
+    Args:
+        found: What `where_time_went` returned.
+
+    Returns:
+        Columns, rows, and lines on the matrix rate.
+    """
+    whole = sum(found["seconds"].values()) or 1.0
+    rows = [[part, f"{seconds:,.1f}", f"{100 * seconds / whole:.1f} %"] for part, seconds in found["seconds"].items()]
+    lines = [f"this machine multiplies matrices at {found['matrix_gflops']:,} GF/s"]
+    if found["reached"]["passes"] is not None:
+        lines.append(
+            f"training reached {100 * found['reached']['passes']:.0f} % of that in its forward and backward passes, "
+            f"{100 * found['reached']['steps']:.0f} % over whole steps"
+        )
+    return ["part", "seconds", "share"], rows, lines
+
+
+def _part(record: dict[str, Any]) -> str | None:
+    """Name what a line without a step spent its time on; phases as a whole are the sum of their steps."""
+    if "saved" in record:
+        return "checkpoint"
+    if "evaluated" in record:
+        return "evaluation"
+    name = SETUP.get(record.get("part", ""), record.get("part"))
+    return name if name in PARTS else None
+
+
+def _reached(spent: dict[str, float], rate: float) -> dict[str, float | None]:
+    return {
+        key: round(spent["work"] / spent[key] / rate, 3) if spent[key] > 0 and spent["work"] > 0 else None for key in ("passes", "steps")
+    }

@@ -1,0 +1,156 @@
+"""Scores while a phase trains, given by a callback, and the weights that scored best.
+
+Training never evaluates by itself: it asks the callback after every so many steps, always behind a checkpoint, so that the
+scores of a continued run are those of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from taskdistill.errors import BadInput
+from taskdistill.folders import check_folder, read_manifest, write_folder
+from taskdistill.train.log import Log, read_lines
+
+KIND = "best"
+ScoreNow = Callable[[], Mapping[str, float]]
+"""Scores the model as it is: metric to value, higher is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class During:
+    """What is scored while a phase trains."""
+
+    every: int
+    """Steps between two evaluations; the state before the first update and the last one are always scored."""
+    score: ScoreNow
+    keep: str | None = None
+    """Metric whose best weights end the phase; None only logs."""
+
+    def due(self, step: int, steps: int) -> bool:
+        """Say whether the model is scored after some updates.
+
+        Args:
+            step: Updates done.
+            steps: Updates of the phase.
+
+        Returns:
+            True before the first update, at every multiple of `every`, and at the end.
+        """
+        return step % self.every == 0 or step == steps
+
+
+def best_folder(checkpoints: Path) -> Path:
+    """Say where a phase's best weights are kept.
+
+    Args:
+        checkpoints: Folder of the phase's checkpoints.
+
+    Returns:
+        A folder beside it.
+    """
+    return checkpoints.with_name(f"{checkpoints.name}.best")
+
+
+def scored(log: Log, phase: str) -> dict[int, dict[str, float]]:
+    """Read the scores of a phase so far.
+
+    Args:
+        log: The run's log.
+        phase: Name of the phase.
+
+    Returns:
+        Updates done to scores.
+    """
+    lines = (record for _, record in read_lines(log.path) if record.get("phase") == phase)
+    return {int(record["evaluated"]): record["scores"] for record in lines if "evaluated" in record}
+
+
+def evaluate_now(
+    during: During, step: int, parameters: Mapping[str, nn.Parameter], log: Log, phase: str, checkpoints: Path, meta: Mapping[str, Any]
+) -> dict[str, float]:
+    """Score the model, keep its weights if they are the best so far, and log both.
+
+    Args:
+        during: The callback.
+        step: Updates done.
+        parameters: Name to everything that is trained, to be kept.
+        log: The run's log.
+        phase: Name of the phase.
+        checkpoints: Folder of its checkpoints.
+        meta: What must be the same when the weights are read again.
+
+    Returns:
+        Metric to value.
+
+    Raises:
+        BadInput: If `keep` names no metric that was scored.
+    """
+    start = time.monotonic()
+    scores = {name: float(value) for name, value in during.score().items()}
+    record: dict[str, Any] = {"phase": phase, "evaluated": step, "scores": scores}
+    if during.keep is not None:
+        if during.keep not in scores:
+            raise BadInput(f"evaluation.during.keep is {during.keep!r}, but {phase} scores only {', '.join(scores)}")
+        before = [each[during.keep] for number, each in scored(log, phase).items() if number < step]
+        record["best"] = all(scores[during.keep] > value for value in before)
+        if record["best"]:
+            told = {"step": step, "metric": during.keep, "score": scores[during.keep]}
+            with write_folder(best_folder(checkpoints), KIND, meta={**meta, **told}, replace=True) as folder:
+                save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, folder / "weights.safetensors")
+    log.write(record | {"seconds": time.monotonic() - start})
+    return scores
+
+
+def forget_later(checkpoints: Path, step: int) -> str | None:
+    """Drop best weights of a step that is about to be run again; only a deleted checkpoint makes that happen.
+
+    Args:
+        checkpoints: Folder of the phase's checkpoints.
+        step: Updates done.
+
+    Returns:
+        A note, or None if nothing had to go.
+    """
+    folder = best_folder(checkpoints)
+    if not folder.is_dir() or (at := int(read_manifest(folder, KIND)["step"])) <= step:
+        return None
+    shutil.rmtree(folder)
+    return f"dropped the best weights of step {at}, which is run again"
+
+
+def take_best(checkpoints: Path, parameters: Mapping[str, nn.Parameter], meta: Mapping[str, Any]) -> tuple[int, str, float]:
+    """Put the best weights in place of the last ones.
+
+    Args:
+        checkpoints: Folder of the phase's checkpoints.
+        parameters: Name to everything that is trained.
+        meta: What must be the same as when they were kept.
+
+    Returns:
+        Their step, the metric, and its value.
+
+    Raises:
+        BadInput: If the folder is missing or damaged, or of another run.
+    """
+    folder = best_folder(checkpoints)
+    manifest = read_manifest(folder, KIND)
+    if faults := check_folder(folder, manifest):
+        raise BadInput(f"{folder} is damaged: {faults[0]}; delete it and {checkpoints} to train the phase again")
+    for key, value in meta.items():
+        if manifest.get(key) != value:
+            raise BadInput(f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use a new --out")
+    weights = load_file(folder / "weights.safetensors")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    return int(manifest["step"]), str(manifest["metric"]), float(manifest["score"])

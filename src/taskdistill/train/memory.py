@@ -1,0 +1,35 @@
+"""Running out of memory: how it shows, and what is left to be tried."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
+"""What torch's allocators say; that of the CPU raises a bare RuntimeError."""
+
+
+class OutOfMemory(Exception):
+    """A step did not fit into memory, here or on another process."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory ran out.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        True for Python's and torch's own errors, and for the RuntimeError of torch's CPU allocator.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+def free_memory() -> None:
+    """Give back what a failed step still holds."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

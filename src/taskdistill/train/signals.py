@@ -1,0 +1,99 @@
+"""Token ids of a batch, and what its vectors are compared with: the teacher's vectors, or the base's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.train.objectives import Signals
+from taskdistill.train.prepare import Prepared
+
+if TYPE_CHECKING:
+    from taskdistill.train.loop import PhaseJob, Surroundings
+
+BASE_CACHE = 200_000
+"""Vectors of texts without adapter that a phase keeps in memory."""
+
+
+class SignalSource:
+    """Gives each step its token ids and signals."""
+
+    def __init__(self, job: PhaseJob, model: TransformerModel | StaticModel, around: Surroundings) -> None:
+        """Remember where they come from.
+
+        Args:
+            job: The phase, with its teacher stores.
+            model: For the vectors without adapter.
+            around: For tokenizer and prompts.
+        """
+        self.job, self.model, self.around = job, model, around
+        self._base: dict[tuple[str, str], Tensor] = {}
+
+    def ids(self, prepared: Prepared) -> list[np.ndarray]:
+        """Tokenise a batch.
+
+        Args:
+            prepared: The batch.
+
+        Returns:
+            Token ids of each of its texts, behind the prompt of its role.
+        """
+        _, length = self.job.settings.long_sources.get(prepared.batch.dataset, (0, self.job.settings.max_length))
+        out: list[np.ndarray | None] = [None] * len(prepared.texts)
+        for role in dict.fromkeys(role for role, _ in prepared.texts):
+            places = [i for i, (other, _) in enumerate(prepared.texts) if other == role]
+            made = self.around.tokenizer.ids(
+                [prepared.texts[i][1] for i in places], prompt=self.around.prompts.get(role, ""), max_length=length
+            )
+            for place, row in zip(places, made.ids, strict=True):
+                out[place] = row
+        return [row for row in out if row is not None]
+
+    def of(self, prepared: Prepared, ids: list[np.ndarray]) -> Signals:
+        """Look up what a batch is compared with.
+
+        Args:
+            prepared: The batch.
+            ids: Its token ids.
+
+        Returns:
+            The signals that the phase needs.
+        """
+        found = Signals()
+        if prepared.distilled:
+            found.teacher = self._teacher(prepared)
+            if self.job.needs_similarities and prepared.second is not None:
+                count = len(prepared.first)
+                unit = torch.nn.functional.normalize(found.teacher, dim=1).numpy()
+                found.teacher_similarities = unit[:count] @ unit[count : 2 * count].T
+        if self.job.needs_base:
+            found.base = self._without_adapter(prepared, ids)
+        return found
+
+    def _teacher(self, prepared: Prepared) -> Tensor:
+        out: Tensor | None = None
+        for view in dict.fromkeys(view for _, view in prepared.distilled):
+            rows = [i for i, (_, other) in enumerate(prepared.distilled) if other == view]
+            vectors = self.job.stores[view].get([prepared.texts[prepared.distilled[i][0]][1] for i in rows])
+            if out is None:
+                out = torch.empty(len(prepared.distilled), vectors.shape[1])
+            out[rows] = torch.from_numpy(vectors.astype(np.float32))
+        assert out is not None
+        return out
+
+    def _without_adapter(self, prepared: Prepared, ids: list[np.ndarray]) -> Tensor:
+        new = [i for i, text in enumerate(prepared.texts) if text not in self._base]
+        if new:
+            if len(self._base) > BASE_CACHE:
+                self._base.clear()
+                new = list(range(len(ids)))
+            self.model.select(None)
+            with torch.no_grad():
+                vectors = self.model.embed([ids[i] for i in new]).cpu()
+            for row, i in enumerate(new):
+                self._base[prepared.texts[i]] = vectors[row].clone()
+        return torch.stack([self._base[text] for text in prepared.texts])
