@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from taskdistill.cli.app import run
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.projected import Projected, in_space
 from taskdistill.errors import BadInput
+from taskdistill.job.examples import search_examples
 from taskdistill.model.folder import base_space_id, write_model
 from taskdistill.model.projection import Projection
 from taskdistill.search.index import Index
@@ -162,3 +164,25 @@ def test_index_refuses_both_base_and_task(home, tmp_path, capsys):
     assert "give one of the two" in fails(
         capsys, "index", home / "teacher", corpus, "--out", tmp_path / "i", "--base", "--task", "retrieval"
     )
+
+
+def test_a_run_leaves_an_index_of_its_own_model_and_serve_opens_both(home, tmp_path, monkeypatch, capsys):
+    raw = tiny.recipe(home / "data", home / "teacher")
+    raw["evaluation"] |= {"root": str(home / "data"), "examples": ["what is wheat?", "what is a star?"]}
+    recipe, out = tiny.parsed(raw), tmp_path / "run"
+    for model in ("student", "other"):
+        shutil.copytree(home / model, out / "model", dirs_exist_ok=True)
+        found = search_examples(recipe, out)
+        encoder = Encoder.load(out / "model")
+        index = Index.open(out / "index")
+        assert index.settings.model_hash == encoder.model_hash and index.documents > 0
+        best = index.search(["what is wheat?"], 3, encoder=encoder)[0]
+        assert [line.split(":")[0] for _, line in found[0][1]] == [hit.id for hit in best] and found[1][0] == "what is a star?"
+    started = {}
+    monkeypatch.setattr("taskdistill.serve.run.serve", lambda encoder, **options: started.update(options, encoder=encoder))
+    capsys.readouterr()
+    ok("serve", out, "--port", 0)
+    assert started["encoder"].model_hash == encoder.model_hash and started["index"].path == out / "index"
+    assert str(out / "index") in capsys.readouterr().out
+    ok("serve", out / "model")
+    assert started["index"] is None

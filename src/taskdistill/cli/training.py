@@ -120,3 +120,5 @@ def _examples(recipe: Recipe, out: Path, terminal: Terminal) -> None:
         for score, title in found:
             terminal.line(f"  {score:.3f}  {title}")
     terminal.line()
+    if (out / "index").is_dir():
+        terminal.line(f"try it  taskdistill serve {out}")

@@ -1,53 +1,58 @@
-"""A few searches at the end of a run: what the model finds in the collection it was evaluated on."""
+"""A few searches at the end of a run: the collection it was evaluated on, indexed, and what the model finds in it."""
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from pathlib import Path
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.kinds import Kind
-from taskdistill.evaluate.ranking import top_documents
 from taskdistill.evaluate.reading import RankingData
 from taskdistill.evaluate.sets import find_sets
 from taskdistill.recipe import Recipe
-from taskdistill.vocabulary import Task
+from taskdistill.search.build import build_index
+from taskdistill.search.corpus import Document
+from taskdistill.search.index import Index
+from taskdistill.vocabulary import MANIFEST, Task
 
 SHOWN = 3
 WIDTH = 120
 
 
 def search_examples(recipe: Recipe, out: Path) -> list[tuple[str, list[tuple[float, str]]]]:
-    """Search the run's first retrieval set with the recipe's example queries.
+    """Index the run's first retrieval set as RUN/index, which `taskdistill serve RUN` opens, and ask it the example queries.
 
     Args:
         recipe: The recipe.
         out: The run folder.
 
     Returns:
-        Each query with its best documents: cosine, and the id with the beginning of the text.
+        Each query with its best documents: cosine, and the id with the beginning of the text. Empty where there is no
+        retrieval set, or the packages of the extra `search` are not installed.
     """
     root = Path(recipe.evaluation.root) if recipe.evaluation.root else evaluation_folder(recipe, out)
     retrieval = [each for each in find_sets(root) if each.kind is Kind.RETRIEVAL]
-    if not retrieval:
+    if not retrieval or importlib.util.find_spec("faiss") is None:
         return []
     data = retrieval[0].load()
     assert isinstance(data, RankingData)
     encoder = Encoder.load(out / "model", threads=recipe.threads)
-    task = Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None
-    names, texts = list(data.documents), list(data.documents.values())
-    documents = encoder.encode_reporting(texts, task=task, prompt_name="document").vectors
-    queries = encoder.encode(recipe.evaluation.examples, task=task, prompt_name="query")
-    places, scores = top_documents(queries, documents, SHOWN)
+    encoder.model.name = str(out / "model")
+    index = _index(encoder, [Document(name, text) for name, text in data.documents.items()], out / "index")
+    found = index.search(recipe.evaluation.examples, SHOWN, encoder=encoder)
     return [
-        (
-            query,
-            [
-                (float(score), f"{names[place]}: {' '.join(texts[place].split())}"[:WIDTH])
-                for place, score in zip(row, row_scores, strict=True)
-            ],
-        )
-        for query, row, row_scores in zip(recipe.evaluation.examples, places.tolist(), scores.tolist(), strict=True)
+        (query, [(hit.score, f"{hit.id}: {' '.join(hit.text.split())}"[:WIDTH]) for hit in hits])
+        for query, hits in zip(recipe.evaluation.examples, found, strict=True)
     ]
+
+
+def _index(encoder: Encoder, documents: list[Document], path: Path) -> Index:
+    """Make the run's index, or go on with it if it is of the same model."""
+    if (path / MANIFEST).is_file() and Index.open(path).settings.model_hash != encoder.model_hash:
+        shutil.rmtree(path)
+    task = Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None
+    return build_index(encoder, documents, path, task=task)[0]
 
 
 def evaluation_folder(recipe: Recipe, out: Path) -> Path:
