@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,7 +29,13 @@ CHARACTERS_OF_A_TOKEN = 32
 TOKENISED_CHARACTERS = 32_768
 """Characters tokenised in one go, so that a small request waits for little."""
 
+INLINE_CHARACTERS = 1024
+"""Characters tokenised on the event loop while the tokenising thread has nothing to do: handing them over would take longer."""
+
 PROBE_SECONDS = 5.0
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,7 @@ class Service:
         self.metrics.watch(self.queue)
         self.draining = False
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+        self._tokenised = 0
         self._probing = asyncio.Lock()
 
     def start(self) -> None:
@@ -186,14 +195,13 @@ class Service:
         said = f"late_chunking reads all of {field} as one text, of which the model reads {most:,} tokens at most"
         if characters > CHARACTERS_OF_A_TOKEN * most:
             raise ApiError(400, f"{said}; send fewer of its {characters:,} characters", param=field, code="context_length_exceeded")
-        document = await asyncio.get_running_loop().run_in_executor(self._tokenising, self.engine.joined, texts, prompt)
+        document = await self._in_turn(self.engine.joined, texts, prompt)
         if len(document.ids) > most:
             raise ApiError(400, f"{said}; send fewer of its {len(document.ids):,}", param=field, code="context_length_exceeded")
         return [document.ids], document.spans
 
     async def _tokenise(self, texts: list[str], prompt: str, most: int) -> tuple[list[np.ndarray], list[int]]:
         """Tokenise a few texts at a time, so that requests take turns."""
-        loop = asyncio.get_running_loop()
         ids: list[np.ndarray] = []
         cut: list[int] = []
         start = 0
@@ -202,8 +210,19 @@ class Service:
             while stop < len(texts) and (stop == start or size + len(texts[stop]) <= TOKENISED_CHARACTERS):
                 size += len(texts[stop])
                 stop += 1
-            rows, truncated = await loop.run_in_executor(self._tokenising, self.engine.tokens, texts[start:stop], prompt, most)
+            if size <= INLINE_CHARACTERS and self._tokenised == 0:
+                rows, truncated = self.engine.tokens(texts[start:stop], prompt, most)
+            else:
+                rows, truncated = await self._in_turn(self.engine.tokens, texts[start:stop], prompt, most)
             ids += rows
             cut += [start + int(i) for i in truncated.nonzero()[0]]
             start = stop
         return ids, cut
+
+    async def _in_turn(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Do something in the tokenising thread, behind what it has to do already."""
+        self._tokenised += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._tokenising, work, *arguments)
+        finally:
+            self._tokenised -= 1
