@@ -9,6 +9,8 @@ from taskdistill.errors import BadInput
 from taskdistill.folders import check_folder, read_manifest
 from taskdistill.vocabulary import MANIFEST
 
+VECTOR_FIELDS = ("model", "space_id", "source", "rows", "task", "prompt_name", "width", "stored_as", "backend", "dtype", "shard_rows")
+
 
 def describe_folder(path: Path) -> dict[str, Any]:
     """Describe a folder that this package wrote, reading every byte.
@@ -33,6 +35,8 @@ def describe_folder(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": kind, "format_version": manifest["format_version"]}
     if kind == "model":
         found |= _model(manifest)
+    if kind == "vectors":
+        found |= {key: manifest[key] for key in VECTOR_FIELDS} | {"counts": manifest["counts"]}
     found |= {
         "files": len(manifest.get("files", {})),
         "bytes": sum(entry["bytes"] for entry in manifest.get("files", {}).values()),

@@ -1,0 +1,169 @@
+"""A whole corpus to a folder of shards: several processes or machines, continued after any interruption, read as one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from taskdistill.encode.batches import cores
+from taskdistill.encode.encoder import Encoder
+from taskdistill.encode.hardware import allot
+from taskdistill.encode.processes import run_processes
+from taskdistill.encode.reading import Counts, Reading, Rows
+from taskdistill.encode.running import Asked, Progress
+from taskdistill.encode.shards import SHARDS, Job, ShardWorker, finished
+from taskdistill.errors import BadInput
+from taskdistill.folders import dump_json, remove_leftovers, seal, sha256_file, write_file
+from taskdistill.lock import writer_lock
+from taskdistill.vocabulary import MANIFEST, Backend, Role
+
+KIND = "vectors"
+JOB = "job.json"
+SHARD_ROWS = 8_192
+
+Execute = Callable[[Job, Sequence[int], Sequence[str]], Generator[tuple[int, Counts], None, None]]
+"""A way to run shards: the job, the shards to do, a device for each worker; gives each shard as it is done."""
+
+
+def encode_corpus(
+    model: str,
+    reading: Reading,
+    out: Path,
+    asked: Asked,
+    *,
+    processes: int = 1,
+    shard_rows: int = SHARD_ROWS,
+    devices: Sequence[str] = ("cpu",),
+    backend: str = Backend.TORCH.value,
+    dtype: str | None = None,
+    threads: int | None = None,
+    execute: Execute | None = None,
+    opened: Callable[[Encoder], None] | None = None,
+    progress: Progress | None = None,
+) -> Counts:
+    """Encode a file of texts into a folder of shards, each of `shard_rows` rows of the file in its order.
+
+    Run again after any interruption, it encodes the shards that are missing and no other. The folder gets its manifest last;
+    `VectorFolder` reads it as one.
+
+    Args:
+        model: Model folder, Hub id or `all-MiniLM-L6-v2`.
+        reading: The file; standard input cannot be read by several workers.
+        out: The folder.
+        asked: Arguments of `Encoder.encode`, with one task.
+        processes: Workers; each loads the model and holds one shard's texts and vectors.
+        shard_rows: Rows of a shard.
+        devices: Where workers run, in turn; `cuda` stands for every GPU.
+        backend: See `Encoder.load`.
+        dtype: See `Encoder.load`.
+        threads: Threads of each worker; None shares the cores of this machine among them.
+        execute: How shards are run; None for processes of this machine.
+        opened: Called with the model, loaded, before any row is encoded.
+        progress: Called with (rows done, rows in all).
+
+    Returns:
+        What became of every row, those of earlier runs included.
+
+    Raises:
+        BadInput: If an argument cannot be used, or the folder holds another job.
+    """
+    if reading.source == "-":
+        raise BadInput("a folder of shards needs a file that can be read again after an interruption; save standard input to one")
+    if processes < 1 or shard_rows < 1:
+        raise BadInput(f"processes {processes} and shard_rows {shard_rows} must be at least 1")
+    names = allot(devices, processes)
+    job = Job(model, reading, out, shard_rows, asked, backend, dtype, threads or max(1, cores() // processes))
+    if not isinstance(asked.get("task"), str | None):
+        raise BadInput("a corpus has one task for all its texts; encode a list to give each text its own")
+    here = [job.open(names[0])]
+    said = _describe(job, here[0])
+    if opened is not None:
+        opened(here[0])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with writer_lock(out.with_name(f".{out.name}.lock")):
+        _claim(out, said)
+        total, pending = _look(out, -(-said["rows"] // shard_rows))
+        note = progress or (lambda done, rows: None)
+        note(total.read, said["rows"])
+        if pending:
+            (out / MANIFEST).unlink(missing_ok=True)
+            if execute is None and processes == 1:
+                results = _run_here(ShardWorker(job, here[0]), pending)
+            else:
+                results = (execute or run_processes)(job, pending, names)
+            here.clear()  # its memory is the workers'
+            with closing(results):
+                for _, counts in results:
+                    total.add(counts)
+                    note(total.read, said["rows"])
+        if total.used == 0:
+            why = f" ({total.examples[0]})" if total.examples else ""
+            raise BadInput(f"{reading.source} has no row with a usable text{why}; give a file with texts")
+        if not (out / MANIFEST).is_file():
+            inputs = {"model": said["model_hash"], "source": said["source_sha256"]}
+            seal(out, KIND, meta=said | {"counts": total.as_dict()}, inputs=inputs)
+    return total
+
+
+def _run_here(worker: ShardWorker, pending: Sequence[int]) -> Generator[tuple[int, Counts], None, None]:
+    for number in pending:
+        yield number, worker.run(number)
+
+
+def _describe(job: Job, encoder: Encoder) -> dict[str, Any]:
+    """Say what is asked for, in every respect that decides the vectors; a wrong argument is found here."""
+    empty = encoder.encode_reporting([], **job.asked).vectors
+    rows = Rows(job.reading)
+    try:
+        count = rows.skip()
+    finally:
+        rows.close()
+    asked: dict[str, Any] = {"prompt_name": Role.DOCUMENT.value, "truncate_dim": None, "max_length": None, **job.asked}
+    task = asked.pop("task", None)
+    return {
+        "model": encoder.name,
+        "model_hash": encoder.model_hash,
+        "space_id": encoder.space_id,
+        "source": Path(job.reading.source).name,
+        "source_sha256": sha256_file(Path(job.reading.source)),
+        "column": job.reading.column,
+        "rows": count,
+        "shard_rows": job.shard_rows,
+        "task": encoder.choose_task(task),
+        **asked,
+        "backend": job.backend,
+        "dtype": job.dtype or "float32",
+        "width": empty.shape[1],
+        "stored_as": empty.dtype.name,
+    }
+
+
+def _claim(out: Path, said: Mapping[str, Any]) -> None:
+    """Begin the folder, or make sure that it was begun for the same job."""
+    if (out / JOB).is_file():
+        found = json.loads((out / JOB).read_text("utf-8"))
+        if other := [f"{key} {found.get(key)!r} instead of {value!r}" for key, value in said.items() if found.get(key) != value]:
+            raise BadInput(
+                f"{out} holds the vectors of another job: {'; '.join(other)}; give another --out, or the same arguments to go on"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out} is there and holds no shards of vectors; give another --out")
+    (out / SHARDS).mkdir(parents=True, exist_ok=True)
+    if not (out / JOB).is_file():
+        write_file(out / JOB, dump_json(dict(said)))
+    remove_leftovers(out, out / SHARDS)
+
+
+def _look(out: Path, shards: int) -> tuple[Counts, list[int]]:
+    """Count what is there, and list the shards that are not."""
+    total, pending = Counts(), []
+    for number in range(shards):
+        counts = finished(out, number)
+        if counts is None:
+            pending.append(number)
+        else:
+            total.add(counts)
+    return total, pending

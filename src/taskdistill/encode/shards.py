@@ -1,0 +1,155 @@
+"""One shard of a corpus: some rows in, a file of vectors out. The one function that every way of running a corpus calls."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from taskdistill.encode.encoder import Encoder
+from taskdistill.encode.reading import Counts, Reading, Rows
+from taskdistill.encode.running import Asked
+from taskdistill.errors import BadInput
+from taskdistill.folders import dump_json, sha256_file, sync, write_file
+
+SHARDS = "shards"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every worker needs to encode any shard of a corpus; can be sent to another process or machine."""
+
+    model: str
+    """Model folder or name, readable by every worker."""
+    reading: Reading
+    """The texts, readable by every worker."""
+    folder: Path
+    """Output, writable by every worker."""
+    shard_rows: int
+    asked: Asked
+    """Arguments of `Encoder.encode`."""
+    backend: str
+    dtype: str | None
+    threads: int
+    """Threads of each worker."""
+
+    def open(self, device: str | None) -> Encoder:
+        """Load the model.
+
+        Args:
+            device: Where to; None for the CPU.
+
+        Returns:
+            The encoder.
+        """
+        return Encoder.load(self.model, threads=self.threads, backend=self.backend, device=device, dtype=self.dtype)
+
+
+class ShardWorker:
+    """A loaded model and the corpus, opened once: shard number in, report out."""
+
+    def __init__(self, job: Job, encoder: Encoder) -> None:
+        """Take a loaded model.
+
+        Args:
+            job: The corpus.
+            encoder: What `Job.open` returned.
+        """
+        self.job = job
+        self.encoder = encoder
+        self._rows: Rows | None = None
+
+    def run(self, number: int) -> Counts:
+        """Encode one shard; ascending numbers read the corpus once.
+
+        Args:
+            number: Which shard.
+
+        Returns:
+            What became of its rows.
+        """
+        first = number * self.job.shard_rows
+        if self._rows is None or self._rows.place > first:
+            if self._rows is not None:
+                self._rows.close()
+            self._rows = Rows(self.job.reading)
+        self._rows.skip(first - self._rows.place)
+        return encode_shard(self.encoder, self._rows, number, self.job)
+
+
+def encode_shard(encoder: Encoder, source: Rows, number: int, job: Job) -> Counts:
+    """Encode the next rows of a corpus and write them: vectors, row numbers, and last the report that makes them count.
+
+    Args:
+        encoder: The model.
+        source: The corpus, at the first row of the shard.
+        number: Which shard.
+        job: The corpus' job.
+
+    Returns:
+        What became of the rows.
+
+    Raises:
+        BadInput: If a text cannot be encoded as asked.
+    """
+    counts, first = Counts(), source.place
+    found = list(source.take(counts, job.shard_rows))
+    try:
+        encoded = encoder.encode_reporting([text for _, text in found], **job.asked)
+    except BadInput as error:
+        raise BadInput(f"shard {number}, rows from {first}: {error}") from None
+    counts.used, counts.vectors, counts.truncated = len(found), len(found), int(encoded.truncated.sum())
+    vectors, rows, report = shard_files(job.folder, number)
+    _save(vectors, encoded.vectors)
+    _save(rows, np.array([row for row, _ in found], dtype=np.int64))
+    said = {"sha256": {path.name: sha256_file(path) for path in (vectors, rows)}, "counts": counts.as_dict()}
+    write_file(report, dump_json(said))
+    return counts
+
+
+def finished(folder: Path, number: int) -> Counts | None:
+    """Say whether a shard is there, reading every byte of it.
+
+    Args:
+        folder: Output of the corpus.
+        number: Which shard.
+
+    Returns:
+        What became of its rows; None if it is missing, damaged or half written, and has to be encoded.
+    """
+    vectors, rows, report = shard_files(folder, number)
+    try:
+        said = json.loads(report.read_text("utf-8"))
+        if said["sha256"] == {path.name: sha256_file(path) for path in (vectors, rows)}:
+            return Counts(**said["counts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None
+
+
+def shard_files(folder: Path, number: int) -> tuple[Path, Path, Path]:
+    """Name the files of a shard.
+
+    Args:
+        folder: Output of the corpus.
+        number: Which shard.
+
+    Returns:
+        Vectors, row numbers, report.
+    """
+    base = folder / SHARDS / f"{number:06d}"
+    return base.with_suffix(".npy"), base.with_suffix(".rows.npy"), base.with_suffix(".json")
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with beside.open("wb") as stream:
+            np.save(stream, values)
+        sync(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

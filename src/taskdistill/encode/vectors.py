@@ -1,0 +1,103 @@
+"""A folder of shards read as one: vectors and row numbers in the order of the texts."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskdistill.encode.corpus import KIND
+from taskdistill.encode.shards import shard_files
+from taskdistill.encode.writers import WRITERS
+from taskdistill.errors import BadInput
+from taskdistill.folders import read_manifest, sync
+
+
+class VectorFolder:
+    """Vectors of a corpus on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a finished folder.
+
+        Args:
+            folder: What `encode_corpus` wrote.
+
+        Raises:
+            BadInput: If it is of another kind or unfinished.
+        """
+        self.folder = folder
+        self.manifest: dict[str, Any] = read_manifest(folder, KIND)
+        self.shards = -(-int(self.manifest["rows"]) // int(self.manifest["shard_rows"]))
+
+    def __len__(self) -> int:
+        """Return the number of vectors."""
+        return int(self.manifest["counts"]["vectors"])
+
+    @property
+    def width(self) -> int:
+        """Numbers (for binary: bytes) of one vector."""
+        return int(self.manifest["width"])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of one number."""
+        named: np.dtype[Any] = np.dtype(self.manifest["stored_as"])
+        return named
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Read shard after shard, memory-mapped.
+
+        Yields:
+            Row numbers `(n,)` of int64, ascending, and vectors `(n, width)`.
+        """
+        for number in range(self.shards):
+            vectors, rows, _ = shard_files(self.folder, number)
+            yield np.load(rows), np.load(vectors, mmap_mode="r")
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """Read all into memory.
+
+        Returns:
+            Row numbers `(n,)` and vectors `(n, width)`.
+        """
+        rows, vectors = np.empty(len(self), np.int64), np.empty((len(self), self.width), self.dtype)
+        start = 0
+        for block_rows, block in self.blocks():
+            stop = start + len(block_rows)
+            rows[start:stop], vectors[start:stop] = block_rows, block
+            start = stop
+        return rows, vectors
+
+
+def merge_vectors(folder: Path, out: Path) -> int:
+    """Copy a folder of shards into one file, in bounded memory.
+
+    Args:
+        folder: A finished folder.
+        out: .npy, .parquet or .jsonl; written beside and renamed.
+
+    Returns:
+        Vectors written.
+
+    Raises:
+        BadInput: If the ending is unknown, or rows were rejected and the file could not say which.
+    """
+    opened = VectorFolder(folder)
+    if out.suffix not in WRITERS:
+        raise BadInput(f"{out}: vectors are written as {', '.join(WRITERS)}; give one of these endings")
+    if out.suffix == ".npy" and len(opened) != int(opened.manifest["rows"]):
+        raise BadInput(f"{out}: a .npy file cannot say which rows have no vector; write .parquet or .jsonl")
+    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        writer = WRITERS[out.suffix](beside)
+        for rows, vectors in opened.blocks():
+            writer.add(rows, vectors)
+        writer.close()
+        sync(beside)
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
+    return len(opened)
