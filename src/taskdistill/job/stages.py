@@ -62,8 +62,9 @@ def _train_phase(
         run.watcher.note(f"{job.name}: finished before")
         return False
     run.watcher.stage(f"{job.name}: {job.settings.steps:,} steps")
-    processes = ALONE if isinstance(model, StaticModel) else run.processes
-    with workers(run.threads) as threads:
+    static = isinstance(model, StaticModel)  # one look-up: nothing that workers could share
+    processes = ALONE if static else run.processes
+    with workers(1 if static else run.threads) as threads:
         around = _around(run, job.name, tokenizer, prompts, threads, processes, during)
         run_phase(job, model, run.out / "checkpoints" / job.name, around)
     run.timed(job.name, start)

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.train.cut import micro_batches
 from taskdistill.train.objectives import Signals
 from taskdistill.train.prepare import Prepared
 
 if TYPE_CHECKING:
     from taskdistill.train.loop import PhaseJob, Surroundings
-
-BASE_CACHE = 200_000
-"""Vectors of texts without adapter that a phase keeps in memory."""
 
 
 class SignalSource:
@@ -31,7 +29,6 @@ class SignalSource:
             around: For tokenizer and prompts.
         """
         self.job, self.model, self.around = job, model, around
-        self._base: dict[tuple[str, str], Tensor] = {}
 
     def ids(self, prepared: Prepared) -> list[np.ndarray]:
         """Tokenise a batch.
@@ -71,7 +68,7 @@ class SignalSource:
                 unit = torch.nn.functional.normalize(found.teacher, dim=1).numpy()
                 found.teacher_similarities = unit[:count] @ unit[count : 2 * count].T
         if self.job.needs_base:
-            found.base = self._without_adapter(prepared, ids)
+            found.base = self._without_adapter(ids)
         return found
 
     def _teacher(self, prepared: Prepared) -> Tensor:
@@ -85,15 +82,17 @@ class SignalSource:
         assert out is not None
         return out
 
-    def _without_adapter(self, prepared: Prepared, ids: list[np.ndarray]) -> Tensor:
-        new = [i for i, text in enumerate(prepared.texts) if text not in self._base]
-        if new:
-            if len(self._base) > BASE_CACHE:
-                self._base.clear()
-                new = list(range(len(ids)))
-            self.model.select(None)
+    def _without_adapter(self, ids: list[np.ndarray]) -> Tensor:
+        """Embed with the base, in micro-batches that follow from the batch alone, so that a continued run gets the same bits."""
+        self.model.select(None)
+        lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
+        threads, out = self.around.threads, torch.empty(len(ids), self.model.embedding_dim)
+
+        def embed(rows: np.ndarray) -> Tensor:
             with torch.no_grad():
-                vectors = self.model.embed([ids[i] for i in new]).cpu()
-            for row, i in enumerate(new):
-                self._base[prepared.texts[i]] = vectors[row].clone()
-        return torch.stack([self._base[text] for text in prepared.texts])
+                return self.model.embed([ids[i] for i in rows]).float().cpu()
+
+        parts = micro_batches(lengths, self.job.settings.micro_batch_tokens, threads.count)
+        for rows, vectors in zip(parts, threads.map(embed, parts), strict=True):
+            out[rows] = vectors
+        return out

@@ -91,6 +91,9 @@ class Workers:
 def workers(count: int) -> Iterator[Workers]:
     """Give worker threads and stop them at the end.
 
+    Beside several workers the calling thread keeps to one intra-op thread as well: an operator that waits for a second one
+    which the machine has given to another program costs more than it could save.
+
     Args:
         count: How many.
 
@@ -98,6 +101,8 @@ def workers(count: int) -> Iterator[Workers]:
         The threads.
     """
     made, before = Workers(count), torch.get_num_threads()
+    if count > 1:
+        torch.set_num_threads(1)
     try:
         yield made
     finally:
