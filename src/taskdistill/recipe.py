@@ -84,6 +84,9 @@ class TeacherSettings(Strict):
     max_length: Positive = Field(default=256, description="Tokens of one text that the teacher sees")
     embedding_dim: Positive | None = Field(default=None, description="Refuse vectors of another size; None takes what comes")
     instructions: Instructions | None = Field(description="What the teacher is told; null says that this teacher knows no instruction")
+    trained_on: list[str] | None = Field(
+        default=None, description="Evaluation sets that the teacher is known to have seen, by name or pattern (sts/*); None: not declared"
+    )
     store: str | None = Field(default=None, description="Folder of the teacher store; default: teacher-store beside the run folder")
     trust_remote_code: bool = Field(default=False, description="local: let the model folder run its own code")
     licence: str | None = Field(default=None, description="Licence of the teacher, copied to the model card")

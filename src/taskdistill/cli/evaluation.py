@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from taskdistill.cli.terminal import Terminal
-from taskdistill.errors import BadInput
+from taskdistill.errors import BadInput, nearest
+from taskdistill.vocabulary import Precision
+
+MODEL_HELP = (
+    "Model folders, Hub ids, all-MiniLM-L6-v2, an endpoint http://HOST/v1#model=NAME, or vectors on disk (a folder with vectors.npy and "
+    "texts.jsonl, or a .parquet file); several side by side. Options follow a #, such as runs/a/model#adapters=off&name=base"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -21,65 +27,89 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Model folders, Hub ids, or all-MiniLM-L6-v2; several side by side")
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for results.json and report.html; finished scores are kept there")],
-    data: Annotated[Path, typer.Option("--data", help="Folder of evaluation sets in the layout of docs/data.md")],
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", help="Only this set, such as retrieval/scifact or sts/*; may be repeated")
+    models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help=MODEL_HELP)] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for results.json, report.html and finished scores.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of evaluation sets in the layout of docs/data.md.")] = None,
+    suites: Annotated[
+        list[str] | None,
+        typer.Option("--suite", help="A public benchmark through mteb: eng, multilingual, rteb, longembed, beir, or mteb's name."),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="test or dev")] = "test",
-    dims: Annotated[str | None, typer.Option("--dims", help="Truncations for the compression matrix, such as 64,128,256")] = None,
-    precisions: Annotated[str | None, typer.Option("--precisions", help="float32,float16,int8,binary")] = None,
-    reference: Annotated[
-        str | None, typer.Option("--reference", help="The model that the others are compared with; default: the first")
-    ] = None,
-    max_queries: Annotated[int | None, typer.Option("--max-queries", help="Cut large sets to this many queries")] = None,
-    full_train: Annotated[
-        bool, typer.Option("--full-train", help="Classification: also a linear probe on the whole training split")
-    ] = False,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set, such as retrieval/scifact or sts/*; repeatable.")] = None,
+    split: Annotated[str, typer.Option("--split", help="test or dev.")] = "test",
+    dims: Annotated[str | None, typer.Option("--dims", help="Truncations for the compression matrix, such as 64,128,256.")] = None,
+    precisions: Annotated[str | None, typer.Option("--precisions", help="Among float32,float16,int8,binary; all with --dims.")] = None,
+    rescore: Annotated[bool, typer.Option("--rescore/--no-rescore", help="Whether the matrix also rescores.")] = True,
     languages: Annotated[
-        bool, typer.Option("--languages/--no-languages", help="Sets that differ only in language: also crosswise and in one pool")
+        bool, typer.Option("--languages/--no-languages", help="Sets that differ only in language: also crosswise and in one pool.")
     ] = True,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="File of prompts, one a line or a JSON list: the spread of scores over them.")
+    ] = None,
+    seen: Annotated[
+        list[Path] | None,
+        typer.Option("--seen", help="Recipe, run, model, data folder or file: flag evaluation texts seen in this training; repeatable."),
+    ] = None,
+    reference: Annotated[str | None, typer.Option("--reference", help="The model that others are compared with; default: first.")] = None,
+    max_queries: Annotated[int | None, typer.Option("--max-queries", min=1, help="Cut large sets to this many queries.")] = None,
+    full_train: Annotated[
+        bool, typer.Option("--full-train", help="Classification: also a linear probe on the whole training split.")
+    ] = False,
+    texts: Annotated[
+        Path | None, typer.Option("--write-texts", help="Only write the texts of the sets to this file, to embed them elsewhere.")
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the results to this file too.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
 ) -> None:
-    """Score models on local evaluation sets, side by side, with intervals; run again to continue.
+    """Score models on local evaluation sets or public benchmarks, side by side, with intervals; run again to continue.
 
     Example: [bold]taskdistill evaluate runs/quickstart/model all-MiniLM-L6-v2 --data runs/quickstart-data --out eval[/bold]
+
+    Example: [bold]taskdistill evaluate runs/quickstart/model --data my-sets --dims 64,128,256 --seen runs/quickstart --out eval[/bold]
+
+    Example: [bold]taskdistill evaluate http://localhost:8000/v1#model=name --suite rteb --out eval[/bold]
     """
+    import os
     import shutil
 
-    from taskdistill.encode.encoder import Encoder
-    from taskdistill.evaluate.language_report import pool_tables
-    from taskdistill.evaluate.run import Options, evaluate_models
-    from taskdistill.evaluate.sets import find_sets
-    from taskdistill.job.embedders import EncoderEmbedder
-    from taskdistill.job.page import write_evaluation
+    if suites:
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    from taskdistill.evaluate.scoring import Options
+    from taskdistill.job.any_model import parse_spec
+    from taskdistill.job.evaluation import Request, check_options
+    from taskdistill.job.evaluation import evaluate as run
 
-    terminal = Terminal(quiet)
-    found = find_sets(data, sets, split)
+    if split not in ("test", "dev"):
+        raise BadInput(f"--split {split!r}: it must be test or dev")
     options = Options(
-        max_queries,
-        17,
-        full_train,
-        _numbers(dims),
-        tuple((precisions or ("float32,int8,binary" if dims else "")).split(",")) if dims or precisions else (),
-        languages=languages,
-    )
-    embedders = [EncoderEmbedder(Encoder.load(model), name=model_name(model, models)) for model in models]
-    terminal.stage(f"{len(embedders)} models on {len(found)} sets")
-    results = evaluate_models(
-        embedders,
-        found,
-        out,
-        options,
-        reference=reference,
-        progress=terminal.count,
-        note=None if quiet else terminal.note,
-    )
-    write_evaluation(out, results, [f"taskdistill evaluate {' '.join(models)} --data {data.name} --out {out.name}"])
+        max_queries=max_queries, full_train=full_train, dims=_numbers(dims), precisions=_precisions(precisions, dims),
+        rescore=rescore, languages=languages, prompts=_prompts(prompts),
+    )  # fmt: skip
+    if texts is not None:
+        _write_texts(texts, data, sets, split, options, [*(models or []), *([] if out is None else ["--out"])])
+        return
+    if not models or out is None:
+        raise BadInput("give at least one MODEL and --out DIR; `taskdistill evaluate --help` has examples")
+    request = Request(
+        [parse_spec(model) for model in models], out, data, sets, split, suites or (), seen or (), options, reference,
+        _command(models, out, data, suites, sets, split, dims, precisions, seen),
+    )  # fmt: skip
+    check_options(request)
+    terminal = Terminal(quiet)
+    try:
+        results = run(request, terminal, os.environ)
+    finally:
+        terminal.end()
+    _show(terminal, results)
+    terminal.line(f"results  {out / 'results.json'}")
+    terminal.line(f"report   {out / 'report.html'}")
+    if json is not None:
+        shutil.copyfile(out / "results.json", json)
+
+
+def _show(terminal: Terminal, results: dict[str, Any]) -> None:
+    from taskdistill.evaluate.language_report import pool_tables
+    from taskdistill.evaluate.score_tables import notes
+
     names = [model["name"] for model in results["models"]]
     rows = [
         [
@@ -89,39 +119,87 @@ def evaluate(
         ]
         for each in results["sets"]
     ]
-    terminal.table("Scores x 100, with 95 % intervals", ["set", "metric", *names], rows)
+    if rows:
+        terminal.table("Scores x 100, with 95 % intervals", ["set", "metric", *names], rows)
     for table in pool_tables(results):
         terminal.table(table.title, list(table.columns), [[cell.main for cell in row] for row in table.cells()])
-    terminal.line(f"results  {out / 'results.json'}")
-    terminal.line(f"report   {out / 'report.html'}")
-    if json is not None:
-        shutil.copyfile(out / "results.json", json)
+    for name, sentence in results["verdicts"].items():
+        terminal.line(f"{name}: {sentence}")
+    for suite in results["suites"]:
+        means = [[name, *(f"{100 * each['means'][mean]:.2f}" for mean in ("sets", "types"))] for name, each in suite["models"].items()]
+        terminal.table(
+            f"{suite['suite']}: {len(suite['tasks']) - len(suite['missing'])} of {len(suite['tasks'])} tasks",
+            ["model", "mean of tasks", "mean of types"],
+            means,
+        )
+    for note in notes(results):
+        terminal.note(note)
 
 
-def _cell(score: dict[str, object]) -> str:
-    low, high = score["interval"]  # type: ignore[misc]
-    return f"{100 * float(score['score']):.1f} [{100 * low:.1f}, {100 * high:.1f}]"  # type: ignore[arg-type,has-type]
+def _cell(score: dict[str, Any]) -> str:
+    low, high = score["interval"]
+    return f"{100 * score['score']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:
     if not text:
         return ()
     try:
-        return tuple(int(part) for part in text.split(","))
+        found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise BadInput(f"--dims {text!r}: needs numbers with commas between, such as 64,128,256") from None
+        found = (0,)
+    if min(found) < 1:
+        raise BadInput(f"--dims {text!r}: needs numbers above 0 with commas between, such as 64,128,256")
+    return found
 
 
-def model_name(model: str, models: list[str]) -> str:
-    """Choose the shortest name that tells a model apart.
+def _precisions(text: str | None, dims: str | None) -> tuple[str, ...]:
+    if text is None:
+        return tuple(each.value for each in Precision) if dims else ()
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for each in found:
+        if each not in tuple(Precision):
+            raise BadInput(f"--precisions: unknown precision {each!r}{nearest(each, Precision)}")
+    return found
 
-    Args:
-        model: Folder or Hub id.
-        models: All of them.
 
-    Returns:
-        Its own name, or its path where two share one.
-    """
-    short = Path(model).name if Path(model).name != "model" else f"{Path(model).parent.name}/model"
-    same = [other for other in models if other != model and Path(other).name == Path(model).name and Path(model).name != "model"]
-    return model if same else short
+def _prompts(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    import json
+
+    try:
+        text = path.read_text("utf-8")
+        lines = text.removesuffix("\n").split("\n") if text else []
+        found = json.loads(text) if text.lstrip().startswith("[") else lines
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--prompts {path}: {error}; give a file with one prompt a line, or a JSON list of texts") from None
+    if not found or not all(isinstance(each, str) for each in found):
+        raise BadInput(f"--prompts {path}: no prompts; give one a line, or a JSON list of texts")
+    return tuple(dict.fromkeys(found))
+
+
+def _write_texts(path: Path, data: Path | None, sets: list[str] | None, split: str, options: Any, without: list[str]) -> None:
+    from taskdistill.evaluate.sets import find_sets
+    from taskdistill.job.evaluation import write_texts
+
+    if without:
+        raise BadInput(f"--write-texts evaluates nothing, so {without[0]} has no effect; leave it out")
+    if data is None:
+        raise BadInput("--write-texts needs --data DIR, the folder whose texts are wanted")
+    count = write_texts(find_sets(data, sets, split), options, path)
+    Terminal().line(f"{count:,} texts  {path}")
+
+
+def _command(models: list[str], out: Path, data: Path | None, *rest: Any) -> str:
+    import shlex
+
+    suites, sets, split, dims, precisions, seen = rest
+    parts = ["taskdistill", "evaluate", *models, "--out", out.name]
+    parts += ["--data", data.name] if data is not None else []
+    for name, values in (("--suite", suites), ("--set", sets), ("--seen", [path.name for path in seen or ()])):
+        for value in values or ():
+            parts += [name, value]
+    for name, value in (("--split", split if split != "test" else None), ("--dims", dims), ("--precisions", precisions)):
+        parts += [name, value] if value is not None else []
+    return shlex.join(parts)

@@ -40,7 +40,6 @@ def needle(
     """
     import shutil
 
-    from taskdistill.cli.evaluation import model_name
     from taskdistill.encode.encoder import Encoder
     from taskdistill.job.needles import evaluate_needles, needle_tables
 
@@ -49,7 +48,7 @@ def needle(
         sizes = [int(part) for part in lengths.split(",")]
     except ValueError:
         raise BadInput(f"--lengths {lengths!r}: needs numbers with commas between, such as {LENGTHS}") from None
-    names = [model_name(model, models) for model in models]
+    names = [_name(model, models) for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadInput(f"two models are called {twice[0]!r}; name each model once, or copy one to a folder of another name")
     encoders = {name: Encoder.load(model) for name, model in zip(names, models, strict=True)}
@@ -71,3 +70,10 @@ def needle(
     terminal.line(f"report   {out / 'report.html'}")
     if json is not None:
         shutil.copyfile(out / "results.json", json)
+
+
+def _name(model: str, models: list[str]) -> str:
+    """Return the shortest name that tells a model apart: its own, or its path where two share one."""
+    short = Path(model).name if Path(model).name != "model" else f"{Path(model).parent.name}/model"
+    same = [other for other in models if other != model and Path(other).name == Path(model).name and Path(model).name != "model"]
+    return model if same else short

@@ -26,6 +26,40 @@ class Overlap:
         return {"texts": len(self.exact), "exact": int(self.exact.sum()), "near": int((self.near & ~self.exact).sum())}
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training texts are compared by: normalised texts, and the sorted hashes of their runs of words."""
+
+    texts: frozenset[str]
+    runs: np.ndarray
+
+
+def trained_on(train_texts: Sequence[str]) -> Trained:
+    """Prepare training texts for several comparisons.
+
+    Args:
+        train_texts: Every text that training sees.
+
+    Returns:
+        What `overlap_with` takes.
+    """
+    return Trained(frozenset(map(normalise, train_texts)), np.unique(word_runs(train_texts)[0]))
+
+
+def overlap_with(trained: Trained, eval_texts: Sequence[str]) -> Overlap:
+    """Compare evaluation texts with prepared training texts.
+
+    Args:
+        trained: From `trained_on`.
+        eval_texts: The texts of an evaluation set.
+
+    Returns:
+        For each evaluation text whether it was seen.
+    """
+    exact = np.array([normalise(text) in trained.texts for text in eval_texts], dtype=bool)
+    return Overlap(exact, share_of_runs(eval_texts, trained.runs) > 0)
+
+
 def overlap(train_texts: Sequence[str], eval_texts: Sequence[str]) -> Overlap:
     """Compare evaluation texts with training texts.
 
@@ -36,6 +70,4 @@ def overlap(train_texts: Sequence[str], eval_texts: Sequence[str]) -> Overlap:
     Returns:
         For each evaluation text whether it was seen.
     """
-    seen = {normalise(text) for text in train_texts}
-    exact = np.array([normalise(text) in seen for text in eval_texts], dtype=bool)
-    return Overlap(exact, share_of_runs(eval_texts, np.unique(word_runs(train_texts)[0])) > 0)
+    return overlap_with(trained_on(train_texts), eval_texts)

@@ -13,7 +13,6 @@ from taskdistill.evaluate.encoding import Encoded, check_vectors, encode_set, en
 from taskdistill.evaluate.kinds import QUERY_ROLE, TASK, Embedder, Kind
 from taskdistill.evaluate.protocols import Score, score_vectors, unit_score
 from taskdistill.evaluate.reading import LabelledData, PairData, RankingData, SetData
-from taskdistill.evaluate.tables import Table, Value
 
 LENGTH_KINDS = (Kind.RETRIEVAL, Kind.RERANKING, Kind.STS, Kind.BITEXT, Kind.CLASSIFICATION, Kind.MULTILABEL)
 """Kinds with one result a query, pair or text."""
@@ -110,34 +109,6 @@ def prompt_spread(
             found[prompt] = score_vectors(name, kind, each, known).score
         return Spread(found)
     raise BadInput(f"{name}: a spread over prompts is for sets of queries or pairs, not for {kind}")
-
-
-def length_table(buckets: Mapping[str, Sequence[Bucket]]) -> Table:
-    """Return what the report shows of lengths.
-
-    Args:
-        buckets: Set to its buckets.
-
-    Returns:
-        One row a set and bucket.
-    """
-    rows: list[list[Value]] = [[name, bucket.label, bucket.n, bucket.score] for name, each in buckets.items() for bucket in each]
-    return Table(
-        "By length", ["set", "characters", "n", "score"], rows, "Score × 100 by length of the relevant document, the pair, or the text."
-    )
-
-
-def prompt_table(spreads: Mapping[str, Spread]) -> Table:
-    """Return what the report shows of prompts.
-
-    Args:
-        spreads: Set to its spread.
-
-    Returns:
-        One row a set.
-    """
-    rows: list[list[Value]] = [[name, len(spread.scores), *spread.summary()] for name, spread in spreads.items()]
-    return Table("By prompt", ["set", "prompts", "minimum", "median", "maximum"], rows, "Score × 100 over the declared prompts.")
 
 
 def _asked(embedder: Embedder, kind: Kind, data: RankingData, encoded: Encoded, prompt: str) -> Encoded:

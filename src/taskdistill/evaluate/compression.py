@@ -180,10 +180,10 @@ def cheapest(cells: Sequence[Cell], share: float) -> Cell | None:
         share: Such as 0.99.
 
     Returns:
-        The setting, the better one of two equal sizes, or None if none keeps as much.
+        The setting, of equal sizes one without rescoring and then the better one, or None if none keeps as much.
     """
     good = [cell for cell in cells if cell.kept >= share]
-    return min(good, key=lambda cell: (cell.bytes, -cell.kept), default=None)
+    return min(good, key=lambda cell: (cell.bytes, cell.rescored, -cell.kept), default=None)
 
 
 def verdict(cells: Sequence[Cell]) -> str:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskdistill.evaluate.languages import LanguageScores, Pooled, language_tables, name_and_language
-from taskdistill.evaluate.report import Section
-from taskdistill.evaluate.tables import Table, Value
+from taskdistill.evaluate.tables import Section, Table, Value
 
 
 def language_section(results: Mapping[str, Any]) -> Section | None:
@@ -40,8 +39,8 @@ def single_tables(results: Mapping[str, Any]) -> list[Table]:
     Returns:
         One table for each set of several languages, and for each group of sets that differ in their language only.
     """
-    scores = results["scores"]
-    names = [each["name"] for each in results["sets"]]
+    scores = results.get("scores", {})
+    names = [each["name"] for each in results.get("sets", ())]
     found = []
     for title, cells in _groups(scores, names).items():
         languages = list(dict.fromkeys(language for each in cells.values() for language in each))

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from taskdistill.evaluate import score_tables, tables
-from taskdistill.evaluate.tables import Source, Speed, Table
+from taskdistill.evaluate.breakdown_tables import breakdown_sections
+from taskdistill.evaluate.tables import Section, Source, Speed
+
+__all__ = ["Example", "ReportData", "Section", "render_report"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -22,16 +24,6 @@ class Example:
 
     query: str
     results: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page made by the caller: tables and charts under a heading."""
-
-    title: str
-    intro: str = ""
-    tables: Sequence[Table] = ()
-    charts: Sequence[Markup] = ()
 
 
 @dataclass(frozen=True)
@@ -50,8 +42,8 @@ class ReportData:
         data: What became of the rows of each source.
         times: (what, seconds) in the order in which it happened.
         examples: Queries with their results.
-        sections: Further parts, after the scores (languages, lengths, prompts, ablation).
-        seen: Evaluation set to counts of `texts`, `exact` and `near` seen in training.
+        sections: Further parts, after the scores and what `results` holds of suites, languages, lengths and prompts.
+        seen: Evaluation set to counts of `texts`, `exact` and `near` seen in training, and where known `queries` and `teacher`.
         settings: The whole recipe as YAML.
         commands: What to type to get this page again.
         warnings: What the reader must know before trusting a number.
@@ -69,7 +61,7 @@ class ReportData:
     times: Sequence[tuple[str, float]] = ()
     examples: Sequence[Example] = ()
     sections: Sequence[Section] = ()
-    seen: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    seen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     settings: str = ""
     commands: Sequence[str] = ()
     warnings: Sequence[str] = ()
@@ -91,6 +83,7 @@ def render_report(data: ReportData) -> str:
     results = data.results
     return environment.get_template("report.html.j2").render(
         data=data,
+        sections=[*breakdown_sections(results), *data.sections],
         summary=data.summary or score_tables.summary_sentence(results),
         overview=score_tables.overview(results),
         overview_chart=score_tables.overview_chart(results),

@@ -144,7 +144,7 @@ def score_tables(results: Mapping[str, Any]) -> list[Table]:
             values = {model: each[name]["score"] for model, each in scores.items() if name in each}
             best = max(values.values())
             n = next(each[name]["n"] for each in scores.values() if name in each)
-            row: list[Value] = [Text(name.split("/", 1)[1], small=f"n = {n:,}")]
+            row: list[Value] = [Text(name.split("/", 1)[1], small=f"n = {n:,}{_seen(results, name)}")]
             for model, each in scores.items():
                 kept = results["retention"].get(model, {}).get("sets", {}).get(name)
                 row.append(_score_cell(each.get(name), kept, best, len(values)))
@@ -251,6 +251,18 @@ def _score_cell(record: Mapping[str, Any] | None, kept: float | None, best: floa
         return None
     small = f"{100 * kept:.1f} %" if kept is not None else "{:.1f}–{:.1f}".format(*(100 * x for x in record["interval"]))
     return Text(f"{100 * record['score']:.1f}", small, _is_best(record["score"], best, count))
+
+
+def _seen(results: Mapping[str, Any], name: str) -> str:
+    """Return a flag for a set of which something was seen in training."""
+    told = ""
+    for each in results.get("seen", ()):
+        counts = each["sets"].get(name, {})
+        if counts.get("exact") or counts.get("near"):
+            told = f" · {100 * (counts['exact'] + counts['near']) / counts['texts']:.0f} % of the texts seen in training"
+        if counts.get("teacher"):
+            told += " · seen by the teacher"
+    return told
 
 
 def _p_value(p: float) -> str:

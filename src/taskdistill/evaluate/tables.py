@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,16 @@ class Table:
             Rows of cells.
         """
         return [[as_text(value) for value in row] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: tables and charts under a heading."""
+
+    title: str
+    intro: str = ""
+    tables: Sequence[Table] = ()
+    charts: Sequence[Markup] = ()
 
 
 @dataclass(frozen=True)
@@ -134,19 +147,31 @@ def time_table(times: Sequence[tuple[str, float]]) -> Table | None:
     return Table("", ["what", "time", "share"], [*rows, ["all", duration(whole), "100 %"]], totals=1)
 
 
-def seen_table(seen: Mapping[str, Mapping[str, int]]) -> Table | None:
+def seen_table(seen: Mapping[str, Mapping[str, Any]]) -> Table | None:
     """Return how much of each evaluation set was seen in training.
 
     Args:
-        seen: Set to counts of texts, exact and near.
+        seen: Set to counts of texts, exact and near (None where training texts are unknown), and maybe `queries` with the
+            same counts, and `teacher`: whether the teacher was trained on the set, None if that is not declared.
 
     Returns:
         The table, or None without sets.
     """
     if not seen:
         return None
-    rows: list[list[Value]] = [[name, counts["texts"], counts["exact"], counts["near"]] for name, counts in seen.items()]
-    return Table("", ["set", "texts", "seen word for word", "share 13 words in a row"], rows)
+    columns = ["set", "texts", "seen word for word", "share 13 words in a row"]
+    queries = any(counts.get("queries") for counts in seen.values())
+    teacher = any("teacher" in counts for counts in seen.values())
+    rows: list[list[Value]] = []
+    for name, counts in seen.items():
+        row: list[Value] = [name, counts["texts"], counts["exact"], counts["near"]]
+        if queries:
+            asked = counts.get("queries") or {}
+            row.append(f"{asked['exact'] + asked['near']:,} of {asked['texts']:,}" if asked.get("exact") is not None else None)
+        if teacher:
+            row.append({True: "yes", False: "no", None: "not declared"}[counts.get("teacher")])
+        rows.append(row)
+    return Table("", [*columns, *["queries seen"] * queries, *["teacher trained on it"] * teacher], rows)
 
 
 def duration(seconds: float) -> str:

@@ -10,12 +10,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
-import torch
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, nearest, require
 from taskdistill.evaluate.kinds import Embedder
-from taskdistill.folders import dump_json, write_file
+from taskdistill.folders import dump_json, sha256_file, write_file
 from taskdistill.job.embedders import EncoderEmbedder
 from taskdistill.model.backbone import read_json, resolve
 from taskdistill.model.folder import MODULES, POOLING_NAMES
@@ -37,6 +36,7 @@ SAME_MODEL_COSINE = 0.999
 """An endpoint whose vectors of the probes are at least this similar to earlier ones is taken for the same model."""
 
 _SENT_TASKS = {(Task.RETRIEVAL, Role.QUERY): "retrieval.query", (Task.RETRIEVAL, Role.DOCUMENT): "retrieval.passage"}
+_DECIDING = (".safetensors", ".bin", ".json", ".txt", ".model")
 _QUERY_NAMES = ("query", "search_query", "queries", "s2p_query")
 _DOCUMENT_NAMES = ("document", "passage", "search_document", "text")
 
@@ -236,7 +236,7 @@ class SentenceTransformersEmbedder:
         require("sentence_transformers", "st", f"model {folder}")
         from sentence_transformers import SentenceTransformer
 
-        self.name = name
+        self.name, self._folder = name, folder
         try:
             self._model = SentenceTransformer(str(folder), trust_remote_code=False, device="cpu")
         except Exception as error:
@@ -259,17 +259,14 @@ class SentenceTransformersEmbedder:
         return np.asarray(self._model.encode(list(texts), prompt=self.prompts[prompt_name], show_progress_bar=False), np.float32)
 
     def fingerprint(self) -> str:
-        """Hash weights, modules, prompts and length.
+        """Hash the files of weights and settings, and the prompts.
 
         Returns:
             64 hexadecimal digits.
         """
-        said = [[type(module).__name__ for module in self._model], self.prompts, self._model.max_seq_length, str(self._model)]
-        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-        for name, tensor in sorted(self._model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        files = sorted(path for path in self._folder.rglob("*") if path.suffix in _DECIDING and path.is_file())
+        said = [[path.relative_to(self._folder).as_posix(), sha256_file(path)] for path in files]
+        return hashlib.sha256(json.dumps([said, self.prompts], sort_keys=True).encode()).hexdigest()
 
 
 def _same_vectors(stored: Sequence[Sequence[float]], vectors: np.ndarray) -> bool:

@@ -140,6 +140,7 @@ def _teacher_facts(run: Run) -> dict[str, Any]:
         "kind": identity.kind,
         "embedding_dim": run.stores["document"].embedding_dim,
         "space_id": getattr(run.teacher, "space_id", ""),
+        "trained_on": run.recipe.teacher.trained_on,
     }
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from taskdistill.evaluate.language_report import language_section
 from taskdistill.evaluate.report import ReportData, Section, render_report
 from taskdistill.evaluate.tables import Source, Speed, Table, duration
 from taskdistill.folders import write_file
+from taskdistill.job.seen import warnings_of
 from taskdistill.job.speed import time_table
 from taskdistill.train.log import read_lines
 
@@ -113,10 +113,22 @@ def write_evaluation(out: Path, results: Mapping[str, Any], commands: list[str])
 
     Args:
         out: The folder.
-        results: What `evaluate_models` returned.
+        results: What `evaluate_models` returned, with `suites` and `seen` where there are any.
         commands: What to type to get the page again.
     """
-    section = language_section(results)
-    sections = [section] if section is not None else []
-    data = ReportData(title="Evaluation", results=results, sections=sections, commands=commands, versions=results["versions"])
+    seen, warnings = results.get("seen", ()), list[str]()
+    for each in seen:
+        warnings += warnings_of(each["training"], each["sets"])
+    for suite in results.get("suites", ()):
+        if suite["missing"]:
+            run = len(suite["tasks"]) - len(suite["missing"])
+            warnings.append(f"{suite['suite']}: the data of {len(suite['missing'])} tasks was out of reach; means are over {run} tasks.")
+    data = ReportData(
+        title="Evaluation",
+        results=results,
+        seen={name if len(seen) == 1 else f"{name} ({each['training']})": counts for each in seen for name, counts in each["sets"].items()},
+        commands=commands,
+        warnings=warnings,
+        versions=results["versions"],
+    )
     write_file(out / "report.html", render_report(data))
