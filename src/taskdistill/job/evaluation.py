@@ -71,9 +71,8 @@ def evaluate(request: Request, watcher: Watcher, environment: Mapping[str, str])
     trainings = [read_training(path, watcher) for path in request.seen]
     if sets:
         watcher.stage(f"{_some(len(models), 'model')} on {_some(len(sets), 'local set')}")
-    results = evaluate_models(
-        models, sets, request.out, request.options, reference=request.reference, progress=watcher.count, note=watcher.note
-    )
+    kept = request.out if sets else None
+    results = evaluate_models(models, sets, kept, request.options, reference=request.reference, progress=watcher.count, note=watcher.note)
     results["seen"] = []
     for training in trainings:
         data = {each.name: each.load(request.options.max_queries, request.options.seed) for each in sets}
@@ -86,6 +85,7 @@ def evaluate(request: Request, watcher: Watcher, environment: Mapping[str, str])
         suite["seen_by_teacher"] = {
             training.name: [name for name in suite["tasks"] if teacher_saw(training.teacher, name)] for training in trainings
         }
+    request.out.mkdir(parents=True, exist_ok=True)
     write_file(request.out / "results.json", dump_json(results))
     write_evaluation(request.out, results, [request.command] if request.command else [])
     return results
