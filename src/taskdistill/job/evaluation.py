@@ -91,13 +91,16 @@ def evaluate(request: Request, watcher: Watcher, environment: Mapping[str, str])
     return results
 
 
-def open_models(specs: Sequence[Spec], memory: Path | None, environment: Mapping[str, str]) -> list[Embedder]:
+def open_models(
+    specs: Sequence[Spec], memory: Path | None, environment: Mapping[str, str], *, threads: int | None = None
+) -> list[Embedder]:
     """Open models under names that tell them apart.
 
     Args:
         specs: What was asked for.
         memory: See `open_model`.
         environment: See `open_model`.
+        threads: See `open_model`.
 
     Returns:
         The models in their order.
@@ -107,7 +110,7 @@ def open_models(specs: Sequence[Spec], memory: Path | None, environment: Mapping
         spec if often[spec.name] == 1 or "name" in spec.options else replace(spec, options={**spec.options, "name": spec.place})
         for spec in specs
     ]
-    return [open_model(spec, memory=memory, environment=environment) for spec in named]
+    return [open_model(spec, memory=memory, environment=environment, threads=threads) for spec in named]
 
 
 def write_texts(sets: Sequence[EvalSet], options: Options, path: Path) -> int:

@@ -63,6 +63,23 @@ def read_training(path: Path, watcher: Watcher) -> Training:
         return _of_recipe(path / "recipe.yaml", path.with_name(f"{path.name}-data"), path.name, watcher)
     if path.suffix in (".yaml", ".yml"):
         return _of_recipe(path, None, path.stem, watcher)
+    texts = training_texts(path)
+    watcher.note(f"{path.name}: {len(texts):,} training texts")
+    return _training(path.name, texts)
+
+
+def training_texts(path: Path) -> list[str]:
+    """Read the texts that data tells to train on.
+
+    Args:
+        path: A data folder, of which the train splits and `texts/` are read, or one file of rows.
+
+    Returns:
+        Every text of every row, with repetitions.
+
+    Raises:
+        BadInput: If there are none.
+    """
     if path.is_dir():
         files = [path / entry.splits["train"] for entry in list_sets(path).values() if entry.kind != RETRIEVAL and "train" in entry.splits]
         if not files:
@@ -71,9 +88,7 @@ def read_training(path: Path, watcher: Watcher) -> Training:
         files = [path]
     else:
         raise BadInput(f"{path} tells no training data; give a recipe, a run or model folder, a data folder or a file of rows")
-    texts = [text for file in files for text in _file_texts(file)]
-    watcher.note(f"{path.name}: {len(texts):,} training texts in {len(files)} files")
-    return _training(path.name, texts)
+    return [text for file in files for text in _file_texts(file)]
 
 
 def seen_in(training: Training, sets: Sequence[EvalSet], data: Mapping[str, SetData]) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -35,7 +35,13 @@ def token_texts(tokenizer: TextTokenizer) -> list[str]:
 
 
 def start_table(
-    tokenizer: TextTokenizer, teacher: Teacher, store: TeacherStore, sample: list[str], progress: Callable[[int, int], None] | None = None
+    tokenizer: TextTokenizer,
+    teacher: Teacher,
+    store: TeacherStore,
+    sample: list[str],
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    only: Sequence[int] | None = None,
 ) -> StaticModel:
     """Start the table from the teacher's vectors of the vocabulary, each scaled by how rare its token is.
 
@@ -45,6 +51,7 @@ def start_table(
         store: Store of raw texts.
         sample: Texts from which the share of each token is counted.
         progress: Called with (texts done, texts in all).
+        only: Ids of the tokens to embed; the others start at zero. None embeds the whole vocabulary.
 
     Returns:
         The model.
@@ -52,12 +59,15 @@ def start_table(
     Raises:
         WorkFailed: If the teacher gave no vector for some token.
     """
-    texts = token_texts(tokenizer)
+    every = token_texts(tokenizer)
+    texts = every if only is None else [every[i] for i in only]
     store.fill(texts, teacher, progress=progress)
     if missing := store.missing(texts):
         raise WorkFailed(f"the teacher gave no vector for {len(missing)} tokens of the vocabulary, {missing[0]!r} first")
     vectors = torch.from_numpy(store.get(texts).astype(np.float32))
-    counts = np.bincount(np.concatenate(tokenizer.ids(sample, prompt="", max_length=512).ids), minlength=len(texts))
+    counts = np.bincount(np.concatenate(tokenizer.ids(sample, prompt="", max_length=512).ids), minlength=len(every))
     shares = torch.from_numpy(counts / max(1, counts.sum())).float()
     centred = vectors - vectors.mean(0, keepdim=True)
+    if only is not None:
+        centred = torch.zeros(len(every), centred.shape[1]).index_copy(0, torch.tensor(only), centred)
     return StaticModel(centred * (FREQUENCY_FLOOR / (FREQUENCY_FLOOR + shares))[:, None])
