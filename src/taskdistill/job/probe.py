@@ -41,7 +41,7 @@ from taskdistill.train.log import Log
 from taskdistill.train.loop import Surroundings, run_phase
 from taskdistill.train.phases import static_job, static_phase, teacher_needs
 from taskdistill.train.static import start_table
-from taskdistill.train.step import workers
+from taskdistill.train.workers import workers
 from taskdistill.vocabulary import MANIFEST, Role, RowKind
 
 STUDENT = ": student"

@@ -123,7 +123,9 @@ def deciding(recipe: Recipe, name: str) -> dict[str, Any]:
     return {
         "seed": recipe.seed,
         "data": {**whole["data"], "sources": sources},
-        "teacher": _without_words({key: value for key, value in whole["teacher"].items() if key not in ("store", "api_key_env", "trained_on")}),
+        "teacher": _without_words(
+            {key: value for key, value in whole["teacher"].items() if key not in ("store", "api_key_env", "trained_on")}
+        ),
         "student": _without_words(whole["student"]),
         **({"during": whole["evaluation"]["during"]} if chooses_weights(recipe.evaluation.during) else {}),
         **{each: settings.model_dump(mode="json") for each, settings in found.items()},
