@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve": GROUND | {"encode", "search", "compress"},
     "export": GROUND | {"model", "encode", "compress", "search"},
     "job": {"*"},
+    "ablate": GROUND | {"compress", "data", "encode", "evaluate", "job", "model", "teacher", "train"},
     "cli": {"*"},
     "__init__": set(),
 }
@@ -130,7 +131,7 @@ import contextlib, io, sys
 import taskdistill, taskdistill.recipe, taskdistill.folders
 from taskdistill.cli.app import run
 with contextlib.redirect_stdout(io.StringIO()):
-    for words in ([], ["train"], ["plan"], ["encode"], ["evaluate"], ["info"], ["data"]):
+    for words in ([], ["train"], ["plan"], ["encode"], ["evaluate"], ["ablate"], ["info"], ["data"]):
         assert run([*words, "--help"]) == 0
 print(sorted({HEAVY!r} & set(sys.modules)))
 """

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from taskdistill.errors import BadInput, nearest
-from taskdistill.recipe_faults import OnceLoader, explain
+from taskdistill.recipe_faults import explain, read_recipe
 from taskdistill.recipe_phases import ACTS_FOR, Adapter, Average, Phase, Positive, Stage1, StaticSettings, Strict
 from taskdistill.vocabulary import PROMPTS, Pooling, Precision, RowKind, Task
 
@@ -244,17 +244,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         BadInput: If the file cannot be read, or a key or value is not the recipe's.
     """
-    if not path.is_file():
-        raise BadInput(f"no recipe at {path}; give the path of a YAML file such as recipes/quickstart.yaml")
-    try:
-        raw = yaml.load(path.read_text("utf-8"), OnceLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise BadInput(f"{path} holds no mapping; a recipe starts with `name:`, `data:`, `teacher:`")
-    for override in overrides:
-        _apply(raw, override)
-    return parse_recipe(raw, str(path))
+    return parse_recipe(read_recipe(path, overrides), str(path))
 
 
 def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -286,22 +276,3 @@ def dump_recipe(recipe: Recipe) -> str:
         YAML text that `load_recipe` reads back to an equal recipe.
     """
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, sign, text = override.partition("=")
-    if not sign or not key:
-        raise BadInput(f"--set {override!r}: needs the form key=value, such as stage1.steps=100")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise BadInput(f"--set {override!r}: the value is not valid YAML") from None
-    here: Any = raw
-    parts = key.split(".")
-    for part in parts[:-1]:
-        if here.get(part) is None:
-            here[part] = {}
-        here = here[part]
-        if not isinstance(here, dict):
-            raise BadInput(f"--set {override!r}: {part!r} is a value, not a group of keys")
-    here[parts[-1]] = value

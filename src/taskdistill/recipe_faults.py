@@ -1,13 +1,15 @@
-"""What is wrong with a recipe, in words: the dotted key, what it got, and the nearest key that exists."""
+"""Recipes as plain data, and what is wrong with one, in words: the dotted key, what it got, and the nearest key that exists."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from taskdistill.errors import nearest
+from taskdistill.errors import BadInput, nearest
 
 UNKNOWN = ("extra_forbidden", "invalid_key")
 
@@ -34,6 +36,51 @@ class OnceLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice in one place", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a recipe's YAML as plain data and apply dotted overrides; nothing is checked but that it is a mapping.
+
+    Args:
+        path: YAML file.
+        overrides: Strings such as `stage1.steps=100`; the value is YAML.
+
+    Returns:
+        Nested mappings.
+
+    Raises:
+        BadInput: If the file cannot be read, or an override has no key or no valid value.
+    """
+    if not path.is_file():
+        raise BadInput(f"no recipe at {path}; give the path of a YAML file such as recipes/quickstart.yaml")
+    try:
+        raw = yaml.load(path.read_text("utf-8"), OnceLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path} holds no mapping; a recipe starts with `name:`, `data:`, `teacher:`")
+    for override in overrides:
+        _apply(raw, override)
+    return raw
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise BadInput(f"--set {override!r}: needs the form key=value, such as stage1.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise BadInput(f"--set {override!r}: the value is not valid YAML") from None
+    here: Any = raw
+    parts = key.split(".")
+    for part in parts[:-1]:
+        if here.get(part) is None:
+            here[part] = {}
+        here = here[part]
+        if not isinstance(here, dict):
+            raise BadInput(f"--set {override!r}: {part!r} is a value, not a group of keys")
+    here[parts[-1]] = value
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> list[str]:

@@ -10,7 +10,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from taskdistill.cli import data, encoding, evaluation, exporting, folders, mining, needles, probing, searching, serving, training, tuning
+from taskdistill.cli import (
+    ablation,
+    data,
+    encoding,
+    evaluation,
+    exporting,
+    folders,
+    mining,
+    needles,
+    probing,
+    searching,
+    serving,
+    training,
+    tuning,
+)
 from taskdistill.errors import BadInput, Truncated, WorkFailed
 
 
@@ -61,7 +75,7 @@ def options(
         raise typer.Exit
 
 
-for module in (training, encoding, evaluation, probing, needles, searching, tuning, serving, exporting, folders, data, mining):
+for module in (training, encoding, evaluation, ablation, probing, needles, searching, tuning, serving, exporting, folders, data, mining):
     module.register(app)
 
 

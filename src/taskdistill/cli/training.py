@@ -75,7 +75,7 @@ def train(
                 recipe_folder=recipe.parent,
                 watcher=terminal,
                 should_stop=stop,
-                api_key=_key(made),
+                api_key=api_key(made),
                 processes=processes,
                 profile=profile,
             )
@@ -97,7 +97,18 @@ LAUNCHED = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1))
 """What torchrun tells each process it starts, and what holds without it."""
 
 
-def _key(recipe: Recipe) -> str | None:
+def api_key(recipe: Recipe) -> str | None:
+    """Read the teacher's key from the environment variable that a recipe names.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        The key, or None where none is named.
+
+    Raises:
+        BadInput: If the variable is not set.
+    """
     import os
 
     name = recipe.teacher.api_key_env

@@ -63,6 +63,8 @@ class PhaseJob:
     needs_similarities: bool = False
     snapshot_at: int | None = None
     train_projection: bool = True
+    starts_at: int = 0
+    """Step of the plan at which the phase begins, where it goes on with another phase's batches."""
 
     def moving_heads(self) -> dict[str, nn.Parameter]:
         """Return the heads that this phase trains.
@@ -234,9 +236,9 @@ def _one_step(
     around: Surroundings,
     step: int,
 ) -> dict[str, Any]:
-    clock, halvings = Clock(), around.threads.halvings
+    clock, halvings, worked = Clock(), around.threads.halvings, time.process_time()
     with clock("data"):
-        batch = job.plan.at(step)
+        batch = job.plan.at(job.starts_at + step)
         prepared = job.prepare(batch)
     with clock("tokenise"):
         ids = signals.ids(prepared)
@@ -281,6 +283,7 @@ def _one_step(
         "tokens": sum(len(row) for row in ids),
         "work": step_work(model, np.array([len(row) for row in ids]), list(job.trained.values()), job.task),
         "seconds": clock.seconds,
+        "cpu_seconds": time.process_time() - worked,
     }
     record["texts_per_s"] = len(ids) / sum(clock.seconds.values())
     if job.heads.log_temperature is not None:

@@ -1,0 +1,291 @@
+"""From finished runs to results: findings, verdict, curves, secondary scores, budgets and examples, as plain data."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student_t
+
+from taskdistill.ablate.arms import CORE, arm_of
+from taskdistill.ablate.bench import Bench
+from taskdistill.ablate.contrasts import CLAIM, Contrast, contrasts, values
+from taskdistill.ablate.curves import all_crossings, at_equal_distance, mean_curve, still_changing
+from taskdistill.ablate.measure import WHOLE
+from taskdistill.ablate.verdict import deciding_sentence, judge
+from taskdistill.encode.batches import cores
+from taskdistill.evaluate.breakdowns import by_length
+from taskdistill.evaluate.contrasts import Finding, find, holm
+from taskdistill.evaluate.protocols import Score
+from taskdistill.evaluate.reading import RankingData
+from taskdistill.folders import versions
+
+EXAMPLES = 10
+"""Queries shown that the combination helps most, and as many that it harms."""
+
+Run = Mapping[str, Any]
+Runs = Sequence[Run]
+
+
+def analyse(
+    bench: Bench,
+    *,
+    frozen: Mapping[str, Any],
+    runs: Runs,
+    trials: Mapping[str, Runs],
+    pilot: Mapping[str, Any],
+    matched: Mapping[str, Any],
+    teacher: Mapping[str, Any],
+    teacher_cost: Mapping[str, Any],
+    same: Mapping[str, Any],
+    seen: Mapping[str, Any],
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """Put everything together that results.json holds.
+
+    Args:
+        bench: The bench.
+        frozen: What was written down before the run.
+        runs: Results of every run.
+        trials: Arm to the results of its trials.
+        pilot: What `detectable` said before the run.
+        matched: Factors of equal cost.
+        teacher: The teacher's scores.
+        teacher_cost: What its vectors cost.
+        same: What `check_same` found.
+        seen: Test texts seen in training.
+        warnings: What was known before the run.
+
+    Returns:
+        Plain data.
+    """
+    experiment = bench.experiment
+    names = [arm.name for arm in experiment.arms() if any(run["cell"]["arm"] == arm.name for run in runs)]
+    by_arm = {name: [run for run in runs if run["cell"]["arm"] == name] for name in names}
+    units = units_of(by_arm)
+    dims = [variant for variant in units["DC"] if variant.startswith("dim-")]
+    asked = contrasts(names, dims)
+    differences = {each.name: values(units, each.weights) for each in asked}
+    means = {f"arm {name}": values(units, {(name, WHOLE): 1.0}) for name in names}
+    findings = find(differences | means)
+    verdict = judge(
+        findings, [each.name for each in asked if each.family == CLAIM], experiment.ablation.margin / 100, experiment.ablation.seeds
+    )
+    curves = _curves(by_arm, teacher_cost)
+    late = [f"Ranking still changing: {text}. A longer run could end in another order." for text in curves["still_changing"]]
+    return {
+        "name": experiment.recipe.name,
+        "frozen": dict(frozen),
+        "verdict": {**verdict.to_json(), "would_decide": [deciding_sentence(name, each) for name, each in verdict.deciding.items()]},
+        "smallest_detectable": dict(pilot),
+        "warnings": [*warnings, *late, *_after(findings, by_arm, matched)],
+        "arms": {name: _arm(name, by_arm[name], findings[f"arm {name}"], teacher, bench) for name in names},
+        "contrasts": _contrasts(asked, findings, experiment.ablation.margin / 100),
+        "teacher": {name: {k: v for k, v in record.items() if k != "units"} for name, record in teacher.items()},
+        "teacher_cost": dict(teacher_cost),
+        "curves": curves,
+        "matched": dict(matched),
+        "tuning": {name: [_trial(run) for run in own] for name, own in trials.items()},
+        "lengths": _lengths(bench, units),
+        "examples": _examples(bench, units),
+        "same": dict(same),
+        "seen_in_training": dict(seen),
+        "sets": [{"name": each.name, "kind": each.kind.value, "split": each.split, "dev": each in bench.sets.dev} for each in _sets(bench)],
+        "set_hashes": bench.sets.digests(),
+        "data": bench.counts,
+        "machine": {"cores": cores(), "processor": platform.machine(), "system": platform.system()},
+        "versions": versions(),
+    }
+
+
+def _sets(bench: Bench) -> list[Any]:
+    return [*bench.sets.primary, *bench.sets.secondary, *bench.sets.dev]
+
+
+def units_of(by_arm: Mapping[str, Runs]) -> dict[str, dict[str, dict[str, NDArray[np.float64]]]]:
+    """Stack the results of every query.
+
+    Args:
+        by_arm: Arm to its runs, in the order of seeds.
+
+    Returns:
+        Arm to variant to set to (seeds, queries).
+    """
+    found: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = {}
+    for name, runs in by_arm.items():
+        sets = {each: record["units"] for each, record in runs[0]["test"]["sets"].items() if "units" in record}
+        variants = next(iter(sets.values()))
+        found[name] = {
+            variant: {each: np.array([run["test"]["sets"][each]["units"][variant] for run in runs], dtype=np.float64) for each in sets}
+            for variant in variants
+        }
+    return found
+
+
+def _arm(name: str, runs: Runs, finding: Finding, teacher: Mapping[str, Any], bench: Bench) -> dict[str, Any]:
+    sets = runs[0]["test"]["sets"]
+    primary = [each.name for each in bench.sets.primary]
+    reference = float(np.mean([teacher[each]["score"] for each in primary]))
+    recall = [float(np.mean([run["test"]["sets"][each]["scores"]["Recall@100"] for each in primary])) for run in runs]
+    return {
+        "about": arm_of(name).about,
+        "score": finding.to_json(),
+        "retention": finding.all.value / reference if reference > 0 else None,
+        "recall_at_100": _seeds(recall),
+        "variants": {
+            variant: _seeds([float(np.mean([np.mean(run["test"]["sets"][each]["units"][variant]) for each in primary])) for run in runs])
+            for variant in sets[primary[0]]["units"]
+        },
+        "sets": {
+            each: {"metric": record["metric"], **_seeds([run["test"]["sets"][each]["score"] for run in runs])}
+            for each, record in sets.items()
+        },
+        "runs": [
+            {
+                "seed": run["cell"]["seed"],
+                "score": float(np.mean([run["test"]["sets"][each]["score"] for each in primary])),
+                "settings": run["cell"]["point"],
+                "first_settings": run["cell"]["first"],
+                "steps": run["cell"]["steps"],
+                "hashes": run["hashes"],
+                "budget": run["budget"],
+                "curve": run["curve"],
+                "threads": run["threads"],
+            }
+            for run in runs
+        ],
+    }
+
+
+def _seeds(values_: Sequence[float]) -> dict[str, Any]:
+    """Mean over seeds with a Student interval; the interval is None with one seed."""
+    mean = float(np.mean(values_))
+    if len(values_) < 2:
+        return {"mean": mean, "interval": None, "seeds": list(values_)}
+    half = float(student_t.ppf(0.975, len(values_) - 1) * np.std(values_, ddof=1) / np.sqrt(len(values_)))
+    return {"mean": mean, "interval": [mean - half, mean + half], "seeds": list(values_)}
+
+
+def _contrasts(asked: Sequence[Contrast], findings: Mapping[str, Finding], margin: float) -> list[dict[str, Any]]:
+    adjusted: dict[str, float] = {}
+    for family in dict.fromkeys(each.family for each in asked if each.family != CLAIM):
+        adjusted |= holm({each.name: findings[each.name].p_two_sided for each in asked if each.family == family})
+    return [
+        {
+            "name": each.name,
+            "family": each.family,
+            "asks": each.asks,
+            **findings[each.name].to_json(),
+            "p_equivalent": findings[each.name].p_equivalent(margin),
+            "p_holm": adjusted.get(each.name),
+            "exploratory": each.family != CLAIM,
+        }
+        for each in asked
+    ]
+
+
+def _curves(by_arm: Mapping[str, Runs], cost: Mapping[str, Any]) -> dict[str, Any]:
+    start = by_arm["A0"][0]["curve"][-1]["score"]
+    shown = [name for name in by_arm if arm_of(name).phases and arm_of(name).like is None]
+    points = {name: [run["curve"] for run in by_arm[name]] for name in shown}
+    on_steps = {name: mean_curve(points[name], "step", start) for name in shown}
+    on_seconds = {name: mean_curve(points[name], "cpu_seconds", start) for name in shown}
+    core = {name: points[name] for name in CORE}
+    found: dict[str, Any] = {
+        "start": start,
+        "steps": {name: curve.tolist() for name, curve in on_steps.items()},
+        "cpu_seconds": {name: curve.tolist() for name, curve in on_seconds.items()},
+        "crossings_on_steps": all_crossings(on_steps),
+        "crossings_on_cpu_seconds": all_crossings(on_seconds),
+        "still_changing": still_changing({name: on_steps[name] for name in CORE}),
+    }
+    if cost["cpu_seconds"] is not None:
+        paid = {name: float(cost["cpu_seconds"]) if any("distill" in t for t in arm_of(name).phases) else 0.0 for name in shown}
+        whole = {name: mean_curve(points[name], "cpu_seconds", start, paid[name]) for name in shown}
+        found["cpu_seconds_with_teacher"] = {name: curve.tolist() for name, curve in whole.items()}
+        found["crossings_on_cpu_seconds_with_teacher"] = all_crossings(whole)
+    reach, scores = at_equal_distance({name: mean_curve(own, "distance", start) for name, own in core.items()})
+    found["at_equal_distance"] = {"distance": reach, "scores": scores}
+    return found
+
+
+def _trial(run: Run) -> dict[str, Any]:
+    point = run["curve"][-1]
+    return {
+        "number": run["cell"]["number"],
+        **run["cell"]["point"],
+        "score": point["score"],
+        "scores": point["scores"],
+        "steps": run["cell"]["steps"],
+    }
+
+
+def _after(findings: Mapping[str, Finding], by_arm: Mapping[str, Runs], matched: Mapping[str, Any]) -> list[str]:
+    """Warnings that only the results give."""
+    found = []
+    control = findings.get("D-shuffled - A0")
+    if control is not None and control.bounds[0] > 0:
+        found.append(
+            "The negative control beats the untrained base: permuted targets help, so part of what distillation gains is no knowledge of the teacher's."
+        )
+    clipped = {name: np.mean([run["budget"]["clipped_steps"] / run["budget"]["steps"] for run in by_arm[name]]) for name in CORE}
+    if max(clipped.values()) - min(clipped.values()) > 0.1:
+        listed = ", ".join(f"{name} {100 * share:.0f} %" for name, share in clipped.items())
+        found.append(
+            f"Gradients were clipped in different shares of the steps ({listed}): the arms' steps differ in length for that reason too."
+        )
+    for kind in ("flops", "seconds"):
+        each = matched.get(kind) or {}
+        if each.get("run") is not None and each["factor"] > each["run"]:
+            found.append(
+                f"Equal {kind} would give contrast alone {each['factor']:.1f} times the steps; it got {each['run']:.1f} times, the most that was allowed."
+            )
+        elif each and each.get("factor") is None:
+            found.append(f"What the teacher costs in {kind} is not known here, so contrast alone was not run at equal {kind}.")
+    skipped = sum(run["budget"]["skipped_steps"] for runs in by_arm.values() for run in runs)
+    if skipped:
+        found.append(f"{skipped} steps with a loss or gradient that was not finite were skipped.")
+    return found
+
+
+def _lengths(bench: Bench, units: Mapping[str, Mapping[str, Mapping[str, NDArray[np.float64]]]]) -> dict[str, list[dict[str, Any]]]:
+    """Score by length of the relevant document, of the core arms, mean over seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for each in bench.sets.primary:
+        data = bench.sets.data(each)
+        rows: dict[str, dict[str, Any]] = {}
+        for name in ("A0", *CORE):
+            mean = units[name][WHOLE][each.name].mean(axis=0)
+            for bucket in by_length(each.kind, data, Score(float(mean.mean()), {}, {"": mean})):
+                rows.setdefault(bucket.label, {"characters": bucket.label, "queries": bucket.n})[name] = bucket.score
+        found[each.name] = list(rows.values())
+    return found
+
+
+def _examples(bench: Bench, units: Mapping[str, Mapping[str, Mapping[str, NDArray[np.float64]]]]) -> dict[str, list[dict[str, Any]]]:
+    """The queries that DC helps and harms most against the better of D and C on each, mean over seeds."""
+    rows = []
+    for each in bench.sets.primary:
+        data = bench.sets.data(each)
+        assert isinstance(data, RankingData)
+        scores = {name: units[name][WHOLE][each.name].mean(axis=0) for name in CORE}
+        gain = scores["DC"] - np.maximum(scores["D"], scores["C"])
+        for place, (query, text) in enumerate(data.queries.items()):
+            rows.append(
+                {
+                    "set": each.name,
+                    "id": query,
+                    "query": text[:160],
+                    "gain": float(gain[place]),
+                    **{n: float(s[place]) for n, s in scores.items()},
+                }
+            )
+    ordered = sorted(rows, key=lambda row: row["gain"])
+    return {
+        "helped": [row for row in ordered[::-1][:EXAMPLES] if row["gain"] > 0],
+        "harmed": [row for row in ordered[:EXAMPLES] if row["gain"] < 0],
+        "counts": [{"helped": sum(r["gain"] > 0 for r in rows), "harmed": sum(r["gain"] < 0 for r in rows), "queries": len(rows)}],
+    }

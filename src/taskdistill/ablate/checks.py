@@ -1,0 +1,184 @@
+"""What must hold before and after the run, checked by software; and what a reader must know before trusting a number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from taskdistill.ablate.arms import CORE, arm_of
+from taskdistill.ablate.bench import Bench
+from taskdistill.ablate.measure import Sets
+from taskdistill.ablate.settings import Experiment
+from taskdistill.data.overlap import overlap
+from taskdistill.data.rows import row_texts
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.evaluate.reading import judged_texts
+from taskdistill.evaluate.statistics import RANDOM_EFFECT
+from taskdistill.folders import dump_json, read_manifest, write_file
+from taskdistill.model.backbone import resolve
+from taskdistill.vocabulary import MANIFEST
+
+FROZEN = "experiment.json"
+
+
+def freeze(experiment: Experiment, out: Path) -> dict[str, Any]:
+    """Write down the experiment and what is expected of it, before anything is run; later runs must be the same experiment.
+
+    Args:
+        experiment: The experiment.
+        out: Its folder.
+
+    Returns:
+        What is written there.
+
+    Raises:
+        BadInput: If the folder is of something else, or of another experiment.
+    """
+    path = out / FROZEN
+    frozen = {"digest": experiment.digest(), **json.loads(json.dumps(experiment.frozen()))}
+    if path.is_file():
+        before = json.loads(path.read_text("utf-8"))
+        if before["digest"] != frozen["digest"]:
+            raise BadInput(
+                f"{out} was frozen as another experiment ({_difference(before, frozen)}); an experiment is not changed: use a new --out"
+            )
+        return frozen
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out} exists and is no ablation's folder; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_file(path, dump_json(frozen))
+    return frozen
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str:
+    for key in {**before, **now}:
+        a, b = before.get(key), now.get(key)
+        if key == "digest" or a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            return _difference(a, b, f"{prefix}{key}.")
+        return f"{prefix}{key}: {a!r} then, {b!r} now"
+    return "other settings"
+
+
+def check_base(experiment: Experiment) -> None:
+    """Refuse a base that was itself distilled: contrast alone would start from the teacher.
+
+    Args:
+        experiment: The experiment.
+
+    Raises:
+        BadInput: If the student starts from a model folder that names its teacher.
+    """
+    init = experiment.recipe.student.init
+    if init in ("teacher", "config"):
+        return
+    folder = resolve(init)
+    if not (folder / MANIFEST).is_file():
+        return
+    if told := read_manifest(folder, "model").get("settings", {}).get("teacher"):
+        raise BadInput(
+            f"student.init {init!r} was distilled from {told.get('model')!r}: contrast alone on a distilled base is not contrast alone; "
+            "start from a checkpoint without a teacher"
+        )
+
+
+def seen_in_training(bench: Bench, sets: Sets) -> dict[str, dict[str, int]]:
+    """Count the test texts that occur in the training rows, exactly or by 13 words in a row.
+
+    Args:
+        bench: Holds the rows.
+        sets: The sets.
+
+    Returns:
+        Set to `texts`, `exact` and `near`.
+    """
+    train = list(dict.fromkeys(text for dataset in bench.datasets.values() for row in dataset.rows for text in row_texts(row)))
+    return {each.name: overlap(train, judged_texts(sets.data(each))).counts() for each in sets.primary}
+
+
+def check_same(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Hold the finished arms to common random numbers: one checkpoint, and per seed one initial projection and one order of rows.
+
+    Args:
+        results: Of every run.
+
+    Returns:
+        The checkpoint's hash, and per seed those of batches and projection.
+
+    Raises:
+        WorkFailed: If two arms differ where they must not.
+    """
+    found: dict[str, Any] = {"checkpoint": None, "seeds": {}}
+    for result in results:
+        cell, hashes, arm = result["cell"], result["hashes"], arm_of(result["cell"]["arm"])
+        _agree(found, "checkpoint", hashes["checkpoint"], f"{arm.name} seed {cell['seed']}")
+        if not arm.phases:
+            continue
+        own = found["seeds"].setdefault(str(cell["seed"]), {"batches": None, "projection": None})
+        if not arm.large and arm.matched is None:
+            _agree(own, "batches", hashes["batches"], f"{arm.name} seed {cell['seed']}")
+        if hashes["projection"] is not None:
+            _agree(own, "projection", hashes["projection"], f"{arm.name} seed {cell['seed']}")
+    return found
+
+
+def _agree(found: dict[str, Any], name: str, value: str, where: str) -> None:
+    if found[name] is None:
+        found[name] = value
+    elif found[name] != value:
+        raise WorkFailed(f"{where} has other {name} than the arms before it ({value} instead of {found[name]}): nothing can be compared")
+
+
+def warnings(experiment: Experiment, sets: Sets, seen: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """List what a reader must know before trusting a number, as far as it is known before the run.
+
+    Args:
+        experiment: The experiment.
+        sets: The sets.
+        seen: What `seen_in_training` returned.
+
+    Returns:
+        Sentences.
+    """
+    ablation, recipe = experiment.ablation, experiment.recipe
+    found = []
+    if recipe.student.init == "teacher":
+        found.append("The base is made of the teacher's own layers, so every arm starts with something of the teacher, contrast alone too.")
+    if ablation.seeds < 5:
+        found.append(f"{ablation.seeds} seeds of {', '.join(CORE)}: five are the least from which chance in training can be told.")
+    if len(sets.primary) < RANDOM_EFFECT:
+        found.append(
+            f"{len(sets.primary)} test sets of retrieval: intervals hold for these sets, not for sets in general (from {RANDOM_EFFECT} on)."
+        )
+    sizes = {each.name: len(sets.data(each).queries) for each in sets.primary}  # type: ignore[union-attr]
+    if max(sizes.values()) > 3 * min(sizes.values()):
+        listed = ", ".join(f"{name} {n:,}" for name, n in sizes.items())
+        found.append(f"The primary metric is the mean over sets of very different size, each counting equally ({listed} queries).")
+    for name, counts in seen.items():
+        if counts["exact"] or counts["near"]:
+            share = 100 * (counts["exact"] + counts["near"]) / counts["texts"]
+            found.append(
+                f"{name}: {counts['exact']:,} texts occur in the training rows and {counts['near']:,} share 13 words with them ({share:.1f} %)."
+            )
+    found.append(
+        "What the teacher itself was trained on is not known here: it may have seen the test sets, and arms with a teacher inherit that."
+    )
+    if experiment.left_out:
+        found.append(f"Sources without pairs are left out of every arm: {', '.join(experiment.left_out)}.")
+    return found
+
+
+def texts_of(bench: Bench, names: Sequence[str]) -> int:
+    """Count the rows of some sources.
+
+    Args:
+        bench: The bench.
+        names: Sources.
+
+    Returns:
+        Rows.
+    """
+    return sum(len(bench.datasets[name].rows) for name in names)

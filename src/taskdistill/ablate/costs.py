@@ -1,0 +1,80 @@
+"""What the teacher costs, and how many steps contrast alone gets for the same."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+
+from taskdistill.ablate.bench import Bench
+from taskdistill.errors import BadInput
+from taskdistill.folders import dump_json, write_file
+from taskdistill.job.plan import matrix_parameters
+from taskdistill.model.backbone import load_backbone, resolve
+from taskdistill.model.student import TransformerModel
+from taskdistill.teacher.protocol import instruct
+from taskdistill.vocabulary import Pooling
+
+SAMPLE = 256
+"""Texts on which the teacher's CPU-seconds are measured."""
+
+FILE = "teacher-cost.json"
+SAME = 1.02
+"""Up to this factor the steps count as equal, and no longer arm is run."""
+
+
+def teacher_cost(bench: Bench, steps: int) -> dict[str, Any]:
+    """Measure what the teacher's vectors of one run cost, each distinct text once; kept on disk, so that it is measured once.
+
+    Args:
+        bench: The bench.
+        steps: Steps of a run.
+
+    Returns:
+        `texts` and `tokens` of a run, `cpu_seconds` and `flops` in all; the last two None where the teacher does not
+        run here.
+    """
+    path = bench.out / FILE
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return found
+    recipe = bench.experiment.recipe
+    texts = [
+        instruct(bench.stores[view].instruction, text) for view, some in bench.teacher_texts(recipe.seed, steps).items() for text in some
+    ]
+    sample = [texts[i] for i in np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(int)]
+    ids = bench.base.tokenizer.ids(sample, prompt="", max_length=recipe.teacher.max_length).ids
+    tokens = float(np.mean([len(row) for row in ids])) * len(texts)
+    seconds = flops = None
+    if recipe.teacher.kind == "local":
+        began = time.process_time()
+        bench.teacher.embed(sample)
+        seconds = (time.process_time() - began) * len(texts) / len(sample)
+        try:
+            module = TransformerModel(load_backbone(resolve(recipe.teacher.model, recipe.teacher.revision)), Pooling.MEAN)
+            flops = 2.0 * matrix_parameters(module) * tokens
+        except BadInput:
+            flops = None
+    found = {"texts": len(texts), "tokens": round(tokens), "cpu_seconds": seconds, "flops": flops}
+    write_file(path, dump_json(found))
+    return found
+
+
+def matched_factor(kind: str, teacher: dict[str, Any], combined: dict[str, float], contrast: dict[str, float]) -> float | None:
+    """Say how many times the steps contrast alone gets so that it costs as much as both losses with their teacher.
+
+    Args:
+        kind: `flops` or `seconds`.
+        teacher: What `teacher_cost` returned.
+        combined: `student_flops` and `cpu_seconds` of DC, mean over seeds.
+        contrast: The same of C.
+
+    Returns:
+        (cost of DC + cost of the teacher) / cost of C at equal steps; None where the teacher's cost is not known.
+    """
+    name, own = ("flops", "student_flops") if kind == "flops" else ("cpu_seconds", "cpu_seconds")
+    if teacher[name] is None:
+        return None
+    return (combined[own] + float(teacher[name])) / contrast[own]

@@ -1,0 +1,238 @@
+"""The whole experiment, resumable: freeze, tune, pilot, every arm and seed, costs matched, teacher, analysis and report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskdistill.ablate.analysis import analyse
+from taskdistill.ablate.arms import CORE, Arm, arm_of
+from taskdistill.ablate.bench import Bench, fill_teacher_store
+from taskdistill.ablate.cells import TRIAL_SEED, Cell, result_of
+from taskdistill.ablate.checks import check_base, check_same, freeze, seen_in_training, warnings
+from taskdistill.ablate.costs import SAME, matched_factor, teacher_cost
+from taskdistill.ablate.measure import test_scores
+from taskdistill.ablate.phases import Point, untuned
+from taskdistill.ablate.pilot import detectable, detectable_sentence
+from taskdistill.ablate.pool import reopening, run_cells
+from taskdistill.ablate.report import write_report
+from taskdistill.ablate.settings import Experiment, trial_steps
+from taskdistill.ablate.tuning import best_trial, trial_cells
+from taskdistill.errors import BadInput
+from taskdistill.folders import dump_json, remove_leftovers, write_file
+from taskdistill.job.embedders import TeacherEmbedder
+from taskdistill.job.watch import Silent, Stop, Watcher, never
+from taskdistill.teacher.lock import writer_lock
+
+TEACHER = "teacher-scores.json"
+MATCHED = "matched-steps.json"
+PILOT = "pilot.json"
+
+
+@dataclass
+class Running:
+    """What the stages of a running experiment share."""
+
+    bench: Bench
+    jobs: int
+    watcher: Watcher
+    should_stop: Stop
+    reopen: dict[str, Any]
+
+    def run(self, cells: list[Cell]) -> list[dict[str, Any]]:
+        """Run cells and read their results.
+
+        Args:
+            cells: The cells.
+
+        Returns:
+            Their results, in order.
+        """
+        run_cells(self.bench, cells, self.jobs, self.watcher, self.should_stop, self.reopen)
+        found = [result_of(self.bench, cell) for cell in cells]
+        return [result for result in found if result is not None]
+
+
+def ablate(
+    experiment: Experiment,
+    out: Path,
+    *,
+    recipe_folder: Path | None = None,
+    jobs: int = 1,
+    watcher: Watcher | None = None,
+    should_stop: Stop = never,
+    api_key: str | None = None,
+) -> dict[str, Any]:
+    """Run an experiment into a folder; run again after any interruption, it continues.
+
+    Args:
+        experiment: The experiment.
+        out: Its folder.
+        recipe_folder: Where the recipe file is, for relative paths in it.
+        jobs: Arms trained at once, each in a process of its own.
+        watcher: Told what happens.
+        should_stop: Asked before every step; true saves and stops.
+        api_key: Key of an HTTP teacher.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        BadInput: If the experiment cannot be run as it is, or the folder is another one's.
+    """
+    if jobs < 1:
+        raise BadInput(f"--jobs {jobs}: needs 1 or more")
+    watcher = watcher or Silent()
+    check_base(experiment)
+    frozen = freeze(experiment, out)
+    watcher.note(f"frozen as {frozen['digest'][:16]}; expected: {experiment.ablation.expectation}")
+    with writer_lock(out / "lock"):
+        for name in remove_leftovers(out):
+            watcher.note(f"removed {name}, left by an interrupted run")
+        reopen, open_again = reopening(experiment, out, recipe_folder or Path(), api_key)
+        bench = fill_teacher_store(open_again(), _distilled(experiment), watcher, open_again)
+        running = Running(bench, jobs, watcher, should_stop, reopen)
+        seen = seen_in_training(bench, bench.sets)
+        found = warnings(experiment, bench.sets, seen)
+        for warning in found:
+            watcher.note(f"note: {warning}")
+        watcher.note(detectable_sentence(detectable(experiment, bench.sets)))
+        points, trials = _tune(running)
+        pilot = _pilot(running, points)
+        runs = _run_arms(running, points)
+        matched, more = _match_costs(running, points, runs)
+        runs += more
+        results = analyse(
+            bench,
+            frozen=frozen,
+            runs=runs,
+            trials=trials,
+            pilot=pilot,
+            matched=matched,
+            teacher=_score_teacher(bench, watcher),
+            teacher_cost=teacher_cost(bench, experiment.recipe.stage1.steps),
+            same=check_same(runs),
+            seen=seen,
+            warnings=found,
+        )
+        write_file(out / "results.json", dump_json(results))
+        write_report(out, results, bench)
+    return results
+
+
+def _distilled(experiment: Experiment) -> dict[int, int]:
+    """Seed to the most steps for which some arm distils."""
+    steps, trial = experiment.recipe.stage1.steps, max(2, trial_steps(experiment.recipe.stage1.steps, experiment.ablation))
+    found = {seed: steps for arm in experiment.arms() if arm.phases and arm.name in CORE for seed in experiment.seeds_of(arm)}
+    return {**found, experiment.recipe.seed + TRIAL_SEED: trial}
+
+
+def _tune(running: Running) -> tuple[dict[str, Point], dict[str, list[dict[str, Any]]]]:
+    """Try the same settings for every tuned arm; D comes first, since second phases start from its best."""
+    experiment = running.bench.experiment
+    points: dict[str, Point] = {}
+    trials: dict[str, list[dict[str, Any]]] = {}
+    tuned = [arm for arm in experiment.arms() if arm.tuned]
+    if experiment.ablation.trials == 1:
+        return {arm.name: untuned(experiment) for arm in tuned}, trials
+    for wave in ([arm for arm in tuned if len(arm.phases) == 1], [arm for arm in tuned if len(arm.phases) > 1]):
+        if not wave:
+            continue
+        running.watcher.stage(f"tuning {', '.join(arm.name for arm in wave)}: {experiment.ablation.trials} settings each, on the dev sets")
+        cells = {arm.name: trial_cells(experiment, arm, points["D"] if len(arm.phases) > 1 else None) for arm in wave}
+        found = running.run([cell for own in cells.values() for cell in own])
+        for arm in wave:
+            trials[arm.name] = [result for result in found if result["cell"]["arm"] == arm.name]
+            points[arm.name] = cells[arm.name][best_trial(trials[arm.name])].point
+            running.watcher.note(f"{arm.name}: {_said(points[arm.name])}")
+    return points, trials
+
+
+def _said(point: Point) -> str:
+    return f"learning rate {point.lr:g}, temperature {point.temperature:g}, weight of distillation {point.weight:g}"
+
+
+def run_cell_of(experiment: Experiment, arm: Arm, seed: int, points: dict[str, Point], steps: int | None = None) -> Cell:
+    """Write one run of an arm as a cell.
+
+    Args:
+        experiment: The experiment.
+        arm: The arm.
+        seed: The seed.
+        points: Settings of each tuned arm.
+        steps: Instead of the recipe's.
+
+    Returns:
+        The cell.
+    """
+    point = points[arm.like or arm.name] if arm.phases else untuned(experiment)
+    first = points["D"] if len(arm.phases) > 1 else None
+    return Cell("run", arm.name, seed, steps or experiment.recipe.stage1.steps, point, first)
+
+
+def _pilot(running: Running, points: dict[str, Point]) -> dict[str, Any]:
+    """Run DC with the first seeds and say the smallest detectable effect before any arm is compared with another."""
+    experiment, path = running.bench.experiment, running.bench.out / PILOT
+    arm = arm_of("DC")
+    seeds = experiment.seeds_of(arm)[: experiment.ablation.pilot_seeds]
+    running.watcher.stage(f"pilot: DC with {len(seeds)} seeds")
+    done = running.run([run_cell_of(experiment, arm, seed, points) for seed in seeds])
+    found = detectable(experiment, running.bench.sets, done)
+    running.watcher.note(detectable_sentence(found))
+    write_file(path, dump_json(found))
+    return found
+
+
+def _run_arms(running: Running, points: dict[str, Point]) -> list[dict[str, Any]]:
+    experiment = running.bench.experiment
+    cells = [
+        run_cell_of(experiment, arm, seed, points) for arm in experiment.arms() if arm.matched is None for seed in experiment.seeds_of(arm)
+    ]
+    running.watcher.stage(f"{len(cells)} runs of {len({cell.arm for cell in cells})} arms, {experiment.recipe.stage1.steps:,} steps each")
+    return running.run(cells)
+
+
+def _match_costs(running: Running, points: dict[str, Point], runs: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Run contrast alone for as long as it costs what DC and its teacher cost; the factors are kept, since seconds vary."""
+    experiment, path = running.bench.experiment, running.bench.out / MATCHED
+    steps = experiment.recipe.stage1.steps
+    factors: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if not factors:
+        cost = teacher_cost(running.bench, steps)
+        budgets = {name: [run["budget"] for run in runs if run["cell"]["arm"] == name] for name in ("DC", "C")}
+        means = {
+            name: {key: float(np.mean([each[key] for each in own])) for key in ("student_flops", "cpu_seconds")}
+            for name, own in budgets.items()
+        }
+        for kind in ("flops", "seconds"):
+            full = matched_factor(kind, cost, means["DC"], means["C"])
+            run = None if full is None else min(full, experiment.ablation.longest)
+            factors[kind] = {"factor": full, "run": run, "steps": None if run is None else round(run * steps)}
+        factors["seconds_cached"] = {"factor": means["DC"]["cpu_seconds"] / means["C"]["cpu_seconds"], "run": None, "steps": None}
+        write_file(path, dump_json(factors))
+    cells = []
+    for arm in experiment.arms():
+        if arm.matched is None or factors[arm.matched]["run"] is None or factors[arm.matched]["run"] <= SAME:
+            continue
+        cells += [run_cell_of(experiment, arm, seed, points, factors[arm.matched]["steps"]) for seed in experiment.seeds_of(arm)]
+    if cells:
+        running.watcher.stage(f"{len(cells)} runs of contrast alone at equal cost")
+    return factors, running.run(cells) if cells else []
+
+
+def _score_teacher(bench: Bench, watcher: Watcher) -> dict[str, Any]:
+    """Score the teacher on the test sets and on the dev sets, once."""
+    path = bench.out / TEACHER
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return found
+    watcher.stage("scoring the teacher")
+    told: Callable[[], None] = lambda: None  # noqa: E731
+    scored = test_scores(TeacherEmbedder(bench.teacher, bench.stores), bench.sets, (), progress=told)
+    write_file(path, dump_json(scored))
+    return scored

@@ -1,0 +1,192 @@
+"""Scores of one model: every query's result, uncompressed, as sign bits and truncated, on the sets of the experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskdistill.ablate.settings import Experiment
+from taskdistill.compress import Int8Ranges, truncate
+from taskdistill.errors import BadInput
+from taskdistill.evaluate.compression import decoded
+from taskdistill.evaluate.encoding import Encoded, encode_set
+from taskdistill.evaluate.kinds import METRIC, Embedder, Kind
+from taskdistill.evaluate.protocols import score_vectors
+from taskdistill.evaluate.reading import SetData
+from taskdistill.evaluate.sets import EvalSet, find_sets
+from taskdistill.vocabulary import Precision
+
+WHOLE, BINARY = "float", "binary"
+"""Variants of a set's vectors: as they are, and one sign bit a dimension; `dim-64` and the like are truncations."""
+
+_DIGITS = 6
+
+
+@dataclass
+class Sets:
+    """The evaluation sets of an experiment, each read once."""
+
+    primary: list[EvalSet]
+    """Test sets of retrieval: the claim is about their nDCG@10."""
+    secondary: list[EvalSet]
+    """Test sets of other kinds: exploratory."""
+    dev: list[EvalSet]
+    max_queries: int | None
+    max_dev_queries: int | None
+    seed: int
+    _read: dict[str, SetData] = field(default_factory=dict)
+
+    def data(self, each: EvalSet) -> SetData:
+        """Read a set, or return what was read before.
+
+        Args:
+            each: One of the sets.
+
+        Returns:
+            Its data, cut to the queries that the recipe allows.
+        """
+        key = f"{each.split} {each.name}"
+        if key not in self._read:
+            most = self.max_dev_queries if each in self.dev else self.max_queries
+            self._read[key] = each.load(most, self.seed)
+        return self._read[key]
+
+    def digests(self) -> dict[str, str]:
+        """Hash every set.
+
+        Returns:
+            Name to hash of files and protocol.
+        """
+        return {each.name: each.digest() for each in (*self.primary, *self.secondary, *self.dev)}
+
+
+def open_sets(experiment: Experiment, root: Path) -> Sets:
+    """Find the sets that the recipe's evaluation names.
+
+    Args:
+        experiment: The experiment.
+        root: The data folder, unless `evaluation.root` names another.
+
+    Returns:
+        The sets.
+
+    Raises:
+        BadInput: If no test set is for retrieval, no dev set is, or a dev set is a test set too.
+    """
+    wanted = experiment.recipe.evaluation
+    folder = Path(wanted.root or root)
+    test = find_sets(folder, wanted.sets)
+    dev = [_dev_set(folder, name) for name in wanted.dev]
+    if both := {each.files for each in test} & {each.files for each in dev}:
+        names = [each.name for each in dev if each.files in both]
+        raise BadInput(f"evaluation.dev and evaluation.sets share {names}; tuning on a test set spoils it: name other dev sets")
+    primary = [each for each in test if each.kind is Kind.RETRIEVAL]
+    if not primary:
+        raise BadInput("evaluation.sets has no retrieval set; the claim is about nDCG@10: name one such as retrieval/scifact")
+    if not any(each.kind is Kind.RETRIEVAL for each in dev):
+        raise BadInput("evaluation.dev has no retrieval set; arms are tuned for nDCG@10: name one")
+    secondary = [each for each in test if each not in primary]
+    return Sets(primary, secondary, dev, wanted.max_queries, experiment.ablation.max_dev_queries, experiment.recipe.seed)
+
+
+def _dev_set(folder: Path, name: str) -> EvalSet:
+    for split in ("dev", "test"):
+        try:
+            return find_sets(folder, [name], split)[0]
+        except BadInput:
+            if split == "test":
+                raise
+    raise AssertionError
+
+
+def dev_scores(embedder: Embedder, sets: Sets) -> dict[str, float]:
+    """Score a model on the dev sets.
+
+    Args:
+        embedder: The model.
+        sets: The sets.
+
+    Returns:
+        Set to main score.
+    """
+    found = {}
+    for each in sets.dev:
+        data = sets.data(each)
+        found[each.name] = score_vectors(each.name, each.kind, data, encode_set(embedder, each.kind, data)).score
+    return found
+
+
+def macro(scores: Mapping[str, float], sets: Sequence[EvalSet]) -> float:
+    """Average the retrieval sets among some scores, each counting equally: the primary metric.
+
+    Args:
+        scores: Set to score.
+        sets: The sets.
+
+    Returns:
+        The mean over sets of retrieval.
+    """
+    return float(np.mean([scores[each.name] for each in sets if each.kind is Kind.RETRIEVAL]))
+
+
+def test_scores(
+    embedder: Embedder, sets: Sets, dims: Sequence[int], *, progress: Callable[[], None] = lambda: None
+) -> dict[str, dict[str, Any]]:
+    """Score a model on the test sets.
+
+    Args:
+        embedder: The model.
+        sets: The sets.
+        dims: Truncations of retrieval vectors that are scored too.
+        progress: Called after each set.
+
+    Returns:
+        Set to `kind`, `metric`, `n`, `score`, `scores` (further metrics) and, for retrieval, `units`: variant to one
+        nDCG@10 a query.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for each in (*sets.primary, *sets.secondary):
+        data = sets.data(each)
+        encoded = encode_set(embedder, each.kind, data)
+        whole = score_vectors(each.name, each.kind, data, encoded)
+        record: dict[str, Any] = {
+            "kind": each.kind.value,
+            "metric": METRIC[each.kind],
+            "n": sum(len(units) for units in whole.units.values()),
+            "score": whole.score,
+            "scores": whole.scores,
+        }
+        if each.kind is Kind.RETRIEVAL:
+            units = {WHOLE: whole.units[""]}
+            for name, changed in variants(encoded, dims).items():
+                units[name] = score_vectors(each.name, each.kind, data, changed).units[""]
+            record["units"] = {name: np.round(values, _DIGITS).tolist() for name, values in units.items()}
+        found[each.name] = record
+        progress()
+    return found
+
+
+def variants(encoded: Encoded, dims: Sequence[int]) -> dict[str, Encoded]:
+    """Compress the vectors of a set in every way that is compared.
+
+    Args:
+        encoded: Its vectors.
+        dims: Truncations.
+
+    Returns:
+        Name of the variant to the vectors.
+    """
+    ranges = Int8Ranges.fit(encoded.sides["documents"])
+    found = {BINARY: _each(encoded, lambda x: decoded(x, Precision.BINARY, ranges))}
+    for dim in sorted({dim for dim in dims if dim < encoded.dim}, reverse=True):
+        found[f"dim-{dim}"] = _each(encoded, lambda x, dim=dim: truncate(x, dim))  # type: ignore[misc]
+    return found
+
+
+def _each(encoded: Encoded, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Encoded:
+    return replace(encoded, sides={side: change(x) for side, x in encoded.sides.items()})

@@ -1,0 +1,286 @@
+"""From an arm and a seed to the phases that the loop runs: the same batches, base and initial projection in every arm."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from taskdistill.ablate.arms import Arm
+from taskdistill.ablate.settings import Experiment, second_steps
+from taskdistill.data.batches import Batch, BatchPlan
+from taskdistill.data.order import generator
+from taskdistill.data.rows import Dataset
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.model.projection import Projection
+from taskdistill.model.student import TransformerModel
+from taskdistill.recipe import Adapter, Phase
+from taskdistill.teacher.protocol import View
+from taskdistill.teacher.store import TeacherStore
+from taskdistill.train.loop import PhaseJob
+from taskdistill.train.objectives import Heads, Signals, Terms, pairs
+from taskdistill.train.prepare import Prepared, prepare
+from taskdistill.vocabulary import Task
+
+LABEL = "ablation"
+"""The label under which every arm draws its batches; the arm's name is no part of it."""
+
+SHUFFLED = "distill_shuffled"
+"""Name of the distillation term of the negative control, so that no log takes it for distillation."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is tuned: one setting of an arm's last phase."""
+
+    lr: float
+    temperature: float
+    weight: float
+
+    def to_json(self) -> dict[str, float]:
+        """Return plain data.
+
+        Returns:
+            The three numbers.
+        """
+        return {"lr": self.lr, "temperature": self.temperature, "weight": self.weight}
+
+
+def untuned(experiment: Experiment) -> Point:
+    """Return the setting that the recipe states.
+
+    Args:
+        experiment: The experiment.
+
+    Returns:
+        Its learning rate, temperature and weight.
+    """
+    return Point(experiment.recipe.stage1.lr, experiment.ablation.temperature, experiment.ablation.distill_weight)
+
+
+def batch_plan(experiment: Experiment, datasets: Mapping[str, Dataset], seed: int, times: int = 1) -> BatchPlan:
+    """Decide which rows every step sees: by the seed alone, whatever the arm.
+
+    Args:
+        experiment: The experiment.
+        datasets: Source name to rows.
+        seed: The seed.
+        times: Batch size in times the recipe's.
+
+    Returns:
+        The plan.
+    """
+    stage = experiment.recipe.stage1
+    used = [datasets[name] for name in stage.sources]
+    sizes = {name: size * times for name, (size, _) in stage.long_sources.items()}
+    return BatchPlan(used, stage.sources, stage.batch_size * times, seed=seed, label=LABEL, batch_sizes=sizes)
+
+
+def initial_projection(experiment: Experiment, module: TransformerModel, teacher_dim: int, seed: int) -> Projection | None:
+    """Draw the projection that every arm of a seed starts with.
+
+    Args:
+        experiment: The experiment.
+        module: The student.
+        teacher_dim: Size of the teacher's vectors.
+        seed: The seed.
+
+    Returns:
+        The map, or None where the recipe wants none.
+
+    Raises:
+        BadInput: If the recipe wants none but the sizes differ.
+    """
+    stage = experiment.recipe.stage1
+    if stage.projection == "none":
+        if teacher_dim != module.embedding_dim:
+            raise BadInput(
+                f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}"
+            )
+        return None
+    torch.manual_seed(seed)
+    return Projection(module.embedding_dim, teacher_dim, stage.projection_init)
+
+
+def phase_lengths(arm: Arm, steps: int, experiment: Experiment) -> list[int]:
+    """Share an arm's steps among its phases.
+
+    Args:
+        arm: The arm.
+        steps: In all.
+        experiment: For the share of a second phase.
+
+    Returns:
+        Steps of each phase.
+    """
+    if len(arm.phases) < 2:
+        return [steps] * len(arm.phases)
+    second = second_steps(steps, experiment.ablation)
+    return [steps - second, second]
+
+
+def phase_job(
+    name: str,
+    arm: Arm,
+    terms: Sequence[str],
+    point: Point,
+    experiment: Experiment,
+    module: TransformerModel,
+    plan: BatchPlan,
+    projection: Projection | None,
+    stores: Mapping[View, TeacherStore],
+    *,
+    steps: int,
+    starts_at: int,
+    every: int,
+    dims: Sequence[int],
+) -> PhaseJob:
+    """Describe one phase of an arm: the whole student trained on named terms over pairs.
+
+    A phase without distillation gets no teacher store, no projection and no similarities: there is nothing in it that
+    a teacher's signal could come from.
+
+    Args:
+        name: Of the phase, in logs.
+        arm: The arm.
+        terms: Its loss terms in this phase.
+        point: Learning rate, temperature, weight.
+        experiment: The experiment.
+        module: The student.
+        plan: Its batches.
+        projection: The seed's projection.
+        stores: The teacher's vectors.
+        steps: Of this phase.
+        starts_at: Step of the plan at which it begins.
+        every: Steps between checkpoints.
+        dims: Prefix sizes.
+
+    Returns:
+        What the loop runs.
+    """
+    settings = phase_settings(arm, terms, point, experiment, steps=steps, every=every)
+    distils = "distill" in terms
+    weights = dict(settings.weights)
+    if arm.shuffled:
+        weights[SHUFFLED] = weights.pop("distill")
+    chosen = list(dims) if arm.matryoshka and settings.matryoshka else [module.embedding_dim]
+
+    def prepared(batch: Batch) -> Prepared:
+        return prepare(batch, task=Task.RETRIEVAL, distil=distils, negatives=settings.negatives)
+
+    def objective(vectors: Tensor, batch: Prepared, signals: Signals, heads: Heads) -> tuple[Terms, float]:
+        if arm.shuffled and signals.teacher is not None:
+            signals = replace(signals, teacher=signals.teacher[shuffle(plan.seed, batch.batch.step, len(signals.teacher))])
+        found, masked = pairs(vectors, batch, signals, heads, chosen, settings, settings.weights)
+        if arm.shuffled:
+            found[SHUFFLED] = found.pop("distill")
+        return found, masked
+
+    stage = experiment.recipe.stage1
+    table = module.backbone.get_input_embeddings().weight
+    trained = {n: p for n, p in module.backbone.named_parameters() if not (stage.freeze_embeddings and p is table)}
+    heads = Heads(projection if distils else None)
+    return PhaseJob(
+        name,
+        settings,
+        plan,
+        prepared,
+        objective,
+        weights,
+        trained,
+        heads,
+        stage.projection_lr,
+        stores=stores if distils else {},
+        starts_at=starts_at,
+    )
+
+
+def phase_settings(arm: Arm, terms: Sequence[str], point: Point, experiment: Experiment, *, steps: int, every: int) -> Adapter:
+    """Write a phase of an arm as settings: stage 1's optimiser, batch and length, and the arm's terms.
+
+    Args:
+        arm: The arm.
+        terms: Its loss terms in this phase.
+        point: Learning rate, temperature, weight of distillation where it is combined.
+        experiment: The experiment.
+        steps: Of this phase.
+        every: Steps between checkpoints.
+
+    Returns:
+        The settings; those of an adapter's shape do nothing here.
+    """
+    shared = experiment.recipe.stage1.model_dump(include=set(Phase.model_fields))
+    times = experiment.ablation.large_batch if arm.large else 1
+    weights = dict.fromkeys(terms, 1.0)
+    if len(terms) > 1 and "info_nce" in terms and "distill" in terms:
+        weights["distill"] = point.weight
+    if arm.gor and (len(arm.phases) == 1 or tuple(terms) == arm.phases[-1]):
+        weights["gor"] = experiment.ablation.gor_weight
+    changed = {
+        "steps": steps,
+        "batch_size": shared["batch_size"] * times,
+        "lr": point.lr,
+        "checkpoint_every": every,
+        "weights": weights,
+        "temperature": point.temperature,
+        "learn_temperature": False,
+        "negatives": experiment.ablation.negatives,
+    }
+    return Adapter.model_validate({**shared, **changed})
+
+
+def shuffle(seed: int, step: int, count: int) -> Tensor:
+    """Permute the texts of a batch, for the negative control.
+
+    Args:
+        seed: The seed.
+        step: The batch's step.
+        count: Its texts.
+
+    Returns:
+        `(count,)` of int64, a permutation.
+    """
+    return torch.from_numpy(generator(seed, LABEL, "shuffle", step).permutation(count))
+
+
+def batches_hash(plan: BatchPlan, start: int, stop: int) -> str:
+    """Hash which rows some steps see.
+
+    Args:
+        plan: The plan.
+        start: First step.
+        stop: Step after the last.
+
+    Returns:
+        16 hexadecimal digits over data sets and row numbers.
+    """
+    digest = hashlib.sha256()
+    for step in range(start, stop):
+        batch = plan.at(step)
+        digest.update(f"{batch.dataset} {batch.row_ids.tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def require_no_teacher(job: PhaseJob) -> None:
+    """Hold a phase without distillation to having nothing of the teacher.
+
+    Args:
+        job: The phase.
+
+    Raises:
+        WorkFailed: If it could see the teacher.
+    """
+    if any(term in job.weights for term in ("distill", SHUFFLED)):
+        return
+    prepared = job.prepare(job.plan.at(job.starts_at))
+    seen = {
+        "teacher stores": bool(job.stores),
+        "texts to distil": bool(prepared.distilled),
+        "teacher similarities": job.needs_similarities,
+        "a projection into the teacher's space": job.heads.projection is not None,
+    }
+    if found := [what for what, there in seen.items() if there]:
+        raise WorkFailed(f"{job.name} has no distillation but was given {', '.join(found)}; please report this")

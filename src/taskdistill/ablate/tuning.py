@@ -1,0 +1,67 @@
+"""Tuning: the same settings tried for every arm, on the dev sets, with batches that no seed of the experiment has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.stats import qmc
+
+from taskdistill.ablate.arms import Arm
+from taskdistill.ablate.cells import TRIAL_SEED, Cell
+from taskdistill.ablate.phases import Point, untuned
+from taskdistill.ablate.settings import Experiment, trial_steps
+
+
+def trial_points(experiment: Experiment) -> list[Point]:
+    """Choose the settings that every tuned arm tries: the untuned one, then a Latin hypercube over the ranges.
+
+    An arm in which a number does nothing (temperature and weight in distillation alone) tries as many learning rates
+    as the others do.
+
+    Args:
+        experiment: The experiment.
+
+    Returns:
+        `ablation.trials` settings, the same for every arm.
+    """
+    more = experiment.ablation.trials - 1
+    first = untuned(experiment)
+    if not more:
+        return [first]
+    ranges = experiment.ablation.ranges
+    drawn = qmc.LatinHypercube(d=3, rng=np.random.default_rng(experiment.recipe.seed)).random(more)
+    columns = []
+    for (low, high), column in zip((ranges.lr, ranges.temperature, ranges.weight), drawn.T, strict=True):
+        columns.append(np.exp(np.log(low) + column * (np.log(high) - np.log(low))))
+    return [first, *(Point(*(float(f"{value:.4g}") for value in row)) for row in zip(*columns, strict=True))]
+
+
+def trial_cells(experiment: Experiment, arm: Arm, first: Point | None) -> list[Cell]:
+    """Write an arm's trials as cells.
+
+    Args:
+        experiment: The experiment.
+        arm: A tuned arm.
+        first: Settings of the first of two phases, which are those that D was tuned to.
+
+    Returns:
+        One cell a trial.
+    """
+    steps, seed = trial_steps(experiment.recipe.stage1.steps, experiment.ablation), experiment.recipe.seed + TRIAL_SEED
+    if len(arm.phases) > 1:
+        steps = max(2, steps)
+    return [Cell("trial", arm.name, seed, steps, point, first, number) for number, point in enumerate(trial_points(experiment))]
+
+
+def best_trial(results: list[dict[str, Any]]) -> int:
+    """Choose the trial with the best primary metric on the dev sets; of equals the first.
+
+    Args:
+        results: Results of an arm's trials, in order.
+
+    Returns:
+        Its number.
+    """
+    scores = [result["curve"][-1]["score"] for result in results]
+    return scores.index(max(scores))

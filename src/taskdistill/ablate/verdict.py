@@ -1,0 +1,107 @@
+"""From findings to a verdict: supported, contradicted or undecided, what that rests on, and what would decide it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from taskdistill.evaluate.contrasts import Finding, Needed, needed
+
+ALPHA = 0.05
+
+State = Literal["supported", "contradicted", "undecided"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to the claim that combining beats both single regimes.
+
+    Attributes:
+        state: Supported, contradicted or undecided.
+        why: Sentences.
+        relevant: Whether the differences are relevant in practice: `yes`, `no` or `open`.
+        p: Of the intersection-union test: the larger p-value of the two one-sided comparisons.
+        deciding: For each comparison that is not decided, what would decide it.
+    """
+
+    state: State
+    why: tuple[str, ...]
+    relevant: Literal["yes", "no", "open"]
+    p: float
+    deciding: Mapping[str, Needed | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data.
+
+        Returns:
+            The fields.
+        """
+        found = asdict(self)
+        found["deciding"] = {name: None if each is None else asdict(each) for name, each in self.deciding.items()}
+        return found
+
+
+def judge(findings: Mapping[str, Finding], singles: Sequence[str], margin: float, seeds: int) -> Verdict:
+    """Judge "combined beats both" as an intersection-union test: both comparisons must hold, each one-sided at 5 %.
+
+    A comparison holds if the randomisation test over queries and the draws over seeds, sets and queries both say so;
+    it is refuted if the whole one-sided interval lies at or below 0. The claim is supported if both hold, contradicted
+    if one is refuted, and otherwise undecided. A difference proved to be within the margin (two one-sided tests) is
+    called irrelevant in practice, whatever the state.
+
+    Args:
+        findings: Name to finding.
+        singles: Names of the comparisons with the single regimes.
+        margin: Smallest relevant difference, 0 to 1.
+        seeds: Seeds of each comparison.
+
+    Returns:
+        The verdict.
+    """
+    chosen = {name: findings[name] for name in singles}
+    p = max(max(each.p_greater, each.p_draws) for each in chosen.values())
+    refuted = [name for name, each in chosen.items() if each.bounds[1] <= 0]
+    open_ = [name for name, each in chosen.items() if max(each.p_greater, each.p_draws) > ALPHA and name not in refuted]
+    state: State = "contradicted" if refuted else "undecided" if open_ else "supported"
+    why = [_sentence(name, each, margin) for name, each in chosen.items()]
+    if seeds == 1:
+        why.append("One seed only: chance in training is not in these intervals.")
+    equal = [name for name, each in chosen.items() if each.p_equivalent(margin) <= ALPHA]
+    larger = all(each.bounds[0] >= margin for each in chosen.values())
+    relevant: Literal["yes", "no", "open"] = "no" if equal or refuted else "yes" if larger else "open"
+    deciding = {name: needed(chosen[name].all.value, chosen[name].query_error, chosen[name].seed_sd, seeds) for name in open_}
+    return Verdict(state, tuple(why), relevant, p, deciding)
+
+
+def _sentence(name: str, found: Finding, margin: float) -> str:
+    low, high = 100 * found.all.low, 100 * found.all.high
+    said = f"{name}: {100 * found.all.value:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}, one-sided p {max(found.p_greater, found.p_draws):.4f}"
+    if found.p_equivalent(margin) <= ALPHA:
+        return f"{said}; no practically relevant difference (within {100 * margin:.1f} points, p {found.p_equivalent(margin):.4f})."
+    if found.bounds[1] <= 0:
+        return f"{said}; the combination is not better."
+    if found.bounds[0] > 0 and found.p_greater <= ALPHA:
+        return f"{said}; the combination is better."
+    return f"{said}; not decided."
+
+
+def deciding_sentence(name: str, found: Needed | None) -> str:
+    """Say in words what would decide a comparison.
+
+    Args:
+        name: Of the comparison.
+        found: What `needed` returned.
+
+    Returns:
+        A sentence.
+    """
+    if found is None:
+        return f"{name}: the difference seen is 0, so nothing would show it."
+    ways = []
+    if found.queries is not None:
+        ways.append(f"{found.queries:.1f} times the queries at these seeds")
+    if found.seeds is not None:
+        ways.append(f"{found.seeds} seeds at these queries")
+    ways.append(f"{found.both:.1f} times both")
+    return f"{name}: a difference as large as the one seen would probably be shown by {', or by '.join(ways)}."
