@@ -12,7 +12,7 @@ from scipy.stats import t as student_t
 
 from taskdistill.ablate.arms import CORE, arm_of
 from taskdistill.ablate.bench import Bench
-from taskdistill.ablate.contrasts import CLAIM, Contrast, contrasts, values
+from taskdistill.ablate.contrasts import CLAIM, Contrast, Units, contrasts, values
 from taskdistill.ablate.curves import all_crossings, at_equal_distance, mean_curve, still_changing
 from taskdistill.ablate.measure import WHOLE
 from taskdistill.ablate.verdict import deciding_sentence, judge
@@ -251,7 +251,7 @@ def _after(findings: Mapping[str, Finding], by_arm: Mapping[str, Runs], matched:
     return found
 
 
-def _lengths(bench: Bench, units: Mapping[str, Mapping[str, Mapping[str, NDArray[np.float64]]]]) -> dict[str, list[dict[str, Any]]]:
+def _lengths(bench: Bench, units: Units) -> dict[str, list[dict[str, Any]]]:
     """Score by length of the relevant document, of the core arms, mean over seeds."""
     found: dict[str, list[dict[str, Any]]] = {}
     for each in bench.sets.primary:
@@ -265,14 +265,17 @@ def _lengths(bench: Bench, units: Mapping[str, Mapping[str, Mapping[str, NDArray
     return found
 
 
-def _examples(bench: Bench, units: Mapping[str, Mapping[str, Mapping[str, NDArray[np.float64]]]]) -> dict[str, list[dict[str, Any]]]:
-    """The queries that DC helps and harms most against the better of D and C on each, mean over seeds."""
-    rows = []
+def _examples(bench: Bench, units: Units) -> dict[str, Any]:
+    """The queries that DC helps and harms most against the better single arm, mean over seeds."""
+    primary = [each.name for each in bench.sets.primary]
+    overall = {name: float(np.mean([units[name][WHOLE][each].mean() for each in primary])) for name in ("D", "C")}
+    against = max(overall, key=lambda name: overall[name])
+    rows: list[dict[str, Any]] = []
     for each in bench.sets.primary:
         data = bench.sets.data(each)
         assert isinstance(data, RankingData)
         scores = {name: units[name][WHOLE][each.name].mean(axis=0) for name in CORE}
-        gain = scores["DC"] - np.maximum(scores["D"], scores["C"])
+        gain = scores["DC"] - scores[against]
         for place, (query, text) in enumerate(data.queries.items()):
             rows.append(
                 {
@@ -283,9 +286,10 @@ def _examples(bench: Bench, units: Mapping[str, Mapping[str, Mapping[str, NDArra
                     **{n: float(s[place]) for n, s in scores.items()},
                 }
             )
-    ordered = sorted(rows, key=lambda row: row["gain"])
+    ordered = sorted(rows, key=lambda row: float(row["gain"]))
     return {
+        "against": against,
         "helped": [row for row in ordered[::-1][:EXAMPLES] if row["gain"] > 0],
         "harmed": [row for row in ordered[:EXAMPLES] if row["gain"] < 0],
-        "counts": [{"helped": sum(r["gain"] > 0 for r in rows), "harmed": sum(r["gain"] < 0 for r in rows), "queries": len(rows)}],
+        "counts": {"helped": sum(r["gain"] > 0 for r in rows), "harmed": sum(r["gain"] < 0 for r in rows), "queries": len(rows)},
     }

@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from taskdistill.ablate.arms import Arm
 from taskdistill.ablate.measure import Sets, open_sets
 from taskdistill.ablate.phases import batch_plan
 from taskdistill.ablate.settings import Experiment
+from taskdistill.ablate.static import is_static, static_student
 from taskdistill.data.batches import BatchPlan
 from taskdistill.data.rows import Dataset
-from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.errors import WorkFailed
 from taskdistill.folders import dump_json, write_file
 from taskdistill.job.run import store_root
 from taskdistill.job.start import data_root, load_inputs, start_student
@@ -49,14 +52,15 @@ class Bench:
     stores: Mapping[View, TeacherStore]
     sets: Sets
     counts: dict[str, Any]
+    tokens: dict[tuple[str, str], NDArray[np.int32]] = field(default_factory=dict)
+    """Prompt and text of evaluation sets to token ids."""
 
     @cached_property
     def base(self) -> Model:
         """The untouched checkpoint; `fresh` gives copies of it."""
-        model = start_student(self.experiment.recipe)
-        if not isinstance(model.module, TransformerModel):
-            raise BadInput("the ablation needs a transformer student; student.init names a static one")
-        return model
+        if is_static(self.experiment):
+            return static_student(self.experiment, self.datasets)
+        return start_student(self.experiment.recipe)
 
     @cached_property
     def base_weights(self) -> dict[str, torch.Tensor]:
@@ -66,17 +70,15 @@ class Bench:
     @cached_property
     def base_weights_hash(self) -> str:
         """Hash of the base's weights."""
-        module = self.fresh().module
-        assert isinstance(module, TransformerModel)
-        return weights_hash(module.backbone)
+        return weights_hash(self.fresh().module)
 
     @cached_property
     def checkpoint_hash(self) -> str:
         """Hash of the base's weights, tokenizer, pooling, prompts and lengths, taken before the first step."""
         module = self.base.module
-        assert isinstance(module, TransformerModel)
         stage, settings = self.experiment.recipe.stage1, self.base.settings
-        said = [module.pooling.value, sorted(settings.prompts.items()), settings.max_length, stage.max_length, settings.rope_theta]
+        pooling = module.pooling.value if isinstance(module, TransformerModel) else "static"
+        said = [pooling, sorted(settings.prompts.items()), settings.max_length, stage.max_length, settings.rope_theta]
         tokens = hashlib.sha256(self.base.tokenizer.to_json().encode()).hexdigest()
         return hashlib.sha256(json.dumps([self.base_weights_hash, tokens, said]).encode()).hexdigest()
 

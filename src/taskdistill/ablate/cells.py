@@ -17,17 +17,15 @@ import torch
 
 from taskdistill.ablate.arms import Arm, arm_of
 from taskdistill.ablate.bench import Bench
-from taskdistill.ablate.measure import dev_scores, macro, test_scores
+from taskdistill.ablate.costs import forward_flops
+from taskdistill.ablate.measure import TokenEmbedder, dev_scores, macro, test_scores
 from taskdistill.ablate.phases import Point, batches_hash, initial_projection, phase_job, phase_lengths, require_no_teacher
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.folders import dump_json, versions, write_file
-from taskdistill.job.embedders import EncoderEmbedder
-from taskdistill.job.plan import matrix_parameters
 from taskdistill.model.backbone import weights_hash
 from taskdistill.model.folder import Model, write_model
 from taskdistill.model.projection import Projection
-from taskdistill.model.student import TransformerModel
 from taskdistill.teacher.lock import writer_lock
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
@@ -174,7 +172,6 @@ class _Training:
     def __post_init__(self) -> None:
         self.arm: Arm = arm_of(self.cell.arm)
         self.model: Model = self.bench.fresh()
-        assert isinstance(self.model.module, TransformerModel)
         self.module = self.model.module
         self.plan = self.bench.plan(self.cell.seed, self.arm)
         self.lengths = phase_lengths(self.arm, self.cell.steps, self.bench.experiment)
@@ -184,7 +181,7 @@ class _Training:
 
     def run(self) -> dict[str, Any]:
         checkpoint = self.bench.checkpoint_hash
-        base = weights_hash(self.module.backbone)
+        base = weights_hash(self.module)
         if base != self.bench.base_weights_hash:
             raise WorkFailed(f"{self.cell.key} does not start from the experiment's checkpoint; please report this")
         projection = self._projection()
@@ -210,7 +207,7 @@ class _Training:
                 "checkpoint": checkpoint,
                 "projection": started,
                 "batches": batches_hash(self.plan, 0, sum(self.lengths)),
-                "weights": weights_hash(self.module.backbone),
+                "weights": weights_hash(self.module),
             },
             "curve": self._curve(),
             "budget": self._budget(),
@@ -285,8 +282,9 @@ class _Training:
             )
             run_phase(job, self.module, self.folder / "checkpoints" / job.name, around)
 
-    def _embedder(self) -> EncoderEmbedder:
-        return EncoderEmbedder(Encoder(self.model, threads=self.bench.experiment.recipe.threads or 1), name=self.cell.arm)
+    def _embedder(self) -> TokenEmbedder:
+        encoder = Encoder(self.model, threads=self.bench.experiment.recipe.threads or 1)
+        return TokenEmbedder(encoder, self.bench.tokens, name=self.cell.arm)
 
     def _point(self, step: int) -> dict[str, Any]:
         self.module.eval()
@@ -332,7 +330,7 @@ class _Training:
             "tokens": tokens,
             "cpu_seconds": sum(record["cpu_seconds"] for record in records),
             "wall_seconds": parts,
-            "student_flops": 6.0 * matrix_parameters(self.module) * tokens,
+            "student_flops": 3.0 * forward_flops(self.module) * tokens,
             "clipped_steps": sum(record["clipped"] for record in records),
             "skipped_steps": sum(record["skipped"] for record in records),
             "terms_at_end": records[-1]["terms"] if records else {},

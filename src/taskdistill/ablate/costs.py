@@ -13,7 +13,7 @@ from taskdistill.errors import BadInput
 from taskdistill.folders import dump_json, write_file
 from taskdistill.job.plan import matrix_parameters
 from taskdistill.model.backbone import load_backbone, resolve
-from taskdistill.model.student import TransformerModel
+from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.teacher.protocol import instruct
 from taskdistill.vocabulary import Pooling
 
@@ -23,6 +23,19 @@ SAMPLE = 256
 FILE = "teacher-cost.json"
 SAME = 1.02
 """Up to this factor the steps count as equal, and no longer arm is run."""
+
+
+def forward_flops(module: TransformerModel | StaticModel) -> float:
+    """Return the floating-point work of a model for one token; a training step is three times that.
+
+    Args:
+        module: The model.
+
+    Returns:
+        Two operations a weight of the linear maps, or one addition a dimension of a static table. Attention itself is
+        left out: texts are short.
+    """
+    return float(module.embedding_dim) if isinstance(module, StaticModel) else 2.0 * matrix_parameters(module)
 
 
 def teacher_cost(bench: Bench, steps: int) -> dict[str, Any]:
@@ -54,7 +67,7 @@ def teacher_cost(bench: Bench, steps: int) -> dict[str, Any]:
         seconds = (time.process_time() - began) * len(texts) / len(sample)
         try:
             module = TransformerModel(load_backbone(resolve(recipe.teacher.model, recipe.teacher.revision)), Pooling.MEAN)
-            flops = 2.0 * matrix_parameters(module) * tokens
+            flops = forward_flops(module) * tokens
         except BadInput:
             flops = None
     found = {"texts": len(texts), "tokens": round(tokens), "cpu_seconds": seconds, "flops": flops}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,14 @@ import numpy as np
 
 from taskdistill.ablate.analysis import analyse
 from taskdistill.ablate.arms import CORE, Arm, arm_of
-from taskdistill.ablate.bench import Bench, fill_teacher_store
-from taskdistill.ablate.cells import TRIAL_SEED, Cell, result_of
+from taskdistill.ablate.bench import Bench, fill_teacher_store, open_bench
+from taskdistill.ablate.cells import TRIAL_SEED, Cell
 from taskdistill.ablate.checks import check_base, check_same, freeze, seen_in_training, warnings
 from taskdistill.ablate.costs import SAME, matched_factor, teacher_cost
 from taskdistill.ablate.measure import test_scores
 from taskdistill.ablate.phases import Point, untuned
 from taskdistill.ablate.pilot import detectable, detectable_sentence
-from taskdistill.ablate.pool import reopening, run_cells
+from taskdistill.ablate.pool import Crew
 from taskdistill.ablate.report import write_report
 from taskdistill.ablate.settings import Experiment, trial_steps
 from taskdistill.ablate.tuning import best_trial, trial_cells
@@ -32,30 +31,6 @@ from taskdistill.teacher.lock import writer_lock
 TEACHER = "teacher-scores.json"
 MATCHED = "matched-steps.json"
 PILOT = "pilot.json"
-
-
-@dataclass
-class Running:
-    """What the stages of a running experiment share."""
-
-    bench: Bench
-    jobs: int
-    watcher: Watcher
-    should_stop: Stop
-    reopen: dict[str, Any]
-
-    def run(self, cells: list[Cell]) -> list[dict[str, Any]]:
-        """Run cells and read their results.
-
-        Args:
-            cells: The cells.
-
-        Returns:
-            Their results, in order.
-        """
-        run_cells(self.bench, cells, self.jobs, self.watcher, self.should_stop, self.reopen)
-        found = [result_of(self.bench, cell) for cell in cells]
-        return [result for result in found if result is not None]
 
 
 def ablate(
@@ -94,19 +69,19 @@ def ablate(
     with writer_lock(out / "lock"):
         for name in remove_leftovers(out):
             watcher.note(f"removed {name}, left by an interrupted run")
-        reopen, open_again = reopening(experiment, out, recipe_folder or Path(), api_key)
-        bench = fill_teacher_store(open_again(), _distilled(experiment), watcher, open_again)
-        running = Running(bench, jobs, watcher, should_stop, reopen)
+        reopen = {"experiment": experiment, "out": out, "recipe_folder": recipe_folder or Path(), "api_key": api_key}
+        bench = fill_teacher_store(open_bench(**reopen, watcher=watcher), _distilled(experiment), watcher, partial(open_bench, **reopen))
         seen = seen_in_training(bench, bench.sets)
         found = warnings(experiment, bench.sets, seen)
         for warning in found:
             watcher.note(f"note: {warning}")
         watcher.note(detectable_sentence(detectable(experiment, bench.sets)))
-        points, trials = _tune(running)
-        pilot = _pilot(running, points)
-        runs = _run_arms(running, points)
-        matched, more = _match_costs(running, points, runs)
-        runs += more
+        with Crew(bench, jobs, watcher, should_stop, reopen) as crew:
+            points, trials = _tune(crew)
+            pilot = _pilot(crew, points)
+            runs = _run_arms(crew, points)
+            matched, more = _match_costs(crew, points, runs)
+            runs += more
         results = analyse(
             bench,
             frozen=frozen,
@@ -132,9 +107,9 @@ def _distilled(experiment: Experiment) -> dict[int, int]:
     return {**found, experiment.recipe.seed + TRIAL_SEED: trial}
 
 
-def _tune(running: Running) -> tuple[dict[str, Point], dict[str, list[dict[str, Any]]]]:
+def _tune(crew: Crew) -> tuple[dict[str, Point], dict[str, list[dict[str, Any]]]]:
     """Try the same settings for every tuned arm; D comes first, since second phases start from its best."""
-    experiment = running.bench.experiment
+    experiment = crew.bench.experiment
     points: dict[str, Point] = {}
     trials: dict[str, list[dict[str, Any]]] = {}
     tuned = [arm for arm in experiment.arms() if arm.tuned]
@@ -143,13 +118,13 @@ def _tune(running: Running) -> tuple[dict[str, Point], dict[str, list[dict[str, 
     for wave in ([arm for arm in tuned if len(arm.phases) == 1], [arm for arm in tuned if len(arm.phases) > 1]):
         if not wave:
             continue
-        running.watcher.stage(f"tuning {', '.join(arm.name for arm in wave)}: {experiment.ablation.trials} settings each, on the dev sets")
+        crew.watcher.stage(f"tuning {', '.join(arm.name for arm in wave)}: {experiment.ablation.trials} settings each, on the dev sets")
         cells = {arm.name: trial_cells(experiment, arm, points["D"] if len(arm.phases) > 1 else None) for arm in wave}
-        found = running.run([cell for own in cells.values() for cell in own])
+        found = crew.run([cell for own in cells.values() for cell in own])
         for arm in wave:
             trials[arm.name] = [result for result in found if result["cell"]["arm"] == arm.name]
             points[arm.name] = cells[arm.name][best_trial(trials[arm.name])].point
-            running.watcher.note(f"{arm.name}: {_said(points[arm.name])}")
+            crew.watcher.note(f"{arm.name}: {_said(points[arm.name])}")
     return points, trials
 
 
@@ -175,35 +150,35 @@ def run_cell_of(experiment: Experiment, arm: Arm, seed: int, points: dict[str, P
     return Cell("run", arm.name, seed, steps or experiment.recipe.stage1.steps, point, first)
 
 
-def _pilot(running: Running, points: dict[str, Point]) -> dict[str, Any]:
+def _pilot(crew: Crew, points: dict[str, Point]) -> dict[str, Any]:
     """Run DC with the first seeds and say the smallest detectable effect before any arm is compared with another."""
-    experiment, path = running.bench.experiment, running.bench.out / PILOT
+    experiment, path = crew.bench.experiment, crew.bench.out / PILOT
     arm = arm_of("DC")
     seeds = experiment.seeds_of(arm)[: experiment.ablation.pilot_seeds]
-    running.watcher.stage(f"pilot: DC with {len(seeds)} seeds")
-    done = running.run([run_cell_of(experiment, arm, seed, points) for seed in seeds])
-    found = detectable(experiment, running.bench.sets, done)
-    running.watcher.note(detectable_sentence(found))
+    crew.watcher.stage(f"pilot: DC with {len(seeds)} seeds")
+    done = crew.run([run_cell_of(experiment, arm, seed, points) for seed in seeds])
+    found = detectable(experiment, crew.bench.sets, done)
+    crew.watcher.note(detectable_sentence(found))
     write_file(path, dump_json(found))
     return found
 
 
-def _run_arms(running: Running, points: dict[str, Point]) -> list[dict[str, Any]]:
-    experiment = running.bench.experiment
+def _run_arms(crew: Crew, points: dict[str, Point]) -> list[dict[str, Any]]:
+    experiment = crew.bench.experiment
     cells = [
         run_cell_of(experiment, arm, seed, points) for arm in experiment.arms() if arm.matched is None for seed in experiment.seeds_of(arm)
     ]
-    running.watcher.stage(f"{len(cells)} runs of {len({cell.arm for cell in cells})} arms, {experiment.recipe.stage1.steps:,} steps each")
-    return running.run(cells)
+    crew.watcher.stage(f"{len(cells)} runs of {len({cell.arm for cell in cells})} arms, {experiment.recipe.stage1.steps:,} steps each")
+    return crew.run(cells)
 
 
-def _match_costs(running: Running, points: dict[str, Point], runs: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _match_costs(crew: Crew, points: dict[str, Point], runs: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run contrast alone for as long as it costs what DC and its teacher cost; the factors are kept, since seconds vary."""
-    experiment, path = running.bench.experiment, running.bench.out / MATCHED
+    experiment, path = crew.bench.experiment, crew.bench.out / MATCHED
     steps = experiment.recipe.stage1.steps
     factors: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     if not factors:
-        cost = teacher_cost(running.bench, steps)
+        cost = teacher_cost(crew.bench, steps)
         budgets = {name: [run["budget"] for run in runs if run["cell"]["arm"] == name] for name in ("DC", "C")}
         means = {
             name: {key: float(np.mean([each[key] for each in own])) for key in ("student_flops", "cpu_seconds")}
@@ -221,8 +196,8 @@ def _match_costs(running: Running, points: dict[str, Point], runs: list[dict[str
             continue
         cells += [run_cell_of(experiment, arm, seed, points, factors[arm.matched]["steps"]) for seed in experiment.seeds_of(arm)]
     if cells:
-        running.watcher.stage(f"{len(cells)} runs of contrast alone at equal cost")
-    return factors, running.run(cells) if cells else []
+        crew.watcher.stage(f"{len(cells)} runs of contrast alone at equal cost")
+    return factors, crew.run(cells) if cells else []
 
 
 def _score_teacher(bench: Bench, watcher: Watcher) -> dict[str, Any]:
@@ -232,7 +207,6 @@ def _score_teacher(bench: Bench, watcher: Watcher) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return found
     watcher.stage("scoring the teacher")
-    told: Callable[[], None] = lambda: None  # noqa: E731
-    scored = test_scores(TeacherEmbedder(bench.teacher, bench.stores), bench.sets, (), progress=told)
+    scored = test_scores(TeacherEmbedder(bench.teacher, bench.stores), bench.sets, ())
     write_file(path, dump_json(scored))
     return scored

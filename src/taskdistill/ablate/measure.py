@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from taskdistill.ablate.settings import Experiment
 from taskdistill.compress import Int8Ranges, truncate
+from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.compression import decoded
 from taskdistill.evaluate.encoding import Encoded, encode_set
 from taskdistill.evaluate.kinds import METRIC, Embedder, Kind
 from taskdistill.evaluate.protocols import score_vectors
-from taskdistill.evaluate.reading import SetData
+from taskdistill.evaluate.ranking import ndcg_units
+from taskdistill.evaluate.reading import RankingData, SetData
 from taskdistill.evaluate.sets import EvalSet, find_sets
 from taskdistill.vocabulary import Precision
 
@@ -63,6 +65,45 @@ class Sets:
             Name to hash of files and protocol.
         """
         return {each.name: each.digest() for each in (*self.primary, *self.secondary, *self.dev)}
+
+
+class TokenEmbedder:
+    """A student as evaluation sees it; the tokens of a text are made once, however many students encode it."""
+
+    def __init__(self, encoder: Encoder, known: dict[tuple[str, str], NDArray[np.int32]], *, name: str) -> None:
+        """Wrap an encoder.
+
+        Args:
+            encoder: The student.
+            known: Prompt and text to token ids; filled here, for students of the same tokenizer and length.
+            name: What to call it in messages.
+        """
+        self.encoder, self.known, self.name = encoder, known, name
+
+    def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> NDArray[np.float32]:
+        """Encode texts.
+
+        Args:
+            texts: Strings.
+            task: Ignored: a student of the ablation has no adapters.
+            prompt_name: query or document.
+
+        Returns:
+            float32 `(n, D)`, unit rows.
+        """
+        prompt = self.encoder.prompt_text(prompt_name)
+        if new := list(dict.fromkeys(text for text in texts if (prompt, text) not in self.known)):
+            made = self.encoder.model.tokenizer.ids(new, prompt=prompt, max_length=self.encoder.max_length).ids
+            self.known.update({(prompt, text): row.astype(np.int32) for text, row in zip(new, made, strict=True)})
+        return self.encoder.encode_ids([self.known[prompt, text] for text in texts])
+
+    def fingerprint(self) -> str:
+        """Hash what decides the vectors.
+
+        Returns:
+            The model's hash.
+        """
+        return self.encoder.model_hash
 
 
 def open_sets(experiment: Experiment, root: Path) -> Sets:
@@ -117,7 +158,11 @@ def dev_scores(embedder: Embedder, sets: Sets) -> dict[str, float]:
     found = {}
     for each in sets.dev:
         data = sets.data(each)
-        found[each.name] = score_vectors(each.name, each.kind, data, encode_set(embedder, each.kind, data)).score
+        encoded = encode_set(embedder, each.kind, data)
+        if isinstance(data, RankingData) and each.kind is Kind.RETRIEVAL:
+            found[each.name] = float(ndcg_units(data, encoded.sides["queries"], encoded.sides["documents"]).mean())
+        else:
+            found[each.name] = score_vectors(each.name, each.kind, data, encoded).score
     return found
 
 
@@ -134,16 +179,13 @@ def macro(scores: Mapping[str, float], sets: Sequence[EvalSet]) -> float:
     return float(np.mean([scores[each.name] for each in sets if each.kind is Kind.RETRIEVAL]))
 
 
-def test_scores(
-    embedder: Embedder, sets: Sets, dims: Sequence[int], *, progress: Callable[[], None] = lambda: None
-) -> dict[str, dict[str, Any]]:
+def test_scores(embedder: Embedder, sets: Sets, dims: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Score a model on the test sets.
 
     Args:
         embedder: The model.
         sets: The sets.
         dims: Truncations of retrieval vectors that are scored too.
-        progress: Called after each set.
 
     Returns:
         Set to `kind`, `metric`, `n`, `score`, `scores` (further metrics) and, for retrieval, `units`: variant to one
@@ -161,13 +203,12 @@ def test_scores(
             "score": whole.score,
             "scores": whole.scores,
         }
-        if each.kind is Kind.RETRIEVAL:
+        if each.kind is Kind.RETRIEVAL and isinstance(data, RankingData):
             units = {WHOLE: whole.units[""]}
             for name, changed in variants(encoded, dims).items():
-                units[name] = score_vectors(each.name, each.kind, data, changed).units[""]
+                units[name] = ndcg_units(data, changed.sides["queries"], changed.sides["documents"])
             record["units"] = {name: np.round(values, _DIGITS).tolist() for name, values in units.items()}
         found[each.name] = record
-        progress()
     return found
 
 

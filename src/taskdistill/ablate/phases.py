@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taskdistill.ablate.arms import Arm
 from taskdistill.ablate.settings import Experiment, second_steps
@@ -16,7 +16,7 @@ from taskdistill.data.order import generator
 from taskdistill.data.rows import Dataset
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.projection import Projection
-from taskdistill.model.student import TransformerModel
+from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.recipe import Adapter, Phase
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
@@ -79,7 +79,7 @@ def batch_plan(experiment: Experiment, datasets: Mapping[str, Dataset], seed: in
     return BatchPlan(used, stage.sources, stage.batch_size * times, seed=seed, label=LABEL, batch_sizes=sizes)
 
 
-def initial_projection(experiment: Experiment, module: TransformerModel, teacher_dim: int, seed: int) -> Projection | None:
+def initial_projection(experiment: Experiment, module: TransformerModel | StaticModel, teacher_dim: int, seed: int) -> Projection | None:
     """Draw the projection that every arm of a seed starts with.
 
     Args:
@@ -128,7 +128,7 @@ def phase_job(
     terms: Sequence[str],
     point: Point,
     experiment: Experiment,
-    module: TransformerModel,
+    module: TransformerModel | StaticModel,
     plan: BatchPlan,
     projection: Projection | None,
     stores: Mapping[View, TeacherStore],
@@ -180,8 +180,6 @@ def phase_job(
         return found, masked
 
     stage = experiment.recipe.stage1
-    table = module.backbone.get_input_embeddings().weight
-    trained = {n: p for n, p in module.backbone.named_parameters() if not (stage.freeze_embeddings and p is table)}
     heads = Heads(projection if distils else None)
     return PhaseJob(
         name,
@@ -190,12 +188,33 @@ def phase_job(
         prepared,
         objective,
         weights,
-        trained,
+        trained_weights(module, freeze_table=stage.freeze_embeddings),
         heads,
         stage.projection_lr,
         stores=stores if distils else {},
         starts_at=starts_at,
     )
+
+
+def trained_weights(module: TransformerModel | StaticModel, *, freeze_table: bool) -> dict[str, nn.Parameter]:
+    """List what every arm trains: the whole student.
+
+    Args:
+        module: The student.
+        freeze_table: Whether the token table stays as it was.
+
+    Returns:
+        Name to parameter.
+
+    Raises:
+        BadInput: If nothing would be left to train.
+    """
+    if isinstance(module, StaticModel):
+        if freeze_table:
+            raise BadInput("stage1.freeze_embeddings leaves nothing to train in a static student; remove it")
+        return {"table": module.table}
+    table = module.backbone.get_input_embeddings().weight
+    return {n: p for n, p in module.backbone.named_parameters() if not (freeze_table and p is table)}
 
 
 def phase_settings(arm: Arm, terms: Sequence[str], point: Point, experiment: Experiment, *, steps: int, every: int) -> Adapter:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import multiprocessing
 import queue
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
 from typing import Any
 
 from taskdistill.ablate.bench import Bench, open_bench
 from taskdistill.ablate.cells import Cell, result_of, run_cell
-from taskdistill.ablate.settings import Experiment
 from taskdistill.errors import WorkFailed
 from taskdistill.job.watch import Stop, Watcher
 from taskdistill.train.loop import Interrupted
+
+STOPPED = "stopped; what is finished is kept, run the same command again to continue"
 
 _POLL = 0.5
 """Seconds between looks at what the processes tell."""
@@ -25,126 +28,153 @@ _STRIDE = 20
 """Steps between two tellings of a process."""
 
 
-def run_cells(bench: Bench, cells: Sequence[Cell], jobs: int, watcher: Watcher, should_stop: Stop, reopen: dict[str, Any]) -> None:
-    """Run cells, those that others start from first; finished ones are left as they are.
+@dataclass
+class Crew:
+    """Runs cells; with several jobs its processes stay from one stage of the experiment to the next.
 
-    Args:
+    Attributes:
         bench: The bench of this process.
-        cells: The cells.
-        jobs: How many run at once.
+        jobs: How many cells run at once.
         watcher: Told how far all of them are, in steps.
         should_stop: Asked all the time; true saves every running cell and stops.
         reopen: Keyword arguments with which another process opens its own bench.
-
-    Raises:
-        Interrupted: If a stop was asked for.
-        WorkFailed: If a cell cannot be finished.
     """
-    wanted = list(dict.fromkeys(cells))
-    needed = list(dict.fromkeys(shared for cell in wanted if (shared := cell.needs()) is not None))
-    for wave in (needed, wanted):
-        todo = [cell for cell in wave if result_of(bench, cell) is None]
-        total = sum(cell.trained_steps(bench) for cell in todo)
-        if not todo:
-            continue
-        if jobs == 1 or len(todo) == 1:
-            _in_turn(bench, todo, total, watcher, should_stop)
-        else:
-            _at_once(todo, {cell.key: cell.trained_steps(bench) for cell in todo}, jobs, watcher, should_stop, reopen)
 
+    bench: Bench
+    jobs: int
+    watcher: Watcher
+    should_stop: Stop
+    reopen: dict[str, Any]
+    _pool: ProcessPoolExecutor | None = None
+    _told: Any = None
+    _stop: Any = None
+    _done: dict[str, int] = field(default_factory=dict)
 
-def _in_turn(bench: Bench, cells: Sequence[Cell], total: int, watcher: Watcher, should_stop: Stop) -> None:
-    done = 0
-    for cell in cells:
-        if should_stop():
-            raise Interrupted("stopped; what is finished is kept, run the same command again to continue")
-        run_cell(
-            bench, cell, should_stop=should_stop, on_steps=lambda n, _, before=done: watcher.count(before + n, total), note=watcher.note
-        )  # type: ignore[misc]
-        done += cell.trained_steps(bench)
-        watcher.count(done, total)
+    def __enter__(self) -> Crew:
+        """Start nothing: processes start with the first cells.
 
+        Returns:
+            The crew.
+        """
+        return self
 
-def _at_once(cells: Sequence[Cell], steps: dict[str, int], jobs: int, watcher: Watcher, should_stop: Stop, reopen: dict[str, Any]) -> None:
-    context = multiprocessing.get_context("spawn")
-    told: Any = context.Queue()
-    stop = context.Event()
-    done: dict[str, int] = {}
-    total = sum(steps.values())
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Let running cells save and end the processes.
 
-    def listen() -> None:
+        Args:
+            kind: Of an error.
+            error: The error.
+            trace: Where.
+        """
+        if self._pool is not None:
+            if kind is not None:
+                self._stop.set()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+        """Run cells, those that others start from first; finished ones are left as they are.
+
+        Args:
+            cells: The cells.
+
+        Returns:
+            Their results, in order.
+
+        Raises:
+            Interrupted: If a stop was asked for.
+            WorkFailed: If a cell cannot be finished.
+        """
+        wanted = list(dict.fromkeys(cells))
+        needed = list(dict.fromkeys(shared for cell in wanted if (shared := cell.needs()) is not None))
+        for wave in (needed, wanted):
+            todo = [cell for cell in wave if result_of(self.bench, cell) is None]
+            if self.jobs == 1:
+                self._in_turn(todo)
+            elif todo:
+                self._at_once(todo)
+        found = [result_of(self.bench, cell) for cell in cells]
+        return [result for result in found if result is not None]
+
+    def _in_turn(self, cells: Sequence[Cell]) -> None:
+        done, total = 0, sum(cell.trained_steps(self.bench) for cell in cells)
+        for cell in cells:
+            if self.should_stop():
+                raise Interrupted(STOPPED)
+            told = partial(_count, self.watcher, done, total)
+            run_cell(self.bench, cell, should_stop=self.should_stop, on_steps=told, note=self.watcher.note)
+            done += cell.trained_steps(self.bench)
+            self.watcher.count(done, total)
+
+    def _at_once(self, cells: Sequence[Cell]) -> None:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._told, self._stop = context.Queue(), context.Event()
+            self._pool = ProcessPoolExecutor(self.jobs, context, _start, (self.reopen, self._told, self._stop))
+        steps = {cell.key: cell.trained_steps(self.bench) for cell in cells}
+        self._done = {}
+        running: dict[Future[None], Cell] = {self._pool.submit(_work, cell): cell for cell in cells}
+        try:
+            while running:
+                ended, _ = wait(running, _POLL, FIRST_COMPLETED)
+                for future in ended:
+                    cell = running.pop(future)
+                    future.result()
+                    self._done[cell.key] = steps[cell.key]
+                self._listen(steps)
+        except BrokenProcessPool:
+            raise WorkFailed("a process that trained an arm was ended from outside; run the same command again to continue") from None
+
+    def _listen(self, steps: dict[str, int]) -> None:
         while True:
             try:
-                kind, key, value = told.get_nowait()
+                kind, key, value = self._told.get_nowait()
             except queue.Empty:
                 break
             if kind == "note":
-                watcher.note(value)
-            else:
-                done[key] = value
-        if should_stop():
-            stop.set()
-        watcher.count(sum(done.values()), total)
-
-    pool = ProcessPoolExecutor(min(jobs, len(cells)), context, _start, (reopen, told, stop))
-    try:
-        running: dict[Future[None], Cell] = {pool.submit(_work, cell): cell for cell in cells}
-        while running:
-            ended, _ = wait(running, _POLL, FIRST_COMPLETED)
-            listen()
-            for future in ended:
-                cell = running.pop(future)
-                future.result()
-                done[cell.key] = steps[cell.key]
-    except BrokenProcessPool:
-        raise WorkFailed("a process that trained an arm was ended from outside; run the same command again to continue") from None
-    except BaseException:
-        stop.set()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+                self.watcher.note(value)
+            elif key in steps:
+                self._done[key] = max(value, self._done.get(key, 0))
+        if self.should_stop():
+            self._stop.set()
+        self.watcher.count(sum(self._done.values()), sum(steps.values()))
 
 
-_bench: Bench | None = None
-_told: Any = None
-_stop: Any = None
+def _count(watcher: Watcher, before: int, total: int, done: int, _: int) -> None:
+    watcher.count(before + done, total)
+
+
+@dataclass
+class _Here:
+    """What a process of the crew holds."""
+
+    bench: Bench
+    told: Any
+    stop: Any
+
+
+_here: list[_Here] = []
 
 
 def _start(reopen: dict[str, Any], told: Any, stop: Any) -> None:
-    global _bench, _told, _stop
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _told, _stop = told, stop
-    _bench = open_bench(**reopen)
+    _here[:] = [_Here(open_bench(**reopen), told, stop)]
 
 
 def _work(cell: Cell) -> None:
-    assert _bench is not None
+    (here,) = _here
 
     def should_stop() -> bool:
         parent = multiprocessing.parent_process()
-        return bool(_stop.is_set()) or parent is None or not parent.is_alive()
+        return bool(here.stop.is_set()) or parent is None or not parent.is_alive()
 
     def on_steps(done: int, total: int) -> None:
         if done % _STRIDE == 0 or done == total:
-            _told.put(("steps", cell.key, done))
+            here.told.put(("steps", cell.key, done))
+
+    def note(text: str) -> None:
+        here.told.put(("note", cell.key, text))
 
     if should_stop():
-        raise Interrupted("stopped; what is finished is kept, run the same command again to continue")
-    run_cell(_bench, cell, should_stop=should_stop, on_steps=on_steps, note=lambda text: _told.put(("note", cell.key, text)))
-
-
-def reopening(experiment: Experiment, out: Path, recipe_folder: Path, api_key: str | None) -> tuple[dict[str, Any], Callable[[], Bench]]:
-    """Say how other processes open their bench, and open one here.
-
-    Args:
-        experiment: The experiment.
-        out: Its folder.
-        recipe_folder: Where relative paths of the recipe start.
-        api_key: Key of an HTTP teacher.
-
-    Returns:
-        Keyword arguments of `open_bench`, and a function that calls it with them.
-    """
-    arguments: dict[str, Any] = {"experiment": experiment, "out": out, "recipe_folder": recipe_folder, "api_key": api_key}
-    return arguments, lambda: open_bench(**arguments)
+        raise Interrupted(STOPPED)
+    run_cell(here.bench, cell, should_stop=should_stop, on_steps=on_steps, note=note)

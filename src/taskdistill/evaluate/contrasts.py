@@ -78,7 +78,7 @@ class Finding:
         signs = [value > 0 for value in self.per_seed if value != 0]
         most = max(sum(signs), len(signs) - sum(signs))
         tail = sum(math.comb(len(signs), k) for k in range(most, len(signs) + 1))
-        return min(1.0, 2 * tail / 2 ** len(signs))
+        return float(min(1.0, 2 * tail / 2 ** len(signs)))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data.

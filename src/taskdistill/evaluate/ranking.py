@@ -68,3 +68,43 @@ def rank(data: RankingData, queries: NDArray[np.float32], documents: NDArray[np.
         names = data.candidates[query]
         ranking[query] = dict(zip(names, (documents[[place[name] for name in names]] @ vector).tolist(), strict=True))
     return ranking
+
+
+def ndcg_units(data: RankingData, queries: NDArray[np.float32], documents: NDArray[np.float32], cutoff: int = 10) -> NDArray[np.float64]:
+    """Compute nDCG of every query without ranking more documents than count, for scoring many variants of the same vectors.
+
+    The numbers are those of `metrics.retrieval_scores`: linear gains, and ties go to the larger document id.
+
+    Args:
+        data: The set, without candidates.
+        queries: (queries, dim) vectors.
+        documents: (documents, dim) vectors.
+        cutoff: Documents that count.
+
+    Returns:
+        (queries,) nDCG at the cutoff, in the order of the set's queries.
+    """
+    ids = sorted(data.documents, reverse=True)
+    place = {key: i for i, key in enumerate(data.documents)}
+    queries, documents = normalise(queries), normalise(documents)[[place[key] for key in ids]]
+    discounts = 1 / np.log2(np.arange(cutoff) + 2)
+    found = np.zeros(len(queries))
+    names = list(data.queries)
+    for start in range(0, len(queries), _BLOCK):
+        for row, scores in enumerate(queries[start : start + _BLOCK] @ documents.T, start):
+            judged = data.qrels[names[row]]
+            ideal = np.sort(np.array([gain for gain in judged.values() if gain > 0], dtype=np.float64))[::-1][:cutoff]
+            if len(ideal):
+                best = [max(0, judged.get(ids[i], 0)) for i in _first(scores, cutoff)]
+                found[row] = (best @ discounts[: len(best)]) / (ideal @ discounts[: len(ideal)])
+    return found
+
+
+def _first(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Return the places of the k largest scores in order; of equal ones the first place."""
+    if len(scores) <= k:
+        return np.argsort(-scores, kind="stable")
+    least = np.partition(scores, -k)[-k]
+    above = np.flatnonzero(scores > least)
+    tied = np.flatnonzero(scores == least)[: k - len(above)]
+    return np.concatenate([above[np.argsort(-scores[above], kind="stable")], tied])

@@ -1,0 +1,79 @@
+"""A static student for ablations in minutes: a random table of token vectors that no teacher has touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from taskdistill.ablate.settings import Experiment
+from taskdistill.data.rows import Dataset, row_texts
+from taskdistill.errors import BadInput
+from taskdistill.job.start import matryoshka_dims
+from taskdistill.model.backbone import resolve
+from taskdistill.model.folder import Model, Settings
+from taskdistill.model.student import StaticModel
+from taskdistill.model.text import TextTokenizer
+from taskdistill.train.static import FREQUENCY_FLOOR
+
+STATIC = "static"
+"""`model_type` of a student that is a token table: `student.config: {model_type: static, hidden_size: 128}`."""
+
+
+def is_static(experiment: Experiment) -> bool:
+    """Say whether the student is a token table.
+
+    Args:
+        experiment: The experiment.
+
+    Returns:
+        Whether its recipe says so.
+    """
+    return (experiment.recipe.student.config or {}).get("model_type") == STATIC
+
+
+def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> Model:
+    """Make the table: random directions, each scaled by how rare its token is in the training texts.
+
+    Args:
+        experiment: The experiment.
+        datasets: The training rows, from which the share of each token is counted.
+
+    Returns:
+        The model before its first step.
+
+    Raises:
+        BadInput: If the configuration says more than its size, or a setting does not act on a table.
+    """
+    recipe = experiment.recipe
+    config = dict(recipe.student.config or {})
+    width = config.pop("hidden_size", None)
+    config.pop("model_type")
+    if not isinstance(width, int) or width < 1 or config:
+        raise BadInput(
+            f"student.config of a static student is {{model_type: static, hidden_size: N}}; got hidden_size {width!r} and {config}"
+        )
+    idle = {
+        "student.pooling": recipe.student.pooling,
+        "student.rope_theta": recipe.student.rope_theta,
+        "student.layers": recipe.student.layers,
+    }
+    if said := [name for name, value in idle.items() if value is not None]:
+        raise BadInput(f"{said[0]} has no effect on a static student, which is a mean of token vectors; remove it")
+    if recipe.student.tokenizer is None:
+        raise BadInput("student.init is `config`, so student.tokenizer must name a folder with a tokenizer.json")
+    source = resolve(recipe.student.tokenizer)
+    tokenizer = TextTokenizer.load(source, special=False)
+    texts = list(dict.fromkeys(text for _, each in sorted(datasets.items()) for row in each.rows for text in row_texts(row)))
+    counts = np.bincount(np.concatenate(tokenizer.ids(texts, prompt="", max_length=recipe.stage1.max_length).ids), minlength=len(tokenizer))
+    shares = torch.from_numpy(counts / counts.sum()).float()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    table = torch.randn(len(tokenizer), width, generator=generator) / width**0.5
+    table *= (FREQUENCY_FLOOR / (FREQUENCY_FLOOR + shares))[:, None]
+    settings = Settings(
+        prompts=dict(recipe.student.prompts),
+        max_length=recipe.student.max_length,
+        matryoshka_dims=matryoshka_dims(recipe.student.matryoshka_dims, width),
+    )
+    return Model(StaticModel(table).eval(), tokenizer, settings, name=recipe.name, source=source)
