@@ -141,10 +141,11 @@ class Experiment:
         """Return what is written down before the run.
 
         Returns:
-            Plain data: the recipe without what moves no number, the ablation, the expectation among it.
+            Plain data: the recipe without what moves no number (folders, whose content is hashed elsewhere), and the ablation.
         """
         recipe = self.recipe.model_dump(mode="json", exclude={"name", "threads", "static", "long", "adapters"})
-        recipe["teacher"].pop("store")
+        for part, name in (("teacher", "store"), ("data", "root"), ("evaluation", "root")):
+            recipe[part].pop(name)
         return {"recipe": recipe, "ablation": self.ablation.model_dump(mode="json"), "left_out": list(self.left_out)}
 
     def digest(self) -> str:
