@@ -42,6 +42,7 @@ def ablate(
     watcher: Watcher | None = None,
     should_stop: Stop = never,
     api_key: str | None = None,
+    command: str = "taskdistill ablate recipe.yaml --out ablation",
 ) -> dict[str, Any]:
     """Run an experiment into a folder; run again after any interruption, it continues.
 
@@ -53,6 +54,7 @@ def ablate(
         watcher: Told what happens.
         should_stop: Asked before every step; true saves and stops.
         api_key: Key of an HTTP teacher.
+        command: What to type to get the report again.
 
     Returns:
         The content of results.json.
@@ -96,7 +98,7 @@ def ablate(
             warnings=found,
         )
         write_file(out / "results.json", dump_json(results))
-        write_report(out, results, bench)
+        write_report(out, results, command)
     return results
 
 

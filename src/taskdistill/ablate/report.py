@@ -1,4 +1,4 @@
-"""The report of an experiment: one self-contained page from results.json."""
+"""The report of an ablation: one self-contained page from results.json."""
 
 from __future__ import annotations
 
@@ -6,18 +6,243 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from taskdistill.ablate.bench import Bench
-from taskdistill.evaluate.report import ReportData, render_report
+import yaml
+from markupsafe import Markup
+
+from taskdistill.ablate import report_tables as tables
+from taskdistill.ablate.contrasts import BITS, CONTROLS, COSTS, GOR, INTERACTION, LENGTHS, ORDER
+from taskdistill.evaluate.charts import Series, dot_plot, interval_chart, line_chart
+from taskdistill.evaluate.report import ReportData, Section, render_report
+from taskdistill.evaluate.tables import Table
 from taskdistill.folders import write_file
 
+Results = Mapping[str, Any]
 
-def write_report(out: Path, results: Mapping[str, Any], bench: Bench) -> None:
+MOST_LINES = 6
+"""Lines or marks that one chart can tell apart."""
+
+SAID = {
+    "supported": "Supported: combining distillation with contrast beats each of them alone.",
+    "contradicted": "Contradicted: combining distillation with contrast does not beat both of them.",
+    "undecided": "Undecided: these data do not tell whether combining distillation with contrast beats both of them.",
+}
+
+
+def write_report(out: Path, results: Results, command: str) -> None:
     """Write OUT/report.html.
 
     Args:
         out: Folder of the experiment.
         results: Content of results.json.
-        bench: The bench.
+        command: What to type to get the page again.
     """
-    data = ReportData(title=results["name"], warnings=results["warnings"], versions=results["versions"])
-    write_file(out / "report.html", render_report(data))
+    write_file(out / "report.html", render_report(report_data(results, command)))
+
+
+def report_data(results: Results, command: str) -> ReportData:
+    """Lay results out as a page.
+
+    Args:
+        results: Content of results.json.
+        command: What to type to get the page again.
+
+    Returns:
+        The page's content.
+    """
+    verdict = results["verdict"]
+    frozen = {key: results["frozen"][key] for key in ("ablation", "recipe", "left_out")}
+    return ReportData(
+        title=results["name"],
+        summary=f"{SAID[verdict['state']]} {_relevance(results)}",
+        facts=_facts(results),
+        warnings=results["warnings"],
+        sections=[
+            Section(
+                "The claim",
+                f"{_shown(results)} Written down before the run: “{results['frozen']['ablation']['expectation']}”",
+                [tables.claim_table(results), *_deciding(results)],
+                [_claim_chart(results)],
+            ),
+            Section(
+                "Arms",
+                _arm_words(results),
+                [
+                    tables.arm_table(results),
+                    *_some(tables.contrast_table(results, [INTERACTION, ORDER], "Interaction, and the order of phases")),
+                ],
+                [_seed_chart(results)],
+            ),
+            Section("Test sets", "", [tables.set_table(results)]),
+            Section("Learning curves", _curve_words(results), _crossing_tables(results), _curve_charts(results)),
+            Section(
+                "The spread-out regulariser",
+                "GOR is switched on and off on its own, so that what it does is not credited to distillation.",
+                _some(tables.contrast_table(results, [GOR])),
+            ),
+            Section(
+                "Smaller vectors",
+                "",
+                [
+                    tables.variant_table(results),
+                    *_some(tables.contrast_table(results, [BITS], "Sign bits")),
+                    *_some(tables.contrast_table(results, [LENGTHS], "Truncation")),
+                ],
+            ),
+            Section("Controls", "", _some(tables.contrast_table(results, [CONTROLS]))),
+            Section(
+                "Equal cost",
+                _cost_words(results),
+                [tables.cost_table(results), *_some(tables.contrast_table(results, [COSTS], "Contrast alone with more"))],
+            ),
+            Section("Tuning", "", _some(tables.tuning_table(results))),
+            Section(
+                "Queries",
+                _query_words(results),
+                [
+                    *_some(tables.query_table(results, "helped", "Helped most")),
+                    *_some(tables.query_table(results, "harmed", "Harmed most")),
+                    tables.length_table(results),
+                ],
+            ),
+            Section("The same in every arm", _machine(results), [tables.hash_table(results)]),
+        ],
+        settings=yaml.safe_dump(frozen, sort_keys=False, allow_unicode=True),
+        commands=[command],
+        versions=results["versions"],
+    )
+
+
+def _some(table: Table | None) -> list[Table]:
+    return [] if table is None else [table]
+
+
+def _relevance(results: Results) -> str:
+    margin = results["frozen"]["ablation"]["margin"]
+    return {
+        "yes": f"Both differences are larger than {margin:.1f} points.",
+        "no": f"There is no relevant gain over both: against one of them it is shown to be below {margin:.1f} points.",
+        "open": f"Whether the smaller gain is relevant, {margin:.1f} points or more, is open.",
+    }[results["verdict"]["relevant"]]
+
+
+def _facts(results: Results) -> list[tuple[str, str]]:
+    found = {each["name"]: each["estimate"] for each in results["contrasts"] if not each["exploratory"]}
+    facts = [(tables.points(estimate[0]), f"points, {name} ({tables.span(estimate)})") for name, estimate in found.items()]
+    before = results["smallest_detectable"]
+    facts.append((f"{100 * before['smallest_effect']:.1f}", "points: smallest effect it would probably show, said before the run"))
+    facts.append((f"{before['seeds']} × {before['queries']:,}", "seeds and queries"))
+    return facts
+
+
+def _shown(results: Results) -> str:
+    p = results["verdict"]["p"]
+    return f"Both comparisons must hold (intersection-union test): p = {tables.p_value(p)} one-sided. {' '.join(results['verdict']['why'])}"
+
+
+def _deciding(results: Results) -> list[Table]:
+    sentences = results["verdict"]["would_decide"]
+    return (
+        [Table("What would decide it", ["comparison"], [[sentence] for sentence in sentences], "At 80 % power and 5 %, two-sided.")]
+        if sentences
+        else []
+    )
+
+
+def _claim_chart(results: Results) -> Markup:
+    chosen = [each for each in results["contrasts"] if each["family"] not in (BITS, LENGTHS, CONTROLS)]
+    rows = [(each["name"], *(100 * x for x in each["estimate"])) for each in chosen]
+    label = "Differences in points with 95 % intervals: " + "; ".join(f"{name} {v:+.2f} ({a:+.2f} to {b:+.2f})" for name, v, a, b in rows)
+    return interval_chart(rows, label=label, x_label="points of nDCG@10, 95 % interval over seeds, sets and queries")
+
+
+def _arm_words(results: Results) -> str:
+    tuned = "after tuning on the dev sets" if results["tuning"] else "with untuned settings"
+    return f"Every arm starts from one checkpoint, sees the same batches in the same order for each seed, and has equal steps, {tuned}. The checkpoint is that of the last step for all."
+
+
+def _seed_chart(results: Results) -> Markup:
+    arms = results["arms"]
+    most = min(MOST_LINES, max(len(arm["runs"]) for arm in arms.values()))
+    seeds = [run["seed"] for run in max(arms.values(), key=lambda arm: len(arm["runs"]))["runs"]][:most]
+    rows = []
+    for name, arm in arms.items():
+        by_seed = {run["seed"]: 100 * run["score"] for run in arm["runs"]}
+        values = [by_seed.get(seed) for seed in seeds]
+        rows.append((name, values if any(value is not None for value in values) else [100 * arm["runs"][0]["score"]]))
+    label = "nDCG@10 of every seed: " + "; ".join(
+        f"{name}: " + ", ".join(f"{v:.1f}" for v in values if v is not None) for name, values in rows
+    )
+    return dot_plot(rows, [f"seed {seed}" for seed in seeds], label=label, x_label="nDCG@10 × 100, mean over sets")
+
+
+def _curve_words(results: Results) -> str:
+    curves = results["curves"]
+    moved = curves["at_equal_distance"]
+    scores = ", ".join(f"{name} {100 * score:.1f}" for name, score in moved["scores"].items())
+    order = (
+        "The order of D, C and DC still changed in the last fifth of the steps."
+        if curves["still_changing"]
+        else "The order of D, C and DC did not change in the last fifth of the steps."
+    )
+    return (
+        f"nDCG@10 on the dev sets, mean over seeds; every curve starts at the untrained base. {order} Where each has moved the weights as far as the one "
+        f"that moved least (Euclidean distance {moved['distance']:.2f} from the base), the dev scores are: {scores}."
+    )
+
+
+def _curve_charts(results: Results) -> list[Markup]:
+    titles = {"steps": "steps", "cpu_seconds": "CPU-seconds of training", "cpu_seconds_with_teacher": "CPU-seconds with the teacher's"}
+    charts = []
+    for key, words in titles.items():
+        curves = results["curves"].get(key)
+        if curves:
+            series = [Series(name, [(x, 100 * y) for x, y in curve]) for name, curve in list(curves.items())[:MOST_LINES]]
+            ends = ", ".join(f"{each.name} ends at {each.points[-1][1]:.1f}" for each in series)
+            charts.append(
+                line_chart(series, label=f"Dev nDCG@10 against {words}: {ends}", x_label=words, y_label="nDCG@10 × 100", marks=True)
+            )
+    return charts
+
+
+def _crossing_tables(results: Results) -> list[Table]:
+    found: dict[tuple[str, str], list[str]] = {}
+    keys = ("crossings_on_steps", "crossings_on_cpu_seconds", "crossings_on_cpu_seconds_with_teacher")
+    for place, key in enumerate(keys):
+        for each in results["curves"].get(key, ()):
+            row = found.setdefault((each["arms"][0], each["arms"][1]), ["–"] * len(keys))
+            row[place] = ", ".join(f"{at:,.0f}" for at in each["at"])
+    rows = [[f"{a} and {b}", *row] for (a, b), row in found.items()]
+    if not rows:
+        return []
+    return [
+        Table(
+            "Where curves cross",
+            ["arms", "step", "CPU-second", "CPU-second, teacher paid"],
+            rows,
+            "By straight lines between the points of the mean curves.",
+        )
+    ]
+
+
+def _cost_words(results: Results) -> str:
+    words = ["Equal steps is the primary comparison."]
+    for kind, said in (("flops", "floating-point work"), ("seconds", "CPU-seconds")):
+        each = results["matched"].get(kind) or {}
+        if each.get("factor") is not None:
+            capped = f" (it got {each['run']:.1f} times, the most allowed)" if each["run"] < each["factor"] else ""
+            words.append(f"At equal {said}, teacher included, contrast alone gets {each['factor']:.2f} times the steps{capped}.")
+    cached = results["matched"].get("seconds_cached")
+    if cached:
+        words.append(f"With the teacher's vectors cached, a step of DC costs {cached['factor']:.2f} times the CPU-seconds of a step of C.")
+    return " ".join(words)
+
+
+def _query_words(results: Results) -> str:
+    counts = results["examples"]["counts"]
+    return f"Against {results['examples']['against']} the combination helps {counts['helped']:,} and harms {counts['harmed']:,} of {counts['queries']:,} queries."
+
+
+def _machine(results: Results) -> str:
+    machine = results["machine"]
+    threads = next(iter(results["arms"].values()))["runs"][0]["threads"]
+    return f"{machine['cores']} cores ({machine['processor']}, {machine['system']}), {threads} thread a run."

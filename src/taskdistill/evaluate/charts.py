@@ -107,6 +107,35 @@ def dot_plot(rows: Sequence[tuple[str, Sequence[float | None]]], names: Sequence
     return _svg(bottom + 40 + _LEGEND * len(names), label, parts)
 
 
+def interval_chart(rows: Sequence[tuple[str, float, float, float]], *, label: str, x_label: str) -> Markup:
+    """Draw one interval a row with its value, and a line at zero: what lies across that line may be nothing.
+
+    Args:
+        rows: Name, value, low, high.
+        label: What a person who cannot see the chart is told.
+        x_label: Below the axis.
+
+    Returns:
+        An `svg` element.
+    """
+    ticks = _ticks(min(0.0, *(low for _, _, low, _ in rows)), max(0.0, *(high for *_, high in rows)), 4)
+    left = 8 + 6.2 * max(len(name) for name, *_ in rows)
+    place = _scale(ticks[0], ticks[-1], left + 8, WIDTH - _RIGHT)
+    bottom = _TOP + 22 * len(rows)
+    parts = []
+    for tick in ticks:
+        kind = "zero" if tick == 0 else "grid"
+        parts.append(f'<line class="{kind}" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="{_TOP}" y2="{bottom}"/>')
+        parts.append(f'<text class="tick" x="{place(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_number(tick, ticks)}</text>')
+    for r, (name, value, low, high) in enumerate(rows):
+        y = _TOP + 22 * r + 11
+        parts.append(f'<text class="name" x="0" y="{y + 4}">{escape(name)}</text>')
+        parts.append(f'<line class="line s0" x1="{place(low):.1f}" x2="{place(high):.1f}" y1="{y}" y2="{y}"/>')
+        parts.append(_mark(0, place(value), y))
+    parts.append(f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}" text-anchor="end">{escape(x_label)}</text>')
+    return _svg(bottom + 38, label, parts)
+
+
 def _svg(height: float, label: str, parts: Sequence[str]) -> Markup:
     return Markup(f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>')
 

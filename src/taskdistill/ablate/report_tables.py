@@ -1,0 +1,324 @@
+"""Tables of an ablation's report, from results.json as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from taskdistill.evaluate.kinds import Kind
+from taskdistill.evaluate.score_tables import kind_title
+from taskdistill.evaluate.tables import Table, Text, Value
+
+Results = Mapping[str, Any]
+
+EXPLORATORY = "Exploratory: p is two-sided, by the paired randomisation test, and corrected within this table by Holm's method."
+
+
+def points(value: float, digits: int = 2) -> str:
+    """Write a difference in points.
+
+    Args:
+        value: 0 to 1.
+        digits: Digits behind the point.
+
+    Returns:
+        With its sign.
+    """
+    return f"{100 * value:+.{digits}f}"
+
+
+def span(estimate: Sequence[float]) -> str:
+    """Write an interval of a difference in points.
+
+    Args:
+        estimate: Value, low, high.
+
+    Returns:
+        Low and high.
+    """
+    return f"{points(estimate[1])} to {points(estimate[2])}"
+
+
+def p_value(p: float | None) -> str:
+    """Write a p-value.
+
+    Args:
+        p: The value.
+
+    Returns:
+        Three digits, or that it is smaller; a dash for None.
+    """
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def claim_table(results: Results) -> Table:
+    """Show the two comparisons of the claim with all three intervals.
+
+    Args:
+        results: Content of results.json.
+
+    Returns:
+        One row a comparison.
+    """
+    rows: list[list[Value]] = []
+    for each in results["contrasts"]:
+        if each["exploratory"]:
+            continue
+        seeds = ", ".join(points(value, 1) for value in each["per_seed"])
+        rows.append(
+            [
+                Text(each["asks"], small=each["name"]),
+                Text(points(each["estimate"][0]), small=span(each["estimate"])),
+                Text(span(each["over_queries"])),
+                Text(span(each["over_seeds"])),
+                p_value(max(each["p_greater"], each["p_draws"])),
+                p_value(each["p_equivalent"]),
+                Text(seeds, small=f"sign test p {p_value(each['p_sign'])}"),
+            ]
+        )
+    columns = ["question", "difference", "over queries only", "over seeds only", "p, one-sided", "p, equal within margin", "each seed"]
+    margin = results["frozen"]["ablation"]["margin"]
+    note = (
+        "Points of nDCG@10, mean over sets, with a 95 % interval over seeds, sets and queries; the next columns leave one source of chance out. "
+        f"The one-sided p is the larger one of the randomisation test and the draws; the margin is {margin:.1f} points."
+    )
+    return Table("", columns, rows, note)
+
+
+def contrast_table(results: Results, families: Sequence[str], title: str = "") -> Table | None:
+    """Show the contrasts of some families.
+
+    Args:
+        results: Content of results.json.
+        families: Names of families, each corrected by itself.
+        title: Of the table.
+
+    Returns:
+        One row a contrast, or None where there is none.
+    """
+    rows: list[list[Value]] = []
+    for each in results["contrasts"]:
+        if each["family"] in families:
+            value = Text(points(each["estimate"][0]), small=span(each["estimate"]))
+            seeds = ", ".join(points(x, 1) for x in each["per_seed"])
+            rows.append([Text(each["asks"], small=each["name"]), value, p_value(each["p_two_sided"]), p_value(each["p_holm"]), seeds])
+    if not rows:
+        return None
+    return Table(title, ["question", "points, 95 % interval", "p", "p, corrected", "each seed"], rows, EXPLORATORY)
+
+
+def arm_table(results: Results) -> Table:
+    """Show every arm: its score with interval, what it keeps of the teacher, and the other kinds of sets.
+
+    Args:
+        results: Content of results.json.
+
+    Returns:
+        One row an arm, the teacher first.
+    """
+    kinds = list(dict.fromkeys(each["kind"] for each in results["sets"] if not each["dev"] and each["kind"] != Kind.RETRIEVAL))
+    names = {kind: [each["name"] for each in results["sets"] if each["kind"] == kind and not each["dev"]] for kind in kinds}
+    primary = [each["name"] for each in results["sets"] if each["kind"] == Kind.RETRIEVAL and not each["dev"]]
+    teacher = results["teacher"]
+    best = max(arm["score"]["estimate"][0] for arm in results["arms"].values())
+
+    def others(sets: Mapping[str, Any], key: str) -> list[Value]:
+        return [sum(sets[name][key] for name in names[kind]) / len(names[kind]) for kind in kinds]
+
+    recall = sum(teacher[name]["scores"]["Recall@100"] for name in primary) / len(primary)
+    whole = sum(teacher[name]["score"] for name in primary) / len(primary)
+    rows: list[list[Value]] = [
+        [Text("teacher", small="through the same sets"), Text(f"{100 * whole:.1f}"), "100 %", recall, *others(teacher, "score"), None]
+    ]
+    for name, arm in results["arms"].items():
+        value, low, high = arm["score"]["estimate"]
+        kept = None if arm["retention"] is None else f"{100 * arm['retention']:.1f} %"
+        rows.append(
+            [
+                Text(name, small=arm["about"]),
+                Text(f"{100 * value:.1f}", small=f"{100 * low:.1f} to {100 * high:.1f}", best=value == best),
+                kept,
+                arm["recall_at_100"]["mean"],
+                *others(arm["sets"], "mean"),
+                len(arm["runs"]),
+            ]
+        )
+    columns = ["arm", "nDCG@10", "kept of the teacher", "Recall@100", *(kind_title(kind) for kind in kinds), "seeds"]
+    return Table("", columns, rows, "Scores × 100, mean over sets and seeds; small numbers: a 95 % interval over seeds, sets and queries.")
+
+
+def set_table(results: Results) -> Table:
+    """Show every test set by arm.
+
+    Args:
+        results: Content of results.json.
+
+    Returns:
+        One row a set.
+    """
+    shown = ["A0", *(name for name in ("D", "C", "DC", "D->DC", "DC+gor", "C+gor", "C-flops") if name in results["arms"])]
+    rows: list[list[Value]] = []
+    for each in results["sets"]:
+        if each["dev"]:
+            continue
+        means = {name: results["arms"][name]["sets"][each["name"]]["mean"] for name in shown}
+        best = max(means.values())
+        record = results["teacher"][each["name"]]
+        cells: list[Value] = [Text(f"{100 * mean:.1f}", best=mean == best) for mean in means.values()]
+        rows.append([Text(each["name"], small=f"{record['metric']}, n = {record['n']:,}"), record["score"], *cells])
+    return Table("", ["set", "teacher", *shown], rows, "Scores × 100, mean over seeds. The best arm of a row is underlined.")
+
+
+def variant_table(results: Results) -> Table:
+    """Show what binary codes and truncation leave of every arm.
+
+    Args:
+        results: Content of results.json.
+
+    Returns:
+        One row an arm.
+    """
+    variants = list(results["arms"]["DC"]["variants"])
+    rows: list[list[Value]] = []
+    for name, arm in results["arms"].items():
+        whole = arm["variants"]["float"]["mean"]
+        cells: list[Value] = []
+        for variant in variants:
+            mean = arm["variants"][variant]["mean"]
+            cells.append(Text(f"{100 * mean:.1f}", small="" if variant == "float" or not whole else f"{100 * mean / whole:.0f} %"))
+        rows.append([name, *cells])
+    titles = {"float": "whole, float", "binary": "whole, binary"}
+    columns = [titles.get(each, f"{each.removeprefix('dim-')} dimensions, float") for each in variants]
+    return Table("", ["arm", *columns], rows, "nDCG@10 × 100, and the share of the whole float vectors' score that is kept.")
+
+
+def cost_table(results: Results) -> Table:
+    """Show what every arm cost, its teacher apart.
+
+    Args:
+        results: Content of results.json.
+
+    Returns:
+        One row an arm.
+    """
+    cost = results["teacher_cost"]
+    rows: list[list[Value]] = []
+    for name, arm in results["arms"].items():
+        if not arm["runs"][0]["budget"]["steps"]:
+            continue
+        budgets = [run["budget"] for run in arm["runs"]]
+        mean = {
+            key: sum(each[key] for each in budgets) / len(budgets)
+            for key in ("steps", "tokens", "student_flops", "cpu_seconds", "clipped_steps")
+        }
+        paid = "distill" in " ".join(budgets[0]["terms_at_end"]) or "then" in name or "->" in name
+        teacher = cost["cpu_seconds"] if paid else 0.0
+        rows.append(
+            [
+                name,
+                f"{mean['steps']:,.0f}",
+                f"{mean['tokens'] / 1e6:.2f} M",
+                _flops(mean["student_flops"]),
+                _flops(cost["flops"] if paid else 0.0),
+                f"{mean['cpu_seconds']:.0f}",
+                None if teacher is None else f"{teacher:.0f}",
+                f"{100 * mean['clipped_steps'] / mean['steps']:.0f} %",
+            ]
+        )
+    columns = ["arm", "steps", "tokens", "student GFLOP", "teacher GFLOP", "CPU-seconds", "of the teacher", "clipped steps"]
+    note = (
+        f"A run, mean over seeds; the teacher embeds each of {cost['texts']:,} distinct texts once. Cached vectors cost later arms nothing."
+    )
+    return Table("", columns, rows, note)
+
+
+def _flops(value: float | None) -> str | None:
+    return None if value is None else f"{value / 1e9:,.0f}"
+
+
+def tuning_table(results: Results) -> Table | None:
+    """Show every trial of every tuned arm.
+
+    Args:
+        results: Content of results.json.
+
+    Returns:
+        One row a setting, one column an arm; None where nothing was tuned.
+    """
+    tuning = results["tuning"]
+    if not tuning:
+        return None
+    arms = list(tuning)
+    rows: list[list[Value]] = []
+    best = {arm: max(trial["score"] for trial in trials) for arm, trials in tuning.items()}
+    for number, first in enumerate(tuning[arms[0]]):
+        cells: list[Value] = []
+        for arm in arms:
+            score = tuning[arm][number]["score"]
+            cells.append(Text(f"{100 * score:.1f}", best=score == best[arm]))
+        name = "untuned" if number == 0 else str(number)
+        rows.append([name, f"{first['lr']:g}", f"{first['temperature']:g}", f"{first['weight']:g}", *cells])
+    steps = tuning[arms[0]][0]["steps"]
+    note = (
+        f"nDCG@10 × 100 on the dev sets after {steps:,} steps; every arm tries the same settings, the best of a column is underlined and was used. "
+        "Temperature does nothing in D, and the weight of distillation only where both losses are."
+    )
+    return Table("", ["setting", "learning rate", "temperature", "weight", *arms], rows, note)
+
+
+def query_table(results: Results, which: str, title: str) -> Table | None:
+    """Show the queries that the combination helps or harms most.
+
+    Args:
+        results: Content of results.json.
+        which: `helped` or `harmed`.
+        title: Of the table.
+
+    Returns:
+        One row a query, or None where there is none.
+    """
+    found = results["examples"][which]
+    rows: list[list[Value]] = [
+        [Text(row["query"], small=row["set"]), row["D"], row["C"], row["DC"], points(row["gain"], 0)] for row in found
+    ]
+    note = f"nDCG@10 × 100, mean over seeds; the gain is over {results['examples']['against']}, the better single arm."
+    return Table(title, ["query", "D", "C", "DC", "gain"], rows, note) if rows else None
+
+
+def length_table(results: Results) -> Table:
+    """Show scores by length of the relevant document.
+
+    Args:
+        results: Content of results.json.
+
+    Returns:
+        One row a set and range of lengths.
+    """
+    arms = ("A0", "D", "C", "DC")
+    rows: list[list[Value]] = [
+        [Text(name, small=f"{bucket['characters']} characters"), bucket["queries"], *(float(bucket[arm]) for arm in arms)]
+        for name, buckets in results["lengths"].items()
+        for bucket in buckets
+    ]
+    return Table("", ["set", "queries", *arms], rows, "nDCG@10 × 100 by length of the relevant document, mean over seeds.")
+
+
+def hash_table(results: Results) -> Table:
+    """Show what was the same in every arm.
+
+    Args:
+        results: Content of results.json.
+
+    Returns:
+        One row a hash.
+    """
+    same = results["same"]
+    rows: list[list[Value]] = [["experiment, frozen before the run", results["frozen"]["digest"][:16]]]
+    rows.append(["base checkpoint with tokenizer, pooling, prompts", same["checkpoint"][:16]])
+    for seed, each in same["seeds"].items():
+        rows.append([f"seed {seed}: order of rows", each["batches"]])
+        rows.append([f"seed {seed}: initial projection", each["projection"]])
+    rows += [[f"set {name}", digest[:16]] for name, digest in results["set_hashes"].items()]
+    return Table("", ["what", "hash"], rows, "Checked after the run: the same in every arm, or there would be no report.")
