@@ -12,7 +12,7 @@ import torch
 from taskdistill.ablate.arms import ARMS, arm_of
 from taskdistill.ablate.bench import Bench, fill_teacher_store, open_bench
 from taskdistill.ablate.cells import Cell, result_of, run_cell
-from taskdistill.ablate.checks import check_base, check_same
+from taskdistill.ablate.checks import check_base, check_negatives, check_same
 from taskdistill.ablate.phases import (
     SHUFFLED,
     Point,
@@ -27,8 +27,9 @@ from taskdistill.ablate.phases import (
 from taskdistill.ablate.settings import Ablation, load_experiment, make_experiment
 from taskdistill.ablate.tuning import trial_cells, trial_points
 from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.folders import seal
 from taskdistill.job.watch import Silent
-from taskdistill.recipe import parse_recipe
+from taskdistill.recipe import load_recipe, parse_recipe
 from taskdistill.train.objectives import Signals
 
 POINT = Point(1e-3, 0.05, 2.0)
@@ -240,6 +241,21 @@ def test_a_distilled_base_is_refused(home, tmp_path):
         check_base(make_experiment(parse_recipe(raw), tiny_ablation.settings()))
 
 
+def test_negatives_that_the_teacher_mined_are_refused_whatever_the_recipe_says(home, tmp_path):
+    for made_by, name in (({"teacher": {"model": "some-teacher"}}, "teacher"), ({"model": "student", "hash": "0"}, "model")):
+        folder = tmp_path / name
+        tiny.write_jsonl(folder / "pairs/qa.train.jsonl.gz", [{"query": "q", "positive": "p", "negatives": ["n"]}])
+        seal(folder, "mined", meta={"fingerprint": {"vectors": made_by}})
+    raw = tiny_ablation.raw(home / "data", home / "teacher")
+    raw["data"]["sources"]["qa"]["path"] = str(tmp_path / "teacher/pairs/qa.train.jsonl.gz")
+    mined = tiny_ablation.settings(negatives=1, negatives_from="student")
+    with pytest.raises(BadInput, match="mined by the teacher 'some-teacher'"):
+        check_negatives(make_experiment(parse_recipe(raw), mined), home / "data")
+    check_negatives(make_experiment(parse_recipe(raw), tiny_ablation.settings()), home / "data")
+    raw["data"]["sources"]["qa"]["path"] = str(tmp_path / "model/pairs/qa.train.jsonl.gz")
+    check_negatives(make_experiment(parse_recipe(raw), mined), home / "data")
+
+
 def test_settings_that_do_not_fit_are_refused(home):
     refused(home, "evaluation.dev names no set", evaluation__dev=[])
     refused(home, "too few", stage1__steps=1)
@@ -258,6 +274,15 @@ def test_a_dev_set_that_is_a_test_set_is_refused(home, tmp_path):
     raw["evaluation"] = {"dev": ["retrieval/qa"], "sets": ["retrieval/qa"]}
     with pytest.raises(BadInput, match="tuning on a test set"):
         open_bench(make_experiment(parse_recipe(raw), tiny_ablation.settings()), tmp_path, home)
+
+
+@pytest.mark.parametrize("preset", ["smoke", "demo", "full"])
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "recipes").glob("ablation-*.yaml")), ids=lambda path: path.stem)
+def test_every_ablation_of_the_repository_is_read_with_every_preset(path, preset):
+    found = load_experiment(path, preset=preset)
+    assert {"A0", "D", "C", "DC"} <= {arm.name for arm in found.arms()} and len(found.digest()) == 64
+    with pytest.raises(BadInput, match="run it with: taskdistill ablate"):
+        load_recipe(path)
 
 
 def test_presets_fill_what_the_section_leaves_open(tmp_path, home):

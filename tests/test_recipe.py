@@ -14,7 +14,7 @@ from taskdistill.errors import BadInput
 from taskdistill.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 from taskdistill.vocabulary import Task
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+RECIPES = sorted(path for path in (Path(__file__).parent.parent / "recipes").glob("*.yaml") if not path.name.startswith("ablation-"))
 
 
 def raw() -> dict[str, Any]:

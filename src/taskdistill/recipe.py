@@ -244,7 +244,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         BadInput: If the file cannot be read, or a key or value is not the recipe's.
     """
-    return parse_recipe(read_recipe(path, overrides), str(path))
+    raw = read_recipe(path, overrides)
+    if "ablation" in raw:
+        raise BadInput(
+            f"{path} is the recipe of an ablation, which has arms instead of phases; run it with: taskdistill ablate {path} --out DIR"
+        )
+    return parse_recipe(raw, str(path))
 
 
 def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:

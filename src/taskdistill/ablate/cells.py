@@ -17,20 +17,20 @@ import torch
 
 from taskdistill.ablate.arms import Arm, arm_of
 from taskdistill.ablate.bench import Bench
-from taskdistill.ablate.costs import forward_flops
+from taskdistill.ablate.costs import student_flops
 from taskdistill.ablate.measure import TokenEmbedder, dev_scores, macro, test_scores
 from taskdistill.ablate.phases import Point, batches_hash, initial_projection, phase_job, phase_lengths, require_no_teacher
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.folders import dump_json, versions, write_file
+from taskdistill.lock import writer_lock
 from taskdistill.model.backbone import weights_hash
 from taskdistill.model.folder import Model, write_model
 from taskdistill.model.projection import Projection
-from taskdistill.teacher.lock import writer_lock
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
 from taskdistill.train.phases import load_phase, save_phase
-from taskdistill.train.step import workers
+from taskdistill.train.workers import workers
 
 RESULT = "result.json"
 TRIAL_SEED = 1_000_003
@@ -330,7 +330,7 @@ class _Training:
             "tokens": tokens,
             "cpu_seconds": sum(record["cpu_seconds"] for record in records),
             "wall_seconds": parts,
-            "student_flops": 3.0 * forward_flops(self.module) * tokens,
+            "student_flops": student_flops(self.module, records),
             "clipped_steps": sum(record["clipped"] for record in records),
             "skipped_steps": sum(record["skipped"] for record in records),
             "terms_at_end": records[-1]["terms"] if records else {},

@@ -85,6 +85,30 @@ def check_base(experiment: Experiment) -> None:
         )
 
 
+def check_negatives(experiment: Experiment, root: Path) -> None:
+    """Refuse hard negatives of a mined folder whose manifest says that a teacher chose them.
+
+    Args:
+        experiment: The experiment.
+        root: The data folder.
+
+    Raises:
+        BadInput: If negatives are used and a source's were mined with a teacher's vectors.
+    """
+    if not experiment.ablation.negatives:
+        return
+    for name in experiment.recipe.stage1.sources:
+        for folder in list((root / experiment.recipe.data.sources[name].path).parents)[:3]:
+            if not (folder / MANIFEST).is_file():
+                continue
+            made_by = read_manifest(folder).get("fingerprint", {}).get("vectors", {})
+            if teacher := made_by.get("teacher"):
+                raise BadInput(
+                    f"the negatives of source {name!r} were mined by the teacher {teacher.get('model')!r}: they are its signal, and C would not be "
+                    "without it; mine them with the student (taskdistill mine --model), or set ablation.negatives to 0"
+                )
+
+
 def seen_in_training(bench: Bench, sets: Sets) -> dict[str, dict[str, int]]:
     """Count the test texts that occur in the training rows, exactly or by 13 words in a row.
 

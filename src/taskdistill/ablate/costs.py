@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import numpy as np
 from taskdistill.ablate.bench import Bench
 from taskdistill.errors import BadInput
 from taskdistill.folders import dump_json, write_file
-from taskdistill.job.plan import matrix_parameters
 from taskdistill.model.backbone import load_backbone, resolve
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.teacher.protocol import instruct
+from taskdistill.train.work import matrix_parameters
 from taskdistill.vocabulary import Pooling
 
 SAMPLE = 256
@@ -25,17 +26,19 @@ SAME = 1.02
 """Up to this factor the steps count as equal, and no longer arm is run."""
 
 
-def forward_flops(module: TransformerModel | StaticModel) -> float:
-    """Return the floating-point work of a model for one token; a training step is three times that.
+def student_flops(module: TransformerModel | StaticModel, records: Iterable[Mapping[str, Any]]) -> float:
+    """Add up the floating-point work of training steps.
 
     Args:
-        module: The model.
+        module: The student.
+        records: Of its log, one a step.
 
     Returns:
-        Two operations a weight of the linear maps, or one addition a dimension of a static table. Attention itself is
-        left out: texts are short.
+        What the log counted; for a static table three additions a token and dimension (forward, backward, gradient).
     """
-    return float(module.embedding_dim) if isinstance(module, StaticModel) else 2.0 * matrix_parameters(module)
+    if isinstance(module, StaticModel):
+        return float(3 * module.embedding_dim * sum(record["tokens"] for record in records))
+    return float(sum(record["work"] for record in records))
 
 
 def teacher_cost(bench: Bench, steps: int) -> dict[str, Any]:
@@ -67,7 +70,7 @@ def teacher_cost(bench: Bench, steps: int) -> dict[str, Any]:
         seconds = (time.process_time() - began) * len(texts) / len(sample)
         try:
             module = TransformerModel(load_backbone(resolve(recipe.teacher.model, recipe.teacher.revision)), Pooling.MEAN)
-            flops = forward_flops(module) * tokens
+            flops = 2.0 * matrix_parameters(module) * tokens
         except BadInput:
             flops = None
     found = {"texts": len(texts), "tokens": round(tokens), "cpu_seconds": seconds, "flops": flops}

@@ -13,7 +13,7 @@ from taskdistill.ablate.analysis import analyse
 from taskdistill.ablate.arms import CORE, Arm, arm_of
 from taskdistill.ablate.bench import Bench, fill_teacher_store, open_bench
 from taskdistill.ablate.cells import TRIAL_SEED, Cell
-from taskdistill.ablate.checks import check_base, check_same, freeze, seen_in_training, warnings
+from taskdistill.ablate.checks import check_base, check_negatives, check_same, freeze, seen_in_training, warnings
 from taskdistill.ablate.costs import SAME, matched_factor, teacher_cost
 from taskdistill.ablate.measure import test_scores
 from taskdistill.ablate.phases import Point, untuned
@@ -26,7 +26,7 @@ from taskdistill.errors import BadInput
 from taskdistill.folders import dump_json, remove_leftovers, write_file
 from taskdistill.job.embedders import TeacherEmbedder
 from taskdistill.job.watch import Silent, Stop, Watcher, never
-from taskdistill.teacher.lock import writer_lock
+from taskdistill.lock import writer_lock
 
 TEACHER = "teacher-scores.json"
 MATCHED = "matched-steps.json"
@@ -71,8 +71,9 @@ def ablate(
     with writer_lock(out / "lock"):
         for name in remove_leftovers(out):
             watcher.note(f"removed {name}, left by an interrupted run")
-        reopen = {"experiment": experiment, "out": out, "recipe_folder": recipe_folder or Path(), "api_key": api_key}
+        reopen: dict[str, Any] = {"experiment": experiment, "out": out, "recipe_folder": recipe_folder or Path(), "api_key": api_key}
         bench = fill_teacher_store(open_bench(**reopen, watcher=watcher), _distilled(experiment), watcher, partial(open_bench, **reopen))
+        check_negatives(experiment, bench.root)
         seen = seen_in_training(bench, bench.sets)
         found = warnings(experiment, bench.sets, seen)
         for warning in found:

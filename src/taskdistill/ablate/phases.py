@@ -17,7 +17,7 @@ from taskdistill.data.rows import Dataset
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
-from taskdistill.recipe import Adapter, Phase
+from taskdistill.recipe_phases import Adapter, Phase
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.loop import PhaseJob

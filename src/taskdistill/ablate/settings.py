@@ -13,8 +13,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from taskdistill.ablate.arms import ARMS, CORE, Arm, arm_of
 from taskdistill.errors import BadInput, nearest
-from taskdistill.recipe import Positive, Recipe, Share, Strict, parse_recipe
+from taskdistill.recipe import Recipe, parse_recipe
 from taskdistill.recipe_faults import explain, read_recipe
+from taskdistill.recipe_phases import Positive, Share, Strict
 from taskdistill.vocabulary import RowKind, Task
 
 EXPECTATION = (
