@@ -19,6 +19,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -151,24 +152,37 @@ def _busy() -> float:
     return (sum(fields[:3]) + sum(fields[5:8])) / os.sysconf("SC_CLK_TCK")
 
 
-def gemm_rate(threads: int, seconds: float = 1.0) -> float:
-    """Measure the float32 matrix-multiply rate of this machine now, in flop/s: the best of the shapes that a small encoder has."""
+def multiply(threads: int, seconds: float = 1.0) -> dict[str, float]:
+    """Measure the float32 matrix-multiply rate of this machine now, in flop/s, on the shapes that a small encoder has.
+
+    Every thread multiplies by itself, so that none waits for another. `sustained` is all work over all time, for the best
+    shape; `best` the fastest single call of one thread times the threads, which no longer work reaches where cores are shared.
+    """
     import torch
 
-    before, best = torch.get_num_threads(), 0.0
-    torch.set_num_threads(threads)
-    for rows, inner, columns in ((512, 384, 1536), (2048, 384, 1536), (1024, 1024, 1024)):
-        a, b = torch.randn(rows, inner), torch.randn(inner, columns)
-        out = torch.empty(rows, columns)
-        end, count, start = time.perf_counter() + seconds / 3, 0, time.perf_counter()
-        while time.perf_counter() < end or count < 3:
-            begin = time.perf_counter()
-            torch.mm(a, b, out=out)
-            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - begin))
-            count += 1
-        del start
+    before, found = torch.get_num_threads(), {"sustained": 0.0, "best": 0.0}
+    torch.set_num_threads(1)
+    for rows, inner, columns in ((768, 384, 384), (768, 384, 1536), (768, 1536, 384), (1024, 1024, 1024)):
+        flops, end = 2 * rows * inner * columns, time.perf_counter() + seconds / 4
+
+        def work(rows: int = rows, inner: int = inner, columns: int = columns, end: float = end) -> tuple[int, float]:
+            torch.set_num_threads(1)
+            a, b, out = torch.randn(rows, inner), torch.randn(inner, columns), torch.empty(rows, columns)
+            count, quickest = 0, float("inf")
+            while time.perf_counter() < end or count < 3:
+                begin = time.perf_counter()
+                torch.mm(a, b, out=out)
+                quickest = min(quickest, time.perf_counter() - begin)
+                count += 1
+            return count, quickest
+
+        start = time.perf_counter()
+        with ThreadPoolExecutor(threads) as pool:
+            done = [each.result() for each in [pool.submit(work) for _ in range(threads)]]
+        found["sustained"] = max(found["sustained"], flops * sum(count for count, _ in done) / (time.perf_counter() - start))
+        found["best"] = max(found["best"], threads * flops / min(quickest for _, quickest in done))
     torch.set_num_threads(before)
-    return best
+    return found
 
 
 def machine(threads: int, packages: Sequence[str] = ()) -> str:

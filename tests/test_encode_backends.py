@@ -212,3 +212,12 @@ def test_the_command_prints_the_cosine_of_int8(folder, tmp_path, capsys):
     assert "int8: cosine to float32 on 32 calibration texts: mean 0.99" in printed and "golden vectors: 0.9" in printed
     expected = Encoder.load(folder, threads=1).encode(TEXTS, task="retrieval")
     assert 0.99 < cosine(np.load(out), expected).mean() < 1 - 1e-7
+
+
+def test_the_server_refuses_a_back_end_that_it_would_not_use(tmp_path):
+    from taskdistill.serve.engine import EncoderEngine
+
+    model = tiny_model(tmp_path, "bert")
+    assert EncoderEngine(Encoder(model, threads=1)).embedding_dim == 32
+    with pytest.raises(BadInput, match="back end torch"):
+        EncoderEngine(Encoder(model, threads=1, backend="int8"))

@@ -22,7 +22,7 @@ from taskdistill.model.folder import Model, read_model
 from taskdistill.model.student import StaticModel
 from taskdistill.vocabulary import Backend, Precision, Role
 
-WINDOW = 32_768
+WINDOW = 8_192
 """Texts tokenised and sorted together; bounds memory when a stream is encoded."""
 
 STATIC_FACTOR = 64

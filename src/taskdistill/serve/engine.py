@@ -11,7 +11,7 @@ import torch
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.joined import Joined, join_texts
-from taskdistill.errors import WorkFailed
+from taskdistill.errors import BadInput, WorkFailed
 
 EXPRESS_TOKENS = 256
 """Tokens of a batch of the express lane."""
@@ -59,8 +59,13 @@ class EncoderEngine:
 
         Args:
             encoder: A loaded model.
+
+        Raises:
+            BadInput: If it runs in another back end than torch.
         """
         module = encoder.model.module
+        if encoder.backend is not module:
+            raise BadInput("the server runs models in the back end torch; load the model with it")
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = tensor.data.clone()
         static = not hasattr(module, "backbone")
