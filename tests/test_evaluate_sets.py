@@ -103,13 +103,21 @@ def test_digest_follows_content_and_kind(root):
 
 
 def test_unknown_ids_and_queries_without_judgments_are_left_out_and_counted(tmp_path):
-    write_retrieval(tmp_path / "retrieval" / "pets", "q1\td1\t1\nq1\td9\t1\nq9\td1\t1\n")
+    write_retrieval(tmp_path / "retrieval" / "pets", "q1\td1\t1\nq1\td2\t0\nq1\td9\t1\nq9\td1\t1\n")
     data = find_sets(tmp_path)[0].load()
-    assert list(data.queries) == ["q1"] and data.qrels == {"q1": {"d1": 1}}
+    assert list(data.queries) == ["q1"] and data.qrels == {"q1": {"d1": 1, "d2": 0}}
     assert data.notes == (
-        "2 judgments name an unknown query or document and are left out: q1 d9 (line 3), q9 d1 (line 4)",
+        "2 judgments name an unknown query or document and are left out: q1 d9 (line 4), q9 d1 (line 5)",
         "1 of 2 queries have no judgment and are left out: q2",
     )
+
+
+def test_judgments_that_mostly_name_unknown_ids_are_refused(tmp_path):
+    write_retrieval(tmp_path / "retrieval" / "pets", "q1\td1\t1\nq1\td9\t1\nq9\td1\t1\n")
+    with pytest.raises(
+        BadInput, match=r"2 of 3 judgments of .* name an unknown query or document \(q1 d9 \(line 3\), .*do not belong together"
+    ):
+        find_sets(tmp_path)[0].load()
 
 
 def test_qrels_without_any_known_id_are_refused(tmp_path):
@@ -122,7 +130,8 @@ def test_one_id_for_two_texts_is_refused_and_a_repeated_row_is_not(tmp_path):
     write_retrieval(tmp_path / "retrieval" / "pets")
     path = tmp_path / "retrieval" / "pets" / "queries.jsonl.gz"
     write(path, [{"_id": "q1", "text": "x"}] * 2)
-    assert find_sets(tmp_path)[0].load().queries == {"q1": "x"}
+    data = find_sets(tmp_path)[0].load()
+    assert data.queries == {"q1": "x"} and "1 rows of queries.jsonl.gz repeat an id with the same text and count once" in data.notes
     write(path, [{"_id": "q1", "text": "x"}, {"_id": "q1", "text": "y"}])
     with pytest.raises(BadInput, match=r"queries\.jsonl\.gz:2: the id 'q1' was used before"):
         find_sets(tmp_path)[0].load()
@@ -190,3 +199,27 @@ def test_max_queries_cuts_the_same_rows_each_time(root):
     each = find_sets(root, ["retrieval/pets"])[0]
     kept = each.load(max_queries=1)
     assert len(kept.queries) == 1 and kept.queries == each.load(max_queries=1).queries and len(kept.documents) == 2
+
+
+def test_scores_of_another_range_are_noted(tmp_path):
+    path = write(tmp_path / "a.jsonl.gz", [{"text1": "a", "text2": "b", "score": score} for score in (0, 3.5, 5)])
+    data = EvalSet("sts/a", Kind.STS, "test", (path,)).load()
+    assert data.scores.tolist() == [0, 3.5, 5] and data.notes == ("2 of 3 scores lie outside 0 to 1; only their order counts",)
+
+
+def test_a_positive_among_its_negatives_is_left_out(tmp_path):
+    rows = [{"query": "a", "positive": "b", "negatives": ["b", "c"]}, {"query": "d", "positive": "e", "negatives": ["e"]}]
+    data = EvalSet("reranking/a", Kind.RERANKING, "test", (write(tmp_path / "a.jsonl.gz", rows),)).load()
+    assert data.candidates == {"q0": ["q0d0", "q0d1"]} and data.notes == ("2 negatives equal their positive and are left out",)
+    with pytest.raises(BadInput, match=r"no row of .* has negatives to rank against"):
+        EvalSet("reranking/b", Kind.RERANKING, "test", (write(tmp_path / "b.jsonl.gz", rows[1:]),)).load()
+
+
+def test_doubtful_training_rows_are_noted(tmp_path):
+    test = write(tmp_path / "a.test.jsonl.gz", [{"text": f"T {i}", "label": label} for i, label in enumerate("xxyz")])
+    train = write(tmp_path / "a.train.jsonl.gz", [{"text": f"t  {i}", "label": label} for i, label in enumerate("xxy")])
+    assert EvalSet("classification/a", Kind.CLASSIFICATION, "test", (test, train)).load().notes == (
+        "1 labels of 1 test rows have no training row, so these cannot be right: z",
+        "1 labels have one training row only: y",
+        "3 of 4 test texts are training texts of this set too",
+    )

@@ -206,7 +206,7 @@ def verdict(cells: Sequence[Cell]) -> str:
             sentences.append(f"No setting keeps {wanted} of the score.")
         else:
             smaller = f", {largest / cell.bytes:.0f} times smaller" if cell.bytes < largest else ""
-            size = f"{cell.bytes} bytes a vector{smaller}"
+            size = f"{cell.bytes} byte{'s' * (cell.bytes != 1)} a vector{smaller}"
             sentences.append(f"To keep {wanted} of the score: {cell.label()} ({size}; keeps {100 * cell.kept:.1f} %).")
     return " ".join(sentences)
 

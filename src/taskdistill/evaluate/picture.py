@@ -42,8 +42,8 @@ def compression_picture(cells: Sequence[Cell], title: str, metric: str, file_for
             xs, ys = [cell.bytes for cell in line], [100 * cell.score for cell in line]
             axes.plot(xs, ys, dashes, marker=mark, color="black", markerfacecolor="white", label=name, linewidth=1.2, markersize=6)
     axes.set_xscale("log", base=2)
-    ticks = sorted({cell.bytes for cell in cells})
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45 if len(ticks) > 8 else 0, fontsize=8)
+    ticks = _apart(sorted({cell.bytes for cell in cells}))
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=8)
     axes.minorticks_off()
     axes.set_xlabel("bytes a vector")
     axes.set_ylabel(f"{metric} x 100")
@@ -54,3 +54,12 @@ def compression_picture(cells: Sequence[Cell], title: str, metric: str, file_for
     stream = io.BytesIO()
     figure.savefig(stream, format=file_format, dpi=150)
     return stream.getvalue()
+
+
+def _apart(sizes: Sequence[int], factor: float = 1.3) -> list[int]:
+    """Leave out sizes whose labels would touch on the logarithmic axis."""
+    kept: list[int] = []
+    for size in sizes:
+        if not kept or size >= factor * kept[-1]:
+            kept.append(size)
+    return kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from taskdistill.errors import BadInput
 from taskdistill.evaluate.rows import drawn, judgments, listing, refuse, rows, texts_by_id
 
 Paths = tuple[Path, ...]
+
+MOST_UNKNOWN = 0.5
+"""Share of judgments with unknown ids above which a retrieval set is refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +88,18 @@ def read_retrieval(name: str, files: Paths, max_queries: int | None, seed: int) 
     queries = texts_by_id(query_file, notes)
     qrels: dict[str, dict[str, int]] = {}
     unknown: dict[str, None] = {}
+    read = 0
     for line, query, document, relevance in judgments(qrels_file):
+        read += 1
         if query not in queries or document not in documents:
             unknown[f"{query} {document} (line {line})"] = None
         else:
             qrels.setdefault(query, {})[document] = relevance
+    if len(unknown) > MOST_UNKNOWN * read and qrels:
+        raise BadInput(
+            f"{name}: {len(unknown)} of {read} judgments of {qrels_file} name an unknown query or document ({listing(unknown)}); "
+            "these files do not belong together"
+        )
     if unknown:
         notes.append(f"{len(unknown)} judgments name an unknown query or document and are left out: {listing(unknown)}")
     if lost := [query for query in queries if query not in qrels]:
@@ -124,11 +135,18 @@ def read_reranking(name: str, files: Paths, max_queries: int | None, seed: int) 
         documents: dict[str, str] = {}
         queries: dict[str, str] = {}
         qrels: dict[str, dict[str, int]] = {}
+        same = 0
         for i, row in enumerate(drawn(found, max_queries, seed)):
+            negatives = [text for text in row["negatives"] if text != row["positive"]]
+            same += len(row["negatives"]) - len(negatives)
+            if not negatives:
+                continue
             queries[f"q{i}"] = row["query"]
-            texts = [row["positive"], *row["negatives"]]
+            texts = [row["positive"], *negatives]
             documents.update({f"q{i}d{j}": text for j, text in enumerate(texts)})
             qrels[f"q{i}"] = {f"q{i}d{j}": int(j == 0) for j in range(len(texts))}
+        if same:
+            notes.append(f"{same} negatives equal their positive and are left out")
         data = RankingData(documents, queries, qrels, notes=tuple(notes))
     if not data.queries:
         raise BadInput(f"{name}: no row of {files[0]} has negatives to rank against; give rows with `negatives`")
@@ -156,6 +174,8 @@ def read_scored(name: str, files: Paths, max_queries: int | None, seed: int) -> 
         if not _is_number(row.get("score")):
             refuse(files[0], row["#"], f"score is {row.get('score')!r}; a finite number is needed")
     kept = [found[i] for i in _varied(name, [_language(row) for row in found], [row["score"] for row in found], "scores", notes)]
+    if outside := sum(not 0 <= row["score"] <= 1 for row in kept):
+        notes.append(f"{outside} of {len(kept)} scores lie outside 0 to 1; only their order counts")
     scores = np.array([row["score"] for row in kept], dtype=np.float64)
     languages = [_language(row) for row in kept]
     return PairData([row["text1"] for row in kept], [row["text2"] for row in kept], scores, languages, tuple(notes))
@@ -223,7 +243,7 @@ def read_classification(name: str, files: Paths, max_queries: int | None, seed: 
     train = _labelled(files[1], None, seed)
     if len({str(label) for label in train.labels}) < 2:
         raise BadInput(f"{name}: every training row has the label {train.labels[0]!r}; a classifier needs at least two labels")
-    return replace(data, train=train, notes=data.notes + train.notes)
+    return replace(data, train=train, notes=(*data.notes, *train.notes, *_doubts(data, train)))
 
 
 def read_summaries(name: str, files: Paths, max_queries: int | None, seed: int) -> SummaryData:
@@ -304,6 +324,26 @@ def _labelled(path: Path, max_queries: int | None, seed: int) -> LabelledData:
             refuse(path, row["#"], "no label")
     labels = [[str(each) for each in row["label"]] if isinstance(row["label"], list) else str(row["label"]) for row in found]
     return LabelledData([row["text"] for row in found], labels, [_language(row) for row in found], notes=tuple(notes))
+
+
+def _doubts(data: LabelledData, train: LabelledData) -> list[str]:
+    """Say what of the training rows makes a classification score doubtful."""
+    found = []
+    if isinstance(data.labels[0], str):
+        counts = Counter(train.labels)
+        if unseen := sorted(set(data.labels) - set(counts)):
+            lost = sum(label in unseen for label in data.labels)
+            found.append(f"{len(unseen)} labels of {lost} test rows have no training row, so these cannot be right: {listing(unseen)}")
+        if lonely := sorted(label for label, count in counts.items() if count == 1):
+            found.append(f"{len(lonely)} labels have one training row only: {listing(lonely)}")
+    known = {_plain(text) for text in train.texts}
+    if both := sum(_plain(text) in known for text in data.texts):
+        found.append(f"{both} of {len(data.texts)} test texts are training texts of this set too")
+    return found
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _is_number(value: Any) -> bool:

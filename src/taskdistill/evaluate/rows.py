@@ -65,13 +65,17 @@ def texts_by_id(path: Path, notes: list[str]) -> dict[str, str]:
         BadInput: If a row is damaged or an id stands for two different texts.
     """
     found: dict[str, str] = {}
+    repeated = 0
     for row in rows(path, (), []):
         key, title, text = row.get("_id"), row.get("title") or "", row.get("text")
         if not isinstance(key, str) or not isinstance(text, str) or not isinstance(title, str):
             refuse(path, row["#"], "`_id` and `text` must be texts")
         whole = f"{title} {text}".strip() if title else text.strip()
+        repeated += key in found
         if found.setdefault(key, whole) != whole:
             refuse(path, row["#"], f"the id {key!r} was used before for another text")
+    if repeated:
+        notes.append(f"{repeated} rows of {path.name} repeat an id with the same text and count once")
     if empty := [key for key, text in found.items() if not text]:
         notes.append(f"{len(empty)} texts of {path.name} are empty and are left out: {listing(empty)}")
     return {key: text for key, text in found.items() if text}

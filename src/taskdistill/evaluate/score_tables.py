@@ -170,10 +170,10 @@ def sureness(results: Mapping[str, Any]) -> Table | None:
     for row in results.get("comparisons", ()):
         value, low, high = (100 * x for x in row["difference"])
         sure = "yes" if row["p"] < 0.05 and (low > 0 or high < 0) else "no"
-        rows.append([f"{row['set']}", row["model"], f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}", _p_value(row["p"]), sure])
+        rows.append([Text(row["set"], row["model"]), f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}", _p_value(row["p"]), sure])
     if not rows:
         return None
-    columns = ["set", "model", f"difference to {results['reference']}", "95 % interval", "p", "beyond chance"]
+    columns = ["set and model", f"difference to {results['reference']}", "95 % interval", "p", "beyond chance"]
     return Table("", columns, rows)
 
 

@@ -121,8 +121,10 @@ def write_evaluation(out: Path, results: Mapping[str, Any], commands: list[str])
         warnings += warnings_of(each["training"], each["sets"])
     for suite in results.get("suites", ()):
         if suite["missing"]:
-            run = len(suite["tasks"]) - len(suite["missing"])
-            warnings.append(f"{suite['suite']}: the data of {len(suite['missing'])} tasks was out of reach; means are over {run} tasks.")
+            run, lost = len(suite["tasks"]) - len(suite["missing"]), len(suite["missing"])
+            warnings.append(
+                f"{suite['suite']}: the data of {lost} task{'s' * (lost > 1)} was out of reach; means are over the other {run}."
+            )
     data = ReportData(
         title="Evaluation",
         results=results,
