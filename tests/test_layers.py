@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": GROUND | {"compress"},
     "encode": GROUND | {"compress", "model"},
     "teacher": GROUND | {"encode", "model"},
-    "train": GROUND | {"losses", "data", "model", "teacher", "encode.batches"},
+    "train": GROUND | {"losses", "data", "model", "teacher", "encode.batches", "encode.hardware"},
     "evaluate": GROUND | {"metrics", "compress"},
     "search": GROUND | {"compress"},
     "serve": GROUND | {"encode", "search", "compress"},

@@ -80,7 +80,7 @@ def test_phases_run_in_their_order():
         ("adapters.retrieval.temprature", "did you mean 'temperature'?"),
         ("adapters.retrieval.average.wieght", "did you mean 'weight'?"),
         ("evaluation.precision", "did you mean 'precisions'?"),
-        ("qqq", "'qqq'; known: name, seed, threads, data, teacher"),
+        ("qqq", "'qqq'; known: name, "),
     ],
 )
 def test_an_unknown_key_names_the_nearest(key, nearest):

@@ -12,6 +12,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
+from taskdistill import losses
 from taskdistill.data.batches import Batch, ClassificationItem
 from taskdistill.data.rows import Pair, Scored, Text
 from taskdistill.model.adapters import SeededDropout, adapter_parameters
@@ -22,7 +23,7 @@ from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.recipe import Adapter
 from taskdistill.train import step
 from taskdistill.train.objectives import Heads, Signals, adapter_objective, distill, weights_for
-from taskdistill.train.prepare import Prepared, prepare
+from taskdistill.train.prepare import Prepared, false_negatives, prepare
 from taskdistill.train.workers import workers
 from taskdistill.vocabulary import RowKind, Task
 
@@ -127,6 +128,44 @@ def case(family: str, task: Task | None, dtype: torch.dtype = torch.float64, dro
     return Case(model, ids, objective, weights, prepared, signals, heads, trained)
 
 
+def every_loss(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads) -> tuple[dict[str, Tensor], float]:
+    """Every loss there is, of one batch of pairs, over every prefix."""
+    first, second = torch.from_numpy(prepared.first), torch.from_numpy(prepared.second)
+    documents = torch.cat([second, torch.from_numpy(prepared.negatives)])
+    masked = torch.from_numpy(false_negatives(prepared, signals.teacher_similarities, 0.0))
+    scores, tau = torch.linspace(0, 1, len(first), dtype=vectors.dtype), heads.log_temperature.exp()
+    own = torch.arange(len(first))
+
+    def unit(dim: int) -> Tensor:
+        return losses.normalise(vectors[:, :dim])
+
+    def contrast(dim: int, code: Callable[[Tensor], Tensor] = losses.normalise) -> Tensor:
+        made = code(vectors[:, :dim])
+        return losses.info_nce(made[first], made[documents], own, tau, masked)
+
+    def streamed(dim: int) -> Tensor:
+        return losses.streaming_info_nce(unit(dim)[first], unit(dim)[documents], own, tau, masked, chunk=4)
+
+    terms = {
+        "info_nce": contrast,
+        "streaming": streamed,
+        "binary": lambda dim: contrast(dim, losses.sign_straight_through),
+        "cosent": lambda dim: losses.cosent((unit(dim)[first] * unit(dim)[second]).sum(1), scores),
+        "gor": lambda dim: losses.spread_out(unit(dim)[first]) + losses.spread_out(unit(dim)[second]),
+        "relational": lambda dim: losses.relational_distance(unit(dim), losses.normalise(signals.base)),
+        "scores": lambda dim: losses.score_distill(unit(dim), losses.normalise(signals.base), 0.1),
+    }
+    found = {name: losses.over_prefixes(term, DIMS) for name, term in terms.items()}
+    return found | {"distill": distill(vectors, prepared, signals, heads, DIMS)}, 0.0
+
+
+def everything(family: str, dtype: torch.dtype = torch.float64) -> Case:
+    """An adapter's step with every loss at once, dropout on."""
+    made = case(family, Task.RETRIEVAL, dtype)
+    made.objective, made.weights = every_loss, {"relational": 3.0, "gor": 0.5}
+    return made
+
+
 class DropoutMasks:
     """Records the masks of every dropout of a packed pass, and gives them again to a padded pass."""
 
@@ -206,6 +245,19 @@ def test_cached_kept_and_padded_gradients_of_an_adapter_are_equal(family, task, 
     assert worst(kept, plain) <= bound and plain_total == pytest.approx(total, rel=bound)
     if task is Task.RETRIEVAL:
         assert {"log_temperature", "projection.weight", "projection.bias"} <= kept.keys()
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 1e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_loss_at_once_has_the_gradients_of_one_padded_graph(family, dtype, bound, monkeypatch):
+    made, masks = everything(family, dtype), DropoutMasks(monkeypatch)
+    cached, told = made.gradients(keep_tokens=0)
+    masks.micros.clear()
+    kept, again = made.gradients(keep_tokens=10**9)
+    assert again == told and len(told[0]) == 8 and all(torch.equal(cached[name], kept[name]) for name in kept)
+    plain, total = padded_gradients(made, masks)
+    assert any((mask == 0).any() for mask in masks.masks.values()) and total == pytest.approx(told[1], rel=bound)
+    assert worst(kept, plain) <= bound and {"log_temperature", "projection.weight"} <= plain.keys()
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -166,6 +166,12 @@ class Recipe(Strict):
     licence: str | None = Field(default=None, description="Licence of the trained model, for its card")
     seed: int = Field(default=17, ge=0, lt=2**32)
     threads: Positive | None = Field(default=None, description="Worker threads; None: the cores of this machine")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where training runs. auto: on a GPU if there is one")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Number type of the passes in training; weights, optimiser and losses stay float32. bfloat16 is refused where the "
+        "hardware does not compute in it",
+    )
     data: Data
     teacher: TeacherSettings
     student: StudentSettings

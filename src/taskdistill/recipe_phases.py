@@ -75,6 +75,11 @@ class Stage1(Phase):
     )
     projection_lr: float | None = Field(default=None, gt=0, description="Learning rate of the projection; None: the phase's")
     freeze_embeddings: bool = Field(default=False, description="Keep the token table as it was started")
+    shard: Literal["auto", "full", "none"] = Field(
+        default="auto",
+        description="Divide weights, gradients and moments among the processes (FSDP2). auto: where several GPUs train; full: wherever "
+        "several processes do; none: each holds all of them",
+    )
 
 
 class Average(Strict):

@@ -21,6 +21,7 @@ from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Adapter, Phase, Recipe, StaticSettings
 from taskdistill.teacher.make import make_teacher
+from taskdistill.train.device import compute_type, training_device
 from taskdistill.train.phases import make_plan, preparer, static_phase, teacher_needs
 from taskdistill.train.work import matrix_parameters
 
@@ -53,6 +54,7 @@ def plan_run(recipe: Recipe, recipe_folder: Path, watcher: Watcher, data_folder:
 
     with tempfile.TemporaryDirectory() as temporary:
         check_recipe(recipe, Path(temporary) / "new")
+        compute_type(recipe.precision, training_device(recipe.device))
         root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", watcher)
         inputs = load_inputs(recipe, root, watcher)
         student = start_student(recipe)

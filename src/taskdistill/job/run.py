@@ -22,10 +22,11 @@ from taskdistill.model.folder import Model
 from taskdistill.recipe import Recipe, dump_recipe, parse_recipe
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.store import open_views
+from taskdistill.train.device import compute_type, training_device
 from taskdistill.train.log import Log
 from taskdistill.train.processes import ALONE, Processes
 
-FREE_KEYS = ("threads", "evaluation", "name", "teacher.store", "teacher.api_key_env")
+FREE_KEYS = ("threads", "device", "evaluation", "name", "teacher.store", "teacher.api_key_env")
 """Parts of a recipe that may always differ when a run is continued: they move no weight."""
 FREE = tuple(f"{key}." for key in FREE_KEYS)
 
@@ -67,6 +68,8 @@ def train(
     watcher = watcher or Silent()
     started = time.monotonic()
     check_recipe(recipe, out)
+    device = training_device(recipe.device, processes)
+    compute_type(recipe.precision, device)
     with processes.leader_first():
         root = data_root(recipe, recipe_folder or Path(), out.parent / f"{out.name}-data", watcher)
     inputs = load_inputs(recipe, root, watcher)
@@ -75,7 +78,9 @@ def train(
     student = start_student(recipe)
     threads = recipe.threads or max(1, cores() // processes.on_this_host)
     if not processes.leads:
-        run = Run(recipe, out, inputs, teacher, {}, watcher, should_stop, Log(Path(os.devnull)), threads, plans, {}, processes)
+        run = Run(
+            recipe, out, inputs, teacher, {}, watcher, should_stop, Log(Path(os.devnull)), threads, plans, {}, processes, device=device
+        )
         _follow(run, student)
         return {}
     out.mkdir(parents=True, exist_ok=True)
@@ -85,7 +90,7 @@ def train(
             watcher.note(f"removed {name}, left by an interrupted run")
         stores = open_views(store_root(recipe, out), teacher, recipe.teacher.instructions)
         log = Log(out / "log.jsonl")
-        run = Run(recipe, out, inputs, teacher, stores, watcher, should_stop, log, threads, plans, {}, processes, profile)
+        run = Run(recipe, out, inputs, teacher, stores, watcher, should_stop, log, threads, plans, {}, processes, profile, device)
         run.timed("data and models", started)
         try:
             static = train_static(run, student) if recipe.static is not None else None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +23,17 @@ from taskdistill.model.folder import Model
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.text import TextTokenizer
-from taskdistill.recipe import Adapter, Phase
+from taskdistill.recipe import Adapter, Phase, Stage1
 from taskdistill.train.average import average
 from taskdistill.train.best import During
+from taskdistill.train.device import compute_type
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
 from taskdistill.train.phases import adapter_job, load_phase, save_phase, stage1_job, static_job, static_phase, teacher_needs
-from taskdistill.train.processes import ALONE, Processes
+from taskdistill.train.processes import ALONE
+from taskdistill.train.sharded import is_sharded, shard, write_back
 from taskdistill.train.static import start_table
 from taskdistill.train.workers import workers
 from taskdistill.vocabulary import Task
-
-
-def _around(
-    run: Run, name: str, tokenizer: TextTokenizer, prompts: Mapping[str, str], threads: Any, processes: Processes, during: During | None
-) -> Surroundings:
-    return Surroundings(
-        tokenizer,
-        prompts,
-        run.recipe.seed,
-        threads,
-        run.log,
-        resume_meta(run, name),
-        run.watcher.step,
-        run.should_stop,
-        run.threads * processes.size,
-        run.watcher.note,
-        processes,
-        during,
-        run.out / "profile" if run.profile else None,
-    )
 
 
 def _train_phase(
@@ -62,13 +46,51 @@ def _train_phase(
         run.watcher.note(f"{job.name}: finished before")
         return False
     run.watcher.stage(f"{job.name}: {job.settings.steps:,} steps")
-    static = isinstance(model, StaticModel)  # one look-up: nothing that workers could share
-    processes = ALONE if static else run.processes
-    with workers(1 if static else run.threads) as threads:
-        around = _around(run, job.name, tokenizer, prompts, threads, processes, during)
-        run_phase(job, model, run.out / "checkpoints" / job.name, around)
+    static = isinstance(model, StaticModel)
+    processes, device = (ALONE, torch.device("cpu")) if static else (run.processes, run.device)
+    with _placed(run, job, model, device) as (placed, trained), workers(_workers(run, trained, device)) as threads:
+        around = Surroundings(
+            tokenizer,
+            prompts,
+            run.recipe.seed,
+            threads,
+            run.log,
+            resume_meta(run, job.name),
+            run.watcher.step,
+            run.should_stop,
+            run.threads * processes.size,
+            run.watcher.note,
+            processes,
+            during,
+            run.out / "profile" if run.profile else None,
+            device,
+            None if static else compute_type(run.recipe.precision, device),
+        )
+        run_phase(placed, trained, run.out / "checkpoints" / job.name, around)
     run.timed(job.name, start)
     return True
+
+
+def _workers(run: Run, model: Any, device: torch.device) -> int:
+    """One thread feeds a GPU, a static model's one look-up, or divided weights, whose exchanges must keep their order."""
+    return 1 if device.type == "cuda" or isinstance(model, StaticModel) or is_sharded(model) else run.threads
+
+
+@contextmanager
+def _placed(run: Run, job: PhaseJob, model: Any, device: torch.device) -> Iterator[tuple[PhaseJob, Any]]:
+    """Put a phase's model and heads where they are trained: whole on the device, or divided among the processes."""
+    for head in job.heads.named().values():
+        head.data = head.data.to(device)
+    settings = job.settings
+    wanted = isinstance(settings, Stage1) and run.processes.size > 1
+    if not (wanted and isinstance(settings, Stage1) and (settings.shard == "full" or (settings.shard == "auto" and device.type == "cuda"))):
+        yield job, model.to(device)
+        return
+    made = shard(model, device)
+    shares = dict(made.backbone.named_parameters())
+    run.watcher.note(f"{job.name}: weights, gradients and moments are divided among {run.processes.size} processes")
+    yield replace(job, trained={name: shares[name] for name in job.trained}, publish=lambda: write_back(made, model)), made
+    write_back(made, model)
 
 
 def train_static(run: Run, student: Model) -> Path:
@@ -155,6 +177,8 @@ def train_phases(run: Run, student: Model) -> Model:
     run.facts["base_weights"] = before
     if inference_theta is not None:
         set_rope_theta(module.backbone, inference_theta)
+    if projection is not None:
+        projection.to("cpu")
     student.projection = projection
     if run.processes.leads:
         finish_model(run, student)

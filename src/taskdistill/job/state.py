@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import torch
+
 from taskdistill.data.batches import BatchPlan
 from taskdistill.errors import WorkFailed
 from taskdistill.job.start import Inputs
@@ -40,6 +42,7 @@ class Run:
     facts: dict[str, Any]
     processes: Processes = ALONE
     profile: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     unusable: set[str] = field(default_factory=set)
     """Texts of which the teacher makes no vector; their rows are left out."""
 
@@ -111,7 +114,7 @@ def deciding(recipe: Recipe, name: str) -> dict[str, Any]:
         name: The phase.
 
     Returns:
-        Seed, data, teacher and student, the phase's own settings and those of the phases that it builds on, and the scores while
+        Seed, precision, data, teacher and student, the phase's own settings and those of the phases that it builds on, and the scores while
         training where they choose the weights.
     """
     phases = recipe.phases()
@@ -122,6 +125,7 @@ def deciding(recipe: Recipe, name: str) -> dict[str, Any]:
     sources = {source: _without_words(value) for source, value in whole["data"]["sources"].items() if source in used}
     return {
         "seed": recipe.seed,
+        "precision": recipe.precision,
         "data": {**whole["data"], "sources": sources},
         "teacher": _without_words(
             {key: value for key, value in whole["teacher"].items() if key not in ("store", "api_key_env", "trained_on")}

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from taskdistill.errors import BadInput
 from taskdistill.folders import check_folder, read_manifest, write_folder
 from taskdistill.train.log import Log, read_lines
+from taskdistill.train.sharded import copy_whole
 
 KIND = "best"
 ScoreNow = Callable[[], Mapping[str, float]]
@@ -76,14 +76,14 @@ def scored(log: Log, phase: str) -> dict[int, dict[str, float]]:
 
 
 def evaluate_now(
-    during: During, step: int, parameters: Mapping[str, nn.Parameter], log: Log, phase: str, checkpoints: Path, meta: Mapping[str, Any]
+    during: During, step: int, weights: Mapping[str, Tensor], log: Log, phase: str, checkpoints: Path, meta: Mapping[str, Any]
 ) -> dict[str, float]:
     """Score the model, keep its weights if they are the best so far, and log both.
 
     Args:
         during: The callback.
         step: Updates done.
-        parameters: Name to everything that is trained, to be kept.
+        weights: Name to everything that is trained, to be kept.
         log: The run's log.
         phase: Name of the phase.
         checkpoints: Folder of its checkpoints.
@@ -106,7 +106,7 @@ def evaluate_now(
         if record["best"]:
             told = {"step": step, "metric": during.keep, "score": scores[during.keep]}
             with write_folder(best_folder(checkpoints), KIND, meta={**meta, **told}, replace=True) as folder:
-                save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, folder / "weights.safetensors")
+                save_file(dict(weights), folder / "weights.safetensors")
     log.write(record | {"seconds": time.monotonic() - start})
     return scores
 
@@ -150,7 +150,6 @@ def take_best(checkpoints: Path, parameters: Mapping[str, nn.Parameter], meta: M
         if manifest.get(key) != value:
             raise BadInput(f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use a new --out")
     weights = load_file(folder / "weights.safetensors")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+    for name, parameter in parameters.items():
+        copy_whole(parameter, weights[name])
     return int(manifest["step"]), str(manifest["metric"]), float(manifest["score"])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from taskdistill.errors import BadInput
 from taskdistill.folders import check_folder, read_manifest, write_folder
+from taskdistill.train.sharded import copy_whole, like, whole
 
 KIND = "checkpoint"
 
@@ -26,6 +27,7 @@ def save_checkpoint(
     meta: Mapping[str, Any],
     *,
     keep: int = 2,
+    write: bool = True,
 ) -> None:
     """Write the state after `step` updates and drop older ones.
 
@@ -38,10 +40,14 @@ def save_checkpoint(
         optimiser: Its moments are saved under the parameters' names.
         meta: Further fields, such as the recipe's hash and the thread count.
         keep: How many checkpoints stay.
+        write: False only gathers what is divided, for the process that writes.
     """
+    weights, moments = whole_state(parameters), _moments(parameters, optimiser)
+    if not write:
+        return
     with write_folder(root / f"step-{step:07d}", KIND, meta={**meta, "step": step}, replace=True) as folder:
-        save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, folder / "weights.safetensors")
-        save_file(_moments(parameters, optimiser), folder / "optimiser.safetensors")
+        save_file(weights, folder / "weights.safetensors")
+        save_file(moments, folder / "optimiser.safetensors")
     for old in list_checkpoints(root)[:-keep]:
         shutil.rmtree(old)
 
@@ -93,19 +99,31 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimi
         for name, parameter in parameters.items():
             if weights[name].shape != parameter.shape:
                 raise BadInput(f"checkpoint {folder}: {name} has shape {tuple(weights[name].shape)}, needs {tuple(parameter.shape)}")
-            parameter.copy_(weights[name])
+            copy_whole(parameter, weights[name])
     for name, parameter in parameters.items():
         state = {key: moments[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in moments}
         if state:
             optimiser.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device).clone() for key, value in state.items()
+                key: value.clone() if key == "step" else like(parameter, value).clone() for key, value in state.items()
             }
     return int(manifest["step"])
 
 
+def whole_state(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return weights as whole tensors of the CPU.
+
+    Args:
+        parameters: Name to parameter; where they are divided every process must take part.
+
+    Returns:
+        Name to tensor.
+    """
+    return {name: whole(p.detach()).cpu().contiguous() for name, p in parameters.items()}
+
+
 def _moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{name}/{key}": value.detach().cpu().contiguous()
+        f"{name}/{key}": whole(value.detach()).cpu().contiguous()
         for name, parameter in parameters.items()
         for key, value in optimiser.state.get(parameter, {}).items()
     }

@@ -23,7 +23,7 @@ from taskdistill.recipe import Phase
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.best import During, evaluate_now, forget_later, scored, take_best
-from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, whole_state
 from taskdistill.train.clock import Clock
 from taskdistill.train.log import Log
 from taskdistill.train.objectives import Heads, Signals, Terms
@@ -31,6 +31,7 @@ from taskdistill.train.optim import clip, gradient_norm, make_optimiser, rate_fa
 from taskdistill.train.prepare import Prepared
 from taskdistill.train.processes import ALONE, Processes
 from taskdistill.train.profile import profiled
+from taskdistill.train.sharded import is_sharded, whole
 from taskdistill.train.signals import SignalSource
 from taskdistill.train.step import Share, gradients
 from taskdistill.train.work import step_work
@@ -65,6 +66,8 @@ class PhaseJob:
     train_projection: bool = True
     starts_at: int = 0
     """Step of the plan at which the phase begins, where it goes on with another phase's batches."""
+    publish: Callable[[], None] = lambda: None
+    """Carries the weights into the model that others read, where this one's are divided among processes."""
 
     def moving_heads(self) -> dict[str, nn.Parameter]:
         """Return the heads that this phase trains.
@@ -119,6 +122,9 @@ class Surroundings:
     processes: Processes = ALONE
     during: During | None = None
     profile: Path | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    compute: torch.dtype | None = None
+    """Number type of the passes; None for that of the weights."""
 
 
 def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path, around: Surroundings) -> None:
@@ -142,7 +148,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
     optimiser = make_optimiser(settings, job.trained, job.moving_heads(), job.heads_lr)
     meta = {**around.meta, "phase": job.name}
     step, bad, last_good = 0, 0, 0
-    leads = around.processes.leads
+    leads, sharded = around.processes.leads, is_sharded(model)
     if found := around.processes.same(list_checkpoints(folder) if leads else []):
         step = last_good = load_checkpoint(found[-1], everything, optimiser, meta)
         _say_if_not_identical(found[-1], job.name, around)
@@ -153,21 +159,26 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
     signals = SignalSource(job, model, around)
 
     def save() -> None:
-        if broken := [name for name, p in everything.items() if not torch.isfinite(p).all()]:
+        if broken := [name for name, p in everything.items() if not whole(torch.isfinite(p.detach()).all())]:
             raise WorkFailed(
                 f"{job.name}: {broken[0]} is not finite after step {step}, so this state is not saved; the last checkpoint is that of step "
                 f"{last_good}: lower {job.name}.lr ({settings.lr})"
             )
-        if leads:
+        if leads or sharded:
             start = time.monotonic()
-            save_checkpoint(folder, step, everything, optimiser, meta | {"threads": around.thread_count})
+            told = {"threads": around.thread_count, "device": str(around.device.type)}
+            save_checkpoint(folder, step, everything, optimiser, meta | told, write=leads)
             around.log.write({"phase": job.name, "saved": step, "seconds": time.monotonic() - start})
 
     def evaluate() -> None:
-        if leads and step not in scored(around.log, job.name):
-            assert around.during is not None
+        if not around.processes.same(leads and step not in scored(around.log, job.name)):
+            return
+        assert around.during is not None
+        job.publish()
+        weights = whole_state(everything) if leads or sharded else {}
+        if leads:
             model.eval()
-            scores = evaluate_now(around.during, step, everything, around.log, job.name, folder, meta)
+            scores = evaluate_now(around.during, step, weights, around.log, job.name, folder, meta)
             model.train()
             around.note(f"{job.name}: after step {step:,}, " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         around.processes.any(False)
@@ -221,6 +232,8 @@ def _say_if_not_identical(checkpoint: Path, name: str, around: Surroundings) -> 
         for package in now
         if package != "taskdistill" and then.get(package) != now[package]
     ]
+    if around.device.type == "cuda" or manifest.get("device", "cpu") != around.device.type:
+        why.append("a GPU adds up in no fixed order")
     if manifest.get("threads") != around.thread_count:
         why.append(f"{manifest.get('threads')} threads then, {around.thread_count} now")
     exact = f"not bit-identical to an uninterrupted run: {'; '.join(why)}" if why else "bit-identical to an uninterrupted run"
@@ -259,6 +272,7 @@ def _one_step(
         heads=list(job.moving_heads().values()),
         processes=around.processes,
         clock=clock,
+        compute=around.compute,
     )
     with clock("optimiser"):
         norm = gradient_norm(everything)

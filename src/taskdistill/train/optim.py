@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from taskdistill.recipe import Phase
+from taskdistill.train.sharded import whole
 
 
 def make_optimiser(
@@ -73,7 +74,7 @@ def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> float:
     Returns:
         The norm.
     """
-    norms = [p.grad.norm() for p in parameters.values() if p.grad is not None]
+    norms = [whole(p.grad.norm()) for p in parameters.values() if p.grad is not None]
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 

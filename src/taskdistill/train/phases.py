@@ -34,6 +34,8 @@ ALLOWED: dict[Task, tuple[RowKind, ...]] = {
     Task.CLASSIFICATION: (RowKind.LABELLED,),
 }
 """Kinds of rows that each task's objective can use (section 5)."""
+AMONG_ROWS = {"info_nce", "binary_info_nce", "gor"}
+"""Terms that compare the rows of a batch with each other."""
 
 
 def static_phase(settings: StaticSettings) -> Phase:
@@ -114,6 +116,7 @@ def make_plan(recipe: Recipe, name: str, settings: Phase, datasets: Mapping[str,
         wanted = weights_for(task, settings.weights)
         for dataset in used:
             terms = terms_of(task, dataset.kind)
+            _check_contrast(name, settings, dataset, wanted)
             if not wanted.keys() & set(terms):
                 raise BadInput(
                     f"{name}: no loss term with a weight above 0 for the {dataset.kind} rows of source {dataset.name!r}; "
@@ -121,6 +124,18 @@ def make_plan(recipe: Recipe, name: str, settings: Phase, datasets: Mapping[str,
                 )
     weights = {dataset.name: settings.sources[dataset.name] for dataset in used}
     return BatchPlan(used, weights, settings.batch_size, seed=recipe.seed, label=name, batch_sizes=sizes, negatives=negatives)
+
+
+def _check_contrast(name: str, settings: Adapter, dataset: Dataset, wanted: Mapping[str, float]) -> None:
+    """Refuse batches of one pair, which has no other row to be compared with."""
+    size = settings.long_sources.get(dataset.name, (settings.batch_size, 0))[0]
+    if size > 1 or dataset.kind is not RowKind.PAIRS:
+        return
+    idle = {"gor"} if settings.negatives and any(row.negatives for row in dataset.rows) else AMONG_ROWS
+    if found := sorted(wanted.keys() & idle):
+        raise BadInput(
+            f"{name}: a batch of 1 row of {dataset.name!r} has no other row to contrast with ({', '.join(found)}); set batch_size to 2 or more"
+        )
 
 
 def preparer(name: str, settings: Phase) -> Any:
@@ -309,8 +324,12 @@ def load_phase(folder: Path, job: PhaseJob, meta: Mapping[str, Any]) -> bool:
     for key, value in meta.items():
         if manifest.get(key) != value:
             raise BadInput(f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use a new --out")
-    tensors = load_file(folder / "weights.safetensors")
+    tensors, wanted = load_file(folder / "weights.safetensors"), job.trained | job.moving_heads()
+    if different := sorted(tensors.keys() ^ wanted.keys()):
+        raise BadInput(f"{folder} holds other weights than {job.name} trains: {different[:3]}; delete this folder to train the phase again")
     with torch.no_grad():
-        for name, parameter in (job.trained | job.moving_heads()).items():
+        for name, parameter in wanted.items():
+            if tensors[name].shape != parameter.shape:
+                raise BadInput(f"{folder}: {name} has shape {tuple(tensors[name].shape)}, {job.name} needs {tuple(parameter.shape)}")
             parameter.copy_(tensors[name])
     return True

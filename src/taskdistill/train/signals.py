@@ -31,7 +31,7 @@ class SignalSource:
         self.job, self.model, self.around = job, model, around
 
     def ids(self, prepared: Prepared) -> list[np.ndarray]:
-        """Tokenise a batch.
+        """Tokenise a batch; several processes share the work.
 
         Args:
             prepared: The batch.
@@ -39,16 +39,29 @@ class SignalSource:
         Returns:
             Token ids of each of its texts, behind the prompt of its role.
         """
+        processes, count = self.around.processes, len(prepared.texts)
+        own = self._tokenised(prepared, range(processes.rank, count, processes.size))
+        if processes.size == 1:
+            return own
+        shares = [range(rank, count, processes.size) for rank in range(processes.size)]
+        sizes = torch.tensor([[len(row)] for row in own], dtype=torch.int64).reshape(-1, 1)
+        lengths = processes.gather(sizes, [len(share) for share in shares])[:, 0]
+        totals = [int(part.sum()) for part in torch.split(lengths, [len(share) for share in shares])]
+        flat = torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *own]))[:, None]
+        rows = torch.split(processes.gather(flat, totals)[:, 0], lengths.tolist())
+        places = [place for share in shares for place in share]
+        return [row.numpy() for _, row in sorted(zip(places, rows, strict=True), key=lambda found: found[0])]
+
+    def _tokenised(self, prepared: Prepared, places: range) -> list[np.ndarray]:
         _, length = self.job.settings.long_sources.get(prepared.batch.dataset, (0, self.job.settings.max_length))
-        out: list[np.ndarray | None] = [None] * len(prepared.texts)
-        for role in dict.fromkeys(role for role, _ in prepared.texts):
-            places = [i for i, (other, _) in enumerate(prepared.texts) if other == role]
+        out: dict[int, np.ndarray] = {}
+        for role in dict.fromkeys(prepared.texts[i][0] for i in places):
+            own = [i for i in places if prepared.texts[i][0] == role]
             made = self.around.tokenizer.ids(
-                [prepared.texts[i][1] for i in places], prompt=self.around.prompts.get(role, ""), max_length=length
+                [prepared.texts[i][1] for i in own], prompt=self.around.prompts.get(role, ""), max_length=length
             )
-            for place, row in zip(places, made.ids, strict=True):
-                out[place] = row
-        return [row for row in out if row is not None]
+            out.update(zip(own, made.ids, strict=True))
+        return [out[i] for i in places]
 
     def of(self, prepared: Prepared, ids: list[np.ndarray]) -> Signals:
         """Look up what a batch is compared with.
@@ -69,6 +82,9 @@ class SignalSource:
                 found.teacher_similarities = unit[:count] @ unit[count : 2 * count].T
         if self.job.needs_base:
             found.base = self._without_adapter(ids)
+        device = next(self.model.parameters()).device if self.model is not None else torch.device("cpu")
+        found.teacher = None if found.teacher is None else found.teacher.to(device)
+        found.base = None if found.base is None else found.base.to(device)
         return found
 
     def _teacher(self, prepared: Prepared) -> Tensor:
@@ -86,10 +102,11 @@ class SignalSource:
         """Embed with the base, in micro-batches that follow from the batch alone, so that a continued run gets the same bits."""
         self.model.select(None)
         lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
+        compute, kind = self.around.compute, next(self.model.parameters()).device.type
         threads, out = self.around.threads, torch.empty(len(ids), self.model.embedding_dim)
 
         def embed(rows: np.ndarray) -> Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(kind, compute, enabled=compute is not None):
                 return self.model.embed([ids[i] for i in rows]).float().cpu()
 
         parts = micro_batches(lengths, self.job.settings.micro_batch_tokens, threads.count)

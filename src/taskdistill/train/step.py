@@ -29,6 +29,7 @@ from taskdistill.train.clock import Clock, Moment, moment
 from taskdistill.train.cut import Piece, micro_batches, pieces
 from taskdistill.train.memory import OutOfMemory, free_memory, is_out_of_memory
 from taskdistill.train.processes import ALONE, Processes
+from taskdistill.train.sharded import is_sharded
 from taskdistill.train.workers import TableGradient, Workers
 
 KEEP_TOKENS = 24_576
@@ -154,6 +155,8 @@ class _Step:
         keep = self.share is None and halvings == 0 and sum(int(self.lengths[piece.rows].sum()) for piece in mine) <= keep_tokens
         table = self.model.backbone.get_input_embeddings().weight
         inner = [p for p in self.trained if p is not table]
+        if is_sharded(self.model):
+            return self._run_sharded(mine, shares)
         sums = _Sums(inner, len(inner) < len(self.trained))
         for parameter in self.heads:
             parameter.grad = None
@@ -175,11 +178,8 @@ class _Step:
 
         micros = self._pass(first_pass, mine, sums)
         own = torch.cat([micro.vectors.detach() for micro in micros]) if mine else table.new_zeros(0, self.model.embedding_dim)
-        with self._exchange():
-            joined = processes.gather(own, [sum(len(batches[i]) for i in part) for part in shares])
+        leaf = self._gather(own, shares).requires_grad_(self.share is None)
         with self.clock("loss"):
-            order = torch.from_numpy(np.concatenate([batches[i] for part in shares for i in part])).to(joined.device)
-            leaf = torch.empty_like(joined).index_copy_(0, order, joined).requires_grad_(self.share is None)
             told = _backward_loss(self.loss, self.weights, leaf)
         if self.share is None:
             upstream = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
@@ -194,6 +194,41 @@ class _Step:
             self._pass(backward, mine, sums)
         self._finish(inner, table, sums)
         return told
+
+    def _run_sharded(self, mine: Sequence[Piece], shares: Sequence[range]) -> Told:
+        """Carry each piece back at once; FSDP sums the gradients. Every process runs as many pieces as the busiest one."""
+        assert self.share is not None, "only a loss that is a sum over texts is trained with divided weights"
+        rounds = max(len(pieces(self.batches, part, self.lengths, self.threads.halvings)) for part in shares)
+        spare = mine[0] if mine else pieces(self.batches, [0], self.lengths, self.threads.halvings)[0]
+        for parameter in (*self.trained, *self.heads):
+            parameter.grad = None
+        own, marks, device = list[Tensor](), list[tuple[str, Moment, Moment]](), self.model.device
+        with self.clock.shared(marks, device):
+            for piece in [*mine, *[spare] * (rounds - len(mine))]:
+                micro, begun = self._forward(piece, False), moment(device)
+                leaf = micro.vectors.detach().requires_grad_()
+                part = self.share(leaf, piece.rows) if len(own) < len(mine) else 0.0 * leaf.sum()
+                micro.vectors.backward(torch.autograd.grad(part, leaf)[0])  # type: ignore[no-untyped-call]
+                marks += [*micro.marks, ("backward", begun, moment(device))]
+                if len(own) < len(mine):
+                    own.append(micro.vectors.detach())
+        rows = torch.cat(own) if own else torch.zeros(0, self.model.embedding_dim, device=device)
+        joined = self._gather(rows, shares)
+        with self.clock("loss"):
+            told = _backward_loss(self.loss, self.weights, joined)
+        moved = [p.grad for p in self.heads if p.grad is not None]
+        for gradient in moved:
+            gradient.div_(self.processes.size)
+        with self._exchange():
+            self.processes.add_up(moved)
+        return told
+
+    def _gather(self, own: Tensor, shares: Sequence[range]) -> Tensor:
+        """Collect the vectors of all processes in the order of the batch."""
+        with self._exchange():
+            joined = self.processes.gather(own, [sum(len(self.batches[i]) for i in part) for part in shares])
+        order = torch.from_numpy(np.concatenate([self.batches[i] for part in shares for i in part])).to(joined.device)
+        return torch.empty_like(joined).index_copy_(0, order, joined)
 
     def _pass(self, work: Callable[[Piece], Micro], items: Sequence[Piece], sums: _Sums) -> list[Micro]:
         """Run work on every piece, add its gradients up, and stop together with the other processes where one is out of memory."""
