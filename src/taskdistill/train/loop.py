@@ -31,7 +31,7 @@ from taskdistill.train.optim import clip, gradient_norm, make_optimiser, rate_fa
 from taskdistill.train.prepare import Prepared
 from taskdistill.train.processes import ALONE, Processes
 from taskdistill.train.profile import profiled
-from taskdistill.train.sharded import is_sharded, whole
+from taskdistill.train.sharded import is_sharded, local
 from taskdistill.train.signals import SignalSource
 from taskdistill.train.step import Share, gradients
 from taskdistill.train.work import step_work
@@ -159,9 +159,10 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
     signals = SignalSource(job, model, around)
 
     def save() -> None:
-        if broken := [name for name, p in everything.items() if not whole(torch.isfinite(p.detach()).all())]:
+        broken = [name for name, p in everything.items() if not torch.isfinite(local(p.detach())).all()]
+        if around.processes.any(bool(broken)):
             raise WorkFailed(
-                f"{job.name}: {broken[0]} is not finite after step {step}, so this state is not saved; the last checkpoint is that of step "
+                f"{job.name}: {next(iter(broken), 'a weight of another process')} is not finite after step {step}, so this state is not saved; the last checkpoint is that of step "
                 f"{last_good}: lower {job.name}.lr ({settings.lr})"
             )
         if leads or sharded:

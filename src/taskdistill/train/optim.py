@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from taskdistill.recipe import Phase
-from taskdistill.train.sharded import whole
+from taskdistill.train.sharded import local, summed
 
 
 def make_optimiser(
@@ -74,7 +75,10 @@ def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> float:
     Returns:
         The norm.
     """
-    norms = [whole(p.grad.norm()) for p in parameters.values() if p.grad is not None]
+    found = [p.grad for p in parameters.values() if p.grad is not None]
+    norms = [gradient.norm() for gradient in found if not isinstance(gradient, DTensor)]
+    if divided := [local(gradient).norm() for gradient in found if isinstance(gradient, DTensor)]:
+        norms.append(summed(torch.stack(divided).norm().square()).sqrt())
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 

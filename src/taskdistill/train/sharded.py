@@ -65,6 +65,32 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor.
+
+    Args:
+        tensor: A tensor or a share of one.
+
+    Returns:
+        The tensor, or the share as a plain tensor.
+    """
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def summed(number: Tensor) -> Tensor:
+    """Add a number up over all processes.
+
+    Args:
+        number: Scalar of this process.
+
+    Returns:
+        The sum, the same on every process.
+    """
+    total = number.clone()
+    dist.all_reduce(total)
+    return total
+
+
 @torch.no_grad()
 def copy_whole(target: Tensor, source: Tensor) -> None:
     """Copy a whole tensor into a tensor, or this process's share of it.
