@@ -31,7 +31,11 @@ def test_jsonl_rows_become_documents_and_bad_ones_are_counted_with_line_and_reas
     assert sorted(reasons) == [2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
     assert "NaN" in reasons[2] and "not valid JSON" in reasons[5] and "no text" in reasons[6] and "duplicate JSON key" in reasons[7]
     assert (
-        "surrogate" in reasons[8] and "NUL" in reasons[9] and "deep" in reasons[10] and "larger" in reasons[11] and "no id" in reasons[13]
+        "surrogate" in reasons[8]
+        and "NUL" in reasons[9]
+        and "deep" in reasons[10]
+        and "not a finite number" in reasons[11]
+        and "no id" in reasons[13]
     )
     assert list(corpus) and corpus.report.rows == 13
 

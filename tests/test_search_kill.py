@@ -135,7 +135,7 @@ def test_kill_9_at_random_moments(tmp_path, monkeypatch):
     index.add_vectors([Document("last", "text")], vector("last", 0)[None], space_id="s")
     listed = set(index.snapshot.manifest.files)
     on_disk = {path.relative_to(tmp_path / "i").as_posix() for path in (tmp_path / "i").rglob("*") if path.is_file()}
-    assert on_disk == listed | {"lock", "taskdistill.json"}
+    assert on_disk == listed | {"taskdistill.json"}
 
 
 def test_a_kill_at_every_sync_and_rename(tmp_path, monkeypatch):
