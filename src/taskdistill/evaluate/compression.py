@@ -15,7 +15,7 @@ from taskdistill.errors import BadInput
 from taskdistill.evaluate.encoding import Encoded
 from taskdistill.evaluate.kinds import Kind
 from taskdistill.evaluate.protocols import score_ranking, score_vectors
-from taskdistill.evaluate.ranking import TOP_K, top_documents
+from taskdistill.evaluate.ranking import ndcg_units, ndcg_units_of_bits, top_documents
 from taskdistill.evaluate.reading import RankingData, SetData
 from taskdistill.vocabulary import Precision
 
@@ -212,17 +212,17 @@ def verdict(cells: Sequence[Cell]) -> str:
 
 
 def _plain(name: str, kind: Kind, data: SetData, cut: Encoded, precision: str, ranges: Int8Ranges) -> tuple[float, float | None]:
-    if precision == Precision.BINARY and isinstance(data, RankingData) and data.candidates is None:
-        packed = {side: pack_bits(x) for side, x in cut.sides.items()}
-        places, scores = _nearest_bits(packed["queries"], packed["documents"], TOP_K)
-        score = score_ranking(data, _named(data, places, scores)).score
-        return score, _timed(packed["queries"], lambda queries: _nearest_bits(queries, packed["documents"], _CUTOFF))
-    sides = {side: decoded(x, precision, ranges) for side, x in cut.sides.items()}
-    score = score_vectors(name, kind, data, replace(cut, sides=sides)).score
     if not isinstance(data, RankingData) or data.candidates is not None:
-        return score, None
-    stored = _stored(cut.sides["documents"], precision, ranges)
-    queries = normalise(sides["queries"])
+        sides = {side: decoded(x, precision, ranges) for side, x in cut.sides.items()}
+        return score_vectors(name, kind, data, replace(cut, sides=sides)).score, None
+    queries, documents = cut.sides["queries"], cut.sides["documents"]
+    if precision == Precision.BINARY:
+        bits = pack_bits(documents)
+        score = float(ndcg_units_of_bits(data, pack_bits(queries), bits).mean())
+        return score, _timed(pack_bits(queries), lambda some: _nearest_bits(some, bits, _CUTOFF))
+    queries = normalise(decoded(queries, precision, ranges))
+    score = float(ndcg_units(data, queries, decoded(documents, precision, ranges)).mean())
+    stored = _stored(documents, precision, ranges)
     return score, _timed(queries, lambda some: top_documents(some, _loaded(stored, ranges), _CUTOFF))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from taskdistill.compress import normalise
+from taskdistill.compress import hamming, normalise
 from taskdistill.evaluate.reading import RankingData
 
 TOP_K = 1000
@@ -13,6 +16,7 @@ TOP_K = 1000
 
 _BLOCK = 256
 _COLUMNS = 32_768
+_ROWS = 32
 
 
 def top_documents(queries: NDArray[np.float32], documents: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -84,18 +88,49 @@ def ndcg_units(data: RankingData, queries: NDArray[np.float32], documents: NDArr
     Returns:
         (queries,) nDCG at the cutoff, in the order of the set's queries.
     """
-    ids = sorted(data.documents, reverse=True)
-    place = {key: i for i, key in enumerate(data.documents)}
-    queries, documents = normalise(queries), normalise(documents)[[place[key] for key in ids]]
+    order = _larger_ids_first(data)
+    documents = normalise(documents)[order]
+    return _units(data, normalise(queries), lambda some: some @ documents.T, order, cutoff)
+
+
+def ndcg_units_of_bits(
+    data: RankingData, queries: NDArray[np.uint8], documents: NDArray[np.uint8], cutoff: int = 10
+) -> NDArray[np.float64]:
+    """Compute nDCG of every query from sign bits, as `ndcg_units` does from vectors; nearer by Hamming distance is better.
+
+    Args:
+        data: The set, without candidates.
+        queries: (queries, bytes) packed bits.
+        documents: (documents, bytes) packed bits.
+        cutoff: Documents that count.
+
+    Returns:
+        (queries,) nDCG at the cutoff, in the order of the set's queries.
+    """
+    order = _larger_ids_first(data)
+    documents = documents[order]
+    return _units(data, queries, lambda some: -hamming(some, documents).astype(np.float32), order, cutoff)
+
+
+def _larger_ids_first(data: RankingData) -> NDArray[np.int64]:
+    ids = list(data.documents)
+    return np.array(sorted(range(len(ids)), key=ids.__getitem__, reverse=True), dtype=np.int64)
+
+
+def _units(
+    data: RankingData, queries: NDArray[Any], score: Callable[[NDArray[Any]], NDArray[np.float32]], order: NDArray[np.int64], cutoff: int
+) -> NDArray[np.float64]:
+    """Return nDCG of every query; `score` gives (some, documents) scores of documents in the order given, in which ties are broken."""
+    ids = list(data.documents)
     discounts = 1 / np.log2(np.arange(cutoff) + 2)
     found = np.zeros(len(queries))
     names = list(data.queries)
-    for start in range(0, len(queries), _BLOCK):
-        for row, scores in enumerate(queries[start : start + _BLOCK] @ documents.T, start):
+    for start in range(0, len(queries), _ROWS):
+        for row, scores in enumerate(score(queries[start : start + _ROWS]), start):
             judged = data.qrels[names[row]]
             ideal = np.sort(np.array([gain for gain in judged.values() if gain > 0], dtype=np.float64))[::-1][:cutoff]
             if len(ideal):
-                best = [max(0, judged.get(ids[i], 0)) for i in _first(scores, cutoff)]
+                best = [max(0, judged.get(ids[order[i]], 0)) for i in _first(scores, cutoff)]
                 found[row] = (best @ discounts[: len(best)]) / (ideal @ discounts[: len(ideal)])
     return found
 
