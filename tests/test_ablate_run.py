@@ -16,6 +16,7 @@ import tiny_ablation
 from tiny_run import Recorder
 
 from taskdistill.ablate.arms import ARMS
+from taskdistill.ablate.controls import control_warning
 from taskdistill.ablate.experiment import ablate
 from taskdistill.ablate.measure import open_sets
 from taskdistill.ablate.report import report_data
@@ -73,6 +74,12 @@ def test_results_hold_every_arm_seed_interval_trial_budget_and_hash(undisturbed,
     interaction = next(each for each in results["contrasts"] if each["family"] == "interaction")
     assert interaction["estimate"][0] == pytest.approx(value["DC"] - value["D"] - value["C"] + value["A0"])
     assert results["frozen"]["digest"] == small(home).digest()
+
+
+def test_the_teachers_own_weights_read_as_a_student_keep_its_score(undisturbed):
+    found = undisturbed[0]["positive_control"]
+    assert found["retention"] == pytest.approx(1, abs=1e-3)
+    assert control_warning(found) == [] and "keep 90.0 %" in control_warning({**found, "retention": 0.9})[0]
 
 
 def test_the_smallest_effect_and_the_expectation_are_told_before_any_arm_is_compared(undisturbed):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.contrasts import effective_queries, find, holm, needed
+from taskdistill.evaluate.contrasts import Needed, effective_queries, find, holm, needed, seed_variance
 from taskdistill.evaluate.statistics import hierarchical, smallest_effect
 
 RUNS = 150
@@ -124,11 +124,19 @@ def test_what_would_decide_brings_the_power_that_it_promises():
     assert found is not None and found.seeds is None
     assert found.queries == pytest.approx((2.8016) ** 2, rel=1e-3)
     assert smallest_effect(0.01, 1) / math.sqrt(found.queries) == pytest.approx(0.01)
+    assert found.both == pytest.approx(8.0), "of whole seeds: 40 instead of 5"
     found = needed(0.01, 0.001, 0.02, 5)
     assert found is not None and found.queries is None
-    error = math.sqrt(0.001**2 + 0.02**2 / found.seeds)
-    assert 2.8016 * error <= 0.01 < 2.8016 * math.sqrt(0.001**2 + 0.02**2 / (found.seeds - 1))
+    assert 2.8016 * math.sqrt(0.001**2 + seed_variance(0.02, found.seeds)) <= 0.01
+    assert 2.8016 * math.sqrt(0.001**2 + seed_variance(0.02, found.seeds - 1)) > 0.01
+    assert needed(1e-6, 0.1, 0.1, 5) == Needed(None, None, None)
     assert needed(0.0, 0.01, 0.0, 5) is None
+
+
+def test_the_variance_over_seeds_is_widened_by_student():
+    assert seed_variance(0.02, 5) == pytest.approx((2.7764 / 1.9600 * 0.02) ** 2 / 5, rel=1e-3)
+    assert seed_variance(0.02, 1000) == pytest.approx(0.02**2 / 1000, rel=0.01)
+    assert seed_variance(0.02, 1) == 0
 
 
 def test_effective_queries_of_equal_sets_are_all_of_them():

@@ -13,6 +13,7 @@ from scipy.stats import t as student_t
 from taskdistill.ablate.arms import CORE, arm_of
 from taskdistill.ablate.bench import Bench
 from taskdistill.ablate.contrasts import CLAIM, Contrast, Units, contrasts, values
+from taskdistill.ablate.controls import control_warning
 from taskdistill.ablate.curves import all_crossings, at_equal_distance, mean_curve, still_changing
 from taskdistill.ablate.measure import WHOLE
 from taskdistill.ablate.verdict import deciding_sentence, judge
@@ -39,6 +40,7 @@ def analyse(
     pilot: Mapping[str, Any],
     matched: Mapping[str, Any],
     teacher: Mapping[str, Any],
+    control: Mapping[str, Any] | None,
     teacher_cost: Mapping[str, Any],
     same: Mapping[str, Any],
     seen: Mapping[str, Any],
@@ -54,6 +56,7 @@ def analyse(
         pilot: What `detectable` said before the run.
         matched: Factors of equal cost.
         teacher: The teacher's scores.
+        control: The positive control.
         teacher_cost: What its vectors cost.
         same: What `check_same` found.
         seen: Test texts seen in training.
@@ -81,10 +84,11 @@ def analyse(
         "frozen": dict(frozen),
         "verdict": {**verdict.to_json(), "would_decide": [deciding_sentence(name, each) for name, each in verdict.deciding.items()]},
         "smallest_detectable": dict(pilot),
-        "warnings": [*warnings, *late, *_after(findings, by_arm, matched)],
+        "warnings": [*warnings, *late, *control_warning(control), *_after(findings, by_arm, matched)],
         "arms": {name: _arm(name, by_arm[name], findings[f"arm {name}"], teacher, bench) for name in names},
         "contrasts": _contrasts(asked, findings, experiment.ablation.margin / 100),
         "teacher": {name: {k: v for k, v in record.items() if k != "units"} for name, record in teacher.items()},
+        "positive_control": None if control is None else dict(control),
         "teacher_cost": dict(teacher_cost),
         "curves": curves,
         "matched": dict(matched),
@@ -237,14 +241,14 @@ def _after(findings: Mapping[str, Finding], by_arm: Mapping[str, Runs], matched:
         found.append(
             f"Gradients were clipped in different shares of the steps ({listed}): the arms' steps differ in length for that reason too."
         )
-    for kind in ("flops", "seconds"):
+    for kind, said in (("flops", "floating-point work"), ("seconds", "CPU-seconds")):
         each = matched.get(kind) or {}
-        if each.get("run") is not None and each["factor"] > each["run"]:
+        if each.get("factor") is None:
+            found.append(f"What the teacher costs in {said} is not known here, so contrast alone was not run at equal {said}.")
+        elif f"C-{kind}" in by_arm and each["factor"] > each["run"]:
             found.append(
-                f"Equal {kind} would give contrast alone {each['factor']:.1f} times the steps; it got {each['run']:.1f} times, the most that was allowed."
+                f"Equal {said} would give contrast alone {each['factor']:,.1f} times the steps; it got {each['run']:.1f} times, the most allowed."
             )
-        elif each and each.get("factor") is None:
-            found.append(f"What the teacher costs in {kind} is not known here, so contrast alone was not run at equal {kind}.")
     skipped = sum(run["budget"]["skipped_steps"] for runs in by_arm.values() for run in runs)
     if skipped:
         found.append(f"{skipped} steps with a loss or gradient that was not finite were skipped.")

@@ -18,7 +18,7 @@ from taskdistill.ablate.arms import Arm
 from taskdistill.ablate.measure import Sets, open_sets
 from taskdistill.ablate.phases import batch_plan
 from taskdistill.ablate.settings import Experiment
-from taskdistill.ablate.static import is_static, static_student
+from taskdistill.ablate.static import OnceTokenizer, is_static, static_student
 from taskdistill.data.batches import BatchPlan
 from taskdistill.data.rows import Dataset
 from taskdistill.errors import WorkFailed
@@ -61,6 +61,11 @@ class Bench:
         if is_static(self.experiment):
             return static_student(self.experiment, self.datasets)
         return start_student(self.experiment.recipe)
+
+    @cached_property
+    def once(self) -> OnceTokenizer | None:
+        """The base's tokenizer that remembers the training texts, for a static student; None for another, whose steps are long."""
+        return OnceTokenizer(self.base.tokenizer) if is_static(self.experiment) else None
 
     @cached_property
     def base_weights(self) -> dict[str, torch.Tensor]:

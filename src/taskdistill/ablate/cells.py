@@ -30,6 +30,7 @@ from taskdistill.model.projection import Projection
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
 from taskdistill.train.phases import load_phase, save_phase
+from taskdistill.train.signals import SignalSource
 from taskdistill.train.workers import workers
 
 RESULT = "result.json"
@@ -269,7 +270,7 @@ class _Training:
         threads = self.bench.experiment.recipe.threads or 1
         with workers(threads) as pool:
             around = Surroundings(
-                self.model.tokenizer,
+                self.bench.once or self.model.tokenizer,
                 self.model.settings.prompts,
                 self.cell.seed,
                 pool,
@@ -280,7 +281,15 @@ class _Training:
                 threads,
                 lambda text: self.note(f"{self.cell.key}: {text}"),
             )
+            if self.bench.once is not None:
+                self._tokenise(job, around)
             run_phase(job, self.module, self.folder / "checkpoints" / job.name, around)
+
+    def _tokenise(self, job: PhaseJob, around: Surroundings) -> None:
+        """Make the tokens of all steps before the first, so that no arm pays for another's."""
+        source = SignalSource(job, self.module, around)
+        for step in range(job.settings.steps):
+            source.ids(job.prepare(job.plan.at(job.starts_at + step)))
 
     def _embedder(self) -> TokenEmbedder:
         encoder = Encoder(self.model, threads=self.bench.experiment.recipe.threads or 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +172,12 @@ def warnings(experiment: Experiment, sets: Sets, seen: Mapping[str, Mapping[str,
     if recipe.student.init == "teacher":
         found.append("The base is made of the teacher's own layers, so every arm starts with something of the teacher, contrast alone too.")
     if ablation.seeds < 5:
-        found.append(f"{ablation.seeds} seeds of {', '.join(CORE)}: five are the least from which chance in training can be told.")
+        found.append(
+            f"{_counted(ablation.seeds, 'seed')} of {', '.join(CORE)}: five are the least from which chance in training can be told."
+        )
     if len(sets.primary) < RANDOM_EFFECT:
         found.append(
-            f"{len(sets.primary)} test sets of retrieval: intervals hold for these sets, not for sets in general (from {RANDOM_EFFECT} on)."
+            f"{_counted(len(sets.primary), 'test set')} of retrieval: intervals hold for these sets, not for sets in general (from {RANDOM_EFFECT} on)."
         )
     sizes = {each.name: len(sets.data(each).queries) for each in sets.primary}  # type: ignore[union-attr]
     if max(sizes.values()) > 3 * min(sizes.values()):
@@ -195,14 +197,5 @@ def warnings(experiment: Experiment, sets: Sets, seen: Mapping[str, Mapping[str,
     return found
 
 
-def texts_of(bench: Bench, names: Sequence[str]) -> int:
-    """Count the rows of some sources.
-
-    Args:
-        bench: The bench.
-        names: Sources.
-
-    Returns:
-        Rows.
-    """
-    return sum(len(bench.datasets[name].rows) for name in names)
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"

@@ -14,6 +14,7 @@ from taskdistill.ablate.arms import CORE, Arm, arm_of
 from taskdistill.ablate.bench import Bench, fill_teacher_store, open_bench
 from taskdistill.ablate.cells import TRIAL_SEED, Cell
 from taskdistill.ablate.checks import check_base, check_negatives, check_same, freeze, seen_in_training, warnings
+from taskdistill.ablate.controls import positive_control
 from taskdistill.ablate.costs import SAME, matched_factor, teacher_cost
 from taskdistill.ablate.measure import test_scores
 from taskdistill.ablate.phases import Point, untuned
@@ -93,6 +94,7 @@ def ablate(
             pilot=pilot,
             matched=matched,
             teacher=_score_teacher(bench, watcher),
+            control=positive_control(bench),
             teacher_cost=teacher_cost(bench, experiment.recipe.stage1.steps),
             same=check_same(runs),
             seen=seen,

@@ -10,7 +10,7 @@ import numpy as np
 
 from taskdistill.ablate.measure import WHOLE, Sets
 from taskdistill.ablate.settings import Experiment
-from taskdistill.evaluate.contrasts import effective_queries
+from taskdistill.evaluate.contrasts import effective_queries, seed_variance
 from taskdistill.evaluate.reading import RankingData
 from taskdistill.evaluate.statistics import smallest_effect
 
@@ -43,7 +43,9 @@ def detectable(experiment: Experiment, sets: Sets, pilot: Sequence[dict[str, Any
         "seeds": ablation.seeds,
         "seed_sd": seed_sd,
         "query_sd_between_seeds": between,
-        "smallest_effect": smallest_effect(ablation.query_sd, 1, seed_sd=math.sqrt(2 * counted) * (seed_sd or 0.0), seeds=ablation.seeds)
+        "smallest_effect": smallest_effect(
+            ablation.query_sd, 1, seed_sd=math.sqrt(2 * counted * seed_variance(seed_sd or 0.0, ablation.seeds))
+        )
         / math.sqrt(counted),
     }
 

@@ -60,7 +60,7 @@ def report_data(results: Results, command: str) -> ReportData:
             Section(
                 "The claim",
                 f"{_shown(results)} Written down before the run: “{results['frozen']['ablation']['expectation']}”",
-                [tables.claim_table(results), *_deciding(results)],
+                [tables.claim_table(results)],
                 [_claim_chart(results)],
             ),
             Section(
@@ -88,7 +88,7 @@ def report_data(results: Results, command: str) -> ReportData:
                     *_some(tables.contrast_table(results, [LENGTHS], "Truncation")),
                 ],
             ),
-            Section("Controls", "", _some(tables.contrast_table(results, [CONTROLS]))),
+            Section("Controls", _control_words(results), _some(tables.contrast_table(results, [CONTROLS]))),
             Section(
                 "Equal cost",
                 _cost_words(results),
@@ -136,16 +136,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
 
 def _shown(results: Results) -> str:
     p = results["verdict"]["p"]
-    return f"Both comparisons must hold (intersection-union test): p = {tables.p_value(p)} one-sided. {' '.join(results['verdict']['why'])}"
-
-
-def _deciding(results: Results) -> list[Table]:
-    sentences = results["verdict"]["would_decide"]
-    return (
-        [Table("What would decide it", ["comparison"], [[sentence] for sentence in sentences], "At 80 % power and 5 %, two-sided.")]
-        if sentences
-        else []
-    )
+    return f"Both comparisons must hold (intersection-union test): p = {tables.p_value(p)} one-sided. {' '.join([*results['verdict']['why'], *results['verdict']['would_decide']])}"
 
 
 def _claim_chart(results: Results) -> Markup:
@@ -224,13 +215,24 @@ def _crossing_tables(results: Results) -> list[Table]:
     ]
 
 
+def _control_words(results: Results) -> str:
+    control = results["positive_control"]
+    if control is None or control["retention"] is None:
+        return "The teacher's own weights are not here to be read as a student, so there is no positive control."
+    kept = f"{100 * control['retention']:.2f} %"
+    return (
+        f"Positive control: the teacher's own weights, read as a student is read, keep {kept} of the teacher's dev score (100 % is right)."
+    )
+
+
 def _cost_words(results: Results) -> str:
     words = ["Equal steps is the primary comparison."]
     for kind, said in (("flops", "floating-point work"), ("seconds", "CPU-seconds")):
         each = results["matched"].get(kind) or {}
         if each.get("factor") is not None:
-            capped = f" (it got {each['run']:.1f} times, the most allowed)" if each["run"] < each["factor"] else ""
-            words.append(f"At equal {said}, teacher included, contrast alone gets {each['factor']:.2f} times the steps{capped}.")
+            got = f"it got {each['run']:.2f} times" + (", the most allowed" if each["run"] < each["factor"] else "")
+            run = got if f"C-{kind}" in results["arms"] else "that arm was not run"
+            words.append(f"At equal {said}, teacher included, contrast alone would get {each['factor']:,.2f} times the steps; {run}.")
     cached = results["matched"].get("seconds_cached")
     if cached:
         words.append(f"With the teacher's vectors cached, a step of DC costs {cached['factor']:.2f} times the CPU-seconds of a step of C.")

@@ -1,11 +1,12 @@
-"""A static student for ablations in minutes: a random table of token vectors that no teacher has touched."""
+"""A static student for ablations in minutes: a random table of token vectors that no teacher has touched, and tokens made once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from taskdistill.ablate.settings import Experiment
 from taskdistill.data.rows import Dataset, row_texts
@@ -14,7 +15,7 @@ from taskdistill.job.start import matryoshka_dims
 from taskdistill.model.backbone import resolve
 from taskdistill.model.folder import Model, Settings
 from taskdistill.model.student import StaticModel
-from taskdistill.model.text import TextTokenizer
+from taskdistill.model.text import TextTokenizer, Tokens
 from taskdistill.train.static import FREQUENCY_FLOOR
 
 STATIC = "static"
@@ -77,3 +78,35 @@ def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> M
         matryoshka_dims=matryoshka_dims(recipe.student.matryoshka_dims, width),
     )
     return Model(StaticModel(table).eval(), tokenizer, settings, name=recipe.name, source=source)
+
+
+class OnceTokenizer(TextTokenizer):
+    """A tokenizer that remembers: most of a static student's step would be tokenising, and every arm sees the same texts."""
+
+    def __init__(self, other: TextTokenizer) -> None:
+        """Take over another tokenizer.
+
+        Args:
+            other: What makes the tokens of a text that is seen for the first time.
+        """
+        super().__init__(Tokenizer.from_str(other.backend.to_str()), special=other.special)  # its own, since a limit is state
+        self.rows = other.rows
+        self._known: dict[tuple[str, int, str], tuple[np.ndarray, bool]] = {}
+
+    def ids(self, texts: Sequence[str], *, prompt: str, max_length: int) -> Tokens:
+        """Tokenise texts behind a prompt, each distinct one once.
+
+        Args:
+            texts: Any strings.
+            prompt: Put before every text.
+            max_length: Most tokens of one text, special tokens included.
+
+        Returns:
+            What `TextTokenizer.ids` returns.
+        """
+        if new := [text for text in dict.fromkeys(texts) if (prompt, max_length, text) not in self._known]:
+            made = super().ids(new, prompt=prompt, max_length=max_length)
+            for text, ids, cut in zip(new, made.ids, made.truncated, strict=True):
+                self._known[prompt, max_length, text] = (ids, bool(cut))
+        found = [self._known[prompt, max_length, text] for text in texts]
+        return Tokens([ids for ids, _ in found], np.array([cut for _, cut in found], dtype=bool))

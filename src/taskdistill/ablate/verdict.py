@@ -103,5 +103,8 @@ def deciding_sentence(name: str, found: Needed | None) -> str:
         ways.append(f"{found.queries:.1f} times the queries at these seeds")
     if found.seeds is not None:
         ways.append(f"{found.seeds} seeds at these queries")
-    ways.append(f"{found.both:.1f} times both")
+    if found.both is not None:
+        ways.append(f"{found.both:.1f} times both")
+    if not ways:
+        return f"{name}: a difference as small as the one seen would not be shown by a thousand seeds."
     return f"{name}: a difference as large as the one seen would probably be shown by {', or by '.join(ways)}."

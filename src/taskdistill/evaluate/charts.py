@@ -56,7 +56,7 @@ def line_chart(
         parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_number(tick, y_ticks)}</text>')
     x_ticks = _powers(xs[0], xs[-1]) if log_x else [tick for tick in _ticks(xs[0], xs[-1], 4) if xs[0] <= tick <= xs[-1]]
     for tick in x_ticks:
-        parts.append(f'<text class="tick" x="{place_x(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{tick:,.0f}</text>')
+        parts.append(f'<text class="tick" x="{place_x(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_number(tick, x_ticks)}</text>')
     parts.append(f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}" text-anchor="end">{escape(x_label)}</text>')
     for i, each in enumerate(series):
         path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in each.points)
@@ -170,7 +170,7 @@ def _powers(low: float, high: float) -> list[float]:
 
 
 def _number(tick: float, ticks: Sequence[float]) -> str:
-    step = ticks[1] - ticks[0]
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
     digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step < 1 else 0
     if digits and round(step, digits) != round(step, 12):
         digits += 1

@@ -7,7 +7,7 @@ share the same draws of queries, so that 10,000 draws of twenty contrasts are a 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -22,6 +22,9 @@ from taskdistill.evaluate.statistics import DRAWS, RANDOM_EFFECT, Estimate, smal
 Floats = NDArray[np.float64]
 Values = Mapping[str, Floats]
 """Set to (seeds, queries) numbers; row k is seed k in every set."""
+
+MOST_SEEDS = 1000
+"""More seeds than this are not asked for."""
 
 _CELLS = 4_000_000
 
@@ -189,12 +192,12 @@ class Needed:
     Attributes:
         queries: Times the queries, with the same seeds; None where no number of queries is enough.
         seeds: Seeds, with the same queries; None where no number of seeds is enough.
-        both: Times the queries and times the seeds together.
+        both: Times the queries and times the seeds together; None where even a thousand seeds are not enough.
     """
 
     queries: float | None
     seeds: int | None
-    both: float
+    both: float | None
 
 
 def needed(value: float, query_error: float, seed_sd: float | None, seeds: int) -> Needed | None:
@@ -207,17 +210,37 @@ def needed(value: float, query_error: float, seed_sd: float | None, seeds: int) 
         seeds: Number of seeds.
 
     Returns:
-        What is needed, or None for a difference of exactly 0.
+        What is needed, with chance in training widened as `find` does for as many seeds; None for a difference of exactly 0.
     """
     if value == 0:
         return None
-    by_query, by_seed = query_error**2, (seed_sd or 0.0) ** 2 / seeds
-    wanted = (abs(value) / smallest_effect(1.0, 1)) ** 2
+    by_query, wanted = query_error**2, (abs(value) / smallest_effect(1.0, 1)) ** 2
+
+    def by_seed(count: int) -> float:
+        return seed_variance(seed_sd or 0.0, count)
+
+    def first(enough: Callable[[int], bool]) -> int | None:
+        return next((count for count in range(seeds, MOST_SEEDS + 1) if enough(count)), None)
+
+    together = first(lambda count: by_query * seeds / count + by_seed(count) <= wanted)
     return Needed(
-        queries=max(1.0, by_query / (wanted - by_seed)) if wanted > by_seed else None,
-        seeds=max(seeds, math.ceil(by_seed * seeds / (wanted - by_query))) if wanted > by_query else None,
-        both=max(1.0, (by_query + by_seed) / wanted),
+        queries=max(1.0, by_query / (wanted - by_seed(seeds))) if wanted > by_seed(seeds) else None,
+        seeds=first(lambda count: by_query + by_seed(count) <= wanted),
+        both=None if together is None else together / seeds,
     )
+
+
+def seed_variance(seed_sd: float, seeds: int) -> float:
+    """Return the variance of a mean over seeds, widened for few of them.
+
+    Args:
+        seed_sd: Standard deviation over seeds.
+        seeds: Number of seeds; one seed says nothing, and nothing is added for it.
+
+    Returns:
+        The squared standard error times the squared ratio of Student's quantile to the normal one.
+    """
+    return (_widening(seeds) * seed_sd) ** 2 / seeds if seeds > 1 else 0.0
 
 
 def effective_queries(queries: Sequence[int]) -> float:

@@ -1,0 +1,75 @@
+"""The positive control: the teacher's own weights, read as a student is read, must score as the teacher does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from taskdistill.ablate.bench import Bench
+from taskdistill.ablate.measure import TokenEmbedder, dev_scores, macro
+from taskdistill.encode.encoder import Encoder
+from taskdistill.folders import dump_json, write_file
+from taskdistill.job.embedders import TeacherEmbedder
+from taskdistill.model.backbone import resolve
+from taskdistill.model.folder import read_model
+from taskdistill.teacher.store import TeacherStore
+from taskdistill.vocabulary import Role
+
+FILE = "positive-control.json"
+TOLERANCE = 0.01
+"""A retention further from 1 than this means that students and teacher are not measured alike."""
+
+
+def positive_control(bench: Bench) -> dict[str, Any] | None:
+    """Score the teacher's weights through the students' path, and the teacher through its store, on the dev sets; done once.
+
+    Args:
+        bench: The bench.
+
+    Returns:
+        `student`, `teacher` (set to score) and `retention`; None where the teacher's weights are not here, or where it is
+        told something after the text, which no prompt can say.
+    """
+    path, recipe = bench.out / FILE, bench.experiment.recipe
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return found
+    prompts = _prompts(bench.stores)
+    if recipe.teacher.kind != "local" or prompts is None:
+        return None
+    model = read_model(resolve(recipe.teacher.model, recipe.teacher.revision), trust_remote_code=recipe.teacher.trust_remote_code)
+    model.settings = replace(model.settings, prompts=prompts, max_length=recipe.teacher.max_length)
+    as_student = TokenEmbedder(Encoder(model, threads=recipe.threads or 1), {}, name="teacher as a student")
+    student = dev_scores(as_student, bench.sets)
+    teacher = dev_scores(TeacherEmbedder(bench.teacher, bench.stores), bench.sets)
+    whole = macro(teacher, bench.sets.dev)
+    found = {"student": student, "teacher": teacher, "retention": macro(student, bench.sets.dev) / whole if whole > 0 else None}
+    write_file(path, dump_json(found))
+    return found
+
+
+def _prompts(stores: Mapping[Any, TeacherStore]) -> dict[str, str] | None:
+    """What stands before a text when the teacher reads it, by role."""
+    forms = {role.value: stores[role.value].instruction or "{text}" for role in Role}
+    if any(not form.endswith("{text}") for form in forms.values()):
+        return None
+    return {role: form.removesuffix("{text}") for role, form in forms.items()}
+
+
+def control_warning(found: Mapping[str, Any] | None) -> list[str]:
+    """Say if the positive control failed.
+
+    Args:
+        found: What `positive_control` returned.
+
+    Returns:
+        A sentence, or nothing.
+    """
+    if found is None or found["retention"] is None or abs(found["retention"] - 1) <= TOLERANCE:
+        return []
+    return [
+        f"The positive control failed: the teacher's own weights, read as a student, keep {100 * found['retention']:.1f} % of its score instead of "
+        "100 %. Students and teacher are not measured alike."
+    ]
