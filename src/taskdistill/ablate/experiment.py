@@ -129,12 +129,17 @@ def _tune(crew: Crew) -> tuple[dict[str, Point], dict[str, list[dict[str, Any]]]
         for arm in wave:
             trials[arm.name] = [result for result in found if result["cell"]["arm"] == arm.name]
             points[arm.name] = cells[arm.name][best_trial(trials[arm.name])].point
-            crew.watcher.note(f"{arm.name}: {_said(points[arm.name])}")
+            crew.watcher.note(f"{arm.name}: {_said(arm, points[arm.name])}")
     return points, trials
 
 
-def _said(point: Point) -> str:
-    return f"learning rate {point.lr:g}, temperature {point.temperature:g}, weight of distillation {point.weight:g}"
+def _said(arm: Arm, point: Point) -> str:
+    words = [f"learning rate {point.lr:g}"]
+    if "info_nce" in arm.phases[-1]:
+        words.append(f"temperature {point.temperature:g}")
+    if len(arm.phases[-1]) > 1:
+        words.append(f"weight of distillation {point.weight:g}")
+    return ", ".join(words)
 
 
 def run_cell_of(experiment: Experiment, arm: Arm, seed: int, points: dict[str, Point], steps: int | None = None) -> Cell:
