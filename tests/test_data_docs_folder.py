@@ -18,7 +18,7 @@ from taskdistill.data.rows import row_texts
 from taskdistill.data.sources import load_source
 from taskdistill.errors import BadInput
 from taskdistill.folders import check_folder, read_manifest
-from taskdistill.recipe import Source
+from taskdistill.recipe_source import Source
 
 PACKAGES = ("alpha", "bravo", "carol", "delta")
 COPIED = "The copied sentence of this tree stands in many modules and says the same everywhere in the same words always."

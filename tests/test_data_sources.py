@@ -18,7 +18,7 @@ from taskdistill.data.readers import Fault, parse_json, read_records
 from taskdistill.data.rows import Labelled, Pair, Scored, Text, make_dataset, row_texts
 from taskdistill.data.sources import load_source, resolve
 from taskdistill.errors import BadInput
-from taskdistill.recipe import Source
+from taskdistill.recipe_source import Source
 
 GOOD = {"query": "what is a cat", "positive": "a cat is a small animal"}
 
@@ -323,29 +323,56 @@ def test_strict_json_agrees_with_the_standard_parser_on_good_objects(value):
         assert json.dumps(parsed) == text
 
 
-def test_hub_rows_pass_the_same_cleaning(monkeypatch, tmp_path):
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub of one data set, whose rows name the subset that was asked for; gives what was asked."""
     import sys
     import types
 
     asked = []
 
-    def load_dataset(name, *, split, revision):
-        asked.append((name, split, revision))
+    def load_dataset(name, subset, *, split, revision):
+        asked.append((name, subset, split, revision))
         if name == "owner/gone":
             raise FileNotFoundError("no such data set")
-        return [{"sentence": "a"}, {"sentence": " "}, {"sentence": "b"}]
+        return [{"sentence": f"a{subset or ''}"}, {"sentence": " "}, {"sentence": f"b{subset or ''}"}]
 
     fake = types.ModuleType("datasets")
     fake.load_dataset = load_dataset
     fake.__spec__ = types.SimpleNamespace(name="datasets")
     monkeypatch.setitem(sys.modules, "datasets", fake)
+    return asked
+
+
+def test_hub_rows_pass_the_same_cleaning(hub, tmp_path):
     source = Source(path="hub:owner/name", kind="texts", columns={"text": "sentence"}, split="dev", revision="v1")
     found = load_source(tmp_path, "s", source, max_bad=0.5, seed=1)
-    assert asked == [("owner/name", "dev", "v1")]
+    assert hub == [("owner/name", None, "dev", "v1")]
     assert found.rows == (Text("a"), Text("b"))
     assert found.counts.examples == ["hub:owner/name:2: 'sentence' is empty after cleaning (1 characters, none visible)"]
     with pytest.raises(BadInput, match=r"hub:owner/gone .* cannot be loaded: no such data set"):
         load_source(tmp_path, "s", Source(path="hub:owner/gone", kind="texts"), max_bad=0.5, seed=1)
+
+
+def test_subsets_of_a_hub_data_set_one_or_one_a_language(hub, tmp_path):
+    base = {"path": "hub:owner/name", "kind": "texts", "columns": {"text": "sentence"}}
+    found = load_source(tmp_path, "s", Source(**base, subset="hard"), max_bad=0.5, seed=1)
+    assert [row.text for row in found.rows] == ["ahard", "bhard"] and hub.pop() == ("owner/name", "hard", "train", None)
+    both = load_source(tmp_path, "s", Source(**base, subset={"de": "de-x", "en": "en-x"}), max_bad=0.5, seed=1)
+    assert [(row.text, row.lang) for row in both.rows] == [("ade-x", "de"), ("bde-x", "de"), ("aen-x", "en"), ("ben-x", "en")]
+    assert both.counts.examples[0].startswith("hub:owner/name/de-x:2: ")
+    one = load_source(tmp_path, "s", Source(**base, subset={"de": "de-x", "en": "en-x"}, languages=["en"]), max_bad=0.5, seed=1)
+    assert {row.lang for row in one.rows} == {"en"}
+    with pytest.raises(BadInput, match=r"hub:owner/gone \(subset 'x', split 'train'\) cannot be loaded"):
+        load_source(tmp_path, "s", Source(path="hub:owner/gone", kind="texts", subset="x"), max_bad=0.5, seed=1)
+    for wrong, said in (
+        ({"path": "a.jsonl", "kind": "texts", "subset": "x"}, "subset has no effect: a.jsonl is no Hub data set"),
+        ({"path": "a.jsonl", "kind": "texts", "split": "dev"}, "split has no effect"),
+        ({**base, "subset": {}}, "names no subset"),
+        ({**base, "subset": {"de": "x"}, "languages": ["fr"]}, r"names \['fr'\], which subset gives no subset for"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Source(**wrong)
 
 
 def test_languages_of_a_file_without_such_a_column_are_what_its_rows_are_in(tmp_path):

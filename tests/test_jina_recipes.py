@@ -70,8 +70,17 @@ def test_models_teacher_and_data(name):
     expected = {"small": ("Qwen/Qwen3-0.6B-Base", 32_768, 3.5e6, 1024), "nano": ("EuroBERT/EuroBERT-210m", 8_192, 1e6, 768)}[name]
     assert (student.init, student.max_length, student.rope_theta, student.matryoshka_dims[-1]) == expected
     assert student.prompts == {"query": "Query: ", "document": "Document: "}
-    assert all(source.licence and source.note and source.languages for source in recipe.data.sources.values())
-    assert len({language for source in recipe.data.sources.values() for language in source.languages}) >= 20
+    sources = recipe.data.sources
+    assert all(source.licence and source.note and source.rows and source.tokens for source in sources.values())
+    spoken = {key: source.languages or list(source.subset) for key, source in sources.items()}
+    assert len({language for each in spoken.values() for language in each}) >= 30  # "more than 30 languages"
+    used = {source for phase in recipe.phases().values() for source in phase.sources}
+    assert used == set(sources) and recipe.teacher.licence and recipe.student.licence
+
+
+def test_both_recipes_name_the_same_data():
+    small, nano = (yaml.safe_load((RECIPES / f"jina-v5-{name}.yaml").read_text("utf-8")) for name in TABLE)
+    assert small["data"] == nano["data"]
 
 
 def twin(name: str, folder: Path) -> dict[str, Any]:

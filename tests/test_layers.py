@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "taskdistill"
-GROUND = {"vocabulary", "errors", "strict_json", "folders", "lock", "recipe", "recipe_faults", "recipe_phases"}
+GROUND = {"vocabulary", "errors", "strict_json", "folders", "lock", "recipe", "recipe_faults", "recipe_phases", "recipe_source"}
 MAY_IMPORT: dict[str, set[str]] = {
     "vocabulary": set(),
     "errors": set(),
@@ -19,7 +19,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe_faults": {"errors"},
     "folders": {"vocabulary", "errors"},
     "recipe_phases": {"vocabulary"},
-    "recipe": {"vocabulary", "errors", "recipe_faults", "recipe_phases"},
+    "recipe_source": {"vocabulary", "recipe_phases"},
+    "recipe": {"vocabulary", "errors", "recipe_faults", "recipe_phases", "recipe_source"},
     "losses": set(),
     "metrics": {"compress"},
     "compress": GROUND,

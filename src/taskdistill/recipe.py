@@ -14,36 +14,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from taskdistill.errors import BadInput, nearest
 from taskdistill.recipe_faults import explain, read_recipe
 from taskdistill.recipe_phases import ACTS_FOR, Adapter, Average, Phase, Positive, Stage1, StaticSettings, Strict
-from taskdistill.vocabulary import PROMPTS, Pooling, Precision, RowKind, Task
+from taskdistill.recipe_source import Source, given
+from taskdistill.vocabulary import PROMPTS, Pooling, Precision, Task
 
 SEARCH_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 TOPIC_INSTRUCTION = "Identify the topic or theme of the given document:"
 
 __all__ = ["Adapter", "Average", "Phase", "Stage1", "StaticSettings"]
 """Parts that other modules import from here as well."""
-
-
-class Source(Strict):
-    """One training data set: a file, a glob below `data.root`, or a Hub data set."""
-
-    path: str = Field(description="File or glob below data.root (JSONL, CSV or Parquet, gzip too), or hub:<owner>/<name>")
-    kind: RowKind = Field(description="pairs, scored, labelled or texts")
-    columns: dict[str, str] = Field(default_factory=dict, description="Our field name to the file's column name")
-    languages: list[str] | None = Field(
-        default=None, description="Keep only rows whose lang is listed; where there is no such column, what the rows are in"
-    )
-    limit: Positive | None = Field(default=None, description="Use at most this many rows, drawn by the recipe's seed")
-    split: str = Field(default="train", description="Split of a Hub data set")
-    revision: str | None = Field(default=None, description="Revision of a Hub data set")
-    score_range: tuple[float, float] = Field(default=(0.0, 1.0), description="Smallest and largest allowed score of a scored row")
-    licence: str | None = Field(default=None, description="Licence of the data, copied to the model card")
-    note: str | None = Field(default=None, description="What the data is, copied to the model card")
-
-    @model_validator(mode="after")
-    def _some_scores(self) -> Source:
-        if not self.score_range[0] < self.score_range[1]:
-            raise ValueError(f"score_range {self.score_range} is empty; give the smallest and the largest allowed score")
-        return self
 
 
 class Data(Strict):
@@ -119,10 +97,6 @@ class StudentSettings(Strict):
         return self
 
 
-def _given(part: Strict, name: str) -> bool:
-    return bool(getattr(part, name) != type(part).model_fields[name].default)
-
-
 class During(Strict):
     """Scores while a phase trains, on small development sets, so that they take seconds."""
 
@@ -195,15 +169,13 @@ class Recipe(Strict):
             (f"adapters.{task}.{name}", f"the {task} adapter has no such term")
             for task, adapter in self.adapters.items()
             for name, tasks in ACTS_FOR.items()
-            if task not in tasks and _given(adapter, name)
+            if task not in tasks and given(adapter, name)
         ]
         if self.stage1.projection == "none":
             idle += [
-                (f"stage1.{name}", "stage1.projection is none")
-                for name in ("projection_init", "projection_lr")
-                if _given(self.stage1, name)
+                (f"stage1.{name}", "stage1.projection is none") for name in ("projection_init", "projection_lr") if given(self.stage1, name)
             ]
-        if self.long is not None and _given(self.long, "projection_init"):
+        if self.long is not None and given(self.long, "projection_init"):
             idle.append(("long.projection_init", "the long phase goes on with stage 1's projection"))
         if self.teacher.kind != "http" and self.teacher.api_key_env is not None:
             idle.append(("teacher.api_key_env", f"a {self.teacher.kind} teacher takes no key"))

@@ -27,7 +27,16 @@ def register(app: typer.Typer) -> None:
     app.command("train")(train)
 
 
-def plan(recipe: RecipePath, overrides: Overrides = None, quiet: Quiet = False, json: JsonPath = None) -> None:
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str,
+        typer.Option("--gpu", help="Where data or models are on the Hub: the card whose hours are counted (h100, h200, a100, l40s, a10)"),
+    ] = "h100",
+    quiet: Quiet = False,
+    json: JsonPath = None,
+) -> None:
     """Say what a run will cost, and find every bad setting before the first step. Writes nothing.
 
     Example: [bold]taskdistill plan recipes/quickstart.yaml[/bold]
@@ -36,7 +45,7 @@ def plan(recipe: RecipePath, overrides: Overrides = None, quiet: Quiet = False, 
     from taskdistill.job.plan import plan_run, plan_tables
 
     terminal = Terminal(quiet)
-    found = plan_run(load_recipe(recipe, overrides or ()), recipe.parent, terminal)
+    found = plan_run(load_recipe(recipe, overrides or ()), recipe.parent, terminal, card=gpu)
     for title, columns, rows in plan_tables(found):
         terminal.table(title, columns, rows)
     if json is not None:

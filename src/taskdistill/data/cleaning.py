@@ -9,7 +9,7 @@ from typing import Any
 
 from taskdistill.data.readers import Fault, parse_json
 from taskdistill.data.rows import Labelled, Pair, Row, Scored, Text
-from taskdistill.recipe import Source
+from taskdistill.recipe_source import Source
 from taskdistill.vocabulary import RowKind
 
 MAX_CHARACTERS = 200_000

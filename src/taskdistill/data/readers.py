@@ -71,13 +71,14 @@ def read_records(path: Path, wanted: Collection[str] | None = None) -> Iterator[
         raise BadInput(f"{path} changed while it was read; run again when it is complete")
 
 
-def read_hub(name: str, split: str, revision: str | None) -> Iterator[Record]:
+def read_hub(name: str, split: str, revision: str | None, subset: str | None = None) -> Iterator[Record]:
     """Read the records of a Hub data set.
 
     Args:
         name: `owner/name`.
         split: Its split.
         revision: Branch, tag or commit; None is the default branch.
+        subset: Its subset (configuration); None for the only or default one.
 
     Yields:
         Row number and record.
@@ -89,9 +90,10 @@ def read_hub(name: str, split: str, revision: str | None) -> Iterator[Record]:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(name, split=split, revision=revision)
+        rows = load_dataset(name, subset, split=split, revision=revision)
     except Exception as error:
-        raise BadInput(f"hub:{name} (split {split!r}) cannot be loaded: {error}; check its name, split and the network") from None
+        place = f"subset {subset!r}, split {split!r}" if subset else f"split {split!r}"
+        raise BadInput(f"hub:{name} ({place}) cannot be loaded: {error}; check its name, subset, split and the network") from None
     for number, row in enumerate(rows, 1):
         yield number, cast("dict[str, Any]", row)
 

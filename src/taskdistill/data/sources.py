@@ -12,7 +12,7 @@ from taskdistill.data.cleaning import OPTIONAL, REQUIRED, make_row
 from taskdistill.data.readers import SUFFIXES, Fault, Record, read_hub, read_records
 from taskdistill.data.rows import Counts, Dataset, Labelled, Scored, hash_rows, row_texts
 from taskdistill.errors import BadInput, nearest
-from taskdistill.recipe import Source
+from taskdistill.recipe_source import Source
 from taskdistill.vocabulary import RowKind
 
 HUB = "hub:"
@@ -78,9 +78,27 @@ def _check_columns(name: str, source: Source) -> None:
 
 def _inputs(root: Path, name: str, source: Source) -> list[tuple[str, Iterator[Record]]]:
     if source.path.startswith(HUB):
-        return [(source.path, read_hub(source.path.removeprefix(HUB), source.split, source.revision))]
+        return list(_hub_inputs(source))
     wanted = {source.columns.get(field, field) for field in (*REQUIRED[source.kind], *OPTIONAL[source.kind])}
     return [(path.name, read_records(path, wanted)) for path in resolve(root, name, source.path)]
+
+
+def _hub_inputs(source: Source) -> Iterator[tuple[str, Iterator[Record]]]:
+    """Read a Hub data set, or one subset after the other where each language has its own."""
+    name = source.path.removeprefix(HUB)
+    if not isinstance(source.subset, dict):
+        yield source.path, read_hub(name, source.split, source.revision, source.subset)
+        return
+    lang = source.columns.get("lang", "lang")
+    for language, subset in source.subset.items():
+        if source.languages is None or language in source.languages:
+            records = read_hub(name, source.split, source.revision, subset)
+            yield f"{source.path}/{subset}", _in_language(records, lang, language)
+
+
+def _in_language(records: Iterator[Record], column: str, language: str) -> Iterator[Record]:
+    for number, record in records:
+        yield number, record if isinstance(record, Fault) else record | {column: language}
 
 
 def resolve(root: Path, name: str, pattern: str) -> list[Path]:

@@ -10,25 +10,22 @@ from taskdistill.evaluate.sets import EvalSet, find_sets
 from taskdistill.job.during import sets_during
 from taskdistill.model.adapters import lora_config
 from taskdistill.model.backbone import longest_text, rope_theta
-from taskdistill.model.folder import Model
 from taskdistill.model.student import TransformerModel
 from taskdistill.recipe import Adapter, Phase, Recipe, StaticSettings
 
 
-def check_fit(recipe: Recipe, root: Path, student: Model, teacher_dim: int | None) -> None:
+def check_fit(recipe: Recipe, root: Path, module: TransformerModel, teacher_dim: int | None) -> None:
     """Check what a recipe alone cannot show.
 
     Args:
         recipe: The recipe.
         root: The data folder.
-        student: The student before its first step.
+        module: The student before its first step; its weights may be absent.
         teacher_dim: Size of the teacher's vectors; None while that is not known.
 
     Raises:
         BadInput: On the first setting that does not fit.
     """
-    module = student.module
-    assert isinstance(module, TransformerModel)
     if recipe.stage1.projection == "none" and teacher_dim not in (None, module.embedding_dim):
         raise BadInput(
             f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}; "

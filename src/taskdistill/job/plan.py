@@ -11,6 +11,7 @@ import numpy as np
 from taskdistill.data.batches import BatchPlan, describe
 from taskdistill.encode.batches import cores
 from taskdistill.job.check import check_fit
+from taskdistill.job.plan_stated import is_far, plan_stated, sketch_teacher, stated_tables
 from taskdistill.job.run import check_recipe
 from taskdistill.job.speed import matrix_rate
 from taskdistill.job.start import data_root, load_inputs, start_student
@@ -38,14 +39,17 @@ ACTIVATION_BYTES = 31_000 / 384
 """Measured activation bytes per token, layer and hidden unit of a kept forward pass."""
 
 
-def plan_run(recipe: Recipe, recipe_folder: Path, watcher: Watcher, data_folder: Path | None = None) -> dict[str, Any]:
-    """Read the data and say what the run will cost.
+def plan_run(
+    recipe: Recipe, recipe_folder: Path, watcher: Watcher, data_folder: Path | None = None, *, card: str = "h100"
+) -> dict[str, Any]:
+    """Read the data and say what the run will cost; where data or models are on the Hub, count with what is stated of them.
 
     Args:
         recipe: The recipe.
         recipe_folder: Where relative paths of the recipe start.
         watcher: Told the counts of every source.
         data_folder: Where the embedded default is, or a place where it may be built; None builds it in a temporary folder.
+        card: Where data or models are on the Hub, the GPU whose hours are counted.
 
     Returns:
         Plain data: phases, teacher, memory and disk, each number with its unit in its name.
@@ -56,10 +60,12 @@ def plan_run(recipe: Recipe, recipe_folder: Path, watcher: Watcher, data_folder:
         check_recipe(recipe, Path(temporary) / "new")
         compute_type(recipe.precision, training_device(recipe.device))
         root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", watcher)
+        if is_far(recipe):
+            return plan_stated(recipe, root, watcher, card)
         inputs = load_inputs(recipe, root, watcher)
-        student = start_student(recipe)
-        teacher = None if recipe.teacher.kind == "http" else make_teacher(recipe.teacher)
-        check_fit(recipe, root, student, recipe.teacher.embedding_dim if teacher is None else teacher.embedding_dim)
+        student = start_student(recipe, weights=False)
+        assert isinstance(student.module, TransformerModel)
+        check_fit(recipe, root, student.module, _teacher_dim(recipe))
         rate = matrix_rate()
         phases = {}
         needed: dict[str, dict[str, None]] = {}
@@ -107,7 +113,7 @@ def plan_tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[lis
         Title, columns and rows of each table.
     """
     phases = [
-        [name, f"{phase['steps']:,}", str(phase["batch_size"]), f"{phase['tokens']:,}", f"{phase['minutes']:.1f}"]
+        [name, f"{phase['steps']:,}", str(phase["batch_size"]), f"{phase['tokens']:,}", _time(phase)]
         for name, phase in found["phases"].items()
     ]
     sources = [
@@ -115,6 +121,8 @@ def plan_tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[lis
         for name, phase in found["phases"].items()
         for source in phase["sources"]
     ]
+    if "gpu" in found:
+        return stated_tables(found, phases, sources)
     teacher, total = found["teacher"], found["total"]
     minutes = "unknown here" if teacher["minutes"] is None else f"{teacher['minutes']} minutes"
     costs = [
@@ -133,6 +141,21 @@ def plan_tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[lis
         ("Batches by source", ["phase", "source", "rows", "batches", "epochs"], sources),
         ("Costs", ["what", "how much"], costs),
     ]
+
+
+def _time(phase: Mapping[str, Any]) -> str:
+    return f"{phase['minutes']:.1f}" if "minutes" in phase else f"{phase['gpu_hours']:,.1f}"
+
+
+def _teacher_dim(recipe: Recipe) -> int | None:
+    """Read the size of the teacher's vectors without its weights, and refuse a teacher that does not fit the recipe."""
+    settings = recipe.teacher
+    if settings.kind == "http":
+        return settings.embedding_dim
+    here = Path(settings.model)
+    if settings.kind == "precomputed" or settings.url is not None or (here.is_dir() and not (here / "config.json").is_file()):
+        return make_teacher(settings).embedding_dim
+    return sketch_teacher(settings).width
 
 
 def _phase_cost(name: str, phase: Phase, plan: BatchPlan, student: Model, rate: float) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from taskdistill.data.rows import Dataset, make_dataset, row_texts
 from taskdistill.data.sources import load_source
 from taskdistill.errors import BadInput
 from taskdistill.folders import read_manifest
+from taskdistill.job.sketch import sketch
 from taskdistill.job.watch import Watcher
 from taskdistill.model.backbone import (
     build_backbone,
@@ -158,11 +159,12 @@ def load_inputs(recipe: Recipe, root: Path, watcher: Watcher) -> Inputs:
     return Inputs(root, datasets)
 
 
-def start_student(recipe: Recipe) -> Model:
+def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
     """Make the student as it is before the first step.
 
     Args:
         recipe: The recipe.
+        weights: Whether it gets its weights; without them it is the architecture alone, with everything checked that headers tell.
 
     Returns:
         The model with its tokenizer, prompts and sizes.
@@ -179,10 +181,11 @@ def start_student(recipe: Recipe) -> Model:
         import torch
 
         torch.manual_seed(recipe.seed)
-        backbone = build_backbone(settings.config)
+        backbone = build_backbone(settings.config, device="cpu" if weights else "meta")
         pooling = settings.pooling
     else:
-        backbone = load_backbone(source, trust_remote_code=settings.trust_remote_code)
+        trust = settings.trust_remote_code
+        backbone = load_backbone(source, trust_remote_code=trust) if weights else sketch(str(source), trust_remote_code=trust).backbone
         pooling = settings.pooling or _pooling_of(source)
     if pooling is None:
         raise BadInput("student.pooling is missing and the initial model names none; give last, mean or cls")

@@ -99,17 +99,7 @@ def load_backbone(
     Raises:
         BadInput: If the folder names code, has no safetensors, lies about its size, or lacks weights.
     """
-    raw = read_json(folder / "config.json") if config is None else config
-    refuse_code(raw, folder / "config.json", trust_remote_code)
-    header = check_weights(folder)
-    made = make_config(raw, folder / "config.json", trust_remote_code=trust_remote_code)
-    if getattr(made, "num_hidden_layers", 0) > len(header):
-        raise BadInput(
-            f"{folder}/config.json asks for {made.num_hidden_layers} layers, the weights are {len(header)} tensors; copy it again"
-        )
-    without = {} if made.model_type not in POOLER_FAMILIES else {"add_pooling_layer": False}
-    if not trust_remote_code:
-        check_fits(_shapes(made, without, folder / "config.json"), header, folder / "model.safetensors")
+    made = check_backbone(folder, read_json(folder / "config.json") if config is None else config, trust_remote_code=trust_remote_code)
     with quiet_transformers():
         model, info = AutoModel.from_pretrained(
             folder,
@@ -120,7 +110,7 @@ def load_backbone(
             attn_implementation=ATTENTION,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            **without,
+            **_without_pooler(made),
         )
     if info["missing_keys"]:
         raise BadInput(
@@ -132,11 +122,40 @@ def load_backbone(
     return model.eval()  # type: ignore[no-any-return]
 
 
-def _shapes(config: PretrainedConfig, without: Mapping[str, bool], path: Path) -> dict[str, tuple[int, ...]]:
+def check_backbone(folder: Path, raw: Mapping[str, Any], *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Compare a folder's weights with its configuration by their headers; no weight is allocated.
+
+    Args:
+        folder: Folder with model.safetensors (or its shards).
+        raw: The configuration.
+        trust_remote_code: Whether code named by the folder may run; shapes are not compared then.
+
+    Returns:
+        transformers' configuration.
+
+    Raises:
+        BadInput: If the configuration names code or the two do not fit.
+    """
+    path = folder / "config.json"
+    refuse_code(raw, path, trust_remote_code)
+    header = check_weights(folder)
+    made = make_config(raw, path, trust_remote_code=trust_remote_code)
+    if getattr(made, "num_hidden_layers", 0) > len(header):
+        raise BadInput(f"{path} asks for {made.num_hidden_layers} layers, the weights are {len(header)} tensors; copy it again")
+    if not trust_remote_code:
+        check_fits(_shapes(made, path), header, folder / "model.safetensors")
+    return made
+
+
+def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
+    return {"add_pooling_layer": False} if config.model_type in POOLER_FAMILIES else {}
+
+
+def _shapes(config: PretrainedConfig, path: Path) -> dict[str, tuple[int, ...]]:
     """Build the architecture without weights and list its tensors."""
     try:
         with torch.device("meta"):
-            model = AutoModel.from_config(config, **without)
+            model = AutoModel.from_config(config, **_without_pooler(config))
     except Exception as error:
         raise BadInput(f"{path} describes no model that transformers can build ({' '.join(str(error).split())}); copy it again") from None
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -237,9 +256,8 @@ def build_backbone(config: Mapping[str, Any], *, device: str = "cpu") -> PreTrai
         The model in evaluation mode, without a pooler.
     """
     made = make_config(config, "student.config")
-    without = {} if made.model_type not in POOLER_FAMILIES else {"add_pooling_layer": False}
     with torch.device(device):
-        return AutoModel.from_config(made, attn_implementation=ATTENTION, dtype=torch.float32, **without).eval()  # type: ignore[no-any-return]
+        return AutoModel.from_config(made, attn_implementation=ATTENTION, dtype=torch.float32, **_without_pooler(made)).eval()  # type: ignore[no-any-return]
 
 
 def first_position(backbone: nn.Module) -> int:

@@ -180,7 +180,7 @@ def _read_sentence_transformers(folder: Path, trust_remote_code: bool) -> Model:
         module = TransformerModel(backbone, _pooling(folder, kinds))
         tokenizer = TextTokenizer.load(folder)
         _check_rows(tokenizer, backbone.config.vocab_size, folder)
-        settings = Settings(max_length=_max_length(folder, longest_text(backbone, 512)))
+        settings = Settings(max_length=longest_input(folder, longest_text(backbone, 512)))
     st = read_json(folder / "config_sentence_transformers.json") if (folder / "config_sentence_transformers.json").is_file() else {}
     prompts = {name: text for name, text in (st.get("prompts") or {}).items() if isinstance(text, str)}
     settings = replace(settings, prompts=prompts, matryoshka_dims=(module.embedding_dim,))
@@ -347,7 +347,16 @@ def _pooling(folder: Path, kinds: list[str]) -> Pooling:
     return POOLING_NAMES[str(named)]
 
 
-def _max_length(folder: Path, most: int) -> int:
+def longest_input(folder: Path, most: int) -> int:
+    """Read how many tokens a sentence-transformers folder lets its model read.
+
+    Args:
+        folder: The folder.
+        most: What the backbone has positions for.
+
+    Returns:
+        Tokens of one text.
+    """
     for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
         said = read_json(folder / name).get(key) if (folder / name).is_file() else None
         if isinstance(said, int | float) and 0 < said < most:
