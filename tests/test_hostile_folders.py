@@ -56,10 +56,11 @@ def copy(sound, tmp_path):
 
 def refused(folder: Path, match: str, seconds: float = 5.0) -> str:
     canary = folder.parent / "canary"
-    began = time.perf_counter()
+    before, began = resource.getrusage(resource.RUSAGE_SELF), time.process_time()
     with pytest.raises(BadInput, match=match) as caught:
         Encoder.load(folder, threads=1)
-    assert time.perf_counter() - began < seconds
+    assert time.process_time() - began < seconds  # of the processor: others may be at work on this machine
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before.ru_maxrss < 200_000
     assert not canary.exists()
     assert "\n" not in str(caught.value).strip()
     return str(caught.value)
@@ -180,10 +181,10 @@ LIES = {
 def test_lying_headers_are_refused_in_a_second_and_fifty_megabytes(tmp_path, name):
     path = tmp_path / "model.safetensors"
     path.write_bytes(LIES[name])
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(BadInput, match="no sound safetensors file"):
         check_safetensors(path)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 
@@ -409,9 +410,7 @@ def test_weights_that_are_not_those_of_the_model(copy):
 def test_configurations_that_lie(copy, kind, change, match):
     folder = copy(kind)
     edit(folder / "config.json", **change)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused(folder, match)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
 @pytest.mark.parametrize("name", ["config.json", "modules.json", "config_sentence_transformers.json", "1_Pooling/config.json"])

@@ -229,7 +229,8 @@ def make_config(raw: Mapping[str, Any], path: Path | str, *, trust_remote_code: 
     if trust_remote_code and not isinstance(path, str):
         return AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=True)  # type: ignore[no-any-return]
     try:
-        return AutoConfig.for_model(**{key: value for key, value in raw.items() if not key.startswith("_")})  # type: ignore[no-any-return]
+        with quiet_transformers():
+            return AutoConfig.for_model(**{key: value for key, value in raw.items() if not key.startswith("_")})  # type: ignore[no-any-return]
     except Exception as error:  # its validators raise classes of their own
         reason = " ".join(str(error).split())
         raise BadInput(f"{path}: transformers can make no configuration of model_type {kind!r} ({reason})") from None
