@@ -83,6 +83,9 @@ def test_the_layout_is_written_as_published(repository, tmp_path):
     code = {"qwen3": "jinaai/jina-embeddings-v5-text-small", "eurobert": "jinaai/jina-embeddings-v5-text-nano"}[family]
     assert config["auto_map"]["AutoModel"] == f"{code}--modeling_jina_embeddings_v5.JinaEmbeddingsV5Model"
     assert not list(out.rglob("*.py"))
+    readme = (out / "README.md").read_text()
+    assert readme.startswith("---\n") and "base and adapters retrieval, text-matching, clustering, classification" in readme
+    assert readme.count("| equal |") == 4
     assert set(load_file(out / "model.safetensors")) == set(load_file(folder / "model.safetensors"))
     for task in TASKS:
         names = set(load_file(out / "adapters" / task / "adapter_model.safetensors"))

@@ -180,6 +180,23 @@ def test_parameter_counts_of_the_published_models(name):
     assert sum(p.numel() for p in backbone.parameters()) == total
 
 
+def test_a_hub_id_may_name_its_revision_and_code_files_are_not_fetched(repository, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name, *, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
+        return str(repository[1])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    plain = Encoder.load("jinaai/some-model", threads=1)
+    exact = Encoder.load("jinaai/some-model@8a7f00aa", default_task="retrieval", threads=1)
+    assert [(name, revision) for name, revision, _ in asked] == [("jinaai/some-model", None), ("jinaai/some-model", "8a7f00aa")]
+    assert not any(".py" in pattern or pattern == "*" for _, _, patterns in asked for pattern in patterns)
+    assert plain.name == "jinaai/some-model" and np.array_equal(exact.encode(TEXTS), plain.encode(TEXTS, task="retrieval"))
+
+
 GOLDEN = {"SMALL": [0.486, 0.76114, 0.5914, 0.6188], "NANO": [0.50306, 0.79173, 0.61259, 0.57484]}
 QUERY = "Which planet is known as the Red Planet?"
 DOCUMENTS = [

@@ -17,8 +17,8 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.vectors import VectorFolder
 from taskdistill.errors import BadInput
 from taskdistill.folders import check_folder, read_manifest
-from taskdistill.model.folder import read_model
 from taskdistill.job.info import describe_folder
+from taskdistill.model.folder import read_model
 from taskdistill.model.golden import check_golden, embed_with, golden_vectors, read_golden
 from taskdistill.search.index import Index
 from taskdistill.search.query import query_vectors

@@ -42,11 +42,13 @@ def layouts(version: str) -> None:
 
 def static(version: str) -> None:
     """The instant student's folder, with its golden vectors."""
+    from dataclasses import replace
+
     import torch
     from tiny_jina import tiny_tokenizer
 
     from taskdistill.folders import dump_json
-    from taskdistill.model.folder import Model, Settings, write_model
+    from taskdistill.model.folder import Model, Settings, base_space_id, write_model
     from taskdistill.model.golden import embed_with, golden_vectors
     from taskdistill.model.student import StaticModel
     from taskdistill.model.text import TextTokenizer
@@ -55,6 +57,7 @@ def static(version: str) -> None:
     tokenizer = TextTokenizer(tiny_tokenizer(), special=False)
     settings = Settings(max_length=1_000_000, matryoshka_dims=(8, 32))
     model = Model(StaticModel(torch.randn(320, 32)).eval(), tokenizer, settings, name="kept-static", source=HERE)
+    model.settings = replace(settings, space_id=base_space_id(model))
     write_model(HERE / f"static-{version}", model, extra_files={"golden.json": dump_json(golden_vectors(embed_with(model), []))})
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from taskdistill.errors import BadInput, WorkFailed, nearest
 from taskdistill.export.parity import FILE, Result, certificate
+from taskdistill.export.readme import write_readme
 from taskdistill.folders import dump_json, write_folder
 from taskdistill.model.adapters import merge
 from taskdistill.model.backbone import resolve
@@ -77,7 +78,8 @@ def export(
         source.name = str(model)
     _check_task(source, format_name, task)
     step(1, 3)
-    tasks: list[str | None] = [*source.module.tasks] if format_name in ALL_TASKS else [task]
+    adapters = list(source.module.tasks)
+    tasks: list[str | None] = [*adapters] if format_name in ALL_TASKS else [task]
     embed = embed_with(source)
     reference = {name: embed(TEXTS, name) for name in tasks}
     step(2, 3)
@@ -103,6 +105,7 @@ def export(
                 f"{worst.largest_difference:.2e} with {worst.checked_with}; nothing was written"
             )
         (folder / FILE).write_text(dump_json(parity), "utf-8")
+        write_readme(folder, source, format_name, task, adapters, made.results)
     step(3, 3)
     return parity
 

@@ -87,7 +87,7 @@ def sketch(model: str, revision: str | None = None, *, trust_remote_code: bool =
     """
     folder = _folder(model, revision)
     if folder is None:
-        return Sketch(build_backbone(KNOWN[model], device="meta"), None)
+        return Sketch(build_backbone(KNOWN[model.partition("@")[0]], device="meta"), None)
     raw, weights = read_json(folder / "config.json"), any(folder.glob("model*.safetensors*"))
     if jina.recognises(folder):
         raw = jina.family_config(raw, check_weights(folder), folder / "config.json")
@@ -103,17 +103,18 @@ def _folder(model: str, revision: str | None) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    name, _, said = model.partition("@")
     try:
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=["*.json"]))
+        folder = Path(snapshot_download(name, revision=revision or said or None, allow_patterns=["*.json"]))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        if model in KNOWN:
+        if name in KNOWN:
             return None
         raise BadInput(
             f"plan cannot tell the size of {model}: no folder of that name is here, and the Hub did not give its config.json "
             f"({type(error).__name__}); copy config.json and tokenizer.json into a folder and name that"
         ) from None
     if not (folder / "config.json").is_file():
-        if model in KNOWN:
+        if name in KNOWN:
             return None
         raise BadInput(f"{model} has no config.json, so plan cannot tell its size; name a model that has one")
     return folder

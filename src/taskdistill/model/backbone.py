@@ -26,7 +26,7 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
     """Find the folder of a model.
 
     Args:
-        model: A folder, `all-MiniLM-L6-v2` (embedded), or a Hub id in the local cache or on the Hub.
+        model: A folder, `all-MiniLM-L6-v2` (embedded), or a Hub id in the local cache or on the Hub, `owner/name` or `owner/name@revision`.
         revision: Revision of a Hub id.
 
     Returns:
@@ -49,8 +49,8 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
-        return Path(snapshot_download(str(model), revision=revision, allow_patterns=patterns))
+        patterns, (name, _, said) = ["*.json", "*.safetensors", "*.txt", "*.model"], str(model).partition("@")
+        return Path(snapshot_download(name, revision=revision or said or None, allow_patterns=patterns))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         raise BadInput(f"no folder {model} here, and the Hub did not give a model of that name ({type(error).__name__}: {error})") from None
 
