@@ -31,6 +31,10 @@ def serve(
     api_key_env: Annotated[
         str | None, typer.Option("--api-key-env", help="Environment variable that holds the key clients must send")
     ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="Worker threads; default: the cores of this machine")] = None,
+    limits: Annotated[
+        list[str] | None, typer.Option("--limit", help="A limit of docs/serve.md, such as request_texts=512; may be repeated")
+    ] = None,
     public: Annotated[bool, typer.Option("--public", help="Allow an address other than loopback without a key")] = False,
 ) -> None:
     """Serve embeddings (OpenAI's, Jina's and TEI's shapes), search, metrics and a page to try it.
@@ -57,10 +61,30 @@ def serve(
     opened: Any = None if index is None else Index.open(index)
     terminal.line(f"model  {model}\nindex  {index or 'none'}")
     run(
-        Encoder.load(model),
+        Encoder.load(model, threads=threads),
         host=host,
         port=port,
         index=opened,
-        settings=Settings(api_key=key, public=public),
+        settings=Settings(api_key=key, public=public, **_limits(limits or [])),
         started=lambda address: terminal.line(f"listening on {address}; open it in a browser to try the model"),
     )
+
+
+def _limits(given: list[str]) -> dict[str, Any]:
+    """Read `name=number` pairs that change the server's limits."""
+    from dataclasses import fields
+
+    from taskdistill.errors import nearest
+    from taskdistill.serve.settings import Settings
+
+    known = {field.name: type(field.default) is int for field in fields(Settings) if type(field.default) in (int, float)}
+    found: dict[str, Any] = {}
+    for each in given:
+        name, _, value = each.partition("=")
+        if name not in known:
+            raise BadInput(f"--limit {each!r} names no limit{nearest(name, known)}")
+        try:
+            found[name] = int(value) if known[name] else float(value)
+        except ValueError:
+            raise BadInput(f"--limit {each!r}: {name} needs {'a whole number' if known[name] else 'a number'}") from None
+    return found

@@ -65,7 +65,7 @@ class EncoderEngine:
         """
         module = encoder.model.module
         if encoder.backend is not module:
-            raise BadInput("the server runs models in the back end torch; load the model with it")
+            raise BadInput("the server runs its model in torch, each thread with an adapter of its own; load it without another back end")
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = tensor.data.clone()
         static = not hasattr(module, "backbone")
