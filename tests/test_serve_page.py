@@ -158,6 +158,12 @@ def test_the_map_colours_and_shapes_labels(opened):
     page.check("input[name=map-source][value=index]")
     page.wait_for_function("() => document.querySelectorAll('#plot path').length === 88")
     assert sorted(page.locator("#legend li").all_text_contents()) == ["animals", "food", "tools"]
+    page.select_option("#map-field", label="(nothing)")
+    page.wait_for_function("() => document.querySelectorAll('#legend li').length === 1")
+    page.select_option("#map-field", label="beginning of the id")
+    page.wait_for_function("() => document.querySelectorAll('#legend li').length === 3")
+    assert sorted(page.locator("#legend li").all_text_contents()) == ["animals", "food", "tools"]
+    assert page.locator("#map").get_attribute("aria-busy") is None
 
 
 def test_the_tabs_follow_the_arrow_keys(opened):

@@ -36,7 +36,7 @@ export function showCost(list, facts) {
 const turns = new WeakMap();
 
 /**
- * Run something slow with its button disabled; errors go to the alert. The work is told by `current()` whether a later one
+ * Run something slow with its button disabled and what it will replace dimmed; errors go to the alert. The work is told by `current()` whether a later one
  * has begun for the same form, so that a slow answer never replaces a newer one.
  */
 export async function busy(form, work) {
@@ -44,14 +44,19 @@ export async function busy(form, work) {
   turns.set(form, turn);
   const current = () => turns.get(form) === turn;
   const button = form.querySelector("button.main");
+  const panel = form.closest("section");
   button.disabled = true;
+  panel.setAttribute("aria-busy", "true");
   show("");
   try {
     await work(current);
   } catch (error) {
     if (current()) show(error.message);
   } finally {
-    if (current()) button.disabled = false;
+    if (current()) {
+      button.disabled = false;
+      panel.removeAttribute("aria-busy");
+    }
   }
 }
 

@@ -7,6 +7,10 @@ import { plane } from "./pca.js";
 import { LABELLED } from "./samples.js";
 
 const MOST = 300;
+const STEM = " id";
+
+/** The beginning of an id, up to its first dot, slash, colon, dash or number: often a package, a folder or a source. */
+const stem = (id) => id.split(/[./:\-\d]/, 1)[0] || id;
 const KINDS = 8;
 const EDGE = 24;
 const size = () => (matchMedia("(max-width: 46rem)").matches ? [360, 360] : [640, 440]);
@@ -35,8 +39,8 @@ export function setUp(model, index) {
       $("map-texts-box").hidden = fromIndex();
       rerun();
     });
-    $("map-field").append(...["(nothing)", ...index.metadata].map((name) => make("option", {}, name)));
-    if (index.metadata.length) $("map-field").selectedIndex = 1;
+    const fields = [...index.metadata.map((name) => [name, name]), [STEM, "beginning of the id"], ["", "(nothing)"]];
+    $("map-field").append(...fields.map(([value, name]) => make("option", { value }, name)));
     $("map-field").addEventListener("change", rerun);
   }
   $("map-form").addEventListener("submit", (event) => {
@@ -54,7 +58,7 @@ export function setUp(model, index) {
     }
     const field = $("map-field").value;
     const said = await search({ query: $("map-query").value.trim() || "the", top_k: 200 });
-    return said.results[0].map((hit) => ({ label: String(hit.metadata[field] ?? ""), text: hit.text }));
+    return said.results[0].map((hit) => ({ label: field === STEM ? stem(hit.id) : String(hit.metadata[field] ?? ""), text: hit.text }));
   }
 
   async function run(current) {
