@@ -33,7 +33,8 @@ def proxy(folder: Path, ports: tuple[int, int]):
     for there, here in zip(("127.0.0.1:8081", "127.0.0.1:8082", "127.0.0.1:8080"), (*ports, port), strict=True):
         text = re.sub(rf"(server|listen) {there}", rf"\g<1> 127.0.0.1:{here}", text)
     folders = "".join(f"    {name}_temp_path {folder / name};\n" for name in TEMPORARY)
-    (folder / "nginx.conf").write_text(text.replace("http {\n", "http {\n" + folders))
+    told = f"log_format told '$status $upstream_addr $upstream_status $upstream_response_time'; access_log {folder / 'access'} told;"
+    (folder / "nginx.conf").write_text(text.replace("http {\n", "http {\n" + folders).replace("access_log off;", told))
     command = [NGINX, "-p", str(folder), "-e", str(folder / "errors"), "-c", str(folder / "nginx.conf")]
     with subprocess.Popen([*command, "-g", f"daemon off; pid {folder / 'pid'};"]) as child:
         try:
@@ -58,7 +59,8 @@ def test_two_servers_behind_nginx(tmp_path):
     encoder = tiny_encoder(1)
     wanted = encoder.encode(["a red house"])
     with ExitStack() as stack:
-        first, one = stack.enter_context(live(tiny_encoder(1), settings=Settings(queue_texts=8, request_texts=8)))
+        first_stack = stack.enter_context(ExitStack())
+        first, one = first_stack.enter_context(live(tiny_encoder(1), settings=Settings(queue_texts=8, request_texts=8)))
         second_stack = stack.enter_context(ExitStack())
         second, two = second_stack.enter_context(live(tiny_encoder(1), settings=Settings(queue_texts=8, request_texts=8)))
         url = stack.enter_context(proxy(tmp_path, (port_of(first), port_of(second))))
@@ -78,11 +80,14 @@ def test_two_servers_behind_nginx(tmp_path):
             second_stack.close()
             assert {answer.status_code for answer in threads.map(ask, range(20))} == {200}, "a stopped server's requests go to the other"
         jobs = one.queue.admit(8, 8)
-        full = ask(0)
-        assert full.status_code == 429 and int(full.headers["Retry-After"]) >= 1
+        for full in map(ask, range(6)):
+            assert full.status_code == 429 and int(full.headers["Retry-After"]) >= 1 and full.json()["error"]["message"]
         one.queue.drop(jobs)
         assert httpx.get(f"{url}/metrics").status_code == 404
         assert httpx.get(f"{url}/health").status_code == 200
+        first_stack.close()
+        none = ask(0)
+        assert none.status_code == 503 and none.headers["Retry-After"] == "1" and none.json()["error"]["message"]
 
 
 def test_limits_are_set_by_name(monkeypatch, tmp_path, capsys):
