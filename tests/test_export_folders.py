@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny_jina import TASKS, TEXTS, tiny_backbone, write_repository
 from transformers import AutoTokenizer, EuroBertConfig, EuroBertModel, Qwen3Config, Qwen3Model
 
+from taskdistill.cli.app import run
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.export.make import export
@@ -41,6 +42,18 @@ def test_merged_folder_is_what_stock_tools_read(repository, tmp_path):
     expected = Encoder.load(folder, threads=1).encode(TEXTS, task="clustering")
     assert np.abs(Encoder.load(tmp_path / "out", threads=1).encode(TEXTS) - expected).max() <= 1e-5
     assert json.loads((tmp_path / "out" / "parity.json").read_text()) == parity
+
+
+def test_the_command_prints_what_was_compared_and_writes_the_certificate(repository, tmp_path, capsys):
+    words = ["export", str(repository[1]), "--format", "sentence-transformers", "--task", "retrieval", "--out", str(tmp_path / "out")]
+    assert run([*words, "--json", str(tmp_path / "parity.json"), "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert "Parity: equal" in printed.out and "checked with" in printed.out and f"export  {tmp_path / 'out'}" in printed.out
+    assert "Default prompt name" not in printed.out + printed.err  # what other libraries say stays off the terminal
+    assert (tmp_path / "parity.json").read_text() == (tmp_path / "out" / "parity.json").read_text()
+    assert "difference 1e-05" in (tmp_path / "out" / "README.md").read_text()
+    assert run(words) == 2
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_what_does_not_go_together(repository, tmp_path):

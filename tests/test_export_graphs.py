@@ -7,6 +7,8 @@ import json
 
 import numpy as np
 import pytest
+import tiny
+import torch
 from tiny_jina import TEXTS, tiny_tokenizer, write_repository
 from tokenizers import Regex, pre_tokenizers
 
@@ -14,6 +16,8 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.export.gguf_vocab import vocabulary
 from taskdistill.export.make import export
+from taskdistill.model.graph import _padded_attention, _PaddedGraph
+from taskdistill.vocabulary import Pooling
 
 FAMILIES = ["qwen3", "eurobert"]
 
@@ -29,12 +33,12 @@ def onnx_export(repository, tmp_path_factory):
     return repository[1], out, export(repository[1], "onnx", "retrieval", out)
 
 
-def feed(folder, texts, max_length=128):
+def feed(folder, texts, side="right"):
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(max_length)
-    tokenizer.enable_padding()
+    tokenizer.enable_truncation(128)
+    tokenizer.enable_padding(direction=side)
     batch = tokenizer.encode_batch([f"Query: {text}" for text in texts])
     return {
         "input_ids": np.array([row.ids for row in batch], np.int64),
@@ -64,8 +68,28 @@ def test_onnx_truncates_and_normalises_inside_the_graph(onnx_export, dim):
     given = session.run(["embeddings"], feed(out, TEXTS) | size)[0]
     assert given.shape == expected.shape
     assert np.abs(given - expected).max() <= 1e-5
+    left = session.run(["embeddings"], feed(out, TEXTS, "left") | size)[0]
+    assert np.abs(left - expected).max() <= 1e-5
     alone = session.run(["embeddings"], feed(out, TEXTS[:1]) | size)[0]
     assert np.abs(alone - expected[:1]).max() <= 1e-5
+
+
+@pytest.mark.parametrize("pooling", list(Pooling))
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_what_is_traced_gives_the_vectors_of_the_stream_under_either_padding(family, pooling):
+    model = tiny.student(family)
+    model.pooling = pooling
+    texts = [np.random.default_rng(n).integers(5, 150, n) for n in (9, 4, 1)]
+    right, left, masks = torch.zeros(3, 9, dtype=torch.long), torch.zeros(3, 9, dtype=torch.long), torch.zeros(2, 3, 9, dtype=torch.long)
+    for row, text in enumerate(texts):
+        n = len(text)
+        right[row, :n] = left[row, 9 - n :] = torch.from_numpy(text)
+        masks[0, row, :n] = masks[1, row, 9 - n :] = 1
+    with torch.no_grad():
+        expected = model.embed(texts)
+        with _padded_attention(model):
+            given = [_PaddedGraph(model)(ids, mask) for ids, mask in ((right, masks[0]), (left, masks[1]))]
+    assert all((vectors - expected).abs().max() <= 1e-5 for vectors in given)
 
 
 @pytest.mark.slow

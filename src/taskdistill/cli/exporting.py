@@ -42,6 +42,7 @@ def export(
     and [bold]taskdistill export notes-index --format qdrant --out notes-qdrant[/bold]
     """
     from taskdistill.export.make import export as run
+    from taskdistill.export.parity import COLUMNS, rows
     from taskdistill.folders import dump_json, write_file
 
     if _is_index(Path(model)):
@@ -55,8 +56,7 @@ def export(
     terminal.stage(f"exporting {model} as {format_name}")
     certificate = run(model, format_name, task.value if task else None, out, progress=terminal.count)
     terminal.end()
-    for result in certificate["results"]:
-        terminal.line("  ".join(f"{key} {value}" for key, value in result.items()))
+    terminal.table(f"Parity: {certificate['verdict']}", list(COLUMNS), rows(certificate["results"]))
     for note in certificate.get("notes", []):
         terminal.note(note)
     terminal.line(f"export  {out}")

@@ -105,7 +105,7 @@ def export(
                 f"{worst.largest_difference:.2e} with {worst.checked_with}; nothing was written"
             )
         (folder / FILE).write_text(dump_json(parity), "utf-8")
-        write_readme(folder, source, format_name, task, adapters, made.results)
+        write_readme(folder, source, format_name, task, adapters, parity["results"])
     step(3, 3)
     return parity
 

@@ -17,6 +17,7 @@ from taskdistill.model.backbone import quiet_transformers
 from taskdistill.model.fixed_texts import TEXTS
 from taskdistill.model.folder import Model, fill_folder, read_model
 from taskdistill.model.golden import embed_with
+from taskdistill.model.graph import silent
 from taskdistill.model.student import TransformerModel
 from taskdistill.vocabulary import Role
 
@@ -48,10 +49,10 @@ def write(export: Export) -> None:
 def _stock_vectors(folder: Path, model: Model) -> np.ndarray:
     from sentence_transformers import SentenceTransformer
 
-    with quiet_transformers():
-        stock = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
-    vectors: np.ndarray = stock.encode(list(TEXTS), prompt=prompt, batch_size=4, show_progress_bar=False, normalize_embeddings=True)
+    with quiet_transformers(), silent():
+        stock = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        vectors: np.ndarray = stock.encode(list(TEXTS), prompt=prompt, batch_size=4, show_progress_bar=False, normalize_embeddings=True)
     return vectors
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,6 +83,38 @@ def compare(
     good = smallest >= (tolerance.smallest_cosine or -1) and mean >= (tolerance.mean_cosine or -1)
     good = good and (tolerance.largest_difference is None or difference <= tolerance.largest_difference)
     return Result(file, checked_with, task, len(reference), smallest, mean, difference, tolerance, "equal" if good else "differs", required)
+
+
+COLUMNS = ("file", "checked with", "task", "smallest cosine", "mean cosine", "difference", "must reach", "verdict")
+
+
+def rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Lay the comparisons of a certificate out for a table.
+
+    Args:
+        results: Its `results`.
+
+    Returns:
+        A row each, in the order of `COLUMNS`.
+    """
+    return [
+        [
+            result["file"],
+            result["checked_with"],
+            result["task"] or "",
+            f"{result['smallest_cosine']:.6f}",
+            f"{result['mean_cosine']:.6f}",
+            f"{result['largest_difference']:.1e}",
+            f"{_asked(result['tolerance'])}{'' if result['required'] else ', only reported'}",
+            result["verdict"],
+        ]
+        for result in results
+    ]
+
+
+def _asked(tolerance: Mapping[str, float | None]) -> str:
+    words = {"smallest_cosine": "smallest {:.6g}", "mean_cosine": "mean {:.6g}", "largest_difference": "difference {:.0e}"}
+    return ", ".join(said.format(tolerance[name]) for name, said in words.items() if tolerance[name] is not None)
 
 
 def certificate(format_name: str, model_name: str, model_hash: str, results: list[Result], notes: list[str]) -> Mapping[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from taskdistill.export.card import make_card
-from taskdistill.export.parity import Result
+from taskdistill.export.parity import COLUMNS, rows
 from taskdistill.model.folder import Model
 
 FILE = "README.md"
@@ -21,7 +22,9 @@ _USE: Mapping[str, str] = {
 """Format to one line that loads it."""
 
 
-def write_readme(folder: Path, model: Model, format_name: str, task: str | None, tasks: Sequence[str], results: Sequence[Result]) -> None:
+def write_readme(
+    folder: Path, model: Model, format_name: str, task: str | None, tasks: Sequence[str], results: Sequence[Mapping[str, Any]]
+) -> None:
     """Write the README of an export.
 
     Args:
@@ -30,7 +33,7 @@ def write_readme(folder: Path, model: Model, format_name: str, task: str | None,
         format_name: The format.
         task: The adapter that was merged; None for the base, or for a format that holds all of `tasks`.
         tasks: Adapters that the model had.
-        results: The certificate's comparisons.
+        results: The certificate's `results`.
     """
     source = model.source / FILE
     own = source.read_text("utf-8") if source.is_file() else _plain(model, tasks)
@@ -42,14 +45,13 @@ def write_readme(folder: Path, model: Model, format_name: str, task: str | None,
         if format_name == "jina-v5"
         else "base"
     )
-    rows = [f"| {r.file} | {r.checked_with} | {r.texts} | {r.smallest_cosine:.6f} | {r.mean_cosine:.6f} | {r.verdict} |" for r in results]
     lines = [
         "## This export",
         f"Format {format_name}: {what}. Written by `taskdistill export MODEL --format {format_name}{f' --task {task}' if task else ''} --out DIR`.",
         "",
-        "| file | checked with | texts | smallest cosine | mean cosine | verdict |",
-        "|---|---|---|---|---|---|",
-        *rows,
+        f"| {' | '.join(COLUMNS)} |",
+        f"|{'---|' * len(COLUMNS)}",
+        *(f"| {' | '.join(row)} |" for row in rows(results)),
         "",
         "```",
         _USE[format_name].format(prompt=prompt, task=tasks[0] if tasks else ""),

@@ -69,9 +69,15 @@ class _PaddedGraph(nn.Module):
         super().__init__()
         self.backbone = module.backbone
         self.pooling = module.pooling
+        self.first_position = module.first_position
+        table = getattr(getattr(module.backbone, "embeddings", None), "position_embeddings", None)
+        self.counts_positions = module.packs and isinstance(table, nn.Embedding)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        """Rotary positions are relative; a table of positions is asked for those of the text, wherever its padding stands."""
+        counted = (attention_mask.cumsum(1) - 1).clamp(min=0) + self.first_position
+        positions = {"position_ids": counted} if self.counts_positions else {}
+        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
         return pool_padded(states.last_hidden_state, attention_mask, self.pooling)
 
 

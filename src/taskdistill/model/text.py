@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,8 @@ class TextTokenizer:
         """
         with self._lock:
             self._set_limit(None)
-            encoding = self.backend.encode(prompt + text, add_special_tokens=self.special)
+            with _whole_characters([text]):
+                encoding = self.backend.encode(prompt + text, add_special_tokens=self.special)
         spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) - len(prompt)
         outside = np.array(encoding.special_tokens_mask, dtype=bool) | (spans[:, 1] <= 0)
         spans = np.maximum(spans, 0)
@@ -181,7 +183,8 @@ class TextTokenizer:
         with self._lock:
             self._set_limit(max_length)
             try:
-                encodings = self.backend.encode_batch_fast(texts, add_special_tokens=self.special)
+                with _whole_characters(texts):
+                    encodings = self.backend.encode_batch_fast(texts, add_special_tokens=self.special)
             except BaseException as error:  # a Rust panic is no Exception
                 if type(error).__name__ != "PanicException":
                     raise
@@ -189,6 +192,23 @@ class TextTokenizer:
         ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         truncated = np.fromiter((bool(encoding.overflowing) for encoding in encodings), dtype=bool, count=len(encodings))
         return ids, truncated
+
+
+@contextmanager
+def _whole_characters(texts: Sequence[str]) -> Iterator[None]:
+    """Say which text holds half of a surrogate pair, where the tokenizer only says that it got no string."""
+    try:
+        yield
+    except TypeError:
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                near = text[max(0, error.start - 20) : error.start + 20]
+                raise BadInput(
+                    f"a text holds half of a surrogate pair, which is no character, in {near!r}; decode it again or leave it out"
+                ) from None
+        raise
 
 
 def end_token(folder: Path) -> str | None:
