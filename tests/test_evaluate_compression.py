@@ -121,3 +121,27 @@ def test_means_over_sets_keep_only_common_settings():
 def test_picture_is_written(cells):
     assert compression_picture(list(cells.values()), "set", "nDCG@10")[:4] == b"\x89PNG"
     assert b"<svg" in compression_picture(list(cells.values()), "set", "nDCG@10", "svg")
+
+
+def test_offsets_shift_the_signs_of_each_side_and_nothing_else():
+    lean = np.linspace(0.4, 0.0, DIM, dtype=np.float32)
+    leaning = Encoded({"queries": normalise(QUERIES + 2 * lean), "documents": normalise(DOCUMENTS - lean)}, N + Q, 1.0)
+    offsets = {
+        role: {dim: truncate(leaning.sides[side], dim).mean(0) for dim in (16, 64)}
+        for role, side in (("query", "queries"), ("document", "documents"))
+    }
+    plain, own = (
+        {
+            (cell.dim, cell.precision, cell.rescored): cell
+            for cell in compression_matrix("r", Kind.RETRIEVAL, DATA, leaning, [16, 64], offsets=each).cells
+        }
+        for each in (None, offsets)
+    )
+    for setting, cell in plain.items():
+        assert (own[setting].score == cell.score) is (setting[1] != "binary")
+    near = -hamming(
+        *(pack_bits(leaning.sides[side] - offsets[role][64]) for role, side in (("query", "queries"), ("document", "documents")))
+    )
+    ranking = {q: {f"d{i}": float(s) for i, s in enumerate(row)} for q, row in zip(DATA.queries, near, strict=True)}
+    assert own[64, "binary", False].score == pytest.approx(score_ranking(DATA, ranking).score)
+    assert own[64, "binary", False].score > plain[64, "binary", False].score + 0.1

@@ -176,3 +176,28 @@ def test_signs_go_forward_and_the_gradient_straight_back():
     assert codes.tolist() == [[0.5, -0.5, -0.5, 0.5]]  # a zero is no set bit, as in packed codes
     (codes * torch.tensor([[1.0, 2.0, 3.0, 4.0]])).sum().backward()
     assert vectors.grad.tolist() == [[1.0, 2.0, 3.0, 4.0]]
+
+
+def test_the_two_forms_of_the_spread_out_regulariser_and_the_centre():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    first, second, third = 0.0, 0.6, 0.8  # cosines of the three pairs
+    squares = (first**2 + second**2 + third**2) / 3
+    assert losses.spread_out(rows).item() == pytest.approx(squares)
+    mean = (first + second + third) / 3
+    assert losses.spread_out_hinged(rows).item() == pytest.approx(mean**2 + max(0.0, squares - 1 / 2))
+    crowded = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.0], [1.0, -0.1]]), dim=1)
+    assert losses.spread_out_hinged(crowded) > losses.spread_out(crowded) > losses.spread_out(rows)
+    assert losses.centre(rows).item() == pytest.approx((1.6 / 3) ** 2 + (1.8 / 3) ** 2)
+
+
+def test_int8_codes_forward_and_the_identity_backward():
+    vectors = torch.randn(40, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    out = losses.int8_straight_through(vectors)
+    unit = losses.normalise(vectors)
+    steps = (unit.amax(0) - unit.amin(0)) / 255
+    assert torch.allclose(out.norm(dim=1), torch.ones(40)) and not torch.equal(out, unit)
+    assert ((out - unit).abs() <= steps).all()  # half a step, and what scaling to length one moves
+    upstream = torch.randn(40, 8, generator=torch.Generator().manual_seed(2))
+    (got,) = torch.autograd.grad(out, vectors, upstream, retain_graph=True)
+    (wanted,) = torch.autograd.grad(unit, vectors, upstream)
+    assert torch.allclose(got, wanted, atol=1e-7)

@@ -41,6 +41,34 @@ def embedding_distance(projected: Tensor, targets: Tensor, reduction: Literal["m
     return distances.mean() if reduction == "mean" else distances.sum()
 
 
+def teachers_distance(
+    projected: Tensor, targets: Tensor, widths: Sequence[int], *, apart: bool, reduction: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    """Cosine distance to the vectors of several teachers, of which some may have none for some texts (ours).
+
+    Args:
+        projected: Student vectors in the teachers' spaces side by side, `(N, T1 + T2 + ...)`.
+        targets: The teachers' vectors side by side; a part that is not a number is a vector that its teacher has not.
+        widths: Size of each teacher's vectors.
+        apart: Whether each teacher has a cosine of its own, of which the mean is taken; otherwise the unit vectors side by side are one target.
+        reduction: `mean` over the N texts, or `sum`.
+
+    Returns:
+        Scalar. Only the parts that a text has count; a text that has none gives 0.
+    """
+    ours, theirs = torch.split(projected, list(widths), dim=1), torch.split(targets, list(widths), dim=1)
+    known = torch.stack([~part.isnan().any(1) for part in theirs], dim=1)
+    unit = [normalise(part.nan_to_num()) for part in theirs]
+    if apart:
+        cosines = torch.stack([(normalise(mine) * one).sum(1) for mine, one in zip(ours, unit, strict=True)], dim=1)
+        cosine = (cosines * known).sum(1) / known.sum(1).clamp_min(1)
+    else:
+        mask = known.repeat_interleave(torch.tensor(list(widths), device=known.device), dim=1)
+        cosine = (normalise(projected * mask) * normalise(torch.cat(unit, dim=1) * mask)).sum(1)
+    distances = (1 - cosine) * known.any(1)
+    return distances.mean() if reduction == "mean" else distances.sum()
+
+
 def info_nce(queries: Tensor, documents: Tensor, positives: Tensor, temperature: Tensor | float, excluded: Tensor | None = None) -> Tensor:
     """InfoNCE of queries against candidate documents (section 5.1).
 
@@ -173,6 +201,38 @@ def spread_out(vectors: Tensor) -> Tensor:
     return (squares.sum() - squares.diagonal().sum()) / (count * (count - 1))
 
 
+def spread_out_hinged(vectors: Tensor) -> Tensor:
+    """Spread-out regulariser with its mean and its hinge (arXiv 1708.06320), as sentence-transformers has it; `spread_out` has neither.
+
+    Args:
+        vectors: Unit rows, `(B, D)`, B at least 2.
+
+    Returns:
+        Scalar: the squared mean of the similarities of different rows, plus by how much the mean of their squares exceeds 1 / D, the
+        value of random directions.
+    """
+    count, width = vectors.shape
+    similarities = vectors @ vectors.T
+    others = count * (count - 1)
+    mean = (similarities.sum() - similarities.diagonal().sum()) / others
+    return mean.square() + F.relu(spread_out(vectors) - 1 / width)
+
+
+def centre(vectors: Tensor) -> Tensor:
+    """Squared length of the mean of unit rows: how far they lie to one side (ours).
+
+    Sign bits tell texts apart only where a coordinate is above zero for some and below for others. Queries and documents have
+    means of their own, so this is taken of each side.
+
+    Args:
+        vectors: Unit rows, `(B, D)`.
+
+    Returns:
+        Scalar between 0 and 1; for random directions 1 / B.
+    """
+    return vectors.mean(0).square().sum()
+
+
 def relational_distance(student: Tensor, reference: Tensor, mean_gradient: bool = True) -> Tensor:
     """Match the distances among texts, each matrix divided by its own mean (section 5.4).
 
@@ -218,6 +278,29 @@ def sign_straight_through(vectors: Tensor) -> Tensor:
     """
     codes: Tensor = torch.where(vectors > 0, 1.0, -1.0).to(vectors.dtype) / vectors.shape[-1] ** 0.5
     straight: Tensor = vectors + (codes - vectors).detach()
+    return straight
+
+
+INT8_STEPS = 255
+"""Steps between the smallest and the largest code of int8."""
+
+
+def int8_straight_through(vectors: Tensor) -> Tensor:
+    """Int8 codes in the forward pass, the identity in the backward pass (quantisation-aware training; ours).
+
+    Each dimension has the range of the batch, as stored vectors have that of the calibration texts (`compress.Int8Ranges`).
+
+    Args:
+        vectors: `(N, D)`.
+
+    Returns:
+        `(N, D)`: what the codes of the unit rows stand for, scaled to unit length. The gradient is that of `vectors` scaled to unit length.
+    """
+    unit = normalise(vectors)
+    low, high = unit.detach().amin(0), unit.detach().amax(0)
+    step = ((high - low) / INT8_STEPS).clamp_min(torch.finfo(unit.dtype).tiny)
+    codes = ((unit.detach() - low) / step).round() * step + low
+    straight: Tensor = unit + (normalise(codes) - unit).detach()
     return straight
 
 

@@ -20,6 +20,9 @@ from taskdistill.vocabulary import PROMPTS, Pooling, Precision, Task
 SEARCH_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 TOPIC_INSTRUCTION = "Identify the topic or theme of the given document:"
 
+FIRST = "teacher"
+"""Name of the first teacher among several."""
+
 __all__ = ["Adapter", "Average", "Phase", "Stage1", "StaticSettings"]
 """Parts that other modules import from here as well."""
 
@@ -87,6 +90,10 @@ class StudentSettings(Strict):
     rope_theta: float | None = Field(default=None, gt=0, description="RoPE theta at inference; None keeps the backbone's")
     matryoshka_dims: list[Positive] = Field(description="Prefix sizes trained for; the full size is always among them")
     prompts: dict[str, str] = Field(default_factory=lambda: dict(PROMPTS))
+    binary_offsets: bool = Field(
+        default=False,
+        description="Store the mean vector of queries and of documents, for each task and size, and take it from vectors before their signs",
+    )
     trust_remote_code: bool = False
     licence: str | None = Field(default=None, description="Licence of the initial model, copied to the model card")
 
@@ -148,9 +155,15 @@ class Recipe(Strict):
     )
     data: Data
     teacher: TeacherSettings
+    teachers: dict[str, TeacherSettings] = Field(default_factory=dict, description="Further teachers by name, beside `teacher`")
+    several: Literal["concatenate", "heads"] = Field(
+        default="concatenate",
+        description="With several teachers. concatenate: their unit vectors side by side are one target; heads: each has its own part of the "
+        "projection and its own cosine, and counts the same",
+    )
     student: StudentSettings
     static: StaticSettings | None = None
-    stage1: Stage1
+    stage1: Stage1 | None = Field(default=None, description="None: the run ends with the instant student, which is then its model")
     long: Stage1 | None = Field(default=None, description="The long phase: more steps of stage 1's loss with its own length and theta")
     adapters: dict[Task, Adapter] = Field(default_factory=dict)
     evaluation: Evaluation = Field(default_factory=Evaluation)
@@ -158,9 +171,37 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _sources_known(self) -> Recipe:
         for where, phase in self.phases().items():
-            for name in phase.sources:
+            for name in sorted({*phase.sources, *phase.reads()}):
                 if name not in self.data.sources:
                     raise ValueError(f"{where}.sources names {name!r}{nearest(name, self.data.sources)}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_phases(self) -> Recipe:
+        if self.stage1 is None:
+            if self.static is None:
+                raise ValueError("neither stage1 nor static is given, so nothing would be trained; stage1 is the usual one")
+            if later := (["long"] if self.long is not None else []) + [f"adapters.{task.value}" for task in self.adapters]:
+                raise ValueError(f"key 'stage1' is missing: {later[0]} builds on it")
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_known(self) -> Recipe:
+        names = [FIRST, *self.teachers]
+        if FIRST in self.teachers:
+            raise ValueError(f"teachers names {FIRST!r}, which is the first one; give another name")
+        if not self.teachers and self.several != "concatenate":
+            raise ValueError("several has no effect without `teachers`; remove it")
+        for source, said in self.data.sources.items():
+            if said.teachers is not None and (not self.teachers or not said.teachers):
+                raise ValueError(f"data.sources.{source}.teachers needs several teachers and one name or more; remove it")
+            for name in said.teachers or ():
+                if name not in names:
+                    raise ValueError(f"data.sources.{source}.teachers names {name!r}{nearest(name, names)}")
+        if self.teachers and (self.static is not None or any(p.projection == "none" for p in (self.stage1, self.long) if p is not None)):
+            raise ValueError("several teachers need a projection and no static student: leave `static` out, and projection at student")
+        if keyed := [name for name, said in self.teachers.items() if said.api_key_env is not None]:
+            raise ValueError(f"teachers.{keyed[0]}.api_key_env is not read: a teacher with a key must be the first, `teacher`")
         return self
 
     @model_validator(mode="after")
@@ -171,7 +212,7 @@ class Recipe(Strict):
             for name, tasks in ACTS_FOR.items()
             if task not in tasks and given(adapter, name)
         ]
-        if self.stage1.projection == "none":
+        if self.stage1 is not None and self.stage1.projection == "none":
             idle += [
                 (f"stage1.{name}", "stage1.projection is none") for name in ("projection_init", "projection_lr") if given(self.stage1, name)
             ]
@@ -183,6 +224,39 @@ class Recipe(Strict):
             raise ValueError(f"{key} has no effect: {why}; remove it")
         return self
 
+    def all_teachers(self) -> dict[str, TeacherSettings]:
+        """Name every teacher.
+
+        Returns:
+            Name to settings, the first one under `teacher`.
+        """
+        return {FIRST: self.teacher, **self.teachers}
+
+    def readers(self, source: str) -> list[int]:
+        """Say which teachers read a source.
+
+        Args:
+            source: Its name.
+
+        Returns:
+            Their places in `all_teachers`.
+        """
+        chosen = self.data.sources[source].teachers
+        return [place for place, name in enumerate(self.all_teachers()) if chosen is None or name in chosen]
+
+    def first_stage(self) -> Stage1:
+        """Return stage 1 where there must be one.
+
+        Returns:
+            The phase.
+
+        Raises:
+            BadInput: If the recipe trains the instant student alone.
+        """
+        if self.stage1 is None:
+            raise BadInput(f"recipe {self.name!r} has no stage1, which is needed here; add it")
+        return self.stage1
+
     def phases(self) -> dict[str, Phase | StaticSettings]:
         """Return the phases in the order in which they run.
 
@@ -192,7 +266,8 @@ class Recipe(Strict):
         found: dict[str, Phase | StaticSettings] = {}
         if self.static is not None:
             found["static"] = self.static
-        found["stage1"] = self.stage1
+        if self.stage1 is not None:
+            found["stage1"] = self.stage1
         if self.long is not None:
             found["long"] = self.long
         for task in Task:

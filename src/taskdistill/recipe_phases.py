@@ -19,14 +19,53 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class NewVocabulary(Strict):
+    """A vocabulary of its own for the instant student, learned from texts: pieces of a unigram model, without case."""
+
+    size: int = Field(ge=100, le=500_000, description="Pieces, at most; each is one row of the token table")
+    sources: list[str] | None = Field(default=None, description="Sources whose texts are counted; None: those that the table learns from")
+    texts: Positive = Field(default=400_000, description="At most this many texts are counted, drawn by the seed")
+
+
 class StaticSettings(Strict):
     """The instant student: one vector per token, weighted mean, distilled by cosine (ours, not the paper's)."""
 
     sources: dict[str, Weight] = Field(description="Source name to sampling weight")
     steps: Positive = 1000
-    batch_size: Positive = Field(default=128, description="Texts per step")
+    batch_size: Positive = Field(default=128, description="Rows per step")
     lr: float = Field(default=0.01, gt=0)
     matryoshka: bool = True
+    vocabulary: NewVocabulary | None = Field(default=None, description="None: the student's own vocabulary")
+    start: Literal["tokens", "texts"] = Field(
+        default="tokens",
+        description="tokens: from the teacher's vector of every piece; texts: from the mean vector of the texts that a piece occurs in, "
+        "for languages that the teacher does not read",
+    )
+    noise: float = Field(default=0.3, ge=0, description="start texts: length of the random part of each vector, which keeps pieces apart")
+    weights: dict[Literal["distill", "cosent"], Weight] = Field(
+        default={"distill": 1.0}, description="Loss term to weight; cosent is taken of scored rows"
+    )
+    cosent_temperature: float = Field(default=0.05, gt=0)
+
+    def reads(self) -> set[str]:
+        """Name the sources whose rows the phase uses.
+
+        Returns:
+            Sources with a weight above 0, and those of the vocabulary.
+        """
+        own = [] if self.vocabulary is None else self.vocabulary.sources or []
+        return {name for name, weight in self.sources.items() if weight > 0}.union(own)
+
+    @model_validator(mode="after")
+    def _terms_act(self) -> StaticSettings:
+        if not any(weight > 0 for weight in self.weights.values()):
+            raise ValueError("no loss term with a weight above 0; distill is the usual one")
+        fields = type(self).model_fields
+        if self.start == "tokens" and self.noise != fields["noise"].default:
+            raise ValueError("noise has no effect with start: tokens; remove it")
+        if not self.weights.get("cosent") and self.cosent_temperature != fields["cosent_temperature"].default:
+            raise ValueError("cosent_temperature has no effect without a weight of cosent; remove it")
+        return self
 
 
 class Phase(Strict):
@@ -50,6 +89,14 @@ class Phase(Strict):
     micro_batch_tokens: Positive = Field(default=1024, description="Tokens per forward pass; bounds memory, changes no number")
     checkpoint_every: Positive = Field(default=200, description="Steps between checkpoints")
     max_bad_steps: int = Field(default=3, ge=0, description="Steps with a non-finite loss or gradient that are skipped before giving up")
+
+    def reads(self) -> set[str]:
+        """Name the sources whose rows the phase uses.
+
+        Returns:
+            Sources with a weight above 0.
+        """
+        return {name for name, weight in self.sources.items() if weight > 0}
 
     @model_validator(mode="after")
     def _sources_exist(self) -> Phase:

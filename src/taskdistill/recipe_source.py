@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from taskdistill.recipe_phases import Positive, Strict
-from taskdistill.vocabulary import RowKind
+from taskdistill.vocabulary import RowKind, TeacherReads
 
 
 def given(part: Strict, name: str) -> bool:
@@ -43,6 +43,23 @@ class Source(Strict):
     tokens: dict[str, Positive] | None = Field(
         default=None, description="Our field name to its usual tokens, for plan where it cannot read the data; None counts max_length"
     )
+    teacher_reads: TeacherReads = Field(
+        default=TeacherReads.BOTH,
+        description="query or positive, for pairs of translations: the teacher reads that side, and the student learns both sides from its "
+        "vector. neither, for scored rows: the teacher cannot read them, only their scores count",
+    )
+    teachers: list[str] | None = Field(
+        default=None, description="With several teachers: the names of those that read this source, `teacher` being the first; None: all"
+    )
+
+    @model_validator(mode="after")
+    def _reads_what_is_there(self) -> Source:
+        kinds = {TeacherReads.QUERY: RowKind.PAIRS, TeacherReads.POSITIVE: RowKind.PAIRS, TeacherReads.NEITHER: RowKind.SCORED}
+        if self.kind is not kinds.get(self.teacher_reads, self.kind):
+            raise ValueError(
+                f"teacher_reads {self.teacher_reads.value} is for {kinds[self.teacher_reads].value}, not for {self.kind.value}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _hub_only(self) -> Source:

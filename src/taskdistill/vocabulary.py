@@ -57,6 +57,15 @@ class RowKind(StrEnum):
     TEXTS = "texts"
 
 
+class TeacherReads(StrEnum):
+    """Which texts of a row the teacher reads; the student learns every text of the row in any case."""
+
+    BOTH = "both"
+    QUERY = "query"
+    POSITIVE = "positive"
+    NEITHER = "neither"
+
+
 PROMPTS: dict[str, str] = {Role.QUERY.value: "Query: ", Role.DOCUMENT.value: "Document: "}
 """The paper's two prompts (section 3.3); a model folder may hold others."""
 

@@ -81,7 +81,7 @@ class Bench:
     def checkpoint_hash(self) -> str:
         """Hash of the base's weights, tokenizer, pooling, prompts and lengths, taken before the first step."""
         module = self.base.module
-        stage, settings = self.experiment.recipe.stage1, self.base.settings
+        stage, settings = self.experiment.recipe.first_stage(), self.base.settings
         pooling = module.pooling.value if isinstance(module, TransformerModel) else "static"
         said = [pooling, sorted(settings.prompts.items()), settings.max_length, stage.max_length, settings.rope_theta]
         tokens = hashlib.sha256(self.base.tokenizer.to_json().encode()).hexdigest()
@@ -130,8 +130,8 @@ class Bench:
         plan, found = self.plan(seed), dict[View, dict[str, None]]()
         for step in range(steps):
             prepared = prepare(plan.at(step), task=Task.RETRIEVAL, distil=True)
-            for place, view in prepared.distilled:
-                found.setdefault(view, {})[prepared.texts[place][1]] = None
+            for view, text in prepared.teacher_texts():
+                found.setdefault(view, {})[text] = None
         return {view: list(texts) for view, texts in found.items()}
 
 

@@ -97,7 +97,7 @@ def check_negatives(experiment: Experiment, root: Path) -> None:
     """
     if not experiment.ablation.negatives:
         return
-    for name in experiment.recipe.stage1.sources:
+    for name in experiment.recipe.first_stage().sources:
         for folder in list((root / experiment.recipe.data.sources[name].path).parents)[:3]:
             if not (folder / MANIFEST).is_file():
                 continue

@@ -95,7 +95,7 @@ def ablate(
             matched=matched,
             teacher=_score_teacher(bench, watcher),
             control=positive_control(bench),
-            teacher_cost=teacher_cost(bench, experiment.recipe.stage1.steps),
+            teacher_cost=teacher_cost(bench, experiment.recipe.first_stage().steps),
             same=check_same(runs),
             seen=seen,
             warnings=found,
@@ -107,7 +107,7 @@ def ablate(
 
 def _distilled(experiment: Experiment) -> dict[int, int]:
     """Seed to the most steps for which some arm distils."""
-    steps, trial = experiment.recipe.stage1.steps, max(2, trial_steps(experiment.recipe.stage1.steps, experiment.ablation))
+    steps, trial = experiment.recipe.first_stage().steps, max(2, trial_steps(experiment.recipe.first_stage().steps, experiment.ablation))
     found = {seed: steps for arm in experiment.arms() if arm.phases and arm.name in CORE for seed in experiment.seeds_of(arm)}
     return {**found, experiment.recipe.seed + TRIAL_SEED: trial}
 
@@ -157,7 +157,7 @@ def run_cell_of(experiment: Experiment, arm: Arm, seed: int, points: dict[str, P
     """
     point = points[arm.like or arm.name] if arm.phases else untuned(experiment)
     first = points["D"] if len(arm.phases) > 1 else None
-    return Cell("run", arm.name, seed, steps or experiment.recipe.stage1.steps, point, first)
+    return Cell("run", arm.name, seed, steps or experiment.recipe.first_stage().steps, point, first)
 
 
 def _pilot(crew: Crew, points: dict[str, Point]) -> dict[str, Any]:
@@ -178,14 +178,16 @@ def _run_arms(crew: Crew, points: dict[str, Point]) -> list[dict[str, Any]]:
     cells = [
         run_cell_of(experiment, arm, seed, points) for arm in experiment.arms() if arm.matched is None for seed in experiment.seeds_of(arm)
     ]
-    crew.watcher.stage(f"{len(cells)} runs of {len({cell.arm for cell in cells})} arms, {experiment.recipe.stage1.steps:,} steps each")
+    crew.watcher.stage(
+        f"{len(cells)} runs of {len({cell.arm for cell in cells})} arms, {experiment.recipe.first_stage().steps:,} steps each"
+    )
     return crew.run(cells)
 
 
 def _match_costs(crew: Crew, points: dict[str, Point], runs: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run contrast alone for as long as it costs what DC and its teacher cost; the factors are kept, since seconds vary."""
     experiment, path = crew.bench.experiment, crew.bench.out / MATCHED
-    steps = experiment.recipe.stage1.steps
+    steps = experiment.recipe.first_stage().steps
     factors: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     if not factors:
         cost = teacher_cost(crew.bench, steps)

@@ -58,7 +58,7 @@ def untuned(experiment: Experiment) -> Point:
     Returns:
         Its learning rate, temperature and weight.
     """
-    return Point(experiment.recipe.stage1.lr, experiment.ablation.temperature, experiment.ablation.distill_weight)
+    return Point(experiment.recipe.first_stage().lr, experiment.ablation.temperature, experiment.ablation.distill_weight)
 
 
 def batch_plan(experiment: Experiment, datasets: Mapping[str, Dataset], seed: int, times: int = 1) -> BatchPlan:
@@ -73,7 +73,7 @@ def batch_plan(experiment: Experiment, datasets: Mapping[str, Dataset], seed: in
     Returns:
         The plan.
     """
-    stage = experiment.recipe.stage1
+    stage = experiment.recipe.first_stage()
     used = [datasets[name] for name in stage.sources]
     sizes = {name: size * times for name, (size, _) in stage.long_sources.items()}
     return BatchPlan(used, stage.sources, stage.batch_size * times, seed=seed, label=LABEL, batch_sizes=sizes)
@@ -94,7 +94,7 @@ def initial_projection(experiment: Experiment, module: TransformerModel | Static
     Raises:
         BadInput: If the recipe wants none but the sizes differ.
     """
-    stage = experiment.recipe.stage1
+    stage = experiment.recipe.first_stage()
     if stage.projection == "none":
         if teacher_dim != module.embedding_dim:
             raise BadInput(
@@ -179,7 +179,7 @@ def phase_job(
             found[SHUFFLED] = found.pop("distill")
         return found, masked
 
-    stage = experiment.recipe.stage1
+    stage = experiment.recipe.first_stage()
     heads = Heads(projection if distils else None)
     return PhaseJob(
         name,
@@ -231,7 +231,7 @@ def phase_settings(arm: Arm, terms: Sequence[str], point: Point, experiment: Exp
     Returns:
         The settings; those of an adapter's shape do nothing here.
     """
-    shared = experiment.recipe.stage1.model_dump(include=set(Phase.model_fields))
+    shared = experiment.recipe.first_stage().model_dump(include=set(Phase.model_fields))
     times = experiment.ablation.large_batch if arm.large else 1
     weights = dict.fromkeys(terms, 1.0)
     if len(terms) > 1 and "info_nce" in terms and "distill" in terms:

@@ -210,7 +210,9 @@ def make_experiment(recipe: Recipe, ablation: Ablation) -> Experiment:
     Raises:
         BadInput: If stage 1 has no source of pairs, too few steps for its curve, or a teacher's signal would reach C.
     """
-    stage = recipe.stage1
+    stage = recipe.first_stage()
+    if recipe.teachers:
+        raise BadInput("an ablation has one teacher; leave `teachers` out")
     kept = {name: weight for name, weight in stage.sources.items() if weight > 0 and recipe.data.sources[name].kind is RowKind.PAIRS}
     left = tuple(name for name, weight in stage.sources.items() if weight > 0 and name not in kept)
     if not kept:

@@ -67,7 +67,9 @@ def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> M
     source = resolve(recipe.student.tokenizer)
     tokenizer = TextTokenizer.load(source, special=False)
     texts = list(dict.fromkeys(text for _, each in sorted(datasets.items()) for row in each.rows for text in row_texts(row)))
-    counts = np.bincount(np.concatenate(tokenizer.ids(texts, prompt="", max_length=recipe.stage1.max_length).ids), minlength=len(tokenizer))
+    counts = np.bincount(
+        np.concatenate(tokenizer.ids(texts, prompt="", max_length=recipe.first_stage().max_length).ids), minlength=len(tokenizer)
+    )
     shares = torch.from_numpy(counts / counts.sum()).float()
     generator = torch.Generator().manual_seed(recipe.seed)
     table = torch.randn(len(tokenizer), width, generator=generator) / width**0.5

@@ -48,7 +48,7 @@ def trial_cells(experiment: Experiment, arm: Arm, first: Point | None) -> list[C
     Returns:
         One cell a trial.
     """
-    steps, seed = trial_steps(experiment.recipe.stage1.steps, experiment.ablation), experiment.recipe.seed + TRIAL_SEED
+    steps, seed = trial_steps(experiment.recipe.first_stage().steps, experiment.ablation), experiment.recipe.seed + TRIAL_SEED
     if len(arm.phases) > 1:
         steps = max(2, steps)
     return [Cell("trial", arm.name, seed, steps, point, first, number) for number, point in enumerate(trial_points(experiment))]

@@ -17,11 +17,13 @@ from taskdistill.cli import (
     evaluation,
     exporting,
     folders,
+    merging,
     mining,
     needles,
     probing,
     searching,
     serving,
+    shrinking,
     training,
     tuning,
 )
@@ -75,7 +77,23 @@ def options(
         raise typer.Exit
 
 
-for module in (training, encoding, evaluation, ablation, probing, needles, searching, tuning, serving, exporting, folders, data, mining):
+for module in (
+    training,
+    encoding,
+    evaluation,
+    ablation,
+    probing,
+    needles,
+    searching,
+    tuning,
+    serving,
+    exporting,
+    folders,
+    data,
+    mining,
+    merging,
+    shrinking,
+):
     module.register(app)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from taskdistill.data.order import epoch_order, generator, text_ids
 from taskdistill.data.rows import Dataset, Text
 from taskdistill.errors import BadInput, nearest
-from taskdistill.vocabulary import RowKind
+from taskdistill.vocabulary import RowKind, TeacherReads
 
 BLOCK = 4096
 """Steps whose data sets are drawn at once."""
@@ -42,6 +42,7 @@ class Batch:
     kind: RowKind
     rows: tuple[Any, ...]
     row_ids: np.ndarray
+    teacher_reads: TeacherReads = TeacherReads.BOTH
 
 
 class BatchPlan:
@@ -129,7 +130,7 @@ class BatchPlan:
         rows = tuple(dataset.rows[row] for row in chosen.tolist())
         if dataset.kind is RowKind.LABELLED:
             return Batch(step, index, dataset.name, RowKind.TEXTS, tuple(Text(row.text, row.lang) for row in rows), chosen)
-        return Batch(step, index, dataset.name, dataset.kind, rows, chosen)
+        return Batch(step, index, dataset.name, dataset.kind, rows, chosen, dataset.teacher_reads)
 
     def drawn(self, steps: int) -> list[int]:
         """Count how many of the first steps draw each data set.

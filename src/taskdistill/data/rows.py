@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from taskdistill.vocabulary import RowKind
+from taskdistill.vocabulary import RowKind, TeacherReads
 
 EXAMPLES = 10
 EXAMPLES_PER_REASON = 3
@@ -110,6 +110,7 @@ class Dataset:
     rows: Sequence[Any]
     counts: Counts
     sha256: str
+    teacher_reads: TeacherReads = TeacherReads.BOTH
 
 
 def make_dataset(name: str, kind: RowKind, rows: Sequence[Any], counts: Counts | None = None) -> Dataset:

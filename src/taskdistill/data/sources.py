@@ -66,7 +66,7 @@ def load_source(
     counts.repaired.update(repaired.values())
     counts.used = counts.read - counts.rejected.total() - counts.repaired.total()
     rows = _draw(rows, source.limit, seed, name)
-    return Dataset(name, source.kind, tuple(rows), counts, hash_rows(rows))
+    return Dataset(name, source.kind, tuple(rows), counts, hash_rows(rows), source.teacher_reads)
 
 
 def _check_columns(name: str, source: Source) -> None:

@@ -381,7 +381,10 @@ class Encoder:
             head=self.prompt_text(asked.get("prompt_name")) if prompt is None else prompt,
             limit=self._limit(asked.get("max_length")),
             tasks=tasks,
-            shapes={name: choose_shape(self.model.settings, self.embedding_dim, name, dim, precision) for name in names},
+            shapes={
+                name: choose_shape(self.model.settings, self.embedding_dim, name, dim, precision, asked.get("prompt_name"))
+                for name in names
+            },
             refuse_truncation=asked.get("refuse_truncation", False),
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 from taskdistill.compress import Int8Ranges, pack_bits, truncate
 from taskdistill.errors import BadInput, nearest
 from taskdistill.model.folder import Settings
-from taskdistill.vocabulary import Precision
+from taskdistill.vocabulary import Precision, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class Shape:
     dim: int
     precision: Precision
     ranges: Int8Ranges | None
+    offset: np.ndarray | None = None
+    """Taken from the unit vectors before their signs, `(dim,)`."""
 
     @property
     def width(self) -> int:
@@ -42,13 +44,15 @@ class Shape:
         """
         cut = truncate(vectors, self.dim)
         if self.precision is Precision.BINARY:
-            return pack_bits(cut)
+            return pack_bits(cut if self.offset is None else cut - self.offset)
         if self.ranges is not None:
             return self.ranges.encode(cut)
         return cut.astype(self.dtype, copy=False)
 
 
-def choose_shape(settings: Settings, width: int, task: str | None, truncate_dim: int | None, precision: str) -> Shape:
+def choose_shape(
+    settings: Settings, width: int, task: str | None, truncate_dim: int | None, precision: str, role: str | None = None
+) -> Shape:
     """Check size and precision of a call against what a model has.
 
     Args:
@@ -57,6 +61,7 @@ def choose_shape(settings: Settings, width: int, task: str | None, truncate_dim:
         task: Adapter, or None for the base.
         truncate_dim: Coordinates to keep; None keeps all.
         precision: Name of a precision.
+        role: query or document, whose binary codes may have offsets of their own; anything else is read as document.
 
     Returns:
         The shape.
@@ -70,6 +75,8 @@ def choose_shape(settings: Settings, width: int, task: str | None, truncate_dim:
     if not 0 < dim <= width:
         raise BadInput(f"truncate_dim {truncate_dim} is not between 1 and the model's {width}")
     kind = Precision(precision)
+    if kind is Precision.BINARY:
+        return Shape(dim, kind, None, binary_offset(settings, task, dim, role))
     if kind is not Precision.INT8:
         return Shape(dim, kind, None)
     stored = settings.int8_ranges.get(task or "base", {})
@@ -79,3 +86,29 @@ def choose_shape(settings: Settings, width: int, task: str | None, truncate_dim:
             f"this model stores no int8 ranges for {task or 'base'} at {dim} dimensions (stored: {known}); use float32 and calibrate"
         )
     return Shape(dim, kind, Int8Ranges.from_json(stored[str(dim)]))
+
+
+def binary_offset(settings: Settings, task: str | None, dim: int, role: str | None) -> np.ndarray | None:
+    """Find what a model takes from its vectors before their signs.
+
+    Args:
+        settings: The model's.
+        task: Adapter, or None for the base.
+        dim: Coordinates of the vectors.
+        role: query or document; anything else is read as document.
+
+    Returns:
+        float32 `(dim,)`; None for a model that stores none.
+
+    Raises:
+        BadInput: If the model stores offsets, but not for this size.
+    """
+    if not settings.binary_offsets:
+        return None
+    stored = settings.binary_offsets.get(task or "base", {}).get(role if role == Role.QUERY else Role.DOCUMENT, {})
+    if str(dim) not in stored:
+        known = ", ".join(stored) or "none"
+        raise BadInput(
+            f"this model stores no binary offsets for {task or 'base'} at {dim} dimensions (stored: {known}); use one of these sizes"
+        )
+    return np.asarray(stored[str(dim)], dtype=np.float32)

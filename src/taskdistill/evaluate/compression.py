@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from taskdistill.compress import Int8Ranges, bytes_per_vector, hamming, normalise, pack_bits, truncate, unpack_bits
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.encoding import Encoded
-from taskdistill.evaluate.kinds import Kind
+from taskdistill.evaluate.kinds import QUERY_ROLE, Kind
 from taskdistill.evaluate.protocols import score_ranking, score_vectors
 from taskdistill.evaluate.ranking import ndcg_units, ndcg_units_of_bits, top_documents
 from taskdistill.evaluate.reading import RankingData, SetData
-from taskdistill.vocabulary import Precision
+from taskdistill.vocabulary import Precision, Role
 
+Offsets = Mapping[str, Mapping[int, NDArray[np.float32]]]
+"""query and document to dimension to what a model takes from vectors before their signs."""
+SideOffsets = Mapping[str, NDArray[np.float32] | None]
 OVERSAMPLE = 10
 """Candidates rescored for each of the ten results that are kept."""
 
@@ -80,6 +83,7 @@ def compression_matrix(
     *,
     ranges: Mapping[int, Int8Ranges] | None = None,
     rescore: bool = True,
+    offsets: Offsets | None = None,
 ) -> Matrix:
     """Score every dimension and precision of vectors that are already computed.
 
@@ -97,6 +101,7 @@ def compression_matrix(
         precisions: Among float32, float16, int8, binary.
         ranges: int8 ranges by dimension where the model has its own; None fits them here.
         rescore: Whether rescoring is measured too.
+        offsets: query and document to dimension to what the model takes from vectors before their signs; None takes nothing.
 
     Returns:
         The matrix; `kept` is relative to all dimensions in float32, which is scored whether asked for or not.
@@ -113,13 +118,14 @@ def compression_matrix(
         cut = replace(encoded, sides={side: truncate(x, dim) for side, x in encoded.sides.items() if len(x)})
         if dim not in fitted:
             fitted[dim] = Int8Ranges.fit(next(cut.sides[side] for side in _CALIBRATION if side in cut.sides))
+        own = _own_offsets(kind, cut, dim, offsets or {})
         for precision in precisions:
             size = bytes_per_vector(dim, precision)
-            score, milliseconds = _plain(name, kind, data, cut, precision, fitted[dim])
+            score, milliseconds = _plain(name, kind, data, cut, precision, fitted[dim], own)
             cells.append(Cell(dim, str(precision), False, score, _share(score, whole), size, milliseconds))
             if rescore and precision in RESCORED and isinstance(data, RankingData) and data.candidates is None:
                 size += bytes_per_vector(dim, Precision.INT8) if precision == Precision.BINARY else 0
-                score, milliseconds = _rescored(data, cut, precision, fitted[dim])
+                score, milliseconds = _rescored(data, cut, precision, fitted[dim], own)
                 cells.append(Cell(dim, str(precision), True, score, _share(score, whole), size, milliseconds))
     return Matrix(tuple(cells), fitted)
 
@@ -211,7 +217,11 @@ def verdict(cells: Sequence[Cell]) -> str:
     return " ".join(sentences)
 
 
-def _plain(name: str, kind: Kind, data: SetData, cut: Encoded, precision: str, ranges: Int8Ranges) -> tuple[float, float | None]:
+def _plain(
+    name: str, kind: Kind, data: SetData, cut: Encoded, precision: str, ranges: Int8Ranges, own: SideOffsets
+) -> tuple[float, float | None]:
+    if precision == Precision.BINARY:
+        cut = replace(cut, sides={side: _signed(x, own[side]) for side, x in cut.sides.items()})
     if not isinstance(data, RankingData) or data.candidates is not None:
         sides = {side: decoded(x, precision, ranges) for side, x in cut.sides.items()}
         return score_vectors(name, kind, data, replace(cut, sides=sides)).score, None
@@ -226,13 +236,23 @@ def _plain(name: str, kind: Kind, data: SetData, cut: Encoded, precision: str, r
     return score, _timed(queries, lambda some: top_documents(some, _loaded(stored, ranges), _CUTOFF))
 
 
-def _rescored(data: RankingData, cut: Encoded, precision: str, ranges: Int8Ranges) -> tuple[float, float]:
+def _own_offsets(kind: Kind, cut: Encoded, dim: int, offsets: Offsets) -> SideOffsets:
+    """Find what is taken from each side's vectors before their signs."""
+    return {side: offsets.get(QUERY_ROLE[kind] if side == "queries" else Role.DOCUMENT, {}).get(dim) for side in cut.sides}
+
+
+def _signed(x: NDArray[np.float32], offset: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Shift vectors to where their signs are the model's binary code."""
+    return x if offset is None else x - offset
+
+
+def _rescored(data: RankingData, cut: Encoded, precision: str, ranges: Int8Ranges, own: SideOffsets) -> tuple[float, float]:
     queries, documents = cut.sides["queries"], cut.sides["documents"]
-    codes, bits = ranges.encode(documents), pack_bits(documents)
+    codes, bits = ranges.encode(documents), pack_bits(_signed(documents, own["documents"]))
 
     def search(some: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         if precision == Precision.BINARY:
-            places, _ = _nearest_bits(pack_bits(some), bits, _CUTOFF * OVERSAMPLE)
+            places, _ = _nearest_bits(pack_bits(_signed(some, own["queries"])), bits, _CUTOFF * OVERSAMPLE)
         else:
             near = normalise(ranges.decode(ranges.encode(some)))
             places, _ = top_documents(near, normalise(ranges.decode(codes)), _CUTOFF * OVERSAMPLE)

@@ -79,6 +79,28 @@ class Calibrated(Protocol):
         ...
 
 
+@runtime_checkable
+class Centred(Protocol):
+    """A model that takes the mean of a side from its vectors before their signs."""
+
+    def binary_offsets(self, task: str) -> Mapping[str, Mapping[int, NDArray[Any]]]:
+        """Return query and document to dimension to the offsets, empty where there are none."""
+        ...
+
+
+def binary_offsets_of(embedder: Embedder, task: str) -> Mapping[str, Mapping[int, NDArray[Any]]]:
+    """Return the offsets of binary codes that a model brings along.
+
+    Args:
+        embedder: The model.
+        task: The protocol's task.
+
+    Returns:
+        query and document to dimension to offsets, empty for a model that brings none.
+    """
+    return embedder.binary_offsets(task) if isinstance(embedder, Centred) else {}
+
+
 def int8_ranges_of(embedder: Embedder, task: str) -> Mapping[int, Int8Ranges]:
     """Return the int8 ranges that a model brings along.
 

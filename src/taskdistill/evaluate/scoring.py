@@ -9,7 +9,7 @@ from taskdistill.evaluate.breakdowns import LENGTH_KINDS, PROMPT_KINDS, by_lengt
 from taskdistill.evaluate.compression import compression_matrix
 from taskdistill.evaluate.encoding import Encoded, Tell, encode_set
 from taskdistill.evaluate.kept import Kept
-from taskdistill.evaluate.kinds import TASK, Embedder, Kind, int8_ranges_of
+from taskdistill.evaluate.kinds import TASK, Embedder, Kind, binary_offsets_of, int8_ranges_of
 from taskdistill.evaluate.protocols import Result, evaluate_encoded
 from taskdistill.evaluate.reading import SetData
 from taskdistill.evaluate.results import Record, to_record
@@ -139,7 +139,15 @@ class Scorer:
             dims = [dim for dim in self.options.dims if dim < encoded.dim]
             own = {dim: ranges for dim, ranges in int8_ranges_of(model, TASK[each.kind]).items() if dim in {encoded.dim, *dims}}
             matrix = compression_matrix(
-                each.name, each.kind, data, encoded, [encoded.dim, *dims], self.options.precisions, ranges=own, rescore=self.options.rescore
+                each.name,
+                each.kind,
+                data,
+                encoded,
+                [encoded.dim, *dims],
+                self.options.precisions,
+                ranges=own,
+                rescore=self.options.rescore,
+                offsets=binary_offsets_of(model, TASK[each.kind]),
             )
             record["compression"] = [cell.to_json() for cell in matrix.cells]
             record["calibration"] = {"model": sorted(own), "set": sorted(matrix.ranges.keys() - own.keys())}

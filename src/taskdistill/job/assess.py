@@ -98,17 +98,12 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
 
     start = time.monotonic()
     encoder = Encoder(model, threads=run.threads)
-    untrained = start_student(run.recipe)
-    untrained.settings.prompts.clear()
-    untrained.hash = base_space_id(untrained)
-    encoders = {UNTRAINED: Encoder(untrained, threads=run.threads), BASE: encoder}
     models: list[Embedder] = [_teacher(run)]
-    if static is not None:
-        encoders = {STATIC: Encoder.load(static, threads=run.threads), **encoders}
-        models.append(EncoderEmbedder(encoders[STATIC], name=STATIC))
-    models += [EncoderEmbedder(encoders[UNTRAINED], name=UNTRAINED), EncoderEmbedder(encoder, name=BASE, adapters=False)]
-    if encoder.tasks:
-        models.append(EncoderEmbedder(encoder, name=ADAPTERS))
+    if run.recipe.stage1 is None:
+        encoders = {STATIC: encoder}
+        models.append(EncoderEmbedder(encoder, name=STATIC))
+    else:
+        encoders = _students(run, encoder, static, models)
     run.watcher.stage("evaluation")
     results = evaluate_models(
         models, _sets(run), run.out / "evaluation", _options(run), reference=TEACHER, progress=run.count, note=run.watcher.note
@@ -133,6 +128,21 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
     for line in lines:
         run.watcher.note(line)
     return metrics
+
+
+def _students(run: Run, encoder: Encoder, static: Path | None, models: list[Embedder]) -> dict[str, Encoder]:
+    """Add the students that are scored beside the teacher, and name their encoders."""
+    untrained = start_student(run.recipe)
+    untrained.settings.prompts.clear()
+    untrained.hash = base_space_id(untrained)
+    encoders = {UNTRAINED: Encoder(untrained, threads=run.threads), BASE: encoder}
+    if static is not None:
+        encoders = {STATIC: Encoder.load(static, threads=run.threads), **encoders}
+        models.append(EncoderEmbedder(encoders[STATIC], name=STATIC))
+    models += [EncoderEmbedder(encoders[UNTRAINED], name=UNTRAINED), EncoderEmbedder(encoder, name=BASE, adapters=False)]
+    if encoder.tasks:
+        models.append(EncoderEmbedder(encoder, name=ADAPTERS))
+    return encoders
 
 
 def _teacher(run: Run) -> TeacherEmbedder:

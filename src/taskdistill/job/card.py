@@ -111,7 +111,7 @@ def _languages(run: Run) -> dict[str, list[str]]:
 
 def _scores(run: Run, model: Model, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a set for the base, and one for the adapter of its task; the teacher beside."""
-    from taskdistill.job.assess import ADAPTERS, BASE, TEACHER
+    from taskdistill.job.assess import ADAPTERS, BASE, STATIC, TEACHER
 
     records = results["scores"]
     data = run.recipe.evaluation.root or run.recipe.data.root
@@ -121,7 +121,7 @@ def _scores(run: Run, model: Model, results: Mapping[str, Any]) -> list[dict[str
     rows = []
     for each in results["sets"]:
         name, kind = each["name"], Kind(each["kind"])
-        for shown, task in ((BASE, None), (ADAPTERS, TASK[kind].value)):
+        for shown, task in ((BASE if run.recipe.stage1 is not None else STATIC, None), (ADAPTERS, TASK[kind].value)):
             record = records.get(shown, {}).get(name)
             if record is None or (task is not None and task not in model.module.tasks):
                 continue

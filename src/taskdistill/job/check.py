@@ -26,7 +26,7 @@ def check_fit(recipe: Recipe, root: Path, module: TransformerModel, teacher_dim:
     Raises:
         BadInput: On the first setting that does not fit.
     """
-    if recipe.stage1.projection == "none" and teacher_dim not in (None, module.embedding_dim):
+    if recipe.stage1 is not None and recipe.stage1.projection == "none" and teacher_dim not in (None, module.embedding_dim):
         raise BadInput(
             f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}; "
             f"set it to student"

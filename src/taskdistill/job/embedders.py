@@ -61,15 +61,29 @@ class EncoderEmbedder:
         chosen = task if self.adapters and task in self.encoder.tasks else "base"
         return ranges_from_json(self.encoder.model.settings.int8_ranges.get(chosen, {}))
 
+    def binary_offsets(self, task: str) -> Mapping[str, Mapping[int, np.ndarray]]:
+        """Return the offsets of binary codes that the model folder stores.
+
+        Args:
+            task: The protocol's task.
+
+        Returns:
+            query and document to dimension to offsets, empty where none are stored.
+        """
+        chosen = task if self.adapters and task in self.encoder.tasks else "base"
+        stored = self.encoder.model.settings.binary_offsets.get(chosen, {})
+        return {role: {int(dim): np.asarray(row, np.float32) for dim, row in sizes.items()} for role, sizes in stored.items()}
+
     def fingerprint(self) -> str:
-        """Hash what decides the vectors: weights, adapters, prompts, length, positions, and the stored int8 ranges.
+        """Hash what decides the vectors: weights, adapters, prompts, length, positions, and the stored int8 ranges and offsets.
 
         Returns:
             64 hexadecimal digits.
         """
         settings = self.encoder.model.settings
         said = [self.encoder.model_hash, self.adapters, dict(settings.prompts), settings.max_length, settings.rope_theta]
-        return hashlib.sha256(json.dumps([*said, settings.int8_ranges], sort_keys=True).encode()).hexdigest()
+        said += [settings.int8_ranges, settings.binary_offsets] if settings.binary_offsets else [settings.int8_ranges]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 class TeacherEmbedder:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from taskdistill.compress import fit_ranges, ranges_to_json
+from taskdistill.compress import fit_ranges, ranges_to_json, truncate
 from taskdistill.encode.encoder import Encoder
 from taskdistill.folders import read_manifest
 from taskdistill.job.card import run_card
@@ -20,6 +20,7 @@ from taskdistill.model.folder import Model, Settings, base_space_id, write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
 from taskdistill.model.student import StaticModel
 from taskdistill.model.text import TextTokenizer
+from taskdistill.vocabulary import Role, RowKind, TeacherReads
 
 CALIBRATION_TEXTS = 800
 """Texts whose vectors decide the int8 ranges."""
@@ -39,6 +40,9 @@ def finish_model(run: Run, student: Model) -> None:
     texts = calibration_texts(run)
     encoder = Encoder(student, threads=run.threads)
     student.settings = replace(student.settings, int8_ranges=int8_ranges(encoder, texts, [None, *encoder.tasks]))
+    if run.recipe.student.binary_offsets:
+        sides = {Role.QUERY: query_texts(run) or texts, Role.DOCUMENT: texts}
+        student.settings = replace(student.settings, binary_offsets=binary_offsets(encoder, sides, [None, *encoder.tasks]))
     write_model(
         run.out / "model", student, inputs=_inputs(run), extra_files=_files(student, run_card(run, student, None)), replace_existing=True
     )
@@ -56,12 +60,16 @@ def finish_static(run: Run, table: StaticModel, tokenizer: TextTokenizer, folder
         folder: Where.
         texts: Texts it was trained on, from which int8 is calibrated.
     """
+    name = run.recipe.name if run.recipe.stage1 is None else f"{run.recipe.name}-static"
     dims = tuple(sorted({dim for dim in run.recipe.student.matryoshka_dims if dim < table.embedding_dim} | {table.embedding_dim}))
     settings = Settings(max_length=1_000_000, matryoshka_dims=dims, teacher=_teacher_facts(run))
-    model = Model(table.eval(), tokenizer, settings, name=f"{run.recipe.name}-static", source=folder)
+    model = Model(table.eval(), tokenizer, settings, name=name, source=folder)
     model.settings = replace(settings, space_id=base_space_id(model))
     ranges = int8_ranges(Encoder(model, threads=1), texts[:CALIBRATION_TEXTS], [None])
     model.settings = replace(model.settings, int8_ranges=ranges)
+    if run.recipe.student.binary_offsets:
+        sides = dict.fromkeys((Role.QUERY, Role.DOCUMENT), texts[:CALIBRATION_TEXTS])
+        model.settings = replace(model.settings, binary_offsets=binary_offsets(Encoder(model, threads=1), sides, [None]))
     write_model(folder, model, inputs=resume_meta(run, "static"), extra_files=_files(model, run_card(run, model, None)))
 
 
@@ -78,9 +86,8 @@ def add_scores(run: Run, model: Model, results: Mapping[str, Any]) -> None:
         model: The finished student.
         results: What `evaluate_models` returned.
     """
-    write_model(
-        run.out / "model", model, inputs=_inputs(run), extra_files=_files(model, run_card(run, model, results)), replace_existing=True
-    )
+    inputs = _inputs(run) if run.recipe.stage1 is not None else resume_meta(run, "static")
+    write_model(run.out / "model", model, inputs=inputs, extra_files=_files(model, run_card(run, model, results)), replace_existing=True)
 
 
 def int8_ranges(encoder: Encoder, texts: list[str], tasks: list[str | None]) -> dict[str, Any]:
@@ -99,6 +106,42 @@ def int8_ranges(encoder: Encoder, texts: list[str], tasks: list[str | None]) -> 
         vectors = encoder.encode_reporting(texts, task=task).vectors
         found[task or "base"] = ranges_to_json(fit_ranges(vectors, encoder.matryoshka_dims))
     return found
+
+
+def binary_offsets(encoder: Encoder, sides: Mapping[Role, list[str]], tasks: list[str | None]) -> dict[str, Any]:
+    """Fit what is taken from vectors before their signs: the mean of each side, so that each bit is set for about half of its texts.
+
+    Args:
+        encoder: The model.
+        sides: query and document to calibration texts.
+        tasks: Adapters; None for the base.
+
+    Returns:
+        Task (or `base`) to side to size to the mean unit vector.
+    """
+    found: dict[str, Any] = {}
+    for task in tasks:
+        for role, texts in sides.items():
+            vectors = encoder.encode_reporting(texts, task=task, prompt_name=role.value).vectors
+            means = {str(dim): np.round(truncate(vectors, dim).mean(0).astype(np.float64), 7).tolist() for dim in encoder.matryoshka_dims}
+            found.setdefault(task or "base", {})[role.value] = means
+    return found
+
+
+def query_texts(run: Run) -> list[str]:
+    """Draw queries of the training data.
+
+    Args:
+        run: The run.
+
+    Returns:
+        At most `CALIBRATION_TEXTS` distinct first texts of pairs that are no translations; none where there are no such pairs.
+    """
+    pairs = [dataset for _, dataset in sorted(run.inputs.datasets.items()) if dataset.kind is RowKind.PAIRS]
+    texts = list(dict.fromkeys(row.query for dataset in pairs if dataset.teacher_reads is TeacherReads.BOTH for row in dataset.rows))
+    rng = np.random.default_rng(run.recipe.seed)
+    chosen = rng.choice(len(texts), size=min(CALIBRATION_TEXTS, len(texts)), replace=False) if texts else np.zeros(0, np.int64)
+    return [texts[i] for i in sorted(chosen.tolist())]
 
 
 def calibration_texts(run: Run) -> list[str]:
@@ -134,6 +177,15 @@ def read_model_hash(folder: Path) -> str:
 
 def _teacher_facts(run: Run) -> dict[str, Any]:
     identity = run.teacher.identity
+    if run.further:
+        return {
+            "model": " + ".join(teacher.identity.model for _, teacher, _ in run.teachers()),
+            "revision": None,
+            "kind": "several",
+            "embedding_dim": sum(stores["document"].embedding_dim or 0 for _, _, stores in run.teachers()),
+            "space_id": "",
+            "trained_on": run.recipe.teacher.trained_on,
+        }
     return {
         "model": identity.model,
         "revision": identity.revision,

@@ -97,11 +97,11 @@ def _teacher_cosines(recipe: Recipe, prepared: Prepared, store: Path, api_key: s
     teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads)
     stores = open_views(store, teacher, recipe.teacher.instructions)
     count, rows = len(prepared.first), list[np.ndarray]()
-    for place, view in prepared.distilled[: 2 * count]:
-        text = prepared.texts[place][1]
+    wanted = prepared.teacher_texts()
+    for view, text in wanted[: 2 * count]:
         if stores[view].missing([text]):
             for each in dict.fromkeys(stores.values()):
-                each.fill([prepared.texts[other][1] for other, seen in prepared.distilled if stores[seen] is each], teacher)
+                each.fill([other for seen, other in wanted if stores[seen] is each], teacher)
         rows.append(stores[view].get([text])[0].astype(np.float32))
     unit = np.stack(rows)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)

@@ -61,7 +61,8 @@ def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append((f"{100 * means[best]:.1f} %", f"of the teacher kept by {best}"))
     speed = metrics["speed"]
     if "teacher" in speed:
-        ratio = speed["base"]["texts_per_second"] / speed["teacher"]["texts_per_second"]
+        student = speed.get("base") or speed["instant student"]
+        ratio = student["texts_per_second"] / speed["teacher"]["texts_per_second"]
         facts.append((f"{ratio:.1f}×", "the teacher's speed"))
     facts.append((f"{metrics['facts']['teacher_texts']:,}", "texts in the teacher store"))
     facts.append((f"{sum(metrics['seconds'].values()) / 60:.0f} min", "from texts to report"))

@@ -72,9 +72,11 @@ def plan_run(
         for name, settings in recipe.phases().items():
             phase = static_phase(settings) if isinstance(settings, StaticSettings) else settings
             plan = make_plan(recipe, name, phase, inputs.datasets)
-            for view, texts in teacher_needs(name, phase, plan).items():
-                key = view if recipe.teacher.instructions is not None else "raw"
-                needed.setdefault(key, {}).update(dict.fromkeys(texts))
+            for place, (teacher_name, said) in enumerate(recipe.all_teachers().items()):
+                sources = {source for source in inputs.datasets if place in recipe.readers(source)}
+                for view, texts in teacher_needs(name, phase, plan, sources).items():
+                    key = f"{teacher_name} {view if said.instructions is not None else 'raw'}"
+                    needed.setdefault(key, {}).update(dict.fromkeys(texts))
             phases[name] = _phase_cost(name, phase, plan, student, rate)
         count = sum(len(found) for found in needed.values())
         tokens = _teacher_tokens(recipe, student.tokenizer, needed)

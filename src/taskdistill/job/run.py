@@ -13,15 +13,17 @@ import yaml
 from taskdistill.encode.batches import cores
 from taskdistill.errors import BadInput
 from taskdistill.folders import dump_json, remove_leftovers, write_file
-from taskdistill.job.stages import train_phases, train_static
+from taskdistill.job.stages import train_phases
 from taskdistill.job.start import data_root, load_inputs, start_student
 from taskdistill.job.state import Run, deciding, fill_stores, make_plans
+from taskdistill.job.static import load_static, train_static
 from taskdistill.job.watch import Silent, Stop, Watcher, never
 from taskdistill.lock import writer_lock
 from taskdistill.model.folder import Model
 from taskdistill.recipe import Recipe, dump_recipe, parse_recipe
 from taskdistill.teacher.make import make_teacher
-from taskdistill.teacher.store import open_views
+from taskdistill.teacher.protocol import Teacher, View
+from taskdistill.teacher.store import TeacherStore, open_views
 from taskdistill.train.device import compute_type, training_device
 from taskdistill.train.log import Log
 from taskdistill.train.processes import ALONE, Processes
@@ -91,14 +93,15 @@ def train(
         stores = open_views(store_root(recipe, out), teacher, recipe.teacher.instructions)
         log = Log(out / "log.jsonl")
         run = Run(recipe, out, inputs, teacher, stores, watcher, should_stop, log, threads, plans, {}, processes, profile, device)
+        run.further = open_further(recipe, out)
         run.timed("data and models", started)
         try:
             static = train_static(run, student) if recipe.static is not None else None
-            if static is not None and not (out / "model").is_dir():
+            if static is not None and recipe.stage1 is not None and not (out / "model").is_dir():
                 first_result(run, static)
             fill_stores(run, [name for name in plans if name != "static"])
             processes.same(run.unusable)
-            model = train_phases(run, student)
+            model = train_phases(run, student) if recipe.stage1 is not None or static is None else load_static(run, static)
             metrics = (assess or assess_run)(run, model, static)
         finally:
             log.close()
@@ -112,7 +115,27 @@ def _follow(run: Run, student: Model) -> None:
         run.inputs = run.inputs.without(unusable)
         run.plans = make_plans(run.recipe, run.inputs)
     run.stores = open_views(store_root(run.recipe, run.out), run.teacher, run.recipe.teacher.instructions)
-    train_phases(run, student)
+    run.further = open_further(run.recipe, run.out)
+    if run.recipe.stage1 is not None:
+        train_phases(run, student)
+
+
+def open_further(recipe: Recipe, out: Path) -> list[tuple[str, Teacher, dict[View, TeacherStore]]]:
+    """Open the teachers beside the first.
+
+    Args:
+        recipe: Names them.
+        out: The run folder.
+
+    Returns:
+        Name, teacher and stores of each.
+    """
+    found = []
+    for name, settings in recipe.teachers.items():
+        teacher = make_teacher(settings, threads=recipe.threads)
+        root = Path(settings.store) if settings.store else store_root(recipe, out)
+        found.append((name, teacher, open_views(root, teacher, settings.instructions)))
+    return found
 
 
 def store_root(recipe: Recipe, out: Path) -> Path:
@@ -143,7 +166,7 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     for task, settings in recipe.adapters.items():
         if settings.average is not None and settings.average.gate and not recipe.evaluation.dev:
             raise BadInput(f"adapters.{task.value}.average.gate needs evaluation.dev sets to decide by; name some or set gate: false")
-    if recipe.stage1.projection == "none" and recipe.long is not None and recipe.long.projection != "none":
+    if recipe.stage1 is not None and recipe.stage1.projection == "none" and recipe.long is not None and recipe.long.projection != "none":
         raise BadInput("long.projection wants a projection that stage1 did not train; set both to the same")
 
 

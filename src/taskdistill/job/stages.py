@@ -1,4 +1,4 @@
-"""The phases of a run in their order: the instant student, stage 1, the long phase, and an adapter a task on the frozen base."""
+"""The phases of a transformer student in their order: stage 1, the long phase, and an adapter a task on the frozen base."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.folders import read_manifest
 from taskdistill.job.during import make_during
-from taskdistill.job.finish import finish_model, finish_static
-from taskdistill.job.state import Run, fill_stores, resume_meta
+from taskdistill.job.finish import finish_model
+from taskdistill.job.state import Run, resume_meta
 from taskdistill.model.backbone import rope_theta, set_rope_theta, weights_hash
 from taskdistill.model.folder import Model
 from taskdistill.model.projection import Projection
@@ -28,18 +26,29 @@ from taskdistill.train.average import average
 from taskdistill.train.best import During
 from taskdistill.train.device import compute_type
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
-from taskdistill.train.phases import adapter_job, load_phase, save_phase, stage1_job, static_job, static_phase, teacher_needs
+from taskdistill.train.phases import adapter_job, load_phase, save_phase, stage1_job
 from taskdistill.train.processes import ALONE
 from taskdistill.train.sharded import is_sharded, shard, write_back
-from taskdistill.train.static import start_table
 from taskdistill.train.workers import workers
 from taskdistill.vocabulary import Task
 
 
-def _train_phase(
+def train_phase(
     run: Run, job: PhaseJob, model: Any, tokenizer: TextTokenizer, prompts: Mapping[str, str], during: During | None = None
 ) -> bool:
-    """Run a phase unless it is finished; say whether anything was run."""
+    """Run a phase unless it is finished.
+
+    Args:
+        run: The run.
+        job: The phase.
+        model: The model that it trains.
+        tokenizer: Makes ids of its texts.
+        prompts: Role to prompt.
+        during: Scores while training.
+
+    Returns:
+        Whether anything was run.
+    """
     start = time.monotonic()
     done = run.out / "phases" / job.name
     if load_phase(done, job, resume_meta(run, job.name)):
@@ -93,49 +102,6 @@ def _placed(run: Run, job: PhaseJob, model: Any, device: torch.device) -> Iterat
     write_back(made, model)
 
 
-def train_static(run: Run, student: Model) -> Path:
-    """Train the instant student first: it is the first result.
-
-    Args:
-        run: The run.
-        student: The student before its first step, for its tokenizer.
-
-    Returns:
-        Folder of the instant student.
-
-    Raises:
-        BadInput: If the folder is there already and was made from other data.
-    """
-    assert run.recipe.static is not None
-    torch.manual_seed(run.recipe.seed)
-    phase, store = static_phase(run.recipe.static), run.stores["document"]
-    folder = run.out / "static-model"
-    fill_stores(run, ["static"])
-    if folder.is_dir():
-        _same_data(run, folder)
-        return folder
-    plan = run.plans["static"]
-    texts = [text for found in teacher_needs("static", phase, plan).values() for text in found]
-    start = time.monotonic()
-    tokenizer = TextTokenizer.load(student.source, special=False)
-    run.watcher.stage("embedding the vocabulary with the teacher")
-    table = start_table(tokenizer, run.teacher, store, texts, run.count)
-    run.timed("teacher", start)
-    job = static_job(
-        run.recipe.static, table, plan, store, [dim for dim in run.recipe.student.matryoshka_dims if dim <= table.embedding_dim]
-    )
-    if _train_phase(run, job, table, tokenizer, {}):
-        save_phase(run.out / "phases" / job.name, job, resume_meta(run, job.name))
-    finish_static(run, table, tokenizer, folder, texts)
-    return folder
-
-
-def _same_data(run: Run, folder: Path) -> None:
-    made_from, now = read_manifest(folder, "model")["inputs"].get("data"), resume_meta(run, "static")["data"]
-    if made_from != now:
-        raise BadInput(f"{folder} was made with data = {made_from!r}, this run has {now!r}; use a new --out")
-
-
 def train_phases(run: Run, student: Model) -> Model:
     """Train stage 1, the long phase, then one adapter per task on the frozen base, and write the model folder.
 
@@ -151,23 +117,25 @@ def train_phases(run: Run, student: Model) -> Model:
         WorkFailed: If a phase fails.
     """
     recipe, module = run.recipe, student.module
+    stage1 = recipe.first_stage()
     assert isinstance(module, TransformerModel)
     torch.manual_seed(recipe.seed)
-    teacher_dim = run.stores["document"].embedding_dim
-    if teacher_dim is None:
-        raise WorkFailed("the teacher store is empty: no phase compares any text with the teacher; give stage1 a source")
+    widths = [stores["document"].embedding_dim or 0 for _, _, stores in run.teachers()]
+    teacher_dim = sum(widths)
+    if not all(widths):
+        raise WorkFailed("a teacher's store is empty: no phase compares any text with that teacher; give stage1 a source that it reads")
     dims, inference_theta = student.settings.matryoshka_dims, rope_theta(module.backbone)
     projection = None
-    if recipe.stage1.projection == "student":
-        projection = Projection(module.embedding_dim, teacher_dim, recipe.stage1.projection_init)
+    if stage1.projection == "student":
+        projection = Projection(module.embedding_dim, teacher_dim, stage1.projection_init)
     elif teacher_dim != module.embedding_dim:
         raise BadInput(f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}")
-    for name, settings in (("stage1", recipe.stage1), ("long", recipe.long)):
+    for name, settings in (("stage1", stage1), ("long", recipe.long)):
         if settings is not None:
             _with_theta(module, settings, inference_theta)
-            job = stage1_job(name, settings, module, run.plans[name], run.stores, projection, dims)
+            job = _with_teachers(run, stage1_job(name, settings, module, run.plans[name], run.stores, projection, dims))
             during = make_during(run, student, name)
-            if _train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
+            if train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
                 save_phase(run.out / "phases" / name, job, resume_meta(run, name))
     before = weights_hash(module.backbone)
     for task in Task:
@@ -183,6 +151,16 @@ def train_phases(run: Run, student: Model) -> Model:
     if run.processes.leads:
         finish_model(run, student)
     return student
+
+
+def _with_teachers(run: Run, job: PhaseJob) -> PhaseJob:
+    """Let a phase learn from every teacher of the run."""
+    if not run.further:
+        return job
+    job.heads.widths = tuple(stores["document"].embedding_dim or 0 for _, _, stores in run.teachers())
+    job.heads.apart = run.recipe.several == "heads"
+    readers = {name: run.recipe.readers(name) for name in run.inputs.datasets}
+    return replace(job, further=[stores for _, _, stores in run.further], readers=readers)
 
 
 def _with_theta(module: TransformerModel, settings: Phase, otherwise: float | None) -> None:
@@ -208,10 +186,11 @@ def _adapter(
     if projection is not None and settings.train_projection:
         theirs = Projection(module.embedding_dim, projection.weight.shape[0])
         theirs.load_state_dict(projection.state_dict())
-    job, config = adapter_job(task, settings, module, plan, run.stores, theirs, dims)
+    made, config = adapter_job(task, settings, module, plan, run.stores, theirs, dims)
+    job = _with_teachers(run, made)
     student.adapter_configs[task.value] = config
     during = make_during(run, student, job.name)
-    if _train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
+    if train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
         if weights_hash(module.backbone) != base:
             shutil.rmtree(run.out / "checkpoints" / job.name)
             raise WorkFailed(f"the base's weights changed while {job.name} was trained; nothing of it was kept, please report this")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from taskdistill.data.rows import Dataset, make_dataset, row_texts
+from taskdistill.data.rows import Dataset, hash_rows, row_texts
 from taskdistill.data.sources import load_source
 from taskdistill.errors import BadInput
 from taskdistill.folders import read_manifest
@@ -68,7 +68,7 @@ class Inputs:
                 counts = dataset.counts
                 counts.rejected["no teacher vector"] += len(dataset.rows) - len(kept)
                 counts.used -= len(dataset.rows) - len(kept)
-                dataset = make_dataset(name, dataset.kind, kept, counts)
+                dataset = replace(dataset, rows=kept, sha256=hash_rows(kept))
             left[name] = dataset
         return Inputs(self.root, left)
 
@@ -144,7 +144,7 @@ def load_inputs(recipe: Recipe, root: Path, watcher: Watcher) -> Inputs:
     Returns:
         The rows.
     """
-    used = {name for phase in recipe.phases().values() for name, weight in phase.sources.items() if weight > 0}
+    used = {name for phase in recipe.phases().values() for name in phase.reads()}
     datasets = {}
     for name, source in recipe.data.sources.items():
         if name not in used:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -16,8 +16,8 @@ from taskdistill.data.batches import BatchPlan
 from taskdistill.errors import WorkFailed
 from taskdistill.job.start import Inputs
 from taskdistill.job.watch import Stop, Watcher
-from taskdistill.recipe import During, Phase, Recipe, StaticSettings
-from taskdistill.teacher.protocol import Teacher, View
+from taskdistill.recipe import FIRST, During, Phase, Recipe, StaticSettings
+from taskdistill.teacher.protocol import KnowsSomeTexts, Teacher, View, instruct
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.loop import Interrupted
@@ -44,7 +44,17 @@ class Run:
     profile: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     unusable: set[str] = field(default_factory=set)
-    """Texts of which the teacher makes no vector; their rows are left out."""
+    """Texts of which no teacher makes a vector; their rows are left out."""
+    further: Sequence[tuple[str, Teacher, Mapping[View, TeacherStore]]] = ()
+    """Name, teacher and stores of each teacher beside the first."""
+
+    def teachers(self) -> list[tuple[str, Teacher, Mapping[View, TeacherStore]]]:
+        """List every teacher.
+
+        Returns:
+            Name, teacher and stores; the first one first.
+        """
+        return [(FIRST, self.teacher, self.stores), *self.further]
 
     def count(self, done: int, total: int) -> None:
         """Tell how far a part has come whose finished items are kept on disk, and stop there if that was asked for.
@@ -130,6 +140,7 @@ def deciding(recipe: Recipe, name: str) -> dict[str, Any]:
         "teacher": _without_words(
             {key: value for key, value in whole["teacher"].items() if key not in ("store", "api_key_env", "trained_on")}
         ),
+        **({"teachers": whole["teachers"], "several": whole["several"]} if recipe.teachers else {}),
         "student": _without_words(whole["student"]),
         **({"during": whole["evaluation"]["during"]} if chooses_weights(recipe.evaluation.during) else {}),
         **{each: settings.model_dump(mode="json") for each, settings in found.items()},
@@ -150,7 +161,7 @@ def sources_of(phases: Mapping[str, Phase | StaticSettings]) -> set[str]:
     Returns:
         Source names with a weight above 0.
     """
-    return {source for settings in phases.values() for source, weight in settings.sources.items() if weight > 0}
+    return {source for settings in phases.values() for source in settings.reads()}
 
 
 def resume_meta(run: Run, name: str) -> dict[str, Any]:
@@ -195,14 +206,26 @@ def fill_stores(run: Run, names: Collection[str]) -> None:
     """
     start = time.monotonic()
     for _ in range(FILL_ROUNDS):
-        wanted: dict[int, tuple[TeacherStore, dict[str, None]]] = {}
-        for name in names:
-            for view, texts in teacher_needs(name, as_phase(run.recipe.phases()[name]), run.plans[name]).items():
-                store = run.stores[view]
-                wanted.setdefault(id(store), (store, {}))[1].update(dict.fromkeys(texts))
-        unusable: set[str] = set()
-        for store, found in wanted.values():
-            unusable.update(_fill_store(run, store, list(found)))
+        lacking: dict[str, set[str]] = {}
+        asked: dict[str, set[str]] = {}
+        for place, (teacher_name, teacher, stores) in enumerate(run.teachers()):
+            sources = {name for name in run.inputs.datasets if place in run.recipe.readers(name)} if run.further else None
+            wanted: dict[int, tuple[TeacherStore, dict[str, None]]] = {}
+            for name in names:
+                for view, texts in teacher_needs(name, as_phase(run.recipe.phases()[name]), run.plans[name], sources).items():
+                    wanted.setdefault(id(stores[view]), (stores[view], {}))[1].update(dict.fromkeys(texts))
+            missing = {text for store, found in wanted.values() for text in _fill_store(run, teacher, store, list(found))}
+            every = {text for _, found in wanted.values() for text in found}
+            if run.further and missing:
+                run.watcher.note(
+                    f"{teacher_name}: no vector for {len(missing):,} of {len(every):,} texts; they learn from the other teachers"
+                )
+                run.facts.setdefault("texts_without_vector", {})[teacher_name] = len(missing)
+            for text in every:
+                asked.setdefault(text, set()).add(teacher_name)
+            for text in missing:
+                lacking.setdefault(text, set()).add(teacher_name)
+        unusable = {text for text, names_of in lacking.items() if names_of == asked[text]}
         if not unusable:
             run.timed("teacher", start)
             return
@@ -217,12 +240,16 @@ FILL_ROUNDS = 4
 """Times that batches are drawn anew because the teacher has no usable vector for some text."""
 
 
-def _fill_store(run: Run, store: TeacherStore, texts: list[str]) -> list[str]:
+def _fill_store(run: Run, teacher: Teacher, store: TeacherStore, texts: list[str]) -> list[str]:
     """Fill a store, tell what was done, and return the texts that stay without a vector."""
+    every = texts
+    if run.further and isinstance(teacher, KnowsSomeTexts):
+        known = teacher.known([instruct(store.instruction, text) for text in texts])
+        texts = [text for text, knows in zip(texts, known, strict=True) if knows]
     missing = len(store.missing(texts))
     if missing:
         run.watcher.stage(f"embedding {missing:,} texts with the teacher")
-    report = store.fill(texts, run.teacher, progress=run.count)
+    report = store.fill(texts, teacher, progress=run.count)
     told = f" under {store.instruction!r}" if store.instruction else ""
     run.watcher.note(
         f"teacher store{told}: {report.distinct:,} distinct texts, {report.found:,} already there, {report.embedded:,} embedded, "
@@ -231,4 +258,4 @@ def _fill_store(run: Run, store: TeacherStore, texts: list[str]) -> list[str]:
     for note in report.notes:
         run.watcher.note(f"  {note}")
     run.log.write({"teacher": store.instruction or "raw text", "texts": report.distinct, "embedded": report.embedded})
-    return store.missing(texts)
+    return store.missing(every)

@@ -53,6 +53,8 @@ class Settings:
     """Whether a task must be named: so with the published jina-v5 layout (section 3.1)."""
     int8_ranges: dict[str, Any] = field(default_factory=dict)
     """Task (or `base`) to dimension to the smallest and largest value of each coordinate."""
+    binary_offsets: dict[str, Any] = field(default_factory=dict)
+    """Task (or `base`) to `query` and `document` to dimension to what is taken from each coordinate before its sign; empty for none."""
 
 
 @dataclass

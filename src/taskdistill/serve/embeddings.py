@@ -15,7 +15,7 @@ from taskdistill.serve.errors import TEI_PATH, ApiError
 from taskdistill.serve.reading import Bodies
 from taskdistill.serve.schemas import EmbeddingRequest, TeiRequest, address, parse, texts_of
 from taskdistill.serve.service import Embedded, Service, overloaded
-from taskdistill.serve.vectors import cut, int8_ranges, sent_as
+from taskdistill.serve.vectors import BITS, binary_offset, cut, int8_ranges, sent_as
 
 _INLINE = 65_536
 """Numbers written as JSON on the event loop; more are written in a thread."""
@@ -79,13 +79,16 @@ def add_routes(app: FastAPI, service: Service, bodies: Bodies) -> None:
         if "int8" in kinds and not asked.normalized:
             raise ApiError(400, "int8 codes are of vectors of length one; leave normalized out", param="normalized")
         ranges = int8_ranges(encoder, task, dim) if "int8" in kinds else None
+        offset = binary_offset(encoder, task, dim, prompt_name) if set(BITS) & set(kinds) else None
+        if offset is not None and not asked.normalized:
+            raise ApiError(400, "binary codes of this model are of vectors of length one; leave normalized out", param="normalized")
         prompt = encoder.prompt_text(prompt_name)
         work = service.embed(texts, task=task, prompt=prompt, truncate=asked.truncate, field="input", late_chunking=asked.late_chunking)
         done = await unless_gone(request.receive, work)
 
         def body() -> bytes:
             vectors = cut(done.vectors, dim, normalized=asked.normalized)
-            forms = {kind: sent_as(vectors, kind, ranges) for kind in kinds}
+            forms = {kind: sent_as(vectors, kind, ranges, offset) for kind in kinds}
             return _json(_reply(encoder.name, forms, done, several=isinstance(asked.embedding_type, list)))
 
         return await _respond(body, done.vectors.size)

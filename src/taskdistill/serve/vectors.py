@@ -9,6 +9,8 @@ import numpy as np
 
 from taskdistill.compress import Int8Ranges, pack_bits, truncate
 from taskdistill.encode.encoder import Encoder
+from taskdistill.encode.shape import binary_offset as stored_offset
+from taskdistill.errors import BadInput
 from taskdistill.serve.errors import ApiError
 from taskdistill.serve.schemas import Kind
 
@@ -50,17 +52,44 @@ def int8_ranges(encoder: Encoder, task: str | None, dim: int) -> Int8Ranges:
     return Int8Ranges.from_json(stored[str(dim)])
 
 
-def sent_as(vectors: np.ndarray, kind: Kind, ranges: Int8Ranges | None) -> list[Any] | np.ndarray:
+BITS = ("binary", "ubinary")
+
+
+def binary_offset(encoder: Encoder, task: str | None, dim: int, role: str | None) -> np.ndarray | None:
+    """Find what the model takes from its vectors before their signs.
+
+    Args:
+        encoder: The model.
+        task: Adapter, or None for the base.
+        dim: Dimensions.
+        role: query or document; anything else is read as document.
+
+    Returns:
+        The offsets; None for a model that stores none.
+
+    Raises:
+        ApiError: 400 if the model stores offsets, but not for this size.
+    """
+    try:
+        return stored_offset(encoder.model.settings, task, dim, role)
+    except BadInput as error:
+        raise ApiError(400, str(error), param="embedding_type") from None
+
+
+def sent_as(vectors: np.ndarray, kind: Kind, ranges: Int8Ranges | None, offset: np.ndarray | None = None) -> list[Any] | np.ndarray:
     """Put vectors into the form in which they are sent.
 
     Args:
         vectors: float32 `(n, dim)`.
         kind: The form; `binary` is `ubinary` minus 128, as sentence-transformers has it.
         ranges: For int8.
+        offset: For binary: what is taken from the vectors before their signs.
 
     Returns:
         One entry a vector: an array of numbers, or base64 of little-endian float32.
     """
+    if offset is not None and kind in BITS:
+        vectors = vectors - offset
     match kind:
         case "base64":
             return [base64.b64encode(row.tobytes()).decode("ascii") for row in vectors.astype("<f4", copy=False)]

@@ -69,6 +69,18 @@ class PrecomputedTeacher:
             raise BadInput(f"{path} has {len(keys)} texts and {len(vectors)} vectors; each text needs one vector, in the same order")
         return cls(path, Identity("precomputed", path.resolve().name, revision, _fingerprint(keys, vectors)), vectors, KeyIndex(keys))
 
+    def known(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Say which texts have a vector.
+
+        Args:
+            texts: What the teacher would read.
+
+        Returns:
+            (n,) of bool.
+        """
+        found: npt.NDArray[np.bool_] = self.index.rows(text_keys(texts)) >= 0
+        return found
+
     def require(self, texts: Sequence[str]) -> None:
         """Check that every text has a vector.
 

@@ -65,6 +65,16 @@ class Teacher(Protocol):
 class KnowsSomeTexts(Protocol):
     """A teacher that can only look texts up, and so can say at once what it lacks."""
 
+    def known(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Say which texts have a vector.
+
+        Args:
+            texts: Texts that already carry their instruction.
+
+        Returns:
+            (n,) of bool.
+        """
+
     def require(self, texts: Sequence[str]) -> None:
         """Check that every text has a vector.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,10 @@ class PhaseJob:
     heads_lr: float | None = None
     task: str | None = None
     stores: Mapping[View, TeacherStore] = field(default_factory=dict)
+    further: Sequence[Mapping[View, TeacherStore]] = ()
+    """Stores of further teachers, in the order of the recipe."""
+    readers: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Data set to the places of the teachers that read it, where there are several."""
     needs_base: bool = False
     needs_similarities: bool = False
     snapshot_at: int | None = None

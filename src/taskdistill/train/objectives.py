@@ -13,7 +13,7 @@ from taskdistill import losses
 from taskdistill.errors import BadInput, nearest
 from taskdistill.losses import normalise, over_prefixes
 from taskdistill.model.projection import Projection
-from taskdistill.recipe import Adapter
+from taskdistill.recipe import Adapter, StaticSettings
 from taskdistill.train.prepare import Prepared, false_negatives
 from taskdistill.vocabulary import RowKind, Task
 
@@ -26,11 +26,24 @@ WEIGHTS: dict[Task, dict[str, float]] = {
 """The paper's loss weights (Table A1); a recipe may set others, and may add a term that the task's data allows."""
 
 TERMS: dict[Task, tuple[str, ...]] = {
-    Task.RETRIEVAL: ("info_nce", "distill", "gor", "binary_info_nce"),
-    Task.TEXT_MATCHING: ("cosent", "info_nce", "distill", "gor", "binary_info_nce"),
+    Task.RETRIEVAL: ("info_nce", "distill", "gor", "gor_hinged", "centre", "binary_info_nce", "int8_info_nce"),
+    Task.TEXT_MATCHING: ("cosent", "info_nce", "distill", "gor", "gor_hinged", "centre", "binary_info_nce", "int8_info_nce"),
     Task.CLUSTERING: ("distill",),
     Task.CLASSIFICATION: ("info_nce", "relational"),
 }
+
+CONTRASTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "info_nce": normalise,
+    "binary_info_nce": losses.sign_straight_through,
+    "int8_info_nce": losses.int8_straight_through,
+}
+"""Forms of InfoNCE, by what the vectors are in the forward pass."""
+SPREADS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gor": losses.spread_out,
+    "gor_hinged": losses.spread_out_hinged,
+    "centre": losses.centre,
+}
+"""Regularisers of one side of a batch."""
 
 Terms = dict[str, Tensor]
 
@@ -41,6 +54,10 @@ class Heads:
 
     projection: Projection | None = None
     log_temperature: nn.Parameter | None = None
+    widths: tuple[int, ...] = ()
+    """Size of each teacher's vectors, where there are several."""
+    apart: bool = False
+    """Whether each of several teachers has a cosine of its own."""
 
     def named(self) -> dict[str, nn.Parameter]:
         """Return the parameters under the names of checkpoints.
@@ -57,7 +74,7 @@ class Signals:
     """What a batch is compared with, as tensors of the running step."""
 
     teacher: Tensor | None = None
-    """Teacher vectors of `Prepared.distilled`, `(n, T)`."""
+    """Teacher vectors of `Prepared.distilled`, `(n, T)`; of several teachers side by side, not a number where one has none."""
     teacher_similarities: np.ndarray | None = None
     """Teacher cosines of queries with positives `(B, B)`, for masking."""
     base: Tensor | None = None
@@ -95,7 +112,11 @@ def terms_of(task: Task, kind: RowKind) -> tuple[str, ...]:
     """
     if task is not Task.TEXT_MATCHING:
         return TERMS[task]
-    return ("cosent",) if kind is RowKind.SCORED else ("info_nce", "distill", "gor", "binary_info_nce")
+    return (
+        ("cosent",)
+        if kind is RowKind.SCORED
+        else ("info_nce", "distill", "gor", "gor_hinged", "centre", "binary_info_nce", "int8_info_nce")
+    )
 
 
 def distill(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads, dims: Sequence[int], reduction: str = "mean") -> Tensor:
@@ -119,6 +140,10 @@ def distill(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads,
     def one(dim: int) -> Tensor:
         prefix = normalise(chosen[:, :dim])
         projected = prefix if heads.projection is None else heads.projection(prefix)
+        if heads.widths:
+            return losses.teachers_distance(
+                projected, target, heads.widths, apart=heads.apart, reduction="sum" if reduction == "sum" else "mean"
+            )
         wanted = target if heads.projection is not None else target[:, :dim]
         return losses.embedding_distance(projected, wanted, "sum" if reduction == "sum" else "mean")
 
@@ -146,8 +171,7 @@ def pairs(
     terms: Terms = {}
     first, second = torch.from_numpy(prepared.first), torch.from_numpy(prepared.second)
     masked = 0.0
-    contrasts = {"info_nce": normalise, "binary_info_nce": losses.sign_straight_through}
-    if contrasts.keys() & wanted.keys():
+    if CONTRASTS.keys() & wanted.keys():
         excluded = false_negatives(
             prepared, signals.teacher_similarities, settings.false_negative_margin, others=settings.negatives_of_others
         )
@@ -156,7 +180,7 @@ def pairs(
         candidates = second if prepared.negatives is None else torch.cat([second, torch.from_numpy(prepared.negatives)])
         positives = torch.arange(len(first), device=vectors.device)
         tau = temperature(heads, settings)
-        for name, shape in contrasts.items():
+        for name, shape in CONTRASTS.items():
             if name in wanted:
 
                 def contrast(dim: int, shape: Callable[[Tensor], Tensor] = shape) -> Tensor:
@@ -165,16 +189,17 @@ def pairs(
                 terms[name] = over_prefixes(contrast, dims)
     if "distill" in wanted:
         terms["distill"] = distill(vectors, prepared, signals, heads, dims)
-    if "gor" in wanted:
+    for name, spread in SPREADS.items():
+        if name in wanted:
 
-        def spread(dim: int) -> Tensor:
-            return losses.spread_out(normalise(vectors[first, :dim])) + losses.spread_out(normalise(vectors[second, :dim]))
+            def both_sides(dim: int, spread: Callable[[Tensor], Tensor] = spread) -> Tensor:
+                return spread(normalise(vectors[first, :dim])) + spread(normalise(vectors[second, :dim]))
 
-        terms["gor"] = over_prefixes(spread, dims)
+            terms[name] = over_prefixes(both_sides, dims)
     return terms, masked
 
 
-def graded(vectors: Tensor, prepared: Prepared, dims: Sequence[int], settings: Adapter) -> Terms:
+def graded(vectors: Tensor, prepared: Prepared, dims: Sequence[int], settings: Adapter | StaticSettings) -> Terms:
     """CoSENT of a batch with gold scores (5.2); such a batch has no distillation term.
 
     Args:

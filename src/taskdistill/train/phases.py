@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from taskdistill.recipe import Adapter, Phase, Recipe, Stage1, StaticSettings
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.loop import PhaseJob
-from taskdistill.train.objectives import Heads, Signals, Terms, adapter_objective, distill, terms_of, weights_for
+from taskdistill.train.objectives import Heads, Signals, Terms, adapter_objective, distill, graded, terms_of, weights_for
 from taskdistill.train.prepare import Prepared, prepare
-from taskdistill.vocabulary import RowKind, Task
+from taskdistill.vocabulary import RowKind, Task, TeacherReads
 
 KIND = "phase"
 ALLOWED: dict[Task, tuple[RowKind, ...]] = {
@@ -34,7 +34,8 @@ ALLOWED: dict[Task, tuple[RowKind, ...]] = {
     Task.CLASSIFICATION: (RowKind.LABELLED,),
 }
 """Kinds of rows that each task's objective can use (section 5)."""
-AMONG_ROWS = {"info_nce", "binary_info_nce", "gor"}
+SPREAD = {"gor", "gor_hinged", "centre"}
+AMONG_ROWS = {"info_nce", "binary_info_nce", "int8_info_nce"} | SPREAD
 """Terms that compare the rows of a batch with each other."""
 
 
@@ -105,6 +106,11 @@ def make_plan(recipe: Recipe, name: str, settings: Phase, datasets: Mapping[str,
     task = phase_task(name)
     used = [datasets[source] for source, weight in settings.sources.items() if weight > 0]
     for dataset in used:
+        if dataset.teacher_reads is TeacherReads.NEITHER and not _learns_scores(recipe, name):
+            raise BadInput(
+                f"{name}: the teacher reads neither text of source {dataset.name!r}, and {name} learns from its vectors alone; "
+                f"leave the source out, or give the scores a weight (static.weights.cosent)"
+            )
         if task is not None and dataset.kind not in ALLOWED[task]:
             allowed = ", ".join(ALLOWED[task])
             raise BadInput(f"{name}: source {dataset.name!r} has {dataset.kind} rows, this task learns from {allowed}")
@@ -126,12 +132,18 @@ def make_plan(recipe: Recipe, name: str, settings: Phase, datasets: Mapping[str,
     return BatchPlan(used, weights, settings.batch_size, seed=recipe.seed, label=name, batch_sizes=sizes, negatives=negatives)
 
 
+def _learns_scores(recipe: Recipe, name: str) -> bool:
+    if name == "static":
+        return recipe.static is not None and recipe.static.weights.get("cosent", 0) > 0
+    return phase_task(name) is Task.TEXT_MATCHING
+
+
 def _check_contrast(name: str, settings: Adapter, dataset: Dataset, wanted: Mapping[str, float]) -> None:
     """Refuse batches of one pair, which has no other row to be compared with."""
     size = settings.long_sources.get(dataset.name, (settings.batch_size, 0))[0]
     if size > 1 or dataset.kind is not RowKind.PAIRS:
         return
-    idle = {"gor"} if settings.negatives and any(row.negatives for row in dataset.rows) else AMONG_ROWS
+    idle = SPREAD if settings.negatives and any(row.negatives for row in dataset.rows) else AMONG_ROWS
     if found := sorted(wanted.keys() & idle):
         raise BadInput(
             f"{name}: a batch of 1 row of {dataset.name!r} has no other row to contrast with ({', '.join(found)}); set batch_size to 2 or more"
@@ -157,13 +169,14 @@ def preparer(name: str, settings: Phase) -> Any:
     return made
 
 
-def teacher_needs(name: str, settings: Phase, plan: BatchPlan) -> dict[View, list[str]]:
+def teacher_needs(name: str, settings: Phase, plan: BatchPlan, sources: Collection[str] | None = None) -> dict[View, list[str]]:
     """List the texts that a phase will compare with the teacher: exactly those that its steps draw.
 
     Args:
         name: The phase.
         settings: Its part of the recipe.
         plan: Its batches.
+        sources: Count only the batches of these sources; None counts all.
 
     Returns:
         View to distinct texts, in the order of first use.
@@ -172,10 +185,31 @@ def teacher_needs(name: str, settings: Phase, plan: BatchPlan) -> dict[View, lis
         return {}
     made, found = preparer(name, settings), dict[View, dict[str, None]]()
     for step in range(settings.steps):
-        prepared = made(plan.at(step))
-        for place, view in prepared.distilled:
-            found.setdefault(view, {})[prepared.texts[place][1]] = None
+        batch = plan.at(step)
+        for view, text in made(batch).teacher_texts() if sources is None or batch.dataset in sources else ():
+            found.setdefault(view, {})[text] = None
     return {view: list(texts) for view, texts in found.items()}
+
+
+def learned_texts(name: str, settings: Phase, plan: BatchPlan) -> tuple[list[tuple[str, str]], list[str]]:
+    """List the texts that a phase learns from the teacher, and those that it learns otherwise.
+
+    Args:
+        name: The phase.
+        settings: Its part of the recipe.
+        plan: Its batches.
+
+    Returns:
+        Distinct (text, text that the teacher reads for it), in the order of first use; and the distinct other texts.
+    """
+    made, read, others = preparer(name, settings), dict[tuple[str, str], None](), dict[str, None]()
+    for step in range(settings.steps):
+        prepared = made(plan.at(step))
+        compared = {place for place, _ in prepared.distilled}
+        for (place, _), (_, theirs) in zip(prepared.distilled, prepared.teacher_texts(), strict=True):
+            read[prepared.texts[place][1], theirs] = None
+        others.update(dict.fromkeys(text for place, (_, text) in enumerate(prepared.texts) if place not in compared))
+    return list(read), list(others)
 
 
 def stage1_job(
@@ -228,11 +262,18 @@ def static_job(settings: StaticSettings, model: StaticModel, plan: BatchPlan, st
     phase = static_phase(settings)
     chosen = dims if settings.matryoshka else [model.embedding_dim]
 
+    weights = {str(term): weight for term, weight in settings.weights.items() if weight > 0}
+
     def objective(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads) -> tuple[Terms, float]:
-        return {"distill": distill(vectors, prepared, signals, heads, chosen)}, 0.0
+        terms: Terms = {}
+        if "distill" in weights and prepared.distilled:
+            terms["distill"] = distill(vectors, prepared, signals, heads, chosen)
+        if "cosent" in weights and prepared.scores is not None:
+            terms |= graded(vectors, prepared, chosen, settings)
+        return terms, 0.0
 
     stores: dict[View, TeacherStore] = {"query": store, "document": store}
-    return PhaseJob("static", phase, plan, preparer("static", phase), objective, {}, {"table": model.table}, stores=stores)
+    return PhaseJob("static", phase, plan, preparer("static", phase), objective, weights, {"table": model.table}, stores=stores)
 
 
 def adapter_job(

@@ -10,7 +10,7 @@ import numpy as np
 from taskdistill.data.batches import Batch
 from taskdistill.data.duplicates import normalise
 from taskdistill.teacher.protocol import View
-from taskdistill.vocabulary import QUERY_SIDE, Role, RowKind, Task
+from taskdistill.vocabulary import QUERY_SIDE, Role, RowKind, Task, TeacherReads
 
 
 @dataclass(slots=True)
@@ -36,6 +36,16 @@ class Prepared:
     """Label numbers of `negatives`."""
     distilled: list[tuple[int, View]] = field(default_factory=list)
     """Texts that are compared with the teacher, each with the view in which the teacher read it."""
+    read: list[int] = field(default_factory=list)
+    """Text that the teacher read for each entry of `distilled`: the text itself, or its translation."""
+
+    def teacher_texts(self) -> list[tuple[View, str]]:
+        """List what the teacher read for each compared text.
+
+        Returns:
+            View and text, in the order of `distilled`.
+        """
+        return [(view, self.texts[place][1]) for (_, view), place in zip(self.distilled, self.read, strict=True)]
 
 
 class Relation(StrEnum):
@@ -75,6 +85,8 @@ def prepare(batch: Batch, *, task: Task | None, distil: bool, negatives: int = 0
     """
     found, role = _Texts(), Role.QUERY if task is None else QUERY_SIDE[task]
     topic = task is Task.CLUSTERING
+    translated = batch.teacher_reads in (TeacherReads.QUERY, TeacherReads.POSITIVE)
+    role = Role.DOCUMENT if translated else role
     out = Prepared(batch)
     rows = batch.rows
     if batch.kind is RowKind.LABELLED:
@@ -100,11 +112,15 @@ def prepare(batch: Batch, *, task: Task | None, distil: bool, negatives: int = 0
         out.first = found.many(Role.DOCUMENT, [row.text for row in rows])
     out.texts = list(found.places)
     graded_matching = task is Task.TEXT_MATCHING and out.scores is not None
-    if distil and batch.kind is not RowKind.LABELLED and not graded_matching:
+    if distil and batch.kind is not RowKind.LABELLED and not graded_matching and batch.teacher_reads is not TeacherReads.NEITHER:
         places = out.first if out.second is None else np.concatenate([out.first, out.second])
         asks = batch.kind is RowKind.PAIRS and role is Role.QUERY
         views: list[View] = ["query" if asks and i < len(rows) else "document" for i in range(len(places))]
         out.distilled = [(int(place), "topic" if topic else view) for place, view in zip(places, views, strict=True)]
+        out.read = [int(place) for place in places]
+        if translated:
+            assert out.second is not None
+            out.read = 2 * (out.first if batch.teacher_reads is TeacherReads.QUERY else out.second).tolist()
     return out
 
 

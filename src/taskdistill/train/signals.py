@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.teacher.protocol import View
+from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.cut import micro_batches
 from taskdistill.train.objectives import Signals
 from taskdistill.train.prepare import Prepared
@@ -78,7 +81,7 @@ class SignalSource:
             found.teacher = self._teacher(prepared)
             if self.job.needs_similarities and prepared.second is not None:
                 count = len(prepared.first)
-                unit = torch.nn.functional.normalize(found.teacher, dim=1).numpy()
+                unit = torch.nn.functional.normalize(found.teacher.nan_to_num(), dim=1).numpy()
                 found.teacher_similarities = unit[:count] @ unit[count : 2 * count].T
         if self.job.needs_base:
             found.base = self._without_adapter(ids)
@@ -88,15 +91,17 @@ class SignalSource:
         return found
 
     def _teacher(self, prepared: Prepared) -> Tensor:
-        out: Tensor | None = None
-        for view in dict.fromkeys(view for _, view in prepared.distilled):
-            rows = [i for i, (_, other) in enumerate(prepared.distilled) if other == view]
-            vectors = self.job.stores[view].get([prepared.texts[prepared.distilled[i][0]][1] for i in rows])
-            if out is None:
-                out = torch.empty(len(prepared.distilled), vectors.shape[1])
-            out[rows] = torch.from_numpy(vectors.astype(np.float32))
-        assert out is not None
-        return out
+        wanted, every = prepared.teacher_texts(), [self.job.stores, *self.job.further]
+        if len(every) == 1:
+            return _read(every[0], wanted, partial=False)
+        allowed = self.job.readers.get(prepared.batch.dataset, range(len(every)))
+        parts = []
+        for place, stores in enumerate(every):
+            if place in allowed:
+                parts.append(_read(stores, wanted, partial=True))
+            else:
+                parts.append(torch.full((len(wanted), self.job.heads.widths[place]), torch.nan))
+        return torch.cat(parts, dim=1)
 
     def _without_adapter(self, ids: list[np.ndarray]) -> Tensor:
         """Embed with the base, in micro-batches that follow from the batch alone, so that a continued run gets the same bits."""
@@ -113,3 +118,19 @@ class SignalSource:
         for rows, vectors in zip(parts, threads.map(embed, parts), strict=True):
             out[rows] = vectors
         return out
+
+
+def _read(stores: Mapping[View, TeacherStore], wanted: list[tuple[View, str]], *, partial: bool) -> Tensor:
+    """Read one teacher's vectors; with `partial` a text without one gets a row that is not a number."""
+    out: Tensor | None = None
+    for view in dict.fromkeys(view for view, _ in wanted):
+        rows = np.array([i for i, (other, _) in enumerate(wanted) if other == view])
+        places = stores[view].locate([wanted[i][1] for i in rows])
+        if partial:
+            rows, places = rows[places >= 0], places[places >= 0]
+        vectors = stores[view].take(places)
+        if out is None:
+            out = torch.full((len(wanted), vectors.shape[1]), torch.nan)
+        out[torch.from_numpy(rows)] = torch.from_numpy(vectors.astype(np.float32))
+    assert out is not None
+    return out

@@ -1,4 +1,4 @@
-"""The instant student: a token table started by embedding the vocabulary with the teacher (ours, not the paper's)."""
+"""The instant student: a token table started from the teacher's vectors of the vocabulary, or of the texts (ours, not the paper's)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from taskdistill.errors import WorkFailed
+from taskdistill.losses import normalise
 from taskdistill.model.student import StaticModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.teacher.protocol import Teacher
@@ -15,6 +16,9 @@ from taskdistill.teacher.store import TeacherStore
 
 FREQUENCY_FLOOR = 1e-3
 """Constant `a` of the weight `a / (a + p)` that a token of share p starts with: frequent tokens say little."""
+SELDOM = 5.0
+"""Occurrences at which a token's mean over its texts counts for half."""
+TEXTS_AT_ONCE = 20_000
 
 
 def token_texts(tokenizer: TextTokenizer) -> list[str]:
@@ -71,3 +75,49 @@ def start_table(
     if only is not None:
         centred = torch.zeros(len(every), centred.shape[1]).index_copy(0, torch.tensor(only), centred)
     return StaticModel(centred * (FREQUENCY_FLOOR / (FREQUENCY_FLOOR + shares))[:, None])
+
+
+def start_from_texts(
+    tokenizer: TextTokenizer,
+    store: TeacherStore,
+    read: Sequence[tuple[str, str]],
+    counted: Sequence[str],
+    *,
+    noise: float,
+    seed: int,
+) -> StaticModel:
+    """Start the table where the teacher cannot read the tokens: each from the texts that it occurs in.
+
+    A token's vector is the mean of its texts' teacher vectors about the mean of all, drawn towards zero where it occurs seldom, plus a
+    random direction, so that tokens of the same texts differ. It is scaled by how rare the token is, as in `start_table`.
+
+    Args:
+        tokenizer: The student's tokenizer, adding no special tokens.
+        store: Store of raw texts, which holds a vector for every text that the teacher read.
+        read: A text of the student, and the text that the teacher read for it.
+        counted: Further texts from which only the share of each token is counted.
+        noise: Length of the random part.
+        seed: Of the random part.
+
+    Returns:
+        The model.
+    """
+    pairs = list(dict.fromkeys(read))
+    numbers = {text: i for i, text in enumerate(dict.fromkeys(theirs for _, theirs in pairs))}
+    vectors = torch.from_numpy(store.get(list(numbers)).astype(np.float32))
+    vectors = vectors - vectors.mean(0, keepdim=True)
+    sums, counts = torch.zeros(len(tokenizer), vectors.shape[1]), torch.zeros(len(tokenizer))
+    for start in range(0, len(pairs), TEXTS_AT_ONCE):
+        some = pairs[start : start + TEXTS_AT_ONCE]
+        ids = tokenizer.ids([own for own, _ in some], prompt="", max_length=512).ids
+        flat = torch.from_numpy(np.concatenate(ids)).long()
+        rows = torch.from_numpy(np.repeat([numbers[theirs] for _, theirs in some], [len(row) for row in ids]))
+        sums.index_add_(0, flat, vectors[rows])
+        counts.index_add_(0, flat, torch.ones(len(flat)))
+    table = 2 * sums / (counts[:, None] + SELDOM)
+    table += noise * normalise(torch.randn(table.shape, generator=torch.Generator().manual_seed(seed)))
+    for start in range(0, len(counted), TEXTS_AT_ONCE):
+        flat = torch.from_numpy(np.concatenate(tokenizer.ids(counted[start : start + TEXTS_AT_ONCE], prompt="", max_length=512).ids)).long()
+        counts.index_add_(0, flat, torch.ones(len(flat)))
+    shares = counts / counts.sum().clamp_min(1)
+    return StaticModel(table * (FREQUENCY_FLOOR / (FREQUENCY_FLOOR + shares))[:, None])

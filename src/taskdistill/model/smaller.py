@@ -1,0 +1,147 @@
+"""A smaller backbone from a bigger one without training: which layers to keep, and which neurons of the feed-forward parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from taskdistill.errors import BadInput
+from taskdistill.model.backbone import keep_layers, layers_of
+from taskdistill.model.student import TransformerModel
+
+GATED = ("gate_proj", "up_proj", "down_proj")
+BATCH = 64
+
+
+def embed_all(module: TransformerModel, ids: Sequence[np.ndarray]) -> Tensor:
+    """Embed texts without gradients.
+
+    Args:
+        module: The model.
+        ids: Token ids of each text.
+
+    Returns:
+        Unit rows `(texts, D)`.
+    """
+    with torch.inference_mode():
+        parts = [module.embed(ids[i : i + BATCH]).float().cpu() for i in range(0, len(ids), BATCH)]
+    return nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+def choose_layers(
+    module: TransformerModel, ids: Sequence[np.ndarray], count: int, progress: Callable[[int, int], None] | None = None
+) -> tuple[list[int], float]:
+    """Find layers to keep by a short search: drop, one after the other, the layer without which the vectors change least.
+
+    It needs no labels and no training, and tries at most n (n + 1) / 2 sets of n layers.
+
+    Args:
+        module: The model; it is as before afterwards.
+        ids: Token ids of texts that show the model at work.
+        count: Layers to keep.
+        progress: Called with (sets tried, sets in all).
+
+    Returns:
+        Ascending indices, and the mean cosine between the vectors with these layers and with all.
+
+    Raises:
+        BadInput: If the model has not that many layers.
+    """
+    layers = layers_of(module.backbone)
+    every = list(layers)
+    if not 1 <= count <= len(every):
+        raise BadInput(f"cannot keep {count} layers: the model has {len(every)}")
+    whole, kept, cosine, tried = embed_all(module, ids), list(range(len(every))), 1.0, 0
+    total = sum(range(count + 1, len(every) + 1))
+    try:
+        while len(kept) > count:
+            found = []
+            for left_out in kept:
+                some = [i for i in kept if i != left_out]
+                _set(layers, [every[i] for i in some])
+                found.append((float((embed_all(module, ids) * whole).sum(1).mean()), some))
+                tried += 1
+                if progress is not None:
+                    progress(tried, total)
+            cosine, kept = max(found, key=lambda one: one[0])
+    finally:
+        _set(layers, every)
+    return kept, cosine
+
+
+def _set(layers: nn.ModuleList, wanted: Sequence[nn.Module]) -> None:
+    del layers[:]
+    layers.extend(wanted)
+
+
+def keep_only(module: TransformerModel, layers: Sequence[int]) -> None:
+    """Drop all but some layers of a model, in place.
+
+    Args:
+        module: The model.
+        layers: Ascending indices.
+    """
+    keep_layers(module.backbone, layers)
+
+
+def narrow(module: TransformerModel, ids: Sequence[np.ndarray], width: int) -> None:
+    """Slice the feed-forward part of every layer to its most used neurons, in place.
+
+    A neuron counts by the mean size of its activation on the texts, times the length of the column that carries it back.
+
+    Args:
+        module: The model.
+        ids: Token ids of texts that show the model at work.
+        width: Neurons to keep in every layer.
+
+    Raises:
+        BadInput: If a layer has fewer neurons, or its feed-forward part is of a form that is not known.
+    """
+    parts = [_feed_forward(layer) for layer in layers_of(module.backbone)]
+    now = min(back.in_features for _, back in parts)
+    if not 1 <= width <= now:
+        raise BadInput(f"cannot keep {width} neurons of each feed-forward part: the model has {now}")
+    sums: list[Tensor] = [torch.zeros(back.in_features) for _, back in parts]
+    hooks = [back.register_forward_pre_hook(_adder(total)) for (_, back), total in zip(parts, sums, strict=True)]
+    try:
+        embed_all(module, ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for (ins, back), total in zip(parts, sums, strict=True):
+        chosen = (total * back.weight.detach().norm(dim=0)).topk(width).indices.sort().values
+        for linear in ins:
+            _slice(linear, chosen, 0)
+        _slice(back, chosen, 1)
+    module.backbone.config.intermediate_size = width
+
+
+def _adder(total: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def add(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        total.add_(given[0].detach().abs().flatten(0, -2).sum(0).float().cpu())
+
+    return add
+
+
+def _feed_forward(layer: nn.Module) -> tuple[list[nn.Linear], nn.Linear]:
+    """Find the linear maps into the neurons of a layer, and the one back."""
+    gated = getattr(layer, "mlp", None)
+    found = [getattr(gated, name, None) for name in GATED]
+    if not isinstance(found[0], nn.Linear):
+        found = [getattr(getattr(layer, part, None), "dense", None) for part in ("intermediate", "output")]
+    linear = [one for one in found if isinstance(one, nn.Linear)]
+    if len(linear) != len(found):
+        raise BadInput(
+            f"cannot slice the feed-forward part of a {type(layer).__name__}; use a BERT-like, EuroBERT, Qwen3 or Llama-like model"
+        )
+    return linear[:-1], linear[-1]
+
+
+def _slice(linear: nn.Linear, chosen: Tensor, axis: int) -> None:
+    linear.weight = nn.Parameter(linear.weight.detach().index_select(axis, chosen).clone(), requires_grad=linear.weight.requires_grad)
+    if axis == 0 and linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias.detach()[chosen].clone(), requires_grad=linear.bias.requires_grad)
+    linear.out_features, linear.in_features = linear.weight.shape
