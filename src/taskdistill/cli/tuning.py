@@ -34,7 +34,7 @@ def tune(
         str | None, typer.Option("--dims", help="Dimensions to try, such as 64,128,256; default: what the model was trained for")
     ] = None,
     precisions: Annotated[str, typer.Option("--precisions", help="Kept beside the binary codes")] = "none,int8,float16,float32",
-    oversample: Annotated[str, typer.Option("--oversample", help="Candidates rescored for each passage")] = "2,5,10,20,50",
+    oversample: Annotated[str, typer.Option("--oversample", help="Candidates rescored for each passage")] = "2,5,10,20,50,100",
     hybrid: Annotated[bool, typer.Option("--hybrid/--no-hybrid", help="Try joining with BM25")] = True,
     refine: Annotated[bool, typer.Option("--refine/--no-refine", help="Try query refinement")] = True,
     tolerance: Annotated[float, typer.Option("--tolerance", help="nDCG@10, times 100, that a cheaper setting may lose")] = 0.5,

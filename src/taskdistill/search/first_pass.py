@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +23,14 @@ FirstPass = Literal["flat", "ivf"]
 CELL_ROWS = 65_536
 """Segments with fewer rows are always searched exactly: that takes a few tenths of a millisecond."""
 
-_PART_ROWS = 131_072
+_PART_ROWS = 65_536
 """Codes each thread takes at least when one query is spread over threads."""
+
+_own = threading.local()
 
 Distances = NDArray[np.int64]
 Rows = NDArray[np.int64]
+Result = TypeVar("Result")
 
 
 def flat(queries: NDArray[np.uint8], codes: NDArray[np.uint8], count: int) -> tuple[Distances, Rows]:
@@ -40,14 +44,35 @@ def flat(queries: NDArray[np.uint8], codes: NDArray[np.uint8], count: int) -> tu
     Returns:
         (q, count) Hamming distances, ascending, and rows.
     """
-    workers, pool = _pool()
-    if len(queries) >= workers:
-        return _by_queries(lambda part: _scan(part, codes, count), queries)
     queries = np.ascontiguousarray(queries)
+    if _in_part():
+        return _scan(queries, codes, count)
+    workers, pool = _pool()
     pieces = max(1, min(workers, len(codes) // _PART_ROWS))
     edges = np.linspace(0, len(codes), pieces + 1).astype(int).tolist()
     parts = list(pool.map(lambda start, stop: _scan(queries, codes[start:stop], count), edges[:-1], edges[1:]))
     return nearest_of([each[0] for each in parts], [rows + start for (_, rows), start in zip(parts, edges, strict=False)], count)
+
+
+def in_parts(work: Callable[[NDArray[np.float32]], list[Result]], queries: NDArray[np.float32]) -> list[Result]:
+    """Spread queries over threads, if there are enough, so that each thread does all the work on its own.
+
+    Args:
+        work: Takes some of the queries and returns a result for each.
+        queries: (q, dim) vectors.
+
+    Returns:
+        The results, in the order of queries.
+    """
+    workers, pool = _pool()
+    if len(queries) < max(2, workers) or _in_part():
+        return work(queries)
+    return [each for part in pool.map(work, np.array_split(queries, workers)) for each in part]
+
+
+def _in_part() -> bool:
+    """Say whether this is one of our threads, which must not wait for another."""
+    return getattr(_own, "thread", False)
 
 
 @cache
@@ -56,17 +81,15 @@ def _pool() -> tuple[int, ThreadPoolExecutor]:
     require("faiss", "search", "searching an index")
     import faiss
 
+    def begin() -> None:
+        faiss.omp_set_num_threads(1)
+        _own.thread = True
+
     workers = faiss.omp_get_max_threads()
-    return workers, ThreadPoolExecutor(workers, "first-pass", initializer=lambda: faiss.omp_set_num_threads(1))
+    return workers, ThreadPoolExecutor(workers, "first-pass", initializer=begin)
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-def _by_queries(search: Callable[[NDArray[np.uint8]], tuple[Distances, Rows]], queries: NDArray[np.uint8]) -> tuple[Distances, Rows]:
-    workers, pool = _pool()
-    parts = list(pool.map(search, [np.ascontiguousarray(part) for part in np.array_split(queries, min(workers, len(queries)))]))
-    return np.concatenate([each[0] for each in parts]), np.concatenate([each[1] for each in parts])
 
 
 def _scan(queries: NDArray[np.uint8], codes: NDArray[np.uint8], count: int) -> tuple[Distances, Rows]:
@@ -127,7 +150,9 @@ def approximate(cells: Any, queries: NDArray[np.uint8], count: int) -> tuple[Dis
     Returns:
         (q, count) Hamming distances and rows, ascending; row -1 where fewer were found.
     """
-    return _by_queries(lambda part: _widened(*cells.search(part, count)), queries)
+    queries = np.ascontiguousarray(queries)
+    found = cells.search(queries, count) if _in_part() else _pool()[1].submit(cells.search, queries, count).result()
+    return _widened(*found)
 
 
 def _widened(distances: NDArray[Any], rows: Rows) -> tuple[Distances, Rows]:

@@ -143,7 +143,7 @@ class Index:
             top_k: Passages a query; fewer come back where there are fewer.
             encoder: Any encoder of the index's space: the one it was made with, or a student's projection into it.
             space_id: Space of the vectors, to be checked; texts are checked by their encoder.
-            oversample: Candidates of the first pass for each passage; None for what the index was tuned to, else 50.
+            oversample: Candidates of the first pass for each passage; None for what the index was tuned to, else 100.
             filter: Conditions on metadata, applied before ranking.
             refinement: Move queries towards their best documents and search again; None for what the index was tuned to,
                 True for that or the usual one, False for off.

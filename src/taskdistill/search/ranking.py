@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from taskdistill.compress import Int8Ranges, pack_bits
 from taskdistill.search.blocks import Rows
-from taskdistill.search.first_pass import Distances, flat, nearest_of
+from taskdistill.search.first_pass import Distances, flat, in_parts, nearest_of
 from taskdistill.search.segments import Segment
 from taskdistill.search.snapshot import Snapshot
 
-OVERSAMPLE = 50
-"""Candidates of the first pass for each row asked for. Of the exact top 10 among 122,380 MiniLM vectors of 384 dimensions,
-10 find 0.931, 20 find 0.967, 50 find 0.986 and 100 find 0.990 with int8; 50 find 0.992 with float16. Rescoring 500 rows costs
-little beside the scan (benchmarks/search_speed.py)."""
+OVERSAMPLE = 100
+"""Candidates of the first pass for each row asked for. Of the exact top 10 among 200,000 MiniLM vectors of 384 dimensions, 20 find
+0.969, 50 find 0.988, 70 find 0.991 and 200 find 0.992 with int8, whose rounding is what is missing then; 50 find 0.994 and 100 find
+0.998 with float16. Rescoring 1,000 rows takes about half as long as the scan (benchmarks/search_speed.py)."""
 
 _QUERIES = 256
 _ROWS = 16_384
@@ -84,22 +84,21 @@ def rank(
     if top_k == 0:
         return [(np.zeros(0, np.int64), np.zeros(0, np.float32)) for _ in queries]
     settings = snapshot.manifest.settings
-    ranked: list[Ranked] = []
-    for start in range(0, len(queries), _QUERIES):
-        block = queries[start : start + _QUERIES]
+    count = top_k * oversample
+    everything = snapshot.rows(allowed) if settings.rescore != "none" and count >= sum(sizes) else None
+
+    def part(queries: Floats) -> list[Ranked]:
         if settings.rescore == "none":
-            distances, rows = _candidates(snapshot, pack_bits(block), top_k, sizes, allowed, first_pass)
-            ranked += [(each[each >= 0], _signs_cosine(far[each >= 0], settings.dim)) for each, far in zip(rows, distances, strict=True)]
-            continue
-        count = top_k * oversample
-        if count >= sum(sizes):
-            everything = snapshot.rows(allowed)
-            rows = np.broadcast_to(everything, (len(block), len(everything)))
+            distances, rows = _candidates(snapshot, pack_bits(queries), top_k, sizes, allowed, first_pass)
+            return [(each[each >= 0], _signs_cosine(far[each >= 0], settings.dim)) for each, far in zip(rows, distances, strict=True)]
+        if everything is not None:
+            rows = np.broadcast_to(everything, (len(queries), len(everything)))
         else:
-            rows = np.sort(_candidates(snapshot, pack_bits(block), count, sizes, allowed, first_pass)[1], axis=1)
-        scorer = Scorer(snapshot.manifest.ranges, block)
-        ranked += [best(each[each >= 0], _scores(snapshot, scorer, at, each[each >= 0]), top_k) for at, each in enumerate(rows)]
-    return ranked
+            rows = np.sort(_candidates(snapshot, pack_bits(queries), count, sizes, allowed, first_pass)[1], axis=1)
+        scorer = Scorer(snapshot.manifest.ranges, queries)
+        return [best(each[each >= 0], _scores(snapshot, scorer, at, each[each >= 0]), top_k) for at, each in enumerate(rows)]
+
+    return [each for start in range(0, len(queries), _QUERIES) for each in in_parts(part, queries[start : start + _QUERIES])]
 
 
 def _candidates(

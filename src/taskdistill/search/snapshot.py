@@ -130,6 +130,9 @@ class Snapshot:
         settings = self.manifest.settings
         if settings.rescore == "none":
             raise BadInput("this index keeps binary codes only (rescore none); build it with rescore int8 to use its vectors")
+        only = self.segments[0].vectors if len(self.segments) == 1 else None
+        if only is not None:
+            return only.take(rows, axis=0)
         found = np.empty((len(rows), settings.dim), RESCORE_TYPES[settings.rescore])
         for at, segment in enumerate(self.segments):
             here = (rows >= self.offsets[at]) & (rows < self.offsets[at + 1])

@@ -25,7 +25,7 @@ from taskdistill.search.tuning import Addition, Measured, Setting, Tuning
 from taskdistill.vocabulary import Precision, Task
 
 RESCORES = ("none", Precision.INT8.value, Precision.FLOAT16.value, Precision.FLOAT32.value)
-OVERSAMPLES = (2, 5, 10, 20, 50)
+OVERSAMPLES = (2, 5, 10, 20, 50, 100)
 REFINEMENTS = tuple(
     Refinement(documents=documents, weight=weight, temperature=temperature)
     for documents, weight, temperature in itertools.product((5, 10), (0.1, 0.3, 0.5), (0.02, 0.1))
