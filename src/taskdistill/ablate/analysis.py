@@ -16,6 +16,7 @@ from taskdistill.ablate.contrasts import CLAIM, Contrast, Units, contrasts, valu
 from taskdistill.ablate.controls import control_warning
 from taskdistill.ablate.curves import all_crossings, at_equal_distance, mean_curve, still_changing
 from taskdistill.ablate.measure import WHOLE
+from taskdistill.ablate.sensitivity import on_fewer_sets, sensitivity_warning
 from taskdistill.ablate.verdict import deciding_sentence, judge
 from taskdistill.encode.batches import cores
 from taskdistill.evaluate.breakdowns import by_length
@@ -77,14 +78,22 @@ def analyse(
     verdict = judge(
         findings, [each.name for each in asked if each.family == CLAIM], experiment.ablation.margin / 100, experiment.ablation.seeds
     )
+    fewer = on_fewer_sets(units, seen, experiment.ablation.margin / 100, experiment.ablation.seeds)
     curves = _curves(by_arm, teacher_cost)
     late = [f"Ranking still changing: {text}. A longer run could end in another order." for text in curves["still_changing"]]
     return {
         "name": experiment.recipe.name,
         "frozen": dict(frozen),
         "verdict": {**verdict.to_json(), "would_decide": [deciding_sentence(name, each) for name, each in verdict.deciding.items()]},
+        "on_fewer_sets": fewer,
         "smallest_detectable": dict(pilot),
-        "warnings": [*warnings, *late, *control_warning(control), *_after(findings, by_arm, matched)],
+        "warnings": [
+            *warnings,
+            *late,
+            *control_warning(control),
+            *_after(findings, by_arm, matched),
+            *sensitivity_warning(fewer, verdict.state),
+        ],
         "arms": {name: _arm(name, by_arm[name], findings[f"arm {name}"], teacher, bench) for name in names},
         "contrasts": _contrasts(asked, findings, experiment.ablation.margin / 100),
         "teacher": {name: {k: v for k, v in record.items() if k != "units"} for name, record in teacher.items()},

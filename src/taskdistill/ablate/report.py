@@ -60,7 +60,7 @@ def report_data(results: Results, command: str) -> ReportData:
             Section(
                 "The claim",
                 f"{_shown(results)} Written down before the run: “{results['frozen']['ablation']['expectation']}”",
-                [tables.claim_table(results)],
+                [tables.claim_table(results), *_some(tables.fewer_sets_table(results))],
                 [_claim_chart(results)],
             ),
             Section(
@@ -231,12 +231,17 @@ def _cost_words(results: Results) -> str:
         each = results["matched"].get(kind) or {}
         if each.get("factor") is not None:
             got = f"it got {each['run']:.2f} times" + (", the most allowed" if each["run"] < each["factor"] else "")
-            run = got if f"C-{kind}" in results["arms"] else "that arm was not run"
+            twin = next((arm for arm in (f"C-{kind}", "C-flops", "C-seconds") if _steps(results, arm) == each["steps"]), None)
+            run = f"{got} ({twin})" if twin else "that arm was not run"
             words.append(f"At equal {said}, teacher included, contrast alone would get {each['factor']:,.2f} times the steps; {run}.")
     cached = results["matched"].get("seconds_cached")
     if cached:
         words.append(f"With the teacher's vectors cached, a step of DC costs {cached['factor']:.2f} times the CPU-seconds of a step of C.")
     return " ".join(words)
+
+
+def _steps(results: Results, arm: str) -> int | None:
+    return results["arms"][arm]["runs"][0]["steps"] if arm in results["arms"] else None
 
 
 def _query_words(results: Results) -> str:

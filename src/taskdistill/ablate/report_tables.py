@@ -7,6 +7,7 @@ from typing import Any
 
 from taskdistill.evaluate.kinds import Kind
 from taskdistill.evaluate.score_tables import kind_title
+from taskdistill.evaluate.statistics import RANDOM_EFFECT
 from taskdistill.evaluate.tables import Table, Text, Value
 
 Results = Mapping[str, Any]
@@ -85,6 +86,31 @@ def claim_table(results: Results) -> Table:
         f"The one-sided p is the larger one of the randomisation test and the draws; the margin is {margin:.1f} points."
     )
     return Table("", columns, rows, note)
+
+
+def fewer_sets_table(results: Results) -> Table | None:
+    """Show the claim without some of its sets.
+
+    Args:
+        results: Content of results.json.
+
+    Returns:
+        One row a choice, or None where there is one set only.
+    """
+    found = results["on_fewer_sets"]
+    if not found:
+        return None
+    names = list(found[0]["contrasts"])
+    rows: list[list[Value]] = [
+        [
+            Text(", ".join(each["left_out"]), small="what was seen in training" if each["seen"] else ""),
+            *(Text(points(each["contrasts"][name][0]), small=span(each["contrasts"][name])) for name in names),
+            each["state"],
+        ]
+        for each in found
+    ]
+    note = f"Exploratory. Points of nDCG@10 with 95 % intervals; where fewer than {RANDOM_EFFECT} sets are left, they hold for these sets only."
+    return Table("The claim on fewer sets", ["left out", *names, "combining beats both"], rows, note)
 
 
 def contrast_table(results: Results, families: Sequence[str], title: str = "") -> Table | None:
