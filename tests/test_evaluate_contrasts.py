@@ -133,6 +133,27 @@ def test_what_would_decide_brings_the_power_that_it_promises():
     assert needed(0.0, 0.01, 0.0, 5) is None
 
 
+def test_where_sets_differ_only_more_of_them_decide():
+    found = needed(0.07, 0.006, 0.005, 5, set_sd=0.12, sets=6)
+    assert found is not None and (found.queries, found.seeds, found.both) == (None, None, None)
+
+    def error(sets: int) -> float:
+        return math.sqrt(0.006**2 * 6 / sets + seed_variance(0.005, 5) + seed_variance(0.12, sets))
+
+    assert 2.8016 * error(found.sets) <= 0.07 < 2.8016 * error(found.sets - 1)
+    fixed = needed(0.07, 0.006, 0.005, 5)
+    assert fixed is not None and fixed.sets is None and fixed.queries == 1.0
+    alike = needed(0.07, 0.006, 0.005, 5, set_sd=0.001, sets=6)
+    assert alike == Needed(1.0, 5, 1.0, 6)
+
+
+def test_sets_count_as_chance_from_five_on():
+    for sets, wanted in ((4, None), (5, float(np.std(np.arange(5) / 100, ddof=1)))):
+        made = {f"s{i}": np.full((3, 4), i / 100) for i in range(sets)}
+        found = find({"a": made}, draws=50)["a"].set_sd
+        assert found is None if wanted is None else found == pytest.approx(wanted)
+
+
 def test_the_variance_over_seeds_is_widened_by_student():
     assert seed_variance(0.02, 5) == pytest.approx((2.7764 / 1.9600 * 0.02) ** 2 / 5, rel=1e-3)
     assert seed_variance(0.02, 1000) == pytest.approx(0.02**2 / 1000, rel=0.01)

@@ -12,7 +12,7 @@ from taskdistill.ablate.measure import WHOLE, Sets
 from taskdistill.ablate.settings import Experiment
 from taskdistill.evaluate.contrasts import effective_queries, seed_variance
 from taskdistill.evaluate.reading import RankingData
-from taskdistill.evaluate.statistics import smallest_effect
+from taskdistill.evaluate.statistics import RANDOM_EFFECT, smallest_effect
 
 
 def detectable(experiment: Experiment, sets: Sets, pilot: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def detectable(experiment: Experiment, sets: Sets, pilot: Sequence[dict[str, Any
         pilot: Results of DC with the first seeds; nothing of them is looked at but how much they differ.
 
     Returns:
-        `queries`, `effective_queries`, `query_sd`, `seeds`, `seed_sd` (of one arm; None without a pilot),
+        `sets`, `queries`, `effective_queries`, `query_sd`, `seeds`, `seed_sd` (of one arm; None without a pilot),
         `query_sd_between_seeds` and `smallest_effect`, 0 to 1.
     """
     ablation = experiment.ablation
@@ -37,6 +37,7 @@ def detectable(experiment: Experiment, sets: Sets, pilot: Sequence[dict[str, Any
         stacked = [np.stack([each[name] for each in units]) for name in units[0]]
         between = float(np.mean([np.sqrt(2 * each.var(axis=0, ddof=1).mean()) for each in stacked]))
     return {
+        "sets": len(queries),
         "queries": sum(queries),
         "effective_queries": counted,
         "query_sd": ablation.query_sd,
@@ -66,6 +67,8 @@ def detectable_sentence(found: dict[str, Any]) -> str:
     spread = f"a stated spread of {found['query_sd']:.2f} over queries"
     if found["seed_sd"] is not None:
         spread += f" and {100 * found['seed_sd']:.2f} points over training seeds (pilot)"
+    if found["sets"] >= RANDOM_EFFECT:
+        spread += "; how much the difference varies from set to set is not known before the run and comes on top"
     return (
         f"smallest effect that {found['seeds']} seeds and {found['queries']:,} queries (worth {found['effective_queries']:,.0f} in a macro mean) "
         f"will probably show: {100 * found['smallest_effect']:.2f} points, at {spread}"

@@ -12,7 +12,10 @@ from taskdistill.evaluate.tables import Table, Text, Value
 
 Results = Mapping[str, Any]
 
-EXPLORATORY = "Exploratory: p is two-sided, by the paired randomisation test, and corrected within this table by Holm's method."
+EXPLORATORY = (
+    "Exploratory. The interval is over seeds, sets and queries; p is two-sided, by the paired randomisation test over the queries of these sets "
+    "alone, so that it can be small where sets disagree, and corrected within this table by Holm's method."
+)
 
 
 def points(value: float, digits: int = 2) -> str:

@@ -70,8 +70,12 @@ def judge(findings: Mapping[str, Finding], singles: Sequence[str], margin: float
     equal = [name for name, each in chosen.items() if each.p_equivalent(margin) <= ALPHA]
     larger = all(each.bounds[0] >= margin for each in chosen.values())
     relevant: Literal["yes", "no", "open"] = "no" if equal or refuted else "yes" if larger else "open"
-    deciding = {name: needed(chosen[name].all.value, chosen[name].query_error, chosen[name].seed_sd, seeds) for name in open_}
+    deciding = {name: _needed(chosen[name], seeds) for name in open_}
     return Verdict(state, tuple(why), relevant, p, deciding)
+
+
+def _needed(found: Finding, seeds: int) -> Needed | None:
+    return needed(found.all.value, found.query_error, found.seed_sd, seeds, found.set_sd, len(found.per_set))
 
 
 def _sentence(name: str, found: Finding, margin: float) -> str:
@@ -105,6 +109,9 @@ def deciding_sentence(name: str, found: Needed | None) -> str:
         ways.append(f"{found.seeds} seeds at these queries")
     if found.both is not None:
         ways.append(f"{found.both:.1f} times both")
+    if found.sets is not None:
+        ways.append(f"{found.sets} test sets that differ as much as these do")
     if not ways:
-        return f"{name}: a difference as small as the one seen would not be shown by a thousand seeds."
-    return f"{name}: a difference as large as the one seen would probably be shown by {', or by '.join(ways)}."
+        return f"{name}: a difference as small as the one seen would not be shown by a thousand seeds or sets."
+    said = f"{name}: a difference as large as the one seen would probably be shown by {', or by '.join(ways)}"
+    return f"{said}; more queries or seeds alone would not show it." if len(ways) == 1 and found.sets is not None else f"{said}."

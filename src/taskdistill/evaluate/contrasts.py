@@ -23,8 +23,8 @@ Floats = NDArray[np.float64]
 Values = Mapping[str, Floats]
 """Set to (seeds, queries) numbers; row k is seed k in every set."""
 
-MOST_SEEDS = 1000
-"""More seeds than this are not asked for."""
+MOST = 1000
+"""More seeds or sets than this are not asked for."""
 
 _CELLS = 4_000_000
 
@@ -71,6 +71,12 @@ class Finding:
             The larger of the two one-sided p-values, from the draws.
         """
         return float(max((self.draws <= -margin).mean(), (self.draws >= margin).mean()))
+
+    @property
+    def set_sd(self) -> float | None:
+        """Standard deviation of `per_set`; None where sets are so few that they are not drawn."""
+        found = list(self.per_set.values())
+        return float(np.std(found, ddof=1)) if len(found) >= RANDOM_EFFECT else None
 
     def p_sign(self) -> float:
         """Return the two-sided p-value of a sign test over seeds.
@@ -193,14 +199,19 @@ class Needed:
         queries: Times the queries, with the same seeds; None where no number of queries is enough.
         seeds: Seeds, with the same queries; None where no number of seeds is enough.
         both: Times the queries and times the seeds together; None where even a thousand seeds are not enough.
+        sets: Sets like these, with as many queries each and the same seeds, where sets are drawn too; None where they
+            are not, or a thousand are not enough.
     """
 
     queries: float | None
     seeds: int | None
     both: float | None
+    sets: int | None = None
 
 
-def needed(value: float, query_error: float, seed_sd: float | None, seeds: int) -> Needed | None:
+def needed(
+    value: float, query_error: float, seed_sd: float | None, seeds: int, set_sd: float | None = None, sets: int = 1
+) -> Needed | None:
     """Say what would decide a contrast that is not decided.
 
     Args:
@@ -208,30 +219,38 @@ def needed(value: float, query_error: float, seed_sd: float | None, seeds: int) 
         query_error: Its standard error from queries.
         seed_sd: Its standard deviation over seeds; None is read as 0.
         seeds: Number of seeds.
+        set_sd: Its standard deviation over sets; None where sets are not drawn.
+        sets: Number of sets.
 
     Returns:
-        What is needed, with chance in training widened as `find` does for as many seeds; None for a difference of exactly 0.
+        What is needed, with chance in training and in the choice of sets widened as `find` does for as many of them; None for
+        a difference of exactly 0.
     """
     if value == 0:
         return None
     by_query, wanted = query_error**2, (abs(value) / smallest_effect(1.0, 1)) ** 2
+    by_set = seed_variance(set_sd or 0.0, sets)
 
     def by_seed(count: int) -> float:
         return seed_variance(seed_sd or 0.0, count)
 
-    def first(enough: Callable[[int], bool]) -> int | None:
-        return next((count for count in range(seeds, MOST_SEEDS + 1) if enough(count)), None)
+    def first(start: int, enough: Callable[[int], bool]) -> int | None:
+        return next((count for count in range(start, MOST + 1) if enough(count)), None)
 
-    together = first(lambda count: by_query * seeds / count + by_seed(count) <= wanted)
+    together = first(seeds, lambda count: by_query * seeds / count + by_seed(count) + by_set <= wanted)
+    left = wanted - by_seed(seeds) - by_set
     return Needed(
-        queries=max(1.0, by_query / (wanted - by_seed(seeds))) if wanted > by_seed(seeds) else None,
-        seeds=first(lambda count: by_query + by_seed(count) <= wanted),
+        queries=max(1.0, by_query / left) if left > 0 else None,
+        seeds=first(seeds, lambda count: by_query + by_seed(count) + by_set <= wanted),
         both=None if together is None else together / seeds,
+        sets=None
+        if set_sd is None
+        else first(sets, lambda count: by_query * sets / count + by_seed(seeds) + seed_variance(set_sd, count) <= wanted),
     )
 
 
 def seed_variance(seed_sd: float, seeds: int) -> float:
-    """Return the variance of a mean over seeds, widened for few of them.
+    """Return the variance of a mean over seeds, or over sets, widened for few of them.
 
     Args:
         seed_sd: Standard deviation over seeds.
