@@ -147,6 +147,8 @@ def test_charts_stay_inside_their_box():
     assert "stroke-dasharray" in chart and chart.count("<text") > 8
     flat = line_chart([Series("a", [(1, 2.0), (2, 2.0)])], label="", x_label="x", y_label="y")
     assert "nan" not in flat
+    halves = line_chart([Series("a", [(0, 50.0), (10, 60.5)])], label="", x_label="x", y_label="y")
+    assert ">52.5<" in halves and ">52<" not in halves and ">2.5<" in halves, "a tick is written as it is"
     dots = dot_plot([("sts", [10.0, None]), ("retrieval", [20.0, 30.0])], ["m", "n"], label="", x_label="score")
     assert dots.count('class="mark') == 3 + 2
 

@@ -94,7 +94,7 @@ def analyse(
             *_after(findings, by_arm, matched),
             *sensitivity_warning(fewer, verdict.state),
         ],
-        "arms": {name: _arm(name, by_arm[name], findings[f"arm {name}"], teacher, bench) for name in names},
+        "arms": {name: {"about": _about(name, matched), **_arm(by_arm[name], findings[f"arm {name}"], teacher, bench)} for name in names},
         "contrasts": _contrasts(asked, findings, experiment.ablation.margin / 100),
         "teacher": {name: {k: v for k, v in record.items() if k != "units"} for name, record in teacher.items()},
         "positive_control": None if control is None else dict(control),
@@ -138,13 +138,21 @@ def units_of(by_arm: Mapping[str, Runs]) -> dict[str, dict[str, dict[str, NDArra
     return found
 
 
-def _arm(name: str, runs: Runs, finding: Finding, teacher: Mapping[str, Any], bench: Bench) -> dict[str, Any]:
+def _about(name: str, matched: Mapping[str, Any]) -> str:
+    """Say what an arm is; one that may not have as many steps as equal cost would give it is not called equal."""
+    arm = arm_of(name)
+    factor = matched.get(arm.matched or "")
+    if not factor or factor["run"] is None or factor["run"] >= factor["factor"]:
+        return arm.about
+    return f"C with {factor['run']:.1f} times the steps; as much as DC with its teacher would be {factor['factor']:,.0f} times"
+
+
+def _arm(runs: Runs, finding: Finding, teacher: Mapping[str, Any], bench: Bench) -> dict[str, Any]:
     sets = runs[0]["test"]["sets"]
     primary = [each.name for each in bench.sets.primary]
     reference = float(np.mean([teacher[each]["score"] for each in primary]))
     recall = [float(np.mean([run["test"]["sets"][each]["scores"]["Recall@100"] for each in primary])) for run in runs]
     return {
-        "about": arm_of(name).about,
         "score": finding.to_json(),
         "retention": finding.all.value / reference if reference > 0 else None,
         "recall_at_100": _seeds(recall),

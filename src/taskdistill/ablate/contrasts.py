@@ -87,8 +87,14 @@ def _listed(dims: Sequence[str]) -> Iterator[Contrast]:
     for arm in ("D", "C", "DC"):
         yield _minus(arm, "A0", CONTROLS, f"Does {arm} learn anything?")
     yield _minus("C-large", "C", COSTS, "Does a larger batch help contrast?")
-    for arm, what in (("C-large", "a larger batch"), ("C-flops", "equal floating-point work"), ("C-seconds", "equal CPU-seconds")):
+    for arm, what in (
+        ("C-large", "a larger batch"),
+        ("C-flops", "more steps (floating-point work)"),
+        ("C-seconds", "more steps (CPU-seconds)"),
+    ):
         yield _minus("DC", arm, COSTS, f"Is combining better than contrast with {what}?")
+    for arm in ("C-flops", "C-seconds"):
+        yield _minus(arm, "C", COSTS, "Do more steps help contrast?")
 
 
 def _minus(a: str, b: str, family: str, asks: str) -> Contrast:

@@ -59,10 +59,11 @@ def report_data(results: Results, command: str) -> ReportData:
         sections=[
             Section(
                 "The claim",
-                f"{_shown(results)} Written down before the run: “{results['frozen']['ablation']['expectation']}”",
+                _shown(results),
                 [tables.claim_table(results), *_some(tables.fewer_sets_table(results))],
                 [_claim_chart(results)],
             ),
+            Section("Expected before the run", f"“{results['frozen']['ablation']['expectation']}”"),
             Section(
                 "Arms",
                 _arm_words(results),
@@ -175,6 +176,12 @@ def _curve_words(results: Results) -> str:
         if curves["still_changing"]
         else "The order of D, C and DC did not change in the last fifth of the steps."
     )
+    whole = curves.get("cpu_seconds_with_teacher")
+    if whole and _apart(whole):
+        order += (
+            f" Without cached vectors contrast alone ends after {_place(whole['C'][-1][0])} CPU-seconds, before an arm with a teacher takes its first step "
+            f"(after {_place(whole['D'][0][0])})."
+        )
     return (
         f"nDCG@10 on the dev sets, mean over seeds; every curve starts at the untrained base. {order} Where each has moved the weights as far as the one "
         f"that moved least (Euclidean distance {moved['distance']:.2f} from the base), the dev scores are: {scores}."
@@ -186,7 +193,7 @@ def _curve_charts(results: Results) -> list[Markup]:
     charts = []
     for key, words in titles.items():
         curves = results["curves"].get(key)
-        if curves:
+        if curves and not (key == "cpu_seconds_with_teacher" and _apart(curves)):
             series = [Series(name, [(x, 100 * y) for x, y in curve]) for name, curve in list(curves.items())[:MOST_LINES]]
             ends = ", ".join(f"{each.name} ends at {each.points[-1][1]:.1f}" for each in series)
             charts.append(
@@ -195,13 +202,18 @@ def _curve_charts(results: Results) -> list[Markup]:
     return charts
 
 
+def _apart(curves: Mapping[str, Any]) -> bool:
+    """Whether the arms without a teacher end before those with one begin, so that a chart would show two heaps and nothing else."""
+    return bool(curves["C"][-1][0] < curves["D"][0][0])
+
+
 def _crossing_tables(results: Results) -> list[Table]:
     found: dict[tuple[str, str], list[str]] = {}
     keys = ("crossings_on_steps", "crossings_on_cpu_seconds", "crossings_on_cpu_seconds_with_teacher")
     for place, key in enumerate(keys):
         for each in results["curves"].get(key, ()):
             row = found.setdefault((each["arms"][0], each["arms"][1]), ["–"] * len(keys))
-            row[place] = ", ".join(f"{at:,.0f}" for at in each["at"])
+            row[place] = ", ".join(_place(at) for at in each["at"])
     rows = [[f"{a} and {b}", *row] for (a, b), row in found.items()]
     if not rows:
         return []
@@ -213,6 +225,14 @@ def _crossing_tables(results: Results) -> list[Table]:
             "By straight lines between the points of the mean curves.",
         )
     ]
+
+
+def _place(at: float) -> str:
+    return f"{at:,.0f}" if at >= 20 else f"{at:.1f}"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:,.0f}" if factor >= 100 else f"{factor:.2f}"
 
 
 def _control_words(results: Results) -> str:
@@ -233,7 +253,7 @@ def _cost_words(results: Results) -> str:
             got = f"it got {each['run']:.2f} times" + (", the most allowed" if each["run"] < each["factor"] else "")
             twin = next((arm for arm in (f"C-{kind}", "C-flops", "C-seconds") if _steps(results, arm) == each["steps"]), None)
             run = f"{got} ({twin})" if twin else "that arm was not run"
-            words.append(f"At equal {said}, teacher included, contrast alone would get {each['factor']:,.2f} times the steps; {run}.")
+            words.append(f"At equal {said}, teacher included, contrast alone would get {_times(each['factor'])} times the steps; {run}.")
     cached = results["matched"].get("seconds_cached")
     if cached:
         words.append(f"With the teacher's vectors cached, a step of DC costs {cached['factor']:.2f} times the CPU-seconds of a step of C.")

@@ -170,10 +170,9 @@ def _powers(low: float, high: float) -> list[float]:
 
 
 def _number(tick: float, ticks: Sequence[float]) -> str:
+    """Write a tick with as many digits as the step between ticks has."""
     step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
-    digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step < 1 else 0
-    if digits and round(step, digits) != round(step, 12):
-        digits += 1
+    digits = next((n for n in range(9) if math.isclose(round(step, n), step, rel_tol=1e-9)), 9)
     return f"{tick:,.{digits}f}"
 
 
