@@ -150,7 +150,8 @@ def test_vllm_merges_the_named_adapter_from_the_same_names(repository, tmp_path)
         assert torch.allclose(one, two, atol=1e-6), name
 
 
-def test_models_that_the_layout_cannot_hold(tmp_path):
+def test_models_that_the_layout_cannot_hold_are_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr("taskdistill.export.make.embed_with", lambda model: pytest.fail("embedded"))
     folder = write_repository(tmp_path / "r", "qwen3", tasks=["text-matching"])
     with pytest.raises(BadInput, match=r"has tasks \['text-matching'\]"):
         export(folder, "jina-v5", None, tmp_path / "out")

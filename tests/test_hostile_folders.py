@@ -81,6 +81,12 @@ class Bomb:
         return Path.write_text, (self.canary, "ran")
 
 
+def test_the_canaries_are_there_when_the_traps_do_run(tmp_path):
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "one")))
+    exec(CANARY_CODE.format(str(tmp_path / "two")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
 def test_pickles_are_never_opened(copy, name):
     folder = copy("plain")

@@ -34,6 +34,27 @@ BLOCK = 32
 """Values that share a scale in Q8_0."""
 
 
+def check(model: Model) -> None:
+    """Refuse a model that llama.cpp would not compute.
+
+    Args:
+        model: The model.
+
+    Raises:
+        BadInput: If llama.cpp knows no such architecture or tokenizer.
+    """
+    require("gguf", "export", "GGUF export")
+    _parts(model)
+
+
+def _parts(model: Model) -> tuple[TransformerModel, Vocabulary]:
+    module = model.module
+    family = module.backbone.config.model_type if isinstance(module, TransformerModel) else "static"
+    if not isinstance(module, TransformerModel) or family not in ARCHITECTURES:
+        raise BadInput(f"GGUF is written for {', '.join(ARCHITECTURES)} backbones; {model.name} is a {family} model")
+    return module, vocabulary(json.loads(model.tokenizer.to_json()), module.backbone.config.vocab_size, model.name)
+
+
 def write(export: Export) -> None:
     """Write `model-f16.gguf` and `model-q8_0.gguf` and compare each.
 
@@ -42,22 +63,14 @@ def write(export: Export) -> None:
 
     Args:
         export: Model, folder and reference.
-
-    Raises:
-        BadInput: If llama.cpp knows no such architecture or tokenizer.
     """
-    require("gguf", "export", "GGUF export")
     model = export.model
-    module = model.module
-    family = module.backbone.config.model_type if isinstance(module, TransformerModel) else "static"
-    if not isinstance(module, TransformerModel) or family not in ARCHITECTURES:
-        raise BadInput(f"GGUF is written for {', '.join(ARCHITECTURES)} backbones; {model.name} is a {family} model")
-    words = vocabulary(json.loads(model.tokenizer.to_json()), module.backbone.config.vocab_size, model.name)
+    module, words = _parts(model)
     names = tensor_names(module)
     version = llama_cpp_version()
     if version is None:
         export.notes.append(
-            "llama.cpp is not installed here (package xllamacpp); the files were checked tensor by tensor, through torch, only"
+            "llama.cpp is not installed here (pip install 'taskdistill[llama-cpp]'); the files were checked tensor by tensor, through torch, only"
         )
     for kind, tolerance in (("F16", HALF), ("Q8_0", EIGHT_BITS)):
         path = export.folder / f"model-{kind.lower()}.gguf"

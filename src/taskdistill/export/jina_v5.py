@@ -29,14 +29,23 @@ PUBLISHED = {"qwen3": "jinaai/jina-embeddings-v5-text-small", "eurobert": "jinaa
 """Family to the repository whose loading code reads it."""
 
 
+def check(model: Model) -> None:
+    """Refuse a model that the readers of this layout would compute differently.
+
+    Args:
+        model: The model.
+
+    Raises:
+        BadInput: If the layout cannot hold it.
+    """
+    _fitting(model)
+
+
 def write(export: Export) -> None:
     """Write the layout and compare every task through our reader of it.
 
     Args:
         export: Model, folder and reference.
-
-    Raises:
-        BadInput: If the model is not one that the layout can hold.
     """
     model, folder = export.model, export.folder
     module = _fitting(model)
@@ -88,7 +97,6 @@ def layout_config(module: TransformerModel, tasks: list[str]) -> dict[str, Any]:
 
 
 def _fitting(model: Model) -> TransformerModel:
-    """Refuse a model that the readers of this layout would compute differently."""
     module, order = model.module, [task.value for task in Task]
     family = module.backbone.config.model_type if isinstance(module, TransformerModel) else "static"
     if not isinstance(module, TransformerModel) or family not in PUBLISHED:

@@ -28,7 +28,7 @@ FORMATS: Mapping[str, str] = {
     "openvino": "taskdistill.export.openvino_graph",
     "gguf": "taskdistill.export.gguf_file",
 }
-"""Format to the module whose `write(export)` makes its files."""
+"""Format to the module whose `check(model)` refuses what it cannot hold, and whose `write(export)` makes its files."""
 
 ALL_TASKS = frozenset({"jina-v5"})
 """Formats that hold every adapter, so that no task is chosen."""
@@ -77,6 +77,8 @@ def export(
     if Path(model) != source.source:
         source.name = str(model)
     _check_task(source, format_name, task)
+    writer = import_module(FORMATS[format_name])
+    writer.check(source)
     step(1, 3)
     adapters = list(source.module.tasks)
     tasks: list[str | None] = [*adapters] if format_name in ALL_TASKS else [task]
@@ -92,7 +94,6 @@ def export(
         "prompts": source.settings.prompts,
         "max_length": source.settings.max_length,
     }
-    writer = import_module(FORMATS[format_name])
     with write_folder(out, "export", meta=meta, inputs={"model": source.hash}) as folder:
         made = Export(source, task, folder, reference)
         writer.write(made)

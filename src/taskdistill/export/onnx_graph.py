@@ -18,14 +18,18 @@ from taskdistill.model.graph import ERRORS_ONLY, make_graph, padded_batches, sil
 from taskdistill.vocabulary import Role
 
 
+def check(_: Model) -> None:
+    """Ask for the packages that write and run a graph."""
+    require("onnxscript", "export", "ONNX export")
+    require("onnxruntime", "export", "ONNX export")
+
+
 def write(export: Export) -> None:
     """Write `model.onnx` and `model_int8.onnx`, run both in onnxruntime, and compare.
 
     Args:
         export: Model, folder and reference.
     """
-    require("onnxscript", "export", "ONNX export")
-    require("onnxruntime", "export", "ONNX export")
     path = export.folder / "model.onnx"
     make_graph(export.model, path)
     small = export.folder / "model_int8.onnx"

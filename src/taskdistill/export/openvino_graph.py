@@ -12,7 +12,14 @@ from taskdistill.errors import require
 from taskdistill.export.make import Export
 from taskdistill.export.onnx_graph import fixed_ids, write_companions
 from taskdistill.export.parity import GRAPH, compare
+from taskdistill.model.folder import Model
 from taskdistill.model.graph import make_graph, padded_batches
+
+
+def check(_: Model) -> None:
+    """Ask for the packages that write and run a graph."""
+    require("openvino", "openvino", "OpenVINO export")
+    require("onnxscript", "export", "OpenVINO export")
 
 
 def write(export: Export) -> None:
@@ -21,8 +28,6 @@ def write(export: Export) -> None:
     Args:
         export: Model, folder and reference.
     """
-    require("openvino", "openvino", "OpenVINO export")
-    require("onnxscript", "export", "OpenVINO export")
     import openvino
 
     path = export.folder / "openvino_model.xml"
