@@ -16,6 +16,7 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.export.gguf_vocab import vocabulary
 from taskdistill.export.make import export
+from taskdistill.job.info import describe_folder
 from taskdistill.model.graph import _padded_attention, _PaddedGraph
 from taskdistill.vocabulary import Pooling
 
@@ -109,6 +110,10 @@ def test_gguf_equals_the_reference(repository, tmp_path, task):
     through_torch = [r for r in parity["results"] if r["checked_with"].startswith("torch")]
     assert through_torch[0]["smallest_cosine"] >= 0.9999
     assert through_torch[1]["mean_cosine"] >= 0.99
+    told = describe_folder(tmp_path / "out")
+    assert (told["format"], told["task"], told["faults"]) == ("gguf", task or "none", []) and len(told["parity"]) == len(parity["results"])
+    with pytest.raises(BadInput, match=r"has no modules\.json: it is an export for other programs"):
+        Encoder.load(tmp_path / "out")
     by_llama = [r for r in parity["results"] if r["checked_with"].startswith("llama.cpp")]
     if importlib.util.find_spec("xllamacpp") is None:
         assert by_llama == [] and "checked tensor by tensor" in parity["notes"][0]

@@ -35,6 +35,8 @@ def describe_folder(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": kind, "format_version": manifest["format_version"]}
     if kind == "model":
         found |= _model(manifest)
+    if kind == "export":
+        found |= _export(path, manifest)
     if kind == "vectors":
         found |= {key: manifest[key] for key in VECTOR_FIELDS} | {"counts": manifest["counts"]}
     found |= {
@@ -97,6 +99,20 @@ def _model(manifest: dict[str, Any]) -> dict[str, Any]:
         "prompts": {name: repr(text) for name, text in settings["prompts"].items()},
         "space_id": settings["space_id"],
         "teacher": settings["teacher"],
+    }
+
+
+def _export(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    from taskdistill.model.backbone import read_json
+
+    parity = read_json(path / "parity.json") if (path / "parity.json").is_file() else {}
+    return {
+        "format": manifest["format"],
+        "model": manifest["name"],
+        "task": manifest["task"] or "none",
+        "max_length": manifest["max_length"],
+        "prompts": {name: repr(text) for name, text in manifest["prompts"].items()},
+        "parity": {f"{each['file']} ({each['checked_with']})": each["verdict"] for each in parity.get("results", [])},
     }
 
 

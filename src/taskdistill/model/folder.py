@@ -308,7 +308,8 @@ def _write(path: Path, value: Any) -> None:
 def _chain(folder: Path) -> list[str]:
     path = folder / "modules.json"
     if not path.is_file():
-        raise BadInput(f"{folder} has no modules.json: it is no sentence-transformers folder, or it was only half copied")
+        what = "an export for other programs; name the model that it was made from" if (folder / "parity.json").is_file() else ""
+        raise BadInput(f"{folder} has no modules.json: it is {what or 'no sentence-transformers folder, or it was only half copied'}")
     try:
         entries = json.loads(path.read_text("utf-8"))
         types = [str(entry["type"]) for entry in entries]
