@@ -113,4 +113,5 @@ def test_the_smoke_preset_runs_from_the_command_line_and_again_trains_nothing(ho
     trained = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
     assert run(command) == 0
     assert printed(capsys) == first
+    assert "taskdistill ablate recipe.yaml --preset smoke --set ablation.points=2 --out out" in (out / "report.html").read_text()
     assert {path: path.stat().st_mtime_ns for path in out.rglob("result.json")} == trained

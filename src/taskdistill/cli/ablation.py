@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +63,7 @@ def ablate(
                 watcher=terminal,
                 should_stop=stop,
                 api_key=api_key(experiment.recipe),
+                command=_command(recipe, out, preset, arms, seeds, jobs, overrides or ()),
             )
         except Interrupted as error:
             raise WorkFailed(str(error)) from None
@@ -74,6 +77,18 @@ def ablate(
     terminal.line(f"report   {out / 'report.html'}")
     if json is not None:
         shutil.copyfile(out / "results.json", json)
+
+
+def _command(recipe: Path, out: Path, preset: str | None, arms: str | None, seeds: int | None, jobs: int, overrides: Sequence[str]) -> str:
+    """Write the command as the report shows it: without folders, which are another machine's affair."""
+    words = ["taskdistill", "ablate", recipe.name]
+    for name, value in (("--preset", preset), ("--arms", arms), ("--seeds", seeds), ("--jobs", jobs if jobs > 1 else None)):
+        if value is not None:
+            words += [name, str(value)]
+    for each in overrides:
+        if not each.partition("=")[0].endswith((".root", ".store")):
+            words += ["--set", each]
+    return shlex.join([*words, "--out", out.name])
 
 
 def _arms(results: dict[str, object]) -> tuple[list[str], list[list[str]]]:
