@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "taskdistill"
-GROUND = {"vocabulary", "errors", "strict_json", "folders", "lock", "recipe", "recipe_faults", "recipe_phases", "recipe_source"}
+GROUND = {"vocabulary", "errors", "strict_json", "folders", "lock", "memory", "recipe", "recipe_faults", "recipe_phases", "recipe_source"}
 MAY_IMPORT: dict[str, set[str]] = {
     "vocabulary": set(),
     "errors": set(),
     "strict_json": set(),
     "lock": {"errors"},
+    "memory": set(),
     "recipe_faults": {"errors"},
     "folders": {"vocabulary", "errors"},
     "recipe_phases": {"vocabulary"},

@@ -9,6 +9,7 @@ import typer
 
 from taskdistill.cli.terminal import Terminal, stopping
 from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.memory import few_heaps
 from taskdistill.recipe import Recipe, load_recipe
 
 RecipePath = Annotated[Path, typer.Argument(help="YAML recipe, such as recipes/quickstart.yaml")]
@@ -73,6 +74,7 @@ def train(
     from taskdistill.train.loop import Interrupted
     from taskdistill.train.processes import joined
 
+    few_heaps()
     made = load_recipe(recipe, overrides or ())
     together, rank, on_this_host = (int(os.environ.get(name, given)) for name, given in LAUNCHED)
     terminal = Terminal(quiet or rank > 0)

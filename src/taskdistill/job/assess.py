@@ -117,6 +117,7 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
         "facts": run.facts | {"teacher_texts": sum(len(store) for store in {id(store): store for store in run.stores.values()}.values())},
         "time": where_time_went(run.log.path, matrix_rate(threads=run.threads)),
         "seconds": {part: round(seconds, 1) for part, seconds in run.seconds().items()},
+        "peak_megabytes": run.peak(),
         "recipe": run.recipe.model_dump(mode="json"),
         "versions": versions(),
     }
@@ -125,7 +126,7 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
     _show(run, "Results", results)
     columns, rows, lines = time_table(metrics["time"])
     run.watcher.table("Where the time went", columns, rows)
-    for line in lines:
+    for line in [*lines, f"memory: {metrics['peak_megabytes']:,.0f} MB at most"]:
         run.watcher.note(line)
     return metrics
 

@@ -66,6 +66,7 @@ def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append((f"{ratio:.1f}×", "the teacher's speed"))
     facts.append((f"{metrics['facts']['teacher_texts']:,}", "texts in the teacher store"))
     facts.append((f"{sum(metrics['seconds'].values()) / 60:.0f} min", "from texts to report"))
+    facts.append((f"{metrics['peak_megabytes'] / 1000:.1f} GB", "of memory at most"))
     return facts
 
 

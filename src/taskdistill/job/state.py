@@ -16,6 +16,7 @@ from taskdistill.data.batches import BatchPlan
 from taskdistill.errors import WorkFailed
 from taskdistill.job.start import Inputs
 from taskdistill.job.watch import Stop, Watcher
+from taskdistill.memory import give_back, peak_megabytes
 from taskdistill.recipe import FIRST, During, Phase, Recipe, StaticSettings
 from taskdistill.teacher.protocol import KnowsSomeTexts, Teacher, View, instruct
 from taskdistill.teacher.store import TeacherStore
@@ -71,13 +72,16 @@ class Run:
             raise Interrupted("stopped; what is finished is kept, run the same command again to continue")
 
     def timed(self, part: str, start: float) -> None:
-        """Add the seconds since `start` to a part; the log keeps them, so that a continued run counts its earlier parts too.
+        """Add the seconds since `start` to a part, and give back the memory that it leaves free.
+
+        The log keeps the seconds, so that a continued run counts its earlier parts too, and the peak of memory up to here.
 
         Args:
             part: Name of the part.
             start: From the monotonic clock.
         """
-        self.log.write({"part": part, "seconds": time.monotonic() - start})
+        self.log.write({"part": part, "seconds": time.monotonic() - start, "peak_megabytes": round(peak_megabytes())})
+        give_back()
 
     def seconds(self) -> dict[str, float]:
         """Sum the seconds of every part over all the processes that worked on the run.
@@ -90,6 +94,14 @@ class Run:
             if "part" in record:
                 found[record["part"]] = found.get(record["part"], 0.0) + record["seconds"]
         return found
+
+    def peak(self) -> float:
+        """Return the largest memory of all the processes that worked on the run, as the log has it.
+
+        Returns:
+            Megabytes; 0 if no part has ended.
+        """
+        return max((record.get("peak_megabytes", 0.0) for _, record in read_lines(self.log.path) if "part" in record), default=0.0)
 
 
 def chooses_weights(during: During | None) -> TypeGuard[During]:
