@@ -264,7 +264,7 @@ def _after(findings: Mapping[str, Finding], by_arm: Mapping[str, Runs], matched:
             found.append(f"What the teacher costs in {said} is not known here, so contrast alone was not run at equal {said}.")
         elif f"C-{kind}" in by_arm and each["factor"] > each["run"]:
             found.append(
-                f"Equal {said} would give contrast alone {each['factor']:,.1f} times the steps; it got {each['run']:.1f} times, the most allowed."
+                f"Equal {said} would give contrast alone {each['factor']:,.0f} times the steps; it got {each['run']:.1f} times, the most allowed."
             )
     skipped = sum(run["budget"]["skipped_steps"] for runs in by_arm.values() for run in runs)
     if skipped:
