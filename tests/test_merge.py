@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import tiny
+import tiny_run
 import torch
 
 from taskdistill.cli.app import run as command
@@ -15,7 +16,7 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.statistics import Difference, Estimate
 from taskdistill.job import merge as job
-from taskdistill.job.merge import merge
+from taskdistill.job.merge import merge, read_place
 from taskdistill.job.watch import Silent
 from taskdistill.model.folder import read_model, write_model
 from taskdistill.train.average import LORA_A, LORA_B
@@ -130,3 +131,32 @@ def test_the_command_tells_what_it_found(home, tmp_path, capsys):
     assert np.isfinite(found["difference"]).all()
     assert command([*arguments, "--last-weight", "0.3"]) == 2
     assert command([*arguments, "--method", "mean"]) == 2
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run with two checkpoints of stage 1 and of an adapter."""
+    home = tmp_path_factory.mktemp("merge-run")
+    raw = tiny.recipe(tiny.write_data(home / "data"), tiny.write_teacher(home / "teacher"))
+    raw["adapters"] = {"retrieval": raw["adapters"]["retrieval"]}
+    del raw["static"]
+    tiny_run.train(raw, home / "run")
+    return home / "run"
+
+
+def test_a_checkpoint_is_the_run_s_model_at_that_step(run):
+    texts = [tiny.sentence(topic, np.random.default_rng(1)) for topic in tiny.TOPICS]
+    whole = Encoder.load(run / "model", threads=1).encode(texts, task="retrieval")
+    earlier, last = (
+        Encoder(read_place(str(run / "checkpoints" / "adapters.retrieval" / f"step-{step:07d}")), threads=1).encode(texts, task="retrieval")
+        for step in (3, 6)
+    )
+    assert np.array_equal(last, whole) and np.abs(earlier - whole).max() > 1e-4
+    with pytest.raises(BadInput, match="has adapters that fit its last state only"):
+        read_place(str(run / "checkpoints" / "stage1" / "step-0000006"))
+
+
+def test_checkpoints_of_one_run_merge(run, tmp_path):
+    places = [str(run / "checkpoints" / "adapters.retrieval" / f"step-{step:07d}") for step in (6, 3)]
+    found = merge(places, tmp_path / "out", "last", run.parent / "data", Silent(), sets=["retrieval/qa-dev"], last_weight=0.7, threads=1)
+    assert list(found["models"]) == places and np.isfinite(found["difference"]).all()

@@ -155,7 +155,8 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
 def _training(recipe: Mapping[str, Any] | None, command: str | None, hashes: Mapping[str, str] | None) -> str:
     if recipe is None:
         return ""
-    phases = [("stage1", recipe.get("stage1")), ("long", recipe.get("long")), *sorted((recipe.get("adapters") or {}).items())]
+    static = ("static", None if recipe.get("stage1") else recipe.get("static"))
+    phases = [static, ("stage1", recipe.get("stage1")), ("long", recipe.get("long")), *sorted((recipe.get("adapters") or {}).items())]
     lines = ["## Recipe", f"Recipe `{recipe['name']}`, seed {recipe.get('seed')}.", ""]
     lines += ["| phase | steps | rows a step | tokens | learning rate | RoPE theta | losses |", "|---|---|---|---|---|---|---|"]
     for phase, said in phases:
@@ -163,7 +164,9 @@ def _training(recipe: Mapping[str, Any] | None, command: str | None, hashes: Map
             continue
         losses = ", ".join(f"{term} {weight:g}" for term, weight in (said.get("weights") or {}).items()) or "as in the paper"
         theta = f"{said['rope_theta']:,.0f}" if said.get("rope_theta") else "-"
-        lines.append(f"| {phase} | {said['steps']:,} | {said['batch_size']} | {said['max_length']} | {said['lr']:g} | {theta} | {losses} |")
+        lines.append(
+            f"| {phase} | {said['steps']:,} | {said['batch_size']} | {said.get('max_length') or '-'} | {said['lr']:g} | {theta} | {losses} |"
+        )
     told = (recipe.get("teacher") or {}).get("instructions") or {}
     if said := [f"{view} `{told[view]}`" for view in ("query", "document", "topic") if told.get(view)]:
         lines += ["", f"The teacher reads texts under instructions: {', '.join(said)}; other texts as they are."]
