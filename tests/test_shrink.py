@@ -147,6 +147,9 @@ def test_the_command_says_what_each_step_costs(home, tmp_path, capsys):
     assert [row["step"].split()[0] for row in rows][:3] == ["as", "layers", "24"] and rows[3]["step"].endswith("tokens")
     assert [row["parameters"] for row in rows] == sorted((row["parameters"] for row in rows), reverse=True)
     assert rows[0]["cosine"] == pytest.approx(1) and rows[1]["cosine"] < 1 and set(rows[0]["scores"]) == {"sts/sts"}
+    assert rows[0]["differences"]["sts/sts"] == [0, 0, 0]
+    value, low, high = rows[3]["differences"]["sts/sts"]
+    assert low <= value <= high and value == pytest.approx(rows[3]["scores"]["sts/sts"] - rows[0]["scores"]["sts/sts"])
     small = Encoder.load(tmp_path / "small", threads=1)
     assert len(layers_of(small.model.module.backbone)) == 2 and small.encode(SEA).shape == (30, 32)
     assert f"{rows[3]['cosine']:.4f}" in capsys.readouterr().out

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,11 +64,24 @@ def shrink(
             f"{row['megabytes']}",
             f"{row['tokens']:,}",
             f"{row['cosine']:.4f}",
-            *(f"{100 * row['scores'][name]:.1f}" for name in names),
+            *(_score(row, name) for name in names),
         ]
         for row in found["rows"]
     ]
-    terminal.table("After each step", ["step", "parameters", "MB", "tokens", "cosine to the model as it was", *names], rows)
+    terminal.table(
+        "After each step; in brackets the difference to the model as it was",
+        ["step", "parameters", "MB", "tokens", "cosine to the model as it was", *names],
+        rows,
+    )
     terminal.line(f"model   {out}")
     if json is not None:
         write_file(json, dump_json(found))
+
+
+def _score(row: Mapping[str, Any], name: str) -> str:
+    value, low, high = (100 * number for number in row["differences"][name])
+    return (
+        f"{100 * row['scores'][name]:.1f} ({value:+.1f}, {low:+.1f} to {high:+.1f})"
+        if value or low or high
+        else f"{100 * row['scores'][name]:.1f}"
+    )

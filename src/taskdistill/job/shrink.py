@@ -16,6 +16,7 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.protocols import evaluate_set
 from taskdistill.evaluate.sets import EvalSet, find_sets
+from taskdistill.evaluate.statistics import Units, paired_difference
 from taskdistill.job.embedders import EncoderEmbedder
 from taskdistill.job.finish import int8_ranges
 from taskdistill.job.seen import TEXT_FIELDS
@@ -72,7 +73,7 @@ def shrink(
 
     Returns:
         Plain data: a row for the model as it was and for each step, with parameters, megabytes, tokens, layers, the mean cosine to the
-        vectors of the model as it was on texts that decided nothing, and scores.
+        vectors of the model as it was on texts that decided nothing, scores, and their differences to it with intervals.
 
     Raises:
         BadInput: If nothing is to be shrunk, `out` exists, or the model cannot be shrunk so.
@@ -184,17 +185,21 @@ class _Meter:
     def __init__(self, before: np.ndarray, texts: list[str], sets: Sequence[EvalSet], threads: int | None) -> None:
         self.before, self.texts, self.threads = before, texts, threads
         self.sets = [(each, each.load(None, 17)) for each in sets]
+        self.first: dict[str, Units] = {}
 
     def row(self, step: str, model: Model) -> dict[str, Any]:
         parameters = sum(p.numel() for name, p in model.module.named_parameters() if "lora_" not in name)
         embedder = EncoderEmbedder(Encoder(model, threads=self.threads))
+        scored = {each.name: evaluate_set(embedder, each.name, each.kind, data).score for each, data in self.sets}
+        self.first = self.first or {name: score.units for name, score in scored.items()}
         return {
             "step": step,
             "parameters": parameters,
             "megabytes": round(parameters * 4 / 1e6, 1),
             "tokens": len(model.tokenizer),
             "cosine": float(cosines(self.before, embed_with(model)(self.texts, None)).mean()),
-            "scores": {each.name: evaluate_set(embedder, each.name, each.kind, data).score.score for each, data in self.sets},
+            "scores": {name: score.score for name, score in scored.items()},
+            "differences": {name: paired_difference(score.units, self.first[name]).estimate.to_json() for name, score in scored.items()},
         }
 
 
