@@ -24,7 +24,7 @@ from taskdistill.search.index import Index
 from taskdistill.search.query import query_vectors
 from taskdistill.teacher.store import open_store
 from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint
-from taskdistill.train.phases import load_phase
+from taskdistill.train.finished import load_phase
 
 KEPT = Path(__file__).parent / "kept"
 sys.path.insert(0, str(KEPT))

@@ -152,10 +152,17 @@ def test_a_projection_reaches_base_vectors_of_its_teacher_only(home):
 def test_tiers_report_retention_and_milliseconds(home, tmp_path, capsys):
     ok("tiers", home / "student", "--dev", home / "data/retrieval/qa-dev", "--json", tmp_path / "t.json", "--quiet")
     found = json.loads((tmp_path / "t.json").read_text())
-    assert [each["queries"] for each in found] == ["tiny", f"tiny in the space of {home / 'teacher'}", "tiny"]
-    assert found[2]["retention"] == 1 and found[1]["retention"] == found[1]["ndcg"] / found[2]["ndcg"]
-    assert all(each["query_milliseconds"] > 0 for each in found)
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["queries", "student", "student,", "teacher"]
+    projected = f"tiny in the space of {home / 'teacher'}"
+    asked = [(each["queries"], each["documents"]) for each in found]
+    assert asked == [("tiny", "tiny"), (projected, projected), ("tiny", projected), (projected, "tiny"), ("tiny", "tiny")]
+    assert found[4]["retention"]["value"] == 1
+    assert found[3]["retention"]["value"] == pytest.approx(found[3]["ndcg"]["value"] / found[4]["ndcg"]["value"])
+    assert all(each["query_milliseconds"] > 0 for each in found) and {each["space"] for each in found[1:]} == {found[4]["space"]}
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "queries",
+        *["tiny,"] * bool(found[0]["task"]),
+        *["tiny"] * (5 - bool(found[0]["task"])),
+    ]
     assert "space_id" in fails(capsys, "tiers", home / "student", "--dev", home / "data/retrieval/qa-dev", "--teacher", home / "other")
 
 

@@ -124,13 +124,22 @@ def test_two_encoders_one_space():
     teacher = FakeEncoder("teacher-space", "t", "teacher", dim=256)
     student = FakeEncoder("student-space", "s", "student", dim=32, noise=3.0)
     projected = FakeEncoder("teacher-space", "p", "projected", dim=256, noise=0.5)
-    tiers = measure_tiers(student, projected, teacher, dev)
-    assert [(tier.queries, tier.documents) for tier in tiers] == [("student", "student"), ("projected", "teacher"), ("teacher", "teacher")]
-    assert tiers[0].ndcg < tiers[1].ndcg <= tiers[2].ndcg and tiers[2].retention == 1
-    assert tiers[1].retention == pytest.approx(tiers[1].ndcg / tiers[2].ndcg)
-    assert all(tier.query_milliseconds > 0 and tier.document_milliseconds > 0 for tier in tiers)
+    static = FakeEncoder("teacher-space", "x", "static", dim=256, noise=2.0)
+    tiers = measure_tiers([projected, static], teacher, dev, alone=[(student, "retrieval")])
+    pairs = [(tier.queries, tier.documents) for tier in tiers]
+    shared = ["projected", "static", "teacher"]
+    assert pairs == [("student", "student"), *((asker, documents) for documents in shared for asker in shared)]
+    found = dict(zip(pairs, tiers, strict=True))
+    best = found["teacher", "teacher"]
+    assert (best.retention.value, best.retention.low, best.retention.high) == (1, 1, 1)
+    assert found["student", "student"].ndcg.value < found["projected", "teacher"].ndcg.value <= best.ndcg.value
+    assert found["static", "static"].ndcg.value < found["projected", "projected"].ndcg.value
+    for tier in tiers:
+        assert tier.retention.value == pytest.approx(tier.ndcg.value / best.ndcg.value)
+        assert tier.ndcg.low <= tier.ndcg.value <= tier.ndcg.high and tier.ndcg.low < tier.ndcg.high
+        assert tier.to_json()["end_to_end_milliseconds"] == tier.query_milliseconds + tier.search_milliseconds > 0
     with pytest.raises(BadInput, match=r"student-space.*teacher-space"):
-        measure_tiers(student, student, teacher, dev)
+        measure_tiers([student], teacher, dev)
 
 
 def test_a_dev_set_is_read_from_the_beir_layout(tmp_path):

@@ -64,6 +64,24 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return raw
 
 
+def overridden(overrides: Sequence[str]) -> dict[str, Any]:
+    """Read dotted overrides by themselves.
+
+    Args:
+        overrides: Strings such as `weights.gor=2`; the value is YAML.
+
+    Returns:
+        Nested mappings.
+
+    Raises:
+        BadInput: If one has no key or no valid value.
+    """
+    found: dict[str, Any] = {}
+    for override in overrides:
+        _apply(found, override)
+    return found
+
+
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key:

@@ -68,6 +68,56 @@ class StaticSettings(Strict):
         return self
 
 
+class Menu(Strict):
+    """Settings of the further distillation losses (ours); each acts only where its term has a weight."""
+
+    score_temperature: float = Field(default=0.02, gt=0, description="Of score_softmax")
+    list_temperature: float = Field(default=0.05, gt=0, description="Of list_kl")
+    relative_margin: float = Field(default=0.015, ge=0, description="Of relative: by how much cosines must differ")
+    couples: Positive = Field(default=4096, description="Of relative: couples of pairs drawn a step")
+    corners: Positive = Field(default=32, description="Of rkd_angle: texts taken as corners, drawn a step")
+
+
+MENU_ACTS: dict[str, tuple[str, ...]] = {
+    "score_temperature": ("score_softmax",),
+    "list_temperature": ("list_kl",),
+    "relative_margin": ("relative",),
+    "couples": ("relative",),
+    "corners": ("rkd_angle",),
+}
+"""Setting of the menu to the terms that it acts on."""
+
+
+class Ramp(Strict):
+    """A factor on a term's weight that goes in a straight line from one value to another and stays there."""
+
+    start: Weight = Field(description="Factor at the first step")
+    end: Weight = Field(default=1.0, description="Factor at the end of the ramp and from there on")
+    until: float = Field(default=1.0, gt=0, le=1, description="Where the ramp ends, as a share of the steps")
+
+    @model_validator(mode="after")
+    def _moves(self) -> Ramp:
+        if self.start == self.end:
+            raise ValueError(f"a ramp from {self.start} to {self.end} has no effect; change the weight instead")
+        return self
+
+
+class Sharpen(Strict):
+    """What makes InfoNCE of pairs look harder at what is hard (ours); zero turns each off."""
+
+    focal: float = Field(default=0.0, ge=0, description="Exponent g of the weight (1 - p)^g of a query, p the probability of its positive")
+    hardness: float = Field(default=0.0, ge=0, description="a in the weight exp(a similarity) of a query's own hard negatives")
+    mixed_negatives: int = Field(default=0, ge=0, description="Negatives made for each query by mixing two of its hard ones")
+
+    def acts(self) -> bool:
+        """Say whether anything is asked for.
+
+        Returns:
+            False where all is zero.
+        """
+        return bool(self.focal or self.hardness or self.mixed_negatives)
+
+
 class Phase(Strict):
     """What every training phase has. Optimiser settings are ours where section 13 calls the paper's unknown."""
 
@@ -87,6 +137,8 @@ class Phase(Strict):
     clip: float = Field(default=1.0, gt=0, description="Largest gradient norm")
     matryoshka: bool = Field(default=True, description="Every loss term over every prefix of student.matryoshka_dims")
     micro_batch_tokens: Positive = Field(default=1024, description="Tokens per forward pass; bounds memory, changes no number")
+    menu: Menu = Field(default=Menu(), description="Settings of the further distillation losses that `weights` may name")
+    weight_schedule: dict[str, Ramp] = Field(default_factory=dict, description="Loss term to a factor that changes with the steps")
     checkpoint_every: Positive = Field(default=200, description="Steps between checkpoints")
     max_bad_steps: int = Field(default=3, ge=0, description="Steps with a non-finite loss or gradient that are skipped before giving up")
 
@@ -110,6 +162,11 @@ class Phase(Strict):
 class Stage1(Phase):
     """Stage 1, embedding distillation (section 4), and the long phase with its own length and theta."""
 
+    weights: dict[str, Weight] = Field(
+        default={"distill": 1.0},
+        description="Loss term to weight: distill (the paper's alone), l2, mse, score_softmax, similarity, relative, rkd_distance, rkd_angle, "
+        "and for pairs list_kl",
+    )
     reduction: Literal["mean", "sum"] = Field(
         default="mean", description="Over the batch's texts; the paper prints a sum (sections 4.2, 11.5)"
     )
@@ -159,7 +216,8 @@ class Adapter(Phase):
     )
     negatives_of_others: bool = Field(default=True, description="Whether hard negatives of other queries count as negatives")
     mask_same_label: bool = Field(default=True, description="classification: texts with the anchor's label are no negatives")
-    relational_mean_gradient: bool = Field(default=True, description="classification: let the gradient flow through the mean distance")
+    relational_mean_gradient: bool = Field(default=True, description="relational: let the gradient flow through the mean distance")
+    sharpen: Sharpen = Field(default=Sharpen(), description="Focal and hardness weights and mixed negatives of InfoNCE, off by default")
     average: Average | None = None
 
 
@@ -173,8 +231,9 @@ ACTS_FOR: dict[str, tuple[Task, ...]] = {
     "cosent_temperature": (Task.TEXT_MATCHING,),
     "false_negative_margin": PAIRS,
     "negatives_of_others": PAIRS,
+    "sharpen": PAIRS,
     "mask_same_label": (Task.CLASSIFICATION,),
-    "relational_mean_gradient": (Task.CLASSIFICATION,),
+    "relational_mean_gradient": CONTRAST,
     "train_projection": (Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CLUSTERING),
 }
 """Adapter settings that only some tasks know; elsewhere a value other than the default is an error."""

@@ -96,7 +96,7 @@ def phase(version: str) -> None:
     """What a finished phase trained."""
     from types import SimpleNamespace
 
-    from taskdistill.train.phases import save_phase
+    from taskdistill.train.finished import save_phase
 
     parameters, _ = trained()
     job = SimpleNamespace(name="stage1", trained=parameters, moving_heads=dict)

@@ -27,9 +27,9 @@ from taskdistill.lock import writer_lock
 from taskdistill.model.backbone import weights_hash
 from taskdistill.model.folder import Model, write_model
 from taskdistill.model.projection import Projection
+from taskdistill.train.finished import load_phase, save_phase
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
-from taskdistill.train.phases import load_phase, save_phase
 from taskdistill.train.signals import SignalSource
 from taskdistill.train.workers import workers
 

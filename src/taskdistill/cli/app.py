@@ -12,12 +12,14 @@ from typer.core import TyperGroup
 
 from taskdistill.cli import (
     ablation,
+    adapting,
     data,
     encoding,
     evaluation,
     exporting,
     folders,
     merging,
+    migrating,
     mining,
     needles,
     probing,
@@ -79,12 +81,14 @@ def options(
 
 for module in (
     training,
+    adapting,
     encoding,
     evaluation,
     ablation,
     probing,
     needles,
     searching,
+    migrating,
     tuning,
     serving,
     exporting,

@@ -10,7 +10,7 @@ import typer
 
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
-from taskdistill.vocabulary import Backend, Precision, Role, Task
+from taskdistill.vocabulary import Backend, Precision, Role
 
 if TYPE_CHECKING:
     from taskdistill.encode.encoder import Encoder
@@ -57,7 +57,7 @@ def encode(
     out: Annotated[
         Path, typer.Option("--out", help=".npy, .parquet or .jsonl: one file, in input order; a name without ending: a folder of shards")
     ],
-    task: Annotated[Task | None, typer.Option("--task", help="Adapter to use; none gives the base")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Adapter to use, by its name; none gives the base")] = None,
     prompt: Annotated[Role, typer.Option("--prompt", help="Which of the model's prompts goes before every text")] = Role.DOCUMENT,
     dim: Annotated[int | None, typer.Option("--dim", help="Keep the first K coordinates, then scale to unit length")] = None,
     precision: Annotated[Precision, typer.Option("--precision")] = Precision.FLOAT32,
@@ -110,7 +110,7 @@ def encode(
         raise BadInput("--overlap has no effect without --windows or --chunks; remove it")
     long = Long(chunks, overlap) if windows or chunks is not None else None
     asked: Asked = {
-        "task": task.value if task else None,
+        "task": task,
         "prompt_name": prompt.value,
         "truncate_dim": dim,
         "precision": precision.value,

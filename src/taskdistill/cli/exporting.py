@@ -9,7 +9,7 @@ import typer
 
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
-from taskdistill.vocabulary import MANIFEST, Task
+from taskdistill.vocabulary import MANIFEST
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to make")],
-    task: Annotated[Task | None, typer.Option("--task", help="Adapter to merge; none exports the base")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Adapter to merge, by its name; none exports the base")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Table, collection or index in the engine; default: passages")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the certificate to this file too.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
@@ -47,14 +47,14 @@ def export(
 
     if _is_index(Path(model)):
         if task is not None:
-            raise BadInput(f"the vectors of an index are of its own task, so --task {task.value} has no effect; leave it out")
+            raise BadInput(f"the vectors of an index are of its own task, so --task {task} has no effect; leave it out")
         _export_index(Path(model), format_name, out, name or "passages", json, Terminal(quiet))
         return
     if name is not None:
         raise BadInput(f"--name {name} is for an index, {model} is none; leave it out")
     terminal = Terminal(quiet)
     terminal.stage(f"exporting {model} as {format_name}")
-    certificate = run(model, format_name, task.value if task else None, out, progress=terminal.count)
+    certificate = run(model, format_name, task, out, progress=terminal.count)
     terminal.end()
     terminal.table(f"Parity: {certificate['verdict']}", list(COLUMNS), rows(certificate["results"]))
     for note in certificate.get("notes", []):

@@ -8,10 +8,8 @@ from typing import Annotated
 import typer
 
 from taskdistill.cli.terminal import Terminal
-from taskdistill.errors import WorkFailed
-
-SAME_SPACE = 1 - 1e-5
-"""Smallest cosine to the golden vectors at which a model still gives its own space."""
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.vocabulary import Backend
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +25,9 @@ def info(
     path: Annotated[Path, typer.Argument(help="A run, model, data, teacher-store, checkpoint or index folder")],
     repair: Annotated[bool, typer.Option("--repair", help="Teacher store: drop broken shards, so that they are made again")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Model: run it and compare with its golden vectors")] = False,
+    backend: Annotated[
+        list[Backend] | None, typer.Option("--backend", help="With --verify: what runs it, may be repeated; default: every one installed")
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")] = None,
 ) -> None:
     """Say what a folder is and whether it is whole, reading every byte. Exit code 1 if it is damaged.
@@ -34,18 +35,29 @@ def info(
     Example: [bold]taskdistill info runs/quickstart/model[/bold]
     """
     from taskdistill.folders import dump_json, write_file
-    from taskdistill.job.info import describe_folder, repair_folder, verify_model
+    from taskdistill.job.info import LEAST, backends_here, describe_folder, repair_folder, verify_model
 
     terminal = Terminal()
     if repair:
         for line in repair_folder(path):
             terminal.line(line)
     found = describe_folder(path)
+    if backend and not verify:
+        raise BadInput("--backend has no effect without --verify; add it or leave it out")
     if verify and not found["faults"]:
-        found["golden_cosines"] = {name: round(cosine, 7) for name, cosine in verify_model(path).items()}
-        found["faults"] = [
-            f"golden vectors of {name}: cosine {cosine}" for name, cosine in found["golden_cosines"].items() if cosine < SAME_SPACE
-        ]
+        for each in backend or backends_here():
+            key = "golden_cosines" if each is Backend.TORCH else f"golden_cosines_{each.value}"
+            try:
+                cosines = verify_model(path, each)
+            except BadInput as error:
+                if backend or each is Backend.TORCH:
+                    raise
+                found[key] = f"not run: {error}"
+                continue
+            found[key] = {name: round(cosine, 7) for name, cosine in cosines.items()}
+            found["faults"] += [
+                f"golden vectors of {name} in {each.value}: cosine {cosine}" for name, cosine in found[key].items() if cosine < LEAST[each]
+            ]
     for key, value in found.items():
         if key != "faults":
             terminal.line(f"{key.replace('_', ' '):<20} {_plain(value)}")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from taskdistill.cli.migrating import is_migration, search_migration
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
 from taskdistill.vocabulary import Task
+
+if TYPE_CHECKING:
+    from taskdistill.search.passages import Passages
+    from taskdistill.search.snapshot import Hit
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +33,7 @@ def index(
     model: Annotated[str, typer.Argument(help="Model folder, Hub id, or all-MiniLM-L6-v2")],
     corpus: Annotated[Path, typer.Argument(help=".csv, .jsonl (gzip too), .parquet, or a folder of text files")],
     out: Annotated[Path, typer.Option("--out", help="Index folder; run again to continue or to add what is new")],
-    task: Annotated[Task | None, typer.Option("--task", help="Adapter; default: retrieval where the model has it")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Adapter, by its name; default: retrieval where the model has it")] = None,
     base: Annotated[
         bool, typer.Option("--base", help="No adapter: base vectors, which a student can query through its projection")
     ] = False,
@@ -62,7 +67,7 @@ def index(
     from taskdistill.search.passages import Passages
 
     if base and task is not None:
-        raise BadInput(f"--base means no adapter, --task {task.value} asks for one; give one of the two")
+        raise BadInput(f"--base means no adapter, --task {task} asks for one; give one of the two")
     documents = Corpus(corpus, text_field=text_field, id_field=id_field)
     passages = None if passage_words is None else Passages(size=passage_words, overlap=min(32, passage_words // 8))
     terminal = Terminal(quiet)
@@ -74,7 +79,7 @@ def index(
         encoder,
         documents,
         out,
-        task=usual if task is None else task.value,
+        task=usual if task is None else task,
         truncate_dim=dim,
         rescore=rescore,
         passages=passages,
@@ -153,6 +158,14 @@ def search(
     from taskdistill.search.index import Index
 
     terminal = Terminal()
+    if is_migration(index):
+        if model is not None or where or oversample is not None or hybrid or refine:
+            raise BadInput(f"{index} is a migration, which is searched with -k alone; give one of its two indexes for other options")
+        found = search_migration(index, query, top_k)
+        _show(found, terminal, None)
+        if json is not None:
+            write_file(json, dump_json([asdict(hit) for hit in found]))
+        return
     opened = Index.open(index)
     hits = opened.search(
         [query],
@@ -163,8 +176,12 @@ def search(
         hybrid=hybrid,
         refinement=refine,
     )[0]
-    for hit in hits:
-        place = "" if opened.settings.passages is None else f"[{hit.start}:{hit.end}]"
-        terminal.line(f"{hit.score:.3f}  {hit.id}{place}  {' '.join(hit.text.split())[:100]}")
+    _show(hits, terminal, opened.settings.passages)
     if json is not None:
         write_file(json, dump_json([asdict(hit) for hit in hits]))
+
+
+def _show(hits: list[Hit], terminal: Terminal, passages: Passages | None) -> None:
+    for hit in hits:
+        place = "" if passages is None else f"[{hit.start}:{hit.end}]"
+        terminal.line(f"{hit.score:.3f}  {hit.id}{place}  {' '.join(hit.text.split())[:100]}")

@@ -116,20 +116,24 @@ def _apply(index: Index, tuning: Tuning, shrink: bool) -> str:
 
 
 def tiers(
-    student: Annotated[str, typer.Argument(help="Folder of a distilled model")],
+    students: Annotated[
+        list[str], typer.Argument(metavar="STUDENT...", help="Folders of models distilled from one teacher, static ones too")
+    ],
     dev: Annotated[Path, typer.Option("--dev", help="Folder with corpus.jsonl, queries.jsonl and qrels.tsv")],
-    teacher: Annotated[str | None, typer.Option("--teacher", help="Its teacher; default: the one its folder names")] = None,
+    teacher: Annotated[str | None, typer.Option("--teacher", help="Their teacher; default: the one the first folder names")] = None,
     task: Annotated[
-        Task | None, typer.Option("--task", help="The student's adapter where it searches alone; default: retrieval if it has it")
+        str | None, typer.Option("--task", help="A student's adapter where it searches alone; default: retrieval if it has it")
     ] = None,
     rescore: Annotated[str, typer.Option("--rescore", help="Precision of the documents: float32, float16, int8 or none")] = "float32",
     passage_words: Annotated[int | None, typer.Option("--passage-words", help="Cut documents into passages of this many words")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
-    """Compare student alone, student asking its teacher's index, and teacher alone: quality kept and milliseconds.
+    """Compare every pair of query tier and document tier in one space, and each student alone: quality kept and milliseconds.
 
-    Example: [bold]taskdistill tiers runs/quickstart/model --dev runs/quickstart-data/retrieval/docs[/bold]
+    Models of another space are refused.
+
+    Example: [bold]taskdistill tiers runs/quickstart/model runs/quickstart/static-model --dev runs/quickstart-data/retrieval/docs[/bold]
     """
     from taskdistill.encode.encoder import Encoder
     from taskdistill.encode.projected import Projected
@@ -139,33 +143,50 @@ def tiers(
     from taskdistill.search.tiers import measure_tiers
 
     terminal = Terminal(quiet)
-    encoder = Encoder.load(student)
-    projected = Projected(encoder)
-    usual = Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None
+    encoders = [Encoder.load(student) for student in students]
+    projected = [Projected(encoder) for encoder in encoders]
     passages = None if passage_words is None else Passages(size=passage_words, overlap=min(32, passage_words // 8))
-    terminal.stage(f"measuring {encoder.name} and its teacher {teacher or projected.teacher} on {dev}")
+    usual = [
+        None if not encoder.tasks else encoder.choose_task(task or (Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None))
+        for encoder in encoders
+    ]
+    named = teacher or projected[0].teacher
+    terminal.stage(f"measuring {', '.join(encoder.name for encoder in encoders)} and their teacher {named} on {dev}")
     found = measure_tiers(
-        encoder,
         projected,
-        Encoder.load(teacher or projected.teacher),
+        Encoder.load(named),
         read_dev_set(dev),
-        task=usual if task is None else task.value,
+        alone=list(zip(encoders, usual, strict=True)),
         rescore=rescore,
         passages=passages,
         progress=terminal.count,
     )
-    columns = ["queries", "documents", "nDCG@10", "of teacher, %", "query, ms", "search, ms", "document, ms"]
-    names = [("student", "student"), ("student, projected", "teacher"), ("teacher", "teacher")]
+    columns = [
+        "queries",
+        "documents",
+        "nDCG@10",
+        "95 %",
+        "of teacher, %",
+        "95 %",
+        "query, ms",
+        "search, ms",
+        "end to end, ms",
+        "document, ms",
+    ]
     rows = [
         [
-            *name,
-            f"{100 * each.ndcg:.2f}",
-            f"{100 * each.retention:.1f}",
+            each.queries if each.task is None else f"{each.queries}, {each.task}",
+            each.documents if each.task is None else f"{each.documents}, {each.task}",
+            f"{100 * each.ndcg.value:.2f}",
+            f"{100 * each.ndcg.low:.1f} to {100 * each.ndcg.high:.1f}",
+            f"{100 * each.retention.value:.1f}",
+            f"{100 * each.retention.low:.1f} to {100 * each.retention.high:.1f}",
             f"{each.query_milliseconds:.2f}",
             f"{each.search_milliseconds:.2f}",
+            f"{each.end_to_end_milliseconds:.2f}",
             f"{each.document_milliseconds:.2f}",
         ]
-        for name, each in zip(names, found, strict=True)
+        for each in found
     ]
     for line in aligned([columns, *rows]):
         terminal.line(line)

@@ -9,11 +9,8 @@ import numpy as np
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.int8 import Cosines, Int8Model
 from taskdistill.errors import WorkFailed
-from taskdistill.model.golden import BASE, check_golden, read_golden
+from taskdistill.model.golden import BASE, SAME_SPACE, check_golden, read_golden
 from taskdistill.vocabulary import Role
-
-SAME_SPACE = 0.9999
-"""Smallest cosine to a golden vector of a back end that computes in float32."""
 
 
 def int8_cosines(encoder: Encoder, task: str | None = None) -> Cosines | None:

@@ -57,6 +57,7 @@ class Encoder:
         """
         self.model = model
         self.default_task = default_task
+        self.adapter_tasks, self.extends = model.settings.adapter_tasks, model.settings.extends
         self.threads = threads or cores()
         self.backend = open_backend(backend, model, threads=self.threads, calibration=calibration)
         self.token_budget = token_budget or default_budget(model.module)

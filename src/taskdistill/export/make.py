@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +18,7 @@ from taskdistill.model.adapters import merge
 from taskdistill.model.backbone import resolve
 from taskdistill.model.fixed_texts import TEXTS
 from taskdistill.model.folder import Model, read_model
-from taskdistill.model.golden import embed_with
+from taskdistill.model.golden import BASE, SAME_SPACE, Embed, check_golden, embed_with, read_golden
 from taskdistill.model.student import TransformerModel
 
 FORMATS: Mapping[str, str] = {
@@ -83,6 +83,7 @@ def export(
     adapters = list(source.module.tasks)
     tasks: list[str | None] = [*adapters] if format_name in ALL_TASKS else [task]
     embed = embed_with(source)
+    golden = _kept(source, tasks, embed)
     reference = {name: embed(TEXTS, name) for name in tasks}
     step(2, 3)
     if format_name not in ALL_TASKS:
@@ -98,6 +99,7 @@ def export(
         made = Export(source, task, folder, reference)
         writer.write(made)
         parity = dict(certificate(format_name, source.name, source.hash, made.results, made.notes))
+        parity["golden"] = golden
         wrong = [r for r in made.results if r.required and r.verdict != "equal"]
         if wrong:
             worst = min(wrong, key=lambda r: r.smallest_cosine)
@@ -109,6 +111,23 @@ def export(
         write_readme(folder, source, format_name, task, adapters, parity["results"])
     step(3, 3)
     return parity
+
+
+def _kept(source: Model, tasks: Sequence[str | None], embed: Embed) -> dict[str, float]:
+    """Compare the reference itself with the golden vectors that the folder keeps, before anything is made of it."""
+    golden = read_golden(source.source)
+    if golden is None:
+        return {}
+    wanted = {task or BASE for task in tasks}
+    vectors = {name: rows for name, rows in golden["vectors"].items() if name in wanted}
+    found = check_golden({**golden, "vectors": vectors}, embed)
+    for name, cosine in found.items():
+        if cosine < SAME_SPACE:
+            raise WorkFailed(
+                f"{source.name} does not give the golden vectors of {name} that its folder keeps (smallest cosine {cosine:.6f}); nothing was "
+                f"written: run `taskdistill info --verify` on it, and copy or make it again"
+            )
+    return found
 
 
 def merge_adapter(model: Model, task: str | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from taskdistill.errors import BadInput
 from taskdistill.folders import check_folder, read_manifest
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.vocabulary import MANIFEST, Backend
 
 VECTOR_FIELDS = ("model", "space_id", "source", "rows", "task", "prompt_name", "width", "stored_as", "backend", "dtype", "shard_rows")
 
@@ -47,17 +47,34 @@ def describe_folder(path: Path) -> dict[str, Any]:
     return found | {"faults": check_folder(path, manifest)}
 
 
-def verify_model(path: Path) -> dict[str, float]:
+LEAST: dict[Backend, float] = {Backend.TORCH: 1 - 1e-5, Backend.ONNXRUNTIME: 0.9999, Backend.OPENVINO: 0.9999, Backend.INT8: 0.95}
+"""Smallest cosine to the golden vectors at which a back end still gives a model's own space; eight bits move vectors, which `encode` says."""
+
+
+def backends_here() -> list[Backend]:
+    """List the back ends whose packages are installed.
+
+    Returns:
+        Back ends, torch first.
+    """
+    from importlib.util import find_spec
+
+    needs = {Backend.TORCH: (), Backend.INT8: (), Backend.ONNXRUNTIME: ("onnx", "onnxruntime"), Backend.OPENVINO: ("openvino",)}
+    return [backend for backend, modules in needs.items() if all(find_spec(module) is not None for module in modules)]
+
+
+def verify_model(path: Path, backend: Backend = Backend.TORCH) -> dict[str, float]:
     """Compare a model folder with its golden vectors: the contract of its embedding space.
 
     Args:
         path: Model folder.
+        backend: What runs the model.
 
     Returns:
         `base` or task to the smallest cosine.
 
     Raises:
-        BadInput: If the folder has no golden vectors.
+        BadInput: If the folder has no golden vectors, or the model cannot run in the back end.
     """
     from taskdistill.model.folder import read_model
     from taskdistill.model.golden import check_golden, embed_with, read_golden
@@ -65,7 +82,12 @@ def verify_model(path: Path) -> dict[str, float]:
     golden = read_golden(path)
     if golden is None:
         raise BadInput(f"{path} has no golden vectors to verify against; only model folders that this package wrote have them")
-    return check_golden(golden, embed_with(read_model(path)))
+    if backend is Backend.TORCH:
+        return check_golden(golden, embed_with(read_model(path)))
+    from taskdistill.encode.encoder import Encoder
+
+    encoder = Encoder.load(path, backend=backend.value)
+    return check_golden(golden, lambda texts, task: encoder.encode(texts, task=task, prompt_name=golden["role"]))
 
 
 def repair_folder(path: Path) -> list[str]:

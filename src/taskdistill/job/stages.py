@@ -25,8 +25,9 @@ from taskdistill.recipe import Adapter, Phase, Stage1
 from taskdistill.train.average import average
 from taskdistill.train.best import During
 from taskdistill.train.device import compute_type
+from taskdistill.train.finished import load_phase, save_phase
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
-from taskdistill.train.phases import adapter_job, load_phase, save_phase, stage1_job
+from taskdistill.train.phases import adapter_job, stage1_job
 from taskdistill.train.processes import ALONE
 from taskdistill.train.sharded import is_sharded, shard, write_back
 from taskdistill.train.workers import workers

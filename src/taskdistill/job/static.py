@@ -17,8 +17,9 @@ from taskdistill.job.state import Run, fill_stores, resume_meta
 from taskdistill.model.folder import Model
 from taskdistill.model.student import StaticModel
 from taskdistill.model.text import TextTokenizer
+from taskdistill.train.finished import save_phase
 from taskdistill.train.new_vocabulary import learn_vocabulary
-from taskdistill.train.phases import learned_texts, save_phase, static_job, static_phase
+from taskdistill.train.phases import learned_texts, static_job, static_phase
 from taskdistill.train.static import start_from_texts, start_table
 
 TOKENIZER = "tokenizer"

@@ -289,6 +289,20 @@ def copy_exactly(own: dict[str, nn.Parameter], tensors: dict[str, Tensor], path:
         parameter.copy_(tensors[name])
 
 
+def detach(backbone: nn.Module, task: str) -> None:
+    """Remove an adapter, so that another one of its name can be attached.
+
+    Args:
+        backbone: The model, changed in place.
+        task: Name of the adapter.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Adapter .* was active")  # the caller selects another one
+        for module in backbone.modules():
+            if isinstance(module, LoraLayer) and task in module.lora_A:
+                module.delete_adapter(task)
+
+
 @torch.no_grad()
 def merge(backbone: nn.Module, task: str) -> None:
     """Add an adapter's update to the base weights and remove every adapter, in place.

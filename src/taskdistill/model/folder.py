@@ -55,6 +55,9 @@ class Settings:
     """Task (or `base`) to dimension to the smallest and largest value of each coordinate."""
     binary_offsets: dict[str, Any] = field(default_factory=dict)
     """Task (or `base`) to `query` and `document` to dimension to what is taken from each coordinate before its sign; empty for none."""
+    adapter_tasks: dict[str, str] = field(default_factory=dict)
+    """Adapter to the task that it serves, where its name is another one."""
+    extends: list[str] = field(default_factory=list)  # hashes of earlier states of this folder, all of whose adapters are in it unchanged
 
 
 @dataclass

@@ -19,6 +19,9 @@ BASE = "base"
 """Key of the vectors without an adapter."""
 
 DECIMALS = 7
+SAME_SPACE = 0.9999
+"""Smallest cosine to a golden vector of whatever computes in float32."""
+
 BATCH = 4
 """Texts embedded at once; bounds memory, changes no number beyond rounding."""
 

@@ -60,7 +60,7 @@ def build_index(
     if not first:
         raise BadInput("there are no documents to index; give a corpus with at least one")
     index = Index.open(out) if (out / MANIFEST).exists() else Index.create(out, settings)
-    index.settings.check_same(settings)
+    index.settings.check_same(settings, getattr(encoder, "extends", ()))
     with index.writing():
         mark_building(index.snapshot, True)
         index.refresh()

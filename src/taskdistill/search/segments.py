@@ -122,6 +122,11 @@ class Segment:
                     found[ids[at]] = document, int(self._keys[1, key])
         return found
 
+    def ids(self) -> list[str]:
+        """Return the id of every document, deleted ones included, by its number."""
+        found: list[str] = self._documents["id"].to_pylist()
+        return found
+
     def text(self, row: int) -> str:
         """Return the passage of a row."""
         text: str = self._texts["text"][row].as_py()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -76,17 +76,18 @@ class IndexSettings:
         passages = value["passages"]
         return cls(**{**value, "passages": None if passages is None else Passages(**passages)})
 
-    def check_same(self, other: IndexSettings) -> None:
+    def check_same(self, other: IndexSettings, earlier: Collection[str] = ()) -> None:
         """Refuse to continue an index with other settings.
 
         Args:
             other: What is asked for now.
+            earlier: Hashes of earlier states of the model that gave the same vectors.
 
         Raises:
             BadInput: Naming the first field that differs and both values.
         """
         for each in fields(self):
-            if each.name != "model":
+            if each.name != "model" and not (each.name == "model_hash" and self.model_hash in earlier):
                 self._check(each.name, getattr(self, each.name), getattr(other, each.name))
 
     def check_documents(self, encoder: SearchEncoder) -> None:
@@ -99,7 +100,8 @@ class IndexSettings:
             BadInput: Naming the field and both values.
         """
         self.check_space(encoder.space_id)
-        self._check("model_hash", self.model_hash, encoder.model_hash)
+        if self.model_hash not in getattr(encoder, "extends", ()):
+            self._check("model_hash", self.model_hash, encoder.model_hash)
 
     def check_space(self, space_id: str) -> None:
         """Refuse vectors of another space.
@@ -175,8 +177,9 @@ def settings_for(
     Raises:
         BadInput: If the task or precision is unknown, or the dimension is larger than the encoder's.
     """
-    if task is not None and task not in set(Task):
-        raise BadInput(f"unknown task {task!r}{nearest(task, Task)}")
+    kind = None if task is None else getattr(encoder, "adapter_tasks", {}).get(task, task)
+    if kind is not None and kind not in set(Task):
+        raise BadInput(f"unknown task {task!r}{nearest(str(task), Task)}")
     dim = encoder.embedding_dim if truncate_dim is None else truncate_dim
     if not 1 <= dim <= encoder.embedding_dim:
         raise BadInput(f"truncate_dim {dim} is outside 1..{encoder.embedding_dim}, the dimensions of {encoder.name}; give one within")
@@ -186,7 +189,7 @@ def settings_for(
         space_id=encoder.space_id,
         task=None if task is None else str(task),
         document_prompt=Role.DOCUMENT.value,
-        query_prompt=(Role.QUERY if task is None else QUERY_SIDE[Task(task)]).value,
+        query_prompt=(Role.QUERY if kind is None else QUERY_SIDE[Task(kind)]).value,
         dim=dim,
         rescore=str(rescore),
         passages=passages,

@@ -1,4 +1,4 @@
-"""Two encoders, one space: documents embedded by the teacher, queries by the student through its projection."""
+"""Tiers of one space: any of them may embed the documents and any other the queries; what each pair is worth and costs."""
 
 from __future__ import annotations
 
@@ -10,28 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
 from taskdistill.search.build import build_index
 from taskdistill.search.index import Index
+from taskdistill.search.intervals import Interval, mean_interval, share_interval
 from taskdistill.search.measure import CUTOFF, DevSet, ndcg
 from taskdistill.search.passages import Passages
 from taskdistill.search.protocol import SearchEncoder
 from taskdistill.search.query import query_vectors, rank_queries
-from taskdistill.vocabulary import Precision, Task
+from taskdistill.vocabulary import Precision
 
 _TIMED = 64
 
 
 @dataclass(frozen=True)
 class Tier:
-    """One way to pair encoders.
+    """One pair of encoders.
 
     Attributes:
         queries: Model that embeds queries.
         documents: Model that embeds documents.
-        ndcg: Mean nDCG@10, 0 to 1.
-        retention: nDCG@10 as a share of teacher/teacher; 0 where that is 0.
+        space: Space id of both.
+        task: Adapter of both; None for base vectors.
+        ndcg: Mean nDCG@10, 0 to 1, with its interval over queries.
+        retention: nDCG@10 as a share of teacher/teacher, drawn together.
         query_milliseconds: To embed one query, alone; the median of up to 64.
         search_milliseconds: To search for one query, without embedding it.
         document_milliseconds: To embed one passage, in batches.
@@ -39,77 +43,94 @@ class Tier:
 
     queries: str
     documents: str
-    ndcg: float
-    retention: float
+    space: str
+    task: str | None
+    ndcg: Interval
+    retention: Interval
     query_milliseconds: float
     search_milliseconds: float
     document_milliseconds: float
 
+    @property
+    def end_to_end_milliseconds(self) -> float:
+        """From a query's text to its documents."""
+        return self.query_milliseconds + self.search_milliseconds
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return asdict(self)
+        return asdict(self) | {"end_to_end_milliseconds": self.end_to_end_milliseconds}
 
 
-def check_one_space(projected: SearchEncoder, teacher: SearchEncoder) -> None:
-    """Refuse to query the teacher's documents with vectors of another space.
+@dataclass(frozen=True)
+class _Measured:
+    tier: Tier
+    units: NDArray[np.float64]
+
+
+def check_one_space(models: Sequence[SearchEncoder], teacher: SearchEncoder) -> None:
+    """Refuse to compare vectors of different spaces.
 
     Args:
-        projected: The student through its projection.
+        models: Students through their projections.
         teacher: The teacher.
 
     Raises:
         BadInput: Naming both space ids, or both dimensions.
     """
-    if projected.space_id != teacher.space_id:
-        raise BadInput(
-            f"{projected.name} has space_id {projected.space_id!r}, but {teacher.name} has {teacher.space_id!r}; "
-            "use the projection that was trained for this teacher"
-        )
-    if projected.embedding_dim != teacher.embedding_dim:
-        raise BadInput(f"{projected.name} has dimension {projected.embedding_dim}, but {teacher.name} has {teacher.embedding_dim}")
+    for each in models:
+        if each.space_id != teacher.space_id:
+            raise BadInput(
+                f"{each.name} has space_id {each.space_id!r}, but {teacher.name} has {teacher.space_id!r}; "
+                "use the projection that was trained for this teacher"
+            )
+        if each.embedding_dim != teacher.embedding_dim:
+            raise BadInput(f"{each.name} has dimension {each.embedding_dim}, but {teacher.name} has {teacher.embedding_dim}")
 
 
 def measure_tiers(
-    student: SearchEncoder,
-    projected: SearchEncoder,
+    models: Sequence[SearchEncoder],
     teacher: SearchEncoder,
     dev: DevSet,
     *,
-    task: str | None = Task.RETRIEVAL.value,
+    alone: Sequence[tuple[SearchEncoder, str | None]] = (),
     rescore: str = Precision.FLOAT32.value,
     passages: Passages | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Tier]:
-    """Compare student/student, student/teacher and teacher/teacher (queries/documents) on one dev set.
+    """Measure every pair of query tier and document tier of the teacher's space, and students alone in their own, on one dev set.
 
     Args:
-        student: In its own space.
-        projected: The same model through its projection into the teacher's space.
+        models: Students through their projections into the teacher's space.
         teacher: The teacher.
         dev: Documents, queries and qrels.
-        task: The student's task where it searches alone; the teacher's space holds base vectors.
+        alone: Students with the task that they search by themselves with.
         rescore: Precision of the vectors kept; every candidate is rescored.
         passages: How documents are cut.
-        progress: Told indexes built, of two.
+        progress: Told indexes built, and their number.
 
     Returns:
-        The three tiers in that order.
+        Students alone first, then for each document tier, the teacher last, its query tiers, the teacher last.
 
     Raises:
-        BadInput: If the projected student and the teacher are of different spaces, or the dev set cannot be judged.
+        BadInput: If a projected student and the teacher are of different spaces, or the dev set cannot be judged.
     """
-    check_one_space(projected, teacher)
-    queries = dev.judged()
-    texts = [dev.queries[each] for each in queries]
-    found: list[tuple[str, str, float, float, float, float]] = []
+    check_one_space(models, teacher)
+    names = dev.judged()
+    texts = [dev.queries[each] for each in names]
+    shared = [*models, teacher]
+    plan: list[tuple[SearchEncoder, str | None, list[SearchEncoder]]] = [(each, task, [each]) for each, task in alone]
+    plan += [(each, None, shared) for each in shared]
+    found: list[_Measured] = []
+    query_ms: dict[tuple[int, str | None], float] = {}
     with tempfile.TemporaryDirectory(prefix="taskdistill-tiers-") as folder:
-        for at, (documents, askers) in enumerate([(student, [student]), (teacher, [projected, teacher])]):
+        for at, (documents, task, askers) in enumerate(plan):
             start = time.perf_counter()
-            own = task if documents is student else None
-            index, report = build_index(documents, dev.documents, Path(folder) / str(at), task=own, rescore=rescore, passages=passages)
+            index, report = build_index(documents, dev.documents, Path(folder) / str(at), task=task, rescore=rescore, passages=passages)
             document_ms = 1000 * (time.perf_counter() - start) / report.passages
             for asker in askers:
-                query_ms = _query_milliseconds(index, asker, texts[:_TIMED])
+                key = (id(asker), task)
+                if key not in query_ms:
+                    query_ms[key] = _query_milliseconds(index, asker, texts[:_TIMED])
                 vectors = query_vectors(index.settings, asker, texts)
                 start = time.perf_counter()
                 ranked = rank_queries(
@@ -120,15 +141,14 @@ def measure_tiers(
                     allowed=index.snapshot.allowed(None),
                 )
                 search_ms = 1000 * (time.perf_counter() - start) / len(texts)
-                score = float(ndcg(index.snapshot, ranked, queries, dev.qrels).mean())
-                found.append((asker.name, documents.name, score, query_ms, search_ms, document_ms))
+                units = ndcg(index.snapshot, ranked, names, dev.qrels)
+                kept = mean_interval(units)
+                tier = Tier(asker.name, documents.name, documents.space_id, task, kept, kept, query_ms[key], search_ms, document_ms)
+                found.append(_Measured(tier, units))
             if progress is not None:
-                progress(at + 1, 2)
-    best = found[-1][2]
-    return [
-        Tier(asker, documents, score, score / best if best else 0.0, query_ms, search_ms, document_ms)
-        for asker, documents, score, query_ms, search_ms, document_ms in found
-    ]
+                progress(at + 1, len(plan))
+    best = found[-1].units
+    return [Tier(**{**vars(each.tier), "retention": share_interval(each.units, best)}) for each in found]
 
 
 def _query_milliseconds(index: Index, encoder: SearchEncoder, texts: Sequence[str]) -> float:

@@ -26,6 +26,7 @@ from taskdistill.train.best import During, evaluate_now, forget_later, scored, t
 from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, whole_state
 from taskdistill.train.clock import Clock
 from taskdistill.train.log import Log
+from taskdistill.train.menu import weight_at
 from taskdistill.train.objectives import Heads, Signals, Terms
 from taskdistill.train.optim import clip, gradient_norm, make_optimiser, rate_factor, set_rate
 from taskdistill.train.prepare import Prepared
@@ -81,19 +82,32 @@ class PhaseJob:
         """
         return {n: p for n, p in self.heads.named().items() if self.train_projection or not n.startswith("projection.")}
 
-    def share(self, prepared: Prepared, given: Signals) -> Share | None:
+    def weights_at(self, step: int) -> dict[str, float]:
+        """Return the weights of the terms at one step.
+
+        Args:
+            step: Step of the phase, from 0.
+
+        Returns:
+            Term to weight.
+        """
+        return weight_at(self.weights, self.settings, step)
+
+    def share(self, prepared: Prepared, given: Signals, weights: Mapping[str, float] | None = None) -> Share | None:
         """Return how the loss is taken of a part of a batch, where it is a sum over its texts.
 
         Args:
             prepared: The batch.
             given: What it is compared with.
+            weights: Term to weight at this step; None for those of the recipe.
 
         Returns:
             From the vectors of some texts and their places to their part of the weighted loss; None if distillation is not the only term.
         """
-        if set(self.weights) - {"distill"}:
+        weights = self.weights if weights is None else weights
+        if set(weights) - {"distill"}:
             return None
-        weight, whole = self.weights.get("distill", 1.0), len(prepared.distilled)
+        weight, whole = weights.get("distill", 1.0), len(prepared.distilled)
         summed = getattr(self.settings, "reduction", "mean") == "sum"
 
         def part(vectors: Tensor, rows: np.ndarray) -> Tensor:
@@ -263,17 +277,18 @@ def _one_step(
     with clock("teacher"):
         given = signals.of(prepared, ids)
     model.select(job.task)
+    weights = job.weights_at(step)
     optimiser.zero_grad(set_to_none=True)
     terms, total, masked = gradients(
         model,
         ids,
         lambda vectors: job.objective(vectors, prepared, given, job.heads),
-        job.weights,
+        weights,
         list(job.trained.values()),
         seed=around.seed * 7_919 + step,
         threads=around.threads,
         micro_batch_tokens=job.settings.micro_batch_tokens,
-        share=job.share(prepared, given),
+        share=job.share(prepared, given, weights),
         heads=list(job.moving_heads().values()),
         processes=around.processes,
         clock=clock,

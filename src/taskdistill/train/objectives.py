@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from taskdistill import losses
 from taskdistill.errors import BadInput, nearest
+from taskdistill.loss_menu import MENU
 from taskdistill.losses import normalise, over_prefixes
 from taskdistill.model.projection import Projection
-from taskdistill.recipe import Adapter, StaticSettings
+from taskdistill.recipe import Adapter, Phase, StaticSettings
+from taskdistill.train.menu import TEACHER_TERMS, refuse_layers, sharpened, teacher_terms
 from taskdistill.train.prepare import Prepared, false_negatives
 from taskdistill.vocabulary import RowKind, Task
 
@@ -25,10 +27,11 @@ WEIGHTS: dict[Task, dict[str, float]] = {
 }
 """The paper's loss weights (Table A1); a recipe may set others, and may add a term that the task's data allows."""
 
+MORE_OF_PAIRS = ("gor", "gor_hinged", "centre", "binary_info_nce", "int8_info_nce", "relational", *TEACHER_TERMS)
 TERMS: dict[Task, tuple[str, ...]] = {
-    Task.RETRIEVAL: ("info_nce", "distill", "gor", "gor_hinged", "centre", "binary_info_nce", "int8_info_nce"),
-    Task.TEXT_MATCHING: ("cosent", "info_nce", "distill", "gor", "gor_hinged", "centre", "binary_info_nce", "int8_info_nce"),
-    Task.CLUSTERING: ("distill",),
+    Task.RETRIEVAL: ("info_nce", "distill", *MORE_OF_PAIRS),
+    Task.TEXT_MATCHING: ("cosent", "info_nce", "distill", *MORE_OF_PAIRS),
+    Task.CLUSTERING: ("distill", *MENU),
     Task.CLASSIFICATION: ("info_nce", "relational"),
 }
 
@@ -94,6 +97,7 @@ def weights_for(task: Task, given: Mapping[str, float]) -> dict[str, float]:
     Raises:
         BadInput: If a term is not one of the task's.
     """
+    refuse_layers(f"adapters.{task.value}", given)
     for name in given:
         if name not in TERMS[task]:
             raise BadInput(f"adapters.{task.value}.weights names {name!r}, which this task does not have{nearest(name, TERMS[task])}")
@@ -112,11 +116,7 @@ def terms_of(task: Task, kind: RowKind) -> tuple[str, ...]:
     """
     if task is not Task.TEXT_MATCHING:
         return TERMS[task]
-    return (
-        ("cosent",)
-        if kind is RowKind.SCORED
-        else ("info_nce", "distill", "gor", "gor_hinged", "centre", "binary_info_nce", "int8_info_nce")
-    )
+    return ("cosent", "relational") if kind is RowKind.SCORED else tuple(name for name in TERMS[task] if name != "cosent")
 
 
 def distill(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads, dims: Sequence[int], reduction: str = "mean") -> Tensor:
@@ -184,7 +184,10 @@ def pairs(
             if name in wanted:
 
                 def contrast(dim: int, shape: Callable[[Tensor], Tensor] = shape) -> Tensor:
-                    return losses.info_nce(shape(vectors[first, :dim]), shape(vectors[candidates, :dim]), positives, tau, mask)
+                    queries, documents = shape(vectors[first, :dim]), shape(vectors[candidates, :dim])
+                    if settings.sharpen.acts():
+                        return sharpened(queries, documents, positives, tau, mask, prepared, settings.sharpen)
+                    return losses.info_nce(queries, documents, positives, tau, mask)
 
                 terms[name] = over_prefixes(contrast, dims)
     if "distill" in wanted:
@@ -196,20 +199,83 @@ def pairs(
                 return spread(normalise(vectors[first, :dim])) + spread(normalise(vectors[second, :dim]))
 
             terms[name] = over_prefixes(both_sides, dims)
-    return terms, masked
+    if "relational" in wanted:
+        terms["relational"] = relational(vectors, signals, dims, settings)
+    return terms | compared(vectors, prepared, signals, heads, dims, settings, wanted), masked
 
 
-def graded(vectors: Tensor, prepared: Prepared, dims: Sequence[int], settings: Adapter | StaticSettings) -> Terms:
+def compared(
+    vectors: Tensor,
+    prepared: Prepared,
+    signals: Signals,
+    heads: Heads,
+    dims: Sequence[int],
+    settings: Phase,
+    wanted: Mapping[str, float],
+) -> Terms:
+    """Terms of the menu that compare with the teacher, beside `distill`.
+
+    Args:
+        vectors: Pooled vectors, `(texts, D)`.
+        prepared: The batch.
+        signals: Holds the teacher's vectors.
+        heads: Holds the projection.
+        dims: Prefix sizes.
+        settings: The phase.
+        wanted: Terms with a weight above 0.
+
+    Returns:
+        Named terms; none where none is wanted.
+    """
+    names = [name for name in TEACHER_TERMS if name in wanted]
+    if not names or not prepared.distilled:
+        return {}
+    assert signals.teacher is not None
+    return teacher_terms(vectors, prepared, signals.teacher, heads.projection, dims, settings, names)
+
+
+def relational(vectors: Tensor, signals: Signals, dims: Sequence[int], settings: Adapter, places: Tensor | None = None) -> Tensor:
+    """Hold the distances among the texts of a batch to those of the base without adapter (5.4).
+
+    Args:
+        vectors: Pooled vectors, `(texts, D)`.
+        signals: Holds the base's vectors of the same texts.
+        dims: Prefix sizes.
+        settings: Whether the gradient flows through the mean distance.
+        places: Which texts, and how often; None for each once.
+
+    Returns:
+        Scalar.
+    """
+    assert signals.base is not None
+    mine, base = (vectors, signals.base) if places is None else (vectors[places], signals.base[places])
+
+    def relate(dim: int) -> Tensor:
+        return losses.relational_distance(normalise(mine[:, :dim]), normalise(base[:, :dim]), settings.relational_mean_gradient)
+
+    return over_prefixes(relate, dims)
+
+
+def graded(
+    vectors: Tensor,
+    prepared: Prepared,
+    signals: Signals,
+    dims: Sequence[int],
+    settings: Adapter | StaticSettings,
+    wanted: Mapping[str, float],
+) -> Terms:
     """CoSENT of a batch with gold scores (5.2); such a batch has no distillation term.
 
     Args:
         vectors: Pooled vectors, `(texts, D)`.
         prepared: The batch.
+        signals: Holds the base's vectors, for the relational term.
         dims: Prefix sizes.
         settings: Temperature.
+        wanted: Terms with a weight above 0.
 
     Returns:
-        The term `cosent`.
+        The terms `cosent` and `relational`.
     """
     assert prepared.second is not None and prepared.scores is not None
     scores = torch.from_numpy(prepared.scores).to(vectors.device)
@@ -218,7 +284,10 @@ def graded(vectors: Tensor, prepared: Prepared, dims: Sequence[int], settings: A
         cosines = (normalise(vectors[prepared.first, :dim]) * normalise(vectors[prepared.second, :dim])).sum(1)
         return losses.cosent(cosines, scores, settings.cosent_temperature)
 
-    return {"cosent": over_prefixes(one, dims)}
+    terms = {"cosent": over_prefixes(one, dims)} if "cosent" in wanted else {}
+    if "relational" in wanted and isinstance(settings, Adapter):
+        terms["relational"] = relational(vectors, signals, dims, settings)
+    return terms
 
 
 def classification(
@@ -263,14 +332,7 @@ def classification(
 
         terms["info_nce"] = over_prefixes(contrast, dims)
     if "relational" in wanted:
-        assert signals.base is not None
-        base, everything = signals.base, torch.cat([anchors, documents])
-
-        def relate(dim: int) -> Tensor:
-            student, reference = normalise(vectors[everything, :dim]), normalise(base[everything, :dim])
-            return losses.relational_distance(student, reference, settings.relational_mean_gradient)
-
-        terms["relational"] = over_prefixes(relate, dims)
+        terms["relational"] = relational(vectors, signals, dims, settings, torch.cat([anchors, documents]))
     return terms, masked
 
 
@@ -293,9 +355,10 @@ def adapter_objective(
         if prepared.batch.kind is RowKind.LABELLED:
             return classification(vectors, prepared, signals, heads, dims, settings, wanted)
         if task is Task.CLUSTERING:
-            return {"distill": distill(vectors, prepared, signals, heads, dims)}, 0.0
+            terms = {"distill": distill(vectors, prepared, signals, heads, dims)} if "distill" in wanted else {}
+            return terms | compared(vectors, prepared, signals, heads, dims, settings, wanted), 0.0
         if prepared.scores is not None:
-            return graded(vectors, prepared, dims, settings), 0.0
+            return graded(vectors, prepared, signals, dims, settings, wanted), 0.0
         return pairs(vectors, prepared, signals, heads, dims, settings, wanted)
 
     return objective

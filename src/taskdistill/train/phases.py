@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from taskdistill.data.batches import Batch, BatchPlan
 from taskdistill.data.rows import Dataset
 from taskdistill.errors import BadInput
-from taskdistill.folders import check_folder, read_manifest, write_folder
 from taskdistill.model.adapters import adapter_parameters, attach, lora_config
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
@@ -22,11 +19,21 @@ from taskdistill.recipe import Adapter, Phase, Recipe, Stage1, StaticSettings
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.loop import PhaseJob
-from taskdistill.train.objectives import Heads, Signals, Terms, adapter_objective, distill, graded, terms_of, weights_for
+from taskdistill.train.menu import TEACHER_TERMS, check_adapter, check_stage1, refuse_several, stage1_weights
+from taskdistill.train.objectives import (
+    Heads,
+    Signals,
+    Terms,
+    adapter_objective,
+    compared,
+    distill,
+    graded,
+    terms_of,
+    weights_for,
+)
 from taskdistill.train.prepare import Prepared, prepare
 from taskdistill.vocabulary import RowKind, Task, TeacherReads
 
-KIND = "phase"
 ALLOWED: dict[Task, tuple[RowKind, ...]] = {
     Task.RETRIEVAL: (RowKind.PAIRS,),
     Task.TEXT_MATCHING: (RowKind.PAIRS, RowKind.SCORED),
@@ -85,14 +92,15 @@ def distils(name: str, settings: Phase) -> bool:
     task = phase_task(name)
     if task is None or not isinstance(settings, Adapter):
         return True
-    return "distill" in weights_for(task, settings.weights) or settings.false_negative_margin is not None
+    wanted = weights_for(task, settings.weights)
+    return bool(wanted.keys() & {"distill", *TEACHER_TERMS}) or settings.false_negative_margin is not None
 
 
 def make_plan(recipe: Recipe, name: str, settings: Phase, datasets: Mapping[str, Dataset]) -> BatchPlan:
-    """Decide which rows every step of a phase sees.
+    """Decide which rows every step of a recipe's phase sees.
 
     Args:
-        recipe: For its seed.
+        recipe: For its seed and its teachers.
         name: The phase.
         settings: Its part of the recipe.
         datasets: Source name to rows.
@@ -103,14 +111,35 @@ def make_plan(recipe: Recipe, name: str, settings: Phase, datasets: Mapping[str,
     Raises:
         BadInput: If a source's rows are of a kind that the task cannot use, or the recipe gives no weight to any of their terms.
     """
-    task = phase_task(name)
-    used = [datasets[source] for source, weight in settings.sources.items() if weight > 0]
-    for dataset in used:
+    for dataset in (datasets[source] for source, weight in settings.sources.items() if weight > 0):
         if dataset.teacher_reads is TeacherReads.NEITHER and not _learns_scores(recipe, name):
             raise BadInput(
                 f"{name}: the teacher reads neither text of source {dataset.name!r}, and {name} learns from its vectors alone; "
                 f"leave the source out, or give the scores a weight (static.weights.cosent)"
             )
+    if len(recipe.all_teachers()) > 1 and isinstance(settings, Stage1 | Adapter):
+        refuse_several(name, [term for term, weight in settings.weights.items() if weight > 0])
+    return plan_phase(recipe.seed, name, settings, datasets)
+
+
+def plan_phase(seed: int, name: str, settings: Phase, datasets: Mapping[str, Dataset]) -> BatchPlan:
+    """Decide which rows every step of a phase sees.
+
+    Args:
+        seed: Of the order of rows.
+        name: The phase.
+        settings: Its part of a recipe.
+        datasets: Source name to rows.
+
+    Returns:
+        The plan.
+
+    Raises:
+        BadInput: If a source's rows are of a kind that the task cannot use, or no term of theirs has a weight.
+    """
+    task = phase_task(name)
+    used = [datasets[source] for source, weight in settings.sources.items() if weight > 0]
+    for dataset in used:
         if task is not None and dataset.kind not in ALLOWED[task]:
             allowed = ", ".join(ALLOWED[task])
             raise BadInput(f"{name}: source {dataset.name!r} has {dataset.kind} rows, this task learns from {allowed}")
@@ -128,8 +157,11 @@ def make_plan(recipe: Recipe, name: str, settings: Phase, datasets: Mapping[str,
                     f"{name}: no loss term with a weight above 0 for the {dataset.kind} rows of source {dataset.name!r}; "
                     f"give a weight to one of {', '.join(terms)}, or leave the source out"
                 )
+        check_adapter(name, settings, used, wanted)
+    elif isinstance(settings, Stage1):
+        check_stage1(name, settings, used)
     weights = {dataset.name: settings.sources[dataset.name] for dataset in used}
-    return BatchPlan(used, weights, settings.batch_size, seed=recipe.seed, label=name, batch_sizes=sizes, negatives=negatives)
+    return BatchPlan(used, weights, settings.batch_size, seed=seed, label=name, batch_sizes=sizes, negatives=negatives)
 
 
 def _learns_scores(recipe: Recipe, name: str) -> bool:
@@ -235,15 +267,18 @@ def stage1_job(
     Returns:
         What the loop runs.
     """
-    chosen = dims if settings.matryoshka else [model.embedding_dim]
+    chosen, wanted = dims if settings.matryoshka else [model.embedding_dim], stage1_weights(name, settings.weights)
 
     def objective(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads) -> tuple[Terms, float]:
-        return {"distill": distill(vectors, prepared, signals, heads, chosen, settings.reduction)}, 0.0
+        terms = {"distill": distill(vectors, prepared, signals, heads, chosen, settings.reduction)} if "distill" in wanted else {}
+        return terms | compared(vectors, prepared, signals, heads, chosen, settings, wanted), 0.0
 
     table = model.backbone.get_input_embeddings().weight
     trained = {n: p for n, p in model.backbone.named_parameters() if not (settings.freeze_embeddings and p is table)}
     heads = Heads(projection)
-    return PhaseJob(name, settings, plan, preparer(name, settings), objective, {}, trained, heads, settings.projection_lr, stores=stores)
+    return PhaseJob(
+        name, settings, plan, preparer(name, settings), objective, wanted, trained, heads, settings.projection_lr, stores=stores
+    )
 
 
 def static_job(settings: StaticSettings, model: StaticModel, plan: BatchPlan, store: TeacherStore, dims: Sequence[int]) -> PhaseJob:
@@ -269,7 +304,7 @@ def static_job(settings: StaticSettings, model: StaticModel, plan: BatchPlan, st
         if "distill" in weights and prepared.distilled:
             terms["distill"] = distill(vectors, prepared, signals, heads, chosen)
         if "cosent" in weights and prepared.scores is not None:
-            terms |= graded(vectors, prepared, chosen, settings)
+            terms |= graded(vectors, prepared, signals, chosen, settings, weights)
         return terms, 0.0
 
     stores: dict[View, TeacherStore] = {"query": store, "document": store}
@@ -284,6 +319,7 @@ def adapter_job(
     stores: Mapping[View, TeacherStore],
     projection: Projection | None,
     dims: Sequence[int],
+    adapter: str | None = None,
 ) -> tuple[PhaseJob, LoraConfig]:
     """Attach a fresh adapter and describe its training.
 
@@ -295,15 +331,17 @@ def adapter_job(
         stores: The teacher's vectors.
         projection: Stage 1's; trained further only if the recipe says so.
         dims: Prefix sizes.
+        adapter: Name of the adapter; None for that of the task.
 
     Returns:
         What the loop runs, and the adapter's shape.
     """
+    named = adapter or task.value
     config = lora_config(
         model.backbone, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, targets=settings.target_modules
     )
-    attach(model.backbone, task.value, config)
-    model.tasks.append(task.value)
+    attach(model.backbone, named, config)
+    model.tasks.append(named)
     weights = weights_for(task, settings.weights)
     heads = Heads(projection)
     learned = settings.learn_temperature if settings.learn_temperature is not None else task is Task.RETRIEVAL
@@ -318,9 +356,9 @@ def adapter_job(
         preparer(name, settings),
         adapter_objective(task, settings, chosen),
         weights,
-        dict(adapter_parameters(model.backbone, task.value)),
+        dict(adapter_parameters(model.backbone, named)),
         heads,
-        task=task.value,
+        task=named,
         stores=stores,
         needs_base="relational" in weights,
         needs_similarities=settings.false_negative_margin is not None,
@@ -328,49 +366,3 @@ def adapter_job(
         train_projection=settings.train_projection,
     )
     return job, config
-
-
-def save_phase(folder: Path, job: PhaseJob, meta: Mapping[str, Any]) -> None:
-    """Write what a finished phase trained.
-
-    Args:
-        folder: Where.
-        job: The phase.
-        meta: What must match when it is read again.
-    """
-    with write_folder(folder, KIND, meta={**meta, "phase": job.name}, replace=True) as beside:
-        tensors = {name: p.detach().cpu().contiguous() for name, p in (job.trained | job.moving_heads()).items()}
-        save_file(tensors, beside / "weights.safetensors")
-
-
-def load_phase(folder: Path, job: PhaseJob, meta: Mapping[str, Any]) -> bool:
-    """Put a finished phase's weights back, if it was finished.
-
-    Args:
-        folder: Where it would be.
-        job: The phase; its parameters are overwritten.
-        meta: What must match.
-
-    Returns:
-        Whether the phase was finished.
-
-    Raises:
-        BadInput: If the folder is damaged or was made with other settings or data.
-    """
-    if not folder.is_dir():
-        return False
-    manifest = read_manifest(folder, KIND)
-    if faults := check_folder(folder, manifest):
-        raise BadInput(f"finished phase {folder} is damaged: {faults[0]}; delete this folder to train the phase again")
-    for key, value in meta.items():
-        if manifest.get(key) != value:
-            raise BadInput(f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use a new --out")
-    tensors, wanted = load_file(folder / "weights.safetensors"), job.trained | job.moving_heads()
-    if different := sorted(tensors.keys() ^ wanted.keys()):
-        raise BadInput(f"{folder} holds other weights than {job.name} trains: {different[:3]}; delete this folder to train the phase again")
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            if tensors[name].shape != parameter.shape:
-                raise BadInput(f"{folder}: {name} has shape {tuple(tensors[name].shape)}, {job.name} needs {tuple(parameter.shape)}")
-            parameter.copy_(tensors[name])
-    return True

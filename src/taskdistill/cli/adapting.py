@@ -1,0 +1,77 @@
+"""`adapt`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskdistill.cli.terminal import Terminal, stopping
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.vocabulary import RowKind, Task
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command.
+
+    Args:
+        app: The application.
+    """
+    app.command("adapt")(adapt)
+
+
+def adapt(
+    model: Annotated[Path, typer.Argument(help="Model folder that `taskdistill train` wrote; the adapter is added to it")],
+    data: Annotated[
+        Path, typer.Argument(help="Rows as JSONL, CSV or Parquet (gzip too): text and label, query and positive, or scored pairs")
+    ],
+    task: Annotated[Task, typer.Option("--task", help="What the adapter serves")],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the adapter; default: the task's")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Train an adapter anew that the folder has")] = False,
+    dev: Annotated[Path | None, typer.Option("--dev", help="Rows to score base and adapter on; a worse adapter is not written")] = None,
+    kind: Annotated[
+        RowKind | None, typer.Option("--kind", help="Kind of the rows where a task takes several: text-matching scored or pairs")
+    ] = None,
+    column: Annotated[list[str] | None, typer.Option("--column", help="FIELD=COLUMN, such as label=intent")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="A field of a recipe's adapter: --set steps=200")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the order of rows and of the first weights")] = 17,
+    json: Annotated[Path | None, typer.Option("--json", help="Write what was done as JSON to this file.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+) -> None:
+    """Add one adapter to a model folder, from a few hundred rows, in minutes; no other adapter and no base weight changes.
+
+    No teacher is needed. Interrupted, the same command continues. Retrieval learns from pairs, text-matching from scored pairs or pairs,
+    clustering and classification from labelled rows.
+
+    Example: [bold]taskdistill adapt runs/quickstart/model intents.csv --task classification --name intents --dev intents-dev.csv[/bold]
+    """
+    from taskdistill.folders import dump_json, write_file
+    from taskdistill.job.adapt import Wanted
+    from taskdistill.job.adapt import adapt as run
+    from taskdistill.recipe_faults import overridden
+    from taskdistill.train.loop import Interrupted
+
+    terminal = Terminal(quiet)
+    wanted = Wanted(data, task, name, kind, replace, dev, _columns(column or []), overridden(overrides or []), seed)
+    with stopping() as stop:
+        try:
+            told = run(model, wanted, watcher=terminal, should_stop=stop)
+        except Interrupted as error:
+            raise WorkFailed(str(error)) from None
+        finally:
+            terminal.end()
+    terminal.line(f"adapter {model / 'adapters' / wanted.adapter}  {told['rows']:,} rows, {told['seconds']:.0f} s")
+    terminal.line(f"use it  taskdistill encode {model} INPUT --task {wanted.adapter} --out FILE")
+    if json is not None:
+        write_file(json, dump_json(told))
+
+
+def _columns(given: list[str]) -> dict[str, str]:
+    found = {}
+    for each in given:
+        field, sign, column = each.partition("=")
+        if not sign or not field or not column:
+            raise BadInput(f"--column {each!r}: needs the form FIELD=COLUMN, such as label=intent")
+        found[field] = column
+    return found

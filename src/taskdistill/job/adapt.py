@@ -1,0 +1,300 @@
+"""One more adapter for a finished model: from a few hundred rows, in minutes, with the training loop of every other phase."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from taskdistill.data.rows import Dataset, row_texts
+from taskdistill.data.sources import load_source
+from taskdistill.encode.batches import cores
+from taskdistill.encode.encoder import Encoder
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.folders import read_manifest, remove_leftovers
+from taskdistill.job.adapt_score import Compared, compare, shown
+from taskdistill.job.finish import CALIBRATION_TEXTS, int8_ranges
+from taskdistill.job.watch import Silent, Stop, Watcher, never
+from taskdistill.lock import writer_lock
+from taskdistill.model.adapters import detach
+from taskdistill.model.backbone import rope_theta, set_rope_theta, weights_hash, without_dropout
+from taskdistill.model.extend import check_new_adapter, extend_folder
+from taskdistill.model.folder import Model, read_model
+from taskdistill.model.student import TransformerModel
+from taskdistill.recipe import Adapter
+from taskdistill.recipe_faults import explain
+from taskdistill.recipe_source import Source
+from taskdistill.train.log import Log
+from taskdistill.train.loop import Interrupted, Surroundings, run_phase
+from taskdistill.train.phases import adapter_job, distils, plan_phase
+from taskdistill.train.workers import workers
+from taskdistill.vocabulary import RowKind, Task
+
+KINDS: dict[Task, tuple[RowKind, ...]] = {
+    Task.RETRIEVAL: (RowKind.PAIRS,),
+    Task.TEXT_MATCHING: (RowKind.SCORED, RowKind.PAIRS),
+    Task.CLUSTERING: (RowKind.LABELLED,),
+    Task.CLASSIFICATION: (RowKind.LABELLED,),
+}
+"""Rows that an adapter of a task can be trained on without a teacher; the first kind is the usual one."""
+TEXTS_PER_STEP = 160
+EPOCHS = 12
+STEPS = (60, 400)
+"""Fewest and most steps that are chosen by themselves."""
+DEFAULTS: dict[RowKind, dict[str, Any]] = {
+    RowKind.LABELLED: {"weights": {"relational": 5.0}, "negatives": 1, "temperature": 0.05, "lr": 1e-3},
+    RowKind.SCORED: {"weights": {"info_nce": 0.0, "distill": 0.0, "relational": 5.0}, "lr": 2e-4},
+    RowKind.PAIRS: {
+        "weights": {"distill": 0.0, "relational": 5.0},
+        "negatives": 1,
+        "learn_temperature": False,
+        "temperature": 0.05,
+        "lr": 2e-4,
+    },
+}
+"""What differs from a recipe's adapter: no teacher is asked, the distances of the base hold the adapter instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for."""
+
+    data: Path
+    task: Task
+    name: str | None = None
+    kind: RowKind | None = None
+    replace: bool = False
+    dev: Path | None = None
+    columns: Mapping[str, str] | None = None
+    settings: Mapping[str, Any] | None = None
+    seed: int = 17
+
+    @property
+    def adapter(self) -> str:
+        """Name of the adapter."""
+        return self.name or self.task.value
+
+    @property
+    def rows(self) -> RowKind:
+        """Kind of the rows.
+
+        Raises:
+            BadInput: If the task cannot learn from the kind that was named.
+        """
+        if self.kind is None:
+            return KINDS[self.task][0]
+        if self.kind not in KINDS[self.task]:
+            raise BadInput(f"a {self.task} adapter is trained on {' or '.join(KINDS[self.task])} rows, not on {self.kind}")
+        return self.kind
+
+
+def adapt(folder: Path, wanted: Wanted, *, watcher: Watcher | None = None, should_stop: Stop = never) -> dict[str, Any]:
+    """Train an adapter on a finished model's base and add it to the model's folder; nothing else in the folder changes.
+
+    Interrupted, it continues from its last checkpoint when it is run again with the same arguments.
+
+    Args:
+        folder: A model folder of this package.
+        wanted: What is asked for.
+        watcher: Told what happens.
+        should_stop: Asked before every step; true saves and stops.
+
+    Returns:
+        Name, task, rows, steps, seconds, and with development rows the scores of base and adapter.
+
+    Raises:
+        BadInput: If the model, the rows or a setting cannot be used.
+        WorkFailed: If the adapter scores below the base on the development rows: nothing is written then.
+    """
+    watcher, started = watcher or Silent(), time.monotonic()
+    kind = wanted.rows
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is no folder; give a model folder that `taskdistill train` wrote")
+    read_manifest(folder, "model")
+    model = read_model(folder)
+    if not isinstance(model.module, TransformerModel):
+        raise BadInput(f"{folder} holds a static model, which has no layers to adapt; give a transformer model")
+    without_dropout(model.module.backbone)
+    check_new_adapter(folder, model, wanted.adapter, replacing=wanted.replace)
+    if wanted.replace:
+        _forget(model, wanted.adapter)
+    data = _rows(wanted, wanted.data, kind)
+    dev = None if wanted.dev is None else _rows(wanted, wanted.dev, kind)
+    _check_apart(data, dev)
+    settings = chosen_settings(wanted.task, kind, data, wanted.settings or {}, model.module)
+    watcher.note(f"{data.name}: {len(data.rows):,} {kind} rows; {settings.steps:,} steps of {settings.batch_size}")
+    work = folder.with_name(f".{folder.name}.adapt")
+    work.mkdir(exist_ok=True)
+    with writer_lock(work / "lock"):
+        remove_leftovers(folder.parent)
+        digest = _digest(wanted, settings, data, model)
+        base = weights_hash(model.module.backbone)
+        _train(model, wanted, settings, data, work / digest, digest, watcher, should_stop)
+        if weights_hash(model.module.backbone) != base:
+            raise WorkFailed("the base's weights changed while the adapter was trained; nothing was written, please report this")
+        encoder = Encoder(model, threads=cores())
+        found = None if dev is None else compare(encoder, wanted.adapter, wanted.task, data, dev)
+        if found is not None:
+            watcher.note(shown(found))
+            if found.after < found.before:
+                shutil.rmtree(work / digest)
+                raise WorkFailed(
+                    f"on {wanted.dev} the adapter has {found.metric} {100 * found.after:.1f}, the base {100 * found.before:.1f}: nothing was "
+                    f"written; give more rows, or other settings with --set"
+                )
+        watcher.stage("calibrating int8 and writing the model folder")
+        texts = [row_texts(row)[-1] for row in data.rows][:CALIBRATION_TEXTS]
+        ranges = int8_ranges(encoder, texts, [wanted.adapter])[wanted.adapter]
+        facts = _facts(wanted, settings, data, found)
+        extend_folder(
+            folder, model, wanted.adapter, task=wanted.task.value, int8_ranges=ranges, section=_section(wanted, facts, found), facts=facts
+        )
+        for left in work.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left)
+    if not any(work.iterdir()):
+        work.rmdir()
+    return {"model": folder.name, "adapter": wanted.adapter, **facts, "seconds": time.monotonic() - started}
+
+
+def chosen_settings(task: Task, kind: RowKind, data: Dataset, given: Mapping[str, Any], module: TransformerModel) -> Adapter:
+    """Choose how an adapter is trained on few rows; every field of a recipe's adapter may be given instead.
+
+    Args:
+        task: The task.
+        kind: Kind of the rows.
+        data: The rows.
+        given: Field to value.
+        module: The model.
+
+    Returns:
+        The settings.
+
+    Raises:
+        BadInput: If a field is unknown, or one needs the teacher.
+    """
+    usual = dict(DEFAULTS[kind])
+    if task is Task.TEXT_MATCHING and kind is RowKind.PAIRS:
+        usual["weights"] = {"cosent": 0.0, **usual["weights"]}
+    negatives = int(given.get("negatives", usual.get("negatives", 0)))
+    texts = 2 + negatives if kind is not RowKind.SCORED else 2
+    size = int(given.get("batch_size", max(2, min(len(data.rows), TEXTS_PER_STEP // texts))))
+    steps = max(STEPS[0], min(STEPS[1], round(EPOCHS * len(data.rows) / size)))
+    made = {"sources": {data.name: 1.0}, "steps": steps, "batch_size": size, "checkpoint_every": 50, **usual, **given}
+    made["weights"] = {**usual["weights"], **given.get("weights", {})}
+    try:
+        settings = Adapter.model_validate(made)
+    except ValidationError as error:
+        raise BadInput("settings of the adapter: " + "; ".join(explain(error, Adapter)[:5])) from None
+    name = f"adapters.{_objective(task, kind).value}"
+    if distils(name, settings):
+        raise BadInput("weights.distill and false_negative_margin need a teacher, which `adapt` does not ask; train a recipe for that")
+    if settings.average is not None:
+        raise BadInput("average has no effect here; train a recipe for that")
+    if settings.rope_theta is not None and rope_theta(module.backbone) is None:
+        raise BadInput("rope_theta has no effect: this backbone has no rotary positions; remove it")
+    return settings
+
+
+def _objective(task: Task, kind: RowKind) -> Task:
+    """Labelled rows are learned from as in classification, whatever task the adapter serves."""
+    return Task.CLASSIFICATION if kind is RowKind.LABELLED else task
+
+
+def _rows(wanted: Wanted, path: Path, kind: RowKind) -> Dataset:
+    if not path.is_file():
+        raise BadInput(f"{path} is no file; give rows as JSONL, CSV or Parquet (gzip too)")
+    source = Source(path=path.name, kind=kind, columns=dict(wanted.columns or {}))
+    return load_source(path.parent, path.name, source, max_bad=0.01, seed=wanted.seed)
+
+
+def _check_apart(data: Dataset, dev: Dataset | None) -> None:
+    if dev is None:
+        return
+    seen = {row_texts(row) for row in data.rows}
+    if same := sum(row_texts(row) in seen for row in dev.rows):
+        raise BadInput(f"{same} of {len(dev.rows)} development rows are among the training rows; give rows of their own to --dev")
+
+
+def _forget(model: Model, name: str) -> None:
+    assert isinstance(model.module, TransformerModel)
+    detach(model.module.backbone, name)
+    model.module.tasks.remove(name)
+    del model.adapter_configs[name]
+
+
+def _digest(wanted: Wanted, settings: Adapter, data: Dataset, model: Model) -> str:
+    said = [wanted.adapter, wanted.task.value, wanted.seed, settings.model_dump(mode="json"), data.sha256, model.hash]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _train(
+    model: Model, wanted: Wanted, settings: Adapter, data: Dataset, work: Path, digest: str, watcher: Watcher, should_stop: Stop
+) -> None:
+    module, objective = model.module, _objective(wanted.task, data.kind)
+    assert isinstance(module, TransformerModel)
+    torch.manual_seed(wanted.seed)
+    plan = plan_phase(wanted.seed, f"adapters.{objective.value}", settings, {data.name: data})
+    job, config = adapter_job(objective, settings, module, plan, {}, None, model.settings.matryoshka_dims, wanted.adapter)
+    model.adapter_configs[wanted.adapter] = config
+    theta = rope_theta(module.backbone)
+    if settings.rope_theta is not None:
+        set_rope_theta(module.backbone, settings.rope_theta)
+    work.mkdir(exist_ok=True)
+    log = Log(work / "log.jsonl")
+    watcher.stage(f"{wanted.adapter}: {settings.steps:,} steps")
+    try:
+        with workers(cores()) as threads:
+            around = Surroundings(
+                model.tokenizer,
+                model.settings.prompts,
+                wanted.seed,
+                threads,
+                log,
+                {"adapt": digest},
+                watcher.step,
+                should_stop,
+                threads.count,
+                watcher.note,
+            )
+            run_phase(job, module, work / "checkpoints", around)
+    except Interrupted:
+        raise Interrupted("stopped; what is trained is kept, run the same command again to continue") from None
+    finally:
+        log.close()
+        if theta is not None:
+            set_rope_theta(module.backbone, theta)
+    module.select(None)
+
+
+def _facts(wanted: Wanted, settings: Adapter, data: Dataset, found: Compared | None) -> dict[str, Any]:
+    return {
+        "task": wanted.task.value,
+        "data": data.name,
+        "data_sha256": data.sha256,
+        "rows": len(data.rows),
+        "kind": data.kind.value,
+        "seed": wanted.seed,
+        "settings": settings.model_dump(mode="json", exclude={"sources", "long_sources"}),
+        "dev": None if found is None else {"file": None if wanted.dev is None else wanted.dev.name, **found.to_json()},
+    }
+
+
+def _section(wanted: Wanted, facts: Mapping[str, Any], found: Compared | None) -> list[str]:
+    command = f"taskdistill adapt MODEL {facts['data']} --task {wanted.task.value}"
+    command += f" --name {wanted.name}" if wanted.name else ""
+    lines = [
+        f"Added later on the base as it is: {facts['rows']:,} {facts['kind']} rows of `{facts['data']}`, {facts['settings']['steps']} steps, "
+        f"seed {facts['seed']}; serves {wanted.task.value}. No other adapter was changed.",
+        "",
+        f"`{command}`",
+    ]
+    return lines if found is None else [*lines, "", f"On `{facts['dev']['file']}`: {shown(found)}."]
