@@ -114,9 +114,12 @@ class Asked:
     def __init__(self) -> None:
         self.texts: dict[str, None] = {}
 
-    def get(self, texts: list[str]) -> np.ndarray:
+    def locate(self, texts: list[str]) -> np.ndarray:
         self.texts.update(dict.fromkeys(texts))
-        return np.ones((len(texts), 4), np.float16)
+        return np.arange(len(texts))
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        return np.ones((len(places), 4), np.float16)
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +150,11 @@ def test_teacher_similarities_are_those_of_queries_and_positives():
     vectors = {"a": [1, 0], "c": [0, 1], "b": [3, 0], "d": [1, 1]}
 
     class Store:
-        def get(self, texts: list[str]) -> np.ndarray:
-            return np.array([vectors[text] for text in texts], np.float16)
+        def locate(self, texts: list[str]) -> np.ndarray:
+            return np.array([list(vectors).index(text) for text in texts])
+
+        def take(self, places: np.ndarray) -> np.ndarray:
+            return np.array([list(vectors.values())[place] for place in places], np.float16)
 
     prepared = prepare(pairs(("a", "b"), ("c", "d"), ("a", "d")), task=Task.RETRIEVAL, distil=True)
     stores = dict.fromkeys(("query", "document"), Store())
