@@ -170,7 +170,7 @@ def read_model_hash(folder: Path) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    from taskdistill.model.folder import files_hash
+    from taskdistill.model.files_hash import files_hash
 
     return files_hash(read_manifest(folder, "model")["files"])
 

@@ -16,10 +16,11 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from taskdistill.errors import BadInput
-from taskdistill.folders import check_folder, dump_json, read_manifest, sha256_file, write_folder
+from taskdistill.folders import check_folder, dump_json, read_manifest, write_folder
 from taskdistill.model import jina
 from taskdistill.model.adapters import load_adapter, save_adapter
 from taskdistill.model.backbone import POOLER_FAMILIES, load_backbone, longest_text, read_json, refuse_code, rope_theta, set_rope_theta
+from taskdistill.model.files_hash import deciding_files, files_hash
 from taskdistill.model.guard import check_folder_files, check_safetensors, task_folder
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
@@ -57,7 +58,8 @@ class Settings:
     """Task (or `base`) to `query` and `document` to dimension to what is taken from each coordinate before its sign; empty for none."""
     adapter_tasks: dict[str, str] = field(default_factory=dict)
     """Adapter to the task that it serves, where its name is another one."""
-    extends: list[str] = field(default_factory=list)  # hashes of earlier states of this folder, all of whose adapters are in it unchanged
+    extends: list[str] = field(default_factory=list)
+    """Hashes of earlier states of this folder, all of whose adapters are in it unchanged."""
 
 
 @dataclass
@@ -370,32 +372,3 @@ def longest_input(folder: Path, most: int) -> int:
         if said and name == "sentence_bert_config.json":
             break
     return most
-
-
-DECIDING = (".safetensors", "tokenizer.json", "config.json", "modules.json")
-
-
-def files_hash(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Hash the files of a model folder that decide its vectors.
-
-    Args:
-        files: Relative path to its entry with `sha256`.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    chosen = {name: entry["sha256"] for name, entry in files.items() if name.endswith(DECIDING)}
-    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
-
-
-def deciding_files(folder: Path) -> dict[str, dict[str, str]]:
-    """Hash the files that decide the vectors of a folder without a manifest; others, such as exports, may be large.
-
-    Args:
-        folder: Model folder.
-
-    Returns:
-        Relative path to `{"sha256": ...}`, sorted by path.
-    """
-    chosen = sorted(p for p in folder.rglob("*") if p.name.endswith(DECIDING) and p.is_file())
-    return {p.relative_to(folder).as_posix(): {"sha256": sha256_file(p)} for p in chosen}
