@@ -40,10 +40,14 @@ def change_golden(folder, name: str) -> None:
     seal(folder, "model", meta={key: value for key, value in manifest.items() if key not in known}, inputs=manifest["inputs"])
 
 
-def test_every_installed_back_end_is_verified(folder, tmp_path, capsys):
+@pytest.mark.parametrize("graphs", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_installed_back_end_is_verified(folder, tmp_path, capsys, monkeypatch, graphs):
+    here = backends_here() if graphs else [Backend.TORCH, Backend.INT8]
+    monkeypatch.setattr("taskdistill.job.info.backends_here", lambda: here)
     assert run(["info", str(folder), "--verify", "--json", str(tmp_path / "told.json")]) == 0
     told = json.loads((tmp_path / "told.json").read_text())
-    for backend in backends_here():
+    assert {"golden_cosines", "golden_cosines_int8"} <= told.keys()
+    for backend in here:
         key = "golden_cosines" if backend is Backend.TORCH else f"golden_cosines_{backend.value}"
         assert told[key].keys() == {"base", "retrieval"} and min(told[key].values()) >= LEAST[backend], key
     assert told["faults"] == [] and "golden cosines" in capsys.readouterr().out

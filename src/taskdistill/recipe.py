@@ -212,6 +212,11 @@ class Recipe(Strict):
             for name, tasks in ACTS_FOR.items()
             if task not in tasks and given(adapter, name)
         ]
+        idle += [
+            (f"adapters.{task}.relational_mean_gradient", "weights.relational is 0")
+            for task, adapter in self.adapters.items()
+            if given(adapter, "relational_mean_gradient") and not adapter.weights.get("relational", task is Task.CLASSIFICATION)
+        ]
         if self.stage1 is not None and self.stage1.projection == "none":
             idle += [
                 (f"stage1.{name}", "stage1.projection is none") for name in ("projection_init", "projection_lr") if given(self.stage1, name)
