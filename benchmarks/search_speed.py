@@ -37,8 +37,12 @@ from taskdistill.search.settings import IndexSettings
 TOP_K = 10
 BLOCK = 65_536
 QUERIES = 1000
-BATCHES = {1: 20, 32: 5}
+BATCHES = {1: 30, 32: 9}
 """Queries at a time, and how often each way is timed with so many."""
+TURN = 3
+"""Calls in a turn: a way in use finds in the caches what its last call left there."""
+REST = 0.05
+"""Seconds before each turn: threads of BLAS look for work for a while after theirs is done, and would slow the other way down."""
 
 
 def main() -> None:
@@ -234,13 +238,16 @@ def index_rows(index: Index, queries: np.ndarray, oversample: int) -> list[list[
 def alternating(
     first: Callable[[np.ndarray], Any], second: Callable[[np.ndarray], Any], queries: np.ndarray, batch: int
 ) -> tuple[float, float]:
-    """Return the median milliseconds a query of two ways, timed in turns."""
+    """Return the median milliseconds a query of two ways, timed in turns of some calls each."""
     times: tuple[list[float], list[float]] = ([], [])
-    for at in range(0, batch * BATCHES[batch], batch):
+    parts = [queries[at : at + batch] for at in range(0, batch * BATCHES[batch], batch)]
+    for turn in range(0, len(parts), TURN):
         for way, kept in zip((first, second), times, strict=True):
-            start = time.perf_counter()
-            way(queries[at : at + batch])
-            kept.append(1000 * (time.perf_counter() - start) / batch)
+            time.sleep(REST)
+            for part in parts[turn : turn + TURN]:
+                start = time.perf_counter()
+                way(part)
+                kept.append(1000 * (time.perf_counter() - start) / batch)
     return float(np.median(times[0])), float(np.median(times[1]))
 
 
