@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="10000,30000,100000,200000,1000000")
     parser.add_argument("--rescore", default="int8")
     parser.add_argument("--oversample", type=int, default=100)
-    parser.add_argument("--queries", type=int, default=200, help="queries of which the recall is the mean")
+    parser.add_argument("--queries", type=int, default=500, help="queries of which the recall is the mean")
     parser.add_argument("--held", type=int, default=2_000_000, help="most rows held in memory as float32")
     parser.add_argument("--folder", type=Path, help="where indexes are written; default: the temporary folder")
     parser.add_argument("--json", type=Path, help="also write the figures here; figures already there of other sizes are kept")
