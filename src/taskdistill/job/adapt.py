@@ -46,11 +46,11 @@ KINDS: dict[Task, tuple[RowKind, ...]] = {
 }
 """Rows that an adapter of a task can be trained on without a teacher; the first kind is the usual one."""
 TEXTS_PER_STEP = 160
-EPOCHS = 12
+EPOCHS = 10
 STEPS = (60, 400)
 """Fewest and most steps that are chosen by themselves."""
 DEFAULTS: dict[RowKind, dict[str, Any]] = {
-    RowKind.LABELLED: {"weights": {"relational": 5.0}, "negatives": 1, "temperature": 0.05, "lr": 1e-3},
+    RowKind.LABELLED: {"weights": {"relational": 1.0}, "negatives": 1, "temperature": 0.1, "lr": 2e-3},
     RowKind.SCORED: {"weights": {"info_nce": 0.0, "distill": 0.0, "relational": 5.0}, "lr": 2e-4},
     RowKind.PAIRS: {
         "weights": {"distill": 0.0, "relational": 5.0},
