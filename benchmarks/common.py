@@ -67,7 +67,7 @@ def cores() -> int:
 
 def load_texts(kind: str, count: int, data: Path | None, seed: int = 0) -> list[str]:
     """Draw real texts of `mixed` or `short` lengths; the same ones for the same seed."""
-    root = data or Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = data or data_folder()
     if not root.is_dir():
         if data is not None:
             raise SystemExit(f"error: no folder {data}")
@@ -79,6 +79,11 @@ def load_texts(kind: str, count: int, data: Path | None, seed: int = 0) -> list[
         chosen += found[: max(1, round(count * share / 100))]
     random.Random(seed).shuffle(chosen)
     return (chosen * (count // len(chosen) + 1))[:count]
+
+
+def data_folder() -> Path:
+    """Give the folder of real data beside this repository; it may be missing."""
+    return Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def _read(path: Path) -> Iterable[str]:
