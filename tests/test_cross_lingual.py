@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from taskdistill.data.batches import Batch
 from taskdistill.data.rows import Pair, Scored
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
+from taskdistill.evaluate.sets import find_sets
+from taskdistill.job import run as job
+from taskdistill.job.plan import plan_run
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import parse_recipe
 from taskdistill.train.new_vocabulary import learn_vocabulary
@@ -151,3 +155,18 @@ def test_phases_that_build_on_stage_1_need_it(run):
         parse_recipe(raw | {"adapters": adapter})
     with pytest.raises(BadInput, match="neither stage1 nor static is given"):
         parse_recipe({key: value for key, value in raw.items() if key != "static"})
+
+
+def test_a_static_run_is_planned_scored_and_continued(run, tmp_path):
+    raw, home, _ = run
+    sets = [each.name for each in find_sets(home / "data")][:2]
+    recipe = parse_recipe(raw | {"evaluation": {"sets": sets, "precisions": ["float32"]}})
+    planned = plan_run(recipe, home, tiny_run.Recorder())
+    assert planned["phases"].keys() == {"static"} and planned["teacher"]["texts"] == 120
+    shutil.copytree(home / "run", tmp_path / "run")
+    for _ in range(2):  # the second time everything is there
+        metrics = job.train(recipe, tmp_path / "run")
+    assert [model["name"] for model in metrics["results"]["models"]] == ["teacher", "instant student"]
+    card, page = ((tmp_path / "run" / name).read_text("utf-8") for name in ("model/README.md", "report.html"))
+    assert "| static | 60 | 16 | - |" in card and all(name in page for name in sets)
+    assert f"{100 * metrics['results']['scores']['instant student'][sets[0]]['score']:.2f}" in card
