@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import random
 import re
+import sys
 import time
 import urllib.request
 
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--load", type=float, default=0.7, help="share of the saturated rate")
     options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     rng = random.Random(3)
     good = [(request_of([text_of(rng.randint(5, 60), rng) for _ in range(8)]), 8) for _ in range(200)]
     mixed = [each for request in good for each in (request, (malformed(rng.choice(BAD)), 0))]
