@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.folders import check_folder, read_manifest
 from taskdistill.job.adapt import Wanted, adapt, chosen_settings
-from taskdistill.job.adapt_score import compare, dev_units
+from taskdistill.job.adapt_score import Compared, compare, dev_units
 from taskdistill.job.info import verify_model
 from taskdistill.model.extend import with_section
 from taskdistill.model.folder import read_model, write_model
@@ -54,6 +56,21 @@ def hashes(folder) -> dict[str, str]:
 def wanted(data, **other) -> Wanted:
     given = {"task": Task.CLASSIFICATION, "name": "topics", "settings": FEW} | other
     return Wanted(data / "labelled/topics.train.jsonl.gz", **given)
+
+
+def test_a_model_with_binary_offsets_gets_some_for_the_new_adapter(folder, data):
+    model = read_model(folder)
+    sides = {role: {str(dim): [0.0] * dim for dim in model.settings.matryoshka_dims} for role in ("query", "document")}
+    model.settings = replace(model.settings, binary_offsets={"base": sides, "retrieval": sides})
+    write_model(folder, model, replace_existing=True)
+    adapt(folder, wanted(data))
+    encoder = Encoder.load(folder, threads=1)
+    assert encoder.model.settings.binary_offsets["retrieval"] == sides
+    lines = gzip.decompress((data / "labelled/topics.train.jsonl.gz").read_bytes()).decode().splitlines()
+    rows = [json.loads(line)["text"] for line in lines]
+    mean = encoder.encode(rows, task="topics").mean(0)
+    assert np.allclose(encoder.model.settings.binary_offsets["topics"]["document"]["32"], mean, atol=1e-5)
+    assert encoder.encode(TEXTS, task="topics", precision="binary").shape == (2, 4)
 
 
 def test_the_backbone_s_own_dropout_is_off(folder, data):
@@ -149,14 +166,16 @@ def test_every_task_learns_without_a_teacher(folder, data, task, file, kind):
     assert np.abs(encoder.encode(TEXTS, task="new") - encoder.encode(TEXTS)).max() > 1e-4
 
 
-def test_development_rows_are_scored_and_a_worse_adapter_is_not_written(folder, data):
+def test_development_rows_are_scored_and_a_worse_adapter_is_not_written(folder, data, monkeypatch):
     dev = data / "labelled/topics.dev.jsonl.gz"
     told = adapt(folder, wanted(data, dev=dev, settings={**FEW, "lr": 1e-6}))
     assert told["dev"]["base"] == told["dev"]["adapter"] and told["dev"]["difference"] == [0, 0, 0]
     assert "On `topics.dev.jsonl.gz`: accuracy" in (folder / "README.md").read_text()
     before = hashes(folder)
-    with pytest.raises(WorkFailed, match="nothing was written"):
-        adapt(folder, wanted(data, name="bad", dev=dev, settings={**FEW, "lr": 10.0, "clip": 1e6, "steps": 12}))
+    worse = Compared("accuracy", 0.8, 0.7, (-0.1, -0.2, 0.0), 18)
+    monkeypatch.setattr("taskdistill.job.adapt.compare", lambda *_: worse)
+    with pytest.raises(WorkFailed, match=r"the adapter has accuracy 70\.0, the base 80\.0: nothing was written"):
+        adapt(folder, wanted(data, name="bad", dev=dev))
     assert hashes(folder) == before
     with pytest.raises(BadInput, match="64 of 64 development rows are among the training rows"):
         adapt(folder, wanted(data, name="bad", dev=data / "labelled/topics.train.jsonl.gz"))

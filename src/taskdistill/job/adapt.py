@@ -21,7 +21,7 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.folders import read_manifest, remove_leftovers
 from taskdistill.job.adapt_score import Compared, compare, shown
-from taskdistill.job.finish import CALIBRATION_TEXTS, int8_ranges
+from taskdistill.job.finish import CALIBRATION_TEXTS, binary_offsets, int8_ranges
 from taskdistill.job.watch import Silent, Stop, Watcher, never
 from taskdistill.lock import writer_lock
 from taskdistill.model.adapters import detach
@@ -36,7 +36,7 @@ from taskdistill.train.log import Log
 from taskdistill.train.loop import Interrupted, Surroundings, run_phase
 from taskdistill.train.phases import adapter_job, distils, plan_phase
 from taskdistill.train.workers import workers
-from taskdistill.vocabulary import RowKind, Task
+from taskdistill.vocabulary import Role, RowKind, Task
 
 KINDS: dict[Task, tuple[RowKind, ...]] = {
     Task.RETRIEVAL: (RowKind.PAIRS,),
@@ -151,12 +151,10 @@ def adapt(folder: Path, wanted: Wanted, *, watcher: Watcher | None = None, shoul
                     f"written; give more rows, or other settings with --set"
                 )
         watcher.stage("calibrating int8 and writing the model folder")
-        texts = [row_texts(row)[-1] for row in data.rows][:CALIBRATION_TEXTS]
-        ranges = int8_ranges(encoder, texts, [wanted.adapter])[wanted.adapter]
         facts = _facts(wanted, settings, data, found)
-        extend_folder(
-            folder, model, wanted.adapter, task=wanted.task.value, int8_ranges=ranges, section=_section(wanted, facts, found), facts=facts
-        )
+        calibrated = _calibrated(encoder, model, wanted.adapter, data)
+        section = _section(wanted, facts, found)
+        extend_folder(folder, model, wanted.adapter, task=wanted.task.value, calibrated=calibrated, section=section, facts=facts)
         for left in work.iterdir():
             if left.is_dir():
                 shutil.rmtree(left)
@@ -273,6 +271,16 @@ def _train(
         if theta is not None:
             set_rope_theta(module.backbone, theta)
     module.select(None)
+
+
+def _calibrated(encoder: Encoder, model: Model, name: str, data: Dataset) -> dict[str, Any]:
+    """Fit from the rows what the other adapters got from the training data: int8 ranges, and binary offsets where the model has some."""
+    texts = [row_texts(row)[-1] for row in data.rows][:CALIBRATION_TEXTS]
+    found = {"int8_ranges": int8_ranges(encoder, texts, [name])[name]}
+    if model.settings.binary_offsets:
+        asked = [row.query for row in data.rows][:CALIBRATION_TEXTS] if data.kind is RowKind.PAIRS else texts
+        found["binary_offsets"] = binary_offsets(encoder, {Role.QUERY: asked, Role.DOCUMENT: texts}, [name])[name]
+    return found
 
 
 def _facts(wanted: Wanted, settings: Adapter, data: Dataset, found: Compared | None) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def check_new_adapter(folder: Path, model: Model, name: str, *, replacing: bool)
 
 
 def extend_folder(
-    folder: Path, model: Model, name: str, *, task: str, int8_ranges: Mapping[str, Any], section: Sequence[str], facts: Mapping[str, Any]
+    folder: Path, model: Model, name: str, *, task: str, calibrated: Mapping[str, Any], section: Sequence[str], facts: Mapping[str, Any]
 ) -> None:
     """Write a model folder again with one adapter more, or another one in place of one, whole or not at all.
 
@@ -56,7 +56,7 @@ def extend_folder(
         model: The model with the adapter attached, its configuration in `adapter_configs`; settings are completed.
         name: The adapter.
         task: The task that it serves.
-        int8_ranges: Its ranges, size to plain data.
+        calibrated: `int8_ranges` and, where the model has them, `binary_offsets` of this adapter, as plain data.
         section: What the model card says of it, as lines.
         facts: What the manifest says of it.
 
@@ -77,7 +77,8 @@ def extend_folder(
         old,
         adapter_tasks=named,
         extends=[] if anew else [*old.extends, model.hash],
-        int8_ranges={**old.int8_ranges, name: dict(int8_ranges)},
+        int8_ranges={**old.int8_ranges, name: calibrated["int8_ranges"]},
+        binary_offsets={**old.binary_offsets, name: calibrated["binary_offsets"]} if "binary_offsets" in calibrated else old.binary_offsets,
     )
     known = {"kind", "format_version", "inputs", "created_by", "files"}
     meta = {key: value for key, value in manifest.items() if key not in known}
