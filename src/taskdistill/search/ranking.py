@@ -145,8 +145,9 @@ class Scorer:
         Returns:
             (n,) dot products.
         """
-        scores: Floats = np.einsum("nd,d->n", vectors.astype(np.float32), self._queries[query])  # BLAS would wake threads of its own
-        return scores + self._offsets[query]
+        products = np.einsum("nd,d->n", vectors.astype(np.float32), self._queries[query])  # BLAS would wake threads of its own
+        scores: Floats = products + self._offsets[query]
+        return scores
 
 
 def _scores(snapshot: Snapshot, scorer: Scorer, query: int, rows: Rows) -> Floats:
