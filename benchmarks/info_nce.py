@@ -30,7 +30,7 @@ def main() -> None:
     made = parser(__doc__, texts=0, rounds=3)
     made.add_argument("--rows", type=int, default=16_384)
     made.add_argument("--dim", type=int, default=384)
-    made.add_argument("--chunk", type=int, default=256, help="rows of similarities held at once")
+    made.add_argument("--chunk", type=int, default=128, help="rows of similarities held at once")
     made.add_argument("--only-ours", action="store_true", help="sizes that plain torch cannot hold")
     made.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     asked = options(made)

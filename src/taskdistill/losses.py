@@ -138,22 +138,24 @@ class _StreamingInfoNCE(torch.autograd.Function):
         grad_q, grad_d = torch.empty_like(queries), torch.zeros_like(documents)
         grad_tau, total = torch.zeros_like(tau), queries.new_zeros(())
         count = queries.shape[0]
+        held = queries.new_empty((min(chunk, count), documents.shape[0]))
         for start in range(0, count, chunk):
             rows = slice(start, min(start + chunk, count))
-            similarities = queries[rows] @ documents.T
-            logits = similarities / tau
+            logits = torch.mm(queries[rows] / tau, documents.T, out=held[: rows.stop - start])
             if excluded is not None:
                 logits.masked_fill_(_without_positives(excluded[rows], positives[rows]), -torch.inf)
-            log_norm = torch.logsumexp(logits, dim=1)
             index = positives[rows, None]
-            total += (log_norm - logits.gather(1, index)[:, 0]).sum()
-            weights = logits.sub_(log_norm[:, None]).exp_()
-            weights.scatter_add_(1, index, weights.new_full(index.shape, -1.0))
-            weights /= count
-            grad_tau -= (weights * similarities).sum() / tau**2
-            weights /= tau
-            grad_q[rows] = weights @ documents
+            most, own = logits.amax(1, keepdim=True), logits.gather(1, index)
+            weights = logits.sub_(most).exp_()
+            norm = weights.sum(1, keepdim=True)
+            total += (most + norm.log() - own).sum()
+            weights *= 1 / (norm * count)
+            weights.scatter_add_(1, index, weights.new_full(index.shape, -1 / count))
+            torch.mm(weights, documents, out=grad_q[rows])
+            grad_tau -= (grad_q[rows] * queries[rows]).sum() / tau**2
             grad_d.addmm_(weights.T, queries[rows])
+        grad_q /= tau
+        grad_d /= tau
         ctx.save_for_backward(grad_q, grad_d, grad_tau)
         return total / count
 
