@@ -157,6 +157,17 @@ def running(engine: FakeEngine, **options) -> BatchingQueue:
     return queue
 
 
+async def until(condition) -> None:
+    """Wait for what a thread will do soon, however busy the machine is."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def taken(queue: BatchingQueue) -> None:
+    await until(lambda: bool(queue._running) and queue.texts == 0)
+
+
 async def embed(queue: BatchingQueue, ids: list[np.ndarray], task: str | None = None) -> np.ndarray:
     job = queue.admit(len(ids), sum(map(len, ids)))
     try:
@@ -212,12 +223,11 @@ def test_a_dropped_client_frees_its_place_and_its_texts_are_not_computed():
 
     async def scene() -> None:
         first = asyncio.ensure_future(embed(queue, [ids_of(200)]))
-        await asyncio.sleep(0.05)
+        await taken(queue)
         second = asyncio.ensure_future(embed(queue, [ids_of(7)] * 50))
-        await asyncio.sleep(0.05)
-        assert queue.texts == 50
+        await until(lambda: queue.texts == 50)
         second.cancel()
-        await asyncio.sleep(0.05)
+        await asyncio.wait({second})
         assert (queue.texts, queue.tokens) == (0, 0)
         engine.held.set()
         await first
@@ -234,10 +244,10 @@ def test_a_poisoned_text_fails_alone():
 
     async def scene() -> list:
         blocker = asyncio.ensure_future(embed(queue, [ids_of(1)]))
-        await asyncio.sleep(0.05)
+        await taken(queue)
         rows = [[ids_of(5, i + 1)] for i in range(9)] + [[ids_of(5, -1)]] + [[ids_of(5, i + 20)] for i in range(9)]
         work = [asyncio.ensure_future(embed(queue, each)) for each in rows]
-        await asyncio.sleep(0.05)
+        await until(lambda: queue.texts == len(rows))
         engine.held.set()
         await blocker
         return await asyncio.gather(*work, return_exceptions=True)
@@ -295,9 +305,9 @@ def test_a_probe_passes_a_full_queue():
 
     async def scene() -> None:
         work = [asyncio.ensure_future(embed(queue, [ids_of(9)] * 3)) for _ in range(1)]
-        await asyncio.sleep(0.05)
+        await taken(queue)
         work.append(asyncio.ensure_future(embed(queue, [ids_of(9)] * 5)))
-        await asyncio.sleep(0.05)
+        await until(lambda: queue.texts == 5)
         assert queue.full
         with pytest.raises(Full):
             await embed(queue, [ids_of(9)])
@@ -319,9 +329,9 @@ def test_closing_fails_what_still_waits_and_refuses_what_comes():
 
     async def scene() -> None:
         running = asyncio.ensure_future(embed(queue, [ids_of(256)]))
-        await asyncio.sleep(0.05)
+        await taken(queue)
         waits = asyncio.ensure_future(embed(queue, [ids_of(9)]))
-        await asyncio.sleep(0.05)
+        await until(lambda: queue.texts == 1)
         await asyncio.to_thread(queue.close, 0.1)
         with pytest.raises(Closed):
             await waits
