@@ -219,5 +219,5 @@ def test_the_server_refuses_a_back_end_that_it_would_not_use(tmp_path):
 
     model = tiny_model(tmp_path, "bert")
     assert EncoderEngine(Encoder(model, threads=1)).embedding_dim == 32
-    with pytest.raises(BadInput, match="back end torch"):
+    with pytest.raises(BadInput, match="runs its model in torch"):
         EncoderEngine(Encoder(model, threads=1, backend="int8"))

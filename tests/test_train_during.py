@@ -181,7 +181,7 @@ def test_settings_that_cannot_work_are_found_before_the_first_step(home):
     ):
         made = tiny.parsed(recipe(home, during))
         with pytest.raises(BadInput, match=said):
-            check_fit(made, home / "data", start_student(made), 32)
+            check_fit(made, home / "data", start_student(made).module, 32)
 
 
 def test_an_unknown_metric_is_refused_before_the_first_step(home, tmp_path):
