@@ -115,10 +115,10 @@ def expected(row) -> list[float]:
 
 
 @contextmanager
-def live(encoder: Encoder, index=None, settings: Limits | None = None):
-    """Run a server on a free loopback port; yields its address and its service."""
+def live(encoder: Encoder, index=None, settings: Limits | None = None, load=None):
+    """Run a server on a free loopback port; yields its address and what it serves."""
     settings = settings or Limits()
-    app = make_app(encoder, index, settings)
+    app = make_app(encoder, index, settings, load)
     server = make_server(app, settings)
     listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
@@ -127,7 +127,7 @@ def live(encoder: Encoder, index=None, settings: Limits | None = None):
         time.sleep(0.01)
         assert thread.is_alive(), "the server did not start"
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}", app.state.service
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", app.state.served
     finally:
         server.should_exit = True
         thread.join(20)

@@ -31,8 +31,8 @@ from taskdistill.serve.settings import Settings, check_host
 @pytest.fixture(scope="module")
 def server():
     limits = Settings(body_bytes=100_000, head_seconds=1.5, body_seconds=1.5, connections=60, request_tokens=20_000)
-    with live(tiny_encoder(), settings=limits) as (url, service):
-        yield url, service
+    with live(tiny_encoder(), settings=limits) as (url, served):
+        yield url, served
 
 
 def post(url: str, text: str = "a", **options) -> httpx.Response:
@@ -116,12 +116,12 @@ def test_idle_connections_give_way_to_new_ones(server):
 
 
 def test_a_half_closed_client_frees_its_place(server):
-    url, service = server
+    url, served = server
     with connect(url) as connection:
         connection.sendall(HEAD + b"Content-Length: 15\r\n\r\n" + b'{"input": "ab"}')
         connection.shutdown(socket.SHUT_WR)
         answer_of(connection)
-    until(lambda: service.queue.texts == 0)
+    until(lambda: served.now.queue.texts == 0)
 
 
 def test_too_many_tokens_of_one_request(server):
@@ -133,12 +133,12 @@ def test_too_many_tokens_of_one_request(server):
 def test_no_text_and_no_key_reaches_the_log(caplog):
     key = "very-secret-key-0123"
     caplog.set_level(logging.DEBUG)
-    with live(tiny_encoder(1), settings=Settings(api_key=key)) as (url, service):
+    with live(tiny_encoder(1), settings=Settings(api_key=key)) as (url, served):
         right = {"Authorization": f"Bearer {key}"}
         post(url, "private-words", headers=right)
         post(url, "private-words", headers={"Authorization": "Bearer private-words"})
         post(url, "private-words", headers=right, fields={"private-words": 1})
-        service.engine.tokens = lambda *_: (_ for _ in ()).throw(ValueError("private-words"))
+        served.now.engine.tokens = lambda *_: (_ for _ in ()).throw(ValueError("private-words"))
         caplog.set_level(logging.INFO)
         broken = post(url, "private-words", headers=right)
         assert (broken.status_code, broken.json()["error"]["type"]) == (500, "server_error")
@@ -150,7 +150,7 @@ def test_no_text_and_no_key_reaches_the_log(caplog):
 def test_overload_is_answered_with_429_and_everything_accepted_is_computed(monkeypatch):
     plain = ModuleView.embed
     monkeypatch.setattr(ModuleView, "embed", lambda *given: time.sleep(0.02) or plain(*given))
-    with live(tiny_encoder(1), settings=Settings(queue_texts=8, request_texts=8)) as (url, service):
+    with live(tiny_encoder(1), settings=Settings(queue_texts=8, request_texts=8)) as (url, served):
         statuses: list[int] = []
 
         def ask(_: int) -> None:
@@ -166,7 +166,7 @@ def test_overload_is_answered_with_429_and_everything_accepted_is_computed(monke
             list(pool.map(ask, range(12)))
         assert set(statuses) == {200, 429}
         assert len(statuses) == 96
-        assert (service.queue.texts, service.queue.tokens) == (0, 0)
+        assert (served.now.queue.texts, served.now.queue.tokens) == (0, 0)
         assert post(url).status_code == 200
 
 
@@ -174,18 +174,18 @@ def test_a_client_that_leaves_is_counted_and_its_texts_are_not_computed(monkeypa
     hold = threading.Event()
     plain = ModuleView.embed
     monkeypatch.setattr(ModuleView, "embed", lambda *given: hold.wait(20) and plain(*given))
-    with live(tiny_encoder(1)) as (url, service):
+    with live(tiny_encoder(1)) as (url, served):
         first = threading.Thread(target=post, args=(url,))
         first.start()
-        until(lambda: service.queue._running)
+        until(lambda: served.now.queue._running)
         body = json.dumps({"input": ["abc"] * 20}).encode()
         leaving = [connect(url) for _ in range(5)]
         for connection in leaving:
             connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        until(lambda: service.queue.texts == 100)
+        until(lambda: served.now.queue.texts == 100)
         for connection in leaving:
             connection.close()
-        until(lambda: service.queue.texts == 0)
+        until(lambda: served.now.queue.texts == 0)
         hold.set()
         first.join(20)
         text = httpx.get(f"{url}/metrics").text
@@ -209,7 +209,7 @@ def test_a_panic_is_a_500_for_its_request_and_a_503_for_health_until_the_model_w
         return plain(self, ids, task)
 
     monkeypatch.setattr(ModuleView, "embed", embed)
-    with live(tiny_encoder()) as (url, service):
+    with live(tiny_encoder()) as (url, served):
         assert post(url).status_code == 200
         broken.set()
         answer = post(url)
@@ -219,7 +219,7 @@ def test_a_panic_is_a_500_for_its_request_and_a_503_for_health_until_the_model_w
         broken.clear()
         assert [httpx.get(f"{url}/{path}").status_code for path in ("health", "ready")] == [200, 200]
         assert post(url).status_code == 200
-        assert service.queue.panics >= 2
+        assert served.now.queue.panics >= 2
 
 
 def test_a_poisoned_text_fails_its_own_request_only(monkeypatch):

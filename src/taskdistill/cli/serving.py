@@ -59,12 +59,17 @@ def serve(
         model = str(run_folder / "model")
         index = index or (run_folder / "index" if (run_folder / "index" / MANIFEST).is_file() else None)
     opened: Any = None if index is None else Index.open(index)
+
+    def load() -> Encoder:
+        return Encoder.load(model, threads=threads)
+
     terminal.line(f"model  {model}\nindex  {index or 'none'}")
     run(
-        Encoder.load(model, threads=threads),
+        load(),
         host=host,
         port=port,
         index=opened,
+        load=load,
         settings=Settings(api_key=key, public=public, **_limits(limits or [])),
         started=lambda address: terminal.line(f"listening on {address}; open it in a browser to try the model"),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
@@ -16,7 +16,7 @@ from taskdistill.serve import embeddings, pages, searching
 from taskdistill.serve.errors import ApiError, answer, as_api_error
 from taskdistill.serve.gate import Gate
 from taskdistill.serve.reading import Bodies
-from taskdistill.serve.service import Service
+from taskdistill.serve.served import Served
 from taskdistill.serve.settings import Settings
 
 
@@ -24,6 +24,7 @@ def make_app(
     encoder: Encoder,
     index: searching.SearchIndex | None = None,
     settings: Settings | None = None,
+    load: Callable[[], Encoder] | None = None,
 ) -> FastAPI:
     """Make the application that serves one model.
 
@@ -31,50 +32,53 @@ def make_app(
         encoder: The model.
         index: An open index of the model's space, or of its teacher's, for POST /search.
         settings: Limits; None for the defaults.
+        load: Reads the model again when a reload is asked for; None if it cannot be.
 
     Returns:
-        An ASGI application; `app.state.service` is the model behind it.
+        An ASGI application; `app.state.served` holds the model behind it.
     """
     settings = settings or Settings()
-    service = Service(encoder, settings)
+    served = Served(encoder, settings, space_id=None if index is None else index.settings.space_id, load=load)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.start()
+        served.start()
         yield
-        service.stop()
+        served.stop()
 
     app = FastAPI(title=f"taskdistill: {encoder.name}", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.service = service
+    app.state.served = served
     bodies = Bodies(settings)
-    embeddings.add_routes(app, service, bodies)
-    searching.add_routes(app, service, bodies, index)
-    pages.add_routes(app, service, index is not None)
-    _add_state_routes(app, service)
-    app.add_middleware(Gate, settings=settings, metrics=service.metrics)
+    embeddings.add_routes(app, served, bodies)
+    searching.add_routes(app, served, bodies, index)
+    pages.add_routes(app, served, index is not None)
+    _add_state_routes(app, served)
+    app.add_middleware(Gate, settings=settings, metrics=served.metrics)
     app.add_exception_handler(ApiError, _shown)
     app.add_exception_handler(BadInput, _shown)
     app.add_exception_handler(HTTPException, _no_route)
     return app
 
 
-def _add_state_routes(app: FastAPI, service: Service) -> None:
+def _add_state_routes(app: FastAPI, served: Served) -> None:
     @app.get("/health", tags=["about"])
     async def health() -> JSONResponse:
         """Say whether the model works; it is run with a short text unless it has just worked."""
-        well = await service.healthy()
-        return JSONResponse({"status": "ok" if well else "stopping" if service.draining else "unhealthy"}, 200 if well else 503)
+        well = await served.healthy()
+        said = {"status": "ok" if well else "stopping" if served.draining else "unhealthy", "last_reload": served.reloaded}
+        return JSONResponse(said, 200 if well else 503)
 
     @app.get("/ready", tags=["about"])
     async def ready() -> JSONResponse:
         """Say whether a request would be accepted now."""
-        fit = not service.draining and not service.queue.sick and not service.queue.full
+        queue = served.now.queue
+        fit = not served.draining and not queue.sick and not queue.full
         return JSONResponse({"status": "ready" if fit else "busy"}, 200 if fit else 503)
 
     @app.get("/metrics", tags=["about"])
     async def metrics() -> Response:
         """Give the counters in Prometheus' text format."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(served.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def _shown(request: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ from starlette.types import Receive
 from taskdistill.serve.errors import TEI_PATH, ApiError
 from taskdistill.serve.reading import Bodies
 from taskdistill.serve.schemas import EmbeddingRequest, TeiRequest, address, parse, texts_of
+from taskdistill.serve.served import Served
 from taskdistill.serve.service import Embedded, Service, overloaded
 from taskdistill.serve.vectors import BITS, binary_offset, cut, int8_ranges, sent_as
 
@@ -54,22 +55,23 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Re
         working.cancel()
 
 
-def add_routes(app: FastAPI, service: Service, bodies: Bodies) -> None:
+def add_routes(app: FastAPI, served: Served, bodies: Bodies) -> None:
     """Add the routes that embed.
 
     Args:
         app: The application.
-        service: The model.
+        served: The model.
         bodies: Reads request bodies.
     """
-    encoder, settings = service.encoder, service.settings
+    settings = served.settings
 
     @app.post("/v1/embeddings", openapi_extra=_takes(EmbeddingRequest), response_class=Response, tags=["embed"])
     async def embeddings(request: Request) -> Response:
         """Embed texts; as OpenAI's route of this name, with Jina's further fields."""
-        if service.queue.full:
+        if served.now.queue.full:
             raise overloaded(1)
         asked = parse(EmbeddingRequest, await bodies.json(request))
+        service, encoder = served.now, served.now.encoder
         texts = texts_of(asked.input, "input", settings.request_texts)
         task, prompt_name = address(asked.task, asked.prompt_name)
         service.check(asked.model, task, asked.dimensions)
@@ -96,9 +98,10 @@ def add_routes(app: FastAPI, service: Service, bodies: Bodies) -> None:
     @app.post(TEI_PATH, openapi_extra=_takes(TeiRequest), response_class=Response, tags=["embed"])
     async def embed(request: Request) -> Response:
         """Embed texts; as text-embeddings-inference's route of this name. The reply is a bare list of vectors."""
-        if service.queue.full:
+        if served.now.queue.full:
             raise overloaded(1)
         asked = parse(TeiRequest, await bodies.json(request))
+        service, encoder = served.now, served.now.encoder
         texts = texts_of(asked.inputs, "inputs", settings.request_texts)
         task, prompt_name = address(asked.task, asked.prompt_name)
         service.check(None, task, asked.dimensions)
@@ -111,13 +114,13 @@ def add_routes(app: FastAPI, service: Service, bodies: Bodies) -> None:
     @app.get("/v1/models", tags=["about"])
     async def models() -> dict[str, Any]:
         """List the model served, with its tasks, prompts, sizes and limits."""
-        return {"object": "list", "data": [_model(service)]}
+        return {"object": "list", "data": [_model(served.now)]}
 
     @app.get("/v1/models/{name:path}", tags=["about"])
     async def model(name: str) -> dict[str, Any]:
         """Describe the model served."""
-        service.check(name, None, None)
-        return _model(service)
+        served.now.check(name, None, None)
+        return _model(served.now)
 
 
 def _takes(model: type[EmbeddingRequest] | type[TeiRequest]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from taskdistill.serve.queue import BatchingQueue
@@ -24,19 +26,20 @@ class Metrics:
         self.texts = Counter("texts", "Texts embedded", ["task"], namespace=prefix, registry=registry)
         self.tokens = Counter("tokens", "Tokens embedded", ["task"], namespace=prefix, registry=registry)
         self.dropped = Counter("dropped_texts", "Texts not computed because the client had gone", namespace=prefix, registry=registry)
+        self.reloads = Counter("reloads", "Reloads of the model", ["outcome"], namespace=prefix, registry=registry)
         self.batch_tokens = Histogram("batch_tokens", "Tokens of a batch", namespace=prefix, buckets=_TOKENS, registry=registry)
         self.batch_seconds = Histogram("batch_seconds", "Time to compute a batch", namespace=prefix, buckets=_SECONDS, registry=registry)
 
-    def watch(self, queue: BatchingQueue) -> None:
+    def watch(self, queue: Callable[[], BatchingQueue]) -> None:
         """Read gauges from a queue whenever the metrics are asked for.
 
         Args:
-            queue: The queue.
+            queue: Gives the queue of the model that answers now.
         """
         for name, text, value in (
-            ("queue_texts", "Texts waiting", lambda: queue.texts),
-            ("queue_tokens", "Tokens waiting", lambda: queue.tokens),
-            ("worker_panics", "Workers replaced after a panic", lambda: queue.panics),
+            ("queue_texts", "Texts waiting", lambda: queue().texts),
+            ("queue_tokens", "Tokens waiting", lambda: queue().tokens),
+            ("worker_panics", "Workers replaced after a panic", lambda: queue().panics),
         ):
             Gauge(name, text, namespace="taskdistill", registry=self.registry).set_function(value)
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from taskdistill.serve.errors import ApiError
-from taskdistill.serve.service import Service
+from taskdistill.serve.served import Served
 from taskdistill.serve.vectors import int8_ranges
 
 TYPES = {
@@ -26,12 +26,12 @@ POLICY = (
 """Content-Security-Policy of the page: nothing but this server."""
 
 
-def add_routes(app: FastAPI, service: Service, has_index: bool) -> None:
+def add_routes(app: FastAPI, served: Served, has_index: bool) -> None:
     """Add the page and its files.
 
     Args:
         app: The application.
-        service: The model.
+        served: The model.
         has_index: Whether /search exists.
     """
     folder = files("taskdistill.serve") / "page"
@@ -53,11 +53,11 @@ def add_routes(app: FastAPI, service: Service, has_index: bool) -> None:
 
     @app.get("/page/about.json", include_in_schema=False)
     async def about() -> dict[str, Any]:
-        return {"index": has_index, "key": service.settings.api_key is not None}
+        return {"index": has_index, "key": served.settings.api_key is not None}
 
     @app.get("/page/ranges.json", include_in_schema=False)
     async def ranges(task: str, dim: str) -> dict[str, Any]:
-        return int8_ranges(service.encoder, None if task == "base" else task, int(dim) if dim.isdecimal() else 0).to_json()
+        return int8_ranges(served.now.encoder, None if task == "base" else task, int(dim) if dim.isdecimal() else 0).to_json()
 
     @app.get("/page/{name}", include_in_schema=False)
     async def file(name: str) -> Response:

@@ -73,6 +73,12 @@ class BatchingQueue:
             return self._waiting.refuses(1, 1)
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing is computed."""
+        with self._lock:
+            return self._waiting.texts == 0 and not self._running
+
+    @property
     def fresh(self) -> bool:
         """Whether the model has worked lately and nothing has gone wrong since."""
         return not self.sick and time.monotonic() - self._last_success < FRESH

@@ -32,6 +32,7 @@ def serve(
     port: int = 8080,
     index: SearchIndex | None = None,
     settings: Settings | None = None,
+    load: Callable[[], Encoder] | None = None,
     started: Callable[[str], None] | None = None,
 ) -> None:
     """Serve a model until SIGTERM or SIGINT; returns when all that was accepted is answered.
@@ -42,6 +43,7 @@ def serve(
         port: Port; 0 for any free one.
         index: An open index, for /search.
         settings: Limits; None for the defaults.
+        load: Reads the model again on SIGHUP; None if it cannot be.
         started: Called with the server's address when it listens.
 
     Raises:
@@ -49,7 +51,7 @@ def serve(
     """
     settings = settings or Settings()
     check_host(host, settings)
-    app = make_app(encoder, index, settings)
+    app = make_app(encoder, index, settings, load)
     listening = _listen(host, port)
     address = listening.getsockname()
     server = make_server(app, settings)
@@ -59,11 +61,11 @@ def serve(
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which tells the application that it stops, and ends with status 0 when it was asked to."""
+    """uvicorn's server, which tells the application that it stops or reads its model again, and ends with status 0 when it was asked to."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop on SIGTERM and SIGINT.
+        """Stop on SIGTERM and SIGINT, read the model again on SIGHUP.
 
         Yields:
             Nothing.
@@ -71,7 +73,9 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        served = self.config.app.state.served  # type: ignore[union-attr]
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, frame: served.ask_reload())
         try:
             yield
         finally:
@@ -85,7 +89,7 @@ class Server(uvicorn.Server):
             sig: Signal.
             frame: Unused.
         """
-        self.config.app.state.service.draining = True  # type: ignore[union-attr]
+        self.config.app.state.served.draining = True  # type: ignore[union-attr]
         super().handle_exit(sig, frame)
 
 

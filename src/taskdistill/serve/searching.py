@@ -23,7 +23,8 @@ from taskdistill.serve.embeddings import unless_gone
 from taskdistill.serve.errors import ApiError
 from taskdistill.serve.reading import Bodies
 from taskdistill.serve.schemas import Body, parse, texts_of
-from taskdistill.serve.service import Service, overloaded
+from taskdistill.serve.served import Served
+from taskdistill.serve.service import overloaded
 
 MOST_HITS = 1000
 """Largest top_k."""
@@ -78,19 +79,15 @@ class _Computed:
         return truncate(self._vectors, truncate_dim or self._vectors.shape[1])
 
 
-def add_routes(app: FastAPI, service: Service, bodies: Bodies, index: SearchIndex | None) -> None:
+def add_routes(app: FastAPI, served: Served, bodies: Bodies, index: SearchIndex | None) -> None:
     """Add /search and /v1/index; without an index they answer 404.
 
     Args:
         app: The application.
-        service: The model.
+        served: The model.
         bodies: Reads request bodies.
         index: An open index, of the model's space or of its teacher's.
-
-    Raises:
-        BadInput: If the index is of another space.
     """
-    asker = service.encoder if index is None else in_space(service.encoder, index.settings.space_id)
     threads = ThreadPoolExecutor(2, thread_name_prefix="search")
     running = 0
     refreshed = time.monotonic()
@@ -106,6 +103,8 @@ def add_routes(app: FastAPI, service: Service, bodies: Bodies, index: SearchInde
         return index
 
     async def find(index: SearchIndex, asked: SearchRequest, queries: list[str]) -> tuple[list[list[Any]], float]:
+        service = served.now
+        asker = in_space(service.encoder, index.settings.space_id)
         projected = isinstance(asker, Projected)
         if projected and index.settings.task is not None:
             raise ApiError(400, f"the index holds vectors for task {index.settings.task!r}, which a projection does not reach")
@@ -134,15 +133,15 @@ def add_routes(app: FastAPI, service: Service, bodies: Bodies, index: SearchInde
     async def search(request: Request) -> JSONResponse:
         """Find passages in the index: for each query a list of hits, best first, each with the place it came from."""
         nonlocal running
-        served = _given(index)
-        if running >= service.settings.searches or service.queue.full:
+        given = _given(index)
+        if running >= served.settings.searches or served.now.queue.full:
             raise overloaded(1)
         running += 1
         try:
             asked = parse(SearchRequest, await bodies.json(request))
-            queries = texts_of(asked.query, "query", service.settings.searches)
+            queries = texts_of(asked.query, "query", served.settings.searches)
             started = time.monotonic()
-            hits, ranking_ms = await unless_gone(request.receive, find(served, asked, queries))
+            hits, ranking_ms = await unless_gone(request.receive, find(given, asked, queries))
         finally:
             running -= 1
         total_ms = (time.monotonic() - started) * 1000

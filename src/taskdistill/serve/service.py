@@ -65,23 +65,22 @@ def overloaded(seconds: float) -> ApiError:
 class Service:
     """The encoder, its queue and its counters."""
 
-    def __init__(self, encoder: Encoder, settings: Settings) -> None:
+    def __init__(self, encoder: Encoder, settings: Settings, metrics: Metrics) -> None:
         """Join an encoder and limits; `start` makes the threads.
 
         Args:
             encoder: The model.
             settings: The limits.
+            metrics: The server's counters.
         """
         self.encoder = encoder
         self.settings = settings
         self.engine = EncoderEngine(encoder)
-        self.metrics = Metrics()
+        self.metrics = metrics
         waiting = Waiting(
             texts=settings.queue_texts, tokens=settings.queue_tokens, seconds=settings.queue_seconds, max_wait=settings.max_wait_ms / 1000
         )
         self.queue = BatchingQueue(self.engine, waiting, self.metrics.batch)
-        self.metrics.watch(self.queue)
-        self.draining = False
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         self._tokenised = 0
         self._probing = asyncio.Lock()
@@ -177,10 +176,8 @@ class Service:
         """Say whether the model works; run it with one short text unless it has just worked.
 
         Returns:
-            False while stopping, after a panic until the model has worked again, and if it does not answer in five seconds.
+            False after a panic until the model has worked again, and if it does not answer in five seconds.
         """
-        if self.draining:
-            return False
         if self.queue.fresh:
             return True
         async with self._probing:
