@@ -22,13 +22,15 @@ from common import in_child, load_texts, machine, options, parser, peak_memory, 
 from common import finish  # isort: skip
 from train_speed import MAX_LENGTH, student
 
+from taskdistill.memory import give_back
+
 SIDES = ("padded", "packed, graphs kept", "packed, second pass", "packed, each piece carried back")
 
 
 def main() -> None:
     """Run every side in a process of its own."""
     made = parser(__doc__, texts=128, rounds=3)
-    made.add_argument("--micro-batch-tokens", type=int, default=1024)
+    made.add_argument("--micro-batch-tokens", type=int, default=512)
     made.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     asked = options(made, quick_texts=32)
     if asked.side:
@@ -63,6 +65,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     step = _padded_step if asked.side == SIDES[0] else _packed_step
     step(module, ids[:2], targets[:2], parameters, asked)
     optimiser.step()
+    give_back()
     Path("/proc/self/clear_refs").write_text("5")
     before = resident_memory()
     step(module, ids, targets, parameters, asked)

@@ -161,8 +161,9 @@ class _StreamingInfoNCE(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # In place: the gradients are the largest tensors here. A second pass backward is refused by autograd itself.
         grad_q, grad_d, grad_tau = ctx.saved_tensors  # type: ignore[attr-defined]
-        return grads[0] * grad_q, grads[0] * grad_d, None, grads[0] * grad_tau, None, None
+        return grad_q.mul_(grads[0]), grad_d.mul_(grads[0]), None, grad_tau.mul_(grads[0]), None, None
 
 
 def _without_positives(excluded: Tensor, positives: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ class Phase(Strict):
     betas: tuple[Share, Share] = (0.9, 0.999)
     clip: float = Field(default=1.0, gt=0, description="Largest gradient norm")
     matryoshka: bool = Field(default=True, description="Every loss term over every prefix of student.matryoshka_dims")
-    micro_batch_tokens: Positive = Field(default=1024, description="Tokens per forward pass; bounds memory, changes no number")
+    micro_batch_tokens: Positive = Field(default=512, description="Tokens per forward pass; bounds memory, changes no number")
     menu: Menu = Field(default=Menu(), description="Settings of the further distillation losses that `weights` may name")
     weight_schedule: dict[str, Ramp] = Field(default_factory=dict, description="Loss term to a factor that changes with the steps")
     checkpoint_every: Positive = Field(default=200, description="Steps between checkpoints")

@@ -67,7 +67,7 @@ def gradients(
     *,
     seed: int,
     threads: Workers,
-    micro_batch_tokens: int = 1024,
+    micro_batch_tokens: int = 512,
     keep_tokens: int = KEEP_TOKENS,
     share: Share | None = None,
     heads: Sequence[nn.Parameter] = (),
@@ -158,7 +158,7 @@ class _Step:
         if is_sharded(self.model):
             return self._run_sharded(mine, shares)
         sums = _Sums(inner, len(inner) < len(self.trained))
-        for parameter in self.heads:
+        for parameter in (*inner, *self.heads):  # the last step's gradients and this step's are never there together
             parameter.grad = None
 
         def carried_back(micro: Micro, outputs: Tensor, upstream: Tensor | None) -> Micro:
