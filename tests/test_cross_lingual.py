@@ -108,7 +108,7 @@ def run(tmp_path_factory):
         "batch_size": 16,
         "start": "texts",
         "vocabulary": {"size": 150},
-        "weights": {"distill": 1.0, "cosent": 0.1},
+        "weights": {"distill": 1.0, "teacher_nce": 0.2, "cosent": 0.1},
     }
     watcher = tiny_run.train(raw, home / "run")
     return raw, home, watcher
@@ -129,7 +129,7 @@ def test_both_terms_are_logged_and_both_sides_learn(run):
     _, home, _ = run
     lines = [json.loads(line) for line in (home / "run" / "log.jsonl").read_text("utf-8").splitlines()]
     terms = {line["dataset"]: sorted(line["terms"]) for line in lines if "terms" in line}
-    assert terms == {"parallel": ["distill"], "german": ["cosent"]}
+    assert terms == {"parallel": ["distill", "teacher_nce"], "german": ["cosent"]}
     losses = [line["loss"] for line in lines if line.get("dataset") == "parallel"]
     assert losses[-1] < 0.5 * losses[0]
 
@@ -153,6 +153,12 @@ def test_phases_that_build_on_stage_1_need_it(run):
     adapter = {"retrieval": {"sources": {"qa": 1}, "steps": 2, "batch_size": 2, "lr": 1e-3}}
     with pytest.raises(BadInput, match=r"key 'stage1' is missing: adapters\.retrieval builds on it"):
         parse_recipe(raw | {"adapters": adapter})
+    for changed, said in (
+        ({"weights": {"teacher_nce": 1.0}, "batch_size": 1}, "teacher_nce tells the rows of a batch apart; set batch_size to 2 or more"),
+        ({"weights": {"distill": 1.0}, "nce_temperature": 0.1}, "nce_temperature has no effect without a weight of teacher_nce"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            parse_recipe(raw | {"static": raw["static"] | changed})
     with pytest.raises(BadInput, match="neither stage1 nor static is given"):
         parse_recipe({key: value for key, value in raw.items() if key != "static"})
 

@@ -16,9 +16,9 @@ from taskdistill.errors import BadInput
 from taskdistill.losses import normalise
 from taskdistill.model.projection import Projection
 from taskdistill.recipe import Adapter
-from taskdistill.train.objectives import Heads, Signals, adapter_objective, distill, temperature, weights_for
+from taskdistill.train.objectives import Heads, Signals, adapter_objective, distill, temperature, told_apart, weights_for
 from taskdistill.train.prepare import prepare
-from taskdistill.vocabulary import RowKind, Task
+from taskdistill.vocabulary import RowKind, Task, TeacherReads
 
 
 def adapter(**fields: object) -> Adapter:
@@ -46,6 +46,24 @@ def test_without_a_projection_prefixes_are_compared_with_the_teacher_s_prefixes(
     signals, vectors = Signals(torch.tensor([[1.0, 0.0], [0.6, 0.8]])), torch.tensor([[3.0, 4.0], [1.0, 0.0]])
     assert distill(vectors, prepared, signals, Heads(), [1, 2]).item() == pytest.approx((0 + 0.4) / 2)
     assert distill(vectors, prepared, signals, Heads(), [2], "sum").item() == pytest.approx(0.8)
+
+
+def test_a_text_is_told_apart_from_the_others_but_not_from_its_own_translation():
+    rows = Batch(0, 0, "made", RowKind.PAIRS, (Pair("eins", "one", ()), Pair("zwei", "two", ())), np.arange(2), TeacherReads.POSITIVE)
+    prepared = prepare(rows, task=None, distil=True)
+    assert [prepared.texts[place][1] for place, _ in prepared.distilled] == ["eins", "zwei", "one", "two"]
+    targets = {"one": [1.0, 0.0], "two": [0.6, 0.8]}
+    signals = Signals(torch.tensor([targets[text] for _, text in prepared.teacher_texts()]))
+    given = {"eins": [2.0, 0.0], "zwei": [1.0, 0.0], "one": [0.0, 3.0], "two": [0.6, 0.8]}
+    vectors = torch.tensor([given[text] for _, text in prepared.texts])
+    cosines = {text: (torch.tensor(given[text]) / torch.tensor(given[text]).norm()).tolist() for text in given}
+
+    def one(text: str, own: str, other: str) -> float:
+        mine, theirs = (sum(a * b for a, b in zip(cosines[text], targets[name], strict=True)) / 0.5 for name in (own, other))
+        return -mine + math.log(math.exp(mine) + 2 * math.exp(theirs))  # the other row's vector is there twice: of either side
+
+    wanted = [one("eins", "one", "two"), one("zwei", "two", "one"), one("one", "one", "two"), one("two", "two", "one")]
+    assert told_apart(vectors, prepared, signals, [2], 0.5).item() == pytest.approx(sum(wanted) / 4, rel=1e-5)
 
 
 def test_a_prefix_of_the_projection_gets_its_gradient_and_the_rest_none():

@@ -42,9 +42,11 @@ class StaticSettings(Strict):
         "for languages that the teacher does not read",
     )
     noise: float = Field(default=0.3, ge=0, description="start texts: length of the random part of each vector, which keeps pieces apart")
-    weights: dict[Literal["distill", "cosent"], Weight] = Field(
-        default={"distill": 1.0}, description="Loss term to weight; cosent is taken of scored rows"
+    weights: dict[Literal["distill", "teacher_nce", "cosent"], Weight] = Field(
+        default={"distill": 1.0},
+        description="Loss term to weight; teacher_nce: each text against the teacher's vectors of the batch; cosent is taken of scored rows",
     )
+    nce_temperature: float = Field(default=0.05, gt=0, description="Of teacher_nce")
     cosent_temperature: float = Field(default=0.05, gt=0)
 
     def reads(self) -> set[str]:
@@ -63,8 +65,12 @@ class StaticSettings(Strict):
         fields = type(self).model_fields
         if self.start == "tokens" and self.noise != fields["noise"].default:
             raise ValueError("noise has no effect with start: tokens; remove it")
-        if not self.weights.get("cosent") and self.cosent_temperature != fields["cosent_temperature"].default:
-            raise ValueError("cosent_temperature has no effect without a weight of cosent; remove it")
+        given: dict[str, float] = {**self.weights}
+        if given.get("teacher_nce") and self.batch_size < 2:
+            raise ValueError("teacher_nce tells the rows of a batch apart; set batch_size to 2 or more")
+        for name, term in (("cosent_temperature", "cosent"), ("nce_temperature", "teacher_nce")):
+            if not given.get(term) and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} has no effect without a weight of {term}; remove it")
         return self
 
 

@@ -29,6 +29,7 @@ from taskdistill.train.objectives import (
     distill,
     graded,
     terms_of,
+    told_apart,
     weights_for,
 )
 from taskdistill.train.prepare import Prepared, prepare
@@ -303,6 +304,8 @@ def static_job(settings: StaticSettings, model: StaticModel, plan: BatchPlan, st
         terms: Terms = {}
         if "distill" in weights and prepared.distilled:
             terms["distill"] = distill(vectors, prepared, signals, heads, chosen)
+        if "teacher_nce" in weights and prepared.distilled:
+            terms["teacher_nce"] = told_apart(vectors, prepared, signals, chosen, settings.nce_temperature)
         if "cosent" in weights and prepared.scores is not None:
             terms |= graded(vectors, prepared, signals, chosen, settings, weights)
         return terms, 0.0
