@@ -50,7 +50,7 @@ EPOCHS = 10
 STEPS = (60, 400)
 """Fewest and most steps that are chosen by themselves."""
 DEFAULTS: dict[RowKind, dict[str, Any]] = {
-    RowKind.LABELLED: {"weights": {"relational": 1.0}, "negatives": 1, "temperature": 0.1, "lr": 2e-3},
+    RowKind.LABELLED: {"weights": {"relational": 1.0}, "negatives": 1, "temperature": 0.1, "lr": 3e-3},
     RowKind.SCORED: {"weights": {"info_nce": 0.0, "distill": 0.0, "relational": 5.0}, "lr": 2e-4},
     RowKind.PAIRS: {
         "weights": {"distill": 0.0, "relational": 5.0},
