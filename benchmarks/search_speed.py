@@ -240,7 +240,9 @@ def alternating(
 ) -> tuple[float, float]:
     """Return the median milliseconds a query of two ways, timed in turns of some calls each."""
     times: tuple[list[float], list[float]] = ([], [])
-    parts = [queries[at : at + batch] for at in range(0, batch * BATCHES[batch], batch)]
+    parts = [queries[at : at + batch] for at in range(0, batch * BATCHES[batch], batch) if at + batch <= len(queries)]
+    if not parts:
+        raise SystemExit(f"error: {len(queries)} queries are too few to ask {batch} at a time; give more with --queries")
     for turn in range(0, len(parts), TURN):
         for way, kept in zip((first, second), times, strict=True):
             time.sleep(REST)

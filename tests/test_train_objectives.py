@@ -16,7 +16,8 @@ from taskdistill.errors import BadInput
 from taskdistill.losses import normalise
 from taskdistill.model.projection import Projection
 from taskdistill.recipe import Adapter
-from taskdistill.train.objectives import Heads, Signals, adapter_objective, distill, temperature, told_apart, weights_for
+from taskdistill.train.menu import told_apart
+from taskdistill.train.objectives import Heads, Signals, adapter_objective, distill, temperature, weights_for
 from taskdistill.train.prepare import prepare
 from taskdistill.vocabulary import RowKind, Task, TeacherReads
 
@@ -53,7 +54,7 @@ def test_a_text_is_told_apart_from_the_others_but_not_from_its_own_translation()
     prepared = prepare(rows, task=None, distil=True)
     assert [prepared.texts[place][1] for place, _ in prepared.distilled] == ["eins", "zwei", "one", "two"]
     targets = {"one": [1.0, 0.0], "two": [0.6, 0.8]}
-    signals = Signals(torch.tensor([targets[text] for _, text in prepared.teacher_texts()]))
+    target = torch.tensor([targets[text] for _, text in prepared.teacher_texts()])
     given = {"eins": [2.0, 0.0], "zwei": [1.0, 0.0], "one": [0.0, 3.0], "two": [0.6, 0.8]}
     vectors = torch.tensor([given[text] for _, text in prepared.texts])
     cosines = {text: (torch.tensor(given[text]) / torch.tensor(given[text]).norm()).tolist() for text in given}
@@ -63,7 +64,7 @@ def test_a_text_is_told_apart_from_the_others_but_not_from_its_own_translation()
         return -mine + math.log(math.exp(mine) + 2 * math.exp(theirs))  # the other row's vector is there twice: of either side
 
     wanted = [one("eins", "one", "two"), one("zwei", "two", "one"), one("one", "one", "two"), one("two", "two", "one")]
-    assert told_apart(vectors, prepared, signals, [2], 0.5).item() == pytest.approx(sum(wanted) / 4, rel=1e-5)
+    assert told_apart(vectors, prepared, target, [2], 0.5).item() == pytest.approx(sum(wanted) / 4, rel=1e-5)
 
 
 def test_a_prefix_of_the_projection_gets_its_gradient_and_the_rest_none():

@@ -65,7 +65,7 @@ class StaticSettings(Strict):
         fields = type(self).model_fields
         if self.start == "tokens" and self.noise != fields["noise"].default:
             raise ValueError("noise has no effect with start: tokens; remove it")
-        given: dict[str, float] = {**self.weights}
+        given = {str(term): weight for term, weight in self.weights.items()}
         if given.get("teacher_nce") and self.batch_size < 2:
             raise ValueError("teacher_nce tells the rows of a batch apart; set batch_size to 2 or more")
         for name, term in (("cosent_temperature", "cosent"), ("nce_temperature", "teacher_nce")):

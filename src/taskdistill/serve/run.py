@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
+from taskdistill.memory import few_heaps
 from taskdistill.serve.app import make_app
 from taskdistill.serve.protocol import HEAD_BYTES, guarded
 from taskdistill.serve.searching import SearchIndex
@@ -51,6 +52,7 @@ def serve(
     """
     settings = settings or Settings()
     check_host(host, settings)
+    few_heaps()
     app = make_app(encoder, index, settings, load)
     listening = _listen(host, port)
     address = listening.getsockname()

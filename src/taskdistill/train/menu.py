@@ -10,7 +10,7 @@ from torch import Tensor
 from taskdistill.data.rows import Dataset
 from taskdistill.errors import BadInput, nearest
 from taskdistill.loss_menu import IN_TEACHER_SPACE, MENU, list_kl, mixed_negatives, sharpened_info_nce
-from taskdistill.losses import normalise, over_prefixes
+from taskdistill.losses import info_nce, normalise, over_prefixes
 from taskdistill.model.projection import Projection
 from taskdistill.recipe import Adapter, Phase, Stage1
 from taskdistill.recipe_phases import MENU_ACTS, Sharpen
@@ -266,3 +266,26 @@ def step_generator(step: int) -> torch.Generator:
         A generator on the CPU.
     """
     return torch.Generator().manual_seed(0x5EED + step)
+
+
+def told_apart(vectors: Tensor, prepared: Prepared, target: Tensor, dims: Sequence[int], temperature: float) -> Tensor:
+    """InfoNCE of each text against the teacher's vectors of the batch, over every prefix (ours, for the static student).
+
+    A cosine alone lets all vectors drift towards the mean of the teacher's; here a text has to be nearer to its own teacher vector
+    than to those of the other texts. Texts for which the teacher read the same one are no negatives of each other.
+
+    Args:
+        vectors: Pooled vectors in the teacher's space, `(texts, D)`.
+        prepared: The batch.
+        target: The teacher's vectors of `prepared.distilled`, `(n, D)`.
+        dims: Prefix sizes.
+        temperature: Divisor of the cosines.
+
+    Returns:
+        Scalar.
+    """
+    chosen = vectors[[place for place, _ in prepared.distilled]]
+    read = torch.tensor(prepared.read, device=vectors.device)
+    own = torch.arange(len(read), device=vectors.device)
+    same = read[:, None] == read[None, :]
+    return over_prefixes(lambda dim: info_nce(normalise(chosen[:, :dim]), normalise(target[:, :dim]), own, temperature, same), dims)

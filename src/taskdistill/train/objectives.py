@@ -150,31 +150,6 @@ def distill(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads,
     return over_prefixes(one, dims)
 
 
-def told_apart(vectors: Tensor, prepared: Prepared, signals: Signals, dims: Sequence[int], temperature: float) -> Tensor:
-    """InfoNCE of each text against the teacher's vectors of the batch, over every prefix (ours, for the static student).
-
-    A cosine alone lets all vectors drift towards the mean of the teacher's; here a text has to be nearer to its own teacher vector
-    than to those of the other texts. Texts for which the teacher read the same one are no negatives of each other.
-
-    Args:
-        vectors: Pooled vectors in the teacher's space, `(texts, D)`.
-        prepared: The batch.
-        signals: Holds the teacher's vectors.
-        dims: Prefix sizes.
-        temperature: Divisor of the cosines.
-
-    Returns:
-        Scalar.
-    """
-    assert signals.teacher is not None
-    target = signals.teacher
-    chosen = vectors[[place for place, _ in prepared.distilled]]
-    read = torch.tensor(prepared.read, device=vectors.device)
-    own = torch.arange(len(read), device=vectors.device)
-    same = read[:, None] == read[None, :]
-    return over_prefixes(lambda dim: losses.info_nce(normalise(chosen[:, :dim]), normalise(target[:, :dim]), own, temperature, same), dims)
-
-
 def pairs(
     vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads, dims: Sequence[int], settings: Adapter, wanted: Mapping[str, float]
 ) -> tuple[Terms, float]:

@@ -19,7 +19,7 @@ from taskdistill.recipe import Adapter, Phase, Recipe, Stage1, StaticSettings
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.loop import PhaseJob
-from taskdistill.train.menu import TEACHER_TERMS, check_adapter, check_stage1, refuse_several, stage1_weights
+from taskdistill.train.menu import TEACHER_TERMS, check_adapter, check_stage1, refuse_several, stage1_weights, told_apart
 from taskdistill.train.objectives import (
     Heads,
     Signals,
@@ -29,7 +29,6 @@ from taskdistill.train.objectives import (
     distill,
     graded,
     terms_of,
-    told_apart,
     weights_for,
 )
 from taskdistill.train.prepare import Prepared, prepare
@@ -305,7 +304,8 @@ def static_job(settings: StaticSettings, model: StaticModel, plan: BatchPlan, st
         if "distill" in weights and prepared.distilled:
             terms["distill"] = distill(vectors, prepared, signals, heads, chosen)
         if "teacher_nce" in weights and prepared.distilled:
-            terms["teacher_nce"] = told_apart(vectors, prepared, signals, chosen, settings.nce_temperature)
+            assert signals.teacher is not None
+            terms["teacher_nce"] = told_apart(vectors, prepared, signals.teacher, chosen, settings.nce_temperature)
         if "cosent" in weights and prepared.scores is not None:
             terms |= graded(vectors, prepared, signals, chosen, settings, weights)
         return terms, 0.0
