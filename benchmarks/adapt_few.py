@@ -47,6 +47,7 @@ def main() -> None:
     made.add_argument("--per-label", type=int, default=10)
     made.add_argument("--seeds", type=int, default=1, help="draws of rows")
     made.add_argument("--score-on", choices=("test", "held-out"), default="test")
+    made.add_argument("--strength", type=float, help="share of the trained change that is kept; default: that of `adapt`")
     made.add_argument("--adapter", action="append", default=[], help="field=value of the adapter's settings")
     asked = options(made)
     print(machine(asked.threads))
@@ -84,7 +85,7 @@ def one(asked: Namespace, seed: int) -> dict[str, Any]:
         shutil.copytree(asked.model, model)
         file.write_text("".join(json.dumps(row) + "\n" for row in few))
         start = time.perf_counter()
-        adapt(model, Wanted(file, Task.CLASSIFICATION, name="few", settings=overridden(asked.adapter), seed=seed))
+        adapt(model, Wanted(file, Task.CLASSIFICATION, name="few", settings=overridden(asked.adapter), seed=seed, strength=asked.strength))
         seconds = time.perf_counter() - start
         ours = Encoder.load(model, threads=asked.threads)
         sides = {"teacher": (Encoder.load(asked.teacher, threads=asked.threads), None), "base": (ours, None), "adapter": (ours, "few")}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from tiny_run import Recorder, stop_before
 
 from taskdistill.cli.app import run as command
@@ -216,6 +218,8 @@ def test_scores_are_those_of_the_metric(data):
         ({"kind": RowKind.TEXTS}, "is trained on labelled rows, not on texts"),
         ({"name": "a/b"}, "letters, digits"),
         ({"name": "base"}, "cannot be called 'base'"),
+        ({"strength": 0.0}, "strength is 0.0; give the share"),
+        ({"strength": 1.5}, "strength is 1.5; give the share"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(folder, data, change, message):
@@ -226,6 +230,17 @@ def test_what_cannot_work_is_refused_before_training(folder, data, change, messa
     with pytest.raises(BadInput, match=message):
         adapt(folder, asked)
     assert hashes(folder) == before
+
+
+def test_a_share_of_the_trained_change_is_kept(folder, data, tmp_path):
+    shutil.copytree(folder, tmp_path / "whole/model")
+    told = [adapt(path, wanted(data, **given)) for path, given in ((folder, {}), (tmp_path / "whole/model", {"strength": 1.0}))]
+    assert [each["strength"] for each in told] == [0.7, 1.0]
+    part, whole = (load_file(path / "adapters/topics/adapter_model.safetensors") for path in (folder, tmp_path / "whole/model"))
+    assert whole.keys() == part.keys() and max(tensor.abs().max() for name, tensor in whole.items() if "lora_B" in name) > 0
+    for name, tensor in whole.items():
+        assert torch.allclose(part[name], tensor * (0.7 if "lora_B" in name else 1.0), atol=1e-7)
+    assert (folder / "README.md").read_text("utf-8").count("0.7 of the change kept") == 1
 
 
 def test_steps_follow_from_the_number_of_rows(folder):

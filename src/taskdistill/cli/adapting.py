@@ -36,6 +36,10 @@ def adapt(
     column: Annotated[list[str] | None, typer.Option("--column", help="FIELD=COLUMN, such as label=intent")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="A field of a recipe's adapter: --set steps=200")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the order of rows and of the first weights")] = 17,
+    strength: Annotated[
+        float | None,
+        typer.Option("--strength", help="Share of the trained change that is kept, above 0 to 1; default: 0.7 for labelled rows, else 1"),
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write what was done as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
@@ -53,7 +57,7 @@ def adapt(
     from taskdistill.train.loop import Interrupted
 
     terminal = Terminal(quiet)
-    wanted = Wanted(data, task, name, kind, replace, dev, _columns(column or []), overridden(overrides or []), seed)
+    wanted = Wanted(data, task, name, kind, replace, dev, _columns(column or []), overridden(overrides or []), seed, strength)
     with stopping() as stop:
         try:
             told = run(model, wanted, watcher=terminal, should_stop=stop)

@@ -24,7 +24,7 @@ from taskdistill.job.adapt_score import Compared, compare, shown
 from taskdistill.job.finish import CALIBRATION_TEXTS, binary_offsets, int8_ranges
 from taskdistill.job.watch import Silent, Stop, Watcher, never
 from taskdistill.lock import writer_lock
-from taskdistill.model.adapters import detach
+from taskdistill.model.adapters import adapter_parameters, detach
 from taskdistill.model.backbone import rope_theta, set_rope_theta, weights_hash, without_dropout
 from taskdistill.model.extend import check_new_adapter, extend_folder
 from taskdistill.model.folder import Model, read_model
@@ -61,6 +61,9 @@ DEFAULTS: dict[RowKind, dict[str, Any]] = {
     },
 }
 """What differs from a recipe's adapter: no teacher is asked, the distances of the base hold the adapter instead."""
+STRENGTH: dict[RowKind, float] = {RowKind.LABELLED: 0.7, RowKind.SCORED: 1.0, RowKind.PAIRS: 1.0}
+"""Share of the trained change that is kept. A few labelled rows are learned by heart; part of the way back to the base generalises
+better, as interpolated weights do in WiSE-FT (arXiv 2109.01903)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,20 @@ class Wanted:
     columns: Mapping[str, str] | None = None
     settings: Mapping[str, Any] | None = None
     seed: int = 17
+    strength: float | None = None
+
+    @property
+    def kept(self) -> float:
+        """Share of the trained change that is kept.
+
+        Raises:
+            BadInput: If it is not above 0 and at most 1.
+        """
+        if self.strength is None:
+            return STRENGTH[self.rows]
+        if not 0 < self.strength <= 1:
+            raise BadInput(f"strength is {self.strength}; give the share of the trained change to keep, above 0 and at most 1")
+        return self.strength
 
     @property
     def adapter(self) -> str:
@@ -115,7 +132,7 @@ def adapt(folder: Path, wanted: Wanted, *, watcher: Watcher | None = None, shoul
         WorkFailed: If the adapter scores below the base on the development rows: nothing is written then.
     """
     watcher, started = watcher or Silent(), time.monotonic()
-    kind = wanted.rows
+    kind, strength = wanted.rows, wanted.kept
     if not folder.is_dir():
         raise BadInput(f"{folder} is no folder; give a model folder that `taskdistill train` wrote")
     read_manifest(folder, "model")
@@ -138,6 +155,7 @@ def adapt(folder: Path, wanted: Wanted, *, watcher: Watcher | None = None, shoul
         digest = _digest(wanted, settings, data, model)
         base = weights_hash(model.module.backbone)
         _train(model, wanted, settings, data, work / digest, digest, watcher, should_stop)
+        weaken(model.module, wanted.adapter, strength)
         if weights_hash(model.module.backbone) != base:
             raise WorkFailed("the base's weights changed while the adapter was trained; nothing was written, please report this")
         encoder = Encoder(model, threads=cores())
@@ -273,6 +291,20 @@ def _train(
     module.select(None)
 
 
+def weaken(module: TransformerModel, adapter: str, strength: float) -> None:
+    """Keep a share of what an adapter changes, by scaling the second factor of each of its products.
+
+    Args:
+        module: The model.
+        adapter: Name of the adapter.
+        strength: The share.
+    """
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(module.backbone, adapter).items():
+            if "lora_B" in name:
+                parameter.mul_(strength)
+
+
 def _calibrated(encoder: Encoder, model: Model, name: str, data: Dataset) -> dict[str, Any]:
     """Fit from the rows what the other adapters got from the training data: int8 ranges, and binary offsets where the model has some."""
     texts = [row_texts(row)[-1] for row in data.rows][:CALIBRATION_TEXTS]
@@ -291,6 +323,7 @@ def _facts(wanted: Wanted, settings: Adapter, data: Dataset, found: Compared | N
         "rows": len(data.rows),
         "kind": data.kind.value,
         "seed": wanted.seed,
+        "strength": wanted.kept,
         "settings": settings.model_dump(mode="json", exclude={"sources", "long_sources"}),
         "dev": None if found is None else {"file": None if wanted.dev is None else wanted.dev.name, **found.to_json()},
     }
@@ -301,7 +334,7 @@ def _section(wanted: Wanted, facts: Mapping[str, Any], found: Compared | None) -
     command += f" --name {wanted.name}" if wanted.name else ""
     lines = [
         f"Added later on the base as it is: {facts['rows']:,} {facts['kind']} rows of `{facts['data']}`, {facts['settings']['steps']} steps, "
-        f"seed {facts['seed']}; serves {wanted.task.value}. No other adapter was changed.",
+        f"seed {facts['seed']}, {facts['strength']} of the change kept; serves {wanted.task.value}. No other adapter was changed.",
         "",
         f"`{command}`",
     ]
