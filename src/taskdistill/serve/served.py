@@ -15,6 +15,8 @@ from taskdistill.serve.service import Service
 from taskdistill.serve.settings import Settings
 
 _POLL = 0.05
+_GRACE = 1.0
+"""Seconds in which a request that has chosen its model, and has no place in its queue yet, gets one."""
 
 _log = logging.getLogger(__name__)
 
@@ -124,6 +126,7 @@ class Served:
         self.metrics.reloads.labels(outcome).inc()
 
     async def _retire(self, old: Service) -> None:
+        await asyncio.sleep(_GRACE)
         while not old.queue.idle:
             await asyncio.sleep(_POLL)
         await asyncio.to_thread(old.stop)
