@@ -243,7 +243,7 @@ def test_paths_methods_and_media_types_have_the_right_status(http):
 
 
 def test_health_ready_metrics_and_docs(http, server):
-    assert http.get("/health").json() == {"status": "ok"}
+    assert http.get("/health").json() == {"status": "ok", "last_reload": None}
     assert http.get("/ready").json() == {"status": "ready"}
     http.post("/v1/embeddings", json={"input": "secret-word-in-a-text"})
     text = http.get("/metrics").text
