@@ -241,6 +241,7 @@ def test_a_share_of_the_trained_change_is_kept(folder, data, tmp_path):
     for name, tensor in whole.items():
         assert torch.allclose(part[name], tensor * (0.7 if "lora_B" in name else 1.0), atol=1e-7)
     assert (folder / "README.md").read_text("utf-8").count("0.7 of the change kept") == 1
+    assert "--strength 1.0" in (tmp_path / "whole/model/README.md").read_text("utf-8")
 
 
 def test_steps_follow_from_the_number_of_rows(folder):

@@ -148,6 +148,14 @@ def test_streaming_starts_by_itself_above_its_limit_and_takes_a_fixed_temperatur
     assert abs(streamed - plain) <= 1e-12
 
 
+def test_a_second_pass_backward_through_a_streamed_loss_is_refused_instead_of_scaled_twice():
+    queries, documents = unit(4, 5).requires_grad_(), unit(6, 5, seed=1)
+    value = 3 * losses.streaming_info_nce(queries, documents, torch.arange(4), 0.1, chunk=2)
+    torch.autograd.grad(value, queries, retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(value, queries)
+
+
 def test_the_mean_distance_takes_part_in_the_gradient_or_not():
     reference, gradients = unit(5, 4, seed=1), []
     for mean_gradient in (True, False):

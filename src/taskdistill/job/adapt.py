@@ -332,6 +332,7 @@ def _facts(wanted: Wanted, settings: Adapter, data: Dataset, found: Compared | N
 def _section(wanted: Wanted, facts: Mapping[str, Any], found: Compared | None) -> list[str]:
     command = f"taskdistill adapt MODEL {facts['data']} --task {wanted.task.value}"
     command += f" --name {wanted.name}" if wanted.name else ""
+    command += f" --strength {wanted.strength}" if wanted.strength is not None else ""
     lines = [
         f"Added later on the base as it is: {facts['rows']:,} {facts['kind']} rows of `{facts['data']}`, {facts['settings']['steps']} steps, "
         f"seed {facts['seed']}, {facts['strength']} of the change kept; serves {wanted.task.value}. No other adapter was changed.",
