@@ -1,12 +1,13 @@
-"""What each addition to an adapter's recipe is worth: the same adapter trained without and with it on one finished stage 1.
+"""What each addition to a recipe is worth: the same phase trained without and with it.
 
     taskdistill train recipes/quickstart.yaml --out runs/quickstart
     python benchmarks/additions.py runs/quickstart --data runs/quickstart-data --set retrieval/docs --seeds 2
+    python benchmarks/additions.py runs/quickstart --data runs/quickstart-data --set retrieval/docs --phase stage1 --steps 200
 
-Every variant trains the run's retrieval adapter again, from the same base, data order and seeds as the plain recipe, then scores one
-retrieval set: nDCG@10 of float32 vectors whole and cut to a quarter, of int8 codes and of sign bits. The table holds the difference to
-the plain recipe in points, with 95 % bootstrap intervals over queries, each a mean over the seeds. The last line is the largest gain of
-sign bits, in points.
+Every variant trains the run's retrieval adapter on its finished base again, or its stage 1 from the start, with the same data order and
+seeds as the plain recipe, then scores one retrieval set: nDCG@10 of float32 vectors whole and cut to a quarter, of int8 codes and of
+sign bits. The table holds the difference to the plain recipe in points, with 95 % bootstrap intervals over queries, each a mean over the
+seeds. The last line is the largest gain of sign bits, in points.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ from taskdistill.job.start import load_inputs, start_student
 from taskdistill.job.state import Run, fill_stores, make_plans
 from taskdistill.job.watch import Silent, never
 from taskdistill.model.backbone import without_dropout
+from taskdistill.model.folder import Model
 from taskdistill.model.projection import Projection
+from taskdistill.model.student import TransformerModel
 from taskdistill.recipe import load_recipe
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.store import open_views
 from taskdistill.train.log import Log
-from taskdistill.train.loop import Surroundings, run_phase
-from taskdistill.train.phases import adapter_job
+from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
+from taskdistill.train.phases import adapter_job, stage1_job
 from taskdistill.train.workers import workers
 from taskdistill.vocabulary import Precision, Task
 
@@ -62,9 +65,31 @@ VARIANTS: dict[str, list[str]] = {
     "rkd_angle 1": ["weights.rkd_angle=1"],
     "score_softmax 1": ["weights.score_softmax=1"],
     "list_kl 1": ["weights.list_kl=1"],
+    "l2 2 for distill": ["weights.distill=0", "weights.l2=2"],
+    "mse 400 for distill": ["weights.distill=0", "weights.mse=400"],
     "distill ramps to 0": ["weight_schedule={distill: {start: 1.0, end: 0.0}}"],
+    "distill ramps from 0": ["weight_schedule={distill: {start: 0.0, end: 1.0}}"],
 }
 """Name to settings of the adapter that differ from the run's recipe."""
+NEED_NEGATIVES: dict[str, list[str]] = {
+    "hardness 5": ["sharpen.hardness=5"],
+    "mixed_negatives 4": ["sharpen.mixed_negatives=4"],
+}
+"""Further ones, for rows with hard negatives (`taskdistill mine`)."""
+STAGE1: dict[str, list[str]] = {
+    PLAIN: [],
+    "l2 for distill": ["weights.distill=0", "weights.l2=1"],
+    "mse 200 for distill": ["weights.distill=0", "weights.mse=200"],
+    "score_softmax for distill": ["weights.distill=0", "weights.score_softmax=1"],
+    "score_softmax 1": ["weights.score_softmax=1"],
+    "similarity 20": ["weights.similarity=20"],
+    "relative 2": ["weights.relative=2"],
+    "rkd_distance 1": ["weights.rkd_distance=1"],
+    "rkd_angle 2": ["weights.rkd_angle=2"],
+    "list_kl 1": ["weights.list_kl=1"],
+    "matryoshka off": ["matryoshka=false"],
+}
+"""Name to settings of stage 1 that differ; weights beside the cosine stand to it as in the sources that docs/method.md names."""
 MEASURES = ("float32", "float32, a quarter", "int8", "sign bits")
 Units = dict[str, np.ndarray]
 
@@ -76,12 +101,15 @@ def main() -> None:
     made.add_argument("--set", dest="name", required=True, help="retrieval set that is scored")
     made.add_argument("--split", default="test")
     made.add_argument("--seeds", type=int, default=1)
-    made.add_argument("--steps", type=int, help="of the adapter; default: the recipe's")
+    made.add_argument("--phase", choices=("retrieval", "stage1"), default="retrieval", help="what is trained again")
+    made.add_argument("--negatives", action="store_true", help="the rows have hard negatives: measure what weighs and mixes them too")
+    made.add_argument("--steps", type=int, help="of the phase; default: the recipe's")
     made.add_argument("--only", help="names of variants, separated by commas")
     made.add_argument("--variant", action="append", default=[], metavar="field=value,...", help="one more variant")
     asked = options(made)
     print(machine(asked.threads))
-    chosen = {name: VARIANTS[name] for name in ([PLAIN, *asked.only.split(",")] if asked.only else VARIANTS)}
+    known = STAGE1 if asked.phase == "stage1" else VARIANTS | (NEED_NEGATIVES if asked.negatives else {})
+    chosen = {name: known[name] for name in ([PLAIN, *asked.only.split(",")] if asked.only else known)}
     chosen |= {each: each.split(",") for each in asked.variant}
     found: dict[str, list[Units]] = {name: [] for name in chosen}
     seconds: dict[str, float] = {}
@@ -113,14 +141,13 @@ def main() -> None:
 
 
 def variant(asked: argparse.Namespace, changes: list[str], seed: int) -> Units:
-    """Train the adapter with some settings changed, and score the set."""
-    prefix = f"adapters.{Task.RETRIEVAL.value}."
-    steps = [f"{prefix}steps={asked.steps}"] if asked.steps else []
-    recipe = load_recipe(asked.run / "recipe.yaml", [f"data.root={asked.data}", *steps, *(prefix + each for each in changes)])
-    settings = recipe.adapters[Task.RETRIEVAL]
-    recipe = recipe.model_copy(update={"adapters": {Task.RETRIEVAL: settings}, "static": None, "seed": recipe.seed + seed})
+    """Train the phase with some settings changed, and score the set."""
+    plan = "stage1" if asked.phase == "stage1" else f"adapters.{Task.RETRIEVAL.value}"
+    steps = [f"{plan}.steps={asked.steps}"] if asked.steps else []
+    recipe = load_recipe(asked.run / "recipe.yaml", [f"data.root={asked.data}", *steps, *(f"{plan}.{each}" for each in changes)])
+    adapters = {} if asked.phase == "stage1" else {Task.RETRIEVAL: recipe.adapters[Task.RETRIEVAL]}
+    recipe = recipe.model_copy(update={"adapters": adapters, "static": None, "seed": recipe.seed + seed})
     inputs = load_inputs(recipe, asked.data, Silent())
-    plan = f"adapters.{Task.RETRIEVAL.value}"
     teacher = make_teacher(recipe.teacher, threads=asked.threads)
     stores = open_views(store_root(recipe, asked.run), teacher, recipe.teacher.instructions)
     folder = Path(tempfile.mkdtemp(prefix="additions-"))
@@ -128,13 +155,7 @@ def variant(asked: argparse.Namespace, changes: list[str], seed: int) -> Units:
     run = Run(recipe, folder, inputs, teacher, stores, Silent(), never, Log(folder / "log.jsonl"), asked.threads, plans, {})
     fill_stores(run, [plan])
     student = start_student(recipe)
-    projection = trained_base(student.module, asked.run / "phases")
-    without_dropout(student.module.backbone)
-    torch.manual_seed(recipe.seed)
-    job, config = adapter_job(
-        Task.RETRIEVAL, settings, student.module, run.plans[plan], stores, projection, student.settings.matryoshka_dims
-    )
-    student.adapter_configs[Task.RETRIEVAL.value] = config
+    job = stage1_again(run, student) if asked.phase == "stage1" else adapter_again(run, student, asked.run)
     with workers(asked.threads) as threads:
         around = Surroundings(
             student.tokenizer, student.settings.prompts, recipe.seed, threads, run.log, {}, run.watcher.step, never, 1, run.watcher.note
@@ -143,6 +164,30 @@ def variant(asked: argparse.Namespace, changes: list[str], seed: int) -> Units:
     shutil.rmtree(folder)
     student.module.eval()
     return scored(asked, Encoder(student, threads=asked.threads))
+
+
+def stage1_again(run: Run, student: Model) -> PhaseJob:
+    """Describe stage 1 from the student before its first step."""
+    assert isinstance(student.module, TransformerModel)
+    settings = run.recipe.first_stage()
+    torch.manual_seed(run.recipe.seed)
+    width = run.stores["document"].embedding_dim
+    assert width is not None
+    projection = None if settings.projection == "none" else Projection(student.module.embedding_dim, width, settings.projection_init)
+    return stage1_job("stage1", settings, student.module, run.plans["stage1"], run.stores, projection, student.settings.matryoshka_dims)
+
+
+def adapter_again(run: Run, student: Model, source: Path) -> PhaseJob:
+    """Describe the retrieval adapter on a finished base."""
+    assert isinstance(student.module, TransformerModel)
+    projection = trained_base(student.module, source / "phases")
+    without_dropout(student.module.backbone)
+    torch.manual_seed(run.recipe.seed)
+    settings, plan = run.recipe.adapters[Task.RETRIEVAL], run.plans[f"adapters.{Task.RETRIEVAL.value}"]
+    dims = student.settings.matryoshka_dims
+    job, config = adapter_job(Task.RETRIEVAL, settings, student.module, plan, run.stores, projection, dims)
+    student.adapter_configs[Task.RETRIEVAL.value] = config
+    return job
 
 
 def trained_base(module: Any, phases: Path) -> Projection:

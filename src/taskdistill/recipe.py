@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from taskdistill.errors import BadInput, nearest
 from taskdistill.recipe_faults import explain, read_recipe
-from taskdistill.recipe_phases import ACTS_FOR, Adapter, Average, Phase, Positive, Stage1, StaticSettings, Strict
+from taskdistill.recipe_phases import ACTS_FOR, Adapter, Average, Phase, Positive, Stage1, StaticSettings, Strict, StudentVocabulary
 from taskdistill.recipe_source import Source, given
 from taskdistill.vocabulary import PROMPTS, Pooling, Precision, Task
 
@@ -80,6 +80,9 @@ class StudentSettings(Strict):
     layers: list[int] | None = Field(default=None, description="Layers of the initial model to keep, in order; None keeps all")
     config: dict[str, Any] | None = Field(default=None, description="With init: config, the backbone's configuration with its model_type")
     tokenizer: str | None = Field(default=None, description="Tokenizer folder; default: the initial model's")
+    vocabulary: StudentVocabulary | None = Field(
+        default=None, description="Learn a vocabulary from the texts of stage 1, for languages that the initial one does not know"
+    )
     pooling: Pooling | None = Field(default=None, description="last, mean or cls; default: the initial model's")
     end_token: str | None = Field(
         default="auto",
@@ -101,6 +104,9 @@ class StudentSettings(Strict):
     def _config_with_init(self) -> StudentSettings:
         if (self.init == "config") != (self.config is not None):
             raise ValueError("`init: config` and `config: {...}` go together")
+        if self.vocabulary is not None and (self.tokenizer is not None or self.init == "config"):
+            other = "tokenizer" if self.tokenizer is not None else "init: config"
+            raise ValueError(f"`vocabulary` replaces that of a trained initial model and does not go with `{other}`; leave one out")
         return self
 
 
@@ -217,6 +223,14 @@ class Recipe(Strict):
             for task, adapter in self.adapters.items()
             if given(adapter, "relational_mean_gradient") and not adapter.weights.get("relational", task is Task.CLASSIFICATION)
         ]
+        if self.student.vocabulary is not None:
+            if self.stage1 is None:
+                idle.append(("student.vocabulary", "it is learned from the texts of stage1, which is missing; static has one of its own"))
+            if self.static is not None and self.static.vocabulary is None:
+                raise ValueError("static would share the student's vocabulary, which is learned after it; give static.vocabulary as well")
+        for name, phase in (("stage1", self.stage1), ("long", self.long)):
+            if phase is not None and phase.freeze_embeddings and phase.table_lr is not None:
+                idle.append((f"{name}.table_lr", "freeze_embeddings keeps the table as it is"))
         if self.stage1 is not None and self.stage1.projection == "none":
             idle += [
                 (f"stage1.{name}", "stage1.projection is none") for name in ("projection_init", "projection_lr") if given(self.stage1, name)

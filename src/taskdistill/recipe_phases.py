@@ -27,6 +27,14 @@ class NewVocabulary(Strict):
     texts: Positive = Field(default=400_000, description="At most this many texts are counted, drawn by the seed")
 
 
+class StudentVocabulary(Strict):
+    """A vocabulary of its own for the student, learned from the texts of stage 1; its token table is mixed from the initial model's."""
+
+    size: int = Field(ge=100, le=500_000, description="Pieces, at most; each is one row of the token table")
+    texts: Positive = Field(default=400_000, description="At most this many texts are counted, drawn by the seed")
+    pairs: Positive = Field(default=400_000, description="At most this many pairs of texts are aligned, drawn by the seed")
+
+
 class StaticSettings(Strict):
     """The instant student: one vector per token, weighted mean, distilled by cosine (ours, not the paper's)."""
 
@@ -79,6 +87,7 @@ class Menu(Strict):
 
     score_temperature: float = Field(default=0.02, gt=0, description="Of score_softmax")
     list_temperature: float = Field(default=0.05, gt=0, description="Of list_kl")
+    nce_temperature: float = Field(default=0.05, gt=0, description="Of teacher_nce")
     relative_margin: float = Field(default=0.015, ge=0, description="Of relative: by how much cosines must differ")
     couples: Positive = Field(default=4096, description="Of relative: couples of pairs drawn a step")
     corners: Positive = Field(default=32, description="Of rkd_angle: texts taken as corners, drawn a step")
@@ -87,6 +96,7 @@ class Menu(Strict):
 MENU_ACTS: dict[str, tuple[str, ...]] = {
     "score_temperature": ("score_softmax",),
     "list_temperature": ("list_kl",),
+    "nce_temperature": ("teacher_nce",),
     "relative_margin": ("relative",),
     "couples": ("relative",),
     "corners": ("rkd_angle",),
@@ -171,7 +181,7 @@ class Stage1(Phase):
     weights: dict[str, Weight] = Field(
         default={"distill": 1.0},
         description="Loss term to weight: distill (the paper's alone), l2, mse, score_softmax, similarity, relative, rkd_distance, rkd_angle, "
-        "and for pairs list_kl",
+        "teacher_nce, and for pairs list_kl",
     )
     reduction: Literal["mean", "sum"] = Field(
         default="mean", description="Over the batch's texts; the paper prints a sum (sections 4.2, 11.5)"
@@ -184,6 +194,7 @@ class Stage1(Phase):
         description="default: torch's linear initialisation; identity: ones on the diagonal, for a student started from its teacher",
     )
     projection_lr: float | None = Field(default=None, gt=0, description="Learning rate of the projection; None: the phase's")
+    table_lr: float | None = Field(default=None, gt=0, description="Learning rate of the token table; None: the phase's")
     freeze_embeddings: bool = Field(default=False, description="Keep the token table as it was started")
     shard: Literal["auto", "full", "none"] = Field(
         default="auto",

@@ -213,6 +213,8 @@ def make_experiment(recipe: Recipe, ablation: Ablation) -> Experiment:
     stage = recipe.first_stage()
     if recipe.teachers:
         raise BadInput("an ablation has one teacher; leave `teachers` out")
+    if recipe.student.vocabulary is not None:
+        raise BadInput("an ablation compares arms of one vocabulary, the initial model's; leave student.vocabulary out")
     kept = {name: weight for name, weight in stage.sources.items() if weight > 0 and recipe.data.sources[name].kind is RowKind.PAIRS}
     left = tuple(name for name, weight in stage.sources.items() if weight > 0 and name not in kept)
     if not kept:

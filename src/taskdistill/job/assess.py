@@ -16,6 +16,7 @@ from taskdistill.evaluate.run import Options, evaluate_models
 from taskdistill.evaluate.sets import EvalSet, find_sets
 from taskdistill.folders import versions
 from taskdistill.job.embedders import EncoderEmbedder, TeacherEmbedder
+from taskdistill.job.own_vocabulary import with_own_vocabulary
 from taskdistill.job.speed import matrix_rate, time_table, where_time_went
 from taskdistill.job.start import start_student
 from taskdistill.model.folder import Model, base_space_id
@@ -134,6 +135,8 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
 def _students(run: Run, encoder: Encoder, static: Path | None, models: list[Embedder]) -> dict[str, Encoder]:
     """Add the students that are scored beside the teacher, and name their encoders."""
     untrained = start_student(run.recipe)
+    if run.recipe.student.vocabulary is not None:
+        untrained = with_own_vocabulary(untrained, run.out)
     untrained.settings.prompts.clear()
     untrained.hash = base_space_id(untrained)
     encoders = {UNTRAINED: Encoder(untrained, threads=run.threads), BASE: encoder}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from taskdistill.data.batches import BatchPlan, describe
 from taskdistill.encode.batches import cores
@@ -17,6 +18,7 @@ from taskdistill.job.speed import matrix_rate
 from taskdistill.job.start import data_root, load_inputs, start_student
 from taskdistill.job.watch import Watcher
 from taskdistill.model.backbone import layers_of
+from taskdistill.model.fewer_tokens import replace_table
 from taskdistill.model.folder import Model
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer
@@ -65,6 +67,9 @@ def plan_run(
         inputs = load_inputs(recipe, root, watcher)
         student = start_student(recipe, weights=False)
         assert isinstance(student.module, TransformerModel)
+        if recipe.student.vocabulary is not None:
+            width = student.module.backbone.get_input_embeddings().weight.shape[1]
+            replace_table(student.module, torch.empty(recipe.student.vocabulary.size, width, device="meta"), {})
         check_fit(recipe, root, student.module, _teacher_dim(recipe))
         rate = matrix_rate()
         phases = {}

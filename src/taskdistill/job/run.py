@@ -13,6 +13,7 @@ import yaml
 from taskdistill.encode.batches import cores
 from taskdistill.errors import BadInput
 from taskdistill.folders import dump_json, remove_leftovers, write_file
+from taskdistill.job.own_vocabulary import learn_own_vocabulary, with_own_vocabulary
 from taskdistill.job.stages import train_phases
 from taskdistill.job.start import data_root, load_inputs, start_student
 from taskdistill.job.state import Run, deciding, fill_stores, make_plans
@@ -100,7 +101,11 @@ def train(
             if static is not None and recipe.stage1 is not None and not (out / "model").is_dir():
                 first_result(run, static)
             fill_stores(run, [name for name in plans if name != "static"])
+            if recipe.student.vocabulary is not None:
+                learn_own_vocabulary(run, student)
             processes.same(run.unusable)
+            if recipe.student.vocabulary is not None:
+                student = with_own_vocabulary(student, out)
             model = train_phases(run, student) if recipe.stage1 is not None or static is None else load_static(run, static)
             metrics = (assess or assess_run)(run, model, static)
         finally:
@@ -116,6 +121,8 @@ def _follow(run: Run, student: Model) -> None:
         run.plans = make_plans(run.recipe, run.inputs)
     run.stores = open_views(store_root(run.recipe, run.out), run.teacher, run.recipe.teacher.instructions)
     run.further = open_further(run.recipe, run.out)
+    if run.recipe.student.vocabulary is not None:
+        student = with_own_vocabulary(student, run.out)
     if run.recipe.stage1 is not None:
         train_phases(run, student)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from taskdistill.errors import BadInput
 from taskdistill.model.student import StaticModel, TransformerModel
@@ -140,15 +140,26 @@ def prune_table(module: TransformerModel | StaticModel, old: np.ndarray) -> None
     if isinstance(module, StaticModel):
         module.table = nn.Parameter(module.table.detach()[rows].clone(), requires_grad=module.table.requires_grad)
         return
+    table = module.backbone.get_input_embeddings().weight.detach()
+    replace_table(module, table[rows].clone(), {int(number): i for i, number in enumerate(old)})
+
+
+def replace_table(module: TransformerModel, rows: Tensor, place: Mapping[int, int]) -> None:
+    """Give a backbone another token table, in place.
+
+    Args:
+        module: The model.
+        rows: The new table, `(new pieces, D)`.
+        place: Old id to new id of the tokens that both have; special ones that are not in it are no longer named by the configuration.
+    """
     table = module.backbone.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
-    place = {int(number): i for i, number in enumerate(old)}
     padding = None if table.padding_idx is None else place.get(table.padding_idx)
-    made = nn.Embedding(len(old), table.embedding_dim, padding_idx=padding)
-    made.weight = nn.Parameter(table.weight.detach()[rows].clone(), requires_grad=table.weight.requires_grad)
+    made = nn.Embedding(len(rows), table.embedding_dim, padding_idx=padding, device=rows.device)
+    made.weight = nn.Parameter(rows, requires_grad=table.weight.requires_grad)
     module.backbone.set_input_embeddings(made)
     config = module.backbone.config
-    config.vocab_size = len(old)
+    config.vocab_size = len(rows)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         if isinstance(number := getattr(config, name, None), int):
             setattr(config, name, place.get(number))

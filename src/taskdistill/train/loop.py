@@ -59,6 +59,8 @@ class PhaseJob:
     trained: dict[str, nn.Parameter]
     heads: Heads = field(default_factory=Heads)
     heads_lr: float | None = None
+    own_lr: Mapping[str, float] = field(default_factory=dict)
+    """Trained parameters with a peak learning rate of their own."""
     task: str | None = None
     stores: Mapping[View, TeacherStore] = field(default_factory=dict)
     further: Sequence[Mapping[View, TeacherStore]] = ()
@@ -163,7 +165,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
         parameter.requires_grad_(False)
     for parameter in everything.values():
         parameter.requires_grad_(True)
-    optimiser = make_optimiser(settings, job.trained, job.moving_heads(), job.heads_lr)
+    optimiser = make_optimiser(settings, job.trained, job.moving_heads(), job.heads_lr, job.own_lr)
     meta = {**around.meta, "phase": job.name}
     step, bad, last_good = 0, 0, 0
     leads, sharded = around.processes.leads, is_sharded(model)

@@ -18,7 +18,8 @@ from taskdistill.train.prepare import Prepared
 from taskdistill.vocabulary import RowKind
 
 LIST_KL = "list_kl"
-TEACHER_TERMS = (*MENU, LIST_KL)
+TEACHER_NCE = "teacher_nce"
+TEACHER_TERMS = (*MENU, LIST_KL, TEACHER_NCE)
 """Terms that compare with the teacher's vectors, beside `distill`."""
 LAYERS = "hidden"
 
@@ -216,6 +217,8 @@ def teacher_terms(
             return list_kl(mine[first], mine[second], target[:count], target[count : 2 * count], temperature=menu.list_temperature)
 
         terms[LIST_KL] = over_prefixes(lists, dims)
+    if TEACHER_NCE in wanted:
+        terms[TEACHER_NCE] = told_apart(vectors, prepared, teacher, projection, dims, menu.nce_temperature)
     return terms
 
 
@@ -268,16 +271,19 @@ def step_generator(step: int) -> torch.Generator:
     return torch.Generator().manual_seed(0x5EED + step)
 
 
-def told_apart(vectors: Tensor, prepared: Prepared, target: Tensor, dims: Sequence[int], temperature: float) -> Tensor:
-    """InfoNCE of each text against the teacher's vectors of the batch, over every prefix (ours, for the static student).
+def told_apart(
+    vectors: Tensor, prepared: Prepared, target: Tensor, projection: Projection | None, dims: Sequence[int], temperature: float
+) -> Tensor:
+    """InfoNCE of each text against the teacher's vectors of the batch, over every prefix (ours).
 
     A cosine alone lets all vectors drift towards the mean of the teacher's; here a text has to be nearer to its own teacher vector
     than to those of the other texts. Texts for which the teacher read the same one are no negatives of each other.
 
     Args:
-        vectors: Pooled vectors in the teacher's space, `(texts, D)`.
+        vectors: Pooled vectors, `(texts, D)`.
         prepared: The batch.
-        target: The teacher's vectors of `prepared.distilled`, `(n, D)`.
+        target: The teacher's vectors of `prepared.distilled`, `(n, T)`.
+        projection: Into the teacher's space, or None.
         dims: Prefix sizes.
         temperature: Divisor of the cosines.
 
@@ -288,4 +294,10 @@ def told_apart(vectors: Tensor, prepared: Prepared, target: Tensor, dims: Sequen
     read = torch.tensor(prepared.read, device=vectors.device)
     own = torch.arange(len(read), device=vectors.device)
     same = read[:, None] == read[None, :]
-    return over_prefixes(lambda dim: info_nce(normalise(chosen[:, :dim]), normalise(target[:, :dim]), own, temperature, same), dims)
+
+    def one(dim: int) -> Tensor:
+        mine = normalise(chosen[:, :dim])
+        mine, theirs = (mine, target[:, :dim]) if projection is None else (normalise(projection(mine)), target)
+        return info_nce(mine, normalise(theirs), own, temperature, same)
+
+    return over_prefixes(one, dims)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from taskdistill.errors import WorkFailed
+from taskdistill.model.text import TextTokenizer
 
 UNKNOWN = "[UNK]"
 LONGEST_PIECE = 12
@@ -43,3 +44,29 @@ def learn_vocabulary(texts: Sequence[str], size: int) -> Tokenizer:
             raise
         raise WorkFailed(f"no vocabulary of {size:,} pieces could be learned from {len(texts):,} texts: {error}") from None
     return made
+
+
+def with_special_tokens(learned: Tokenizer, old: TextTokenizer) -> Tokenizer:
+    """Let a learned vocabulary begin and end texts as another tokenizer does, with its special tokens.
+
+    Args:
+        learned: See `learn_vocabulary`; it is changed.
+        old: The tokenizer whose special tokens are taken over; a special token of the same name stays where it is.
+
+    Returns:
+        The learned one.
+    """
+    special = [token.content for _, token in sorted(old.backend.get_added_tokens_decoder().items()) if token.special]
+    learned.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    around = old.backend.encode("a", add_special_tokens=True)
+    inner = around.special_tokens_mask.index(0)
+    before = [token for token, mark in zip(around.tokens[:inner], around.special_tokens_mask[:inner], strict=True) if mark]
+    after = [token for token, mark in zip(around.tokens[inner:], around.special_tokens_mask[inner:], strict=True) if mark]
+    if before or after:
+        used = list(dict.fromkeys([*before, *after]))
+        learned.post_processor = processors.TemplateProcessing(
+            single=[*before, "$A", *after],
+            pair=[*before, "$A", *after, "$B:1", *(f"{token}:1" for token in after)],
+            special_tokens=[(token, learned.token_to_id(token)) for token in used],
+        )
+    return learned

@@ -14,7 +14,11 @@ from taskdistill.train.sharded import local, summed
 
 
 def make_optimiser(
-    phase: Phase, model: Mapping[str, nn.Parameter], heads: Mapping[str, nn.Parameter], heads_lr: float | None
+    phase: Phase,
+    model: Mapping[str, nn.Parameter],
+    heads: Mapping[str, nn.Parameter],
+    heads_lr: float | None,
+    own_lr: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
     """Build AdamW with weight decay on matrices only.
 
@@ -23,12 +27,15 @@ def make_optimiser(
         model: Trained parameters of the model.
         heads: Projection and temperature.
         heads_lr: Learning rate of the heads; None for the phase's.
+        own_lr: Parameters of the model with a learning rate of their own.
 
     Returns:
         The optimiser; each group keeps its peak rate as `peak`.
     """
-    groups = []
-    for named, rate in ((model, phase.lr), (heads, heads_lr or phase.lr)):
+    groups, apart = [], own_lr or {}
+    parts = [({n: p for n, p in model.items() if n not in apart}, phase.lr), (heads, heads_lr or phase.lr)]
+    parts += [({name: model[name]}, rate) for name, rate in apart.items()]
+    for named, rate in parts:
         for decays in (True, False):
             chosen = [p for p in named.values() if (p.ndim >= 2) is decays]
             if chosen:

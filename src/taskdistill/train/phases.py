@@ -275,9 +275,10 @@ def stage1_job(
 
     table = model.backbone.get_input_embeddings().weight
     trained = {n: p for n, p in model.backbone.named_parameters() if not (settings.freeze_embeddings and p is table)}
+    own = {} if settings.table_lr is None else {n: settings.table_lr for n, p in trained.items() if p is table}
     heads = Heads(projection)
     return PhaseJob(
-        name, settings, plan, preparer(name, settings), objective, wanted, trained, heads, settings.projection_lr, stores=stores
+        name, settings, plan, preparer(name, settings), objective, wanted, trained, heads, settings.projection_lr, own, stores=stores
     )
 
 
@@ -305,7 +306,7 @@ def static_job(settings: StaticSettings, model: StaticModel, plan: BatchPlan, st
             terms["distill"] = distill(vectors, prepared, signals, heads, chosen)
         if "teacher_nce" in weights and prepared.distilled:
             assert signals.teacher is not None
-            terms["teacher_nce"] = told_apart(vectors, prepared, signals.teacher, chosen, settings.nce_temperature)
+            terms["teacher_nce"] = told_apart(vectors, prepared, signals.teacher, None, chosen, settings.nce_temperature)
         if "cosent" in weights and prepared.scores is not None:
             terms |= graded(vectors, prepared, signals, chosen, settings, weights)
         return terms, 0.0

@@ -1,0 +1,95 @@
+"""A student with a vocabulary of its own: learned from stage 1's texts, its token table mixed from the initial model's, kept in the run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from taskdistill.errors import BadInput
+from taskdistill.folders import dump_json, read_manifest, write_folder
+from taskdistill.job.state import Run, resume_meta
+from taskdistill.model.backbone import read_json
+from taskdistill.model.fewer_tokens import replace_table
+from taskdistill.model.folder import Model
+from taskdistill.model.student import TransformerModel
+from taskdistill.model.text import TextTokenizer
+from taskdistill.train.new_table import new_table, read_pairs
+from taskdistill.train.new_vocabulary import learn_vocabulary, with_special_tokens
+
+FOLDER, KIND, TABLE = "student-tokenizer", "tokenizer", "table.safetensors"
+NAMED = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "bos_token", "eos_token", "model_max_length")
+"""What the initial tokenizer's settings say that stays true of the new one."""
+
+
+def learn_own_vocabulary(run: Run, student: Model) -> None:
+    """Learn the vocabulary and make its token table, unless the run has them.
+
+    Args:
+        run: The run; its recipe asks for a vocabulary.
+        student: The student before its first step, with the initial vocabulary; it is not changed.
+
+    Raises:
+        BadInput: If the run has one that was made from other data or settings.
+    """
+    settings, folder, meta = run.recipe.student.vocabulary, run.out / FOLDER, resume_meta(run, "stage1")
+    assert settings is not None and isinstance(student.module, TransformerModel)
+    if folder.is_dir():
+        manifest = read_manifest(folder, KIND)
+        for key, value in meta.items():
+            if manifest.get(key) != value:
+                raise BadInput(f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use a new --out")
+        return
+    start = time.monotonic()
+    pairs = read_pairs(run.plans["stage1"])
+    texts = _drawn(list(dict.fromkeys(own for own, _ in pairs)), settings.texts, run.recipe.seed)
+    run.watcher.stage(f"learning {settings.size:,} pieces from {len(texts):,} texts")
+    tokenizer = TextTokenizer(with_special_tokens(learn_vocabulary(texts, settings.size), student.tokenizer))
+    pairs = _drawn(pairs, settings.pairs, run.recipe.seed)
+    run.watcher.stage(f"aligning its pieces with the initial ones in {len(pairs):,} pairs of texts")
+    table = student.module.backbone.get_input_embeddings().weight.detach()
+    rows = new_table(tokenizer, student.tokenizer, pairs, table, run.recipe.seed)
+    with write_folder(folder, KIND, meta=meta) as beside:
+        (beside / "tokenizer.json").write_text(tokenizer.to_json(), "utf-8")
+        (beside / "tokenizer_config.json").write_text(dump_json(_side_file(student)), "utf-8")
+        save_file({"rows": rows.contiguous()}, beside / TABLE, metadata={"format": "pt"})
+    run.timed("vocabulary", start)
+
+
+def with_own_vocabulary(student: Model, out: Path) -> Model:
+    """Give the student the vocabulary of its run.
+
+    Args:
+        student: The student before its first step; its module is changed.
+        out: The run folder.
+
+    Returns:
+        The student with its own tokenizer and table.
+    """
+    assert isinstance(student.module, TransformerModel)
+    folder = out / FOLDER
+    tokenizer, rows = TextTokenizer.load(folder), load_file(folder / TABLE)["rows"]
+    kept = {number: tokenizer.backend.token_to_id(token.content) for number, token in _special(student.tokenizer)}
+    replace_table(student.module, rows, {number: place for number, place in kept.items() if place is not None})
+    return replace(student, tokenizer=tokenizer, source=folder)
+
+
+def _special(tokenizer: TextTokenizer) -> list[tuple[int, Any]]:
+    return [(number, token) for number, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special]
+
+
+def _side_file(student: Model) -> dict[str, Any]:
+    path = student.source / "tokenizer_config.json"
+    said = read_json(path) if path.is_file() else {}
+    return {key: said[key] for key in NAMED if key in said} | {"tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+def _drawn(items: list[Any], most: int, seed: int) -> list[Any]:
+    if len(items) <= most:
+        return items
+    chosen = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))[:most]
+    return [items[i] for i in sorted(chosen.tolist())]

@@ -1,0 +1,180 @@
+"""A transformer student with a vocabulary of its own: word alignment, the mixed token table, and a whole run."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import tiny_run
+import torch
+from scipy.sparse import csr_matrix
+from sentence_transformers import SentenceTransformer
+from test_cross_lingual import GERMAN, RUSSIAN
+from tokenizers import Tokenizer, models
+
+from taskdistill.encode.encoder import Encoder
+from taskdistill.errors import BadInput
+from taskdistill.job.own_vocabulary import FOLDER, TABLE
+from taskdistill.job.plan import plan_run
+from taskdistill.job.watch import Silent
+from taskdistill.model.text import TextTokenizer
+from taskdistill.recipe import parse_recipe
+from taskdistill.train.loop import Interrupted
+from taskdistill.train.new_table import OCCURRENCES, align, mixed_rows, new_table
+from taskdistill.train.new_vocabulary import learn_vocabulary, with_special_tokens
+
+
+def ids(*rows):
+    return [np.array(row, dtype=np.int32) for row in rows]
+
+
+def expectation_maximisation(new, old, rounds):
+    """IBM model 1 by loops over sets of pieces, as in its definition."""
+    chance = {}
+    for _ in range(rounds):
+        expected = {}
+        for ours, theirs in zip(new, old, strict=True):
+            for f in set(ours.tolist()):
+                total = sum(chance.get((f, e), 1.0) for e in set(theirs.tolist()))
+                for e in set(theirs.tolist()):
+                    expected[f, e] = expected.get((f, e), 0.0) + chance.get((f, e), 1.0) / total
+        sums = {}
+        for (_, e), value in expected.items():
+            sums[e] = sums.get(e, 0.0) + value
+        chance = {(f, e): value / sums[e] for (f, e), value in expected.items()}
+    return expected
+
+
+def test_the_alignment_is_ibm_model_1():
+    new, old = ids([0, 1], [0, 2], [1, 2, 2], [3]), ids([5, 6], [5, 7], [6, 7], [5, 7, 7])
+    expected = expectation_maximisation(new, old, 6)
+    found = align(new, old, (5, 8), seed=0)
+    sums = {f: sum(value for (g, _), value in expected.items() if g == f) for f in range(4)}
+    for (f, e), value in expected.items():
+        assert found[f, e] == pytest.approx(value / sums[f])
+    assert [int(found[f].toarray().argmax()) for f in range(3)] == [5, 6, 7] and found[4].nnz == 0
+
+
+def test_a_text_without_old_pieces_and_a_frequent_piece_change_no_sum():
+    count = 4 * OCCURRENCES
+    new, old = ids(*([[0, 1 + i % 2] for i in range(count)]), [2]), ids(*([[0, 1 + i % 2] for i in range(count)]), [])
+    found = align(new, old, (3, 3), seed=3)
+    expected = np.zeros((3, 3))
+    for (f, e), value in expectation_maximisation(new, old, 6).items():
+        expected[f, e] = value
+    assert np.allclose(found.toarray(), expected / expected.sum(axis=1, keepdims=True), atol=0.05)
+    assert (align(new, old, (3, 3), seed=3) != found).nnz == 0
+
+
+def test_rows_are_mixed_by_sharpened_chances_and_spelled_where_nothing_is_known():
+    table = torch.tensor([[1.0, 0.0], [0.0, 1.0], [4.0, 4.0]])
+    chances = csr_matrix(np.array([[0.8, 0.19, 0.01], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    rows = mixed_rows(chances, table, ids([], [0, 1], []))
+    a, b = 0.8**1.5, 0.19**1.5
+    assert rows[0].tolist() == pytest.approx([a / (a + b), b / (a + b)])
+    assert rows[1].tolist() == pytest.approx([0.5, 0.5]) and rows[2].tolist() == pytest.approx([5 / 3, 5 / 3])
+
+
+def test_special_tokens_and_their_rows_are_taken_over():
+    old = TextTokenizer(tiny.tokenizer())
+    made = TextTokenizer(with_special_tokens(learn_vocabulary(["the cat sleeps", "die katze schläft"] * 9, 40), old))
+    tokens = made.backend.encode("die katze").tokens
+    assert tokens[0] == "[CLS]" and tokens[-1] == "[SEP]" and made.own_tokens == 2
+    table = torch.randn(len(old), 4, generator=torch.Generator().manual_seed(0))
+    rows = new_table(made, old, [("die katze", "the cat"), ("the cat", "the cat")], table, seed=1)
+    assert rows.shape == (len(made), 4)
+    for name in tiny.SPECIAL:
+        assert torch.equal(rows[made.backend.token_to_id(name)], table[old.backend.token_to_id(name)])
+
+
+def test_a_tokenizer_without_special_tokens_gives_none():
+    plain = TextTokenizer(Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]")))
+    made = with_special_tokens(learn_vocabulary(["the cat sleeps"] * 9, 30), plain)
+    assert made.num_special_tokens_to_add(False) == 0
+
+
+def translated(count: int = 160) -> list[dict[str, str]]:
+    """Pairs in words that the tiny teacher's tokenizer knows, translated word by word."""
+    rng, rows = np.random.default_rng(0), []
+    words = list(zip([*["the", "cat", "dog", "sleeps", "runs", "fast"]], ["the", "ship", "cow", "bread", "song", "judge"], strict=True))
+    for number in range(count):
+        chosen = [words[0], *(words[i] for i in rng.choice(np.arange(1, 6), 3))]
+        table, lang = ((GERMAN, "de"), (RUSSIAN, "ru"))[number % 2]
+        rows.append({"query": " ".join(table[word] for word, _ in chosen), "positive": " ".join(mine for _, mine in chosen), "lang": lang})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    home = tmp_path_factory.mktemp("vocabulary")
+    data = tiny.write_data(home / "data")
+    tiny.write_jsonl(data / "pairs" / "parallel.train.jsonl.gz", translated())
+    raw = tiny.recipe(data, tiny.write_teacher(home / "teacher"), steps=30)
+    raw["teacher"]["instructions"] = None
+    raw["data"]["sources"] |= {"parallel": {"path": "pairs/parallel.train.jsonl.gz", "kind": "pairs", "teacher_reads": "positive"}}
+    del raw["static"], raw["adapters"]
+    raw["student"] |= {"init": "teacher", "vocabulary": {"size": 120}}
+    raw["stage1"] |= {"sources": {"parallel": 1}, "weights": {"distill": 1.0, "teacher_nce": 0.2}, "table_lr": 0.01}
+    raw["evaluation"] = {"sets": []}
+    tiny_run.train(raw, home / "run")
+    return raw, home
+
+
+def test_a_new_language_enters_as_the_words_of_the_old_one(run):
+    _, home = run
+    encoder, teacher = Encoder.load(home / "run" / "model"), Encoder.load(home / "teacher")
+    german, russian = encoder.encode(["die katze schläft", "эта кошка спит"])
+    own, other = teacher.encode(["the ship bread", "the judge song"])
+    projection = encoder.model.projection
+    with torch.no_grad():
+        german, russian = (torch.nn.functional.normalize(projection(torch.tensor(v)[None]), dim=1).numpy()[0] for v in (german, russian))
+    assert min(german @ own, russian @ own) > max(german @ other, russian @ other)
+
+
+def test_the_terms_are_logged_and_the_table_has_its_own_rate(run):
+    _, home = run
+    lines = [json.loads(line) for line in (home / "run" / "log.jsonl").read_text("utf-8").splitlines()]
+    steps = [line for line in lines if "terms" in line]
+    assert sorted(steps[0]["terms"]) == ["distill", "teacher_nce"] and steps[-1]["loss"] < steps[0]["loss"]
+
+
+def test_sentence_transformers_reads_the_model(run):
+    _, home = run
+    texts = ["die katze schläft", "the ship", "эта собака"]
+    ours = Encoder.load(home / "run" / "model").encode(texts)
+    theirs = SentenceTransformer(str(home / "run" / "model"), device="cpu").encode(texts, normalize_embeddings=True)
+    assert np.allclose(ours, theirs, atol=1e-5)
+
+
+def test_interrupted_it_goes_on_to_the_same_weights_and_keeps_its_vocabulary(run, tmp_path):
+    raw, _ = run
+    with pytest.raises(Interrupted):
+        tiny_run.train(raw, tmp_path / "run", should_stop=tiny_run.stop_before(12))
+    files = [(tmp_path / "run" / FOLDER / name).read_bytes() for name in ("tokenizer.json", TABLE)]
+    assert tiny_run.train(raw, tmp_path / "run").stages[0].startswith("stage1")
+    assert files == [(tmp_path / "run" / FOLDER / name).read_bytes() for name in ("tokenizer.json", TABLE)]
+
+
+def test_a_plan_counts_its_rows(run):
+    raw, home = run
+    more = raw | {"student": raw["student"] | {"vocabulary": {"size": 5_120}}}
+    small, large = (plan_run(parse_recipe(each), home, Silent())["total"]["disk_megabytes"] for each in (raw, more))
+    assert large > small
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"student": {"tokenizer": "x"}}, "does not go with `tokenizer`"),
+        ({"static": {"sources": {"lone": 1}}}, "give static.vocabulary as well"),
+        ({"stage1": {"freeze_embeddings": True}}, "freeze_embeddings keeps the table"),
+        ({"stage1": {"weights": {"distill": 1.0}, "menu": {"nce_temperature": 0.1}}}, "menu.nce_temperature has no effect"),
+    ],
+)
+def test_settings_without_effect_are_refused(run, tmp_path, changes, said):
+    raw, _ = run
+    made = {key: (raw[key] | value if key in raw else value) if isinstance(value, dict) else value for key, value in changes.items()}
+    with pytest.raises(BadInput, match=said):
+        tiny_run.train(raw | made, tmp_path / "run")
