@@ -228,9 +228,6 @@ class Recipe(Strict):
                 idle.append(("student.vocabulary", "it is learned from the texts of stage1, which is missing; static has one of its own"))
             if self.static is not None and self.static.vocabulary is None:
                 raise ValueError("static would share the student's vocabulary, which is learned after it; give static.vocabulary as well")
-        for name, phase in (("stage1", self.stage1), ("long", self.long)):
-            if phase is not None and phase.freeze_embeddings and phase.table_lr is not None:
-                idle.append((f"{name}.table_lr", "freeze_embeddings keeps the table as it is"))
         if self.stage1 is not None and self.stage1.projection == "none":
             idle += [
                 (f"stage1.{name}", "stage1.projection is none") for name in ("projection_init", "projection_lr") if given(self.stage1, name)

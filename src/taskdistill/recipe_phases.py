@@ -30,7 +30,11 @@ class NewVocabulary(Strict):
 class StudentVocabulary(Strict):
     """A vocabulary of its own for the student, learned from the texts of stage 1; its token table is mixed from the initial model's."""
 
-    size: int = Field(ge=100, le=500_000, description="Pieces, at most; each is one row of the token table")
+    size: int = Field(ge=100, le=500_000, description="Pieces that are learned, at most; each is one row of the token table")
+    keep_words: bool = Field(
+        default=True,
+        description="Add the whole words of the initial vocabulary, so that its language and names stay whole",
+    )
     texts: Positive = Field(default=400_000, description="At most this many texts are counted, drawn by the seed")
     pairs: Positive = Field(default=400_000, description="At most this many pairs of texts are aligned, drawn by the seed")
 
@@ -194,13 +198,21 @@ class Stage1(Phase):
         description="default: torch's linear initialisation; identity: ones on the diagonal, for a student started from its teacher",
     )
     projection_lr: float | None = Field(default=None, gt=0, description="Learning rate of the projection; None: the phase's")
-    table_lr: float | None = Field(default=None, gt=0, description="Learning rate of the token table; None: the phase's")
     freeze_embeddings: bool = Field(default=False, description="Keep the token table as it was started")
+    freeze_layers: bool = Field(
+        default=False, description="Train the token table alone: a new vocabulary learns to speak to layers that stay as they are"
+    )
     shard: Literal["auto", "full", "none"] = Field(
         default="auto",
         description="Divide weights, gradients and moments among the processes (FSDP2). auto: where several GPUs train; full: wherever "
         "several processes do; none: each holds all of them",
     )
+
+    @model_validator(mode="after")
+    def _something_moves(self) -> Stage1:
+        if self.freeze_embeddings and self.freeze_layers:
+            raise ValueError("freeze_embeddings and freeze_layers together leave nothing to train; set one of them")
+        return self
 
 
 class Average(Strict):

@@ -215,6 +215,8 @@ def make_experiment(recipe: Recipe, ablation: Ablation) -> Experiment:
         raise BadInput("an ablation has one teacher; leave `teachers` out")
     if recipe.student.vocabulary is not None:
         raise BadInput("an ablation compares arms of one vocabulary, the initial model's; leave student.vocabulary out")
+    if stage.freeze_layers:
+        raise BadInput("an ablation trains the whole student; leave stage1.freeze_layers out")
     kept = {name: weight for name, weight in stage.sources.items() if weight > 0 and recipe.data.sources[name].kind is RowKind.PAIRS}
     left = tuple(name for name, weight in stage.sources.items() if weight > 0 and name not in kept)
     if not kept:

@@ -19,7 +19,7 @@ from taskdistill.model.folder import Model
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.train.new_table import new_table, read_pairs
-from taskdistill.train.new_vocabulary import learn_vocabulary, with_special_tokens
+from taskdistill.train.new_vocabulary import learn_vocabulary, whole_words, with_special_tokens, with_words
 
 FOLDER, KIND, TABLE = "student-tokenizer", "tokenizer", "table.safetensors"
 NAMED = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "bos_token", "eos_token", "model_max_length")
@@ -48,15 +48,19 @@ def learn_own_vocabulary(run: Run, student: Model) -> None:
     pairs = read_pairs(run.plans["stage1"])
     texts = _drawn(list(dict.fromkeys(own for own, _ in pairs)), settings.texts, run.recipe.seed)
     run.watcher.stage(f"learning {settings.size:,} pieces from {len(texts):,} texts")
-    tokenizer = TextTokenizer(with_special_tokens(learn_vocabulary(texts, settings.size), student.tokenizer))
+    learned = learn_vocabulary(texts, settings.size)
+    if settings.keep_words:
+        learned = with_words(learned, whole_words(student.tokenizer))
+    tokenizer = TextTokenizer(with_special_tokens(learned, student.tokenizer))
     pairs = _drawn(pairs, settings.pairs, run.recipe.seed)
     run.watcher.stage(f"aligning its pieces with the initial ones in {len(pairs):,} pairs of texts")
     table = student.module.backbone.get_input_embeddings().weight.detach()
-    rows = new_table(tokenizer, student.tokenizer, pairs, table, run.recipe.seed)
+    rows, kept = new_table(tokenizer, student.tokenizer, pairs, table, run.recipe.seed)
+    run.watcher.note(f"vocabulary: {len(rows):,} pieces, {int(kept.sum()):,} with the row that they had, which stays")
     with write_folder(folder, KIND, meta=meta) as beside:
         (beside / "tokenizer.json").write_text(tokenizer.to_json(), "utf-8")
         (beside / "tokenizer_config.json").write_text(dump_json(_side_file(student)), "utf-8")
-        save_file({"rows": rows.contiguous()}, beside / TABLE, metadata={"format": "pt"})
+        save_file({"rows": rows.contiguous(), "kept": kept}, beside / TABLE, metadata={"format": "pt"})
     run.timed("vocabulary", start)
 
 
@@ -76,6 +80,23 @@ def with_own_vocabulary(student: Model, out: Path) -> Model:
     kept = {number: tokenizer.backend.token_to_id(token.content) for number, token in _special(student.tokenizer)}
     replace_table(student.module, rows, {number: place for number, place in kept.items() if place is not None})
     return replace(student, tokenizer=tokenizer, source=folder)
+
+
+def kept_rows(run: Run, model: TransformerModel) -> dict[str, torch.Tensor]:
+    """Say which rows of the token table stay as they are in training.
+
+    Args:
+        run: The run.
+        model: The student.
+
+    Returns:
+        Name of the table to `(pieces,)` of bool; nothing where the recipe asks for no vocabulary.
+    """
+    if run.recipe.student.vocabulary is None:
+        return {}
+    table = model.backbone.get_input_embeddings().weight
+    kept = load_file(run.out / FOLDER / TABLE)["kept"]
+    return {name: kept for name, parameter in model.backbone.named_parameters() if parameter is table}
 
 
 def _special(tokenizer: TextTokenizer) -> list[tuple[int, Any]]:

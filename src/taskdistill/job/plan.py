@@ -25,6 +25,7 @@ from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Adapter, Phase, Recipe, StaticSettings
 from taskdistill.teacher.make import make_teacher
 from taskdistill.train.device import compute_type, training_device
+from taskdistill.train.new_vocabulary import whole_words
 from taskdistill.train.phases import make_plan, preparer, static_phase, teacher_needs
 from taskdistill.train.work import matrix_parameters
 
@@ -68,8 +69,9 @@ def plan_run(
         student = start_student(recipe, weights=False)
         assert isinstance(student.module, TransformerModel)
         if recipe.student.vocabulary is not None:
-            width = student.module.backbone.get_input_embeddings().weight.shape[1]
-            replace_table(student.module, torch.empty(recipe.student.vocabulary.size, width, device="meta"), {})
+            wanted, width = recipe.student.vocabulary, student.module.backbone.get_input_embeddings().weight.shape[1]
+            rows = wanted.size + (len(whole_words(student.tokenizer)) if wanted.keep_words else 0)
+            replace_table(student.module, torch.empty(rows, width, device="meta"), {})
         check_fit(recipe, root, student.module, _teacher_dim(recipe))
         rate = matrix_rate()
         phases = {}

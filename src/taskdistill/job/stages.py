@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.job.during import make_during
 from taskdistill.job.finish import finish_model
+from taskdistill.job.own_vocabulary import kept_rows
 from taskdistill.job.state import Run, resume_meta
 from taskdistill.model.backbone import rope_theta, set_rope_theta, weights_hash
 from taskdistill.model.folder import Model
@@ -96,6 +97,8 @@ def _placed(run: Run, job: PhaseJob, model: Any, device: torch.device) -> Iterat
     if not (wanted and isinstance(settings, Stage1) and (settings.shard == "full" or (settings.shard == "auto" and device.type == "cuda"))):
         yield job, model.to(device)
         return
+    if job.kept_rows:
+        raise BadInput(f"{job.name}.shard divides the token table, and student.vocabulary keeps some of its rows; set shard to none")
     made = shard(model, device)
     shares = dict(made.backbone.named_parameters())
     run.watcher.note(f"{job.name}: weights, gradients and moments are divided among {run.processes.size} processes")
@@ -135,6 +138,7 @@ def train_phases(run: Run, student: Model) -> Model:
         if settings is not None:
             _with_theta(module, settings, inference_theta)
             job = _with_teachers(run, stage1_job(name, settings, module, run.plans[name], run.stores, projection, dims))
+            job = replace(job, kept_rows={} if settings.freeze_embeddings else kept_rows(run, module))
             during = make_during(run, student, name)
             if train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
                 save_phase(run.out / "phases" / name, job, resume_meta(run, name))

@@ -59,14 +59,14 @@ class PhaseJob:
     trained: dict[str, nn.Parameter]
     heads: Heads = field(default_factory=Heads)
     heads_lr: float | None = None
-    own_lr: Mapping[str, float] = field(default_factory=dict)
-    """Trained parameters with a peak learning rate of their own."""
     task: str | None = None
     stores: Mapping[View, TeacherStore] = field(default_factory=dict)
     further: Sequence[Mapping[View, TeacherStore]] = ()
     """Stores of further teachers, in the order of the recipe."""
     readers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Data set to the places of the teachers that read it, where there are several."""
+    kept_rows: Mapping[str, Tensor] = field(default_factory=dict)
+    """Trained matrix to `(rows,)` of bool: the rows that stay as they are."""
     needs_base: bool = False
     needs_similarities: bool = False
     snapshot_at: int | None = None
@@ -165,7 +165,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
         parameter.requires_grad_(False)
     for parameter in everything.values():
         parameter.requires_grad_(True)
-    optimiser = make_optimiser(settings, job.trained, job.moving_heads(), job.heads_lr, job.own_lr)
+    optimiser = make_optimiser(settings, job.trained, job.moving_heads(), job.heads_lr, job.kept_rows)
     meta = {**around.meta, "phase": job.name}
     step, bad, last_good = 0, 0, 0
     leads, sharded = around.processes.leads, is_sharded(model)
@@ -297,6 +297,9 @@ def _one_step(
         compute=around.compute,
     )
     with clock("optimiser"):
+        for name, rows in job.kept_rows.items():
+            if (moved := job.trained[name].grad) is not None:
+                moved[rows.to(moved.device)] = 0
         norm = gradient_norm(everything)
         factor = rate_factor(job.settings, step)
         skipped = not (math.isfinite(total) and math.isfinite(norm))

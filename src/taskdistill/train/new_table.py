@@ -7,10 +7,11 @@ row, so that a text of another language enters the layers as its words in the ol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
@@ -22,10 +23,13 @@ from taskdistill.vocabulary import RowKind
 OCCURRENCES = 100
 """Texts in which a piece is aligned, at most, drawn by the seed: more of a frequent piece cost memory and say nothing new."""
 ROUNDS = 6
-SHARPEN = 1.5
+SHARPEN = 2.0
 """Exponent of the probabilities before they weigh rows: chance neighbours fade."""
 LEAST = 0.02
 """Old pieces less probable than this have no part in a row."""
+FAVOURED = 20.0
+SAME = 0.9
+"""Cosine to the initial row of the same spelling from which on a piece means the same and keeps that row."""
 CHUNK = 20_000
 
 
@@ -50,7 +54,9 @@ def read_pairs(plan: BatchPlan) -> list[tuple[str, str]]:
     return list(found)
 
 
-def align(new: Sequence[np.ndarray], old: Sequence[np.ndarray], sizes: tuple[int, int], seed: int) -> csr_matrix:
+def align(
+    new: Sequence[np.ndarray], old: Sequence[np.ndarray], sizes: tuple[int, int], seed: int, same: Mapping[int, int] | None = None
+) -> csr_matrix:
     """Find which old pieces each new piece stands for, by IBM model 1.
 
     Every new piece of a text is explained by one old piece of the other text; which one is learned by expectation and maximisation.
@@ -60,6 +66,8 @@ def align(new: Sequence[np.ndarray], old: Sequence[np.ndarray], sizes: tuple[int
         old: Ids of its counterpart in the old one.
         sizes: Pieces of the new and of the old vocabulary.
         seed: Of the texts drawn for frequent pieces.
+        same: New piece to the old piece of the same spelling, which is `FAVOURED` times as probable as others before the first round: names
+            and numbers are seldom translated, and too rare to be aligned by counts alone.
 
     Returns:
         `(new pieces, old pieces)`: the probability of each old piece given the new one; a piece that occurs nowhere has an empty row.
@@ -76,13 +84,15 @@ def align(new: Sequence[np.ndarray], old: Sequence[np.ndarray], sizes: tuple[int
     keys = np.repeat(piece, length) * sizes[1] + flat[np.repeat(first[text], length) + within]
     kept, cell = np.unique(keys, return_inverse=True)
     cell, keys = cell.astype(np.int32), kept % sizes[1]
-    expected: np.ndarray = np.ones(len(kept))
+    pieces = kept // sizes[1]
+    twin = np.full(sizes[0], -1)
+    twin[list(same or {})] = list((same or {}).values())
+    expected: np.ndarray = np.where(twin[pieces] == keys, FAVOURED, 1.0)
     for number in range(ROUNDS):
         chance = expected if number == 0 else expected / np.bincount(keys, expected, minlength=sizes[1])[keys]
         share = chance[cell]
         share *= (weight / np.bincount(row, share, minlength=len(piece)))[row]
         expected = np.bincount(cell, share, minlength=len(kept))
-    pieces = kept // sizes[1]
     expected /= np.bincount(pieces, expected, minlength=sizes[0])[pieces]
     return csr_matrix((expected, (pieces, keys)), shape=sizes)
 
@@ -121,29 +131,36 @@ def mixed_rows(chances: csr_matrix, table: Tensor, spelled: Sequence[np.ndarray]
     return rows
 
 
-def new_table(tokenizer: TextTokenizer, old: TextTokenizer, pairs: Sequence[tuple[str, str]], table: Tensor, seed: int) -> Tensor:
+def new_table(
+    tokenizer: TextTokenizer, old: TextTokenizer, pairs: Sequence[tuple[str, str]], table: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
     """Make the token table of a new vocabulary out of the old one.
 
     Args:
-        tokenizer: The new tokenizer; special tokens that the old one has too keep their rows.
+        tokenizer: The new tokenizer.
         old: The old tokenizer.
-        pairs: See `read_pairs`.
+        pairs: See `read_pairs`; texts that are read as they are say what the pieces of the initial language stand for.
         table: The old token table, `(old pieces, D)`.
         seed: See `align`.
 
     Returns:
-        `(new pieces, D)`.
+        `(new pieces, D)`; and `(new pieces,)` of bool, which of them have exactly the old row of the same spelling: special tokens, and pieces
+        that are one old token and mean the same in the pairs, or do not occur in them.
     """
     new_ids, old_ids = _plain_ids(tokenizer, [own for own, _ in pairs]), _plain_ids(old, [theirs for _, theirs in pairs])
     pieces = [tokenizer.backend.decode([number], skip_special_tokens=False).strip() for number in range(len(tokenizer))]
     unknown = _unknown(old)
     spelled = [ids[ids != unknown] for ids in _plain_ids(old, pieces)]
-    rows = mixed_rows(align(new_ids, old_ids, (len(tokenizer), len(table)), seed), table, spelled)
+    same = {number: int(ids[0]) for number, ids in enumerate(spelled) if len(ids) == 1}
+    rows = mixed_rows(align(new_ids, old_ids, (len(tokenizer), len(table)), seed, same), table, spelled)
+    kept = torch.zeros(len(rows), dtype=torch.bool)
+    same = {number: one for number, one in same.items() if F.cosine_similarity(rows[number], table[one], dim=0) > SAME}
     for number, token in tokenizer.backend.get_added_tokens_decoder().items():
-        same = old.backend.token_to_id(token.content)
-        if same is not None:
-            rows[number] = table[same]
-    return rows
+        if (one := old.backend.token_to_id(token.content)) is not None:
+            same[number] = one
+    for number, one in same.items():
+        rows[number], kept[number] = table[one], True
+    return rows, kept
 
 
 def _plain_ids(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[np.ndarray]:

@@ -1,7 +1,9 @@
-"""A vocabulary of its own for a static student: pieces of a unigram model, learned from the texts that it will read."""
+"""A vocabulary of its own for a student: pieces of a unigram model, learned from the texts that it will read."""
 
 from __future__ import annotations
 
+import json
+import unicodedata
 from collections.abc import Sequence
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -12,6 +14,10 @@ from taskdistill.model.text import TextTokenizer
 UNKNOWN = "[UNK]"
 LONGEST_PIECE = 12
 """Characters of a piece, at most: a longer one is a word that few texts share."""
+SHORTEST_WORD = 3
+"""Letters of a word that is taken over from another vocabulary, at least: shorter ones would cut words of other languages."""
+WORD_MARKS = ("\u2581", "\u0120")
+"""What begins a word in the vocabularies that mark words rather than the rest of them."""
 
 
 def learn_vocabulary(texts: Sequence[str], size: int) -> Tokenizer:
@@ -70,3 +76,40 @@ def with_special_tokens(learned: Tokenizer, old: TextTokenizer) -> Tokenizer:
             special_tokens=[(token, learned.token_to_id(token)) for token in used],
         )
     return learned
+
+
+def whole_words(tokenizer: TextTokenizer) -> list[str]:
+    """List the words that a vocabulary has as one token.
+
+    Args:
+        tokenizer: Of any kind.
+
+    Returns:
+        Distinct words of letters only, in lower case, in the order of their ids.
+    """
+    prefix = getattr(tokenizer.backend.model, "continuing_subword_prefix", None)
+    found: dict[str, None] = {}
+    for token in sorted(vocabulary := tokenizer.backend.get_vocab(with_added_tokens=False), key=vocabulary.__getitem__):
+        marked = token.startswith(WORD_MARKS)
+        if marked or (prefix and not token.startswith(prefix)):
+            word = unicodedata.normalize("NFKC", token[1:] if marked else token).lower()
+            if len(word) >= SHORTEST_WORD and word.isalpha():
+                found[word] = None
+    return list(found)
+
+
+def with_words(learned: Tokenizer, words: Sequence[str]) -> Tokenizer:
+    """Add words to a learned vocabulary, each as probable as its least probable piece, so that they are cut only for a better reason.
+
+    Args:
+        learned: See `learn_vocabulary`; it adds no special tokens yet.
+        words: In lower case; those that it has as one piece are left out.
+
+    Returns:
+        A new tokenizer, the words behind the learned pieces.
+    """
+    spec = json.loads(learned.to_str())
+    pieces = spec["model"]["vocab"]
+    known, least = {piece for piece, _ in pieces}, min(score for _, score in pieces)
+    pieces += [[WORD_MARKS[0] + word, least] for word in words if WORD_MARKS[0] + word not in known]
+    return Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ def make_optimiser(
     model: Mapping[str, nn.Parameter],
     heads: Mapping[str, nn.Parameter],
     heads_lr: float | None,
-    own_lr: Mapping[str, float] | None = None,
+    undecayed: Collection[str] = (),
 ) -> torch.optim.AdamW:
     """Build AdamW with weight decay on matrices only.
 
@@ -27,17 +27,15 @@ def make_optimiser(
         model: Trained parameters of the model.
         heads: Projection and temperature.
         heads_lr: Learning rate of the heads; None for the phase's.
-        own_lr: Parameters of the model with a learning rate of their own.
+        undecayed: Matrices of the model without weight decay.
 
     Returns:
         The optimiser; each group keeps its peak rate as `peak`.
     """
-    groups, apart = [], own_lr or {}
-    parts = [({n: p for n, p in model.items() if n not in apart}, phase.lr), (heads, heads_lr or phase.lr)]
-    parts += [({name: model[name]}, rate) for name, rate in apart.items()]
-    for named, rate in parts:
+    groups = []
+    for named, rate in ((model, phase.lr), (heads, heads_lr or phase.lr)):
         for decays in (True, False):
-            chosen = [p for p in named.values() if (p.ndim >= 2) is decays]
+            chosen = [p for name, p in named.items() if (p.ndim >= 2 and name not in undecayed) is decays]
             if chosen:
                 groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": phase.weight_decay if decays else 0.0})
     return torch.optim.AdamW(groups, betas=phase.betas, fused=True)

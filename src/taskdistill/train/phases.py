@@ -274,11 +274,11 @@ def stage1_job(
         return terms | compared(vectors, prepared, signals, heads, chosen, settings, wanted), 0.0
 
     table = model.backbone.get_input_embeddings().weight
-    trained = {n: p for n, p in model.backbone.named_parameters() if not (settings.freeze_embeddings and p is table)}
-    own = {} if settings.table_lr is None else {n: settings.table_lr for n, p in trained.items() if p is table}
+    stays = {True: settings.freeze_embeddings, False: settings.freeze_layers}
+    trained = {n: p for n, p in model.backbone.named_parameters() if not stays[p is table]}
     heads = Heads(projection)
     return PhaseJob(
-        name, settings, plan, preparer(name, settings), objective, wanted, trained, heads, settings.projection_lr, own, stores=stores
+        name, settings, plan, preparer(name, settings), objective, wanted, trained, heads, settings.projection_lr, stores=stores
     )
 
 
