@@ -23,7 +23,7 @@ from taskdistill.job.watch import Silent
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import parse_recipe
 from taskdistill.train.loop import Interrupted
-from taskdistill.train.new_table import OCCURRENCES, align, mixed_rows, new_table
+from taskdistill.train.new_table import OCCURRENCES, _balanced, align, mixed_rows, new_table
 from taskdistill.train.new_vocabulary import learn_vocabulary, whole_words, with_special_tokens, with_words
 
 
@@ -67,6 +67,20 @@ def test_a_text_without_old_pieces_and_a_frequent_piece_change_no_sum():
         expected[f, e] = value
     assert np.allclose(found.toarray(), expected / expected.sum(axis=1, keepdims=True), atol=0.05)
     assert (align(new, old, (3, 3), seed=3) != found).nnz == 0
+
+
+def test_a_piece_of_the_same_spelling_is_favoured_where_counts_cannot_tell():
+    new, old = ids([0, 1]), ids([5, 6])
+    assert align(new, old, (2, 7), seed=0)[0, 5] == pytest.approx(0.5)
+    found = align(new, old, (2, 7), seed=0, same={0: 5})
+    assert found[0, 5] > 0.8 and found[1, 6] > 0.8  # what the favoured one explains is left to it
+
+
+def test_texts_read_as_they_are_are_a_tenth_of_the_translations():
+    pairs = [(f"a{i}", f"b{i}") for i in range(40)] + [(f"c{i}", f"c{i}") for i in range(30)]
+    kept = _balanced(pairs, seed=1)
+    assert kept[:40] == pairs[:40] and len(kept) == 44 and set(kept[40:]) < set(pairs[40:])
+    assert _balanced(pairs[40:], seed=1) == pairs[40:]
 
 
 def test_rows_are_mixed_by_sharpened_chances_and_spelled_where_nothing_is_known():

@@ -27,6 +27,8 @@ SHARPEN = 2.0
 """Exponent of the probabilities before they weigh rows: chance neighbours fade."""
 LEAST = 0.02
 """Old pieces less probable than this have no part in a row."""
+OWN = 0.1
+"""Texts that the teacher reads as they are, per translation, at most: with more, pieces that languages share would stand for the initial one's."""
 FAVOURED = 20.0
 SAME = 0.9
 """Cosine to the initial row of the same spelling from which on a piece means the same and keeps that row."""
@@ -147,6 +149,7 @@ def new_table(
         `(new pieces, D)`; and `(new pieces,)` of bool, which of them have exactly the old row of the same spelling: special tokens, and pieces
         that are one old token and mean the same in the pairs, or do not occur in them.
     """
+    pairs = _balanced(pairs, seed)
     new_ids, old_ids = _plain_ids(tokenizer, [own for own, _ in pairs]), _plain_ids(old, [theirs for _, theirs in pairs])
     pieces = [tokenizer.backend.decode([number], skip_special_tokens=False).strip() for number in range(len(tokenizer))]
     unknown = _unknown(old)
@@ -161,6 +164,14 @@ def new_table(
     for number, one in same.items():
         rows[number], kept[number] = table[one], True
     return rows, kept
+
+
+def _balanced(pairs: Sequence[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
+    translated = [pair for pair in pairs if pair[0] != pair[1]]
+    as_they_are = [pair for pair in pairs if pair[0] == pair[1]]
+    most = round(OWN * len(translated)) if translated else len(as_they_are)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(as_they_are))[:most])
+    return translated + [as_they_are[i] for i in chosen.tolist()]
 
 
 def _plain_ids(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[np.ndarray]:
