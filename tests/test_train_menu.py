@@ -56,7 +56,10 @@ def test_every_teacher_term_of_an_adapter_is_the_loss_over_both_prefixes():
             mine, theirs = normalise(vectors[order, :dim]), normalise(teacher)
             if name in ("l2", "mse"):
                 mine = heads.projection(mine)
-            if name == "list_kl":
+            if name == "teacher_nce":
+                cosines = normalise(heads.projection(mine)) @ theirs.T
+                found.append(torch.nn.functional.cross_entropy(cosines / 0.05, torch.arange(6)))
+            elif name == "list_kl":
                 found.append(list_kl(mine[:3], mine[3:], theirs[:3], theirs[3:], temperature=0.3))
             elif name == "relative":
                 found.append(MENU[name](mine, theirs, couples=50, generator=step_generator(0)))
