@@ -2,8 +2,8 @@
 
 `DATA/scored/NAME-en.train.jsonl.gz` and its translations (`NAME-de`, `NAME-fr`, ...) hold the same sentence pairs in the same order
 with the same scores, but each has lost rows of its own. The scores line them up: only runs of at least six equal scores count.
-`DATA/labelled/PARALLEL.train.jsonl.gz` holds the same labelled sentences in the same order for every language; it is left out if some
-language has another number of rows or other labels. OUT becomes a data folder with `pairs/NAME-translations.train.jsonl.gz` and
+`DATA/labelled/PARALLEL.train.jsonl.gz` holds the same labelled sentences in the same order for every language; it is left out if it
+is not there, or some language has another number of rows or other labels. OUT becomes a data folder with `pairs/NAME-translations.train.jsonl.gz` and
 `pairs/PARALLEL-translations.train.jsonl.gz` (the translation as query, English as positive) and links to every file of DATA.
 Default: stsb and sib200.
 """
@@ -39,7 +39,8 @@ def parallel(rows: list[dict]) -> dict[str, list[tuple[str, str]]]:
     english = by_language.pop("en", [])
     labels = [row["label"] for row in english]
     if other := [language for language, found in by_language.items() if [row["label"] for row in found] != labels]:
-        sys.exit(f"the languages {', '.join(other)} do not have the rows of English in its order")
+        print(f"left out: {', '.join(other)} do not have the rows of English in its order")
+        return {}
     return {language: [(a["text"], b["text"]) for a, b in zip(found, english, strict=True)] for language, found in by_language.items()}
 
 
@@ -69,7 +70,9 @@ def main() -> None:
             rows = aligned(read(path), english)
             found[language] = [(theirs[side], ours[side]) for theirs, ours in rows for side in ("text1", "text2")]
     write(out / "pairs" / f"{name}-translations.train.jsonl.gz", found)
-    write(out / "pairs" / f"{same}-translations.train.jsonl.gz", parallel(read(data / "labelled" / f"{same}.train.jsonl.gz")))
+    labelled = data / "labelled" / f"{same}.train.jsonl.gz"
+    if labelled.is_file() and (sentences := parallel(read(labelled))):
+        write(out / "pairs" / f"{same}-translations.train.jsonl.gz", sentences)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from taskdistill.errors import BadInput
-from taskdistill.folders import dump_json, read_manifest, write_folder
-from taskdistill.job.state import Run, resume_meta
+from taskdistill.folders import dump_json, write_folder
+from taskdistill.job.state import Run, drawn, made_before, resume_meta
 from taskdistill.model.backbone import read_json
 from taskdistill.model.fewer_tokens import replace_table
 from taskdistill.model.folder import Model
@@ -36,28 +35,24 @@ def learn_own_vocabulary(run: Run, student: Model) -> None:
     Raises:
         BadInput: If the run has one that was made from other data or settings.
     """
-    settings, folder, meta = run.recipe.student.vocabulary, run.out / FOLDER, resume_meta(run, "stage1")
+    settings, folder = run.recipe.student.vocabulary, run.out / FOLDER
     assert settings is not None and isinstance(student.module, TransformerModel)
-    if folder.is_dir():
-        manifest = read_manifest(folder, KIND)
-        for key, value in meta.items():
-            if manifest.get(key) != value:
-                raise BadInput(f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use a new --out")
+    if made_before(run, "stage1", folder, KIND):
         return
     start = time.monotonic()
     pairs = read_pairs(run.plans["stage1"])
-    texts = _drawn(list(dict.fromkeys(own for own, _ in pairs)), settings.texts, run.recipe.seed)
+    texts = drawn(list(dict.fromkeys(own for own, _ in pairs)), settings.texts, run.recipe.seed)
     run.watcher.stage(f"learning {settings.size:,} pieces from {len(texts):,} texts")
     learned = learn_vocabulary(texts, settings.size)
     if settings.keep_words:
         learned = with_words(learned, whole_words(student.tokenizer))
     tokenizer = TextTokenizer(with_special_tokens(learned, student.tokenizer))
-    pairs = _drawn(pairs, settings.pairs, run.recipe.seed)
+    pairs = drawn(pairs, settings.pairs, run.recipe.seed)
     run.watcher.stage(f"aligning its pieces with the initial ones in {len(pairs):,} pairs of texts")
     table = student.module.backbone.get_input_embeddings().weight.detach()
     rows, kept = new_table(tokenizer, student.tokenizer, pairs, table, run.recipe.seed)
     run.watcher.note(f"vocabulary: {len(rows):,} pieces, {int(kept.sum()):,} with the row that they had, which stays")
-    with write_folder(folder, KIND, meta=meta) as beside:
+    with write_folder(folder, KIND, meta=resume_meta(run, "stage1")) as beside:
         (beside / "tokenizer.json").write_text(tokenizer.to_json(), "utf-8")
         (beside / "tokenizer_config.json").write_text(dump_json(_side_file(student)), "utf-8")
         save_file({"rows": rows.contiguous(), "kept": kept}, beside / TABLE, metadata={"format": "pt"})
@@ -107,10 +102,3 @@ def _side_file(student: Model) -> dict[str, Any]:
     path = student.source / "tokenizer_config.json"
     said = read_json(path) if path.is_file() else {}
     return {key: said[key] for key in NAMED if key in said} | {"tokenizer_class": "PreTrainedTokenizerFast"}
-
-
-def _drawn(items: list[Any], most: int, seed: int) -> list[Any]:
-    if len(items) <= most:
-        return items
-    chosen = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))[:most]
-    return [items[i] for i in sorted(chosen.tolist())]

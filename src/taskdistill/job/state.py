@@ -8,12 +8,13 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 
 from taskdistill.data.batches import BatchPlan
-from taskdistill.errors import WorkFailed
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.folders import read_manifest
 from taskdistill.job.start import Inputs
 from taskdistill.job.watch import Stop, Watcher
 from taskdistill.memory import give_back, peak_megabytes
@@ -24,6 +25,8 @@ from taskdistill.train.log import Log, read_lines
 from taskdistill.train.loop import Interrupted
 from taskdistill.train.phases import make_plan, static_phase, teacher_needs
 from taskdistill.train.processes import ALONE, Processes
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -189,6 +192,47 @@ def resume_meta(run: Run, name: str) -> dict[str, Any]:
     parts = deciding(run.recipe, name)
     text = json.dumps(parts, sort_keys=True)
     return {"recipe": hashlib.sha256(text.encode()).hexdigest(), "data": run.inputs.digest(parts["data"]["sources"])}
+
+
+def made_before(run: Run, name: str, folder: Path, kind: str) -> bool:
+    """Say whether the run has a folder that a phase makes once, because making it again need not give the same.
+
+    Args:
+        run: The run.
+        name: The phase.
+        folder: The folder.
+        kind: What it holds.
+
+    Returns:
+        Whether it is there.
+
+    Raises:
+        BadInput: If it was made from other data or settings.
+    """
+    if not folder.is_dir():
+        return False
+    manifest = read_manifest(folder, kind)
+    for key, value in resume_meta(run, name).items():
+        if manifest.get(key) != value:
+            raise BadInput(f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use a new --out")
+    return True
+
+
+def drawn(items: list[T], most: int, seed: int) -> list[T]:
+    """Draw items without replacement.
+
+    Args:
+        items: Any.
+        most: How many, at most.
+        seed: Of the draw.
+
+    Returns:
+        Them, in their order.
+    """
+    if len(items) <= most:
+        return items
+    chosen = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))[:most]
+    return [items[i] for i in sorted(chosen.tolist())]
 
 
 def make_plans(recipe: Recipe, inputs: Inputs) -> dict[str, BatchPlan]:

@@ -13,7 +13,7 @@ from taskdistill.errors import BadInput
 from taskdistill.folders import read_manifest, write_folder
 from taskdistill.job.finish import finish_static
 from taskdistill.job.stages import train_phase
-from taskdistill.job.state import Run, fill_stores, resume_meta
+from taskdistill.job.state import Run, drawn, fill_stores, made_before, resume_meta
 from taskdistill.model.folder import Model
 from taskdistill.model.student import StaticModel
 from taskdistill.model.text import TextTokenizer
@@ -98,18 +98,13 @@ def load_static(run: Run, folder: Path) -> Model:
 def _own_vocabulary(run: Run) -> TextTokenizer:
     """Learn the vocabulary, or read it where an interrupted run has left it: learning it again need not give the same pieces."""
     assert run.recipe.static is not None and run.recipe.static.vocabulary is not None
-    settings, folder, meta = run.recipe.static.vocabulary, run.out / TOKENIZER, resume_meta(run, "static")
-    if folder.is_dir():
-        manifest = read_manifest(folder, TOKENIZER)
-        for key, value in meta.items():
-            if manifest.get(key) != value:
-                raise BadInput(f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use a new --out")
-    else:
+    settings, folder = run.recipe.static.vocabulary, run.out / TOKENIZER
+    if not made_before(run, "static", folder, TOKENIZER):
         start = time.monotonic()
         texts = _vocabulary_texts(run)
         run.watcher.stage(f"learning {settings.size:,} pieces from {len(texts):,} texts")
         learned: Tokenizer = learn_vocabulary(texts, settings.size)
-        with write_folder(folder, TOKENIZER, meta=meta) as beside:
+        with write_folder(folder, TOKENIZER, meta=resume_meta(run, "static")) as beside:
             (beside / "tokenizer.json").write_text(TextTokenizer(learned, special=False).to_json(), "utf-8")
         run.timed("vocabulary", start)
     return TextTokenizer.load(folder, special=False)
@@ -120,10 +115,7 @@ def _vocabulary_texts(run: Run) -> list[str]:
     settings = run.recipe.static.vocabulary
     names = settings.sources if settings.sources is not None else [name for name, weight in run.recipe.static.sources.items() if weight > 0]
     texts = list(dict.fromkeys(text for name in names for row in run.inputs.datasets[name].rows for text in row_texts(row)))
-    if len(texts) <= settings.texts:
-        return texts
-    chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(run.recipe.seed))[: settings.texts]
-    return [texts[i] for i in sorted(chosen.tolist())]
+    return drawn(texts, settings.texts, run.recipe.seed)
 
 
 def _same_data(run: Run, folder: Path) -> None:

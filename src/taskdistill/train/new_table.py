@@ -30,6 +30,7 @@ LEAST = 0.02
 OWN = 0.1
 """Texts that the teacher reads as they are, per translation, at most: with more, pieces that languages share would stand for the initial one's."""
 FAVOURED = 20.0
+"""See `align`."""
 SAME = 0.9
 """Cosine to the initial row of the same spelling from which on a piece means the same and keeps that row."""
 CHUNK = 20_000
