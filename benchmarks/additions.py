@@ -106,6 +106,9 @@ def main() -> None:
     made.add_argument("--steps", type=int, help="of the phase; default: the recipe's")
     made.add_argument("--only", help="names of variants, separated by commas")
     made.add_argument("--variant", action="append", default=[], metavar="field=value,...", help="one more variant")
+    made.add_argument(
+        "--always", action="append", default=[], metavar="field=value", help="setting of the phase in every variant, plain too"
+    )
     asked = options(made)
     print(machine(asked.threads))
     known = STAGE1 if asked.phase == "stage1" else VARIANTS | (NEED_NEGATIVES if asked.negatives else {})
@@ -144,7 +147,9 @@ def variant(asked: argparse.Namespace, changes: list[str], seed: int) -> Units:
     """Train the phase with some settings changed, and score the set."""
     plan = "stage1" if asked.phase == "stage1" else f"adapters.{Task.RETRIEVAL.value}"
     steps = [f"{plan}.steps={asked.steps}"] if asked.steps else []
-    recipe = load_recipe(asked.run / "recipe.yaml", [f"data.root={asked.data}", *steps, *(f"{plan}.{each}" for each in changes)])
+    recipe = load_recipe(
+        asked.run / "recipe.yaml", [f"data.root={asked.data}", *steps, *(f"{plan}.{each}" for each in (*asked.always, *changes))]
+    )
     adapters = {} if asked.phase == "stage1" else {Task.RETRIEVAL: recipe.adapters[Task.RETRIEVAL]}
     recipe = recipe.model_copy(update={"adapters": adapters, "static": None, "seed": recipe.seed + seed})
     inputs = load_inputs(recipe, asked.data, Silent())

@@ -11,6 +11,7 @@ import torch
 
 from taskdistill.data.batches import BatchPlan, describe
 from taskdistill.encode.batches import cores
+from taskdistill.errors import WorkFailed
 from taskdistill.job.check import check_fit
 from taskdistill.job.plan_stated import is_far, plan_stated, sketch_teacher, stated_tables
 from taskdistill.job.run import check_recipe
@@ -22,10 +23,11 @@ from taskdistill.model.fewer_tokens import replace_table
 from taskdistill.model.folder import Model
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer
-from taskdistill.recipe import Adapter, Phase, Recipe, StaticSettings
+from taskdistill.recipe import Adapter, Phase, Recipe, Stage1, StaticSettings
+from taskdistill.recipe_phases import StudentVocabulary
 from taskdistill.teacher.make import make_teacher
 from taskdistill.train.device import compute_type, training_device
-from taskdistill.train.new_vocabulary import whole_words
+from taskdistill.train.new_vocabulary import learn_vocabulary, whole_words, with_special_tokens, with_words
 from taskdistill.train.phases import make_plan, preparer, static_phase, teacher_needs
 from taskdistill.train.work import matrix_parameters
 
@@ -34,6 +36,9 @@ SAMPLE = 64
 
 TRAINING_FACTOR = 3
 """Floating-point work of a training step relative to its forward pass."""
+
+FROZEN_FACTOR = 2
+"""The same where gradients go through the layers and none is formed of their weights."""
 
 REACHED = 0.5
 """Share of the measured matrix-multiply rate that training and encoding reach; see docs/performance.md."""
@@ -74,8 +79,9 @@ def plan_run(
             replace_table(student.module, torch.empty(rows, width, device="meta"), {})
         check_fit(recipe, root, student.module, _teacher_dim(recipe))
         rate = matrix_rate()
-        phases = {}
+        phases: dict[str, dict[str, Any]] = {}
         needed: dict[str, dict[str, None]] = {}
+        cutter = student.tokenizer
         for name, settings in recipe.phases().items():
             phase = static_phase(settings) if isinstance(settings, StaticSettings) else settings
             plan = make_plan(recipe, name, phase, inputs.datasets)
@@ -84,7 +90,12 @@ def plan_run(
                 for view, texts in teacher_needs(name, phase, plan, sources).items():
                     key = f"{teacher_name} {view if said.instructions is not None else 'raw'}"
                     needed.setdefault(key, {}).update(dict.fromkeys(texts))
-            phases[name] = _phase_cost(name, phase, plan, student, rate)
+            made = preparer(name, phase)
+            steps = np.unique(np.linspace(0, phase.steps - 1, min(SAMPLE, phase.steps)).astype(int))
+            batches = [[text for _, text in made(plan.at(step)).texts] for step in steps.tolist()]
+            if recipe.student.vocabulary is not None and not phases:
+                cutter = _own_tokenizer(recipe.student.vocabulary, student.tokenizer, batches)
+            phases[name] = _phase_cost(name, phase, plan, batches, cutter, student, rate)
         count = sum(len(found) for found in needed.values())
         tokens = _teacher_tokens(recipe, student.tokenizer, needed)
     width = recipe.teacher.embedding_dim or _teacher_width(recipe, student)
@@ -106,7 +117,7 @@ def plan_run(
             "disk_megabytes": round(count * (2 * width + 16) / 1e6 + 6 * _parameters(student) * 4 / 1e6, 1),
         },
         "formula": (
-            "forward = 2 x matrix parameters x tokens; a training step = 3 forwards; minutes = floating-point work / "
+            "forward = 2 x matrix parameters x tokens; a training step = 3 forwards, 2 under frozen layers; minutes = floating-point work / "
             f"({REACHED} x the matrix rate measured now); teacher tokens = tokens of every distinct text and instruction, once"
         ),
     }
@@ -167,16 +178,22 @@ def _teacher_dim(recipe: Recipe) -> int | None:
     return sketch_teacher(settings).width
 
 
-def _phase_cost(name: str, phase: Phase, plan: BatchPlan, student: Model, rate: float) -> dict[str, Any]:
-    made = preparer(name, phase)
-    steps = np.unique(np.linspace(0, phase.steps - 1, min(SAMPLE, phase.steps)).astype(int))
-    counts = []
-    for step in steps.tolist():
-        prepared = made(plan.at(step))
-        ids = student.tokenizer.ids([text for _, text in prepared.texts], prompt="", max_length=phase.max_length).ids
-        counts.append(sum(len(row) for row in ids))
+def _own_tokenizer(wanted: StudentVocabulary, initial: TextTokenizer, batches: Sequence[Sequence[str]]) -> TextTokenizer:
+    """Learn a vocabulary from the sampled batches alone; it cuts a little finer than the one that a run learns from all texts."""
+    try:
+        learned = learn_vocabulary(list(dict.fromkeys(text for batch in batches for text in batch)), wanted.size)
+    except WorkFailed:
+        return initial
+    return TextTokenizer(with_special_tokens(with_words(learned, whole_words(initial) if wanted.keep_words else []), initial))
+
+
+def _phase_cost(
+    name: str, phase: Phase, plan: BatchPlan, batches: Sequence[Sequence[str]], cutter: TextTokenizer, student: Model, rate: float
+) -> dict[str, Any]:
+    counts = [sum(len(row) for row in cutter.ids(list(texts), prompt="", max_length=phase.max_length).ids) for texts in batches]
     tokens = int(np.mean(counts) * phase.steps)
-    flops = 0.0 if name == "static" else TRAINING_FACTOR * 2 * _matrix_parameters(student) * tokens
+    factor = FROZEN_FACTOR if isinstance(phase, Stage1) and phase.freeze_layers else TRAINING_FACTOR
+    flops = 0.0 if name == "static" else factor * 2 * _matrix_parameters(student) * tokens
     if isinstance(phase, Adapter):
         flops *= 2 / 3 + 0.2
     return {
