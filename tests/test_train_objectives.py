@@ -78,6 +78,8 @@ def test_identity_projection_starts_as_the_prefix_itself():
     projection = Projection(3, 5, "identity")
     vectors = torch.randn(2, 3)
     assert torch.equal(projection(vectors)[:, :3], vectors) and projection(vectors)[:, 3:].abs().max() == 0
+    several = Projection(3, [2, 4, 3], "identity")(vectors)
+    assert torch.equal(several, torch.cat([vectors[:, :2], vectors, torch.zeros(2, 1), vectors], dim=1))
 
 
 def test_retrieval_adds_info_nce_distillation_and_both_sides_of_the_regulariser():

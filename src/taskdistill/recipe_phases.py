@@ -195,7 +195,8 @@ class Stage1(Phase):
     )
     projection_init: Literal["default", "identity"] = Field(
         default="default",
-        description="default: torch's linear initialisation; identity: ones on the diagonal, for a student started from its teacher",
+        description="default: torch's linear initialisation; identity: ones on the diagonal of each teacher's rows, for "
+        "a student started from its teacher",
     )
     projection_lr: float | None = Field(default=None, gt=0, description="Learning rate of the projection; None: the phase's")
     freeze_embeddings: bool = Field(default=False, description="Keep the token table as it was started")

@@ -131,7 +131,7 @@ def train_phases(run: Run, student: Model) -> Model:
     dims, inference_theta = student.settings.matryoshka_dims, rope_theta(module.backbone)
     projection = None
     if stage1.projection == "student":
-        projection = Projection(module.embedding_dim, teacher_dim, stage1.projection_init)
+        projection = Projection(module.embedding_dim, widths, stage1.projection_init)
     elif teacher_dim != module.embedding_dim:
         raise BadInput(f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}")
     for name, settings in (("stage1", stage1), ("long", recipe.long)):
