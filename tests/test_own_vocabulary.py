@@ -16,7 +16,7 @@ from test_cross_lingual import GERMAN, RUSSIAN
 from tokenizers import Tokenizer, models
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.errors import BadInput
+from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.job.own_vocabulary import FOLDER, TABLE
 from taskdistill.job.plan import plan_run
 from taskdistill.job.watch import Silent
@@ -90,6 +90,32 @@ def test_rows_are_mixed_by_sharpened_chances_and_spelled_where_nothing_is_known(
     a, b = 0.8**2, 0.19**2
     assert rows[0].tolist() == pytest.approx([a / (a + b), b / (a + b)])
     assert rows[1].tolist() == pytest.approx([0.5, 0.5]) and rows[2].tolist() == pytest.approx([5 / 3, 5 / 3])
+
+
+def test_frequent_words_are_one_piece_and_a_text_is_cut_where_frequencies_make_it_most_probable():
+    rng, letters = np.random.default_rng(4), list("abdeginorstuw")
+    rare = ["".join(rng.choice(letters, 9)) for _ in range(400)]
+    frequent = ["wird", "wer", "einem", "wurden", "katze"]
+    texts = [f"{rare[i]} {frequent[i % 5]} {rare[i + 1]}" for i in range(399)]
+    made = learn_vocabulary(texts, 200)
+    assert made.get_vocab_size() == 200 and [made.encode(word).tokens for word in frequent] == [["\u2581" + word] for word in frequent]
+    scores = dict(json.loads(made.to_str())["model"]["vocab"])
+    for word in rare[:20]:
+        marked = "\u2581" + word
+        best = [0.0]
+        for end in range(1, len(marked) + 1):
+            best.append(max(best[start] + scores.get(marked[start:end], -np.inf) for start in range(end)))
+        assert sum(scores[token] for token in made.encode(word).tokens) == pytest.approx(best[-1])
+
+
+def test_a_piece_of_an_unspaced_script_holds_no_letters_of_another():
+    made = learn_vocabulary(["男性がギターを弾いている", "女性がコーヒーを飲んでいる"] * 9, 200)
+    assert made.encode("女性がギターを弾いている").tokens == ["\u2581", "女性", "が", "ギター", "を", "弾", "いている"]
+
+
+def test_texts_without_letters_give_no_vocabulary():
+    with pytest.raises(WorkFailed, match="they have no letters"):
+        learn_vocabulary(["", ""], 100)
 
 
 def test_special_tokens_and_their_rows_are_taken_over():

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import log
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from taskdistill.errors import WorkFailed
 from taskdistill.model.text import TextTokenizer
@@ -16,6 +16,8 @@ from taskdistill.model.text import TextTokenizer
 UNKNOWN = "[UNK]"
 LONGEST_PIECE = 16
 """Characters of a piece, at most: a longer one is a word that few texts share."""
+UNSPACED = (r"\p{Han}+", r"\p{Hiragana}+", r"[\p{Katakana}\u30fc]+")
+"""Runs of letters of scripts without spaces; none is joined to its neighbours, as a noun to the particle behind it would be."""
 UNSEEN = 0.1
 """Occurrences that a piece counts for which only served to join others."""
 CHUNK = 10_000
@@ -31,7 +33,7 @@ def learn_vocabulary(texts: Sequence[str], size: int) -> Tokenizer:
     Texts are brought to NFKC and to lower case, words are marked by the space before them, and punctuation stands alone. What occurs most
     often side by side is joined first, so that frequent words are one piece (the library's trainer of unigram models cuts many of them,
     docs/log.md). A text is then cut where the pieces' frequencies make it most probable, which needs fewer pieces than the merges in their
-    order. Scripts without spaces are cut the same way.
+    order. In Chinese and Japanese runs of one script stand for words.
 
     Args:
         texts: What the pieces are counted in.
@@ -62,7 +64,8 @@ def learn_vocabulary(texts: Sequence[str], size: int) -> Tokenizer:
 
 def _without_special_tokens(made: Tokenizer) -> Tokenizer:
     made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    scripts = [pre_tokenizers.Split(Regex(script), "isolated") for script in UNSPACED]
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation(), *scripts])
     made.decoder = decoders.Metaspace()
     return made
 
