@@ -117,7 +117,7 @@ def whole_words(tokenizer: TextTokenizer) -> list[str]:
 
 
 def with_words(learned: Tokenizer, words: Sequence[str]) -> Tokenizer:
-    """Add words to a learned vocabulary, each as probable as its least probable piece, so that they are cut only for a better reason.
+    """Add words to a learned vocabulary, each as probable as the piece that was joined last, so that they are cut only for a better reason.
 
     Args:
         learned: See `learn_vocabulary`; it adds no special tokens yet.
@@ -128,6 +128,6 @@ def with_words(learned: Tokenizer, words: Sequence[str]) -> Tokenizer:
     """
     spec = json.loads(learned.to_str())
     pieces = spec["model"]["vocab"]
-    known, least = {piece for piece, _ in pieces}, min(score for _, score in pieces)
-    pieces += [[WORD_MARKS[0] + word, least] for word in words if WORD_MARKS[0] + word not in known]
+    known, last = {piece for piece, _ in pieces}, pieces[-1][1]
+    pieces += [[WORD_MARKS[0] + word, last] for word in words if WORD_MARKS[0] + word not in known]
     return Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
