@@ -18,7 +18,7 @@ from taskdistill.model.folder import Model
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.train.new_table import new_table, read_pairs
-from taskdistill.train.new_vocabulary import learn_vocabulary, whole_words, with_special_tokens, with_words
+from taskdistill.train.new_vocabulary import learn_beside
 
 FOLDER, KIND, TABLE = "student-tokenizer", "tokenizer", "table.safetensors"
 NAMED = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "bos_token", "eos_token", "model_max_length")
@@ -43,10 +43,7 @@ def learn_own_vocabulary(run: Run, student: Model) -> None:
     pairs = read_pairs(run.plans["stage1"])
     texts = drawn(list(dict.fromkeys(own for own, _ in pairs)), settings.texts, run.recipe.seed)
     run.watcher.stage(f"learning {settings.size:,} pieces from {len(texts):,} texts")
-    learned = learn_vocabulary(texts, settings.size)
-    if settings.keep_words:
-        learned = with_words(learned, whole_words(student.tokenizer))
-    tokenizer = TextTokenizer(with_special_tokens(learned, student.tokenizer))
+    tokenizer = learn_beside(texts, settings.size, student.tokenizer, keep_words=settings.keep_words)
     pairs = drawn(pairs, settings.pairs, run.recipe.seed)
     run.watcher.stage(f"aligning its pieces with the initial ones in {len(pairs):,} pairs of texts")
     table = student.module.backbone.get_input_embeddings().weight.detach()

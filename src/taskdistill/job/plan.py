@@ -27,7 +27,7 @@ from taskdistill.recipe import Adapter, Phase, Recipe, Stage1, StaticSettings
 from taskdistill.recipe_phases import StudentVocabulary
 from taskdistill.teacher.make import make_teacher
 from taskdistill.train.device import compute_type, training_device
-from taskdistill.train.new_vocabulary import learn_vocabulary, whole_words, with_special_tokens, with_words
+from taskdistill.train.new_vocabulary import learn_beside, whole_words
 from taskdistill.train.phases import make_plan, preparer, static_phase, teacher_needs
 from taskdistill.train.work import matrix_parameters
 
@@ -181,10 +181,10 @@ def _teacher_dim(recipe: Recipe) -> int | None:
 def _own_tokenizer(wanted: StudentVocabulary, initial: TextTokenizer, batches: Sequence[Sequence[str]]) -> TextTokenizer:
     """Learn a vocabulary from the sampled batches alone; it cuts a little finer than the one that a run learns from all texts."""
     try:
-        learned = learn_vocabulary(list(dict.fromkeys(text for batch in batches for text in batch)), wanted.size)
+        texts = list(dict.fromkeys(text for batch in batches for text in batch))
+        return learn_beside(texts, wanted.size, initial, keep_words=wanted.keep_words)
     except WorkFailed:
         return initial
-    return TextTokenizer(with_special_tokens(with_words(learned, whole_words(initial) if wanted.keep_words else []), initial))
 
 
 def _phase_cost(

@@ -131,3 +131,22 @@ def with_words(learned: Tokenizer, words: Sequence[str]) -> Tokenizer:
     known, last = {piece for piece, _ in pieces}, pieces[-1][1]
     pieces += [[WORD_MARKS[0] + word, last] for word in words if WORD_MARKS[0] + word not in known]
     return Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
+
+
+def learn_beside(texts: Sequence[str], size: int, initial: TextTokenizer, *, keep_words: bool) -> TextTokenizer:
+    """Learn a vocabulary that takes the place of another one.
+
+    Args:
+        texts: What the pieces are counted in.
+        size: Pieces that are learned, at most.
+        initial: The tokenizer whose special tokens are taken over.
+        keep_words: Whether its whole words are as well.
+
+    Returns:
+        The new tokenizer.
+
+    Raises:
+        WorkFailed: See `learn_vocabulary`.
+    """
+    learned = learn_vocabulary(texts, size)
+    return TextTokenizer(with_special_tokens(with_words(learned, whole_words(initial)) if keep_words else learned, initial))
