@@ -9,7 +9,8 @@ from test_search_index import filled, ids, numbered, random_vectors
 from taskdistill.errors import BadInput
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
-from taskdistill.search.metadata import Condition, entries_of, keys_of, matching, parse_filter
+from taskdistill.search.filters import Condition, parse_filter
+from taskdistill.search.metadata import entries_of, keys_of, matching
 from taskdistill.search.passages import Passages
 
 ROWS = [

@@ -15,11 +15,11 @@ from taskdistill.search import filling, writes
 from taskdistill.search.blocks import Rows
 from taskdistill.search.corpus import Document
 from taskdistill.search.filling import BATCH, FillReport, Progress
+from taskdistill.search.filters import Filter
 from taskdistill.search.first_pass import CELL_ROWS, Distances, FirstPass, approximate, build_cells
 from taskdistill.search.hybrid import Lexical, build_bm25, open_bm25
 from taskdistill.search.journal import LOCK, disk, writing
 from taskdistill.search.manifest import Manifest, write_manifest
-from taskdistill.search.metadata import Filter
 from taskdistill.search.protocol import SearchEncoder, unit_vectors
 from taskdistill.search.query import query_vectors, rank_queries
 from taskdistill.search.ranking import exact_pass

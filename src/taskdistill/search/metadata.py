@@ -1,4 +1,4 @@
-"""Metadata as a table of values, and filters over it: equality, ranges and membership, joined by "and".
+"""Metadata as a table of values, and the documents that meet conditions: equality, ranges and membership, joined by "and".
 
 A value equals another if their texts are the same: 2020 and "2020", true and "true". A list equals each of its elements.
 A range with a number compares numbers (also those given as text, as CSV does); a range with other text compares texts,
@@ -7,9 +7,7 @@ which orders ISO dates.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,25 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from taskdistill.errors import BadInput
+from taskdistill.search.filters import Condition, Scalar
 
 ENTRIES = pa.schema([("document", pa.int64()), ("key", pa.string()), ("text", pa.large_string()), ("number", pa.float64())])
-_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
-_EXPRESSION = re.compile(r"\s*(?P<key>[^=<>]+?)\s*(?P<operator>>=|<=|=|<|>)\s*(?P<value>.*?)\s*", re.DOTALL)
-_MEMBERSHIP = re.compile(r"\s*(?P<key>[^=<>]+?)\s+in\s+(?P<values>[^=<>]+)")
+_LONGEST_NUMBER = 40
+"""Characters of a text that is read as a number."""
 _RANGES = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
-
-Filter = Mapping[str, Any] | Sequence[str] | str
-"""`{"lang": "en", "year": {">=": 2020}, "tag": ["a", "b"]}`, or `["lang=en", "year>=2020", "tag in a, b"]`."""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """One condition on the value of a key: `operator` is `in` or a comparison with the only value."""
-
-    key: str
-    operator: str
-    values: tuple[str | int | float | bool, ...]
 
 
 def entries_of(metadata: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
@@ -71,34 +56,13 @@ def renumbered(entries: pa.RecordBatch, documents: NDArray[np.int64]) -> pa.Reco
     return pa.record_batch([pa.array(documents, pa.int64()), *entries.columns[1:]], schema=ENTRIES)
 
 
-def parse_filter(given: Filter | None) -> tuple[Condition, ...]:
-    """Read a filter.
-
-    Args:
-        given: A mapping, expressions, one expression, or None.
-
-    Returns:
-        Conditions that all must hold.
-
-    Raises:
-        BadInput: If an expression or operator is not understood.
-    """
-    if given is None:
-        return ()
-    if isinstance(given, str):
-        return (_expression(given),)
-    if isinstance(given, Mapping):
-        return tuple(condition for key, value in given.items() for condition in _conditions(key, value))
-    return tuple(_expression(each) for each in given)
-
-
 def matching(entries: pa.Table, documents: int, conditions: Sequence[Condition]) -> NDArray[np.bool_]:
     """Find the documents for which every condition holds.
 
     Args:
         entries: All entries of a segment.
         documents: Its number of documents.
-        conditions: What `parse_filter` returned.
+        conditions: What `filters.parse_filter` returned.
 
     Returns:
         (documents,) True where all hold.
@@ -134,32 +98,7 @@ def _holds(values: pa.Table, condition: Condition) -> Any:
     return pc.and_(pc.is_null(values["number"]), compare(values["text"], pa.scalar(_text(bound), pa.large_string())))
 
 
-def _expression(text: str) -> Condition:
-    if match := _EXPRESSION.fullmatch(text):
-        operator = "in" if match["operator"] == "=" else match["operator"]
-        return Condition(match["key"], operator, (match["value"],))
-    if match := _MEMBERSHIP.fullmatch(text):
-        return Condition(match["key"], "in", tuple(each.strip() for each in match["values"].split(",")))
-    raise BadInput(f"the filter {text!r} is not understood; write key=value, key>=value (or <=, <, >) or `key in a, b`")
-
-
-def _conditions(key: str, value: Any) -> list[Condition]:
-    if isinstance(value, Mapping):
-        unknown = [operator for operator in value if operator not in _RANGES]
-        if unknown or not value:
-            raise BadInput(f"the filter on {key!r} has the operator {unknown[:1]}; known: {', '.join(_RANGES)}")
-        return [Condition(key, operator, _scalars(key, [bound])) for operator, bound in value.items()]
-    return [Condition(key, "in", _scalars(key, list(value) if isinstance(value, list | tuple | set) else [value]))]
-
-
-def _scalars(key: str, values: list[Any]) -> tuple[str | int | float | bool, ...]:
-    for value in values:
-        if not isinstance(value, str | int | float):
-            raise BadInput(f"the filter on {key!r} compares with {type(value).__name__}; give text, a number or true/false")
-    return tuple(values)
-
-
-def _text(value: str | int | float | bool) -> str:
+def _text(value: Scalar) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
@@ -167,11 +106,21 @@ def _text(value: str | int | float | bool) -> str:
     return str(value)
 
 
-def _number(value: str | int | float | bool) -> float | None:
-    if isinstance(value, bool) or (isinstance(value, str) and (len(value) > 40 or not _NUMBER.fullmatch(value))):
+def _number(value: Scalar) -> float | None:
+    if isinstance(value, bool) or (isinstance(value, str) and not _is_numeral(value)):
         return None
     try:
         number = float(value)
     except OverflowError:
         return None
     return number if abs(number) < float("inf") else None
+
+
+def _is_numeral(text: str) -> bool:
+    """Say whether a text is a number with digits before and behind its point, as `-1`, `2.50` or `1e-3`."""
+    if len(text) > _LONGEST_NUMBER:
+        return False
+    mantissa, power, exponent = text.replace("E", "e").partition("e")
+    whole, point, fraction = mantissa.removeprefix("-").partition(".")
+    digits = exponent[1:] if exponent[:1] in ("+", "-") else exponent
+    return whole.isdecimal() and (not point or fraction.isdecimal()) and (not power or digits.isdecimal())

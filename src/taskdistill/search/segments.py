@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from taskdistill.search.blocks import DOCUMENTS, TEXTS, Block, Rows
 from taskdistill.search.files import array_of, damaged, map_file, table_of
+from taskdistill.search.filters import Condition
 from taskdistill.search.manifest import Manifest, SegmentEntry
-from taskdistill.search.metadata import ENTRIES, Condition, matching, renumbered
+from taskdistill.search.metadata import ENTRIES, matching, renumbered
 from taskdistill.search.settings import RESCORE_TYPES
 
 _BLOCK_ROWS = 16_384
@@ -94,7 +95,7 @@ class Segment:
         """Find the live rows of documents that meet conditions.
 
         Args:
-            conditions: From `metadata.parse_filter`.
+            conditions: From `filters.parse_filter`.
 
         Returns:
             Rows, ascending.

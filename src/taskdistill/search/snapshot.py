@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from taskdistill.errors import BadInput, nearest
 from taskdistill.search.blocks import Rows, key_of
 from taskdistill.search.files import damaged
+from taskdistill.search.filters import Filter, parse_filter
 from taskdistill.search.manifest import Manifest, load_manifest
-from taskdistill.search.metadata import Filter, keys_of, parse_filter
+from taskdistill.search.metadata import keys_of
 from taskdistill.search.segments import Segment
 from taskdistill.search.settings import RESCORE_TYPES
 
@@ -93,8 +94,8 @@ class Snapshot:
             return [None] * len(self.segments)
         for condition in conditions:
             if condition.key not in self.metadata_keys:
-                known = nearest(condition.key, sorted(self.metadata_keys)) if self.metadata_keys else "; no document has metadata"
-                raise BadInput(f"no document has the metadata {condition.key!r}{known}")
+                known = nearest(condition.key[:60], sorted(self.metadata_keys)) if self.metadata_keys else "; no document has metadata"
+                raise BadInput(f"no document has the metadata {condition.key[:60]!r}{known}")
         return [segment.matching_rows(conditions) for segment in self.segments]
 
     @cached_property

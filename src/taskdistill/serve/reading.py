@@ -11,6 +11,9 @@ from taskdistill.serve.errors import ApiError
 from taskdistill.serve.settings import Settings
 from taskdistill.strict_json import JsonFault, read_object
 
+MAX_ELEMENTS = 50_000
+"""Most elements of a body: its texts and fields are far fewer, and so many are read in some hundredths of a second."""
+
 
 class Bodies:
     """Reads bodies; all that are in memory at one moment share one bound."""
@@ -69,7 +72,7 @@ class Bodies:
 
 
 def strict_json(data: bytes) -> dict[str, Any]:
-    """Read one JSON object: no NaN, no key twice, no half of a character, no nesting beyond reason.
+    """Read one JSON object: no NaN, no key twice, no half of a character, no nesting, number or size beyond the bounds.
 
     Args:
         data: UTF-8.
@@ -81,7 +84,7 @@ def strict_json(data: bytes) -> dict[str, Any]:
         ApiError: 400, saying what is wrong without repeating the text.
     """
     try:
-        return read_object(data.decode("utf-8"))
+        return read_object(data.decode("utf-8"), max_elements=MAX_ELEMENTS)
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the body is not UTF-8 at byte {error.start}", code="invalid_json") from None
     except JsonFault as fault:

@@ -13,6 +13,9 @@ from taskdistill.vocabulary import Role, Task
 Kind = Literal["float", "base64", "binary", "ubinary", "int8"]
 """How a vector is sent; binary and ubinary are packed sign bits as signed and unsigned bytes."""
 
+MOST_ITEMS = 100
+"""Most items of a field that is no list of texts; each would be checked and complained about."""
+
 JINA_TASKS = {
     "retrieval.query": (Task.RETRIEVAL, Role.QUERY),
     "retrieval.passage": (Task.RETRIEVAL, Role.DOCUMENT),
@@ -85,18 +88,25 @@ def parse(model: type[AnyBody], value: dict[str, Any]) -> AnyBody:
     Raises:
         ApiError: 400 naming the first field at fault, without its value.
     """
+    unknown = next((name for name in value if name not in model.model_fields), None)
+    if unknown is not None:
+        raise _unknown_field(model, unknown)
+    for name, each in value.items():
+        if isinstance(each, list | dict) and len(each) > MOST_ITEMS and model.model_fields[name].annotation is not Any:
+            raise ApiError(400, f"{name} has {len(each):,} items, which is more than it can mean", param=name)
     try:
         return model.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         name = str(first["loc"][0]) if first["loc"] else ""
-        if first["type"] == "extra_forbidden":
-            hint = nearest(name[:60], model.model_fields)
-            raise ApiError(400, f"unknown field {name[:60]!r}{hint}", param=name[:60], code="unknown_field") from None
         if first["type"] == "missing":
             raise ApiError(400, f"the field {name!r} is missing", param=name, code="missing_field") from None
         said = first["msg"][0].lower() + first["msg"][1:]
         raise ApiError(400, f"{name}: {said}, got {type(first['input']).__name__}", param=name) from None
+
+
+def _unknown_field(model: type[Body], name: str) -> ApiError:
+    return ApiError(400, f"unknown field {name[:60]!r}{nearest(name[:60], model.model_fields)}", param=name[:60], code="unknown_field")
 
 
 def texts_of(value: Any, field: str, most: int) -> list[str]:

@@ -19,6 +19,7 @@ from taskdistill.compress import normalise, truncate
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.projected import Projected, in_space
 from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.search.filters import Condition, parse_filter
 from taskdistill.serve.embeddings import unless_gone
 from taskdistill.serve.errors import ApiError
 from taskdistill.serve.reading import Bodies
@@ -59,8 +60,10 @@ class SearchRequest(Body):
 
     query: Any = Field(description="A query, or a list of queries", json_schema_extra={"type": ["string", "array"]})
     top_k: int = Field(10, ge=1, le=MOST_HITS, description="Passages a query")
-    filter: dict[str, Any] | list[str] | str | None = Field(
-        None, description='Conditions on metadata: {"lang": "en", "year": {">=": 2020}} or ["lang=en", "year>=2020"]'
+    filter: Any = Field(
+        None,
+        description='Conditions on metadata: {"lang": "en", "year": {">=": 2020}} or ["lang=en", "year>=2020"]',
+        json_schema_extra={"type": ["object", "array", "string", "null"]},
     )
     oversample: int | None = Field(None, ge=1, le=1000, description="Candidates of the first pass for each passage asked for")
     hybrid: bool | None = Field(None, description="Whether the ranking is joined with BM25's; as the index is tuned if not given")
@@ -140,6 +143,7 @@ def add_routes(app: FastAPI, served: Served, bodies: Bodies, index: SearchIndex 
         try:
             asked = parse(SearchRequest, await bodies.json(request))
             queries = texts_of(asked.query, "query", served.settings.searches)
+            conditions_of(asked.filter)
             started = time.monotonic()
             hits, ranking_ms = await unless_gone(request.receive, find(given, asked, queries))
         finally:
@@ -153,6 +157,26 @@ def add_routes(app: FastAPI, served: Served, bodies: Bodies, index: SearchIndex 
         """Describe the index: model, task, sizes, counts."""
         said = _given(index).describe()
         return {key: value for key, value in said.items() if key != "path"}
+
+
+def conditions_of(value: Any) -> tuple[Condition, ...]:
+    """Read the filter of a request, before anything is computed for it.
+
+    Args:
+        value: What the request holds.
+
+    Returns:
+        Conditions.
+
+    Raises:
+        ApiError: 400 if it is no filter.
+    """
+    if not isinstance(value, dict | list | str | type(None)):
+        raise ApiError(400, f"filter is a JSON {type(value).__name__}; give an object, a list of texts or a text", param="filter")
+    try:
+        return parse_filter(value)
+    except BadInput as error:
+        raise ApiError(400, str(error), param="filter") from None
 
 
 def _given(index: SearchIndex | None) -> SearchIndex:

@@ -1,0 +1,280 @@
+"""Filters over metadata as a request or a command line gives them, read by hand in one pass over a bounded text.
+
+    expression = condition { "and" condition }
+    condition  = key ( "=" | "==" | ">=" | "<=" | ">" | "<" ) value  |  key "in" list
+    list       = value { "," value }, bare or within [ ] or ( )
+    value      = text within " " or ' ', or bare text
+
+A key may be quoted as well. Bare text ends at the last `and` before the next operator; what could be read in two ways has
+to be quoted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from taskdistill.errors import BadInput
+
+MAX_CHARACTERS = 1_000
+"""Longest expression, key or text to compare with."""
+
+MAX_CONDITIONS = 32
+"""Most conditions of a filter."""
+
+MAX_VALUES = 10_000
+"""Most values that all conditions of a filter compare with."""
+
+RANGES = ("<", "<=", ">", ">=")
+
+Scalar = str | int | float | bool
+
+Filter = Mapping[str, Any] | Sequence[str] | str
+"""`{"lang": "en", "year": {">=": 2020}, "tag": ["a", "b"]}`, `["lang=en", "year>=2020", "tag in a, b"]` or `"lang=en and year>=2020"`."""
+
+_OPERATORS = ("!=", "==", ">=", "<=", "=", ">", "<")
+"""Two characters before one, so that the longer one is found first."""
+_SPACES = dict.fromkeys(map(ord, "\t\n\v\f\r"), " ")
+_WORDS = (" in ", " in[", " in(")
+_QUOTES = ("'", '"')
+_CLOSING = {"[": "]", "(": ")"}
+_FORMS = "write key=value, key>=value (or <=, <, >) or `key in a, b`, joined by `and`"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition on the value of a key: `operator` is `in` or a comparison with the only value."""
+
+    key: str
+    operator: str
+    values: tuple[Scalar, ...]
+
+
+def parse_filter(given: Filter | None) -> tuple[Condition, ...]:
+    """Read a filter.
+
+    Args:
+        given: A mapping, expressions, one expression, or None.
+
+    Returns:
+        Conditions that all must hold.
+
+    Raises:
+        BadInput: If an expression or operator is not understood, or there is more of something than a filter may hold.
+    """
+    if given is None:
+        return ()
+    if isinstance(given, Mapping):
+        _check_count(len(given), MAX_CONDITIONS, "conditions")
+        found = [condition for key, value in given.items() for condition in _conditions(key, value)]
+    else:
+        expressions = [given] if isinstance(given, str) else given
+        _check_count(len(expressions), MAX_CONDITIONS, "conditions")
+        found = [condition for each in expressions for condition in parse_expression(each)]
+    _check_count(len(found), MAX_CONDITIONS, "conditions")
+    _check_count(sum(len(condition.values) for condition in found), MAX_VALUES, "values")
+    return tuple(found)
+
+
+def parse_expression(text: str) -> list[Condition]:
+    """Read conditions that are joined by `and`.
+
+    Args:
+        text: One expression.
+
+    Returns:
+        The conditions.
+
+    Raises:
+        BadInput: If it is too long or not understood.
+    """
+    if not isinstance(text, str):
+        raise BadInput(f"a filter is a text or an object of conditions, not {type(text).__name__}; {_FORMS}")
+    _check_length(text, "the filter")
+    return _Expression(text).conditions()
+
+
+class _Expression:
+    """One expression and how far it is read; every place of it is looked at a bounded number of times."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._spaced = text.translate(_SPACES).replace(" AND ", " and ").replace(" IN", " in")
+        """The text, character for character, with every white space as a blank and the words in small letters."""
+        self._operators = [at for at in range(len(text)) if self._begins_operator(at)]
+        """Places of operators, those within values included."""
+        self._next = 0
+        self._at = 0
+
+    def conditions(self) -> list[Condition]:
+        found = [self._condition()]
+        while self._at < len(self._text):
+            found.append(self._condition())
+        return found
+
+    def _begins_operator(self, at: int) -> bool:
+        return self._text[at] in "=<>" or self._text.startswith("!=", at) or self._spaced.startswith(_WORDS, at)
+
+    def _condition(self) -> Condition:
+        key = self._key()
+        operator = next((each for each in _OPERATORS if self._text.startswith(each, self._at)), None)
+        if operator is None:
+            self._at += len("in")
+            values = self._list()
+        else:
+            self._at += len(operator)
+            values = [self._value(operator)]
+        self._join()
+        return Condition(key, "in" if operator in (None, "=", "==") else operator, tuple(values))
+
+    def _key(self) -> str:
+        self._skip()
+        if self._peek() in _QUOTES:
+            key = self._quoted()
+            self._skip()
+            if not self._text.startswith(_OPERATORS, self._at) and not self._spaced.startswith(_WORDS, self._at - 1):
+                raise self._wrong(f"no operator follows the key {key[:60]!r}")
+        else:
+            end = self._operator_from(self._at)
+            if end is None:
+                raise self._wrong(f"it is not understood; {_FORMS}")
+            key = self._text[self._at : end].strip()
+            self._at = end + 1 if self._spaced[end] == " " else end
+            if key[:4].lower() in ("not ", "not\t"):
+                raise self._wrong("`not` is not known; name the values that are wanted: key in a, b (quote the key if it is one)")
+        if not key.strip():
+            raise self._wrong(f"a key is missing before character {self._at + 1}; {_FORMS}")
+        return key
+
+    def _value(self, operator: str) -> str:
+        if operator == "!=":
+            raise self._wrong("`!=` is not known; name the values that are wanted: key in a, b")
+        self._skip()
+        first = self._peek()
+        if first in _QUOTES:
+            return self._quoted()
+        if first and first in "=<>":
+            raise self._wrong(f"the value after {operator!r} begins with {first!r}; put it in quotes if it is meant so")
+        if first in _CLOSING:
+            raise self._wrong("a list goes with `in`, as in: key in [a, b]; put the value in quotes if it is meant so")
+        end = self._end_of_bare()
+        value, spaced = self._text[self._at : end], self._spaced[self._at : end]
+        last = max(value.rfind(each) for each in "=<>")
+        for joint in (",", " or ", " OR ", ";", "&&", "||"):
+            if 0 <= spaced.find(joint) < last:
+                raise self._wrong(f"conditions are joined by `and`, not by {joint.strip()!r}; put the value in quotes if it is meant so")
+        self._at = end
+        return value.strip()
+
+    def _list(self) -> list[str]:
+        self._skip()
+        closing = _CLOSING.get(self._peek(), "")
+        if closing:
+            self._at += 1
+        end = len(self._text) if closing else -1
+        values = []
+        while True:
+            self._skip()
+            if self._peek() in _QUOTES:
+                values.append(self._quoted())
+                self._skip()
+            else:
+                end = end if self._at < end else self._end_of_bare()
+                values.append(self._item(end, closing))
+            if not self._text.startswith(",", self._at):
+                break
+            self._at += 1
+        if closing:
+            if self._peek() != closing:
+                raise self._wrong(f"the list is not closed by {closing!r}")
+            self._at += 1
+        return values
+
+    def _item(self, end: int, closing: str) -> str:
+        start = self._at
+        while self._at < end and self._text[self._at] not in (",", closing):
+            self._at += 1
+        value = self._text[start : self._at].strip()
+        if not value or any(each in value for each in "=<>[]()\"'"):
+            raise self._wrong(f"the list holds {value[:60]!r}; put a value in quotes that is empty or has one of = < > [ ] ( ) or a quote")
+        return value
+
+    def _quoted(self) -> str:
+        end = self._text.find(self._text[self._at], self._at + 1)
+        if end < 0:
+            raise self._wrong(f"the quote at character {self._at + 1} is not closed")
+        value = self._text[self._at + 1 : end]
+        self._at = end + 1
+        return value
+
+    def _operator_from(self, place: int) -> int | None:
+        while self._next < len(self._operators) and self._operators[self._next] < place:
+            self._next += 1
+        return self._operators[self._next] if self._next < len(self._operators) else None
+
+    def _end_of_bare(self) -> int:
+        """Find the `and` that stands last before the next operator, or the end."""
+        self._operator_from(self._at)
+        start = self._at
+        for number in range(self._next, len(self._operators)):
+            operator = self._operators[number]
+            place = self._spaced.rfind(" and ", start, operator)
+            if place >= 0:
+                return place
+            start = max(start, operator - len(" and"))
+        return len(self._text)
+
+    def _join(self) -> None:
+        """Go behind the `and` that follows a condition."""
+        self._skip()
+        if self._at == len(self._text):
+            return
+        if self._spaced[self._at : self._at + 4].lower() != "and ":
+            raise self._wrong(f"{self._text[self._at : self._at + 20]!r} is not understood behind a value; conditions are joined by `and`")
+        self._at += len("and ")
+        self._skip()
+        if self._at == len(self._text):
+            raise self._wrong("no condition follows the last `and`")
+
+    def _peek(self) -> str:
+        return self._text[self._at : self._at + 1]
+
+    def _skip(self) -> None:
+        while self._at < len(self._text) and self._spaced[self._at] == " ":
+            self._at += 1
+
+    def _wrong(self, why: str) -> BadInput:
+        return BadInput(f"the filter {self._text[:100]!r}: {why}")
+
+
+def _conditions(key: str, value: Any) -> list[Condition]:
+    _check_length(key, "a key of the filter")
+    if isinstance(value, Mapping):
+        unknown = [operator for operator in value if operator not in RANGES]
+        if unknown or not value:
+            raise BadInput(f"the filter on {key!r} has the operator {str(unknown[:1])[:60]}; known: {', '.join(RANGES)}")
+        return [Condition(key, operator, _scalars(key, [bound])) for operator, bound in value.items()]
+    return [Condition(key, "in", _scalars(key, list(value) if isinstance(value, list | tuple | set) else [value]))]
+
+
+def _scalars(key: str, values: list[Any]) -> tuple[Scalar, ...]:
+    _check_count(len(values), MAX_VALUES, "values")
+    for value in values:
+        if not isinstance(value, str | int | float):
+            raise BadInput(f"the filter on {key!r} compares with {type(value).__name__}; give text, a number or true/false")
+        if isinstance(value, str):
+            _check_length(value, f"a value of the filter on {key!r}")
+        elif isinstance(value, int) and value.bit_length() > MAX_CHARACTERS:
+            raise BadInput(f"the filter on {key!r} compares with a number of {value.bit_length()} bits; give a smaller one")
+    return tuple(values)
+
+
+def _check_length(text: str, what: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise BadInput(f"{what} has {len(text):,} characters, the most are {MAX_CHARACTERS:,}; give a shorter one")
+
+
+def _check_count(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise BadInput(f"the filter has {count:,} {what}, the most are {most:,}; ask for fewer")
