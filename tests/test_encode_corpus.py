@@ -25,7 +25,7 @@ from taskdistill.encode.reading import Counts, Reading, Rows
 from taskdistill.encode.shards import finished, shard_files
 from taskdistill.encode.vectors import VectorFolder, merge_vectors
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.folders import check_folder
+from taskdistill.folders import check_folder, read_manifest
 from taskdistill.model.folder import write_model
 
 RNG = np.random.default_rng(1)
@@ -102,11 +102,13 @@ def test_a_finished_folder_is_not_done_again_and_damage_is(folder, tmp_path, mon
     content = bytearray(vectors.read_bytes())
     content[-1] ^= 1
     vectors.write_bytes(content)
-    report.with_name(f".{report.name}.0123abcd").write_text("left by a killed writer")
+    report.with_name(f".{report.name}.taskdistill-0123abcd").write_text("left by a killed writer")
+    (tmp_path / "out" / "notes.txt").write_text("of the owner")
     assert finished(tmp_path / "out", 2) is None and finished(tmp_path / "out", 1) is not None
     assert encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10) == first
     after = stamps(tmp_path / "out")
     assert {name for name in before if before[name] != after[name]} == {path.name for path in (vectors, rows, report)}
+    assert read_manifest(tmp_path / "out")["files"].keys() == {"job.json", *(f"shards/{name}" for name in after)}
     assert after.keys() == before.keys() and np.array_equal(VectorFolder(tmp_path / "out").load()[1], reference)
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from taskdistill import folders
+from taskdistill.atomic import remove_stale, remove_stale_within
 from taskdistill.errors import BadInput, nearest, require
 from taskdistill.folders import (
     check_folder,
     dump_json,
     file_table,
     read_manifest,
-    remove_leftovers,
     seal,
     sha256_file,
     versions,
@@ -73,8 +73,8 @@ def test_everything_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "rename", lambda path, to: (order.append(f"rename {Path(to).name}"), rename(path, to))[1])
     monkeypatch.setattr(Path, "replace", lambda path, to: (order.append(f"replace {Path(to).name}"), replace(path, to))[1])
     make(tmp_path / "x")
-    assert order[:2] == ["sync a", "sync c"] and order[3] == f"replace {MANIFEST}" and order[-2] == "rename x"
-    assert order[-1] == f"sync {tmp_path.name.split('.')[0]}" and len(order) == 7
+    assert order[:3] == ["sync a", "sync c", "sync b"] and order[5] == f"replace {MANIFEST}" and order[-2] == "rename x"
+    assert order[-1] == f"sync {tmp_path.name.split('.')[0]}" and len(order) == 9
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -133,11 +133,23 @@ def test_every_fault_is_named(tmp_path):
 
 
 def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path):
-    for name in (".x.0123abcd", ".x.0123abcd.old", ".x", "x.0123abcd", ".git"):
+    others = [
+        ".x",
+        ".x.0123abcd",
+        ".y.taskdistill-0123abcd",
+        ".x.taskdistill-0123abc",
+        ".X.taskdistill-0123abcd",
+        ".git",
+        "x.taskdistill-0123abcd",
+    ]
+    stale = [".a.json.taskdistill-deadbeef", ".x.taskdistill-0123abcd"]
+    for name in (*others, stale[1], "x"):
         (tmp_path / name).mkdir()
-    (tmp_path / ".a.json.deadbeef").write_text("")
-    assert remove_leftovers(tmp_path, tmp_path / "none") == [".a.json.deadbeef", ".x.0123abcd", ".x.0123abcd.old"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".git", ".x", "x.0123abcd"]
+    (tmp_path / stale[0]).write_text("")
+    assert remove_stale(tmp_path / "x", tmp_path / "a.json", tmp_path / "none" / "x") == stale
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "x"])
+    assert remove_stale_within(tmp_path) == [".X.taskdistill-0123abcd", ".y.taskdistill-0123abcd"]
+    assert remove_stale_within(tmp_path / "none") == []
 
 
 def test_json_holds_no_nan_and_text_as_it_is():

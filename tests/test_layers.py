@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "taskdistill"
-GROUND = {"vocabulary", "errors", "strict_json", "folders", "lock", "memory", "recipe", "recipe_faults", "recipe_phases", "recipe_source"}
+GROUND = {
+    "vocabulary",
+    "errors",
+    "strict_json",
+    "atomic",
+    "folders",
+    "lock",
+    "memory",
+    "recipe",
+    "recipe_faults",
+    "recipe_phases",
+    "recipe_source",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "vocabulary": set(),
     "errors": set(),
@@ -18,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lock": {"errors"},
     "memory": set(),
     "recipe_faults": {"errors"},
-    "folders": {"vocabulary", "errors"},
+    "atomic": {"errors"},
+    "folders": {"vocabulary", "errors", "atomic"},
     "recipe_phases": {"vocabulary"},
     "recipe_source": {"vocabulary", "recipe_phases"},
     "recipe": {"vocabulary", "errors", "recipe_faults", "recipe_phases", "recipe_source"},

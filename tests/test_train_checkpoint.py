@@ -53,10 +53,15 @@ def test_a_loaded_state_goes_on_as_the_saved_one(tmp_path):
 def test_the_last_two_stay_and_leftovers_go(tmp_path):
     for step in (5, 10, 15):
         saved(tmp_path, step)
-    (tmp_path / ".step-0000020.abc").mkdir()
-    (tmp_path / "notes").mkdir()
+    (tmp_path / ".step-0000020.taskdistill-0123abcd").mkdir()
+    for name in ("notes", "step-0000099", ".step-0000020.abc"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-0000010" / "notes.txt").write_text("of the owner")
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000010", "step-0000015"]
-    assert not (tmp_path / ".step-0000020.abc").exists()
+    assert not (tmp_path / ".step-0000020.taskdistill-0123abcd").exists() and (tmp_path / ".step-0000020.abc").exists()
+    saved(tmp_path, 20)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000015", "step-0000020"]
+    assert [path.name for path in (tmp_path / "step-0000010").iterdir()] == ["notes.txt"]
     assert list_checkpoints(tmp_path / "none") == []
 
 

@@ -2,69 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
-import re
 import shutil
 import sys
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from taskdistill.atomic import remove_stale, restore, swap_in, temporary_folder
+from taskdistill.atomic import sha256_file as sha256_file
+from taskdistill.atomic import sync as sync
+from taskdistill.atomic import write_file as write_file
 from taskdistill.errors import BadInput
 from taskdistill.vocabulary import MANIFEST
 
 FORMAT_VERSION = 1
-
-
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as hex.
-
-    Args:
-        path: A readable file.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Force a file or folder to the disk.
-
-    Args:
-        path: File or folder to sync.
-    """
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_file(path: Path, data: bytes | str) -> None:
-    """Write a file whole or not at all: beside it, synced, then renamed over it.
-
-    Args:
-        path: Target; its folder must exist.
-        data: Bytes, or text that is written as UTF-8.
-    """
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        beside.write_bytes(data.encode() if isinstance(data, str) else data)
-        sync(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    sync(path.parent)
 
 
 def dump_json(value: Any) -> str:
@@ -85,6 +42,11 @@ def versions() -> dict[str, str]:
     Returns:
         Package name to version, for those that are installed.
     """
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {"python": sys.version.split()[0]}
     for name in ("taskdistill", "torch", "transformers", "peft", "tokenizers", "numpy", "safetensors"):
         try:
@@ -94,16 +56,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def file_table(folder: Path) -> dict[str, dict[str, Any]]:
-    """List every file below a folder but its manifest.
+def file_table(folder: Path, names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Hash files of a folder.
 
     Args:
         folder: Folder to walk.
+        names: Files, relative to it; None for every file below it but its manifest.
 
     Returns:
         Relative path to `{"bytes": int, "sha256": str}`, sorted by path.
     """
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    if names is None:
+        files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    else:
+        files = sorted(folder / name for name in names)
     return {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files}
 
 
@@ -111,66 +77,126 @@ def file_table(folder: Path) -> dict[str, dict[str, Any]]:
 def write_folder(
     path: Path, kind: str, *, meta: Mapping[str, Any] | None = None, inputs: Mapping[str, str] | None = None, replace: bool = False
 ) -> Iterator[Path]:
-    """Give a temporary folder to fill; on success seal it with a manifest and rename it into place.
+    """Give a temporary folder to fill; on success seal it with a manifest and move it into place.
 
-    Nothing appears at `path` if the block raises.
+    Nothing appears at `path` if the block raises. A folder that replaces another takes over what that one holds beside the files of its
+    manifest: nobody's notes are lost.
 
     Args:
         path: Where the folder shall appear.
         kind: What it is, such as `model` or `teacher-store`.
         meta: Further fields of the manifest.
         inputs: Name to hash of what it was made from.
-        replace: Whether an existing folder is replaced; otherwise it is an error.
+        replace: Whether a folder of the same kind is replaced; otherwise it is an error.
 
     Yields:
         The temporary folder, on the same file system.
 
     Raises:
-        BadInput: If `path` exists and `replace` is false.
+        BadInput: If what is at `path` may not be replaced.
     """
-    if path.exists() and not replace:
-        raise BadInput(f"{path} already exists; give another folder or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    beside.mkdir()
-    try:
+    remove_stale(path)
+    _replaceable(path, kind, replace)
+    with temporary_folder(path) as beside:
         yield beside
         seal(beside, kind, meta=meta, inputs=inputs)
-        old = None
-        if path.exists():
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-            path.rename(old)
-        beside.rename(path)
-        sync(path.parent)
-        if old is not None:
-            shutil.rmtree(old)
-    finally:
-        if beside.exists():
-            shutil.rmtree(beside)
+        _share_mode(beside)
+        listed = _replaceable(path, kind, replace)
+        taken = (name for name in _unlisted(path, listed) if os.path.lexists(beside / name))
+        if in_the_way := [name for name in taken if not ((path / name).is_dir() and (beside / name).is_dir())]:
+            raise BadInput(f"{path / in_the_way[0]} is not of this folder, and a new file takes its name; move it away and run this again")
+        _carry(path, beside, listed)
+        try:
+            swap_in(beside, path, replace=bool(listed))
+        except FileExistsError:
+            raise BadInput(f"{path} was made by another process meanwhile; give another folder or remove it first") from None
+        _carry(beside, path, listed)  # what was put in since
 
 
-def remove_leftovers(*parents: Path) -> list[str]:
-    """Remove the temporary files and folders of writers that were killed; no writer may be at work there.
+def remove_folder(path: Path) -> None:
+    """Remove a folder that `write_folder` wrote: the files of its manifest, then the manifest, then what is empty.
 
     Args:
-        *parents: Folders to look into, not below them; those that do not exist are passed over.
-
-    Returns:
-        Names of what was removed.
+        path: The folder. What its manifest does not list stays, and without a manifest all of it.
     """
-    found = []
-    for parent in parents:
-        for path in sorted(parent.iterdir()) if parent.is_dir() else ():
-            if re.fullmatch(r"\..+\.[0-9a-f]{8}(\.old)?", path.name):
-                found.append(path.name)
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-    return found
+    try:
+        listed = _replaceable(path, None, True)
+    except BadInput:
+        return
+    for name in listed:
+        (path / name).unlink(missing_ok=True)
+    for place in sorted({parent for name in listed for parent in Path(name).parents}, key=lambda each: -len(each.parts)):
+        with contextlib.suppress(OSError):
+            (path / place).rmdir()
 
 
-def seal(folder: Path, kind: str, *, meta: Mapping[str, Any] | None = None, inputs: Mapping[str, str] | None = None) -> dict[str, Any]:
+def _replaceable(path: Path, kind: str | None, replace: bool) -> list[str]:
+    """List the files of a folder that the program wrote, its manifest last, or say why it is not replaced."""
+    if not os.path.lexists(path):
+        return []
+    if not replace:
+        raise BadInput(f"{path} already exists; give another folder or remove it first")
+    if path.is_symlink() or not path.is_dir():
+        what = f"a link to {path.readlink()}" if path.is_symlink() else "no folder"
+        raise BadInput(f"{path} is {what}, which is not replaced; give the path of a folder itself")
+    if not any(path.iterdir()):
+        return []
+    if not (path / MANIFEST).is_file():
+        raise BadInput(f"{path} has no {MANIFEST}, so it is not replaced; give another folder, or move this one away")
+    names = read_manifest(path, kind)["files"]
+    return [*(name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts), MANIFEST]
+
+
+def _unlisted(folder: Path, listed: Collection[str]) -> list[str]:
+    """Name everything in a folder but some files: files, links, and folders with nothing in them."""
+    ours, found = set(listed), []
+    for here, folders, files in os.walk(folder):
+        place = Path(here).relative_to(folder)
+        links = [name for name in folders if (Path(here) / name).is_symlink()]
+        found += [(place / name).as_posix() for name in (*files, *links)]
+        if not folders and not files and place.parts:
+            found.append(place.as_posix())
+    return sorted(name for name in found if name not in ours)
+
+
+def _carry(old: Path, new: Path, listed: Collection[str]) -> None:
+    """Put what a folder holds beside its listed files into its successor too, where it is not there yet."""
+    for name in _unlisted(old, listed):
+        source, target = old / name, new / name
+        if os.path.lexists(target):
+            continue
+        for parent in reversed(Path(name).parents[:-1]):
+            if not (new / parent).is_dir():
+                (new / parent).mkdir()
+                shutil.copystat(old / parent, new / parent)
+        if source.is_dir() and not source.is_symlink():
+            target.mkdir()
+            continue
+        try:
+            target.hardlink_to(source) if not source.is_symlink() else target.symlink_to(source.readlink())
+        except OSError:
+            shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _share_mode(folder: Path) -> None:
+    """Let the files be read by whoever may read the folder: some libraries write for their user alone."""
+    needed = folder.stat().st_mode & 0o666
+    for here, _, files in os.walk(folder):
+        for name in files:
+            path = Path(here) / name
+            if path.stat().st_mode & needed != needed:
+                path.chmod(path.stat().st_mode | needed)
+
+
+def seal(
+    folder: Path,
+    kind: str,
+    *,
+    meta: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, str] | None = None,
+    names: Collection[str] | None = None,
+) -> dict[str, Any]:
     """Sync every file of a folder and write its manifest last.
 
     Args:
@@ -178,13 +204,16 @@ def seal(folder: Path, kind: str, *, meta: Mapping[str, Any] | None = None, inpu
         kind: What it is.
         meta: Further fields of the manifest.
         inputs: Name to hash of what it was made from.
+        names: Its files, relative to it; None for every file that is there.
 
     Returns:
         The manifest.
     """
-    files = file_table(folder)
+    files = file_table(folder, names)
     for name in files:
         sync(folder / name)
+    for place, _, _ in os.walk(folder, topdown=False):
+        sync(Path(place))
     manifest = {
         "kind": kind,
         "format_version": FORMAT_VERSION,
@@ -211,7 +240,7 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
         BadInput: If the folder or manifest is missing, unreadable, of another kind or of a newer format.
     """
     path = folder / MANIFEST
-    if not folder.is_dir():
+    if not folder.is_dir() and not (restore(folder) and folder.is_dir()):
         raise BadInput(f"{folder} is not a folder; give the path of a {kind or 'taskdistill'} folder")
     if not path.is_file():
         raise BadInput(

@@ -23,8 +23,9 @@ from taskdistill.ablate.pool import Crew
 from taskdistill.ablate.report import write_report
 from taskdistill.ablate.settings import Experiment, trial_steps
 from taskdistill.ablate.tuning import best_trial, trial_cells
+from taskdistill.atomic import remove_stale_within
 from taskdistill.errors import BadInput
-from taskdistill.folders import dump_json, remove_leftovers, write_file
+from taskdistill.folders import dump_json, write_file
 from taskdistill.job.embedders import TeacherEmbedder
 from taskdistill.job.watch import Silent, Stop, Watcher, never
 from taskdistill.lock import writer_lock
@@ -70,7 +71,7 @@ def ablate(
     frozen = freeze(experiment, out)
     watcher.note(f"frozen as {frozen['digest'][:16]}; expected: {experiment.ablation.expectation}")
     with writer_lock(out / "lock"):
-        for name in remove_leftovers(out):
+        for name in remove_stale_within(out):
             watcher.note(f"removed {name}, left by an interrupted run")
         reopen: dict[str, Any] = {"experiment": experiment, "out": out, "recipe_folder": recipe_folder or Path(), "api_key": api_key}
         bench = fill_teacher_store(open_bench(**reopen, watcher=watcher), _distilled(experiment), watcher, partial(open_bench, **reopen))

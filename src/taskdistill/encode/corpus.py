@@ -8,15 +8,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from taskdistill.atomic import remove_stale, remove_stale_within
 from taskdistill.encode.batches import cores
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.hardware import allot
 from taskdistill.encode.processes import run_processes
 from taskdistill.encode.reading import Counts, Reading, Rows
 from taskdistill.encode.running import Asked, Progress
-from taskdistill.encode.shards import SHARDS, Job, ShardWorker, finished
+from taskdistill.encode.shards import SHARDS, Job, ShardWorker, finished, shard_files
 from taskdistill.errors import BadInput
-from taskdistill.folders import dump_json, remove_leftovers, seal, sha256_file, write_file
+from taskdistill.folders import dump_json, seal, sha256_file, write_file
 from taskdistill.lock import writer_lock
 from taskdistill.vocabulary import MANIFEST, Backend, Role
 
@@ -85,7 +86,8 @@ def encode_corpus(
     out.parent.mkdir(parents=True, exist_ok=True)
     with writer_lock(out.with_name(f".{out.name}.lock")):
         _claim(out, said)
-        total, pending = _look(out, -(-said["rows"] // shard_rows))
+        shards = -(-said["rows"] // shard_rows)
+        total, pending = _look(out, shards)
         note = progress or (lambda done, rows: None)
         note(total.read, said["rows"])
         if pending:
@@ -104,7 +106,9 @@ def encode_corpus(
             raise BadInput(f"{reading.source} has no row with a usable text{why}; give a file with texts")
         if not (out / MANIFEST).is_file():
             inputs = {"model": said["model_hash"], "source": said["source_sha256"]}
-            seal(out, KIND, meta=said | {"counts": total.as_dict()}, inputs=inputs)
+            files = [out / JOB, *(file for number in range(shards) for file in shard_files(out, number))]
+            names = [file.relative_to(out).as_posix() for file in files]
+            seal(out, KIND, meta=said | {"counts": total.as_dict()}, inputs=inputs, names=names)
     return total
 
 
@@ -154,7 +158,8 @@ def _claim(out: Path, said: Mapping[str, Any]) -> None:
     (out / SHARDS).mkdir(parents=True, exist_ok=True)
     if not (out / JOB).is_file():
         write_file(out / JOB, dump_json(dict(said)))
-    remove_leftovers(out, out / SHARDS)
+    remove_stale(out / JOB, out / MANIFEST)
+    remove_stale_within(out / SHARDS)
 
 
 def _look(out: Path, shards: int) -> tuple[Counts, list[int]]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from taskdistill.atomic import replacing
 from taskdistill.encode.encoder import WINDOW, Encoder
 from taskdistill.encode.long_files import Long, encode_long
 from taskdistill.encode.reading import Counts, Reading, Rows
 from taskdistill.encode.running import Asked, Progress
 from taskdistill.encode.writers import WRITERS, Writer
 from taskdistill.errors import BadInput
-from taskdistill.folders import sync
 
 LONG_WINDOW = 256
 """Texts held at once where each may be long and have many vectors."""
@@ -74,8 +74,7 @@ def encode_file(
     counts = Counts()
     rows = Rows(reading)
     texts = rows.take(counts)
-    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with closing(rows), replacing(out) as beside:
         writer: Writer | None = None
         said: Asked = {
             "task": task,
@@ -106,11 +105,6 @@ def encode_file(
                 f"{reading.source}: {counts.rejected} rows have no usable text ({counts.examples[0]}); a .npy file cannot say which "
                 f"rows are missing: write .parquet or .jsonl, or repair the rows"
             )
-        sync(beside)
-        beside.replace(out)
-    finally:
-        rows.close()
-        beside.unlink(missing_ok=True)
     return counts
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from taskdistill.atomic import replacing
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.reading import Counts, Reading, Rows
 from taskdistill.encode.running import Asked
 from taskdistill.errors import BadInput
-from taskdistill.folders import dump_json, sha256_file, sync, write_file
+from taskdistill.folders import dump_json, sha256_file, write_file
 
 SHARDS = "shards"
 
@@ -145,11 +145,5 @@ def shard_files(folder: Path, number: int) -> tuple[Path, Path, Path]:
 
 
 def _save(path: Path, values: np.ndarray) -> None:
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with beside.open("wb") as stream:
-            np.save(stream, values)
-        sync(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as beside, beside.open("wb") as stream:
+        np.save(stream, values)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from taskdistill.atomic import replacing
 from taskdistill.encode.corpus import KIND
 from taskdistill.encode.shards import shard_files
 from taskdistill.encode.writers import WRITERS
 from taskdistill.errors import BadInput
-from taskdistill.folders import read_manifest, sync
+from taskdistill.folders import read_manifest
 
 
 class VectorFolder:
@@ -90,14 +90,9 @@ def merge_vectors(folder: Path, out: Path) -> int:
         raise BadInput(f"{out}: vectors are written as {', '.join(WRITERS)}; give one of these endings")
     if out.suffix == ".npy" and len(opened) != int(opened.manifest["rows"]):
         raise BadInput(f"{out}: a .npy file cannot say which rows have no vector; write .parquet or .jsonl")
-    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with replacing(out) as beside:
         writer = WRITERS[out.suffix](beside)
         for rows, vectors in opened.blocks():
             writer.add(rows, vectors)
         writer.close()
-        sync(beside)
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
     return len(opened)

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from taskdistill.atomic import remove_stale, restore
 from taskdistill.data.rows import Dataset, row_texts
 from taskdistill.data.sources import load_source
 from taskdistill.encode.batches import cores
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.folders import read_manifest, remove_leftovers
+from taskdistill.folders import read_manifest
 from taskdistill.job.adapt_score import Compared, compare, shown
 from taskdistill.job.finish import CALIBRATION_TEXTS, binary_offsets, int8_ranges
 from taskdistill.job.watch import Silent, Stop, Watcher, never
@@ -133,7 +134,7 @@ def adapt(folder: Path, wanted: Wanted, *, watcher: Watcher | None = None, shoul
     """
     watcher, started = watcher or Silent(), time.monotonic()
     kind, strength = wanted.rows, wanted.kept
-    if not folder.is_dir():
+    if not restore(folder) or not folder.is_dir():
         raise BadInput(f"{folder} is no folder; give a model folder that `taskdistill train` wrote")
     read_manifest(folder, "model")
     model = read_model(folder)
@@ -151,7 +152,7 @@ def adapt(folder: Path, wanted: Wanted, *, watcher: Watcher | None = None, shoul
     work = folder.with_name(f".{folder.name}.adapt")
     work.mkdir(exist_ok=True)
     with writer_lock(work / "lock"):
-        remove_leftovers(folder.parent)
+        remove_stale(folder)
         digest = _digest(wanted, settings, data, model)
         base = weights_hash(model.module.backbone)
         _train(model, wanted, settings, data, work / digest, digest, watcher, should_stop)

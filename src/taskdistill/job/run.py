@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
+from taskdistill.atomic import remove_stale_within, restore
 from taskdistill.encode.batches import cores
 from taskdistill.errors import BadInput
-from taskdistill.folders import dump_json, remove_leftovers, write_file
+from taskdistill.folders import dump_json, write_file
 from taskdistill.job.own_vocabulary import learn_own_vocabulary, with_own_vocabulary
 from taskdistill.job.stages import train_phases
 from taskdistill.job.start import data_root, load_inputs, start_student
@@ -89,7 +90,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     with writer_lock(out / "lock"):
         _same_recipe(recipe, out)
-        for name in remove_leftovers(out, out / "phases"):
+        for name in [*remove_stale_within(out), *remove_stale_within(out / "phases")]:
             watcher.note(f"removed {name}, left by an interrupted run")
         stores = open_views(store_root(recipe, out), teacher, recipe.teacher.instructions)
         log = Log(out / "log.jsonl")
@@ -98,7 +99,7 @@ def train(
         run.timed("data and models", started)
         try:
             static = train_static(run, student) if recipe.static is not None else None
-            if static is not None and recipe.stage1 is not None and not (out / "model").is_dir():
+            if static is not None and recipe.stage1 is not None and not restore(out / "model"):
                 first_result(run, static)
             fill_stores(run, [name for name in plans if name != "static"])
             if recipe.student.vocabulary is not None:

@@ -12,6 +12,7 @@ from typing import Any, TypeGuard, TypeVar
 
 import torch
 
+from taskdistill.atomic import restore
 from taskdistill.data.batches import BatchPlan
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.folders import read_manifest
@@ -209,7 +210,7 @@ def made_before(run: Run, name: str, folder: Path, kind: str) -> bool:
     Raises:
         BadInput: If it was made from other data or settings.
     """
-    if not folder.is_dir():
+    if not restore(folder):
         return False
     manifest = read_manifest(folder, kind)
     for key, value in resume_meta(run, name).items():

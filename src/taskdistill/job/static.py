@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from taskdistill.atomic import restore
 from taskdistill.data.rows import row_texts
 from taskdistill.errors import BadInput
 from taskdistill.folders import read_manifest, write_folder
@@ -56,7 +57,7 @@ def train_static(run: Run, student: Model) -> Path:
     torch.manual_seed(run.recipe.seed)
     phase, store, folder = static_phase(settings), run.stores["document"], static_folder(run)
     fill_stores(run, ["static"])
-    if folder.is_dir():
+    if restore(folder):
         _same_data(run, folder)
         return folder
     plan = run.plans["static"]

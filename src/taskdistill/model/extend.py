@@ -19,7 +19,6 @@ from taskdistill.model.folder import Model
 from taskdistill.model.golden import BASE, DECIMALS, FILE, embed_with, golden_vectors, read_golden
 from taskdistill.model.guard import task_folder
 from taskdistill.model.student import TransformerModel
-from taskdistill.vocabulary import MANIFEST
 
 CARD = "README.md"
 
@@ -85,7 +84,9 @@ def extend_folder(
     meta |= {"tasks": [*(each for each in manifest["tasks"] if each != name), name], "settings": asdict(settings)}
     meta["adapted"] = {**manifest.get("adapted", {}), name: dict(facts)}
     with write_folder(folder, "model", meta=meta, inputs=manifest.get("inputs"), replace=True) as beside:
-        shutil.copytree(folder, beside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        for each in manifest["files"]:
+            (beside / each).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(folder / each, beside / each)
         place = task_folder(beside, name)
         if place.exists():
             shutil.rmtree(place)

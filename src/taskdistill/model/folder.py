@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from taskdistill.atomic import restore
 from taskdistill.errors import BadInput
 from taskdistill.folders import check_folder, dump_json, read_manifest, write_folder
 from taskdistill.model import jina
@@ -151,6 +152,7 @@ def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
     Raises:
         BadInput: If the folder is incomplete, damaged, or of a kind that is not read.
     """
+    restore(folder)
     manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
     if manifest.get("kind", "model") not in READ_KINDS:
         raise BadInput(f"{folder} is a {manifest['kind']!r} folder, but a model is needed here")

@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         "next_segment": manifest.next_segment,
         "segments": [vars(segment) for segment in manifest.segments],
         "bm25": manifest.bm25,
-        "created_by": _versions(),
+        "created_by": versions(),
         "files": dict(sorted(manifest.files.items())),
     }
     write_file(path / MANIFEST, dump_json({**body, "sha256": _hash(body)}))
@@ -153,11 +152,6 @@ def load_manifest(path: Path) -> Manifest:
         )
     except (KeyError, TypeError) as error:
         raise BadInput(f"{file} lacks what an index needs ({error}); build the index again") from None
-
-
-@cache
-def _versions() -> dict[str, str]:
-    return versions()
 
 
 def _hash(body: Mapping[str, Any]) -> str:

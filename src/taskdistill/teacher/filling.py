@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from taskdistill.atomic import remove_stale
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.lock import writer_lock
 from taskdistill.teacher.keys import KEY_BYTES, Keys, first_seen, key_name, text_keys
@@ -190,14 +191,9 @@ def _before(store: TeacherStore, teacher: Teacher, known: list[str], wanted: lis
 
 
 def _clean(store: TeacherStore) -> list[str]:
-    """Remove what a killed writer left: unfinished shards, and a folder that was never renamed into place."""
+    """Remove what a killed writer left: unfinished shards, and a folder that was never moved into place."""
     said = []
     for path in leftovers(store.folder / "shards"):
         path.unlink()
         said.append(f"removed {path.name}, left by an interrupted run")
-    for path in store.folder.parent.iterdir():
-        if not path.name.startswith(f".{store.folder.name}."):
-            continue
-        shutil.rmtree(path)
-        said.append(f"removed {path.name}, left by an interrupted run")
-    return said
+    return said + [f"removed {name}, left by an interrupted run" for name in remove_stale(store.folder)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from taskdistill.folders import dump_json, sha256_file, write_file
 from taskdistill.teacher.keys import KEY_DTYPE, Keys
 
 Vectors = npt.NDArray[np.float16]
+_MADE = re.compile(r"\d{5,}(\.keys)?\.npy|\.\d{5,}(\.keys)?\.(npy|json)\.(taskdistill-)?[0-9a-f]{8}")
+"""Names that writing a shard makes, its JSON file left out: what that names is complete."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """List files that a killed writer left and that belong to no complete shard.
+    """List files that a killed writer left and that belong to no complete shard; files that no writer of shards makes are left out.
 
     Args:
         folder: The folder of shards.
@@ -180,7 +183,8 @@ def leftovers(folder: Path) -> list[Path]:
         Paths.
     """
     complete = {path.stem for path in shard_files(folder)}
-    return sorted(path for path in folder.glob("*") if path.name.startswith(".") or path.name.partition(".")[0] not in complete)
+    made = sorted(path for path in folder.glob("*") if _MADE.fullmatch(path.name) and path.is_file() and not path.is_symlink())
+    return [path for path in made if path.name.startswith(".") or path.name.partition(".")[0] not in complete]
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:

@@ -6,7 +6,6 @@ scores of a continued run are those of an undisturbed one.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from taskdistill.atomic import restore
 from taskdistill.errors import BadInput
-from taskdistill.folders import check_folder, read_manifest, write_folder
+from taskdistill.folders import check_folder, read_manifest, remove_folder, write_folder
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.sharded import copy_whole
 
@@ -122,9 +122,9 @@ def forget_later(checkpoints: Path, step: int) -> str | None:
         A note, or None if nothing had to go.
     """
     folder = best_folder(checkpoints)
-    if not folder.is_dir() or (at := int(read_manifest(folder, KIND)["step"])) <= step:
+    if not restore(folder) or (at := int(read_manifest(folder, KIND)["step"])) <= step:
         return None
-    shutil.rmtree(folder)
+    remove_folder(folder)
     return f"dropped the best weights of step {at}, which is run again"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from taskdistill.atomic import remove_stale_within
 from taskdistill.errors import BadInput
-from taskdistill.folders import check_folder, read_manifest, write_folder
+from taskdistill.folders import check_folder, read_manifest, remove_folder, write_folder
 from taskdistill.train.sharded import copy_whole, like, whole
+from taskdistill.vocabulary import MANIFEST
 
 KIND = "checkpoint"
+WEIGHTS = "weights.safetensors"
 
 
 def save_checkpoint(
@@ -46,26 +48,25 @@ def save_checkpoint(
     if not write:
         return
     with write_folder(root / f"step-{step:07d}", KIND, meta={**meta, "step": step}, replace=True) as folder:
-        save_file(weights, folder / "weights.safetensors")
+        save_file(weights, folder / WEIGHTS)
         save_file(moments, folder / "optimiser.safetensors")
     for old in list_checkpoints(root)[:-keep]:
-        shutil.rmtree(old)
+        remove_folder(old)
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """List a phase's checkpoints, oldest first, and clean what an interrupted write left.
+    """List a phase's checkpoints, oldest first, and remove what an interrupted write left.
 
     Args:
         root: Folder of a phase's checkpoints.
 
     Returns:
-        Folders named step-NNNNNNN.
+        Folders named step-NNNNNNN that hold something of a checkpoint.
     """
-    if not root.is_dir():
-        return []
-    for leftover in root.glob(".step-*"):
-        shutil.rmtree(leftover)
-    return sorted(p for p in root.iterdir() if re.fullmatch(r"step-\d{7}", p.name))
+    remove_stale_within(root)
+    named = sorted(p for p in root.glob("step-*") if re.fullmatch(r"step-\d{7}", p.name))
+    # What a dropped checkpoint's owner had put beside its files stays, and is no checkpoint.
+    return [p for p in named if any((p / name).exists() for name in (MANIFEST, WEIGHTS))]
 
 
 def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, meta: Mapping[str, Any]) -> int:
@@ -91,7 +92,7 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimi
             raise BadInput(
                 f"checkpoint {folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use the same or a new --out"
             )
-    weights = load_file(folder / "weights.safetensors")
+    weights = load_file(folder / WEIGHTS)
     moments = load_file(folder / "optimiser.safetensors")
     if weights.keys() != parameters.keys():
         raise BadInput(f"checkpoint {folder} holds other weights than this phase trains: {sorted(weights.keys() ^ parameters.keys())[:3]}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from taskdistill.atomic import restore
 from taskdistill.errors import BadInput
 from taskdistill.folders import check_folder, read_manifest, write_folder
 from taskdistill.train.loop import PhaseJob
@@ -43,7 +44,7 @@ def load_phase(folder: Path, job: PhaseJob, meta: Mapping[str, Any]) -> bool:
     Raises:
         BadInput: If the folder is damaged or was made with other settings or data.
     """
-    if not folder.is_dir():
+    if not restore(folder):
         return False
     manifest = read_manifest(folder, KIND)
     if faults := check_folder(folder, manifest):
