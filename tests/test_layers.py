@@ -26,7 +26,7 @@ GROUND = {
 MAY_IMPORT: dict[str, set[str]] = {
     "vocabulary": set(),
     "errors": set(),
-    "strict_json": set(),
+    "strict_json": {"errors"},
     "lock": {"errors"},
     "memory": set(),
     "recipe_faults": {"errors"},

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from search_fakes import DIM, FakeEncoder
@@ -227,6 +229,74 @@ def test_a_second_reader_sees_one_generation_until_it_refreshes(tmp_path):
     assert len(reader.search(random_vectors(1), 100)[0]) == 10
     reader.refresh()
     assert len(reader.search(random_vectors(1), 100)[0]) == 5
+
+
+def rebuilt(path, texts, encoder=None, bm25=False):
+    """Build an index in the place of another one."""
+    if path.exists():
+        shutil.rmtree(path)
+    index, _ = build_index(encoder or FakeEncoder(), [Document(f"d{i}", text) for i, text in enumerate(texts)], path)
+    if bm25:
+        index.build_bm25()
+    return index
+
+
+@pytest.mark.parametrize("first_pass", ["flat", "ivf"])
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_an_index_that_was_built_anew_in_its_place_is_seen_by_those_who_have_it_open(tmp_path, monkeypatch, first_pass, hybrid):
+    monkeypatch.setattr("taskdistill.search.index.CELL_ROWS", 10)
+    before, after = ([f"{word} number {i}" for i in range(40)] for word in ("plain", "other"))
+    rebuilt(tmp_path / "i", before, bm25=hybrid)
+    reader = Index.open(tmp_path / "i", first_pass=first_pass)
+    found = reader.search(["plain number 7"], 3, encoder=FakeEncoder(), hybrid=hybrid)
+    assert found[0][0].text == "plain number 7"
+    fresh = rebuilt(tmp_path / "i", after, bm25=hybrid)
+    assert fresh.snapshot.manifest.segments == reader.snapshot.manifest.segments
+    assert reader.search(["plain number 7"], 3, encoder=FakeEncoder(), hybrid=hybrid) == found
+    reader.refresh()
+    found = reader.search(["plain number 7", "other number 9"], 40, encoder=FakeEncoder(), hybrid=hybrid)
+    assert found == Index.open(tmp_path / "i", first_pass=first_pass).search(
+        ["plain number 7", "other number 9"], 40, encoder=FakeEncoder(), hybrid=hybrid
+    )
+    assert {hit.text for hits in found for hit in hits} <= set(after)
+
+
+def test_segments_of_the_same_content_are_kept_open(tmp_path):
+    reader = rebuilt(tmp_path / "i", ["one", "two"])
+    first = reader.snapshot.segments[0]
+    Index.open(tmp_path / "i").add([Document("new", "three")], FakeEncoder())
+    reader.refresh()
+    assert reader.snapshot.segments[0] is first and reader.documents == 3
+    rebuilt(tmp_path / "i", ["one", "two"])
+    reader.refresh()
+    assert reader.snapshot.segments[0] is first and reader.documents == 2
+    Index.open(tmp_path / "i").delete(["d0"])
+    reader.refresh()
+    assert reader.snapshot.segments[0] is not first and ids(reader.search(["one"], 9, encoder=FakeEncoder())[0]) == ["d1"]
+
+
+def test_an_index_of_another_space_or_task_in_the_same_place_is_refused_and_the_old_one_stays(tmp_path):
+    texts = ["one", "two"]
+    reader = rebuilt(tmp_path / "i", texts)
+    vector = FakeEncoder().encode(["one"])
+    expected = reader.search(vector, 2)
+    rebuilt(tmp_path / "i", texts, FakeEncoder(space_id="space-b", model_hash="hash-b"))
+    for call in (reader.refresh, lambda: reader.delete(["d0"])):
+        with pytest.raises(BadInput, match=r"opened with space_id 'space-a' and has 'space-b' now"):
+            call()
+        assert reader.settings.space_id == "space-a" and reader.search(vector, 2) == expected
+    shutil.rmtree(tmp_path / "i")
+    build_index(FakeEncoder(), [Document("d0", "one")], tmp_path / "i", task="clustering")
+    with pytest.raises(BadInput, match=r"opened with task 'retrieval' and has 'clustering' now"):
+        reader.refresh()
+
+
+def test_fewer_dimensions_of_the_same_space_are_followed(tmp_path):
+    reader = rebuilt(tmp_path / "i", ["one", "two"])
+    Index.open(tmp_path / "i").shrink(16, "none")
+    reader.refresh()
+    assert (reader.settings.dim, reader.settings.rescore) == (16, "none")
+    assert ids(reader.search(["two"], 1, encoder=FakeEncoder())[0]) == ["d1"]
 
 
 def test_describe(tmp_path):

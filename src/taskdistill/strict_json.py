@@ -7,14 +7,22 @@ any of them is made into an object.
 from __future__ import annotations
 
 import json
+import os
+import stat
 from itertools import accumulate
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from taskdistill.errors import BadInput
 
 MAX_DEPTH = 64
 """Deepest nesting of lists and objects."""
 
 MAX_ELEMENTS = 1_000_000
 """Most elements of lists and fields of objects in one text."""
+
+MAX_FILE_BYTES = 256 << 20
+"""Largest JSON file that is read."""
 
 MAX_DIGITS = 300
 """Longest number, in characters: the largest finite numbers are no longer."""
@@ -91,6 +99,79 @@ def read_value(text: str, *, max_elements: int = MAX_ELEMENTS) -> Any:
         raise JsonFault("JSON nested too deeply") from None
     except ValueError as error:
         raise JsonFault("not valid JSON", str(error)[:100]) from None
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file that must be a plain one: a pipe would wait for its writer for ever, a device need not end.
+
+    Args:
+        path: The file; a link to a plain file is followed.
+
+    Returns:
+        The file, for reading.
+
+    Raises:
+        BadInput: If it is a pipe, a device, a socket or a folder.
+        OSError: If it is missing or may not be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if path.exists() and not path.is_file():
+            raise _no_file(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _no_file(path)
+    return os.fdopen(handle, "rb")
+
+
+def _no_file(path: Path) -> BadInput:
+    return BadInput(f"{path} is no plain file; copy the file itself there")
+
+
+def read_file(path: Path) -> Any:
+    """Read a JSON file strictly.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its value.
+
+    Raises:
+        BadInput: Naming the file, if it is no plain file, too large, not UTF-8 or no strict JSON.
+        OSError: If it is missing or may not be read.
+    """
+    with open_regular(path) as stream:
+        data = stream.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise BadInput(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; copy or make it again")
+    try:
+        return read_value(data.decode("utf-8"), max_elements=20 * MAX_ELEMENTS)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 at byte {error.start}; copy or make it again") from None
+    except JsonFault as fault:
+        raise BadInput(f"{path} cannot be read as JSON ({fault}); copy or make it again") from None
+
+
+def read_object_file(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object, strictly.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object.
+
+    Raises:
+        BadInput: As `read_file`, or if it holds something else.
+        OSError: If it is missing or may not be read.
+    """
+    value = read_file(path)
+    if not isinstance(value, dict):
+        raise BadInput(f"{path} holds no JSON object but a {type(value).__name__}; copy or make it again")
+    return value
 
 
 def check_shape(text: str, *, max_elements: int = MAX_ELEMENTS) -> None:

@@ -34,6 +34,9 @@ from taskdistill.search.settings import RESCORE_TYPES, IndexSettings
 TEXTS = pa.schema([("text", pa.large_string())])
 DOCUMENTS = pa.schema([("id", pa.string()), ("metadata", pa.large_string())])
 
+SEGMENT_FILES = frozenset({"codes.npy", "vectors.npy", "places.npy", "texts.arrow", "documents.arrow", "entries.arrow", "keys.npy"})
+"""Every file that a segment may have."""
+
 Rows = NDArray[np.int64]
 
 

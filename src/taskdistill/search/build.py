@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Sized
 from pathlib import Path
 
-from taskdistill.errors import BadInput
+from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.search.corpus import Document
 from taskdistill.search.filling import BATCH, FillReport, Progress, fill
 from taskdistill.search.index import Index
 from taskdistill.search.passages import Passages
 from taskdistill.search.protocol import SearchEncoder
 from taskdistill.search.settings import settings_for
+from taskdistill.search.target import check_target, missing_folders, take_back
 from taskdistill.search.writes import mark_building
-from taskdistill.vocabulary import MANIFEST, Precision, Task
+from taskdistill.vocabulary import Precision, Task
 
 
 def build_index(
@@ -59,11 +61,18 @@ def build_index(
     first = list(itertools.islice(stream, 1))
     if not first:
         raise BadInput("there are no documents to index; give a corpus with at least one")
-    index = Index.open(out) if (out / MANIFEST).exists() else Index.create(out, settings)
+    there, made = check_target(out), missing_folders(out)
+    index = Index.open(out) if there else Index.create(out, settings)
     index.settings.check_same(settings, getattr(encoder, "extends", ()))
-    with index.writing():
-        mark_building(index.snapshot, True)
-        index.refresh()
-        snapshot, report = fill(index.snapshot, encoder, itertools.chain(first, stream), batch=batch, total=total, progress=progress)
-        mark_building(snapshot, False)
+    try:
+        with index.writing():
+            mark_building(index.snapshot, True)
+            index.refresh()
+            snapshot, report = fill(index.snapshot, encoder, itertools.chain(first, stream), batch=batch, total=total, progress=progress)
+            mark_building(snapshot, False)
+    except BaseException:
+        if not there:
+            with contextlib.suppress(OSError, BadInput, WorkFailed):
+                take_back(out, made)
+        raise
     return index, report

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from taskdistill.errors import BadInput, require
 from taskdistill.search.blocks import Rows
 from taskdistill.search.files import damaged, map_file
-from taskdistill.search.journal import commit, disk, write_part
+from taskdistill.search.journal import change, commit, free_number, write_part
 from taskdistill.search.manifest import load_manifest
 from taskdistill.search.ranking import Ranked, best
 from taskdistill.search.snapshot import Snapshot
+from taskdistill.search.target import disk
 
 RRF_CONSTANT = 60
 """The usual constant of reciprocal rank fusion."""
@@ -125,10 +126,13 @@ def build_bm25(snapshot: Snapshot) -> None:
     if snapshot.live_count == 0:
         raise BadInput(f"{snapshot.path} holds no documents; add some before building its lexical part")
     lexical = Lexical.build(text for segment in snapshot.segments for text in segment.titled_texts())
-    generation = snapshot.manifest.generation + 1
-    with disk(snapshot.path):
-        files = write_part(snapshot.path, f"bm25/{generation:08}", lexical.save)
-        commit(snapshot.path, snapshot.manifest.next(bm25=generation, files={**snapshot.manifest.files, **files}))
+    path, manifest = snapshot.path, snapshot.manifest
+    with disk(path):
+        number = free_number(path, "bm25", manifest.generation + 1)
+        folder = f"bm25/{number:08}"
+        with change(path, manifest, [folder]):
+            files = {**manifest.files, **write_part(path, folder, lexical.save)}
+            commit(path, manifest.next(bm25=number, files=files))
 
 
 def open_bm25(snapshot: Snapshot, *, full: bool = True) -> Lexical:
@@ -159,7 +163,7 @@ def open_bm25(snapshot: Snapshot, *, full: bool = True) -> Lexical:
             try:
                 map_file(snapshot.path / name, expected, full=full).close()
             except FileNotFoundError:
-                if load_manifest(snapshot.path).generation == manifest.generation:
+                if load_manifest(snapshot.path).files == manifest.files:
                     raise damaged(snapshot.path / name, "it is missing") from None
                 raise BadInput(f"{snapshot.path} has changed since it was opened; open it again") from None
     bm25 = bm25s.BM25.load(snapshot.path / folder, mmap=True)

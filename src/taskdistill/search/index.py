@@ -18,8 +18,8 @@ from taskdistill.search.filling import BATCH, FillReport, Progress
 from taskdistill.search.filters import Filter
 from taskdistill.search.first_pass import CELL_ROWS, Distances, FirstPass, approximate, build_cells
 from taskdistill.search.hybrid import Lexical, build_bm25, open_bm25
-from taskdistill.search.journal import LOCK, disk, writing
-from taskdistill.search.manifest import Manifest, write_manifest
+from taskdistill.search.journal import writing
+from taskdistill.search.manifest import Content, Manifest
 from taskdistill.search.protocol import SearchEncoder, unit_vectors
 from taskdistill.search.query import query_vectors, rank_queries
 from taskdistill.search.ranking import exact_pass
@@ -28,6 +28,7 @@ from taskdistill.search.segments import Segment
 from taskdistill.search.settings import IndexSettings, SearchDefaults
 from taskdistill.search.shrink import shrink
 from taskdistill.search.snapshot import Hit, Snapshot, open_snapshot
+from taskdistill.search.target import create
 from taskdistill.vocabulary import MANIFEST
 
 
@@ -48,8 +49,8 @@ class Index:
             first_pass: How the first pass searches large segments.
         """
         self._full, self._first_pass = full, first_pass
-        self._cells: dict[int, Any] = {}
-        self._lexical: tuple[int | None, Lexical] | None = None
+        self._cells: dict[Content, Any] = {}
+        self._lexical: tuple[object, Lexical] | None = None
         self._take(snapshot)
 
     @classmethod
@@ -95,14 +96,7 @@ class Index:
             BadInput: If the folder holds something.
             WorkFailed: If it cannot be written.
         """
-        path = Path(path)
-        with disk(path):
-            path.mkdir(parents=True, exist_ok=True)
-        with writing(path):
-            if any(file.name != LOCK for file in path.iterdir()):
-                raise BadInput(f"{path} is not empty; give another folder or remove it first")
-            with disk(path):
-                write_manifest(path, Manifest(settings))
+        create(Path(path), Manifest(settings))
         return cls.open(path)
 
     @property
@@ -121,8 +115,14 @@ class Index:
         return sum(segment.entry.documents - segment.entry.deleted for segment in self.snapshot.segments)
 
     def refresh(self) -> None:
-        """Go on to the current generation, after another process has written."""
-        self._take(open_snapshot(self.path, full=self._full, previous=self.snapshot))
+        """Go on to the current generation, after another process has written, or has built the index anew in the same place.
+
+        Raises:
+            BadInput: If the folder holds vectors of another kind now: what asks this index embeds its queries for the old one.
+        """
+        found = open_snapshot(self.path, full=self._full, previous=self.snapshot)
+        self.settings.check_same_vectors(found.manifest.settings)
+        self._take(found)
 
     def search(
         self,
@@ -334,7 +334,7 @@ class Index:
         Returns:
             Distances and rows of the segment, -1 where fewer were found.
         """
-        cells = self._cells.get(segment.entry.number)
+        cells = self._cells.get(segment.content)
         if cells is None:
             return exact_pass(segment, queries, count)
         distances, rows = approximate(cells, queries, min(segment.entry.rows, count + min(count, segment.entry.deleted)))
@@ -345,10 +345,7 @@ class Index:
         if self._first_pass != "flat":
             large = [segment for segment in snapshot.segments if segment.entry.rows >= CELL_ROWS]
             known = self._cells
-            self._cells = {
-                number: known[number] if number in known else build_cells(segment.codes)
-                for number, segment in ((each.entry.number, each) for each in large)
-            }
+            self._cells = {each.content: known[each.content] if each.content in known else build_cells(each.codes) for each in large}
         self.snapshot = snapshot
 
     @contextmanager
@@ -370,7 +367,9 @@ class Index:
 
     def _open_lexical(self, snapshot: Snapshot) -> Lexical:
         known = self._lexical
-        if known is None or known[0] != snapshot.manifest.bm25:
-            known = snapshot.manifest.bm25, open_bm25(snapshot, full=self._full)
+        bm25 = snapshot.manifest.bm25
+        content = None if bm25 is None else snapshot.manifest.contents.get(f"bm25/{bm25:08}")
+        if known is None or known[0] != content:
+            known = content, open_bm25(snapshot, full=self._full)
             self._lexical = known
         return known[1]

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ class SegmentEntry:
         return None if self.deletes is None else f"deletes/{self.number:08}-{self.deletes:08}.npy"
 
 
+Content = tuple[SegmentEntry, int, str, frozenset[tuple[str, int, str]], frozenset[tuple[str, int, str]]]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """One generation: everything a reader may look at.
@@ -74,6 +78,27 @@ class Manifest:
     segments: tuple[SegmentEntry, ...] = ()
     bm25: int | None = None
     files: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def contents(self) -> dict[str, frozenset[tuple[str, int, str]]]:
+        """Folder of a part, or list of deleted documents, to name, size and hash of its files: equal for equal content only."""
+        found: dict[str, set[tuple[str, int, str]]] = {}
+        for name, each in self.files.items():
+            part = name if name.startswith("deletes/") else name.rpartition("/")[0]
+            found.setdefault(part, set()).add((name, each["bytes"], each["sha256"]))
+        return {part: frozenset(files) for part, files in found.items()}
+
+    def content_of(self, entry: SegmentEntry) -> Content:
+        """Return what decides how a segment reads: its entry, the storage of the index, and name, size and hash of its files.
+
+        Args:
+            entry: A segment of this generation.
+
+        Returns:
+            Equal values for segments that may stand for each other.
+        """
+        files = self.contents.get(entry.folder, frozenset()), self.contents.get(entry.deletes_file or "", frozenset())
+        return entry, self.settings.dim, self.settings.rescore, *files
 
     def next(self, **changes: Any) -> Manifest:
         """Return the manifest of the next generation, listing only files it still uses.

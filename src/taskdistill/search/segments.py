@@ -40,6 +40,7 @@ class Segment:
             FileNotFoundError: If a file is missing.
         """
         self.entry = entry
+        self.content = manifest.content_of(entry)
         rows, documents, settings = entry.rows, entry.documents, manifest.settings
 
         def mapped(name: str) -> tuple[Path, mmap.mmap]:

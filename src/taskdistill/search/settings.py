@@ -90,6 +90,20 @@ class IndexSettings:
             if each.name != "model" and not (each.name == "model_hash" and self.model_hash in earlier):
                 self._check(each.name, getattr(self, each.name), getattr(other, each.name))
 
+    def check_same_vectors(self, now: IndexSettings) -> None:
+        """Refuse to go on where queries embedded for this index would be compared with vectors of another kind.
+
+        Args:
+            now: The settings in the same folder now; other dimensions and precisions of the same space are followed.
+
+        Raises:
+            BadInput: Naming the first field that differs and both values.
+        """
+        for name in ("space_id", "task", "document_prompt", "query_prompt"):
+            before, after = getattr(self, name), getattr(now, name)
+            if before != after:
+                raise BadInput(f"the index was opened with {name} {before!r} and has {after!r} now: it was built anew; open it again")
+
     def check_documents(self, encoder: SearchEncoder) -> None:
         """Refuse documents of another space or model.
 

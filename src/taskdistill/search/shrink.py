@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from taskdistill.compress import Int8Ranges, truncate
 from taskdistill.errors import BadInput, nearest
 from taskdistill.search.blocks import Block, stored, write_segment
-from taskdistill.search.journal import commit, disk, write_part
+from taskdistill.search.journal import change, commit, free_number, write_part
 from taskdistill.search.manifest import SegmentEntry
 from taskdistill.search.segments import Segment
 from taskdistill.search.settings import RESCORE_TYPES, IndexSettings, SearchDefaults
 from taskdistill.search.snapshot import Snapshot
+from taskdistill.search.target import disk
 
 SIZES = ("none", *RESCORE_TYPES)
 """Precisions kept for rescoring, smallest first."""
@@ -59,16 +60,17 @@ def shrink(snapshot: Snapshot, dim: int, rescore: str) -> None:
         codes = np.packbits(np.unpackbits(block.codes, axis=1)[:, :dim], axis=1)
         return replace(block, codes=codes, vectors=None if vectors is None else stored(settings, ranges, vectors))
 
+    sources = [segment for segment in snapshot.segments if segment.live_count]
     entries: list[SegmentEntry] = []
-    files: dict[str, dict[str, object]] = {}
-    with disk(path):
-        for segment in snapshot.segments:
-            if segment.live_count:
-                documents = segment.entry.documents - segment.entry.deleted
-                entry = SegmentEntry(manifest.next_segment + len(entries), documents, segment.live_count)
-                write = partial(_write, segment=segment, settings=settings, smaller=smaller)
-                files |= write_part(path, entry.folder, write)
-                entries.append(entry)
+    number = manifest.next_segment
+    for segment in sources:
+        number = free_number(path, "segments", number)
+        entries.append(SegmentEntry(number, segment.entry.documents - segment.entry.deleted, segment.live_count))
+        number += 1
+    with disk(path), change(path, manifest, [entry.folder for entry in entries]):
+        files = dict(manifest.files)
+        for segment, entry in zip(sources, entries, strict=True):
+            files |= write_part(path, entry.folder, partial(_write, segment=segment, settings=settings, smaller=smaller))
         commit(
             path,
             manifest.next(
@@ -76,9 +78,9 @@ def shrink(snapshot: Snapshot, dim: int, rescore: str) -> None:
                 ranges=ranges,
                 search=replace(manifest.search, oversample=None, refinement=None) if rescore == "none" else manifest.search,
                 segments=tuple(entries),
-                next_segment=manifest.next_segment + len(entries),
+                next_segment=number,
                 bm25=manifest.bm25,
-                files={**manifest.files, **files},
+                files=files,
             ),
         )
 

@@ -167,7 +167,7 @@ def open_snapshot(path: Path, *, full: bool = True, previous: Snapshot | None = 
     Args:
         path: The index.
         full: Whether to hash every file, not only to compare sizes.
-        previous: An older generation, whose unchanged segments are kept open.
+        previous: An older generation, whose segments are kept open where their files are the same by their hashes.
 
     Returns:
         The snapshot.
@@ -179,10 +179,12 @@ def open_snapshot(path: Path, *, full: bool = True, previous: Snapshot | None = 
     for _ in range(_ATTEMPTS):
         manifest = load_manifest(path)
         try:
-            kept = {segment.entry: segment for segment in known}
-            segments = tuple(kept.get(entry) or Segment(path, manifest, entry, full=full) for entry in manifest.segments)
+            kept = {segment.content: segment for segment in known}
+            segments = tuple(
+                kept.get(manifest.content_of(entry)) or Segment(path, manifest, entry, full=full) for entry in manifest.segments
+            )
             return Snapshot(path, manifest, segments)
         except FileNotFoundError as error:
-            if load_manifest(path).generation == manifest.generation:
+            if load_manifest(path).files == manifest.files:
                 raise damaged(Path(error.filename), "it is missing") from None
     raise BadInput(f"{path} is written faster than it can be opened; try again")

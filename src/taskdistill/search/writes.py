@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 from taskdistill.compress import Int8Ranges
 from taskdistill.search.blocks import Rows, make_block, write_segment
 from taskdistill.search.corpus import Document
-from taskdistill.search.journal import commit, disk, write_deletes, write_part
+from taskdistill.search.journal import change, commit, free_number, with_deletes, write_deletes, write_part
 from taskdistill.search.manifest import Manifest, SegmentEntry
 from taskdistill.search.settings import SearchDefaults
 from taskdistill.search.shrink import check_defaults
 from taskdistill.search.snapshot import Snapshot
+from taskdistill.search.target import disk
 
 FANOUT = 16
 """Segments of about one size that are merged into one before the next write: a log-structured merge."""
@@ -45,17 +47,17 @@ def append(snapshot: Snapshot, documents: Sequence[Document], places: Rows, vect
     if manifest.settings.rescore == "int8" and ranges is None:
         ranges = _ranges(vectors)
     block = make_block(manifest.settings, ranges, documents, places, vectors)
-    new = SegmentEntry(manifest.next_segment, len(documents), len(places))
     old = snapshot.find(each.id for each in documents)
     with disk(path):
-        files = write_part(path, new.folder, lambda folder: write_segment(folder, manifest.settings, [block], len(places), len(documents)))
-        segments, deletes = _without(snapshot, old.values())
-        commit(
-            path,
-            manifest.next(
-                segments=(*segments, new), next_segment=new.number + 1, ranges=ranges, files={**manifest.files, **files, **deletes}
-            ),
-        )
+        new = SegmentEntry(free_number(path, "segments", manifest.next_segment), len(documents), len(places))
+        gone = _Deletes(snapshot, old.values())
+        with change(path, manifest, [new.folder, *gone.files]):
+            files = write_part(
+                path, new.folder, lambda folder: write_segment(folder, manifest.settings, [block], len(places), len(documents))
+            )
+            files |= gone.write()
+            segments = (*gone.segments, new)
+            commit(path, manifest.next(segments=segments, next_segment=new.number + 1, ranges=ranges, files={**manifest.files, **files}))
     return len(old)
 
 
@@ -71,9 +73,12 @@ def delete(snapshot: Snapshot, ids: Iterable[str]) -> int:
     """
     found = snapshot.find(dict.fromkeys(ids))
     if found:
-        with disk(snapshot.path):
-            segments, deletes = _without(snapshot, found.values())
-            commit(snapshot.path, snapshot.manifest.next(segments=segments, files={**snapshot.manifest.files, **deletes}))
+        path, manifest = snapshot.path, snapshot.manifest
+        with disk(path):
+            gone = _Deletes(snapshot, found.values())
+            with change(path, manifest, gone.files):
+                files = {**manifest.files, **gone.write()}
+                commit(path, manifest.next(segments=tuple(gone.segments), files=files))
     return len(found)
 
 
@@ -116,20 +121,20 @@ def merge(snapshot: Snapshot, positions: Sequence[int]) -> None:
     rows, documents = sum(each.live_count for each in sources), sum(each.entry.documents - each.entry.deleted for each in sources)
     kept: list[SegmentEntry] = [entry for at, entry in enumerate(manifest.segments) if at not in set(positions)]
     with disk(path):
-        files = dict(manifest.files)
-        number = manifest.next_segment
-        if rows:
-            merged = SegmentEntry(number, documents, rows)
-            kept.insert(positions[0], merged)
-            number += 1
-            files |= write_part(
-                path,
-                merged.folder,
-                lambda folder: write_segment(
-                    folder, manifest.settings, itertools.chain.from_iterable(each.blocks() for each in sources), rows, documents
-                ),
-            )
-        commit(path, manifest.next(segments=tuple(kept), next_segment=number, files=files))
+        if not rows:
+            with change(path, manifest, []):
+                commit(path, manifest.next(segments=tuple(kept)))
+            return
+        merged = SegmentEntry(free_number(path, "segments", manifest.next_segment), documents, rows)
+        kept.insert(positions[0], merged)
+
+        def write(folder: Path) -> None:
+            blocks = itertools.chain.from_iterable(each.blocks() for each in sources)
+            write_segment(folder, manifest.settings, blocks, rows, documents)
+
+        with change(path, manifest, [merged.folder]):
+            files = {**manifest.files, **write_part(path, merged.folder, write)}
+            commit(path, manifest.next(segments=tuple(kept), next_segment=merged.number + 1, files=files))
 
 
 def due(manifest: Manifest) -> list[int]:
@@ -169,18 +174,30 @@ def compaction(snapshot: Snapshot) -> list[int]:
     return group if len(group) > 1 or any(snapshot.segments[each].entry.deleted for each in group) else []
 
 
-def _without(snapshot: Snapshot, found: Iterable[tuple[int, int, int]]) -> tuple[tuple[SegmentEntry, ...], dict[str, dict[str, object]]]:
-    """Return the segments after deleting documents, and the files that say so."""
-    segments = list(snapshot.manifest.segments)
-    numbers: dict[int, list[int]] = {}
-    for at, document, _ in found:
-        numbers.setdefault(at, []).append(document)
-    files: dict[str, dict[str, object]] = {}
-    for at, documents in numbers.items():
-        every = np.union1d(snapshot.segments[at].deleted, np.array(documents, np.int64))
-        segments[at], new = write_deletes(snapshot.path, snapshot.manifest.generation + 1, segments[at], every)
-        files |= new
-    return tuple(segments), files
+class _Deletes:
+    """The segments of a generation after documents were deleted, and the lists that say so."""
+
+    def __init__(self, snapshot: Snapshot, found: Iterable[tuple[int, int, int]]) -> None:
+        numbers: dict[int, list[int]] = {}
+        for at, document, _ in found:
+            numbers.setdefault(at, []).append(document)
+        self._path = snapshot.path
+        self._lists = {at: np.union1d(snapshot.segments[at].deleted, np.array(documents, np.int64)) for at, documents in numbers.items()}
+        self.segments = list(snapshot.manifest.segments)
+        for at, documents in self._lists.items():
+            self.segments[at] = with_deletes(self._path, self.segments[at], len(documents), snapshot.manifest.generation + 1)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the lists."""
+        return [str(self.segments[at].deletes_file) for at in self._lists]
+
+    def write(self) -> dict[str, dict[str, object]]:
+        """Write the lists; returns each name with its size and hash."""
+        files: dict[str, dict[str, object]] = {}
+        for at, documents in self._lists.items():
+            files |= write_deletes(self._path, self.segments[at], documents)
+        return files
 
 
 def _ranges(vectors: NDArray[np.float32]) -> Int8Ranges:
