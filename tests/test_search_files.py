@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 
@@ -42,7 +41,7 @@ def lay(folder, *, parts=("segments", "deletes", "bm25")):
     outside = folder.parent / "outside"
     (outside / "inner").mkdir(parents=True, exist_ok=True)
     (outside / "thesis.txt").write_text("years of work")
-    before = {path for path in folder.rglob("*")} if folder.exists() else set()
+    before = set(folder.rglob("*")) if folder.exists() else set()
     for place in (folder, *(folder / part for part in parts)):
         place.mkdir(parents=True, exist_ok=True)
         for name in ("notes.txt", ".hidden", ".bashrc.20240115", ".00000003.keep", "backup.npy", "20240115.npy", "README.md"):
@@ -134,10 +133,10 @@ def test_a_single_file_is_enough(tmp_path, name, kind):
     (tmp_path / "proj").mkdir()
     path = tmp_path / "proj" / name
     path.write_text("mine") if kind == "file" else path.mkdir() if kind == "folder" else path.symlink_to(tmp_path)
-    before = tree(tmp_path) if kind != "link" else os.readlink(path)
+    before = tree(tmp_path) if kind != "link" else path.readlink()
     with pytest.raises(BadInput):
         build_index(FakeEncoder(), documents(), tmp_path / "proj")
-    assert (tree(tmp_path) if kind != "link" else os.readlink(path)) == before
+    assert (tree(tmp_path) if kind != "link" else path.readlink()) == before
     assert [each.name for each in (tmp_path / "proj").iterdir()] == [name]
 
 
@@ -171,11 +170,11 @@ def test_a_part_that_is_a_link_is_refused_and_what_it_points_to_is_left(tmp_path
         shutil.move(path, elsewhere) if path.exists() else elsewhere.write_bytes(b"")
     path.symlink_to(elsewhere)
     before = tree(tmp_path)
-    with pytest.raises(BadInput, match="link|no lock of a writer"):
+    with pytest.raises(BadInput, match=r"link|no lock of a writer"):
         CHANGES[change](index)
     assert tree(tmp_path) == before
     if part != LOCK:
-        assert os.path.samefile(path, elsewhere)
+        assert path.samefile(elsewhere)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,7 @@ def test_a_first_build_that_fails_leaves_nothing_and_a_later_one_what_was_acknow
         build_index(Failing(), documents(9, 12), tmp_path / where)
     with pytest.raises(BadInput, match="vectors are zero"):
         build_index(Zero(), documents(), tmp_path / where)
-    assert tree(tmp_path) == before or where == "empty" and not any(tmp_path.iterdir())
+    assert tree(tmp_path) == before
     with pytest.raises(KeyboardInterrupt):
         build_index(Failing(), documents(), tmp_path / where, batch=4)
     assert Index.open(tmp_path / where).documents == 8

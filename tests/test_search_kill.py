@@ -14,6 +14,7 @@ import traceback
 import numpy as np
 import pytest
 from search_fakes import DIM, FakeEncoder, word_vector
+from test_search_files import same, tree
 
 from taskdistill import folders
 from taskdistill.compress import normalise
@@ -83,7 +84,6 @@ def forked(work):
     if pid == 0:
         try:
             os.close(reading)
-            os.fsync = lambda handle: None  # a kill, unlike a power cut, loses nothing that was written
             work(lambda step: os.write(writing, f"{step}\n".encode()))
         except BaseException:
             traceback.print_exc()
@@ -105,11 +105,17 @@ def drained(reading: int, text: bytes = b"") -> list[int]:
     return [int(line) for line in text.split()]
 
 
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch):
+    """A kill, unlike a power cut, loses nothing that was written; and waiting for the disk is all that syncing would do here."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 def test_kill_9_at_random_moments(tmp_path, monkeypatch):
     monkeypatch.setattr(writes, "FANOUT", 3)
     Index.create(tmp_path / "i", SETTINGS)
     state, step, rng = {}, 0, random.Random(3)
-    for _ in range(20):
+    for _ in range(12):
 
         def work(acknowledge, begin=step):
             index = Index.open(tmp_path / "i")
@@ -142,10 +148,16 @@ def test_a_kill_at_every_sync_and_rename(tmp_path, monkeypatch):
     monkeypatch.setattr(writes, "FANOUT", 2)
     steps = [step for step in range(200) if plan(step)[0] == "add"][:2]
     steps += [next(s for s in range(200) if plan(s)[0] == "delete"), next(s for s in range(200) if plan(s)[0] == "compact")]
-    Index.create(tmp_path / "start", SETTINGS)
+    start = tmp_path / "start" / "i"
+    Index.create(start, SETTINGS)
+    for part in ("segments", "deletes", "bm25"):
+        (start / part / "20240115").mkdir(parents=True)
+        (start / part / ".notes.0a1b2c3d").write_text("mine")
+        (start / part / "20240115" / "codes.npy").write_text("mine")
+    before = tree(start.parent)
     for point in range(1, 500):
-        path = tmp_path / f"i{point}"
-        shutil.copytree(tmp_path / "start", path)
+        path = tmp_path / f"i{point}" / "i"
+        shutil.copytree(start, path, symlinks=True)
 
         def work(acknowledge, path=path, point=point):
             left = point
@@ -161,7 +173,15 @@ def test_a_kill_at_every_sync_and_rename(tmp_path, monkeypatch):
                 return wrapped
 
             index = Index.open(path)
-            for module, name in ((os, "fsync"), (os, "replace"), (os, "unlink"), (os, "rename"), (os, "mkdir"), (shutil, "rmtree")):
+            for module, name in (
+                (os, "fsync"),
+                (os, "replace"),
+                (os, "unlink"),
+                (os, "rename"),
+                (os, "mkdir"),
+                (os, "rmdir"),
+                (os, "link"),
+            ):
                 setattr(module, name, dying(getattr(module, name)))
             for step in steps:
                 perform(index, step)
@@ -177,8 +197,13 @@ def test_a_kill_at_every_sync_and_rename(tmp_path, monkeypatch):
         assert found == state or found == after(state, steps[len(done)]), f"killed at call {point}"
         check_search(index, found)
         index.delete(["nothing of this name"])
-        assert {p.name for p in (path / "segments").glob("*")} == {entry.folder[9:] for entry in index.snapshot.manifest.segments}
-        shutil.rmtree(path)
+        now, listed = tree(path.parent), {f"i/{name}" for name in index.snapshot.manifest.files}
+        assert same(before, now, before.keys() - {"i/taskdistill.json"}), f"killed at call {point}"
+        assert {name for name in now.keys() - before.keys() if now[name][1] is not None} == listed, f"killed at call {point}"
+        assert {name for name in now.keys() - before.keys() if now[name][1] is None} == {name.rpartition("/")[0] for name in listed} - {
+            "i/deletes"
+        }
+        shutil.rmtree(path.parent)
         if len(done) == len(steps):
             break
     assert 40 < point < 499

@@ -65,9 +65,11 @@ def index(
     from taskdistill.search.build import build_index
     from taskdistill.search.corpus import Corpus
     from taskdistill.search.passages import Passages
+    from taskdistill.search.target import check_target
 
     if base and task is not None:
         raise BadInput(f"--base means no adapter, --task {task} asks for one; give one of the two")
+    check_target(out)
     documents = Corpus(corpus, text_field=text_field, id_field=id_field)
     passages = None if passage_words is None else Passages(size=passage_words, overlap=min(32, passage_words // 8))
     terminal = Terminal(quiet)
