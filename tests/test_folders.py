@@ -36,7 +36,7 @@ def make(path: Path, **options: object) -> Path:
 def test_a_folder_appears_whole_with_its_manifest(tmp_path):
     folder = make(tmp_path / "deep" / "x", meta={"name": "n"}, inputs={"data": "d"})
     manifest = read_manifest(folder, "thing")
-    assert manifest["kind"] == "thing" and manifest["format_version"] == 1 and manifest["name"] == "n"
+    assert manifest["kind"] == "thing" and manifest["format_version"] == 2 and manifest["name"] == "n"
     assert manifest["inputs"] == {"data": "d"} and manifest["created_by"] == versions()
     assert manifest["files"] == {
         "a.txt": {"bytes": 3, "sha256": "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"},
@@ -98,7 +98,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         ("\xff\xfe", "cannot be read as JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
         ('{"kind": "thing"}', "format version None"),
-        ('{"kind": "thing", "format_version": 2}', "format version 2, this version reads up to 1; upgrade taskdistill"),
+        ('{"kind": "thing", "format_version": 3}', "format version 3, this version reads up to 2; upgrade taskdistill"),
+        ('{"kind": "thing", "format_version": 2}', "is damaged: it does not end with its SHA-256"),
+        ('{"kind": "thing", "format_version": 1, "sha256": "0"}', "is damaged: it does not end with its SHA-256"),
+        ('{"kind": "thing", "format_version": 1}', "files is no table of names"),
+        ('{"kind": "thing", "format_version": 1, "files": {}, "inputs": []}', "inputs is no table of names"),
         ('{"kind": "other", "format_version": 1}', "is a 'other' folder, but a 'thing' folder is needed here"),
     ],
 )
@@ -165,7 +169,7 @@ def test_a_manifest_lists_every_file_but_itself(tmp_path):
     seal(tmp_path, "thing")
     assert list(file_table(tmp_path)) == ["a", "b"]
     assert json.loads((tmp_path / MANIFEST).read_text())["files"].keys() == {"a", "b"}
-    assert folders.FORMAT_VERSION == 1
+    assert folders.FORMAT_VERSION == 2
 
 
 def test_names_are_suggested_and_packages_asked_for():

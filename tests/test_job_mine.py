@@ -18,6 +18,7 @@ from taskdistill.data.mining import MiningSettings
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.folders import check_folder, read_manifest
+from taskdistill.job import mine as job_mine
 from taskdistill.job.mine import MineRequest, mine
 from taskdistill.job.start import load_inputs
 
@@ -131,5 +132,28 @@ def test_the_command_prints_its_counts(home, tmp_path, capsys):
     assert command([*arguments, "--negatives", "2", "--quiet", "--json", str(tmp_path / "counts.json")]) == 0
     printed = capsys.readouterr().out
     assert "rows with 2" in printed and "known positives kept out" in printed and "pairs/qa.train.jsonl.gz" in printed
-    assert json.loads((tmp_path / "counts.json").read_text())["rows"] == 48
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    assert counts["rows"] == 48 and f"passed over by relative margin {counts['passed over by relative margin']:,}" in printed
     assert command([*arguments, "--pick", "best"]) == 2 and command([*arguments, "--model", "x"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "margins"),
+    [
+        ([], (None, 0.05)),
+        (["--relative-margin", "0.1"], (None, 0.1)),
+        (["--margin", "0.1"], (0.1, None)),
+        (["--margin", "0.1", "--relative-margin", "0.2"], (0.1, 0.2)),
+        (["--no-relative-margin"], (None, None)),
+    ],
+)
+def test_the_margin_is_relative_unless_another_one_is_asked_for(tmp_path, monkeypatch, flags, margins):
+    def mined(recipe, folder, request, *_, **__):
+        assert (request.settings.margin, request.settings.relative_margin) == margins
+        return {}
+
+    monkeypatch.setattr(job_mine, "mine", mined)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tiny.recipe(tmp_path, tmp_path)))
+    arguments = ["mine", str(tmp_path / "recipe.yaml"), "--source", "qa", "--out", str(tmp_path / "mined"), "--quiet"]
+    assert command([*arguments, *flags]) == 0
+    assert command([*arguments, "--relative-margin", "0.1", "--no-relative-margin"]) == 2

@@ -122,7 +122,7 @@ def test_kept_checkpoints_and_phases_give_the_weights_and_moments_back():
         parameters, _ = trained()
         with torch.no_grad():
             parameters["a"].zero_()
-        assert load_phase(folder, SimpleNamespace(trained=parameters, moving_heads=dict), {"recipe": "kept"})
+        assert load_phase(folder, SimpleNamespace(name="stage1", trained=parameters, moving_heads=dict), {"recipe": "kept"})
         assert torch.equal(parameters["a"], expected["a"])
 
 

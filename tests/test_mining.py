@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from taskdistill.data import mining
 from taskdistill.data.mining import MiningSettings, blocks, limits, mine_block, nearest, relate, with_negatives
@@ -28,7 +30,8 @@ def at(*cosines: float) -> np.ndarray:
 
 
 def mined(rows: list[Pair], others: list[str], cosines: list[float], **settings) -> tuple[list[list[str]], dict[str, int]]:
-    """Mine with every query at (1, 0) and the candidates at given cosines, in the order of first sight."""
+    """Mine with every query at (1, 0) and the candidates at given cosines, in the order of first sight; no margin unless one is given."""
+    settings = {"relative_margin": None} | settings
     relations = relate(rows, others)
     assert len(relations.candidates) == len(cosines), relations.candidates
     queries, found = Held(np.tile([1.0, 0.0], (len(relations.queries), 1))), [[] for _ in rows]
@@ -59,6 +62,26 @@ def test_margins_lie_below_the_positive_also_where_cosines_are_negative():
     assert found == [["d"]] and reasons == {"relative margin": 3}
     found, reasons = mined(rows, others, [0.8, 0.79, 0.71, 0.65, 0.1], negatives=4, max_score=0.7, min_score=0.2)
     assert found == [["c"]] and reasons == {"max score": 2, "min score": 1}
+
+
+def test_what_scores_above_95_percent_of_the_positive_is_no_negative_unless_that_is_asked_for():
+    rows, others, cosines = [Pair("q", "p")], ["a", "b", "c", "d"], [0.8, 0.81, 0.77, 0.75, 0.5]
+    usual = {"relative_margin": MiningSettings().relative_margin}
+    found, reasons = mined(rows, others, cosines, negatives=4, **usual)
+    assert found == [["c", "d"]] and reasons == {"relative margin": 2}
+    assert mined(rows, others, [-0.2, -0.205, -0.22, 0.1, -0.3], negatives=4, **usual)[0] == [["b", "d"]]  # the limit is -0.21
+    assert mined(rows, others, cosines, negatives=4)[0] == [["a", "b", "c", "d"]]
+
+
+@given(st.floats(-1, 1, width=32), st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=12))
+def test_no_negative_lies_above_its_limit_whatever_the_signs(positive, cosines):
+    found, reasons = mined(
+        [Pair("q", "p")], [f"n{i}" for i in range(len(cosines))], [positive, *cosines], negatives=12, relative_margin=0.05
+    )
+    true = at(positive, *cosines)[:, 0]
+    limit = true[0] - 0.05 * abs(true[0])
+    kept = [true[1 + int(name[1:])] for name in found[0]]
+    assert all(cosine <= limit + 1e-6 for cosine in kept) and len(kept) + reasons["relative margin"] == len(cosines)
 
 
 def test_siblings_known_positives_and_duplicates_are_never_negatives():
@@ -128,6 +151,9 @@ def test_equal_cosines_go_by_number_and_too_few_candidates_are_minus_infinity():
         ({"last": 6}, "hold fewer than the 7 negatives wanted"),
         ({"margin": -0.1}, "--margin is -0.1; it must not be negative"),
         ({"relative_margin": -0.1}, "--relative-margin is -0.1"),
+        ({"relative_margin": 5.0}, "it is a share of the positive's cosine: 0.05 stands for 5 %"),
+        ({"relative_margin": float("nan")}, "--relative-margin is nan; give a finite number"),
+        ({"max_score": float("inf")}, "--max-score is inf; give a finite number"),
         ({"max_score": 0.1, "min_score": 0.2}, "--min-score 0.2 is above --max-score 0.1"),
     ],
 )

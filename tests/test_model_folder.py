@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +9,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from resealed import reseal
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
+from taskdistill.folders import file_table
 from taskdistill.model.backbone import set_rope_theta
 from taskdistill.model.folder import Model, Settings, base_space_id, read_model, write_model
 from taskdistill.model.projection import Projection
@@ -123,15 +124,13 @@ def test_an_edited_weight_is_refused(folder):
 
 
 def test_another_kind_of_folder_is_no_model(folder):
-    manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"kind": "checkpoint"}))
+    reseal(folder, kind="checkpoint")
     refused(folder, "is a 'checkpoint' folder, but a model is needed here")
 
 
 @pytest.mark.parametrize("change", [{"settings": {}}, {"settings": None}, {"tasks": 3}, {"name": None, "settings": {"unknown": 1}}])
 def test_a_manifest_without_its_fields_is_refused_in_one_line(folder, change):
-    manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(manifest | change))
+    reseal(folder, **change)
     refused(folder, "lacks a field or holds another type .*copy the folder again")
 
 
@@ -139,9 +138,8 @@ def test_a_manifest_without_its_fields_is_refused_in_one_line(folder, change):
     "files", [[], "x", {"model.safetensors": {}}, {"model.safetensors": 3}, {"model.safetensors": {"bytes": "a", "sha256": 1}}]
 )
 def test_a_manifest_with_a_broken_file_table_is_refused_in_one_line(folder, files):
-    manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"files": files}))
-    refused(folder, "is damaged|manifest")
+    reseal(folder, files=files)
+    refused(folder, "is damaged|manifest|taskdistill.json: files is no table of names")
 
 
 def test_an_adapter_of_another_backbone_is_refused_with_the_difference(folder, tmp_path):
@@ -152,9 +150,7 @@ def test_an_adapter_of_another_backbone_is_refused_with_the_difference(folder, t
 
     shutil.rmtree(folder / "adapters/retrieval")
     shutil.copytree(tmp_path / "other/adapters/retrieval", folder / "adapters/retrieval")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if not name.startswith("adapters/retrieval")}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    reseal(folder, files=file_table(folder))
     refused(folder, r"does not fit this model: 12 tensors missing")
 
 

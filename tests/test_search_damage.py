@@ -10,6 +10,7 @@ import pytest
 from search_fakes import DIM, FakeEncoder
 
 from taskdistill.errors import BadInput
+from taskdistill.sealed import seal_json
 from taskdistill.search import manifest as manifests
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
@@ -115,9 +116,8 @@ def test_a_manifest_that_names_a_file_outside_is_refused(whole, tmp_path):
     manifests.write_manifest(copy, manifest)
     value = json.loads((copy / MANIFEST).read_text())
     value["files"]["segments/../../x.npy"] = {"bytes": 1, "sha256": ""}
-    value.pop("sha256")
-    value["sha256"] = manifests._hash(value)
-    (copy / MANIFEST).write_text(manifests.dump_json(value))
+    del value["sha256"]
+    (copy / MANIFEST).write_text(seal_json(value))
     with pytest.raises(BadInput, match=r"names the file"):
         Index.open(copy)
 
@@ -129,7 +129,8 @@ def test_a_newer_format_and_another_kind_are_refused(whole, tmp_path):
     (copy / MANIFEST).write_text(json.dumps({**value, "format_version": 99}))
     with pytest.raises(BadInput, match="format version 99"):
         Index.open(copy)
-    (copy / MANIFEST).write_text(json.dumps({**value, "kind": "model"}))
+    del value["sha256"]
+    (copy / MANIFEST).write_text(seal_json({**value, "kind": "model"}))
     with pytest.raises(BadInput, match="'model' folder"):
         Index.open(copy)
     with pytest.raises(BadInput, match="not a folder"):

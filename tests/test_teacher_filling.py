@@ -241,7 +241,7 @@ def test_a_full_disk_says_how_much_is_needed_and_keeps_earlier_shards(tmp_path, 
     def full(path, data):
         nonlocal writes
         writes += 1
-        if writes == 8:
+        if writes == 6:
             raise OSError(errno.ENOSPC, "No space left on device")
         original(path, data)
 

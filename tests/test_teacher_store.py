@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from teacher_fakes import FakeTeacher, stored, vector
 
 from taskdistill.errors import BadInput
+from taskdistill.folders import seal
 from taskdistill.recipe import Instructions
 from taskdistill.teacher.keys import KeyIndex, first_seen, key_name, text_keys
 from taskdistill.teacher.protocol import Identity, slug, unit_rows, view_instruction, view_text
@@ -108,8 +109,7 @@ def test_another_instruction_or_size_is_refused_naming_the_field(store, teacher)
     with pytest.raises(BadInput, match="embedding_dim is 8, needed 16"):
         open_store(store.folder, teacher.identity, None, embedding_dim=16)
     with pytest.raises(BadInput, match="'model' folder"):
-        manifest = json.loads((store.folder / "taskdistill.json").read_text())
-        (store.folder / "taskdistill.json").write_text(json.dumps(manifest | {"kind": "model"}))
+        seal(store.folder, "model")
         open_store(store.folder, teacher.identity, None)
 
 

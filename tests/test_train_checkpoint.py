@@ -104,7 +104,7 @@ def test_other_weights_shapes_and_formats_are_refused(tmp_path):
     refused(folder, r"bias has shape \(2,\), needs \(5,\)", shape=True)
     manifest = json.loads((folder / "taskdistill.json").read_text())
     (folder / "taskdistill.json").write_text(json.dumps(manifest | {"format_version": 99}))
-    refused(folder, "format version 99, this version reads up to 1; upgrade")
+    refused(folder, "format version 99, this version reads up to 2; upgrade")
 
 
 def test_the_log_forgets_steps_that_are_run_again_and_torn_lines(tmp_path):

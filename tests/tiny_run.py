@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from taskdistill import folders
+from taskdistill import atomic, folders
 from taskdistill.job import run as job
 from taskdistill.job.watch import Silent
 from taskdistill.recipe import parse_recipe
@@ -76,8 +76,8 @@ def child(raw: dict[str, Any], out: str, kind: str, moment: float) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if kind == "sync":
-        sync = folders.sync
-        folders.sync = lambda path: (count_down(), sync(path))[1]
+        sync = atomic.sync
+        atomic.sync = folders.sync = lambda path: (count_down(), sync(path))[1]
     elif kind == "line":
         write = Log.write
         Log.write = lambda log, record: (write(log, record), count_down())[0]

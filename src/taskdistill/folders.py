@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -12,28 +11,18 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from taskdistill.atomic import remove_stale, restore, swap_in, temporary_folder
 from taskdistill.atomic import sha256_file as sha256_file
 from taskdistill.atomic import sync as sync
 from taskdistill.atomic import write_file as write_file
 from taskdistill.errors import BadInput
+from taskdistill.sealed import FORMAT_VERSION, parse_sealed, seal_json
+from taskdistill.sealed import dump_json as dump_json
 from taskdistill.vocabulary import MANIFEST
 
-FORMAT_VERSION = 1
-
-
-def dump_json(value: Any) -> str:
-    """Return JSON text, refusing NaN and infinity.
-
-    Args:
-        value: Plain data.
-
-    Returns:
-        Indented JSON with a final newline.
-    """
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+Value = TypeVar("Value")
 
 
 def versions() -> dict[str, str]:
@@ -222,42 +211,43 @@ def seal(
         "created_by": versions(),
         "files": files,
     }
-    write_file(folder / MANIFEST, dump_json(manifest))
+    write_file(folder / MANIFEST, seal_json(manifest))
     return manifest
 
 
-def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
-    """Read a folder's manifest and check kind and format version.
+def read_manifest(folder: Path, kind: str | None = None, *, always_sealed: bool = False) -> dict[str, Any]:
+    """Read a folder's manifest and check its hash, kind and format version.
 
     Args:
         folder: The folder.
         kind: The kind it must have, or None for any.
+        always_sealed: Whether no folder of this kind was ever written without the hash of its manifest.
 
     Returns:
-        The manifest.
+        The manifest, without the hash of itself.
 
     Raises:
-        BadInput: If the folder or manifest is missing, unreadable, of another kind or of a newer format.
+        BadInput: If the folder or manifest is missing, damaged, of another kind or of a newer format.
     """
-    path = folder / MANIFEST
+    path, advice = folder / MANIFEST, "copy or make the folder again"
     if not folder.is_dir() and not (restore(folder) and folder.is_dir()):
         raise BadInput(f"{folder} is not a folder; give the path of a {kind or 'taskdistill'} folder")
     if not path.is_file():
-        raise BadInput(
-            f"{folder} has no {MANIFEST}: it is not a {kind or 'taskdistill'} folder, or it was only half copied; make or copy it again"
-        )
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path} cannot be read as JSON ({error}); copy or make the folder again") from None
+        raise BadInput(f"{folder} has no {MANIFEST}: it is not a {kind or 'taskdistill'} folder, or it was only half copied; {advice}")
+    manifest, sealed = parse_sealed(path, path.read_bytes(), advice)
     if not isinstance(manifest, dict):
-        raise BadInput(f"{path} holds no JSON object; copy or make the folder again")
+        raise BadInput(f"{path} holds no JSON object; {advice}")
     if kind is not None and manifest.get("kind") != kind:
         raise BadInput(f"{folder} is a {manifest.get('kind')!r} folder, but a {kind!r} folder is needed here")
     if not isinstance(manifest.get("format_version"), int) or manifest["format_version"] > FORMAT_VERSION:
         raise BadInput(
             f"{folder} has format version {manifest.get('format_version')!r}, this version reads up to {FORMAT_VERSION}; upgrade taskdistill"
         )
+    if always_sealed and not sealed:
+        raise BadInput(f"{path} is damaged: it does not end with its SHA-256; {advice}")
+    for name in ("inputs", "created_by", "files"):
+        if not isinstance(manifest.get(name, None if name == "files" else {}), dict):
+            raise BadInput(f"{path}: {name} is no table of names; {advice}")
     return manifest
 
 
@@ -271,20 +261,115 @@ def check_folder(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     Returns:
         One sentence a fault; empty if every listed file is there with the same bytes.
     """
-    faults = []
     files = manifest.get("files", {})
     if not isinstance(files, dict):
         return [f"{MANIFEST}: its table of files is no object"]
-    for name, entry in files.items():
-        path = folder / name
-        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
-            faults.append(f"{name}: the manifest does not say its size and SHA-256")
-        elif Path(name).is_absolute() or ".." in Path(name).parts:
-            faults.append(f"{name}: the manifest names a path outside the folder")
-        elif not path.is_file():
-            faults.append(f"{name}: missing")
-        elif path.stat().st_size != entry["bytes"]:
-            faults.append(f"{name}: {path.stat().st_size} bytes instead of {entry['bytes']}")
-        elif sha256_file(path) != entry["sha256"]:
-            faults.append(f"{name}: content differs from its SHA-256")
-    return faults
+    return [fault for name, entry in files.items() if (fault := file_fault(folder, name, entry))]
+
+
+def file_fault(folder: Path, name: str, entry: Any) -> str | None:
+    """Compare one file with its entry in the manifest.
+
+    Args:
+        folder: The folder.
+        name: The file, relative to it.
+        entry: What the manifest says of it.
+
+    Returns:
+        What is wrong, beginning with the file's name; None if it is there with the same bytes.
+    """
+    if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+        return f"{name}: the manifest does not say its size and SHA-256"
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return f"{name}: the manifest names a path outside the folder"
+    path = folder / name
+    if not path.is_file():
+        return f"{name}: missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"{name}: {path.stat().st_size} bytes instead of {entry['bytes']}"
+    return None if sha256_file(path) == entry["sha256"] else f"{name}: content differs from its SHA-256"
+
+
+DATA_KINDS = ("data", "mined")
+"""Kinds of folders with rows in them, whose files are read one by one."""
+
+
+def check_listed(path: Path) -> None:
+    """Compare a file of rows with the manifest of the data folder that it lies in; a file that none lists is taken as it is.
+
+    Args:
+        path: The file, up to three levels below a folder.
+
+    Raises:
+        BadInput: If it is not the file that was written.
+    """
+    for folder in list(path.parents)[:3]:
+        if not (folder / MANIFEST).is_file():
+            continue
+        manifest, name = read_manifest(folder), path.relative_to(folder).as_posix()
+        if (
+            manifest.get("kind") in DATA_KINDS
+            and name in manifest["files"]
+            and (fault := file_fault(folder, name, manifest["files"][name]))
+        ):
+            raise BadInput(
+                f"{folder} is damaged: {fault}; make or copy it again, or remove its {MANIFEST} if you changed the file and want it so"
+            )
+
+
+def open_folder(folder: Path, kind: str, advice: str) -> dict[str, Any]:
+    """Read a folder's manifest and compare every file with it.
+
+    Args:
+        folder: The folder.
+        kind: The kind it must have.
+        advice: What to do where it is damaged.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        BadInput: As `read_manifest`, and if a file is missing or other than it was written.
+    """
+    manifest = read_manifest(folder, kind)
+    if faults := check_folder(folder, manifest):
+        raise BadInput(f"{folder} is damaged: {faults[0]}; {advice}")
+    return manifest
+
+
+def require_same(folder: Path, manifest: Mapping[str, Any], needed: Mapping[str, Any], advice: str = "use a new --out") -> None:
+    """Refuse a folder that was made from something else.
+
+    Args:
+        folder: The folder.
+        manifest: What it says of itself.
+        needed: Field to the value that it must have.
+        advice: What to do.
+
+    Raises:
+        BadInput: Naming the first field that differs, and both values.
+    """
+    for key, value in needed.items():
+        if manifest.get(key) != value:
+            raise BadInput(f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; {advice}")
+
+
+def require_field(folder: Path, manifest: Mapping[str, Any], name: str, kind: type[Value]) -> Value:
+    """Read a field that a manifest must have; those of the time before manifests had a hash may lack it.
+
+    Args:
+        folder: The folder.
+        manifest: Its manifest.
+        name: The field.
+        kind: Type of its value.
+
+    Returns:
+        The value.
+
+    Raises:
+        BadInput: If it is missing or of another type.
+    """
+    value = manifest.get(name)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise BadInput(f"{folder / MANIFEST}: {name} is {value!r}, needs {kind.__name__}; copy or make the folder again")
+    return value

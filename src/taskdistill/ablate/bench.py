@@ -22,13 +22,13 @@ from taskdistill.ablate.static import OnceTokenizer, is_static, static_student
 from taskdistill.data.batches import BatchPlan
 from taskdistill.data.rows import Dataset
 from taskdistill.errors import WorkFailed
-from taskdistill.folders import dump_json, write_file
 from taskdistill.job.run import store_root
 from taskdistill.job.start import data_root, load_inputs, start_student
 from taskdistill.job.watch import Silent, Watcher
 from taskdistill.model.backbone import weights_hash
 from taskdistill.model.folder import Model
 from taskdistill.model.student import TransformerModel
+from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.protocol import Teacher, View
 from taskdistill.teacher.store import TeacherStore, open_views
@@ -157,7 +157,7 @@ def open_bench(experiment: Experiment, out: Path, recipe_folder: Path, watcher: 
     alone = recipe.model_copy(update={"static": None, "long": None, "adapters": {}})
     inputs = load_inputs(alone, root, watcher)
     if (out / UNUSABLE).is_file():
-        inputs = inputs.without(set(json.loads((out / UNUSABLE).read_text("utf-8"))))
+        inputs = inputs.without(set(_unusable(out / UNUSABLE)))
     teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads or 1)
     stores = open_views(store_root(recipe, out), teacher, recipe.teacher.instructions)
     return Bench(
@@ -197,6 +197,13 @@ def fill_teacher_store(bench: Bench, seeds_and_steps: Mapping[int, int], watcher
         if not missing:
             return bench
         left_out |= missing
-        write_file(bench.out / UNUSABLE, dump_json(sorted(left_out)))
+        write_sealed(bench.out / UNUSABLE, {"texts": sorted(left_out)})
         bench = reopen()
     raise WorkFailed(f"the teacher keeps giving unusable vectors, the last for {sorted(left_out)[0][:60]!r}; look at the teacher")
+
+
+def _unusable(path: Path) -> list[str]:
+    """Read the texts for which the teacher gave no vector; the first format was a list alone."""
+    found = read_sealed(path, "remove it to ask the teacher for those texts again")
+    texts: list[str] = found["texts"] if isinstance(found, dict) else found
+    return texts

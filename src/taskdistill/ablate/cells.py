@@ -22,11 +22,12 @@ from taskdistill.ablate.measure import TokenEmbedder, dev_scores, macro, test_sc
 from taskdistill.ablate.phases import Point, batches_hash, initial_projection, phase_job, phase_lengths, require_no_teacher
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.folders import dump_json, versions, write_file
+from taskdistill.folders import versions
 from taskdistill.lock import writer_lock
 from taskdistill.model.backbone import weights_hash
 from taskdistill.model.folder import Model, write_model
 from taskdistill.model.projection import Projection
+from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.train.finished import load_phase, save_phase
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
@@ -124,7 +125,7 @@ def result_of(bench: Bench, cell: Cell) -> dict[str, Any] | None:
     path = bench.out / cell.key / RESULT
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    found: dict[str, Any] = read_sealed(path, "remove it to run this cell again")
     for name, value in cell.meta(bench).items():
         if found["meta"].get(name) != value:
             raise BadInput(f"{path} was made with {name} = {found['meta'].get(name)!r}, this run has {value!r}; use a new --out")
@@ -152,7 +153,7 @@ def run_cell(bench: Bench, cell: Cell, *, should_stop: Callable[[], bool], on_st
     with writer_lock(folder / "lock"):
         training = _Training(bench, cell, folder, should_stop, on_steps, note)
         result = training.run()
-        write_file(folder / RESULT, dump_json(result))
+        write_sealed(folder / RESULT, result)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         if cell.kind == "run" and bench.experiment.ablation.keep_models:
             model = training.model

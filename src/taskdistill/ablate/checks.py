@@ -16,8 +16,9 @@ from taskdistill.data.rows import row_texts
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.evaluate.reading import judged_texts
 from taskdistill.evaluate.statistics import RANDOM_EFFECT
-from taskdistill.folders import dump_json, read_manifest, write_file
+from taskdistill.folders import read_manifest
 from taskdistill.model.backbone import resolve
+from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.vocabulary import MANIFEST
 
 FROZEN = "experiment.json"
@@ -39,7 +40,7 @@ def freeze(experiment: Experiment, out: Path) -> dict[str, Any]:
     path = out / FROZEN
     frozen = {"digest": experiment.digest(), **json.loads(json.dumps(experiment.frozen()))}
     if path.is_file():
-        before = json.loads(path.read_text("utf-8"))
+        before = read_sealed(path, "restore it from a copy, or use a new --out")
         if before["digest"] != frozen["digest"]:
             raise BadInput(
                 f"{out} was frozen as another experiment ({_difference(before, frozen)}); an experiment is not changed: use a new --out"
@@ -48,7 +49,7 @@ def freeze(experiment: Experiment, out: Path) -> dict[str, Any]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} exists and is no ablation's folder; give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_file(path, dump_json(frozen))
+    write_sealed(path, frozen)
     return frozen
 
 

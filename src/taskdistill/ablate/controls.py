@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 from taskdistill.ablate.bench import Bench
 from taskdistill.ablate.measure import TokenEmbedder, dev_scores, macro
 from taskdistill.encode.encoder import Encoder
-from taskdistill.folders import dump_json, write_file
 from taskdistill.job.embedders import TeacherEmbedder
 from taskdistill.model.backbone import resolve
 from taskdistill.model.folder import read_model
+from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.vocabulary import Role
 
@@ -34,7 +33,7 @@ def positive_control(bench: Bench) -> dict[str, Any] | None:
     """
     path, recipe = bench.out / FILE, bench.experiment.recipe
     if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        found: dict[str, Any] = read_sealed(path, "remove it to score again")
         return found
     prompts = _prompts(bench.stores)
     if recipe.teacher.kind != "local" or prompts is None:
@@ -46,7 +45,7 @@ def positive_control(bench: Bench) -> dict[str, Any] | None:
     teacher = dev_scores(TeacherEmbedder(bench.teacher, bench.stores), bench.sets)
     whole = macro(teacher, bench.sets.dev)
     found = {"student": student, "teacher": teacher, "retention": macro(student, bench.sets.dev) / whole if whole > 0 else None}
-    write_file(path, dump_json(found))
+    write_sealed(path, found)
     return found
 
 

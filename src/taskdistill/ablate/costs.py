@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,9 +10,9 @@ import numpy as np
 
 from taskdistill.ablate.bench import Bench
 from taskdistill.errors import BadInput
-from taskdistill.folders import dump_json, write_file
 from taskdistill.model.backbone import load_backbone, resolve
 from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.teacher.protocol import instruct
 from taskdistill.train.work import matrix_parameters
 from taskdistill.vocabulary import Pooling
@@ -54,7 +53,7 @@ def teacher_cost(bench: Bench, steps: int) -> dict[str, Any]:
     """
     path = bench.out / FILE
     if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        found: dict[str, Any] = read_sealed(path, "remove it to measure again")
         return found
     recipe = bench.experiment.recipe
     texts = [
@@ -74,7 +73,7 @@ def teacher_cost(bench: Bench, steps: int) -> dict[str, Any]:
         except BadInput:
             flops = None
     found = {"texts": len(texts), "tokens": round(tokens), "cpu_seconds": seconds, "flops": flops}
-    write_file(path, dump_json(found))
+    write_sealed(path, found)
     return found
 
 

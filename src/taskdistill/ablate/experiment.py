@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from taskdistill.folders import dump_json, write_file
 from taskdistill.job.embedders import TeacherEmbedder
 from taskdistill.job.watch import Silent, Stop, Watcher, never
 from taskdistill.lock import writer_lock
+from taskdistill.sealed import read_sealed, write_sealed
 
 TEACHER = "teacher-scores.json"
 MATCHED = "matched-steps.json"
@@ -189,7 +189,7 @@ def _match_costs(crew: Crew, points: dict[str, Point], runs: list[dict[str, Any]
     """Run contrast alone for as long as it costs what DC and its teacher cost; the factors are kept, since seconds vary."""
     experiment, path = crew.bench.experiment, crew.bench.out / MATCHED
     steps = experiment.recipe.first_stage().steps
-    factors: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    factors: dict[str, Any] = read_sealed(path, "remove it to match costs again") if path.is_file() else {}
     if not factors:
         cost = teacher_cost(crew.bench, steps)
         budgets = {name: [run["budget"] for run in runs if run["cell"]["arm"] == name] for name in ("DC", "C")}
@@ -202,7 +202,7 @@ def _match_costs(crew: Crew, points: dict[str, Point], runs: list[dict[str, Any]
             run = None if full is None else min(full, experiment.ablation.longest)
             factors[kind] = {"factor": full, "run": run, "steps": None if run is None else round(run * steps)}
         factors["seconds_cached"] = {"factor": means["DC"]["cpu_seconds"] / means["C"]["cpu_seconds"], "run": None, "steps": None}
-        write_file(path, dump_json(factors))
+        write_sealed(path, factors)
     cells = []
     for arm in experiment.arms():
         if arm.matched is None or factors[arm.matched]["run"] is None or factors[arm.matched]["run"] <= SAME:
@@ -217,9 +217,9 @@ def _score_teacher(bench: Bench, watcher: Watcher) -> dict[str, Any]:
     """Score the teacher on the test sets and on the dev sets, once."""
     path = bench.out / TEACHER
     if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        found: dict[str, Any] = read_sealed(path, "remove it to score the teacher again")
         return found
     watcher.stage("scoring the teacher")
     scored = test_scores(TeacherEmbedder(bench.teacher, bench.stores), bench.sets, ())
-    write_file(path, dump_json(scored))
+    write_sealed(path, scored)
     return scored

@@ -32,8 +32,14 @@ def mine(
     last: Annotated[int, typer.Option("--last", help="Last rank of the window")] = 100,
     margin: Annotated[float | None, typer.Option("--margin", help="Cosine at most the positive's minus this")] = None,
     relative_margin: Annotated[
-        float | None, typer.Option("--relative-margin", help="Cosine at most the positive's minus this share of its size")
+        float | None,
+        typer.Option(
+            "--relative-margin", help="Cosine at most the positive's minus this share of its size; 0.05 unless a --margin is given"
+        ),
     ] = None,
+    no_relative_margin: Annotated[
+        bool, typer.Option("--no-relative-margin", help="No such limit: what scores as the positive or above is taken too")
+    ] = False,
     max_score: Annotated[float | None, typer.Option("--max-score", help="Cosine at most this")] = None,
     min_score: Annotated[float | None, typer.Option("--min-score", help="Cosine at least this")] = None,
     pick: Annotated[str, typer.Option("--pick", help="hardest or random, within the window")] = "hardest",
@@ -44,11 +50,13 @@ def mine(
 ) -> None:
     """Mine hard negatives: near a query, but no answer to it. Siblings, known positives and duplicates are never taken.
 
-    Example: [bold]taskdistill mine recipes/quickstart.yaml --source docs-pairs --out mined --margin 0.05[/bold]
+    Nor is what scores above 95 % of a query's own positive; how much that left out is counted.
+
+    Example: [bold]taskdistill mine recipes/quickstart.yaml --source docs-pairs --out mined[/bold]
     """
     import os
 
-    from taskdistill.data.mining import MiningSettings
+    from taskdistill.data.mining import RELATIVE_MARGIN, MiningSettings
     from taskdistill.folders import dump_json, write_file
     from taskdistill.job.mine import MineRequest
     from taskdistill.job.mine import mine as run
@@ -58,6 +66,10 @@ def mine(
         raise BadInput(f"--pick is {pick!r}; give hardest or random")
     if model is not None and store is not None:
         raise BadInput("--store has no effect with --model, whose vectors are not the teacher's; remove one of them")
+    if no_relative_margin and relative_margin is not None:
+        raise BadInput("--no-relative-margin and --relative-margin exclude each other; give one of them")
+    if relative_margin is None and not no_relative_margin and margin is None:
+        relative_margin = RELATIVE_MARGIN
     made, terminal = load_recipe(recipe, overrides or ()), Terminal(quiet)
     settings = MiningSettings(
         negatives,

@@ -7,6 +7,7 @@ ranks is taken, and of it what lies far enough below the row's own positive.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,10 @@ from taskdistill.errors import BadInput
 QUERIES, CANDIDATES = 512, 16_384
 """Queries and candidates whose similarities are held at once: 32 MiB of float32."""
 
+RELATIVE_MARGIN = 0.05
+"""A text that scores above 95 % of a query's own positive is more often an answer nobody marked than a hard negative (NV-Retriever,
+arXiv 2407.15831, whose percentage to the positive was best at 95 %)."""
+
 Numbers = NDArray[np.int64]
 
 
@@ -38,8 +43,8 @@ class MiningSettings:
     """Last rank of the window."""
     margin: float | None = None
     """A negative's cosine is at most the positive's minus this."""
-    relative_margin: float | None = None
-    """A negative's cosine is at most the positive's minus this share of the positive's size, whatever its sign."""
+    relative_margin: float | None = RELATIVE_MARGIN
+    """A negative's cosine is at most the positive's minus this share of the positive's size, whatever its sign; None for no such limit."""
     max_score: float | None = None
     """A negative's cosine is at most this."""
     min_score: float | None = None
@@ -63,10 +68,16 @@ class MiningSettings:
             raise BadInput(f"ranks {self.first} to {self.last} are no window; the first must be at least 1 and not above the last")
         if self.last - self.first + 1 < self.negatives:
             raise BadInput(f"ranks {self.first} to {self.last} hold fewer than the {self.negatives} negatives wanted; widen the window")
+        for name in ("margin", "relative_margin", "max_score", "min_score"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise BadInput(f"--{name.replace('_', '-')} is {value}; give a finite number")
         for name in ("margin", "relative_margin"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise BadInput(f"--{name.replace('_', '-')} is {value}; it must not be negative, or positives would be passed")
+        if self.relative_margin is not None and self.relative_margin >= 1:
+            raise BadInput(f"--relative-margin is {self.relative_margin}; it is a share of the positive's cosine: 0.05 stands for 5 %")
         if self.max_score is not None and self.min_score is not None and self.min_score > self.max_score:
             raise BadInput(f"--min-score {self.min_score} is above --max-score {self.max_score}; no candidate lies between")
         return asdict(self)

@@ -12,6 +12,7 @@ from taskdistill.data.cleaning import OPTIONAL, REQUIRED, make_row
 from taskdistill.data.readers import SUFFIXES, Fault, Record, read_hub, read_records
 from taskdistill.data.rows import Counts, Dataset, Labelled, Scored, hash_rows, row_texts
 from taskdistill.errors import BadInput, nearest
+from taskdistill.folders import check_listed
 from taskdistill.recipe_source import Source
 from taskdistill.vocabulary import RowKind
 
@@ -80,7 +81,10 @@ def _inputs(root: Path, name: str, source: Source) -> list[tuple[str, Iterator[R
     if source.path.startswith(HUB):
         return list(_hub_inputs(source))
     wanted = {source.columns.get(field, field) for field in (*REQUIRED[source.kind], *OPTIONAL[source.kind])}
-    return [(path.name, read_records(path, wanted)) for path in resolve(root, name, source.path)]
+    files = resolve(root, name, source.path)
+    for path in files:
+        check_listed(path)
+    return [(path.name, read_records(path, wanted)) for path in files]
 
 
 def _hub_inputs(source: Source) -> Iterator[tuple[str, Iterator[Record]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -15,14 +14,14 @@ from taskdistill.encode.hardware import allot
 from taskdistill.encode.processes import run_processes
 from taskdistill.encode.reading import Counts, Reading, Rows
 from taskdistill.encode.running import Asked, Progress
-from taskdistill.encode.shards import SHARDS, Job, ShardWorker, finished, shard_files
+from taskdistill.encode.shards import JOB, SHARDS, Job, ShardWorker, finished, shard_files
 from taskdistill.errors import BadInput
-from taskdistill.folders import dump_json, seal, sha256_file, write_file
+from taskdistill.folders import read_manifest, seal, sha256_file
 from taskdistill.lock import writer_lock
+from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.vocabulary import MANIFEST, Backend, Role
 
 KIND = "vectors"
-JOB = "job.json"
 SHARD_ROWS = 8_192
 
 Execute = Callable[[Job, Sequence[int], Sequence[str]], Generator[tuple[int, Counts], None, None]]
@@ -104,7 +103,7 @@ def encode_corpus(
         if total.used == 0:
             why = f" ({total.examples[0]})" if total.examples else ""
             raise BadInput(f"{reading.source} has no row with a usable text{why}; give a file with texts")
-        if not (out / MANIFEST).is_file():
+        if not _is_sealed(out):
             inputs = {"model": said["model_hash"], "source": said["source_sha256"]}
             files = [out / JOB, *(file for number in range(shards) for file in shard_files(out, number))]
             names = [file.relative_to(out).as_posix() for file in files]
@@ -148,7 +147,9 @@ def _describe(job: Job, encoder: Encoder) -> dict[str, Any]:
 def _claim(out: Path, said: Mapping[str, Any]) -> None:
     """Begin the folder, or make sure that it was begun for the same job."""
     if (out / JOB).is_file():
-        found = json.loads((out / JOB).read_text("utf-8"))
+        found = read_sealed(out / JOB, "remove the folder to encode the corpus again")
+        if not isinstance(found, dict):
+            raise BadInput(f"{out / JOB} describes no job; remove the folder to encode the corpus again")
         if other := [f"{key} {found.get(key)!r} instead of {value!r}" for key, value in said.items() if found.get(key) != value]:
             raise BadInput(
                 f"{out} holds the vectors of another job: {'; '.join(other)}; give another --out, or the same arguments to go on"
@@ -157,9 +158,18 @@ def _claim(out: Path, said: Mapping[str, Any]) -> None:
         raise BadInput(f"{out} is there and holds no shards of vectors; give another --out")
     (out / SHARDS).mkdir(parents=True, exist_ok=True)
     if not (out / JOB).is_file():
-        write_file(out / JOB, dump_json(dict(said)))
+        write_sealed(out / JOB, said)
     remove_stale(out / JOB, out / MANIFEST)
     remove_stale_within(out / SHARDS)
+
+
+def _is_sealed(out: Path) -> bool:
+    """Say whether the folder has its manifest, and it is whole."""
+    try:
+        read_manifest(out, KIND)
+    except BadInput:
+        return False
+    return True
 
 
 def _look(out: Path, shards: int) -> tuple[Counts, list[int]]:

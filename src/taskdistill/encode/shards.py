@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +12,11 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.reading import Counts, Reading, Rows
 from taskdistill.encode.running import Asked
 from taskdistill.errors import BadInput
-from taskdistill.folders import dump_json, sha256_file, write_file
+from taskdistill.folders import sha256_file
+from taskdistill.sealed import read_sealed, write_sealed
 
 SHARDS = "shards"
+JOB = "job.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,8 @@ def encode_shard(encoder: Encoder, source: Rows, number: int, job: Job) -> Count
     vectors, rows, report = shard_files(job.folder, number)
     _save(vectors, encoded.vectors)
     _save(rows, np.array([row for row, _ in found], dtype=np.int64))
-    said = {"sha256": {path.name: sha256_file(path) for path in (vectors, rows)}, "counts": counts.as_dict()}
-    write_file(report, dump_json(said))
+    hashes = {path.name: sha256_file(path) for path in (vectors, rows)}
+    write_sealed(report, {"job": sha256_file(job.folder / JOB), "files": hashes, "counts": counts.as_dict()})
     return counts
 
 
@@ -118,14 +119,16 @@ def finished(folder: Path, number: int) -> Counts | None:
         number: Which shard.
 
     Returns:
-        What became of its rows; None if it is missing, damaged or half written, and has to be encoded.
+        What became of its rows; None if it is missing, damaged, half written or of another job, and has to be encoded.
     """
     vectors, rows, report = shard_files(folder, number)
     try:
-        said = json.loads(report.read_text("utf-8"))
-        if said["sha256"] == {path.name: sha256_file(path) for path in (vectors, rows)}:
+        said = read_sealed(report, "the shard has to be encoded again")
+        # Reports of the first format call the table of hashes by another name, and name no job.
+        whole = (said["sha256"] if "sha256" in said else said["files"]) == {path.name: sha256_file(path) for path in (vectors, rows)}
+        if whole and said.get("job", "") in ("", sha256_file(folder / JOB)):
             return Counts(**said["counts"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return None
 

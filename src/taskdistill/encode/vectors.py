@@ -13,7 +13,9 @@ from taskdistill.encode.corpus import KIND
 from taskdistill.encode.shards import shard_files
 from taskdistill.encode.writers import WRITERS
 from taskdistill.errors import BadInput
-from taskdistill.folders import read_manifest
+from taskdistill.folders import file_fault, read_manifest, require_field
+
+ADVICE = "run the same encode command again, which makes the shard anew"
 
 
 class VectorFolder:
@@ -26,15 +28,22 @@ class VectorFolder:
             folder: What `encode_corpus` wrote.
 
         Raises:
-            BadInput: If it is of another kind or unfinished.
+            BadInput: If it is of another kind, unfinished or damaged; vectors and row numbers are checked when they are read.
         """
         self.folder = folder
         self.manifest: dict[str, Any] = read_manifest(folder, KIND)
-        self.shards = -(-int(self.manifest["rows"]) // int(self.manifest["shard_rows"]))
+        rows, size, counts = (
+            require_field(folder, self.manifest, *each) for each in (("rows", int), ("shard_rows", int), ("counts", dict))
+        )
+        self.shards = -(-rows // max(1, size))
+        self._vectors = require_field(folder, counts, "vectors", int)
+        for name in self.manifest["files"]:
+            if not name.endswith(".npy"):
+                self._check(name)
 
     def __len__(self) -> int:
         """Return the number of vectors."""
-        return int(self.manifest["counts"]["vectors"])
+        return self._vectors
 
     @property
     def width(self) -> int:
@@ -52,10 +61,22 @@ class VectorFolder:
 
         Yields:
             Row numbers `(n,)` of int64, ascending, and vectors `(n, width)`.
+
+        Raises:
+            BadInput: If a file is not the one that was written.
         """
         for number in range(self.shards):
             vectors, rows, _ = shard_files(self.folder, number)
-            yield np.load(rows), np.load(vectors, mmap_mode="r")
+            for file in (vectors, rows):
+                self._check(file.relative_to(self.folder).as_posix())
+            numbers, values = np.load(rows), np.load(vectors, mmap_mode="r")
+            if numbers.shape != (len(values),) or values.shape[1:] != (self.width,) or values.dtype != self.dtype:
+                raise BadInput(f"{vectors} has shape {values.shape} and type {values.dtype}, which its manifest does not say; {ADVICE}")
+            yield numbers, values
+
+    def _check(self, name: str) -> None:
+        if fault := file_fault(self.folder, name, self.manifest["files"].get(name)):
+            raise BadInput(f"{self.folder} is damaged: {fault}; {ADVICE}")
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """Read all into memory.

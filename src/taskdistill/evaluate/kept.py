@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taskdistill.folders import dump_json, write_file
+from taskdistill.sealed import read_sealed, write_sealed
 
 FORMAT = 2
 """Raised when what is kept changes its form."""
@@ -43,8 +43,8 @@ class Kept:
         if self.folder is None:
             return None
         try:
-            return json.loads((self.folder / f"{key}.json").read_text("utf-8"))["value"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return read_sealed(self.folder / f"{key}.json", "it is made anew")["value"]
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write(self, key: str, value: Any, **about: str) -> None:
@@ -57,4 +57,4 @@ class Kept:
         """
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_file(self.folder / f"{key}.json", dump_json({**about, "value": value}))
+            write_sealed(self.folder / f"{key}.json", {**about, "value": value})

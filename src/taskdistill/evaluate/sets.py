@@ -12,7 +12,7 @@ from taskdistill.errors import BadInput, nearest
 from taskdistill.evaluate import reading
 from taskdistill.evaluate.kinds import Kind
 from taskdistill.evaluate.reading import SetData
-from taskdistill.folders import sha256_file
+from taskdistill.folders import check_listed, sha256_file
 
 PROTOCOL = 1
 """Raised when a protocol changes what score the same data gives, so that cached scores are not reused."""
@@ -51,6 +51,8 @@ class EvalSet:
         Raises:
             BadInput: If a file cannot be read or the set cannot be scored.
         """
+        for path in self.files:
+            check_listed(path)
         reader = _READERS[self.kind]
         return reader(self.name, self.files, max_queries, seed)
 

@@ -14,10 +14,11 @@ import numpy as np
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, nearest, require
 from taskdistill.evaluate.kinds import Embedder
-from taskdistill.folders import dump_json, sha256_file, write_file
+from taskdistill.folders import sha256_file
 from taskdistill.job.embedders import EncoderEmbedder
 from taskdistill.model.backbone import read_json, resolve
 from taskdistill.model.folder import MODULES, POOLING_NAMES
+from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.teacher.http import HttpTeacher
 from taskdistill.teacher.keys import text_keys
 from taskdistill.teacher.precomputed import PrecomputedTeacher
@@ -171,11 +172,12 @@ class EndpointEmbedder:
         known = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
         vectors = self.encode(PROBES, task=Task.TEXT_MATCHING.value, prompt_name=Role.DOCUMENT.value)
         place = self.memory / f"{slug(self.teacher.model)}-{known[:16]}.json" if self.memory is not None else None
-        before = json.loads(place.read_text("utf-8")) if place is not None and place.is_file() else []
+        before = [] if place is None or not place.is_file() else read_sealed(place, "remove it to take the endpoint for a new model")
+        before = before["answers"] if isinstance(before, dict) else before
         number = next((i for i, stored in enumerate(before) if _same_vectors(stored, vectors)), len(before))
         if number == len(before) and place is not None:
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_file(place, dump_json([*before, np.round(vectors.astype(float), 6).tolist()]))
+            write_sealed(place, {"answers": [*before, np.round(vectors.astype(float), 6).tolist()]})
         return hashlib.sha256(f"{known} {number}".encode()).hexdigest()
 
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.evaluate.kinds import TASK, Embedder
-from taskdistill.evaluate.protocols import evaluate_set
+from taskdistill.evaluate.kinds import Embedder
 from taskdistill.evaluate.run import Options, evaluate_models
 from taskdistill.evaluate.sets import EvalSet, find_sets
 from taskdistill.folders import versions
@@ -21,7 +20,6 @@ from taskdistill.job.speed import matrix_rate, time_table, where_time_went
 from taskdistill.job.start import start_student
 from taskdistill.model.folder import Model, base_space_id
 from taskdistill.recipe import dump_recipe
-from taskdistill.vocabulary import Task
 
 if TYPE_CHECKING:
     from taskdistill.job.state import Run
@@ -36,24 +34,6 @@ ABOUT = {
 }
 SPEED_TEXTS = 300
 """Texts on which the speed of each model is measured."""
-
-
-def dev_score(run: Run, student: Model, task: Task) -> float:
-    """Score the student on the development sets of a task.
-
-    Args:
-        run: The run.
-        student: The student in memory, with the task's adapter attached.
-        task: The task.
-
-    Returns:
-        Mean main score over the development sets of the task's kinds, between 0 and 1.
-    """
-    found = [each for each in find_sets(evaluation_root(run), run.recipe.evaluation.dev, split="dev") if TASK[each.kind] is task]
-    student.module.eval()
-    embedder = EncoderEmbedder(Encoder(student, threads=run.threads))
-    most, seed = run.recipe.evaluation.max_queries, run.recipe.seed
-    return float(np.mean([evaluate_set(embedder, each.name, each.kind, each.load(most, seed)).score.score for each in found]))
 
 
 def evaluation_root(run: Run) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +21,14 @@ from taskdistill.model.folder import Model
 from taskdistill.recipe import Recipe
 from taskdistill.train.best import During
 from taskdistill.train.phases import phase_task
+from taskdistill.vocabulary import Task
 
 if TYPE_CHECKING:
     from taskdistill.job.state import Run
 
 MEAN = "mean"
+View = Callable[[], AbstractContextManager[None]]
+"""Lets a model in training compute as at inference, for as long as a block runs."""
 
 
 def sets_during(recipe: Recipe, root: Path, phase: str) -> list[EvalSet]:
@@ -55,13 +60,58 @@ def sets_during(recipe: Recipe, root: Path, phase: str) -> list[EvalSet]:
     return [each for each in found if task is None or TASK[each.kind] is task]
 
 
-def make_during(run: Run, student: Model, phase: str) -> During | None:
+def dev_score(run: Run, student: Model, task: Task) -> float:
+    """Score the student on the development sets of a task.
+
+    Args:
+        run: The run.
+        student: The student in memory, with the task's adapter attached.
+        task: The task.
+
+    Returns:
+        Mean main score over the development sets of the task's kinds, between 0 and 1.
+
+    Raises:
+        BadInput: If there is no such set; `check_fit` finds that before the first step.
+    """
+    recipe = run.recipe
+    found = [each for each in dev_sets(recipe, run.inputs.root) if TASK[each.kind] is task]
+    if not found:
+        raise BadInput(f"evaluation.dev holds no set for {task}; name one")
+    embedder = EncoderEmbedder(Encoder(student, threads=run.threads))
+    most, seed = recipe.evaluation.max_queries, recipe.seed
+    return float(np.mean([evaluate_set(embedder, each.name, each.kind, each.load(most, seed)).score.score for each in found]))
+
+
+def dev_sets(recipe: Recipe, root: Path) -> list[EvalSet]:
+    """Find the development sets of a recipe.
+
+    Args:
+        recipe: The recipe.
+        root: The data folder, where the recipe names no other.
+
+    Returns:
+        The sets; none if `evaluation.dev` is empty.
+
+    Raises:
+        BadInput: If a set is not there.
+    """
+    if not recipe.evaluation.dev:
+        return []
+    try:
+        return find_sets(Path(recipe.evaluation.root or root), recipe.evaluation.dev, split="dev")
+    except BadInput as error:
+        raise BadInput(f"evaluation.dev: {error}") from None
+
+
+def make_during(run: Run, student: Model, phase: str, view: View) -> During | None:
     """Make the callback of a phase.
 
     Args:
         run: The run.
-        student: The student in memory, scored as it is when asked.
+        student: The student in memory, scored as it would be if it were shipped when asked.
         phase: Name of the phase.
+        view: Lets the student compute as at inference.
 
     Returns:
         The callback; None if this phase scores nothing.
@@ -78,10 +128,11 @@ def make_during(run: Run, student: Model, phase: str) -> During | None:
             data.extend(_cut(each, settings.max_documents, seed) for each in loaded)
         embedder = EncoderEmbedder(Encoder(student, threads=run.threads), adapters=phase_task(phase) is not None)
         scores, mains = dict[str, float](), list[float]()
-        for each, rows in zip(sets, data, strict=True):
-            found = evaluate_set(embedder, each.name, each.kind, rows).score
-            scores |= {f"{each.name}:{name}": value for name, value in found.scores.items()}
-            mains.append(found.score)
+        with view():
+            for each, rows in zip(sets, data, strict=True):
+                found = evaluate_set(embedder, each.name, each.kind, rows).score
+                scores |= {f"{each.name}:{name}": value for name, value in found.scores.items()}
+                mains.append(found.score)
         return scores | {MEAN: float(np.mean(mains))}
 
     return During(settings.every, score, _metric(settings.keep, {each.name: each.kind for each in sets}))

@@ -17,13 +17,14 @@ from taskdistill.errors import BadInput
 from taskdistill.evaluate.protocols import evaluate_set
 from taskdistill.evaluate.sets import EvalSet, find_sets
 from taskdistill.evaluate.statistics import Difference, Units, paired_difference
-from taskdistill.folders import check_folder, read_manifest
+from taskdistill.folders import read_manifest
 from taskdistill.job.embedders import EncoderEmbedder
 from taskdistill.job.watch import Watcher
 from taskdistill.model.backbone import resolve
 from taskdistill.model.folder import Model, base_space_id, read_model, write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
 from taskdistill.train.checkpoint import KIND as CHECKPOINT
+from taskdistill.train.checkpoint import open_checkpoint
 from taskdistill.train.merging import check_alike, fixed, merge_models, put, spherical, weights_of
 from taskdistill.vocabulary import MANIFEST
 
@@ -120,10 +121,8 @@ def read_place(place: str) -> Model:
     folder = Path(place)
     if not (folder / MANIFEST).is_file() or read_manifest(folder).get("kind") != CHECKPOINT:
         return read_model(resolve(place))
-    manifest, phase = read_manifest(folder, CHECKPOINT), folder.parent.name
-    if faults := check_folder(folder, manifest):
-        raise BadInput(f"checkpoint {folder} is damaged: {faults[0]}; leave it out")
-    run = folder.parents[2]
+    open_checkpoint(folder, "leave it out")
+    run, phase = folder.parents[2], folder.parent.name
     if not (run / "model").is_dir():
         raise BadInput(f"{run} has no finished model to put the checkpoint's weights into; finish the run first")
     model, task = read_model(run / "model"), phase.removeprefix("adapters.") if phase.startswith("adapters.") else None

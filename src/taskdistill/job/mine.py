@@ -15,14 +15,16 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from taskdistill.atomic import replacing
 from taskdistill.data.mining import Mined, MiningSettings, Relations, Vectors, blocks, mine_block, relate, with_negatives
 from taskdistill.data.rows import Dataset, row_texts
 from taskdistill.data.sources import load_source
 from taskdistill.errors import BadInput, WorkFailed, nearest
-from taskdistill.folders import check_folder, read_manifest, write_file, write_folder
+from taskdistill.folders import open_folder, require_field, sha256_file, write_folder
 from taskdistill.job.start import data_root
 from taskdistill.job.watch import Stop, Watcher, never
 from taskdistill.lock import writer_lock
+from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.protocol import first_difference
 from taskdistill.teacher.store import TeacherStore, open_views
@@ -225,7 +227,7 @@ def _file(encoder: Encoder, texts: Sequence[str], task: str | None, role: Role, 
     shards = []
     for start in range(0, len(texts), SHARD):
         path = partial / f"{role}-{start // SHARD:06d}.npy"
-        if not path.is_file():
+        if not _is_whole(path):
             with _saved(path) as stream:
                 np.save(stream, encoder.encode(texts[start : start + SHARD], task=task, prompt_name=role.value))
         shards.append(np.load(path, mmap_mode="r"))
@@ -237,11 +239,11 @@ def _begin(partial: Path, fingerprint: dict[str, Any], watcher: Watcher) -> None
     """Make the folder of finished blocks, or go on in it if it was made from the same."""
     path = partial / "fingerprint.json"
     if path.is_file():
-        _same(json.loads(path.read_text("utf-8")), fingerprint, partial)
+        _same(read_sealed(path, f"remove {partial} to begin anew"), fingerprint, partial)
         watcher.note("going on where the run before stopped")
         return
     partial.mkdir(exist_ok=True)
-    write_file(path, json.dumps(fingerprint))
+    write_sealed(path, fingerprint)
 
 
 def _same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
@@ -259,12 +261,10 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 def _finished(out: Path, fingerprint: dict[str, Any], watcher: Watcher) -> dict[str, Any]:
     if not (out / MANIFEST).is_file():
         raise BadInput(f"{out} exists and holds no mined pairs; give another --out")
-    manifest = read_manifest(out, KIND)
-    _same(manifest["fingerprint"], fingerprint, out)
-    if faults := check_folder(out, manifest):
-        raise BadInput(f"{out} is damaged: {faults[0]}; remove it to mine again")
+    manifest = open_folder(out, KIND, "remove it to mine again")
+    _same(require_field(out, manifest, "fingerprint", dict), fingerprint, out)
     watcher.note("mined before, from the same")
-    return dict(manifest["counts"])
+    return require_field(out, manifest, "counts", dict)
 
 
 def _run(
@@ -276,7 +276,7 @@ def _run(
     sizes, reasons = Counter[int](), Counter[str]()
     for block in blocks(len(relations.queries)):
         path = _block(partial, int(block[0]))
-        if not path.is_file():
+        if not _is_whole(path):
             if should_stop():
                 raise WorkFailed("stopped; what is finished is kept, run the same command again to continue")
             found = mine_block(relations, vectors.queries, vectors.candidates, block, settings, vectors.usable)
@@ -316,11 +316,23 @@ def _block(partial: Path, first: int) -> Path:
 
 @contextmanager
 def _saved(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file beside and rename it once it is written."""
-    beside = path.with_name(f".{path.name}")
-    with beside.open("wb") as stream:
+    """Give a file beside to write, move it into place, and last write down its hash, which makes it count."""
+    with replacing(path) as beside, beside.open("wb") as stream:
         yield stream
-    beside.replace(path)
+    write_sealed(_hash_file(path), {"file": path.name, "hash": sha256_file(path)})
+
+
+def _is_whole(path: Path) -> bool:
+    """Say whether a file was written before and is still the same."""
+    try:
+        said = read_sealed(_hash_file(path), "it is made anew")
+        return bool(said["file"] == path.name and said["hash"] == sha256_file(path))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _hash_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
 
 
 def _write(out: Path, source: str, pairs: Dataset, relations: Relations, partial: Path, meta: dict[str, Any]) -> None:

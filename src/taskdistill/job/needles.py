@@ -16,6 +16,7 @@ from taskdistill.evaluate.report import ReportData, Section, render_report
 from taskdistill.evaluate.tables import Table, Value
 from taskdistill.folders import dump_json, versions, write_file
 from taskdistill.job.embedders import EncoderEmbedder
+from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.vocabulary import Task
 
 WHOLE = 1 << 24
@@ -66,7 +67,7 @@ def evaluate_needles(
         said = json.dumps(["needle", encoder.model_hash, encoder.max_length, tokenizer, kind, length, documents, seed])
         path = out / "cache" / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.json"
         if path.is_file():
-            row = json.loads(path.read_text("utf-8"))
+            row = read_sealed(path, "remove it to score that set again")
         else:
             embedder = EncoderEmbedder(encoder)
             task = Task.RETRIEVAL.value
@@ -74,7 +75,7 @@ def evaluate_needles(
                 iter(score_needles(embedder, kinds=[kind], lengths=[length], documents=documents, seed=seed, tokens=counter, task=task))
             )
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, dump_json(row))
+            write_sealed(path, row)
         rows.append({"model": name, **row})
         if note is not None:
             cut = f", {row['cut']} of {row['documents']} documents cut" if row["cut"] else ""

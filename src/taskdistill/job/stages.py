@@ -7,24 +7,27 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from torch import nn
 
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.job.during import make_during
+from taskdistill.job.during import View, dev_score, make_during
 from taskdistill.job.finish import finish_model
 from taskdistill.job.own_vocabulary import kept_rows
 from taskdistill.job.state import Run, resume_meta
-from taskdistill.model.backbone import rope_theta, set_rope_theta, weights_hash
+from taskdistill.model.backbone import set_rope_theta, weights_hash
 from taskdistill.model.folder import Model
+from taskdistill.model.inference import Rope, inference_view, put_rope, read_rope
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.text import TextTokenizer
-from taskdistill.recipe import Adapter, Phase, Stage1
+from taskdistill.recipe import Adapter, Average, Phase, Stage1
 from taskdistill.train.average import average
-from taskdistill.train.best import During
+from taskdistill.train.best import During, best_so_far
+from taskdistill.train.checkpoint import last_weights, load_snapshot
 from taskdistill.train.device import compute_type
 from taskdistill.train.finished import load_phase, save_phase
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
@@ -128,7 +131,7 @@ def train_phases(run: Run, student: Model) -> Model:
     teacher_dim = sum(widths)
     if not all(widths):
         raise WorkFailed("a teacher's store is empty: no phase compares any text with that teacher; give stage1 a source that it reads")
-    dims, inference_theta = student.settings.matryoshka_dims, rope_theta(module.backbone)
+    dims, rope = student.settings.matryoshka_dims, read_rope(module.backbone)
     projection = None
     if stage1.projection == "student":
         projection = Projection(module.embedding_dim, widths, stage1.projection_init)
@@ -136,20 +139,19 @@ def train_phases(run: Run, student: Model) -> Model:
         raise BadInput(f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}")
     for name, settings in (("stage1", stage1), ("long", recipe.long)):
         if settings is not None:
-            _with_theta(module, settings, inference_theta)
+            _with_theta(module, settings, rope)
             job = _with_teachers(run, stage1_job(name, settings, module, run.plans[name], run.stores, projection, dims))
             job = replace(job, kept_rows={} if settings.freeze_embeddings else kept_rows(run, module))
-            during = make_during(run, student, name)
+            during = make_during(run, student, name, partial(inference_view, module, rope))
             if train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
                 save_phase(run.out / "phases" / name, job, resume_meta(run, name))
     before = weights_hash(module.backbone)
     for task in Task:
         if task in recipe.adapters:
-            _with_theta(module, recipe.adapters[task], inference_theta)
-            _adapter(run, task, recipe.adapters[task], student, run.plans[f"adapters.{task.value}"], projection, dims, before)
+            _with_theta(module, recipe.adapters[task], rope)
+            _adapter(run, task, recipe.adapters[task], student, run.plans[f"adapters.{task.value}"], projection, dims, before, rope)
     run.facts["base_weights"] = before
-    if inference_theta is not None:
-        set_rope_theta(module.backbone, inference_theta)
+    put_rope(module.backbone, rope)
     if projection is not None:
         projection.to("cpu")
     student.projection = projection
@@ -168,10 +170,11 @@ def _with_teachers(run: Run, job: PhaseJob) -> PhaseJob:
     return replace(job, further=[stores for _, _, stores in run.further], readers=readers)
 
 
-def _with_theta(module: TransformerModel, settings: Phase, otherwise: float | None) -> None:
-    theta = settings.rope_theta if settings.rope_theta is not None else otherwise
-    if theta is not None:
-        set_rope_theta(module.backbone, theta)
+def _with_theta(module: TransformerModel, settings: Phase, inference: Rope) -> None:
+    """Set the RoPE theta that a phase is trained at: its own, or that of inference."""
+    put_rope(module.backbone, inference)
+    if settings.rope_theta is not None:
+        set_rope_theta(module.backbone, settings.rope_theta)
 
 
 def _adapter(
@@ -183,6 +186,7 @@ def _adapter(
     projection: Projection | None,
     dims: tuple[int, ...],
     base: str,
+    rope: Rope,
 ) -> None:
     module = student.module
     assert isinstance(module, TransformerModel)
@@ -194,38 +198,57 @@ def _adapter(
     made, config = adapter_job(task, settings, module, plan, run.stores, theirs, dims)
     job = _with_teachers(run, made)
     student.adapter_configs[task.value] = config
-    during = make_during(run, student, job.name)
+    view: View = partial(inference_view, module, rope)
+    during = make_during(run, student, job.name, view)
     if train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
         if weights_hash(module.backbone) != base:
             shutil.rmtree(run.out / "checkpoints" / job.name)
             raise WorkFailed(f"the base's weights changed while {job.name} was trained; nothing of it was kept, please report this")
         if settings.average is not None:
-            _average(run, task, settings, job, student)
+            _average(run, task, settings.average, job, student, during, view)
         save_phase(run.out / "phases" / job.name, job, resume_meta(run, job.name))
     module.select(None)
 
 
-def _average(run: Run, task: Task, settings: Adapter, job: PhaseJob, student: Model) -> None:
-    """Average the adapter with its earlier state, and keep that only if the dev score allows."""
-    from taskdistill.job.assess import dev_score
+def _average(run: Run, task: Task, settings: Average, job: PhaseJob, student: Model, during: During | None, view: View) -> None:
+    """Average the adapter's last weights with earlier ones, and keep that if it scores no lower than what the phase ended with.
 
-    assert settings.average is not None
-    earlier = load_file(run.out / "checkpoints" / f"{job.name}.earlier.safetensors")
-    last = {name: p.detach().clone() for name, p in job.trained.items()}
-    before = dev_score(run, student, task) if settings.average.gate else None
-    mean = average(last, earlier, settings.average.weight, settings.average.mode)
-    with torch.no_grad():
-        for name, parameter in job.trained.items():
-            parameter.copy_(mean[name])
-    if before is None:
+    The gate scores the development sets of the task. Without one, but with weights chosen by a score while training, the average has to
+    be better by that score, as every state had to be.
+    """
+    checkpoints, meta = run.out / "checkpoints" / job.name, resume_meta(run, job.name) | {"phase": job.name}
+    ended = {name: p.detach().clone() for name, p in job.trained.items()}
+    last = {name: tensor for name, tensor in last_weights(checkpoints, meta).items() if name in job.trained}  # no heads
+    mean = average(last, load_snapshot(checkpoints, meta), settings.weight, settings.mode)
+    chosen = during if during is not None and during.keep is not None else None
+
+    def score() -> float:
+        with view():
+            return dev_score(run, student, task)
+
+    before = score() if settings.gate else None
+    _put(job.trained, mean)
+    if before is not None:
+        after = score()
+        kept = after >= before
+    elif chosen is not None and chosen.keep is not None:
+        best = best_so_far(checkpoints, meta)
+        assert best is not None
+        before, after = best.score, float(chosen.score()[chosen.keep])
+        kept = after > before
+    else:
         return
-    after = dev_score(run, student, task)
-    kept = after >= before
+    what = "last" if chosen is None else "best"
     run.watcher.note(
-        f"{job.name}: dev score {before:.4f} of the last checkpoint, {after:.4f} averaged; {'averaged' if kept else 'last'} kept"
+        f"{job.name}: dev score {before:.4f} of the {what} checkpoint, {after:.4f} averaged; {'averaged' if kept else what} kept"
     )
-    run.facts.setdefault("averaging", {})[task.value] = {"last": before, "averaged": after, "kept": "averaged" if kept else "last"}
+    run.log.write({"phase": job.name, "averaged": after, what: before, "kept": "averaged" if kept else what})
+    run.facts.setdefault("averaging", {})[task.value] = {what: before, "averaged": after, "kept": "averaged" if kept else what}
     if not kept:
-        with torch.no_grad():
-            for name, parameter in job.trained.items():
-                parameter.copy_(last[name])
+        _put(job.trained, ended)
+
+
+@torch.no_grad()
+def _put(parameters: Mapping[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])

@@ -14,8 +14,8 @@ import torch
 
 from taskdistill.atomic import restore
 from taskdistill.data.batches import BatchPlan
-from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.folders import read_manifest
+from taskdistill.errors import WorkFailed
+from taskdistill.folders import open_folder, require_same
 from taskdistill.job.start import Inputs
 from taskdistill.job.watch import Stop, Watcher
 from taskdistill.memory import give_back, peak_megabytes
@@ -212,10 +212,7 @@ def made_before(run: Run, name: str, folder: Path, kind: str) -> bool:
     """
     if not restore(folder):
         return False
-    manifest = read_manifest(folder, kind)
-    for key, value in resume_meta(run, name).items():
-        if manifest.get(key) != value:
-            raise BadInput(f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use a new --out")
+    require_same(folder, open_folder(folder, kind, "delete it to make it again"), resume_meta(run, name))
     return True
 
 

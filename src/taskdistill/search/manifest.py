@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,14 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from taskdistill.atomic import write_file
 from taskdistill.compress import Int8Ranges
 from taskdistill.errors import BadInput
-from taskdistill.folders import FORMAT_VERSION, dump_json, read_manifest, versions, write_file
+from taskdistill.folders import read_manifest, versions
+from taskdistill.sealed import seal_json
 from taskdistill.search.files import damaged
 from taskdistill.search.settings import IndexSettings, SearchDefaults
 from taskdistill.vocabulary import MANIFEST
 
 KIND = "search-index"
+VERSION = 1
+"""An index has had the hash of its manifest from the first version on."""
+
 _FILE = re.compile(r"(segments/\d{8}/[a-z]+\.(npy|arrow)|deletes/\d{8}-\d{8}\.npy|bm25/\d{8}/[a-z0-9]+(\.[a-z0-9]+)*)")
 
 
@@ -128,7 +132,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     """
     body = {
         "kind": KIND,
-        "format_version": FORMAT_VERSION,
+        "format_version": VERSION,
         "generation": manifest.generation,
         "building": manifest.building,
         "settings": manifest.settings.to_json(),
@@ -140,7 +144,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         "created_by": versions(),
         "files": dict(sorted(manifest.files.items())),
     }
-    write_file(path / MANIFEST, dump_json({**body, "sha256": _hash(body)}))
+    write_file(path / MANIFEST, seal_json(body))
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -155,11 +159,7 @@ def load_manifest(path: Path) -> Manifest:
     Raises:
         BadInput: If there is none, or it is damaged, of another kind or of a newer format.
     """
-    value = read_manifest(path, KIND)
-    file = path / MANIFEST
-    body = {name: each for name, each in value.items() if name != "sha256"}
-    if value.get("sha256") != _hash(body):
-        raise damaged(file, "its content differs from its SHA-256")
+    value, file = read_manifest(path, KIND, always_sealed=True), path / MANIFEST
     wrong = [name for name in value["files"] if not _FILE.fullmatch(name)]
     if wrong:
         raise damaged(file, f"it names the file {wrong[0]!r}")
@@ -177,7 +177,3 @@ def load_manifest(path: Path) -> Manifest:
         )
     except (KeyError, TypeError) as error:
         raise BadInput(f"{file} lacks what an index needs ({error}); build the index again") from None
-
-
-def _hash(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(dump_json(body).encode()).hexdigest()

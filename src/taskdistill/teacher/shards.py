@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from taskdistill.errors import BadInput
-from taskdistill.folders import dump_json, sha256_file, write_file
+from taskdistill.folders import sha256_file, write_file
+from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.teacher.keys import KEY_DTYPE, Keys
 
 Vectors = npt.NDArray[np.float16]
@@ -31,6 +31,8 @@ class Shard:
     rows: int
     embedding_dim: int
     files: dict[str, dict[str, Any]]
+    store: str | None = None
+    """Hash of the manifest of the store that it was written for; None for one of the time before shards said so."""
 
     @property
     def name(self) -> str:
@@ -47,7 +49,7 @@ class Shard:
             BadInput: If the file is not the one that was written.
         """
         self._check("keys")
-        keys: Keys = np.load(self._path("keys"), allow_pickle=False).view(KEY_DTYPE).ravel()
+        keys: Keys = self._read("keys").view(KEY_DTYPE).ravel()
         return keys
 
     def vectors(self) -> Vectors:
@@ -60,8 +62,7 @@ class Shard:
             BadInput: If the file is not the one that was written.
         """
         self._check("vectors")
-        mapped: Vectors = np.load(self._path("vectors"), mmap_mode="r", allow_pickle=False)
-        return mapped
+        return self._read("vectors")
 
     def fault(self) -> str | None:
         """Compare both files with their hashes.
@@ -72,7 +73,18 @@ class Shard:
         for part in ("keys", "vectors"):
             if found := self._size_fault(part) or self._hash_fault(part):
                 return found
-        return None
+        return self._shape_fault("keys") or self._shape_fault("vectors")
+
+    def stranger(self, store: str) -> str | None:
+        """Compare the store that the shard was written for with the one that it lies in.
+
+        Args:
+            store: Hash of that store's manifest.
+
+        Returns:
+            What is wrong, or None.
+        """
+        return None if self.store in (None, store) else f"{self.name}.json belongs to another store"
 
     def check_sizes(self) -> None:
         """Compare the files' sizes, which costs no reading.
@@ -86,6 +98,22 @@ class Shard:
 
     def _path(self, part: str) -> Path:
         return self.folder / (f"{self.name}.npy" if part == "vectors" else f"{self.name}.keys.npy")
+
+    def _read(self, part: str) -> npt.NDArray[Any]:
+        if found := self._shape_fault(part):
+            raise broken(self.folder, self.name, found)
+        array: npt.NDArray[Any] = np.load(self._path(part), mmap_mode="r" if part == "vectors" else None, allow_pickle=False)
+        return array
+
+    def _shape_fault(self, part: str) -> str | None:
+        needed = (np.float16, (self.rows, self.embedding_dim)) if part == "vectors" else (np.uint8, (self.rows, KEY_DTYPE.itemsize))
+        try:
+            array = np.load(self._path(part), mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            return f"{self._path(part).name} is no array ({error})"
+        if (array.dtype, array.shape) != needed:
+            return f"{self._path(part).name} has shape {array.shape}, its JSON file says {needed[1]}"
+        return None
 
     def _size_fault(self, part: str) -> str | None:
         path = self._path(part)
@@ -120,7 +148,7 @@ def broken(folder: Path, name: str, fault: str) -> BadInput:
     )
 
 
-def write_shard(folder: Path, number: int, keys: Keys, vectors: Vectors) -> Shard:
+def write_shard(folder: Path, number: int, keys: Keys, vectors: Vectors, store: str) -> Shard:
     """Write a shard; it exists once its JSON file does.
 
     Args:
@@ -128,16 +156,18 @@ def write_shard(folder: Path, number: int, keys: Keys, vectors: Vectors) -> Shar
         number: The shard's number.
         keys: (rows,).
         vectors: Float16 (rows, dim).
+        store: Hash of the store's manifest.
 
     Returns:
         The shard.
     """
     parts = {"vectors": _npy(vectors), "keys": _npy(keys.view(np.uint8).reshape(len(keys), -1))}
     files = {part: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for part, data in parts.items()}
-    shard = Shard(folder, number, len(keys), vectors.shape[1], files)
+    shard = Shard(folder, number, len(keys), vectors.shape[1], files, store)
     for part, data in parts.items():
         write_file(shard._path(part), data)
-    write_file(folder / f"{shard.name}.json", dump_json({"rows": shard.rows, "embedding_dim": shard.embedding_dim, **files}))
+    said = {"shard": number, "store": store, "rows": shard.rows, "embedding_dim": shard.embedding_dim, **files}
+    write_sealed(folder / f"{shard.name}.json", said)
     return shard
 
 
@@ -154,11 +184,16 @@ def read_shard(path: Path) -> Shard:
         BadInput: If the file does not describe a shard.
     """
     try:
-        raw = json.loads(path.read_text("utf-8"))
+        raw = read_sealed(path, "the shard has to be made again")
         files = {part: {"bytes": int(raw[part]["bytes"]), "sha256": str(raw[part]["sha256"])} for part in ("vectors", "keys")}
-        return Shard(path.parent, int(path.stem), int(raw["rows"]), int(raw["embedding_dim"]), files)
-    except (ValueError, KeyError, TypeError):
-        raise broken(path.parent, path.stem, f"{path.name} cannot be read") from None
+        number, rows, dim = int(raw.get("shard", path.stem)), raw["rows"], raw["embedding_dim"]
+        if not all(type(size) is int and size > 0 for size in (rows, dim)):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise broken(path.parent, path.stem, f"{path.name} cannot be read, or is not what was written") from None
+    if number != int(path.stem):
+        raise broken(path.parent, path.stem, f"{path.name} says that it is shard {number}")
+    return Shard(path.parent, number, rows, dim, files, raw.get("store"))
 
 
 def shard_files(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from taskdistill.errors import BadInput
-from taskdistill.folders import read_manifest, write_folder
+from taskdistill.folders import read_manifest, require_field, sha256_file, write_folder
 from taskdistill.lock import writer_lock
 from taskdistill.recipe import Instructions
 from taskdistill.teacher.filling import SHARD_ROWS, FillReport, fill_store
@@ -69,8 +69,11 @@ class TeacherStore:
         if self.folder.exists():
             self._compare(read_manifest(self.folder, KIND))
             self._shards = [read_shard(path) for path in shard_files(self.folder / "shards")]
+            manifest = sha256_file(self.folder / MANIFEST)
         for shard in self._shards:
             shard.check_sizes()
+            if found := shard.stranger(manifest):
+                raise broken(shard.folder, shard.name, found)
             if shard.embedding_dim != self.embedding_dim:
                 raise broken(shard.folder, shard.name, f"embedding_dim is {shard.embedding_dim}, the store's is {self.embedding_dim}")
         self._offsets = np.cumsum([0, *(shard.rows for shard in self._shards)])
@@ -182,7 +185,7 @@ class TeacherStore:
             with write_folder(self.folder, KIND, meta=meta) as folder:
                 (folder / "shards").mkdir()
         number = max((int(path.stem) for path in shard_files(self.folder / "shards")), default=-1) + 1
-        write_shard(self.folder / "shards", number, keys, vectors)
+        write_shard(self.folder / "shards", number, keys, vectors, sha256_file(self.folder / MANIFEST))
 
     def check(self) -> list[str]:
         """Compare every shard with its hashes.
@@ -199,7 +202,7 @@ class TeacherStore:
         return self._maps[name]
 
     def _compare(self, manifest: dict[str, Any]) -> None:
-        found = {"instruction": None, "embedding_dim": None, **manifest, **manifest.get("teacher", {})}
+        found = {"instruction": None, "embedding_dim": None, **manifest, **require_field(self.folder, manifest, "teacher", dict)}
         needed = {**self.identity.fields(), "instruction": self.instruction, **_FORMAT}
         if self.embedding_dim is not None:
             needed["embedding_dim"] = self.embedding_dim
@@ -208,7 +211,7 @@ class TeacherStore:
                 f"the teacher store {self.folder} is of another teacher or instruction: {difference}; "
                 f"give another folder as teacher.store, or correct the recipe's teacher"
             )
-        self.embedding_dim = int(found["embedding_dim"])
+        self.embedding_dim = require_field(self.folder, found, "embedding_dim", int)
 
 
 def open_store(root: Path, identity: Identity, instruction: str | None, *, embedding_dim: int | None = None) -> TeacherStore:
@@ -300,14 +303,14 @@ def repair(folder: Path) -> list[str]:
 
 def _inspect(folder: Path) -> tuple[list[Shard], dict[str, str]]:
     """Return the shards that are whole, and the name and fault of each that is not."""
-    shards, faults = [], {}
+    shards, faults, manifest = [], {}, sha256_file(folder / MANIFEST)
     for path in shard_files(folder / "shards"):
         try:
             shard = read_shard(path)
         except BadInput:
-            faults[path.stem] = "its JSON file cannot be read"
+            faults[path.stem] = "its JSON file cannot be read, or is not what was written"
             continue
-        if fault := shard.fault():
+        if fault := shard.stranger(manifest) or shard.fault():
             faults[path.stem] = fault
         else:
             shards.append(shard)

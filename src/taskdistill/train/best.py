@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from taskdistill.atomic import restore
 from taskdistill.errors import BadInput
-from taskdistill.folders import check_folder, read_manifest, remove_folder, write_folder
+from taskdistill.folders import open_folder, read_manifest, remove_folder, require_field, require_same, write_folder
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.sharded import copy_whole
 
@@ -101,14 +101,51 @@ def evaluate_now(
     if during.keep is not None:
         if during.keep not in scores:
             raise BadInput(f"evaluation.during.keep is {during.keep!r}, but {phase} scores only {', '.join(scores)}")
-        before = [each[during.keep] for number, each in scored(log, phase).items() if number < step]
-        record["best"] = all(scores[during.keep] > value for value in before)
+        before = best_so_far(checkpoints, meta)
+        record["best"] = before is None or before.step >= step or scores[during.keep] > before.score
         if record["best"]:
             told = {"step": step, "metric": during.keep, "score": scores[during.keep]}
             with write_folder(best_folder(checkpoints), KIND, meta={**meta, **told}, replace=True) as folder:
                 save_file(dict(weights), folder / "weights.safetensors")
     log.write(record | {"seconds": time.monotonic() - start})
     return scores
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The state of a phase that scored best."""
+
+    step: int
+    """Updates done; 0 is the state before the first one."""
+    metric: str
+    score: float
+
+
+def best_so_far(checkpoints: Path, meta: Mapping[str, Any]) -> Best | None:
+    """Say which state has scored best.
+
+    Args:
+        checkpoints: Folder of the phase's checkpoints.
+        meta: What must be the same as when it was kept.
+
+    Returns:
+        The state, or None where none of this run is kept.
+
+    Raises:
+        BadInput: If what is kept is damaged.
+    """
+    folder = best_folder(checkpoints)
+    if not restore(folder):
+        return None
+    manifest = read_manifest(folder, KIND)
+    if any(manifest.get(key) != value for key, value in meta.items()):
+        return None
+    return _best(folder, manifest)
+
+
+def _best(folder: Path, manifest: Mapping[str, Any]) -> Best:
+    step, metric = require_field(folder, manifest, "step", int), require_field(folder, manifest, "metric", str)
+    return Best(step, metric, require_field(folder, manifest, "score", float))
 
 
 def forget_later(checkpoints: Path, step: int) -> str | None:
@@ -122,13 +159,13 @@ def forget_later(checkpoints: Path, step: int) -> str | None:
         A note, or None if nothing had to go.
     """
     folder = best_folder(checkpoints)
-    if not restore(folder) or (at := int(read_manifest(folder, KIND)["step"])) <= step:
+    if not restore(folder) or (at := require_field(folder, read_manifest(folder, KIND), "step", int)) <= step:
         return None
     remove_folder(folder)
     return f"dropped the best weights of step {at}, which is run again"
 
 
-def take_best(checkpoints: Path, parameters: Mapping[str, nn.Parameter], meta: Mapping[str, Any]) -> tuple[int, str, float]:
+def take_best(checkpoints: Path, parameters: Mapping[str, nn.Parameter], meta: Mapping[str, Any]) -> Best:
     """Put the best weights in place of the last ones.
 
     Args:
@@ -137,19 +174,15 @@ def take_best(checkpoints: Path, parameters: Mapping[str, nn.Parameter], meta: M
         meta: What must be the same as when they were kept.
 
     Returns:
-        Their step, the metric, and its value.
+        Which state it is.
 
     Raises:
         BadInput: If the folder is missing or damaged, or of another run.
     """
     folder = best_folder(checkpoints)
-    manifest = read_manifest(folder, KIND)
-    if faults := check_folder(folder, manifest):
-        raise BadInput(f"{folder} is damaged: {faults[0]}; delete it and {checkpoints} to train the phase again")
-    for key, value in meta.items():
-        if manifest.get(key) != value:
-            raise BadInput(f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use a new --out")
+    manifest = open_folder(folder, KIND, f"delete it and {checkpoints} to train the phase again")
+    require_same(folder, manifest, meta)
     weights = load_file(folder / "weights.safetensors")
     for name, parameter in parameters.items():
         copy_whole(parameter, weights[name])
-    return int(manifest["step"]), str(manifest["metric"]), float(manifest["score"])
+    return _best(folder, manifest)

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from taskdistill.atomic import remove_stale_within
+from taskdistill.atomic import remove_stale_within, restore
 from taskdistill.errors import BadInput
-from taskdistill.folders import check_folder, read_manifest, remove_folder, write_folder
+from taskdistill.folders import open_folder, remove_folder, require_field, require_same, write_folder
 from taskdistill.train.sharded import copy_whole, like, whole
 from taskdistill.vocabulary import MANIFEST
 
 KIND = "checkpoint"
+SNAPSHOT = "snapshot"
 WEIGHTS = "weights.safetensors"
 
 
@@ -47,7 +48,7 @@ def save_checkpoint(
     weights, moments = whole_state(parameters), _moments(parameters, optimiser)
     if not write:
         return
-    with write_folder(root / f"step-{step:07d}", KIND, meta={**meta, "step": step}, replace=True) as folder:
+    with write_folder(root / step_name(step), KIND, meta={**meta, "step": step}, replace=True) as folder:
         save_file(weights, folder / WEIGHTS)
         save_file(moments, folder / "optimiser.safetensors")
     for old in list_checkpoints(root)[:-keep]:
@@ -84,14 +85,8 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimi
     Raises:
         BadInput: If the checkpoint is damaged, or of other settings, data or shapes.
     """
-    manifest = read_manifest(folder, KIND)
-    if faults := check_folder(folder, manifest):
-        raise BadInput(f"checkpoint {folder} is damaged: {faults[0]}; delete this folder to continue from the one before")
-    for key, value in meta.items():
-        if manifest.get(key) != value:
-            raise BadInput(
-                f"checkpoint {folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use the same or a new --out"
-            )
+    manifest = open_checkpoint(folder, "delete this folder to continue from the one before")
+    require_same(folder, manifest, meta, "use the same or a new --out")
     weights = load_file(folder / WEIGHTS)
     moments = load_file(folder / "optimiser.safetensors")
     if weights.keys() != parameters.keys():
@@ -107,7 +102,96 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimi
             optimiser.state[parameter] = {
                 key: value.clone() if key == "step" else like(parameter, value).clone() for key, value in state.items()
             }
-    return int(manifest["step"])
+    return require_field(folder, manifest, "step", int)
+
+
+def open_checkpoint(folder: Path, advice: str) -> dict[str, Any]:
+    """Check a checkpoint's files, and that its folder has the name of its step.
+
+    Args:
+        folder: A checkpoint.
+        advice: What to do where it is damaged.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        BadInput: If it is damaged or was renamed.
+    """
+    manifest = open_folder(folder, KIND, advice)
+    if folder.name != (name := step_name(require_field(folder, manifest, "step", int))):
+        raise BadInput(f"checkpoint {folder} says that it is {name}: one of them was changed; {advice}")
+    return manifest
+
+
+def step_name(step: int) -> str:
+    """Name the folder of a checkpoint.
+
+    Args:
+        step: Updates done.
+
+    Returns:
+        Such as `step-0000020`.
+    """
+    return f"step-{step:07d}"
+
+
+def save_snapshot(checkpoints: Path, step: int, trained: Mapping[str, nn.Parameter], meta: Mapping[str, Any]) -> None:
+    """Keep the weights of one step, to be averaged with the last ones.
+
+    Args:
+        checkpoints: Folder of the phase's checkpoints.
+        step: Updates done.
+        trained: Name to parameter.
+        meta: What must be the same when they are read again.
+    """
+    with write_folder(_snapshot(checkpoints), SNAPSHOT, meta={**meta, "step": step}, replace=True) as folder:
+        save_file(whole_state(trained), folder / WEIGHTS)
+
+
+def load_snapshot(checkpoints: Path, meta: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read what `save_snapshot` kept.
+
+    Args:
+        checkpoints: Folder of the phase's checkpoints.
+        meta: What must be the same.
+
+    Returns:
+        Name to tensor, on the CPU.
+
+    Raises:
+        BadInput: If it is missing, damaged or of another run.
+    """
+    folder, advice = _snapshot(checkpoints), f"delete {checkpoints} to train the phase again"
+    earlier = checkpoints.with_name(f"{checkpoints.name}.earlier.safetensors")
+    if not restore(folder) and earlier.is_file():
+        return dict(load_file(earlier))  # written before snapshots were folders
+    require_same(folder, open_folder(folder, SNAPSHOT, advice), meta, advice)
+    return dict(load_file(folder / WEIGHTS))
+
+
+def last_weights(checkpoints: Path, meta: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the weights of a phase's last checkpoint.
+
+    Args:
+        checkpoints: Folder of the phase's checkpoints.
+        meta: What must be the same.
+
+    Returns:
+        Name to tensor, on the CPU.
+
+    Raises:
+        BadInput: If there is none, or it is damaged or of another run.
+    """
+    found, advice = list_checkpoints(checkpoints), f"delete {checkpoints} to train the phase again"
+    if not found:
+        raise BadInput(f"{checkpoints} holds no checkpoint; {advice}")
+    require_same(found[-1], open_checkpoint(found[-1], advice), meta, advice)
+    return dict(load_file(found[-1] / WEIGHTS))
+
+
+def _snapshot(checkpoints: Path) -> Path:
+    return checkpoints.with_name(f"{checkpoints.name}.earlier")
 
 
 def whole_state(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from taskdistill.atomic import restore
 from taskdistill.errors import BadInput
-from taskdistill.folders import check_folder, read_manifest, write_folder
+from taskdistill.folders import open_folder, require_same, write_folder
 from taskdistill.train.loop import PhaseJob
 
 KIND = "phase"
@@ -46,12 +46,8 @@ def load_phase(folder: Path, job: PhaseJob, meta: Mapping[str, Any]) -> bool:
     """
     if not restore(folder):
         return False
-    manifest = read_manifest(folder, KIND)
-    if faults := check_folder(folder, manifest):
-        raise BadInput(f"finished phase {folder} is damaged: {faults[0]}; delete this folder to train the phase again")
-    for key, value in meta.items():
-        if manifest.get(key) != value:
-            raise BadInput(f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; use a new --out")
+    manifest = open_folder(folder, KIND, "delete this folder to train the phase again")
+    require_same(folder, manifest, {**meta, "phase": job.name})
     tensors, wanted = load_file(folder / "weights.safetensors"), job.trained | job.moving_heads()
     if different := sorted(tensors.keys() ^ wanted.keys()):
         raise BadInput(f"{folder} holds other weights than {job.name} trains: {different[:3]}; delete this folder to train the phase again")

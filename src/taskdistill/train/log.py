@@ -1,10 +1,21 @@
-"""The run's log: one flushed JSON line a step, and after a resume no line twice."""
+"""The run's log: one flushed JSON line a step, and after a resume no line twice.
+
+Scores, seconds and budgets are read from it again, so each line ends with a checksum of itself. Lines of older logs have none.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from pathlib import Path
 from typing import Any
+
+from taskdistill.atomic import write_file
+from taskdistill.errors import BadInput
+
+_CHECK = re.compile(rb', "check": "([0-9a-f]{8})"\}\Z')
+_FORM = b', "check": "????????"}'
 
 
 class Log:
@@ -17,6 +28,8 @@ class Log:
             path: The file.
         """
         self.path = path
+        if path.is_file():
+            _end_last_line(path)
         self._stream = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -25,7 +38,8 @@ class Log:
         Args:
             record: Plain data; values that are not finite become null.
         """
-        self._stream.write(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+        self._stream.write(f'{text[:-1]}, "check": "{zlib.crc32(text.encode()):08x}"}}\n')
         self._stream.flush()
 
     def forget(self, phase: str, from_step: int) -> None:
@@ -41,9 +55,7 @@ class Log:
             for line, record in read_lines(self.path)
             if not (record.get("phase") == phase and (record.get("step", -1) >= from_step or record.get("evaluated", 0) > from_step))
         ]
-        beside = self.path.with_name(f".{self.path.name}")
-        beside.write_text("".join(kept), "utf-8")
-        beside.replace(self.path)
+        write_file(self.path, "".join(kept))
         self._stream = self.path.open("a", encoding="utf-8")
 
     def close(self) -> None:
@@ -59,17 +71,57 @@ def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
     Returns:
         Each line with its newline, and its record.
+
+    Raises:
+        BadInput: If a line is not what was written.
     """
-    found = []
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if line.endswith("\n") and isinstance(record, dict):
-                found.append((line, record))
-    return found
+    *lines, tail = path.read_bytes().split(b"\n")
+    found = [_record(line, f"{path}: line {number}") for number, line in enumerate(lines, 1)]
+    if _is_complete(tail, f"{path}: line {len(lines) + 1}"):
+        found.append(_record(tail, f"{path}: line {len(lines) + 1}"))
+        lines.append(tail)
+    return [(f"{line.decode()}\n", record) for line, record in zip(lines, found, strict=True) if record is not None]
+
+
+def _record(line: bytes, place: str) -> dict[str, Any] | None:
+    """Parse a line; one that a kill cut off, and another line was added to by an older version, is None."""
+    check = _CHECK.search(line)
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    whole = check is not None and zlib.crc32(line[: check.start()] + b"}") == int(check[1], 16)
+    if not whole and _had_check(line):
+        raise BadInput(f"{place} is damaged; remove that line to go on without it")
+    return {key: value for key, value in record.items() if key != "check"} if isinstance(record, dict) else None
+
+
+def _had_check(line: bytes) -> bool:
+    """Say whether a line ends with a checksum or with what one flipped bit makes of it."""
+    wrong = sum(
+        byte not in b"0123456789abcdef" if form == ord("?") else byte != form
+        for byte, form in zip(line[-len(_FORM) :], _FORM, strict=False)
+    )
+    return len(line) > len(_FORM) and wrong <= 1
+
+
+def _is_complete(tail: bytes, place: str) -> bool:
+    """Say whether what stands behind the last newline lacks only its own."""
+    if _CHECK.search(tail[:-1]):
+        raise BadInput(f"{place} is damaged: it does not end with a newline; remove that line to go on without it")
+    return _CHECK.search(tail) is not None
+
+
+def _end_last_line(path: Path) -> None:
+    """Cut off what a kill has left of a last line, so that the next one does not go on in it."""
+    with path.open("rb+") as stream:
+        lines = stream.read().split(b"\n")
+        if not lines[-1]:
+            return
+        if _is_complete(lines[-1], f"{path}: line {len(lines)}"):
+            stream.write(b"\n")
+        else:
+            stream.truncate(stream.tell() - len(lines[-1]))
 
 
 def _finite(value: Any) -> Any:

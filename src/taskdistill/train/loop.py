@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taskdistill.data.batches import Batch, BatchPlan
@@ -23,7 +22,7 @@ from taskdistill.recipe import Phase
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.best import During, evaluate_now, forget_later, scored, take_best
-from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, whole_state
+from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, save_snapshot, whole_state
 from taskdistill.train.clock import Clock
 from taskdistill.train.log import Log
 from taskdistill.train.menu import weight_at
@@ -224,10 +223,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
                 )
             step += 1
             if step == job.snapshot_at and leads:
-                save_file(
-                    {name: p.detach().cpu().contiguous() for name, p in job.trained.items()},
-                    folder.parent / f"{folder.name}.earlier.safetensors",
-                )
+                save_snapshot(folder, step, job.trained, meta)
             due = around.during is not None and around.during.due(step, settings.steps)
             if step % settings.checkpoint_every == 0 or step == settings.steps or due:
                 save()
@@ -236,8 +232,9 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
                 evaluate()
             tick()
     if around.during is not None and around.during.keep is not None:
-        best, metric, score = take_best(folder, everything, meta)
-        around.note(f"{job.name}: the weights of step {best:,} are kept, {metric} {score:.4f}")
+        best = take_best(folder, everything, meta)
+        why = "" if best.step else ", those before the first update, for no later ones scored higher"
+        around.note(f"{job.name}: the weights of step {best.step:,} are kept{why}: {best.metric} {best.score:.4f}")
     model.eval()
     for parameter in everything.values():
         parameter.requires_grad_(False)
