@@ -12,6 +12,7 @@ from test_search_index import filled, ids, numbered, random_vectors, settings
 
 from taskdistill.compress import Int8Ranges, normalise, pack_bits, truncate
 from taskdistill.errors import BadInput
+from taskdistill.sealed import seal_json
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
@@ -51,13 +52,10 @@ def test_defaults_that_cannot_be_followed_are_refused(tmp_path):
 
 
 def test_an_index_from_before_there_were_defaults_opens(tmp_path):
-    from taskdistill.folders import dump_json
-    from taskdistill.search.manifest import _hash
-
     filled(tmp_path / "i", 20)
     file = tmp_path / "i" / "taskdistill.json"
     body = {name: each for name, each in json.loads(file.read_text()).items() if name not in ("sha256", "search")}
-    file.write_text(dump_json({**body, "sha256": _hash(body)}))
+    file.write_text(seal_json(body))
     assert Index.open(tmp_path / "i").snapshot.manifest.search == SearchDefaults()
 
 
