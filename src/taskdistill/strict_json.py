@@ -55,12 +55,13 @@ class JsonFault(ValueError):
         self.detail = detail
 
 
-def read_object(text: str, *, max_elements: int = MAX_ELEMENTS) -> dict[str, Any]:
+def read_object(text: str, *, max_elements: int = MAX_ELEMENTS, constants: bool = False) -> dict[str, Any]:
     """Parse one JSON object.
 
     Args:
         text: One line, one body or one file.
         max_elements: Most elements of lists and fields of objects.
+        constants: Whether NaN and infinity, which some programs write, are read as what they mean.
 
     Returns:
         The object.
@@ -69,18 +70,19 @@ def read_object(text: str, *, max_elements: int = MAX_ELEMENTS) -> dict[str, Any
         JsonFault: If it is no JSON, no object, names a key twice, holds NaN, infinity or a number beyond all bounds, is nested
             too deeply, or has too many elements.
     """
-    value = read_value(text, max_elements=max_elements)
+    value = read_value(text, max_elements=max_elements, constants=constants)
     if not isinstance(value, dict):
         raise JsonFault("not a JSON object", type(value).__name__)
     return value
 
 
-def read_value(text: str, *, max_elements: int = MAX_ELEMENTS) -> Any:
+def read_value(text: str, *, max_elements: int = MAX_ELEMENTS, constants: bool = False) -> Any:
     """Parse one JSON value of any kind.
 
     Args:
         text: One line, one body or one file.
         max_elements: Most elements of lists and fields of objects.
+        constants: Whether NaN and infinity, which some programs write, are read as what they mean.
 
     Returns:
         The value.
@@ -90,7 +92,7 @@ def read_value(text: str, *, max_elements: int = MAX_ELEMENTS) -> Any:
     """
     check_shape(text, max_elements=max_elements)
     try:
-        return _DECODE(text)
+        return (_DECODE_CONSTANTS if constants else _DECODE)(text)
     except JsonFault:
         raise
     except json.JSONDecodeError as error:
@@ -242,4 +244,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+_DECODE_CONSTANTS = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_int=_int).decode
 _DECODE = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int).decode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.lock import writer_lock
 from taskdistill.teacher.keys import KEY_BYTES, Keys, first_seen, key_name, text_keys
 from taskdistill.teacher.protocol import KnowsSomeTexts, Teacher, first_difference, instruct, unit_rows
+from taskdistill.teacher.recheck import SAME_MODEL_COSINE, SAMPLES, Disagreement, Recheck, refuse_equal
 from taskdistill.teacher.shards import leftovers
 
 if TYPE_CHECKING:
@@ -29,9 +31,6 @@ QUARANTINE_ROWS = 10
 QUARANTINE_SHARE = 0.001
 """Bad rows are tolerated up to this many, or up to this share of the texts asked for, whichever is more."""
 
-SAME_MODEL_COSINE = 0.99
-"""A teacher without a hash of its weights must give a stored text again at least this similar."""
-
 
 @dataclass(frozen=True)
 class FillReport:
@@ -43,6 +42,8 @@ class FillReport:
     embedded: int = 0
     quarantined: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    asked_again: int = 0
+    """Texts that were sent a second time, to compare the answers."""
 
 
 def fill_store(
@@ -74,14 +75,17 @@ def fill_store(
         store.refresh()
         wanted = distinct[store.locate_keys(keys[distinct]) < 0]
         known = distinct[store.locate_keys(keys[distinct]) >= 0]
-        _before(store, teacher, [texts[i] for i in known[:1]], [texts[i] for i in wanted])
-        filling = _Filling(store, teacher, texts, keys, len(distinct), len(wanted), progress)
+        recheck = _before(store, teacher, [texts[i] for i in known[:1]], [texts[i] for i in wanted])
+        filling = _Filling(store, teacher, texts, keys, len(distinct), len(wanted), progress, recheck)
         try:
             for start in range(0, len(wanted), shard_rows):
                 filling.add(wanted[start : start + shard_rows])
         finally:
             store.refresh()
-    return FillReport(len(texts), len(distinct), len(distinct) - len(wanted), filling.stored, filling.quarantined, notes)
+    asked_again = 0 if recheck is None else recheck.asked
+    if asked_again:
+        notes.append(f"{asked_again:,} texts asked for a second time, to compare the answers")
+    return FillReport(len(texts), len(distinct), len(distinct) - len(wanted), filling.stored, filling.quarantined, notes, asked_again)
 
 
 @dataclass
@@ -93,6 +97,7 @@ class _Filling:
     distinct: int
     total: int
     progress: Callable[[int, int], None] | None
+    recheck: Recheck | None
     done: int = 0
     stored: int = 0
     quarantined: list[str] = field(default_factory=list)
@@ -100,19 +105,42 @@ class _Filling:
     def add(self, places: npt.NDArray[np.int64]) -> None:
         """Embed one shard's texts and write it; what a failing teacher already gave is kept."""
         by_length = places[np.argsort([-len(self.texts[i]) for i in places], kind="stable")]
+        size = PIECE_ROWS if self.recheck is None else PIECE_ROWS - SAMPLES
         pieces: list[npt.NDArray[np.float32]] = []
+        confirmed = 0
         try:
-            for start in range(0, len(by_length), PIECE_ROWS):
-                pieces.append(self._embed(by_length[start : start + PIECE_ROWS]))
+            for start in range(0, len(by_length), size):
+                pieces.append(self._embed(by_length[start : start + size]))
+                self._refuse_equal(by_length, pieces)
+                confirmed = len(pieces) if self.recheck is None else len(pieces) - 1
+            self._confirm(retry=True)
         except (WorkFailed, KeyboardInterrupt) as error:
-            self._write(by_length, pieces)
+            confirmed = min(confirmed, len(pieces))
+            if not isinstance(error, Disagreement) and confirmed < len(pieces):
+                with suppress(WorkFailed, BadInput):
+                    self._confirm(retry=False)
+                    confirmed = len(pieces)
+            self._write(by_length, pieces[:confirmed])
             if isinstance(error, KeyboardInterrupt):
                 raise
             raise WorkFailed(f"{error}; {self._progress_so_far()}; run the same command again to continue") from None
         self._write(by_length, pieces)
 
+    def _refuse_equal(self, places: npt.NDArray[np.int64], pieces: list[npt.NDArray[np.float32]]) -> None:
+        vectors = np.concatenate(pieces)
+        try:
+            refuse_equal(self.teacher.identity.model, [self.texts[i] for i in places[: len(vectors)]], vectors)
+        except WorkFailed:
+            pieces.clear()
+            raise
+
+    def _confirm(self, *, retry: bool) -> None:
+        if self.recheck is not None:
+            self.recheck.confirm(retry=retry)
+
     def _embed(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        vectors = self.teacher.embed([instruct(self.store.instruction, self.texts[i]) for i in places])
+        asker = self.recheck or self.teacher
+        vectors = asker.embed([instruct(self.store.instruction, self.texts[i]) for i in places])
         if vectors.ndim != 2 or len(vectors) != len(places):
             raise BadInput(
                 f"the teacher {self.teacher.identity.model!r} returned vectors of shape {vectors.shape} for {len(places)} texts; "
@@ -176,18 +204,24 @@ def _same_teacher(store: TeacherStore, teacher: Teacher) -> None:
         )
 
 
-def _before(store: TeacherStore, teacher: Teacher, known: list[str], wanted: list[str]) -> None:
+def _before(store: TeacherStore, teacher: Teacher, known: list[str], wanted: list[str]) -> Recheck | None:
     """Ask what can be asked before the first row: has it all texts, and is it still the model that made the store's vectors?"""
     if isinstance(teacher, KnowsSomeTexts):
         teacher.require([instruct(store.instruction, text) for text in wanted])
-    if known and teacher.identity.weights is None:
-        now = unit_rows(teacher.embed([instruct(store.instruction, known[0])]))
+    if teacher.identity.weights is not None:
+        return None
+    recheck = Recheck(teacher, len(wanted))
+    if known:
+        text = instruct(store.instruction, known[0])
+        now = unit_rows(teacher.embed([text]))
         then = store.get(known).astype(np.float32)
+        recheck.anchor(text, then[0])
         if now.shape == then.shape and not (cosine := float((now * then).sum())) >= SAME_MODEL_COSINE:
             raise BadInput(
                 f"the teacher {teacher.identity.model!r} no longer gives the vectors of the store {store.folder}: the cosine for text "
                 f"{known[0][:40]!r} is {cosine:.3f}; the model behind the endpoint has changed: give teacher.revision another value"
             )
+    return recheck
 
 
 def _clean(store: TeacherStore) -> list[str]:

@@ -1,14 +1,23 @@
-"""A teacher behind an OpenAI-shaped embeddings endpoint: every reply checked, every passing fault retried."""
+"""A teacher behind an OpenAI-shaped embeddings endpoint: every reply checked, every passing fault retried.
+
+What a single reply cannot show (vectors in another order, another model behind the name) is found by `teacher.recheck`.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import email.utils
+import math
+import os
 import random
+import socket
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +26,19 @@ import numpy as np
 import numpy.typing as npt
 
 from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.strict_json import JsonFault, read_object
 from taskdistill.teacher.protocol import Identity, unit_rows
 
 BATCH_TEXTS = 64
 BATCH_CHARACTERS = 200_000
 LONGEST_WAIT = 300.0
 """Seconds; an endpoint that asks for more with Retry-After is left alone until the command is run again."""
+ABSURD_WAIT = 7 * 24 * 3600.0
+"""Seconds; a Retry-After beyond it is not meant."""
+LARGEST_REPLY = 128 << 20
+"""Bytes: 64 vectors of 16,384 numbers take a fifth of it."""
+REPLY_ELEMENTS = 4_000_000
+"""Most numbers of a reply, and what stands around them."""
 
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 
@@ -49,6 +65,7 @@ class HttpTeacher:
     embedding_dim: int | None = None
     api_key: str | None = field(default=None, repr=False)
     timeout: float = 60.0
+    """Seconds until the whole reply of a request must be there."""
     attempts: int = 6
     backoff: float = 1.0
     parallel: int = 4
@@ -63,8 +80,7 @@ class HttpTeacher:
         """
         if not self.url.startswith(("http://", "https://")):
             raise BadInput(f"teacher.url is {self.url!r}; it must start with http:// or https:// and end before /embeddings")
-        headers = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
-        self._client = httpx.Client(headers=headers, timeout=self.timeout)
+        self._idle: deque[_Line] = deque()
 
     @property
     def identity(self) -> Identity:
@@ -84,11 +100,43 @@ class HttpTeacher:
             BadInput: If the endpoint refuses the request or changes the size of its vectors.
             WorkFailed: If a fault has not passed after the retries.
         """
+        return self._join(self._ask(list(_batches(texts)), self.attempts))
+
+    def requests(self, texts: Sequence[str]) -> list[int]:
+        """Say in which requests texts would be sent.
+
+        Args:
+            texts: Texts that already carry their instruction.
+
+        Returns:
+            Texts of each request, in order.
+        """
+        return [len(batch) for batch in _batches(texts)]
+
+    def embed_apart(self, groups: Sequence[Sequence[str]], *, retry: bool) -> npt.NDArray[np.float32]:
+        """Embed groups of texts, each in a request of its own.
+
+        Args:
+            groups: Texts that already carry their instruction, few enough for a request.
+            retry: Whether a passing fault is retried.
+
+        Returns:
+            Float32 (n, dim) unit rows, group after group.
+
+        Raises:
+            BadInput: As `embed`.
+            WorkFailed: As `embed`.
+        """
+        return self._join(self._ask(groups, self.attempts if retry else 1))
+
+    def _ask(self, groups: Sequence[Sequence[str]], attempts: int) -> list[list[npt.NDArray[np.float32]]]:
         pool = ThreadPoolExecutor(self.parallel)
         try:
-            replies = list(pool.map(self._with_retries, _batches(texts)))
+            return list(pool.map(lambda texts: self._with_retries(texts, attempts), groups))
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _join(self, replies: list[list[npt.NDArray[np.float32]]]) -> npt.NDArray[np.float32]:
         sizes = {len(row) for reply in replies for row in reply} | ({self.embedding_dim} if self.embedding_dim else set())
         if len(sizes) > 1:
             raise BadInput(
@@ -99,17 +147,14 @@ class HttpTeacher:
         rows = [row for reply in replies for row in reply]
         return unit_rows(np.stack(rows)) if rows else np.empty((0, self.embedding_dim or 0), np.float32)
 
-    def _with_retries(self, texts: Sequence[str]) -> list[npt.NDArray[np.float32]]:
-        for attempt in range(1, self.attempts + 1):
+    def _with_retries(self, texts: Sequence[str], attempts: int) -> list[npt.NDArray[np.float32]]:
+        for attempt in range(1, attempts + 1):
             try:
                 return self._request(texts)
             except _Passing as fault:
-                wait = (
-                    fault.wait
-                    if fault.wait is not None
-                    else min(LONGEST_WAIT, self.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
-                )
-                if attempt == self.attempts or wait > LONGEST_WAIT:
+                least = min(LONGEST_WAIT, self.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+                wait = max(least, fault.wait or 0.0)
+                if attempt == attempts or wait > LONGEST_WAIT:
                     asked = f" and asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else ""
                     raise WorkFailed(f"the teacher endpoint {self.url} failed {attempt} times: {fault}{asked}") from None
                 time.sleep(wait)
@@ -117,31 +162,91 @@ class HttpTeacher:
 
     def _request(self, texts: Sequence[str]) -> list[npt.NDArray[np.float32]]:
         body = {"model": self.model, "input": list(texts), "encoding_format": "float", **self.extra}
-        try:
-            response = self._client.post(f"{self.url.rstrip('/')}/embeddings", json=body)
-        except httpx.TimeoutException:
-            raise _Passing(f"no reply within {self.timeout:g} s") from None
-        except httpx.TransportError as error:
-            raise _Passing(f"no connection ({type(error).__name__}: {error})") from None
-        except httpx.InvalidURL as error:
-            raise BadInput(f"teacher.url {self.url!r} is not an address: {error}") from None
-        if response.status_code in _PASSING:
-            raise _Passing(f"status {response.status_code}: {self._said(response)}", _retry_after(response))
-        if response.status_code in (401, 403):
+        status, headers, data = self._post(body)
+        if status in _PASSING:
+            raise _Passing(f"status {status}: {self._said(data)}", _retry_after(headers))
+        if status in (401, 403):
             raise BadInput(
-                f"the teacher endpoint {self.url} refuses the key (status {response.status_code}: {self._said(response)}); "
+                f"the teacher endpoint {self.url} refuses the key (status {status}: {self._said(data)}); "
                 f"put a valid key into the environment variable that teacher.api_key_env names"
             )
-        if response.status_code != 200:
+        if status != 200:
             raise BadInput(
-                f"the teacher endpoint {self.url} refuses the request (status {response.status_code}: {self._said(response)}); "
+                f"the teacher endpoint {self.url} refuses the request (status {status}: {self._said(data)}); "
                 f"check teacher.url and teacher.model"
             )
-        return _vectors(response, len(texts))
+        return _vectors(data, len(texts))
 
-    def _said(self, response: httpx.Response) -> str:
-        text = " ".join(response.text.split())[:200]
+    def _post(self, body: Mapping[str, Any]) -> tuple[int, httpx.Headers, bytes]:
+        """Send a request and read its whole reply within the time that there is for both."""
+        late = f"no whole reply within {self.timeout:g} s"
+        line = self._take_line()
+        try:
+            with line.deadline(self.timeout) as passed:
+                try:
+                    with line.client.stream(
+                        "POST", f"{self.url.rstrip('/')}/embeddings", json=body, extensions=line.extensions
+                    ) as response:
+                        parts, size = [], 0
+                        for part in response.iter_bytes():
+                            parts.append(part)
+                            size += len(part)
+                            if size > LARGEST_REPLY:
+                                raise _Passing(f"the reply is larger than {LARGEST_REPLY >> 20} MiB")
+                            if passed():
+                                raise _Passing(late)
+                except httpx.TimeoutException:
+                    raise _Passing(late) from None
+                except (httpx.TransportError, httpx.DecodingError, httpx.StreamError) as error:
+                    raise _Passing(late if passed() else f"no connection ({type(error).__name__}: {error})") from None
+                except httpx.InvalidURL as error:
+                    raise BadInput(f"teacher.url {self.url!r} is not an address: {error}") from None
+            self._idle.append(line)
+            return response.status_code, response.headers, b"".join(parts)
+        except BaseException:
+            line.client.close()
+            raise
+
+    def _take_line(self) -> _Line:
+        """Return a connection that nobody uses."""
+        with suppress(IndexError):
+            return self._idle.pop()
+        headers = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
+        return _Line(httpx.Client(headers=headers, timeout=self.timeout))
+
+    def _said(self, data: bytes) -> str:
+        text = " ".join(data[:2000].decode("utf-8", "replace").split())[:200]
         return text.replace(self.api_key, "***") if self.api_key else text
+
+
+class _Line:
+    """A client for one request at a time, whose connection may be cut: what httpx bounds is each read, not a whole reply."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self.client = client
+        self.extensions = {"trace": self._trace}
+        self._socket: socket.socket | None = None
+
+    @contextmanager
+    def deadline(self, seconds: float) -> Iterator[Any]:
+        """Cut the connection when the time is over; yields a function that says whether it is."""
+        end = time.monotonic() + seconds
+        timer = threading.Timer(seconds, self._cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield lambda: time.monotonic() >= end
+        finally:
+            timer.cancel()
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith(("connect_tcp.complete", "connect_unix_socket.complete")):
+            self._socket = info["return_value"].get_extra_info("socket")
+
+    def _cut(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError), socket.socket(fileno=os.dup(self._socket.fileno())) as same:
+                same.shutdown(socket.SHUT_RDWR)
 
 
 def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -157,13 +262,15 @@ def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         yield batch
 
 
-def _vectors(response: httpx.Response, count: int) -> list[npt.NDArray[np.float32]]:
+def _vectors(data: bytes, count: int) -> list[npt.NDArray[np.float32]]:
     """Return the vectors of a reply in the order of `index`."""
     try:
-        items = response.json()["data"]
-        found = {int(item["index"]): _vector(item["embedding"]) for item in items}
-    except (ValueError, KeyError, TypeError, binascii.Error) as error:
-        raise _Passing(f"the reply is no list of embeddings ({type(error).__name__}: {error})") from None
+        items = read_object(data.decode("utf-8"), max_elements=REPLY_ELEMENTS, constants=True)["data"]
+        if not isinstance(items, list):
+            raise ValueError(f"`data` is a {type(items).__name__}")
+        found = {_index(item["index"]): _vector(item["embedding"]) for item in items}
+    except (JsonFault, ValueError, KeyError, TypeError, OverflowError, binascii.Error) as error:
+        raise _Passing(f"the reply is no list of embeddings ({type(error).__name__}: {str(error)[:200]})") from None
     if len(items) != count or sorted(found) != list(range(count)):
         raise _Passing(f"the reply has {len(items)} vectors with {len(found)} distinct indices for {count} texts")
     return [found[index] for index in range(count)]
@@ -172,21 +279,30 @@ def _vectors(response: httpx.Response, count: int) -> list[npt.NDArray[np.float3
 def _vector(value: Any) -> npt.NDArray[np.float32]:
     """Read a list of numbers (null counts as NaN) or base64 of little-endian float32."""
     if isinstance(value, str):
-        return np.frombuffer(base64.b64decode(value, validate=True), "<f4").astype(np.float32)
-    vector = np.array(value, dtype=np.float32)
-    if vector.ndim != 1 or not vector.size:
-        raise ValueError(f"an embedding has the shape {vector.shape}")
+        vector = np.frombuffer(base64.b64decode(value, validate=True), "<f4").astype(np.float32)
+    elif not isinstance(value, list) or not {type(each) for each in value} <= {int, float, type(None)}:
+        raise ValueError("an embedding is no list of numbers")
+    else:
+        with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and goes to the quarantine
+            vector = np.array(value, dtype=np.float64).astype(np.float32)
+    if not vector.size:
+        raise ValueError("an embedding is empty")
     return vector
 
 
-def _retry_after(response: httpx.Response) -> float | None:
-    """Return the seconds that the endpoint asks for, given as a number or as a date."""
-    said = response.headers.get("Retry-After", "")
+def _index(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"an index is {value!r:.40}")
+    return value
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Return the seconds that the endpoint asks for, given as a number or as a date; None for what is neither or absurd."""
+    said = headers.get("Retry-After", "")[:100]
+    seconds = math.nan
     try:
-        return max(0.0, float(said))
+        seconds = float(said)
     except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
-    except ValueError:
-        return None
+        with suppress(ValueError, TypeError, OverflowError):
+            seconds = email.utils.parsedate_to_datetime(said).timestamp() - time.time()
+    return seconds if abs(seconds) < ABSURD_WAIT else None
