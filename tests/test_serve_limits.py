@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import json
@@ -24,6 +25,9 @@ from serve_fakes import Panic, live, tiny_encoder, tiny_model
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.model.folder import write_model
+from taskdistill.search.build import build_index
+from taskdistill.search.corpus import Document
+from taskdistill.serve.app import make_app
 from taskdistill.serve.engine import ModuleView
 from taskdistill.serve.settings import Settings, check_host
 
@@ -174,7 +178,9 @@ def test_a_client_that_leaves_is_counted_and_its_texts_are_not_computed(monkeypa
     hold = threading.Event()
     plain = ModuleView.embed
     monkeypatch.setattr(ModuleView, "embed", lambda *given: hold.wait(20) and plain(*given))
+    hold.set()
     with live(tiny_encoder(1)) as (url, served):
+        hold.clear()
         first = threading.Thread(target=post, args=(url,))
         first.start()
         until(lambda: served.now.queue._running)
@@ -308,3 +314,127 @@ def test_sigterm_finishes_what_was_accepted_and_ends_with_status_0(tmp_path: Pat
                 post(url)
         finally:
             child.kill()
+
+
+async def ask(app, path, parts, headers=()):
+    """Send a request to an application in this process; `parts` gives its body, and may wait for ever."""
+    sent = []
+    pending = list(parts)
+
+    async def receive():
+        if not pending:
+            await asyncio.Event().wait()
+        part = pending.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(pending) or part.endswith(b"...")}
+
+    async def send(message):
+        sent.append(message)
+
+    fields = [(b"host", b"localhost"), (b"content-type", b"application/json"), *headers]
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": fields}
+    await app(
+        scope | {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "scheme": "http", "http_version": "1.1", "asgi": {}},
+        receive,
+        send,
+    )
+    return sent[0]["status"]
+
+
+def in_process(scene, index=None, **limits):
+    app = make_app(tiny_encoder(1), index, Settings(**limits))
+
+    async def run():
+        async with app.router.lifespan_context(app):
+            await scene(app)
+
+    asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def small_index(tmp_path_factory):
+    return build_index(tiny_encoder(1), [Document("d", "a text")], tmp_path_factory.mktemp("stalled") / "index")[0]
+
+
+def test_bodies_that_stall_take_no_route_away(small_index):
+    """More requests than there are places send the head and a byte of their body; everybody else is answered."""
+
+    async def scene(app):
+        stalled = [
+            asyncio.ensure_future(ask(app, path, [b'{"query": "..."'[:10] + b"..."]))
+            for path in ("/search", "/embed", "/v1/embeddings")
+            for _ in range(40)
+        ]
+        await asyncio.sleep(0.05)
+        assert not any(each.done() for each in stalled)
+        for _ in range(3):
+            assert await ask(app, "/search", [b'{"query": "a"}']) == 200
+            assert await ask(app, "/v1/embeddings", [b'{"input": "a"}']) == 200
+        for each in stalled:
+            each.cancel()
+
+    in_process(scene, small_index, searches=4)
+
+
+def test_large_bodies_that_stall_keep_no_small_one_out():
+    async def scene(app):
+        stalled = [asyncio.ensure_future(ask(app, "/embed", [b" " * 400_000 + b"..."])) for _ in range(8)]
+        await asyncio.sleep(0.05)
+        states = [each.result() if each.done() else None for each in stalled]
+        assert states.count(None) == 2 and set(states) == {None, 429}
+        assert await ask(app, "/v1/embeddings", [b'{"input": "a"}']) == 200
+        assert await ask(app, "/v1/embeddings", [b'{"input": "a"' + b" " * 60_000 + b"}"]) == 200
+        assert await ask(app, "/v1/embeddings", [b'{"input": "a"' + b" " * 400_000 + b"}"]) == 429
+        for each in stalled:
+            each.cancel()
+        await asyncio.gather(*stalled, return_exceptions=True)
+        assert await ask(app, "/v1/embeddings", [b'{"input": "a"' + b" " * 400_000 + b"}"]) == 200
+
+    in_process(scene, body_bytes=500_000, all_body_bytes=1_000_000)
+
+
+def test_searches_at_work_are_counted(small_index, monkeypatch):
+    entered, go = threading.Semaphore(0), threading.Event()
+    search = type(small_index).search
+
+    def slow(self, *arguments, **options):
+        entered.release()
+        go.wait(10)
+        return search(self, *arguments, **options)
+
+    monkeypatch.setattr(type(small_index), "search", slow)
+
+    async def scene(app):
+        work = [asyncio.ensure_future(ask(app, "/search", [b'{"query": "a"}'])) for _ in range(6)]
+        await asyncio.sleep(0.3)
+        assert sorted(each.result() for each in work if each.done()) == [429] * 4
+        go.set()
+        assert sorted(await asyncio.gather(*work)) == [200] * 2 + [429] * 4
+        assert await ask(app, "/search", [b'{"query": "a"}']) == 200
+
+    in_process(scene, small_index, searches=2)
+
+
+def test_a_server_knows_its_rate_before_it_listens(server):
+    assert server[1].now.queue._waiting.rate > 0
+
+
+def test_a_head_in_one_piece_that_is_too_large_is_refused(server):
+    for head in ([(b"x", b"y" * 40_000)], [(f"x{i}".encode(), b"y" * 30) for i in range(1_500)]):
+
+        async def scene(app, head=head):
+            assert await ask(app, "/embed", [b'{"inputs": "a"}'], head) == 431
+
+        in_process(scene)
+
+
+def test_connections_that_stall_in_a_body_give_way_to_new_ones(server):
+    stalled = []
+    try:
+        for _ in range(80):
+            stalled.append(connect(server[0]))
+            stalled[-1].sendall(HEAD + b"Content-Length: 50\r\n\r\n{")
+        time.sleep(0.1)
+        assert [post(server[0]).status_code for _ in range(5)] == [200] * 5
+    finally:
+        for connection in stalled:
+            connection.close()

@@ -14,7 +14,7 @@ from serve_fakes import FakeEngine, expected
 
 from taskdistill.errors import WorkFailed
 from taskdistill.serve.queue import BatchingQueue, Closed
-from taskdistill.serve.waiting import PATIENCE, SHORT, Full, Waiting
+from taskdistill.serve.waiting import PATIENCE, SHORT, UNMEASURED_TOKENS, Full, Job, Waiting
 
 TEXTS, TOKENS, BUDGET = 60, 6000, 256
 TASKS = [None, "retrieval", "clustering"]
@@ -151,6 +151,84 @@ def test_a_wait_that_would_be_too_long_is_refused_but_never_the_first_request():
     queue.admit(1, 50)
 
 
+def test_little_is_accepted_while_it_is_not_known_how_fast_the_model_is():
+    """150 requests of 4,000 tokens: with no rate the first and no other, with a rate those that are done in time."""
+    for rate, seconds, accepted in ((None, 8.0, 1), (5_000.0, 8.0, 10), (100.0, 8.0, 1), (1e9, 8.0, 150), (None, 0.0, 150)):
+        queue = Waiting(texts=16_384, tokens=600_000, seconds=seconds)
+        queue.rate = rate
+        assert sum(admitted(queue, 1, 4_000) for _ in range(150)) == accepted
+    queue = Waiting(texts=16_384, tokens=600_000, seconds=8.0, unmeasured=1_000)
+    assert [admitted(queue, 1, 300) for _ in range(5)] == [True, True, True, False, False]
+
+
+def admitted(queue: Waiting, texts: int, tokens: int) -> bool:
+    try:
+        queue.admit(texts, tokens)
+    except Full:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize("rate", [200.0, 5_000.0, 20_000.0])
+def test_what_is_accepted_is_computed_in_time_on_a_cold_server_too(rate, measured):
+    """60 clients send 64 texts each and go on for half a minute of a clock that only computing moves; another one sends short texts."""
+    seconds, texts = 8.0, [ids_of(30)] * 64
+    queue = Waiting(texts=16_384, tokens=600_000, seconds=seconds)
+    queue.rate = rate if measured else None
+    clock, waits, short_answers = 0.0, [], []
+    open_jobs: dict[Job, float] = {}
+    next_short = 0.0
+    while clock < 30:
+        while len([job for job in open_jobs if job.texts and job.tokens > 30]) < 60 and admitted_job(queue, texts, clock, open_jobs):
+            pass
+        if clock >= next_short:
+            next_short = clock + 0.5
+            admitted_job(queue, [ids_of(5)], clock, open_jobs)
+        batch, _ = queue.take(BUDGET, clock)
+        if batch is None:
+            clock += 0.1
+            continue
+        clock += batch.tokens / rate
+        queue.rate = rate
+        for item in batch.items:
+            item.job.left -= 1
+            if item.job.left == 0:
+                (short_answers if len(item.ids) == 5 else waits).append(clock - open_jobs.pop(item.job))
+    first = 0 if measured else UNMEASURED_TOKENS / rate
+    longest = max(seconds, 64 * 30 / rate, first)
+    assert max(waits + short_answers) <= 1.1 * longest + 2 * BUDGET / rate + 0.1, "short texts may overtake for a little"
+    assert len(waits) >= 0.8 * 30 * rate / (64 * 30) - 60 and short_answers
+
+
+def admitted_job(queue: Waiting, texts: list[np.ndarray], clock: float, open_jobs: dict[Job, float]) -> bool:
+    try:
+        job = queue.admit(len(texts), sum(map(len, texts)))
+    except Full:
+        return False
+    open_jobs[job] = clock
+    queue.put(job, texts, None, clock)
+    return True
+
+
+def test_the_rate_is_measured_by_the_second_run_and_refined_by_large_batches():
+    class Slow(FakeEngine):
+        def embed(self, ids, task):
+            time.sleep(0.2 if not self.batches else 0.01)
+            return super().embed(ids, task)
+
+    queue = running(engine := Slow(lanes=2, express=False), seconds=8.0)
+    assert asyncio.run(queue.measure([ids_of(20)] * 5, 10.0)) == queue._waiting.rate
+    assert 2 * 100 / 0.2 < queue._waiting.rate <= 2 * 100 / 0.01
+    assert len(engine.batches) == 2
+    queue.close()
+    queue = running(FakeEngine(lanes=1, express=False, seconds_per_token=1e-3), seconds=8.0)
+    assert asyncio.run(queue.measure([ids_of(100)], 0.02)) is None, "a model that does not answer in time has no rate"
+    asyncio.run(embed(queue, [ids_of(10)]))
+    assert queue._waiting.rate <= 1000
+    queue.close()
+
+
 def running(engine: FakeEngine, **options) -> BatchingQueue:
     queue = BatchingQueue(engine, waiting(**({"texts": 10_000, "tokens": 10**6} | options)))
     queue.start()
@@ -270,9 +348,9 @@ def test_a_panic_fails_one_request_replaces_the_worker_and_counts_as_sick_until_
         assert queue.sick
         assert not queue.fresh
         engine.panicking = True
-        assert not await queue.probe(ids_of(1), 5)
+        assert not await queue.probe([ids_of(1)], 5)
         engine.panicking = False
-        assert await queue.probe(ids_of(1), 5)
+        assert await queue.probe([ids_of(1)], 5)
         assert queue.fresh
         assert not threads & queue._threads
 
@@ -311,7 +389,7 @@ def test_a_probe_passes_a_full_queue():
         assert queue.full
         with pytest.raises(Full):
             await embed(queue, [ids_of(9)])
-        probe = asyncio.ensure_future(queue.probe(ids_of(1), 5))
+        probe = asyncio.ensure_future(queue.probe([ids_of(1)], 5))
         await asyncio.sleep(0.02)
         engine.held.set()
         assert await probe

@@ -208,7 +208,7 @@ def recipe(root: Path, teacher: Path, *, steps: int = 6) -> dict[str, Any]:
                 "topics": {"path": "labelled/topics.train.jsonl.gz", "kind": "labelled"},
             },
         },
-        "teacher": {"model": str(teacher), "max_length": 32, "instructions": {}},
+        "teacher": {"model": str(teacher), "max_length": 32, "instructions": {"query": "query", "topic": "theme"}},
         "student": {"layers": [0], "max_length": 64, "matryoshka_dims": [8, 16]},
         "static": {"sources": {"lone": 1}, "steps": steps, "batch_size": 8},
         "stage1": {**phase, "sources": {"qa": 2, "lone": 1}},

@@ -35,6 +35,10 @@ def serve(
     limits: Annotated[
         list[str] | None, typer.Option("--limit", help="A limit of docs/serve.md, such as request_texts=512; may be repeated")
     ] = None,
+    proxies: Annotated[
+        list[str] | None,
+        typer.Option("--proxy", help="Address of a proxy whose X-Forwarded-For is believed, such as 127.0.0.1; may be repeated"),
+    ] = None,
     public: Annotated[bool, typer.Option("--public", help="Allow an address other than loopback without a key")] = False,
 ) -> None:
     """Serve embeddings (OpenAI's, Jina's and TEI's shapes), search, metrics and a page to try it.
@@ -70,7 +74,7 @@ def serve(
         port=port,
         index=opened,
         load=load,
-        settings=Settings(api_key=key, public=public, **_limits(limits or [])),
+        settings=Settings(api_key=key, public=public, proxies=tuple(proxies or ()), **_limits(limits or [])),
         started=lambda address: terminal.line(f"listening on {address}; open it in a browser to try the model"),
     )
 

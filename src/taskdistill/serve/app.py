@@ -42,7 +42,7 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        served.start()
+        await served.start()
         yield
         served.stop()
 

@@ -23,6 +23,7 @@ _CODES = {
     415: "unsupported_media_type",
     421: "unknown_host",
     429: "overloaded",
+    431: "head_too_large",
     500: "internal_error",
     503: "unavailable",
 }
@@ -72,15 +73,17 @@ def answer(error: ApiError, path: str) -> Response:
     Returns:
         A JSON response.
     """
-    status = error.status
+    status, message = error.status, sendable(error.message)
     body: dict[str, Any]
     if path == TEI_PATH:
         kind = "Empty" if error.code == "empty_input" else _TEI_TYPES.get(status, "Validation")
-        body = {"error": error.message, "error_type": kind}
+        body = {"error": message, "error_type": kind}
         status = 400 if kind == "Empty" else _TEI_STATUS.get(status, status)
     else:
         kind = _TYPES.get(status, "invalid_request_error")
-        body = {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+        body = {
+            "error": {"message": message, "type": kind, "param": None if error.param is None else sendable(error.param), "code": error.code}
+        }
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
@@ -89,6 +92,18 @@ def answer(error: ApiError, path: str) -> Response:
     if error.close:
         headers["Connection"] = "close"
     return Response(orjson.dumps(body), status, headers, "application/json")
+
+
+def sendable(text: str) -> str:
+    """Return a text that UTF-8 can hold: halves of surrogate pairs, which JSON can name, are replaced.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text.
+    """
+    return text.encode("utf-8", "replace").decode()
 
 
 def as_api_error(error: BaseException) -> ApiError:

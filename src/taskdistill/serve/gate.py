@@ -16,10 +16,17 @@ from taskdistill.serve.errors import ApiError, answer, as_api_error
 from taskdistill.serve.metrics import Metrics
 from taskdistill.serve.settings import Settings, is_loopback
 
-OPEN_ROUTES = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
+OPEN_ROUTES = frozenset({"/", "/health", "/ready", "/docs"})
 """Routes without a key, beside the page's own files."""
 
-ROUTES = OPEN_ROUTES | {"/v1/embeddings", "/embed", "/v1/models", "/search", "/metrics"}
+PAGE = "/page/"
+KEYED_PAGE = frozenset({"/page/ranges.json"})
+"""What the page asks for that is the model's, not its own."""
+
+ROUTES = OPEN_ROUTES | {"/openapi.json", "/v1/embeddings", "/embed", "/v1/models", "/search", "/metrics"}
+
+HEAD_BYTES = 32_768
+"""Largest head of a request: request line and all headers."""
 
 _WINDOW = 60.0
 _ADDRESSES = 4096
@@ -80,7 +87,7 @@ class Gate:
         """
         self._app = app
         self._metrics = metrics
-        self._allowed = settings.allowed_hosts
+        self._allowed = {host.lower().removesuffix(".") for host in settings.allowed_hosts}
         self._any_host = settings.public or settings.api_key is not None
         self._key = None if settings.api_key is None else settings.api_key.encode()
         self._refusals = Refusals(settings.failed_keys)
@@ -131,12 +138,15 @@ class Gate:
             _log.info("%s %s %s %d %.1f ms", identity, scope["method"], route, status, seconds * 1000)
 
     def _check(self, scope: Scope, path: str) -> None:
+        if len(scope.get("raw_path") or b"") + sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_BYTES:
+            raise ApiError(431, f"the head of the request is larger than {HEAD_BYTES:,} bytes", close=True)
         headers = Headers(scope=scope)
         if not self._any_host:
-            host = headers.get("host", "").rsplit(":", 1)[0] if not headers.get("host", "").endswith("]") else headers["host"]
-            if not is_loopback(host) and host not in self._allowed:
+            host = headers.get("host", "").lower()
+            host = host if host.endswith("]") else host.rsplit(":", 1)[0]
+            if not is_loopback(host) and host.removesuffix(".") not in self._allowed:
                 raise ApiError(421, "this server answers under localhost only; add the name to the setting allowed_hosts or set an API key")
-        if self._key is None or path in OPEN_ROUTES or path.startswith("/page/"):
+        if self._key is None or path in OPEN_ROUTES or (path.startswith(PAGE) and path not in KEYED_PAGE):
             return
         now = time.monotonic()
         address = scope["client"][0] if scope.get("client") else ""

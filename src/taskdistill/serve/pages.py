@@ -56,8 +56,10 @@ def add_routes(app: FastAPI, served: Served, has_index: bool) -> None:
         return {"index": has_index, "key": served.settings.api_key is not None}
 
     @app.get("/page/ranges.json", include_in_schema=False)
-    async def ranges(task: str, dim: str) -> dict[str, Any]:
-        return int8_ranges(served.now.encoder, None if task == "base" else task, int(dim) if dim.isdecimal() else 0).to_json()
+    async def ranges(task: str = "base", dim: str = "") -> dict[str, Any]:
+        if not (dim.isascii() and dim.isdecimal() and len(dim) < 10):
+            raise ApiError(400, "the parameter dim is no number of dimensions; send one such as dim=64", param="dim")
+        return int8_ranges(served.now.encoder, None if task == "base" else task, int(dim)).to_json()
 
     @app.get("/page/{name}", include_in_schema=False)
     async def file(name: str) -> Response:

@@ -10,8 +10,7 @@ import h11
 import orjson
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEAD_BYTES = 32_768
-"""Largest head of a request: request line and all headers."""
+from taskdistill.serve.gate import HEAD_BYTES
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ class GuardedProtocol(H11Protocol):
         self._unread = 0
         self._expect_head()
         if len(self.connections) > self.most:
-            idle = [each for each in self.connections if isinstance(each, GuardedProtocol) and not each.busy and each is not self]
+            idle = [each for each in self.connections if isinstance(each, GuardedProtocol) and each.waits and each is not self]
             if idle:
                 min(idle, key=lambda each: each._idle_since).abort()
             else:
@@ -44,6 +43,11 @@ class GuardedProtocol(H11Protocol):
     def busy(self) -> bool:
         """Whether a request is being answered."""
         return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def waits(self) -> bool:
+        """Whether the client has to send something next: a head, or the rest of a body."""
+        return not self.busy or bool(self.cycle.more_body)
 
     def abort(self) -> None:
         """Close at once."""

@@ -46,6 +46,8 @@ class BatchingQueue:
         self._threads: set[threading.Thread] = set()
         self._running: dict[threading.Thread, Batch] = {}
         self._closed = False
+        self._rough = True
+        """Whether the rate is of a small batch, so that the first large one replaces it."""
         self.sick = False
         """Whether a worker has panicked since the last batch that succeeded."""
         self.panics = 0
@@ -128,24 +130,49 @@ class BatchingQueue:
         vectors: np.ndarray = await job.future
         return vectors
 
-    async def probe(self, ids: np.ndarray, seconds: float) -> bool:
-        """Run the model with one text, ahead of whatever waits and however much that is.
+    async def probe(self, ids: list[np.ndarray], seconds: float) -> bool:
+        """Run the model with some texts, ahead of whatever waits and however much that is.
 
         Args:
-            ids: Its token ids.
+            ids: Token ids of each text.
             seconds: How long to wait.
 
         Returns:
             Whether the model answered.
         """
-        job = Job(0, 0)
+        job = Job(0, 0, probe=True)
         try:
-            await asyncio.wait_for(self.embed(job, [ids], None), seconds)
+            await asyncio.wait_for(self.embed(job, ids, None), seconds)
         except (WorkFailed, Closed, TimeoutError):
             return False
         finally:
             self.drop(job)
         return True
+
+    async def measure(self, ids: list[np.ndarray], seconds: float) -> float | None:
+        """Learn how fast the model is before anything waits for it; the first run, which also sets the model up, counts only if it is slow.
+
+        Args:
+            ids: Token ids of some texts, at most a batch.
+            seconds: How long to wait.
+
+        Returns:
+            Tokens a second of all workers; None if the model did not answer.
+        """
+        tokens, rate = sum(map(len, ids)), None
+        end = time.monotonic() + seconds
+        for _ in range(2):
+            started = time.monotonic()
+            if not await self.probe(ids, max(0.0, end - started)):
+                break
+            spent = time.monotonic() - started
+            rate = self._engine.lanes * tokens / max(spent, 1e-6)
+            if spent > seconds / 4:
+                break
+        with self._lock:
+            if rate is not None:
+                self._waiting.rate, self._rough = rate, True
+            return self._waiting.rate
 
     def drop(self, job: Job) -> int:
         """Free the place of a request that nobody waits for.
@@ -288,9 +315,10 @@ class BatchingQueue:
     def _done(self, batch: Batch, seconds: float) -> None:
         with self._lock:
             self._running.pop(threading.current_thread(), None)
-            if batch.tokens >= self._engine.budget // 2 and seconds > 0:
+            large, before = batch.tokens >= self._engine.budget // 2, self._waiting.rate
+            if seconds > 0 and (large or before is None):
                 rate = self._engine.lanes * batch.tokens / seconds
-                before = self._waiting.rate
-                self._waiting.rate = rate if before is None else 0.8 * before + 0.2 * rate
-        if self._observe is not None:
+                self._waiting.rate = rate if before is None or self._rough else 0.8 * before + 0.2 * rate
+                self._rough = not large
+        if self._observe is not None and not all(item.job.probe for item in batch.items):
             self._observe(batch, seconds)

@@ -11,6 +11,10 @@ from taskdistill.serve.errors import ApiError
 from taskdistill.serve.settings import Settings
 from taskdistill.strict_json import JsonFault, read_object
 
+SMALL = 65_536
+"""Bytes of a body that are always read; only what is beyond counts for the bound on all of them, so that a few large ones that do not
+end keep no small one out."""
+
 MAX_ELEMENTS = 50_000
 """Most elements of a body: its texts and fields are far fewer, and so many are read in some hundredths of a second."""
 
@@ -45,7 +49,7 @@ class Bodies:
             raise ApiError(415, f"the Content-Type is {kind[:60]!r}; send JSON with Content-Type: application/json", close=True)
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise ApiError(415, "compressed bodies are not read; send the JSON plainly, without Content-Encoding", close=True)
-        held = 0
+        size = held = 0
         try:
             async with asyncio.timeout(self._settings.body_seconds):
                 parts: list[bytes] = []
@@ -53,9 +57,11 @@ class Bodies:
                 self._check(int(announced) if announced.isdecimal() and len(announced) < 20 else 0)
                 async for part in request.stream():
                     parts.append(part)
-                    held += len(part)
-                    self._held += len(part)
-                    self._check(held)
+                    size += len(part)
+                    self._held -= held
+                    held = max(0, size - SMALL)
+                    self._held += held
+                    self._check(size)
             return strict_json(b"".join(parts))
         except TimeoutError:
             raise ApiError(408, f"the body did not arrive within {self._settings.body_seconds:g} s", close=True) from None
@@ -67,7 +73,7 @@ class Bodies:
     def _check(self, size: int) -> None:
         if size > self._settings.body_bytes:
             raise ApiError(413, f"the body is larger than {self._settings.body_bytes:,} bytes; send fewer texts a request", close=True)
-        if self._held > self._settings.all_body_bytes:
+        if size > SMALL and self._held > self._settings.all_body_bytes:
             raise ApiError(429, "too many requests are being read; try again", retry_after=1, close=True)
 
 

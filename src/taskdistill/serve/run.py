@@ -18,7 +18,8 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.memory import few_heaps
 from taskdistill.serve.app import make_app
-from taskdistill.serve.protocol import HEAD_BYTES, guarded
+from taskdistill.serve.gate import HEAD_BYTES
+from taskdistill.serve.protocol import guarded
 from taskdistill.serve.searching import SearchIndex
 from taskdistill.serve.settings import Settings, check_host
 
@@ -115,6 +116,8 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=list(settings.proxies),
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_keep_alive=max(1, int(settings.head_seconds)),
         timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),

@@ -92,6 +92,8 @@ def parse(model: type[AnyBody], value: dict[str, Any]) -> AnyBody:
     if unknown is not None:
         raise _unknown_field(model, unknown)
     for name, each in value.items():
+        if isinstance(each, str) and model.model_fields[name].annotation is not Any and not _is_unicode(each):
+            raise ApiError(400, f"{name} holds half of a surrogate pair; send valid Unicode", param=name)
         if isinstance(each, list | dict) and len(each) > MOST_ITEMS and model.model_fields[name].annotation is not Any:
             raise ApiError(400, f"{name} has {len(each):,} items, which is more than it can mean", param=name)
     try:
@@ -145,13 +147,20 @@ def texts_of(value: Any, field: str, most: int) -> list[str]:
             raise ApiError(400, f"{where} is a JSON {type(item).__name__}; give a string", param=field)
         if not item:
             raise ApiError(400, f"{where} is an empty string; leave empty texts out", param=field, code="empty_input")
-        if not item.isascii():
-            try:
-                item.encode("utf-8")
-            except UnicodeEncodeError:
-                raise ApiError(400, f"{where} holds half of a surrogate pair; send valid Unicode", param=field) from None
+        if not _is_unicode(item):
+            raise ApiError(400, f"{where} holds half of a surrogate pair; send valid Unicode", param=field)
         texts.append(item)
     return texts
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def address(task: str | None, prompt_name: str | None) -> tuple[str | None, str | None]:

@@ -137,13 +137,18 @@ def add_routes(app: FastAPI, served: Served, bodies: Bodies, index: SearchIndex 
         """Find passages in the index: for each query a list of hits, best first, each with the place it came from."""
         nonlocal running
         given = _given(index)
-        if running >= served.settings.searches or served.now.queue.full:
-            raise overloaded(1)
+
+        def check_room() -> None:
+            if running >= served.settings.searches or served.now.queue.full:
+                raise overloaded(1)
+
+        check_room()
+        asked = parse(SearchRequest, await bodies.json(request))
+        queries = texts_of(asked.query, "query", served.settings.searches)
+        conditions_of(asked.filter)
+        check_room()  # a body may take its time to arrive, and keeps nobody out meanwhile
         running += 1
         try:
-            asked = parse(SearchRequest, await bodies.json(request))
-            queries = texts_of(asked.query, "query", served.settings.searches)
-            conditions_of(asked.filter)
             started = time.monotonic()
             hits, ranking_ms = await unless_gone(request.receive, find(given, asked, queries))
         finally:

@@ -51,10 +51,11 @@ class Served:
         self._reloading: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
-    def start(self) -> None:
-        """Start the threads; called on the event loop."""
+    async def start(self) -> None:
+        """Start the threads and measure how fast they are."""
         self._loop = asyncio.get_running_loop()
         self.now.start()
+        await self.now.measure()
 
     def stop(self) -> None:
         """Stop the threads of the model that answers; one that was replaced has finished or is given up."""
@@ -99,6 +100,7 @@ class Served:
         if self.draining:
             return
         fresh.start()
+        await fresh.measure()
         self.now = fresh
         _log.warning("the model was replaced: hash %s, before %s", fresh.encoder.model_hash[:12], (old.encoder.model_hash or "none")[:12])
         self._tell("ok")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,13 @@ INLINE_CHARACTERS = 1024
 
 PROBE_SECONDS = 5.0
 
+MEASURED_TOKENS = 512
+"""Tokens by which the model's rate is measured at the start."""
+
+MEASURE_SECONDS = 10.0
+"""Longest time that measuring the rate delays the start; a model that needs longer accepts little until a batch was measured."""
+
+_log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -78,7 +86,11 @@ class Service:
         self.engine = EncoderEngine(encoder)
         self.metrics = metrics
         waiting = Waiting(
-            texts=settings.queue_texts, tokens=settings.queue_tokens, seconds=settings.queue_seconds, max_wait=settings.max_wait_ms / 1000
+            texts=settings.queue_texts,
+            tokens=settings.queue_tokens,
+            seconds=settings.queue_seconds,
+            unmeasured=settings.unmeasured_tokens,
+            max_wait=settings.max_wait_ms / 1000,
         )
         self.queue = BatchingQueue(self.engine, waiting, self.metrics.batch)
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
@@ -88,6 +100,14 @@ class Service:
     def start(self) -> None:
         """Start the threads."""
         self.queue.start()
+
+    async def measure(self) -> None:
+        """Learn how fast the model is, so that the first clients are not promised more than it can do."""
+        length = min(self.encoder.max_length, MEASURED_TOKENS // 4)
+        ids = (await self._tokenise(["measure " * length], "", length))[0][0]
+        count = max(1, min(MEASURED_TOKENS, self.engine.budget) // max(1, len(ids)))
+        rate = await self.queue.measure([ids if len(ids) else np.zeros(1, np.int32)] * count, MEASURE_SECONDS)
+        _log.info("%s tokens/s measured at the start", "no" if rate is None else f"{rate:,.0f}")
 
     def stop(self) -> None:
         """Stop the threads."""
@@ -184,7 +204,7 @@ class Service:
             if self.queue.fresh:
                 return True
             ids = (await self._tokenise(["a"], "", self.encoder.max_length))[0][0]
-            return await self.queue.probe(ids if len(ids) else np.zeros(1, np.int32), PROBE_SECONDS)
+            return await self.queue.probe([ids if len(ids) else np.zeros(1, np.int32)], PROBE_SECONDS)
 
     async def _join(self, texts: list[str], prompt: str, most: int, field: str) -> tuple[list[np.ndarray], np.ndarray]:
         """Tokenise texts as one document; what the model cannot read in one go is refused, as a chunk must not be without its tokens."""

@@ -26,6 +26,7 @@ class Settings:
         queue_texts: Most texts waiting.
         queue_tokens: Most tokens waiting.
         queue_seconds: Longest estimated wait that is accepted; keep it below `drain_seconds`.
+        unmeasured_tokens: Most tokens waiting while the model's rate, from which waits are estimated, was not measured.
         max_wait_ms: How long a batch that is not full waits for company while a worker is idle.
         searches: Searches running or waiting at one moment.
         head_seconds: Time in which a connection must have sent the head of its next request.
@@ -33,6 +34,7 @@ class Settings:
         drain_seconds: Time that accepted requests have to finish after SIGTERM.
         connections: Most connections open; the one idle longest gives way to a new one.
         failed_keys: Wrong keys from one address in a minute before it is refused for the rest of that minute.
+        proxies: Addresses of proxies whose X-Forwarded-For says who asks; from others the header is not believed.
     """
 
     api_key: str | None = None
@@ -45,6 +47,7 @@ class Settings:
     queue_texts: int = 16_384
     queue_tokens: int = 600_000
     queue_seconds: float = 8.0
+    unmeasured_tokens: int = 4096
     max_wait_ms: float = 0.0
     searches: int = 32
     head_seconds: float = 15.0
@@ -52,6 +55,7 @@ class Settings:
     drain_seconds: float = 10.0
     connections: int = 1000
     failed_keys: int = 20
+    proxies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.api_key is not None and (len(self.api_key) < KEY_CHARACTERS or not self.api_key.isascii() or " " in self.api_key):
@@ -60,6 +64,11 @@ class Settings:
             )
         if self.request_texts > self.queue_texts or self.request_tokens > self.queue_tokens:
             raise BadInput("a request may not be larger than the queue, or it could never be accepted; raise queue_texts and queue_tokens")
+        for proxy in self.proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError:
+                raise BadInput(f"the proxy {proxy!r} is no address; give one such as 127.0.0.1 or 10.0.0.0/8") from None
         zero = [name for name in self.__slots__ if isinstance(value := getattr(self, name), int | float) and value < (name not in FREE)]
         if zero:
             raise BadInput(f"{zero[0]} is {getattr(self, zero[0])}; give a positive number")
@@ -78,6 +87,7 @@ def is_loopback(host: str) -> bool:
     Returns:
         True for `localhost` and loopback addresses.
     """
+    host = host.lower().removesuffix(".")
     if host == "localhost":
         return True
     try:

@@ -18,6 +18,9 @@ import numpy as np
 PATIENCE = 4
 """Tokens of others that may overtake, for each token of one's own request."""
 
+UNMEASURED_TOKENS = 4096
+"""Most tokens that wait while it is not known how fast the model is."""
+
 SHORT = 128
 """Most tokens of a short text."""
 
@@ -47,6 +50,8 @@ class Job:
     tokens: int
     """Tokens that count as waiting: an estimate until the texts are tokenised."""
     clock: int = 0
+    probe: bool = False
+    """Whether the server asks for itself."""
     dropped: bool = False
     left: int = 0
     """Texts without a vector yet."""
@@ -83,16 +88,18 @@ class Batch:
 class Waiting:
     """The waiting texts; not thread-safe, the queue holds its lock around every call."""
 
-    def __init__(self, *, texts: int, tokens: int, seconds: float, max_wait: float = 0.0) -> None:
+    def __init__(self, *, texts: int, tokens: int, seconds: float, unmeasured: int = UNMEASURED_TOKENS, max_wait: float = 0.0) -> None:
         """Set the bounds.
 
         Args:
             texts: Most texts waiting.
             tokens: Most tokens waiting.
             seconds: Longest estimated wait accepted; 0 for any.
+            unmeasured: Most tokens waiting while no rate was measured and no wait can be estimated.
             max_wait: Seconds that a batch which is not full waits for company.
         """
         self._bounds = (texts, tokens, seconds)
+        self._unmeasured = unmeasured
         self._max_wait = max_wait
         self._heaps: dict[Group, list[Item]] = {}
         self._sizes: dict[Group, int] = {}
@@ -137,8 +144,8 @@ class Waiting:
         if self.texts + texts > most_texts:
             return True
         ahead = self.tokens + tokens
-        late = seconds > 0 and self.rate is not None and ahead > seconds * self.rate
-        return self.tokens > 0 and (late or ahead > most_tokens)
+        in_time = most_tokens if seconds == 0 else self._unmeasured if self.rate is None else seconds * self.rate
+        return self.tokens > 0 and ahead > min(in_time, most_tokens)
 
     def put(self, job: Job, ids: list[np.ndarray], task: str | None, now: float, spans: np.ndarray | None = None) -> None:
         """Let the texts of an accepted request wait for a batch.

@@ -23,6 +23,7 @@ async function ask(path, body) {
 }
 
 export const about = () => ask("page/about.json");
+export const routes = () => ask("openapi.json");
 export const model = async () => (await ask("v1/models")).data[0];
 export const index = () => ask("v1/index");
 export const search = (body) => ask("search", body);

@@ -1,5 +1,6 @@
 // The routes, written out from openapi.json.
 
+import { routes } from "./api.js";
 import { $, make, show } from "./dom.js";
 
 const EXAMPLES = {
@@ -35,9 +36,8 @@ function route(path, method, said) {
   return make("section", { class: "route" }, ...parts);
 }
 
-fetch("openapi.json")
-  .then((reply) => reply.json())
+routes()
   .then(({ paths }) => {
     for (const [path, methods] of Object.entries(paths)) for (const [method, said] of Object.entries(methods)) $("routes").append(route(path, method, said));
   })
-  .catch(() => show("The server does not answer."));
+  .catch((error) => show(error.message));
