@@ -99,6 +99,7 @@ def twin(name: str, folder: Path) -> dict[str, Any]:
             phase |= {"rank": 4, "alpha": 4}
     raw |= {"name": f"{name}-twin", "threads": 1, "data": small["data"]}
     raw["teacher"] |= {"model": str(folder / "teacher"), "max_length": 32, "embedding_dim": 32}
+    raw["teacher"]["instructions"] = small["teacher"]["instructions"]  # which leave room for a text
     raw["student"] |= {"init": "config", "config": tiny.config(FAMILY[name]), "max_length": 64, "matryoshka_dims": [8, 16]}
     raw["student"]["tokenizer"] = str(tiny.write_tokenizer(folder / "tokenizer", end=True))
     raw["adapters"]["retrieval"].pop("average")

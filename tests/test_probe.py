@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from tiny import write_data, write_jsonl, write_teacher
+from tiny import WORDS, write_data, write_jsonl, write_teacher
 from tiny_run import Recorder
 
 from taskdistill.cli.app import run
@@ -68,7 +68,7 @@ def test_without_training_texts_students_learn_from_the_corpora(place, tmp_path)
 
 
 def test_texts_of_another_place_are_learned_from(place, tmp_path):
-    rows = write_jsonl(tmp_path / "more.jsonl", [{"text": f"ship {i} whale"} for i in range(30)])
+    rows = write_jsonl(tmp_path / "more.jsonl", [{"text": f"ship {word} whale"} for word in WORDS[:30]])
     watcher = Recorder()
     spec = [parse_spec(str(place / "one"))]
     probe(spec, place / "data", tmp_path / "out", watcher, sets=["sts/sts"], texts=rows, tokenizer=str(place / "two"))
