@@ -101,10 +101,11 @@ def test_pickles_are_never_opened(copy, name):
 @pytest.mark.parametrize(
     "change",
     [
-        {"auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}},
         {"custom_pipelines": {"x": {"impl": "evil.Evil"}}},
         {"quantization_config": {"quant_method": "evil"}},
-        {"text_config": {"auto_map": {"AutoModel": "someone/evil--evil.Evil"}}},
+        {"auto_map": {"AutoModel": "evil.Evil"}, "model_type": "evil"},
+        {"auto_map": {"AutoModel": "evil.Evil"}, "model_type": None},
+        {"text_config": {"quantization_config": {"quant_method": "evil"}}},
         {"_attn_implementation_internal": "someone/evil"},
         {"attn_implementation": "someone/evil@main:evil"},
         {"use_kernels": True},
@@ -115,6 +116,69 @@ def test_configuration_that_names_code(copy, change):
     (folder / "evil.py").write_text(CANARY_CODE.format(str(folder.parent / "canary")))
     edit(folder / "config.json", **change)
     refused(folder, "names code to run")
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}},
+        {"auto_map": {"AutoModel": "someone/evil--evil.Evil", "AutoConfig": "someone/evil--evil.Evil"}},
+        {"text_config": {"auto_map": {"AutoModel": "someone/evil--evil.Evil"}}},
+    ],
+)
+def test_a_family_of_transformers_runs_none_of_the_folders_code(copy, change, trusted):
+    """Hub folders of families that transformers has since learnt still name their modules; its own class stands in for them."""
+    folder = copy("plain")
+    expected = Encoder.load(folder, threads=1).encode(TEXTS)
+    (folder / "evil.py").write_text(CANARY_CODE.format(str(folder.parent / "canary")))
+    edit(folder / "config.json", **change)
+    found = Encoder.load(folder, threads=1, trust_remote_code=trusted).encode(TEXTS)
+    assert (found == expected).all() and not (folder.parent / "canary").exists()
+
+
+def test_a_family_that_only_the_folder_knows_is_refused_by_name(copy):
+    folder = copy("plain")
+    edit(folder / "config.json", auto_map={"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}, model_type="unheard_of")
+    said = refused(folder, "names code to run")
+    assert "'unheard_of'" in said and "trust_remote_code" in said and "docs/families.md" in said
+    with pytest.raises(BadInput, match=r"copy the whole repository, its \*.py files included"):
+        Encoder.load(folder, threads=1, trust_remote_code=True)
+
+
+OWN_CODE = """
+from transformers import Qwen3Config, Qwen3Model
+
+
+class OwnConfig(Qwen3Config):
+    model_type = "unheard_of"
+
+
+class OwnModel(Qwen3Model):
+    config_class = OwnConfig
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, use_cache=False):
+        found = super().forward(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, use_cache=False)
+        states = found.last_hidden_state
+        found.last_hidden_state = states{MIXED}
+        return found
+"""
+
+
+@pytest.mark.parametrize("mixed", ["", " + states.mean(0, keepdim=True)"])
+def test_trusted_code_runs_alone_text_by_text_or_is_refused(copy, mixed):
+    """A family of the folder's own is run in batches of equal length; one whose states depend on the batch is refused at load."""
+    folder = copy("plain")
+    expected = Encoder.load(folder, threads=1).encode(TEXTS)
+    (folder / "own.py").write_text(OWN_CODE.replace("{MIXED}", mixed))
+    edit(folder / "config.json", auto_map={"AutoModel": "own.OwnModel", "AutoConfig": "own.OwnConfig"}, model_type="unheard_of")
+    if mixed:
+        with pytest.raises(BadInput, match="other states beside another text than alone"):
+            Encoder.load(folder, threads=1, trust_remote_code=True)
+        return
+    ours = Encoder.load(folder, threads=1, trust_remote_code=True)
+    assert ours.model.module.batching == "equal"
+    assert abs(ours.encode(TEXTS) - expected).max() <= 1e-6
 
 
 def test_the_jina_layout_ignores_its_auto_map_and_its_files(copy):

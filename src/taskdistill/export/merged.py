@@ -13,7 +13,7 @@ import numpy as np
 from taskdistill.export.make import Export
 from taskdistill.export.parity import EXACT, compare
 from taskdistill.folders import dump_json, versions
-from taskdistill.model.backbone import quiet_transformers
+from taskdistill.model.configuration import quiet_transformers
 from taskdistill.model.fixed_texts import TEXTS
 from taskdistill.model.folder import Model, fill_folder, read_model
 from taskdistill.model.golden import embed_with

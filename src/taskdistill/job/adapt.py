@@ -141,6 +141,7 @@ def adapt(folder: Path, wanted: Wanted, *, watcher: Watcher | None = None, shoul
     if not isinstance(model.module, TransformerModel):
         raise BadInput(f"{folder} holds a static model, which has no layers to adapt; give a transformer model")
     without_dropout(model.module.backbone)
+    model.module.check_training(table=False)
     check_new_adapter(folder, model, wanted.adapter, replacing=wanted.replace)
     if wanted.replace:
         _forget(model, wanted.adapter)

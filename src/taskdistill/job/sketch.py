@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from taskdistill.errors import BadInput
 from taskdistill.model import jina
-from taskdistill.model.backbone import EMBEDDED, build_backbone, check_backbone, read_json, refuse_code, resolve
+from taskdistill.model.backbone import EMBEDDED, build_backbone, check_backbone, read_json, resolve
+from taskdistill.model.configuration import refuse_code
 from taskdistill.model.guard import check_weights
 from taskdistill.model.text import TextTokenizer
 

@@ -27,7 +27,7 @@ from taskdistill.model.backbone import (
 from taskdistill.model.folder import Model, Settings, read_model
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer, end_token
-from taskdistill.recipe import Recipe
+from taskdistill.recipe import Recipe, Stage1
 from taskdistill.vocabulary import MANIFEST, Pooling
 
 DOCSTRINGS = "docstrings"
@@ -203,6 +203,9 @@ def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
     if settings.rope_theta is not None:
         set_rope_theta(backbone, settings.rope_theta)
     module = TransformerModel(backbone, pooling)
+    if weights:
+        stages = [phase for phase in recipe.phases().values() if isinstance(phase, Stage1)]
+        module.check_training(table=not all(stage.freeze_embeddings for stage in stages))
     dims = matryoshka_dims(settings.matryoshka_dims, module.embedding_dim)
     facts = Settings(prompts=dict(settings.prompts), max_length=settings.max_length, matryoshka_dims=dims, rope_theta=rope_theta(backbone))
     return Model(module.eval(), tokenizer, facts, name=recipe.name, source=named)

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from taskdistill.errors import BadInput
 from taskdistill.folders import dump_json
-from taskdistill.model.backbone import POOLER_FAMILIES, layers_of, read_json
+from taskdistill.model.backbone import layers_of, read_json
+from taskdistill.model.families import has_pooler
 from taskdistill.model.guard import check_file, check_safetensors
 
 PREFIX = "base_model.model."
@@ -182,7 +183,7 @@ def save_adapter(backbone: nn.Module, task: str, config: LoraConfig, folder: Pat
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     fields: dict[str, Any] = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     fields |= {"base_model_name_or_path": base_name, "inference_mode": True}
-    if isinstance(backbone, PreTrainedModel) and backbone.config.model_type in POOLER_FAMILIES:
+    if isinstance(backbone, PreTrainedModel) and has_pooler(backbone.config):
         fields["target_modules"] = _two_part_names(backbone, task)
     (folder / "adapter_config.json").write_text(dump_json(fields), "utf-8")
 

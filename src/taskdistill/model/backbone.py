@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from taskdistill.errors import BadInput, require
-from taskdistill.model.guard import JSON_LIMIT, check_fits, check_weights, named_code
-from taskdistill.model.packed import ATTENTION
+from taskdistill.model.configuration import make_config, quiet_transformers, readable, refuse_code
+from taskdistill.model.families import ENCODERS, check, is_native, options
+from taskdistill.model.guard import JSON_LIMIT, check_fits, check_weights
 
 EMBEDDED = "all-MiniLM-L6-v2"
 """The teacher that a Python package carries: no hub and no download are needed for it."""
@@ -83,34 +85,38 @@ def read_json(path: Path) -> dict[str, Any]:
 def load_backbone(
     folder: Path, *, config: Mapping[str, Any] | None = None, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """Load a backbone that runs on the packed stream.
+    """Load a backbone, with the packed attention where its family is known to run right on a stream.
 
-    Names, shapes and types of all tensors are compared with the architecture before any weight is allocated.
+    Names, shapes and types of all tensors are compared with the architecture before any weight is allocated. Where
+    transformers has the family, its own class is used, whatever code the folder names.
 
     Args:
         folder: Folder with config.json and model.safetensors (or its shards).
         config: Configuration to use instead of config.json's.
-        trust_remote_code: Whether code named by the folder may run.
+        trust_remote_code: Whether code of the folder may run for a family that transformers does not have.
         dtype: Arithmetic type of the weights.
 
     Returns:
         The model in evaluation mode, without a pooler.
 
     Raises:
-        BadInput: If the folder names code, has no safetensors, lies about its size, or lacks weights.
+        BadInput: If the folder needs code of its own, has no safetensors, lies about its size, lacks weights, or its family
+            gives a text other states beside another one.
     """
-    made = check_backbone(folder, read_json(folder / "config.json") if config is None else config, trust_remote_code=trust_remote_code)
-    with quiet_transformers():
-        model, info = AutoModel.from_pretrained(
+    path = folder / "config.json"
+    raw = read_json(path) if config is None else config
+    made = check_backbone(folder, raw, trust_remote_code=trust_remote_code)
+    own_code = not is_native(raw)
+    with quiet_transformers(), readable(path):
+        model, info = model_class(made).from_pretrained(
             folder,
             config=made,
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
-            attn_implementation=ATTENTION,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=own_code and trust_remote_code,
             output_loading_info=True,
-            **_without_pooler(made),
+            **options(made),
         )
     if info["missing_keys"]:
         raise BadInput(
@@ -119,7 +125,9 @@ def load_backbone(
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
             raise BadInput(f"{folder}/model.safetensors: {name} holds values that are not finite; the file is damaged or training diverged")
-    return model.eval()  # type: ignore[no-any-return]
+    model.eval()
+    check(model, folder)
+    return model  # type: ignore[no-any-return]
 
 
 def check_backbone(folder: Path, raw: Mapping[str, Any], *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -128,13 +136,13 @@ def check_backbone(folder: Path, raw: Mapping[str, Any], *, trust_remote_code: b
     Args:
         folder: Folder with model.safetensors (or its shards).
         raw: The configuration.
-        trust_remote_code: Whether code named by the folder may run; shapes are not compared then.
+        trust_remote_code: Whether code of the folder may run for a family that transformers does not have; shapes are not compared then.
 
     Returns:
         transformers' configuration.
 
     Raises:
-        BadInput: If the configuration names code or the two do not fit.
+        BadInput: If code of the folder is needed and not allowed, or the two do not fit.
     """
     path = folder / "config.json"
     refuse_code(raw, path, trust_remote_code)
@@ -142,108 +150,57 @@ def check_backbone(folder: Path, raw: Mapping[str, Any], *, trust_remote_code: b
     made = make_config(raw, path, trust_remote_code=trust_remote_code)
     if getattr(made, "num_hidden_layers", 0) > len(header):
         raise BadInput(f"{path} asks for {made.num_hidden_layers} layers, the weights are {len(header)} tensors; copy it again")
-    if not trust_remote_code:
-        check_fits(_shapes(made, path), header, folder / "model.safetensors")
+    if is_native(raw):
+        model = _architecture(made, path)
+        needed, aliases = tensor_names(model)
+        other = ("decoder.", "lm_head.") if made.model_type in ENCODERS else ()
+        file = folder / "model.safetensors"
+        check_fits(needed, header, file, prefix=model.base_model_prefix, aliases=aliases, passed_over=other)
     return made
 
 
-def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
-    return {"add_pooling_layer": False} if config.model_type in POOLER_FAMILIES else {}
-
-
-def _shapes(config: PretrainedConfig, path: Path) -> dict[str, tuple[int, ...]]:
-    """Build the architecture without weights and list its tensors."""
+def _architecture(config: PretrainedConfig, path: Path) -> PreTrainedModel:
+    """Build the architecture without weights."""
     try:
         with torch.device("meta"):
-            model = AutoModel.from_config(config, **_without_pooler(config))
+            return build(config)
     except Exception as error:
         raise BadInput(f"{path} describes no model that transformers can build ({' '.join(str(error).split())}); copy it again") from None
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bar and load report off the terminal; faults are raised from the loading info instead.
-
-    Yields:
-        Nothing.
-    """
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-POOLER_FAMILIES = frozenset({"bert", "roberta", "xlm-roberta", "mpnet", "camembert"})
-"""Families whose model has a pooler on top unless told otherwise."""
-
-
-def refuse_code(raw: Mapping[str, Any], path: Path, trust_remote_code: bool) -> None:
-    """Refuse a configuration that names code to run.
+def tensor_names(model: PreTrainedModel) -> tuple[list[dict[str, tuple[int, ...]]], dict[str, str]]:
+    """List an architecture's tensors as files may hold them.
 
     Args:
-        raw: The configuration.
-        path: Where it was read, for the message.
-        trust_remote_code: Whether the user allowed it.
-
-    Raises:
-        BadInput: If a key names code and the user did not allow it.
-    """
-    named = named_code(raw)
-    if named and not trust_remote_code:
-        raise BadInput(
-            f"{path} names code to run ({', '.join(named)}); pass trust_remote_code only if you have read that code and trust it"
-        )
-
-
-def make_config(raw: Mapping[str, Any], path: Path | str, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """Turn a configuration into transformers' own, refusing sizes that cannot be meant.
-
-    Args:
-        raw: The configuration, with its `model_type`.
-        path: Where it stands, for messages.
-        trust_remote_code: Whether code named by the configuration's folder may run.
+        model: The model, on any device.
 
     Returns:
-        The configuration.
-
-    Raises:
-        BadInput: If the type is unknown or a size is absurd.
+        Name to shape, as they are in memory and, where that differs, as transformers writes them; and for every further name of a
+        tensor that has several, its first.
     """
-    kind = raw.get("model_type")
-    for key, most in SIZE_LIMITS.items():
-        value = raw.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-            raise BadInput(f"{path}: {key} is {value!r}, at most {most} is accepted")
-    heads, hidden = raw.get("num_attention_heads", 1), raw.get("hidden_size", 1)
-    if raw.get("head_dim") is None and hidden % heads:
-        raise BadInput(f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
-    groups = raw.get("num_key_value_heads")
-    if groups is not None and (not isinstance(groups, int) or groups < 1 or heads % groups):
-        raise BadInput(f"{path}: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}")
-    if trust_remote_code and not isinstance(path, str):
-        return AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=True)  # type: ignore[no-any-return]
-    try:
-        with quiet_transformers():
-            return AutoConfig.for_model(**{key: value for key, value in raw.items() if not key.startswith("_")})  # type: ignore[no-any-return]
-    except Exception as error:  # its validators raise classes of their own
-        reason = " ".join(str(error).split())
-        raise BadInput(f"{path}: transformers can make no configuration of model_type {kind!r} ({reason})") from None
+    first: dict[int, str] = {}
+    aliases, own = {}, {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        known = first.setdefault(id(tensor), name)
+        if known == name:
+            own[name] = tensor
+        else:
+            aliases[name] = known
+    written = revert_weight_conversion(model, dict(own))
+    found = [{name: tuple(tensor.shape) for name, tensor in form.items()} for form in (own, written)]
+    return found if found[0] != found[1] else found[:1], aliases
 
 
-SIZE_LIMITS = {
-    "num_hidden_layers": 512,
-    "hidden_size": 65_536,
-    "intermediate_size": 262_144,
-    "vocab_size": 4_000_000,
-    "num_attention_heads": 1_024,
-    "max_position_embeddings": 16_777_216,
-}
+def model_class(config: PretrainedConfig) -> Any:
+    """Give the class whose `from_pretrained` and `_from_config` make the backbone of a configuration."""
+    return getattr(transformers, ENCODERS[config.model_type]) if config.model_type in ENCODERS else AutoModel
+
+
+def build(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Make a model at random, on the device in force, with the attention that its family needs and without a pooler."""
+    made = model_class(config)
+    make = made.from_config if made is AutoModel else made._from_config
+    return make(config, dtype=dtype, **options(config))  # type: ignore[no-any-return]
 
 
 def build_backbone(config: Mapping[str, Any], *, device: str = "cpu") -> PreTrainedModel:
@@ -258,7 +215,9 @@ def build_backbone(config: Mapping[str, Any], *, device: str = "cpu") -> PreTrai
     """
     made = make_config(config, "student.config")
     with torch.device(device):
-        return AutoModel.from_config(made, attn_implementation=ATTENTION, dtype=torch.float32, **_without_pooler(made)).eval()  # type: ignore[no-any-return]
+        backbone = build(made).eval()
+    check(backbone, "student.config")
+    return backbone
 
 
 def first_position(backbone: nn.Module) -> int:
@@ -286,7 +245,7 @@ def longest_text(backbone: PreTrainedModel, otherwise: int) -> int:
         Tokens.
     """
     most = getattr(backbone.config, "max_position_embeddings", None)
-    return otherwise if most is None else int(most) - first_position(backbone)
+    return otherwise if most is None or int(most) <= 0 else int(most) - first_position(backbone)
 
 
 def layers_of(backbone: nn.Module) -> nn.ModuleList:
@@ -365,17 +324,22 @@ def rope_theta(backbone: PreTrainedModel) -> float | None:
     return float(rope["rope_theta"]) if isinstance(rope, dict) and "rope_theta" in rope else None
 
 
+RANDOM_PARTS = re.compile(r"drop|^(input_)?jitter_noise$")
+"""Names of the attributes in which families keep how much they drop, or by how much they shake the input of a router."""
+
+
 def without_dropout(backbone: nn.Module) -> None:
-    """Switch off the backbone's own dropout, in place; only adapters drop, from a generator of their own.
+    """Switch off all that a backbone does at random in training, in place; only adapters drop, from a generator of their own.
 
     Args:
         backbone: The model.
     """
     for module in backbone.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010
+        for name, value in list(vars(module).items()):
+            if RANDOM_PARTS.search(name) and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def weights_hash(module: nn.Module, *, skip: str = "lora_") -> str:

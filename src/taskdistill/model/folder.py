@@ -20,7 +20,9 @@ from taskdistill.errors import BadInput
 from taskdistill.folders import check_folder, dump_json, read_manifest, write_folder
 from taskdistill.model import jina
 from taskdistill.model.adapters import load_adapter, save_adapter
-from taskdistill.model.backbone import POOLER_FAMILIES, load_backbone, longest_text, read_json, refuse_code, rope_theta, set_rope_theta
+from taskdistill.model.backbone import load_backbone, longest_text, read_json, rope_theta, set_rope_theta
+from taskdistill.model.configuration import refuse_code
+from taskdistill.model.families import has_pooler
 from taskdistill.model.files_hash import deciding_files, files_hash
 from taskdistill.model.guard import check_folder_files, check_safetensors, task_folder
 from taskdistill.model.projection import Projection
@@ -123,7 +125,7 @@ def fill_folder(folder: Path, model: Model) -> None:
                 shutil.copyfile(model.source / name, folder / name)
         chain = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
         limits: dict[str, Any] = {"max_seq_length": model.settings.max_length, "do_lower_case": False}
-        if model.module.backbone.config.model_type in POOLER_FAMILIES:
+        if has_pooler(model.module.backbone.config):
             limits["model_args"] = {"add_pooling_layer": False}
         _write(folder / "sentence_bert_config.json", limits)
         (folder / "1_Pooling").mkdir()

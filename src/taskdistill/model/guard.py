@@ -6,7 +6,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,25 +235,45 @@ def check_weights(folder: Path) -> dict[str, Entry]:
     return found
 
 
-def check_fits(needed: Mapping[str, tuple[int, ...]], header: Mapping[str, Entry], path: Path) -> None:
+def check_fits(
+    needed: Sequence[Mapping[str, tuple[int, ...]]],
+    header: Mapping[str, Entry],
+    path: Path,
+    *,
+    prefix: str = "",
+    aliases: Mapping[str, str] | None = None,
+    passed_over: tuple[str, ...] = (),
+) -> None:
     """Compare the tensors that an architecture has with those that a file's header describes.
 
     Args:
-        needed: Tensor name to shape.
+        needed: Tensor name to shape, in every form that is read; the file has to fit one of them.
         header: What `check_weights` returned.
         path: The file, for messages.
+        prefix: What files of models with a head put before the names.
+        aliases: Further names of tensors that have several, to the one in `needed`.
+        passed_over: Beginnings of names of parts that are not read, such as the decoder of an encoder-decoder.
 
     Raises:
         BadInput: On a missing, unknown, misshapen or mistyped tensor; heads of other uses, such as `lm_head`, are passed over.
     """
-    held = {_plain(name): entry for name, entry in header.items()}
-    missing = sorted(needed.keys() - held.keys())
-    extra = sorted(name for name in held.keys() - needed.keys() if not OTHER_USES.search(name))
-    if missing or extra:
+    known = {name for form in needed for name in form}
+    inside = [name for name in header if prefix and name not in known and name.startswith(f"{prefix}.")]
+    read = {name: entry for name, entry in header.items() if not passed_over or not name.startswith(passed_over)}
+    if inside:  # the file of a model with a head: what stands beside the base belongs to the head
+        read = {name: entry for name, entry in read.items() if name in known or name.startswith(f"{prefix}.")}
+    held = {(aliases or {}).get(plain := _plain(name, prefix, known), plain): entry for name, entry in read.items()}
+    told = []
+    for form in needed:
+        missing = sorted(form.keys() - held.keys())
+        extra = sorted(name for name in held.keys() - form.keys() if not OTHER_USES.search(name))
+        told.append((len(missing) + len(extra), missing, extra, form))
+    wrong, missing, extra, form = min(told, key=lambda one: one[0])
+    if wrong:
         raise BadInput(
             f"{path} does not fit its config.json: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown {extra[:3]}"
         )
-    for name, shape in needed.items():
+    for name, shape in form.items():
         if held[name].shape != shape:
             raise BadInput(f"{path}: {name} has shape {list(held[name].shape)}, its config.json asks for {list(shape)}")
         if held[name].dtype not in WEIGHT_TYPES:
@@ -263,11 +283,12 @@ def check_fits(needed: Mapping[str, tuple[int, ...]], header: Mapping[str, Entry
 OTHER_USES = re.compile(
     r"(^|\.)(lm_head|cls|pooler|qa_outputs|classifier|score|vocab_transform|vocab_layer_norm|vocab_projector)\.|position_ids$|inv_freq$"
 )
-FAMILY_PREFIX = re.compile(r"^(model|bert|roberta|mpnet|distilbert|electra|xlm_roberta)\.")
 
 
-def _plain(name: str) -> str:
-    name = FAMILY_PREFIX.sub("", name)
+def _plain(name: str, prefix: str, known: Collection[str]) -> str:
+    """Write a name as the bare model has it."""
+    if name not in known and prefix:
+        name = name.removeprefix(f"{prefix}.")
     return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
 
 

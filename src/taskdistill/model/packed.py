@@ -1,25 +1,47 @@
-"""The flat token stream: texts concatenated without padding, for every backbone of transformers.
+"""The flat token stream: texts concatenated without padding.
 
 Linears, norms and activations run over all tokens at once. Attention is the one operation that must not cross texts:
 it is registered with transformers as one more attention implementation, which receives the extents of the texts as the
 keyword argument `groups` of the model's forward. On a CPU it runs once per group of texts of equal length, as a view
 and without a mask; in half precision on a GPU through torch's variable-length kernel.
+
+A layer with windowed attention sees a band around each token. Texts longer than the band are cut into blocks of queries,
+each of which meets only the keys in its reach, so that time and memory grow with the length of a text, not its square.
+
+The mask that a family describes to transformers is not built: the band is read off it at a few rows, so that windows are
+counted as the family counts them. A keyword of the attention that is not known here is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import functools
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from taskdistill.errors import BadInput
+
 ATTENTION = "taskdistill_packed"
+
+BLOCK = {"cpu": (64, 256), "cuda": (512, 512)}
+"""Fewest and most queries of a block by device. On a CPU, blocks of the window's size were fastest at 64, no slower up to 256;
+on a GPU fewer and larger kernels count for more than the keys computed in vain."""
+
+KERNEL_DEVICES = frozenset({"cuda"})
+"""Where torch has its variable-length kernel, for half precision."""
+
+KERNEL_HEAD_SIZE = 256
+"""Largest head size of the variable-length kernel; it must be a multiple of 8."""
+
+PASSED_OVER = frozenset({"deterministic", "output_attentions", "output_hidden_states", "position_ids", "use_cache", "cache_position"})
+"""Keywords that reach an attention implementation and change nothing in what it computes here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +68,7 @@ class Packed:
     """Which given text stands at each place of the stream, `(texts,)` of int64."""
 
     def to(self, device: torch.device) -> Packed:
-        """Return the same stream on a device.
-
-        Args:
-            device: Target device.
-
-        Returns:
-            This object if nothing had to move.
-        """
+        """Return the same stream on a device; this object if nothing had to move."""
         if self.ids.device == device:
             return self
         groups = Groups(self.groups.runs, self.groups.starts.to(device), self.groups.longest)
@@ -83,19 +98,85 @@ def pack(texts: Sequence[np.ndarray]) -> Packed:
     return Packed(torch.from_numpy(ids), torch.from_numpy(positions), groups, torch.from_numpy(order))
 
 
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Which tokens of its own text a token sees: so many before and behind itself; None for all of them."""
+
+    before: int | None
+    behind: int | None
+
+    @classmethod
+    def of(cls, causal: bool, window: int | None) -> Band:
+        """Read the keywords of transformers; a window counts the token itself, on each side that is seen."""
+        reach = None if window is None else window - 1
+        return cls(reach, 0 if causal else reach)
+
+    def cuts(self, length: int) -> bool:
+        """Say whether a text of this length reaches out of its own window; the causal limit alone cuts nothing."""
+        return self.before is not None and self.before < length - 1
+
+
+class FamilyMask:
+    """The mask that a family describes to transformers, as a function of two places in the stream; it is never built."""
+
+    def __init__(self, sees: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], device: torch.device) -> None:
+        """Keep the description."""
+        self._sees, self._device = sees, device
+        self._band: Band | None = None
+
+    def band(self, groups: Groups) -> Band:
+        """Read off what the first, the middle and the last token of the longest text see, or refuse what is no band."""
+        if self._band is None:
+            length, last = groups.longest, groups.runs[-1]
+            start = last[0] + (last[1] - 1) * length
+            rows = torch.tensor(sorted({0, length // 2, length - 1}), device=self._device)[:, None]
+            keys = torch.arange(length, device=self._device)[None]
+            zero = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
+            seen = self._sees(zero, zero, rows + start, keys + start).expand(len(rows), length).cpu()
+            before, behind = (int(seen[row].sum()) - 1 for row in (-1, 0))
+            distance = (keys - rows).cpu()
+            if not torch.equal(seen, (distance >= -before) & (distance <= behind)):
+                raise BadInput(f"in texts of {length} tokens it is no band of the same width around each token")
+            self._band = Band(*(None if reach == length - 1 else reach for reach in (before, behind)))
+        return self._band
+
+
+_bands: weakref.WeakKeyDictionary[nn.Module, tuple[int, Band]] = weakref.WeakKeyDictionary()
+"""For each attention module the longest text whose mask was read, and the band; it is read again for longer ones."""
+
+
+def _band_of(module: nn.Module, mask: FamilyMask, groups: Groups, causal: bool) -> Band:
+    """Give a layer's band as its family's mask says it, which is what transformers itself goes by."""
+    longest, band = _bands.get(module, (0, Band(None, None)))
+    if groups.longest <= longest:
+        return band
+    name = type(module).__name__
+    try:
+        band = mask.band(groups)
+    except BadInput as error:
+        raise BadInput(f"the mask that a {name} asks for cannot be packed: {error}; use a family of docs/families.md") from None
+    only_itself = groups.longest == 1 or band == Band(0, 0)
+    if (band.behind == 0) is not causal and not only_itself:
+        said = "causal" if causal else "not causal"
+        raise BadInput(f"a {name} says that it is {said}, its family's mask says otherwise; correct is_causal in config.json")
+    _bands[module] = (groups.longest, band)
+    return band
+
+
 def packed_attention(
-    module: torch.nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: FamilyMask | Tensor | None,
     *,
     groups: Groups | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    s_aux: Tensor | None = None,
+    **others: object,
 ) -> tuple[Tensor, None]:
     """Attend within each text of a stream; the signature is that of transformers' attention implementations.
 
@@ -103,47 +184,173 @@ def packed_attention(
         module: The attention module; its `is_causal` decides unless the keyword says otherwise.
         query: `(1, heads, tokens, head size)`.
         key: `(1, key heads, tokens, head size)`.
-        value: As `key`.
-        attention_mask: Must be None: a stream has no padding.
+        value: As `key`; its number type is that of the result.
+        attention_mask: What the family asked for; a tensor is refused, for a stream has no padding.
         groups: Extents of the texts.
         dropout: Share of attention weights dropped.
         scaling: Factor of the scores; None for one over the root of the head size.
         is_causal: Whether a token sees only itself and earlier ones.
-        sliding_window: Must be None or at least the longest text.
+        sliding_window: Tokens that a token sees on each side, itself included; read only where the family describes no mask.
+        s_aux: A score for each head that takes part in the softmax and carries no value (an attention sink), `(heads,)`.
+        **others: Refused unless None, False or known to change nothing.
 
     Returns:
         `(1, tokens, heads, head size)` and no weights.
 
     Raises:
         ValueError: If the model was not called with a packed stream.
+        BadInput: If the layer's attention is of a kind that is not computed here.
     """
-    if groups is None or attention_mask is not None or query.shape[0] != 1:
+    if groups is None or isinstance(attention_mask, Tensor) or query.shape[0] != 1:
         raise ValueError("packed attention needs one stream, `groups`, and no attention mask; call the model through `embed_packed`")
-    if sliding_window is not None and sliding_window < groups.longest:
-        raise ValueError(
-            f"this backbone attends over windows of {sliding_window} tokens; texts of {groups.longest} tokens cannot be packed"
+    if unknown := sorted(name for name, said in others.items() if name not in PASSED_OVER and said is not None and said is not False):
+        raise BadInput(
+            f"the attention of a {type(module).__name__} asks for {', '.join(unknown)}, which the packed stream does not compute"
         )
-    causal = bool(getattr(module, "is_causal", False)) if is_causal is None else is_causal
-    grouped_heads = query.shape[1] != key.shape[1]
+    causal = getattr(module, "is_causal", None) if is_causal is None else is_causal
+    if not isinstance(causal, bool):
+        raise BadInput(f"a {type(module).__name__} does not say whether it is causal; texts of this family cannot be packed")
+    if attention_mask is None:
+        band = Band.of(causal, sliding_window)
+    else:
+        band = _band_of(module, attention_mask, groups, causal)
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0:
-        return _variable_length(q, k, v, groups, scaling, causal)[None], None
+    q, k, v = _in_one_type(q, k, v)
+    if s_aux is None and kernel_takes(q, v, dropout):
+        return _variable_length(q, k, v, groups, scaling, band)[None], None
     sizes = [count * length for _, count, length in groups.runs]
+    attend = _Attend(band, dropout, scaling, q.shape[1] != k.shape[1], s_aux)
     out = []
     for (_, count, length), *parts in zip(groups.runs, *(torch.split(part, sizes) for part in (q, k, v)), strict=True):
-        grouped_q, grouped_k, grouped_v = (part.view(count, length, *part.shape[1:]).transpose(1, 2) for part in parts)
-        attended = F.scaled_dot_product_attention(
-            grouped_q, grouped_k, grouped_v, dropout_p=dropout, scale=scaling, is_causal=causal and length > 1, enable_gqa=grouped_heads
-        )
-        out.append(attended.transpose(1, 2).flatten(0, 1))
+        grouped = (part.view(count, length, *part.shape[1:]).transpose(1, 2) for part in parts)
+        out.append(attend(*grouped).transpose(1, 2).flatten(0, 1))
     return torch.cat(out)[None], None
 
 
-def _variable_length(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scaling: float | None, causal: bool) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+def _in_one_type(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Give all three the type of the values: norms and rotations of float32 widen queries and keys, under autocast for nothing."""
+    kind, device = v.dtype, v.device.type
+    if kind == torch.float32 and torch.is_autocast_enabled(device):
+        kind = torch.get_autocast_dtype(device)
+    return q.to(kind), k.to(kind), v.to(kind)
 
-    window = (-1, 0) if causal else (-1, -1)
-    out = varlen_attn(
+
+@dataclass(frozen=True, slots=True)
+class _Attend:
+    """Attention among texts of equal length, on all of them at once."""
+
+    band: Band
+    dropout: float
+    scaling: float | None
+    grouped_heads: bool
+    sinks: Tensor | None = field(compare=False)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            q: `(texts, heads, length, head size)`.
+            k: `(texts, key heads, length, head size)`.
+            v: As `k`.
+
+        Returns:
+            As `q`.
+        """
+        sink, scaling = None, self.scaling
+        if self.sinks is not None:
+            scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
+            sink = _Sink.of(self.sinks, q, k, v, scaling)
+            q = sink.queries
+        if self.band.cuts(q.shape[2]):
+            out = self._in_blocks(q, k, v, sink, scaling)
+        else:
+            causal = self.band.behind == 0 and q.shape[2] > 1
+            if sink is not None:
+                q, k, v = sink.before(q, k, v)
+            out = self._product(q, k, v, None, causal, scaling)
+            out = out if sink is None else out[:, :, 1:]
+        return out if sink is None else out[..., :-1]
+
+    def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, sink: _Sink | None, scaling: float | None) -> Tensor:
+        length, before, behind = q.shape[2], self.band.before, self.band.behind
+        assert before is not None and behind is not None  # a window has both ends
+        fewest, most = BLOCK.get(q.device.type, BLOCK["cuda"])
+        size = min(max(before, fewest), most)
+        keys, values = torch.split(k, size, dim=2), torch.split(v, size, dim=2)
+        sliced = not (torch.is_grad_enabled() and (k.requires_grad or v.requires_grad))
+        out = []
+        for number, block in enumerate(torch.split(q, size, dim=2)):
+            start, stop = number * size, number * size + block.shape[2]
+            if sliced:
+                first, last = max(0, start - before), min(length, stop + behind)
+                near_k, near_v = k[:, :, first:last], v[:, :, first:last]
+            else:  # the gradient of a slice is as long as the text; that of joined blocks as long as the blocks
+                low, high = max(0, start - before) // size, -(-min(length, stop + behind) // size)
+                first, near_k, near_v = low * size, torch.cat(keys[low:high], dim=2), torch.cat(values[low:high], dim=2)
+            shape = (block.shape[2], near_k.shape[2], start - first)
+            mask = _band_mask(*shape, before, behind, sink is not None, block.dtype, block.device)
+            if sink is not None:
+                near_k, near_v = sink.beside(near_k, near_v)
+            out.append(self._product(block, near_k, near_v, mask, False, scaling))
+        return torch.cat(out, dim=2)
+
+    def _product(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scaling: float | None) -> Tensor:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=self.dropout, scale=scaling, is_causal=causal, enable_gqa=self.grouped_heads
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _band_mask(
+    rows: int, columns: int, shift: int, before: int, behind: int, sink: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Give 0 where a query of a block sees a key and minus infinity elsewhere, `(rows, columns)`; one column more for a sink.
+
+    `shift` is the place of the first query among the keys. Layers and texts share the few masks that there are.
+    """
+    with torch.inference_mode(False):  # made while encoding, it may be used in training
+        distance = torch.arange(columns, device=device)[None] - torch.arange(rows, device=device)[:, None] - shift
+        hidden = (distance < -before) | (distance > behind)
+        mask = torch.zeros(rows, columns, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+        return F.pad(mask, (1, 0)) if sink else mask
+
+
+@dataclass(frozen=True, slots=True)
+class _Sink:
+    """An attention sink as one key more, without value: one dimension more carries its score, and is zero for all other keys."""
+
+    queries: Tensor
+    """`(texts, heads, length, head size + 1)`; the last coordinate is the sink's score, before scaling."""
+    key: Tensor
+    """`(texts, key heads, 1, head size + 1)`."""
+    value: Tensor
+
+    @classmethod
+    def of(cls, sinks: Tensor, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> _Sink:
+        score = (sinks.to(q.dtype) / scaling)[None, :, None, None].expand(*q.shape[:3], 1)
+        key = F.pad(torch.zeros_like(k[:, :, :1]), (0, 1), value=1.0)
+        return cls(torch.cat([q, score], dim=-1), key, torch.zeros(*v.shape[:2], 1, v.shape[3] + 1, dtype=v.dtype, device=v.device))
+
+    def beside(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the sink before some keys and their values."""
+        return torch.cat([self.key, F.pad(k, (0, 1))], dim=2), torch.cat([self.value, F.pad(v, (0, 1))], dim=2)
+
+    def before(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Put it before all keys, with a query that nobody reads, so that a causal text stays causal."""
+        return torch.cat([torch.zeros_like(q[:, :, :1]), q], dim=2), *self.beside(k, v)
+
+
+def kernel_takes(query: Tensor, value: Tensor, dropout: float) -> bool:
+    """Say whether torch's variable-length kernel computes attention of these tensors, `(tokens, heads, head size)`."""
+    size = query.shape[-1]
+    fits = size == value.shape[-1] and size <= KERNEL_HEAD_SIZE and size % 8 == 0
+    return query.device.type in KERNEL_DEVICES and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0 and fits
+
+
+def _variable_length(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scaling: float | None, band: Band) -> Tensor:
+    from torch.nn.attention import varlen
+
+    out = varlen.varlen_attn(
         q.contiguous(),
         k.contiguous(),
         v.contiguous(),
@@ -152,7 +359,7 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scaling: f
         groups.longest,
         groups.longest,
         scale=scaling,
-        window_size=window,
+        window_size=(-1 if band.before is None else band.before, -1 if band.behind is None else band.behind),
         enable_gqa=q.shape[1] != k.shape[1],
     )
     assert isinstance(out, Tensor)
@@ -160,22 +367,13 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scaling: f
 
 
 def can_pack(backbone: PreTrainedModel) -> bool:
-    """Say whether a backbone's attention can be replaced by the packed one.
-
-    Some families (MPNet, DeBERTa) compute attention by themselves; their texts run in ordinary batches of equal length.
-
-    Args:
-        backbone: A model.
-
-    Returns:
-        Whether a stream may be given to it.
-    """
+    """Say whether a backbone's attention can be replaced at all; some families (MPNet, DeBERTa) compute it by themselves."""
     return bool(type(backbone)._can_set_attn_implementation())
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
+def _mask_of(*, mask_function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], device: torch.device, **_: object) -> FamilyMask:
+    return FamilyMask(mask_function, device)
 
 
 AttentionInterface.register(ATTENTION, packed_attention)
-AttentionMaskInterface.register(ATTENTION, _no_mask)
+AttentionMaskInterface.register(ATTENTION, _mask_of)

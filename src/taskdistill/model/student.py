@@ -14,9 +14,16 @@ from transformers import PreTrainedModel
 from taskdistill.errors import BadInput, nearest
 from taskdistill.model.adapters import active_adapter
 from taskdistill.model.backbone import first_position
-from taskdistill.model.packed import Packed, can_pack, pack
+from taskdistill.model.families import Batching, batching_of, check_ids, embedding_scale, own_forward, tolerance_of
+from taskdistill.model.packed import ATTENTION, Packed, pack
 from taskdistill.model.pooling import pool
 from taskdistill.vocabulary import Pooling
+
+LIKE_LENGTHS = 0.75
+"""The shortest text of a padded batch has at least this share of its longest one's tokens, which bounds what is computed in vain."""
+
+TRIED_LENGTH = 7
+"""Tokens of the text on which training is tried."""
 
 
 class TokenModel(Protocol):
@@ -41,16 +48,24 @@ class TransformerModel(nn.Module):
         """Join a backbone and a pooling.
 
         Args:
-            backbone: Model whose attention implementation is the packed one.
+            backbone: A model of transformers; a family that can be packed is switched to the packed attention.
             pooling: How tokens become one vector.
         """
         super().__init__()
+        self.batching = batching_of(backbone)
+        if self.batching is Batching.PACKED and backbone.config._attn_implementation != ATTENTION:
+            backbone.set_attn_implementation(ATTENTION)
         self.backbone = backbone
         self.pooling = pooling
         self.tasks: list[str] = []
         self.embedding_dim: int = backbone.config.hidden_size
         self.first_position = first_position(backbone)
-        self.packs = can_pack(backbone)
+        self.embedding_scale = embedding_scale(backbone)
+
+    @property
+    def packs(self) -> bool:
+        """Whether texts share one stream."""
+        return self.batching is Batching.PACKED
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +88,7 @@ class TransformerModel(nn.Module):
         active_adapter(self.backbone, task)
 
     def token_vectors(self, packed: Packed) -> Tensor:
-        """Look up the token table.
+        """Look up the rows of the token table, as they stand there, for `hidden`.
 
         Args:
             packed: A stream.
@@ -81,7 +96,36 @@ class TransformerModel(nn.Module):
         Returns:
             `(tokens, hidden size)`.
         """
-        return self.backbone.get_input_embeddings()(packed.ids)  # type: ignore[no-any-return]
+        return F.embedding(packed.ids, self.backbone.get_input_embeddings().weight)
+
+    @torch.no_grad()
+    def check_training(self, *, table: bool) -> None:
+        """Try on a short text that training computes what encoding will.
+
+        Args:
+            table: Whether the token table is trained, by its rows instead of ids.
+
+        Raises:
+            BadInput: If the backbone does something at random in training, or rows give other states than ids because the family
+                reads ids elsewhere too or norms what it looks up, so that no gradient of the table would be right.
+        """
+        packed = pack([check_ids(self.backbone, TRIED_LENGTH)[0].cpu().numpy()]).to(self.device)
+        training, kind = self.training, type(self.backbone).__name__
+        try:
+            expected = self.eval().hidden(packed)
+            random = not _near(self.train().hidden(packed), expected)
+            rows = table and not _near(self.eval().hidden(packed, self.token_vectors(packed)), expected)
+        finally:
+            self.train(training)
+        if random:
+            raise BadInput(
+                f"a {kind} does something at random in training that cannot be switched off here; take a family of docs/families.md"
+            )
+        if rows:
+            raise BadInput(
+                f"the token table of a {kind} cannot be trained here: the family reads token ids elsewhere too, or changes rows when it "
+                f"looks them up; train adapters only, or take a family of docs/families.md"
+            )
 
     def hidden(self, packed: Packed, token_vectors: Tensor | None = None) -> Tensor:
         """Run the backbone over a stream.
@@ -93,13 +137,25 @@ class TransformerModel(nn.Module):
         Returns:
             Hidden states `(tokens, D)`.
         """
-        name, tokens = ("input_ids", packed.ids) if token_vectors is None else ("inputs_embeds", token_vectors)
-        if self.packs:
+        tokens = packed.ids if token_vectors is None else token_vectors * self.embedding_scale
+        if self.batching is Batching.PACKED:
+            name = "input_ids" if token_vectors is None else "inputs_embeds"
             positions = packed.positions + self.first_position
             states = self.backbone(**{name: tokens[None]}, position_ids=positions[None], groups=packed.groups, use_cache=False)
             return states.last_hidden_state[0]  # type: ignore[no-any-return]
+        if self.batching is Batching.PADDED:
+            return torch.cat([self._padded(tokens, runs) for runs in like_lengths(packed.groups.runs)])
         runs = [tokens[first : first + n * length].view(n, length, *tokens.shape[1:]) for first, n, length in packed.groups.runs]
-        return torch.cat([self.backbone(**{name: run}).last_hidden_state.flatten(0, 1) for run in runs])
+        return torch.cat([own_forward(self.backbone, run).flatten(0, 1) for run in runs])
+
+    def _padded(self, tokens: Tensor, runs: Sequence[tuple[int, int, int]]) -> Tensor:
+        """Run texts of like length as one batch, padded on the right by their own last tokens, which the mask hides."""
+        lengths = torch.tensor([length for _, count, length in runs for _ in range(count)], device=tokens.device)
+        starts = lengths.cumsum(0) - lengths + runs[0][0]
+        places = torch.arange(runs[-1][2], device=tokens.device)
+        mask = places < lengths[:, None]
+        states = own_forward(self.backbone, tokens[starts[:, None] + places.minimum(lengths[:, None] - 1)], mask.long())
+        return states[mask]
 
     def pooled(self, packed: Packed, token_vectors: Tensor | None = None) -> Tensor:
         """Run the backbone and pool.
@@ -125,6 +181,21 @@ class TransformerModel(nn.Module):
         packed = pack(ids).to(self.device)
         vectors = self.pooled(packed)
         return torch.empty_like(vectors).index_copy(0, packed.order, vectors)
+
+
+def _near(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() <= tolerance_of(expected))
+
+
+def like_lengths(runs: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
+    """Cut the runs of a stream, shortest texts first, into batches of like length."""
+    batches: list[list[tuple[int, int, int]]] = []
+    for run in runs:
+        if batches and batches[-1][0][2] >= LIKE_LENGTHS * run[2]:
+            batches[-1].append(run)
+        else:
+            batches.append([run])
+    return batches
 
 
 class StaticModel(nn.Module):

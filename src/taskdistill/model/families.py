@@ -1,0 +1,240 @@
+"""Which families of transformers run how: on the packed stream, padded, or in batches of equal length; what else differs by family.
+
+A family is named here after its vectors were compared with those of transformers' own forward, text by text, short and long
+(tests/test_model_families.py). Any other runs in batches of equal length, without a mask, and is compared when it is loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, PretrainedConfig, PreTrainedModel
+
+from taskdistill.errors import BadInput
+from taskdistill.model.packed import ATTENTION, can_pack
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+PACKED = _names(
+    """
+    albert apertus arcee bert bert-generation biogpt bitnet camembert cohere cohere2 cwm data2vec-text deepseek_v2 deepseek_v3
+    diffllama distilbert electra embedding_gemma2_text ernie ernie4_5 ernie4_5_moe eurobert exaone4 flex_olmo gemma gemma3_text
+    glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gpt_oss granite granite_swa granitemoe granitemoe_swa granitemoeshared gte helium
+    hunyuan_v1_dense hunyuan_v1_moe hyperclovax internlm3 jais2 jetmoe jina_embeddings_v3 llama minicpm3 ministral ministral3
+    mistral mistral4 mixtral modernbert modernbert-decoder nanochat nomic_bert olmo olmo2 olmo3 olmoe opt persimmon phi phi3
+    phimoe qwen2 qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3 qwen3_moe qwen3_vl_moe_text qwen3_vl_text roberta
+    roberta-prelayernorm seed_oss smollm3 solar_open starcoder2 ultrabert xlm-roberta xlm-roberta-xl xmod
+    """
+)
+"""Families whose texts share one stream; their attention asks for nothing that `packed_attention` does not compute."""
+
+PADDED = _names("big_bird deberta deberta-v2 megatron-bert mpnet mt5 rembert roformer squeezebert t5 umt5 xlm xlnet")
+"""Families that compute attention by themselves and heed the mask of a padded batch."""
+
+ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+"""Encoder-decoder families of which the encoder alone is run, as sentence-transformers does."""
+
+OF_ONE_MODEL = frozenset({"attn_config", "ffn_config", "esmfold_config"})
+"""Nested configurations that are no models of their own."""
+
+REACHES = re.compile(r"(window|chunk|block|local)", re.IGNORECASE)
+"""Names of configuration keys that may say beyond how many tokens a family computes otherwise."""
+
+CHECK_LENGTHS = (5, 40, 2_048)
+"""Tokens of the short text of a check at load, and fewest and most of the long one."""
+
+CHECK_FLOPS = 2e12
+"""Multiplications and additions of a check at load, about 20 seconds of two cores; the long text of a large model is cut to it."""
+
+CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+"""Largest difference, as a share of the largest value; states that run over borders or batches give at least ten times as much."""
+
+HALF_TOLERANCE = 5e-2
+
+
+class Batching(StrEnum):
+    """How the texts of a batch share a forward pass."""
+
+    PACKED = "packed"
+    """One stream without padding; attention stays within each text."""
+    PADDED = "padded"
+    """Batches of like length, padded on the right, with the family's own mask."""
+    EQUAL = "equal"
+    """Batches of equal length, without a mask."""
+
+
+def is_native(config: PretrainedConfig | Mapping[str, Any]) -> bool:
+    """Say whether transformers has the family itself, so that no code of a folder is needed."""
+    kind = config.get("model_type") if isinstance(config, Mapping) else config.model_type
+    return isinstance(kind, str) and kind in CONFIG_MAPPING
+
+
+def batching_of(backbone: PreTrainedModel) -> Batching:
+    """Tell how the texts of a backbone are batched: by the tables for transformers' own classes, in equal lengths for all others."""
+    kind, own = backbone.config.model_type, type(backbone).__module__.startswith("transformers.")
+    if own and kind in PACKED and can_pack(backbone):
+        return Batching.PACKED
+    return Batching.PADDED if own and kind in PADDED else Batching.EQUAL
+
+
+def refuse_family(config: PretrainedConfig, where: object) -> None:
+    """Refuse families of which no forward pass over texts alone gives a vector for each token.
+
+    Args:
+        config: transformers' configuration.
+        where: The configuration's file, for messages.
+
+    Raises:
+        BadInput: If it is an encoder and a decoder, or a model of several modalities.
+    """
+    kind = config.model_type
+    parts = sorted(set(getattr(type(config), "sub_configs", None) or {}) - OF_ONE_MODEL)
+    if parts:
+        raise BadInput(
+            f"{where}: {kind} is a model of several parts ({', '.join(parts)}), of which only texts are read here; "
+            f"save its text model alone (its model_type often ends in _text), or use it as a teacher over HTTP"
+        )
+    if getattr(config, "is_encoder_decoder", False) and kind not in ENCODERS:
+        raise BadInput(
+            f"{where}: {kind} is an encoder with a decoder, whose states are those of the decoder; of such families only the encoders "
+            f"of {', '.join(ENCODERS)} are read; use an encoder such as BERT, or a decoder such as Qwen3"
+        )
+
+
+def options(config: PretrainedConfig) -> dict[str, Any]:
+    """Give the arguments with which transformers makes or loads a model of this family."""
+    attention = {"attn_implementation": ATTENTION} if config.model_type in PACKED else {}
+    return attention | ({"add_pooling_layer": False} if has_pooler(config) else {})
+
+
+def has_pooler(config: PretrainedConfig) -> bool:
+    """Say whether transformers' model of a family has a pooler on top unless told otherwise."""
+    try:
+        made = MODEL_MAPPING[type(config)]
+    except KeyError:
+        return False
+    return not isinstance(made, tuple) and "add_pooling_layer" in inspect.signature(made.__init__).parameters
+
+
+def embedding_scale(backbone: PreTrainedModel) -> float:
+    """Return the factor by which a family multiplies the rows of its token table when it looks them up (Gemma: root of the width)."""
+    return float(getattr(backbone.get_input_embeddings(), "embed_scale", 1.0))
+
+
+def own_forward(backbone: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Run the family's own forward over a batch.
+
+    Args:
+        backbone: The model.
+        tokens: Token ids `(texts, length)`, or rows of the token table, scaled, `(texts, length, hidden size)`.
+        mask: 1 for a real token, `(texts, length)`; None for a batch without padding.
+
+    Returns:
+        Hidden states `(texts, length, D)`.
+    """
+    given: dict[str, Any] = {"input_ids" if tokens.ndim == 2 else "inputs_embeds": tokens}
+    if mask is not None:
+        given["attention_mask"] = mask
+    if _takes(backbone.__class__, "use_cache"):
+        given["use_cache"] = False
+    return backbone(**given).last_hidden_state  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _takes(model: Any, argument: str) -> bool:
+    return argument in inspect.signature(model.forward).parameters
+
+
+_checked: set[str] = set()
+"""Configurations that were compared in this process."""
+
+
+def check(backbone: PreTrainedModel, where: object) -> None:
+    """Compare a family that is in no table with its own forward over one text alone, at a short and a long text.
+
+    The long text is longer than any window, chunk or block that the configuration names. Families of the tables pass at once;
+    so does a configuration that was compared before in this process.
+
+    Args:
+        backbone: The model with its weights, on any device but meta.
+        where: Its folder or the key of a recipe, for messages.
+
+    Raises:
+        BadInput: If the family cannot run over texts alone, or a text's states depend on what else is in its batch.
+    """
+    if batching_of(backbone) is not Batching.EQUAL or backbone.device.type == "meta":
+        return
+    key = f"{type(backbone).__module__} {type(backbone).__name__} {json.dumps(backbone.config.to_dict(), sort_keys=True, default=str)}"
+    if key in _checked:
+        return
+    name, training = f"{where}: the family {backbone.config.model_type} ({type(backbone).__name__})", backbone.training
+    backbone.eval()
+    try:
+        with torch.inference_mode():
+            for length in check_lengths(backbone):
+                _compare(backbone, length, name)
+    finally:
+        backbone.train(training)
+    _checked.add(key)
+
+
+def check_lengths(backbone: PreTrainedModel) -> tuple[int, int]:
+    """Choose how long the two texts of a check are."""
+    config, (short, fewest, most) = backbone.config, CHECK_LENGTHS
+    said = [value for key, value in config.to_dict().items() if REACHES.search(key)]
+    flat = [number for value in said for number in (value if isinstance(value, list) else [value]) if type(number) is int]
+    longest = getattr(config, "max_position_embeddings", None)
+    room = most if type(longest) is not int or longest <= 0 else longest - 2
+    weights = sum(p.numel() for p in backbone.parameters())
+    affordable = max(fewest, int(CHECK_FLOPS / (6 * max(1, weights))))
+    long = min(max([fewest, *(number + 9 for number in flat if number < most)]), affordable, room, most)
+    return min(short, long), long
+
+
+def _compare(backbone: PreTrainedModel, length: int, name: str) -> None:
+    try:
+        ids = check_ids(backbone, length)
+        alone = own_forward(backbone, ids[:1])
+        together = own_forward(backbone, ids)
+    except Exception as error:  # any family, perhaps with code of its own
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(
+            f"{name} cannot run over {length} token ids alone ({type(error).__name__}: {reason}); use a family of docs/families.md"
+        ) from None
+    if alone.ndim != 3 or alone.shape[1] != length:
+        raise BadInput(
+            f"{name} gives states of shape {tuple(alone.shape)} for {length} tokens, not one for each; use a family of docs/families.md"
+        )
+    if not bool((together[:1] - alone).abs().max() <= tolerance_of(alone)):
+        raise BadInput(
+            f"{name} gives a text of {length} tokens other states beside another text than alone, so its vectors would depend on the batch; "
+            f"use a family of docs/families.md"
+        )
+
+
+def tolerance_of(states: Tensor) -> float:
+    """Say by how much states that should be equal may differ, of their own number type."""
+    return CHECK_TOLERANCE.get(states.dtype, HALF_TOLERANCE) * float(states.abs().max())
+
+
+def check_ids(backbone: PreTrainedModel, length: int) -> Tensor:
+    """Make two texts of tokens that no family treats as special, `(2, length)`."""
+    config = backbone.config
+    size = int(getattr(config, "vocab_size", 0) or backbone.get_input_embeddings().weight.shape[0])
+    said = [value for key, value in config.to_dict().items() if key.endswith(("token_id", "token_index"))]
+    special = {number for value in said for number in (value if isinstance(value, list) else [value]) if type(number) is int}
+    plain = np.array([number for number in range(size // 4, size) if number not in special] or [0])
+    chosen = plain[(np.arange(2 * length) * 7_919 + 13) % len(plain)]
+    return torch.from_numpy(chosen.astype(np.int64)).view(2, length).to(backbone.device)
