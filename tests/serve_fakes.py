@@ -18,7 +18,8 @@ from taskdistill.encode.chunks import encode_chunks
 from taskdistill.encode.encoder import Encoder
 from taskdistill.model.adapters import adapter_parameters, attach, lora_config
 from taskdistill.model.backbone import build_backbone
-from taskdistill.model.folder import Model, Settings, base_space_id
+from taskdistill.model.folder import Model, Settings
+from taskdistill.model.identity import memory_files
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.serve.app import make_app
@@ -61,10 +62,8 @@ def tiny_model(source: Path = Path(), layers: int = 2) -> Model:
     model = Model(module.eval(), tiny_tokenizer(), settings, name="tiny", source=source, adapter_configs=configs)
     texts = [f"{word} number {i}" for i in range(40) for word in ("one", "another")]
     ranges = {task or "base": ranges_to_json(fit_ranges(Encoder(model).encode(texts, task=task), DIMS)) for task in (None, "retrieval")}
-    model.settings = Settings(
-        prompts=dict(PROMPTS), max_length=MAX_LENGTH, matryoshka_dims=DIMS, int8_ranges=ranges, space_id=base_space_id(model)
-    )
-    model.hash = model.settings.space_id
+    model.settings = Settings(prompts=dict(PROMPTS), max_length=MAX_LENGTH, matryoshka_dims=DIMS, int8_ranges=ranges)
+    model.files = memory_files(model)
     return model
 
 

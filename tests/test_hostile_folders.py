@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from resealed import reseal
 from safetensors.torch import load_file, save_file
 from tiny_jina import END, TEXTS, tiny_backbone, tiny_tokenizer, write_repository
 
@@ -522,4 +523,6 @@ def test_half_copied_folders(copy):
 def test_manifests_that_lie(copy, change):
     folder = copy("ours")
     edit(folder / MANIFEST, **change)
-    refused(folder, "lacks a field|names a task|outside the folder")
+    refused(folder, "taskdistill.json is damaged: it does not end with its SHA-256")
+    reseal(folder)
+    refused(folder, "lacks a field|names a task|outside the folder|tasks is 3, needs a list of different names")

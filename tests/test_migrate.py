@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from taskdistill.cli.app import run as command
 from taskdistill.compress import normalise
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.folders import read_manifest
-from taskdistill.model.folder import base_space_id, write_model
+from taskdistill.model.folder import write_model
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
@@ -211,7 +210,6 @@ def test_a_dev_set_must_be_of_the_index(old):
 def write_named(folder: Path, seed: int) -> Path:
     """Write a random model with the id of its space."""
     made = tiny.model(tiny.student(seed=seed), tiny.write_tokenizer(folder.with_name(f"{folder.name}-tok")), prompts={})
-    made.settings = replace(made.settings, space_id=base_space_id(made))
     write_model(folder, made)
     return folder
 

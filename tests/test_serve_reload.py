@@ -20,7 +20,7 @@ import torch
 from serve_fakes import live, tiny_model
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.model.folder import base_space_id, write_model
+from taskdistill.model.folder import write_model
 from taskdistill.model.golden import embed_with, golden_vectors
 from taskdistill.serve.engine import ModuleView
 
@@ -30,7 +30,6 @@ TEXT = "a red house"
 def write(folder: Path, *, scale: float = 1.0, tasks: int = 4, golden: bool = True, old_space: bool = False) -> None:
     """Write a model whose adapters, and whose weights too unless the space stays, are scaled."""
     model = tiny_model()
-    space = model.settings.space_id
     with torch.no_grad():
         for name, tensor in model.module.named_parameters():
             if "lora_B" in name or (not old_space and "output.dense.base_layer.weight" in name):
@@ -38,7 +37,6 @@ def write(folder: Path, *, scale: float = 1.0, tasks: int = 4, golden: bool = Tr
     for task in list(model.module.tasks)[tasks:]:
         model.module.tasks.remove(task)
         del model.adapter_configs[task]
-    model.settings = model.settings.__class__(**{**model.settings.__dict__, "space_id": space if old_space else base_space_id(model)})
     kept = golden_vectors(embed_with(model), model.module.tasks)
     if not golden:
         kept["vectors"]["base"] = [(-np.asarray(row)).tolist() for row in kept["vectors"]["base"]]

@@ -125,7 +125,7 @@ def test_an_index_of_another_space_is_refused_and_that_of_the_teacher_is_asked_t
     space = teacher.space_id
     documents = [Document(f"d{i}", f"text {i} of them") for i in range(20)]
     index = build_index(teacher, documents, tmp_path / "index", task=None)[0]
-    other.model.settings = replace(other.model.settings, space_id="elsewhere")
+    other.model.settings, other.model.files = replace(other.model.settings, space_id="elsewhere"), {}
     with pytest.raises(BadInput, match=r"elsewhere.*is not the index's"):
         make_app(other, index)
     facts = {"model": "the teacher", "embedding_dim": 32, "space_id": space}

@@ -12,7 +12,7 @@ from taskdistill.teacher.protocol import Identity
 
 
 class FakeEncoder:
-    embedding_dim, max_length, model_hash, space_id = 8, 128, "abc", "abc"
+    embedding_dim, max_length, files_hash, space_id = 8, 128, "abc", "abc"
 
     def __init__(self, sick=()):
         self.calls, self.sick = [], set(sick)

@@ -14,10 +14,11 @@ from taskdistill.compress import truncate
 from taskdistill.encode.backends import open_backend
 from taskdistill.encode.batches import cores
 from taskdistill.encode.hardware import default_budget, device_of, move, open_device, open_dtype
-from taskdistill.encode.running import Asked, Call, Encoded, Progress, Runner, TaskChoice, chunks_of, token_states, tokenised
+from taskdistill.encode.running import Asked, Call, Encoded, Progress, Runner, TaskChoice, check_room, chunks_of, token_states, tokenised
 from taskdistill.encode.shape import choose_shape
 from taskdistill.errors import BadInput, Truncated, nearest
 from taskdistill.model.backbone import resolve
+from taskdistill.model.files_hash import files_hash
 from taskdistill.model.folder import Model, read_model
 from taskdistill.model.student import StaticModel
 from taskdistill.vocabulary import Backend, Precision, Role
@@ -57,7 +58,7 @@ class Encoder:
         """
         self.model = model
         self.default_task = default_task
-        self.adapter_tasks, self.extends = model.settings.adapter_tasks, model.settings.extends
+        self.adapter_tasks, self.extends = model.settings.adapter_tasks, model.earlier_hashes
         self.threads = threads or cores()
         self.backend = open_backend(backend, model, threads=self.threads, calibration=calibration)
         self.token_budget = token_budget or default_budget(model.module)
@@ -142,12 +143,22 @@ class Encoder:
     @property
     def space_id(self) -> str:
         """Hash of everything that decides the base vectors."""
-        return self.model.settings.space_id
+        return self.model.space_id
+
+    @property
+    def former_space_ids(self) -> tuple[str, ...]:
+        """Ids that earlier versions gave to the same space."""
+        return tuple(self.model.settings.former_space_ids)
 
     @property
     def model_hash(self) -> str:
-        """Hash of every file of the model that decides vectors."""
+        """Hash of everything that decides any vector: weights, adapters, tokenizer, prompts, lengths and calibration."""
         return self.model.hash
+
+    @property
+    def files_hash(self) -> str:
+        """Hash of the files alone: what a teacher is known by, whose instructions are the recipe's."""
+        return files_hash(self.model.files)
 
     def encode(
         self,
@@ -218,7 +229,7 @@ class Encoder:
         call = self._call(len(texts), asked)
         out, cut = call.empty(len(texts)), np.zeros(len(texts), dtype=bool)
         chunks = (list(texts[start : start + WINDOW]) for start in range(0, len(texts), WINDOW))
-        note = None if progress is None else _of(progress, len(texts))
+        note = None if progress is None else lambda done, _: progress(done, len(texts))
         for start, tokens in tokenised(self.model.tokenizer, chunks, call):
             stop = start + len(tokens.ids)
             cut[start:stop] = tokens.truncated
@@ -378,9 +389,10 @@ class Encoder:
             tasks = [self.choose_task(name) for name in task]
             names = list(dict.fromkeys(tasks)) or [self.choose_task(None)]
         dim, precision = asked.get("truncate_dim"), asked.get("precision", Precision.FLOAT32.value)
+        head = self.prompt_text(asked.get("prompt_name")) if prompt is None else prompt
         return Call(
-            head=self.prompt_text(asked.get("prompt_name")) if prompt is None else prompt,
-            limit=self._limit(asked.get("max_length")),
+            head=head,
+            limit=check_room(self.model.tokenizer, head, self._limit(asked.get("max_length"))),
             tasks=tasks,
             shapes={
                 name: choose_shape(self.model.settings, self.embedding_dim, name, dim, precision, asked.get("prompt_name"))
@@ -388,7 +400,3 @@ class Encoder:
             },
             refuse_truncation=asked.get("refuse_truncation", False),
         )
-
-
-def _of(progress: Progress, total: int) -> Progress:
-    return lambda done, _: progress(done, total)

@@ -16,6 +16,7 @@ import torch
 from taskdistill.encode.batches import run_batches, token_batches
 from taskdistill.encode.shape import Shape
 from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.model.folder_check import prompt_tokens
 from taskdistill.model.packed import pack
 from taskdistill.model.student import StaticModel, TokenModel, TransformerModel
 from taskdistill.model.text import TextTokenizer, Tokens
@@ -163,6 +164,28 @@ class Runner:
 
         with self.turn(task):
             run_batches(token_batches(lengths, self.budget), work, self.threads, progress)
+
+
+def check_room(tokenizer: TextTokenizer, prompt: str, limit: int) -> int:
+    """Refuse a prompt that leaves no room for a text, which would give all texts one vector.
+
+    Args:
+        tokenizer: The model's.
+        prompt: Put before every text.
+        limit: Most tokens of one text.
+
+    Returns:
+        The limit.
+
+    Raises:
+        BadInput: If prompt and special tokens fill it.
+    """
+    if (tokens := prompt_tokens(tokenizer, prompt)) >= limit:
+        raise BadInput(
+            f"the prompt takes {tokens:,} tokens with those around every text, and {limit:,} are read: nothing of a text would be left; "
+            f"give a shorter prompt or a larger max_length"
+        )
+    return limit
 
 
 def tokenised(tokenizer: TextTokenizer, chunks: Iterable[list[str]], call: Call) -> Iterator[tuple[int, Tokens]]:

@@ -18,7 +18,8 @@ from taskdistill.job.embedders import EncoderEmbedder, TeacherEmbedder
 from taskdistill.job.own_vocabulary import with_own_vocabulary
 from taskdistill.job.speed import matrix_rate, time_table, where_time_went
 from taskdistill.job.start import start_student
-from taskdistill.model.folder import Model, base_space_id
+from taskdistill.model.folder import Model
+from taskdistill.model.identity import memory_files
 from taskdistill.recipe import dump_recipe
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _students(run: Run, encoder: Encoder, static: Path | None, models: list[Embe
     if run.recipe.student.vocabulary is not None:
         untrained = with_own_vocabulary(untrained, run.out)
     untrained.settings.prompts.clear()
-    untrained.hash = base_space_id(untrained)
+    untrained.files = memory_files(untrained)
     encoders = {UNTRAINED: Encoder(untrained, threads=run.threads), BASE: encoder}
     if static is not None:
         encoders = {STATIC: Encoder.load(static, threads=run.threads), **encoders}

@@ -75,15 +75,12 @@ class EncoderEmbedder:
         return {role: {int(dim): np.asarray(row, np.float32) for dim, row in sizes.items()} for role, sizes in stored.items()}
 
     def fingerprint(self) -> str:
-        """Hash what decides the vectors: weights, adapters, prompts, length, positions, and the stored int8 ranges and offsets.
+        """Hash what decides the vectors: the model, and whether its adapters are used.
 
         Returns:
             64 hexadecimal digits.
         """
-        settings = self.encoder.model.settings
-        said = [self.encoder.model_hash, self.adapters, dict(settings.prompts), settings.max_length, settings.rope_theta]
-        said += [settings.int8_ranges, settings.binary_offsets] if settings.binary_offsets else [settings.int8_ranges]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.encoder.model_hash, self.adapters]).encode()).hexdigest()
 
 
 class TeacherEmbedder:

@@ -49,7 +49,7 @@ def search_examples(recipe: Recipe, out: Path) -> list[tuple[str, list[tuple[flo
 
 def _index(encoder: Encoder, documents: list[Document], path: Path) -> Index:
     """Make the run's index, or go on with it if it is of the same model."""
-    if (path / MANIFEST).is_file() and Index.open(path).settings.model_hash != encoder.model_hash:
+    if (path / MANIFEST).is_file() and Index.open(path).settings.model_hash not in (encoder.model_hash, *encoder.extends):
         shutil.rmtree(path)
     task = Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None
     return build_index(encoder, documents, path, task=task)[0]

@@ -13,10 +13,9 @@ import numpy as np
 
 from taskdistill.compress import fit_ranges, ranges_to_json, truncate
 from taskdistill.encode.encoder import Encoder
-from taskdistill.folders import read_manifest
 from taskdistill.job.card import run_card
 from taskdistill.job.state import Run, resume_meta
-from taskdistill.model.folder import Model, Settings, base_space_id, write_model
+from taskdistill.model.folder import Model, Settings, write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
 from taskdistill.model.student import StaticModel
 from taskdistill.model.text import TextTokenizer
@@ -36,7 +35,6 @@ def finish_model(run: Run, student: Model) -> None:
     start = time.monotonic()
     run.watcher.stage("calibrating int8 and writing the model folder")
     student.settings = replace(student.settings, teacher=_teacher_facts(run))
-    student.settings = replace(student.settings, space_id=base_space_id(student))
     texts = calibration_texts(run)
     encoder = Encoder(student, threads=run.threads)
     student.settings = replace(student.settings, int8_ranges=int8_ranges(encoder, texts, [None, *encoder.tasks]))
@@ -46,7 +44,6 @@ def finish_model(run: Run, student: Model) -> None:
     write_model(
         run.out / "model", student, inputs=_inputs(run), extra_files=_files(student, run_card(run, student, None)), replace_existing=True
     )
-    student.hash = read_model_hash(run.out / "model")
     run.timed("model folder", start)
 
 
@@ -64,7 +61,6 @@ def finish_static(run: Run, table: StaticModel, tokenizer: TextTokenizer, folder
     dims = tuple(sorted({dim for dim in run.recipe.student.matryoshka_dims if dim < table.embedding_dim} | {table.embedding_dim}))
     settings = Settings(max_length=1_000_000, matryoshka_dims=dims, teacher=_teacher_facts(run))
     model = Model(table.eval(), tokenizer, settings, name=name, source=folder)
-    model.settings = replace(settings, space_id=base_space_id(model))
     ranges = int8_ranges(Encoder(model, threads=1), texts[:CALIBRATION_TEXTS], [None])
     model.settings = replace(model.settings, int8_ranges=ranges)
     if run.recipe.student.binary_offsets:
@@ -159,20 +155,6 @@ def calibration_texts(run: Run) -> list[str]:
     rows = [row for _, dataset in sorted(run.inputs.datasets.items()) for row in dataset.rows]
     chosen = rng.choice(len(rows), size=min(CALIBRATION_TEXTS, len(rows)), replace=False)
     return [row_texts(rows[i])[-1] for i in sorted(chosen.tolist())]
-
-
-def read_model_hash(folder: Path) -> str:
-    """Hash a written model folder as `read_model` does.
-
-    Args:
-        folder: Model folder.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    from taskdistill.model.files_hash import files_hash
-
-    return files_hash(read_manifest(folder, "model")["files"])
 
 
 def _teacher_facts(run: Run) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from taskdistill.folders import read_manifest
 from taskdistill.job.embedders import EncoderEmbedder
 from taskdistill.job.watch import Watcher
 from taskdistill.model.backbone import resolve
-from taskdistill.model.folder import Model, base_space_id, read_model, write_model
+from taskdistill.model.folder import Model, read_model, write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
 from taskdistill.train.checkpoint import KIND as CHECKPOINT
 from taskdistill.train.checkpoint import open_checkpoint
@@ -207,7 +207,7 @@ def _told(merged: Scored, best: Scored, difference: Difference, kept: bool) -> s
 
 def _write(model: Model, out: Path, meta: dict[str, Any]) -> None:
     model.name = out.name
-    model.settings = replace(model.settings, space_id=base_space_id(model), int8_ranges={})
+    model.settings = replace(model.settings, int8_ranges={})
     golden = golden_vectors(embed_with(model), model.module.tasks)
     card = f"# {out.name}\nMerged by `taskdistill merge` ({meta['method']}) from {', '.join(meta['merged_from'])}.\n"
     write_model(

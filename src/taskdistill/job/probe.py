@@ -31,7 +31,7 @@ from taskdistill.job.evaluation import open_models
 from taskdistill.job.seen import training_texts
 from taskdistill.job.watch import Watcher, never
 from taskdistill.model.backbone import EMBEDDED, resolve
-from taskdistill.model.folder import Model, Settings, base_space_id, write_model
+from taskdistill.model.folder import Model, Settings, write_model
 from taskdistill.model.student import StaticModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import StaticSettings
@@ -261,7 +261,6 @@ def _student(
     plan = BatchPlan([dataset], {"texts": 1.0}, settings.batch_size, seed=effort.seed, label="static")
     _train(table, tokenizer, settings, plan, store, wrapped, folder, effort, watcher, threads)
     model = Model(table.eval(), tokenizer, Settings(max_length=1_000_000, matryoshka_dims=(table.embedding_dim,)), folder.name, folder)
-    model.settings = Settings(max_length=1_000_000, matryoshka_dims=(table.embedding_dim,), space_id=base_space_id(model))
     write_model(folder, model, inputs=made_from, replace_existing=True)
     return folder
 

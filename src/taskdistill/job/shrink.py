@@ -23,7 +23,7 @@ from taskdistill.job.seen import TEXT_FIELDS
 from taskdistill.job.watch import Watcher
 from taskdistill.model.backbone import read_json, resolve
 from taskdistill.model.fewer_tokens import prune_table, prune_tokenizer, used_tokens
-from taskdistill.model.folder import Model, base_space_id, read_model, write_model
+from taskdistill.model.folder import Model, read_model, write_model
 from taskdistill.model.golden import FILE, cosines, embed_with, golden_vectors
 from taskdistill.model.smaller import choose_layers, keep_only, narrow
 from taskdistill.model.student import TransformerModel
@@ -204,13 +204,13 @@ class _Meter:
 
 
 def _write(model: Model, out: Path, meta: dict[str, Any], texts: list[str], rows: list[dict[str, Any]], *, vectors_move: bool) -> None:
-    settings = replace(model.settings, space_id=base_space_id(model))
+    source = model.hash
     if vectors_move and model.settings.int8_ranges:
-        settings = replace(settings, int8_ranges=int8_ranges(Encoder(model, threads=1), texts, [None]))
-    model.settings, model.name = settings, out.name
+        model.settings = replace(model.settings, int8_ranges=int8_ranges(Encoder(model, threads=1), texts, [None]))
+    model.name = out.name
     golden = golden_vectors(embed_with(model), model.module.tasks)
     card = ["# " + out.name, f"Made from {meta['shrunk_from']} by `taskdistill shrink`, without training.", ""]
     card += ["| step | million parameters | megabytes | tokens | cosine to the model as it was |", "|---|---|---|---|---|"]
     card += [f"| {r['step']} | {r['parameters'] / 1e6:.2f} | {r['megabytes']} | {r['tokens']:,} | {r['cosine']:.4f} |" for r in rows]
     files = {FILE: json.dumps(golden, ensure_ascii=False, allow_nan=False) + "\n", "README.md": "\n".join(card) + "\n"}
-    write_model(out, model, meta=meta, extra_files=files, inputs={"model": model.hash})
+    write_model(out, model, meta=meta, extra_files=files, inputs={"model": source})

@@ -75,7 +75,7 @@ def extend_folder(
     settings = replace(
         old,
         adapter_tasks=named,
-        extends=[] if anew else [*old.extends, model.hash],
+        extends=[] if anew else [*model.earlier_hashes, model.hash],
         int8_ranges={**old.int8_ranges, name: calibrated["int8_ranges"]},
         binary_offsets={**old.binary_offsets, name: calibrated["binary_offsets"]} if "binary_offsets" in calibrated else old.binary_offsets,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -23,8 +22,11 @@ from taskdistill.model.adapters import load_adapter, save_adapter
 from taskdistill.model.backbone import load_backbone, longest_text, read_json, rope_theta, set_rope_theta
 from taskdistill.model.configuration import refuse_code
 from taskdistill.model.families import has_pooler
-from taskdistill.model.files_hash import deciding_files, files_hash
+from taskdistill.model.files_hash import deciding_files, files_hash, model_hash, space_id
+from taskdistill.model.folder_check import check_prompts, check_settings, check_unlisted
+from taskdistill.model.golden import check_vectors
 from taskdistill.model.guard import check_folder_files, check_safetensors, task_folder
+from taskdistill.model.identity import base_space_id, former_space_ids
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.text import TextTokenizer
@@ -50,7 +52,7 @@ class Settings:
     rope_theta: float | None = None
     """RoPE theta at inference; None for a backbone without rotary positions."""
     space_id: str = ""
-    """Hash of everything that decides the base vectors."""
+    """Hash of everything that decides the base vectors, of a model that is not on disk; `Model.space_id` is the one in force."""
     teacher: dict[str, Any] = field(default_factory=dict)
     """Name, revision, embedding size and space id of the teacher; empty for a model that was not distilled here."""
     task_required: bool = False
@@ -63,6 +65,8 @@ class Settings:
     """Adapter to the task that it serves, where its name is another one."""
     extends: list[str] = field(default_factory=list)
     """Hashes of earlier states of this folder, all of whose adapters are in it unchanged."""
+    former_space_ids: list[str] = field(default_factory=list)
+    """Ids that earlier versions gave to the same space, so that their indexes are still searched."""
 
 
 @dataclass
@@ -77,8 +81,23 @@ class Model:
     """Where the tokenizer's side files are."""
     adapter_configs: dict[str, LoraConfig] = field(default_factory=dict)
     projection: Projection | None = None
-    hash: str = ""
-    """Hash over every file that decides vectors."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every file that decides vectors; empty for a model that is not on disk."""
+
+    @property
+    def hash(self) -> str:
+        """Hash of all that decides any vector; empty for a model that is not on disk."""
+        return model_hash(self.files, vars(self.settings))
+
+    @property
+    def space_id(self) -> str:
+        """Hash of all that decides the base's vectors."""
+        return space_id(self.files, vars(self.settings)) or self.settings.space_id
+
+    @property
+    def earlier_hashes(self) -> list[str]:
+        """Other hashes by which an index may know this model: of earlier states, and of files alone as earlier versions made them."""
+        return [*self.settings.extends, *([files_hash(self.files)] if self.files else [])]
 
 
 def write_model(
@@ -94,16 +113,20 @@ def write_model(
 
     Args:
         path: Where.
-        model: What.
+        model: What; it gets the ids that the folder has.
         meta: Further fields of the manifest.
         extra_files: Name to content of further files, such as the model card.
         inputs: Name to hash of what the model was made from.
         replace_existing: Whether a folder at `path` is replaced.
     """
-    with write_folder(path, "model", replace=replace_existing, inputs=inputs, meta=_meta(model) | dict(meta or {})) as folder:
+    said = dict(meta or {})
+    with write_folder(path, "model", replace=replace_existing, inputs=inputs, meta=said) as folder:
         fill_folder(folder, model)
         for name, content in (extra_files or {}).items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        model.files = deciding_files(folder)
+        model.settings = replace(model.settings, space_id=model.space_id, former_space_ids=[base_space_id(model)])
+        said |= {"name": model.name, "tasks": list(model.adapter_configs), "settings": asdict(model.settings)} | said
 
 
 def fill_folder(folder: Path, model: Model) -> None:
@@ -161,9 +184,11 @@ def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
     if faults := check_folder(folder, manifest):
         raise BadInput(f"{folder} is damaged: {'; '.join(faults[:3])}; copy it again or run the training command again")
     check_folder_files(folder)
+    if manifest:
+        check_unlisted(folder, manifest["files"])
     model = _read_jina(folder) if jina.recognises(folder) else _read_sentence_transformers(folder, trust_remote_code)
-    model.hash = files_hash(manifest["files"] if manifest else deciding_files(folder))
-    model.settings = replace(model.settings, space_id=model.hash[:32])
+    model.files = deciding_files(folder, manifest.get("files"))
+    model.settings = replace(model.settings, former_space_ids=[files_hash(model.files)[:32]])
     if manifest.get("kind") == "model":
         try:
             _add_ours(model, folder, manifest)
@@ -172,6 +197,9 @@ def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
     elif not manifest and not jina.recognises(folder) and ((folder / "adapters").exists() or (folder / "projection.safetensors").exists()):
         raise BadInput(f"{folder} has adapters or a projection but no {MANIFEST}: it was only half copied; copy it again")
     model.module.eval()
+    model.settings = replace(model.settings, space_id=model.space_id)
+    check_prompts(model.settings.prompts, model.tokenizer, model.settings.max_length, folder)
+    check_vectors(model, folder)
     return model
 
 
@@ -220,7 +248,9 @@ def _check_rows(tokenizer: TextTokenizer, rows: int, folder: Path) -> None:
 def _add_ours(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
     said = manifest["settings"] | {"matryoshka_dims": tuple(manifest["settings"]["matryoshka_dims"])}
     model.settings = Settings(**said)
-    model.name = manifest["name"]
+    check_settings(vars(model.settings), manifest["tasks"], model.module.embedding_dim, folder / MANIFEST)
+    model.settings = replace(model.settings, former_space_ids=former_space_ids(model, manifest["format_version"]))
+    model.name = str(manifest["name"])
     if isinstance(model.module, TransformerModel):
         if model.settings.rope_theta is not None:
             set_rope_theta(model.module.backbone, model.settings.rope_theta)
@@ -234,31 +264,6 @@ def _add_ours(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
         projection = Projection(tensors["weight"].shape[1], tensors["weight"].shape[0])
         projection.load_state_dict(tensors)
         model.projection = projection.eval()
-
-
-def base_space_id(model: Model) -> str:
-    """Hash everything that decides the base vectors of a model in memory.
-
-    Args:
-        model: The model.
-
-    Returns:
-        32 hexadecimal digits.
-    """
-    digest = hashlib.sha256(model.tokenizer.to_json().encode())
-    pooling = model.module.pooling.value if isinstance(model.module, TransformerModel) else "static"
-    digest.update(
-        f"{pooling} {model.settings.rope_theta} {sorted((str(name), text) for name, text in model.settings.prompts.items())}".encode()
-    )
-    for name, tensor in sorted(model.module.named_parameters()):
-        if "lora_" not in name:
-            digest.update(name.replace(".base_layer.", ".").encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _meta(model: Model) -> dict[str, Any]:
-    return {"name": model.name, "tasks": list(model.adapter_configs), "settings": asdict(model.settings)}
 
 
 def save_backbone(module: TransformerModel, folder: Path) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from taskdistill.errors import BadInput
-from taskdistill.model.folder import Model
 from taskdistill.vocabulary import Role
+
+if TYPE_CHECKING:
+    from taskdistill.model.folder import Model
 
 FILE = "golden.json"
 BASE = "base"
@@ -21,6 +23,12 @@ BASE = "base"
 DECIMALS = 7
 SAME_SPACE = 0.9999
 """Smallest cosine to a golden vector of whatever computes in float32."""
+
+PROBES = 3
+"""Golden texts, the shortest ones, that a model embeds when it is read."""
+
+SAME_VECTOR = 1e-6
+"""Largest difference of a coordinate between unit vectors that are taken for one."""
 
 BATCH = 4
 """Texts embedded at once; bounds memory, changes no number beyond rounding."""
@@ -103,6 +111,48 @@ def check_golden(golden: Mapping[str, Any], embed: Embed) -> dict[str, float]:
             )
         found[name] = float(cosines(expected, given).min())
     return found
+
+
+def check_vectors(model: Model, folder: Path) -> None:
+    """Run a few short texts through a model that was just read, and compare them with its golden vectors if it has some.
+
+    Damage that keeps every hash right, such as weights of zeros or a layer norm that divides by 1e30, is found by what it computes.
+
+    Args:
+        model: The model, on the CPU; left with no adapter selected.
+        folder: Its folder.
+
+    Raises:
+        BadInput: If a vector is zero or not finite, different texts have one vector, or a vector is not the golden one.
+    """
+    golden = read_golden(folder)
+    texts = list(TEXTS) if golden is None else [text for text in golden["texts"] if isinstance(text, str)]
+    chosen = sorted(range(len(texts)), key=lambda i: len(texts[i]))[:PROBES]
+    prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
+    rows = model.tokenizer.ids([texts[i] for i in chosen], prompt=prompt, max_length=model.settings.max_length).ids
+    known = [(i, row) for i, row in zip(chosen, rows, strict=True) if len(row)]
+    model.module.select(None)
+    with torch.inference_mode():
+        vectors = model.module.embed([row for _, row in known]).double().numpy() if known else np.zeros((0, 1))
+    lengths, advice = np.linalg.norm(vectors, axis=1), "its weights or settings are damaged or were changed; copy the folder again"
+    for (i, _), length in zip(known, lengths, strict=True):
+        if not np.isfinite(length) or length == 0:
+            what = "a zero vector" if length == 0 else "values that are not finite"
+            raise BadInput(f"{folder}: the model gives {what} for the text {texts[i]!r}: {advice}")
+    unit = vectors / lengths[:, None]
+    if len({row.tobytes() for _, row in known}) > 1 and np.abs(unit - unit[0]).max() < SAME_VECTOR:
+        raise BadInput(f"{folder}: the model gives one vector for different texts: {advice}")
+    expected = [] if golden is None else golden["vectors"].get(BASE, [])
+    for (i, _), row in zip(known, unit, strict=True):
+        if i < len(expected) and not (cosine := _cosine(expected[i], row)) >= SAME_SPACE:
+            raise BadInput(f"{folder}: the model does not give its golden vector of {texts[i]!r} (cosine {cosine:.4f}): {advice}")
+
+
+def _cosine(expected: Any, row: np.ndarray) -> float:
+    try:
+        return float(cosines(np.asarray(expected, dtype=np.float64)[None], row[None])[0])
+    except (TypeError, ValueError):
+        return float("nan")
 
 
 def read_golden(folder: Path) -> dict[str, Any] | None:

@@ -25,8 +25,8 @@ class RawEncoder(Protocol):
         """Tokens of one text that the model reads at most."""
 
     @property
-    def model_hash(self) -> str:
-        """Hash of everything that decides the vectors."""
+    def files_hash(self) -> str:
+        """Hash of the files that decide the vectors; prompts of the folder are not used."""
 
     @property
     def space_id(self) -> str:
@@ -56,7 +56,7 @@ class LocalTeacher:
                 f"teacher.max_length is {max_length}, but {model!r} reads at most {encoder.max_length} tokens; set it to that or less"
             )
         self._encoder = encoder
-        self.identity = Identity("local", model, revision, encoder.model_hash, max_length)
+        self.identity = Identity("local", model, revision, encoder.files_hash, max_length)
         self.embedding_dim = encoder.embedding_dim
         self.space_id = encoder.space_id
         self._max_length = max_length
