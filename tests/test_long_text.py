@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import resource
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_jina import TEXTS, tiny_backbone, tiny_tokenizer
 from transformers import Qwen3Config, Qwen3Model
 
+from taskdistill.compress import pack_bits
 from taskdistill.encode.chunks import encode_chunks, encode_windows
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
@@ -21,7 +24,7 @@ from taskdistill.model.folder import Model, Settings, read_model, write_model
 from taskdistill.model.packed import ATTENTION
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.text import TextTokenizer
-from taskdistill.vocabulary import Pooling
+from taskdistill.vocabulary import Pooling, Precision, Role
 
 LONG = "The market by the river was held twice a year. 火星は赤い。 " * 12
 PROMPTS = {"query": "Query: ", "document": "Document: "}
@@ -195,3 +198,52 @@ def test_long_texts_need_memory_that_grows_with_their_length_only(tmp_path, toke
     assert np.isfinite(report.vectors).all()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown < tokens * 20_000  # scores of all pairs would be 2 x 4 bytes x tokens, 65,536 or 262,144 bytes a token
+
+
+# one window is the text itself
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory) -> dict[str, Encoder]:
+    """Models of each pooling with ranges and, for each role, offsets of their own."""
+    found, rng = {}, np.random.default_rng(5)
+    for family in ("bert", "qwen3"):
+        source = tiny.write_tokenizer(tmp_path_factory.mktemp(family), end=family != "bert")
+        model = tiny.model(tiny.student(family), source, end=family != "bert")
+        model.adapter_configs["retrieval"] = tiny.add_adapter(model.module, "retrieval")
+        sizes, tasks = (8, 16, 32), ("base", "retrieval")
+        ranges = {task: {str(d): {"minimum": [-0.4] * d, "maximum": [0.5] * d} for d in sizes} for task in tasks}
+        offsets = {task: {role.value: {str(d): rng.normal(0, 0.2, d).tolist() for d in sizes} for role in Role} for task in tasks}
+        model.settings = replace(model.settings, int8_ranges=ranges, binary_offsets=offsets)
+        found[family] = Encoder(model, threads=1)
+    table = StaticModel(torch.from_numpy(rng.normal(size=(len(model.tokenizer), 32)).astype(np.float32)))
+    static = replace(model, module=table, adapter_configs={}, tokenizer=TextTokenizer(tiny.tokenizer(), special=False))
+    return found | {"static": Encoder(static, threads=1)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(["bert", "qwen3", "static"]),
+    texts=st.lists(st.lists(st.sampled_from(tiny.WORDS), min_size=1, max_size=12).map(" ".join), min_size=1, max_size=4),
+    task=st.sampled_from([None, "retrieval"]),
+    role=st.sampled_from([None, "query", "document"]),
+    dim=st.sampled_from([None, 8, 16]),
+    precision=st.sampled_from(list(Precision)),
+    window=st.sampled_from([None, 40]),
+)
+def test_a_document_of_one_window_has_the_vector_of_encode_to_the_bit(calibrated, kind, texts, task, role, dim, precision, window):
+    encoder = calibrated[kind]
+    asked = {"task": None if kind == "static" else task, "prompt_name": role, "truncate_dim": dim, "precision": precision.value}
+    found = encode_windows(encoder, texts, window=window, **asked)
+    assert found.windows.tolist() == [1] * len(texts)
+    assert np.array_equal(found.vectors, encoder.encode(texts, **asked)) and found.vectors.dtype == encoder.encode(texts, **asked).dtype
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_documents_of_several_windows_and_chunks_take_the_offsets_of_their_role(calibrated, role):
+    encoder = calibrated["bert"]
+    for dim in (8, 32):
+        offset = np.array(encoder.model.settings.binary_offsets["base"][role][str(dim)], np.float32)
+        for make in (lambda **asked: encode_windows(encoder, [LONG], **asked), lambda **asked: encode_chunks(encoder, LONG, **asked)):
+            plain = make(prompt_name=role, truncate_dim=dim).vectors
+            assert np.array_equal(make(prompt_name=role, truncate_dim=dim, precision="binary").vectors, pack_bits(plain - offset))

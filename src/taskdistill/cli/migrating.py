@@ -61,7 +61,7 @@ def migrate(
         raise BadInput(f"{out} already exists; give another --out or remove it first")
     terminal, old = Terminal(quiet), Index.open(index)
     new = Encoder.load(model)
-    if new.space_id == old.settings.space_id:
+    if old.settings.is_of(new.space_id, new.former_space_ids):
         raise BadInput(f"{model} is of the space of {index} already; search it as it is")
     chosen = task or (Task.RETRIEVAL.value if Task.RETRIEVAL in new.tasks else None)
     dev_set = read_dev_set(dev)

@@ -172,7 +172,7 @@ def search(
     hits = opened.search(
         [query],
         top_k,
-        encoder=in_space(Encoder.load(model or opened.settings.model), opened.settings.space_id),
+        encoder=in_space(Encoder.load(model or opened.settings.model), opened.settings.space_id, *opened.settings.former_space_ids),
         filter=where or None,
         oversample=oversample,
         hybrid=hybrid,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from taskdistill.compress import normalise
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.shape import choose_shape
 from taskdistill.errors import BadInput
@@ -113,7 +114,7 @@ def encode_chunks(
         BadInput: If the text has no token, or a span or size is outside what there is.
     """
     task = encoder.choose_task(task)
-    shape = choose_shape(encoder.model.settings, encoder.embedding_dim, task, truncate_dim, precision)
+    shape = choose_shape(encoder.model.settings, encoder.embedding_dim, task, truncate_dim, precision, prompt_name)
     document = _document(encoder, text, prompt_name)
     room = _room(encoder, document, max_length)
     again = room // 8 if overlap is None else overlap
@@ -146,7 +147,7 @@ def encode_windows(
 ) -> Windows:
     """Encode documents of any length: windows of tokens encoded apart, their unit vectors averaged by length.
 
-    A document that fits into one window has the same vector as from `Encoder.encode`.
+    A document that fits into one window has the same vector as from `Encoder.encode`, to the bit.
 
     Args:
         encoder: The model.
@@ -168,15 +169,16 @@ def encode_windows(
     if isinstance(texts, str):
         raise BadInput("encode_windows takes a list of texts, got one string; put it into a list")
     task = encoder.choose_task(task)
-    shape = choose_shape(encoder.model.settings, encoder.embedding_dim, task, truncate_dim, precision)
+    shape = choose_shape(encoder.model.settings, encoder.embedding_dim, task, truncate_dim, precision, prompt_name)
     vectors, counts = np.zeros((len(texts), encoder.embedding_dim), np.float32), np.zeros(len(texts), np.int64)
     done = 0
     for parts in _batches(encoder, texts, window, overlap, prompt_name):
-        unit = encoder.encode_ids([document.ids(*extent) for document, extents in parts for extent in extents], task=task)
+        pooled = encoder.encode_ids([document.ids(*extent) for document, extents in parts for extent in extents], task=task, pooled=True)
         place = 0
         for i, (_, extents) in enumerate(parts, done):
-            weights = np.array([last - first for first, last in extents], np.float64)
-            vectors[i] = (weights[:, None] * unit[place : place + len(extents)]).sum(0) / weights.sum()
+            own, weights = pooled[place : place + len(extents)], np.array([last - first for first, last in extents], np.float64)
+            # A mean of one unit vector is scaled twice, which moves last bits and with them the codes of some coordinates.
+            vectors[i] = own[0] if len(own) == 1 else (weights[:, None] * normalise(own)).sum(0) / weights.sum()
             counts[i] = len(extents)
             place += len(extents)
         done += len(parts)

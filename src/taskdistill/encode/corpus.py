@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,12 @@ def encode_corpus(
         raise BadInput("a corpus has one task for all its texts; encode a list to give each text its own")
     here = [job.open(names[0])]
     said = _describe(job, here[0])
+    formerly = {"model_hash": here[0].extends, "space_id": here[0].former_space_ids}
     if opened is not None:
         opened(here[0])
     out.parent.mkdir(parents=True, exist_ok=True)
     with writer_lock(out.with_name(f".{out.name}.lock")):
-        _claim(out, said)
+        _claim(out, said, formerly)
         shards = -(-said["rows"] // shard_rows)
         total, pending = _look(out, shards)
         note = progress or (lambda done, rows: None)
@@ -144,13 +145,17 @@ def _describe(job: Job, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _claim(out: Path, said: Mapping[str, Any]) -> None:
+def _claim(out: Path, said: Mapping[str, Any], formerly: Mapping[str, Collection[str]]) -> None:
     """Begin the folder, or make sure that it was begun for the same job."""
     if (out / JOB).is_file():
         found = read_sealed(out / JOB, "remove the folder to encode the corpus again")
         if not isinstance(found, dict):
             raise BadInput(f"{out / JOB} describes no job; remove the folder to encode the corpus again")
-        if other := [f"{key} {found.get(key)!r} instead of {value!r}" for key, value in said.items() if found.get(key) != value]:
+        if other := [
+            f"{key} {found.get(key)!r} instead of {value!r}"
+            for key, value in said.items()
+            if found.get(key) not in (value, *formerly.get(key, ()))
+        ]:
             raise BadInput(
                 f"{out} holds the vectors of another job: {'; '.join(other)}; give another --out, or the same arguments to go on"
             )

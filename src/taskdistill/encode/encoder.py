@@ -14,7 +14,7 @@ from taskdistill.compress import truncate
 from taskdistill.encode.backends import open_backend
 from taskdistill.encode.batches import cores
 from taskdistill.encode.hardware import default_budget, device_of, move, open_device, open_dtype
-from taskdistill.encode.running import Asked, Call, Encoded, Progress, Runner, TaskChoice, check_room, chunks_of, token_states, tokenised
+from taskdistill.encode.running import Asked, Call, Encoded, Progress, Runner, TaskChoice, check_limit, chunks_of, token_states, tokenised
 from taskdistill.encode.shape import choose_shape
 from taskdistill.errors import BadInput, Truncated, nearest
 from taskdistill.model.backbone import resolve
@@ -277,25 +277,25 @@ class Encoder:
             self._runner.run(tokens.ids, call, out, start, progress)
             yield Encoded(out, tokens.truncated)
 
-    def encode_ids(self, ids: Sequence[np.ndarray], *, task: str | None = None, progress: Progress | None = None) -> np.ndarray:
+    def encode_ids(self, ids: Sequence[np.ndarray], *, task: str | None = None, pooled: bool = False) -> np.ndarray:
         """Encode texts that are tokens already, prompt and special tokens included.
 
         Args:
             ids: Token ids of each text, none longer than `max_length`.
             task: See `encode`.
-            progress: See `encode`.
+            pooled: Whether vectors stay as the model gives them.
 
         Returns:
-            float32 `(n, D)`, unit rows.
+            float32 `(n, D)`; unit rows unless `pooled`.
 
         Raises:
             BadInput: If a text has no token or too many.
         """
         if longest := max((len(row) for row in ids), default=0):
-            self._limit(longest)
+            check_limit(longest, self.max_length)
         call = self._call(0, {"task": task, "prompt": ""})
         out = call.empty(len(ids))
-        self._runner.run(list(ids), call, out, 0, progress)
+        self._runner.run(list(ids), call.pooled() if pooled else call, out, 0, None)
         return out
 
     def token_states(self, ids: np.ndarray, *, task: str | None = None) -> torch.Tensor:
@@ -308,7 +308,7 @@ class Encoder:
         Returns:
             `(tokens, D)` on the CPU, before pooling.
         """
-        self._limit(len(ids))
+        check_limit(len(ids), self.max_length)
         with self._runner.turn(self.choose_task(task)), torch.inference_mode():
             return token_states(self.backend, ids)
 
@@ -371,13 +371,6 @@ class Encoder:
         with torch.inference_mode():
             return truncate(self.model.projection(torch.from_numpy(vectors)).numpy(), self.model.projection.weight.shape[0])
 
-    def _limit(self, max_length: int | None) -> int:
-        if max_length is None:
-            return self.max_length
-        if not 0 < max_length <= self.max_length:
-            raise BadInput(f"max_length {max_length} is not between 1 and the {self.max_length} tokens that this model reads")
-        return max_length
-
     def _call(self, count: int, asked: Asked) -> Call:
         """Check every argument of a call before the first text is touched."""
         task, prompt = asked.get("task"), asked.get("prompt")
@@ -392,7 +385,7 @@ class Encoder:
         head = self.prompt_text(asked.get("prompt_name")) if prompt is None else prompt
         return Call(
             head=head,
-            limit=check_room(self.model.tokenizer, head, self._limit(asked.get("max_length"))),
+            limit=check_limit(asked.get("max_length"), self.max_length, self.model.tokenizer, head),
             tasks=tasks,
             shapes={
                 name: choose_shape(self.model.settings, self.embedding_dim, name, dim, precision, asked.get("prompt_name"))

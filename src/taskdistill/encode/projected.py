@@ -34,6 +34,7 @@ class Projected:
         self.name = f"{encoder.name} in the space of {said['model']}"
         self.teacher: str = said["model"]
         self.space_id: str = said["space_id"]
+        self.former_space_ids: tuple[str, ...] = tuple(said.get("former_space_ids", ()))
         self.model_hash = encoder.model_hash
         self.embedding_dim = int(said["embedding_dim"])
 
@@ -81,12 +82,12 @@ class Projected:
         return truncate(vectors, truncate_dim or self.embedding_dim)
 
 
-def in_space(encoder: Encoder, space_id: str) -> Encoder | Projected:
+def in_space(encoder: Encoder, *space_ids: str) -> Encoder | Projected:
     """Choose how a model can ask an index: by itself, or through its projection.
 
     Args:
         encoder: The model.
-        space_id: The space of the index.
+        *space_ids: The space of the index, first by its own id, then by those that earlier versions gave to it.
 
     Returns:
         What embeds queries for it.
@@ -94,13 +95,13 @@ def in_space(encoder: Encoder, space_id: str) -> Encoder | Projected:
     Raises:
         BadInput: If the model is of another space and its teacher is too.
     """
-    if encoder.space_id == space_id:
+    if encoder.space_id in space_ids or space_ids[0] in encoder.former_space_ids:
         return encoder
     said: dict[str, Any] = encoder.model.settings.teacher
-    if said.get("space_id") != space_id:
+    if said.get("space_id") not in space_ids and space_ids[0] not in said.get("former_space_ids", ()):
         taught = f", nor does its teacher {said['model']} ({said['space_id']!r})" if said.get("space_id") else ""
         raise BadInput(
-            f"model {encoder.name} has space_id {encoder.space_id!r}, which is not the index's {space_id!r}{taught}; "
+            f"model {encoder.name} has space_id {encoder.space_id!r}, which is not the index's {space_ids[0]!r}{taught}; "
             "use the model that the index was made with or a student of it, or build another index"
         )
     return Projected(encoder)

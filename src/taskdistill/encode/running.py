@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypedDict, TypeVar
 
@@ -74,6 +74,10 @@ class Call:
         """
         shape = next(iter(self.shapes.values()))
         return np.zeros((texts, shape.width), dtype=shape.dtype)
+
+    def pooled(self) -> Call:
+        """Return the same call for vectors as the model gives them."""
+        return replace(self, shapes={name: replace(shape, pooled=True) for name, shape in self.shapes.items()})
 
     def groups(self, start: int, count: int) -> Iterator[tuple[str | None, np.ndarray]]:
         """Group some of the texts by task.
@@ -166,21 +170,25 @@ class Runner:
             run_batches(token_batches(lengths, self.budget), work, self.threads, progress)
 
 
-def check_room(tokenizer: TextTokenizer, prompt: str, limit: int) -> int:
-    """Refuse a prompt that leaves no room for a text, which would give all texts one vector.
+def check_limit(max_length: int | None, most: int, tokenizer: TextTokenizer | None = None, prompt: str = "") -> int:
+    """Check the most tokens of one text, and that a prompt leaves some of them to the text: all would have one vector otherwise.
 
     Args:
-        tokenizer: The model's.
+        max_length: What was asked for; None for all that the model reads.
+        most: Tokens that the model reads.
+        tokenizer: The model's, where there is a prompt.
         prompt: Put before every text.
-        limit: Most tokens of one text.
 
     Returns:
-        The limit.
+        Tokens.
 
     Raises:
-        BadInput: If prompt and special tokens fill it.
+        BadInput: If the model does not read that many, or prompt and special tokens fill them.
     """
-    if (tokens := prompt_tokens(tokenizer, prompt)) >= limit:
+    limit = most if max_length is None else max_length
+    if not 0 < limit <= most:
+        raise BadInput(f"max_length {max_length} is not between 1 and the {most} tokens that this model reads")
+    if tokenizer is not None and (tokens := prompt_tokens(tokenizer, prompt)) >= limit:
         raise BadInput(
             f"the prompt takes {tokens:,} tokens with those around every text, and {limit:,} are read: nothing of a text would be left; "
             f"give a shorter prompt or a larger max_length"

@@ -21,6 +21,8 @@ class Shape:
     ranges: Int8Ranges | None
     offset: np.ndarray | None = None
     """Taken from the unit vectors before their signs, `(dim,)`."""
+    pooled: bool = False
+    """Whether vectors stay as the model gives them, neither cut nor of unit length."""
 
     @property
     def width(self) -> int:
@@ -42,6 +44,8 @@ class Shape:
         Returns:
             `(n, width)` of `dtype`.
         """
+        if self.pooled:
+            return vectors
         cut = truncate(vectors, self.dim)
         if self.precision is Precision.BINARY:
             return pack_bits(cut if self.offset is None else cut - self.offset)

@@ -174,6 +174,7 @@ def _teacher_facts(run: Run) -> dict[str, Any]:
         "kind": identity.kind,
         "embedding_dim": run.stores["document"].embedding_dim,
         "space_id": getattr(run.teacher, "space_id", ""),
+        "former_space_ids": list(getattr(run.teacher, "former_space_ids", ())),
         "trained_on": run.recipe.teacher.trained_on,
     }
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def former_space_ids(model: Model, version: int) -> list[str]:
-    """Say by which ids earlier versions knew a model's space: only where nothing of it was changed since its folder was written.
+    """Say by which ids earlier versions knew a model's space.
+
+    Since manifests say the present id too, the earlier ones hold only where nothing of the space was changed since the folder was written.
 
     Args:
         model: The model, just read, its settings as they are in its manifest.
@@ -27,7 +29,7 @@ def former_space_ids(model: Model, version: int) -> list[str]:
     said = model.settings
     if version >= 2:
         return said.former_space_ids if said.space_id == model.space_id else []
-    return [said.space_id] if said.space_id == base_space_id(model) else []
+    return [said.space_id] if said.space_id else []
 
 
 def base_space_id(model: Model) -> str:

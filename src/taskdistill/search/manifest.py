@@ -19,8 +19,8 @@ from taskdistill.search.settings import IndexSettings, SearchDefaults
 from taskdistill.vocabulary import MANIFEST
 
 KIND = "search-index"
-VERSION = 1
-"""An index has had the hash of its manifest from the first version on."""
+VERSION = 2
+"""Since 2 the settings have `former_space_ids`. An index has had the hash of its manifest from the first version on."""
 
 _FILE = re.compile(r"(segments/\d{8}/[a-z]+\.(npy|arrow)|deletes/\d{8}-\d{8}\.npy|bm25/\d{8}/[a-z0-9]+(\.[a-z0-9]+)*)")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from taskdistill.compress import truncate
 from taskdistill.errors import BadInput
 from taskdistill.search.corpus import Corpus, Document
-from taskdistill.search.protocol import SearchEncoder
+from taskdistill.search.protocol import SearchEncoder, former_ids
 from taskdistill.search.ranking import Ranked
 from taskdistill.search.snapshot import Snapshot
 
@@ -106,7 +106,7 @@ class Embedded:
         self._encoder = encoder
         self._known: dict[tuple[str | None, str, str], NDArray[Any]] = {}
         self.name, self.embedding_dim = encoder.name, encoder.embedding_dim
-        self.space_id, self.model_hash = encoder.space_id, encoder.model_hash
+        self.space_id, self.model_hash, self.former_space_ids = encoder.space_id, encoder.model_hash, former_ids(encoder)
 
     def encode(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +46,33 @@ class SearchEncoder(Protocol):
     ) -> NDArray[Any]:
         """Return one vector a text, truncated and then normalised."""
         ...
+
+
+def same_space(one: str, former_of_one: Collection[str], two: str, former_of_two: Collection[str]) -> bool:
+    """Say whether two ids stand for one space.
+
+    Args:
+        one: An id in force.
+        former_of_one: Ids that earlier versions gave to that space.
+        two: Another one.
+        former_of_two: Ids that earlier versions gave to this one.
+
+    Returns:
+        Whether one side knows the other by the id in force; earlier ids on both sides prove nothing, for they counted less.
+    """
+    return one == two or one in former_of_two or two in former_of_one
+
+
+def former_ids(encoder: SearchEncoder) -> tuple[str, ...]:
+    """Return the ids that earlier versions gave to an encoder's space.
+
+    Args:
+        encoder: Any encoder; few have such ids.
+
+    Returns:
+        Space ids.
+    """
+    return tuple(getattr(encoder, "former_space_ids", ()))
 
 
 def unit_vectors(vectors: NDArray[Any], dim: int, what: str) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from taskdistill.errors import BadInput
 from taskdistill.search.blocks import Rows
 from taskdistill.search.hybrid import DEPTH, Lexical, fuse
-from taskdistill.search.protocol import SearchEncoder, unit_vectors
+from taskdistill.search.protocol import SearchEncoder, former_ids, unit_vectors
 from taskdistill.search.ranking import OVERSAMPLE, Floats, Pass, Ranked, exact_pass, rank
 from taskdistill.search.refine import Refinement, refine
 from taskdistill.search.settings import IndexSettings
@@ -31,7 +31,7 @@ def query_vectors(settings: IndexSettings, encoder: SearchEncoder, texts: Sequen
     Raises:
         BadInput: If the encoder is of another space, or a query has no vector.
     """
-    settings.check_space(encoder.space_id)
+    settings.check_space(encoder.space_id, former_ids(encoder))
     empty = [at for at, text in enumerate(texts) if not text.strip()]
     if empty:
         raise BadInput(f"{len(empty)} of {len(texts)} queries are empty, the first is number {empty[0]}; leave them out")

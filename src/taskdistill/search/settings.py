@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from taskdistill.errors import BadInput, nearest
 from taskdistill.search.passages import Passages
-from taskdistill.search.protocol import SearchEncoder
+from taskdistill.search.protocol import SearchEncoder, former_ids, same_space
 from taskdistill.search.refine import Refinement
 from taskdistill.vocabulary import QUERY_SIDE, Precision, Role, Task
 
@@ -30,6 +30,7 @@ class IndexSettings:
         dim: Dimensions after truncation.
         rescore: Precision of the vectors kept beside the binary codes: int8, float16, float32 or none.
         passages: How documents are cut, or None for whole documents.
+        former_space_ids: Ids that earlier versions gave to the same space.
     """
 
     model: str
@@ -41,6 +42,7 @@ class IndexSettings:
     dim: int
     rescore: str
     passages: Passages | None
+    former_space_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rescore not in (*RESCORE_TYPES, "none"):
@@ -71,10 +73,10 @@ class IndexSettings:
             BadInput: If a field is missing or unknown.
         """
         names = {each.name for each in fields(cls)}
-        if set(value) != names:
+        if {*value, "former_space_ids"} != names:  # which indexes of the first format lack
             raise BadInput(f"the index settings have the fields {sorted(value)} instead of {sorted(names)}; build the index again")
-        passages = value["passages"]
-        return cls(**{**value, "passages": None if passages is None else Passages(**passages)})
+        passages, former = value["passages"], tuple(value.get("former_space_ids", ()))
+        return cls(**{**value, "passages": None if passages is None else Passages(**passages), "former_space_ids": former})
 
     def check_same(self, other: IndexSettings, earlier: Collection[str] = ()) -> None:
         """Refuse to continue an index with other settings.
@@ -86,8 +88,10 @@ class IndexSettings:
         Raises:
             BadInput: Naming the first field that differs and both values.
         """
+        self.check_space(other.space_id, other.former_space_ids)
+        passed = {"model", "space_id", "former_space_ids", *(["model_hash"] if self.model_hash in earlier else [])}
         for each in fields(self):
-            if each.name != "model" and not (each.name == "model_hash" and self.model_hash in earlier):
+            if each.name not in passed:
                 self._check(each.name, getattr(self, each.name), getattr(other, each.name))
 
     def check_same_vectors(self, now: IndexSettings) -> None:
@@ -113,20 +117,34 @@ class IndexSettings:
         Raises:
             BadInput: Naming the field and both values.
         """
-        self.check_space(encoder.space_id)
+        self.check_space(encoder.space_id, former_ids(encoder))
         if self.model_hash not in getattr(encoder, "extends", ()):
             self._check("model_hash", self.model_hash, encoder.model_hash)
 
-    def check_space(self, space_id: str) -> None:
+    def check_space(self, space_id: str, former: Collection[str] = ()) -> None:
         """Refuse vectors of another space.
 
         Args:
             space_id: Where the vectors are from.
+            former: Ids that earlier versions gave to that space.
 
         Raises:
             BadInput: Naming both space ids.
         """
-        self._check("space_id", self.space_id, space_id)
+        if not self.is_of(space_id, former):
+            self._check("space_id", self.space_id, space_id)
+
+    def is_of(self, space_id: str, former: Collection[str] = ()) -> bool:
+        """Say whether the index is of a space.
+
+        Args:
+            space_id: The space.
+            former: Ids that earlier versions gave to it.
+
+        Returns:
+            Whether one side knows the other by the id in force; earlier ids on both sides prove nothing, for they did not count prompts.
+        """
+        return same_space(space_id, former, self.space_id, self.former_space_ids)
 
     def _check(self, name: str, mine: Any, given: Any) -> None:
         if mine != given:
@@ -207,4 +225,5 @@ def settings_for(
         dim=dim,
         rescore=str(rescore),
         passages=passages,
+        former_space_ids=former_ids(encoder),
     )

@@ -18,7 +18,7 @@ from taskdistill.search.index import Index
 from taskdistill.search.intervals import Interval, mean_interval, share_interval
 from taskdistill.search.measure import CUTOFF, DevSet, ndcg
 from taskdistill.search.passages import Passages
-from taskdistill.search.protocol import SearchEncoder
+from taskdistill.search.protocol import SearchEncoder, former_ids, same_space
 from taskdistill.search.query import query_vectors, rank_queries
 from taskdistill.vocabulary import Precision
 
@@ -78,7 +78,7 @@ def check_one_space(models: Sequence[SearchEncoder], teacher: SearchEncoder) -> 
         BadInput: Naming both space ids, or both dimensions.
     """
     for each in models:
-        if each.space_id != teacher.space_id:
+        if not same_space(each.space_id, former_ids(each), teacher.space_id, former_ids(teacher)):
             raise BadInput(
                 f"{each.name} has space_id {each.space_id!r}, but {teacher.name} has {teacher.space_id!r}; "
                 "use the projection that was trained for this teacher"

@@ -38,7 +38,9 @@ def make_app(
         An ASGI application; `app.state.served` holds the model behind it.
     """
     settings = settings or Settings()
-    served = Served(encoder, settings, space_id=None if index is None else index.settings.space_id, load=load)
+    served = Served(
+        encoder, settings, space_ids=() if index is None else (index.settings.space_id, *index.settings.former_space_ids), load=load
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

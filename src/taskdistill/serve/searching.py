@@ -75,6 +75,7 @@ class _Computed:
 
     def __init__(self, encoder: Encoder | Projected, vectors: np.ndarray) -> None:
         self.name, self.space_id, self.model_hash = encoder.name, encoder.space_id, encoder.model_hash
+        self.former_space_ids = encoder.former_space_ids
         self.embedding_dim = encoder.embedding_dim
         self._vectors = vectors
 
@@ -107,7 +108,7 @@ def add_routes(app: FastAPI, served: Served, bodies: Bodies, index: SearchIndex 
 
     async def find(index: SearchIndex, asked: SearchRequest, queries: list[str]) -> tuple[list[list[Any]], float]:
         service = served.now
-        asker = in_space(service.encoder, index.settings.space_id)
+        asker = in_space(service.encoder, index.settings.space_id, *index.settings.former_space_ids)
         projected = isinstance(asker, Projected)
         if projected and index.settings.task is not None:
             raise ApiError(400, f"the index holds vectors for task {index.settings.task!r}, which a projection does not reach")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from taskdistill.encode.check import golden_cosine
 from taskdistill.encode.encoder import Encoder
@@ -25,22 +25,22 @@ class Served:
     """One service at a time; a request keeps to the one that it began with."""
 
     def __init__(
-        self, encoder: Encoder, settings: Settings, *, space_id: str | None = None, load: Callable[[], Encoder] | None = None
+        self, encoder: Encoder, settings: Settings, *, space_ids: Sequence[str] = (), load: Callable[[], Encoder] | None = None
     ) -> None:
         """Serve a model.
 
         Args:
             encoder: The model.
             settings: The limits, which stay.
-            space_id: Space of the index that is served beside it; None without one.
+            space_ids: Space of the index that is served beside it, by its own id and those of earlier versions; none without one.
             load: Reads the model again; None if it cannot be.
 
         Raises:
             BadInput: If the model cannot ask the index.
         """
-        self.settings, self.space_id, self._load = settings, space_id, load
-        if space_id is not None:
-            in_space(encoder, space_id)
+        self.settings, self.space_ids, self._load = settings, tuple(space_ids), load
+        if space_ids:
+            in_space(encoder, *space_ids)
         self.metrics = Metrics()
         self.now = Service(encoder, settings, self.metrics)
         self.metrics.watch(lambda: self.now.queue)
@@ -114,8 +114,8 @@ class Served:
         encoder, old = self._load(), self.now.encoder
         if encoder.model_hash and encoder.model_hash == old.model_hash:
             return None
-        if self.space_id is not None:
-            in_space(encoder, self.space_id)
+        if self.space_ids:
+            in_space(encoder, *self.space_ids)
         for task in (None, *encoder.tasks):
             golden_cosine(encoder, task)
         missing = sorted(set(old.tasks) - set(encoder.tasks))

@@ -59,6 +59,7 @@ class LocalTeacher:
         self.identity = Identity("local", model, revision, encoder.files_hash, max_length)
         self.embedding_dim = encoder.embedding_dim
         self.space_id = encoder.space_id
+        self.former_space_ids: tuple[str, ...] = tuple(getattr(encoder, "former_space_ids", ()))
         self._max_length = max_length
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
