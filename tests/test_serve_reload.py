@@ -127,7 +127,7 @@ def test_a_bad_model_is_refused_and_the_old_one_keeps_answering(folder, fault, c
 
 def test_a_model_of_another_space_is_refused_beside_an_index_and_one_of_the_same_space_is_not(folder):
     encoder = Encoder.load(folder, threads=1)
-    index = SimpleNamespace(settings=SimpleNamespace(space_id=encoder.space_id))
+    index = SimpleNamespace(settings=SimpleNamespace(space_id=encoder.space_id, former_space_ids=()))
     with live(encoder, index=index, load=lambda: Encoder.load(folder, threads=1)) as (url, served):
         write(folder, scale=2.0)
         reloaded(url, served, "refused")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from taskdistill.errors import BadInput
+from taskdistill.model.student import StaticModel
 from taskdistill.vocabulary import Role
 
 if TYPE_CHECKING:
@@ -135,12 +136,14 @@ def check_vectors(model: Model, folder: Path) -> None:
     with torch.inference_mode():
         vectors = model.module.embed([row for _, row in known]).double().numpy() if known else np.zeros((0, 1))
     lengths, advice = np.linalg.norm(vectors, axis=1), "its weights or settings are damaged or were changed; copy the folder again"
+    # A static model knows no vector of tokens that it never saw, so some of its texts may have none.
+    some = isinstance(model.module, StaticModel) and bool(model.module.table.any())
     for (i, _), length in zip(known, lengths, strict=True):
-        if not np.isfinite(length) or length == 0:
+        if not np.isfinite(length) or (length == 0 and not some):
             what = "a zero vector" if length == 0 else "values that are not finite"
             raise BadInput(f"{folder}: the model gives {what} for the text {texts[i]!r}: {advice}")
-    unit = vectors / lengths[:, None]
-    if len({row.tobytes() for _, row in known}) > 1 and np.abs(unit - unit[0]).max() < SAME_VECTOR:
+    unit = vectors / np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]
+    if len({row.tobytes() for (_, row), length in zip(known, lengths, strict=True) if length}) > 1 and _all_one(unit[lengths > 0]):
         raise BadInput(f"{folder}: the model gives one vector for different texts: {advice}")
     expected = [] if golden is None else golden["vectors"].get(BASE, [])
     for (i, _), row in zip(known, unit, strict=True):
@@ -148,9 +151,15 @@ def check_vectors(model: Model, folder: Path) -> None:
             raise BadInput(f"{folder}: the model does not give its golden vector of {texts[i]!r} (cosine {cosine:.4f}): {advice}")
 
 
+def _all_one(unit: np.ndarray) -> bool:
+    return bool(np.abs(unit - unit[0]).max() < SAME_VECTOR)
+
+
 def _cosine(expected: Any, row: np.ndarray) -> float:
+    """Compare with a golden vector; two zero vectors are alike, and what is no vector is like nothing."""
     try:
-        return float(cosines(np.asarray(expected, dtype=np.float64)[None], row[None])[0])
+        given = np.asarray(expected, dtype=np.float64)
+        return 1.0 if not (given.any() or row.any()) else float(cosines(given[None], row[None])[0])
     except (TypeError, ValueError):
         return float("nan")
 
