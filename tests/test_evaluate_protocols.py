@@ -7,7 +7,7 @@ import pytest
 
 from taskdistill.errors import BadInput
 from taskdistill.evaluate import protocols, ranking
-from taskdistill.evaluate.kinds import METRIC, Kind
+from taskdistill.evaluate.kinds import METRIC, METRICS, Kind
 from taskdistill.evaluate.protocols import evaluate_set, unit_score
 from taskdistill.evaluate.ranking import top_documents
 from taskdistill.evaluate.reading import LabelledData, PairData, RankingData, SummaryData
@@ -68,6 +68,12 @@ def test_routing_is_that_of_section_8_1_and_texts_are_encoded_once(kind, task):
     assert all(len(call[2]) == len(set(call[2])) for call in model.calls)
     assert result.score.score == pytest.approx(1) and result.metric == METRIC[kind]
     assert result.texts == sum(len(call[2]) for call in model.calls) and result.dim == 6
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_every_metric_of_a_kind_is_listed(kind):
+    found = evaluate_set(Letters(), "x", kind, DATA[kind]).score.scores
+    assert sorted(found) == sorted(METRICS[kind]) and METRIC[kind] in METRICS[kind]
 
 
 def test_main_score_is_the_mean_of_its_units():

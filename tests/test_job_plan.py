@@ -134,7 +134,7 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"student": {"init": "someone/unknown", "pooling": "last", "matryoshka_dims": [8]}}, "cannot tell the size of someone/unknown"),
+        ({"student": {"init": "someone/unknown", "pooling": "last", "matryoshka_dims": [8]}}, "the size of someone/unknown is not known"),
         ({"student": {"init": "EuroBERT/EuroBERT-210m", "matryoshka_dims": [768]}}, "student.pooling is missing"),
         ({"student": {"init": "EuroBERT/EuroBERT-210m", "pooling": "last", "matryoshka_dims": [999]}}, r"matryoshka_dims names \[999\]"),
         (

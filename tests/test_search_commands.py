@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from taskdistill.cli.app import run
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.projected import Projected, in_space
 from taskdistill.errors import BadInput
-from taskdistill.job.examples import search_examples
+from taskdistill.job.examples import evaluation_folder, search_examples
 from taskdistill.model.folder import write_model
 from taskdistill.model.projection import Projection
 from taskdistill.search.index import Index
@@ -170,6 +171,13 @@ def test_index_refuses_both_base_and_task(home, tmp_path, capsys):
     assert "give one of the two" in fails(
         capsys, "index", home / "teacher", corpus, "--out", tmp_path / "i", "--base", "--task", "retrieval"
     )
+
+
+def test_the_data_of_a_run_are_looked_for_beside_its_recipe_too(home, tmp_path):
+    raw = tiny.recipe(Path("data"), home / "teacher")
+    assert evaluation_folder(tiny.parsed(raw), tmp_path / "run", home) == home / "data"
+    raw["data"] |= {"root": "docstrings"}
+    assert evaluation_folder(tiny.parsed(raw), tmp_path / "run", home) == tmp_path / "run-data"
 
 
 def test_a_run_leaves_an_index_of_its_own_model_and_serve_opens_both(home, tmp_path, monkeypatch, capsys):

@@ -96,7 +96,7 @@ def train(
             terminal.end()
     if not processes.leads:
         return
-    _examples(made, out, terminal)
+    _examples(made, out, recipe.parent, terminal)
     terminal.line(f"model   {out / 'model'}")
     terminal.line(f"scores  {out / 'metrics.json'}")
     terminal.line(f"report  {out / 'report.html'}")
@@ -130,13 +130,13 @@ def api_key(recipe: Recipe) -> str | None:
     return os.environ[name]
 
 
-def _examples(recipe: Recipe, out: Path, terminal: Terminal) -> None:
+def _examples(recipe: Recipe, out: Path, recipe_folder: Path, terminal: Terminal) -> None:
     """Show what a few queries find in the first retrieval set of the run."""
     if not recipe.evaluation.examples:
         return
     from taskdistill.job.examples import search_examples
 
-    for query, found in search_examples(recipe, out):
+    for query, found in search_examples(recipe, out, recipe_folder):
         terminal.line()
         terminal.line(f"? {query}")
         for score, title in found:

@@ -55,6 +55,20 @@ METRIC: dict[Kind, str] = {
 }
 """Kind to its main metric (section 8.2)."""
 
+_RANKING = ("nDCG@10", "nDCG@1", "MAP@1000", "Recall@100", "MRR@10")
+METRICS: dict[Kind, tuple[str, ...]] = {
+    Kind.RETRIEVAL: _RANKING,
+    Kind.RERANKING: _RANKING,
+    Kind.STS: ("Spearman",),
+    Kind.PAIR_CLASSIFICATION: ("AP", "AP (cosine)", "AP (dot)", "AP (euclidean)", "AP (manhattan)"),
+    Kind.BITEXT: ("F1", "accuracy"),
+    Kind.SUMMARISATION: ("Spearman",),
+    Kind.CLUSTERING: ("V-measure", "V-measure (one clustering)"),
+    Kind.CLASSIFICATION: ("accuracy", "macro-F1"),
+    Kind.MULTILABEL: ("accuracy", "macro-F1", "LRAP"),
+}
+"""Kind to every metric that is computed for it."""
+
 
 class Embedder(Protocol):
     """All that evaluation knows of a model."""

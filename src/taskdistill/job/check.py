@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.kinds import TASK
 from taskdistill.evaluate.sets import EvalSet, find_sets
-from taskdistill.job.during import sets_during
+from taskdistill.job.during import dev_sets, sets_during
 from taskdistill.model.adapters import lora_config
 from taskdistill.model.backbone import longest_text, rope_theta
 from taskdistill.model.student import TransformerModel
@@ -26,15 +27,31 @@ def check_fit(recipe: Recipe, root: Path, module: TransformerModel, teacher_dim:
     Raises:
         BadInput: On the first setting that does not fit.
     """
-    if recipe.stage1 is not None and recipe.stage1.projection == "none" and teacher_dim not in (None, module.embedding_dim):
+    check_student(recipe, module, [teacher_dim])
+    check_sets(recipe, root)
+
+
+def check_student(recipe: Recipe, module: TransformerModel, teacher_dims: Sequence[int | None]) -> None:
+    """Check settings against the student and the sizes of the teachers.
+
+    Args:
+        recipe: The recipe.
+        module: The student before its first step; its weights may be absent.
+        teacher_dims: Size of each teacher's vectors; None while that is not known.
+
+    Raises:
+        BadInput: On the first setting that does not fit.
+    """
+    width = None if None in teacher_dims else sum(dim or 0 for dim in teacher_dims)
+    if recipe.stage1 is not None and recipe.stage1.projection == "none" and width not in (None, module.embedding_dim):
         raise BadInput(
-            f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}; "
-            f"set it to student"
+            f"stage1.projection is none, but the teacher has {width} dimensions and the student {module.embedding_dim}; set it to student"
         )
     for name, settings in recipe.phases().items():
         if not isinstance(settings, StaticSettings):
             _check_phase(name, settings, module)
-    _check_evaluation(recipe, root, module.embedding_dim)
+    if over := [dim for dim in recipe.evaluation.dims or [] if dim > module.embedding_dim]:
+        raise BadInput(f"evaluation.dims names {over}, the student's vectors have {module.embedding_dim} dimensions")
 
 
 def evaluation_sets(recipe: Recipe, root: Path) -> list[EvalSet]:
@@ -75,24 +92,22 @@ def _check_phase(name: str, settings: Phase, module: TransformerModel) -> None:
             raise BadInput(f"{name}: {error}") from None
 
 
-def _check_evaluation(recipe: Recipe, root: Path, width: int) -> None:
-    settings = recipe.evaluation
+def check_sets(recipe: Recipe, root: Path) -> None:
+    """Check the names of evaluation sets, and that every gate has a development set of its task to decide by.
+
+    Args:
+        recipe: The recipe.
+        root: The data folder, where the recipe names no other.
+
+    Raises:
+        BadInput: On the first name that is not there, or gate without a set.
+    """
     evaluation_sets(recipe, root)
     sets_during(recipe, root, "stage1")
-    if over := [dim for dim in settings.dims or [] if dim > width]:
-        raise BadInput(f"evaluation.dims names {over}, the student's vectors have {width} dimensions")
-    gated = [task for task, adapter in recipe.adapters.items() if adapter.average is not None and adapter.average.gate]
-    if not settings.dev:
-        if gated:
-            raise BadInput(f"adapters.{gated[0]}.average.gate needs evaluation.dev sets to decide by; name some or set gate: false")
-        return
-    try:
-        served = {TASK[each.kind] for each in find_sets(Path(settings.root or root), settings.dev, split="dev")}
-    except BadInput as error:
-        raise BadInput(f"evaluation.dev: {error}") from None
-    for task in gated:
-        if task not in served:
+    served = {TASK[each.kind] for each in dev_sets(recipe, root)}
+    for task, adapter in recipe.adapters.items():
+        if adapter.average is not None and adapter.average.gate and task not in served:
             raise BadInput(
-                f"adapters.{task}.average.gate has no development set to decide by: evaluation.dev ({', '.join(settings.dev)}) holds none "
-                f"for {task}; name one or set gate: false"
+                f"adapters.{task}.average.gate has no development set to decide by: evaluation.dev "
+                f"({', '.join(recipe.evaluation.dev) or 'empty'}) holds none for {task}; name one or set gate: false"
             )

@@ -12,7 +12,7 @@ import numpy as np
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, nearest
-from taskdistill.evaluate.kinds import METRIC, TASK, Kind
+from taskdistill.evaluate.kinds import METRIC, METRICS, TASK, Kind
 from taskdistill.evaluate.protocols import evaluate_set
 from taskdistill.evaluate.reading import RankingData, SetData
 from taskdistill.evaluate.sets import EvalSet, find_sets
@@ -53,9 +53,15 @@ def sets_during(recipe: Recipe, root: Path, phase: str) -> list[EvalSet]:
         found = find_sets(Path(recipe.evaluation.root or root), names, split="dev")
     except BadInput as error:
         raise BadInput(f"evaluation.during.sets: {error}") from None
-    kept = (settings.keep or MEAN).split(":")[0]
-    if kept not in (MEAN, *(each.name for each in found)):
-        raise BadInput(f"evaluation.during.keep names {kept!r}{nearest(kept, [MEAN, *(each.name for each in found)])}")
+    kept, _, metric = (settings.keep or MEAN).partition(":")
+    kinds = {each.name: each.kind for each in found}
+    if kept not in (MEAN, *kinds):
+        raise BadInput(f"evaluation.during.keep names {kept!r}{nearest(kept, [MEAN, *kinds])}")
+    known = METRICS[kinds[kept]] if kept in kinds else ()
+    if metric and metric not in known:
+        raise BadInput(
+            f"evaluation.during.keep is {settings.keep!r}, but {kept} has no metric {metric!r}{nearest(metric, known) if known else '; remove it'}"
+        )
     task = phase_task(phase)
     return [each for each in found if task is None or TASK[each.kind] is task]
 

@@ -10,6 +10,7 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.kinds import Kind
 from taskdistill.evaluate.reading import RankingData
 from taskdistill.evaluate.sets import find_sets
+from taskdistill.job.start import DOCSTRINGS, existing_root
 from taskdistill.recipe import Recipe
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
@@ -20,18 +21,19 @@ SHOWN = 3
 WIDTH = 120
 
 
-def search_examples(recipe: Recipe, out: Path) -> list[tuple[str, list[tuple[float, str]]]]:
+def search_examples(recipe: Recipe, out: Path, recipe_folder: Path | None = None) -> list[tuple[str, list[tuple[float, str]]]]:
     """Index the run's first retrieval set as RUN/index, which `taskdistill serve RUN` opens, and ask it the example queries.
 
     Args:
         recipe: The recipe.
         out: The run folder.
+        recipe_folder: Where the recipe file is, for relative paths in it.
 
     Returns:
         Each query with its best documents: cosine, and the id with the beginning of the text. Empty where there is no
         retrieval set, or the packages of the extra `search` are not installed.
     """
-    root = Path(recipe.evaluation.root) if recipe.evaluation.root else evaluation_folder(recipe, out)
+    root = Path(recipe.evaluation.root) if recipe.evaluation.root else evaluation_folder(recipe, out, recipe_folder or Path())
     retrieval = [each for each in find_sets(root) if each.kind is Kind.RETRIEVAL]
     if not retrieval or importlib.util.find_spec("faiss") is None:
         return []
@@ -55,14 +57,15 @@ def _index(encoder: Encoder, documents: list[Document], path: Path) -> Index:
     return build_index(encoder, documents, path, task=task)[0]
 
 
-def evaluation_folder(recipe: Recipe, out: Path) -> Path:
+def evaluation_folder(recipe: Recipe, out: Path, recipe_folder: Path) -> Path:
     """Find the data folder of a finished run.
 
     Args:
         recipe: The recipe.
         out: The run folder.
+        recipe_folder: Where the recipe file is, for relative paths in it.
 
     Returns:
         The folder that holds its evaluation sets.
     """
-    return out.parent / f"{out.name}-data" if recipe.data.root == "docstrings" else Path(recipe.data.root)
+    return out.parent / f"{out.name}-data" if recipe.data.root == DOCSTRINGS else existing_root(recipe, recipe_folder)

@@ -12,11 +12,12 @@ import torch
 from taskdistill.data.batches import BatchPlan, describe
 from taskdistill.encode.batches import cores
 from taskdistill.errors import WorkFailed
-from taskdistill.job.check import check_fit
-from taskdistill.job.plan_stated import is_far, plan_stated, sketch_teacher, stated_tables
+from taskdistill.job.plan_stated import is_far, plan_stated, stated_tables
+from taskdistill.job.preflight import check_data, check_models
 from taskdistill.job.run import check_recipe
 from taskdistill.job.speed import matrix_rate
-from taskdistill.job.start import data_root, load_inputs, start_student
+from taskdistill.job.start import data_root, load_inputs
+from taskdistill.job.state import make_plans
 from taskdistill.job.watch import Watcher
 from taskdistill.model.backbone import layers_of
 from taskdistill.model.fewer_tokens import replace_table
@@ -25,10 +26,9 @@ from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Adapter, Phase, Recipe, Stage1, StaticSettings
 from taskdistill.recipe_phases import StudentVocabulary
-from taskdistill.teacher.make import make_teacher
 from taskdistill.train.device import compute_type, training_device
 from taskdistill.train.new_vocabulary import learn_beside, whole_words
-from taskdistill.train.phases import make_plan, preparer, static_phase, teacher_needs
+from taskdistill.train.phases import preparer, static_phase, teacher_needs
 from taskdistill.train.work import matrix_parameters
 
 SAMPLE = 64
@@ -67,24 +67,24 @@ def plan_run(
     with tempfile.TemporaryDirectory() as temporary:
         check_recipe(recipe, Path(temporary) / "new")
         compute_type(recipe.precision, training_device(recipe.device))
+        student = None if is_far(recipe) else check_models(recipe)
         root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", watcher)
-        if is_far(recipe):
+        if student is None:
             return plan_stated(recipe, root, watcher, card)
-        inputs = load_inputs(recipe, root, watcher)
-        student = start_student(recipe, weights=False)
         assert isinstance(student.module, TransformerModel)
+        check_data(recipe, root)
+        inputs = load_inputs(recipe, root, watcher)
         if recipe.student.vocabulary is not None:
             wanted, width = recipe.student.vocabulary, student.module.backbone.get_input_embeddings().weight.shape[1]
             rows = wanted.size + (len(whole_words(student.tokenizer)) if wanted.keep_words else 0)
             replace_table(student.module, torch.empty(rows, width, device="meta"), {})
-        check_fit(recipe, root, student.module, _teacher_dim(recipe))
-        rate = matrix_rate()
+        plans, rate = make_plans(recipe, inputs), matrix_rate()
         phases: dict[str, dict[str, Any]] = {}
         needed: dict[str, dict[str, None]] = {}
         cutter = student.tokenizer
         for name, settings in recipe.phases().items():
             phase = static_phase(settings) if isinstance(settings, StaticSettings) else settings
-            plan = make_plan(recipe, name, phase, inputs.datasets)
+            plan = plans[name]
             for place, (teacher_name, said) in enumerate(recipe.all_teachers().items()):
                 sources = {source for source in inputs.datasets if place in recipe.readers(source)}
                 for view, texts in teacher_needs(name, phase, plan, sources).items():
@@ -165,17 +165,6 @@ def plan_tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[lis
 
 def _time(phase: Mapping[str, Any]) -> str:
     return f"{phase['minutes']:.1f}" if "minutes" in phase else f"{phase['gpu_hours']:,.1f}"
-
-
-def _teacher_dim(recipe: Recipe) -> int | None:
-    """Read the size of the teacher's vectors without its weights, and refuse a teacher that does not fit the recipe."""
-    settings = recipe.teacher
-    if settings.kind == "http":
-        return settings.embedding_dim
-    here = Path(settings.model)
-    if settings.kind == "precomputed" or settings.url is not None or (here.is_dir() and not (here / "config.json").is_file()):
-        return make_teacher(settings).embedding_dim
-    return sketch_teacher(settings).width
 
 
 def _own_tokenizer(wanted: StudentVocabulary, initial: TextTokenizer, batches: Sequence[Sequence[str]]) -> TextTokenizer:

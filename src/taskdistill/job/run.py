@@ -15,6 +15,7 @@ from taskdistill.encode.batches import cores
 from taskdistill.errors import BadInput
 from taskdistill.folders import dump_json, write_file
 from taskdistill.job.own_vocabulary import learn_own_vocabulary, with_own_vocabulary
+from taskdistill.job.preflight import check_data, check_models
 from taskdistill.job.stages import train_phases
 from taskdistill.job.start import data_root, load_inputs, start_student
 from taskdistill.job.state import Run, deciding, fill_stores, make_plans
@@ -74,8 +75,10 @@ def train(
     check_recipe(recipe, out)
     device = training_device(recipe.device, processes)
     compute_type(recipe.precision, device)
+    check_models(recipe)
     with processes.leader_first():
         root = data_root(recipe, recipe_folder or Path(), out.parent / f"{out.name}-data", watcher)
+    check_data(recipe, root)
     inputs = load_inputs(recipe, root, watcher)
     plans = make_plans(recipe, inputs)
     teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads)

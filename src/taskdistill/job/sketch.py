@@ -111,11 +111,11 @@ def _folder(model: str, revision: str | None) -> Path | None:
         if name in KNOWN:
             return None
         raise BadInput(
-            f"plan cannot tell the size of {model}: no folder of that name is here, and the Hub did not give its config.json "
+            f"the size of {model} is not known: no folder of that name is here, and the Hub did not give its config.json "
             f"({type(error).__name__}); copy config.json and tokenizer.json into a folder and name that"
         ) from None
     if not (folder / "config.json").is_file():
         if name in KNOWN:
             return None
-        raise BadInput(f"{model} has no config.json, so plan cannot tell its size; name a model that has one")
+        raise BadInput(f"{model} has no config.json, so its size is not known; name a model that has one")
     return folder

@@ -99,10 +99,7 @@ def data_root(recipe: Recipe, recipe_folder: Path, docs_folder: Path, watcher: W
     if recipe.data.root != DOCSTRINGS:
         if recipe.data.docstrings_limit is not None:
             raise BadInput("data.docstrings_limit has no effect unless data.root is docstrings; remove it")
-        for folder in (Path(recipe.data.root), recipe_folder / recipe.data.root):
-            if folder.is_dir():
-                return folder
-        raise BadInput(f"data.root {recipe.data.root!r} is no folder here nor beside the recipe; give a folder, or `docstrings`")
+        return existing_root(recipe, recipe_folder)
     from taskdistill.data.docs_folder import build_docs_folder
 
     if not (docs_folder / MANIFEST).is_file():
@@ -113,6 +110,25 @@ def data_root(recipe: Recipe, recipe_folder: Path, docs_folder: Path, watcher: W
     else:
         read_manifest(docs_folder, "data")
     return docs_folder
+
+
+def existing_root(recipe: Recipe, recipe_folder: Path) -> Path:
+    """Find the data folder that a recipe names.
+
+    Args:
+        recipe: The recipe; its data are not the embedded default.
+        recipe_folder: A relative `data.root` is looked for from here after the current folder.
+
+    Returns:
+        An existing folder.
+
+    Raises:
+        BadInput: If there is no such folder.
+    """
+    for folder in (Path(recipe.data.root), recipe_folder / recipe.data.root):
+        if folder.is_dir():
+            return folder
+    raise BadInput(f"data.root {recipe.data.root!r} is no folder here nor beside the recipe; give a folder, or `docstrings`")
 
 
 def counts_lines(counts: Mapping[str, Any]) -> list[str]:

@@ -31,11 +31,23 @@ def make_teacher(settings: TeacherSettings, *, api_key: str | None = None, threa
     return teacher
 
 
-def _make(settings: TeacherSettings, api_key: str | None, threads: int | None) -> Teacher:
+def check_teacher(settings: TeacherSettings) -> None:
+    """Check settings of a teacher that contradict each other.
+
+    Args:
+        settings: The teacher.
+
+    Raises:
+        BadInput: If an address and the kind do not go together.
+    """
     if (settings.url is not None) != (settings.kind == "http"):
         raise BadInput(
             f"teacher.kind is {settings.kind!r} and teacher.url is {settings.url!r}; an address goes with kind http, and only with it"
         )
+
+
+def _make(settings: TeacherSettings, api_key: str | None, threads: int | None) -> Teacher:
+    check_teacher(settings)
     if settings.kind == "http":
         from taskdistill.teacher.http import HttpTeacher
 
