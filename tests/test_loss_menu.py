@@ -19,6 +19,7 @@ from taskdistill.loss_menu import (
     relative_similarity,
     rkd_angle,
     rkd_distance,
+    score_kl,
     sharpened_info_nce,
     similarity_matrix,
     squared_error,
@@ -160,3 +161,39 @@ def test_mixed_negatives_lie_between_two_of_the_query():
         assert torch.allclose(own.T @ parts, row, atol=1e-5)
     found.sum().backward()
     assert documents.grad is not None and documents.grad[:3].abs().sum() > 0 and documents.grad[3:].abs().sum() == 0
+
+
+def test_score_kl_by_loops_leaves_out_the_text_itself_and_its_equals():
+    student, teacher = drawn(5, 4, 11), drawn(5, 3, 12)
+    same = torch.eye(5, dtype=torch.bool)
+    same[1, 3] = same[3, 1] = True
+    for excluded, given in ((torch.eye(5, dtype=torch.bool), None), (same, same)):
+        total = 0.0
+        for row in range(5):
+            places = [i for i in range(5) if not excluded[row, i]]
+            p, q = (
+                torch.softmax(torch.stack([torch.dot(normalise(x)[row], normalise(x)[i]) for i in places]) / 0.1, 0)
+                for x in (teacher, student)
+            )
+            total += float((p * (p.log() - q.log())).sum())
+        assert float(score_kl(student, teacher, temperature=0.1, same=given)) == pytest.approx(total / 5, rel=1e-5)
+    assert float(score_kl(student, student, temperature=0.1)) == pytest.approx(0, abs=1e-6)
+
+
+def test_score_kl_of_texts_without_candidates_is_nothing():
+    student = drawn(2, 4, 13).requires_grad_()
+    value = score_kl(student, drawn(2, 3, 14), same=torch.ones(2, 2, dtype=torch.bool))
+    value.backward()
+    assert float(value) == 0 and float(student.grad.abs().max()) == 0
+
+
+def test_a_turn_of_the_student_s_space_changes_no_loss_of_similarities():
+    student, teacher = drawn(6, 4, 15), drawn(6, 3, 16)
+    turn = torch.linalg.qr(drawn(4, 4, 17))[0]
+    for name, loss in MENU.items():
+        if name in IN_TEACHER_SPACE:
+            continue
+        drawings = {"generator": torch.Generator().manual_seed(1)} if name in ("relative", "rkd_angle") else {}
+        first = float(loss(student, teacher, **drawings))
+        drawings = {"generator": torch.Generator().manual_seed(1)} if drawings else {}
+        assert float(loss(student @ turn, teacher, **drawings)) == pytest.approx(first, rel=1e-4, abs=1e-6), name

@@ -15,7 +15,7 @@ from taskdistill.loss_menu import MENU, list_kl, mixed_negatives, sharpened_info
 from taskdistill.losses import normalise
 from taskdistill.model.projection import Projection
 from taskdistill.recipe import Adapter, Stage1
-from taskdistill.train.menu import TEACHER_TERMS, stage1_weights, step_generator, weight_at
+from taskdistill.train.menu import TEACHER_TERMS, stage1_weights, step_generator, teacher_terms, weight_at
 from taskdistill.train.objectives import Heads, Signals, adapter_objective, weights_for
 from taskdistill.train.phases import distils, plan_phase, stage1_job
 from taskdistill.train.prepare import prepare
@@ -63,11 +63,53 @@ def test_every_teacher_term_of_an_adapter_is_the_loss_over_both_prefixes():
                 found.append(list_kl(mine[:3], mine[3:], theirs[:3], theirs[3:], temperature=0.3))
             elif name == "relative":
                 found.append(MENU[name](mine, theirs, couples=50, generator=step_generator(0)))
+            elif name == "score_kl":
+                found.append(MENU[name](mine, theirs, temperature=0.05))
             elif name == "rkd_angle":
                 found.append(MENU[name](mine, theirs, corners=4, generator=step_generator(0)))
             else:
                 found.append(MENU[name](mine, theirs))
         assert value.item() == pytest.approx(sum(each.item() for each in found) / 2, rel=1e-5), name
+
+
+@pytest.mark.parametrize("name", TEACHER_TERMS)
+def test_a_term_with_several_teachers_is_its_mean_over_those_that_know_the_texts(name):
+    prepared = prepare(batch(RowKind.PAIRS, *ROWS), task=Task.RETRIEVAL, distil=True)
+    torch.manual_seed(0)
+    vectors, teacher, projection = torch.randn(6, 8), torch.randn(6, 5), Projection(8, 5)
+    settings = adapter(menu={"corners": 4, "couples": 50})
+
+    def term(target, widths=(), head=projection, chosen=prepared, rows=vectors):
+        return teacher_terms(rows, chosen, target, head, [4, 8], settings, [name], widths=widths)[name].item()
+
+    def part(columns):
+        head = Projection(8, columns.stop - columns.start)
+        head.load_state_dict({"weight": projection.weight[columns], "bias": projection.bias[columns]})
+        return head
+
+    one, two = slice(0, 2), slice(2, 5)
+    alone = [term(teacher[:, columns], head=part(columns)) for columns in (one, two)]
+    assert term(teacher, (2, 3)) == pytest.approx(sum(alone) / 2, rel=1e-5)
+    lacking = teacher.clone()
+    lacking[:, one] = torch.nan
+    assert term(lacking, (2, 3)) == pytest.approx(alone[1], rel=1e-5)
+    lacking = teacher.clone()
+    lacking[[0, 3], 2:] = torch.nan  # the second teacher knows neither text of the first pair
+    rest = prepare(batch(RowKind.PAIRS, *ROWS[1:]), task=Task.RETRIEVAL, distil=True)
+    kept = [1, 2, 4, 5]
+    fewer = term(teacher[kept][:, two], head=part(two), chosen=rest, rows=vectors[kept])
+    assert term(lacking, (2, 3)) == pytest.approx((alone[0] + fewer) / 2, rel=1e-5)
+
+
+def test_lists_hold_the_hard_negatives_that_are_distilled():
+    rows = [Pair("q", "p", ("n",)), Pair("r", "s", ("m", "o"))]
+    prepared = prepare(batch(RowKind.PAIRS, *rows), task=None, distil=True, negatives=2, distil_negatives=True)
+    torch.manual_seed(0)
+    vectors, teacher = torch.randn(7, 8), torch.randn(7, 5)
+    job = stage1_job("stage1", stage1(weights={"list_kl": 1.0}), tiny.student(), None, {}, None, [8])
+    terms, _ = job.objective(vectors, prepared, Signals(teacher), Heads())
+    expected = list_kl(normalise(vectors[:2]), normalise(vectors[2:]), normalise(teacher[:2]), normalise(teacher[2:]))
+    assert terms["list_kl"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_relational_holds_pairs_and_graded_rows_to_the_base():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from taskdistill.recipe import Phase
-from taskdistill.train.optim import clip, gradient_norm, make_optimiser, rate_factor, set_rate
+from taskdistill.train.optim import HeadSchedule, clip, gradient_norm, make_optimiser, rate_factor, set_rate
 
 
 def phase(**fields: object) -> Phase:
@@ -38,12 +38,22 @@ def test_no_warm_up_and_nothing_but_warm_up():
 def test_matrices_decay_vectors_do_not_and_heads_have_their_own_rate():
     model = {"weight": nn.Parameter(torch.zeros(2, 2)), "bias": nn.Parameter(torch.zeros(2))}
     heads = {"projection.weight": nn.Parameter(torch.zeros(2, 2)), "log_temperature": nn.Parameter(torch.tensor(0.0))}
-    made = make_optimiser(phase(weight_decay=0.1, betas=(0.8, 0.9)), model, heads, 0.25)
+    made = make_optimiser(phase(weight_decay=0.1, betas=(0.8, 0.9)), model, heads, HeadSchedule(lr=0.25))
     groups = [(g["lr"], g["weight_decay"], g["betas"], len(g["params"])) for g in made.param_groups]
     assert groups == [(0.5, 0.1, (0.8, 0.9), 1), (0.5, 0.0, (0.8, 0.9), 1), (0.25, 0.1, (0.8, 0.9), 1), (0.25, 0.0, (0.8, 0.9), 1)]
-    set_rate(made, 0.1)
-    assert [g["lr"] for g in made.param_groups] == pytest.approx([0.05, 0.05, 0.025, 0.025])
+    set_rate(made, phase(), 0)
+    assert [g["lr"] for g in made.param_groups] == pytest.approx([0.25, 0.25, 0.125, 0.125])
     assert make_optimiser(phase(), model, heads, None).param_groups[2]["lr"] == 0.5
+
+
+def test_heads_warm_up_and_decay_by_their_own_settings():
+    model, heads = {"w": nn.Parameter(torch.zeros(2, 2))}, {"projection.weight": nn.Parameter(torch.zeros(2, 2))}
+    made = make_optimiser(phase(weight_decay=0.1), model, heads, HeadSchedule(lr=0.2, warmup=0.5, weight_decay=0.0))
+    assert [g["weight_decay"] for g in made.param_groups] == [0.1, 0.0]
+    set_rate(made, phase(), 2)  # the phase has warmed up after two of its ten steps, the heads after five
+    assert [g["lr"] for g in made.param_groups] == pytest.approx([0.5, 0.2 * 3 / 5])
+    set_rate(made, phase(), 5)
+    assert [g["lr"] for g in made.param_groups] == pytest.approx([0.5 * 5 / 8, 0.2])
 
 
 def test_one_update_is_adamw_by_hand():

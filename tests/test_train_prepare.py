@@ -164,3 +164,14 @@ def test_teacher_similarities_are_those_of_queries_and_positives():
     assert np.allclose(signals.teacher_similarities, [[1, half, half], [0, half, half], [1, half, half]], atol=1e-6)
     assert signals.teacher.tolist() == [[1, 0], [0, 1], [1, 0], [3, 0], [1, 1], [1, 1]]
     assert isinstance(prepared, Prepared) and signals.teacher.dtype == torch.float32
+
+
+def test_stage_1_distils_hard_negatives_behind_the_pairs():
+    rows = batch(RowKind.PAIRS, Pair("q", "p", ("n1", "n2", "n3")), Pair("r", "s", ("p",)))
+    made = prepare(rows, task=None, distil=True, negatives=2, distil_negatives=True)
+    assert [(view, text) for view, text in made.teacher_texts()] == [
+        ("query", "q"), ("query", "r"), ("document", "p"), ("document", "s"), ("document", "n1"), ("document", "n2"), ("document", "p"),
+    ]  # fmt: skip
+    assert [made.texts[place][1] for place, _ in made.distilled] == ["q", "r", "p", "s", "n1", "n2", "p"]
+    assert len(made.texts) == 6, "a text that is twice there is embedded once"
+    assert len(prepare(rows, task=None, distil=True, negatives=2).distilled) == 4

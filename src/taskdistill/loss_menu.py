@@ -148,6 +148,31 @@ def list_kl(
     return F.kl_div(torch.log_softmax(got, 1), torch.log_softmax(wanted, 1), log_target=True, reduction="batchmean")
 
 
+def score_kl(student: Tensor, teacher: Tensor, *, temperature: float = 0.05, same: Tensor | None = None) -> Tensor:
+    """KL divergence between the distributions over the other texts of a batch, seen from each text (ours, after section 7.1).
+
+    `losses.score_distill` keeps a text's cosine with itself in its softmax; at a low temperature that one takes all the probability
+    and hardly any gradient is left. Here a text is no candidate of its own, and the divergence does not fade where one candidate wins.
+
+    Args:
+        student: `(N, D)`.
+        teacher: `(N, T)`.
+        temperature: Divisor of the cosines on both sides.
+        same: `(N, N)` of bool, true where two texts are one and the same to the teacher, the diagonal included; None: the diagonal alone.
+
+    Returns:
+        Scalar: the sum over candidates of `p (log p - log q)`, p the teacher's, averaged over the N texts; 0 if no text has a candidate.
+    """
+    s, t = normalise(student), normalise(teacher).detach()
+    excluded = torch.eye(len(s), dtype=torch.bool, device=s.device) if same is None else same
+    rows = ~excluded.all(1)
+    if not bool(rows.any()):
+        return 0.0 * student.sum()
+    lowest = torch.finfo(s.dtype).min
+    got, wanted = ((x @ x.T / temperature).masked_fill(excluded, lowest)[rows] for x in (s, t))
+    return F.kl_div(torch.log_softmax(got, 1), torch.log_softmax(wanted, 1), log_target=True, reduction="batchmean")
+
+
 def hidden_distance(student: Tensor, teacher: Tensor, layers: list[int] | None = None) -> Tensor:
     """Match the hidden states of chosen layers (TinyBERT, arXiv 1909.10351), each scaled to unit length.
 
@@ -266,6 +291,7 @@ MENU: dict[str, Callable[..., Tensor]] = {
     "l2": l2_distance,
     "mse": squared_error,
     "score_softmax": score_distill,
+    "score_kl": score_kl,
     "similarity": similarity_matrix,
     "relative": relative_similarity,
     "rkd_distance": rkd_distance,

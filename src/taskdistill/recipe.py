@@ -229,9 +229,8 @@ class Recipe(Strict):
             if self.static is not None and self.static.vocabulary is None:
                 raise ValueError("static would share the student's vocabulary, which is learned after it; give static.vocabulary as well")
         if self.stage1 is not None and self.stage1.projection == "none":
-            idle += [
-                (f"stage1.{name}", "stage1.projection is none") for name in ("projection_init", "projection_lr") if given(self.stage1, name)
-            ]
+            heads = ("projection_init", "projection_lr", "projection_warmup", "projection_weight_decay")
+            idle += [(f"stage1.{name}", "stage1.projection is none") for name in heads if given(self.stage1, name)]
         if self.long is not None and given(self.long, "projection_init"):
             idle.append(("long.projection_init", "the long phase goes on with stage 1's projection"))
         if self.teacher.kind != "http" and self.teacher.api_key_env is not None:

@@ -90,6 +90,7 @@ class Menu(Strict):
     """Settings of the further distillation losses (ours); each acts only where its term has a weight."""
 
     score_temperature: float = Field(default=0.02, gt=0, description="Of score_softmax")
+    kl_temperature: float = Field(default=0.05, gt=0, description="Of score_kl")
     list_temperature: float = Field(default=0.05, gt=0, description="Of list_kl")
     nce_temperature: float = Field(default=0.05, gt=0, description="Of teacher_nce")
     relative_margin: float = Field(default=0.015, ge=0, description="Of relative: by how much cosines must differ")
@@ -99,6 +100,7 @@ class Menu(Strict):
 
 MENU_ACTS: dict[str, tuple[str, ...]] = {
     "score_temperature": ("score_softmax",),
+    "kl_temperature": ("score_kl",),
     "list_temperature": ("list_kl",),
     "nce_temperature": ("teacher_nce",),
     "relative_margin": ("relative",),
@@ -183,9 +185,14 @@ class Stage1(Phase):
     """Stage 1, embedding distillation (section 4), and the long phase with its own length and theta."""
 
     weights: dict[str, Weight] = Field(
-        default={"distill": 1.0},
-        description="Loss term to weight: distill (the paper's alone), l2, mse, score_softmax, similarity, relative, rkd_distance, rkd_angle, "
-        "teacher_nce, and for pairs list_kl",
+        default_factory=dict,
+        description="Loss term to weight: distill (the paper's alone), l2, mse, score_softmax, score_kl, similarity, relative, rkd_distance, rkd_angle, "
+        "teacher_nce, and for pairs list_kl. Empty: chosen by where the student comes from, see `plan`",
+    )
+    negatives: int = Field(
+        default=0,
+        ge=0,
+        description="Hard negatives of a row, at most, that are distilled beside its pair; with list_kl they are candidates of its query too",
     )
     reduction: Literal["mean", "sum"] = Field(
         default="mean", description="Over the batch's texts; the paper prints a sum (sections 4.2, 11.5)"
@@ -193,12 +200,16 @@ class Stage1(Phase):
     projection: Literal["student", "none"] = Field(
         default="student", description="A trained map from student to teacher size, or none if equal"
     )
-    projection_init: Literal["default", "identity"] = Field(
-        default="default",
-        description="default: torch's linear initialisation; identity: ones on the diagonal of each teacher's rows, for "
-        "a student started from its teacher",
+    projection_init: Literal["auto", "default", "identity", "least_squares", "rotation"] = Field(
+        default="auto",
+        description="default: torch's linear initialisation; identity: ones on the diagonal of each teacher's rows, for a student cut from its "
+        "teacher; least_squares, rotation: fitted to the teacher's vectors of a sample before step 1; auto: by where the student comes from",
     )
     projection_lr: float | None = Field(default=None, gt=0, description="Learning rate of the projection; None: the phase's")
+    projection_warmup: float | None = Field(
+        default=None, ge=0, le=1, description="Share of the steps in which the projection's rate warms up; None: the phase's"
+    )
+    projection_weight_decay: float | None = Field(default=None, ge=0, description="Weight decay of the projection; None: the phase's")
     freeze_embeddings: bool = Field(default=False, description="Keep the token table as it was started")
     freeze_layers: bool = Field(
         default=False, description="Train the token table alone: a new vocabulary learns to speak to layers that stay as they are"

@@ -22,6 +22,7 @@ from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.loop import PhaseJob
 from taskdistill.train.objectives import Heads, Signals, Terms, pairs
+from taskdistill.train.optim import HeadSchedule
 from taskdistill.train.prepare import Prepared, prepare
 from taskdistill.vocabulary import Task
 
@@ -101,8 +102,13 @@ def initial_projection(experiment: Experiment, module: TransformerModel | Static
                 f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}"
             )
         return None
+    if stage.projection_init not in ("auto", "default", "identity"):
+        raise BadInput(
+            f"stage1.projection_init is {stage.projection_init}; ablate starts every arm of a seed from one drawn projection or from identity: set it to "
+            f"default or identity"
+        )
     torch.manual_seed(seed)
-    return Projection(module.embedding_dim, teacher_dim, stage.projection_init)
+    return Projection(module.embedding_dim, teacher_dim, "identity" if stage.projection_init == "identity" else "default")
 
 
 def phase_lengths(arm: Arm, steps: int, experiment: Experiment) -> list[int]:
@@ -190,7 +196,7 @@ def phase_job(
         weights,
         trained_weights(module, freeze_table=stage.freeze_embeddings),
         heads,
-        stage.projection_lr,
+        HeadSchedule(lr=stage.projection_lr, warmup=stage.projection_warmup, weight_decay=stage.projection_weight_decay),
         stores=stores if distils else {},
         starts_at=starts_at,
     )

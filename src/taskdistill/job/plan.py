@@ -12,6 +12,7 @@ import torch
 from taskdistill.data.batches import BatchPlan, describe
 from taskdistill.encode.batches import cores
 from taskdistill.errors import WorkFailed
+from taskdistill.job.pairing import choose_start
 from taskdistill.job.plan_stated import is_far, plan_stated, stated_tables
 from taskdistill.job.preflight import check_data, check_models
 from taskdistill.job.run import check_recipe
@@ -64,6 +65,9 @@ def plan_run(
     """
     import tempfile
 
+    recipe, pairing = choose_start(recipe)
+    for line in pairing.lines() if pairing is not None else ():
+        watcher.note(line)
     with tempfile.TemporaryDirectory() as temporary:
         check_recipe(recipe, Path(temporary) / "new")
         compute_type(recipe.precision, training_device(recipe.device))

@@ -15,6 +15,7 @@ from taskdistill.encode.batches import cores
 from taskdistill.errors import BadInput
 from taskdistill.folders import dump_json, write_file
 from taskdistill.job.own_vocabulary import learn_own_vocabulary, with_own_vocabulary
+from taskdistill.job.pairing import choose_start
 from taskdistill.job.preflight import check_data, check_models
 from taskdistill.job.stages import train_phases
 from taskdistill.job.start import data_root, load_inputs, start_student
@@ -72,7 +73,10 @@ def train(
 
     watcher = watcher or Silent()
     started = time.monotonic()
+    recipe, pairing = choose_start(recipe)
     check_recipe(recipe, out)
+    for line in pairing.lines() if pairing is not None else ():
+        watcher.note(line)
     device = training_device(recipe.device, processes)
     compute_type(recipe.precision, device)
     check_models(recipe)

@@ -17,6 +17,7 @@ from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.job.during import View, dev_score, make_during
 from taskdistill.job.finish import finish_model
 from taskdistill.job.own_vocabulary import kept_rows
+from taskdistill.job.projection_start import start_projection
 from taskdistill.job.state import Run, resume_meta
 from taskdistill.model.backbone import set_rope_theta, weights_hash
 from taskdistill.model.folder import Model
@@ -31,6 +32,7 @@ from taskdistill.train.checkpoint import last_weights, load_snapshot
 from taskdistill.train.device import compute_type
 from taskdistill.train.finished import load_phase, save_phase
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
+from taskdistill.train.menu import needs_projection, stage1_weights
 from taskdistill.train.phases import adapter_job, stage1_job
 from taskdistill.train.processes import ALONE
 from taskdistill.train.sharded import is_sharded, shard, write_back
@@ -134,17 +136,26 @@ def train_phases(run: Run, student: Model) -> Model:
     dims, rope = student.settings.matryoshka_dims, read_rope(module.backbone)
     projection = None
     if stage1.projection == "student":
-        projection = Projection(module.embedding_dim, widths, stage1.projection_init)
+        projection = Projection(module.embedding_dim, widths, "identity" if stage1.projection_init == "identity" else "default")
     elif teacher_dim != module.embedding_dim:
         raise BadInput(f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}")
+    fitted = False
     for name, settings in (("stage1", stage1), ("long", recipe.long)):
         if settings is not None:
             _with_theta(module, settings, rope)
-            job = _with_teachers(run, stage1_job(name, settings, module, run.plans[name], run.stores, projection, dims))
+            regresses = needs_projection(stage1_weights(name, settings.weights))
+            job = stage1_job(name, settings, module, run.plans[name], run.stores, projection if regresses else None, dims)
+            job = _with_teachers(run, job)
             job = replace(job, kept_rows={} if settings.freeze_embeddings else kept_rows(run, module))
+            if regresses and not fitted:
+                start_projection(run, job, student, projection, dims, stage1.projection_init)
+                fitted = True
             during = make_during(run, student, name, partial(inference_view, module, rope))
             if train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
                 save_phase(run.out / "phases" / name, job, resume_meta(run, name))
+    if not fitted:  # the adapters' distillation and the queries of another model's index go through it all the same
+        with inference_view(module, rope):
+            start_projection(run, job, student, projection, dims, "least_squares")
     before = weights_hash(module.backbone)
     for task in Task:
         if task in recipe.adapters:

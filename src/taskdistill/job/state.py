@@ -19,7 +19,7 @@ from taskdistill.folders import open_folder, require_same
 from taskdistill.job.start import Inputs
 from taskdistill.job.watch import Stop, Watcher
 from taskdistill.memory import give_back, peak_megabytes
-from taskdistill.recipe import FIRST, During, Phase, Recipe, StaticSettings
+from taskdistill.recipe import FIRST, During, Phase, Recipe, Stage1, StaticSettings
 from taskdistill.teacher.protocol import KnowsSomeTexts, Teacher, View, instruct
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.log import Log, read_lines
@@ -159,8 +159,24 @@ def deciding(recipe: Recipe, name: str) -> dict[str, Any]:
         **({"teachers": whole["teachers"], "several": whole["several"]} if recipe.teachers else {}),
         "student": _without_words(whole["student"]),
         **({"during": whole["evaluation"]["during"]} if chooses_weights(recipe.evaluation.during) else {}),
-        **{each: settings.model_dump(mode="json") for each, settings in found.items()},
+        **{each: _without_later(settings) for each, settings in found.items()},
     }
+
+
+LATER: Mapping[str, Any] = {"projection_warmup": None, "projection_weight_decay": None, "menu.kl_temperature": 0.05}
+"""Settings of phases that came after runs had been begun, with the value that changes nothing: a run from before goes on."""
+
+
+def _without_later(settings: Phase | StaticSettings) -> dict[str, Any]:
+    part = settings.model_dump(mode="json")
+    for key, idle in {**LATER, **({"negatives": 0} if isinstance(settings, Stage1) else {})}.items():
+        *path, name = key.split(".")
+        holder = part
+        for each in path:
+            holder = holder.get(each, {})
+        if name in holder and holder[name] == idle:
+            del holder[name]
+    return part
 
 
 def _without_words(part: Mapping[str, Any]) -> dict[str, Any]:

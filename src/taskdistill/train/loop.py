@@ -27,7 +27,7 @@ from taskdistill.train.clock import Clock
 from taskdistill.train.log import Log
 from taskdistill.train.menu import weight_at
 from taskdistill.train.objectives import Heads, Signals, Terms
-from taskdistill.train.optim import clip, gradient_norm, make_optimiser, rate_factor, set_rate
+from taskdistill.train.optim import HeadSchedule, clip, gradient_norm, make_optimiser, rate_factor, set_rate
 from taskdistill.train.prepare import Prepared
 from taskdistill.train.processes import ALONE, Processes
 from taskdistill.train.profile import profiled
@@ -57,7 +57,7 @@ class PhaseJob:
     weights: Mapping[str, float]
     trained: dict[str, nn.Parameter]
     heads: Heads = field(default_factory=Heads)
-    heads_lr: float | None = None
+    head_schedule: HeadSchedule = field(default_factory=HeadSchedule)
     task: str | None = None
     stores: Mapping[View, TeacherStore] = field(default_factory=dict)
     further: Sequence[Mapping[View, TeacherStore]] = ()
@@ -164,7 +164,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
         parameter.requires_grad_(False)
     for parameter in everything.values():
         parameter.requires_grad_(True)
-    optimiser = make_optimiser(settings, job.trained, job.moving_heads(), job.heads_lr, job.kept_rows)
+    optimiser = make_optimiser(settings, job.trained, job.moving_heads(), job.head_schedule, job.kept_rows)
     meta = {**around.meta, "phase": job.name}
     step, bad, last_good = 0, 0, 0
     leads, sharded = around.processes.leads, is_sharded(model)
@@ -302,7 +302,7 @@ def _one_step(
         skipped = not (math.isfinite(total) and math.isfinite(norm))
         if not skipped:
             clip(everything, norm, job.settings.clip)
-            set_rate(optimiser, factor)
+            set_rate(optimiser, job.settings, step)
             optimiser.step()
     record: dict[str, Any] = {
         "phase": job.name,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from taskdistill.loss_menu import IN_TEACHER_SPACE, MENU, list_kl, mixed_negativ
 from taskdistill.losses import info_nce, normalise, over_prefixes
 from taskdistill.model.projection import Projection
 from taskdistill.recipe import Adapter, Phase, Stage1
-from taskdistill.recipe_phases import MENU_ACTS, Sharpen
+from taskdistill.recipe_phases import MENU_ACTS, Menu, Sharpen
 from taskdistill.train.prepare import Prepared
 from taskdistill.vocabulary import RowKind
 
@@ -87,24 +90,14 @@ def check_stage1(where: str, settings: Stage1, used: Sequence[Dataset]) -> None:
     """
     wanted = stage1_weights(where, settings.weights)
     check_menu(where, settings, wanted)
+    if settings.projection == "student" and not needs_projection(wanted):
+        for name in ("projection_lr", "projection_warmup", "projection_weight_decay"):
+            if getattr(settings, name) is not None:
+                raise BadInput(f"{where}.{name} has no effect: no term with a weight goes through the projection; remove it")
     if wanted.keys() == {LIST_KL} and any(dataset.kind is not RowKind.PAIRS for dataset in used):
         raise BadInput(f"{where}: list_kl is a term of pairs, and some sources hold other rows; give a weight to distill as well")
     if LIST_KL in wanted and all(dataset.kind is not RowKind.PAIRS for dataset in used):
         raise BadInput(f"{where}.weights.list_kl has no effect: no source of the phase holds pairs; remove it")
-
-
-def refuse_several(where: str, wanted: Collection[str]) -> None:
-    """Refuse terms of the menu where several teachers' vectors lie side by side.
-
-    Args:
-        where: The phase, for messages.
-        wanted: Terms with a weight above 0.
-
-    Raises:
-        BadInput: If there is one.
-    """
-    if found := [name for name in TEACHER_TERMS if name in wanted]:
-        raise BadInput(f"{where}.weights names {found[0]!r}, which compares with one teacher; with several teachers only distill does")
 
 
 def refuse_layers(where: str, names: Collection[str]) -> None:
@@ -129,7 +122,7 @@ def stage1_weights(name: str, given: Mapping[str, float]) -> dict[str, float]:
 
     Args:
         name: The phase.
-        given: Term to weight.
+        given: Term to weight; empty: the paper's.
 
     Returns:
         Term to weight; a term with weight 0 is not computed.
@@ -142,10 +135,22 @@ def stage1_weights(name: str, given: Mapping[str, float]) -> dict[str, float]:
     for term in given:
         if term not in known:
             raise BadInput(f"{name}.weights names {term!r}, which this phase does not have{nearest(term, known)}")
-    wanted = {term: weight for term, weight in given.items() if weight > 0}
+    wanted = {term: weight for term, weight in (given or {"distill": 1.0}).items() if weight > 0}
     if not wanted:
         raise BadInput(f"{name}.weights has no term with a weight above 0; distill is the usual one")
     return wanted
+
+
+def needs_projection(terms: Collection[str]) -> bool:
+    """Say whether some terms compare vectors in the teacher's space, through the projection.
+
+    Args:
+        terms: Names of terms with a weight above 0.
+
+    Returns:
+        Whether one does; the others compare similarities among texts, which need no common space.
+    """
+    return bool({"distill", TEACHER_NCE, *IN_TEACHER_SPACE} & set(terms))
 
 
 def weight_at(weights: Mapping[str, float], settings: Phase, step: int) -> dict[str, float]:
@@ -167,6 +172,25 @@ def weight_at(weights: Mapping[str, float], settings: Phase, step: int) -> dict[
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class _TeacherPart:
+    """One teacher's columns among those of all teachers, and the compared texts that it has a vector for."""
+
+    columns: slice
+    known: Tensor | None
+    """`(n,)` of bool; None where it has all, as a single teacher does."""
+
+
+def _teacher_parts(teacher: Tensor, widths: Sequence[int]) -> list[_TeacherPart]:
+    if not widths:
+        return [_TeacherPart(columns=slice(0, teacher.shape[1]), known=None)]
+    ends = list(accumulate(widths))
+    columns = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+    known = [~teacher[:, each].isnan().any(1) for each in columns]
+    # With two texts there is no relation to compare but one; a teacher that knows fewer says nothing about this batch.
+    return [_TeacherPart(columns=each, known=rows) for each, rows in zip(columns, known, strict=True) if int(rows.sum()) > 2]
+
+
 def teacher_terms(
     vectors: Tensor,
     prepared: Prepared,
@@ -175,51 +199,97 @@ def teacher_terms(
     dims: Sequence[int],
     settings: Phase,
     wanted: Collection[str],
+    *,
+    widths: Sequence[int] = (),
 ) -> dict[str, Tensor]:
     """Take every wanted term of the menu that the batch allows, over every prefix.
 
     Args:
         vectors: Pooled vectors of the texts, `(texts, D)`.
         prepared: The batch.
-        teacher: The teacher's vectors of `Prepared.distilled`, `(n, T)`.
+        teacher: The teacher's vectors of `Prepared.distilled`, `(n, T)`; of several teachers side by side, not a number where one has none.
         projection: Into the teacher's space, or None.
         dims: Prefix sizes.
         settings: Temperatures, margin and how much is drawn.
         wanted: Terms with a weight above 0.
+        widths: Size of each teacher's vectors, where there are several: a term is then its mean over the teachers that know the texts.
 
     Returns:
         Name to scalar; `list_kl` only for pairs.
     """
-    chosen, menu = vectors[[place for place, _ in prepared.distilled]], settings.menu
-    target = normalise(teacher)
-    options: dict[str, dict[str, float]] = {
-        "score_softmax": {"temperature": menu.score_temperature},
-        "relative": {"margin": menu.relative_margin, "couples": menu.couples},
-        "rkd_angle": {"corners": menu.corners},
-    }
+    parts = _teacher_parts(teacher, widths)
     terms: dict[str, Tensor] = {}
-    for name in (each for each in MENU if each in wanted):
-
-        def one(dim: int, name: str = name) -> Tensor:
-            mine, theirs = normalise(chosen[:, :dim]), target
-            if name in IN_TEACHER_SPACE:
-                mine, theirs = (mine, normalise(target[:, :dim])) if projection is None else (projection(mine), target)
-            drawn = {"generator": step_generator(prepared.batch.step)} if name in ("relative", "rkd_angle") else {}
-            return MENU[name](mine, theirs, **options.get(name, {}), **drawn)
-
-        terms[name] = over_prefixes(one, dims)
-    if LIST_KL in wanted and prepared.batch.kind is RowKind.PAIRS:
-        assert prepared.second is not None
-        count, first, second = len(prepared.first), torch.from_numpy(prepared.first), torch.from_numpy(prepared.second)
-
-        def lists(dim: int) -> Tensor:
-            mine = normalise(vectors[:, :dim])
-            return list_kl(mine[first], mine[second], target[:count], target[count : 2 * count], temperature=menu.list_temperature)
-
-        terms[LIST_KL] = over_prefixes(lists, dims)
-    if TEACHER_NCE in wanted:
-        terms[TEACHER_NCE] = told_apart(vectors, prepared, teacher, projection, dims, menu.nce_temperature)
+    for name in (each for each in TEACHER_TERMS if each in wanted):
+        if name == LIST_KL and prepared.batch.kind is not RowKind.PAIRS:
+            continue
+        values = [_teacher_term(name, part, vectors, prepared, teacher, projection, dims, settings.menu) for part in parts]
+        terms[name] = torch.stack(values).mean() if values else 0.0 * vectors.sum()
     return terms
+
+
+def _teacher_term(
+    name: str,
+    part: _TeacherPart,
+    vectors: Tensor,
+    prepared: Prepared,
+    teacher: Tensor,
+    projection: Projection | None,
+    dims: Sequence[int],
+    menu: Menu,
+) -> Tensor:
+    """Take one term against one teacher, on the texts that it knows."""
+    if name == LIST_KL:
+        return _lists(part, vectors, prepared, teacher, dims, menu.list_temperature)
+    chosen = vectors[[place for place, _ in prepared.distilled]]
+    read = torch.tensor(prepared.read, device=vectors.device)
+    target = teacher[:, part.columns]
+    if part.known is not None:
+        chosen, read, target = chosen[part.known], read[part.known], target[part.known]
+    target = normalise(target)
+
+    def project(unit: Tensor) -> Tensor:
+        assert projection is not None
+        whole: Tensor = projection(unit)
+        return whole[:, part.columns]
+
+    if name == TEACHER_NCE:
+        return told_apart(chosen, read, target, None if projection is None else project, dims, menu.nce_temperature)
+    options: dict[str, Any] = {}
+    if name in ("score_softmax", "score_kl"):
+        options = {"temperature": menu.score_temperature if name == "score_softmax" else menu.kl_temperature}
+    elif name == "relative":
+        options = {"margin": menu.relative_margin, "couples": menu.couples}
+    elif name == "rkd_angle":
+        options = {"corners": menu.corners}
+    if name == "score_kl":
+        options["same"] = read[:, None] == read[None, :]
+
+    def one(dim: int) -> Tensor:
+        mine, theirs = normalise(chosen[:, :dim]), target
+        if name in IN_TEACHER_SPACE:
+            mine, theirs = (mine, normalise(target[:, :dim])) if projection is None else (project(mine), target)
+        drawn = {"generator": step_generator(prepared.batch.step)} if name in ("relative", "rkd_angle") else {}
+        return MENU[name](mine, theirs, **options, **drawn)
+
+    return over_prefixes(one, dims)
+
+
+def _lists(part: _TeacherPart, vectors: Tensor, prepared: Prepared, teacher: Tensor, dims: Sequence[int], temperature: float) -> Tensor:
+    """Compare each query's distribution over the documents of the batch with one teacher's."""
+    assert prepared.second is not None
+    count, places = len(prepared.first), torch.tensor([place for place, _ in prepared.distilled])
+    target = normalise(teacher[:, part.columns])
+    known = torch.ones(len(places), dtype=torch.bool) if part.known is None else part.known.cpu()
+    asked, listed = known.clone(), known.clone()
+    asked[count:], listed[:count] = False, False  # queries come first, then the positives, then hard negatives where they are compared
+    if int(asked.sum()) < 1 or int(listed.sum()) < 2:
+        return 0.0 * vectors.sum()
+
+    def one(dim: int) -> Tensor:
+        mine = normalise(vectors[:, :dim])
+        return list_kl(mine[places[asked]], mine[places[listed]], target[asked], target[listed], temperature=temperature)
+
+    return over_prefixes(one, dims)
 
 
 def sharpened(
@@ -272,7 +342,12 @@ def step_generator(step: int) -> torch.Generator:
 
 
 def told_apart(
-    vectors: Tensor, prepared: Prepared, target: Tensor, projection: Projection | None, dims: Sequence[int], temperature: float
+    chosen: Tensor,
+    read: Tensor,
+    target: Tensor,
+    project: Callable[[Tensor], Tensor] | None,
+    dims: Sequence[int],
+    temperature: float,
 ) -> Tensor:
     """InfoNCE of each text against the teacher's vectors of the batch, over every prefix (ours).
 
@@ -280,24 +355,22 @@ def told_apart(
     than to those of the other texts. Texts for which the teacher read the same one are no negatives of each other.
 
     Args:
-        vectors: Pooled vectors, `(texts, D)`.
-        prepared: The batch.
-        target: The teacher's vectors of `prepared.distilled`, `(n, T)`.
-        projection: Into the teacher's space, or None.
+        chosen: Pooled vectors of the compared texts, `(n, D)`.
+        read: Number of the text that the teacher read for each, `(n,)`.
+        target: The teacher's vectors, `(n, T)`.
+        project: Into the teacher's space, or None.
         dims: Prefix sizes.
         temperature: Divisor of the cosines.
 
     Returns:
         Scalar.
     """
-    chosen = vectors[[place for place, _ in prepared.distilled]]
-    read = torch.tensor(prepared.read, device=vectors.device)
-    own = torch.arange(len(read), device=vectors.device)
+    own = torch.arange(len(read), device=chosen.device)
     same = read[:, None] == read[None, :]
 
     def one(dim: int) -> Tensor:
         mine = normalise(chosen[:, :dim])
-        mine, theirs = (mine, target[:, :dim]) if projection is None else (normalise(projection(mine)), target)
+        mine, theirs = (mine, target[:, :dim]) if project is None else (normalise(project(mine)), target)
         return info_nce(mine, normalise(theirs), own, temperature, same)
 
     return over_prefixes(one, dims)

@@ -231,7 +231,7 @@ def compared(
     if not names or not prepared.distilled:
         return {}
     assert signals.teacher is not None
-    return teacher_terms(vectors, prepared, signals.teacher, heads.projection, dims, settings, names)
+    return teacher_terms(vectors, prepared, signals.teacher, heads.projection, dims, settings, names, widths=heads.widths)
 
 
 def relational(vectors: Tensor, signals: Signals, dims: Sequence[int], settings: Adapter, places: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,11 +14,22 @@ from taskdistill.recipe import Phase
 from taskdistill.train.sharded import local, summed
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadSchedule:
+    """Where the heads (projection, temperature) are trained otherwise than the model; None takes the phase's value."""
+
+    lr: float | None = None
+    """Peak learning rate."""
+    warmup: float | None = None
+    """Share of the steps that warms up."""
+    weight_decay: float | None = None
+
+
 def make_optimiser(
     phase: Phase,
     model: Mapping[str, nn.Parameter],
     heads: Mapping[str, nn.Parameter],
-    heads_lr: float | None,
+    schedule: HeadSchedule | None = None,
     undecayed: Collection[str] = (),
 ) -> torch.optim.AdamW:
     """Build AdamW with weight decay on matrices only.
@@ -26,32 +38,39 @@ def make_optimiser(
         phase: Learning rate, betas and decay.
         model: Trained parameters of the model.
         heads: Projection and temperature.
-        heads_lr: Learning rate of the heads; None for the phase's.
+        schedule: Of the heads; None for the phase's.
         undecayed: Matrices of the model without weight decay.
 
     Returns:
-        The optimiser; each group keeps its peak rate as `peak`.
+        The optimiser; each group keeps its peak rate as `peak` and its warm-up share as `warmup`.
     """
+    own = schedule or HeadSchedule()
+    decay = phase.weight_decay if own.weight_decay is None else own.weight_decay
+    warmup = phase.warmup if own.warmup is None else own.warmup
     groups = []
-    for named, rate in ((model, phase.lr), (heads, heads_lr or phase.lr)):
+    for named, rate, warm, weight_decay in (
+        (model, phase.lr, phase.warmup, phase.weight_decay),
+        (heads, own.lr or phase.lr, warmup, decay),
+    ):
         for decays in (True, False):
             chosen = [p for name, p in named.items() if (p.ndim >= 2 and name not in undecayed) is decays]
             if chosen:
-                groups.append({"params": chosen, "lr": rate, "peak": rate, "weight_decay": phase.weight_decay if decays else 0.0})
+                groups.append({"params": chosen, "lr": rate, "peak": rate, "warmup": warm, "weight_decay": weight_decay if decays else 0.0})
     return torch.optim.AdamW(groups, betas=phase.betas, fused=True)
 
 
-def rate_factor(phase: Phase, step: int) -> float:
+def rate_factor(phase: Phase, step: int, warmup: float | None = None) -> float:
     """Return the share of the peak learning rate at a step.
 
     Args:
         phase: Schedule, warm-up and steps.
         step: Updates done before this one.
+        warmup: Share of the steps that warms up; None for the phase's.
 
     Returns:
         Between 0 and 1.
     """
-    warm = round(phase.warmup * phase.steps)
+    warm = round((phase.warmup if warmup is None else warmup) * phase.steps)
     if step < warm:
         return (step + 1) / warm
     if phase.schedule == "constant":
@@ -60,15 +79,16 @@ def rate_factor(phase: Phase, step: int) -> float:
     return left if phase.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
 
 
-def set_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's learning rate.
+def set_rate(optimiser: torch.optim.Optimizer, phase: Phase, step: int) -> None:
+    """Set every group's learning rate for a step.
 
     Args:
-        optimiser: The optimiser.
-        factor: Share of each group's peak.
+        optimiser: What `make_optimiser` returned.
+        phase: Schedule and steps.
+        step: Updates done before this one.
     """
     for group in optimiser.param_groups:
-        group["lr"] = group["peak"] * factor
+        group["lr"] = group["peak"] * rate_factor(phase, step, group["warmup"])
 
 
 def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> float:

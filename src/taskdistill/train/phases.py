@@ -19,7 +19,7 @@ from taskdistill.recipe import Adapter, Phase, Recipe, Stage1, StaticSettings
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.loop import PhaseJob
-from taskdistill.train.menu import TEACHER_TERMS, check_adapter, check_stage1, refuse_several, stage1_weights, told_apart
+from taskdistill.train.menu import TEACHER_TERMS, check_adapter, check_stage1, stage1_weights, told_apart
 from taskdistill.train.objectives import (
     Heads,
     Signals,
@@ -31,6 +31,7 @@ from taskdistill.train.objectives import (
     terms_of,
     weights_for,
 )
+from taskdistill.train.optim import HeadSchedule
 from taskdistill.train.prepare import Prepared, prepare
 from taskdistill.vocabulary import RowKind, Task, TeacherReads
 
@@ -117,8 +118,6 @@ def make_plan(recipe: Recipe, name: str, settings: Phase, datasets: Mapping[str,
                 f"{name}: the teacher reads neither text of source {dataset.name!r}, and {name} learns from its vectors alone; "
                 f"leave the source out, or give the scores a weight (static.weights.cosent)"
             )
-    if len(recipe.all_teachers()) > 1 and isinstance(settings, Stage1 | Adapter):
-        refuse_several(name, [term for term, weight in settings.weights.items() if weight > 0])
     return plan_phase(recipe.seed, name, settings, datasets)
 
 
@@ -193,10 +192,10 @@ def preparer(name: str, settings: Phase) -> Any:
         Batch to `Prepared`.
     """
     task, distil = phase_task(name), distils(name, settings)
-    hard = settings.negatives if isinstance(settings, Adapter) and task is not Task.CLASSIFICATION else 0
+    hard = settings.negatives if isinstance(settings, Adapter | Stage1) and task is not Task.CLASSIFICATION else 0
 
     def made(batch: Batch) -> Prepared:
-        return prepare(batch, task=task, distil=distil, negatives=hard)
+        return prepare(batch, task=task, distil=distil, negatives=hard, distil_negatives=task is None)
 
     return made
 
@@ -277,9 +276,8 @@ def stage1_job(
     stays = {True: settings.freeze_embeddings, False: settings.freeze_layers}
     trained = {n: p for n, p in model.backbone.named_parameters() if not stays[p is table]}
     heads = Heads(projection)
-    return PhaseJob(
-        name, settings, plan, preparer(name, settings), objective, wanted, trained, heads, settings.projection_lr, stores=stores
-    )
+    schedule = HeadSchedule(lr=settings.projection_lr, warmup=settings.projection_warmup, weight_decay=settings.projection_weight_decay)
+    return PhaseJob(name, settings, plan, preparer(name, settings), objective, wanted, trained, heads, schedule, stores=stores)
 
 
 def static_job(settings: StaticSettings, model: StaticModel, plan: BatchPlan, store: TeacherStore, dims: Sequence[int]) -> PhaseJob:
@@ -306,7 +304,9 @@ def static_job(settings: StaticSettings, model: StaticModel, plan: BatchPlan, st
             terms["distill"] = distill(vectors, prepared, signals, heads, chosen)
         if "teacher_nce" in weights and prepared.distilled:
             assert signals.teacher is not None
-            terms["teacher_nce"] = told_apart(vectors, prepared, signals.teacher, None, chosen, settings.nce_temperature)
+            compared_vectors = vectors[[place for place, _ in prepared.distilled]]
+            read = torch.tensor(prepared.read, device=vectors.device)
+            terms["teacher_nce"] = told_apart(compared_vectors, read, signals.teacher, None, chosen, settings.nce_temperature)
         if "cosent" in weights and prepared.scores is not None:
             terms |= graded(vectors, prepared, signals, chosen, settings, weights)
         return terms, 0.0

@@ -71,7 +71,7 @@ class _Texts:
         return np.array([self.place(role, text) for text in texts], dtype=np.int64)
 
 
-def prepare(batch: Batch, *, task: Task | None, distil: bool, negatives: int = 0) -> Prepared:
+def prepare(batch: Batch, *, task: Task | None, distil: bool, negatives: int = 0, distil_negatives: bool = False) -> Prepared:
     """Lay out a batch for a phase.
 
     Args:
@@ -79,6 +79,7 @@ def prepare(batch: Batch, *, task: Task | None, distil: bool, negatives: int = 0
         task: The task, or None for stage 1.
         distil: Whether the phase has a distillation term.
         negatives: Hard negatives taken from each pair, at most.
+        distil_negatives: Whether the teacher's vectors of the hard negatives are compared as well, behind those of the pairs.
 
     Returns:
         Distinct texts and the places of each side.
@@ -118,6 +119,9 @@ def prepare(batch: Batch, *, task: Task | None, distil: bool, negatives: int = 0
         views: list[View] = ["query" if asks and i < len(rows) else "document" for i in range(len(places))]
         out.distilled = [(int(place), "topic" if topic else view) for place, view in zip(places, views, strict=True)]
         out.read = [int(place) for place in places]
+        if distil_negatives and out.negatives is not None and not translated:
+            out.distilled += [(int(place), "document") for place in out.negatives]
+            out.read += [int(place) for place in out.negatives]
         if translated:
             assert out.second is not None
             out.read = 2 * (out.first if batch.teacher_reads is TeacherReads.QUERY else out.second).tolist()

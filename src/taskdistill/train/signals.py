@@ -78,7 +78,7 @@ class SignalSource:
         """
         found = Signals()
         if prepared.distilled:
-            found.teacher = self._teacher(prepared)
+            found.teacher = teacher_vectors(self.job, prepared)
             if self.job.needs_similarities and prepared.second is not None:
                 count = len(prepared.first)
                 unit = torch.nn.functional.normalize(found.teacher.nan_to_num(), dim=1).numpy()
@@ -89,19 +89,6 @@ class SignalSource:
         found.teacher = None if found.teacher is None else found.teacher.to(device)
         found.base = None if found.base is None else found.base.to(device)
         return found
-
-    def _teacher(self, prepared: Prepared) -> Tensor:
-        wanted, every = prepared.teacher_texts(), [self.job.stores, *self.job.further]
-        if len(every) == 1:
-            return _read(every[0], wanted, partial=False)
-        allowed = self.job.readers.get(prepared.batch.dataset, range(len(every)))
-        parts = []
-        for place, stores in enumerate(every):
-            if place in allowed:
-                parts.append(_read(stores, wanted, partial=True))
-            else:
-                parts.append(torch.full((len(wanted), self.job.heads.widths[place]), torch.nan))
-        return torch.cat(parts, dim=1)
 
     def _without_adapter(self, ids: list[np.ndarray]) -> Tensor:
         """Embed with the base, in micro-batches that follow from the batch alone, so that a continued run gets the same bits."""
@@ -118,6 +105,29 @@ class SignalSource:
         for rows, vectors in zip(parts, threads.map(embed, parts), strict=True):
             out[rows] = vectors
         return out
+
+
+def teacher_vectors(job: PhaseJob, prepared: Prepared) -> Tensor:
+    """Look up the teachers' vectors of a batch.
+
+    Args:
+        job: The phase, with its stores.
+        prepared: The batch.
+
+    Returns:
+        `(n, T)`, in the order of `prepared.distilled`; of several teachers side by side, not a number where one has none.
+    """
+    texts, every = prepared.teacher_texts(), [job.stores, *job.further]
+    if len(every) == 1:
+        return _read(every[0], texts, partial=False)
+    allowed = job.readers.get(prepared.batch.dataset, range(len(every)))
+    parts = []
+    for place, stores in enumerate(every):
+        if place in allowed:
+            parts.append(_read(stores, texts, partial=True))
+        else:
+            parts.append(torch.full((len(texts), job.heads.widths[place]), torch.nan))
+    return torch.cat(parts, dim=1)
 
 
 def _read(stores: Mapping[View, TeacherStore], wanted: list[tuple[View, str]], *, partial: bool) -> Tensor:

@@ -1,0 +1,106 @@
+"""The projection of a run: drawn, the identity, or fitted to the teacher before step 1."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from taskdistill.encode.encoder import Encoder
+from taskdistill.errors import BadInput
+from taskdistill.folders import check_folder, read_manifest, write_folder
+from taskdistill.job.state import Run, made_before, resume_meta
+from taskdistill.model.folder import Model
+from taskdistill.model.projection import Projection
+from taskdistill.train.loop import PhaseJob
+from taskdistill.train.projection_fit import FittedMap, Method, fit_projection
+from taskdistill.train.signals import teacher_vectors
+
+KIND = "projection"
+SAMPLE = 5_000
+"""Compared texts of the phase on which the map is fitted; ten times the widest common space, so that a ridge has little left to do."""
+
+
+def start_projection(run: Run, job: PhaseJob, student: Model, projection: Projection | None, dims: Sequence[int], init: str) -> None:
+    """Give a phase's projection its first weights, the same on every process.
+
+    Args:
+        run: The run; its teacher stores are filled. The fit is kept in RUN/projections, so that a continued run starts from the same.
+        job: The phase whose texts are sampled.
+        student: The student as it is now.
+        projection: Overwritten if the start is a fitted one; None where the recipe wants none.
+        dims: Prefix sizes.
+        init: `projection_init` of the recipe, resolved.
+    """
+    if projection is None or init not in get_args(Method):
+        return
+    folder = run.out / "projections" / job.name
+    if run.processes.leads and not made_before(run, job.name, folder, KIND):
+        start = time.monotonic()
+        run.watcher.stage("fitting the projection to the teacher's vectors")
+        found = _fit(run, job, student, dims, "rotation" if init == "rotation" else "least_squares")
+        _write(folder, found, run, job.name)
+        run.timed("projection", start)
+    run.processes.same(None)
+    if faults := check_folder(folder, read_manifest(folder, KIND)):
+        raise BadInput(f"{folder} is damaged: {faults[0]}; delete this folder to fit the projection again")
+    tensors = load_file(folder / "weights.safetensors")
+    with torch.no_grad():
+        projection.weight.copy_(tensors["weight"])
+        projection.bias.copy_(tensors["bias"])
+
+
+def _fit(run: Run, job: PhaseJob, student: Model, dims: Sequence[int], method: Method) -> FittedMap:
+    vectors, targets = sample_vectors(run, job, student)
+    widths = job.heads.widths or (targets.shape[1],)
+    found = fit_projection(vectors, targets, dims, widths=widths, method=method)
+    shown = ", ".join(f"{dim}: {cosine:.3f}" for dim, cosine in found.cosines.items())
+    run.watcher.note(f"{job.name}: projection fitted on {len(vectors):,} texts ({method}); held-out cosine by size: {shown}")
+    return found
+
+
+def sample_vectors(run: Run, job: PhaseJob, student: Model, count: int = SAMPLE) -> tuple[Tensor, Tensor]:
+    """Embed texts of a phase as its steps will, and look up what the teacher says of them.
+
+    Args:
+        run: The run.
+        job: The phase.
+        student: The student.
+        count: Texts, about; steps are taken at even distances over the phase, so that all its sources are there.
+
+    Returns:
+        Vectors of the student, `(n, D)`, and of the teachers, `(n, T)`.
+    """
+    first = job.prepare(job.plan.at(job.starts_at))
+    steps = min(job.settings.steps, -(-count // max(1, len(first.distilled))))
+    texts, targets = dict[tuple[str, str], int](), list[Tensor]()
+    for step in np.unique(np.linspace(0, job.settings.steps - 1, steps).astype(int)).tolist():
+        prepared = job.prepare(job.plan.at(job.starts_at + step))
+        if not prepared.distilled:
+            continue
+        rows = teacher_vectors(job, prepared)
+        for (place, _), row in zip(prepared.distilled, rows, strict=True):
+            role, text = prepared.texts[place]
+            if (role.value, text) not in texts:
+                texts[role.value, text] = len(texts)
+                targets.append(row)
+    encoder = Encoder(student, threads=run.threads)
+    vectors = torch.empty(len(texts), encoder.embedding_dim)
+    for prompt_name in dict.fromkeys(name for name, _ in texts):
+        places = [i for (name, _), i in texts.items() if name == prompt_name]
+        chosen = [text for name, text in texts if name == prompt_name]
+        made = encoder.encode_reporting(chosen, task=None, prompt_name=prompt_name, max_length=job.settings.max_length).vectors
+        vectors[places] = torch.from_numpy(np.asarray(made, dtype=np.float32))
+    return vectors, torch.stack(targets)
+
+
+def _write(folder: Path, found: FittedMap, run: Run, name: str) -> None:
+    facts = {"cosines": {str(dim): round(cosine, 4) for dim, cosine in found.cosines.items()}, "ridge": found.ridge}
+    with write_folder(folder, KIND, meta={**resume_meta(run, name), **facts}) as beside:
+        save_file({"weight": found.weight.contiguous(), "bias": found.bias.contiguous()}, beside / "weights.safetensors")
