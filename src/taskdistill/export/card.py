@@ -35,6 +35,7 @@ def make_card(
     languages: Mapping[str, Sequence[str]] | None = None,
     hashes: Mapping[str, str] | None = None,
     versions: Mapping[str, str] | None = None,
+    warnings: Sequence[str] = (),
 ) -> str:
     """Write a model card.
 
@@ -56,6 +57,7 @@ def make_card(
         languages: Source to its languages; None takes those that the recipe states.
         hashes: Of the recipe and the data.
         versions: Package to version.
+        warnings: What a user of the model must know of its training.
 
     Returns:
         Markdown with a YAML header, as hubs read it.
@@ -70,7 +72,7 @@ def make_card(
         _training(recipe, command, hashes),
         _data(recipe, rows, languages),
         _licences(recipe, settings, licence, base_model, base_licence, teacher_licence),
-        _limits(settings, recipe, spoken),
+        _limits(settings, recipe, spoken, warnings),
         _versions(versions),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -209,7 +211,7 @@ def _licences(
     return "\n".join(lines)
 
 
-def _limits(settings: Mapping[str, Any], recipe: Mapping[str, Any] | None, languages: Sequence[str]) -> str:
+def _limits(settings: Mapping[str, Any], recipe: Mapping[str, Any] | None, languages: Sequence[str], warnings: Sequence[str]) -> str:
     trained = [said["max_length"] for said in _phases(recipe)]
     lines = [
         "## Limits",
@@ -217,6 +219,7 @@ def _limits(settings: Mapping[str, Any], recipe: Mapping[str, Any] | None, langu
         "- The model learned its teacher's judgement, faults included, and what the teacher may have seen of public test sets; nothing was "
         "done about bias in either.",
         "- Scores hold for the sets named above only.",
+        *(f"- {warning[0].upper()}{warning[1:]}." for warning in warnings),
     ]
     if trained and settings.get("max_length", 0) > max(trained):
         lines.append(

@@ -21,6 +21,7 @@ from taskdistill.job.start import start_student
 from taskdistill.model.folder import Model
 from taskdistill.model.identity import memory_files
 from taskdistill.recipe import dump_recipe
+from taskdistill.train.course import courses
 
 if TYPE_CHECKING:
     from taskdistill.job.state import Run
@@ -97,6 +98,7 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
         "speed": _speeds(run, encoders),
         "data": run.inputs.counts(),
         "facts": run.facts | {"teacher_texts": sum(len(store) for store in {id(store): store for store in run.stores.values()}.values())},
+        "course": {course.phase: course.as_dict() for course in courses(run.log)},
         "time": where_time_went(run.log.path, matrix_rate(threads=run.threads)),
         "seconds": {part: round(seconds, 1) for part, seconds in run.seconds().items()},
         "peak_megabytes": run.peak(),

@@ -15,6 +15,7 @@ from taskdistill.model.backbone import EMBEDDED
 from taskdistill.model.folder import Model
 from taskdistill.model.student import StaticModel
 from taskdistill.recipe import Recipe
+from taskdistill.train.course import courses
 
 if TYPE_CHECKING:
     from taskdistill.job.state import Run
@@ -60,6 +61,7 @@ def run_card(run: Run, model: Model, results: Mapping[str, Any] | None) -> str:
         command=TRAIN.format(run=run.out.name),
         hashes={"recipe": recipe.digest()[:16], "data": run.inputs.digest()[:16]},
         versions=versions(),
+        warnings=[line.removeprefix("warning: ") for course in courses(run.log) for line in course.lines()[:1] if course.change < 0],
     )
 
 

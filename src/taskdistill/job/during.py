@@ -18,15 +18,16 @@ from taskdistill.evaluate.reading import RankingData, SetData
 from taskdistill.evaluate.sets import EvalSet, find_sets
 from taskdistill.job.embedders import EncoderEmbedder
 from taskdistill.model.folder import Model
+from taskdistill.recipe import During as Settings
 from taskdistill.recipe import Recipe
 from taskdistill.train.best import During
+from taskdistill.train.course import MEAN
 from taskdistill.train.phases import phase_task
 from taskdistill.vocabulary import Task
 
 if TYPE_CHECKING:
     from taskdistill.job.state import Run
 
-MEAN = "mean"
 View = Callable[[], AbstractContextManager[None]]
 """Lets a model in training compute as at inference, for as long as a block runs."""
 
@@ -40,15 +41,15 @@ def sets_during(recipe: Recipe, root: Path, phase: str) -> list[EvalSet]:
         phase: Name of the phase.
 
     Returns:
-        Every set for a phase that trains the base, an adapter's own for an adapter; none if nothing is scored.
+        Every set for a phase that trains the base, an adapter's own for an adapter; none where the recipe names no development set.
 
     Raises:
         BadInput: If a set is not there, or `keep` names none of them nor one of their metrics.
     """
-    settings = recipe.evaluation.during
-    if settings is None or phase == "static":
-        return []
+    settings = recipe.evaluation.during or Settings(every=1)
     names = recipe.evaluation.dev if settings.sets is None else settings.sets
+    if phase == "static" or not names:
+        return []
     try:
         found = find_sets(Path(recipe.evaluation.root or root), names, split="dev")
     except BadInput as error:
@@ -122,9 +123,10 @@ def make_during(run: Run, student: Model, phase: str, view: View) -> During | No
     Returns:
         The callback; None if this phase scores nothing.
     """
-    settings = run.recipe.evaluation.during
+    # Without `during` the first and the last state are scored all the same: a phase that harms a student must not end unnoticed.
+    settings = run.recipe.evaluation.during or Settings(every=run.recipe.phases()[phase].steps)
     sets = sets_during(run.recipe, run.inputs.root, phase)
-    if settings is None or not sets:
+    if not sets:
         return None
     seed, data = run.recipe.seed, list[SetData]()
 
@@ -141,7 +143,9 @@ def make_during(run: Run, student: Model, phase: str, view: View) -> During | No
                 mains.append(found.score)
         return scores | {MEAN: float(np.mean(mains))}
 
-    return During(settings.every, score, _metric(settings.keep, {each.name: each.kind for each in sets}))
+    kinds = {each.name: each.kind for each in sets}
+    main = {name: f"{name}:{METRIC[kind]}" for name, kind in kinds.items()}
+    return During(settings.every, score, _metric(settings.keep, kinds), main | {MEAN: MEAN})
 
 
 def _metric(keep: str | None, kinds: dict[str, Kind]) -> str | None:

@@ -11,6 +11,7 @@ from taskdistill.evaluate.tables import Source, Speed, Table, duration
 from taskdistill.folders import write_file
 from taskdistill.job.seen import warnings_of
 from taskdistill.job.speed import time_table
+from taskdistill.train.course import Course
 from taskdistill.train.log import read_lines
 
 
@@ -108,6 +109,8 @@ def _warnings(metrics: Mapping[str, Any]) -> list[str]:
     found = []
     if metrics["recipe"]["teacher"]["instructions"] is None:
         found.append("This teacher knows no instruction, so every text was embedded as it is, in every phase.")
+    for phase, course in metrics.get("course", {}).items():
+        found += [line for line in Course(phase=phase, **course).lines() if line.startswith("warning: ")]
     return found
 
 

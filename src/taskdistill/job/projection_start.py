@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.errors import BadInput
-from taskdistill.folders import check_folder, read_manifest, write_folder
+from taskdistill.folders import open_folder, write_folder
 from taskdistill.job.state import Run, made_before, resume_meta
 from taskdistill.model.folder import Model
 from taskdistill.model.projection import Projection
@@ -48,8 +47,7 @@ def start_projection(run: Run, job: PhaseJob, student: Model, projection: Projec
         _write(folder, found, run, job.name)
         run.timed("projection", start)
     run.processes.same(None)
-    if faults := check_folder(folder, read_manifest(folder, KIND)):
-        raise BadInput(f"{folder} is damaged: {faults[0]}; delete this folder to fit the projection again")
+    open_folder(folder, KIND, "delete this folder to fit the projection again")
     tensors = load_file(folder / "weights.safetensors")
     with torch.no_grad():
         projection.weight.copy_(tensors["weight"])

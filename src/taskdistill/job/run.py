@@ -77,6 +77,8 @@ def train(
     check_recipe(recipe, out)
     for line in pairing.lines() if pairing is not None else ():
         watcher.note(line)
+    if recipe.stage1 is not None and not recipe.evaluation.dev and recipe.evaluation.during is None:
+        watcher.note("no development set is named (evaluation.dev), so a phase that harms the student will not be seen before the end")
     device = training_device(recipe.device, processes)
     compute_type(recipe.precision, device)
     check_models(recipe)

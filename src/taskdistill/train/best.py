@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class During:
     score: ScoreNow
     keep: str | None = None
     """Metric whose best weights end the phase; None only logs."""
+    main: Mapping[str, str] = field(default_factory=dict)
+    """Set to the metric that stands for it."""
 
     def due(self, step: int, steps: int) -> bool:
         """Say whether the model is scored after some updates.
@@ -97,7 +99,8 @@ def evaluate_now(
     """
     start = time.monotonic()
     scores = {name: float(value) for name, value in during.score().items()}
-    record: dict[str, Any] = {"phase": phase, "evaluated": step, "scores": scores}
+    main = {name: scores[metric] for name, metric in during.main.items()}
+    record: dict[str, Any] = {"phase": phase, "evaluated": step, "scores": scores, "main": main}
     if during.keep is not None:
         if during.keep not in scores:
             raise BadInput(f"evaluation.during.keep is {during.keep!r}, but {phase} scores only {', '.join(scores)}")

@@ -24,6 +24,7 @@ from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.best import During, evaluate_now, forget_later, scored, take_best
 from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, save_snapshot, whole_state
 from taskdistill.train.clock import Clock
+from taskdistill.train.course import read_course
 from taskdistill.train.log import Log
 from taskdistill.train.menu import weight_at
 from taskdistill.train.objectives import Heads, Signals, Terms
@@ -233,8 +234,13 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
             tick()
     if around.during is not None and around.during.keep is not None:
         best = take_best(folder, everything, meta)
+        step = best.step
         why = "" if best.step else ", those before the first update, for no later ones scored higher"
         around.note(f"{job.name}: the weights of step {best.step:,} are kept{why}: {best.metric} {best.score:.4f}")
+    if leads and (course := read_course(around.log, job.name, step)) is not None:
+        around.log.write({"phase": job.name, "course": course.as_dict()})
+        for line in course.lines():
+            around.note(line)
     model.eval()
     for parameter in everything.values():
         parameter.requires_grad_(False)
