@@ -184,7 +184,7 @@ def test_score_kl_of_texts_without_candidates_is_nothing():
     student = drawn(2, 4, 13).requires_grad_()
     value = score_kl(student, drawn(2, 3, 14), same=torch.ones(2, 2, dtype=torch.bool))
     value.backward()
-    assert float(value) == 0 and float(student.grad.abs().max()) == 0
+    assert value.item() == 0 and student.grad.abs().max().item() == 0
 
 
 def test_a_turn_of_the_student_s_space_changes_no_loss_of_similarities():
