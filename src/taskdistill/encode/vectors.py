@@ -15,6 +15,7 @@ from taskdistill.encode.writers import WRITERS
 from taskdistill.errors import BadInput
 from taskdistill.folders import file_fault, read_manifest, require_field
 
+STORED = ("float32", "float16", "int8", "uint8")
 ADVICE = "run the same encode command again, which makes the shard anew"
 
 
@@ -37,6 +38,9 @@ class VectorFolder:
         )
         self.shards = -(-rows // max(1, size))
         self._vectors = require_field(folder, counts, "vectors", int)
+        require_field(folder, self.manifest, "width", int)
+        if (stored := require_field(folder, self.manifest, "stored_as", str)) not in STORED:
+            raise BadInput(f"{folder} says that its vectors are stored as {stored!r}; needs one of {', '.join(STORED)}; {ADVICE}")
         for name in self.manifest["files"]:
             if not name.endswith(".npy"):
                 self._check(name)

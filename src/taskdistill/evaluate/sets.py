@@ -143,6 +143,7 @@ def _files(folder: Path, split: str) -> Iterator[tuple[str, Path]]:
     for name in sorted(names):
         path = _either(folder, f"{name}.{split}.jsonl")
         if path is not None:
+            check_listed(path)  # its first row is read now
             yield name, path
 
 

@@ -27,6 +27,15 @@ def describe_folder(path: Path) -> dict[str, Any]:
     if (path / "recipe.yaml").is_file():
         return _run(path)
     manifest = read_manifest(path)
+    try:
+        return _describe(path, manifest)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # of a manifest without a hash of itself
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{path / MANIFEST} lacks a field or holds another type ({error}); copy or make the folder again") from None
+
+
+def _describe(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     kind = manifest.get("kind")
     if kind == "teacher-store":
         from taskdistill.teacher.store import describe
@@ -35,8 +44,9 @@ def describe_folder(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": kind, "format_version": manifest["format_version"]}
     if kind == "model":
         found |= _model(manifest)
+    faults = check_folder(path, manifest)
     if kind == "export":
-        found |= _export(path, manifest)
+        found |= _export(path, manifest, whole=not faults)
     if kind == "vectors":
         found |= {key: manifest[key] for key in VECTOR_FIELDS} | {"counts": manifest["counts"]}
     found |= {
@@ -44,7 +54,7 @@ def describe_folder(path: Path) -> dict[str, Any]:
         "bytes": sum(entry["bytes"] for entry in manifest.get("files", {}).values()),
         "made_with": manifest.get("created_by", {}),
     }
-    return found | {"faults": check_folder(path, manifest)}
+    return found | {"faults": faults}
 
 
 LEAST: dict[Backend, float] = {Backend.TORCH: 1 - 1e-5, Backend.ONNXRUNTIME: 0.9999, Backend.OPENVINO: 0.9999, Backend.INT8: 0.95}
@@ -124,10 +134,10 @@ def _model(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _export(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def _export(path: Path, manifest: dict[str, Any], *, whole: bool) -> dict[str, Any]:
     from taskdistill.model.backbone import read_json
 
-    parity = read_json(path / "parity.json") if (path / "parity.json").is_file() else {}
+    parity = read_json(path / "parity.json") if whole and (path / "parity.json").is_file() else {}
     return {
         "format": manifest["format"],
         "model": manifest["name"],
