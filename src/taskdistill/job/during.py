@@ -53,7 +53,7 @@ def sets_during(recipe: Recipe, root: Path, phase: str) -> list[EvalSet]:
     try:
         found = find_sets(Path(recipe.evaluation.root or root), names, split="dev")
     except BadInput as error:
-        raise BadInput(f"evaluation.during.sets: {error}") from None
+        raise BadInput(f"evaluation.{'dev' if settings.sets is None else 'during.sets'}: {error}") from None
     kept, _, metric = (settings.keep or MEAN).partition(":")
     kinds = {each.name: each.kind for each in found}
     if kept not in (MEAN, *kinds):
