@@ -1,4 +1,4 @@
-"""One of the processes that tests start together: `python process_child.py gradients|sharded|train|stopped OUT`, with torchrun's variables set."""
+"""One of the processes that tests start together: `python process_child.py NAME OUT ...`, with torchrun's variables set."""
 
 from __future__ import annotations
 
@@ -32,9 +32,14 @@ def start(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
 
 def run(count: int, *arguments: str) -> None:
     """Start processes, wait for all, and show what a failed one said."""
-    for process in start(count, *arguments):
-        told, _ = process.communicate(timeout=280)
-        assert process.returncode == 0, told[-3000:]
+    processes = start(count, *arguments)
+    try:
+        for process in processes:
+            told, _ = process.communicate(timeout=280)
+            assert process.returncode == 0, told[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def gradients(out: Path, together) -> None:
@@ -138,6 +143,12 @@ def train(out: Path, together) -> None:
     (out / f"{together.rank}.json").write_text(json.dumps([record["loss"] for record in told.records]))
 
 
+def trajectories(out: Path, together) -> None:
+    import trajectories as cases
+
+    cases.run_some(out, together, sys.argv[3])
+
+
 def stopped(out: Path, together) -> None:
     """Train until the stop before the fourth step."""
     import tiny_run
@@ -159,8 +170,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     with joined(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])) as together:
-        {"gradients": gradients, "sharded": sharded, "train": train, "stopped": stopped}[sys.argv[1]](Path(sys.argv[2]), together)
+        WORK[sys.argv[1]](Path(sys.argv[2]), together)
 
+
+WORK = {"gradients": gradients, "sharded": sharded, "train": train, "stopped": stopped, "trajectories": trajectories}
 
 if __name__ == "__main__":
     main()
