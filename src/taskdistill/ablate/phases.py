@@ -18,6 +18,7 @@ from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.recipe_phases import Adapter, Phase
+from taskdistill.seeding import torch_seed
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.loop import PhaseJob
@@ -101,7 +102,7 @@ def initial_projection(experiment: Experiment, module: TransformerModel | Static
                 f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}"
             )
         return None
-    torch.manual_seed(seed)
+    torch.manual_seed(torch_seed(seed))
     return Projection(module.embedding_dim, teacher_dim, stage.projection_init)
 
 

@@ -22,6 +22,7 @@ from taskdistill.recipe import Phase
 from taskdistill.seeding import STEP_STRIDE, derive_seed, torch_seed
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
+from taskdistill.train.batch_loss import Share
 from taskdistill.train.best import During, evaluate_now, forget_later, scored, take_best
 from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, save_snapshot, whole_state
 from taskdistill.train.clock import Clock
@@ -35,7 +36,7 @@ from taskdistill.train.processes import ALONE, Processes
 from taskdistill.train.profile import profiled
 from taskdistill.train.sharded import clear_rows, is_sharded, local
 from taskdistill.train.signals import SignalSource
-from taskdistill.train.step import Share, gradients
+from taskdistill.train.step import gradients
 from taskdistill.train.work import step_work
 from taskdistill.train.workers import Workers
 

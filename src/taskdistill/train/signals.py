@@ -12,9 +12,9 @@ from torch import Tensor
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
+from taskdistill.train.base_vectors import base_vectors
 from taskdistill.train.objectives import Signals
 from taskdistill.train.prepare import Prepared
-from taskdistill.train.step import base_vectors
 
 if TYPE_CHECKING:
     from taskdistill.train.loop import PhaseJob, Surroundings

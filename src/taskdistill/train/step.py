@@ -27,23 +27,18 @@ from taskdistill.model.packed import pack
 from taskdistill.model.pooling import pool
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.seeding import MICRO_BATCH_STRIDE, derive_seed
+from taskdistill.train.batch_loss import Loss, Share, Told, backward_loss, static_gradients
 from taskdistill.train.clock import Clock, Moment, moment
 from taskdistill.train.cut import Piece
 from taskdistill.train.memory import OutOfMemory
 from taskdistill.train.processes import ALONE, Processes
 from taskdistill.train.sharded import can_start_again, is_sharded
 from taskdistill.train.shared_batch import LossTooLarge, SharedBatch
-from taskdistill.train.workers import TableGradient, Workers
+from taskdistill.train.workers import GradientSums, Workers, looked_up_rows
 
 KEEP_TOKENS = 24_576
 """Tokens of a batch up to which the graphs of the first forward pass are kept; above, a second pass makes them again."""
 
-Loss = Callable[[Tensor], tuple[dict[str, Tensor], float]]
-"""From the vectors of all texts, `(texts, D)`, to named terms and the masked share."""
-Share = Callable[[Tensor, np.ndarray], Tensor]
-"""From the vectors of some texts, `(n, D)`, and their places in the batch to their share of the weighted sum."""
-Told = tuple[dict[str, float], float, float]
-"""Each term's value, the weighted sum, and the masked share."""
 Marks = list[tuple[str, Moment, Moment]]
 """What a thread did, and when it began and ended."""
 
@@ -105,7 +100,7 @@ def gradients(
     """
     clock = clock or Clock()
     if isinstance(model, StaticModel):
-        return _static_gradients(model, ids, loss, weights, threads.table_gradient, clock)
+        return static_gradients(model, ids, loss, weights, threads.table_gradient, clock)
     batch = SharedBatch(model=model, ids=ids, threads=threads, processes=processes, micro_batch_tokens=micro_batch_tokens)
     kind = _DividedStep if is_sharded(model) else _ReplicatedStep
 
@@ -114,49 +109,6 @@ def gradients(
             batch=batch, loss=loss, weights=weights, trained=trained, heads=heads, seed=seed, share=share, clock=clock, compute=compute
         )
         return step.run(keep_tokens)
-
-    return batch.until_it_fits(run)
-
-
-def base_vectors(
-    model: TransformerModel,
-    ids: Sequence[np.ndarray],
-    *,
-    threads: Workers,
-    micro_batch_tokens: int,
-    processes: Processes = ALONE,
-    compute: torch.dtype | None = None,
-) -> Tensor:
-    """Embed a batch without gradients, each process its share.
-
-    Micro-batches are those of one process, and none is cut further for more workers, so the vectors are the same bits.
-
-    Args:
-        model: The model in training mode, with no adapter selected.
-        ids: Token ids of the batch's distinct texts.
-        threads: Worker threads.
-        micro_batch_tokens: Tokens of one forward pass.
-        processes: Those that share the batch.
-        compute: Number type of the passes; None for that of the weights.
-
-    Returns:
-        `(texts, D)`, the same on every process.
-
-    Raises:
-        WorkFailed: If a single text does not fit into memory.
-    """
-    batch = SharedBatch(model=model, ids=ids, threads=threads, processes=processes, micro_batch_tokens=micro_batch_tokens, spreads=False)
-
-    def embed(piece: Piece) -> Tensor:
-        with torch.no_grad():
-            return _forward(model, ids, piece, None, False, compute).vectors
-
-    def run() -> Tensor:
-        every = batch.pieces()
-        with processes.together():
-            held = batch.prepare(list(threads.map(embed, every[processes.rank])), every)
-        batch.gather(held)
-        return batch.ordered(held, every)
 
     return batch.until_it_fits(run)
 
@@ -200,7 +152,7 @@ class _Step(ABC):
         try:
             with processes.together(), self.clock("loss"):
                 leaf = batch.ordered(held, every).requires_grad_(self.share is None)
-                told = _backward_loss(self.loss, self.weights, leaf)
+                told = backward_loss(self.loss, self.weights, leaf)
                 upstream = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
         except OutOfMemory:
             raise LossTooLarge from None
@@ -268,7 +220,7 @@ class _ReplicatedStep(_Step):
     """Every process holds all weights; what it summed of its own texts is added up over the processes at the end."""
 
     kept: list[Micro] = field(default_factory=list)
-    sums: _Sums = field(init=False)
+    sums: GradientSums = field(init=False)
     table: nn.Parameter = field(init=False)
     inner: list[nn.Parameter] = field(init=False)
     rows: Tensor | None = None
@@ -281,7 +233,7 @@ class _ReplicatedStep(_Step):
 
     def first_pass(self, every: Sequence[Sequence[Piece]], keep: bool) -> list[Tensor]:
         """Run this process's pieces forward, and back at once where the loss is a sum over texts."""
-        self.sums, self.kept = _Sums(self.inner, len(self.inner) < len(self.trained)), []
+        self.sums, self.kept = GradientSums(len(self.inner), len(self.inner) < len(self.trained)), []
 
         def one(piece: Piece) -> Micro:
             if self.share is not None:
@@ -313,7 +265,7 @@ class _ReplicatedStep(_Step):
         summed = [p.grad for p in self.inner if p.grad is not None]
         if not self.sums.table_trained:
             return summed
-        self.rows = _looked_up(self.batch.ids, self.table)
+        self.rows = looked_up_rows(self.batch.ids, self.table)
         self.table.grad = self.batch.threads.table_gradient.add_up(self.table, self.rows, self.sums.rows)
         self.sums.rows = []
         if self.batch.processes.size > 1:
@@ -330,7 +282,9 @@ class _ReplicatedStep(_Step):
         """Run work on each of this process's pieces and add its gradients up."""
         micros = list[Micro]()
         for micro in self.batch.threads.map(one, every[self.batch.processes.rank]):
-            self.sums.add(micro)
+            if micro.gradients is not None:
+                self.sums.add(micro.gradients, micro.ids)
+                micro.gradients = None
             self.marks += micro.marks
             micros.append(micro)
         return micros
@@ -406,40 +360,12 @@ class _DividedStep(_Step):
         self.marks.append(("backward", begun, moment(self.batch.model.device)))
 
 
-class _Sums:
-    """The gradients of pieces, added up in their order."""
-
-    def __init__(self, inner: Sequence[nn.Parameter], table_trained: bool) -> None:
-        self._count, self.table_trained = len(inner), table_trained
-        self.inner: list[Tensor] = []
-        self.rows: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, micro: Micro) -> None:
-        if micro.gradients is None:
-            return
-        if self.table_trained:
-            self.rows.append((micro.ids, micro.gradients[-1]))
-        found = micro.gradients[: self._count]
-        micro.gradients = None
-        self.inner = [a.add_(b) for a, b in zip(self.inner, found, strict=True)] if self.inner else found
-
-
-def _looked_up(ids: Sequence[np.ndarray], table: Tensor) -> Tensor:
-    """Return the distinct token ids of a batch, `(n,)` of int64; a mark a row is quicker than sorting the tokens."""
-    seen = np.zeros(len(table), dtype=bool)
-    for row in ids:
-        seen[row] = True
-    return torch.from_numpy(np.flatnonzero(seen)).to(table.device)
-
-
 def _forward(
-    model: TransformerModel, ids: Sequence[np.ndarray], piece: Piece, seed: int | None, table_trained: bool, compute: torch.dtype | None
+    model: TransformerModel, ids: Sequence[np.ndarray], piece: Piece, seed: int, table_trained: bool, compute: torch.dtype | None
 ) -> Micro:
-    """Run one piece forward; without a seed nothing is dropped."""
     device = model.device
     packed = pack([ids[i] for i in piece.rows]).to(device)
-    if seed is not None:
-        seed_dropout(torch.Generator(device=device).manual_seed(seed), (piece.first, piece.whole) if model.packs else None)
+    seed_dropout(torch.Generator(device=device).manual_seed(seed), (piece.first, piece.whole) if model.packs else None)
     try:
         with torch.autocast(device.type, compute, enabled=compute is not None):
             tokens = None
@@ -449,28 +375,3 @@ def _forward(
     finally:
         seed_dropout(None)  # whatever this thread runs next drops nothing
     return Micro(pool(hidden if compute is None else hidden.float(), packed.groups, model.pooling), tokens, packed.ids)
-
-
-@torch.no_grad()
-def _static_gradients(
-    model: StaticModel, ids: Sequence[np.ndarray], loss: Loss, weights: Mapping[str, float], held: TableGradient, clock: Clock
-) -> Told:
-    with clock("forward"):
-        leaf = model.embed(ids).requires_grad_()
-    with clock("loss"), torch.enable_grad():
-        told = _backward_loss(loss, weights, leaf)
-    with clock("backward"):
-        lengths = torch.tensor([len(row) for row in ids])
-        upstream = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
-        rows = (upstream / lengths.clamp(min=1)[:, None]).repeat_interleave(lengths, dim=0)
-        flat = torch.from_numpy(np.concatenate(ids).astype(np.int64))
-        model.table.grad = held.add_up(model.table, _looked_up(ids, model.table), [(flat, rows)])
-    return told
-
-
-def _backward_loss(loss: Loss, weights: Mapping[str, float], leaf: Tensor) -> Told:
-    terms, masked = loss(leaf)
-    total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
-    if total.requires_grad:
-        total.backward()  # type: ignore[no-untyped-call]
-    return {name: float(term.detach()) for name, term in terms.items()}, float(total.detach()), masked

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,49 @@ class TableGradient:
         for ids, gradient in parts:
             buffer.index_add_(0, ids, gradient)
         return buffer
+
+
+class GradientSums:
+    """The gradients of pieces of a batch, added up in their order."""
+
+    def __init__(self, inner: int, table_trained: bool) -> None:
+        """Begin with nothing.
+
+        Args:
+            inner: How many of the gradients are those of parameters beside the token table.
+            table_trained: Whether the last one is that of the looked-up rows of the token table.
+        """
+        self._inner, self.table_trained = inner, table_trained
+        self.inner: list[Tensor] = []
+        self.rows: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, gradients: list[Tensor], ids: Tensor) -> None:
+        """Add those of a piece.
+
+        Args:
+            gradients: They may be changed in place.
+            ids: Token ids that the piece looked up, `(tokens,)`.
+        """
+        if self.table_trained:
+            self.rows.append((ids, gradients[-1]))
+        found = gradients[: self._inner]
+        self.inner = [a.add_(b) for a, b in zip(self.inner, found, strict=True)] if self.inner else found
+
+
+def looked_up_rows(ids: Sequence[np.ndarray], table: Tensor) -> Tensor:
+    """Name the rows of a token table that a batch looks up; a mark a row is quicker than sorting the tokens.
+
+    Args:
+        ids: Token ids of every text.
+        table: `(vocabulary, D)`.
+
+    Returns:
+        `(rows,)` of int64, ascending.
+    """
+    seen = np.zeros(len(table), dtype=bool)
+    for row in ids:
+        seen[row] = True
+    return torch.from_numpy(np.flatnonzero(seen)).to(table.device)
 
 
 class Workers:
