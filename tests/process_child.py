@@ -13,14 +13,19 @@ HERE = Path(__file__).parent
 
 
 def start(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """Start processes that know of each other as torchrun's do."""
+    """Start processes that run a part of this file."""
+    return start_these(count, [str(HERE / "process_child.py"), *arguments])
+
+
+def start_these(count: int, command: list[str]) -> list[subprocess.Popen[str]]:
+    """Start processes of Python that know of each other as torchrun's do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
-            [sys.executable, str(HERE / "process_child.py"), *arguments],
+            [sys.executable, *command],
             env={**os.environ, **common, "RANK": str(rank), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -149,6 +154,40 @@ def trajectories(out: Path, together) -> None:
     cases.run_some(out, together, sys.argv[3])
 
 
+def failures(out: Path, together) -> None:
+    """What a process meets where it, or another one, fails in a way that cannot be gone on from, and where it is only slow."""
+    import time
+    from dataclasses import replace
+
+    import trajectories as cases
+
+    from taskdistill.train import sharded, step
+
+    found = {}
+    with together.leader_first():
+        time.sleep(6.0 if together.leads else 0.0)  # longer than an exchange may take
+    together.wait()
+    divided = next(case for case in cases.cases() if case.name == "stage1, every term, full")
+    replicated = replace(divided, shard="none")
+    for base in (replicated, divided):
+        for place in ("optimiser", "always first forward", "always loss", "other first forward", "other loss", "other backward"):
+            case = replace(base, name=f"{place}, {base.shard}", short={1: (place, 1)})
+            found[case.name] = ending(case, out, together)
+    found["allocation"] = ending(replace(divided, name="allocation", short={1: ("allocation", 1)}), out, together)
+    sharded.can_start_again = step.can_start_again = lambda model: False  # an older torch; this ends what the processes share
+    found["old torch"] = ending(replace(divided, name="old torch", short={1: ("first forward", 1)}), out, together)
+    (out / f"{together.rank}.json").write_text(json.dumps(found))
+
+
+def ending(case, out: Path, together) -> str:
+    import trajectories
+
+    try:
+        return f"ran out {sum(trajectories.run_case(case, out / 'run', together)['ran out'])} times"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def stopped(out: Path, together) -> None:
     """Train until the stop before the fourth step."""
     import tiny_run
@@ -164,16 +203,19 @@ def stopped(out: Path, together) -> None:
 
 
 def main() -> None:
+    from datetime import timedelta
+
     import torch
 
     from taskdistill.train.processes import joined
 
     torch.set_num_threads(1)
-    with joined(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])) as together:
+    timeout = timedelta(seconds=float(os.environ.get("CHILD_TIMEOUT", "600")))
+    with joined(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"]), timeout) as together:
         WORK[sys.argv[1]](Path(sys.argv[2]), together)
 
 
-WORK = {"gradients": gradients, "sharded": sharded, "train": train, "stopped": stopped, "trajectories": trajectories}
+WORK = {"gradients": gradients, "sharded": sharded, "train": train, "stopped": stopped, "trajectories": trajectories, "failures": failures}
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,7 @@ import tiny
 import tiny_run
 import torch
 
-from taskdistill.train.cut import micro_batches
+from taskdistill.train.cut import PIECE_TOKENS, micro_batches, pieces, spread
 from taskdistill.train.loop import PhaseJob
 from taskdistill.train.processes import ALONE, Processes, _buckets
 from taskdistill.vocabulary import Task
@@ -30,6 +30,19 @@ def test_micro_batches_hold_every_text_once_within_the_budget_and_balanced(worke
     sums = [int(short[part].sum()) for part in micro_batches(short, 1024, workers)]
     assert len(sums) % max(2, workers) == 0 and max(sums) - min(sums) <= 80
     assert [part.tolist() for part in micro_batches(short, 1024, 1)] == [part.tolist() for part in micro_batches(short, 1024, 2)]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 8, 64])
+def test_micro_batches_are_halved_only_where_that_keeps_more_workers_busy(workers):
+    rng = np.random.default_rng(workers)
+    for lengths in (rng.integers(3, 40, 12), rng.integers(3, 300, 64), rng.integers(10, 500, 400), np.full(7, 500), np.array([2000, 3])):
+        batches = micro_batches(lengths, 1024, 2)
+        halvings = spread(batches, lengths, workers)
+        rounds, most = -(-len(batches) * 2**halvings // workers) / 2**halvings, -(-len(batches) // workers)
+        assert rounds < most if halvings else rounds == most
+        assert halvings == 0 or (workers > 2 and lengths.sum() / (len(batches) * 2**halvings) >= PIECE_TOKENS)
+        parts = pieces(batches, range(len(batches)), lengths, halvings)
+        assert sorted(np.concatenate([part.rows for part in parts]).tolist()) == list(range(len(lengths)))
 
 
 def stage_1_share(case: test_step.Case):

@@ -40,6 +40,15 @@ def test_twenty_steps_of_every_phase_are_those_of_one_process(tmp_path, size, wh
     every = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
     for case in trajectories.tier(which):
         compare(case, alone(case.name), [found[case.name] for found in every])
+    base, texts = trajectories.base_of()
+    assert all(torch.equal(found["base"][0], base) for found in every)  # the same bits, though each process embedded a share
+    assert sum(found["base"][1] for found in every) == texts and all(0 < found["base"][1] < texts for found in every)
+
+
+def test_a_temperature_that_starts_below_its_floor_is_learned_from_there_and_logged_as_it_was_used():
+    found = alone("retrieval, near the floor")["temperatures"]
+    assert found[0] == pytest.approx(0.001, rel=1e-6) and min(found) >= 0.001 * (1 - 1e-6)
+    assert len(set(found)) == len(found) and max(found) > 0.0011
 
 
 def compare(case: Case, one: dict[str, Any], several: list[dict[str, Any]]) -> None:

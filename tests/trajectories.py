@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,8 @@ from taskdistill.model.projection import Projection
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Adapter, Stage1
-from taskdistill.train import loop, step
+from taskdistill.train import loop, sharded, step
+from taskdistill.train.base_vectors import base_vectors
 from taskdistill.train.log import Log
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
 from taskdistill.train.phases import adapter_job, plan_phase, stage1_job
@@ -269,7 +271,10 @@ def spoilt(job: PhaseJob) -> PhaseJob:
 
 
 class Memory:
-    """Runs out once at each of some steps, at one place, on one process; one process alone has enough."""
+    """Runs out once at each of some steps, at one place, on one process; one process alone has enough.
+
+    At a place `always ...` it runs out whenever that place is reached in the step; at a place `other ...` the failure is another one.
+    """
 
     def __init__(self, case: Case, processes: Processes) -> None:
         self.case, self.processes = case, processes
@@ -284,10 +289,13 @@ class Memory:
 
     def reach(self, place: str) -> None:
         """Fail if this is the place."""
-        if place == self.place:
+        if place == self.place.removeprefix("always ").removeprefix("other "):
             self.left -= 1
+            if self.left == 0 and self.place.startswith("other "):
+                raise LookupError("a fault of this process alone")
             if self.left == 0:
-                self.place = ""
+                self.place = self.place if self.place.startswith("always ") else ""
+                self.left = 1
                 raise MemoryError
 
     def wrap(self, job: PhaseJob) -> PhaseJob:
@@ -303,6 +311,25 @@ class Memory:
             return job.objective(vectors, prepared, *others)
 
         return replace(job, prepare=prepared_of, objective=loss)
+
+    @contextmanager
+    def patched(self) -> Iterator[None]:
+        """Let the optimiser's update fail, and what FSDP allocates for an exchange."""
+        update, allocate = torch.optim.AdamW.step, sharded._Allocates.allocate
+
+        def step_of(*given: Any, **named: Any) -> Any:
+            self.reach("optimiser")
+            return update(*given, **named)
+
+        def allocated(*given: Any, **named: Any) -> Any:
+            self.reach("allocation")
+            return allocate(*given, **named)
+
+        torch.optim.AdamW.step, sharded._Allocates.allocate = step_of, allocated
+        try:
+            yield
+        finally:
+            torch.optim.AdamW.step, sharded._Allocates.allocate = update, allocate
 
     def watch(self, model: TransformerModel) -> None:
         """Let the attention of the second layer fail, in a pass of the base, or forward, or back."""
@@ -343,6 +370,7 @@ def run_case(case: Case, folder: Path, processes: Processes = ALONE, *, threads:
         job = replace(job, kept_rows={name: rows_that_stay for name, p in job.trained.items() if p is table})
     try:
         with (
+            memory.patched(),
             stages._placed(holder, memory.wrap(job), model, torch.device("cpu")) as (placed, trained),
             workers(1 if case.shard == "full" else threads) as pool,
         ):
@@ -383,7 +411,23 @@ def run_case(case: Case, folder: Path, processes: Processes = ALONE, *, threads:
     }
 
 
+def base_of(processes: Processes = ALONE) -> tuple[Tensor, int]:
+    """Vectors of a batch without adapter, and how many of its texts this process embedded."""
+    model, rng = big_student("qwen3", torch.float32), np.random.default_rng(4)
+    ids = [rng.integers(5, VOCABULARY, size=int(n)).astype(np.int32) for n in rng.integers(2, 20, size=40)]
+    embed, embedded = model.embed, list[int]()
+
+    def counted(some: Sequence[np.ndarray]) -> Tensor:
+        embedded.append(len(some))
+        return embed(some)
+
+    model.embed = counted
+    with workers(1) as pool:
+        return base_vectors(model, ids, threads=pool, micro_batch_tokens=64, processes=processes), sum(embedded)
+
+
 def run_some(out: Path, processes: Processes, which: str) -> None:
     """Run the cases of a tier on processes that work together, and write what each found."""
-    found = {case.name: run_case(case, out / "run", processes) for case in tier(which)}
+    found: dict[str, Any] = {case.name: run_case(case, out / "run", processes) for case in tier(which)}
+    found["base"] = base_of(processes)
     torch.save(found, out / f"{processes.rank}.pt")

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from taskdistill.errors import WorkFailed
 from taskdistill.train.memory import OutOfMemory, is_out_of_memory
@@ -35,8 +36,13 @@ BUCKET = 8_388_608
 """Numbers that are added up in one exchange."""
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits in an exchange of a step, if the recipe does not say otherwise."""
+START = timedelta(minutes=30)
+"""How long a process waits for the others to be started."""
 PATIENCE = timedelta(days=7)
 """How long a process waits for what the first one does alone, which may be filling the teacher store."""
+
+_of_steps: dist.ProcessGroup | None = None
+"""The group of the exchanges of a step, one a process like torch's default group; None is that default group."""
 
 
 class Outcome(IntEnum):
@@ -96,6 +102,8 @@ class Processes:
         except Agreed as vote:
             outcome, voted = vote.outcome, True
         except Exception as error:
+            if self.size > 1 and _of_an_exchange(error):  # one that is not ours; there is nobody left to vote with
+                raise _lost(error) from error
             outcome = Outcome.OUT_OF_MEMORY if is_out_of_memory(error) else Outcome.FAILED
             failure = error if outcome is Outcome.FAILED else None  # of memory: nothing may hold the traceback, and with it the tensors
             voted = voted or not votes
@@ -137,7 +145,7 @@ class Processes:
             room: What `gather_room` returned on every process; filled in place.
         """
         with reaching_others():
-            dist.all_gather(list(room[:-1].unbind()), room[-1])
+            dist.all_gather(list(room[:-1].unbind()), room[-1], group=_of_steps)
 
     def cut(self, room: Tensor, counts: Sequence[int]) -> Tensor:
         """Cut the padding from what was exchanged.
@@ -197,15 +205,13 @@ class Processes:
         room = self.sum_room(tensors) if room is None else room
         for bucket in _buckets(tensors):
             if _in_place(bucket):
-                with reaching_others():
-                    dist.all_reduce(bucket[0])
+                sum_over_processes(bucket[0])
                 continue
             flat = room[bucket[0].dtype][: sum(tensor.numel() for tensor in bucket)]
             parts = torch.split(flat, [tensor.numel() for tensor in bucket])
             for tensor, part in zip(bucket, parts, strict=True):
                 part.copy_(tensor.reshape(-1))
-            with reaching_others():
-                dist.all_reduce(flat)
+            sum_over_processes(flat)
             for tensor, part in zip(bucket, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
@@ -261,6 +267,30 @@ class Processes:
 ALONE = Processes()
 
 
+def sum_over_processes(tensor: Tensor) -> None:
+    """Replace a tensor by its sum over all processes.
+
+    Args:
+        tensor: Contiguous; changed in place.
+    """
+    with reaching_others():
+        dist.all_reduce(tensor, group=_of_steps)
+
+
+def mesh_of_all(device_type: str) -> DeviceMesh:
+    """Return all processes as the mesh that weights are divided over.
+
+    Args:
+        device_type: Of the devices on which they train.
+
+    Returns:
+        A mesh of one dimension, whose exchanges have the time-out of those of a step.
+    """
+    if _of_steps is None:
+        return init_device_mesh(device_type, (dist.get_world_size(),))
+    return DeviceMesh.from_group(_of_steps, device_type)
+
+
 def agree(outcome: Outcome = Outcome.DONE) -> None:
     """Vote in the middle of work that runs inside `Processes.together`, before an exchange that needs every process.
 
@@ -282,7 +312,7 @@ def _largest(number: int) -> int:
     """Return the largest of all processes' numbers. A tensor of the CPU goes through gloo also where training is on GPUs."""
     held = torch.tensor(number)
     with reaching_others():
-        dist.all_reduce(held, dist.ReduceOp.MAX)
+        dist.all_reduce(held, dist.ReduceOp.MAX, group=_of_steps)
     return int(held)
 
 
@@ -294,10 +324,19 @@ def reaching_others() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, WorkFailed):
             raise
-        raise LostProcess(
-            f"another process of this run ended or did not answer in time ({_first_line(error)}); its own output says why. If it was "
-            f"only slow, raise `process_timeout`; run the same command again to go on from the last checkpoint"
-        ) from error
+        raise _lost(error) from error
+
+
+def _lost(error: Exception) -> LostProcess:
+    return LostProcess(
+        f"another process of this run ended or did not answer in time ({_first_line(error)}); its own output says why. If it was only "
+        f"slow, raise `process_timeout`; run the same command again to go on from the last checkpoint"
+    )
+
+
+def _of_an_exchange(error: Exception) -> bool:
+    """Say whether torch's exchanges raised an error; gloo's have no type of their own, but name its source."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
 def _first_line(error: BaseException) -> str:
@@ -336,10 +375,15 @@ def joined(size: int, on_this_host: int = 1, timeout: timedelta = TIMEOUT) -> It
     if size <= 1:
         yield ALONE
         return
+    global _of_steps
     with reaching_others():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
+        # A group has one time-out for all its exchanges, so each kind of waiting has a group: for the start, for what the first
+        # process does alone, and for the steps.
+        dist.init_process_group("gloo", timeout=START)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        _of_steps = dist.new_group(backend="cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), on_this_host, patient)
     finally:
+        _of_steps = None
         dist.destroy_process_group()

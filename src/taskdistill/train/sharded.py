@@ -17,14 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from taskdistill.errors import WorkFailed
 from taskdistill.model.backbone import layers_of
 from taskdistill.model.student import TransformerModel
-from taskdistill.train.processes import agree, reaching_others
+from taskdistill.train.processes import agree, mesh_of_all, reaching_others, sum_over_processes
 
 
 def shard(model: TransformerModel, device: torch.device) -> TransformerModel:
@@ -37,7 +36,7 @@ def shard(model: TransformerModel, device: torch.device) -> TransformerModel:
     Returns:
         The copy, whose parameters are shares.
     """
-    made, mesh = copy.deepcopy(model), init_device_mesh(device.type, (dist.get_world_size(),))
+    made, mesh = copy.deepcopy(model), mesh_of_all(device.type)
     for layer in layers_of(made.backbone):
         fully_shard(layer, mesh=mesh)
     fully_shard(made.backbone, mesh=mesh)
@@ -169,8 +168,7 @@ def summed(number: Tensor) -> Tensor:
         The sum, the same on every process.
     """
     total = number.clone()
-    with reaching_others():
-        dist.all_reduce(total)
+    sum_over_processes(total)
     return total
 
 
