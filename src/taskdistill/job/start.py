@@ -28,7 +28,6 @@ from taskdistill.model.folder import Model, Settings, read_model
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer, end_token
 from taskdistill.recipe import Recipe, Stage1
-from taskdistill.recipe import Recipe
 from taskdistill.seeding import torch_seed
 from taskdistill.vocabulary import MANIFEST, Pooling
 
