@@ -164,11 +164,12 @@ def failures(out: Path, together) -> None:
     from taskdistill.train import sharded, step
 
     found = {}
+    slow = 1.5 * float(os.environ["CHILD_TIMEOUT"])  # longer than an exchange may take
     with together.leader_first():
-        time.sleep(6.0 if together.leads else 0.0)  # longer than an exchange may take
-    together.wait()
+        time.sleep(slow if together.leads else 0.0)
     divided = next(case for case in cases.cases() if case.name == "stage1, every term, full")
     replicated = replace(divided, shard="none")
+    found["slow"] = ending(replace(replicated, name="slow", short={}, slow=slow), out, together)
     for base in (replicated, divided):
         for place in ("optimiser", "always first forward", "always loss", "other first forward", "other loss", "other backward"):
             case = replace(base, name=f"{place}, {base.shard}", short={1: (place, 1)})

@@ -34,6 +34,7 @@ def test_every_failure_of_one_process_ends_all_and_slowness_ends_none(tmp_path, 
         for place in ("first forward", "loss", "backward"):
             told = second[f"other {place}, {shard}"]
             assert told == "LookupError: a fault of this process alone" and first[f"other {place}, {shard}"] == ENDED, place
+    assert first["slow"] == second["slow"] == "ran out 0 times"
     assert first["allocation"] == second["allocation"] == "ran out 1 times"
     assert second["old torch"].startswith("WorkFailed: memory ran out in a step with divided weights, and torch before 2.13")
     assert first["old torch"].startswith("LostProcess: another process of this run ended or did not answer in time")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Adapter, Stage1
 from taskdistill.train import loop, sharded, step
 from taskdistill.train.base_vectors import base_vectors
+from taskdistill.train.best import During
 from taskdistill.train.log import Log
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
 from taskdistill.train.phases import adapter_job, plan_phase, stage1_job
@@ -75,6 +77,8 @@ class Case:
     """Whether the phase is run again with the same workers, on the model that it has trained."""
     stays: bool = False
     """Whether some rows of the token table stay."""
+    slow: float = 0.0
+    """Seconds for which the first process writes a checkpoint, and scores the model before the first step, while the others wait."""
 
 
 EVERY_STAGE_1_TERM = {
@@ -363,7 +367,19 @@ def run_case(case: Case, folder: Path, processes: Processes = ALONE, *, threads:
     gradients = loop.gradients
     loop.gradients = lambda *given, **named: step.gradients(*given, **named | {"keep_tokens": case.keep_tokens})
     holder: Any = SimpleNamespace(processes=processes, watcher=Silent())
-    memory = Memory(case, processes)
+    memory, during = Memory(case, processes), None
+    save = loop.save_checkpoint
+    if case.slow:
+
+        def slowly(*given: Any, **named: Any) -> None:
+            save(*given, **named)
+            time.sleep(case.slow if named["write"] else 0.0)
+
+        def score() -> dict[str, float]:
+            time.sleep(0.0 if records else case.slow)
+            return {"mean": 0.5}
+
+        loop.save_checkpoint, during = slowly, During(STEPS, score)
     if case.stays:
         table = model.backbone.get_input_embeddings().weight
         rows_that_stay = torch.arange(VOCABULARY) < STAYS
@@ -393,12 +409,13 @@ def run_case(case: Case, folder: Path, processes: Processes = ALONE, *, threads:
                     1,
                     lambda note: None,
                     processes,
+                    during,
                 )
                 run_phase(placed, trained, folder / case.name.replace(" ", "-") / str(number), around)
             everything = placed.trained | placed.moving_heads()
             final = {name: whole(p.detach()).clone() for name, p in everything.items()}
     finally:
-        loop.gradients = gradients
+        loop.gradients, loop.save_checkpoint = gradients, save
     return {
         "losses": [record["loss"] for record in records],
         "norms": [record["grad_norm"] for record in records],
