@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "folders": {"vocabulary", "errors", "atomic", "sealed"},
     "recipe_phases": {"vocabulary"},
     "recipe_source": {"vocabulary", "recipe_phases"},
-    "seeding": set(),
+    "seeding": {"errors"},
     "recipe": {"vocabulary", "errors", "recipe_faults", "recipe_phases", "recipe_source", "seeding"},
     "losses": set(),
     "loss_menu": {"losses"},

@@ -70,6 +70,8 @@ def test_a_recipe_takes_every_seed_of_64_bits(tmp_path, seed):
 
 @pytest.mark.parametrize("seed", [-1, SEEDS])
 def test_no_other_seed_is_taken(tmp_path, seed):
+    with pytest.raises(BadInput, match="64 bits; give one from 0 to 18446744073709551615"):
+        torch_seed(seed)
     with pytest.raises(BadInput, match="seed"):
         tiny.parsed(tiny.recipe(tmp_path, tmp_path) | {"seed": seed})
 

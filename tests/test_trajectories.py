@@ -17,10 +17,11 @@ from trajectories import Case
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4}
 """Relative, of losses and gradient norms.
 
-Sums in another order differ by an epsilon (1e-16 and 6e-8) of the largest summand. AdamW divides gradients by their size, so that
-where a gradient is mathematically zero (the key biases of attention, which no loss sees) rounding itself becomes an update of up to
-the learning rate: in float32 1e-9 / (1e-9 + 1e-8), a tenth of it, in float64 a hundred-millionth. Such weights move no loss; the
-others differ by about 20 steps x epsilon x the condition of the loss, which clipping to 0.05 and prefixes of 4 numbers make about
+Sums in another order differ by an epsilon (1e-16 and 6e-8) of the largest summand. AdamW divides gradients by their
+size, so that where a gradient is mathematically zero (the key biases of attention, which no loss sees) rounding
+itself becomes an update of up to the learning rate: in float32 1e-9 / (1e-9 + 1e-8), a tenth of it, in float64 a
+hundred-millionth. Such weights move no loss; the others differ by about 20 steps x epsilon x the condition of the
+loss, which clipping to 0.05 and prefixes of 4 numbers make about
 100: 20 x 6e-8 x 100 = 1e-4.
 """
 

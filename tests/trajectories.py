@@ -1,7 +1,7 @@
 """Twenty steps of every phase with a vocabulary of 30,000 tokens, by one process or by several that share the batches.
 
-`CASES` are run by `run_case`, in this process with `ALONE` or in children that `process_child.run(size, "trajectories", OUT)`
-starts once for all of them; what they return is compared number by number.
+`CASES` are run by `run_case`, in this process with `ALONE` or in children that `process_child.run(size,
+"trajectories", OUT)` starts once for all of them; what they return is compared number by number.
 """
 
 from __future__ import annotations
@@ -277,7 +277,8 @@ def spoilt(job: PhaseJob) -> PhaseJob:
 class Memory:
     """Runs out once at each of some steps, at one place, on one process; one process alone has enough.
 
-    At a place `always ...` it runs out whenever that place is reached in the step; at a place `other ...` the failure is another one.
+    At a place `always ...` it runs out whenever that place is reached in the step; at a place `other ...` the failure
+    is another one.
     """
 
     def __init__(self, case: Case, processes: Processes) -> None:

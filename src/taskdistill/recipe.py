@@ -156,9 +156,10 @@ class Recipe(Strict):
     threads: Positive | None = Field(default=None, description="Worker threads; None: the cores of this machine")
     process_timeout: float = Field(
         default=10.0,
-        gt=0,
-        description="Minutes that a process waits for the others in an exchange of a training step before it ends. What the first one does "
-        "alone (teacher store, folders, scores) is waited for without this limit",
+        ge=0.01,
+        le=525_600,
+        description="Minutes that a process waits for the others in an exchange of a training step before it ends. What the "
+        "first one does alone (teacher store, folders, scores) is waited for without this limit",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where training runs. auto: on a GPU if there is one")
     precision: Literal["float32", "bfloat16"] = Field(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+from taskdistill.errors import BadInput
+
 SEEDS = 2**64
 """Seeds are whole numbers from 0 up to this one, which is not among them."""
 DERIVED = 2**63
@@ -14,6 +16,23 @@ MICRO_BATCH_STRIDE = 1_000_003
 """Distance of the seeds of two steps, in micro-batches."""
 READ_BITS = 2**32
 """torch's generator on a CPU reads the lowest 32 bits of its seed and no more."""
+
+
+def check_seed(seed: int) -> int:
+    """Refuse what is no seed.
+
+    Args:
+        seed: What was given.
+
+    Returns:
+        The same.
+
+    Raises:
+        BadInput: If it is no whole number of 64 bits.
+    """
+    if not 0 <= seed < SEEDS:
+        raise BadInput(f"seed {seed} is no whole number of 64 bits; give one from 0 to {SEEDS - 1}")
+    return seed
 
 
 def derive_seed(seed: int, number: int, stride: int) -> int:
@@ -38,8 +57,11 @@ def torch_seed(seed: int) -> int:
 
     Returns:
         The seed itself if it has 32 bits or fewer, otherwise 63 bits of its hash.
+
+    Raises:
+        BadInput: If it is no seed.
     """
-    if seed < READ_BITS:
+    if check_seed(seed) < READ_BITS:
         return seed
     return int.from_bytes(hashlib.sha256(f"seed {seed}".encode()).digest()[:8], "big") % DERIVED
 

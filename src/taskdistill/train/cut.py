@@ -57,8 +57,8 @@ def micro_batches(lengths: np.ndarray, budget: int, workers: int) -> list[np.nda
 def spread(batches: Sequence[np.ndarray], lengths: np.ndarray, workers: int) -> int:
     """Say how often micro-batches are halved so that many workers are busy.
 
-    Micro-batches are cut as for two workers whatever their number, because dropout masks are drawn for whole micro-batches: so the
-    numbers of a step do not depend on how many threads and processes work on it.
+    Micro-batches are cut as for two workers whatever their number, because dropout masks are drawn for whole
+    micro-batches: so the numbers of a step do not depend on how many threads and processes work on it.
 
     Args:
         batches: What `micro_batches` returned for two workers.

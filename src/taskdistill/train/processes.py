@@ -1,17 +1,19 @@
 """One recipe on several processes: what they exchange, and nothing else.
 
-Every process computes the same batch, tokenises it and runs its own share of the micro-batches. The pooled vectors are then
-gathered on all of them, so that each process takes the loss of the whole batch, with every negative, and carries back only the
-rows that it made; the weights' gradients are added up. No gradient flows through the exchange itself, so there is no factor to
-get wrong: the sum is the gradient of one process, up to the order of additions. Only the process with rank 0 writes.
+Every process computes the same batch, tokenises it and runs its own share of the micro-batches. The pooled vectors
+are then gathered on all of them, so that each process takes the loss of the whole batch, with every negative, and
+carries back only the rows that it made; the weights' gradients are added up. No gradient flows through the exchange
+itself, so there is no factor to get wrong: the sum is the gradient of one process, up to the order of additions. Only
+the process with rank 0 writes.
 
-A collective that one process does not reach lasts until the time-out on all others. So everything that may fail on one process
-alone runs inside `Processes.together`, which ends with a vote: either it went well everywhere, or every process leaves it alike.
+A collective that one process does not reach lasts until the time-out on all others. So everything that may fail on
+one process alone runs inside `Processes.together`, which ends with a vote: either it went well everywhere, or every
+process leaves it alike.
 
-There are two kinds of waiting. The exchanges of a step take seconds, and one that takes minutes has lost a process: their
-time-out is a setting. Rank 0 also works alone for hours (it fills the teacher store, writes folders, scores the model), and the
-others wait for that in a gloo group of their own, whose patience has no such limit: a process that dies closes its connections,
-which gloo notices at once.
+There are two kinds of waiting. The exchanges of a step take seconds, and one that takes minutes has lost a process:
+their time-out is a setting. Rank 0 also works alone for hours (it fills the teacher store, writes folders, scores the
+model), and the others wait for that in a gloo group of their own, whose patience has no such limit: a process that
+dies closes its connections, which gloo notices at once.
 """
 
 from __future__ import annotations
@@ -86,8 +88,8 @@ class Processes:
         """Run work of this process alone, and go on only if it went well on every process.
 
         Args:
-            votes: Whether a failure is voted on. False where the block holds exchanges that do not vote: then this process ends
-                by itself, and the others notice its end.
+            votes: Whether a failure is voted on. False where the block holds exchanges that do not vote: then this
+                process ends by itself, and the others notice its end.
 
         Yields:
             Nothing. The block must hold no exchange, except those that vote themselves (`agree`).
@@ -377,8 +379,8 @@ def joined(size: int, on_this_host: int = 1, timeout: timedelta = TIMEOUT) -> It
         return
     global _of_steps
     with reaching_others():
-        # A group has one time-out for all its exchanges, so each kind of waiting has a group: for the start, for what the first
-        # process does alone, and for the steps.
+        # A group has one time-out for all its exchanges, so each kind of waiting has a group: for the start, for what
+        # the first process does alone, and for the steps.
         dist.init_process_group("gloo", timeout=START)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         _of_steps = dist.new_group(backend="cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)

@@ -1,12 +1,13 @@
 """Full students on several GPUs: weights, gradients and moments divided among the processes (FSDP2), batch and loss as ever.
 
-Only phases that train the whole backbone are divided; adapters are small. Each layer is gathered when a pass reaches it and
-its gradient is summed where its share lives. Every process runs the same number of passes, because each one is an exchange.
+Only phases that train the whole backbone are divided; adapters are small. Each layer is gathered when a pass reaches
+it and its gradient is summed where its share lives. Every process runs the same number of passes, because each one is
+an exchange.
 
-A pass that fails on one process in the middle of these exchanges would leave the others waiting. So before each of them all
-processes vote (`agree`): the one that failed is then in the vote that ends its work, sees that the others are in that of their
-next exchange, and all leave the pass at the same place. A vote is one number through gloo, some 0.1 ms between processes of one
-host; a layer needs three in its passes.
+A pass that fails on one process in the middle of these exchanges would leave the others waiting. So before each of
+them all processes vote (`agree`): the one that failed is then in the vote that ends its work, sees that the others
+are in that of their next exchange, and all leave the pass at the same place. A vote is one number through gloo, some
+0.1 ms between processes of one host; a layer needs three in its passes.
 """
 
 from __future__ import annotations

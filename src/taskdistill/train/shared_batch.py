@@ -53,7 +53,8 @@ class SharedBatch:
     def __post_init__(self) -> None:
         self.lengths = np.fromiter((len(row) for row in self.ids), dtype=np.int64, count=len(self.ids))
         self.batches = micro_batches(self.lengths, self.micro_batch_tokens, TOGETHER)
-        # Families that cannot be packed draw dropout masks for each run of texts of equal length, which must then stay whole.
+        # Families that cannot be packed draw dropout masks for each run of texts of equal length, which must then
+        # stay whole.
         divisible = self.spreads and (self.model.packs or not self.model.tasks)
         self.further = spread(self.batches, self.lengths, self.threads.count * self.processes.size) if divisible else 0
 

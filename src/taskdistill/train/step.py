@@ -1,14 +1,16 @@
 """One optimiser step's gradients: micro-batches over worker threads, the loss over the whole batch.
 
-The vectors of all micro-batches are joined, the loss is taken of them as leaves, and its gradient is carried back through
-each micro-batch. If the batch is small enough the graphs of the first pass are kept; otherwise a second forward pass makes
-them again (gradient caching). Where the loss is a sum over texts, each micro-batch is carried back at once and no graph outlives
-it. Dropout masks come from a generator seeded by step and micro-batch, and a batch is cut into the same micro-batches whatever
-the number of workers; so all these ways give the same numbers, and so does any number of threads and processes.
+The vectors of all micro-batches are joined, the loss is taken of them as leaves, and its gradient is carried back
+through each micro-batch. If the batch is small enough the graphs of the first pass are kept; otherwise a second
+forward pass makes them again (gradient caching). Where the loss is a sum over texts, each micro-batch is carried back
+at once and no graph outlives it. Dropout masks come from a generator seeded by step and micro-batch, and a batch is
+cut into the same micro-batches whatever the number of workers; so all these ways give the same numbers, and so does
+any number of threads and processes.
 
-A step that does not fit into memory is run again with the same micro-batches in halves and no graph kept: the same masks, the
-same sums, up to the order of additions. Everything that can run out of memory on one process runs inside `Processes.together`,
-so that all processes leave it alike; exchanges stand outside, and what they need is allocated before.
+A step that does not fit into memory is run again with the same micro-batches in halves and no graph kept: the same
+masks, the same sums, up to the order of additions. Everything that can run out of memory on one process runs inside
+`Processes.together`, so that all processes leave it alike; exchanges stand outside, and what they need is allocated
+before.
 """
 
 from __future__ import annotations
@@ -86,7 +88,8 @@ def gradients(
         threads: Worker threads.
         micro_batch_tokens: Tokens of one forward pass.
         keep_tokens: Batches of more tokens on one process are run twice instead of kept.
-        share: For a loss that is a sum over texts: the part of some texts. Then each micro-batch is carried back at once.
+        share: For a loss that is a sum over texts: the part of some texts. Then each micro-batch is carried back at
+            once.
         heads: Trained parameters that only the loss sees; needed where several processes work together.
         processes: Those that share the batch.
         clock: Told the seconds of the forward passes, the loss, the backward passes and the exchange.
@@ -302,8 +305,9 @@ class _ReplicatedStep(_Step):
 class _DividedStep(_Step):
     """Weights are divided (FSDP2): every pass is an exchange, so all processes run as many as the busiest one.
 
-    FSDP sums gradients where their shares live, at the end of each backward pass. They could be summed once a step instead
-    (`set_requires_gradient_sync`), but then every process would hold the gradients of all weights, which dividing them is to avoid.
+    FSDP sums gradients where their shares live, at the end of each backward pass. They could be summed once a step
+    instead (`set_requires_gradient_sync`), but then every process would hold the gradients of all weights, which
+    dividing them is to avoid.
     """
 
     kept: list[Micro] = field(default_factory=list)

@@ -21,11 +21,12 @@ Made = TypeVar("Made")
 class TableGradient:
     """The gradient of a token table in one buffer, of which a step touches the rows of its batch alone.
 
-    A table of 150,000 x 1,024 float32 numbers is 614 MB, and a batch looks up a small part of its rows. Clearing and exchanging
-    whole tables would cost more than the passes of a small step; so only rows are cleared and exchanged. Which rows is never
-    exchanged nor derived from what this process did: every process knows all token ids of the batch, so all of them name the
-    same rows, in the same order. Rows that only other processes looked up are therefore cleared in the next step like any
-    other. Nothing else may be written into the buffer outside these rows; scaling it, as clipping does, leaves zeros zero.
+    A table of 150,000 x 1,024 float32 numbers is 614 MB, and a batch looks up a small part of its rows. Clearing and
+    exchanging whole tables would cost more than the passes of a small step; so only rows are cleared and exchanged.
+    Which rows is never exchanged nor derived from what this process did: every process knows all token ids of the
+    batch, so all of them name the same rows, in the same order. Rows that only other processes looked up are
+    therefore cleared in the next step like any other. Nothing else may be written into the buffer outside these rows;
+    scaling it, as clipping does, leaves zeros zero.
     """
 
     def __init__(self) -> None:
@@ -148,8 +149,8 @@ class Workers:
 def workers(count: int) -> Iterator[Workers]:
     """Give worker threads and stop them at the end.
 
-    Beside several workers the calling thread keeps to one intra-op thread as well: an operator that waits for a second one
-    which the machine has given to another program costs more than it could save.
+    Beside several workers the calling thread keeps to one intra-op thread as well: an operator that waits for a
+    second one which the machine has given to another program costs more than it could save.
 
     Args:
         count: How many.
