@@ -47,49 +47,6 @@ def run(count: int, *arguments: str) -> None:
             process.kill()
 
 
-def gradients(out: Path, together) -> None:
-    import test_step
-    import torch
-
-    found = {}
-    for name, case in cases():
-        found[name] = gradients_of(case, 10**9, together)
-    found["cached"] = gradients_of(test_step.everything("bert"), 0, together)
-    found["single"] = gradients_of(test_step.everything("bert", torch.float32), 0, together)
-    found["halved"] = short_of_memory(test_step.everything("bert"), together)
-    torch.save(found, out / f"{together.rank}.pt")
-
-
-def cases():
-    """Every kind of step: the objective of each task, stage 1, and every loss at once in each family."""
-    import test_step
-    import tiny
-
-    from taskdistill.vocabulary import Task
-
-    yield from ((task.value, test_step.case("bert", task)) for task in Task)
-    yield "stage1", test_step.case("bert", None)
-    yield from ((f"every {family}", test_step.everything(family)) for family in tiny.FAMILIES)
-
-
-def short_of_memory(case, together):
-    """The same step where the second process has room for fewer tokens than a micro-batch has."""
-    from taskdistill.train import step
-
-    inner = step._forward
-
-    def forward(model, ids, piece, *options):
-        if together.rank == 1 and sum(len(ids[i]) for i in piece.rows) > 16:
-            raise MemoryError
-        return inner(model, ids, piece, *options)
-
-    step._forward = forward
-    try:
-        return gradients_of(case, 10**9, together)
-    finally:
-        step._forward = inner
-
-
 def gradients_of(case, keep: int, together, *, micro: int = 24, share=None):
     """The gradients of a case of test_step on some processes: named, with the told terms."""
     from taskdistill.train import step
@@ -112,32 +69,6 @@ def gradients_of(case, keep: int, together, *, micro: int = 24, share=None):
             processes=together,
         )
     return case.collect(), told
-
-
-def sharded(out: Path, together) -> None:
-    """Gradients of stage 1 with the weights divided: named, whole, with the told terms."""
-    import test_processes
-    import test_step
-    import tiny
-    import torch
-
-    from taskdistill.train.sharded import copy_whole, shard, whole, write_back
-
-    found = {}
-    for family in tiny.FAMILIES:
-        case = test_step.case(family, None)
-        share, names, model = test_processes.stage_1_share(case), list(case.trained), case.model
-        made = shard(model, torch.device("cpu"))
-        shares = dict(made.backbone.named_parameters())
-        case.model, case.trained = made, {name: shares[name] for name in names}
-        _, told = gradients_of(case, 0, together, share=share)
-        every = case.trained | case.heads.named()
-        found[family] = ({name: whole(p.grad).clone() for name, p in every.items() if p.grad is not None}, told)
-        copy_whole(shares[names[1]], torch.full(shares[names[1]].shape, 0.25, dtype=torch.float64))
-        write_back(made, model)
-        parameters = dict(model.backbone.named_parameters())
-        assert (parameters[names[1]] == 0.25).all() and parameters[names[0]].isfinite().all()
-    torch.save(found, out / f"{together.rank}.pt")
 
 
 def train(out: Path, together) -> None:
@@ -216,7 +147,7 @@ def main() -> None:
         WORK[sys.argv[1]](Path(sys.argv[2]), together)
 
 
-WORK = {"gradients": gradients, "sharded": sharded, "train": train, "stopped": stopped, "trajectories": trajectories, "failures": failures}
+WORK = {"train": train, "stopped": stopped, "trajectories": trajectories, "failures": failures}
 
 if __name__ == "__main__":
     main()

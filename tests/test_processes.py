@@ -64,18 +64,6 @@ def test_only_a_loss_of_distillation_alone_is_carried_back_piece_by_piece():
     assert PhaseJob("a", None, None, None, case.objective, case.weights, case.trained).share(case.prepared, case.signals) is None
 
 
-def test_two_processes_have_the_gradients_of_one(tmp_path):
-    process_child.run(2, "gradients", str(tmp_path))
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
-    more = [(name, test_step.everything("bert")) for name in ("cached", "halved")]
-    single = ("single", test_step.everything("bert", torch.float32))
-    for name, case in (*process_child.cases(), *more, single):
-        alone, told = process_child.gradients_of(case, 10**9, ALONE)
-        assert test_step.worst(first[name][0], alone) <= (1e-5 if name == "single" else 1e-9), name
-        assert first[name][1][0] == pytest.approx(told[0]) and second[name][1] == first[name][1]
-        assert all(torch.equal(first[name][0][key], second[name][0][key]) for key in alone)
-
-
 def test_a_recipe_on_two_processes_trains_as_on_one_and_only_the_first_writes(tmp_path):
     raw = tiny.recipe(tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=4)
     (tmp_path / "recipe.json").write_text(json.dumps(raw))

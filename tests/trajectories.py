@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import BertConfig, BertModel, Qwen3Config, Qwen3Model
+from transformers import BertConfig, BertModel, EuroBertConfig, EuroBertModel, Qwen3Config, Qwen3Model
 
 from taskdistill.data.rows import Labelled, Pair, Scored, Text, make_dataset
 from taskdistill.job import stages
@@ -119,7 +119,7 @@ def cases() -> Iterator[Case]:
         table: dict[str, Any] = {"freeze_layers": True, "weights": {"similarity": 1.0}}
         yield Case(name=f"stage1, table alone, {shard}", phase="stage1", shard=shard, settings=table, stays=True)
         layers: dict[str, Any] = {"freeze_embeddings": True, "weights": {"distill": 1.0, "score_softmax": 1.0}}
-        yield Case(name=f"stage1, layers alone, {shard}", phase="stage1", shard=shard, settings=layers)
+        yield Case(name=f"stage1, layers alone, {shard}", phase="stage1", family="eurobert", shard=shard, settings=layers)
         long: dict[str, Any] = many | {"matryoshka": False}
         yield Case(
             name=f"long, cached, {shard}", phase="long", family="qwen3", shard=shard, settings=long, skips=True, keep_tokens=0, short=SHORT
@@ -132,7 +132,7 @@ def cases() -> Iterator[Case]:
     yield Case(name="retrieval, in parts", phase="retrieval", settings={"batch_size": 32, "micro_batch_tokens": 4096, "clip": 1e9})
     yield Case(name="retrieval, near the floor", phase="retrieval", settings={"temperature": 0.0009, "lr": 0.05})
     graded: dict[str, Any] = {"weights": {"cosent": 1.0, **EVERY_PAIR_TERM}}
-    yield Case(name="text-matching", phase="text-matching")
+    yield Case(name="text-matching", phase="text-matching", family="eurobert")
     yield Case(name="text-matching, every term", phase="text-matching", family="qwen3", keep_tokens=0, settings=graded, skips=True)
     yield Case(name="clustering", phase="clustering", settings={"weights": {"distill": 1.0, "similarity": 1.0}}, short=FEW)
     yield Case(name="clustering, by parts", phase="clustering", family="qwen3", skips=True)
@@ -185,6 +185,10 @@ def big_student(family: str, dtype: torch.dtype) -> TransformerModel:
     }
     if family == "bert":
         backbone: Any = BertModel(BertConfig(**shape), add_pooling_layer=False)
+    elif family == "eurobert":
+        backbone = EuroBertModel(
+            EuroBertConfig(**shape, num_key_value_heads=1, head_dim=8, mask_token_id=4, bos_token_id=None, eos_token_id=3)
+        )
     else:
         backbone = Qwen3Model(Qwen3Config(**shape, num_key_value_heads=1, head_dim=8, bos_token_id=None, eos_token_id=3))
     backbone.set_attn_implementation(ATTENTION)
@@ -415,6 +419,8 @@ def run_case(case: Case, folder: Path, processes: Processes = ALONE, *, threads:
                 run_phase(placed, trained, folder / case.name.replace(" ", "-") / str(number), around)
             everything = placed.trained | placed.moving_heads()
             final = {name: whole(p.detach()).clone() for name, p in everything.items()}
+        published = dict(model.backbone.named_parameters())  # a divided copy is carried back into the whole model at the end
+        assert all(torch.equal(published[name], weight) for name, weight in final.items() if name in published)
     finally:
         loop.gradients, loop.save_checkpoint = gradients, save
     return {
