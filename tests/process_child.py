@@ -35,12 +35,12 @@ def start_these(count: int, command: list[str]) -> list[subprocess.Popen[str]]:
     ]
 
 
-def run(count: int, *arguments: str) -> None:
+def run(count: int, *arguments: str, limit: float = 280) -> None:
     """Start processes, wait for all, and show what a failed one said."""
     processes = start(count, *arguments)
     try:
         for process in processes:
-            told, _ = process.communicate(timeout=280)
+            told, _ = process.communicate(timeout=limit)
             assert process.returncode == 0, told[-3000:]
     finally:
         for process in processes:
@@ -85,9 +85,19 @@ def trajectories(out: Path, together) -> None:
     cases.run_some(out, together, sys.argv[3])
 
 
+def slow(out: Path, together) -> None:
+    """Steps in which the first process takes longer to save and score than an exchange may take."""
+    from dataclasses import replace
+
+    import trajectories as cases
+
+    plain = next(case for case in cases.cases() if case.name == "stage1, every term, none")
+    case = replace(plain, name="slow", short={}, slow=1.3 * float(os.environ["CHILD_TIMEOUT"]))
+    (out / f"{together.rank}.json").write_text(json.dumps(ending(case, out, together)))
+
+
 def failures(out: Path, together) -> None:
-    """What a process meets where it, or another one, fails in a way that cannot be gone on from, and where it is only slow."""
-    import time
+    """What each process meets where one of them fails in a way that cannot be gone on from."""
     from dataclasses import replace
 
     import trajectories as cases
@@ -95,18 +105,14 @@ def failures(out: Path, together) -> None:
     from taskdistill.train import sharded, step
 
     found = {}
-    slow = 1.5 * float(os.environ["CHILD_TIMEOUT"])  # longer than an exchange may take
-    with together.leader_first():
-        time.sleep(slow if together.leads else 0.0)
     divided = next(case for case in cases.cases() if case.name == "stage1, every term, full")
-    replicated = replace(divided, shard="none")
-    found["slow"] = ending(replace(replicated, name="slow", short={}, slow=slow), out, together)
-    for base in (replicated, divided):
-        for place in ("optimiser", "always first forward", "always loss", "other first forward", "other loss", "other backward"):
+    places = ("optimiser", "always first forward", "always loss", "other first forward", "other loss", "other backward")
+    for base in (replace(divided, shard="none"), divided):
+        for place in places:
             case = replace(base, name=f"{place}, {base.shard}", short={1: (place, 1)})
             found[case.name] = ending(case, out, together)
     found["allocation"] = ending(replace(divided, name="allocation", short={1: ("allocation", 1)}), out, together)
-    sharded.can_start_again = step.can_start_again = lambda model: False  # an older torch; this ends what the processes share
+    sharded.can_start_again = step.can_start_again = lambda model: False  # an older torch; this breaks the group
     found["old torch"] = ending(replace(divided, name="old torch", short={1: ("first forward", 1)}), out, together)
     (out / f"{together.rank}.json").write_text(json.dumps(found))
 
@@ -147,7 +153,7 @@ def main() -> None:
         WORK[sys.argv[1]](Path(sys.argv[2]), together)
 
 
-WORK = {"train": train, "stopped": stopped, "trajectories": trajectories, "failures": failures}
+WORK = {"train": train, "stopped": stopped, "trajectories": trajectories, "failures": failures, "slow": slow}
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import process_child
 import pytest
@@ -18,12 +19,21 @@ from taskdistill.train.log import read_lines
 ENDED = "LostProcess: the work of another process failed, so this one ends; its own output says why"
 
 
-def test_every_failure_of_one_process_ends_all_and_slowness_ends_none(tmp_path, monkeypatch):
-    monkeypatch.setenv("CHILD_TIMEOUT", "4")  # less than what the first process takes before the others may go on
-    began = time.monotonic()
-    process_child.run(2, "failures", str(tmp_path))
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert time.monotonic() - began < 280
+def found_by(count: int, folder: Path, what: str) -> list[Any]:
+    process_child.run(count, what, str(folder), limit=800)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_the_first_process_does_alone_may_take_longer_than_an_exchange(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHILD_TIMEOUT", "5")
+    assert found_by(2, tmp_path, "slow") == ["ran out 0 times"] * 2
+
+
+@pytest.mark.timeout(900)
+def test_every_failure_of_one_process_ends_all(tmp_path):
+    first, second = found_by(2, tmp_path, "failures")
     for shard in ("none", "full"):
         for place, said in {
             "optimiser": r"WorkFailed: stage1: memory ran out while the optimiser updated the weights.*shard: full",
@@ -34,7 +44,6 @@ def test_every_failure_of_one_process_ends_all_and_slowness_ends_none(tmp_path, 
         for place in ("first forward", "loss", "backward"):
             told = second[f"other {place}, {shard}"]
             assert told == "LookupError: a fault of this process alone" and first[f"other {place}, {shard}"] == ENDED, place
-    assert first["slow"] == second["slow"] == "ran out 0 times"
     assert first["allocation"] == second["allocation"] == "ran out 1 times"
     assert second["old torch"].startswith("WorkFailed: memory ran out in a step with divided weights, and torch before 2.13")
     assert first["old torch"].startswith("LostProcess: another process of this run ended or did not answer in time")

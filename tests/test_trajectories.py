@@ -36,8 +36,9 @@ def alone(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("which", ["core", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.timeout(1500)  # where many other programs run: every exchange waits for the slowest process
 def test_twenty_steps_of_every_phase_are_those_of_one_process(tmp_path, size, which):
-    process_child.run(size, "trajectories", str(tmp_path), which)
+    process_child.run(size, "trajectories", str(tmp_path), which, limit=1400)
     every = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
     for case in trajectories.tier(which):
         compare(case, alone(case.name), [found[case.name] for found in every])

@@ -242,7 +242,7 @@ def job_of(case: Case, model: TransformerModel) -> PhaseJob:
             make_dataset("pairs", RowKind.PAIRS, rows(RowKind.PAIRS, 60, 1)),
             make_dataset("texts", RowKind.TEXTS, rows(RowKind.TEXTS, 60, 2)),
         ]
-        own = {"micro_batch_tokens": 96} if case.shard == "full" else {}  # every pass of theirs is many exchanges
+        own = {"micro_batch_tokens": 64} if case.shard == "full" else {}  # every pass of theirs is many exchanges
         used = data[:1] if "list_kl" in case.settings.get("weights", {}) else data
         settings = Stage1(**PHASE | {"sources": {each.name: 1.0 for each in used}, "shard": case.shard} | own | case.settings)
         plan = plan_phase(5, case.phase, settings, {each.name: each for each in used})
