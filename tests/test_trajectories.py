@@ -64,6 +64,10 @@ def compare(case: Case, one: dict[str, Any], several: list[dict[str, Any]]) -> N
     if case.dtype is torch.float64:
         for name, wanted in one["weights"].items():
             assert float((first["weights"][name] - wanted).abs().max()) <= 1e-10, f"{case.name}: {name}"
+    if case.stays:
+        table = trajectories.big_student(case.family, case.dtype).backbone.get_input_embeddings().weight
+        moved = (next(iter(first["weights"].values())) != table).any(1)
+        assert not moved[: trajectories.STAYS].any() and moved[trajectories.STAYS :].any(), case.name
     for other in several[1:]:
         assert all(torch.equal(first["weights"][name], other["weights"][name]) for name in one["weights"]), case.name
         assert [str(number) for number in first["losses"]] == [str(number) for number in other["losses"]], case.name

@@ -154,7 +154,8 @@ CORE = (
 
 
 def tier(which: str) -> list[Case]:
-    return [case for case in cases() if which == "all" or case.name in CORE]
+    """The cases of a tier, `core` or `all`, or the one of a name."""
+    return [case for case in cases() if which in ("all", case.name) or (which == "core" and case.name in CORE)]
 
 
 def word(number: int) -> str:
