@@ -1,4 +1,4 @@
-"""One of the processes that tests start together: `python process_child.py gradients|sharded|train|stopped OUT`, with torchrun's variables set."""
+"""One of the processes that tests start together: `python process_child.py NAME OUT ...`, with torchrun's variables set."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ HERE = Path(__file__).parent
 
 
 def start(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """Start processes that know of each other as torchrun's do."""
+    """Start processes that run a part of this file."""
+    return start_these(count, [str(HERE / "process_child.py"), *arguments])
+
+
+def start_these(count: int, command: list[str]) -> list[subprocess.Popen[str]]:
+    """Start processes of Python that know of each other as torchrun's do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
-            [sys.executable, str(HERE / "process_child.py"), *arguments],
+            [sys.executable, *command],
             env={**os.environ, **common, "RANK": str(rank), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -30,54 +35,16 @@ def start(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
     ]
 
 
-def run(count: int, *arguments: str) -> None:
+def run(count: int, *arguments: str, limit: float = 280) -> None:
     """Start processes, wait for all, and show what a failed one said."""
-    for process in start(count, *arguments):
-        told, _ = process.communicate(timeout=280)
-        assert process.returncode == 0, told[-3000:]
-
-
-def gradients(out: Path, together) -> None:
-    import test_step
-    import torch
-
-    found = {}
-    for name, case in cases():
-        found[name] = gradients_of(case, 10**9, together)
-    found["cached"] = gradients_of(test_step.everything("bert"), 0, together)
-    found["single"] = gradients_of(test_step.everything("bert", torch.float32), 0, together)
-    found["halved"] = short_of_memory(test_step.everything("bert"), together)
-    torch.save(found, out / f"{together.rank}.pt")
-
-
-def cases():
-    """Every kind of step: the objective of each task, stage 1, and every loss at once in each family."""
-    import test_step
-    import tiny
-
-    from taskdistill.vocabulary import Task
-
-    yield from ((task.value, test_step.case("bert", task)) for task in Task)
-    yield "stage1", test_step.case("bert", None)
-    yield from ((f"every {family}", test_step.everything(family)) for family in tiny.FAMILIES)
-
-
-def short_of_memory(case, together):
-    """The same step where the second process has room for fewer tokens than a micro-batch has."""
-    from taskdistill.train import step
-
-    inner = step._forward
-
-    def forward(model, ids, piece, *options):
-        if together.rank == 1 and sum(len(ids[i]) for i in piece.rows) > 16:
-            raise MemoryError
-        return inner(model, ids, piece, *options)
-
-    step._forward = forward
+    processes = start(count, *arguments)
     try:
-        return gradients_of(case, 10**9, together)
+        for process in processes:
+            told, _ = process.communicate(timeout=limit)
+            assert process.returncode == 0, told[-3000:]
     finally:
-        step._forward = inner
+        for process in processes:
+            process.kill()
 
 
 def gradients_of(case, keep: int, together, *, micro: int = 24, share=None):
@@ -104,38 +71,59 @@ def gradients_of(case, keep: int, together, *, micro: int = 24, share=None):
     return case.collect(), told
 
 
-def sharded(out: Path, together) -> None:
-    """Gradients of stage 1 with the weights divided: named, whole, with the told terms."""
-    import test_processes
-    import test_step
-    import tiny
-    import torch
-
-    from taskdistill.train.sharded import copy_whole, shard, whole, write_back
-
-    found = {}
-    for family in tiny.FAMILIES:
-        case = test_step.case(family, None)
-        share, names, model = test_processes.stage_1_share(case), list(case.trained), case.model
-        made = shard(model, torch.device("cpu"))
-        shares = dict(made.backbone.named_parameters())
-        case.model, case.trained = made, {name: shares[name] for name in names}
-        _, told = gradients_of(case, 0, together, share=share)
-        every = case.trained | case.heads.named()
-        found[family] = ({name: whole(p.grad).clone() for name, p in every.items() if p.grad is not None}, told)
-        copy_whole(shares[names[1]], torch.full(shares[names[1]].shape, 0.25, dtype=torch.float64))
-        write_back(made, model)
-        parameters = dict(model.backbone.named_parameters())
-        assert (parameters[names[1]] == 0.25).all() and parameters[names[0]].isfinite().all()
-    torch.save(found, out / f"{together.rank}.pt")
-
-
 def train(out: Path, together) -> None:
     import tiny_run
 
     raw = json.loads((out / "recipe.json").read_text())
     told = tiny_run.train(raw, out / "run", processes=together)
     (out / f"{together.rank}.json").write_text(json.dumps([record["loss"] for record in told.records]))
+
+
+def trajectories(out: Path, together) -> None:
+    import trajectories as cases
+
+    cases.run_some(out, together, sys.argv[3])
+
+
+def slow(out: Path, together) -> None:
+    """Steps in which the first process takes longer to save and score than an exchange may take."""
+    from dataclasses import replace
+
+    import trajectories as cases
+
+    plain = next(case for case in cases.cases() if case.name == "stage1, every term, none")
+    case = replace(plain, name="slow", short={}, slow=1.3 * float(os.environ["CHILD_TIMEOUT"]))
+    (out / f"{together.rank}.json").write_text(json.dumps(ending(case, out, together)))
+
+
+def failures(out: Path, together) -> None:
+    """What each process meets where one of them fails in a way that cannot be gone on from."""
+    from dataclasses import replace
+
+    import trajectories as cases
+
+    from taskdistill.train import sharded, step
+
+    found = {}
+    divided = next(case for case in cases.cases() if case.name == "stage1, every term, full")
+    places = ("optimiser", "always first forward", "always loss", "other first forward", "other loss", "other backward")
+    for base in (replace(divided, shard="none"), divided):
+        for place in places:
+            case = replace(base, name=f"{place}, {base.shard}", short={1: (place, 1)})
+            found[case.name] = ending(case, out, together)
+    found["allocation"] = ending(replace(divided, name="allocation", short={1: ("allocation", 1)}), out, together)
+    sharded.can_start_again = step.can_start_again = lambda model: False  # an older torch; this breaks the group
+    found["old torch"] = ending(replace(divided, name="old torch", short={1: ("first forward", 1)}), out, together)
+    (out / f"{together.rank}.json").write_text(json.dumps(found))
+
+
+def ending(case, out: Path, together) -> str:
+    import trajectories
+
+    try:
+        return f"ran out {sum(trajectories.run_case(case, out / 'run', together)['ran out'])} times"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def stopped(out: Path, together) -> None:
@@ -153,14 +141,19 @@ def stopped(out: Path, together) -> None:
 
 
 def main() -> None:
+    from datetime import timedelta
+
     import torch
 
     from taskdistill.train.processes import joined
 
     torch.set_num_threads(1)
-    with joined(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])) as together:
-        {"gradients": gradients, "sharded": sharded, "train": train, "stopped": stopped}[sys.argv[1]](Path(sys.argv[2]), together)
+    timeout = timedelta(seconds=float(os.environ.get("CHILD_TIMEOUT", "600")))
+    with joined(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"]), timeout) as together:
+        WORK[sys.argv[1]](Path(sys.argv[2]), together)
 
+
+WORK = {"train": train, "stopped": stopped, "trajectories": trajectories, "failures": failures, "slow": slow}
 
 if __name__ == "__main__":
     main()

@@ -23,6 +23,7 @@ GROUND = {
     "recipe_faults",
     "recipe_phases",
     "recipe_source",
+    "seeding",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "vocabulary": set(),
@@ -36,7 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "folders": {"vocabulary", "errors", "atomic", "sealed"},
     "recipe_phases": {"vocabulary"},
     "recipe_source": {"vocabulary", "recipe_phases"},
-    "recipe": {"vocabulary", "errors", "recipe_faults", "recipe_phases", "recipe_source"},
+    "seeding": {"errors"},
+    "recipe": {"vocabulary", "errors", "recipe_faults", "recipe_phases", "recipe_source", "seeding"},
     "losses": set(),
     "loss_menu": {"losses"},
     "metrics": {"compress"},

@@ -12,7 +12,7 @@ import tiny
 import tiny_run
 import torch
 
-from taskdistill.train.cut import micro_batches
+from taskdistill.train.cut import PIECE_TOKENS, micro_batches, pieces, spread
 from taskdistill.train.loop import PhaseJob
 from taskdistill.train.processes import ALONE, Processes, _buckets
 from taskdistill.vocabulary import Task
@@ -32,6 +32,19 @@ def test_micro_batches_hold_every_text_once_within_the_budget_and_balanced(worke
     assert [part.tolist() for part in micro_batches(short, 1024, 1)] == [part.tolist() for part in micro_batches(short, 1024, 2)]
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 8, 64])
+def test_micro_batches_are_halved_only_where_that_keeps_more_workers_busy(workers):
+    rng = np.random.default_rng(workers)
+    for lengths in (rng.integers(3, 40, 12), rng.integers(3, 300, 64), rng.integers(10, 500, 400), np.full(7, 500), np.array([2000, 3])):
+        batches = micro_batches(lengths, 1024, 2)
+        halvings = spread(batches, lengths, workers)
+        rounds, most = -(-len(batches) * 2**halvings // workers) / 2**halvings, -(-len(batches) // workers)
+        assert rounds < most if halvings else rounds == most
+        assert halvings == 0 or (workers > 2 and lengths.sum() / (len(batches) * 2**halvings) >= PIECE_TOKENS)
+        parts = pieces(batches, range(len(batches)), lengths, halvings)
+        assert sorted(np.concatenate([part.rows for part in parts]).tolist()) == list(range(len(lengths)))
+
+
 def stage_1_share(case: test_step.Case):
     job = PhaseJob("stage1", None, None, None, case.objective, {}, case.trained, case.heads)
     return job.share(case.prepared, case.signals)
@@ -49,18 +62,6 @@ def test_a_distillation_carried_back_piece_by_piece_has_the_gradients_of_the_who
 def test_only_a_loss_of_distillation_alone_is_carried_back_piece_by_piece():
     case = test_step.case("bert", Task.RETRIEVAL)
     assert PhaseJob("a", None, None, None, case.objective, case.weights, case.trained).share(case.prepared, case.signals) is None
-
-
-def test_two_processes_have_the_gradients_of_one(tmp_path):
-    process_child.run(2, "gradients", str(tmp_path))
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
-    more = [(name, test_step.everything("bert")) for name in ("cached", "halved")]
-    single = ("single", test_step.everything("bert", torch.float32))
-    for name, case in (*process_child.cases(), *more, single):
-        alone, told = process_child.gradients_of(case, 10**9, ALONE)
-        assert test_step.worst(first[name][0], alone) <= (1e-5 if name == "single" else 1e-9), name
-        assert first[name][1][0] == pytest.approx(told[0]) and second[name][1] == first[name][1]
-        assert all(torch.equal(first[name][0][key], second[name][0][key]) for key in alone)
 
 
 def test_a_recipe_on_two_processes_trains_as_on_one_and_only_the_first_writes(tmp_path):

@@ -92,7 +92,7 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
     ("key", "value", "told"),
     [
         ("seed", -1, "seed: Input should be greater than or equal to 0 (got -1)"),
-        ("seed", 2**40, "seed: Input should be less than 4294967296"),
+        ("seed", 2**64, "seed: Input should be less than 18446744073709551616"),
         ("threads", 0, "threads: Input should be greater than 0 (got 0)"),
         ("stage1.steps", 0, "stage1.steps: Input should be greater than 0 (got 0)"),
         ("stage1.steps", 1.5, "stage1.steps: "),

@@ -7,27 +7,11 @@ from pathlib import Path
 
 import process_child
 import pytest
-import test_processes
-import test_step
 import tiny
 import tiny_run
-import torch
 
 from taskdistill.train.log import read_lines
-from taskdistill.train.processes import ALONE
 from taskdistill.train.sharded import is_sharded, whole
-
-
-def test_divided_weights_have_the_gradients_of_whole_ones(tmp_path):
-    process_child.run(2, "sharded", str(tmp_path))
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
-    for family in tiny.FAMILIES:
-        case = test_step.case(family, None)
-        alone, told = process_child.gradients_of(case, 0, ALONE, share=test_processes.stage_1_share(case))
-        assert test_step.worst(first[family][0], alone) <= 1e-12, family
-        assert "projection.weight" in alone and first[family][1][0] == pytest.approx(told[0], rel=1e-12)
-        assert first[family][1] == second[family][1]
-        assert all(torch.equal(first[family][0][name], second[family][0][name]) for name in alone)
 
 
 def recipe(root: Path, shard: str) -> dict:

@@ -21,7 +21,7 @@ from taskdistill.model.pooling import pool_padded
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.recipe import Adapter
-from taskdistill.train import step
+from taskdistill.train import cut, step
 from taskdistill.train.objectives import Heads, Signals, adapter_objective, distill, weights_for
 from taskdistill.train.prepare import Prepared, false_negatives, prepare
 from taskdistill.train.workers import workers
@@ -300,6 +300,25 @@ def test_one_and_two_workers_give_the_same_bits(keep_tokens):
             assert all(torch.equal(one[name], two[name]) for name in one)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("task", [Task.RETRIEVAL, Task.CLASSIFICATION])
+def test_any_number_of_workers_drops_the_same_and_gives_the_same_sums(task, monkeypatch):
+    monkeypatch.setattr(cut, "PIECE_TOKENS", 8)  # so that even a tiny batch is cut further for many workers
+    made, passes, inner = case("bert", task), list[int](), step._forward
+
+    def counted(*given):
+        passes.append(len(given[2].rows))
+        return inner(*given)
+
+    monkeypatch.setattr(step, "_forward", counted)
+    one, told = made.gradients(keep_tokens=10**9, micro=10**9)
+    whole = len(passes)
+    for threads in (3, 8):
+        passes.clear()
+        many, again = made.gradients(keep_tokens=10**9, micro=10**9, threads=threads)
+        assert len(passes) > whole and sum(passes) == len(made.ids)
+        assert worst(many, one) <= 1e-12 and again[0] == pytest.approx(told[0], rel=1e-12)
 
 
 def test_dropout_depends_on_the_seed_of_the_step_alone():

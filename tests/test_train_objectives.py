@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import nn
 
 from taskdistill import losses
@@ -173,6 +175,19 @@ def test_a_learned_temperature_is_a_logarithm_held_above_a_floor():
     heads.log_temperature.data.fill_(-20)
     assert temperature(heads, adapter(min_temperature=0.01)).item() == pytest.approx(0.01)
     assert list(heads.named()) == ["log_temperature"]
+
+
+@given(start=st.floats(1e-8, 1.0), floor=st.floats(1e-6, 0.5))
+@example(start=0.0009, floor=0.001)
+def test_a_learned_temperature_has_a_gradient_wherever_it_is_and_is_held_at_its_floor(start, floor):
+    heads = Heads(log_temperature=nn.Parameter(torch.tensor(start).log()), min_temperature=floor)
+    used = temperature(heads, adapter(min_temperature=floor))
+    assert used.item() == pytest.approx(max(start, floor), rel=1e-5) and heads.temperature == pytest.approx(used.item(), rel=1e-5)
+    used.log().backward()
+    assert heads.log_temperature.grad.item() > 0
+    heads.hold_temperature()
+    assert heads.log_temperature.exp().item() == pytest.approx(max(start, floor), rel=1e-5)
+    assert temperature(heads, adapter(min_temperature=floor)).item() == pytest.approx(max(start, floor), rel=1e-5)
 
 
 def test_a_weight_on_binary_codes_adds_their_contrast():

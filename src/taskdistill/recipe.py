@@ -15,6 +15,7 @@ from taskdistill.errors import BadInput, nearest
 from taskdistill.recipe_faults import explain, read_recipe
 from taskdistill.recipe_phases import ACTS_FOR, Adapter, Average, Phase, Positive, Stage1, StaticSettings, Strict, StudentVocabulary
 from taskdistill.recipe_source import Source, given
+from taskdistill.seeding import SEEDS
 from taskdistill.vocabulary import PROMPTS, Pooling, Precision, Task
 
 SEARCH_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
@@ -151,8 +152,15 @@ class Recipe(Strict):
 
     name: str
     licence: str | None = Field(default=None, description="Licence of the trained model, for its card")
-    seed: int = Field(default=17, ge=0, lt=2**32)
+    seed: int = Field(default=17, ge=0, lt=SEEDS)
     threads: Positive | None = Field(default=None, description="Worker threads; None: the cores of this machine")
+    process_timeout: float = Field(
+        default=10.0,
+        ge=0.01,
+        le=525_600,
+        description="Minutes that a process waits for the others in an exchange of a training step before it ends. What the "
+        "first one does alone (teacher store, folders, scores) is waited for without this limit",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where training runs. auto: on a GPU if there is one")
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",

@@ -53,6 +53,7 @@ class Cell:
         point: Settings of the last phase.
         first: Settings of the first phase of two.
         number: Of the trial.
+        trial: Whether a `first` cell is that of the trials.
     """
 
     kind: Literal["run", "trial", "first"]
@@ -62,13 +63,14 @@ class Cell:
     point: Point
     first: Point | None = None
     number: int = 0
+    trial: bool = False
 
     @property
     def key(self) -> str:
         """Its folder below the experiment's."""
         slug = arm_of(self.arm).slug
         if self.kind == "first":
-            return f"first/{'trials' if self.seed >= TRIAL_SEED else f'seed-{self.seed}'}"
+            return f"first/{'trials' if self.trial else f'seed-{self.seed}'}"
         return f"trials/{slug}/{self.number}" if self.kind == "trial" else f"runs/{slug}/seed-{self.seed}"
 
     def needs(self) -> Cell | None:
@@ -79,7 +81,7 @@ class Cell:
         """
         if self.kind == "first" or self.first is None:
             return None
-        return Cell("first", "D->D", self.seed, self.steps, self.first, self.first)
+        return Cell("first", "D->D", self.seed, self.steps, self.first, self.first, trial=self.kind == "trial")
 
     def trained_steps(self, bench: Bench) -> int:
         """Return the steps that it trains itself.
@@ -93,6 +95,14 @@ class Cell:
         lengths = phase_lengths(arm_of(self.arm), self.steps, bench.experiment)
         return lengths[0] if self.kind == "first" else sum(lengths) - (lengths[0] if self.first is not None else 0)
 
+    def settings(self) -> dict[str, Any]:
+        """Return what decides its weights as plain data; seeds tell the cells of trials apart from others.
+
+        Returns:
+            Field to value.
+        """
+        return {name: value for name, value in asdict(self).items() if name != "trial"}
+
     def meta(self, bench: Bench) -> dict[str, str]:
         """Say what must be the same where it is continued.
 
@@ -104,7 +114,7 @@ class Cell:
         """
         return {
             "experiment": bench.experiment.digest(),
-            "cell": hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest(),
+            "cell": hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest(),
             "data": bench.data_hash,
         }
 
@@ -203,7 +213,7 @@ class _Training:
         self.module.eval()
         return {
             "meta": self.cell.meta(self.bench),
-            "cell": asdict(self.cell),
+            "cell": self.cell.settings(),
             "hashes": {
                 "base": base,
                 "checkpoint": checkpoint,

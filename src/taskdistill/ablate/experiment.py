@@ -29,6 +29,7 @@ from taskdistill.job.embedders import TeacherEmbedder
 from taskdistill.job.watch import Silent, Stop, Watcher, never
 from taskdistill.lock import writer_lock
 from taskdistill.sealed import read_sealed, write_sealed
+from taskdistill.seeding import later_seed
 
 TEACHER = "teacher-scores.json"
 MATCHED = "matched-steps.json"
@@ -110,7 +111,7 @@ def _distilled(experiment: Experiment) -> dict[int, int]:
     """Seed to the most steps for which some arm distils."""
     steps, trial = experiment.recipe.first_stage().steps, max(2, trial_steps(experiment.recipe.first_stage().steps, experiment.ablation))
     found = {seed: steps for arm in experiment.arms() if arm.phases and arm.name in CORE for seed in experiment.seeds_of(arm)}
-    return {**found, experiment.recipe.seed + TRIAL_SEED: trial}
+    return {**found, later_seed(experiment.recipe.seed, TRIAL_SEED): trial}
 
 
 def _tune(crew: Crew) -> tuple[dict[str, Point], dict[str, list[dict[str, Any]]]]:

@@ -18,6 +18,7 @@ from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.recipe_phases import Adapter, Phase
+from taskdistill.seeding import torch_seed
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.loop import PhaseJob
@@ -107,7 +108,7 @@ def initial_projection(experiment: Experiment, module: TransformerModel | Static
             f"stage1.projection_init is {stage.projection_init}; ablate starts every arm of a seed from one drawn projection or from identity: set it to "
             f"default or identity"
         )
-    torch.manual_seed(seed)
+    torch.manual_seed(torch_seed(seed))
     return Projection(module.embedding_dim, teacher_dim, "identity" if stage.projection_init == "identity" else "default")
 
 

@@ -16,6 +16,7 @@ from taskdistill.errors import BadInput, nearest
 from taskdistill.recipe import Recipe, parse_recipe
 from taskdistill.recipe_faults import explain, read_recipe
 from taskdistill.recipe_phases import Positive, Share, Strict
+from taskdistill.seeding import later_seed
 from taskdistill.vocabulary import RowKind, Task
 
 EXPECTATION = (
@@ -136,7 +137,7 @@ class Experiment:
             Consecutive numbers from the recipe's seed on; one only for the arm that is not trained.
         """
         count = self.ablation.seeds if arm.name in CORE else self.ablation.other_seeds or self.ablation.seeds
-        return [self.recipe.seed + k for k in range(count if arm.phases else 1)]
+        return [later_seed(self.recipe.seed, k) for k in range(count if arm.phases else 1)]
 
     def frozen(self) -> dict[str, Any]:
         """Return what is written down before the run.
@@ -144,7 +145,7 @@ class Experiment:
         Returns:
             Plain data: the recipe without what moves no number (folders, whose content is hashed elsewhere), and the ablation.
         """
-        recipe = self.recipe.model_dump(mode="json", exclude={"name", "threads", "static", "long", "adapters"})
+        recipe = self.recipe.model_dump(mode="json", exclude={"name", "threads", "process_timeout", "static", "long", "adapters"})
         for part, name in (("teacher", "store"), ("data", "root"), ("evaluation", "root")):
             recipe[part].pop(name)
         return {"recipe": recipe, "ablation": self.ablation.model_dump(mode="json"), "left_out": list(self.left_out)}

@@ -16,6 +16,7 @@ from taskdistill.model.backbone import resolve
 from taskdistill.model.folder import Model, Settings
 from taskdistill.model.student import StaticModel
 from taskdistill.model.text import TextTokenizer, Tokens
+from taskdistill.seeding import torch_seed
 from taskdistill.train.static import FREQUENCY_FLOOR
 
 STATIC = "static"
@@ -71,7 +72,7 @@ def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> M
         np.concatenate(tokenizer.ids(texts, prompt="", max_length=recipe.first_stage().max_length).ids), minlength=len(tokenizer)
     )
     shares = torch.from_numpy(counts / counts.sum()).float()
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(torch_seed(recipe.seed))
     table = torch.randn(len(tokenizer), width, generator=generator) / width**0.5
     table *= (FREQUENCY_FLOOR / (FREQUENCY_FLOOR + shares))[:, None]
     settings = Settings(

@@ -11,6 +11,7 @@ from taskdistill.ablate.arms import Arm
 from taskdistill.ablate.cells import TRIAL_SEED, Cell
 from taskdistill.ablate.phases import Point, untuned
 from taskdistill.ablate.settings import Experiment, trial_steps
+from taskdistill.seeding import later_seed
 
 
 def trial_points(experiment: Experiment) -> list[Point]:
@@ -48,7 +49,7 @@ def trial_cells(experiment: Experiment, arm: Arm, first: Point | None) -> list[C
     Returns:
         One cell a trial.
     """
-    steps, seed = trial_steps(experiment.recipe.first_stage().steps, experiment.ablation), experiment.recipe.seed + TRIAL_SEED
+    steps, seed = trial_steps(experiment.recipe.first_stage().steps, experiment.ablation), later_seed(experiment.recipe.seed, TRIAL_SEED)
     if len(arm.phases) > 1:
         steps = max(2, steps)
     return [Cell("trial", arm.name, seed, steps, point, first, number) for number, point in enumerate(trial_points(experiment))]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from taskdistill.cli.terminal import Terminal, stopping
+from taskdistill.cli.training import Seed
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.vocabulary import RowKind, Task
 
@@ -35,7 +36,7 @@ def adapt(
     ] = None,
     column: Annotated[list[str] | None, typer.Option("--column", help="FIELD=COLUMN, such as label=intent")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="A field of a recipe's adapter: --set steps=200")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the order of rows and of the first weights")] = 17,
+    seed: Seed = 17,
     strength: Annotated[
         float | None,
         typer.Option("--strength", help="Share of the trained change that is kept, above 0 to 1; default: 0.7 for labelled rows, else 1"),

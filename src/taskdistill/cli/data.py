@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from taskdistill.cli.terminal import Terminal
+from taskdistill.cli.training import Seed
 
 data = typer.Typer(no_args_is_help=True, help="Build and inspect training data.")
 
@@ -24,7 +25,7 @@ def register(app: typer.Typer) -> None:
 @data.command("docs")
 def docs(
     out: Annotated[Path, typer.Option("--out", help="Data folder to make")],
-    seed: Annotated[int, typer.Option("--seed")] = 17,
+    seed: Seed = 17,
     limit: Annotated[int | None, typer.Option("--limit", help="At most this many training documents")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:

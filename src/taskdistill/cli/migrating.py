@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taskdistill.cli.terminal import Terminal
+from taskdistill.cli.training import Seed
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.vocabulary import MANIFEST, Task
 
@@ -39,7 +40,7 @@ def migrate(
     kind: Annotated[str, typer.Option("--map", help="procrustes, low-rank, residual, or best by held-out texts")] = "best",
     sample: Annotated[int, typer.Option("--sample", help="Passages of the index embedded with the new model")] = 20_000,
     threshold: Annotated[float, typer.Option("--threshold", help="Share of the old recall@10 below which nothing is written")] = 0.9,
-    seed: Annotated[int, typer.Option("--seed")] = 17,
+    seed: Seed = 17,
     json: Annotated[Path | None, typer.Option("--json", help="Write what was measured as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from taskdistill.cli.terminal import Terminal
+from taskdistill.cli.training import Seed
 from taskdistill.errors import BadInput
 
 LENGTHS = "256,512,1024,2048,4096,8192,16384,32768"
@@ -30,7 +31,7 @@ def needle(
     lengths: Annotated[str, typer.Option("--lengths", help="Tokens of a document, by the first model's tokenizer")] = LENGTHS,
     kinds: Annotated[str, typer.Option("--kinds", help="needle (a fact about a person), passkey (a number)")] = "needle,passkey",
     documents: Annotated[int, typer.Option("--documents", help="Documents of each length, 2 to 224")] = 50,
-    seed: Annotated[int, typer.Option("--seed")] = 17,
+    seed: Seed = 17,
     json: Annotated[Path | None, typer.Option("--json", help="Write the results to this file too.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:

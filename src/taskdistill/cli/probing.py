@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from taskdistill.cli.terminal import Terminal
+from taskdistill.cli.training import Seed
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +38,7 @@ def probe(
     limit: Annotated[int, typer.Option("--limit", min=2, help="Texts that each teacher embeds for its student.")] = 4000,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates of each student.")] = 400,
     max_queries: Annotated[int | None, typer.Option("--max-queries", min=1, help="Cut large sets to this many queries.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 17,
+    seed: Seed = 17,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result to this file too.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from taskdistill.cli.terminal import Terminal
+from taskdistill.cli.training import Seed
 from taskdistill.errors import BadInput
 
 
@@ -32,7 +33,7 @@ def shrink(
     data: Annotated[Path | None, typer.Option("--data", help="Score each step on the development sets of this folder.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set, such as sts/stsb-en; repeatable.")] = None,
     sample: Annotated[int, typer.Option("--sample", min=2, help="Texts that decide about layers and neurons.")] = 400,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 17,
+    seed: Seed = 17,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
 ) -> None:

@@ -11,10 +11,12 @@ from taskdistill.cli.terminal import Terminal, stopping
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.memory import few_heaps
 from taskdistill.recipe import Recipe, load_recipe
+from taskdistill.seeding import SEEDS
 
 RecipePath = Annotated[Path, typer.Argument(help="YAML recipe, such as recipes/quickstart.yaml")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set stage1.steps=100")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=SEEDS - 1, help="Of everything that is drawn")]
 JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")]
 
 
@@ -69,6 +71,7 @@ def train(
     """
     import os
     import shutil
+    from datetime import timedelta
 
     from taskdistill.job.run import train as run
     from taskdistill.train.loop import Interrupted
@@ -78,7 +81,7 @@ def train(
     made = load_recipe(recipe, overrides or ())
     together, rank, on_this_host = (int(os.environ.get(name, given)) for name, given in LAUNCHED)
     terminal = Terminal(quiet or rank > 0)
-    with stopping() as stop, joined(together, on_this_host) as processes:
+    with stopping() as stop, joined(together, on_this_host, timedelta(minutes=made.process_timeout)) as processes:
         try:
             run(
                 made,

@@ -33,6 +33,7 @@ from taskdistill.model.student import TransformerModel
 from taskdistill.recipe import Adapter
 from taskdistill.recipe_faults import explain
 from taskdistill.recipe_source import Source
+from taskdistill.seeding import torch_seed
 from taskdistill.train.log import Log
 from taskdistill.train.loop import Interrupted, Surroundings, run_phase
 from taskdistill.train.phases import adapter_job, distils, plan_phase
@@ -259,7 +260,7 @@ def _train(
 ) -> None:
     module, objective = model.module, _objective(wanted.task, data.kind)
     assert isinstance(module, TransformerModel)
-    torch.manual_seed(wanted.seed)
+    torch.manual_seed(torch_seed(wanted.seed))
     plan = plan_phase(wanted.seed, f"adapters.{objective.value}", settings, {data.name: data})
     job, config = adapter_job(objective, settings, module, plan, {}, None, model.settings.matryoshka_dims, wanted.adapter)
     model.adapter_configs[wanted.adapter] = config

@@ -35,6 +35,7 @@ from taskdistill.model.folder import Model, Settings, write_model
 from taskdistill.model.student import StaticModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import StaticSettings
+from taskdistill.seeding import torch_seed
 from taskdistill.teacher.protocol import Identity, slug, unit_rows
 from taskdistill.teacher.store import TeacherStore, open_store
 from taskdistill.train.log import Log
@@ -281,7 +282,7 @@ def _train(
     store.fill(texts, teacher, progress=watcher.count)
     if missing := store.missing(texts):
         raise BadInput(f"teacher {teacher.model.name!r} gives no usable vector for {len(missing)} texts, the first {missing[0][:60]!r}")
-    torch.manual_seed(effort.seed)
+    torch.manual_seed(torch_seed(effort.seed))
     job = static_job(settings, table, plan, store, [table.embedding_dim])
     watcher.stage(f"{teacher.model.name}{STUDENT}: {settings.steps} steps")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ from taskdistill.train.device import compute_type, training_device
 from taskdistill.train.log import Log
 from taskdistill.train.processes import ALONE, Processes
 
-FREE_KEYS = ("threads", "device", "evaluation", "name", "teacher.store", "teacher.api_key_env")
+FREE_KEYS = ("threads", "process_timeout", "device", "evaluation", "name", "teacher.store", "teacher.api_key_env")
 """Parts of a recipe that may always differ when a run is continued: they move no weight."""
 FREE = tuple(f"{key}." for key in FREE_KEYS)
 

@@ -27,6 +27,7 @@ from taskdistill.model.folder import Model, read_model, write_model
 from taskdistill.model.golden import FILE, cosines, embed_with, golden_vectors
 from taskdistill.model.smaller import choose_layers, keep_only, narrow
 from taskdistill.model.student import TransformerModel
+from taskdistill.seeding import check_seed
 
 WHOLE = "as it was"
 
@@ -84,7 +85,7 @@ def shrink(
     _check(model, wanted)
     chosen = find_sets(data, sets, split="dev") if data is not None else []
     found = read_texts(texts, wanted.languages)
-    rng = np.random.default_rng(wanted.seed)
+    rng = np.random.default_rng(check_seed(wanted.seed))
     drawn = [found[i] for i in rng.permutation(len(found))[: 2 * wanted.sample].tolist()]
     deciding, held_out = drawn[: (len(drawn) + 1) // 2], drawn[(len(drawn) + 1) // 2 :]
     watcher.note(f"{len(found):,} distinct texts; {len(deciding)} decide, the change is measured on {len(held_out)} others")

@@ -26,6 +26,7 @@ from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Adapter, Average, Phase, Stage1
+from taskdistill.seeding import torch_seed
 from taskdistill.train.average import average
 from taskdistill.train.best import During, best_so_far
 from taskdistill.train.checkpoint import last_weights, load_snapshot
@@ -58,6 +59,8 @@ def train_phase(
     """
     start = time.monotonic()
     done = run.out / "phases" / job.name
+    if not isinstance(model, StaticModel) and run.processes.same(done.is_dir()) is not done.is_dir():
+        raise WorkFailed(f"process {run.processes.rank} does not see {done} as the first one does; all need the same folder under --out")
     if load_phase(done, job, resume_meta(run, job.name)):
         run.watcher.note(f"{job.name}: finished before")
         return False
@@ -102,8 +105,6 @@ def _placed(run: Run, job: PhaseJob, model: Any, device: torch.device) -> Iterat
     if not (wanted and isinstance(settings, Stage1) and (settings.shard == "full" or (settings.shard == "auto" and device.type == "cuda"))):
         yield job, model.to(device)
         return
-    if job.kept_rows:
-        raise BadInput(f"{job.name}.shard divides the token table, and student.vocabulary keeps some of its rows; set shard to none")
     made = shard(model, device)
     shares = dict(made.backbone.named_parameters())
     run.watcher.note(f"{job.name}: weights, gradients and moments are divided among {run.processes.size} processes")
@@ -128,7 +129,7 @@ def train_phases(run: Run, student: Model) -> Model:
     recipe, module = run.recipe, student.module
     stage1 = recipe.first_stage()
     assert isinstance(module, TransformerModel)
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(torch_seed(recipe.seed))
     widths = [stores["document"].embedding_dim or 0 for _, _, stores in run.teachers()]
     teacher_dim = sum(widths)
     if not all(widths):
@@ -201,7 +202,7 @@ def _adapter(
 ) -> None:
     module = student.module
     assert isinstance(module, TransformerModel)
-    torch.manual_seed(run.recipe.seed)
+    torch.manual_seed(torch_seed(run.recipe.seed))
     theirs = projection
     if projection is not None and settings.train_projection:
         theirs = Projection(module.embedding_dim, projection.weight.shape[0])

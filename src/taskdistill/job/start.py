@@ -28,6 +28,7 @@ from taskdistill.model.folder import Model, Settings, read_model
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer, end_token
 from taskdistill.recipe import Recipe, Stage1
+from taskdistill.seeding import torch_seed
 from taskdistill.vocabulary import MANIFEST, Pooling
 
 DOCSTRINGS = "docstrings"
@@ -196,7 +197,7 @@ def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
         assert settings.config is not None
         import torch
 
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(torch_seed(recipe.seed))
         backbone = build_backbone(settings.config, device="cpu" if weights else "meta")
         pooling = settings.pooling
     else:

@@ -20,6 +20,7 @@ from taskdistill.job.start import Inputs
 from taskdistill.job.watch import Stop, Watcher
 from taskdistill.memory import give_back, peak_megabytes
 from taskdistill.recipe import FIRST, During, Phase, Recipe, Stage1, StaticSettings
+from taskdistill.seeding import torch_seed
 from taskdistill.teacher.protocol import KnowsSomeTexts, Teacher, View, instruct
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.log import Log, read_lines
@@ -245,7 +246,7 @@ def drawn(items: list[T], most: int, seed: int) -> list[T]:
     """
     if len(items) <= most:
         return items
-    chosen = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))[:most]
+    chosen = torch.randperm(len(items), generator=torch.Generator().manual_seed(torch_seed(seed)))[:most]
     return [items[i] for i in sorted(chosen.tolist())]
 
 

@@ -18,6 +18,7 @@ from taskdistill.job.state import Run, drawn, fill_stores, made_before, resume_m
 from taskdistill.model.folder import Model
 from taskdistill.model.student import StaticModel
 from taskdistill.model.text import TextTokenizer
+from taskdistill.seeding import torch_seed
 from taskdistill.train.finished import save_phase
 from taskdistill.train.new_vocabulary import learn_vocabulary
 from taskdistill.train.phases import learned_texts, static_job, static_phase
@@ -54,7 +55,7 @@ def train_static(run: Run, student: Model) -> Path:
     """
     settings = run.recipe.static
     assert settings is not None
-    torch.manual_seed(run.recipe.seed)
+    torch.manual_seed(torch_seed(run.recipe.seed))
     phase, store, folder = static_phase(settings), run.stores["document"], static_folder(run)
     fill_stores(run, ["static"])
     if restore(folder):

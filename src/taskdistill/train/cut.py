@@ -11,6 +11,10 @@ PIECE_TOKENS = 192
 """A micro-batch is not made smaller than this only to give every worker one."""
 
 
+TOGETHER = 2
+"""Workers that a batch is always cut for; one is treated as two, and more share its micro-batches or parts of them (`spread`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A micro-batch, or a part of one."""
@@ -38,7 +42,7 @@ def micro_batches(lengths: np.ndarray, budget: int, workers: int) -> list[np.nda
     """
     order = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(lengths[order])
-    total, together = int(ends[-1]), max(2, workers)
+    total, together = int(ends[-1]), max(TOGETHER, workers)
     pieces = -(-total // budget)
     pieces = max(pieces, min(-(-pieces // together) * together, total // PIECE_TOKENS))
     while True:
@@ -48,6 +52,27 @@ def micro_batches(lengths: np.ndarray, budget: int, workers: int) -> list[np.nda
         if pieces >= len(order) or all(len(part) == 1 or lengths[part].sum() <= budget for part in found):
             return [part[np.argsort(lengths[part], kind="stable")] for part in found]
         pieces += together
+
+
+def spread(batches: Sequence[np.ndarray], lengths: np.ndarray, workers: int) -> int:
+    """Say how often micro-batches are halved so that many workers are busy.
+
+    Micro-batches are cut as for two workers whatever their number, because dropout masks are drawn for whole
+    micro-batches: so the numbers of a step do not depend on how many threads and processes work on it.
+
+    Args:
+        batches: What `micro_batches` returned for two workers.
+        lengths: Tokens of each text, `(n,)`.
+        workers: Threads of all processes together.
+
+    Returns:
+        The fewest halvings that come within a tenth of the shortest time, in pieces of at least `PIECE_TOKENS`.
+    """
+    if workers <= TOGETHER or not batches:
+        return 0
+    most = max(0, int(np.log2(max(1.0, float(lengths.sum()) / (PIECE_TOKENS * len(batches))))))
+    rounds = [-(-len(batches) * 2**halvings // workers) / 2**halvings for halvings in range(most + 1)]
+    return next(halvings for halvings, time in enumerate(rounds) if time <= 1.1 * min(rounds))
 
 
 def pieces(batches: Sequence[np.ndarray], numbers: Sequence[int], lengths: np.ndarray, halvings: int) -> list[Piece]:

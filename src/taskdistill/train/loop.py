@@ -19,22 +19,25 @@ from taskdistill.folders import read_manifest, versions
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Phase
+from taskdistill.seeding import STEP_STRIDE, derive_seed, torch_seed
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
+from taskdistill.train.batch_loss import Share
 from taskdistill.train.best import During, evaluate_now, forget_later, scored, take_best
 from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, save_snapshot, whole_state
 from taskdistill.train.clock import Clock
 from taskdistill.train.course import read_course
 from taskdistill.train.log import Log
+from taskdistill.train.memory import OutOfMemory
 from taskdistill.train.menu import weight_at
 from taskdistill.train.objectives import Heads, Signals, Terms
 from taskdistill.train.optim import HeadSchedule, clip, gradient_norm, make_optimiser, rate_factor, set_rate
 from taskdistill.train.prepare import Prepared
 from taskdistill.train.processes import ALONE, Processes
 from taskdistill.train.profile import profiled
-from taskdistill.train.sharded import is_sharded, local
+from taskdistill.train.sharded import clear_rows, is_sharded, local
 from taskdistill.train.signals import SignalSource
-from taskdistill.train.step import Share, gradients
+from taskdistill.train.step import gradients
 from taskdistill.train.work import step_work
 from taskdistill.train.workers import Workers
 
@@ -176,6 +179,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
         around.log.forget(job.name, step)
         if note := forget_later(folder, step):
             around.note(f"{job.name}: {note}")
+    job.heads.hold_temperature()
     signals = SignalSource(job, model, around)
 
     def save() -> None:
@@ -190,6 +194,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
             told = {"threads": around.thread_count, "device": str(around.device.type)}
             save_checkpoint(folder, step, everything, optimiser, meta | told, write=leads)
             around.log.write({"phase": job.name, "saved": step, "seconds": time.monotonic() - start})
+        around.processes.wait()  # writing may take longer than an exchange of the next step waits
 
     def evaluate() -> None:
         if not around.processes.same(leads and step not in scored(around.log, job.name)):
@@ -202,7 +207,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
             scores = evaluate_now(around.during, step, weights, around.log, job.name, folder, meta)
             model.train()
             around.note(f"{job.name}: after step {step:,}, " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        around.processes.any(False)
+        around.processes.wait()
 
     model.train()
     if around.during is not None and around.during.due(step, settings.steps):
@@ -282,7 +287,7 @@ def _one_step(
     with clock("teacher"):
         given = signals.of(prepared, ids)
     model.select(job.task)
-    weights = job.weights_at(step)
+    weights, temperature = job.weights_at(step), job.heads.temperature
     optimiser.zero_grad(set_to_none=True)
     terms, total, masked = gradients(
         model,
@@ -290,7 +295,7 @@ def _one_step(
         lambda vectors: job.objective(vectors, prepared, given, job.heads),
         weights,
         list(job.trained.values()),
-        seed=around.seed * 7_919 + step,
+        seed=derive_seed(torch_seed(around.seed), step, STEP_STRIDE),
         threads=around.threads,
         micro_batch_tokens=job.settings.micro_batch_tokens,
         share=job.share(prepared, given, weights),
@@ -302,14 +307,13 @@ def _one_step(
     with clock("optimiser"):
         for name, rows in job.kept_rows.items():
             if (moved := job.trained[name].grad) is not None:
-                moved[rows.to(moved.device)] = 0
+                clear_rows(moved, rows)
         norm = gradient_norm(everything)
         factor = rate_factor(job.settings, step)
-        skipped = not (math.isfinite(total) and math.isfinite(norm))
+        # Every process computes both numbers for itself; a difference in the last bits must not let one of them skip alone.
+        skipped = around.processes.any(not (math.isfinite(total) and math.isfinite(norm)))
         if not skipped:
-            clip(everything, norm, job.settings.clip)
-            set_rate(optimiser, job.settings, step)
-            optimiser.step()
+            _update(job, optimiser, everything, norm, step, around)
     record: dict[str, Any] = {
         "phase": job.name,
         "step": step,
@@ -328,10 +332,33 @@ def _one_step(
         "cpu_seconds": time.process_time() - worked,
     }
     record["texts_per_s"] = len(ids) / sum(clock.seconds.values())
-    if job.heads.log_temperature is not None:
-        record["temperature"] = float(job.heads.log_temperature.detach().exp())
+    if temperature is not None:
+        record["temperature"] = temperature
     if around.threads.halvings > halvings:
         record["out_of_memory"] = around.threads.halvings - halvings
     if skipped:
         record["rows"] = np.asarray(batch.row_ids).reshape(-1)[:20].tolist()
     return record
+
+
+def _update(
+    job: PhaseJob,
+    optimiser: torch.optim.Optimizer,
+    everything: Mapping[str, nn.Parameter],
+    norm: float,
+    step: int,
+    around: Surroundings,
+) -> None:
+    """Take one step of the optimiser, on every process or on none that goes on."""
+    try:
+        with around.processes.together():
+            clip(everything, norm, job.settings.clip)
+            set_rate(optimiser, job.settings, step)
+            optimiser.step()
+            job.heads.hold_temperature()
+    except OutOfMemory:
+        # Some weights may have been updated and others not, so this state is not gone on with; no smaller pass would help either.
+        raise WorkFailed(
+            f"{job.name}: memory ran out while the optimiser updated the weights, which needs two numbers a weight beside weight and gradient; "
+            f"give the process more memory, or several processes with {job.name}.shard: full where {job.name} has it. The last checkpoint is good"
+        ) from None

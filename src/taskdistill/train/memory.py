@@ -6,12 +6,17 @@ import gc
 
 import torch
 
+from taskdistill.errors import WorkFailed
+
 SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
 """What torch's allocators say; that of the CPU raises a bare RuntimeError."""
 
 
-class OutOfMemory(Exception):
-    """A step did not fit into memory, here or on another process."""
+class OutOfMemory(WorkFailed):
+    """Work did not fit into memory, here or on another process; what can be done in smaller parts is tried again."""
+
+    def __init__(self) -> None:
+        super().__init__("out of memory; lower batch_size or micro_batch_tokens, or give the process more memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,6 +62,21 @@ class Heads:
     """Size of each teacher's vectors, where there are several."""
     apart: bool = False
     """Whether each of several teachers has a cosine of its own."""
+    min_temperature: float = 0.0
+    """A learned temperature is held at or above this."""
+
+    @property
+    def temperature(self) -> float | None:
+        """The learned temperature as the loss uses it; None if none is learned."""
+        if self.log_temperature is None:
+            return None
+        return max(float(self.log_temperature.detach().exp()), self.min_temperature)
+
+    def hold_temperature(self) -> None:
+        """Put a learned temperature back on its floor if an update, or its start, has taken it below."""
+        if self.log_temperature is not None and self.min_temperature > 0:
+            with torch.no_grad():
+                self.log_temperature.clamp_(min=math.log(self.min_temperature))
 
     def named(self) -> dict[str, nn.Parameter]:
         """Return the parameters under the names of checkpoints.
@@ -376,4 +392,6 @@ def temperature(heads: Heads, settings: Adapter) -> Tensor | float:
     """
     if heads.log_temperature is None:
         return settings.temperature
-    return heads.log_temperature.exp().clamp_min(settings.min_temperature)
+    learned = heads.log_temperature.exp()
+    # The floor is added as a constant: a clamp would have no gradient below it, and the temperature would stay there for ever.
+    return learned + (settings.min_temperature - learned.detach()).clamp_min(0)

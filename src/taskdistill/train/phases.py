@@ -351,6 +351,7 @@ def adapter_job(
     learned = settings.learn_temperature if settings.learn_temperature is not None else task is Task.RETRIEVAL
     if learned and "info_nce" in weights:
         heads.log_temperature = nn.Parameter(torch.tensor(settings.temperature).log())
+        heads.min_temperature = settings.min_temperature
     chosen = dims if settings.matryoshka else [model.embedding_dim]
     name = f"adapters.{task.value}"
     job = PhaseJob(

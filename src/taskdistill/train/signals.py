@@ -12,7 +12,7 @@ from torch import Tensor
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
-from taskdistill.train.cut import micro_batches
+from taskdistill.train.base_vectors import base_vectors
 from taskdistill.train.objectives import Signals
 from taskdistill.train.prepare import Prepared
 
@@ -78,33 +78,32 @@ class SignalSource:
         """
         found = Signals()
         if prepared.distilled:
-            found.teacher = teacher_vectors(self.job, prepared)
-            if self.job.needs_similarities and prepared.second is not None:
-                count = len(prepared.first)
-                unit = torch.nn.functional.normalize(found.teacher.nan_to_num(), dim=1).numpy()
-                found.teacher_similarities = unit[:count] @ unit[count : 2 * count].T
+            with self.around.processes.together():  # a store that one process cannot read must not leave the others waiting
+                found.teacher = teacher_vectors(self.job, prepared)
+                if self.job.needs_similarities and prepared.second is not None:
+                    count = len(prepared.first)
+                    unit = torch.nn.functional.normalize(found.teacher.nan_to_num(), dim=1).numpy()
+                    found.teacher_similarities = unit[:count] @ unit[count : 2 * count].T
         if self.job.needs_base:
             found.base = self._without_adapter(ids)
-        device = next(self.model.parameters()).device if self.model is not None else torch.device("cpu")
-        found.teacher = None if found.teacher is None else found.teacher.to(device)
-        found.base = None if found.base is None else found.base.to(device)
+        if self.model is not None:  # losses compare what is of one device and one number type: that of the weights
+            weight = next(self.model.parameters())
+            found.teacher = None if found.teacher is None else found.teacher.to(weight.device, weight.dtype)
+            found.base = None if found.base is None else found.base.to(weight.device, weight.dtype)
         return found
 
     def _without_adapter(self, ids: list[np.ndarray]) -> Tensor:
         """Embed with the base, in micro-batches that follow from the batch alone, so that a continued run gets the same bits."""
+        assert isinstance(self.model, TransformerModel), "only a transformer has adapters to be left out"
         self.model.select(None)
-        lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
-        compute, kind = self.around.compute, next(self.model.parameters()).device.type
-        threads, out = self.around.threads, torch.empty(len(ids), self.model.embedding_dim)
-
-        def embed(rows: np.ndarray) -> Tensor:
-            with torch.no_grad(), torch.autocast(kind, compute, enabled=compute is not None):
-                return self.model.embed([ids[i] for i in rows]).float().cpu()
-
-        parts = micro_batches(lengths, self.job.settings.micro_batch_tokens, threads.count)
-        for rows, vectors in zip(parts, threads.map(embed, parts), strict=True):
-            out[rows] = vectors
-        return out
+        return base_vectors(
+            self.model,
+            ids,
+            threads=self.around.threads,
+            micro_batch_tokens=self.job.settings.micro_batch_tokens,
+            processes=self.around.processes,
+            compute=self.around.compute,
+        )
 
 
 def teacher_vectors(job: PhaseJob, prepared: Prepared) -> Tensor:

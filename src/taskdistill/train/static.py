@@ -11,6 +11,7 @@ from taskdistill.errors import WorkFailed
 from taskdistill.losses import normalise
 from taskdistill.model.student import StaticModel
 from taskdistill.model.text import TextTokenizer
+from taskdistill.seeding import torch_seed
 from taskdistill.teacher.protocol import Teacher
 from taskdistill.teacher.store import TeacherStore
 
@@ -115,7 +116,7 @@ def start_from_texts(
         sums.index_add_(0, flat, vectors[rows])
         counts.index_add_(0, flat, torch.ones(len(flat)))
     table = 2 * sums / (counts[:, None] + SELDOM)
-    table += noise * normalise(torch.randn(table.shape, generator=torch.Generator().manual_seed(seed)))
+    table += noise * normalise(torch.randn(table.shape, generator=torch.Generator().manual_seed(torch_seed(seed))))
     for start in range(0, len(counted), TEXTS_AT_ONCE):
         flat = torch.from_numpy(np.concatenate(tokenizer.ids(counted[start : start + TEXTS_AT_ONCE], prompt="", max_length=512).ids)).long()
         counts.index_add_(0, flat, torch.ones(len(flat)))

@@ -1,46 +1,48 @@
 """One optimiser step's gradients: micro-batches over worker threads, the loss over the whole batch.
 
-The vectors of all micro-batches are joined, the loss is taken of them as leaves, and its gradient is carried back through
-each micro-batch. If the batch is small enough the graphs of the first pass are kept; otherwise a second forward pass makes
-them again (gradient caching). Where the loss is a sum over texts, each micro-batch is carried back at once and no graph outlives
-it. Dropout masks come from a generator seeded by step and micro-batch, so all these ways give the same numbers, and so do one
-and two workers; with more workers the micro-batches are cut differently.
+The vectors of all micro-batches are joined, the loss is taken of them as leaves, and its gradient is carried back
+through each micro-batch. If the batch is small enough the graphs of the first pass are kept; otherwise a second
+forward pass makes them again (gradient caching). Where the loss is a sum over texts, each micro-batch is carried back
+at once and no graph outlives it. Dropout masks come from a generator seeded by step and micro-batch, and a batch is
+cut into the same micro-batches whatever the number of workers; so all these ways give the same numbers, and so does
+any number of threads and processes.
 
-A step that does not fit into memory is run again with the same micro-batches in halves and no graph kept: the same masks, the
-same sums, up to the order of additions.
+A step that does not fit into memory is run again with the same micro-batches in halves and no graph kept: the same
+masks, the same sums, up to the order of additions. Everything that can run out of memory on one process runs inside
+`Processes.together`, so that all processes leave it alike; exchanges stand outside, and what they need is allocated
+before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taskdistill.errors import WorkFailed
 from taskdistill.model.adapters import seed_dropout
 from taskdistill.model.packed import pack
 from taskdistill.model.pooling import pool
 from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.seeding import MICRO_BATCH_STRIDE, derive_seed
+from taskdistill.train.batch_loss import Loss, Share, Told, backward_loss, static_gradients
 from taskdistill.train.clock import Clock, Moment, moment
-from taskdistill.train.cut import Piece, micro_batches, pieces
-from taskdistill.train.memory import OutOfMemory, free_memory, is_out_of_memory
+from taskdistill.train.cut import Piece
+from taskdistill.train.memory import OutOfMemory
 from taskdistill.train.processes import ALONE, Processes
-from taskdistill.train.sharded import is_sharded
-from taskdistill.train.workers import TableGradient, Workers
+from taskdistill.train.sharded import can_start_again, is_sharded
+from taskdistill.train.shared_batch import LossTooLarge, SharedBatch
+from taskdistill.train.workers import GradientSums, Workers, looked_up_rows
 
 KEEP_TOKENS = 24_576
 """Tokens of a batch up to which the graphs of the first forward pass are kept; above, a second pass makes them again."""
 
-Loss = Callable[[Tensor], tuple[dict[str, Tensor], float]]
-"""From the vectors of all texts, `(texts, D)`, to named terms and the masked share."""
-Share = Callable[[Tensor, np.ndarray], Tensor]
-"""From the vectors of some texts, `(n, D)`, and their places in the batch to their share of the weighted sum."""
-Told = tuple[dict[str, float], float, float]
-"""Each term's value, the weighted sum, and the masked share."""
+Marks = list[tuple[str, Moment, Moment]]
+"""What a thread did, and when it began and ended."""
 
 
 @dataclass(slots=True)
@@ -48,14 +50,13 @@ class Micro:
     """A piece of a batch after its forward pass."""
 
     vectors: Tensor
-    """Pooled, `(n, D)`, in the order of `micro_batches`."""
+    """Pooled, `(n, D)`, in the order of the piece."""
     tokens: Tensor | None
     """Rows of the token table that were looked up, as a leaf, `(tokens, hidden)`; None if the table is frozen."""
     ids: Tensor
     gradients: list[Tensor] | None = None
-    """Of the trained parameters, and of `tokens` if that is there; set once the micro-batch is carried back."""
-    marks: list[tuple[str, Moment, Moment]] = field(default_factory=list)
-    """When its passes began and ended."""
+    """Of the trained parameters, and of `tokens` if that is there; set once the piece is carried back."""
+    marks: Marks = field(default_factory=list)
 
 
 def gradients(
@@ -86,8 +87,9 @@ def gradients(
         seed: Decides this step's dropout masks.
         threads: Worker threads.
         micro_batch_tokens: Tokens of one forward pass.
-        keep_tokens: Batches of more tokens are run twice instead of kept.
-        share: For a loss that is a sum over texts: the part of some texts. Then each micro-batch is carried back at once.
+        keep_tokens: Batches of more tokens on one process are run twice instead of kept.
+        share: For a loss that is a sum over texts: the part of some texts. Then each micro-batch is carried back at
+            once.
         heads: Trained parameters that only the loss sees; needed where several processes work together.
         processes: Those that share the batch.
         clock: Told the seconds of the forward passes, the loss, the backward passes and the exchange.
@@ -97,196 +99,269 @@ def gradients(
         Each term's value, the weighted sum, and the masked share; the same on every process.
 
     Raises:
-        WorkFailed: If a single text does not fit into memory.
+        WorkFailed: If a single text, or the loss by itself, does not fit into memory.
     """
     clock = clock or Clock()
     if isinstance(model, StaticModel):
-        return _static_gradients(model, ids, loss, weights, threads.table_gradient, clock)
-    lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
-    batches = micro_batches(lengths, micro_batch_tokens, threads.count * processes.size)
-    step = _Step(model, ids, loss, weights, trained, seed, threads, share, heads, processes, clock, compute, lengths, batches)
-    while True:
-        try:
-            return step.run(keep_tokens)
-        except OutOfMemory:
-            free_memory()
-        if all(len(piece.rows) == 1 for piece in pieces(batches, range(len(batches)), lengths, threads.halvings)):
-            raise WorkFailed(
-                f"a step does not fit into memory even text by text (the longest of its {len(ids)} texts has {lengths.max()} tokens); "
-                f"lower max_length or batch_size, or give the process more memory"
-            )
-        threads.halvings += 1
+        return static_gradients(model, ids, loss, weights, threads.table_gradient, clock)
+    batch = SharedBatch(model=model, ids=ids, threads=threads, processes=processes, micro_batch_tokens=micro_batch_tokens)
+    kind = _DividedStep if is_sharded(model) else _ReplicatedStep
+
+    def run() -> Told:  # each attempt has a step of its own, so that nothing of a failed one is held in the next
+        step = kind(
+            batch=batch, loss=loss, weights=weights, trained=trained, heads=heads, seed=seed, share=share, clock=clock, compute=compute
+        )
+        return step.run(keep_tokens)
+
+    return batch.until_it_fits(run)
 
 
-@dataclass(slots=True)
-class _Step:
-    """What the passes of one step share."""
+@dataclass(slots=True, kw_only=True)
+class _Step(ABC):
+    """What the passes of one step share, and their order."""
 
-    model: TransformerModel
-    ids: Sequence[np.ndarray]
+    batch: SharedBatch
     loss: Loss
     weights: Mapping[str, float]
     trained: Sequence[nn.Parameter]
-    seed: int
-    threads: Workers
-    share: Share | None
     heads: Sequence[nn.Parameter]
-    processes: Processes
+    seed: int
+    share: Share | None
     clock: Clock
     compute: torch.dtype | None
-    lengths: np.ndarray
-    batches: list[np.ndarray]
+    marks: Marks = field(default_factory=list)
 
     def run(self, keep_tokens: int) -> Told:
         """Run both passes and the loss between them.
 
         Args:
-            keep_tokens: Batches of more tokens are run twice instead of kept.
+            keep_tokens: Batches of more tokens on one process are run twice instead of kept.
 
         Returns:
             Terms, weighted sum, masked share.
 
         Raises:
-            OutOfMemory: If memory ran out on some process; nothing but the heads' gradients has changed then.
+            OutOfMemory: On every process, if memory ran out on one; the gradients are of no use then.
         """
-        processes, batches, halvings = self.processes, self.batches, self.threads.halvings
-        shares = [range(rank, len(batches), processes.size) for rank in range(processes.size)]
-        mine = pieces(batches, shares[processes.rank], self.lengths, halvings)
-        keep = self.share is None and halvings == 0 and sum(int(self.lengths[piece.rows].sum()) for piece in mine) <= keep_tokens
-        table = self.model.backbone.get_input_embeddings().weight
-        inner = [p for p in self.trained if p is not table]
-        if is_sharded(self.model):
-            return self._run_sharded(mine, shares)
-        sums = _Sums(inner, len(inner) < len(self.trained))
-        for parameter in (*inner, *self.heads):  # the last step's gradients and this step's are never there together
+        batch, processes = self.batch, self.batch.processes
+        every = batch.pieces()
+        keep = self.share is None and batch.threads.halvings == 0 and batch.most_tokens(every) <= keep_tokens
+        for parameter in (*self.trained, *self.heads):  # the last step's gradients and this step's are never there together
             parameter.grad = None
-
-        def carried_back(micro: Micro, outputs: Tensor, upstream: Tensor | None) -> Micro:
-            begun = moment(self.model.device)
-            inputs = [*inner, micro.tokens] if micro.tokens is not None else inner
-            found = torch.autograd.grad(outputs, inputs, upstream, allow_unused=True)
-            filled = [torch.zeros_like(p) if g is None else g for p, g in zip(inputs, found, strict=True)]
-            mark = ("backward", begun, moment(self.model.device))
-            return Micro(micro.vectors.detach(), None, micro.ids, filled, [*micro.marks, mark])
-
-        def first_pass(piece: Piece) -> Micro:
-            if self.share is not None:
-                micro = self._forward(piece, sums.table_trained)
-                return carried_back(micro, self.share(micro.vectors, piece.rows), None)
-            with torch.set_grad_enabled(keep):
-                return self._forward(piece, sums.table_trained)
-
-        micros = self._pass(first_pass, mine, sums)
-        own = torch.cat([micro.vectors.detach() for micro in micros]) if mine else table.new_zeros(0, self.model.embedding_dim)
-        leaf = self._gather(own, shares).requires_grad_(self.share is None)
-        with self.clock("loss"):
-            told = _backward_loss(self.loss, self.weights, leaf)
+        with self._passes():
+            held = batch.prepare(self.first_pass(every, keep), every)
+        with self._exchange():
+            batch.gather(held)
+        try:
+            with processes.together(), self.clock("loss"):
+                leaf = batch.ordered(held, every).requires_grad_(self.share is None)
+                told = backward_loss(self.loss, self.weights, leaf)
+                upstream = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
+        except OutOfMemory:
+            raise LossTooLarge from None
         if self.share is None:
-            upstream = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
-            kept = dict(zip((id(piece) for piece in mine), micros, strict=True)) if keep else {}
-            del micros
-
-            def backward(piece: Piece) -> Micro:
-                micro = kept.pop(id(piece)) if keep else self._forward(piece, sums.table_trained)
-                micro.marks = [] if keep else micro.marks
-                return carried_back(micro, micro.vectors, upstream[piece.rows])
-
-            self._pass(backward, mine, sums)
-        self._finish(inner, table, sums)
+            with self._passes():
+                self.second_pass(every, upstream, keep)
+        with processes.together(), self.clock("backward"):
+            summed = [*self.finished(), *self._heads_once()]
+            room = processes.sum_room(summed)
+        with self._exchange():
+            processes.add_up(summed, room)
+        with processes.together():
+            self.exchanged()
         return told
 
-    def _run_sharded(self, mine: Sequence[Piece], shares: Sequence[range]) -> Told:
-        """Carry each piece back at once; FSDP sums the gradients. Every process runs as many pieces as the busiest one."""
-        assert self.share is not None, "only a loss that is a sum over texts is trained with divided weights"
-        rounds = max(len(pieces(self.batches, part, self.lengths, self.threads.halvings)) for part in shares)
-        spare = mine[0] if mine else pieces(self.batches, [0], self.lengths, self.threads.halvings)[0]
-        for parameter in (*self.trained, *self.heads):
-            parameter.grad = None
-        own, marks, device = list[Tensor](), list[tuple[str, Moment, Moment]](), self.model.device
-        with self.clock.shared(marks, device):
-            for piece in [*mine, *[spare] * (rounds - len(mine))]:
-                micro, begun = self._forward(piece, False), moment(device)
-                leaf = micro.vectors.detach().requires_grad_()
-                part = self.share(leaf, piece.rows) if len(own) < len(mine) else 0.0 * leaf.sum()
-                micro.vectors.backward(torch.autograd.grad(part, leaf)[0])  # type: ignore[no-untyped-call]
-                marks += [*micro.marks, ("backward", begun, moment(device))]
-                if len(own) < len(mine):
-                    own.append(micro.vectors.detach())
-        rows = torch.cat(own) if own else torch.zeros(0, self.model.embedding_dim, device=device)
-        joined = self._gather(rows, shares)
-        with self.clock("loss"):
-            told = _backward_loss(self.loss, self.weights, joined)
-        moved = [p.grad for p in self.heads if p.grad is not None]
-        for gradient in moved:
-            gradient.div_(self.processes.size)
-        with self._exchange():
-            self.processes.add_up(moved)
-        return told
+    @abstractmethod
+    def first_pass(self, every: Sequence[Sequence[Piece]], keep: bool) -> list[Tensor]:
+        """Run this process's pieces forward, and back at once where the loss is a sum over texts; return their vectors."""
 
-    def _gather(self, own: Tensor, shares: Sequence[range]) -> Tensor:
-        """Collect the vectors of all processes in the order of the batch."""
-        with self._exchange():
-            joined = self.processes.gather(own, [sum(len(self.batches[i]) for i in part) for part in shares])
-        order = torch.from_numpy(np.concatenate([self.batches[i] for part in shares for i in part])).to(joined.device)
-        return torch.empty_like(joined).index_copy_(0, order, joined)
+    @abstractmethod
+    def second_pass(self, every: Sequence[Sequence[Piece]], upstream: Tensor, keep: bool) -> None:
+        """Carry the loss's gradient with respect to the vectors, `(texts, D)`, back through this process's pieces."""
 
-    def _pass(self, work: Callable[[Piece], Micro], items: Sequence[Piece], sums: _Sums) -> list[Micro]:
-        """Run work on every piece, add its gradients up, and stop together with the other processes where one is out of memory."""
-        micros, failed = list[Micro](), False
-        marks: list[tuple[str, Moment, Moment]] = []
-        with self.clock.shared(marks, self.model.device):
-            try:
-                for micro in self.threads.map(work, items):
-                    sums.add(micro)
-                    marks += micro.marks
-                    micros.append(micro)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                failed = True
-        if self.processes.any(failed):
-            raise OutOfMemory
-        return micros
+    @abstractmethod
+    def finished(self) -> list[Tensor]:
+        """Put this process's sums where the optimiser finds them, and return what is to be summed over the processes."""
 
-    def _forward(self, piece: Piece, table_trained: bool) -> Micro:
-        begun = moment(self.model.device)
-        micro = _forward(self.model, self.ids, piece, self.seed * 1_000_003 + piece.number, table_trained, self.compute)
-        micro.marks.append(("forward", begun, moment(self.model.device)))
+    @abstractmethod
+    def exchanged(self) -> None:
+        """Take what was summed over the processes."""
+
+    def forward(self, piece: Piece, table_trained: bool) -> Micro:
+        """Run one piece forward."""
+        begun = moment(self.batch.model.device)
+        # Masks follow from the micro-batch, not from the piece: a piece has those of its place in it.
+        seed = derive_seed(self.seed, piece.number, MICRO_BATCH_STRIDE)
+        micro = _forward(self.batch.model, self.batch.ids, piece, seed, table_trained, self.compute)
+        micro.marks.append(("forward", begun, moment(self.batch.model.device)))
         return micro
 
-    def _finish(self, inner: Sequence[nn.Parameter], table: nn.Parameter, sums: _Sums) -> None:
-        """Put the sums where the optimiser finds them, added up over the processes."""
-        with self.clock("backward"):
-            for parameter, gradient in zip(inner, sums.inner or [torch.zeros_like(p) for p in inner], strict=True):
-                parameter.grad = gradient
-            if sums.table_trained:
-                table.grad = self.threads.table_gradient.of(table, sums.rows)
+    def _heads_once(self) -> list[Tensor]:
+        """Return the heads' gradients for a sum over the processes: each has the whole of them, and only that of the first counts."""
         moved = [p.grad for p in self.heads if p.grad is not None]
-        for gradient in moved:
-            gradient.div_(self.processes.size)
-        with self._exchange():
-            self.processes.add_up([p.grad for p in self.trained if p.grad is not None] + moved)
+        if not self.batch.processes.leads:
+            for gradient in moved:
+                gradient.zero_()
+        return moved
+
+    @contextmanager
+    def _passes(self) -> Iterator[None]:
+        self.marks = []
+        with self.batch.processes.together(votes=self.votes()), self.clock.shared(self.marks, self.batch.model.device):
+            yield
+
+    def votes(self) -> bool:
+        """Say whether a failure in the middle of the passes can be voted on."""
+        return True
 
     def _exchange(self) -> AbstractContextManager[None]:
-        return self.clock("exchange") if self.processes.size > 1 else nullcontext()
+        return self.clock("exchange") if self.batch.processes.size > 1 else nullcontext()
 
 
-class _Sums:
-    """The gradients of micro-batches, added up in their order."""
+@dataclass(slots=True, kw_only=True)
+class _ReplicatedStep(_Step):
+    """Every process holds all weights; what it summed of its own texts is added up over the processes at the end."""
 
-    def __init__(self, inner: Sequence[nn.Parameter], table_trained: bool) -> None:
-        self._count, self.table_trained = len(inner), table_trained
-        self.inner: list[Tensor] = []
-        self.rows: list[tuple[Tensor, Tensor]] = []
+    kept: list[Micro] = field(default_factory=list)
+    sums: GradientSums = field(init=False)
+    table: nn.Parameter = field(init=False)
+    inner: list[nn.Parameter] = field(init=False)
+    rows: Tensor | None = None
+    """Rows of the token table that the batch looks up."""
+    exchanged_rows: Tensor | None = None
 
-    def add(self, micro: Micro) -> None:
-        if micro.gradients is None:
-            return
-        if self.table_trained:
-            self.rows.append((micro.ids, micro.gradients[-1]))
-        found = micro.gradients[: self._count]
-        micro.gradients = None
-        self.inner = [a.add_(b) for a, b in zip(self.inner, found, strict=True)] if self.inner else found
+    def __post_init__(self) -> None:
+        self.table = self.batch.model.backbone.get_input_embeddings().weight
+        self.inner = [p for p in self.trained if p is not self.table]
+
+    def first_pass(self, every: Sequence[Sequence[Piece]], keep: bool) -> list[Tensor]:
+        """Run this process's pieces forward, and back at once where the loss is a sum over texts."""
+        self.sums, self.kept = GradientSums(len(self.inner), len(self.inner) < len(self.trained)), []
+
+        def one(piece: Piece) -> Micro:
+            if self.share is not None:
+                micro = self.forward(piece, self.sums.table_trained)
+                return self._carried_back(micro, self.share(micro.vectors, piece.rows), None)
+            with torch.set_grad_enabled(keep):
+                return self.forward(piece, self.sums.table_trained)
+
+        micros = self._each(one, every)
+        self.kept = micros if keep else []
+        return [micro.vectors for micro in micros]
+
+    def second_pass(self, every: Sequence[Sequence[Piece]], upstream: Tensor, keep: bool) -> None:
+        """Carry the gradient of the vectors back through this process's pieces."""
+        own = every[self.batch.processes.rank]
+        kept, self.kept = dict(zip((id(piece) for piece in own), self.kept, strict=True)) if keep else {}, []
+
+        def one(piece: Piece) -> Micro:
+            micro = kept.pop(id(piece)) if keep else self.forward(piece, self.sums.table_trained)
+            micro.marks = [] if keep else micro.marks
+            return self._carried_back(micro, micro.vectors, upstream[piece.rows])
+
+        self._each(one, every)
+
+    def finished(self) -> list[Tensor]:
+        """Put this process's sums where the optimiser finds them; of the token table only the rows of the batch are exchanged."""
+        for parameter, gradient in zip(self.inner, self.sums.inner or [torch.zeros_like(p) for p in self.inner], strict=True):
+            parameter.grad = gradient
+        summed = [p.grad for p in self.inner if p.grad is not None]
+        if not self.sums.table_trained:
+            return summed
+        self.rows = looked_up_rows(self.batch.ids, self.table)
+        self.table.grad = self.batch.threads.table_gradient.add_up(self.table, self.rows, self.sums.rows)
+        self.sums.rows = []
+        if self.batch.processes.size > 1:
+            self.exchanged_rows = self.table.grad[self.rows]
+            summed.append(self.exchanged_rows)
+        return summed
+
+    def exchanged(self) -> None:
+        """Take the rows of the token table that were summed over the processes."""
+        if self.exchanged_rows is not None and self.table.grad is not None and self.rows is not None:
+            self.table.grad.index_copy_(0, self.rows, self.exchanged_rows)
+
+    def _each(self, one: Callable[[Piece], Micro], every: Sequence[Sequence[Piece]]) -> list[Micro]:
+        """Run work on each of this process's pieces and add its gradients up."""
+        micros = list[Micro]()
+        for micro in self.batch.threads.map(one, every[self.batch.processes.rank]):
+            if micro.gradients is not None:
+                self.sums.add(micro.gradients, micro.ids)
+                micro.gradients = None
+            self.marks += micro.marks
+            micros.append(micro)
+        return micros
+
+    def _carried_back(self, micro: Micro, outputs: Tensor, upstream: Tensor | None) -> Micro:
+        begun = moment(self.batch.model.device)
+        inputs = [*self.inner, micro.tokens] if micro.tokens is not None else self.inner
+        found = torch.autograd.grad(outputs, inputs, upstream, allow_unused=True)
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(inputs, found, strict=True)]
+        mark = ("backward", begun, moment(self.batch.model.device))
+        return Micro(micro.vectors.detach(), None, micro.ids, filled, [*micro.marks, mark])
+
+
+@dataclass(slots=True, kw_only=True)
+class _DividedStep(_Step):
+    """Weights are divided (FSDP2): every pass is an exchange, so all processes run as many as the busiest one.
+
+    FSDP sums gradients where their shares live, at the end of each backward pass. They could be summed once a step
+    instead (`set_requires_gradient_sync`), but then every process would hold the gradients of all weights, which
+    dividing them is to avoid.
+    """
+
+    kept: list[Micro] = field(default_factory=list)
+
+    def first_pass(self, every: Sequence[Sequence[Piece]], keep: bool) -> list[Tensor]:
+        """Run as many passes as the busiest process, in surplus ones with a short text whose vectors do not count."""
+        own, vectors = every[self.batch.processes.rank], list[Tensor]()
+        self.kept = []
+        for number, piece in enumerate(self._rounds(every)):
+            with torch.set_grad_enabled(keep or self.share is not None):
+                micro = self.forward(piece, False)
+            self.marks += micro.marks
+            if self.share is not None:
+                leaf = micro.vectors.detach().requires_grad_()
+                part = self.share(leaf, piece.rows) if number < len(own) else 0.0 * leaf.sum()
+                self._carry_back(micro, torch.autograd.grad(part, leaf)[0])
+            if keep:
+                self.kept.append(micro)
+            if number < len(own):
+                vectors.append(micro.vectors.detach())
+        return vectors
+
+    def second_pass(self, every: Sequence[Sequence[Piece]], upstream: Tensor, keep: bool) -> None:
+        """Carry the gradient of the vectors back, of surplus passes one of zeros."""
+        own, kept = every[self.batch.processes.rank], self.kept[::-1]
+        self.kept = []
+        for number, piece in enumerate(self._rounds(every)):
+            if keep:
+                micro = kept.pop()
+            else:
+                micro = self.forward(piece, False)
+                self.marks += micro.marks
+            self._carry_back(micro, upstream[piece.rows] if number < len(own) else torch.zeros_like(micro.vectors))
+
+    def finished(self) -> list[Tensor]:
+        """FSDP has put the sums where they belong."""
+        return []
+
+    def exchanged(self) -> None:
+        """Nothing beside the heads was exchanged."""
+
+    def votes(self) -> bool:
+        """Say whether the exchanges of this torch's FSDP vote."""
+        return can_start_again(self.batch.model)
+
+    def _rounds(self, every: Sequence[Sequence[Piece]]) -> list[Piece]:
+        own = every[self.batch.processes.rank]
+        spare = min((piece for each in every for piece in each), key=lambda piece: int(self.batch.lengths[piece.rows].sum()))
+        return [*own, *[spare] * (max(map(len, every)) - len(own))]
+
+    def _carry_back(self, micro: Micro, upstream: Tensor) -> None:
+        begun = moment(self.batch.model.device)
+        micro.vectors.backward(upstream)  # type: ignore[no-untyped-call]
+        self.marks.append(("backward", begun, moment(self.batch.model.device)))
 
 
 def _forward(
@@ -304,27 +379,3 @@ def _forward(
     finally:
         seed_dropout(None)  # whatever this thread runs next drops nothing
     return Micro(pool(hidden if compute is None else hidden.float(), packed.groups, model.pooling), tokens, packed.ids)
-
-
-@torch.no_grad()
-def _static_gradients(
-    model: StaticModel, ids: Sequence[np.ndarray], loss: Loss, weights: Mapping[str, float], held: TableGradient, clock: Clock
-) -> Told:
-    with clock("forward"):
-        leaf = model.embed(ids).requires_grad_()
-    with clock("loss"), torch.enable_grad():
-        told = _backward_loss(loss, weights, leaf)
-    with clock("backward"):
-        lengths = torch.tensor([len(row) for row in ids])
-        upstream = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
-        rows = (upstream / lengths.clamp(min=1)[:, None]).repeat_interleave(lengths, dim=0)
-        model.table.grad = held.of(model.table, [(torch.from_numpy(np.concatenate(ids).astype(np.int64)), rows)])
-    return told
-
-
-def _backward_loss(loss: Loss, weights: Mapping[str, float], leaf: Tensor) -> Told:
-    terms, masked = loss(leaf)
-    total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
-    if total.requires_grad:
-        total.backward()  # type: ignore[no-untyped-call]
-    return {name: float(term.detach()) for name, term in terms.items()}, float(total.detach()), masked

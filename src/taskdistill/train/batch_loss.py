@@ -1,0 +1,68 @@
+"""The loss of a whole batch and its gradient with respect to the vectors, which is all that a static student's step needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taskdistill.model.student import StaticModel
+from taskdistill.train.clock import Clock
+from taskdistill.train.workers import TableGradient, looked_up_rows
+
+Loss = Callable[[Tensor], tuple[dict[str, Tensor], float]]
+"""From the vectors of all texts, `(texts, D)`, to named terms and the masked share."""
+Share = Callable[[Tensor, np.ndarray], Tensor]
+"""From the vectors of some texts, `(n, D)`, and their places in the batch to their share of the weighted sum."""
+Told = tuple[dict[str, float], float, float]
+"""Each term's value, the weighted sum, and the masked share."""
+
+
+@torch.no_grad()
+def static_gradients(
+    model: StaticModel, ids: Sequence[np.ndarray], loss: Loss, weights: Mapping[str, float], held: TableGradient, clock: Clock
+) -> Told:
+    """Set the gradient of a static student's token table.
+
+    Args:
+        model: The student.
+        ids: Token ids of the batch's distinct texts.
+        loss: From vectors `(texts, D)` to named terms and the masked share.
+        weights: Term to weight; a term without one counts once.
+        held: Keeps the gradient from step to step.
+        clock: Told the seconds of each part.
+
+    Returns:
+        Each term's value, the weighted sum, and the masked share.
+    """
+    with clock("forward"):
+        leaf = model.embed(ids).requires_grad_()
+    with clock("loss"), torch.enable_grad():
+        told = backward_loss(loss, weights, leaf)
+    with clock("backward"):
+        lengths = torch.tensor([len(row) for row in ids])
+        upstream = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
+        rows = (upstream / lengths.clamp(min=1)[:, None]).repeat_interleave(lengths, dim=0)
+        flat = torch.from_numpy(np.concatenate(ids).astype(np.int64))
+        model.table.grad = held.add_up(model.table, looked_up_rows(ids, model.table), [(flat, rows)])
+    return told
+
+
+def backward_loss(loss: Loss, weights: Mapping[str, float], leaf: Tensor) -> Told:
+    """Take the loss, and add its gradient to that of the vectors and of the heads, where they require one.
+
+    Args:
+        loss: From vectors `(texts, D)` to named terms and the masked share.
+        weights: Term to weight; a term without one counts once.
+        leaf: The vectors, `(texts, D)`.
+
+    Returns:
+        Each term's value, the weighted sum, and the masked share.
+    """
+    terms, masked = loss(leaf)
+    total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+    if total.requires_grad:
+        total.backward()  # type: ignore[no-untyped-call]
+    return {name: float(term.detach()) for name, term in terms.items()}, float(total.detach()), masked
