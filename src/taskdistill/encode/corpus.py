@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +19,7 @@ from taskdistill.encode.shards import JOB, SHARDS, Job, ShardWorker, finished, s
 from taskdistill.errors import BadInput
 from taskdistill.folders import read_manifest, seal, sha256_file
 from taskdistill.lock import writer_lock
+from taskdistill.outputs import foreign_names, remove_names
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.vocabulary import MANIFEST, Backend, Role
 
@@ -102,6 +104,7 @@ def encode_corpus(
                     total.add(counts)
                     note(total.read, said["rows"])
         if total.used == 0:
+            _take_back(out, shards)
             why = f" ({total.examples[0]})" if total.examples else ""
             raise BadInput(f"{reading.source} has no row with a usable text{why}; give a file with texts")
         if not _is_sealed(out):
@@ -159,13 +162,21 @@ def _claim(out: Path, said: Mapping[str, Any], formerly: Mapping[str, Collection
             raise BadInput(
                 f"{out} holds the vectors of another job: {'; '.join(other)}; give another --out, or the same arguments to go on"
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif os.path.lexists(out) and (not out.is_dir() or foreign_names(out)):
         raise BadInput(f"{out} is there and holds no shards of vectors; give another --out")
+    if (out / SHARDS).is_symlink():
+        raise BadInput(f"{out / SHARDS} is a link; shards are written only where their folder is their own: make it a plain folder first")
     (out / SHARDS).mkdir(parents=True, exist_ok=True)
     if not (out / JOB).is_file():
         write_sealed(out / JOB, said)
     remove_stale(out / JOB, out / MANIFEST)
     remove_stale_within(out / SHARDS)
+
+
+def _take_back(out: Path, shards: int) -> None:
+    """Remove a folder in which no text became a vector."""
+    remove_names(out / SHARDS, [file.name for number in range(shards) for file in shard_files(out, number)])
+    remove_names(out, [JOB])
 
 
 def _is_sealed(out: Path) -> bool:
