@@ -166,12 +166,13 @@ def _precisions(text: str | None, dims: str | None) -> tuple[str, ...]:
 def _prompts(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
-    import json
+    from taskdistill.strict_json import open_regular, read_value
 
     try:
-        text = path.read_text("utf-8")
+        with open_regular(path) as stream:
+            text = stream.read().decode("utf-8")
         lines = text.removesuffix("\n").split("\n") if text else []
-        found = json.loads(text) if text.lstrip().startswith("[") else lines
+        found = read_value(text) if text.lstrip().startswith("[") else lines
     except (OSError, ValueError) as error:
         raise BadInput(f"--prompts {path}: {error}; give a file with one prompt a line, or a JSON list of texts") from None
     if not found or not all(isinstance(each, str) for each in found):

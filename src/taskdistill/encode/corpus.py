@@ -80,6 +80,7 @@ def encode_corpus(
     job = Job(model, reading, out, shard_rows, asked, backend, dtype, threads or max(1, cores() // processes))
     if not isinstance(asked.get("task"), str | None):
         raise BadInput("a corpus has one task for all its texts; encode a list to give each text its own")
+    _check_place(out)
     here = [job.open(names[0])]
     said = _describe(job, here[0])
     formerly = {"model_hash": here[0].extends, "space_id": here[0].former_space_ids}
@@ -148,8 +149,17 @@ def _describe(job: Job, encoder: Encoder) -> dict[str, Any]:
     }
 
 
+def _check_place(out: Path) -> None:
+    """Refuse a place that somebody else has, before anything is read or written."""
+    if os.path.lexists(out) and not (out / JOB).is_file() and (not out.is_dir() or foreign_names(out)):
+        raise BadInput(f"{out} is there and holds no shards of vectors; give another --out")
+    if (out / SHARDS).is_symlink():
+        raise BadInput(f"{out / SHARDS} is a link; shards are written only where their folder is their own: make it a plain folder first")
+
+
 def _claim(out: Path, said: Mapping[str, Any], formerly: Mapping[str, Collection[str]]) -> None:
     """Begin the folder, or make sure that it was begun for the same job."""
+    _check_place(out)
     if (out / JOB).is_file():
         found = read_sealed(out / JOB, "remove the folder to encode the corpus again")
         if not isinstance(found, dict):
@@ -162,10 +172,6 @@ def _claim(out: Path, said: Mapping[str, Any], formerly: Mapping[str, Collection
             raise BadInput(
                 f"{out} holds the vectors of another job: {'; '.join(other)}; give another --out, or the same arguments to go on"
             )
-    elif os.path.lexists(out) and (not out.is_dir() or foreign_names(out)):
-        raise BadInput(f"{out} is there and holds no shards of vectors; give another --out")
-    if (out / SHARDS).is_symlink():
-        raise BadInput(f"{out / SHARDS} is a link; shards are written only where their folder is their own: make it a plain folder first")
     (out / SHARDS).mkdir(parents=True, exist_ok=True)
     if not (out / JOB).is_file():
         write_sealed(out / JOB, said)
