@@ -146,8 +146,8 @@ def test_one_id_for_two_texts_is_refused_and_a_repeated_row_is_not(tmp_path):
         ('{"text1": "a", "score": 1}\n', r":2: needs a text under 'text2'; has text1, score"),
         ("[1]\n", r":2: the line is no JSON object"),
         ("{oops\n", r":2: the line is not JSON"),
-        ("[" * 100_000 + "\n", r":2: the line is not JSON"),
-        ('{"text1": "a", "text2": "b", "score": ' + "9" * 5000 + "}\n", r":2: the line is not JSON"),
+        ("[" * 100_000 + "\n", r":2: the line is JSON nested too deeply"),
+        ('{"text1": "a", "text2": "b", "score": ' + "9" * 5000 + "}\n", r":2: the line is a number of too many digits"),
     ],
 )
 def test_bad_rows_are_refused_with_their_line(tmp_path, raw, message):

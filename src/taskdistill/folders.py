@@ -161,10 +161,11 @@ def _carry(old: Path, new: Path, listed: Collection[str]) -> None:
                 shutil.copystat(old / parent, new / parent)
         if source.is_dir() and not source.is_symlink():
             target.mkdir()
+            shutil.copystat(source, target)
             continue
         try:
-            target.hardlink_to(source) if not source.is_symlink() else target.symlink_to(source.readlink())
-        except OSError:
+            os.link(source, target, follow_symlinks=False)  # the same file under another name: nothing about it changes
+        except (OSError, NotImplementedError):
             shutil.copy2(source, target, follow_symlinks=False)
 
 

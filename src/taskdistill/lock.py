@@ -52,6 +52,25 @@ def writer_lock(path: Path) -> Iterator[list[str]]:
         os.close(handle)
 
 
+def is_lock(path: Path) -> bool:
+    """Say whether a file is the lock of a writer, living or dead.
+
+    Args:
+        path: The file.
+
+    Returns:
+        False for anything else that has its name.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return stat.S_ISREG(os.fstat(handle).st_mode) and _is_holder(_read(handle))
+    finally:
+        os.close(handle)
+
+
 def _acquire(path: Path) -> tuple[int, list[str]]:
     notes: list[str] = []
     attempts = 0

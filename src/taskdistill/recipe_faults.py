@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from taskdistill.errors import BadInput, nearest
+from taskdistill.strict_json import open_regular
 
 UNKNOWN = ("extra_forbidden", "invalid_key")
 
@@ -32,6 +33,8 @@ class OnceLoader(yaml.SafeLoader):
         """
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping, not a word", key.start_mark)
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice in one place", key.start_mark)
             seen.add(key.value)
@@ -54,8 +57,11 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not path.is_file():
         raise BadInput(f"no recipe at {path}; give the path of a YAML file such as recipes/quickstart.yaml")
     try:
-        raw = yaml.load(path.read_text("utf-8"), OnceLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        with open_regular(path) as stream:
+            raw = yaml.load(stream.read().decode("utf-8"), OnceLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a value error is a number or a date that cannot be, or no UTF-8
+        if isinstance(error, BadInput):
+            raise
         raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise BadInput(f"{path} holds no mapping; a recipe starts with `name:`, `data:`, `teacher:`")
@@ -88,7 +94,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise BadInput(f"--set {override!r}: needs the form key=value, such as stage1.steps=100")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise BadInput(f"--set {override!r}: the value is not valid YAML") from None
     here: Any = raw
     parts = key.split(".")

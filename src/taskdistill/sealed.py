@@ -16,9 +16,13 @@ from typing import Any
 
 from taskdistill.atomic import write_file
 from taskdistill.errors import BadInput
+from taskdistill.strict_json import JsonFault, read_value
 
 FORMAT_VERSION = 2
 """Of everything that is sealed; 1 had no hash of itself."""
+
+_MOST_ELEMENTS = 50_000_000
+"""A manifest holds ranges and hashes of all its files; whoever is asked to read one has it on the own disk."""
 
 _SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 
@@ -93,8 +97,8 @@ def parse_sealed(path: Path, raw: bytes, advice: str) -> tuple[Any, bool]:
     if seal is not None and hashlib.sha256(raw[: seal.start()] + b"\n}\n").hexdigest().encode() != seal[1]:
         raise BadInput(f"{path} is damaged: its content differs from its SHA-256; {advice}")
     try:
-        value = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        value = read_value(raw.decode("utf-8"), max_elements=_MOST_ELEMENTS)
+    except (UnicodeDecodeError, JsonFault) as error:
         raise BadInput(f"{path} cannot be read as JSON ({str(error)[:100]}); {advice}") from None
     if seal is not None:
         del value["sha256"]

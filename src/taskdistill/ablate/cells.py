@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,9 @@ from taskdistill.lock import writer_lock
 from taskdistill.model.backbone import weights_hash
 from taskdistill.model.folder import Model, write_model
 from taskdistill.model.projection import Projection
+from taskdistill.outputs import remove_names
 from taskdistill.sealed import read_sealed, write_sealed
+from taskdistill.train.best import remove_state
 from taskdistill.train.finished import load_phase, save_phase
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
@@ -164,7 +165,9 @@ def run_cell(bench: Bench, cell: Cell, *, should_stop: Callable[[], bool], on_st
         training = _Training(bench, cell, folder, should_stop, on_steps, note)
         result = training.run()
         write_sealed(folder / RESULT, result)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for phase in sorted((folder / "checkpoints").glob("phase-*")):
+            remove_state(phase)
+        remove_names(folder / "checkpoints", ())
         if cell.kind == "run" and bench.experiment.ablation.keep_models:
             model = training.model
             write_model(

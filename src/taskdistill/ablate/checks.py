@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from taskdistill.evaluate.reading import judged_texts
 from taskdistill.evaluate.statistics import RANDOM_EFFECT
 from taskdistill.folders import read_manifest
 from taskdistill.model.backbone import resolve
+from taskdistill.outputs import check_output, foreign_names
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.vocabulary import MANIFEST
 
@@ -37,6 +39,8 @@ def freeze(experiment: Experiment, out: Path) -> dict[str, Any]:
     Raises:
         BadInput: If the folder is of something else, or of another experiment.
     """
+    for name in ("results.json", "report.html"):
+        check_output(out / name)
     path = out / FROZEN
     frozen = {"digest": experiment.digest(), **json.loads(json.dumps(experiment.frozen()))}
     if path.is_file():
@@ -46,7 +50,7 @@ def freeze(experiment: Experiment, out: Path) -> dict[str, Any]:
                 f"{out} was frozen as another experiment ({_difference(before, frozen)}); an experiment is not changed: use a new --out"
             )
         return frozen
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if os.path.lexists(out) and (not out.is_dir() or foreign_names(out)):
         raise BadInput(f"{out} exists and is no ablation's folder; give another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_sealed(path, frozen)

@@ -28,6 +28,7 @@ from taskdistill.folders import dump_json, write_file
 from taskdistill.job.embedders import TeacherEmbedder
 from taskdistill.job.watch import Silent, Stop, Watcher, never
 from taskdistill.lock import writer_lock
+from taskdistill.outputs import write_result
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.seeding import later_seed
 
@@ -102,7 +103,7 @@ def ablate(
             seen=seen,
             warnings=found,
         )
-        write_file(out / "results.json", dump_json(results))
+        write_result(out / "results.json", results)
         write_report(out, results, command)
     return results
 

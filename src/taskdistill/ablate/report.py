@@ -14,7 +14,7 @@ from taskdistill.ablate.contrasts import BITS, CONTROLS, COSTS, GOR, INTERACTION
 from taskdistill.evaluate.charts import Series, dot_plot, interval_chart, line_chart
 from taskdistill.evaluate.report import ReportData, Section, render_report
 from taskdistill.evaluate.tables import Table
-from taskdistill.folders import write_file
+from taskdistill.outputs import write_output
 
 Results = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ def write_report(out: Path, results: Results, command: str) -> None:
         results: Content of results.json.
         command: What to type to get the page again.
     """
-    write_file(out / "report.html", render_report(report_data(results, command)))
+    write_output(out / "report.html", render_report(report_data(results, command)))
 
 
 def report_data(results: Results, command: str) -> ReportData:

@@ -43,11 +43,10 @@ def ablate(
 
     Example: [bold]taskdistill ablate recipes/ablation-demo.yaml --preset demo --jobs 2 --out ablation[/bold]
     """
-    import shutil
-
     from taskdistill.ablate.experiment import ablate as run
     from taskdistill.ablate.settings import load_experiment
     from taskdistill.cli.training import api_key
+    from taskdistill.outputs import copy_result
     from taskdistill.train.loop import Interrupted
 
     names = [name.strip() for name in arms.split(",") if name.strip()] if arms else []
@@ -76,7 +75,7 @@ def ablate(
     terminal.line(f"results  {out / 'results.json'}")
     terminal.line(f"report   {out / 'report.html'}")
     if json is not None:
-        shutil.copyfile(out / "results.json", json)
+        copy_result(out / "results.json", json)
 
 
 def _command(recipe: Path, out: Path, preset: str | None, arms: str | None, seeds: int | None, jobs: int, overrides: Sequence[str]) -> str:

@@ -51,9 +51,9 @@ def adapt(
 
     Example: [bold]taskdistill adapt runs/quickstart/model intents.csv --task classification --name intents --dev intents-dev.csv[/bold]
     """
-    from taskdistill.folders import dump_json, write_file
     from taskdistill.job.adapt import Wanted
     from taskdistill.job.adapt import adapt as run
+    from taskdistill.outputs import write_result
     from taskdistill.recipe_faults import overridden
     from taskdistill.train.loop import Interrupted
 
@@ -69,7 +69,7 @@ def adapt(
     terminal.line(f"adapter {model / 'adapters' / wanted.adapter}  {told['rows']:,} rows, {told['seconds']:.0f} s")
     terminal.line(f"use it  taskdistill encode {model} INPUT --task {wanted.adapter} --out FILE")
     if json is not None:
-        write_file(json, dump_json(told))
+        write_result(json, told)
 
 
 def _columns(given: list[str]) -> dict[str, str]:

@@ -29,6 +29,7 @@ from taskdistill.cli import (
     training,
     tuning,
 )
+from taskdistill.cli.results import Checked
 from taskdistill.errors import BadInput, Truncated, WorkFailed
 
 
@@ -99,6 +100,9 @@ for module in (
     shrinking,
 ):
     module.register(app)
+for group in (app, *(each.typer_instance for each in app.registered_groups)):
+    for command in group.registered_commands if group is not None else ():
+        command.cls = Checked
 
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:

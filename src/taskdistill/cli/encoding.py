@@ -101,7 +101,7 @@ def encode(
     """
     from taskdistill.encode.long_files import Long
     from taskdistill.encode.reading import Reading
-    from taskdistill.folders import dump_json, write_file
+    from taskdistill.outputs import write_result
 
     terminal = Terminal(quiet)
     if windows and chunks is not None:
@@ -139,13 +139,17 @@ def encode(
     if merge is not None:
         terminal.line(f"all shards -> {merge}")
     if json is not None:
-        write_file(json, dump_json(counts.as_dict()))
+        write_result(json, counts.as_dict())
 
 
 def _to_file(terminal: Terminal, model: str, reading: Reading, out: Path, asked: Asked, running: Running, long: Long | None) -> Counts:
     from taskdistill.encode.encoder import Encoder
     from taskdistill.encode.files import encode_file
+    from taskdistill.encode.writers import OURS
+    from taskdistill.outputs import check_output
 
+    if out.suffix in OURS:
+        check_output(out, OURS[out.suffix])
     encoder = Encoder.load(model, backend=running.backend.value, device=running.device, dtype=running.dtype)
     terminal.stage(f"encoding {reading.source} with {encoder.name}")
     _tell_backend(terminal, encoder, asked)
@@ -156,10 +160,15 @@ def _to_folder(terminal: Terminal, model: str, reading: Reading, out: Path, aske
     from taskdistill.encode.corpus import SHARD_ROWS, encode_corpus
     from taskdistill.encode.ray_run import run_ray
     from taskdistill.encode.vectors import merge_vectors
+    from taskdistill.encode.writers import OURS
     from taskdistill.errors import require
+    from taskdistill.outputs import check_output, check_parent
 
     if sharded.merge is not None and sharded.merge.suffix not in ENDINGS:
         raise BadInput(f"{sharded.merge}: vectors are written as {', '.join(ENDINGS)}; give --merge one of these endings")
+    if sharded.merge is not None:
+        check_output(sharded.merge, OURS[sharded.merge.suffix])
+        check_parent(sharded.merge)
     if sharded.ray:
         require("ray", "ray", "--ray")
     terminal.stage(f"encoding {reading.source} with {model}")

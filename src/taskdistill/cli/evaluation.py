@@ -69,7 +69,6 @@ def evaluate(
     Example: [bold]taskdistill evaluate http://localhost:8000/v1#model=name --suite rteb --out eval[/bold]
     """
     import os
-    import shutil
 
     if suites:
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -77,6 +76,7 @@ def evaluate(
     from taskdistill.job.any_model import parse_spec
     from taskdistill.job.evaluation import Request, check_options
     from taskdistill.job.evaluation import evaluate as run
+    from taskdistill.outputs import copy_result
 
     if split not in ("test", "dev"):
         raise BadInput(f"--split {split!r}: it must be test or dev")
@@ -103,7 +103,7 @@ def evaluate(
     terminal.line(f"results  {out / 'results.json'}")
     terminal.line(f"report   {out / 'report.html'}")
     if json is not None:
-        shutil.copyfile(out / "results.json", json)
+        copy_result(out / "results.json", json)
 
 
 def _show(terminal: Terminal, results: dict[str, Any]) -> None:
@@ -166,12 +166,13 @@ def _precisions(text: str | None, dims: str | None) -> tuple[str, ...]:
 def _prompts(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
-    import json
+    from taskdistill.strict_json import open_regular, read_value
 
     try:
-        text = path.read_text("utf-8")
+        with open_regular(path) as stream:
+            text = stream.read().decode("utf-8")
         lines = text.removesuffix("\n").split("\n") if text else []
-        found = json.loads(text) if text.lstrip().startswith("[") else lines
+        found = read_value(text) if text.lstrip().startswith("[") else lines
     except (OSError, ValueError) as error:
         raise BadInput(f"--prompts {path}: {error}; give a file with one prompt a line, or a JSON list of texts") from None
     if not found or not all(isinstance(each, str) for each in found):

@@ -43,7 +43,7 @@ def export(
     """
     from taskdistill.export.make import export as run
     from taskdistill.export.parity import COLUMNS, rows
-    from taskdistill.folders import dump_json, write_file
+    from taskdistill.outputs import write_result
 
     if _is_index(Path(model)):
         if task is not None:
@@ -61,7 +61,7 @@ def export(
         terminal.note(note)
     terminal.line(f"export  {out}")
     if json is not None:
-        write_file(json, dump_json(certificate))
+        write_result(json, certificate)
 
 
 def _is_index(path: Path) -> bool:
@@ -72,7 +72,7 @@ def _is_index(path: Path) -> bool:
 
 def _export_index(path: Path, format_name: str, out: Path, name: str, json: Path | None, terminal: Terminal) -> None:
     from taskdistill.export.engines import export_index
-    from taskdistill.folders import dump_json, write_file
+    from taskdistill.outputs import write_result
 
     terminal.stage(f"exporting {path} for {format_name}")
     told = export_index(path, format_name, out, name=name, progress=terminal.count)
@@ -82,4 +82,4 @@ def _export_index(path: Path, format_name: str, out: Path, name: str, json: Path
     )
     terminal.line(f"export  {out}  {', '.join(told['files'])}")
     if json is not None:
-        write_file(json, dump_json(told))
+        write_result(json, told)

@@ -34,8 +34,8 @@ def info(
 
     Example: [bold]taskdistill info runs/quickstart/model[/bold]
     """
-    from taskdistill.folders import dump_json, write_file
     from taskdistill.job.info import LEAST, backends_here, describe_folder, repair_folder, verify_model
+    from taskdistill.outputs import write_result
 
     terminal = Terminal()
     if repair:
@@ -62,7 +62,7 @@ def info(
         if key != "faults":
             terminal.line(f"{key.replace('_', ' '):<20} {_plain(value)}")
     if json is not None:
-        write_file(json, dump_json(found))
+        write_result(json, found)
     if found["faults"]:
         for fault in found["faults"]:
             terminal.line(f"damaged: {fault}")

@@ -40,8 +40,8 @@ def merge(
     Example: [bold]taskdistill merge runs/a/model runs/b/model --data my-sets --out merged --method greedy[/bold]
     """
     from taskdistill.encode.batches import cores
-    from taskdistill.folders import dump_json, write_file
     from taskdistill.job.merge import merge as run
+    from taskdistill.outputs import write_result
 
     if last_weight is not None and method != "last":
         raise BadInput(f"--last-weight has no effect with --method {method}; remove it")
@@ -57,4 +57,4 @@ def merge(
     if found["kept"]:
         terminal.line(f"model   {out}")
     if json is not None:
-        write_file(json, dump_json(found))
+        write_result(json, found)

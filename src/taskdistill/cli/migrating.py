@@ -53,7 +53,7 @@ def migrate(
     from dataclasses import asdict
 
     from taskdistill.encode.encoder import Encoder
-    from taskdistill.folders import dump_json, write_file
+    from taskdistill.outputs import write_result
     from taskdistill.search import migration as m
     from taskdistill.search.index import Index
     from taskdistill.search.measure import read_dev_set
@@ -97,7 +97,7 @@ def migrate(
         f"{100 * kept.share:.1f} % kept (95 % {100 * kept.low:.1f} to {100 * kept.high:.1f}; {kept.queries:,} queries)"
     )
     if json is not None:
-        write_file(json, dump_json(told))
+        write_result(json, told)
     if kept.share < threshold:
         raise WorkFailed(
             f"{100 * kept.share:.1f} % of the recall is kept, --threshold asks for {100 * threshold:.1f}: nothing was written; give a larger "

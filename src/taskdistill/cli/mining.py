@@ -57,9 +57,9 @@ def mine(
     import os
 
     from taskdistill.data.mining import RELATIVE_MARGIN, MiningSettings
-    from taskdistill.folders import dump_json, write_file
     from taskdistill.job.mine import MineRequest
     from taskdistill.job.mine import mine as run
+    from taskdistill.outputs import write_result
     from taskdistill.recipe import load_recipe
 
     if pick not in ("hardest", "random"):
@@ -93,4 +93,4 @@ def mine(
         terminal.line(f"{name:<30} {number:,}")
     terminal.line(f"pairs   {out / 'pairs' / f'{source}.train.jsonl.gz'}")
     if json is not None:
-        write_file(json, dump_json(counts))
+        write_result(json, counts)

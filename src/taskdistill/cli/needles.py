@@ -39,10 +39,9 @@ def needle(
 
     Example: [bold]taskdistill needle runs/my/model --lengths 256,2048,8192 --out needle[/bold]
     """
-    import shutil
-
     from taskdistill.encode.encoder import Encoder
     from taskdistill.job.needles import evaluate_needles, needle_tables
+    from taskdistill.outputs import copy_result
 
     terminal = Terminal(quiet)
     try:
@@ -70,7 +69,7 @@ def needle(
     terminal.line(f"results  {out / 'results.json'}")
     terminal.line(f"report   {out / 'report.html'}")
     if json is not None:
-        shutil.copyfile(out / "results.json", json)
+        copy_result(out / "results.json", json)
 
 
 def _name(model: str, models: list[str]) -> str:

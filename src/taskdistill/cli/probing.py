@@ -49,12 +49,12 @@ def probe(
     Example: [bold]taskdistill probe all-MiniLM-L6-v2 models/big-teacher --data my-sets --out probe[/bold]
     """
     import os
-    import shutil
 
     from taskdistill.encode.batches import cores
     from taskdistill.job.any_model import parse_spec
     from taskdistill.job.probe import Effort
     from taskdistill.job.probe import probe as run
+    from taskdistill.outputs import copy_result
 
     terminal = Terminal(quiet)
     try:
@@ -73,7 +73,7 @@ def probe(
     terminal.line(found["advice"])
     terminal.line(f"result  {out / 'probe.json'}")
     if json is not None:
-        shutil.copyfile(out / "probe.json", json)
+        copy_result(out / "probe.json", json)
 
 
 def _share(row: dict[str, float]) -> str:

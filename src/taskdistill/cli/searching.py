@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taskdistill.cli.migrating import is_migration, search_migration
+from taskdistill.cli.results import is_hits
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
 from taskdistill.vocabulary import Task
@@ -61,7 +62,7 @@ def index(
     from dataclasses import asdict
 
     from taskdistill.encode.encoder import Encoder
-    from taskdistill.folders import dump_json, write_file
+    from taskdistill.outputs import write_result
     from taskdistill.search.build import build_index
     from taskdistill.search.corpus import Corpus
     from taskdistill.search.passages import Passages
@@ -98,7 +99,7 @@ def index(
     )
     if json is not None:
         counts = {"rows": documents.report.rows, "rejected": documents.report.rejected, **asdict(report), "documents": made.documents}
-        write_file(json, dump_json(counts))
+        write_result(json, counts)
 
 
 def delete(
@@ -156,7 +157,7 @@ def search(
 
     from taskdistill.encode.encoder import Encoder
     from taskdistill.encode.projected import in_space
-    from taskdistill.folders import dump_json, write_file
+    from taskdistill.outputs import write_result
     from taskdistill.search.index import Index
 
     terminal = Terminal()
@@ -166,7 +167,7 @@ def search(
         found = search_migration(index, query, top_k)
         _show(found, terminal, None)
         if json is not None:
-            write_file(json, dump_json([asdict(hit) for hit in found]))
+            write_result(json, [asdict(hit) for hit in found], is_hits)
         return
     opened = Index.open(index)
     hits = opened.search(
@@ -180,7 +181,7 @@ def search(
     )[0]
     _show(hits, terminal, opened.settings.passages)
     if json is not None:
-        write_file(json, dump_json([asdict(hit) for hit in hits]))
+        write_result(json, [asdict(hit) for hit in hits], is_hits)
 
 
 def _show(hits: list[Hit], terminal: Terminal, passages: Passages | None) -> None:

@@ -45,9 +45,9 @@ def shrink(
     Example: [bold]taskdistill shrink all-MiniLM-L6-v2 --texts my-texts.jsonl --vocabulary --layers 3 --out small[/bold]
     """
     from taskdistill.encode.batches import cores
-    from taskdistill.folders import dump_json, write_file
     from taskdistill.job.shrink import Wanted
     from taskdistill.job.shrink import shrink as run
+    from taskdistill.outputs import write_result
 
     if sets and data is None:
         raise BadInput("--set has no effect without --data; give the folder of the sets")
@@ -76,7 +76,7 @@ def shrink(
     )
     terminal.line(f"model   {out}")
     if json is not None:
-        write_file(json, dump_json(found))
+        write_result(json, found)
 
 
 def _score(row: Mapping[str, Any], name: str) -> str:

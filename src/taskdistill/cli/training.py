@@ -44,15 +44,15 @@ def plan(
 
     Example: [bold]taskdistill plan recipes/quickstart.yaml[/bold]
     """
-    from taskdistill.folders import dump_json, write_file
     from taskdistill.job.plan import plan_run, plan_tables
+    from taskdistill.outputs import write_result
 
     terminal = Terminal(quiet)
     found = plan_run(load_recipe(recipe, overrides or ()), recipe.parent, terminal, card=gpu)
     for title, columns, rows in plan_tables(found):
         terminal.table(title, columns, rows)
     if json is not None:
-        write_file(json, dump_json(found))
+        write_result(json, found)
 
 
 def train(
@@ -70,10 +70,10 @@ def train(
     Example: [bold]taskdistill train recipes/quickstart.yaml --out runs/quickstart[/bold]
     """
     import os
-    import shutil
     from datetime import timedelta
 
     from taskdistill.job.run import train as run
+    from taskdistill.outputs import copy_result
     from taskdistill.train.loop import Interrupted
     from taskdistill.train.processes import joined
 
@@ -104,7 +104,7 @@ def train(
     terminal.line(f"scores  {out / 'metrics.json'}")
     terminal.line(f"report  {out / 'report.html'}")
     if json is not None:
-        shutil.copyfile(out / "metrics.json", json)
+        copy_result(out / "metrics.json", json)
 
 
 LAUNCHED = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from taskdistill.cli.results import is_tiers
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
 from taskdistill.vocabulary import Task
@@ -50,7 +51,7 @@ def tune(
     Example: [bold]taskdistill search tune notes-index --dev runs/quickstart-data/retrieval/docs-dev[/bold]
     """
     from taskdistill.encode.encoder import Encoder
-    from taskdistill.folders import dump_json, write_file
+    from taskdistill.outputs import write_result
     from taskdistill.search.index import Index
     from taskdistill.search.measure import read_dev_set
     from taskdistill.search.tune import REFINEMENTS
@@ -84,7 +85,7 @@ def tune(
     for line in [*aligned(table(tuning, rows=10)), *verdicts(tuning)]:
         terminal.line(line)
     if json is not None:
-        write_file(json, dump_json(tuning.to_json()))
+        write_result(json, tuning.to_json())
     if not dry_run:
         terminal.line(_apply(opened, tuning, shrink))
 
@@ -137,7 +138,7 @@ def tiers(
     """
     from taskdistill.encode.encoder import Encoder
     from taskdistill.encode.projected import Projected
-    from taskdistill.folders import dump_json, write_file
+    from taskdistill.outputs import write_result
     from taskdistill.search.measure import read_dev_set
     from taskdistill.search.passages import Passages
     from taskdistill.search.tiers import measure_tiers
@@ -191,7 +192,7 @@ def tiers(
     for line in aligned([columns, *rows]):
         terminal.line(line)
     if json is not None:
-        write_file(json, dump_json([each.to_json() for each in found]))
+        write_result(json, [each.to_json() for each in found], is_tiers)
 
 
 def numbers(option: str, text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +19,7 @@ from taskdistill.encode.shards import JOB, SHARDS, Job, ShardWorker, finished, s
 from taskdistill.errors import BadInput
 from taskdistill.folders import read_manifest, seal, sha256_file
 from taskdistill.lock import writer_lock
+from taskdistill.outputs import foreign_names, remove_names
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.vocabulary import MANIFEST, Backend, Role
 
@@ -78,6 +80,7 @@ def encode_corpus(
     job = Job(model, reading, out, shard_rows, asked, backend, dtype, threads or max(1, cores() // processes))
     if not isinstance(asked.get("task"), str | None):
         raise BadInput("a corpus has one task for all its texts; encode a list to give each text its own")
+    _check_place(out)
     here = [job.open(names[0])]
     said = _describe(job, here[0])
     formerly = {"model_hash": here[0].extends, "space_id": here[0].former_space_ids}
@@ -102,6 +105,7 @@ def encode_corpus(
                     total.add(counts)
                     note(total.read, said["rows"])
         if total.used == 0:
+            _take_back(out, shards)
             why = f" ({total.examples[0]})" if total.examples else ""
             raise BadInput(f"{reading.source} has no row with a usable text{why}; give a file with texts")
         if not _is_sealed(out):
@@ -145,8 +149,17 @@ def _describe(job: Job, encoder: Encoder) -> dict[str, Any]:
     }
 
 
+def _check_place(out: Path) -> None:
+    """Refuse a place that somebody else has, before anything is read or written."""
+    if os.path.lexists(out) and not (out / JOB).is_file() and (not out.is_dir() or foreign_names(out)):
+        raise BadInput(f"{out} is there and holds no shards of vectors; give another --out")
+    if (out / SHARDS).is_symlink():
+        raise BadInput(f"{out / SHARDS} is a link; shards are written only where their folder is their own: make it a plain folder first")
+
+
 def _claim(out: Path, said: Mapping[str, Any], formerly: Mapping[str, Collection[str]]) -> None:
     """Begin the folder, or make sure that it was begun for the same job."""
+    _check_place(out)
     if (out / JOB).is_file():
         found = read_sealed(out / JOB, "remove the folder to encode the corpus again")
         if not isinstance(found, dict):
@@ -159,13 +172,17 @@ def _claim(out: Path, said: Mapping[str, Any], formerly: Mapping[str, Collection
             raise BadInput(
                 f"{out} holds the vectors of another job: {'; '.join(other)}; give another --out, or the same arguments to go on"
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"{out} is there and holds no shards of vectors; give another --out")
     (out / SHARDS).mkdir(parents=True, exist_ok=True)
     if not (out / JOB).is_file():
         write_sealed(out / JOB, said)
     remove_stale(out / JOB, out / MANIFEST)
     remove_stale_within(out / SHARDS)
+
+
+def _take_back(out: Path, shards: int) -> None:
+    """Remove a folder in which no text became a vector."""
+    remove_names(out / SHARDS, [file.name for number in range(shards) for file in shard_files(out, number)])
+    remove_names(out, [JOB])
 
 
 def _is_sealed(out: Path) -> bool:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from taskdistill.atomic import replacing
 from taskdistill.encode.encoder import WINDOW, Encoder
 from taskdistill.encode.long_files import Long, encode_long
 from taskdistill.encode.reading import Counts, Reading, Rows
 from taskdistill.encode.running import Asked, Progress
-from taskdistill.encode.writers import WRITERS, Writer
+from taskdistill.encode.writers import OURS, WRITERS, Writer
 from taskdistill.errors import BadInput
+from taskdistill.outputs import check_output, output
 
 LONG_WINDOW = 256
 """Texts held at once where each may be long and have many vectors."""
@@ -71,10 +71,11 @@ def encode_file(
         raise BadInput("refuse_truncation has no effect where texts are read whole, in windows or chunks; leave one of them out")
     if long is not None and long.chunk_tokens is not None and out.suffix == ".npy":
         raise BadInput(f"{out}: a .npy file cannot say which characters a chunk has; write .parquet or .jsonl")
+    check_output(out, OURS[out.suffix])
     counts = Counts()
     rows = Rows(reading)
     texts = rows.take(counts)
-    with closing(rows), replacing(out) as beside:
+    with closing(rows), output(out, OURS[out.suffix]) as beside:
         writer: Writer | None = None
         said: Asked = {
             "task": task,

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from taskdistill.atomic import replacing
 from taskdistill.encode.corpus import KIND
 from taskdistill.encode.shards import shard_files
-from taskdistill.encode.writers import WRITERS
+from taskdistill.encode.writers import OURS, WRITERS
 from taskdistill.errors import BadInput
 from taskdistill.folders import file_fault, read_manifest, require_field
+from taskdistill.outputs import output
 
 STORED = ("float32", "float16", "int8", "uint8")
 ADVICE = "run the same encode command again, which makes the shard anew"
@@ -115,7 +115,7 @@ def merge_vectors(folder: Path, out: Path) -> int:
         raise BadInput(f"{out}: vectors are written as {', '.join(WRITERS)}; give one of these endings")
     if out.suffix == ".npy" and len(opened) != int(opened.manifest["rows"]):
         raise BadInput(f"{out}: a .npy file cannot say which rows have no vector; write .parquet or .jsonl")
-    with replacing(out) as beside:
+    with output(out, OURS[out.suffix]) as beside:
         writer = WRITERS[out.suffix](beside)
         for rows, vectors in opened.blocks():
             writer.add(rows, vectors)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from taskdistill.outputs import IsOurs
+
+MARK = {b"taskdistill": b"vectors"}
+"""What the schema of a Parquet file says of itself."""
 
 
 class Writer(Protocol):
@@ -56,8 +61,8 @@ class _ParquetWriter:
         places = {} if spans is None else {"start": pa.array(spans[:, 0]), "end": pa.array(spans[:, 1])}
         table = pa.table({"row": pa.array(rows), **places, "vector": column})
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema)
-        self._writer.write_table(table)
+            self._writer = pq.ParquetWriter(self._path, table.schema.with_metadata(MARK))
+        self._writer.write_table(table.replace_schema_metadata(MARK))
 
     def close(self) -> None:
         if self._writer is not None:
@@ -78,6 +83,54 @@ class _JsonWriter:
     def close(self) -> None:
         self._stream.close()
 
+
+def is_npy(file: BinaryIO) -> bool:
+    """Say whether a .npy file was written here: numpy puts a comma before the brace that closes its header.
+
+    Args:
+        file: The file.
+
+    Returns:
+        Whether it begins as ours do.
+    """
+    head = file.read(_NpyWriter.HEADER)
+    start = b"\x93NUMPY\x01\x00" + (_NpyWriter.HEADER - 10).to_bytes(2, "little") + b"{'descr': "
+    return head.startswith(start) and head.endswith(b"\n") and head.rstrip().endswith(b")}")
+
+
+def is_parquet(file: BinaryIO) -> bool:
+    """Say whether a Parquet file was written here.
+
+    Args:
+        file: The file.
+
+    Returns:
+        Whether its schema says so.
+    """
+    try:
+        return MARK.items() <= (pq.read_schema(file).metadata or {}).items()
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def is_jsonl(file: BinaryIO) -> bool:
+    """Say whether a file of JSON lines was written here.
+
+    Args:
+        file: The file.
+
+    Returns:
+        Whether its first line has the fields of ours, in their order.
+    """
+    try:
+        row = json.loads(file.readline(1 << 24))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and list(row) in (["row", "vector"], ["row", "start", "end", "vector"])
+
+
+OURS: dict[str, IsOurs] = {".npy": is_npy, ".parquet": is_parquet, ".jsonl": is_jsonl}
+"""Ending of a file to what says whether its writer wrote it."""
 
 WRITERS: dict[str, Callable[[Path], Writer]] = {".npy": _NpyWriter, ".parquet": _ParquetWriter, ".jsonl": _JsonWriter}
 """Ending of the file to its writer."""

@@ -52,7 +52,7 @@ def compression_picture(cells: Sequence[Cell], title: str, metric: str, file_for
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     stream = io.BytesIO()
-    figure.savefig(stream, format=file_format, dpi=150)
+    figure.savefig(stream, format=file_format, dpi=150, metadata={"Software": "taskdistill"} if file_format == "png" else None)
     return stream.getvalue()
 
 

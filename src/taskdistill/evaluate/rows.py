@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from taskdistill.errors import BadInput
+from taskdistill.strict_json import JsonFault, read_object
 
 Item = TypeVar("Item")
 
@@ -171,9 +171,7 @@ def listing(names: Iterable[str]) -> str:
 
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        refuse(path, number, "the line is not JSON")
-    if not isinstance(row, dict):
-        refuse(path, number, "the line is no JSON object")
-    return row
+        return read_object(line)
+    except JsonFault as fault:
+        what = {"not valid JSON": "not JSON", "not a JSON object": "no JSON object"}.get(fault.reason, str(fault))
+        refuse(path, number, f"the line is {what}")

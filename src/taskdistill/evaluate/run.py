@@ -16,7 +16,8 @@ from taskdistill.evaluate.reading import RankingData
 from taskdistill.evaluate.results import Record, mean_matrix, summarise
 from taskdistill.evaluate.scoring import Options, Scorer
 from taskdistill.evaluate.sets import EvalSet
-from taskdistill.folders import dump_json, versions, write_file
+from taskdistill.folders import dump_json, versions
+from taskdistill.outputs import check_output, write_output
 
 __all__ = ["Options", "evaluate_models"]
 
@@ -57,6 +58,9 @@ def evaluate_models(
     digests = {each.name: each.digest() for each in sets}
     prints = {model.name: model.fingerprint() for model in models}
     scores = Kept(folder / "cache" if folder is not None else None)
+    if folder is not None:
+        for path in (folder / "results.json", *(_picture(folder, model.name) for model in models)):
+            check_output(path)
     calibration = Kept(folder / "calibration" if folder is not None else None)
     scorers = [Scorer(each, digests[each.name], options, scores, calibration) for each in sets]
     pools = families(sets) if options.languages else {}
@@ -112,7 +116,7 @@ def evaluate_models(
     }
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / "results.json", dump_json(results))
+        write_output(folder / "results.json", dump_json(results))
         for name, scored in records.items():
             _write_picture(folder, name, scored)
     return results
@@ -152,8 +156,11 @@ def _write_picture(folder: Path, name: str, records: dict[str, Record]) -> None:
     if cells:
         from taskdistill.evaluate.picture import compression_picture
 
-        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-        write_file(folder / f"compression-{slug}.png", compression_picture(cells, name, "mean score"))
+        write_output(_picture(folder, name), compression_picture(cells, name, "mean score"))
+
+
+def _picture(folder: Path, name: str) -> Path:
+    return folder / f"compression-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.png"
 
 
 def _check_names(names: list[str], reference: str | None) -> None:

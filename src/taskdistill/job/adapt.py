@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,15 +30,17 @@ from taskdistill.model.backbone import rope_theta, set_rope_theta, weights_hash,
 from taskdistill.model.extend import check_new_adapter, extend_folder
 from taskdistill.model.folder import Model, read_model
 from taskdistill.model.student import TransformerModel
+from taskdistill.outputs import claim, remove_names
 from taskdistill.recipe import Adapter
 from taskdistill.recipe_faults import explain
 from taskdistill.recipe_source import Source
 from taskdistill.seeding import torch_seed
+from taskdistill.train.best import remove_state
 from taskdistill.train.log import Log
 from taskdistill.train.loop import Interrupted, Surroundings, run_phase
 from taskdistill.train.phases import adapter_job, distils, plan_phase
 from taskdistill.train.workers import workers
-from taskdistill.vocabulary import Role, RowKind, Task
+from taskdistill.vocabulary import MANIFEST, Role, RowKind, Task
 
 KINDS: dict[Task, tuple[RowKind, ...]] = {
     Task.RETRIEVAL: (RowKind.PAIRS,),
@@ -63,6 +65,8 @@ DEFAULTS: dict[RowKind, dict[str, Any]] = {
     },
 }
 """What differs from a recipe's adapter: no teacher is asked, the distances of the base hold the adapter instead."""
+WORK = "adapt-work"
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 STRENGTH: dict[RowKind, float] = {RowKind.LABELLED: 0.7, RowKind.SCORED: 1.0, RowKind.PAIRS: 1.0}
 """Share of the trained change that is kept. A few labelled rows are learned by heart; part of the way back to the base generalises
 better, as interpolated weights do in WiSE-FT (arXiv 2109.01903)."""
@@ -152,7 +156,7 @@ def adapt(folder: Path, wanted: Wanted, *, watcher: Watcher | None = None, shoul
     settings = chosen_settings(wanted.task, kind, data, wanted.settings or {}, model.module)
     watcher.note(f"{data.name}: {len(data.rows):,} {kind} rows; {settings.steps:,} steps of {settings.batch_size}")
     work = folder.with_name(f".{folder.name}.adapt")
-    work.mkdir(exist_ok=True)
+    claim(work, WORK, earlier=_is_work)
     with writer_lock(work / "lock"):
         remove_stale(folder)
         digest = _digest(wanted, settings, data, model)
@@ -166,7 +170,7 @@ def adapt(folder: Path, wanted: Wanted, *, watcher: Watcher | None = None, shoul
         if found is not None:
             watcher.note(shown(found))
             if found.after < found.before:
-                shutil.rmtree(work / digest)
+                _remove_work(work / digest)
                 raise WorkFailed(
                     f"on {wanted.dev} the adapter has {found.metric} {100 * found.after:.1f}, the base {100 * found.before:.1f}: nothing was "
                     f"written; give more rows, or other settings with --set"
@@ -176,12 +180,23 @@ def adapt(folder: Path, wanted: Wanted, *, watcher: Watcher | None = None, shoul
         calibrated = _calibrated(encoder, model, wanted.adapter, data)
         section = _section(wanted, facts, found)
         extend_folder(folder, model, wanted.adapter, task=wanted.task.value, calibrated=calibrated, section=section, facts=facts)
-        for left in work.iterdir():
-            if left.is_dir():
-                shutil.rmtree(left)
-    if not any(work.iterdir()):
-        work.rmdir()
+        for left in sorted(work.iterdir()):
+            _remove_work(left)
+    if {path.name for path in work.iterdir()} == {MANIFEST}:
+        remove_names(work, [MANIFEST])
     return {"model": folder.name, "adapter": wanted.adapter, **facts, "seconds": time.monotonic() - started}
+
+
+def _is_work(folder: Path) -> bool:
+    """Whether a folder without a manifest is the workplace of a version that gave it none."""
+    return all(_DIGEST.fullmatch(path.name) and path.is_dir() and not path.is_symlink() for path in folder.iterdir() if path.name != "lock")
+
+
+def _remove_work(folder: Path) -> None:
+    """Remove what training an adapter has left; what somebody else has put there stays."""
+    if _DIGEST.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
+        remove_state(folder / "checkpoints")
+        remove_names(folder, ["log.jsonl"])
 
 
 def chosen_settings(task: Task, kind: RowKind, data: Dataset, given: Mapping[str, Any], module: TransformerModel) -> Adapter:

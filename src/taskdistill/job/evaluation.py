@@ -14,12 +14,17 @@ from taskdistill.evaluate.reading import LabelledData, judged_texts
 from taskdistill.evaluate.run import evaluate_models
 from taskdistill.evaluate.scoring import Options
 from taskdistill.evaluate.sets import EvalSet, find_sets
-from taskdistill.folders import dump_json, write_file
+from taskdistill.folders import dump_json
 from taskdistill.job.any_model import Spec, open_model
 from taskdistill.job.page import write_evaluation
 from taskdistill.job.seen import read_training, seen_in, teacher_saw, warnings_of
 from taskdistill.job.watch import Watcher
+from taskdistill.outputs import check_claim, claim, is_result, write_output
+from taskdistill.strict_json import open_regular
 from taskdistill.vocabulary import Precision
+
+KIND = "evaluation"
+"""Of the folder that it writes."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,13 @@ def evaluate(request: Request, watcher: Watcher, environment: Mapping[str, str])
     Raises:
         BadInput: If a model, set or suite cannot be used; what is finished stays.
     """
+    claims: dict[str, Any] = {"earlier": lambda path: _is_evaluation(path), "files": ("results.json", "report.html")}
+    check_claim(request.out, KIND, **claims)
     suites = _suite_tasks(request.suites)
     sets = find_sets(request.data, request.sets, request.split) if request.data is not None else []
     models = open_models(request.models, request.out / "endpoints", environment)
     trainings = [read_training(path, watcher) for path in request.seen]
+    claim(request.out, KIND, **claims)
     if sets:
         watcher.stage(f"{_some(len(models), 'model')} on {_some(len(sets), 'local set')}")
     kept = request.out if sets else None
@@ -85,8 +93,7 @@ def evaluate(request: Request, watcher: Watcher, environment: Mapping[str, str])
         suite["seen_by_teacher"] = {
             training.name: [name for name in suite["tasks"] if teacher_saw(training.teacher, name)] for training in trainings
         }
-    request.out.mkdir(parents=True, exist_ok=True)
-    write_file(request.out / "results.json", dump_json(results))
+    write_output(request.out / "results.json", dump_json(results))
     write_evaluation(request.out, results, [request.command] if request.command else [])
     return results
 
@@ -132,8 +139,17 @@ def write_texts(sets: Sequence[EvalSet], options: Options, path: Path) -> int:
             texts.update(dict.fromkeys(data.train.texts))
     import json
 
-    write_file(path, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+    content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode()
+    write_output(path, content, lambda file: file.read(len(content) + 1) == content)  # texts of somebody look like these
     return len(texts)
+
+
+def _is_evaluation(path: Path) -> bool:
+    try:
+        with open_regular(path / "results.json") as file:
+            return is_result(file)
+    except (OSError, BadInput):
+        return False
 
 
 def _suite_tasks(names: Sequence[str]) -> dict[str, list[Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from pathlib import Path
 
 from taskdistill.encode.encoder import Encoder
@@ -15,6 +14,7 @@ from taskdistill.recipe import Recipe
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
+from taskdistill.search.target import remove_index
 from taskdistill.vocabulary import MANIFEST, Task
 
 SHOWN = 3
@@ -52,7 +52,7 @@ def search_examples(recipe: Recipe, out: Path, recipe_folder: Path | None = None
 def _index(encoder: Encoder, documents: list[Document], path: Path) -> Index:
     """Make the run's index, or go on with it if it is of the same model."""
     if (path / MANIFEST).is_file() and Index.open(path).settings.model_hash not in (encoder.model_hash, *encoder.extends):
-        shutil.rmtree(path)
+        remove_index(path)
     task = Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None
     return build_index(encoder, documents, path, task=task)[0]
 

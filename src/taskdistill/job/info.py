@@ -126,11 +126,11 @@ def _model(manifest: dict[str, Any]) -> dict[str, Any]:
         "name": manifest["name"],
         "tasks": manifest["tasks"] or ["none"],
         "matryoshka_dims": settings["matryoshka_dims"],
-        "max_length": settings["max_length"],
-        "rope_theta": settings["rope_theta"],
-        "prompts": {name: repr(text) for name, text in settings["prompts"].items()},
-        "space_id": settings["space_id"],
-        "teacher": settings["teacher"],
+        "max_length": settings.get("max_length"),
+        "rope_theta": settings.get("rope_theta"),
+        "prompts": {name: repr(text) for name, text in settings.get("prompts", {}).items()},
+        "space_id": settings.get("space_id"),
+        "teacher": settings.get("teacher"),
     }
 
 

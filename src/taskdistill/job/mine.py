@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import shutil
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from taskdistill.atomic import replacing
+from taskdistill.atomic import remove_stale_within, replacing
 from taskdistill.data.mining import Mined, MiningSettings, Relations, Vectors, blocks, mine_block, relate, with_negatives
 from taskdistill.data.rows import Dataset, row_texts
 from taskdistill.data.sources import load_source
@@ -24,6 +25,7 @@ from taskdistill.folders import open_folder, require_field, sha256_file, write_f
 from taskdistill.job.start import data_root
 from taskdistill.job.watch import Stop, Watcher, never
 from taskdistill.lock import writer_lock
+from taskdistill.outputs import check_replaceable, remove_names
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.protocol import first_difference
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from taskdistill.recipe import Recipe
 
 KIND = "mined"
+_BLOCK_FILE = re.compile(r"fingerprint\.json|(block-\d{9}\.npz|(query|document)-\d{6}\.npy)(\.json)?")
 SHARD = 4096
 """Texts of one file of a model's vectors; what a kill can lose."""
 
@@ -84,6 +87,8 @@ def mine(
         BadInput: If the folder was made from something else, naming the field that differs, or the source holds no pairs.
         WorkFailed: If a stop was asked for; what is finished is kept.
     """
+    if os.path.lexists(out):
+        check_replaceable(out, KIND)
     settings = request.settings.fields()
     pairs, others = _load(recipe, recipe_folder, request, out, watcher)
     relations = relate(pairs.rows, [text for dataset in others for row in dataset.rows for text in row_texts(row)])
@@ -104,7 +109,7 @@ def mine(
         counts = _run(relations, vectors, request.settings, partial, watcher, should_stop)
         counts = {"rows": len(pairs.rows), "queries": len(relations.queries), "candidates": len(relations.candidates)} | counts
         _write(out, request.source, pairs, relations, partial, {"fingerprint": fingerprint, "counts": counts})
-        shutil.rmtree(partial)
+        _remove_partial(partial)
     return counts
 
 
@@ -242,8 +247,16 @@ def _begin(partial: Path, fingerprint: dict[str, Any], watcher: Watcher) -> None
         _same(read_sealed(path, f"remove {partial} to begin anew"), fingerprint, partial)
         watcher.note("going on where the run before stopped")
         return
+    if os.path.lexists(partial) and (partial.is_symlink() or not partial.is_dir() or any(partial.iterdir())):
+        raise BadInput(f"{partial} is there and holds no blocks of an interrupted run; move it away, or give another --out")
     partial.mkdir(exist_ok=True)
     write_sealed(path, fingerprint)
+
+
+def _remove_partial(partial: Path) -> None:
+    """Remove the blocks of a finished run; what somebody else has put beside them stays."""
+    remove_stale_within(partial)
+    remove_names(partial, [path.name for path in partial.iterdir() if _BLOCK_FILE.fullmatch(path.name)])
 
 
 def _same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

@@ -14,13 +14,17 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.needle import KINDS, LENGTHS, METRIC, score_needles
 from taskdistill.evaluate.report import ReportData, Section, render_report
 from taskdistill.evaluate.tables import Table, Value
-from taskdistill.folders import dump_json, versions, write_file
+from taskdistill.folders import dump_json, versions
 from taskdistill.job.embedders import EncoderEmbedder
+from taskdistill.outputs import claim, write_output
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.vocabulary import Task
 
 WHOLE = 1 << 24
 """Tokens beyond any sentence that is counted."""
+
+KIND = "needle"
+"""Of the folder that it writes."""
 
 ABOUT = (
     "One sentence is hidden in every document, and every query asks for one of them; the figure is nDCG@1, how often the document with "
@@ -58,6 +62,7 @@ def evaluate_needles(
     Returns:
         What results.json holds: `models`, `rows` (one a model, kind and length), `means` and `versions`.
     """
+    claim(out, KIND, earlier=lambda path: False, files=("results.json", "report.html"))
     first = next(iter(encoders.values()))
     counter, tokenizer = _Counter(first), hashlib.sha256(first.model.tokenizer.to_json().encode()).hexdigest()
     plan = [(name, kind, length) for kind in kinds for length in lengths for name in encoders]
@@ -91,7 +96,7 @@ def evaluate_needles(
         "options": {"documents": documents, "seed": seed, "tokens counted by": next(iter(encoders))},
         "versions": versions(),
     }
-    write_file(out / "results.json", dump_json(results))
+    write_output(out / "results.json", dump_json(results))
     page = ReportData(
         title="Needle and passkey by length",
         summary=ABOUT,
@@ -99,7 +104,7 @@ def evaluate_needles(
         commands=commands,
         versions=versions(),
     )
-    write_file(out / "report.html", render_report(page))
+    write_output(out / "report.html", render_report(page))
     return results
 
 

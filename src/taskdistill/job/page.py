@@ -8,9 +8,9 @@ from typing import Any
 
 from taskdistill.evaluate.report import ReportData, Section, render_report
 from taskdistill.evaluate.tables import Source, Speed, Table, duration
-from taskdistill.folders import write_file
 from taskdistill.job.seen import warnings_of
 from taskdistill.job.speed import time_table
+from taskdistill.outputs import write_output
 from taskdistill.train.course import Course
 from taskdistill.train.log import read_lines
 
@@ -51,7 +51,7 @@ def write_page(out: Path, metrics: Mapping[str, Any], recipe_text: str) -> None:
         warnings=_warnings(metrics),
         versions=metrics["versions"],
     )
-    write_file(out / "report.html", render_report(data))
+    write_output(out / "report.html", render_report(data))
 
 
 def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -139,4 +139,4 @@ def write_evaluation(out: Path, results: Mapping[str, Any], commands: list[str])
         warnings=warnings,
         versions=results["versions"],
     )
-    write_file(out / "report.html", render_report(data))
+    write_output(out / "report.html", render_report(data))

@@ -24,7 +24,7 @@ from taskdistill.evaluate.reading import LabelledData, RankingData, SetData, jud
 from taskdistill.evaluate.run import evaluate_models
 from taskdistill.evaluate.scoring import Options
 from taskdistill.evaluate.sets import EvalSet, find_sets
-from taskdistill.folders import dump_json, read_manifest, write_file
+from taskdistill.folders import read_manifest
 from taskdistill.job.any_model import Spec
 from taskdistill.job.embedders import EncoderEmbedder
 from taskdistill.job.evaluation import open_models
@@ -34,6 +34,7 @@ from taskdistill.model.backbone import EMBEDDED, resolve
 from taskdistill.model.folder import Model, Settings, write_model
 from taskdistill.model.student import StaticModel
 from taskdistill.model.text import TextTokenizer
+from taskdistill.outputs import check_claim, claim, write_result
 from taskdistill.recipe import StaticSettings
 from taskdistill.seeding import torch_seed
 from taskdistill.teacher.protocol import Identity, slug, unit_rows
@@ -44,6 +45,9 @@ from taskdistill.train.phases import static_job, static_phase, teacher_needs
 from taskdistill.train.static import start_table
 from taskdistill.train.workers import workers
 from taskdistill.vocabulary import MANIFEST, Role, RowKind
+
+KIND = "probe"
+"""Of the folder that it writes."""
 
 STUDENT = ": student"
 """What follows a teacher's name in the name of its student."""
@@ -139,11 +143,13 @@ def probe(
             raise BadInput(
                 f"{spec.place} holds vectors of some texts, but a student needs those of its vocabulary too; give the model itself"
             )
+    check_claim(out, KIND, earlier=lambda path: False, files=("probe.json",))
     options = Options(max_queries=max_queries, seed=effort.seed)
     found = find_sets(data, sets)
     teachers = open_models(specs, out / "endpoints", environment or {}, threads=threads)
     sample = _sample(texts or data, found, options, effort, watcher, given=texts is not None)
     vocabulary = [*sample, *(text for each in found for text in _all_texts(each.load(max_queries, effort.seed)))]
+    claim(out, KIND, earlier=lambda path: False, files=("probe.json",))
     models: list[Embedder] = []
     seconds = {}
     for spec, teacher in zip(specs, teachers, strict=True):
@@ -161,7 +167,7 @@ def probe(
     behind = [row for row in results["comparisons"] if len(names) > 1 and row["model"] == names[1]]
     beyond = (sum(row["p"] < 0.05 and row["difference"][2] < 0 for row in behind), len(behind)) if behind else None
     told = {"teachers": rows, "advice": advice(rows, beyond), "effort": vars(effort), "results": results}
-    write_file(out / "probe.json", dump_json(told))
+    write_result(out / "probe.json", told)
     return told
 
 

@@ -13,7 +13,7 @@ import yaml
 from taskdistill.atomic import remove_stale_within, restore
 from taskdistill.encode.batches import cores
 from taskdistill.errors import BadInput
-from taskdistill.folders import dump_json, write_file
+from taskdistill.folders import write_file
 from taskdistill.job.own_vocabulary import learn_own_vocabulary, with_own_vocabulary
 from taskdistill.job.pairing import choose_start
 from taskdistill.job.preflight import check_data, check_models
@@ -24,14 +24,18 @@ from taskdistill.job.static import load_static, train_static
 from taskdistill.job.watch import Silent, Stop, Watcher, never
 from taskdistill.lock import writer_lock
 from taskdistill.model.folder import Model
+from taskdistill.outputs import check_claim, claim, is_log, write_result
 from taskdistill.recipe import Recipe, dump_recipe, parse_recipe
+from taskdistill.strict_json import open_regular
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.protocol import Teacher, View
 from taskdistill.teacher.store import TeacherStore, open_views
 from taskdistill.train.device import compute_type, training_device
 from taskdistill.train.log import Log
 from taskdistill.train.processes import ALONE, Processes
+from taskdistill.train.profile import check_profile
 
+KIND = "run"
 FREE_KEYS = ("threads", "process_timeout", "device", "evaluation", "name", "teacher.store", "teacher.api_key_env")
 """Parts of a recipe that may always differ when a run is continued: they move no weight."""
 FREE = tuple(f"{key}." for key in FREE_KEYS)
@@ -79,6 +83,8 @@ def train(
         watcher.note(line)
     if recipe.stage1 is not None and not recipe.evaluation.dev and recipe.evaluation.during is None:
         watcher.note("no development set is named (evaluation.dev), so a phase that harms the student will not be seen before the end")
+    if profile:
+        check_profile(out / "profile", list(recipe.phases()))
     device = training_device(recipe.device, processes)
     compute_type(recipe.precision, device)
     check_models(recipe)
@@ -96,7 +102,7 @@ def train(
         )
         _follow(run, student)
         return {}
-    out.mkdir(parents=True, exist_ok=True)
+    claim(out, KIND, **_CLAIM)
     with writer_lock(out / "lock"):
         _same_recipe(recipe, out)
         for name in [*remove_stale_within(out), *remove_stale_within(out / "phases")]:
@@ -120,7 +126,7 @@ def train(
             metrics = (assess or assess_run)(run, model, static)
         finally:
             log.close()
-        write_file(out / "metrics.json", dump_json(metrics))
+        write_result(out / "metrics.json", metrics)
     return metrics
 
 
@@ -178,13 +184,28 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     Raises:
         BadInput: If the run folder is something else, or settings contradict each other.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "recipe.yaml").is_file())):
-        raise BadInput(f"{out} exists and is no run folder; give another --out")
+    check_claim(out, KIND, **_CLAIM)
     for task, settings in recipe.adapters.items():
         if settings.average is not None and settings.average.gate and not recipe.evaluation.dev:
             raise BadInput(f"adapters.{task.value}.average.gate needs evaluation.dev sets to decide by; name some or set gate: false")
     if recipe.stage1 is not None and recipe.stage1.projection == "none" and recipe.long is not None and recipe.long.projection != "none":
         raise BadInput("long.projection wants a projection that stage1 did not train; set both to the same")
+
+
+def _is_earlier_run(path: Path) -> bool:
+    """Whether a folder without a manifest is a run of a version that gave it none."""
+    try:
+        with open_regular(path / "log.jsonl") as file:
+            return is_log(file) and (path / "recipe.yaml").is_file()
+    except (OSError, BadInput):
+        return False
+
+
+_CLAIM: dict[str, Any] = {
+    "earlier": _is_earlier_run,
+    "files": {"metrics.json": None, "report.html": None, "log.jsonl": is_log},
+    "folders": {"model": "model", "static-model": "model", "tokenizer": "tokenizer", "student-tokenizer": "tokenizer"},
+}
 
 
 def _same_recipe(recipe: Recipe, out: Path) -> None:
@@ -202,7 +223,17 @@ def _same_recipe(recipe: Recipe, out: Path) -> None:
                 f"{out} was begun with another recipe ({shown}); use a new --out, or the recipe in {path}, or delete what was trained by it "
                 f"({', '.join(stale)} in its phases and checkpoints) to train that again"
             )
+        if _was_edited(then, path.read_text("utf-8")):
+            raise BadInput(f"{path} is not as this program wrote it, and would be written anew; move it away, or use a new --out")
     write_file(path, text)
+
+
+def _was_edited(then: Any, text: str) -> bool:
+    """Whether somebody has changed a run's recipe; of a version that knew other keys nothing can be said."""
+    try:
+        return dump_recipe(parse_recipe(then)) != text
+    except BadInput:
+        return False
 
 
 def _is_free(key: str) -> bool:

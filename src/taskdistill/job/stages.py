@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Adapter, Average, Phase, Stage1
 from taskdistill.seeding import torch_seed
 from taskdistill.train.average import average
-from taskdistill.train.best import During, best_so_far
+from taskdistill.train.best import During, best_so_far, remove_state
 from taskdistill.train.checkpoint import last_weights, load_snapshot
 from taskdistill.train.device import compute_type
 from taskdistill.train.finished import load_phase, save_phase
@@ -214,7 +213,7 @@ def _adapter(
     during = make_during(run, student, job.name, view)
     if train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
         if weights_hash(module.backbone) != base:
-            shutil.rmtree(run.out / "checkpoints" / job.name)
+            remove_state(run.out / "checkpoints" / job.name)
             raise WorkFailed(f"the base's weights changed while {job.name} was trained; nothing of it was kept, please report this")
         if settings.average is not None:
             _average(run, task, settings.average, job, student, during, view)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from taskdistill.errors import BadInput, require
 from taskdistill.model.configuration import make_config, quiet_transformers, readable, refuse_code
 from taskdistill.model.families import ENCODERS, check, is_native, options
 from taskdistill.model.guard import JSON_LIMIT, check_fits, check_weights
+from taskdistill.strict_json import JsonFault, open_regular, read_object
 
 EMBEDDED = "all-MiniLM-L6-v2"
 """The teacher that a Python package carries: no hub and no download are needed for it."""
@@ -70,16 +70,18 @@ def read_json(path: Path) -> dict[str, Any]:
         BadInput: If it is missing, absurdly large or no JSON object.
     """
     try:
-        if path.stat().st_size > JSON_LIMIT:
+        with open_regular(path) as stream:
+            data = stream.read(JSON_LIMIT + 1)
+        if len(data) > JSON_LIMIT:
             raise BadInput(f"{path} has {path.stat().st_size} bytes, at most {JSON_LIMIT} are accepted; it is no configuration file")
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+        return read_object(data.decode("utf-8"), constants=True)  # which some configurations hold
+    except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"{path} is missing; the model folder is incomplete, copy it again") from None
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not valid JSON ({error}); copy the model folder again") from None
-    if not isinstance(value, dict):
-        raise BadInput(f"{path} holds no JSON object; copy the model folder again")
-    return value
+    except JsonFault as fault:
+        what = "holds no JSON object" if fault.reason == "not a JSON object" else f"is not valid JSON ({fault})"
+        raise BadInput(f"{path} {what}; copy the model folder again") from None
 
 
 def load_backbone(

@@ -75,6 +75,9 @@ def make_config(raw: Mapping[str, Any], path: Path | str, *, trust_remote_code: 
         value = raw.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
             raise BadInput(f"{path}: {key} is {value!r}, at most {most} is accepted")
+    labels = raw.get("num_labels", 0)  # a name is made for each of them
+    if isinstance(labels, bool) or not isinstance(labels, int) or not 0 <= labels <= MOST_LABELS:
+        raise BadInput(f"{path}: num_labels is {labels!r}, at most {MOST_LABELS} is accepted")
     heads, hidden = raw.get("num_attention_heads", 0), raw.get("hidden_size", 0)
     if raw.get("head_dim") is None and heads and hidden % heads:
         raise BadInput(f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
@@ -93,6 +96,8 @@ def make_config(raw: Mapping[str, Any], path: Path | str, *, trust_remote_code: 
     refuse_family(made, path)
     return made  # type: ignore[no-any-return]
 
+
+MOST_LABELS = 100_000
 
 SIZE_LIMITS = {
     "num_hidden_layers": 512,

@@ -220,8 +220,11 @@ def _read_sentence_transformers(folder: Path, trust_remote_code: bool) -> Model:
         tokenizer = TextTokenizer.load(folder)
         _check_rows(tokenizer, backbone.config.vocab_size, folder)
         settings = Settings(max_length=longest_input(folder, longest_text(backbone, 512)))
-    st = read_json(folder / "config_sentence_transformers.json") if (folder / "config_sentence_transformers.json").is_file() else {}
-    prompts = {name: text for name, text in (st.get("prompts") or {}).items() if isinstance(text, str)}
+    path = folder / "config_sentence_transformers.json"
+    said = (read_json(path) if path.exists() else {}).get("prompts") or {}
+    if not isinstance(said, dict):
+        raise BadInput(f"{path}: prompts is a {type(said).__name__}, needs an object of names and texts; copy the folder again")
+    prompts = {name: text for name, text in said.items() if isinstance(text, str)}
     settings = replace(settings, prompts=prompts, matryoshka_dims=(module.embedding_dim,))
     return Model(module, tokenizer, settings, name=folder.name, source=folder)
 

@@ -114,7 +114,7 @@ def _is_map(values: Any) -> bool:
 
 _RULES: Sequence[tuple[str, str, Callable[[Any], bool]]] = (
     ("prompts", "an object of strings", lambda value: _is_map(value) and all(isinstance(text, str) for text in value.values())),
-    ("max_length", "a whole number above 0", lambda value: type(value) is int and value > 0),
+    ("max_length", "a whole number above 0 and below 2^31", lambda value: type(value) is int and 0 < value < 1 << 31),
     ("rope_theta", "a number above 0, or null", lambda value: value is None or (type(value) in (int, float) and 0 < value < float("inf"))),
     ("space_id", "a string", lambda value: isinstance(value, str)),
     ("teacher", "an object", _is_map),

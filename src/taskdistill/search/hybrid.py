@@ -158,8 +158,10 @@ def open_bm25(snapshot: Snapshot, *, full: bool = True) -> Lexical:
             "build it with Index.build_bm25(), or search without hybrid"
         )
     folder = f"bm25/{manifest.bm25:08}"
+    if folder not in manifest.contents:
+        raise damaged(snapshot.path, f"the manifest lists no files of {folder}")
     for name, expected in manifest.files.items():
-        if name.startswith(folder):
+        if name.startswith(f"{folder}/"):
             try:
                 map_file(snapshot.path / name, expected, full=full).close()
             except FileNotFoundError:

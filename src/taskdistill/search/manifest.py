@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from taskdistill.atomic import write_file
 from taskdistill.compress import Int8Ranges
@@ -23,6 +27,40 @@ VERSION = 2
 """Since 2 the settings have `former_space_ids`. An index has had the hash of its manifest from the first version on."""
 
 _FILE = re.compile(r"(segments/\d{8}/[a-z]+\.(npy|arrow)|deletes/\d{8}-\d{8}\.npy|bm25/\d{8}/[a-z0-9]+(\.[a-z0-9]+)*)")
+
+
+_Natural = Annotated[int, Field(ge=0, lt=2**53)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _FileFields(TypedDict):
+    bytes: _Natural
+    sha256: str
+
+
+class _SegmentFields(TypedDict):
+    number: Annotated[int, Field(ge=0, lt=10**8)]
+    documents: _Natural
+    rows: _Natural
+    deleted: _Natural
+    deletes: _Natural | None
+
+
+class _Fields(TypedDict):
+    """What a manifest must hold, field by field."""
+
+    generation: _Natural
+    building: bool
+    settings: dict[str, Any]
+    ranges: dict[str, list[_Number]] | None
+    search: dict[str, Any]
+    next_segment: _Natural
+    segments: list[_SegmentFields]
+    bm25: _Natural | None
+    files: dict[str, _FileFields]
+
+
+_FIELDS = TypeAdapter(_Fields)
 
 
 @dataclass(frozen=True)
@@ -55,6 +93,10 @@ class SegmentEntry:
 
 
 Content = tuple[SegmentEntry, int, str, frozenset[tuple[str, int, str]], frozenset[tuple[str, int, str]]]
+
+
+_SETTINGS = TypeAdapter(IndexSettings)
+_DEFAULTS = TypeAdapter(SearchDefaults)
 
 
 @dataclass(frozen=True)
@@ -164,16 +206,31 @@ def load_manifest(path: Path) -> Manifest:
     if wrong:
         raise damaged(file, f"it names the file {wrong[0]!r}")
     try:
+        found = _FIELDS.validate_json(json.dumps({"search": {}, **value}), strict=True)
+        settings = IndexSettings.from_json(found["settings"])
         return Manifest(
-            settings=IndexSettings.from_json(value["settings"]),
-            ranges=None if value["ranges"] is None else Int8Ranges.from_json(value["ranges"]),
-            search=SearchDefaults.from_json(value.get("search", {})),
-            generation=value["generation"],
-            next_segment=value["next_segment"],
-            building=value["building"],
-            segments=tuple(SegmentEntry(**segment) for segment in value["segments"]),
-            bm25=value["bm25"],
-            files=value["files"],
+            settings=_SETTINGS.validate_json(json.dumps(settings.to_json()), strict=True),
+            ranges=_ranges(found["ranges"], settings.dim),
+            search=_DEFAULTS.validate_json(json.dumps(SearchDefaults.from_json(found["search"]).to_json()), strict=True),
+            generation=found["generation"],
+            next_segment=found["next_segment"],
+            building=found["building"],
+            segments=tuple(SegmentEntry(**segment) for segment in found["segments"]),
+            bm25=found["bm25"],
+            files={name: dict(each) for name, each in found["files"].items()},
         )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise BadInput(f"{file} does not hold what an index needs ({place}: {first['msg']}); build the index again") from None
     except (KeyError, TypeError) as error:
         raise BadInput(f"{file} lacks what an index needs ({error}); build the index again") from None
+
+
+def _ranges(given: Mapping[str, list[float]] | None, dim: int) -> Int8Ranges | None:
+    if given is None:
+        return None
+    found = Int8Ranges.from_json(given)
+    if found.minimum.shape != (dim,) or found.maximum.shape != (dim,):
+        raise BadInput(f"the int8 ranges of the index have {found.minimum.shape} numbers instead of {dim}; build the index again")
+    return found

@@ -155,6 +155,27 @@ def take_back(path: Path, made: Sequence[Path]) -> None:
     _remove_folders(made)
 
 
+def remove_index(path: Path) -> None:
+    """Remove an index: the files of its manifest, and the folders in which nothing is left then.
+
+    Args:
+        path: The index; what somebody else has put there stays.
+
+    Raises:
+        BadInput: If it is no index, or a part of it lies elsewhere.
+        WorkFailed: If another process writes.
+    """
+    check_own(path)
+    with disk(path), writer_lock(path / LOCK):
+        names = list(load_manifest(path).files)
+        (path / MANIFEST).unlink()
+        for name in names:
+            (path / name).unlink(missing_ok=True)
+        parts = {parent for name in names for parent in Path(name).parents if parent.parts}
+        _remove_folders([path / part for part in sorted(parts | {Path(part) for part in _PARTS}, key=lambda part: len(part.parts))])
+    _remove_folders([path])
+
+
 def _remove_folders(folders: Sequence[Path]) -> None:
     """Remove folders that were made by the caller, as far as they are empty.
 

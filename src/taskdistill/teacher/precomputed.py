@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from taskdistill.errors import BadInput
+from taskdistill.strict_json import JsonFault, read_object
 from taskdistill.teacher.keys import KEY_DTYPE, KeyIndex, Keys, text_keys
 from taskdistill.teacher.protocol import Identity, unit_rows
 
@@ -134,8 +134,8 @@ def _texts(path: Path) -> Iterator[str]:
                 yield line.rstrip("\r\n")
                 continue
             try:
-                yield json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError):
+                yield read_object(line)["text"]
+            except (JsonFault, KeyError):
                 raise BadInput(f'{path}:{number}: needed is a JSON object with a field "text"') from None
 
 

@@ -18,8 +18,10 @@ from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.teacher.keys import KEY_DTYPE, Keys
 
 Vectors = npt.NDArray[np.float16]
-_MADE = re.compile(r"\d{5,}(\.keys)?\.npy|\.\d{5,}(\.keys)?\.(npy|json)\.(taskdistill-)?[0-9a-f]{8}")
-"""Names that writing a shard makes, its JSON file left out: what that names is complete."""
+_DIGITS = r"\d{5}|[1-9]\d{5,6}"
+"""Number of a shard; eight digits are somebody's date."""
+_NUMBER = re.compile(_DIGITS)
+_MADE = re.compile(rf"(?P<number>{_DIGITS})(\.keys)?\.npy|\.(?P<hidden>{_DIGITS})(\.keys)?\.(npy|json)\.(taskdistill-)?[0-9a-f]{{8}}")
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def shard_files(folder: Path) -> list[Path]:
     Returns:
         Paths; empty if the folder does not exist.
     """
-    return sorted((path for path in folder.glob("*.json") if path.stem.isdigit()), key=lambda path: int(path.stem))
+    return sorted((path for path in folder.glob("*.json") if _NUMBER.fullmatch(path.stem)), key=lambda path: int(path.stem))
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -218,8 +220,15 @@ def leftovers(folder: Path) -> list[Path]:
         Paths.
     """
     complete = {path.stem for path in shard_files(folder)}
-    made = sorted(path for path in folder.glob("*") if _MADE.fullmatch(path.name) and path.is_file() and not path.is_symlink())
-    return [path for path in made if path.name.startswith(".") or path.name.partition(".")[0] not in complete]
+    next_number = max(map(int, complete), default=-1) + 1
+    found = []
+    for path in sorted(folder.glob("*")):
+        made = _MADE.fullmatch(path.name)
+        if made is None or path.is_symlink() or not path.is_file():
+            continue
+        if int(made["number"] or made["hidden"]) <= next_number and made["number"] not in complete:
+            found.append(path)
+    return found
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from taskdistill.atomic import restore
 from taskdistill.errors import BadInput
 from taskdistill.folders import open_folder, read_manifest, remove_folder, require_field, require_same, write_folder
+from taskdistill.outputs import remove_names
+from taskdistill.train.checkpoint import list_checkpoints, snapshot_folder
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.sharded import copy_whole
 
@@ -61,6 +63,17 @@ def best_folder(checkpoints: Path) -> Path:
         A folder beside it.
     """
     return checkpoints.with_name(f"{checkpoints.name}.best")
+
+
+def remove_state(checkpoints: Path) -> None:
+    """Remove what a phase has saved while it trained; what somebody else has put there stays.
+
+    Args:
+        checkpoints: Folder of the phase's checkpoints.
+    """
+    for folder in (*list_checkpoints(checkpoints), best_folder(checkpoints), snapshot_folder(checkpoints)):
+        remove_folder(folder)
+    remove_names(checkpoints, ())
 
 
 def scored(log: Log, phase: str) -> dict[int, dict[str, float]]:

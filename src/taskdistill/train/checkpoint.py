@@ -145,7 +145,7 @@ def save_snapshot(checkpoints: Path, step: int, trained: Mapping[str, nn.Paramet
         trained: Name to parameter.
         meta: What must be the same when they are read again.
     """
-    with write_folder(_snapshot(checkpoints), SNAPSHOT, meta={**meta, "step": step}, replace=True) as folder:
+    with write_folder(snapshot_folder(checkpoints), SNAPSHOT, meta={**meta, "step": step}, replace=True) as folder:
         save_file(whole_state(trained), folder / WEIGHTS)
 
 
@@ -162,7 +162,7 @@ def load_snapshot(checkpoints: Path, meta: Mapping[str, Any]) -> dict[str, Tenso
     Raises:
         BadInput: If it is missing, damaged or of another run.
     """
-    folder, advice = _snapshot(checkpoints), f"delete {checkpoints} to train the phase again"
+    folder, advice = snapshot_folder(checkpoints), f"delete {checkpoints} to train the phase again"
     earlier = checkpoints.with_name(f"{checkpoints.name}.earlier.safetensors")
     if not restore(folder) and earlier.is_file():
         return dict(load_file(earlier))  # written before snapshots were folders
@@ -190,7 +190,15 @@ def last_weights(checkpoints: Path, meta: Mapping[str, Any]) -> dict[str, Tensor
     return dict(load_file(found[-1] / WEIGHTS))
 
 
-def _snapshot(checkpoints: Path) -> Path:
+def snapshot_folder(checkpoints: Path) -> Path:
+    """Say where the weights of an earlier step are kept.
+
+    Args:
+        checkpoints: Folder of the phase's checkpoints.
+
+    Returns:
+        A folder beside it.
+    """
     return checkpoints.with_name(f"{checkpoints.name}.earlier")
 
 

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
+
+from taskdistill.outputs import check_output, write_output
 
 WARM, COUNTED = 2, 3
 """Steps before the trace, and in it."""
 ROWS = 40
 """Operators in the table beside the trace."""
+
+
+MARK = "taskdistill-profile"
+"""Stands at the beginning of both files, by which a later run knows them."""
+
+
+def _is_ours(file: BinaryIO) -> bool:
+    return MARK.encode() in file.read(64)
+
+
+def check_profile(folder: Path, names: Sequence[str]) -> None:
+    """Refuse to write traces in the place of somebody's files.
+
+    Args:
+        folder: Where they will be written.
+        names: Of phases.
+
+    Raises:
+        BadInput: If something else is there.
+    """
+    for name in names:
+        check_output(folder / f"{name}.json.gz", _is_ours)
+        check_output(folder / f"{name}.txt", _is_ours)
 
 
 @contextmanager
@@ -32,13 +61,20 @@ def profiled(folder: Path | None, name: str, steps: int) -> Iterator[Callable[[]
     if folder is None or steps < 1:
         yield lambda: None
         return
+    check_profile(folder, [name])
     folder.mkdir(parents=True, exist_ok=True)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
 
     def write(found: profile) -> None:
-        found.export_chrome_trace(str(folder / f"{name}.json.gz"))
+        with tempfile.TemporaryDirectory() as place:
+            found.export_chrome_trace(str(Path(place) / "trace.json"))
+            trace = (Path(place) / "trace.json").read_bytes()
+        packed = io.BytesIO()
+        with gzip.GzipFile(MARK, "wb", fileobj=packed, mtime=0) as stream:
+            stream.write(trace)
+        write_output(folder / f"{name}.json.gz", packed.getvalue(), _is_ours)
         table = found.key_averages().table(sort_by="self_cpu_time_total", row_limit=ROWS)  # type: ignore[no-untyped-call]
-        (folder / f"{name}.txt").write_text(f"{table}\n", "utf-8")
+        write_output(folder / f"{name}.txt", f"{MARK} of {name}\n{table}\n", _is_ours)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Profiler won't be using warmup")  # a phase of one step has none
