@@ -1,4 +1,4 @@
-"""Backbones: load or build a transformer of transformers, keep some of its layers, set its RoPE theta."""
+"""Backbones: load or build a transformer of transformers, and keep some of its layers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from taskdistill.errors import BadInput, require
 from taskdistill.model.configuration import make_config, quiet_transformers, readable, refuse_code
 from taskdistill.model.families import ENCODERS, check, is_native, options
 from taskdistill.model.guard import JSON_LIMIT, check_fits, check_weights
+from taskdistill.model.rope import rope_theta as rope_theta
+from taskdistill.model.rope import set_rope_theta as set_rope_theta
 
 EMBEDDED = "all-MiniLM-L6-v2"
 """The teacher that a Python package carries: no hub and no download are needed for it."""
@@ -292,36 +294,6 @@ def keep_layers(backbone: PreTrainedModel, keep: Sequence[int]) -> None:
     backbone.config.num_hidden_layers = len(keep)
     if getattr(backbone.config, "layer_types", None):
         backbone.config.layer_types = [backbone.config.layer_types[i] for i in keep]
-
-
-def set_rope_theta(backbone: PreTrainedModel, theta: float) -> None:
-    """Change the RoPE theta and rebuild the frequencies (section 4.4).
-
-    Args:
-        backbone: The model.
-        theta: New base.
-
-    Raises:
-        BadInput: If the backbone has no rotary positions.
-    """
-    rope = getattr(backbone.config, "rope_parameters", None)
-    if not isinstance(rope, dict) or not hasattr(backbone, "rotary_emb"):
-        raise BadInput(f"rope_theta {theta} has no effect: a {backbone.config.model_type} backbone has no rotary positions; remove the key")
-    rope["rope_theta"] = float(theta)
-    backbone.rotary_emb = type(backbone.rotary_emb)(config=backbone.config).to(backbone.device)
-
-
-def rope_theta(backbone: PreTrainedModel) -> float | None:
-    """Read the RoPE theta in force.
-
-    Args:
-        backbone: The model.
-
-    Returns:
-        The base, or None for a backbone without rotary positions.
-    """
-    rope = getattr(backbone.config, "rope_parameters", None)
-    return float(rope["rope_theta"]) if isinstance(rope, dict) and "rope_theta" in rope else None
 
 
 RANDOM_PARTS = re.compile(r"drop|^(input_)?jitter_noise$")
