@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 
 from taskdistill.errors import BadInput
 from taskdistill.model.packed import ATTENTION, can_pack
@@ -111,6 +112,18 @@ def refuse_family(config: PretrainedConfig, where: object) -> None:
             f"{where}: {kind} is an encoder with a decoder, whose states are those of the decoder; of such families only the encoders "
             f"of {', '.join(ENCODERS)} are read; use an encoder such as BERT, or a decoder such as Qwen3"
         )
+
+
+def encoder_class(config: PretrainedConfig) -> Any:
+    """Give the class of an encoder-decoder family's encoder; None for the families that AutoModel makes."""
+    return getattr(transformers, ENCODERS[config.model_type]) if config.model_type in ENCODERS else None
+
+
+def build(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Make a model at random, on the device in force, with the attention that its family needs and without a pooler."""
+    encoder = encoder_class(config)
+    make = AutoModel.from_config if encoder is None else encoder._from_config
+    return make(config, dtype=dtype, **options(config))  # type: ignore[no-any-return]
 
 
 def options(config: PretrainedConfig) -> dict[str, Any]:

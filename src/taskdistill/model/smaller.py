@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from taskdistill.errors import BadInput
-from taskdistill.model.backbone import keep_layers, layers_of
+from taskdistill.model.layers import fixed_layers, keep_layers, layers_of, only_layers
 from taskdistill.model.student import TransformerModel
 
 GATED = ("gate_proj", "up_proj", "down_proj")
@@ -50,31 +50,27 @@ def choose_layers(
     Raises:
         BadInput: If the model has not that many layers.
     """
-    layers = layers_of(module.backbone)
-    every = list(layers)
-    if not 1 <= count <= len(every):
-        raise BadInput(f"cannot keep {count} layers: the model has {len(every)}")
-    whole, kept, cosine, tried = embed_all(module, ids), list(range(len(every))), 1.0, 0
-    total = sum(range(count + 1, len(every) + 1))
-    try:
-        while len(kept) > count:
-            found = []
-            for left_out in kept:
-                some = [i for i in kept if i != left_out]
-                _set(layers, [every[i] for i in some])
+    backbone, total_layers = module.backbone, len(layers_of(module.backbone))
+    if not 1 <= count <= total_layers:
+        raise BadInput(f"cannot keep {count} layers: the model has {total_layers}")
+    fixed = fixed_layers(backbone) if count < total_layers else set()
+    if count < max(1, len(fixed)):
+        raise BadInput(f"cannot keep {count} layers: layers {sorted(fixed)} of a {backbone.config.model_type} are built otherwise and stay")
+    whole, kept, cosine, tried = embed_all(module, ids), list(range(total_layers)), 1.0, 0
+    total = sum(size - len(fixed) for size in range(count + 1, total_layers + 1))
+    while len(kept) > count:
+        found = []
+        for left_out in kept:
+            if left_out in fixed:
+                continue
+            some = [i for i in kept if i != left_out]
+            with only_layers(backbone, some):
                 found.append((float((embed_all(module, ids) * whole).sum(1).mean()), some))
-                tried += 1
-                if progress is not None:
-                    progress(tried, total)
-            cosine, kept = max(found, key=lambda one: one[0])
-    finally:
-        _set(layers, every)
+            tried += 1
+            if progress is not None:
+                progress(tried, total)
+        cosine, kept = max(found, key=lambda one: one[0])
     return kept, cosine
-
-
-def _set(layers: nn.ModuleList, wanted: Sequence[nn.Module]) -> None:
-    del layers[:]
-    layers.extend(wanted)
 
 
 def keep_only(module: TransformerModel, layers: Sequence[int]) -> None:
