@@ -13,6 +13,9 @@ from taskdistill.model.layers import fixed_layers, keep_layers, layers_of, only_
 from taskdistill.model.student import TransformerModel
 
 GATED = ("gate_proj", "up_proj", "down_proj")
+FUSED = (("Wi", "Wo"), ("gate_up_proj", "down_proj"))
+"""Pairs of maps of which the first makes gates and values at once, one behind the other."""
+
 BATCH = 64
 
 
@@ -109,8 +112,9 @@ def narrow(module: TransformerModel, ids: Sequence[np.ndarray], width: int) -> N
             hook.remove()
     for (ins, back), total in zip(parts, sums, strict=True):
         chosen = (total * back.weight.detach().norm(dim=0)).topk(width).indices.sort().values
+        halves = torch.cat([chosen, chosen + back.in_features])
         for linear in ins:
-            _slice(linear, chosen, 0)
+            _slice(linear, halves if linear.out_features == 2 * back.in_features else chosen, 0)
         _slice(back, chosen, 1)
     module.backbone.config.intermediate_size = width
 
@@ -126,12 +130,16 @@ def _feed_forward(layer: nn.Module) -> tuple[list[nn.Linear], nn.Linear]:
     """Find the linear maps into the neurons of a layer, and the one back."""
     gated = getattr(layer, "mlp", None)
     found = [getattr(gated, name, None) for name in GATED]
+    for names in FUSED:
+        if not isinstance(found[0], nn.Linear):
+            found = [getattr(gated, name, None) for name in names]
     if not isinstance(found[0], nn.Linear):
         found = [getattr(getattr(layer, part, None), "dense", None) for part in ("intermediate", "output")]
     linear = [one for one in found if isinstance(one, nn.Linear)]
-    if len(linear) != len(found):
+    others = {id(weight) for weight in gated.parameters()} - {id(weight) for one in linear for weight in one.parameters()} if gated else ()
+    if len(linear) != len(found) or others:  # a norm of the neurons would have to be cut too
         raise BadInput(
-            f"cannot slice the feed-forward part of a {type(layer).__name__}; use a BERT-like, EuroBERT, Qwen3 or Llama-like model"
+            f"cannot slice the feed-forward part of a {type(layer).__name__}; use a BERT-like, EuroBERT, ModernBERT, Qwen3 or Llama-like model"
         )
     return linear[:-1], linear[-1]
 
