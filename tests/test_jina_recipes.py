@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import tiny
+import tiny_hub
+import torch
 import yaml
+from transformers import EuroBertModel, Qwen3Model
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.export.make import export
 from taskdistill.job.run import train
+from taskdistill.job.start import start_student
 from taskdistill.model.folder import read_model
 from taskdistill.recipe import SEARCH_INSTRUCTION, TOPIC_INSTRUCTION, load_recipe, parse_recipe
 from taskdistill.vocabulary import Task
@@ -76,6 +80,48 @@ def test_models_teacher_and_data(name):
     assert len({language for each in spoken.values() for language in each}) >= 30  # "more than 30 languages"
     used = {source for phase in recipe.phases().values() for source in phase.sources}
     assert used == set(sources) and recipe.teacher.licence and recipe.student.licence
+
+
+@pytest.fixture(scope="module", params=TABLE)
+def hub(request, tmp_path_factory) -> tuple[str, Path]:
+    """One of the two recipes and its backbone's folder in the form of the Hub, at full vocabulary."""
+    folder = tmp_path_factory.mktemp("hub")
+    return request.param, tiny_hub.write(FAMILY[request.param], folder / "backbone", canary=folder / "ran")
+
+
+def test_the_backbones_start_from_the_hubs_folders_without_their_code(hub, monkeypatch):
+    """The family's own class reads them: `auto_map`, heads, bfloat16, a table with more rows than the tokenizer has ids."""
+    name, folder = hub
+    raw = yaml.safe_load((RECIPES / f"jina-v5-{name}.yaml").read_text("utf-8"))
+    raw["student"] |= {"init": str(folder), "matryoshka_dims": [16]}
+    for weights in (False, True):
+        student = start_student(parse_recipe(raw), weights=weights)
+    backbone = student.module.backbone
+    assert type(backbone).__module__ == f"transformers.models.{FAMILY[name]}.modeling_{FAMILY[name]}"
+    assert backbone.get_input_embeddings().weight.shape == (tiny_hub.ROWS[FAMILY[name]], 32)
+    assert len(student.tokenizer) == student.tokenizer.rows == tiny_hub.IDS[FAMILY[name]]
+    ids = student.tokenizer.ids(["Der alte Hafen, 港"], prompt="", max_length=64).ids[0]
+    assert ids[-1] == {"small": 151_643, "nano": 128_001}[name]  # pooling takes the end of the text
+    assert student.settings.rope_theta == {"small": 3.5e6, "nano": 1e6}[name]
+    model = {"qwen3": Qwen3Model, "eurobert": EuroBertModel}[FAMILY[name]]
+    theirs = model.from_pretrained(folder, dtype=torch.float32, rope_parameters=backbone.config.rope_parameters).eval()
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(ids.astype("int64"))[None]).last_hidden_state[0, -1]
+        assert (student.module.embed([ids])[0] - expected).abs().max() <= 1e-5
+    assert not (folder.parent / "ran").exists()
+
+
+@pytest.mark.slow
+def test_the_recipes_run_from_the_hubs_folders(hub, tmp_path):
+    name, folder = hub
+    raw = twin(name, tmp_path)
+    raw["student"] = {key: value for key, value in raw["student"].items() if key not in ("config", "tokenizer")}
+    raw["student"] |= {"init": str(folder), "matryoshka_dims": [16]}
+    train(parse_recipe(raw), tmp_path / "run", assess=lambda run, model, static: {})
+    model = read_model(tmp_path / "run" / "model")
+    assert model.module.tasks == [task.value for task in Task] and len(model.tokenizer) == tiny_hub.IDS[FAMILY[name]]
+    assert Encoder(model, threads=1).encode(["the old ship"], task="retrieval").shape == (1, 32)
+    assert not (folder.parent / "ran").exists()
 
 
 def test_both_recipes_name_the_same_data():

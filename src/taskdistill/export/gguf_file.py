@@ -16,7 +16,7 @@ from taskdistill.export.gguf_vocab import Vocabulary, vocabulary
 from taskdistill.export.llama_cpp import llama_cpp_vectors, llama_cpp_version
 from taskdistill.export.make import Export
 from taskdistill.export.parity import EIGHT_BITS, HALF, Tolerance, compare
-from taskdistill.model.fixed_texts import TEXTS
+from taskdistill.model.families import has_windows
 from taskdistill.model.folder import Model
 from taskdistill.model.golden import cosines, embed_with
 from taskdistill.model.student import TransformerModel
@@ -52,6 +52,12 @@ def _parts(model: Model) -> tuple[TransformerModel, Vocabulary]:
     family = module.backbone.config.model_type if isinstance(module, TransformerModel) else "static"
     if not isinstance(module, TransformerModel) or family not in ARCHITECTURES:
         raise BadInput(f"GGUF is written for {', '.join(ARCHITECTURES)} backbones; {model.name} is a {family} model")
+    config = module.backbone.config
+    if has_windows(config) or (family == "qwen3" and getattr(config, "is_causal", None) is False):
+        lacks = "windowed attention" if has_windows(config) else "attention both ways"
+        raise BadInput(
+            f"{model.name} has {lacks}, which a GGUF file of a {family} model cannot say; export it as sentence-transformers or onnx"
+        )
     return module, vocabulary(json.loads(model.tokenizer.to_json()), module.backbone.config.vocab_size, model.name)
 
 
@@ -76,7 +82,7 @@ def write(export: Export) -> None:
         path = export.folder / f"model-{kind.lower()}.gguf"
         write_gguf(model, module, words, names, path, kind)
         package = f"torch on the tensors read back by gguf {metadata.version('gguf')}"
-        read_back = _through_torch(model, names, path)
+        read_back = _through_torch(export, names, path)
         export.results.append(
             compare(path.name, package, export.task, export.reference[export.task], read_back, tolerance, required=kind == "F16")
         )
@@ -91,15 +97,15 @@ def _with_llama_cpp(export: Export, path: Path, version: str, tolerance: Toleran
     """
     model, required = export.model, tolerance is HALF
     prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
-    tokens = model.tokenizer.ids(list(TEXTS), prompt=prompt, max_length=model.settings.max_length)
-    whole = [i for i in range(len(TEXTS)) if not tokens.truncated[i]]
+    tokens = model.tokenizer.ids(list(export.texts), prompt=prompt, max_length=model.settings.max_length)
+    whole = [i for i in range(len(export.texts)) if not tokens.truncated[i]]
     reference = export.reference[export.task][whole]
     by_ids = llama_cpp_vectors(path, [tokens.ids[i].tolist() for i in whole], model.settings.max_length)
     result = compare(path.name, f"{version}, our token ids", export.task, reference, by_ids, tolerance, required=required)
     export.results.append(result)
-    by_text = llama_cpp_vectors(path, [prompt + TEXTS[i] for i in whole], model.settings.max_length)
+    by_text = llama_cpp_vectors(path, [prompt + export.texts[i] for i in whole], model.settings.max_length)
     export.results.append(compare(path.name, f"{version}, texts", export.task, reference, by_text, tolerance, required=False))
-    if other := [TEXTS[i] for i, cosine in zip(whole, cosines(by_ids, by_text), strict=True) if cosine < SAME_TOKENS]:
+    if other := [export.texts[i] for i, cosine in zip(whole, cosines(by_ids, by_text), strict=True) if cosine < SAME_TOKENS]:
         export.notes.append(f"{path.name}: llama.cpp's own tokenizer cuts {len(other)} of {len(whole)} texts in another way: {other}")
 
 
@@ -217,11 +223,11 @@ def _add_vocabulary(writer: Any, words: Vocabulary, config: Any) -> None:
 
 
 @torch.no_grad()
-def _through_torch(model: Model, names: Mapping[str, str], path: Path) -> np.ndarray:
+def _through_torch(export: Export, names: Mapping[str, str], path: Path) -> np.ndarray:
     """Embed the fixed texts with the tensors of a file, read back and put in place of the model's own for the while."""
     import gguf
 
-    module = model.module
+    module = export.model.module
     assert isinstance(module, TransformerModel)
     held = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     if held.keys() != set(names.values()):
@@ -232,6 +238,6 @@ def _through_torch(model: Model, names: Mapping[str, str], path: Path) -> np.nda
     }
     try:
         module.backbone.load_state_dict({name: read[name].reshape(own[name].shape) for name in own})
-        return embed_with(model)(TEXTS, None)
+        return embed_with(export.model)(export.texts, None)
     finally:
         module.backbone.load_state_dict(own)

@@ -18,7 +18,7 @@ from taskdistill.export.merged import write_tokenizer_config
 from taskdistill.export.parity import EXACT, compare
 from taskdistill.folders import dump_json, versions
 from taskdistill.model.adapters import save_adapter
-from taskdistill.model.fixed_texts import TEXTS
+from taskdistill.model.families import has_windows
 from taskdistill.model.folder import Model, read_model, save_backbone
 from taskdistill.model.golden import embed_with
 from taskdistill.model.jina import ARCHITECTURE, FAMILY_KEYS, MODEL_TYPE
@@ -62,7 +62,7 @@ def write(export: Export) -> None:
     embed = embed_with(read_model(folder))
     checked = f"taskdistill {versions()['taskdistill']}"
     for name, reference in export.reference.items():
-        export.results.append(compare(f"adapters/{name}", checked, name, reference, embed(TEXTS, name), EXACT))
+        export.results.append(compare(f"adapters/{name}", checked, name, reference, embed(export.texts, name), EXACT))
     export.notes.append(
         "the published loading code, vLLM and llama.cpp were not run here; tests hold the names and files that they look for"
     )
@@ -111,10 +111,11 @@ def _fitting(model: Model) -> TransformerModel:
         *([f"tasks {module.tasks}"] if Task.RETRIEVAL.value not in module.tasks or not set(module.tasks) <= set(order) else []),
         *([f"RoPE type {rope.get('rope_type')}"] if rope.get("rope_type", "default") != "default" else []),
         *(["bidirectional attention in a Qwen3 model"] if family == "qwen3" and causal is False else []),
+        *(["windowed attention"] if has_windows(module.backbone.config) else []),
     ]
     if faults:
         raise BadInput(
-            f"{model.name} has {', '.join(faults)}; the readers of the jina-v5 layout take the last token, the prompts "
+            f"{model.name} has {', '.join(faults)}; the readers of the jina-v5 layout take the last token, whole texts, the prompts "
             f"'Query: ' and 'Document: ', plain RoPE, and adapters named {', '.join(order)}, retrieval among them"
         )
     model.adapter_configs = {task: model.adapter_configs[task] for task in order if task in module.tasks}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -16,6 +17,7 @@ from taskdistill.export.readme import write_readme
 from taskdistill.folders import dump_json, write_folder
 from taskdistill.model.adapters import merge
 from taskdistill.model.backbone import resolve
+from taskdistill.model.families import reach
 from taskdistill.model.fixed_texts import TEXTS
 from taskdistill.model.folder import Model, read_model
 from taskdistill.model.golden import BASE, SAME_SPACE, Embed, check_golden, embed_with, read_golden
@@ -30,6 +32,9 @@ FORMATS: Mapping[str, str] = {
 }
 """Format to the module whose `check(model)` refuses what it cannot hold, and whose `write(export)` makes its files."""
 
+BEYOND = 40
+"""Tokens by which the longest text of a comparison exceeds the model's largest window."""
+
 ALL_TASKS = frozenset({"jina-v5"})
 """Formats that hold every adapter, so that no task is chosen."""
 
@@ -43,7 +48,9 @@ class Export:
     task: str | None
     folder: Path
     reference: Mapping[str | None, np.ndarray]
-    """Task to the reference's unit vectors of `parity.TEXTS`."""
+    """Task to the reference's unit vectors of `texts`."""
+    texts: Sequence[str] = TEXTS
+    """What every file is compared on."""
     results: list[Result] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -84,7 +91,8 @@ def export(
     tasks: list[str | None] = [*adapters] if format_name in ALL_TASKS else [task]
     embed = embed_with(source)
     golden = _kept(source, tasks, embed)
-    reference = {name: embed(TEXTS, name) for name in tasks}
+    texts = compared_texts(source)
+    reference = {name: embed(texts, name) for name in tasks}
     step(2, 3)
     if format_name not in ALL_TASKS:
         merge_adapter(source, task)
@@ -96,7 +104,7 @@ def export(
         "max_length": source.settings.max_length,
     }
     with write_folder(out, "export", meta=meta, inputs={"model": source.hash}) as folder:
-        made = Export(source, task, folder, reference)
+        made = Export(source, task, folder, reference, texts)
         writer.write(made)
         parity = dict(certificate(format_name, source.name, source.hash, made.results, made.notes))
         parity["golden"] = golden
@@ -111,6 +119,21 @@ def export(
         write_readme(folder, source, format_name, task, adapters, parity["results"])
     step(3, 3)
     return parity
+
+
+def compared_texts(model: Model) -> tuple[str, ...]:
+    """Choose the texts on which an export is compared: the fixed ones, and one longer than any window of the model."""
+    if not isinstance(model.module, TransformerModel):
+        return TEXTS
+    needed = min(model.settings.max_length, reach(model.module.backbone.config) + BEYOND)
+    if needed <= max(map(len, model.tokenizer.ids(list(TEXTS), prompt="", max_length=model.settings.max_length).ids)):
+        return TEXTS
+    long = ""
+    for text in itertools.cycle(TEXTS):
+        long = f"{long} {text}"
+        if len(model.tokenizer.ids([long], prompt="", max_length=needed).ids[0]) >= needed:
+            return (*TEXTS, long.strip())
+    raise AssertionError("unreachable")
 
 
 def _kept(source: Model, tasks: Sequence[str | None], embed: Embed) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from taskdistill.export.make import Export
 from taskdistill.export.parity import EXACT, compare
 from taskdistill.folders import dump_json, versions
 from taskdistill.model.configuration import quiet_transformers
-from taskdistill.model.fixed_texts import TEXTS
 from taskdistill.model.folder import Model, fill_folder, read_model
 from taskdistill.model.golden import embed_with
 from taskdistill.model.graph import silent
@@ -40,23 +40,23 @@ def write(export: Export) -> None:
     fill_folder(export.folder, export.model)
     finish_config(export.folder, export.model)
     reference, name = export.reference[export.task], "model.safetensors"
-    ours = embed_with(read_model(export.folder))(TEXTS, None)
+    ours = embed_with(read_model(export.folder))(export.texts, None)
     export.results.append(compare(name, f"taskdistill {versions()['taskdistill']}", export.task, reference, ours, EXACT))
     if importlib.util.find_spec("sentence_transformers") is None:
         export.notes.append("sentence-transformers is not installed here, so the folder was only read by taskdistill")
         return
-    theirs = _stock_vectors(export.folder, export.model)
+    theirs = _stock_vectors(export.folder, export.model, export.texts)
     package = f"sentence-transformers {metadata.version('sentence-transformers')}"
     export.results.append(compare(name, package, export.task, reference, theirs, EXACT))
 
 
-def _stock_vectors(folder: Path, model: Model) -> np.ndarray:
+def _stock_vectors(folder: Path, model: Model, texts: Sequence[str]) -> np.ndarray:
     from sentence_transformers import SentenceTransformer
 
     prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
     with quiet_transformers(), silent():
         stock = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        vectors: np.ndarray = stock.encode(list(TEXTS), prompt=prompt, batch_size=4, show_progress_bar=False, normalize_embeddings=True)
+        vectors: np.ndarray = stock.encode(list(texts), prompt=prompt, batch_size=4, show_progress_bar=False, normalize_embeddings=True)
     return vectors
 
 

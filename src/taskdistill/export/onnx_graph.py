@@ -12,7 +12,6 @@ from taskdistill.export.make import Export
 from taskdistill.export.merged import write_tokenizer_config
 from taskdistill.export.parity import EIGHT_BITS, GRAPH, Tolerance, compare
 from taskdistill.folders import dump_json
-from taskdistill.model.fixed_texts import TEXTS
 from taskdistill.model.folder import Model
 from taskdistill.model.graph import ERRORS_ONLY, make_graph, padded_batches, silent
 from taskdistill.vocabulary import Role
@@ -35,7 +34,7 @@ def write(export: Export) -> None:
     small = export.folder / "model_int8.onnx"
     _quantise(path, small)
     write_companions(export.folder, export.model)
-    ids = fixed_ids(export.model)
+    ids = compared_ids(export)
     for file, tolerance in ((path, GRAPH), (small, EIGHT_BITS)):
         _check(export, file, ids, tolerance)
 
@@ -78,17 +77,18 @@ def write_companions(folder: Path, model: Model) -> None:
     (folder / "config_sentence_transformers.json").write_text(dump_json(st), "utf-8")
 
 
-def fixed_ids(model: Model) -> list[np.ndarray]:
-    """Tokenise the fixed texts behind the document prompt.
+def compared_ids(export: Export) -> list[np.ndarray]:
+    """Tokenise the texts of a comparison behind the document prompt.
 
     Args:
-        model: The model.
+        export: Model and texts.
 
     Returns:
         Token ids of each text.
     """
-    prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
-    return model.tokenizer.ids(list(TEXTS), prompt=prompt, max_length=model.settings.max_length).ids
+    settings = export.model.settings
+    prompt = settings.prompts.get(Role.DOCUMENT.value, "")
+    return export.model.tokenizer.ids(list(export.texts), prompt=prompt, max_length=settings.max_length).ids
 
 
 def _check(export: Export, file: Path, ids: list[np.ndarray], tolerance: Tolerance) -> None:

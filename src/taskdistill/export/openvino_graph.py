@@ -10,7 +10,7 @@ import numpy as np
 
 from taskdistill.errors import require
 from taskdistill.export.make import Export
-from taskdistill.export.onnx_graph import fixed_ids, write_companions
+from taskdistill.export.onnx_graph import compared_ids, write_companions
 from taskdistill.export.parity import GRAPH, compare
 from taskdistill.model.folder import Model
 from taskdistill.model.graph import make_graph, padded_batches
@@ -38,6 +38,6 @@ def write(export: Export) -> None:
     write_companions(export.folder, export.model)
     compiled = openvino.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     whole = {"truncate_dim": np.array([export.model.module.embedding_dim], np.int64)}
-    given = np.concatenate([compiled(batch | whole)["embeddings"] for batch in padded_batches(fixed_ids(export.model))])
+    given = np.concatenate([compiled(batch | whole)["embeddings"] for batch in padded_batches(compared_ids(export))])
     version = f"openvino {metadata.version('openvino')}"
     export.results.append(compare(path.name, version, export.task, export.reference[export.task], given, GRAPH))

@@ -71,8 +71,14 @@ def seed_dropout(generator: torch.Generator | None, extent: tuple[int, int] | No
     _drop.generator, _drop.extent = generator, extent
 
 
+EXPERT_MAPS = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""Maps that peft takes for parts of fused experts wherever a family has such experts."""
+
+
 def linear_names(backbone: nn.Module) -> list[str]:
-    """Name every kind of linear map in the layers (section 2.6: all seven).
+    """Name every kind of linear map in the layers that an adapter can be added to (section 2.6: all seven).
+
+    In a mixture of experts these are the maps outside the feed-forward parts: the experts are no linear maps of their own.
 
     Args:
         backbone: The model.
@@ -80,11 +86,12 @@ def linear_names(backbone: nn.Module) -> list[str]:
     Returns:
         Last parts of module names, sorted.
     """
-    names = set()
-    for name, module in layers_of(backbone).named_modules():
-        if isinstance(module, nn.Linear) and ".lora_" not in name:
+    names, layers = set(), layers_of(backbone)
+    for name, module in layers.named_modules():
+        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and ".lora_" not in name:
             names.add(name.removesuffix(".base_layer").rsplit(".", 1)[-1])
-    return sorted(names)
+    experts = any(parameter.ndim == 3 for name, parameter in layers.named_parameters() if ".lora_" not in name)
+    return sorted(names - EXPERT_MAPS if experts else names)
 
 
 def lora_config(
@@ -103,9 +110,13 @@ def lora_config(
         peft's configuration.
 
     Raises:
-        BadInput: If a target is not a linear map of the model.
+        BadInput: If a target is not a linear map of the model, or it has none.
     """
     known = linear_names(backbone)
+    if not known:
+        raise BadInput(
+            f"a {type(backbone).__name__} has no linear maps in its layers that an adapter could be added to; use another family"
+        )
     chosen = known if targets is None else targets
     if unknown := [name for name in chosen if name not in known]:
         raise BadInput(f"target_modules {unknown} are no linear maps of this backbone, which has {known}")
@@ -127,10 +138,17 @@ def attach(backbone: nn.Module, task: str, config: LoraConfig) -> None:
         backbone: The model, changed in place.
         task: Name of the adapter.
         config: Its shape.
+
+    Raises:
+        BadInput: If peft refuses a target of this family.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
-        inject_adapter_in_model(config, backbone, adapter_name=task)
+        try:
+            inject_adapter_in_model(config, backbone, adapter_name=task)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise BadInput(f"no adapter can be added to a {type(backbone).__name__}: {reason}; name other target_modules") from None
     for module in backbone.modules():
         if isinstance(module, LoraLayer) and task in module.lora_dropout:
             module.lora_dropout[task] = SeededDropout(config.lora_dropout)

@@ -1,23 +1,26 @@
-"""Backbones: load or build a transformer of transformers, keep some of its layers, set its RoPE theta."""
+"""Backbones: load or build a transformer of transformers, and keep some of its layers."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from taskdistill.errors import BadInput, require
 from taskdistill.model.configuration import make_config, quiet_transformers, readable, refuse_code
-from taskdistill.model.families import ENCODERS, check, is_native, options
+from taskdistill.model.families import ENCODERS, build, check, encoder_class, is_native, options
 from taskdistill.model.guard import JSON_LIMIT, check_fits, check_weights
+from taskdistill.model.layers import RANDOM_PARTS
+from taskdistill.model.layers import keep_layers as keep_layers
+from taskdistill.model.layers import layers_of as layers_of
+from taskdistill.model.rope import rope_theta as rope_theta
+from taskdistill.model.rope import set_rope_theta as set_rope_theta
 from taskdistill.strict_json import JsonFault, open_regular, read_object
 
 EMBEDDED = "all-MiniLM-L6-v2"
@@ -110,7 +113,7 @@ def load_backbone(
     made = check_backbone(folder, raw, trust_remote_code=trust_remote_code)
     own_code = not is_native(raw)
     with quiet_transformers(), readable(path):
-        model, info = model_class(made).from_pretrained(
+        model, info = (encoder_class(made) or AutoModel).from_pretrained(
             folder,
             config=made,
             dtype=dtype,
@@ -193,18 +196,6 @@ def tensor_names(model: PreTrainedModel) -> tuple[list[dict[str, tuple[int, ...]
     return found if found[0] != found[1] else found[:1], aliases
 
 
-def model_class(config: PretrainedConfig) -> Any:
-    """Give the class whose `from_pretrained` and `_from_config` make the backbone of a configuration."""
-    return getattr(transformers, ENCODERS[config.model_type]) if config.model_type in ENCODERS else AutoModel
-
-
-def build(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Make a model at random, on the device in force, with the attention that its family needs and without a pooler."""
-    made = model_class(config)
-    make = made.from_config if made is AutoModel else made._from_config
-    return make(config, dtype=dtype, **options(config))  # type: ignore[no-any-return]
-
-
 def build_backbone(config: Mapping[str, Any], *, device: str = "cpu") -> PreTrainedModel:
     """Build a backbone at random from its configuration.
 
@@ -248,86 +239,6 @@ def longest_text(backbone: PreTrainedModel, otherwise: int) -> int:
     """
     most = getattr(backbone.config, "max_position_embeddings", None)
     return otherwise if most is None or int(most) <= 0 else int(most) - first_position(backbone)
-
-
-def layers_of(backbone: nn.Module) -> nn.ModuleList:
-    """Find the list of a backbone's layers.
-
-    Args:
-        backbone: A transformer.
-
-    Returns:
-        The list, shared with the model.
-
-    Raises:
-        BadInput: If the family keeps its layers in a place that is not known.
-    """
-    for place in ("layers", "encoder.layer", "encoder.layers", "transformer.layer"):
-        found: Any = backbone
-        for part in place.split("."):
-            found = getattr(found, part, None)
-        if isinstance(found, nn.ModuleList):
-            return found
-    raise BadInput(f"cannot find the layers of a {type(backbone).__name__}; use a BERT-like, EuroBERT, Qwen3 or Llama-like backbone")
-
-
-def keep_layers(backbone: PreTrainedModel, keep: Sequence[int]) -> None:
-    """Drop all but some layers, in place.
-
-    Args:
-        backbone: The model.
-        keep: Indices of the layers to keep, ascending.
-
-    Raises:
-        BadInput: If an index is not one of the model's layers.
-    """
-    layers = layers_of(backbone)
-    if not keep or any(not 0 <= i < len(layers) for i in keep) or list(keep) != sorted(set(keep)):
-        raise BadInput(f"student.layers {list(keep)}: needs ascending indices between 0 and {len(layers) - 1}")
-    chosen = [layers[i] for i in keep]
-    del layers[:]
-    layers.extend(chosen)
-    for index, layer in enumerate(layers):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                setattr(module, "layer_idx", index)  # noqa: B010 (a plain attribute that the type of Module hides)
-    backbone.config.num_hidden_layers = len(keep)
-    if getattr(backbone.config, "layer_types", None):
-        backbone.config.layer_types = [backbone.config.layer_types[i] for i in keep]
-
-
-def set_rope_theta(backbone: PreTrainedModel, theta: float) -> None:
-    """Change the RoPE theta and rebuild the frequencies (section 4.4).
-
-    Args:
-        backbone: The model.
-        theta: New base.
-
-    Raises:
-        BadInput: If the backbone has no rotary positions.
-    """
-    rope = getattr(backbone.config, "rope_parameters", None)
-    if not isinstance(rope, dict) or not hasattr(backbone, "rotary_emb"):
-        raise BadInput(f"rope_theta {theta} has no effect: a {backbone.config.model_type} backbone has no rotary positions; remove the key")
-    rope["rope_theta"] = float(theta)
-    backbone.rotary_emb = type(backbone.rotary_emb)(config=backbone.config).to(backbone.device)
-
-
-def rope_theta(backbone: PreTrainedModel) -> float | None:
-    """Read the RoPE theta in force.
-
-    Args:
-        backbone: The model.
-
-    Returns:
-        The base, or None for a backbone without rotary positions.
-    """
-    rope = getattr(backbone.config, "rope_parameters", None)
-    return float(rope["rope_theta"]) if isinstance(rope, dict) and "rope_theta" in rope else None
-
-
-RANDOM_PARTS = re.compile(r"drop|^(input_)?jitter_noise$")
-"""Names of the attributes in which families keep how much they drop, or by how much they shake the input of a router."""
 
 
 def without_dropout(backbone: nn.Module) -> None:

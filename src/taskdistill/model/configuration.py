@@ -97,6 +97,12 @@ def make_config(raw: Mapping[str, Any], path: Path | str, *, trust_remote_code: 
     return made  # type: ignore[no-any-return]
 
 
+def written(config: PretrainedConfig) -> dict[str, Any]:
+    """Give a configuration as it is written to config.json, from which `make_config` makes it again."""
+    made = config.to_diff_dict() | {"model_type": config.model_type}
+    return {key: value for key, value in sorted(made.items()) if not key.startswith("_")}
+
+
 MOST_LABELS = 100_000
 
 SIZE_LIMITS = {

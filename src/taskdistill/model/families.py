@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PretrainedConfig, PreTrainedModel
 
 from taskdistill.errors import BadInput
 from taskdistill.model.packed import ATTENTION, can_pack
@@ -52,7 +53,7 @@ OF_ONE_MODEL = frozenset({"attn_config", "ffn_config", "esmfold_config"})
 REACHES = re.compile(r"(window|chunk|block|local)", re.IGNORECASE)
 """Names of configuration keys that may say beyond how many tokens a family computes otherwise."""
 
-CHECK_LENGTHS = (5, 40, 2_048)
+CHECK_LENGTHS = (5, 40, 8_192)
 """Tokens of the short text of a check at load, and fewest and most of the long one."""
 
 CHECK_FLOPS = 2e12
@@ -111,6 +112,18 @@ def refuse_family(config: PretrainedConfig, where: object) -> None:
             f"{where}: {kind} is an encoder with a decoder, whose states are those of the decoder; of such families only the encoders "
             f"of {', '.join(ENCODERS)} are read; use an encoder such as BERT, or a decoder such as Qwen3"
         )
+
+
+def encoder_class(config: PretrainedConfig) -> Any:
+    """Give the class of an encoder-decoder family's encoder; None for the families that AutoModel makes."""
+    return getattr(transformers, ENCODERS[config.model_type]) if config.model_type in ENCODERS else None
+
+
+def build(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Make a model at random, on the device in force, with the attention that its family needs and without a pooler."""
+    encoder = encoder_class(config)
+    make = AutoModel.from_config if encoder is None else encoder._from_config
+    return make(config, dtype=dtype, **options(config))  # type: ignore[no-any-return]
 
 
 def options(config: PretrainedConfig) -> dict[str, Any]:
@@ -192,15 +205,40 @@ def check(backbone: PreTrainedModel, where: object) -> None:
 
 def check_lengths(backbone: PreTrainedModel) -> tuple[int, int]:
     """Choose how long the two texts of a check are."""
-    config, (short, fewest, most) = backbone.config, CHECK_LENGTHS
-    said = [value for key, value in config.to_dict().items() if REACHES.search(key)]
-    flat = [number for value in said for number in (value if isinstance(value, list) else [value]) if type(number) is int]
-    longest = getattr(config, "max_position_embeddings", None)
+    short, fewest, most = CHECK_LENGTHS
+    longest = getattr(backbone.config, "max_position_embeddings", None)
     room = most if type(longest) is not int or longest <= 0 else longest - 2
     weights = sum(p.numel() for p in backbone.parameters())
     affordable = max(fewest, int(CHECK_FLOPS / (6 * max(1, weights))))
-    long = min(max([fewest, *(number + 9 for number in flat if number < most)]), affordable, room, most)
+    long = min(max(fewest, reach(backbone.config) + 9), affordable, room)
     return min(short, long), long
+
+
+def reach(config: PretrainedConfig) -> int:
+    """Give the largest number of tokens beyond which a configuration says that something is computed otherwise; 0 for none."""
+    said = [value for key, value in config.to_dict().items() if REACHES.search(key)]
+    flat = [number for value in said for number in (value if isinstance(value, list) else [value]) if type(number) is int]
+    return max([0, *(number for number in flat if number < CHECK_LENGTHS[-1])])
+
+
+def has_windows(config: PretrainedConfig) -> bool:
+    """Say whether some layers attend over windows."""
+    return any("sliding" in kind for kind in getattr(config, "layer_types", None) or ())
+
+
+def heeds_padding(backbone: PreTrainedModel) -> bool:
+    """Say whether a family gives padded texts their own states, which graphs need; those of the tables do."""
+    if batching_of(backbone) is not Batching.EQUAL:
+        return True
+    short, long = check_lengths(backbone)
+    ids, mask = check_ids(backbone, long), torch.ones(2, long, dtype=torch.long, device=backbone.device)
+    mask[1, short:] = 0
+    with torch.inference_mode():
+        try:
+            alone, together = own_forward(backbone, ids[1:, :short]), own_forward(backbone, ids, mask)
+        except TypeError:  # no mask is taken
+            return False
+        return bool((together[1:, :short] - alone).abs().max() <= tolerance_of(alone))
 
 
 def _compare(backbone: PreTrainedModel, length: int, name: str) -> None:

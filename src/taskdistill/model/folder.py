@@ -20,7 +20,7 @@ from taskdistill.folders import check_folder, dump_json, read_manifest, write_fo
 from taskdistill.model import jina
 from taskdistill.model.adapters import load_adapter, save_adapter
 from taskdistill.model.backbone import load_backbone, longest_text, read_json, rope_theta, set_rope_theta
-from taskdistill.model.configuration import refuse_code
+from taskdistill.model.configuration import refuse_code, written
 from taskdistill.model.families import has_pooler
 from taskdistill.model.files_hash import deciding_files, files_hash, model_hash, space_id
 from taskdistill.model.folder_check import check_prompts, check_settings, check_unlisted
@@ -283,9 +283,8 @@ def save_backbone(module: TransformerModel, folder: Path) -> None:
         seen.add(tensor.data_ptr())
         tensors[name.replace(".base_layer.", ".")] = tensor.detach().cpu().contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = module.backbone.config.to_diff_dict() | {"architectures": [type(module.backbone).__name__], "dtype": "float32"}
-    config["model_type"] = module.backbone.config.model_type
-    _write(folder / "config.json", {key: value for key, value in sorted(config.items()) if not key.startswith("_")})
+    config = written(module.backbone.config) | {"architectures": [type(module.backbone).__name__], "dtype": "float32"}
+    _write(folder / "config.json", dict(sorted(config.items())))
 
 
 def pooling_config(pooling: Pooling, width: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -15,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taskdistill.errors import BadInput
+from taskdistill.model.families import heeds_padding
 from taskdistill.model.folder import Model
 from taskdistill.model.packed import ATTENTION
 from taskdistill.model.pooling import pool_padded
@@ -38,30 +41,52 @@ def make_graph(model: Model, path: Path, *, truncation_default: bool = True) -> 
         model: The model; its attention implementation is changed while the graph is traced.
         path: File to write; large weights go beside it.
         truncation_default: Whether the input `truncate_dim` may be left out; not every runtime knows such inputs.
+
+    Raises:
+        BadInput: If the family's operations cannot be written, or its states depend on padding.
     """
     import onnx
 
     module = model.module
+    kind = module.backbone.config.model_type if isinstance(module, TransformerModel) else "static"
+    if isinstance(module, TransformerModel) and not heeds_padding(module.backbone):
+        raise BadInput(
+            f"a {kind} gives padded texts other states than the same texts alone, and a graph runs padded batches; "
+            f"use the back end torch, or a family of docs/families.md"
+        )
     weights = sum(p.numel() for p in module.parameters()) * 4
     example = torch.tensor([[5, 6, 7, 8, 9], [7, 8, 9, 1, 1]])
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     graph = _StaticGraph(module) if isinstance(module, StaticModel) else _PaddedGraph(module)
     with _padded_attention(module), silent(), torch.no_grad():
-        program: Any = torch.onnx.export(
-            graph.eval(),
-            (example, mask),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(INPUTS),
-            output_names=["pooled"],
-            dynamic_shapes=dict.fromkeys(INPUTS, axes),
-            verbose=False,
-        )
+        try:
+            program: Any = torch.onnx.export(
+                graph.eval(),
+                (example, mask),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(INPUTS),
+                output_names=["pooled"],
+                dynamic_shapes=dict.fromkeys(INPUTS, axes),
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises classes of its own, with pages of text
+            raise BadInput(
+                f"a {kind} cannot be written as a graph ({type(error).__name__}: {_first_line(error)}); "
+                f"export it as sentence-transformers, or use the back end torch"
+            ) from error
         program.save(str(path), external_data=weights > ONE_FILE_LIMIT)
     proto = onnx.load(str(path), load_external_data=False)
     _add_head(proto, module.embedding_dim, truncation_default)
     onnx.save(proto, str(path))
+
+
+def _first_line(error: Exception) -> str:
+    """Give what an error of the exporter was raised from, in one short line without colours."""
+    cause = error.__cause__ or error
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(cause)).strip()
+    return plain.splitlines()[0][:200] if plain else type(cause).__name__
 
 
 class _PaddedGraph(nn.Module):
@@ -93,10 +118,10 @@ class _StaticGraph(nn.Module):
 
 @contextmanager
 def _padded_attention(module: TransformerModel | StaticModel) -> Iterator[None]:
-    if isinstance(module, StaticModel):
+    if isinstance(module, StaticModel) or not module.packs:
         yield
         return
-    module.backbone.set_attn_implementation("sdpa")
+    module.backbone.set_attn_implementation("sdpa" if module.backbone._supports_sdpa else "eager")
     try:
         yield
     finally:

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from taskdistill.errors import BadInput
-from taskdistill.model.backbone import keep_layers, layers_of
+from taskdistill.model.layers import fixed_layers, keep_layers, layers_of, only_layers
 from taskdistill.model.student import TransformerModel
 
 GATED = ("gate_proj", "up_proj", "down_proj")
+FUSED = (("Wi", "Wo"), ("gate_up_proj", "down_proj"))
+"""Pairs of maps of which the first makes gates and values at once, one behind the other."""
+
 BATCH = 64
 
 
@@ -50,31 +53,27 @@ def choose_layers(
     Raises:
         BadInput: If the model has not that many layers.
     """
-    layers = layers_of(module.backbone)
-    every = list(layers)
-    if not 1 <= count <= len(every):
-        raise BadInput(f"cannot keep {count} layers: the model has {len(every)}")
-    whole, kept, cosine, tried = embed_all(module, ids), list(range(len(every))), 1.0, 0
-    total = sum(range(count + 1, len(every) + 1))
-    try:
-        while len(kept) > count:
-            found = []
-            for left_out in kept:
-                some = [i for i in kept if i != left_out]
-                _set(layers, [every[i] for i in some])
+    backbone, total_layers = module.backbone, len(layers_of(module.backbone))
+    if not 1 <= count <= total_layers:
+        raise BadInput(f"cannot keep {count} layers: the model has {total_layers}")
+    fixed = fixed_layers(backbone) if count < total_layers else set()
+    if count < max(1, len(fixed)):
+        raise BadInput(f"cannot keep {count} layers: layers {sorted(fixed)} of a {backbone.config.model_type} are built otherwise and stay")
+    whole, kept, cosine, tried = embed_all(module, ids), list(range(total_layers)), 1.0, 0
+    total = sum(size - len(fixed) for size in range(count + 1, total_layers + 1))
+    while len(kept) > count:
+        found = []
+        for left_out in kept:
+            if left_out in fixed:
+                continue
+            some = [i for i in kept if i != left_out]
+            with only_layers(backbone, some):
                 found.append((float((embed_all(module, ids) * whole).sum(1).mean()), some))
-                tried += 1
-                if progress is not None:
-                    progress(tried, total)
-            cosine, kept = max(found, key=lambda one: one[0])
-    finally:
-        _set(layers, every)
+            tried += 1
+            if progress is not None:
+                progress(tried, total)
+        cosine, kept = max(found, key=lambda one: one[0])
     return kept, cosine
-
-
-def _set(layers: nn.ModuleList, wanted: Sequence[nn.Module]) -> None:
-    del layers[:]
-    layers.extend(wanted)
 
 
 def keep_only(module: TransformerModel, layers: Sequence[int]) -> None:
@@ -113,8 +112,9 @@ def narrow(module: TransformerModel, ids: Sequence[np.ndarray], width: int) -> N
             hook.remove()
     for (ins, back), total in zip(parts, sums, strict=True):
         chosen = (total * back.weight.detach().norm(dim=0)).topk(width).indices.sort().values
+        halves = torch.cat([chosen, chosen + back.in_features])
         for linear in ins:
-            _slice(linear, chosen, 0)
+            _slice(linear, halves if linear.out_features == 2 * back.in_features else chosen, 0)
         _slice(back, chosen, 1)
     module.backbone.config.intermediate_size = width
 
@@ -130,12 +130,16 @@ def _feed_forward(layer: nn.Module) -> tuple[list[nn.Linear], nn.Linear]:
     """Find the linear maps into the neurons of a layer, and the one back."""
     gated = getattr(layer, "mlp", None)
     found = [getattr(gated, name, None) for name in GATED]
+    for names in FUSED:
+        if not isinstance(found[0], nn.Linear):
+            found = [getattr(gated, name, None) for name in names]
     if not isinstance(found[0], nn.Linear):
         found = [getattr(getattr(layer, part, None), "dense", None) for part in ("intermediate", "output")]
     linear = [one for one in found if isinstance(one, nn.Linear)]
-    if len(linear) != len(found):
+    others = {id(weight) for weight in gated.parameters()} - {id(weight) for one in linear for weight in one.parameters()} if gated else ()
+    if len(linear) != len(found) or others:  # a norm of the neurons would have to be cut too
         raise BadInput(
-            f"cannot slice the feed-forward part of a {type(layer).__name__}; use a BERT-like, EuroBERT, Qwen3 or Llama-like model"
+            f"cannot slice the feed-forward part of a {type(layer).__name__}; use a BERT-like, EuroBERT, ModernBERT, Qwen3 or Llama-like model"
         )
     return linear[:-1], linear[-1]
 
