@@ -143,6 +143,26 @@ def test_copies_cross_in_both_directions():
     assert torch.from_numpy(np.ones(2)).to(DEVICE).sum().item() == 2
 
 
+def test_what_is_made_there_has_its_shape():
+    made = [torch.arange(3, device=DEVICE), torch.arange(1, 4, device=DEVICE), torch.randperm(3, device=DEVICE)]
+    made += [torch.linspace(0, 1, 3, device=DEVICE), torch.full((3,), 2.0, device=DEVICE), torch.tensor([1, 2, 3], device=DEVICE)]
+    assert all(each.device == DEVICE and each.shape == (3,) == each.inner.shape for each in made)
+    assert torch.eye(2, device=DEVICE).shape == (2, 2) == torch.empty(2, 2, device=DEVICE).shape
+    assert torch.triu_indices(3, 3, offset=1, device=DEVICE).tolist() == [[0, 0, 1], [1, 2, 2]]
+    with pytest.raises(NotImplementedError, match="shape of its `out`"):
+        torch.mm(torch.eye(2, device=DEVICE), torch.eye(2, device=DEVICE), out=torch.empty(0, device=DEVICE))
+
+
+def test_inference_mode_is_as_everywhere():
+    ordinary = torch.arange(6, device=DEVICE)
+    with torch.inference_mode():
+        assert not ordinary.view(2, 3).is_inference() and (ordinary * 2).is_inference()
+        assert ordinary.expand(2, 6).sum().item() == 30
+    made = ordinary.view(3, 2)
+    made += 1
+    assert ordinary.tolist() == [1, 2, 3, 4, 5, 6]
+
+
 def test_memory_ends():
     with twin.limit_memory(1 << 20):
         torch.zeros(1 << 17, device=DEVICE)

@@ -12,7 +12,7 @@ What is checked, and where the rule comes from:
   with those of torch's FakeTensor for `cuda`.
 - Indexing takes indices of the CPU for a tensor of the device, not the other way round; a value put there may be one CPU scalar.
 - Fused AdamW wants its step counters on the device. `torch.equal`, `cat`, `stack`, `mm`, `index_select`, `out=` and so on want one device.
-- `.numpy()`, `np.asarray` and `torch.from_numpy` into the device are refused; `.cpu()`, `.item()` and `.tolist()` copy.
+- `.numpy()` and `np.asarray` are refused; `.cpu()`, `.item()` and `.tolist()` copy; `torch.from_numpy` makes tensors of the CPU.
 - A generator belongs to a device: twin tensors draw from a generator of the twin only. `bernoulli_` and the like draw the CPU's numbers.
 - `.to(device)` of a module keeps its Parameter objects, as on CUDA, and `.data =` crosses devices.
 - A copy to the CPU with `non_blocking=True` holds garbage until `torch.twin.synchronize()` or another copy that waits.
@@ -39,7 +39,6 @@ from typing import Any
 
 import torch
 import torchgen
-from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "twin"
@@ -168,7 +167,7 @@ class _Hook(torch._C._acc.PrivateUse1Hooks):
 
 module = _Module()
 _setup_privateuseone_for_python_backend(NAME, module, _Hook())
-DEVICE = torch.device(NAME, 0)
+DEVICE, CPU = torch.device(NAME, 0), torch.device("cpu")
 
 
 class _GeneratorType(type(torch._C.Generator)):  # type: ignore[misc]
@@ -269,24 +268,42 @@ def _checked() -> dict[str, bool]:
 CHECKED = _checked()
 
 
-def _name(func: Any) -> tuple[str, str]:
-    base, overload = func._schema.name.removeprefix("aten::"), func._schema.overload_name
-    return base, f"{base}.{overload}" if overload else base
+class _Operator:
+    """What an operator's schema says, read once."""
+
+    def __init__(self, func: Any) -> None:
+        schema = func._schema
+        self.base = schema.name.removeprefix("aten::")
+        self.full = f"{self.base}.{schema.overload_name}" if schema.overload_name else self.base
+        self.arguments = [(a.name, a.alias_info is not None and a.alias_info.is_write) for a in schema.arguments]
+        self.draws = any(name == "generator" for name, _ in self.arguments)
+        self.views = any(each.alias_info is not None and not each.alias_info.is_write for each in schema.returns)
+        self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
-def _tensors(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[str, bool, torch.Tensor]]:
+_operators: dict[Any, _Operator] = {}
+
+
+def _described(func: Any) -> _Operator:
+    if func not in _operators:
+        _operators[func] = _Operator(func)
+    return _operators[func]
+
+
+def _tensors(operator: _Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[str, bool, torch.Tensor]]:
     """List an operator's tensors: argument, whether it is written, tensor."""
     found = []
-    for place, argument in enumerate(func._schema.arguments):
-        given = args[place] if place < len(args) else kwargs.get(argument.name)
-        written = argument.alias_info is not None and argument.alias_info.is_write
-        found += [(argument.name, written, leaf) for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)]
+    for place, (name, written) in enumerate(operator.arguments):
+        given = args[place] if place < len(args) else kwargs.get(name)
+        for leaf in given if isinstance(given, list | tuple) else (given,):
+            if isinstance(leaf, torch.Tensor):
+                found.append((name, written, leaf))
     return found
 
 
-def _meet(func: Any, tensors: Sequence[tuple[str, bool, torch.Tensor]]) -> None:
+def _meet(operator: _Operator, tensors: Sequence[tuple[str, bool, torch.Tensor]]) -> None:
     """Refuse two devices in one operator, as CUDA does."""
-    base, full = _name(func)
+    base, full = operator.base, operator.full
     here = [each for each in tensors if isinstance(each[2], Twin)]
     there = [each for each in tensors if not isinstance(each[2], Twin)]
     if not here or not there or base in CROSSING:
@@ -324,47 +341,60 @@ def _own(device: Any) -> bool:
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    base, _ = _name(func)
+    operator = _described(func)
+    base = operator.base
+    if base == "scaled_dot_product_attention":
+        return _attention(*args, **kwargs)
+    if base != "silu_backward" and operator.composite:
+        return func.decompose(*args, **kwargs)  # reached in inference mode: each of its parts comes here by itself
     module.calls[base] = module.calls.get(base, 0) + 1
-    tensors = _tensors(func, args, kwargs)
-    _meet(func, tensors)
+    tensors = _tensors(operator, args, kwargs)
+    _meet(operator, tensors)
     if base in RESHAPES_ITSELF:
         raise NotImplementedError(f"the pretend device does not change shapes in place ({base}); use the operator without underscore")
     target = kwargs.get("device")
-    to_twin = _own(target) or (target is None and any(isinstance(tensor, Twin) for _, _, tensor in tensors))
+    twins = [tensor for _, _, tensor in tensors if isinstance(tensor, Twin)]
+    to_twin = _own(target) or (target is None and bool(twins))
     source = kwargs.get("generator")
     if source is not None and to_twin and source._cdata not in _generators:
         raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu'")
-    if source is None and "generator" in {argument.name for argument in func._schema.arguments} and to_twin:
+    if source is None and operator.draws and to_twin:
         kwargs = {**kwargs, "generator": _default_generator}
-    inner_kwargs = {name: torch.device("cpu") if name == "device" and value is not None else value for name, value in kwargs.items()}
-    waits = base in ("_local_scalar_dense", "equal", "nonzero", "_to_copy", "copy_") and not kwargs.get("non_blocking")
-    if waits:
+    here = {name: CPU if name == "device" and value is not None else _inner(value) for name, value in kwargs.items()}
+    if base in ("_local_scalar_dense", "equal", "nonzero", "_to_copy", "copy_") and not kwargs.get("non_blocking"):
         _finish_copies()
-    crosses = base == "_to_copy" and not to_twin
-    if crosses and kwargs.get("non_blocking"):
-        return _later(func(*pytree.tree_map(_inner, args), **pytree.tree_map(_inner, inner_kwargs)))
-    out = func(*pytree.tree_map(_inner, args), **pytree.tree_map(_inner, inner_kwargs))
+    out = func(*(_inner(value) for value in args), **here)
     if base == "copy_":
         return args[0]
     if not to_twin:
-        return out
-    by_inner = {id(tensor.inner): tensor for _, _, tensor in tensors if isinstance(tensor, Twin)}
-    return pytree.tree_map(lambda leaf: _wrap(leaf, by_inner), out)
+        return _later(out) if base == "_to_copy" and kwargs.get("non_blocking") else out
+    known = {id(tensor.inner): tensor for tensor in twins}
+    if operator.views and torch.is_inference_mode_enabled() and not all(tensor.is_inference() for tensor in twins):
+        with torch.inference_mode(False):  # a view of an ordinary tensor is an ordinary one, in inference mode too
+            return _wrap(out, known)
+    return _wrap(out, known)
 
 
-def _inner(leaf: Any) -> Any:
-    return leaf.inner if isinstance(leaf, Twin) else leaf
+def _inner(value: Any) -> Any:
+    if isinstance(value, Twin):
+        return value.inner
+    return type(value)(_inner(each) for each in value) if type(value) in (list, tuple) else value
 
 
-def _wrap(leaf: Any, known: dict[int, Twin]) -> Any:
-    if not isinstance(leaf, torch.Tensor):
-        return leaf
-    if id(leaf) in known:
-        return known[id(leaf)]
-    if leaf.untyped_storage().nbytes() > module.mem_get_info()[0]:
-        raise torch.OutOfMemoryError(f"{NAME} out of memory. Tried to allocate {leaf.untyped_storage().nbytes()} bytes.")
-    return Twin(leaf)
+def _wrap(value: Any, known: dict[int, Twin]) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(_wrap(each, known) for each in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    if id(value) in known:
+        if _layout(known[id(value)]) != _layout(value):
+            raise NotImplementedError(
+                "an operator changed the shape of its `out`, which the pretend device cannot follow; give it the right shape"
+            )
+        return known[id(value)]
+    if value.untyped_storage().nbytes() > module.mem_get_info()[0]:
+        raise torch.OutOfMemoryError(f"{NAME} out of memory. Tried to allocate {value.untyped_storage().nbytes()} bytes.")
+    return Twin(value)
 
 
 def _later(result: torch.Tensor) -> torch.Tensor:
@@ -391,6 +421,16 @@ def _copied_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool 
 
 
 _library.impl("_copy_from", _copied_from, "PrivateUse1")
+
+
+def _factory(name: str) -> None:
+    packet, _, overload = name.partition(".")
+    operator = getattr(getattr(torch.ops.aten, packet), overload or "default")
+    _library.impl(name, lambda *args, **kwargs: _run(operator, args, kwargs), "PrivateUse1")
+
+
+for _operator in ("arange", "arange.start", "arange.start_step", "linspace", "eye", "eye.m", "randperm", "randperm.generator"):
+    _factory(_operator)  # torch would make these empty and let an operator resize them
 
 
 def _attention(
@@ -489,6 +529,8 @@ torch.Tensor.is_pinned = lambda own, device=None: hasattr(own, "pinned_for") or 
 
 
 def _cast(leaf: Any, dtype: torch.dtype) -> Any:
+    if type(leaf) in (list, tuple):
+        return type(leaf)(_cast(each, dtype) for each in leaf)
     if isinstance(leaf, Twin) and leaf.is_floating_point() and leaf.dtype is not torch.float64:
         return leaf.to(dtype)
     return leaf
@@ -502,10 +544,7 @@ def _autocast(name: str, low: bool) -> None:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         dtype = torch.get_autocast_dtype(NAME) if low else torch.float32
         with torch._C._ExcludeDispatchKeyGuard(off):
-            return operator(
-                *pytree.tree_map(lambda leaf: _cast(leaf, dtype), args),
-                **pytree.tree_map(lambda leaf: _cast(leaf, dtype), kwargs),
-            )
+            return operator(*(_cast(value, dtype) for value in args), **{key: _cast(value, dtype) for key, value in kwargs.items()})
 
     _library.impl(name, kernel, "AutocastPrivateUse1")
 

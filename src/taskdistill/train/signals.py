@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.recipe_phases import MICRO_BATCH_TOKENS
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.cut import micro_batches
+from taskdistill.train.device import to_device
 from taskdistill.train.objectives import Signals
 from taskdistill.train.prepare import Prepared
 
@@ -23,15 +25,19 @@ if TYPE_CHECKING:
 class SignalSource:
     """Gives each step its token ids and signals."""
 
-    def __init__(self, job: PhaseJob, model: TransformerModel | StaticModel, around: Surroundings) -> None:
+    def __init__(
+        self, job: PhaseJob, model: TransformerModel | StaticModel, around: Surroundings, micro_batch_tokens: int = MICRO_BATCH_TOKENS
+    ) -> None:
         """Remember where they come from.
 
         Args:
             job: The phase, with its teacher stores.
             model: For the vectors without adapter.
-            around: For tokenizer and prompts.
+            around: For tokenizer, prompts, and the device that signals are put on.
+            micro_batch_tokens: Tokens of a pass without adapter.
         """
         self.job, self.model, self.around = job, model, around
+        self.micro_batch_tokens = micro_batch_tokens
 
     def ids(self, prepared: Prepared) -> list[np.ndarray]:
         """Tokenise a batch; several processes share the work.
@@ -85,25 +91,24 @@ class SignalSource:
                 found.teacher_similarities = unit[:count] @ unit[count : 2 * count].T
         if self.job.needs_base:
             found.base = self._without_adapter(ids)
-        device = next(self.model.parameters()).device if self.model is not None else torch.device("cpu")
-        found.teacher = None if found.teacher is None else found.teacher.to(device)
-        found.base = None if found.base is None else found.base.to(device)
+        if found.teacher is not None and self.model is not None:
+            found.teacher = found.teacher.to(next(self.model.parameters()).device, non_blocking=True)
         return found
 
     def _without_adapter(self, ids: list[np.ndarray]) -> Tensor:
         """Embed with the base, in micro-batches that follow from the batch alone, so that a continued run gets the same bits."""
         self.model.select(None)
         lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
-        compute, kind = self.around.compute, next(self.model.parameters()).device.type
-        threads, out = self.around.threads, torch.empty(len(ids), self.model.embedding_dim)
+        compute, place = self.around.arithmetic.compute, next(self.model.parameters()).device
+        threads, out = self.around.threads, torch.empty(len(ids), self.model.embedding_dim, device=place)
 
         def embed(rows: np.ndarray) -> Tensor:
-            with torch.no_grad(), torch.autocast(kind, compute, enabled=compute is not None):
-                return self.model.embed([ids[i] for i in rows]).float().cpu()
+            with torch.no_grad(), torch.autocast(place.type, compute, enabled=compute is not None):
+                return self.model.embed([ids[i] for i in rows]).float()
 
-        parts = micro_batches(lengths, self.job.settings.micro_batch_tokens, threads.count)
+        parts = micro_batches(lengths, self.micro_batch_tokens, threads.count)
         for rows, vectors in zip(parts, threads.map(embed, parts), strict=True):
-            out[rows] = vectors
+            out[to_device(rows, place)] = vectors
         return out
 
 

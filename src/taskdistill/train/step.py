@@ -27,6 +27,7 @@ from taskdistill.model.pooling import pool
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.train.clock import Clock, Moment, moment
 from taskdistill.train.cut import Piece, micro_batches, pieces
+from taskdistill.train.device import tf32_products
 from taskdistill.train.memory import OutOfMemory, free_memory, is_out_of_memory
 from taskdistill.train.processes import ALONE, Processes
 from taskdistill.train.sharded import is_sharded
@@ -323,8 +324,9 @@ def _static_gradients(
 
 
 def _backward_loss(loss: Loss, weights: Mapping[str, float], leaf: Tensor) -> Told:
-    terms, masked = loss(leaf)
-    total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
-    if total.requires_grad:
-        total.backward()  # type: ignore[no-untyped-call]
+    with tf32_products(False):
+        terms, masked = loss(leaf)
+        total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+        if total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]
     return {name: float(term.detach()) for name, term in terms.items()}, float(total.detach()), masked
