@@ -11,10 +11,9 @@ import tiny
 import torch
 
 from taskdistill.compress import Int8Ranges
-from taskdistill.encode import batches, hardware
 from taskdistill.encode.batches import run_batches, token_batches
 from taskdistill.encode.encoder import Encoder
-from taskdistill.encode.hardware import allot, choose_budget, cpu_flags, default_budget, move, open_device, open_dtype
+from taskdistill.encode.hardware import move
 from taskdistill.encode.running import one_ahead
 from taskdistill.errors import BadInput, WorkFailed
 
@@ -167,29 +166,6 @@ def test_one_ahead_works_while_the_caller_is_busy():
     assert list(one_ahead([], work)) == []
 
 
-def test_devices_and_types_that_are_not_here_are_refused(tmp_path, monkeypatch):
-    assert open_device(None) == torch.device("cpu") == open_device("cpu")
-    for name, says in (("gpu", "unknown device 'gpu'"), ("cuda:99", "is not here")):
-        with pytest.raises(BadInput, match=says):
-            open_device(name)
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(hardware, "cpu_flags", lambda: {"avx2", "fma"})
-    for name in ("bfloat16", "float16"):
-        with pytest.raises(BadInput, match=f"no {name} units"):
-            open_dtype(name, cpu)
-    monkeypatch.setattr(hardware, "cpu_flags", lambda: {"amx_bf16"})
-    assert open_dtype("bfloat16", cpu) is torch.bfloat16 and open_dtype(None, cpu) is torch.float32
-    with pytest.raises(BadInput, match="unknown dtype 'half'"):
-        open_dtype("half", cpu)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
-    with pytest.raises(BadInput, match="T4 has no bfloat16 units"):
-        open_dtype("bfloat16", torch.device("cuda"))
-    path = tmp_path / "cpuinfo"
-    path.write_text("processor : 0\nflags\t\t: fpu avx2 amx_bf16\nFeatures : fp asimdhp\n")
-    assert cpu_flags(path) == {"fpu", "avx2", "amx_bf16", "fp", "asimdhp"} and cpu_flags(tmp_path / "none") == set()
-
-
 @pytest.mark.parametrize("family", ["bert", "qwen3"])
 def test_half_precision_moves_weights_only_and_stays_close(tmp_path, family):
     encoder = encoder_of(tmp_path, family)
@@ -199,39 +175,3 @@ def test_half_precision_moves_weights_only_and_stays_close(tmp_path, family):
     assert {b.dtype for b in encoder.model.module.buffers()} <= {torch.float32, torch.int64}
     given = encoder.encode(TEXTS, task="retrieval")
     assert given.dtype == np.float32 and (given * expected).sum(1).min() > 0.99
-
-
-def test_the_budget_of_a_gpu_is_where_larger_batches_gain_nothing():
-    rates = {4096: 1.0, 8192: 1.5, 16384: 1.9, 32768: 1.92, 65536: 2.5}
-    timed = []
-
-    def timer(tokens):
-        timed.append(tokens)
-        return tokens / rates[tokens]
-
-    assert choose_budget(timer, list(rates)) == 16384 and timed == [4096, 8192, 16384, 32768]
-
-    def narrow(tokens):
-        if tokens > 4096:
-            raise torch.OutOfMemoryError
-        return 1.0
-
-    assert choose_budget(narrow) == 4096
-
-
-def test_a_cpu_keeps_its_budget_and_a_timer_times(tmp_path):
-    encoder = encoder_of(tmp_path, threads=1)
-    assert default_budget(encoder.model.module) == batches.TOKEN_BUDGET == encoder.token_budget
-    monkey_length = hardware.TIMED_LENGTH
-    hardware.TIMED_LENGTH = 16
-    try:
-        assert 0 < hardware.batch_timer(encoder.model.module)(64) < 10
-    finally:
-        hardware.TIMED_LENGTH = monkey_length
-
-
-def test_devices_are_allotted_in_turn(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert allot(["cpu"], 3) == ["cpu"] * 3
-    assert allot(["cuda"], 3) == ["cuda:0", "cuda:1", "cuda:0"]
-    assert allot(["cuda:1", "cpu"], 3) == ["cuda:1", "cpu", "cuda:1"]

@@ -50,6 +50,7 @@ def test_every_phase_of_table_a1(name):
     phases = recipe.phases()
     found = {key: (p.steps, p.batch_size, p.max_length, p.lr, p.rope_theta) for key, p in phases.items()}
     assert found == TABLE[name]
+    assert recipe.precision == "bfloat16"
     retrieval = recipe.adapters[Task.RETRIEVAL]
     assert {tuple(profile) for profile in retrieval.long_sources.values()} == {tuple(LONG[name])}
     assert retrieval.weights == {"info_nce": 1, "distill": 2, "gor": 1} and retrieval.learn_temperature and retrieval.average
@@ -143,7 +144,7 @@ def twin(name: str, folder: Path) -> dict[str, Any]:
         phase |= {"steps": 2, "batch_size": 6, "max_length": 24, "long_sources": long, "micro_batch_tokens": 256, "checkpoint_every": 2}
         if "rank" in phase:
             phase |= {"rank": 4, "alpha": 4}
-    raw |= {"name": f"{name}-twin", "threads": 1, "data": small["data"]}
+    raw |= {"name": f"{name}-twin", "threads": 1, "data": small["data"], "precision": "auto"}
     raw["teacher"] |= {"model": str(folder / "teacher"), "max_length": 32, "embedding_dim": 32}
     raw["teacher"]["instructions"] = small["teacher"]["instructions"]  # which leave room for a text
     raw["student"] |= {"init": "config", "config": tiny.config(FAMILY[name]), "max_length": 64, "matryoshka_dims": [8, 16]}

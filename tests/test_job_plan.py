@@ -83,7 +83,7 @@ def test_the_papers_recipes_without_hub_weights_or_data(name, weights, no_weight
     shown = {title: rows for title, _, rows in plan_tables(found)}
     assert [row[0] for row in shown["Phases"]] == list(found["phases"])
     assert {row[0] for row in shown["Costs"]} >= {"teacher", "training", "in all", "GPU memory", "memory", "disk", "formula"}
-    assert all(len(row) == 6 for row in shown["Phases"])
+    assert all(len(row) == 8 for row in shown["Phases"])
 
 
 def stated(tmp_path: Path, **changes) -> dict:

@@ -236,7 +236,7 @@ def test_a_plan_counts_its_rows(run):
 
 def test_a_plan_counts_frozen_layers_less_and_the_tokens_of_the_run(run, monkeypatch):
     raw, home = run
-    monkeypatch.setattr("taskdistill.job.plan.matrix_rate", lambda: 1e6)
+    monkeypatch.setattr("taskdistill.job.plan.matrix_rate", lambda **_: 1e6)
     trained = raw | {"stage1": raw["stage1"] | {"freeze_layers": False}}
     frozen, trained = (plan_run(parse_recipe(each), home, Silent())["phases"]["stage1"] for each in (raw, trained))
     steps = [json.loads(line) for line in (home / "run" / "log.jsonl").read_text().splitlines() if '"tokens"' in line]

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -93,7 +94,9 @@ def test_two_servers_behind_nginx(tmp_path):
 def test_limits_are_set_by_name(monkeypatch, tmp_path, capsys):
     started = {}
     monkeypatch.setattr("taskdistill.serve.run.serve", lambda encoder, **options: started.update(options))
-    monkeypatch.setattr("taskdistill.encode.encoder.Encoder.load", lambda model, threads=None: threads)
+    monkeypatch.setattr(
+        "taskdistill.encode.encoder.Encoder.load", lambda model, **options: SimpleNamespace(placement="device cpu, float32")
+    )
     assert run(["serve", "m", "--threads", "3", "--limit", "request_texts=5", "--limit", "queue_seconds=1.5"]) == 0
     assert (started["settings"].request_texts, started["settings"].queue_seconds) == (5, 1.5)
     for wrong, said in (

@@ -7,12 +7,14 @@ import test_step
 import tiny
 import tiny_run
 import torch
+from helpers import twin
 from safetensors.torch import load_file
 
-from taskdistill.encode import hardware
+from taskdistill import device
 from taskdistill.errors import BadInput
+from taskdistill.train import device as train_device
 from taskdistill.train import step
-from taskdistill.train.device import compute_type, training_device
+from taskdistill.train.device import Arithmetic, choose_arithmetic, tf32_products, training_device
 from taskdistill.train.processes import Processes
 from taskdistill.train.workers import workers
 from taskdistill.vocabulary import Task
@@ -20,37 +22,73 @@ from taskdistill.vocabulary import Task
 CPU = torch.device("cpu")
 
 
-def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch):
-    monkeypatch.setattr(hardware, "cpu_flags", lambda: {"fpu", "avx2"})
-    assert compute_type("float32", CPU) is None
+def test_the_arithmetic_of_the_passes(monkeypatch):
+    monkeypatch.setattr(device, "cpu_flags", lambda: {"fpu", "avx2"})
+    assert choose_arithmetic("auto", CPU) == choose_arithmetic("float32", CPU) == Arithmetic()
     with pytest.raises(BadInput, match=r"precision: this CPU has no bfloat16 units .* use float32"):
-        compute_type("bfloat16", CPU)
-    monkeypatch.setattr(hardware, "cpu_flags", lambda: {"avx512_bf16"})
-    assert compute_type("bfloat16", CPU) is torch.bfloat16
+        choose_arithmetic("bfloat16", CPU)
+    with pytest.raises(BadInput, match=r"precision: this CPU has no TF32 units"):
+        choose_arithmetic("tf32", CPU)
+    monkeypatch.setattr(device, "cpu_flags", lambda: {"avx512_bf16"})
+    assert choose_arithmetic("bfloat16", CPU) == Arithmetic(torch.bfloat16)
+    assert choose_arithmetic("auto", CPU) == Arithmetic(), "a CPU stays in float32 unless it is told otherwise"
+    assert choose_arithmetic("auto", twin.DEVICE) == Arithmetic(torch.bfloat16)
+    assert choose_arithmetic("float32", twin.DEVICE) == Arithmetic()
+
+
+@pytest.mark.parametrize(
+    ("capability", "auto"), [((9, 0), Arithmetic(torch.bfloat16, True)), ((8, 0), Arithmetic(torch.bfloat16, True)), ((7, 5), Arithmetic())]
+)
+def test_a_card_of_cuda_takes_what_it_has(monkeypatch, capability, auto):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place=None: "card")
+    place = torch.device("cuda", 0)
+    assert choose_arithmetic("auto", place) == auto and choose_arithmetic("float32", place) == Arithmetic()
+    assert str(auto) == ("bfloat16 (float32 products in TF32)" if auto.tf32 else "float32")
+    if not auto.tf32:
+        for precision, says in (("tf32", "card has no TF32 units"), ("bfloat16", "card has no bfloat16 units")):
+            with pytest.raises(BadInput, match=says):
+                choose_arithmetic(precision, place)
+    else:
+        assert choose_arithmetic("tf32", place) == Arithmetic(None, True)
+
+
+def test_losses_never_round_to_tf32():
+    seen = []
+    leaf = torch.ones(2, 3, requires_grad=True)
+
+    def loss(vectors):
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return {"x": vectors.square().sum()}, 0.0
+
+    with tf32_products(True):
+        assert torch.backends.cuda.matmul.allow_tf32
+        step._backward_loss(loss, {}, leaf)
+        assert torch.backends.cuda.matmul.allow_tf32
+    assert seen == [False] and not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_run_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(hardware, "cpu_flags", set)
+    monkeypatch.setattr(device, "cpu_flags", set)
     raw = tiny.recipe(tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"))
     with pytest.raises(BadInput, match="precision: this CPU has no bfloat16 units"):
-        tiny_run.train(raw | {"precision": "bfloat16"}, tmp_path / "run")
+        tiny_run.train(raw | {"precision": "bfloat16", "device": "cpu"}, tmp_path / "run")
+    with pytest.raises(BadInput, match=r"unknown device 'gpu'.* did you mean 'cuda'"):
+        tiny_run.train(raw | {"device": "gpu"}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused():
-    assert training_device("auto") == CPU and training_device("cpu") == CPU
-    with pytest.raises(BadInput, match="device is cuda, but torch sees no GPU"):
-        training_device("cuda")
-
-
-def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda place: None)
-    assert training_device("auto", Processes(5, 8, 4)) == torch.device("cuda", 1)
-    with pytest.raises(BadInput, match="3 processes were started on this host, which has 2 GPUs"):
+def test_each_process_takes_the_device_of_its_number(monkeypatch):
+    taken = []
+    monkeypatch.setattr(train_device, "resolve_device", lambda choice: torch.device("cuda", 0))
+    monkeypatch.setattr(train_device, "accelerators", lambda: [torch.device("cuda", 0), torch.device("cuda", 1)])
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert training_device("auto", Processes(5, 8, 4)) == training_device("cuda", Processes(1, 2, 2)) == torch.device("cuda", 1)
+    assert training_device("auto") == torch.device("cuda", 0) and [each.index for each in taken] == [1, 1, 0]
+    with pytest.raises(BadInput, match="3 processes were started on this host, which has 2 devices of type cuda"):
         training_device("auto", Processes(2, 3, 3))
+    with pytest.raises(BadInput, match="device cuda:0 is one device, and 2 processes train"):
+        training_device("cuda:0", Processes(0, 2, 2))
 
 
 @pytest.mark.parametrize(("family", "task"), [("bert", Task.RETRIEVAL), ("qwen3", Task.CLASSIFICATION), ("eurobert", None)])
@@ -80,7 +118,7 @@ def test_gradients_in_bfloat16_are_near_and_in_float32(family, task):
 
 
 def test_a_run_in_bfloat16_keeps_float32_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(hardware, "cpu_flags", lambda: {"amx_bf16"})
+    monkeypatch.setattr(device, "cpu_flags", lambda: {"amx_bf16"})
     raw = tiny.recipe(tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=3)
     del raw["static"]
     raw["adapters"] = {"classification": raw["adapters"]["classification"]}

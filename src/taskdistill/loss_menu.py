@@ -76,7 +76,7 @@ def relative_similarity(
         cost nothing and count.
     """
     s, t = normalise(student), normalise(teacher).detach()
-    rows, columns = torch.triu_indices(len(s), len(s), offset=1)
+    rows, columns = torch.triu_indices(len(s), len(s), offset=1, device=s.device)
     drawn = torch.randint(len(rows), (2, couples), generator=generator).to(rows.device)
     one, two = drawn[0], drawn[1]
 
@@ -269,7 +269,7 @@ def _beta(generator: torch.Generator | None) -> float:
 
 
 def _scaled_distances(unit: Tensor) -> Tensor:
-    rows, columns = torch.triu_indices(len(unit), len(unit), offset=1)
+    rows, columns = torch.triu_indices(len(unit), len(unit), offset=1, device=unit.device)
     found: Tensor = (unit[rows] - unit[columns]).norm(dim=1)
     return found / found.mean().clamp_min(torch.finfo(unit.dtype).tiny)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 import sys
 from pathlib import Path
@@ -43,6 +44,44 @@ def peak_megabytes() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def available_memory() -> int | None:
+    """Ask how much memory this process can still take without making the system swap or end it.
+
+    Returns:
+        Bytes: what the kernel calls available, or less where a control group allows less; None where the system does not tell.
+    """
+    found = [free for free in (_kernel_available(), *_group_available()) if free is not None]
+    return min(found) if found else None
+
+
+def _kernel_available() -> int | None:
+    path = Path("/proc/meminfo")
+    if path.is_file() and (line := re.search(r"MemAvailable:\s+(\d+) kB", path.read_text("utf-8"))):
+        return int(line[1]) * 1024
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _group_available(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Read what is left of the limits of this process's control groups, as a container sees them, version 2 and version 1."""
+    left = []
+    for limit, used, folder in (
+        ("memory.max", "memory.current", root),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", root / "memory"),
+    ):
+        try:
+            most, now = (folder / limit).read_text("utf-8").strip(), int((folder / used).read_text("utf-8"))
+            stat = (folder / "memory.stat").read_text("utf-8")
+        except (OSError, ValueError):
+            continue
+        files = re.search(r"^(?:total_)?inactive_file (\d+)$", stat, re.MULTILINE)
+        if most.isdigit():
+            left.append(max(0, int(most) - now + (int(files[1]) if files else 0)))
+    return left
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -71,6 +71,13 @@ class TeacherSettings(Strict):
     )
     store: str | None = Field(default=None, description="Folder of the teacher store; default: teacher-store beside the run folder")
     trust_remote_code: bool = Field(default=False, description="local: let the model folder run its own code")
+    device: str = Field(default="auto", description="local: where it runs: auto (an accelerator if there is one) or any device of torch")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="local: arithmetic of its weights. auto: that of the store at hand; for a new store bfloat16 on an accelerator that "
+        "computes in it, float32 elsewhere",
+    )
+    batch_tokens: Positive | None = Field(default=None, description="local: tokens of one batch; None: by the memory that is free")
     licence: str | None = Field(default=None, description="Licence of the teacher, copied to the model card")
 
 
@@ -161,11 +168,14 @@ class Recipe(Strict):
         description="Minutes that a process waits for the others in an exchange of a training step before it ends. What the "
         "first one does alone (teacher store, folders, scores) is waited for without this limit",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where training runs. auto: on a GPU if there is one")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32",
-        description="Number type of the passes in training; weights, optimiser and losses stay float32. bfloat16 is refused where the "
-        "hardware does not compute in it",
+    device: str = Field(
+        default="auto",
+        description="Where training and evaluation run: auto (an accelerator if there is one) or any device that torch knows, such as cuda:1",
+    )
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
+        default="auto",
+        description="Number type of the passes in training; weights, optimiser and losses stay float32. auto: bfloat16 on an accelerator that "
+        "computes in it, float32 elsewhere; tf32: float32 whose products round their factors. What the hardware has not is refused",
     )
     data: Data
     teacher: TeacherSettings
@@ -241,6 +251,13 @@ class Recipe(Strict):
             idle += [(f"stage1.{name}", "stage1.projection is none") for name in heads if given(self.stage1, name)]
         if self.long is not None and given(self.long, "projection_init"):
             idle.append(("long.projection_init", "the long phase goes on with stage 1's projection"))
+        for name, said in self.all_teachers().items():
+            where = name if name == FIRST else f"teachers.{name}"
+            idle += [
+                (f"{where}.{key}", f"a {said.kind} teacher does not run here")
+                for key in ("device", "dtype", "batch_tokens")
+                if said.kind != "local" and given(said, key)
+            ]
         if self.teacher.kind != "http" and self.teacher.api_key_env is not None:
             idle.append(("teacher.api_key_env", f"a {self.teacher.kind} teacher takes no key"))
         for key, why in idle:

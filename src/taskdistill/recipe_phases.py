@@ -12,6 +12,9 @@ Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
+MICRO_BATCH_TOKENS = 512
+"""Tokens of a forward pass on a CPU with ample memory: more leave its cache; see docs/performance.md."""
+
 
 class Strict(BaseModel):
     """Base of every part of a recipe: unknown keys are errors, values do not change after reading."""
@@ -158,7 +161,10 @@ class Phase(Strict):
     betas: tuple[Share, Share] = (0.9, 0.999)
     clip: float = Field(default=1.0, gt=0, description="Largest gradient norm")
     matryoshka: bool = Field(default=True, description="Every loss term over every prefix of student.matryoshka_dims")
-    micro_batch_tokens: Positive = Field(default=512, description="Tokens per forward pass; bounds memory, changes no number")
+    micro_batch_tokens: Positive | None = Field(
+        default=None,
+        description="Tokens per forward pass; bounds memory, changes no number beyond rounding. None: 512 on a CPU, what fits on an accelerator",
+    )
     menu: Menu = Field(default=Menu(), description="Settings of the further distillation losses that `weights` may name")
     weight_schedule: dict[str, Ramp] = Field(default_factory=dict, description="Loss term to a factor that changes with the steps")
     checkpoint_every: Positive = Field(default=200, description="Steps between checkpoints")

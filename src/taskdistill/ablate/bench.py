@@ -21,17 +21,19 @@ from taskdistill.ablate.settings import Experiment
 from taskdistill.ablate.static import OnceTokenizer, is_static, static_student
 from taskdistill.data.batches import BatchPlan
 from taskdistill.data.rows import Dataset
-from taskdistill.errors import WorkFailed
+from taskdistill.device import CPU
+from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.job.run import store_root
 from taskdistill.job.start import data_root, load_inputs, start_student
 from taskdistill.job.watch import Silent, Watcher
-from taskdistill.model.backbone import weights_hash
+from taskdistill.model.backbone import rope_theta, weights_hash
 from taskdistill.model.folder import Model
 from taskdistill.model.student import TransformerModel
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.teacher.make import make_teacher
-from taskdistill.teacher.protocol import Teacher, View
+from taskdistill.teacher.protocol import Teacher, View, release
 from taskdistill.teacher.store import TeacherStore, open_views
+from taskdistill.train.device import Arithmetic, choose_arithmetic, training_device
 from taskdistill.train.prepare import prepare
 from taskdistill.vocabulary import Task
 
@@ -60,7 +62,22 @@ class Bench:
         """The untouched checkpoint; `fresh` gives copies of it."""
         if is_static(self.experiment):
             return static_student(self.experiment, self.datasets)
-        return start_student(self.experiment.recipe)
+        made, stage = start_student(self.experiment.recipe), self.experiment.recipe.first_stage()
+        assert isinstance(made.module, TransformerModel)
+        if stage.rope_theta is not None and rope_theta(made.module.backbone) is None:
+            kind = made.module.backbone.config.model_type
+            raise BadInput(f"stage1.rope_theta has no effect: a {kind} backbone has no rotary positions; remove it")
+        return made
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where students are trained and scored; a static one stays on the CPU."""
+        return CPU if is_static(self.experiment) else training_device(self.experiment.recipe.device)
+
+    @cached_property
+    def arithmetic(self) -> Arithmetic:
+        """Number types of the passes of training."""
+        return Arithmetic() if is_static(self.experiment) else choose_arithmetic(self.experiment.recipe.precision, self.device)
 
     @cached_property
     def once(self) -> OnceTokenizer | None:
@@ -70,7 +87,7 @@ class Bench:
     @cached_property
     def base_weights(self) -> dict[str, torch.Tensor]:
         """Copies of the base's weights by name."""
-        return {name: p.detach().clone() for name, p in self.base.module.named_parameters()}
+        return {name: p.detach().cpu().clone() for name, p in self.base.module.named_parameters()}
 
     @cached_property
     def base_weights_hash(self) -> str:
@@ -158,7 +175,7 @@ def open_bench(experiment: Experiment, out: Path, recipe_folder: Path, watcher: 
     inputs = load_inputs(alone, root, watcher)
     if (out / UNUSABLE).is_file():
         inputs = inputs.without(set(_unusable(out / UNUSABLE)))
-    teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads or 1)
+    teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads or 1, root=store_root(recipe, out))
     stores = open_views(store_root(recipe, out), teacher, recipe.teacher.instructions)
     return Bench(
         experiment, out, root, inputs.datasets, inputs.digest(), teacher, stores, open_sets(experiment, root), counts=inputs.counts()
@@ -195,6 +212,7 @@ def fill_teacher_store(bench: Bench, seeds_and_steps: Mapping[int, int], watcher
             watcher.note(f"teacher store: {report.distinct:,} distinct texts, {report.found:,} already there, {report.embedded:,} embedded")
             missing.update(store.missing(list(found)))
         if not missing:
+            release(bench.teacher)
             return bench
         left_out |= missing
         write_sealed(bench.out / UNUSABLE, {"texts": sorted(left_out)})

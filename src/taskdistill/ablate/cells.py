@@ -13,19 +13,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from taskdistill.ablate.arms import Arm, arm_of
 from taskdistill.ablate.bench import Bench
 from taskdistill.ablate.costs import student_flops
 from taskdistill.ablate.measure import TokenEmbedder, dev_scores, macro, test_scores
 from taskdistill.ablate.phases import Point, batches_hash, initial_projection, phase_job, phase_lengths, require_no_teacher
+from taskdistill.device import CPU
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.folders import versions
 from taskdistill.lock import writer_lock
-from taskdistill.model.backbone import weights_hash
+from taskdistill.model.backbone import set_rope_theta, weights_hash
 from taskdistill.model.folder import Model, write_model
+from taskdistill.model.inference import put_rope, read_rope
 from taskdistill.model.projection import Projection
+from taskdistill.model.student import StaticModel
 from taskdistill.outputs import remove_names
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.train.best import remove_state
@@ -188,6 +192,7 @@ class _Training:
         self.arm: Arm = arm_of(self.cell.arm)
         self.model: Model = self.bench.fresh()
         self.module = self.model.module
+        self.device, self.arithmetic = self.bench.device, self.bench.arithmetic
         self.plan = self.bench.plan(self.cell.seed, self.arm)
         self.lengths = phase_lengths(self.arm, self.cell.steps, self.bench.experiment)
         self.every = max(1, self.cell.steps // self.bench.experiment.ablation.points)
@@ -197,6 +202,7 @@ class _Training:
     def run(self) -> dict[str, Any]:
         checkpoint = self.bench.checkpoint_hash
         base = weights_hash(self.module)
+        self.module.to(self.device)
         if base != self.bench.base_weights_hash:
             raise WorkFailed(f"{self.cell.key} does not start from the experiment's checkpoint; please report this")
         projection = self._projection()
@@ -228,6 +234,8 @@ class _Training:
             "budget": self._budget(),
             "test": self._test(),
             "threads": torch.get_num_threads(),
+            "device": self.device.type,
+            "precision": str(self.arithmetic),
             "versions": versions(),
         }
 
@@ -282,7 +290,8 @@ class _Training:
                 log.write({"phase": job.name, "step": record["step"], "curve": self._point(step)})
 
         threads = self.bench.experiment.recipe.threads or 1
-        with workers(threads) as pool:
+        nn.ParameterList(job.heads.named().values()).to(self.device)
+        with workers(threads if self.device == CPU else 1) as pool, self._theta(job.settings.rope_theta):
             around = Surroundings(
                 self.bench.once or self.model.tokenizer,
                 self.model.settings.prompts,
@@ -294,6 +303,8 @@ class _Training:
                 self.should_stop,
                 threads,
                 lambda text: self.note(f"{self.cell.key}: {text}"),
+                device=self.device,
+                arithmetic=self.arithmetic,
             )
             if self.bench.once is not None:
                 self._tokenise(job, around)
@@ -305,19 +316,33 @@ class _Training:
         for step in range(job.settings.steps):
             source.ids(job.prepare(job.plan.at(job.starts_at + step)))
 
+    @contextmanager
+    def _theta(self, wanted: float | None) -> Iterator[None]:
+        """Compute at a RoPE theta for a while: training's in a phase, inference's where the student is scored meanwhile."""
+        if wanted is None or isinstance(self.module, StaticModel):
+            yield
+            return
+        before = read_rope(self.module.backbone)
+        set_rope_theta(self.module.backbone, wanted)
+        try:
+            yield
+        finally:
+            put_rope(self.module.backbone, before)
+
     def _embedder(self) -> TokenEmbedder:
         encoder = Encoder(self.model, threads=self.bench.experiment.recipe.threads or 1)
         return TokenEmbedder(encoder, self.bench.tokens, name=self.cell.arm)
 
     def _point(self, step: int) -> dict[str, Any]:
         self.module.eval()
-        scores = dev_scores(self._embedder(), self.bench.sets)
+        with self._theta(self.model.settings.rope_theta):
+            scores = dev_scores(self._embedder(), self.bench.sets)
         self.module.train()
         return {"step": step, "score": macro(scores, self.bench.sets.dev), "scores": scores, "distance": self._distance()}
 
     def _distance(self) -> float:
         weights = self.bench.base_weights
-        squares = [float((p.detach() - weights[name]).double().square().sum()) for name, p in self.module.named_parameters()]
+        squares = [float((p.detach().cpu() - weights[name]).double().square().sum()) for name, p in self.module.named_parameters()]
         return math.sqrt(sum(squares))
 
     def _records(self) -> list[dict[str, Any]]:
@@ -370,5 +395,5 @@ class _Training:
 def _hash(projection: Projection) -> str:
     digest = hashlib.sha256()
     for parameter in (projection.weight, projection.bias):
-        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -40,6 +40,7 @@ def positive_control(bench: Bench) -> dict[str, Any] | None:
         return None
     model = read_model(resolve(recipe.teacher.model, recipe.teacher.revision), trust_remote_code=recipe.teacher.trust_remote_code)
     model.settings = replace(model.settings, prompts=prompts, max_length=recipe.teacher.max_length)
+    model.module.to(bench.device)
     as_student = TokenEmbedder(Encoder(model, threads=recipe.threads or 1), {}, name="teacher as a student")
     student = dev_scores(as_student, bench.sets)
     teacher = dev_scores(TeacherEmbedder(bench.teacher, bench.stores), bench.sets)

@@ -21,8 +21,10 @@ from taskdistill.ablate.pilot import detectable, detectable_sentence
 from taskdistill.ablate.pool import Crew
 from taskdistill.ablate.report import write_report
 from taskdistill.ablate.settings import Experiment, trial_steps
+from taskdistill.ablate.static import is_static
 from taskdistill.ablate.tuning import best_trial, trial_cells
 from taskdistill.atomic import remove_stale_within
+from taskdistill.device import device_name
 from taskdistill.errors import BadInput
 from taskdistill.folders import dump_json, write_file
 from taskdistill.job.embedders import TeacherEmbedder
@@ -31,6 +33,7 @@ from taskdistill.lock import writer_lock
 from taskdistill.outputs import write_result
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.seeding import later_seed
+from taskdistill.train.device import choose_arithmetic, training_device
 
 TEACHER = "teacher-scores.json"
 MATCHED = "matched-steps.json"
@@ -70,6 +73,8 @@ def ablate(
         raise BadInput(f"--jobs {jobs}: needs 1 or more")
     watcher = watcher or Silent()
     check_base(experiment)
+    if not is_static(experiment):
+        choose_arithmetic(experiment.recipe.precision, training_device(experiment.recipe.device))
     frozen = freeze(experiment, out)
     watcher.note(f"frozen as {frozen['digest'][:16]}; expected: {experiment.ablation.expectation}")
     with writer_lock(out / "lock"):
@@ -77,6 +82,7 @@ def ablate(
             watcher.note(f"removed {name}, left by an interrupted run")
         reopen: dict[str, Any] = {"experiment": experiment, "out": out, "recipe_folder": recipe_folder or Path(), "api_key": api_key}
         bench = fill_teacher_store(open_bench(**reopen, watcher=watcher), _distilled(experiment), watcher, partial(open_bench, **reopen))
+        watcher.note(f"device {bench.device} ({device_name(bench.device)}), passes of training in {bench.arithmetic}")
         check_negatives(experiment, bench.root)
         seen = seen_in_training(bench, bench.sets)
         found = warnings(experiment, bench.sets, seen)

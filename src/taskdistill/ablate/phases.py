@@ -180,7 +180,8 @@ def phase_job(
 
     def objective(vectors: Tensor, batch: Prepared, signals: Signals, heads: Heads) -> tuple[Terms, float]:
         if arm.shuffled and signals.teacher is not None:
-            signals = replace(signals, teacher=signals.teacher[shuffle(plan.seed, batch.batch.step, len(signals.teacher))])
+            order = shuffle(plan.seed, batch.batch.step, len(signals.teacher)).to(signals.teacher.device)
+            signals = replace(signals, teacher=signals.teacher[order])
         found, masked = pairs(vectors, batch, signals, heads, chosen, settings, settings.weights)
         if arm.shuffled:
             found[SHUFFLED] = found.pop("distill")

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from taskdistill.ablate.arms import ARMS, CORE, Arm, arm_of
 from taskdistill.errors import BadInput, nearest
+from taskdistill.job.state import deciding_data
 from taskdistill.recipe import Recipe, parse_recipe
 from taskdistill.recipe_faults import explain, read_recipe
 from taskdistill.recipe_phases import Positive, Share, Strict
@@ -145,7 +146,8 @@ class Experiment:
         Returns:
             Plain data: the recipe without what moves no number (folders, whose content is hashed elsewhere), and the ablation.
         """
-        recipe = self.recipe.model_dump(mode="json", exclude={"name", "threads", "process_timeout", "static", "long", "adapters"})
+        left_out = ("name", "threads", "process_timeout", "static", "long", "adapters")
+        recipe = {key: value for key, value in deciding_data(self.recipe).items() if key not in left_out}
         for part, name in (("teacher", "store"), ("data", "root"), ("evaluation", "root")):
             recipe[part].pop(name)
         return {"recipe": recipe, "ablation": self.ablation.model_dump(mode="json"), "left_out": list(self.left_out)}

@@ -60,6 +60,9 @@ def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> M
         "student.pooling": recipe.student.pooling,
         "student.rope_theta": recipe.student.rope_theta,
         "student.layers": recipe.student.layers,
+        "stage1.rope_theta": recipe.first_stage().rope_theta,
+        "device": None if recipe.device in ("auto", "cpu") else recipe.device,
+        "precision": None if recipe.precision in ("auto", "float32") else recipe.precision,
     }
     if said := [name for name, value in idle.items() if value is not None]:
         raise BadInput(f"{said[0]} has no effect on a static student, which is a mean of token vectors; remove it")

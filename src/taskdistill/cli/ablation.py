@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from taskdistill.cli.options import RecipeDevice, RecipeDtype, with_placement
 from taskdistill.cli.terminal import Terminal, stopping
 from taskdistill.errors import WorkFailed
 
@@ -36,6 +37,8 @@ def ablate(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override a key: --set stage1.steps=100, --set ablation.trials=4")
     ] = None,
+    device: RecipeDevice = None,
+    dtype: RecipeDtype = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the results to this file too.")] = None,
 ) -> None:
@@ -50,7 +53,8 @@ def ablate(
     from taskdistill.train.loop import Interrupted
 
     names = [name.strip() for name in arms.split(",") if name.strip()] if arms else []
-    experiment = load_experiment(recipe, overrides or (), preset=preset, arms=names, seeds=seeds)
+    overrides = with_placement(overrides, device, dtype)
+    experiment = load_experiment(recipe, overrides, preset=preset, arms=names, seeds=seeds)
     terminal = Terminal(quiet)
     with stopping() as stop:
         try:
@@ -62,7 +66,7 @@ def ablate(
                 watcher=terminal,
                 should_stop=stop,
                 api_key=api_key(experiment.recipe),
-                command=_command(recipe, out, preset, arms, seeds, jobs, overrides or ()),
+                command=_command(recipe, out, preset, arms, seeds, jobs, overrides),
             )
         except Interrupted as error:
             raise WorkFailed(str(error)) from None

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from taskdistill.cli.options import AUTO, Device, TrainingDtype
 from taskdistill.cli.terminal import Terminal, stopping
 from taskdistill.cli.training import Seed
 from taskdistill.errors import BadInput, WorkFailed
@@ -41,6 +42,8 @@ def adapt(
         float | None,
         typer.Option("--strength", help="Share of the trained change that is kept, above 0 to 1; default: 0.7 for labelled rows, else 1"),
     ] = None,
+    device: Device = AUTO,
+    dtype: TrainingDtype = AUTO,
     json: Annotated[Path | None, typer.Option("--json", help="Write what was done as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
@@ -61,7 +64,7 @@ def adapt(
     wanted = Wanted(data, task, name, kind, replace, dev, _columns(column or []), overridden(overrides or []), seed, strength)
     with stopping() as stop:
         try:
-            told = run(model, wanted, watcher=terminal, should_stop=stop)
+            told = run(model, wanted, watcher=terminal, should_stop=stop, device=device, precision=dtype)
         except Interrupted as error:
             raise WorkFailed(str(error)) from None
         finally:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from taskdistill.cli.options import AUTO, Device, Dtype
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
 from taskdistill.vocabulary import Backend, Precision, Role
@@ -26,8 +27,8 @@ class Running:
     """What runs the model, and where."""
 
     backend: Backend
-    device: str | None
-    dtype: str | None
+    device: str
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,8 @@ def encode(
     backend: Annotated[
         Backend, typer.Option("--backend", help="What runs the model; int8 changes the vectors and says by how much")
     ] = Backend.TORCH,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps; cpu if left out; a folder takes several: cuda:0,cuda:1")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, or bfloat16 or float16 where the hardware has it")] = None,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     column: Annotated[str, typer.Option("--column", help="Column or field that holds the text")] = "text",
     max_length: Annotated[int | None, typer.Option("--max-length", help="Most tokens of one text")] = None,
     windows: Annotated[
@@ -80,7 +79,10 @@ def encode(
     overlap: Annotated[int | None, typer.Option("--overlap", help="Tokens that a window or pass reads again")] = None,
     refuse_truncation: Annotated[bool, typer.Option("--refuse-truncation", help="A text that is too long is an error")] = False,
     processes: Annotated[
-        int | None, typer.Option("--processes", help="Folder: workers, each with the model; with --device cuda one a GPU is usual")
+        int | None,
+        typer.Option(
+            "--processes", help="Folder: workers, each with the model, on the devices in turn; --device takes several: cuda:0,cuda:1"
+        ),
     ] = None,
     shard_rows: Annotated[int | None, typer.Option("--shard-rows", help="Folder: rows of a shard, which is done wholly or again")] = None,
     merge: Annotated[Path | None, typer.Option("--merge", help="Folder: copy all shards into this one file at the end")] = None,
@@ -179,7 +181,7 @@ def _to_folder(terminal: Terminal, model: str, reading: Reading, out: Path, aske
         asked,
         processes=1 if sharded.processes is None else sharded.processes,
         shard_rows=SHARD_ROWS if sharded.shard_rows is None else sharded.shard_rows,
-        devices=(running.device or "cpu").split(","),
+        devices=running.device.split(","),
         backend=running.backend.value,
         dtype=running.dtype,
         execute=run_ray if sharded.ray else None,
@@ -194,6 +196,7 @@ def _to_folder(terminal: Terminal, model: str, reading: Reading, out: Path, aske
 def _tell_backend(terminal: Terminal, encoder: Encoder, asked: Asked) -> None:
     from taskdistill.encode.check import golden_cosine, int8_cosines
 
+    terminal.note(encoder.placement)
     if encoder.backend is encoder.model.module:
         return
     task = asked["task"]

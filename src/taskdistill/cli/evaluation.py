@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from taskdistill.cli.options import AUTO, Device, Dtype
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput, nearest
 from taskdistill.vocabulary import Precision
@@ -54,6 +55,8 @@ def evaluate(
     full_train: Annotated[
         bool, typer.Option("--full-train", help="Classification: also a linear probe on the whole training split.")
     ] = False,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     texts: Annotated[
         Path | None, typer.Option("--write-texts", help="Only write the texts of the sets to this file, to embed them elsewhere.")
     ] = None,
@@ -85,13 +88,14 @@ def evaluate(
         rescore=rescore, languages=languages, prompts=_prompts(prompts),
     )  # fmt: skip
     if texts is not None:
-        _write_texts(texts, data, sets, split, options, [*(models or []), *([] if out is None else ["--out"])])
+        given = {"--out": out is not None, "--device": device != AUTO, "--dtype": dtype != AUTO}
+        _write_texts(texts, data, sets, split, options, [*(models or []), *(name for name, said in given.items() if said)])
         return
     if not models or out is None:
         raise BadInput("give at least one MODEL and --out DIR; `taskdistill evaluate --help` has examples")
     request = Request(
         [parse_spec(model) for model in models], out, data, sets, split, suites or (), seen or (), options, reference,
-        _command(models, out, data, suites, sets, split, dims, precisions, seen),
+        _command(models, out, data, suites, sets, split, dims, precisions, seen), device, dtype,
     )  # fmt: skip
     check_options(request)
     terminal = Terminal(quiet)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from taskdistill.cli.options import AUTO, Device, Dtype
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.vocabulary import Backend
@@ -28,13 +29,15 @@ def info(
     backend: Annotated[
         list[Backend] | None, typer.Option("--backend", help="With --verify: what runs it, may be repeated; default: every one installed")
     ] = None,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")] = None,
 ) -> None:
     """Say what a folder is and whether it is whole, reading every byte. Exit code 1 if it is damaged.
 
     Example: [bold]taskdistill info runs/quickstart/model[/bold]
     """
-    from taskdistill.job.info import LEAST, backends_here, describe_folder, repair_folder, verify_model
+    from taskdistill.job.info import backends_here, describe_folder, least_cosine, repair_folder, verify_model
     from taskdistill.outputs import write_result
 
     terminal = Terminal()
@@ -44,11 +47,13 @@ def info(
     found = describe_folder(path)
     if backend and not verify:
         raise BadInput("--backend has no effect without --verify; add it or leave it out")
+    if (device, dtype) != (AUTO, AUTO) and not verify:
+        raise BadInput("--device and --dtype have no effect without --verify; add it or leave them out")
     if verify and not found["faults"]:
         for each in backend or backends_here():
             key = "golden_cosines" if each is Backend.TORCH else f"golden_cosines_{each.value}"
             try:
-                cosines = verify_model(path, each)
+                cosines = verify_model(path, each, device=device, dtype=dtype, note=terminal.note)
             except BadInput as error:
                 if backend or each is Backend.TORCH:
                     raise
@@ -56,7 +61,9 @@ def info(
                 continue
             found[key] = {name: round(cosine, 7) for name, cosine in cosines.items()}
             found["faults"] += [
-                f"golden vectors of {name} in {each.value}: cosine {cosine}" for name, cosine in found[key].items() if cosine < LEAST[each]
+                f"golden vectors of {name} in {each.value}: cosine {cosine}"
+                for name, cosine in found[key].items()
+                if cosine < least_cosine(each, dtype)
             ]
     for key, value in found.items():
         if key != "faults":

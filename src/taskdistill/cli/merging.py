@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from taskdistill.cli.options import AUTO, Device, Dtype
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
 
@@ -30,6 +31,8 @@ def merge(
     last_weight: Annotated[float | None, typer.Option("--last-weight", min=0.0, max=1.0, help="last: share of the first; 0.5.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set, such as sts/stsb-en; repeatable.")] = None,
     max_queries: Annotated[int | None, typer.Option("--max-queries", min=1, help="Cut large sets to this many queries.")] = None,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
 ) -> None:
@@ -48,7 +51,10 @@ def merge(
     terminal = Terminal(quiet)
     share = 0.5 if last_weight is None else last_weight
     try:
-        found = run(models, out, method, data, terminal, sets=sets, last_weight=share, max_queries=max_queries, threads=cores())
+        found = run(
+            models, out, method, data, terminal, sets=sets, last_weight=share, max_queries=max_queries, threads=cores(),
+            device=device, dtype=dtype,
+        )  # fmt: skip
     finally:
         terminal.end()
     rows = [[name, f"{100 * score:.2f}"] for name, score in found["models"].items()]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from taskdistill.cli.options import AUTO, Device, Dtype
 from taskdistill.cli.terminal import Terminal
 from taskdistill.cli.training import Seed
 from taskdistill.errors import BadInput, WorkFailed
@@ -41,6 +42,8 @@ def migrate(
     sample: Annotated[int, typer.Option("--sample", help="Passages of the index embedded with the new model")] = 20_000,
     threshold: Annotated[float, typer.Option("--threshold", help="Share of the old recall@10 below which nothing is written")] = 0.9,
     seed: Seed = 17,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     json: Annotated[Path | None, typer.Option("--json", help="Write what was measured as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
@@ -61,7 +64,8 @@ def migrate(
     if out.exists():
         raise BadInput(f"{out} already exists; give another --out or remove it first")
     terminal, old = Terminal(quiet), Index.open(index)
-    new = Encoder.load(model)
+    new = Encoder.load(model, device=device, dtype=dtype)
+    terminal.note(new.placement)
     if old.settings.is_of(new.space_id, new.former_space_ids):
         raise BadInput(f"{model} is of the space of {index} already; search it as it is")
     chosen = task or (Task.RETRIEVAL.value if Task.RETRIEVAL in new.tasks else None)
@@ -88,7 +92,7 @@ def migrate(
         "cosines": {each.map.kind: each.cosine for each in fitted},
     }
     terminal.stage(f"measuring recall on {dev}")
-    before = m.recalls(old, Encoder.load(old_model or old.settings.model), queries, dev_set.qrels)
+    before = m.recalls(old, Encoder.load(old_model or old.settings.model, device=device, dtype=dtype), queries, dev_set.qrels)
     mapped = m.Migration(out, meta, best).mapped(new)
     kept = m.recall_kept(before, m.recalls(old, mapped, queries, dev_set.qrels), seed)
     told = meta | {"map": best.kind, "recall": asdict(kept)}
@@ -130,13 +134,16 @@ def state(
     terminal.line(f"moved    {done:,} of {old.documents:,} documents")
 
 
-def search_migration(path: Path, query: str, top_k: int) -> list[Hit]:
+def search_migration(path: Path, query: str, top_k: int, terminal: Terminal, device: str, dtype: str) -> list[Hit]:
     """Search by a migration folder.
 
     Args:
         path: The folder.
         query: What to look for.
         top_k: Passages wanted.
+        terminal: Told where the model runs.
+        device: See `Encoder.load`.
+        dtype: See `Encoder.load`.
 
     Returns:
         Hits, best first.
@@ -148,7 +155,8 @@ def search_migration(path: Path, query: str, top_k: int) -> list[Hit]:
     read = read_migration(path)
     old = None if read.state == "new" else Index.open(read.meta["old_index"])
     new = None if read.state == "old" else _new_index(read.meta["new_index"])
-    encoder = Encoder.load(read.meta["old_model" if read.state == "old" else "new_model"])
+    encoder = Encoder.load(read.meta["old_model" if read.state == "old" else "new_model"], device=device, dtype=dtype)
+    terminal.aside(encoder.placement)
     return read.search(old, new, encoder, query, top_k)
 
 

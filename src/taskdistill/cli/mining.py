@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from taskdistill.cli.options import AUTO, Device, Dtype
 from taskdistill.cli.terminal import Terminal, stopping
 from taskdistill.errors import BadInput
 
@@ -44,6 +45,8 @@ def mine(
     min_score: Annotated[float | None, typer.Option("--min-score", help="Cosine at least this")] = None,
     pick: Annotated[str, typer.Option("--pick", help="hardest or random, within the window")] = "hardest",
     data_folder: Annotated[Path | None, typer.Option("--data-folder", help="Embedded default: the folder of an earlier run's data")] = None,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key of the recipe")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the counts as JSON to this file.")] = None,
@@ -82,7 +85,7 @@ def mine(
         "random" if pick == "random" else "hardest",
         made.seed,
     )
-    request = MineRequest(source, tuple(candidates or ()), model, store, settings, data_folder)
+    request = MineRequest(source, tuple(candidates or ()), model, store, settings, data_folder, device, dtype)
     key = None if made.teacher.api_key_env is None else os.environ.get(made.teacher.api_key_env)
     with stopping() as stop:
         try:

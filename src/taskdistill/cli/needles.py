@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from taskdistill.cli.options import AUTO, Device, Dtype
 from taskdistill.cli.terminal import Terminal
 from taskdistill.cli.training import Seed
 from taskdistill.errors import BadInput
@@ -32,6 +33,8 @@ def needle(
     kinds: Annotated[str, typer.Option("--kinds", help="needle (a fact about a person), passkey (a number)")] = "needle,passkey",
     documents: Annotated[int, typer.Option("--documents", help="Documents of each length, 2 to 224")] = 50,
     seed: Seed = 17,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     json: Annotated[Path | None, typer.Option("--json", help="Write the results to this file too.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
@@ -51,8 +54,9 @@ def needle(
     names = [_name(model, models) for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadInput(f"two models are called {twice[0]!r}; name each model once, or copy one to a folder of another name")
-    encoders = {name: Encoder.load(model) for name, model in zip(names, models, strict=True)}
+    encoders = {name: Encoder.load(model, device=device, dtype=dtype) for name, model in zip(names, models, strict=True)}
     terminal.stage(f"{len(encoders)} models, {len(sizes)} lengths")
+    terminal.note("; ".join(dict.fromkeys(encoder.placement for encoder in encoders.values())))
     results = evaluate_needles(
         encoders,
         out,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from taskdistill.cli.options import AUTO, Device, Dtype
 from taskdistill.cli.terminal import Terminal
 from taskdistill.cli.training import Seed
 
@@ -39,6 +40,8 @@ def probe(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates of each student.")] = 400,
     max_queries: Annotated[int | None, typer.Option("--max-queries", min=1, help="Cut large sets to this many queries.")] = None,
     seed: Seed = 17,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result to this file too.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
 ) -> None:
@@ -61,6 +64,7 @@ def probe(
         found = run(
             [parse_spec(teacher) for teacher in teachers], data, out, terminal, sets=sets, texts=texts, tokenizer=tokenizer,
             effort=Effort(limit, steps, seed=seed), max_queries=max_queries, threads=cores(), environment=os.environ,
+            device=device, dtype=dtype,
         )  # fmt: skip
     finally:
         terminal.end()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taskdistill.cli.migrating import is_migration, search_migration
+from taskdistill.cli.options import AUTO, Device, Dtype
 from taskdistill.cli.results import is_hits
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
@@ -50,6 +51,8 @@ def index(
         str | None, typer.Option("--id-field", help="Field or column of the id; default: _id or id, else the place")
     ] = None,
     bm25: Annotated[bool, typer.Option("--bm25", help="Also build the word index for hybrid search")] = False,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     json: Annotated[Path | None, typer.Option("--json", help="Write the counts as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
@@ -74,10 +77,11 @@ def index(
     documents = Corpus(corpus, text_field=text_field, id_field=id_field)
     passages = None if passage_words is None else Passages(size=passage_words, overlap=min(32, passage_words // 8))
     terminal = Terminal(quiet)
-    encoder = Encoder.load(model)
+    encoder = Encoder.load(model, device=device, dtype=dtype)
     encoder.model.name = model
     usual = Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks and not base else None
     terminal.stage(f"indexing {corpus} with {encoder.name}")
+    terminal.note(encoder.placement)
     made, report = build_index(
         encoder,
         documents,
@@ -147,6 +151,8 @@ def search(
     refine: Annotated[
         bool | None, typer.Option("--refine/--no-refine", help="Move the query towards its best passages, search again")
     ] = None,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     json: Annotated[Path | None, typer.Option("--json", help="Write the hits as JSON to this file.")] = None,
 ) -> None:
     """Search an index; what is not said is as [bold]taskdistill search tune[/bold] has set it.
@@ -164,21 +170,23 @@ def search(
     if is_migration(index):
         if model is not None or where or oversample is not None or hybrid or refine:
             raise BadInput(f"{index} is a migration, which is searched with -k alone; give one of its two indexes for other options")
-        found = search_migration(index, query, top_k)
+        found = search_migration(index, query, top_k, terminal, device, dtype)
         _show(found, terminal, None)
         if json is not None:
             write_result(json, [asdict(hit) for hit in found], is_hits)
         return
     opened = Index.open(index)
+    encoder = Encoder.load(model or opened.settings.model, device=device, dtype=dtype)
     hits = opened.search(
         [query],
         top_k,
-        encoder=in_space(Encoder.load(model or opened.settings.model), opened.settings.space_id, *opened.settings.former_space_ids),
+        encoder=in_space(encoder, opened.settings.space_id, *opened.settings.former_space_ids),
         filter=where or None,
         oversample=oversample,
         hybrid=hybrid,
         refinement=refine,
     )[0]
+    terminal.aside(encoder.placement)
     _show(hits, terminal, opened.settings.passages)
     if json is not None:
         write_result(json, [asdict(hit) for hit in hits], is_hits)

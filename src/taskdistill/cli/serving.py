@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from taskdistill.cli.options import AUTO, Device, Dtype
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput, require
 from taskdistill.vocabulary import MANIFEST
@@ -32,6 +33,8 @@ def serve(
         str | None, typer.Option("--api-key-env", help="Environment variable that holds the key clients must send")
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="Worker threads; default: the cores of this machine")] = None,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     limits: Annotated[
         list[str] | None, typer.Option("--limit", help="A limit of docs/serve.md, such as request_texts=512; may be repeated")
     ] = None,
@@ -65,11 +68,12 @@ def serve(
     opened: Any = None if index is None else Index.open(index)
 
     def load() -> Encoder:
-        return Encoder.load(model, threads=threads)
+        return Encoder.load(model, threads=threads, device=device, dtype=dtype)
 
-    terminal.line(f"model  {model}\nindex  {index or 'none'}")
+    encoder = load()
+    terminal.line(f"model  {model}, {encoder.placement}\nindex  {index or 'none'}")
     run(
-        load(),
+        encoder,
         host=host,
         port=port,
         index=opened,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from taskdistill.cli.options import AUTO, Device, Dtype
 from taskdistill.cli.terminal import Terminal
 from taskdistill.cli.training import Seed
 from taskdistill.errors import BadInput
@@ -34,6 +35,8 @@ def shrink(
     sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set, such as sts/stsb-en; repeatable.")] = None,
     sample: Annotated[int, typer.Option("--sample", min=2, help="Texts that decide about layers and neurons.")] = 400,
     seed: Seed = 17,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
 ) -> None:
@@ -54,7 +57,7 @@ def shrink(
     terminal = Terminal(quiet)
     wanted = Wanted(vocabulary, layers, width, tuple(languages) if languages else None, sample, seed)
     try:
-        found = run(model, texts, out, wanted, terminal, data=data, sets=sets, threads=cores())
+        found = run(model, texts, out, wanted, terminal, data=data, sets=sets, threads=cores(), device=device, dtype=dtype)
     finally:
         terminal.end()
     names = list(found["rows"][0]["scores"])

@@ -58,6 +58,15 @@ class Terminal:
         if not self.quiet:
             self.console.print(f"  {escape(text)}")
 
+    def aside(self, text: str) -> None:
+        """Print a fact beside results that another program may read.
+
+        Args:
+            text: One line, to standard error.
+        """
+        if not self.quiet:
+            print(text, file=sys.stderr)
+
     def count(self, done: int, total: int) -> None:
         """Show how far the part has come.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from taskdistill.cli.options import RecipeDevice, RecipeDtype, with_placement
 from taskdistill.cli.terminal import Terminal, stopping
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.memory import few_heaps
@@ -33,6 +34,8 @@ def register(app: typer.Typer) -> None:
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
+    device: RecipeDevice = None,
+    dtype: RecipeDtype = None,
     gpu: Annotated[
         str,
         typer.Option("--gpu", help="Where data or models are on the Hub: the card whose hours are counted (h100, h200, a100, l40s, a10)"),
@@ -48,7 +51,7 @@ def plan(
     from taskdistill.outputs import write_result
 
     terminal = Terminal(quiet)
-    found = plan_run(load_recipe(recipe, overrides or ()), recipe.parent, terminal, card=gpu)
+    found = plan_run(load_recipe(recipe, with_placement(overrides, device, dtype)), recipe.parent, terminal, card=gpu)
     for title, columns, rows in plan_tables(found):
         terminal.table(title, columns, rows)
     if json is not None:
@@ -59,6 +62,8 @@ def train(
     recipe: RecipePath,
     out: Annotated[Path, typer.Option("--out", help="Run folder; run the same command again to continue.")],
     overrides: Overrides = None,
+    device: RecipeDevice = None,
+    dtype: RecipeDtype = None,
     quiet: Quiet = False,
     json: JsonPath = None,
     profile: Annotated[bool, typer.Option("--profile", help="Write a profiler trace of some steps of every phase to RUN/profile.")] = False,
@@ -78,7 +83,7 @@ def train(
     from taskdistill.train.processes import joined
 
     few_heaps()
-    made = load_recipe(recipe, overrides or ())
+    made = load_recipe(recipe, with_placement(overrides, device, dtype))
     together, rank, on_this_host = (int(os.environ.get(name, given)) for name, given in LAUNCHED)
     terminal = Terminal(quiet or rank > 0)
     with stopping() as stop, joined(together, on_this_host, timedelta(minutes=made.process_timeout)) as processes:

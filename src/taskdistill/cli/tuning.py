@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from taskdistill.cli.options import AUTO, Device, Dtype
 from taskdistill.cli.results import is_tiers
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
@@ -41,6 +42,8 @@ def tune(
     tolerance: Annotated[float, typer.Option("--tolerance", help="nDCG@10, times 100, that a cheaper setting may lose")] = 0.5,
     shrink: Annotated[bool, typer.Option("--shrink", help="Also cut the index down to the dimension and precision recommended")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and print, change nothing")] = False,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     json: Annotated[Path | None, typer.Option("--json", help="Write every measurement as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
@@ -63,10 +66,11 @@ def tune(
     terminal = Terminal(quiet)
     opened = Index.open(index)
     settings = opened.settings
-    encoder = Encoder.load(model or settings.model)
+    encoder = Encoder.load(model or settings.model, device=device, dtype=dtype)
     settings.check_documents(encoder)
     trained = [dim for dim in encoder.matryoshka_dims if dim <= encoder.embedding_dim] or [encoder.embedding_dim]
     terminal.stage(f"measuring {index} on {dev}")
+    terminal.note(encoder.placement)
     tuning = run(
         encoder,
         read_dev_set(dev),
@@ -127,6 +131,8 @@ def tiers(
     ] = None,
     rescore: Annotated[str, typer.Option("--rescore", help="Precision of the documents: float32, float16, int8 or none")] = "float32",
     passage_words: Annotated[int | None, typer.Option("--passage-words", help="Cut documents into passages of this many words")] = None,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     json: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
@@ -144,7 +150,7 @@ def tiers(
     from taskdistill.search.tiers import measure_tiers
 
     terminal = Terminal(quiet)
-    encoders = [Encoder.load(student) for student in students]
+    encoders = [Encoder.load(student, device=device, dtype=dtype) for student in students]
     projected = [Projected(encoder) for encoder in encoders]
     passages = None if passage_words is None else Passages(size=passage_words, overlap=min(32, passage_words // 8))
     usual = [
@@ -153,9 +159,11 @@ def tiers(
     ]
     named = teacher or projected[0].teacher
     terminal.stage(f"measuring {', '.join(encoder.name for encoder in encoders)} and their teacher {named} on {dev}")
+    loaded = Encoder.load(named, device=device, dtype=dtype)
+    terminal.note("; ".join(dict.fromkeys(encoder.placement for encoder in (*encoders, loaded))))
     found = measure_tiers(
         projected,
-        Encoder.load(named),
+        loaded,
         read_dev_set(dev),
         alone=list(zip(encoders, usual, strict=True)),
         rescore=rescore,

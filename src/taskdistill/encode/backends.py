@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
+from taskdistill.device import AUTO, CPU, resolve_device, resolve_dtype
 from taskdistill.encode.graphs import GraphModel
 from taskdistill.encode.int8 import Int8Model
 from taskdistill.errors import BadInput, nearest
@@ -43,6 +46,38 @@ def open_backend(name: str, model: Model, *, threads: int, calibration: Sequence
     if chosen in (Backend.ONNXRUNTIME, Backend.OPENVINO):
         return GraphModel(model, chosen.value, threads)
     return model.module
+
+
+def runs_on_cpu(name: str) -> bool:
+    """Say whether a back end runs nowhere else.
+
+    Args:
+        name: One of `Backend`.
+
+    Returns:
+        True for every one but torch, and `auto`, which may choose torch.
+    """
+    return name not in (Backend.TORCH, Backend.AUTO)
+
+
+def choose_place(device: str, dtype: str, backend: str) -> tuple[torch.device, torch.dtype]:
+    """Choose where a model is read to, and in which arithmetic.
+
+    Args:
+        device: See `resolve_device`; a back end that runs on CPUs only takes one by itself.
+        dtype: See `resolve_dtype`.
+        backend: One of `Backend`.
+
+    Returns:
+        Device and number type of the weights.
+
+    Raises:
+        BadInput: If one is not here, or the number type has no effect on the back end.
+    """
+    if runs_on_cpu(backend) and dtype not in (AUTO, "float32"):
+        raise BadInput(f"dtype {dtype} has no effect on the back end {backend}, which has an arithmetic of its own; leave one of them out")
+    place = CPU if device == AUTO and runs_on_cpu(backend) else resolve_device(device)
+    return place, resolve_dtype(dtype, place)
 
 
 def automatic(model: Model) -> Backend:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from taskdistill.atomic import remove_stale, remove_stale_within
+from taskdistill.device import AUTO, CPU, dtype_name
+from taskdistill.encode.backends import runs_on_cpu
 from taskdistill.encode.batches import cores
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.hardware import allot
@@ -38,9 +40,9 @@ def encode_corpus(
     *,
     processes: int = 1,
     shard_rows: int = SHARD_ROWS,
-    devices: Sequence[str] = ("cpu",),
+    devices: Sequence[str] = (AUTO,),
     backend: str = Backend.TORCH.value,
-    dtype: str | None = None,
+    dtype: str = AUTO,
     threads: int | None = None,
     execute: Execute | None = None,
     opened: Callable[[Encoder], None] | None = None,
@@ -58,7 +60,7 @@ def encode_corpus(
         asked: Arguments of `Encoder.encode`, with one task.
         processes: Workers; each loads the model and holds one shard's texts and vectors.
         shard_rows: Rows of a shard.
-        devices: Where workers run, in turn; `cuda` stands for every GPU.
+        devices: Where workers run, in turn; `auto` stands for every accelerator and `cuda` for every GPU.
         backend: See `Encoder.load`.
         dtype: See `Encoder.load`.
         threads: Threads of each worker; None shares the cores of this machine among them.
@@ -76,7 +78,7 @@ def encode_corpus(
         raise BadInput("a folder of shards needs a file that can be read again after an interruption; save standard input to one")
     if processes < 1 or shard_rows < 1:
         raise BadInput(f"processes {processes} and shard_rows {shard_rows} must be at least 1")
-    names = allot(devices, processes)
+    names = allot([CPU.type] if list(devices) == [AUTO] and runs_on_cpu(backend) else devices, processes)
     job = Job(model, reading, out, shard_rows, asked, backend, dtype, threads or max(1, cores() // processes))
     if not isinstance(asked.get("task"), str | None):
         raise BadInput("a corpus has one task for all its texts; encode a list to give each text its own")
@@ -143,7 +145,7 @@ def _describe(job: Job, encoder: Encoder) -> dict[str, Any]:
         "task": encoder.choose_task(task),
         **asked,
         "backend": job.backend,
-        "dtype": job.dtype or "float32",
+        "dtype": dtype_name(encoder.dtype),
         "width": empty.shape[1],
         "stored_as": empty.dtype.name,
     }

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
 
 from taskdistill.compress import truncate
-from taskdistill.encode.backends import open_backend
+from taskdistill.device import AUTO, CPU, placement
+from taskdistill.encode.backends import automatic, choose_place, open_backend
 from taskdistill.encode.batches import cores
-from taskdistill.encode.hardware import default_budget, device_of, move, open_device, open_dtype
+from taskdistill.encode.hardware import default_budget, move
+from taskdistill.encode.properties import ModelProperties
 from taskdistill.encode.running import Asked, Call, Encoded, Progress, Runner, TaskChoice, check_limit, chunks_of, token_states, tokenised
 from taskdistill.encode.shape import choose_shape
 from taskdistill.errors import BadInput, Truncated, nearest
 from taskdistill.model.backbone import resolve
-from taskdistill.model.files_hash import files_hash
 from taskdistill.model.folder import Model, read_model
 from taskdistill.model.student import StaticModel
 from taskdistill.vocabulary import Backend, Precision, Role
@@ -30,7 +31,7 @@ STATIC_FACTOR = 64
 """How many times more tokens a batch of a static model has: it only looks rows up."""
 
 
-class Encoder:
+class Encoder(ModelProperties):
     """A model ready to encode: one lock, so that calls from several threads take turns with the adapters."""
 
     def __init__(
@@ -42,16 +43,18 @@ class Encoder:
         default_task: str | None = None,
         backend: str = Backend.TORCH.value,
         calibration: Sequence[str] | None = None,
+        compute: torch.dtype | None = None,
     ) -> None:
-        """Wrap a model in memory; `Encoder.load` reads one from a folder.
+        """Wrap a model in memory, where it is; `Encoder.load` reads one from a folder.
 
         Args:
             model: What `read_model` returns.
             threads: Workers on a CPU; None for the cores of this machine.
-            token_budget: Tokens of one batch; None for what is fast on a CPU, or for a short calibration on a GPU.
+            token_budget: Tokens of one batch; None for what suits the device and its free memory.
             default_task: Task of a call that names none.
             backend: See `load`.
             calibration: See `load`.
+            compute: Arithmetic of the passes by autocast, for a model whose weights must stay as they are; None for that of the weights.
 
         Raises:
             BadInput: If the model has no adapter for the default task, or cannot run in the back end.
@@ -60,11 +63,13 @@ class Encoder:
         self.default_task = default_task
         self.adapter_tasks, self.extends = model.settings.adapter_tasks, model.earlier_hashes
         self.threads = threads or cores()
+        self._backend_name = automatic(model).value if backend == Backend.AUTO else backend
         self.backend = open_backend(backend, model, threads=self.threads, calibration=calibration)
-        self.token_budget = token_budget or default_budget(model.module)
-        on_cpu = device_of(model.module).type == "cpu"
+        workers = self.threads if self.device == CPU else 1
+        self.token_budget = token_budget or default_budget(model.module, workers)
         budget = self.token_budget * (STATIC_FACTOR if isinstance(model.module, StaticModel) else 1)
-        self._runner = Runner(self.backend, self.threads if on_cpu else 1, budget)
+        self._runner = Runner(self.backend, workers, budget, None if compute is None else (self.device, compute))
+        self._compute = compute
         if default_task is not None:
             self.choose_task(default_task)
 
@@ -78,8 +83,8 @@ class Encoder:
         default_task: str | None = None,
         backend: str = Backend.TORCH.value,
         calibration: Sequence[str] | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
+        device: str = AUTO,
+        dtype: str = AUTO,
         trust_remote_code: bool = False,
     ) -> Encoder:
         """Read a model folder.
@@ -88,77 +93,34 @@ class Encoder:
             model: Our model folder, one in the published jina-v5 layout, any sentence-transformers folder, a Hub id, or
                 `all-MiniLM-L6-v2` (embedded).
             threads: Workers on a CPU; None for the cores of this machine.
-            token_budget: Tokens of one batch; None for what is fast on a CPU, or for a short calibration on a GPU.
+            token_budget: Tokens of one batch; None for what suits the device and its free memory.
             default_task: Task of a call that names none.
             backend: torch, int8 (rounded weights and inputs: other vectors, see `encode.check.int8_cosines`), onnxruntime, openvino, or auto,
                 the fastest that gives the model's own vectors.
             calibration: Texts like those to be encoded, for int8; None for fixed ones.
-            device: cpu, cuda, cuda:N or mps; None for the CPU.
-            dtype: Arithmetic of the weights: float32, or bfloat16 or float16 where the hardware has it.
+            device: auto (an accelerator where there is one; the CPU for static models and other back ends), or any that torch knows.
+            dtype: Arithmetic of the weights: bfloat16 or float16 where the hardware has it; auto is float32 everywhere.
             trust_remote_code: Whether code named by the folder may run.
 
         Returns:
             The encoder.
         """
-        place = open_device(device)
-        kind = open_dtype(dtype, place)
-        folder = resolve(model)
+        (place, kind), folder = choose_place(device, dtype, backend), resolve(model)
         loaded = read_model(folder, trust_remote_code=trust_remote_code)
         if folder != Path(model):
             loaded.name = str(model)
-        move(loaded.module, place, kind)
-        options: dict[str, Any] = {"threads": threads, "token_budget": token_budget, "default_task": default_task}
-        return cls(loaded, backend=backend, calibration=calibration, **options)
+        move(loaded.module, CPU if device == AUTO and isinstance(loaded.module, StaticModel) else place, kind)
+        return cls(loaded, threads=threads, token_budget=token_budget, default_task=default_task, backend=backend, calibration=calibration)
 
     @property
-    def name(self) -> str:
-        """Name of the model."""
-        return self.model.name
+    def dtype(self) -> torch.dtype:
+        """Arithmetic of its passes."""
+        return self._compute or next(self.model.module.parameters()).dtype
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """Tasks that have an adapter."""
-        return tuple(self.model.module.tasks)
-
-    @property
-    def embedding_dim(self) -> int:
-        """Size of an uncut vector."""
-        return self.model.module.embedding_dim
-
-    @property
-    def matryoshka_dims(self) -> tuple[int, ...]:
-        """Prefix sizes that the model was trained for."""
-        return self.model.settings.matryoshka_dims
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of one text that the model reads."""
-        return self.model.settings.max_length
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """Prompt name to the text put before an input."""
-        return self.model.settings.prompts
-
-    @property
-    def space_id(self) -> str:
-        """Hash of everything that decides the base vectors."""
-        return self.model.space_id
-
-    @property
-    def former_space_ids(self) -> tuple[str, ...]:
-        """Ids that earlier versions gave to the same space."""
-        return tuple(self.model.settings.former_space_ids)
-
-    @property
-    def model_hash(self) -> str:
-        """Hash of everything that decides any vector: weights, adapters, tokenizer, prompts, lengths and calibration."""
-        return self.model.hash
-
-    @property
-    def files_hash(self) -> str:
-        """Hash of the files alone: what a teacher is known by, whose instructions are the recipe's."""
-        return files_hash(self.model.files)
+    def placement(self) -> str:
+        """Device, arithmetic, and the back end where it is not torch, in a few words."""
+        return placement(self.device, self.dtype) + ("" if self.backend is self.model.module else f", back end {self._backend_name}")
 
     def encode(
         self,

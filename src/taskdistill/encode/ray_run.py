@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from taskdistill.device import CPU
 from taskdistill.encode.reading import Counts
 from taskdistill.encode.shards import Job, ShardWorker
 from taskdistill.errors import require
@@ -53,7 +54,7 @@ def run_ray(job: Job, pending: Sequence[int], devices: Sequence[str]) -> Generat
     import ray.data
 
     device = devices[0].partition(":")[0]
-    resources = {"num_gpus": 1} if device == "cuda" else {"num_cpus": job.threads}
+    resources = {"num_cpus": job.threads} if device == CPU.type else {"num_gpus": 1}
     shards = ray.data.from_items([{"shard": number} for number in pending], override_num_blocks=len(pending))
     done = shards.map_batches(
         ShardActor,

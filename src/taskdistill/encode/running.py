@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypedDict, TypeVar
@@ -105,6 +105,8 @@ class Runner:
     threads: int
     budget: int
     """Tokens of one batch."""
+    autocast: tuple[torch.device, torch.dtype] | None = None
+    """Where and in which arithmetic passes run, if not in that of the weights."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
@@ -159,7 +161,7 @@ class Runner:
     ) -> None:
         def work(batch: np.ndarray) -> None:
             chosen = rows[batch]
-            with torch.inference_mode():
+            with torch.inference_mode(), self._arithmetic():
                 vectors = self.backend.embed([ids[i] for i in chosen]).float().cpu().numpy()
             if not np.isfinite(vectors).all():
                 first = start + int(chosen[0])
@@ -168,6 +170,10 @@ class Runner:
 
         with self.turn(task):
             run_batches(token_batches(lengths, self.budget), work, self.threads, progress)
+
+    def _arithmetic(self) -> AbstractContextManager[object]:
+        """Give the context of a pass; autocast belongs to a thread, so each batch enters it."""
+        return nullcontext() if self.autocast is None else torch.autocast(self.autocast[0].type, self.autocast[1])
 
 
 def check_limit(max_length: int | None, most: int, tokenizer: TextTokenizer | None = None, prompt: str = "") -> int:
@@ -282,7 +288,7 @@ def token_states(backend: TokenModel, ids: np.ndarray) -> torch.Tensor:
         BadInput: If the back end gives vectors of whole texts only.
     """
     if isinstance(backend, StaticModel):
-        return backend.table[torch.from_numpy(ids.astype(np.int64))]
+        return backend.table[torch.from_numpy(ids.astype(np.int64)).to(backend.table.device)].float().cpu()
     if not isinstance(backend, TransformerModel):
         raise BadInput("states of single tokens come from the back end torch only; load the model with it")
     return backend.hidden(pack([ids]).to(backend.device)).float().cpu()

@@ -33,15 +33,15 @@ class Job:
     asked: Asked
     """Arguments of `Encoder.encode`."""
     backend: str
-    dtype: str | None
+    dtype: str
     threads: int
     """Threads of each worker."""
 
-    def open(self, device: str | None) -> Encoder:
+    def open(self, device: str) -> Encoder:
         """Load the model.
 
         Args:
-            device: Where to; None for the CPU.
+            device: Where to.
 
         Returns:
             The encoder.

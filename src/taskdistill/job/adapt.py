@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from taskdistill.atomic import remove_stale, restore
 from taskdistill.data.rows import Dataset, row_texts
 from taskdistill.data.sources import load_source
+from taskdistill.device import AUTO, CPU, device_name, resolve_device
 from taskdistill.encode.batches import cores
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
@@ -36,6 +38,7 @@ from taskdistill.recipe_faults import explain
 from taskdistill.recipe_source import Source
 from taskdistill.seeding import torch_seed
 from taskdistill.train.best import remove_state
+from taskdistill.train.device import Arithmetic, choose_arithmetic
 from taskdistill.train.log import Log
 from taskdistill.train.loop import Interrupted, Surroundings, run_phase
 from taskdistill.train.phases import adapter_job, distils, plan_phase
@@ -119,7 +122,15 @@ class Wanted:
         return self.kind
 
 
-def adapt(folder: Path, wanted: Wanted, *, watcher: Watcher | None = None, should_stop: Stop = never) -> dict[str, Any]:
+def adapt(
+    folder: Path,
+    wanted: Wanted,
+    *,
+    watcher: Watcher | None = None,
+    should_stop: Stop = never,
+    device: str = AUTO,
+    precision: str = AUTO,
+) -> dict[str, Any]:
     """Train an adapter on a finished model's base and add it to the model's folder; nothing else in the folder changes.
 
     Interrupted, it continues from its last checkpoint when it is run again with the same arguments.
@@ -129,6 +140,8 @@ def adapt(folder: Path, wanted: Wanted, *, watcher: Watcher | None = None, shoul
         wanted: What is asked for.
         watcher: Told what happens.
         should_stop: Asked before every step; true saves and stops.
+        device: Where the adapter is trained and scored.
+        precision: Number type of the passes in training, see `choose_arithmetic`; scores are taken in float32.
 
     Returns:
         Name, task, rows, steps, seconds, and with development rows the scores of base and adapter.
@@ -142,11 +155,15 @@ def adapt(folder: Path, wanted: Wanted, *, watcher: Watcher | None = None, shoul
     if not restore(folder) or not folder.is_dir():
         raise BadInput(f"{folder} is no folder; give a model folder that `taskdistill train` wrote")
     read_manifest(folder, "model")
+    place = resolve_device(device)
+    arithmetic = choose_arithmetic(precision, place)
     model = read_model(folder)
     if not isinstance(model.module, TransformerModel):
         raise BadInput(f"{folder} holds a static model, which has no layers to adapt; give a transformer model")
     without_dropout(model.module.backbone)
     model.module.check_training(table=False)
+    model.module.to(place)
+    watcher.note(f"device {place} ({device_name(place)}), passes in {arithmetic}")
     check_new_adapter(folder, model, wanted.adapter, replacing=wanted.replace)
     if wanted.replace:
         _forget(model, wanted.adapter)
@@ -161,7 +178,7 @@ def adapt(folder: Path, wanted: Wanted, *, watcher: Watcher | None = None, shoul
         remove_stale(folder)
         digest = _digest(wanted, settings, data, model)
         base = weights_hash(model.module.backbone)
-        _train(model, wanted, settings, data, work / digest, digest, watcher, should_stop)
+        _train(model, wanted, settings, data, work / digest, digest, watcher, should_stop, arithmetic)
         weaken(model.module, wanted.adapter, strength)
         if weights_hash(model.module.backbone) != base:
             raise WorkFailed("the base's weights changed while the adapter was trained; nothing was written, please report this")
@@ -271,7 +288,15 @@ def _digest(wanted: Wanted, settings: Adapter, data: Dataset, model: Model) -> s
 
 
 def _train(
-    model: Model, wanted: Wanted, settings: Adapter, data: Dataset, work: Path, digest: str, watcher: Watcher, should_stop: Stop
+    model: Model,
+    wanted: Wanted,
+    settings: Adapter,
+    data: Dataset,
+    work: Path,
+    digest: str,
+    watcher: Watcher,
+    should_stop: Stop,
+    arithmetic: Arithmetic,
 ) -> None:
     module, objective = model.module, _objective(wanted.task, data.kind)
     assert isinstance(module, TransformerModel)
@@ -282,11 +307,12 @@ def _train(
     theta = rope_theta(module.backbone)
     if settings.rope_theta is not None:
         set_rope_theta(module.backbone, settings.rope_theta)
+    nn.ParameterList(job.heads.named().values()).to(module.device)
     work.mkdir(exist_ok=True)
     log = Log(work / "log.jsonl")
     watcher.stage(f"{wanted.adapter}: {settings.steps:,} steps")
     try:
-        with workers(cores()) as threads:
+        with workers(cores() if module.device == CPU else 1) as threads:
             around = Surroundings(
                 model.tokenizer,
                 model.settings.prompts,
@@ -298,6 +324,8 @@ def _train(
                 should_stop,
                 threads.count,
                 watcher.note,
+                device=module.device,
+                arithmetic=arithmetic,
             )
             run_phase(job, module, work / "checkpoints", around)
     except Interrupted:

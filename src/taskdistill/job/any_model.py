@@ -10,14 +10,16 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
+import torch
 
+from taskdistill.device import AUTO, dtype_name, placement, resolve_device, resolve_dtype
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, nearest, require
 from taskdistill.evaluate.kinds import Embedder
 from taskdistill.folders import sha256_file
 from taskdistill.job.embedders import EncoderEmbedder
 from taskdistill.model.backbone import read_json, resolve
-from taskdistill.model.folder import MODULES, POOLING_NAMES
+from taskdistill.model.layout import MODULES, POOLING_NAMES
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.teacher.http import HttpTeacher
 from taskdistill.teacher.keys import text_keys
@@ -96,7 +98,13 @@ def parse_spec(text: str) -> Spec:
 
 
 def open_model(
-    spec: Spec, *, memory: Path | None = None, environment: Mapping[str, str] | None = None, threads: int | None = None
+    spec: Spec,
+    *,
+    memory: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    device: str = AUTO,
+    dtype: str = AUTO,
 ) -> Embedder:
     """Open any model for evaluation.
 
@@ -105,6 +113,8 @@ def open_model(
         memory: Folder in which it is remembered what an endpoint answered, so that a changed model is noticed.
         environment: Where `key_env` is looked up.
         threads: Worker threads of a local model.
+        device: Of a local model, see `Encoder.load`.
+        dtype: Of a local model, see `Encoder.load`.
 
     Returns:
         The model, with `spec.name`.
@@ -127,8 +137,8 @@ def open_model(
     if _beyond_ours(folder):
         if "adapters" in spec.options:
             raise BadInput(f"model {spec.place}: `adapters` has no effect on a model without adapters; leave it out")
-        return SentenceTransformersEmbedder(spec.name, folder)
-    encoder = Encoder.load(folder, threads=threads)
+        return SentenceTransformersEmbedder(spec.name, folder, device=device, dtype=dtype)
+    encoder = Encoder.load(folder, threads=threads, device=device, dtype=dtype)
     if "adapters" in spec.options and not encoder.tasks:
         raise BadInput(f"model {spec.place}: `adapters` has no effect on a model without adapters; leave it out")
     return EncoderEmbedder(encoder, name=spec.name, adapters=spec.options.get("adapters") != "off")
@@ -225,12 +235,14 @@ class VectorsEmbedder:
 class SentenceTransformersEmbedder:
     """A sentence-transformers folder with modules that only that library knows, such as Dense; no code of the folder runs."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, *, device: str = AUTO, dtype: str = AUTO) -> None:
         """Load the model.
 
         Args:
             name: What to call it.
             folder: A sentence-transformers folder.
+            device: See `Encoder.load`.
+            dtype: See `Encoder.load`.
 
         Raises:
             BadInput: If sentence-transformers is not installed or cannot load the folder.
@@ -238,9 +250,11 @@ class SentenceTransformersEmbedder:
         require("sentence_transformers", "st", f"model {folder}")
         from sentence_transformers import SentenceTransformer
 
-        self.name, self._folder = name, folder
+        place = resolve_device(device)
+        self.name, self._folder, self._dtype = name, folder, resolve_dtype(dtype, place)
+        self.placement = placement(place, self._dtype)
         try:
-            self._model = SentenceTransformer(str(folder), trust_remote_code=False, device="cpu")
+            self._model = SentenceTransformer(str(folder), trust_remote_code=False, device=str(place)).to(self._dtype)
         except Exception as error:
             raise BadInput(f"sentence-transformers cannot load {folder}: {type(error).__name__}: {error}") from None
         known = dict(self._model.prompts or {})
@@ -267,7 +281,8 @@ class SentenceTransformersEmbedder:
             64 hexadecimal digits.
         """
         files = sorted(path for path in self._folder.rglob("*") if path.suffix in _DECIDING and path.is_file())
-        said = [[path.relative_to(self._folder).as_posix(), sha256_file(path)] for path in files]
+        said: list[object] = [[path.relative_to(self._folder).as_posix(), sha256_file(path)] for path in files]
+        said += [] if self._dtype is torch.float32 else [dtype_name(self._dtype)]
         return hashlib.sha256(json.dumps([said, self.prompts], sort_keys=True).encode()).hexdigest()
 
 

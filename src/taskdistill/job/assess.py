@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.kinds import Embedder
@@ -22,6 +23,7 @@ from taskdistill.model.folder import Model
 from taskdistill.model.identity import memory_files
 from taskdistill.recipe import dump_recipe
 from taskdistill.train.course import courses
+from taskdistill.train.device import choose_arithmetic
 
 if TYPE_CHECKING:
     from taskdistill.job.state import Run
@@ -80,7 +82,10 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
     from taskdistill.job.page import write_page
 
     start = time.monotonic()
+    if run.recipe.stage1 is not None:
+        model.module.to(run.device)
     encoder = Encoder(model, threads=run.threads)
+    run.watcher.note(f"scores are taken on {encoder.placement}")
     models: list[Embedder] = [_teacher(run)]
     if run.recipe.stage1 is None:
         encoders = {STATIC: encoder}
@@ -99,7 +104,7 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
         "data": run.inputs.counts(),
         "facts": run.facts | {"teacher_texts": sum(len(store) for store in {id(store): store for store in run.stores.values()}.values())},
         "course": {course.phase: course.as_dict() for course in courses(run.log)},
-        "time": where_time_went(run.log.path, matrix_rate(threads=run.threads)),
+        "time": where_time_went(run.log.path, matrix_rate(threads=run.threads, device=run.device, dtype=_arithmetic(run))),
         "seconds": {part: round(seconds, 1) for part, seconds in run.seconds().items()},
         "peak_megabytes": run.peak(),
         "recipe": run.recipe.model_dump(mode="json"),
@@ -115,6 +120,10 @@ def assess_run(run: Run, model: Model, static: Path | None) -> dict[str, Any]:
     return metrics
 
 
+def _arithmetic(run: Run) -> torch.dtype:
+    return choose_arithmetic(run.recipe.precision, run.device).compute or torch.float32
+
+
 def _students(run: Run, encoder: Encoder, static: Path | None, models: list[Embedder]) -> dict[str, Encoder]:
     """Add the students that are scored beside the teacher, and name their encoders."""
     untrained = start_student(run.recipe)
@@ -122,6 +131,7 @@ def _students(run: Run, encoder: Encoder, static: Path | None, models: list[Embe
         untrained = with_own_vocabulary(untrained, run.out)
     untrained.settings.prompts.clear()
     untrained.files = memory_files(untrained)
+    untrained.module.to(run.device)
     encoders = {UNTRAINED: Encoder(untrained, threads=run.threads), BASE: encoder}
     if static is not None:
         encoders = {STATIC: Encoder.load(static, threads=run.threads), **encoders}

@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from transformers import PreTrainedModel
 
+from taskdistill.model.activations import kept_bytes
 from taskdistill.model.adapters import linear_names
 from taskdistill.model.backbone import layers_of
+from taskdistill.model.student import TransformerModel
+from taskdistill.recipe_phases import Adapter, Phase, StaticSettings
+from taskdistill.train.budget import Budget, choose_budget
 
-CARDS = {"h100": (989e12, 80), "h200": (989e12, 141), "a100": (312e12, 80), "l40s": (362e12, 48), "a10": (125e12, 24)}
-"""Card to its dense bf16 rate in operations a second, by its maker's data sheet, and its memory in GB."""
+
+class Card(NamedTuple):
+    """What the maker's data sheet says of a card: dense operations a second by number type, and memory."""
+
+    bfloat16: float
+    gigabytes: int
+    tf32: float
+    float32: float
+
+    def rate(self, precision: str) -> float:
+        """Return the rate of a number type.
+
+        Args:
+            precision: `auto` is bfloat16.
+
+        Returns:
+            Operations a second.
+        """
+        return {"tf32": self.tf32, "float32": self.float32}.get(precision, self.bfloat16)
+
+
+CARDS = {
+    "h100": Card(989e12, 80, 494e12, 67e12),
+    "h200": Card(989e12, 141, 494e12, 67e12),
+    "a100": Card(312e12, 80, 156e12, 19.5e12),
+    "l40s": Card(362e12, 48, 183e12, 91.6e12),
+    "a10": Card(125e12, 24, 62.5e12, 31.2e12),
+}
 
 CARD_REACHED = 0.4
-"""Share of a card's bf16 rate that a plan counts with; an assumption, to be replaced by a measurement where there is one."""
-
-ACTIVATION_BYTES = 31_000 / 384
-"""Measured activation bytes per token, layer and hidden unit of a kept forward pass in float32; half of it in bf16."""
+"""Share of a card's rate that a plan counts with; an assumption, to be replaced by a measurement where there is one."""
 
 STATE_BYTES = 16
 """Bytes a trained weight: itself, its gradient and AdamW's two moments, all in float32."""
@@ -83,3 +112,62 @@ def adapter_parameters(backbone: PreTrainedModel, rank: int) -> int:
     names = set(linear_names(backbone))
     maps = [p for name, p in layers_of(backbone).named_parameters() if p.ndim == 2 and name.rsplit(".", 2)[-2] in names]
     return sum(rank * (p.shape[0] + p.shape[1]) for p in maps)
+
+
+def card_budget(given: Phase | StaticSettings, module: TransformerModel, card: Card, precision: str) -> Budget | None:
+    """Choose a phase's token budgets as a run on an empty card does.
+
+    Args:
+        given: The phase.
+        module: The student, which may have no weights.
+        card: The card.
+        precision: Of the recipe; `auto` is bfloat16.
+
+    Returns:
+        The budgets; None for the static student, which has no graphs.
+    """
+    if isinstance(given, StaticSettings):
+        return None
+    return choose_budget(
+        module,
+        _trained(given, module),
+        device=torch.device("cuda"),
+        compute=_compute(precision),
+        micro_batch_tokens=given.micro_batch_tokens,
+        free=card.gigabytes * 10**9 - 4 * _weights(module),
+    )
+
+
+def card_memory(
+    given: Phase | StaticSettings, module: TransformerModel, budget: Budget | None, batch_tokens: float, precision: str
+) -> float:
+    """Estimate what a phase takes on a card: weights, gradients and moments, and the graphs that are there at once.
+
+    Args:
+        given: The phase.
+        module: The student, which may have no weights.
+        budget: What `card_budget` chose.
+        batch_tokens: Tokens of its largest batch.
+        precision: Of the recipe; `auto` is bfloat16.
+
+    Returns:
+        Bytes; 0 for the static student, which is trained on the CPU.
+    """
+    if isinstance(given, StaticSettings) or budget is None:
+        return 0.0
+    longest = max(given.max_length, *(length for _, length in given.long_sources.values()), 0)
+    tokens = batch_tokens if batch_tokens <= budget.keep_tokens else max(budget.micro_batch_tokens, longest)
+    frozen = _weights(module) if isinstance(given, Adapter) else 0
+    return STATE_BYTES * _trained(given, module) + 4 * frozen + tokens * kept_bytes(module.backbone, _compute(precision))
+
+
+def _compute(precision: str) -> torch.dtype | None:
+    return torch.bfloat16 if precision in ("auto", "bfloat16") else None
+
+
+def _trained(given: Phase, module: TransformerModel) -> int:
+    return adapter_parameters(module.backbone, given.rank) if isinstance(given, Adapter) else _weights(module)
+
+
+def _weights(module: TransformerModel) -> int:
+    return sum(p.numel() for p in module.backbone.parameters())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from taskdistill.encode.encoder import Encoder
+from taskdistill.encode.hardware import on_device
 from taskdistill.errors import BadInput, nearest
 from taskdistill.evaluate.kinds import METRIC, METRICS, TASK, Kind
 from taskdistill.evaluate.protocols import evaluate_set
@@ -85,9 +86,10 @@ def dev_score(run: Run, student: Model, task: Task) -> float:
     found = [each for each in dev_sets(recipe, run.inputs.root) if TASK[each.kind] is task]
     if not found:
         raise BadInput(f"evaluation.dev holds no set for {task}; name one")
-    embedder = EncoderEmbedder(Encoder(student, threads=run.threads))
     most, seed = recipe.evaluation.max_queries, recipe.seed
-    return float(np.mean([evaluate_set(embedder, each.name, each.kind, each.load(most, seed)).score.score for each in found]))
+    with on_device(student.module, run.device):
+        embedder = EncoderEmbedder(Encoder(student, threads=run.threads))
+        return float(np.mean([evaluate_set(embedder, each.name, each.kind, each.load(most, seed)).score.score for each in found]))
 
 
 def dev_sets(recipe: Recipe, root: Path) -> list[EvalSet]:
@@ -128,17 +130,19 @@ def make_during(run: Run, student: Model, phase: str, view: View) -> During | No
     sets = sets_during(run.recipe, run.inputs.root, phase)
     if not sets:
         return None
-    seed, data = run.recipe.seed, list[SetData]()
+    seed, data, held = run.recipe.seed, list[SetData](), list[EncoderEmbedder]()
 
     def score() -> dict[str, float]:
         if not data:
             loaded = (each.load(settings.max_queries, seed) for each in sets)
             data.extend(_cut(each, settings.max_documents, seed) for each in loaded)
-        embedder = EncoderEmbedder(Encoder(student, threads=run.threads), adapters=phase_task(phase) is not None)
         scores, mains = dict[str, float](), list[float]()
-        with view():
+        # Weights that are divided among processes leave the whole model on the CPU.
+        with on_device(student.module, run.device), view():
+            if not held:  # its budget holds for the whole phase, so that every score is taken of the same batches
+                held.append(EncoderEmbedder(Encoder(student, threads=run.threads), adapters=phase_task(phase) is not None))
             for each, rows in zip(sets, data, strict=True):
-                found = evaluate_set(embedder, each.name, each.kind, rows).score
+                found = evaluate_set(held[0], each.name, each.kind, rows).score
                 scores |= {f"{each.name}:{name}": value for name, value in found.scores.items()}
                 mains.append(found.score)
         return scores | {MEAN: float(np.mean(mains))}

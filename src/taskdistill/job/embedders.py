@@ -5,15 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 
 from taskdistill.compress import Int8Ranges, ranges_from_json
+from taskdistill.device import dtype_name
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.teacher.protocol import Teacher, View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.vocabulary import Role, Task
+
+
+@runtime_checkable
+class RunsHere(Protocol):
+    """A model that runs on this machine."""
+
+    @property
+    def placement(self) -> str:
+        """Device and arithmetic in a few words."""
 
 
 class EncoderEmbedder:
@@ -32,6 +44,11 @@ class EncoderEmbedder:
         self.name = name or encoder.name
         self.cut = 0
         """Texts whose ends were cut so far, because they are longer than the model reads."""
+
+    @property
+    def placement(self) -> str:
+        """Device and arithmetic in a few words."""
+        return self.encoder.placement
 
     def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
         """Encode texts.
@@ -80,7 +97,8 @@ class EncoderEmbedder:
         Returns:
             64 hexadecimal digits.
         """
-        return hashlib.sha256(json.dumps([self.encoder.model_hash, self.adapters]).encode()).hexdigest()
+        said = [self.encoder.model_hash, self.adapters, *([] if self.encoder.dtype is torch.float32 else [dtype_name(self.encoder.dtype)])]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 class TeacherEmbedder:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from taskdistill.device import AUTO
 from taskdistill.errors import BadInput, require
 from taskdistill.evaluate.kinds import Embedder
 from taskdistill.evaluate.reading import LabelledData, judged_texts
@@ -16,6 +17,7 @@ from taskdistill.evaluate.scoring import Options
 from taskdistill.evaluate.sets import EvalSet, find_sets
 from taskdistill.folders import dump_json
 from taskdistill.job.any_model import Spec, open_model
+from taskdistill.job.embedders import RunsHere
 from taskdistill.job.page import write_evaluation
 from taskdistill.job.seen import read_training, seen_in, teacher_saw, warnings_of
 from taskdistill.job.watch import Watcher
@@ -42,6 +44,8 @@ class Request:
         options: See `Options`.
         reference: Name of the model the others are compared with; None takes the first.
         command: What to type to get this again.
+        device: See `Encoder.load`.
+        dtype: See `Encoder.load`.
     """
 
     models: Sequence[Spec]
@@ -54,6 +58,8 @@ class Request:
     options: Options = field(default_factory=Options)
     reference: str | None = None
     command: str = ""
+    device: str = AUTO
+    dtype: str = AUTO
 
 
 def evaluate(request: Request, watcher: Watcher, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -74,7 +80,9 @@ def evaluate(request: Request, watcher: Watcher, environment: Mapping[str, str])
     check_claim(request.out, KIND, **claims)
     suites = _suite_tasks(request.suites)
     sets = find_sets(request.data, request.sets, request.split) if request.data is not None else []
-    models = open_models(request.models, request.out / "endpoints", environment)
+    models = open_models(request.models, request.out / "endpoints", environment, device=request.device, dtype=request.dtype)
+    if told := placements(models):
+        watcher.note(told)
     trainings = [read_training(path, watcher) for path in request.seen]
     claim(request.out, KIND, **claims)
     if sets:
@@ -99,7 +107,13 @@ def evaluate(request: Request, watcher: Watcher, environment: Mapping[str, str])
 
 
 def open_models(
-    specs: Sequence[Spec], memory: Path | None, environment: Mapping[str, str], *, threads: int | None = None
+    specs: Sequence[Spec],
+    memory: Path | None,
+    environment: Mapping[str, str],
+    *,
+    threads: int | None = None,
+    device: str = AUTO,
+    dtype: str = AUTO,
 ) -> list[Embedder]:
     """Open models under names that tell them apart.
 
@@ -108,6 +122,8 @@ def open_models(
         memory: See `open_model`.
         environment: See `open_model`.
         threads: See `open_model`.
+        device: See `open_model`.
+        dtype: See `open_model`.
 
     Returns:
         The models in their order.
@@ -117,7 +133,20 @@ def open_models(
         spec if often[spec.name] == 1 or "name" in spec.options else replace(spec, options={**spec.options, "name": spec.place})
         for spec in specs
     ]
-    return [open_model(spec, memory=memory, environment=environment, threads=threads) for spec in named]
+    opened = (open_model(spec, memory=memory, environment=environment, threads=threads, device=device, dtype=dtype) for spec in named)
+    return list(opened)
+
+
+def placements(models: Sequence[Embedder]) -> str:
+    """Say where the models run that run here.
+
+    Args:
+        models: The models.
+
+    Returns:
+        One line; empty if all are endpoints or vectors on disk.
+    """
+    return "; ".join(dict.fromkeys(model.placement for model in models if isinstance(model, RunsHere)))
 
 
 def write_texts(sets: Sequence[EvalSet], options: Options, path: Path) -> int:

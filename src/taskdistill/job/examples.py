@@ -39,7 +39,7 @@ def search_examples(recipe: Recipe, out: Path, recipe_folder: Path | None = None
         return []
     data = retrieval[0].load()
     assert isinstance(data, RankingData)
-    encoder = Encoder.load(out / "model", threads=recipe.threads)
+    encoder = Encoder.load(out / "model", threads=recipe.threads, device=recipe.device)
     encoder.model.name = str(out / "model")
     index = _index(encoder, [Document(name, text) for name, text in data.documents.items()], out / "index")
     found = index.search(recipe.evaluation.examples, SHOWN, encoder=encoder)

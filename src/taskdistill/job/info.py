@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,22 @@ def _describe(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 LEAST: dict[Backend, float] = {Backend.TORCH: 1 - 1e-5, Backend.ONNXRUNTIME: 0.9999, Backend.OPENVINO: 0.9999, Backend.INT8: 0.95}
 """Smallest cosine to the golden vectors at which a back end still gives a model's own space; eight bits move vectors, which `encode` says."""
 
+LEAST_HALF = 0.99
+"""The same of torch in half precision."""
+
+
+def least_cosine(backend: Backend, dtype: str) -> float:
+    """Say how close a back end must come to the golden vectors.
+
+    Args:
+        backend: What runs the model.
+        dtype: Its arithmetic, in torch.
+
+    Returns:
+        The smallest cosine.
+    """
+    return LEAST_HALF if backend is Backend.TORCH and dtype not in ("auto", "float32") else LEAST[backend]
+
 
 def backends_here() -> list[Backend]:
     """List the back ends whose packages are installed.
@@ -73,12 +90,22 @@ def backends_here() -> list[Backend]:
     return [backend for backend, modules in needs.items() if all(find_spec(module) is not None for module in modules)]
 
 
-def verify_model(path: Path, backend: Backend = Backend.TORCH) -> dict[str, float]:
+def verify_model(
+    path: Path,
+    backend: Backend = Backend.TORCH,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    note: Callable[[str], None] | None = None,
+) -> dict[str, float]:
     """Compare a model folder with its golden vectors: the contract of its embedding space.
 
     Args:
         path: Model folder.
         backend: What runs the model.
+        device: See `Encoder.load`; acts on torch only.
+        dtype: See `Encoder.load`; acts on torch only.
+        note: Told where the model runs.
 
     Returns:
         `base` or task to the smallest cosine.
@@ -86,17 +113,17 @@ def verify_model(path: Path, backend: Backend = Backend.TORCH) -> dict[str, floa
     Raises:
         BadInput: If the folder has no golden vectors, or the model cannot run in the back end.
     """
-    from taskdistill.model.folder import read_model
-    from taskdistill.model.golden import check_golden, embed_with, read_golden
+    from taskdistill.model.golden import check_golden, read_golden
 
     golden = read_golden(path)
     if golden is None:
         raise BadInput(f"{path} has no golden vectors to verify against; only model folders that this package wrote have them")
-    if backend is Backend.TORCH:
-        return check_golden(golden, embed_with(read_model(path)))
     from taskdistill.encode.encoder import Encoder
 
-    encoder = Encoder.load(path, backend=backend.value)
+    on_torch = backend is Backend.TORCH
+    encoder = Encoder.load(path, backend=backend.value, device=device if on_torch else "auto", dtype=dtype if on_torch else "auto")
+    if note is not None:
+        note(encoder.placement)
     return check_golden(golden, lambda texts, task: encoder.encode(texts, task=task, prompt_name=golden["role"]))
 
 

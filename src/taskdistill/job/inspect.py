@@ -94,7 +94,7 @@ def inspect_batch(
 
 def _teacher_cosines(recipe: Recipe, prepared: Prepared, store: Path, api_key: str | None) -> np.ndarray:
     """Give the teacher's cosine of every query with every positive, as training looks it up."""
-    teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads)
+    teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads, root=store)
     stores = open_views(store, teacher, recipe.teacher.instructions)
     count, rows = len(prepared.first), list[np.ndarray]()
     wanted = prepared.teacher_texts()

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from taskdistill.device import AUTO, compute_of, placement, resolve_device, resolve_dtype
 from taskdistill.encode.encoder import Encoder
+from taskdistill.encode.hardware import on_device
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.protocols import evaluate_set
 from taskdistill.evaluate.sets import EvalSet, find_sets
@@ -51,6 +54,8 @@ def merge(
     last_weight: float = 0.5,
     max_queries: int | None = None,
     threads: int | None = None,
+    device: str = AUTO,
+    dtype: str = AUTO,
 ) -> dict[str, Any]:
     """Merge models or checkpoints; write the result if it is better than the best of them.
 
@@ -65,6 +70,8 @@ def merge(
         last_weight: Share of the first with `last`.
         max_queries: Cut large sets to this many queries.
         threads: Worker threads.
+        device: Where models are scored; weights are merged on the CPU.
+        dtype: Arithmetic in which they are scored.
 
     Returns:
         Plain data: the score of each model and of the merged one, the difference to the best with its interval, and whether it was kept.
@@ -78,7 +85,9 @@ def merge(
         raise BadInput(f"method {method!r} is not known; give one of {', '.join(METHODS)}")
     models = [read_place(place) for place in places]
     check_alike(models)
-    judge = _Judge(find_sets(data, sets, split="dev"), max_queries, threads)
+    where = resolve_device(device)
+    judge = _Judge(find_sets(data, sets, split="dev"), max_queries, threads, where, resolve_dtype(dtype, where))
+    watcher.note(placement(where, judge.dtype))
     singles = []
     for place, model in zip(places, models, strict=True):
         singles.append(judge(model, str(place)))
@@ -155,16 +164,20 @@ def _base(name: str) -> str:
 class _Judge:
     """Scores models on development sets that are read once."""
 
-    def __init__(self, sets: Sequence[EvalSet], max_queries: int | None, threads: int | None) -> None:
+    def __init__(
+        self, sets: Sequence[EvalSet], max_queries: int | None, threads: int | None, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.sets = [(each, each.load(max_queries, 17)) for each in sets]
-        self.threads = threads
+        self.threads, self.device, self.dtype = threads, device, dtype
 
     def __call__(self, model: Model, name: str) -> Scored:
-        embedder, units, scores = EncoderEmbedder(Encoder(model, threads=self.threads)), dict[str, Any](), []
-        for each, data in self.sets:
-            found = evaluate_set(embedder, each.name, each.kind, data).score
-            units |= {f"{each.name} {language}": rows for language, rows in found.units.items()}
-            scores.append(found.score)
+        units, scores = dict[str, Any](), []
+        with on_device(model.module, self.device):
+            embedder = EncoderEmbedder(Encoder(model, threads=self.threads, compute=compute_of(self.dtype)))
+            for each, data in self.sets:
+                found = evaluate_set(embedder, each.name, each.kind, data).score
+                units |= {f"{each.name} {language}": rows for language, rows in found.units.items()}
+                scores.append(found.score)
         return Scored(name, float(np.mean(scores)), units)
 
 

@@ -15,20 +15,23 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from taskdistill.atomic import remove_stale_within, replacing
 from taskdistill.data.mining import Mined, MiningSettings, Relations, Vectors, blocks, mine_block, relate, with_negatives
 from taskdistill.data.rows import Dataset, row_texts
 from taskdistill.data.sources import load_source
+from taskdistill.device import AUTO, dtype_name
 from taskdistill.errors import BadInput, WorkFailed, nearest
 from taskdistill.folders import open_folder, require_field, sha256_file, write_folder
 from taskdistill.job.start import data_root
 from taskdistill.job.watch import Stop, Watcher, never
 from taskdistill.lock import writer_lock
 from taskdistill.outputs import check_replaceable, remove_names
+from taskdistill.recipe import TeacherSettings
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.teacher.make import make_teacher
-from taskdistill.teacher.protocol import first_difference
+from taskdistill.teacher.protocol import first_difference, release
 from taskdistill.teacher.store import TeacherStore, open_views
 from taskdistill.vocabulary import MANIFEST, Role, RowKind, Task
 
@@ -57,6 +60,10 @@ class MineRequest:
     settings: MiningSettings = field(default_factory=MiningSettings)
     data_folder: Path | None = None
     """Embedded default: the folder of an earlier run's data; None builds it beside the output."""
+    device: str = AUTO
+    """Where the model or a local teacher runs; `auto` leaves a teacher where the recipe puts it."""
+    dtype: str = AUTO
+    """Arithmetic of the model or a local teacher; `auto` leaves a teacher's to the recipe."""
 
 
 def mine(
@@ -149,13 +156,13 @@ def _vectors(
             raise WorkFailed("stopped; what is finished is kept, run the same command again to continue")
 
     if request.model is not None:
-        return _model_vectors(request.model, recipe.threads, relations, watcher, count)
-    teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads)
+        return _model_vectors(request, recipe.threads, relations, watcher, count)
     root = request.store or Path(recipe.teacher.store or out.parent / "teacher-store")
+    teacher = make_teacher(_placed(recipe.teacher, request), api_key=api_key, threads=recipe.threads, root=root)
     stores = open_views(root, teacher, recipe.teacher.instructions)
     found = _FoundVectors(
         {
-            "teacher": teacher.identity.fields(),
+            "teacher": {"arithmetic": None, **teacher.identity.fields()},
             "query_instruction": stores["query"].instruction,
             "document_instruction": stores["document"].instruction,
         },
@@ -167,12 +174,23 @@ def _vectors(
             watcher.stage(f"{view} vectors of the teacher: {len(texts):,} texts")
             report = stores[view].fill(texts, teacher, progress=count)  # type: ignore[index]
             watcher.note(f"{report.found:,} already in the store, {report.embedded:,} embedded, {len(report.quarantined):,} set aside")
+        release(teacher)
         found.queries, missing = _stored(stores["query"], relations.queries)
         found.candidates, lost = _stored(stores["document"], relations.candidates)
         found.unusable_queries, found.usable = missing, ~lost
 
     found.fill = fill
     return found
+
+
+def _placed(settings: TeacherSettings, request: MineRequest) -> TeacherSettings:
+    """Let the request decide where a local teacher runs."""
+    said = {name: value for name, value in (("device", request.device), ("dtype", request.dtype)) if value != AUTO}
+    if said and settings.kind != "local":
+        raise BadInput(
+            f"--{next(iter(said))} has no effect: the recipe's teacher is of kind {settings.kind} and does not run here; leave it out"
+        )
+    return TeacherSettings.model_validate(settings.model_dump() | said)
 
 
 @dataclass(frozen=True)
@@ -206,14 +224,18 @@ class _Filed:
 
 
 def _model_vectors(
-    model: str, threads: int | None, relations: Relations, watcher: Watcher, count: Callable[[int, int], None]
+    request: MineRequest, threads: int | None, relations: Relations, watcher: Watcher, count: Callable[[int, int], None]
 ) -> _FoundVectors:
     from taskdistill.encode.encoder import Encoder
 
-    encoder = Encoder.load(model, threads=threads)
+    assert request.model is not None
+    encoder = Encoder.load(request.model, threads=threads, device=request.device, dtype=request.dtype)
+    watcher.note(encoder.placement)
     task = Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None
     prompts = {role.value: encoder.prompt_text(role.value) for role in Role}
-    found = _FoundVectors({"model": encoder.name, "hash": encoder.model_hash, "task": task, "prompts": prompts}, lambda _: None)
+    arithmetic = {} if encoder.dtype is torch.float32 else {"dtype": dtype_name(encoder.dtype)}
+    made_by = {"model": encoder.name, "hash": encoder.model_hash, "task": task, "prompts": prompts, **arithmetic}
+    found = _FoundVectors(made_by, lambda _: None)
 
     def fill(partial: Path) -> None:
         for role, texts in ((Role.QUERY, relations.queries), (Role.DOCUMENT, relations.candidates)):

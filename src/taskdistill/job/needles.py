@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from taskdistill.device import dtype_name
 from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.needle import KINDS, LENGTHS, METRIC, score_needles
 from taskdistill.evaluate.report import ReportData, Section, render_report
@@ -69,7 +71,7 @@ def evaluate_needles(
     rows = []
     for done, (name, kind, length) in enumerate(plan, 1):
         encoder = encoders[name]
-        said = json.dumps(["needle", encoder.model_hash, encoder.max_length, tokenizer, kind, length, documents, seed])
+        said = json.dumps(["needle", _print(encoder), encoder.max_length, tokenizer, kind, length, documents, seed])
         path = out / "cache" / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.json"
         if path.is_file():
             row = read_sealed(path, "remove it to score that set again")
@@ -88,9 +90,7 @@ def evaluate_needles(
         if progress is not None:
             progress(done, len(plan))
     results = {
-        "models": [
-            {"name": name, "fingerprint": encoder.model_hash, "max_length": encoder.max_length} for name, encoder in encoders.items()
-        ],
+        "models": [{"name": name, "fingerprint": _print(encoder), "max_length": encoder.max_length} for name, encoder in encoders.items()],
         "rows": rows,
         "means": {name: {kind: _mean(rows, name, kind) for kind in kinds} for name in encoders},
         "options": {"documents": documents, "seed": seed, "tokens counted by": next(iter(encoders))},
@@ -147,6 +147,11 @@ class _Counter:
     def __call__(self, text: str) -> int:
         ids = self._tokenizer.ids([text], prompt="", max_length=WHOLE).ids[0]
         return len(ids) - self._tokenizer.own_tokens
+
+
+def _print(encoder: Encoder) -> str:
+    """Tell models apart by what decides their vectors."""
+    return encoder.model_hash if encoder.dtype is torch.float32 else f"{encoder.model_hash} {dtype_name(encoder.dtype)}"
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], name: str, kind: str) -> float:

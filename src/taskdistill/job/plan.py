@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from taskdistill.data.batches import BatchPlan, describe
+from taskdistill.device import device_name
 from taskdistill.encode.batches import cores
 from taskdistill.errors import WorkFailed
+from taskdistill.job.costs import adapter_parameters
 from taskdistill.job.pairing import choose_start
 from taskdistill.job.plan_stated import is_far, plan_stated, stated_tables
 from taskdistill.job.preflight import check_data, check_models
@@ -20,6 +22,7 @@ from taskdistill.job.speed import matrix_rate
 from taskdistill.job.start import data_root, load_inputs
 from taskdistill.job.state import make_plans
 from taskdistill.job.watch import Watcher
+from taskdistill.model.activations import kept_bytes
 from taskdistill.model.backbone import layers_of
 from taskdistill.model.fewer_tokens import replace_table
 from taskdistill.model.folder import Model
@@ -27,7 +30,8 @@ from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Adapter, Phase, Recipe, Stage1, StaticSettings
 from taskdistill.recipe_phases import StudentVocabulary
-from taskdistill.train.device import compute_type, training_device
+from taskdistill.train.budget import choose_budget
+from taskdistill.train.device import choose_arithmetic, training_device
 from taskdistill.train.new_vocabulary import learn_beside, whole_words
 from taskdistill.train.phases import preparer, static_phase, teacher_needs
 from taskdistill.train.work import matrix_parameters
@@ -43,9 +47,6 @@ FROZEN_FACTOR = 2
 
 REACHED = 0.5
 """Share of the measured matrix-multiply rate that training and encoding reach; see docs/performance.md."""
-
-ACTIVATION_BYTES = 31_000 / 384
-"""Measured activation bytes per token, layer and hidden unit of a kept forward pass."""
 
 
 def plan_run(
@@ -70,7 +71,8 @@ def plan_run(
         watcher.note(line)
     with tempfile.TemporaryDirectory() as temporary:
         check_recipe(recipe, Path(temporary) / "new")
-        compute_type(recipe.precision, training_device(recipe.device))
+        device = training_device(recipe.device)
+        arithmetic = choose_arithmetic(recipe.precision, device)
         student = None if is_far(recipe) else check_models(recipe)
         root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", watcher)
         if student is None:
@@ -82,7 +84,8 @@ def plan_run(
             wanted, width = recipe.student.vocabulary, student.module.backbone.get_input_embeddings().weight.shape[1]
             rows = wanted.size + (len(whole_words(student.tokenizer)) if wanted.keep_words else 0)
             replace_table(student.module, torch.empty(rows, width, device="meta"), {})
-        plans, rate = make_plans(recipe, inputs), matrix_rate()
+        plans = make_plans(recipe, inputs)
+        rate = matrix_rate(device=device, dtype=arithmetic.compute or torch.float32)
         phases: dict[str, dict[str, Any]] = {}
         needed: dict[str, dict[str, None]] = {}
         cutter = student.tokenizer
@@ -100,13 +103,28 @@ def plan_run(
             if recipe.student.vocabulary is not None and not phases:
                 cutter = _own_tokenizer(recipe.student.vocabulary, student.tokenizer, batches)
             phases[name] = _phase_cost(name, phase, plan, batches, cutter, student, rate)
+            if name != "static":
+                budget = choose_budget(
+                    student.module,
+                    _trained(phase, student),
+                    device=device,
+                    compute=arithmetic.compute,
+                    micro_batch_tokens=phase.micro_batch_tokens,
+                )
+                phases[name]["budget"] = budget.to_json()
         count = sum(len(found) for found in needed.values())
         tokens = _teacher_tokens(recipe, student.tokenizer, needed)
     width = recipe.teacher.embedding_dim or _teacher_width(recipe, student)
     teacher_flops = _forward_flops(recipe, student)
     return {
         "recipe": recipe.name,
-        "machine": {"cores": cores(), "matrix_gflops": round(rate / 1e9, 1)},
+        "machine": {
+            "cores": cores(),
+            "matrix_gflops": round(rate / 1e9, 1),
+            "device": str(device),
+            "device_name": device_name(device),
+            "precision": str(arithmetic),
+        },
         "phases": phases,
         "teacher": {
             "texts": count,
@@ -117,7 +135,7 @@ def plan_run(
         "total": {
             "steps": sum(phase["steps"] for phase in phases.values()),
             "training_minutes": round(sum(phase["minutes"] for phase in phases.values()), 1),
-            "memory_megabytes": _memory(recipe, student, phases),
+            "memory_megabytes": _memory(student, phases, arithmetic.compute),
             "disk_megabytes": round(count * (2 * width + 16) / 1e6 + 6 * _parameters(student) * 4 / 1e6, 1),
         },
         "formula": (
@@ -137,7 +155,7 @@ def plan_tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[lis
         Title, columns and rows of each table.
     """
     phases = [
-        [name, f"{phase['steps']:,}", str(phase["batch_size"]), f"{phase['tokens']:,}", _time(phase)]
+        [name, f"{phase['steps']:,}", str(phase["batch_size"]), f"{phase['tokens']:,}", _time(phase), *_budgets(phase)]
         for name, phase in found["phases"].items()
     ]
     sources = [
@@ -156,15 +174,24 @@ def plan_tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[lis
         ],
         ["training", f"{total['steps']:,} steps, {total['training_minutes']} minutes"],
         ["memory", f"about {total['memory_megabytes']:,} MB"],
+        ["device", f"{found['machine']['device']} ({found['machine']['device_name']}), passes in {found['machine']['precision']}"],
         ["disk", f"about {total['disk_megabytes']:,} MB"],
         ["machine", f"{found['machine']['cores']} cores, {found['machine']['matrix_gflops']} GF/s of matrix multiplication"],
         ["formula", found["formula"]],
     ]
     return [
-        ("Phases", ["phase", "steps", "batch", "tokens", "minutes"], phases),
+        ("Phases", ["phase", "steps", "batch", "tokens", "minutes", *BUDGETS], phases),
         ("Batches by source", ["phase", "source", "rows", "batches", "epochs"], sources),
         ("Costs", ["what", "how much"], costs),
     ]
+
+
+BUDGETS = ["tokens a pass", "tokens kept"]
+
+
+def _budgets(phase: Mapping[str, Any]) -> list[str]:
+    budget = phase.get("budget") or {}
+    return [f"{budget[name]:,}" if name in budget else "-" for name in ("micro_batch_tokens", "keep_tokens")]
 
 
 def _time(phase: Mapping[str, Any]) -> str:
@@ -238,12 +265,13 @@ def _parameters(student: Model) -> int:
     return sum(p.numel() for p in student.module.parameters())
 
 
-def _memory(recipe: Recipe, student: Model, phases: Mapping[str, Any]) -> int:
-    """Weights, gradients and two moments, the kept activations of the largest batch, and the libraries."""
+def _trained(phase: Phase, student: Model) -> int:
     assert isinstance(student.module, TransformerModel)
-    from taskdistill.train.step import KEEP_TOKENS
+    return adapter_parameters(student.module.backbone, phase.rank) if isinstance(phase, Adapter) else _parameters(student)
 
-    layers, width = len(layers_of(student.module.backbone)), student.module.embedding_dim
-    tokens = min(max(phase["largest_batch_tokens"] for phase in phases.values()), KEEP_TOKENS)
-    activations = tokens * layers * width * ACTIVATION_BYTES
-    return int((700e6 + 16 * _parameters(student) + activations) / 1e6)
+
+def _memory(student: Model, phases: Mapping[str, Any], compute: torch.dtype | None) -> int:
+    """Weights, gradients and two moments, the graphs of the largest batch that is kept, and the libraries."""
+    assert isinstance(student.module, TransformerModel)
+    tokens = [min(phase["largest_batch_tokens"], phase["budget"]["keep_tokens"]) for phase in phases.values() if "budget" in phase]
+    return int((700e6 + 16 * _parameters(student) + max(tokens, default=0) * kept_bytes(student.module.backbone, compute)) / 1e6)

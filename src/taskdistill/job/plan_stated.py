@@ -10,18 +10,18 @@ from typing import Any
 from taskdistill.data.sources import HUB, load_source
 from taskdistill.errors import BadInput, nearest
 from taskdistill.job.check import check_fit
-from taskdistill.job.costs import ACTIVATION_BYTES, CARD_REACHED, CARDS, STATE_BYTES, Size, adapter_parameters, size_of
+from taskdistill.job.costs import CARD_REACHED, CARDS, STATE_BYTES, Size, adapter_parameters, card_budget, card_memory, size_of
 from taskdistill.job.sketch import Sketch, sketch
 from taskdistill.job.start import matryoshka_dims
 from taskdistill.job.watch import Watcher
 from taskdistill.model.backbone import EMBEDDED, keep_layers, longest_text, set_rope_theta
-from taskdistill.model.folder import longest_input
+from taskdistill.model.layout import longest_input
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Adapter, Phase, Recipe, StaticSettings, TeacherSettings
 from taskdistill.recipe_source import Source
+from taskdistill.train.budget import Budget
 from taskdistill.train.phases import ALLOWED, distils, phase_task, static_phase
-from taskdistill.train.step import KEEP_TOKENS
 from taskdistill.vocabulary import Pooling, RowKind, Task
 
 FIELDS: Mapping[RowKind, tuple[str, ...]] = {
@@ -82,8 +82,9 @@ def plan_stated(recipe: Recipe, root: Path, watcher: Watcher, card: str) -> dict
     teacher = sketch_teacher(recipe.teacher, watcher) if recipe.teacher.kind == "local" else None
     check_fit(recipe, root, module, recipe.teacher.embedding_dim if teacher is None else teacher.width)
     sources = _sources(recipe, root, tokenizer, watcher)
-    student, rate = size_of(module.backbone), CARDS[card][0] * CARD_REACHED
-    phases = {name: _phase(name, settings, recipe, sources, student, rate) for name, settings in recipe.phases().items()}
+    student, rate = size_of(module.backbone), CARDS[card].rate(recipe.precision) * CARD_REACHED
+    budgets = {name: card_budget(settings, module, CARDS[card], recipe.precision) for name, settings in recipe.phases().items()}
+    phases = {name: _phase(name, settings, recipe, sources, student, rate, budgets[name]) for name, settings in recipe.phases().items()}
     needed: dict[tuple[str, str, str], float] = {}
     for name, settings in recipe.phases().items():
         for key, count in _needed(name, settings, recipe, sources).items():
@@ -92,15 +93,27 @@ def plan_stated(recipe: Recipe, root: Path, watcher: Watcher, card: str) -> dict
     texts, tokens = sum(needed.values()), sum(count * lengths[key] for key, count in needed.items())
     work = None if teacher is None else sum(count * teacher.forward(lengths[key]) for key, count in needed.items())
     width = recipe.teacher.embedding_dim or (teacher.width if teacher is not None else 1024)
-    teacher_hours = None if work is None else work / rate / 3600
+    teacher_hours = None if work is None else work / (CARDS[card].rate(recipe.teacher.dtype) * CARD_REACHED) / 3600
     training_hours = sum(phase["gpu_hours"] for phase in phases.values())
     store = texts * (2 * width + 16)
-    memory = {name: _memory(name, settings, module, student) for name, settings in recipe.phases().items()}
+    memory = {
+        name: card_memory(settings, module, budgets[name], phases[name]["largest_batch_tokens"], recipe.precision)
+        for name, settings in recipe.phases().items()
+    }
     return {
         "recipe": recipe.name,
-        "gpu": {"card": card, "bf16_tflops": CARDS[card][0] / 1e12, "share_reached": CARD_REACHED, "memory_gigabytes": CARDS[card][1]},
+        "gpu": {
+            "card": card,
+            "tflops": CARDS[card].rate(recipe.precision) / 1e12,
+            "precision": recipe.precision if recipe.precision != "auto" else "bfloat16",
+            "share_reached": CARD_REACHED,
+            "memory_gigabytes": CARDS[card].gigabytes,
+        },
         "sources": {name: {"rows": each.rows, "tokens": dict(each.tokens), "from": each.said} for name, each in sources.items()},
-        "phases": {name: phase | {"gpu_memory_gigabytes": round(memory[name] / 1e9, 1)} for name, phase in phases.items()},
+        "phases": {
+            name: phase | {"gpu_memory_gigabytes": round(memory[name] / 1e9, 1), "budget": _plain(budgets[name])}
+            for name, phase in phases.items()
+        },
         "teacher": {
             "texts": round(texts),
             "tokens": round(tokens),
@@ -119,8 +132,9 @@ def plan_stated(recipe: Recipe, root: Path, watcher: Watcher, card: str) -> dict
         "formula": (
             "forward of a text of n tokens = 2 x matrix weights x n + 4 x attention width x n^2 (half of it if causal); a step of stage 1 = 3 "
             "forwards, of an adapter 2.2 (its backbone's weights take no gradient), and one forward more where the batch is too large to keep "
-            f"(gradient caching) and for classification's reference; hours = work / ({CARD_REACHED} x the card's bf16 rate); teacher: one forward "
-            "for each distinct text and instruction; distinct texts of a source = the lesser of its rows and of the rows drawn"
+            f"(gradient caching) and for classification's reference; hours = work / ({CARD_REACHED} x the card's rate in the recipe's precision); "
+            "tokens of a pass and of a batch whose graphs are kept = what fits into the card's memory beside weights and moments; teacher: one "
+            "forward for each distinct text and instruction; distinct texts of a source = the lesser of its rows and of the rows drawn"
         ),
     }
 
@@ -256,7 +270,13 @@ def _fields(name: str, settings: Phase, source: Source) -> dict[str, int]:
 
 
 def _phase(
-    name: str, given: Phase | StaticSettings, recipe: Recipe, sources: Mapping[str, Stated], student: Size, rate: float
+    name: str,
+    given: Phase | StaticSettings,
+    recipe: Recipe,
+    sources: Mapping[str, Stated],
+    student: Size,
+    rate: float,
+    budget: Budget | None,
 ) -> dict[str, Any]:
     settings = static_phase(given) if isinstance(given, StaticSettings) else given
     task, work, tokens, largest, shown = phase_task(name), 0.0, 0.0, 0.0, []
@@ -267,7 +287,11 @@ def _phase(
         texts = [(min(sources[source].tokens[field], length), n) for field, n in _fields(name, settings, said).items()]
         row_tokens, row_work = sum(t * n for t, n in texts), sum(student.forward(t) * n for t, n in texts)
         batch = size * row_tokens
-        forwards = (2.2 if isinstance(settings, Adapter) else 3.0) + (batch > KEEP_TOKENS) + (task is Task.CLASSIFICATION)
+        forwards = (
+            (2.2 if isinstance(settings, Adapter) else 3.0)
+            + (budget is not None and batch > budget.keep_tokens)
+            + (task is Task.CLASSIFICATION)
+        )
         work += drawn * row_work * forwards
         tokens += drawn * row_tokens
         largest = max(largest, batch)
@@ -307,15 +331,8 @@ def _teacher_length(recipe: Recipe, tokens: float, view: str) -> float:
     return min(tokens + extra, float(recipe.teacher.max_length))
 
 
-def _memory(name: str, given: Phase | StaticSettings, module: TransformerModel, student: Size) -> float:
-    """Bytes on the card: weights, gradients and moments, and the activations of one micro-batch in bf16."""
-    if isinstance(given, StaticSettings):
-        return 0.0
-    trained = student.parameters if not isinstance(given, Adapter) else adapter_parameters(module.backbone, given.rank)
-    frozen = 0 if trained == student.parameters else student.parameters
-    lengths = [given.max_length, *(length for _, length in given.long_sources.values())]
-    activations = max(given.micro_batch_tokens, *lengths) * student.layers * student.width * ACTIVATION_BYTES / 2
-    return STATE_BYTES * trained + 4 * frozen + activations
+def _plain(budget: Budget | None) -> dict[str, int] | None:
+    return None if budget is None else budget.to_json()
 
 
 def _adapters(recipe: Recipe, module: TransformerModel) -> dict[str, int]:
@@ -350,7 +367,7 @@ def stated_tables(
         ["in all", "unknown" if total["gpu_hours"] is None else f"{total['gpu_hours']:,} GPU hours"],
         [
             "GPU",
-            f"{gpu['card']}: {gpu['bf16_tflops']:,.0f} TF/s in bf16 by its data sheet, {100 * gpu['share_reached']:.0f} % of it assumed",
+            f"{gpu['card']}: {gpu['tflops']:,.0f} TF/s in {gpu['precision']} by its data sheet, {100 * gpu['share_reached']:.0f} % of it assumed",
         ],
         ["GPU memory", f"about {total['gpu_memory_gigabytes']:,} GB at most, of {gpu['memory_gigabytes']} GB"],
         ["memory", f"about {total['memory_megabytes'] / 1000:,.0f} GB"],
@@ -360,7 +377,7 @@ def stated_tables(
     for row, phase in zip(phases, found["phases"].values(), strict=True):
         row.append(f"{phase['gpu_memory_gigabytes']:,}")
     return [
-        ("Phases", ["phase", "steps", "batch", "tokens", "GPU hours", "GPU memory, GB"], phases),
+        ("Phases", ["phase", "steps", "batch", "tokens", "GPU hours", "tokens a pass", "tokens kept", "GPU memory, GB"], phases),
         ("Batches by source", ["phase", "source", "rows", "batches", "epochs"], sources),
         ("Costs", ["what", "how much"], costs),
     ]

@@ -17,6 +17,7 @@ import torch
 
 from taskdistill.data.batches import BatchPlan
 from taskdistill.data.rows import Text, make_dataset
+from taskdistill.device import AUTO
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.kinds import Embedder
@@ -27,7 +28,7 @@ from taskdistill.evaluate.sets import EvalSet, find_sets
 from taskdistill.folders import read_manifest
 from taskdistill.job.any_model import Spec
 from taskdistill.job.embedders import EncoderEmbedder
-from taskdistill.job.evaluation import open_models
+from taskdistill.job.evaluation import open_models, placements
 from taskdistill.job.seen import training_texts
 from taskdistill.job.watch import Watcher, never
 from taskdistill.model.backbone import EMBEDDED, resolve
@@ -111,6 +112,8 @@ def probe(
     max_queries: int | None = None,
     threads: int = 1,
     environment: Mapping[str, str] | None = None,
+    device: str = AUTO,
+    dtype: str = AUTO,
 ) -> dict[str, Any]:
     """Score candidate teachers and the static student that each would make, on the user's evaluation sets.
 
@@ -129,6 +132,8 @@ def probe(
         max_queries: Sets are cut to this many queries.
         threads: Worker threads.
         environment: Where keys of endpoints are looked up.
+        device: Where local candidates run.
+        dtype: Their arithmetic.
 
     Returns:
         `teachers` (for each its score and its student's: mean over types of sets, and by type), `advice` in sentences, and
@@ -146,7 +151,9 @@ def probe(
     check_claim(out, KIND, earlier=lambda path: False, files=("probe.json",))
     options = Options(max_queries=max_queries, seed=effort.seed)
     found = find_sets(data, sets)
-    teachers = open_models(specs, out / "endpoints", environment or {}, threads=threads)
+    teachers = open_models(specs, out / "endpoints", environment or {}, threads=threads, device=device, dtype=dtype)
+    if where := placements(teachers):
+        watcher.note(where)
     sample = _sample(texts or data, found, options, effort, watcher, given=texts is not None)
     vocabulary = [*sample, *(text for each in found for text in _all_texts(each.load(max_queries, effort.seed)))]
     claim(out, KIND, earlier=lambda path: False, files=("probe.json",))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from taskdistill.encode.encoder import Encoder
+from taskdistill.encode.hardware import on_device
 from taskdistill.folders import open_folder, write_folder
 from taskdistill.job.state import Run, made_before, resume_meta
 from taskdistill.model.folder import Model
@@ -88,13 +89,14 @@ def sample_vectors(run: Run, job: PhaseJob, student: Model, count: int = SAMPLE)
             if (role.value, text) not in texts:
                 texts[role.value, text] = len(texts)
                 targets.append(row)
-    encoder = Encoder(student, threads=run.threads)
-    vectors = torch.empty(len(texts), encoder.embedding_dim)
-    for prompt_name in dict.fromkeys(name for name, _ in texts):
-        places = [i for (name, _), i in texts.items() if name == prompt_name]
-        chosen = [text for name, text in texts if name == prompt_name]
-        made = encoder.encode_reporting(chosen, task=None, prompt_name=prompt_name, max_length=job.settings.max_length).vectors
-        vectors[places] = torch.from_numpy(np.asarray(made, dtype=np.float32))
+    vectors = torch.empty(len(texts), student.module.embedding_dim)
+    with on_device(student.module, run.device):
+        encoder = Encoder(student, threads=run.threads)
+        for prompt_name in dict.fromkeys(name for name, _ in texts):
+            places = [i for (name, _), i in texts.items() if name == prompt_name]
+            chosen = [text for name, text in texts if name == prompt_name]
+            made = encoder.encode_reporting(chosen, task=None, prompt_name=prompt_name, max_length=job.settings.max_length).vectors
+            vectors[places] = torch.from_numpy(np.asarray(made, dtype=np.float32))
     return vectors, torch.stack(targets)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from taskdistill.atomic import remove_stale_within, restore
+from taskdistill.device import AUTO, device_name
 from taskdistill.encode.batches import cores
 from taskdistill.errors import BadInput
 from taskdistill.folders import write_file
@@ -25,18 +26,28 @@ from taskdistill.job.watch import Silent, Stop, Watcher, never
 from taskdistill.lock import writer_lock
 from taskdistill.model.folder import Model
 from taskdistill.outputs import check_claim, claim, is_log, write_result
-from taskdistill.recipe import Recipe, dump_recipe, parse_recipe
+from taskdistill.recipe import FIRST, Recipe, TeacherSettings, dump_recipe, parse_recipe
 from taskdistill.strict_json import open_regular
 from taskdistill.teacher.make import make_teacher
-from taskdistill.teacher.protocol import Teacher, View
+from taskdistill.teacher.protocol import NamedTeacher, Teacher, View, release
 from taskdistill.teacher.store import TeacherStore, open_views
-from taskdistill.train.device import compute_type, training_device
-from taskdistill.train.log import Log
+from taskdistill.train.device import choose_arithmetic, training_device
+from taskdistill.train.log import Log, read_lines
 from taskdistill.train.processes import ALONE, Processes
 from taskdistill.train.profile import check_profile
 
 KIND = "run"
-FREE_KEYS = ("threads", "process_timeout", "device", "evaluation", "name", "teacher.store", "teacher.api_key_env")
+FREE_KEYS = (
+    "threads",
+    "process_timeout",
+    "device",
+    "evaluation",
+    "name",
+    "teacher.store",
+    "teacher.api_key_env",
+    "teacher.device",
+    "teacher.batch_tokens",
+)
 """Parts of a recipe that may always differ when a run is continued: they move no weight."""
 FREE = tuple(f"{key}." for key in FREE_KEYS)
 
@@ -86,37 +97,43 @@ def train(
     if profile:
         check_profile(out / "profile", list(recipe.phases()))
     device = training_device(recipe.device, processes)
-    compute_type(recipe.precision, device)
+    arithmetic = choose_arithmetic(recipe.precision, device)
+    watcher.note(f"device {device} ({device_name(device)}), passes of training in {arithmetic}")
     check_models(recipe)
     with processes.leader_first():
         root = data_root(recipe, recipe_folder or Path(), out.parent / f"{out.name}-data", watcher)
     check_data(recipe, root)
     inputs = load_inputs(recipe, root, watcher)
     plans = make_plans(recipe, inputs)
-    teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads)
+    made = make_teachers(recipe, out, api_key) if processes.leads else []
+    named = processes.same([NamedTeacher.of(each) for each in made])
+    teachers = made or named  # only the first process embeds, so only it reads a teacher's weights
     student = start_student(recipe)
     threads = recipe.threads or max(1, cores() // processes.on_this_host)
     if not processes.leads:
         run = Run(
-            recipe, out, inputs, teacher, {}, watcher, should_stop, Log(Path(os.devnull)), threads, plans, {}, processes, device=device
+            recipe, out, inputs, teachers[0], {}, watcher, should_stop, Log(Path(os.devnull)), threads, plans, {}, processes, device=device
         )
-        _follow(run, student)
+        _follow(run, student, teachers[1:])
         return {}
     claim(out, KIND, **_CLAIM)
     with writer_lock(out / "lock"):
         _same_recipe(recipe, out)
         for name in [*remove_stale_within(out), *remove_stale_within(out / "phases")]:
             watcher.note(f"removed {name}, left by an interrupted run")
-        stores = open_views(store_root(recipe, out), teacher, recipe.teacher.instructions)
+        stores = open_views(store_root(recipe, out), teachers[0], recipe.teacher.instructions)
         log = Log(out / "log.jsonl")
-        run = Run(recipe, out, inputs, teacher, stores, watcher, should_stop, log, threads, plans, {}, processes, profile, device)
-        run.further = open_further(recipe, out)
+        log.write({"teachers": {name: _arithmetic(each) for name, each in zip(recipe.all_teachers(), teachers, strict=True)}})
+        run = Run(recipe, out, inputs, teachers[0], stores, watcher, should_stop, log, threads, plans, {}, processes, profile, device)
+        run.further = open_further(recipe, out, teachers[1:])
         run.timed("data and models", started)
         try:
             static = train_static(run, student) if recipe.static is not None else None
             if static is not None and recipe.stage1 is not None and not restore(out / "model"):
                 first_result(run, static)
             fill_stores(run, [name for name in plans if name != "static"])
+            for each in teachers:
+                release(each)
             if recipe.student.vocabulary is not None:
                 learn_own_vocabulary(run, student)
             processes.same(run.unusable)
@@ -130,35 +147,65 @@ def train(
     return metrics
 
 
-def _follow(run: Run, student: Model) -> None:
+def _follow(run: Run, student: Model, further: Sequence[Teacher]) -> None:
     """Train along with the first process once it has filled the teacher store."""
     if unusable := run.processes.same(run.unusable):
         run.inputs = run.inputs.without(unusable)
         run.plans = make_plans(run.recipe, run.inputs)
     run.stores = open_views(store_root(run.recipe, run.out), run.teacher, run.recipe.teacher.instructions)
-    run.further = open_further(run.recipe, run.out)
+    run.further = open_further(run.recipe, run.out, further)
     if run.recipe.student.vocabulary is not None:
         student = with_own_vocabulary(student, run.out)
     if run.recipe.stage1 is not None:
         train_phases(run, student)
 
 
-def open_further(recipe: Recipe, out: Path) -> list[tuple[str, Teacher, dict[View, TeacherStore]]]:
-    """Open the teachers beside the first.
+def make_teachers(recipe: Recipe, out: Path, api_key: str | None = None) -> list[Teacher]:
+    """Make every teacher of a run; a continued run goes on in the arithmetic in which it began.
 
     Args:
         recipe: Names them.
         out: The run folder.
+        api_key: Key of the first one, if it is an endpoint.
+
+    Returns:
+        The teachers, the first one first.
+    """
+    begun: dict[str, str | None] = {}
+    if (out / "log.jsonl").is_file():
+        begun = next((record["teachers"] for _, record in read_lines(out / "log.jsonl") if "teachers" in record), {})
+    made = list[Teacher]()
+    for name, settings in recipe.all_teachers().items():
+        if settings.kind == "local" and settings.dtype == AUTO and name in begun:
+            settings = settings.model_copy(update={"dtype": begun[name] or "float32"})
+        root, key = _root_of(settings, recipe, out), api_key if name == FIRST else None
+        made.append(make_teacher(settings, api_key=key, threads=recipe.threads, root=root))
+    return made
+
+
+def _arithmetic(teacher: Teacher) -> str | None:
+    return teacher.identity.arithmetic
+
+
+def _root_of(settings: TeacherSettings, recipe: Recipe, out: Path) -> Path:
+    return Path(settings.store) if settings.store else store_root(recipe, out)
+
+
+def open_further(recipe: Recipe, out: Path, teachers: Sequence[Teacher]) -> list[tuple[str, Teacher, dict[View, TeacherStore]]]:
+    """Open the stores of the teachers beside the first.
+
+    Args:
+        recipe: Names them.
+        out: The run folder.
+        teachers: They, in its order.
 
     Returns:
         Name, teacher and stores of each.
     """
-    found = []
-    for name, settings in recipe.teachers.items():
-        teacher = make_teacher(settings, threads=recipe.threads)
-        root = Path(settings.store) if settings.store else store_root(recipe, out)
-        found.append((name, teacher, open_views(root, teacher, settings.instructions)))
-    return found
+    return [
+        (name, teacher, open_views(_root_of(settings, recipe, out), teacher, settings.instructions))
+        for (name, settings), teacher in zip(recipe.teachers.items(), teachers, strict=True)
+    ]
 
 
 def store_root(recipe: Recipe, out: Path) -> Path:

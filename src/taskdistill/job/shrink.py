@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from taskdistill.data.readers import SUFFIXES, Fault, read_records
+from taskdistill.device import AUTO, CPU, compute_of, placement, resolve_device, resolve_dtype
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.protocols import evaluate_set
@@ -59,6 +61,8 @@ def shrink(
     data: Path | None = None,
     sets: Sequence[str] | None = None,
     threads: int | None = None,
+    device: str = AUTO,
+    dtype: str = AUTO,
 ) -> dict[str, Any]:
     """Write a smaller model folder, and say after each step what it has cost.
 
@@ -71,6 +75,8 @@ def shrink(
         data: Folder of development sets to score each step on; None measures only how far vectors move.
         sets: Names of these sets; None for all.
         threads: Worker threads.
+        device: Where the model runs while it is looked at.
+        dtype: Arithmetic in which it is scored; what is dropped is decided in float32.
 
     Returns:
         Plain data: a row for the model as it was and for each step, with parameters, megabytes, tokens, layers, the mean cosine to the
@@ -81,8 +87,12 @@ def shrink(
     """
     if out.exists():
         raise BadInput(f"{out} exists; give another --out")
+    place = resolve_device(device)
+    kind = resolve_dtype(dtype, place)
     model = read_model(resolve(source))
     _check(model, wanted)
+    model.module.to(place)
+    watcher.note(placement(place, kind))
     chosen = find_sets(data, sets, split="dev") if data is not None else []
     found = read_texts(texts, wanted.languages)
     rng = np.random.default_rng(check_seed(wanted.seed))
@@ -90,7 +100,7 @@ def shrink(
     deciding, held_out = drawn[: (len(drawn) + 1) // 2], drawn[(len(drawn) + 1) // 2 :]
     watcher.note(f"{len(found):,} distinct texts; {len(deciding)} decide, the change is measured on {len(held_out)} others")
     before = embed_with(model)(held_out, None)
-    meter = _Meter(before, held_out, chosen, threads)
+    meter = _Meter(before, held_out, chosen, threads, compute_of(kind))
     rows = [meter.row(WHOLE, model)]
     prompt, module, facts = model.settings.prompts.get("document", ""), model.module, dict[str, Any]()
     if isinstance(module, TransformerModel) and (wanted.layers is not None or wanted.width is not None):
@@ -109,6 +119,7 @@ def shrink(
             watcher.stage(f"counting the tokens of {len(found):,} texts")
             model = _fewer_tokens(model, found, Path(side))
             rows.append(meter.row(f"{len(model.tokenizer):,} tokens", model))
+        model.module.to(CPU)
         _write(
             model,
             out,
@@ -183,14 +194,16 @@ def _fewer_tokens(model: Model, texts: list[str], side: Path) -> Model:
 class _Meter:
     """Measures a model against the one it came from."""
 
-    def __init__(self, before: np.ndarray, texts: list[str], sets: Sequence[EvalSet], threads: int | None) -> None:
-        self.before, self.texts, self.threads = before, texts, threads
+    def __init__(
+        self, before: np.ndarray, texts: list[str], sets: Sequence[EvalSet], threads: int | None, compute: torch.dtype | None
+    ) -> None:
+        self.before, self.texts, self.threads, self.compute = before, texts, threads, compute
         self.sets = [(each, each.load(None, 17)) for each in sets]
         self.first: dict[str, Units] = {}
 
     def row(self, step: str, model: Model) -> dict[str, Any]:
         parameters = sum(p.numel() for name, p in model.module.named_parameters() if "lora_" not in name)
-        embedder = EncoderEmbedder(Encoder(model, threads=self.threads))
+        embedder = EncoderEmbedder(Encoder(model, threads=self.threads, compute=self.compute))
         scored = {each.name: evaluate_set(embedder, each.name, each.kind, data).score for each, data in self.sets}
         self.first = self.first or {name: score.units for name, score in scored.items()}
         return {

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from taskdistill.device import CPU, synchronize
 from taskdistill.train.log import read_lines
 
 PARTS = (
@@ -27,14 +28,16 @@ PARTS = (
 SETUP = {"data and models": "data"}
 SHAPES = ((512, 384, 1536), (1024, 384, 1536), (1024, 1024, 1024))
 """Rows, inner size and columns of the products that are timed; the best counts."""
+QUICK = 1e12
+"""Operations a second above which an accelerator is timed with products 8 times as long and as wide."""
 
 
-def matrix_rate(seconds: float = 0.5, threads: int | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
-    """Measure this machine's matrix-multiply rate at the sizes that small encoders have.
+def matrix_rate(seconds: float = 0.5, threads: int | None = None, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> float:
+    """Measure a device's matrix-multiply rate at the sizes that small encoders have.
 
     Args:
         seconds: How long to measure.
-        threads: Intra-op threads; None for torch's own number.
+        threads: Intra-op threads of a CPU; None for torch's own number.
         device: Where.
         dtype: Number type.
 
@@ -43,18 +46,24 @@ def matrix_rate(seconds: float = 0.5, threads: int | None = None, device: str = 
     """
     before, best = torch.get_num_threads(), 0.0
     torch.set_num_threads(threads or before)
-    scale = 8 if device.startswith("cuda") else 1
+
+    def rate(rows: int, inner: int, columns: int, scale: int, spent: float, least: int) -> float:
+        a = torch.randn(scale * rows, scale * inner, device=device).to(dtype)
+        b = torch.randn(scale * inner, scale * columns, device=device).to(dtype)
+        end, count, found = time.perf_counter() + spent, 0, 0.0
+        while time.perf_counter() < end or count < least:
+            start = time.perf_counter()
+            a @ b
+            synchronize(device)
+            found, count = max(found, 2 * scale**3 * rows * inner * columns / (time.perf_counter() - start)), count + 1
+        return found
+
     try:
-        for rows, inner, columns in SHAPES:
-            a = torch.randn(scale * rows, scale * inner, device=device).to(dtype)
-            b = torch.randn(scale * inner, scale * columns, device=device).to(dtype)
-            end, count = time.perf_counter() + seconds / len(SHAPES), 0
-            while time.perf_counter() < end or count < 3:
-                start = time.perf_counter()
-                a @ b
-                if device.startswith("cuda"):
-                    torch.cuda.synchronize()
-                best, count = max(best, 2 * scale**3 * rows * inner * columns / (time.perf_counter() - start)), count + 1
+        scale = 1
+        if device.type != CPU.type and rate(*SHAPES[0], 1, 0.0, 2) > QUICK:
+            scale = 8  # small products do not fill a card
+        for shape in SHAPES:
+            best = max(best, rate(*shape, scale, seconds / len(SHAPES), 3))
     finally:
         torch.set_num_threads(before)
     return best

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from taskdistill.device import CPU
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.job.during import View, dev_score, make_during
 from taskdistill.job.finish import finish_model
@@ -29,7 +30,7 @@ from taskdistill.seeding import torch_seed
 from taskdistill.train.average import average
 from taskdistill.train.best import During, best_so_far, remove_state
 from taskdistill.train.checkpoint import last_weights, load_snapshot
-from taskdistill.train.device import compute_type
+from taskdistill.train.device import Arithmetic, choose_arithmetic
 from taskdistill.train.finished import load_phase, save_phase
 from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
 from taskdistill.train.menu import needs_projection, stage1_weights
@@ -65,7 +66,7 @@ def train_phase(
         return False
     run.watcher.stage(f"{job.name}: {job.settings.steps:,} steps")
     static = isinstance(model, StaticModel)
-    processes, device = (ALONE, torch.device("cpu")) if static else (run.processes, run.device)
+    processes, device = (ALONE, CPU) if static else (run.processes, run.device)
     with _placed(run, job, model, device) as (placed, trained), workers(_workers(run, trained, device)) as threads:
         around = Surroundings(
             tokenizer,
@@ -82,7 +83,7 @@ def train_phase(
             during,
             run.out / "profile" if run.profile else None,
             device,
-            None if static else compute_type(run.recipe.precision, device),
+            Arithmetic() if static else choose_arithmetic(run.recipe.precision, device),
         )
         run_phase(placed, trained, run.out / "checkpoints" / job.name, around)
     run.timed(job.name, start)
@@ -90,18 +91,19 @@ def train_phase(
 
 
 def _workers(run: Run, model: Any, device: torch.device) -> int:
-    """One thread feeds a GPU, a static model's one look-up, or divided weights, whose exchanges must keep their order."""
-    return 1 if device.type == "cuda" or isinstance(model, StaticModel) or is_sharded(model) else run.threads
+    """One thread feeds an accelerator, a static model's one look-up, or divided weights, whose exchanges must keep their order."""
+    return 1 if device.type != CPU.type or isinstance(model, StaticModel) or is_sharded(model) else run.threads
 
 
 @contextmanager
 def _placed(run: Run, job: PhaseJob, model: Any, device: torch.device) -> Iterator[tuple[PhaseJob, Any]]:
     """Put a phase's model and heads where they are trained: whole on the device, or divided among the processes."""
-    for head in job.heads.named().values():
-        head.data = head.data.to(device)
+    nn.ParameterList(job.heads.named().values()).to(device)
     settings = job.settings
     wanted = isinstance(settings, Stage1) and run.processes.size > 1
-    if not (wanted and isinstance(settings, Stage1) and (settings.shard == "full" or (settings.shard == "auto" and device.type == "cuda"))):
+    if not (
+        wanted and isinstance(settings, Stage1) and (settings.shard == "full" or (settings.shard == "auto" and device.type != CPU.type))
+    ):
         yield job, model.to(device)
         return
     made = shard(model, device)
@@ -164,9 +166,10 @@ def train_phases(run: Run, student: Model) -> Model:
     run.facts["base_weights"] = before
     put_rope(module.backbone, rope)
     if projection is not None:
-        projection.to("cpu")
+        projection.to(CPU)
     student.projection = projection
     if run.processes.leads:
+        module.to(run.device)
         finish_model(run, student)
     return student
 

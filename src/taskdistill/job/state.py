@@ -19,9 +19,10 @@ from taskdistill.folders import open_folder, require_same
 from taskdistill.job.start import Inputs
 from taskdistill.job.watch import Stop, Watcher
 from taskdistill.memory import give_back, peak_megabytes
-from taskdistill.recipe import FIRST, During, Phase, Recipe, Stage1, StaticSettings
+from taskdistill.recipe import FIRST, During, Phase, Recipe, StaticSettings
+from taskdistill.recipe_phases import MICRO_BATCH_TOKENS
 from taskdistill.seeding import torch_seed
-from taskdistill.teacher.protocol import KnowsSomeTexts, Teacher, View, instruct
+from taskdistill.teacher.protocol import KnowsSomeTexts, RunsHere, Teacher, View, instruct
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.loop import Interrupted
@@ -133,6 +134,48 @@ def as_phase(settings: Phase | StaticSettings) -> Phase:
     return static_phase(settings) if isinstance(settings, StaticSettings) else settings
 
 
+def deciding_data(recipe: Recipe) -> dict[str, Any]:
+    """Write a recipe as plain data without what moves no number by itself: where things run, and what is chosen when they run.
+
+    What such keys say when they are left out is written as before they were there, so that a run begun by an earlier version has the same
+    hash and goes on.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        Its content, of which hashes are made.
+    """
+    whole: dict[str, Any] = recipe.model_dump(mode="json") | {"device": "auto"}
+    if recipe.precision == "auto":
+        whole["precision"] = "float32"
+    for teacher in (whole["teacher"], *whole["teachers"].values()):
+        for key in ("device", "batch_tokens"):
+            del teacher[key]
+        if teacher["dtype"] == "auto":
+            del teacher["dtype"]
+    for name, phase in (("stage1", whole["stage1"]), ("long", whole["long"]), *whole["adapters"].items()):
+        if phase is not None:
+            _leave_out_later(phase, {**LATER, **({"negatives": 0} if name in ("stage1", "long") else {})})
+            if phase["micro_batch_tokens"] is None:
+                phase["micro_batch_tokens"] = MICRO_BATCH_TOKENS
+    return whole
+
+
+LATER: Mapping[str, Any] = {"projection_warmup": None, "projection_weight_decay": None, "menu.kl_temperature": 0.05}
+"""Settings of phases that came after runs had been begun, with the value that changes nothing: a run from before goes on."""
+
+
+def _leave_out_later(phase: dict[str, Any], later: Mapping[str, Any]) -> None:
+    for key, idle in later.items():
+        *path, name = key.split(".")
+        holder = phase
+        for each in path:
+            holder = holder.get(each, {})
+        if name in holder and holder[name] == idle:
+            del holder[name]
+
+
 def deciding(recipe: Recipe, name: str) -> dict[str, Any]:
     """Collect the parts of a recipe that decide the weights of a phase, so that other parts may change when a run is continued.
 
@@ -148,11 +191,11 @@ def deciding(recipe: Recipe, name: str) -> dict[str, Any]:
     before = ("stage1", "long") if name.startswith("adapters.") else ("stage1",) if name == "long" else ()
     found = {each: phases[each] for each in (*before, name) if each in phases}
     used = sources_of(found)
-    whole = recipe.model_dump(mode="json")
+    whole = deciding_data(recipe)
     sources = {source: _without_words(value) for source, value in whole["data"]["sources"].items() if source in used}
     return {
         "seed": recipe.seed,
-        "precision": recipe.precision,
+        "precision": whole["precision"],
         "data": {**whole["data"], "sources": sources},
         "teacher": _without_words(
             {key: value for key, value in whole["teacher"].items() if key not in ("store", "api_key_env", "trained_on")}
@@ -160,24 +203,8 @@ def deciding(recipe: Recipe, name: str) -> dict[str, Any]:
         **({"teachers": whole["teachers"], "several": whole["several"]} if recipe.teachers else {}),
         "student": _without_words(whole["student"]),
         **({"during": whole["evaluation"]["during"]} if chooses_weights(recipe.evaluation.during) else {}),
-        **{each: _without_later(settings) for each, settings in found.items()},
+        **{each: whole["adapters"][each.removeprefix("adapters.")] if each.startswith("adapters.") else whole[each] for each in found},
     }
-
-
-LATER: Mapping[str, Any] = {"projection_warmup": None, "projection_weight_decay": None, "menu.kl_temperature": 0.05}
-"""Settings of phases that came after runs had been begun, with the value that changes nothing: a run from before goes on."""
-
-
-def _without_later(settings: Phase | StaticSettings) -> dict[str, Any]:
-    part = settings.model_dump(mode="json")
-    for key, idle in {**LATER, **({"negatives": 0} if isinstance(settings, Stage1) else {})}.items():
-        *path, name = key.split(".")
-        holder = part
-        for each in path:
-            holder = holder.get(each, {})
-        if name in holder and holder[name] == idle:
-            del holder[name]
-    return part
 
 
 def _without_words(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,6 +347,8 @@ def _fill_store(run: Run, teacher: Teacher, store: TeacherStore, texts: list[str
     missing = len(store.missing(texts))
     if missing:
         run.watcher.stage(f"embedding {missing:,} texts with the teacher")
+        if isinstance(teacher, RunsHere):
+            run.watcher.note(f"teacher on {teacher.placement}")
     report = store.fill(texts, teacher, progress=run.count)
     told = f" under {store.instruction!r}" if store.instruction else ""
     run.watcher.note(

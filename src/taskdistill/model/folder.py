@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -19,27 +18,21 @@ from taskdistill.errors import BadInput
 from taskdistill.folders import check_folder, dump_json, read_manifest, write_folder
 from taskdistill.model import jina
 from taskdistill.model.adapters import load_adapter, save_adapter
-from taskdistill.model.backbone import load_backbone, longest_text, read_json, rope_theta, set_rope_theta
-from taskdistill.model.configuration import refuse_code, written
+from taskdistill.model.backbone import load_backbone, longest_text, rope_theta, set_rope_theta
+from taskdistill.model.configuration import written
 from taskdistill.model.families import has_pooler
 from taskdistill.model.files_hash import deciding_files, files_hash, model_hash, space_id
 from taskdistill.model.folder_check import check_prompts, check_settings, check_unlisted
 from taskdistill.model.golden import check_vectors
 from taskdistill.model.guard import check_folder_files, check_safetensors, task_folder
 from taskdistill.model.identity import base_space_id, former_space_ids
+from taskdistill.model.layout import MODULES, STATIC_LENGTH, longest_input, module_kinds, named_prompts, pooling_config, read_pooling
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.text import TextTokenizer
-from taskdistill.vocabulary import MANIFEST, Pooling
+from taskdistill.vocabulary import MANIFEST
 
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "added_tokens.json")
-MODULES = {
-    "Transformer": "sentence_transformers.models.Transformer",
-    "Pooling": "sentence_transformers.models.Pooling",
-    "Normalize": "sentence_transformers.models.Normalize",
-    "StaticEmbedding": "sentence_transformers.models.StaticEmbedding",
-}
-POOLING_NAMES = {"cls": Pooling.CLS, "mean": Pooling.MEAN, "lasttoken": Pooling.LAST}
 
 
 @dataclass(frozen=True)
@@ -177,23 +170,12 @@ def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
     Raises:
         BadInput: If the folder is incomplete, damaged, or of a kind that is not read.
     """
-    restore(folder)
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
-    if manifest.get("kind", "model") not in READ_KINDS:
-        raise BadInput(f"{folder} is a {manifest['kind']!r} folder, but a model is needed here")
-    if faults := check_folder(folder, manifest):
-        raise BadInput(f"{folder} is damaged: {'; '.join(faults[:3])}; copy it again or run the training command again")
-    check_folder_files(folder)
-    if manifest:
-        check_unlisted(folder, manifest["files"])
+    manifest = open_model(folder)
     model = _read_jina(folder) if jina.recognises(folder) else _read_sentence_transformers(folder, trust_remote_code)
     model.files = deciding_files(folder, manifest.get("files"))
     model.settings = replace(model.settings, former_space_ids=[files_hash(model.files)[:32]])
     if manifest.get("kind") == "model":
-        try:
-            _add_ours(model, folder, manifest)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{folder}/{MANIFEST} lacks a field or holds another type ({error}); copy the folder again") from None
+        _add_ours(model, folder, manifest)
     elif not manifest and not jina.recognises(folder) and ((folder / "adapters").exists() or (folder / "projection.safetensors").exists()):
         raise BadInput(f"{folder} has adapters or a projection but no {MANIFEST}: it was only half copied; copy it again")
     model.module.eval()
@@ -206,26 +188,45 @@ def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
 READ_KINDS = ("model", "export")
 
 
+def open_model(folder: Path) -> dict[str, Any]:
+    """Check the files of a model folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Its manifest; empty for a folder of another program.
+
+    Raises:
+        BadInput: If it is damaged, of another kind, or holds a file that a loader would read and the manifest does not list.
+    """
+    restore(folder)
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    if manifest.get("kind", "model") not in READ_KINDS:
+        raise BadInput(f"{folder} is a {manifest['kind']!r} folder, but a model is needed here")
+    if faults := check_folder(folder, manifest):
+        raise BadInput(f"{folder} is damaged: {'; '.join(faults[:3])}; copy it again or run the training command again")
+    check_folder_files(folder)
+    if manifest:
+        check_unlisted(folder, manifest["files"])
+    return manifest
+
+
 def _read_sentence_transformers(folder: Path, trust_remote_code: bool) -> Model:
-    kinds = _chain(folder)
+    kinds = module_kinds(folder)
     if kinds[0] == "StaticEmbedding":
         table = _static_table(folder)
         module: TransformerModel | StaticModel = StaticModel(table)
         tokenizer = TextTokenizer.load(folder, special=False)
         _check_rows(tokenizer, len(table), folder)
-        settings = Settings(max_length=1_000_000)
+        settings = Settings(max_length=STATIC_LENGTH)
     else:
         backbone = load_backbone(folder, trust_remote_code=trust_remote_code)
-        module = TransformerModel(backbone, _pooling(folder, kinds))
+        module = TransformerModel(backbone, read_pooling(folder, kinds))
         tokenizer = TextTokenizer.load(folder)
         _check_rows(tokenizer, backbone.config.vocab_size, folder)
         settings = Settings(max_length=longest_input(folder, longest_text(backbone, 512)))
-    path = folder / "config_sentence_transformers.json"
-    said = (read_json(path) if path.exists() else {}).get("prompts") or {}
-    if not isinstance(said, dict):
-        raise BadInput(f"{path}: prompts is a {type(said).__name__}, needs an object of names and texts; copy the folder again")
-    prompts = {name: text for name, text in said.items() if isinstance(text, str)}
-    settings = replace(settings, prompts=prompts, matryoshka_dims=(module.embedding_dim,))
+    settings = replace(settings, prompts=named_prompts(folder), matryoshka_dims=(module.embedding_dim,))
     return Model(module, tokenizer, settings, name=folder.name, source=folder)
 
 
@@ -248,11 +249,32 @@ def _check_rows(tokenizer: TextTokenizer, rows: int, folder: Path) -> None:
         raise BadInput(f"{folder}/tokenizer.json has ids up to {tokenizer.rows - 1}, the token table only {rows} rows")
 
 
+def manifest_settings(manifest: Mapping[str, Any], width: int, files: Mapping[str, str], folder: Path) -> Settings:
+    """Read the settings of one of our model folders.
+
+    Args:
+        manifest: Its manifest.
+        width: Size of the model's vectors.
+        files: See `Model.files`.
+        folder: The folder, for messages.
+
+    Returns:
+        The settings, every field of them checked.
+
+    Raises:
+        BadInput: If a field is missing or does not fit the model.
+    """
+    try:
+        said = Settings(**manifest["settings"] | {"matryoshka_dims": tuple(manifest["settings"]["matryoshka_dims"])})
+        check_settings(vars(said), manifest["tasks"], width, folder / MANIFEST)
+        str(manifest["name"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{folder}/{MANIFEST} lacks a field or holds another type ({error}); copy the folder again") from None
+    return replace(said, former_space_ids=former_space_ids(said, space_id(files, vars(said)), manifest["format_version"]))
+
+
 def _add_ours(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
-    said = manifest["settings"] | {"matryoshka_dims": tuple(manifest["settings"]["matryoshka_dims"])}
-    model.settings = Settings(**said)
-    check_settings(vars(model.settings), manifest["tasks"], model.module.embedding_dim, folder / MANIFEST)
-    model.settings = replace(model.settings, former_space_ids=former_space_ids(model, manifest["format_version"]))
+    model.settings = manifest_settings(manifest, model.module.embedding_dim, model.files, folder)
     model.name = str(manifest["name"])
     if isinstance(model.module, TransformerModel):
         if model.settings.rope_theta is not None:
@@ -287,28 +309,6 @@ def save_backbone(module: TransformerModel, folder: Path) -> None:
     _write(folder / "config.json", dict(sorted(config.items())))
 
 
-def pooling_config(pooling: Pooling, width: int) -> dict[str, Any]:
-    """Write a pooling the way sentence-transformers 5 and 6 both read it.
-
-    Args:
-        pooling: The pooling.
-        width: Embedding size.
-
-    Returns:
-        Content of `1_Pooling/config.json`.
-    """
-    return {
-        "word_embedding_dimension": width,
-        "pooling_mode_cls_token": pooling is Pooling.CLS,
-        "pooling_mode_mean_tokens": pooling is Pooling.MEAN,
-        "pooling_mode_max_tokens": False,
-        "pooling_mode_mean_sqrt_len_tokens": False,
-        "pooling_mode_weightedmean_tokens": False,
-        "pooling_mode_lasttoken": pooling is Pooling.LAST,
-        "include_prompt": True,
-    }
-
-
 def _st_config(prompts: Mapping[str, str]) -> dict[str, Any]:
     return {
         "prompts": dict(prompts),
@@ -321,27 +321,6 @@ def _write(path: Path, value: Any) -> None:
     path.write_text(dump_json(value), "utf-8")
 
 
-def _chain(folder: Path) -> list[str]:
-    path = folder / "modules.json"
-    if not path.is_file():
-        what = "an export for other programs; name the model that it was made from" if (folder / "parity.json").is_file() else ""
-        raise BadInput(f"{folder} has no modules.json: it is {what or 'no sentence-transformers folder, or it was only half copied'}")
-    try:
-        entries = json.loads(path.read_text("utf-8"))
-        types = [str(entry["type"]) for entry in entries]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BadInput(f"{path} is not a list of modules ({error})") from None
-    kinds = [name.rsplit(".", 1)[-1] for name in types]
-    for name, kind in zip(types, kinds, strict=True):
-        if not re.fullmatch(r"sentence_transformers(\.\w+)+", name) or kind not in MODULES:
-            raise BadInput(
-                f"{path} asks for the module {name!r}; only {', '.join(MODULES)} of sentence-transformers are read, and no code is run"
-            )
-    if kinds[:1] not in (["Transformer"], ["StaticEmbedding"]):
-        raise BadInput(f"{path}: the first module is {kinds[:1]}, needs Transformer or StaticEmbedding")
-    return kinds
-
-
 def _static_table(folder: Path) -> torch.Tensor:
     check_safetensors(folder / "model.safetensors")
     tensors = load_file(folder / "model.safetensors")
@@ -350,36 +329,3 @@ def _static_table(folder: Path) -> torch.Tensor:
         raise BadInput(f"{folder}/model.safetensors holds no finite token table `embedding.weight`, but {sorted(tensors)[:3]}")
     table: torch.Tensor = tensors[name].float()
     return table
-
-
-def _pooling(folder: Path, kinds: list[str]) -> Pooling:
-    if "Pooling" not in kinds:
-        return Pooling.MEAN
-    raw = read_json(folder / "1_Pooling" / "config.json")
-    refuse_code(raw, folder / "1_Pooling" / "config.json", trust_remote_code=False)
-    named = raw.get("pooling_mode")
-    if named is None:
-        on = [key for key, value in raw.items() if key.startswith("pooling_mode_") and value is True]
-        named = on[0].removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") if len(on) == 1 else on
-    if named not in POOLING_NAMES:
-        raise BadInput(f"{folder}/1_Pooling/config.json: pooling {named!r} is not read; needs one of {', '.join(POOLING_NAMES)}")
-    return POOLING_NAMES[str(named)]
-
-
-def longest_input(folder: Path, most: int) -> int:
-    """Read how many tokens a sentence-transformers folder lets its model read.
-
-    Args:
-        folder: The folder.
-        most: What the backbone has positions for.
-
-    Returns:
-        Tokens of one text.
-    """
-    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        said = read_json(folder / name).get(key) if (folder / name).is_file() else None
-        if isinstance(said, int | float) and 0 < said < most:
-            return int(said)
-        if said and name == "sentence_bert_config.json":
-            break
-    return most

@@ -11,24 +11,24 @@ from taskdistill.model.backbone import weights_hash
 from taskdistill.model.student import TransformerModel
 
 if TYPE_CHECKING:
-    from taskdistill.model.folder import Model
+    from taskdistill.model.folder import Model, Settings
 
 
-def former_space_ids(model: Model, version: int) -> list[str]:
+def former_space_ids(said: Settings, space_id: str, version: int) -> list[str]:
     """Say by which ids earlier versions knew a model's space.
 
     Since manifests say the present id too, the earlier ones hold only where nothing of the space was changed since the folder was written.
 
     Args:
-        model: The model, just read, its settings as they are in its manifest.
+        said: Settings of the model as they are in its manifest.
+        space_id: The present id.
         version: Format version of the manifest.
 
     Returns:
         Space ids.
     """
-    said = model.settings
     if version >= 2:
-        return said.former_space_ids if said.space_id == model.space_id else []
+        return said.former_space_ids if said.space_id == space_id else []
     return [said.space_id] if said.space_id else []
 
 

@@ -109,7 +109,7 @@ def load(folder: Path) -> JinaModel:
     else:
         _refuse_other_pooling(folder)
     width = module.embedding_dim
-    return JinaModel(module, configs, _prompts(folder), (*(k for k in MATRYOSHKA_DIMS if k < width), width))
+    return JinaModel(module, configs, read_prompts(folder), (*(k for k in MATRYOSHKA_DIMS if k < width), width))
 
 
 def family_config(raw: Mapping[str, Any], header: Mapping[str, Entry], path: Path) -> dict[str, Any]:
@@ -145,7 +145,18 @@ def _architecture(raw: Mapping[str, Any]) -> str | None:
     return str(named[0]) if isinstance(named, list) and len(named) == 1 else None
 
 
-def _prompts(folder: Path) -> dict[str, str]:
+def read_prompts(folder: Path) -> dict[str, str]:
+    """Read the prompts of a repository.
+
+    Args:
+        folder: Local copy of the repository.
+
+    Returns:
+        Name to prompt; the published ones where the repository says none.
+
+    Raises:
+        BadInput: If they are no object of strings.
+    """
     path = folder / "config_sentence_transformers.json"
     said = read_json(path).get("prompts") if path.is_file() else None
     if not said:

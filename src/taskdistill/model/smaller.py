@@ -111,7 +111,7 @@ def narrow(module: TransformerModel, ids: Sequence[np.ndarray], width: int) -> N
         for hook in hooks:
             hook.remove()
     for (ins, back), total in zip(parts, sums, strict=True):
-        chosen = (total * back.weight.detach().norm(dim=0)).topk(width).indices.sort().values
+        chosen = (total * back.weight.detach().norm(dim=0).cpu()).topk(width).indices.sort().values
         halves = torch.cat([chosen, chosen + back.in_features])
         for linear in ins:
             _slice(linear, halves if linear.out_features == 2 * back.in_features else chosen, 0)
@@ -145,7 +145,9 @@ def _feed_forward(layer: nn.Module) -> tuple[list[nn.Linear], nn.Linear]:
 
 
 def _slice(linear: nn.Linear, chosen: Tensor, axis: int) -> None:
-    linear.weight = nn.Parameter(linear.weight.detach().index_select(axis, chosen).clone(), requires_grad=linear.weight.requires_grad)
+    linear.weight = nn.Parameter(
+        linear.weight.detach().index_select(axis, chosen.to(linear.weight.device)).clone(), requires_grad=linear.weight.requires_grad
+    )
     if axis == 0 and linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias.detach()[chosen].clone(), requires_grad=linear.bias.requires_grad)
+        linear.bias = nn.Parameter(linear.bias.detach()[chosen.to(linear.bias.device)].clone(), requires_grad=linear.bias.requires_grad)
     linear.out_features, linear.in_features = linear.weight.shape

@@ -16,7 +16,7 @@ from taskdistill.atomic import remove_stale
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.lock import writer_lock
 from taskdistill.teacher.keys import KEY_BYTES, Keys, first_seen, key_name, text_keys
-from taskdistill.teacher.protocol import KnowsSomeTexts, Teacher, first_difference, instruct, unit_rows
+from taskdistill.teacher.protocol import FLOAT32, KnowsSomeTexts, Teacher, first_difference, instruct, unit_rows
 from taskdistill.teacher.recheck import SAME_MODEL_COSINE, SAMPLES, Disagreement, Recheck, refuse_equal
 from taskdistill.teacher.shards import leftovers
 
@@ -195,7 +195,7 @@ class _Filling:
 
 
 def _same_teacher(store: TeacherStore, teacher: Teacher) -> None:
-    if difference := first_difference(store.identity.fields(), teacher.identity.fields()):
+    if difference := first_difference({**FLOAT32, **store.identity.fields()}, {**FLOAT32, **teacher.identity.fields()}):
         raise BadInput(f"the teacher store {store.folder} takes no vectors of this teacher: {difference}; open the store of this teacher")
     if store.embedding_dim is not None and teacher.embedding_dim not in (None, store.embedding_dim):
         raise BadInput(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from taskdistill.device import AUTO, CPU, DTYPES, computes_in, dtype_name, empty_caches, placement, resolve_device, resolve_dtype
 from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.model.facts import ModelFacts, read_facts
 from taskdistill.teacher.protocol import Identity, unit_rows
 
 
@@ -32,8 +36,80 @@ class RawEncoder(Protocol):
     def space_id(self) -> str:
         """Vectors with the same id may be compared."""
 
+    @property
+    def former_space_ids(self) -> tuple[str, ...]:
+        """Ids that earlier versions gave to the same space."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Arithmetic of its passes."""
+
+    @property
+    def placement(self) -> str:
+        """Device and arithmetic in a few words."""
+
     def encode(self, texts: Sequence[str], *, task: None, prompt: str, max_length: int) -> npt.NDArray[np.float32]:
         """Embed texts with the given prompt before each."""
+
+
+class LazyEncoder:
+    """A model that is read when the first text comes, and can be dropped again: a store that has every vector needs no teacher at all."""
+
+    def __init__(self, folder: Path, facts: ModelFacts, device: torch.device, dtype: torch.dtype, load: Callable[[], RawEncoder]) -> None:
+        """Remember how the model is read.
+
+        Args:
+            folder: The model's, for messages.
+            facts: What its files say.
+            device: Where it will run.
+            dtype: Its arithmetic.
+            load: Reads it.
+        """
+        self._folder, self._facts, self._load = folder, facts, load
+        self._device, self.dtype = device, dtype
+        self._encoder: RawEncoder | None = None
+        self.embedding_dim, self.max_length = facts.embedding_dim, facts.max_length
+        self.files_hash, self.space_id, self.former_space_ids = facts.files_hash, facts.space_id, facts.former_space_ids
+
+    @property
+    def placement(self) -> str:
+        """Device and arithmetic in a few words."""
+        return placement(self._device, self.dtype)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._encoder is not None
+
+    def encode(self, texts: Sequence[str], *, task: None, prompt: str, max_length: int) -> npt.NDArray[np.float32]:
+        """Embed texts, reading the model if it is not in memory.
+
+        Args:
+            texts: Strings.
+            task: None.
+            prompt: Put before each.
+            max_length: Tokens of one text that are read.
+
+        Returns:
+            float32 `(n, D)`, unit rows.
+
+        Raises:
+            BadInput: If the model cannot be read, or the hardware has not its arithmetic.
+        """
+        if self._encoder is None:
+            if not computes_in(self.dtype, self._device):
+                raise BadInput(
+                    f"the teacher's vectors at hand were made in {dtype_name(self.dtype)}, which {self._device} has no units for, and some "
+                    f"texts have none yet; go on where it has, or set teacher.dtype to float32 to make all of them anew"
+                )
+            self._encoder = self._load()
+        return self._encoder.encode(texts, task=task, prompt=prompt, max_length=max_length)
+
+    def release(self) -> None:
+        """Drop the model."""
+        self._encoder = None
+        gc.collect()
+        empty_caches()
 
 
 class LocalTeacher:
@@ -56,11 +132,26 @@ class LocalTeacher:
                 f"teacher.max_length is {max_length}, but {model!r} reads at most {encoder.max_length} tokens; set it to that or less"
             )
         self._encoder = encoder
-        self.identity = Identity("local", model, revision, encoder.files_hash, max_length)
+        self.identity = local_identity(encoder.files_hash, model, revision, max_length, encoder.dtype)
         self.embedding_dim = encoder.embedding_dim
         self.space_id = encoder.space_id
-        self.former_space_ids: tuple[str, ...] = tuple(getattr(encoder, "former_space_ids", ()))
+        self.former_space_ids = encoder.former_space_ids
         self._max_length = max_length
+
+    @property
+    def placement(self) -> str:
+        """Device and arithmetic in a few words."""
+        return self._encoder.placement
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return not isinstance(self._encoder, LazyEncoder) or self._encoder.loaded
+
+    def release(self) -> None:
+        """Drop the model from memory; the next text reads it again."""
+        if isinstance(self._encoder, LazyEncoder):
+            self._encoder.release()
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed texts as they are, without the model's own prompts.
@@ -80,28 +171,72 @@ class LocalTeacher:
         return np.concatenate([self.embed(texts[:half]), self.embed(texts[half:])])
 
 
+def local_identity(weights: str, model: str, revision: str | None, max_length: int, dtype: torch.dtype) -> Identity:
+    """Say what decides the vectors of a local teacher; the device does not.
+
+    Args:
+        weights: Hash of the model's files.
+        model: What it is called in the store.
+        revision: Hub revision, if any.
+        max_length: Tokens of one text that it reads.
+        dtype: Its arithmetic.
+
+    Returns:
+        The identity.
+    """
+    arithmetic = None if dtype is torch.float32 else dtype_name(dtype)
+    return Identity("local", model, revision, weights, max_length, arithmetic)
+
+
 def load_local(
-    model: str, *, revision: str | None = None, max_length: int, threads: int | None = None, trust_remote_code: bool = False
+    model: str,
+    *,
+    revision: str | None = None,
+    max_length: int,
+    threads: int | None = None,
+    trust_remote_code: bool = False,
+    device: str = AUTO,
+    dtype: str = AUTO,
+    batch_tokens: int | None = None,
+    at_hand: Callable[[Identity], bool] = lambda _: False,
 ) -> LocalTeacher:
-    """Load a local teacher.
+    """Describe a local teacher by its files; its weights are read when the first text is embedded.
 
     Args:
         model: `all-MiniLM-L6-v2` (embedded), a model folder, or a Hub id.
         revision: Hub revision.
         max_length: Tokens of one text that the teacher reads.
-        threads: Worker threads; None leaves it to the Encoder.
+        threads: Worker threads on a CPU; None leaves it to the Encoder.
         trust_remote_code: Whether the folder's own code may run.
+        device: See `resolve_device`.
+        dtype: Arithmetic; `auto` takes that of the vectors at hand, and for new ones bfloat16 on an accelerator that computes in it (the store
+            rounds to float16 in any case), float32 elsewhere.
+        batch_tokens: Tokens of one batch; None leaves it to the memory that is free.
+        at_hand: Whether there are vectors of a teacher already.
 
     Returns:
         The teacher.
 
     Raises:
-        BadInput: If the model cannot be found or read, or reads fewer tokens.
+        BadInput: If the model cannot be found or described, reads fewer tokens, or the device or arithmetic is not here.
     """
     from taskdistill.encode.encoder import Encoder
     from taskdistill.model.backbone import resolve
 
-    folder = resolve(model, revision)
-    encoder: RawEncoder = Encoder.load(folder, threads=threads, trust_remote_code=trust_remote_code)
+    folder, place = resolve(model, revision), resolve_device(device)
     name = folder.resolve().name if Path(model).is_dir() else model
-    return LocalTeacher(encoder, name, revision=revision, max_length=max_length)
+
+    def load(where: torch.device, kind: torch.dtype) -> Encoder:
+        options = {"threads": threads, "token_budget": batch_tokens, "device": str(where), "dtype": dtype_name(kind)}
+        return Encoder.load(folder, trust_remote_code=trust_remote_code, **options)  # type: ignore[arg-type]
+
+    if trust_remote_code:  # only the code itself can tell what such a model is
+        return LocalTeacher(load(place, resolve_dtype(dtype, place, auto=torch.bfloat16)), name, revision=revision, max_length=max_length)
+    facts = read_facts(folder)
+    place = CPU if facts.static and device == AUTO else place
+    first = resolve_dtype(AUTO, place, auto=torch.bfloat16)
+    choices = [DTYPES[dtype]] if dtype in DTYPES else dict.fromkeys((first, torch.float32, torch.bfloat16))
+    # Vectors at hand are read on any hardware; it is asked for when a text lacks one.
+    kept = [each for each in choices if at_hand(local_identity(facts.files_hash, name, revision, max_length, each))]
+    kind = kept[0] if kept else resolve_dtype(dtype, place, auto=torch.bfloat16)
+    return LocalTeacher(LazyEncoder(folder, facts, place, kind, lambda: load(place, kind)), name, revision=revision, max_length=max_length)

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from taskdistill.device import resolve_device
 from taskdistill.errors import BadInput
 from taskdistill.recipe import TeacherSettings
 from taskdistill.teacher.protocol import Teacher
+from taskdistill.teacher.store import stores_of
 
 
-def make_teacher(settings: TeacherSettings, *, api_key: str | None = None, threads: int | None = None) -> Teacher:
+def make_teacher(settings: TeacherSettings, *, api_key: str | None = None, threads: int | None = None, root: Path | None = None) -> Teacher:
     """Make the teacher that a recipe names.
 
     Args:
         settings: The recipe's teacher.
         api_key: The key of an HTTP endpoint; the caller reads it from the environment.
         threads: Worker threads of a local model.
+        root: Where its vectors are kept; with `dtype: auto` a local teacher goes on in the arithmetic of those that are there.
 
     Returns:
-        A teacher that is ready to embed.
+        A teacher that is ready to embed; a local one reads its weights when it has to.
 
     Raises:
         BadInput: If the settings do not fit together or name nothing that can be read.
     """
-    teacher = _make(settings, api_key, threads)
+    teacher = _make(settings, api_key, threads, root)
     if settings.embedding_dim is not None and teacher.embedding_dim not in (None, settings.embedding_dim):
         raise BadInput(
             f"teacher.embedding_dim is {settings.embedding_dim}, but {settings.model!r} has {teacher.embedding_dim}; correct the recipe"
@@ -38,15 +41,17 @@ def check_teacher(settings: TeacherSettings) -> None:
         settings: The teacher.
 
     Raises:
-        BadInput: If an address and the kind do not go together.
+        BadInput: If an address and the kind do not go together, or a local teacher's device is not here.
     """
     if (settings.url is not None) != (settings.kind == "http"):
         raise BadInput(
             f"teacher.kind is {settings.kind!r} and teacher.url is {settings.url!r}; an address goes with kind http, and only with it"
         )
+    if settings.kind == "local":
+        resolve_device(settings.device)
 
 
-def _make(settings: TeacherSettings, api_key: str | None, threads: int | None) -> Teacher:
+def _make(settings: TeacherSettings, api_key: str | None, threads: int | None, root: Path | None) -> Teacher:
     check_teacher(settings)
     if settings.kind == "http":
         from taskdistill.teacher.http import HttpTeacher
@@ -66,4 +71,8 @@ def _make(settings: TeacherSettings, api_key: str | None, threads: int | None) -
         max_length=settings.max_length,
         threads=threads,
         trust_remote_code=settings.trust_remote_code,
+        device=settings.device,
+        dtype=settings.dtype,
+        batch_tokens=settings.batch_tokens,
+        at_hand=lambda identity: root is not None and bool(stores_of(root, identity, settings.instructions)),
     )

@@ -10,13 +10,17 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from taskdistill.errors import BadInput
+from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.recipe import Instructions
 
 View = Literal["query", "document", "topic"]
 """As what a teacher reads a text: as a query, as a document, or for its topic (sections 4.1 and 5.3)."""
 
 VIEWS: tuple[View, ...] = ("query", "document", "topic")
+
+
+FLOAT32: dict[str, Any] = {"arithmetic": None}
+"""What a store says, or says by leaving it out, of a teacher that computes in float32."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,16 @@ class Identity:
     revision: str | None = None
     weights: str | None = None
     max_length: int | None = None
+    arithmetic: str | None = None
+    """Number type of a local model's passes where it is not float32."""
 
     def fields(self) -> dict[str, Any]:
         """Return the identity as plain data.
 
         Returns:
-            Field name to value.
+            Field name to value; without `arithmetic` for float32, as before that could be chosen, so that stores keep their names.
         """
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "arithmetic" or value is not None}
 
 
 class Teacher(Protocol):
@@ -59,6 +65,62 @@ class Teacher(Protocol):
             Float32 (n, dim), in the order of the texts; unit rows, but rows that came out as
             zero or not finite are left as they are for the store to quarantine.
         """
+
+
+@runtime_checkable
+class RunsHere(Protocol):
+    """A teacher that takes memory of this machine while it embeds."""
+
+    @property
+    def placement(self) -> str:
+        """Device and arithmetic in a few words."""
+
+    def release(self) -> None:
+        """Give the memory back; the next text takes it again."""
+
+
+def release(teacher: Teacher) -> None:
+    """Free what a teacher holds, before something else needs the memory.
+
+    Args:
+        teacher: Any teacher.
+    """
+    if isinstance(teacher, RunsHere):
+        teacher.release()
+
+
+@dataclass(frozen=True)
+class NamedTeacher:
+    """A teacher that another process runs: enough to open its store."""
+
+    identity: Identity
+    embedding_dim: int | None
+    space_id: str = ""
+    former_space_ids: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, teacher: Teacher) -> NamedTeacher:
+        """Describe a teacher, so that other processes can be told.
+
+        Args:
+            teacher: Any teacher.
+
+        Returns:
+            Its name.
+        """
+        ids = getattr(teacher, "space_id", ""), tuple(getattr(teacher, "former_space_ids", ()))
+        return cls(teacher.identity, teacher.embedding_dim, *ids)
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Refuse: only the first process embeds.
+
+        Args:
+            texts: Texts.
+
+        Raises:
+            WorkFailed: Always.
+        """
+        raise WorkFailed(f"{len(texts)} texts lack a vector of {self.identity.model} on a process that embeds none; please report this")
 
 
 @runtime_checkable

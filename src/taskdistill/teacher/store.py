@@ -21,7 +21,7 @@ from taskdistill.lock import writer_lock
 from taskdistill.recipe import Instructions
 from taskdistill.teacher.filling import SHARD_ROWS, FillReport, fill_store
 from taskdistill.teacher.keys import KEY_BYTES, KEY_DTYPE, KeyIndex, Keys, first_seen, text_keys
-from taskdistill.teacher.protocol import VIEWS, Identity, Teacher, View, first_difference, slug, view_instruction
+from taskdistill.teacher.protocol import FLOAT32, VIEWS, Identity, Teacher, View, first_difference, slug, view_instruction
 from taskdistill.teacher.shards import Shard, Vectors, broken, leftovers, read_shard, shard_files, write_shard
 from taskdistill.vocabulary import MANIFEST
 
@@ -202,8 +202,9 @@ class TeacherStore:
         return self._maps[name]
 
     def _compare(self, manifest: dict[str, Any]) -> None:
-        found = {"instruction": None, "embedding_dim": None, **manifest, **require_field(self.folder, manifest, "teacher", dict)}
-        needed = {**self.identity.fields(), "instruction": self.instruction, **_FORMAT}
+        teacher = require_field(self.folder, manifest, "teacher", dict)
+        found = {"instruction": None, "embedding_dim": None, **FLOAT32, **manifest, **teacher}
+        needed = {**FLOAT32, **self.identity.fields(), "instruction": self.instruction, **_FORMAT}
         if self.embedding_dim is not None:
             needed["embedding_dim"] = self.embedding_dim
         if difference := first_difference(needed, found):
@@ -229,11 +230,40 @@ def open_store(root: Path, identity: Identity, instruction: str | None, *, embed
     Raises:
         BadInput: If what is there belongs to another teacher, or is damaged.
     """
+    return TeacherStore(store_folder(root, identity, instruction), identity, instruction, embedding_dim)
+
+
+def store_folder(root: Path, identity: Identity, instruction: str | None) -> Path:
+    """Say where the store of a teacher and an instruction is.
+
+    Args:
+        root: Folder of stores, or the folder of one store.
+        identity: The teacher.
+        instruction: See `open_store`.
+
+    Returns:
+        Its folder, which may not exist yet.
+    """
     if (root / MANIFEST).is_file():
-        return TeacherStore(root, identity, instruction, embedding_dim)
+        return root
     said = json.dumps({**identity.fields(), "instruction": instruction}, sort_keys=True)
-    name = f"{slug(identity.model)}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
-    return TeacherStore(root / name, identity, instruction, embedding_dim)
+    return root / f"{slug(identity.model)}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
+
+
+def stores_of(root: Path, identity: Identity, instructions: Instructions | None) -> list[Path]:
+    """List the stores of a teacher that are there.
+
+    Args:
+        root: Folder of stores, or the folder of one store.
+        identity: The teacher.
+        instructions: What the recipe tells it.
+
+    Returns:
+        Folders of its views; one that says it is of another arithmetic is none of them.
+    """
+    found = dict.fromkeys(store_folder(root, identity, view_instruction(instructions, view)) for view in VIEWS)
+    kept = [folder for folder in found if (folder / MANIFEST).is_file()]
+    return [folder for folder in kept if read_manifest(folder, KIND).get("teacher", {}).get("arithmetic") == identity.arithmetic]
 
 
 def open_views(root: Path, teacher: Teacher, instructions: Instructions | None) -> dict[View, TeacherStore]:

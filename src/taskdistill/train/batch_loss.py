@@ -10,6 +10,7 @@ from torch import Tensor
 
 from taskdistill.model.student import StaticModel
 from taskdistill.train.clock import Clock
+from taskdistill.train.device import tf32_products
 from taskdistill.train.workers import TableGradient, looked_up_rows
 
 Loss = Callable[[Tensor], tuple[dict[str, Tensor], float]]
@@ -61,8 +62,9 @@ def backward_loss(loss: Loss, weights: Mapping[str, float], leaf: Tensor) -> Tol
     Returns:
         Each term's value, the weighted sum, and the masked share.
     """
-    terms, masked = loss(leaf)
-    total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
-    if total.requires_grad:
-        total.backward()  # type: ignore[no-untyped-call]
+    with tf32_products(False):
+        terms, masked = loss(leaf)
+        total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+        if total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]
     return {name: float(term.detach()) for name, term in terms.items()}, float(total.detach()), masked

@@ -96,12 +96,7 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimi
             if weights[name].shape != parameter.shape:
                 raise BadInput(f"checkpoint {folder}: {name} has shape {tuple(weights[name].shape)}, needs {tuple(parameter.shape)}")
             copy_whole(parameter, weights[name])
-    for name, parameter in parameters.items():
-        state = {key: moments[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in moments}
-        if state:
-            optimiser.state[parameter] = {
-                key: value.clone() if key == "step" else like(parameter, value).clone() for key, value in state.items()
-            }
+    _put_moments(parameters, optimiser, moments)
     return require_field(folder, manifest, "step", int)
 
 
@@ -212,6 +207,18 @@ def whole_state(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         Name to tensor.
     """
     return {name: whole(p.detach()).cpu().contiguous() for name, p in parameters.items()}
+
+
+def _put_moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Give an optimiser its state back through its own rule, which knows where each value has to be: step counters go with their kernel."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    state: dict[int, dict[str, Tensor]] = {}
+    for place, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+        prefix = f"{names[id(parameter)]}/"
+        found = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
+        if found:
+            state[place] = {key: value.clone() if value.ndim == 0 else like(parameter, value).clone() for key, value in found.items()}
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
 def _moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from taskdistill.device import synchronize
+
 Moment = float | torch.cuda.Event
 
 
@@ -96,10 +98,9 @@ def between(first: Moment, second: Moment) -> float:
 
 
 def settle(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given.
+    """Wait until an accelerator has done what it was given.
 
     Args:
         device: A CPU needs no waiting.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)

@@ -14,19 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from taskdistill.data.batches import Batch, BatchPlan
+from taskdistill.device import CPU, free_memory_of
 from taskdistill.errors import WorkFailed
 from taskdistill.folders import read_manifest, versions
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.text import TextTokenizer
 from taskdistill.recipe import Phase
+from taskdistill.recipe_phases import MICRO_BATCH_TOKENS
 from taskdistill.seeding import STEP_STRIDE, derive_seed, torch_seed
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.batch_loss import Share
 from taskdistill.train.best import During, evaluate_now, forget_later, scored, take_best
+from taskdistill.train.budget import Budget, agreed, choose_budget, kept_budget
 from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, save_snapshot, whole_state
 from taskdistill.train.clock import Clock
 from taskdistill.train.course import read_course
+from taskdistill.train.device import Arithmetic, tf32_products
 from taskdistill.train.log import Log
 from taskdistill.train.memory import OutOfMemory
 from taskdistill.train.menu import weight_at
@@ -146,8 +150,8 @@ class Surroundings:
     during: During | None = None
     profile: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    compute: torch.dtype | None = None
-    """Number type of the passes; None for that of the weights."""
+    arithmetic: Arithmetic = field(default_factory=Arithmetic)
+    """Number types of the passes."""
 
 
 def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path, around: Surroundings) -> None:
@@ -170,17 +174,23 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
         parameter.requires_grad_(True)
     optimiser = make_optimiser(settings, job.trained, job.moving_heads(), job.head_schedule, job.kept_rows)
     meta = {**around.meta, "phase": job.name}
-    step, bad, last_good = 0, 0, 0
+    step, bad, last_good, budget = 0, 0, 0, None
     leads, sharded = around.processes.leads, is_sharded(model)
     if found := around.processes.same(list_checkpoints(folder) if leads else []):
         step = last_good = load_checkpoint(found[-1], everything, optimiser, meta)
+        budget = kept_budget(read_manifest(found[-1]), around.device)
         _say_if_not_identical(found[-1], job.name, around)
+    runs = {"device": around.device.type, "precision": str(around.arithmetic), "threads": around.thread_count}
+    if isinstance(model, TransformerModel):
+        budget = budget or _budget(job, model, around)
+        runs |= {"budget": budget.to_json()}
     if leads:
         around.log.forget(job.name, step)
+        around.log.write({"phase": job.name, "runs_from": step, **runs, "free_megabytes": _megabytes(free_memory_of(around.device))})
         if note := forget_later(folder, step):
             around.note(f"{job.name}: {note}")
     job.heads.hold_temperature()
-    signals = SignalSource(job, model, around)
+    signals = SignalSource(job, model, around, MICRO_BATCH_TOKENS if budget is None else budget.micro_batch_tokens)
 
     def save() -> None:
         broken = [name for name, p in everything.items() if not torch.isfinite(local(p.detach())).all()]
@@ -191,8 +201,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
             )
         if leads or sharded:
             start = time.monotonic()
-            told = {"threads": around.thread_count, "device": str(around.device.type)}
-            save_checkpoint(folder, step, everything, optimiser, meta | told, write=leads)
+            save_checkpoint(folder, step, everything, optimiser, meta | runs, write=leads)
             around.log.write({"phase": job.name, "saved": step, "seconds": time.monotonic() - start})
         around.processes.wait()  # writing may take longer than an exchange of the next step waits
 
@@ -212,12 +221,13 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
     model.train()
     if around.during is not None and around.during.due(step, settings.steps):
         evaluate()
-    with profiled(around.profile if leads else None, job.name, settings.steps - step) as tick:
+    rounding = tf32_products(around.arithmetic.tf32)
+    with rounding, profiled(around.profile if leads else None, job.name, settings.steps - step) as tick:
         while step < settings.steps:
             if around.processes.any(around.should_stop()):
                 save()
                 raise Interrupted(f"stopped before step {step} of {job.name}; everything is saved, run the same command again to continue")
-            record = _one_step(job, model, optimiser, everything, signals, around, step)
+            record = _one_step(job, model, optimiser, everything, signals, around, step, budget)
             bad = bad + 1 if record["skipped"] else 0
             around.log.write(record)
             around.on_step(record | {"steps": settings.steps})
@@ -261,12 +271,31 @@ def _say_if_not_identical(checkpoint: Path, name: str, around: Surroundings) -> 
         for package in now
         if package != "taskdistill" and then.get(package) != now[package]
     ]
-    if around.device.type == "cuda" or manifest.get("device", "cpu") != around.device.type:
-        why.append("a GPU adds up in no fixed order")
+    if around.device.type != CPU.type or manifest.get("device", CPU.type) != around.device.type:
+        why.append("an accelerator adds up in no fixed order")
+    if manifest.get("precision", str(around.arithmetic)) != str(around.arithmetic):
+        why.append(f"{manifest['precision']} then, {around.arithmetic} now")
     if manifest.get("threads") != around.thread_count:
         why.append(f"{manifest.get('threads')} threads then, {around.thread_count} now")
     exact = f"not bit-identical to an uninterrupted run: {'; '.join(why)}" if why else "bit-identical to an uninterrupted run"
     around.note(f"{name}: continued at step {manifest['step']:,}, {exact}")
+
+
+def _budget(job: PhaseJob, model: TransformerModel, around: Surroundings) -> Budget:
+    """Choose the phase's token budgets, the same on every process."""
+    own = choose_budget(
+        model,
+        sum(local(p).numel() for p in job.trained.values()),
+        device=around.device,
+        compute=around.arithmetic.compute,
+        micro_batch_tokens=job.settings.micro_batch_tokens,
+        processes_here=around.processes.on_this_host,
+    )
+    return agreed(own, around.processes)
+
+
+def _megabytes(number: int | None) -> int | None:
+    return None if number is None else number // 1_000_000
 
 
 def _one_step(
@@ -277,6 +306,7 @@ def _one_step(
     signals: SignalSource,
     around: Surroundings,
     step: int,
+    budget: Budget | None,
 ) -> dict[str, Any]:
     clock, halvings, worked = Clock(), around.threads.halvings, time.process_time()
     with clock("data"):
@@ -297,12 +327,12 @@ def _one_step(
         list(job.trained.values()),
         seed=derive_seed(torch_seed(around.seed), step, STEP_STRIDE),
         threads=around.threads,
-        micro_batch_tokens=job.settings.micro_batch_tokens,
+        **({} if budget is None else budget.to_json()),
         share=job.share(prepared, given, weights),
         heads=list(job.moving_heads().values()),
         processes=around.processes,
         clock=clock,
-        compute=around.compute,
+        compute=around.arithmetic.compute,
     )
     with clock("optimiser"):
         for name, rows in job.kept_rows.items():

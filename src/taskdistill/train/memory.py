@@ -6,6 +6,7 @@ import gc
 
 import torch
 
+from taskdistill.device import empty_caches
 from taskdistill.errors import WorkFailed
 
 SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
@@ -36,5 +37,4 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_memory() -> None:
     """Give back what a failed step still holds."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    empty_caches()

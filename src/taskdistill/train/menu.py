@@ -17,6 +17,7 @@ from taskdistill.losses import info_nce, normalise, over_prefixes
 from taskdistill.model.projection import Projection
 from taskdistill.recipe import Adapter, Phase, Stage1
 from taskdistill.recipe_phases import MENU_ACTS, Menu, Sharpen
+from taskdistill.train.device import to_device
 from taskdistill.train.prepare import Prepared
 from taskdistill.vocabulary import RowKind
 
@@ -240,7 +241,7 @@ def _teacher_term(
     """Take one term against one teacher, on the texts that it knows."""
     if name == LIST_KL:
         return _lists(part, vectors, prepared, teacher, dims, menu.list_temperature)
-    chosen = vectors[[place for place, _ in prepared.distilled]]
+    chosen = vectors[to_device(prepared.compared(), vectors.device)]
     read = torch.tensor(prepared.read, device=vectors.device)
     target = teacher[:, part.columns]
     if part.known is not None:
@@ -277,12 +278,11 @@ def _teacher_term(
 def _lists(part: _TeacherPart, vectors: Tensor, prepared: Prepared, teacher: Tensor, dims: Sequence[int], temperature: float) -> Tensor:
     """Compare each query's distribution over the documents of the batch with one teacher's."""
     assert prepared.second is not None
-    count, places = len(prepared.first), torch.tensor([place for place, _ in prepared.distilled])
-    target = normalise(teacher[:, part.columns])
-    known = torch.ones(len(places), dtype=torch.bool) if part.known is None else part.known.cpu()
-    asked, listed = known.clone(), known.clone()
-    asked[count:], listed[:count] = False, False  # queries come first, then the positives, then hard negatives where they are compared
-    if int(asked.sum()) < 1 or int(listed.sum()) < 2:
+    places, target = to_device(prepared.compared(), vectors.device), normalise(teacher[:, part.columns])
+    known = torch.arange(len(places), device=vectors.device) if part.known is None else part.known.nonzero()[:, 0]
+    # Queries come first, then the positives, then hard negatives where they are compared.
+    asked, listed = known[known < len(prepared.first)], known[known >= len(prepared.first)]
+    if len(asked) < 1 or len(listed) < 2:
         return 0.0 * vectors.sum()
 
     def one(dim: int) -> Tensor:
@@ -317,7 +317,7 @@ def sharpened(
     """
     count, hard, mixed = len(queries), None, None
     if prepared.negative_rows is not None and len(prepared.negative_rows):
-        owners = torch.from_numpy(prepared.negative_rows).to(queries.device)
+        owners = to_device(prepared.negative_rows, queries.device)
         if sharpen.hardness:
             own = owners[None, :] == torch.arange(count, device=queries.device)[:, None]
             hard = torch.cat([own.new_zeros(count, count), own], 1)

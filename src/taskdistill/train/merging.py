@@ -94,12 +94,14 @@ def merge_models(models: Sequence[Model], shares: Shares) -> dict[str, Tensor]:
     Returns:
         The weights, under the names of `weights_of`.
     """
-    states = [weights_of(model) for model in models]
+    states = [
+        {name: tensor.detach().cpu() for name, tensor in weights_of(model).items()} for model in models
+    ]  # double precision is the CPU's
     merged: dict[str, Tensor] = {}
     for name in states[0]:
         if name.endswith(LORA_A):
             stem = name.removesuffix(LORA_A)
-            a, b = ([state[stem + suffix].detach() for state in states] for suffix in (LORA_A, LORA_B))
+            a, b = ([state[stem + suffix] for state in states] for suffix in (LORA_A, LORA_B))
             merged[stem + LORA_A], merged[stem + LORA_B] = merge_factors(a, b, shares)
         elif not name.endswith(LORA_B):
             merged[name] = merge_dense([state[name] for state in states], shares)

@@ -16,6 +16,7 @@ from taskdistill.loss_menu import MENU
 from taskdistill.losses import normalise, over_prefixes
 from taskdistill.model.projection import Projection
 from taskdistill.recipe import Adapter, Phase, StaticSettings
+from taskdistill.train.device import to_device
 from taskdistill.train.menu import TEACHER_TERMS, refuse_layers, sharpened, teacher_terms
 from taskdistill.train.prepare import Prepared, false_negatives
 from taskdistill.vocabulary import RowKind, Task
@@ -150,7 +151,7 @@ def distill(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads,
         Scalar.
     """
     assert signals.teacher is not None
-    chosen = vectors[[place for place, _ in prepared.distilled]]
+    chosen = vectors[to_device(prepared.compared(), vectors.device)]
     target = signals.teacher
 
     def one(dim: int) -> Tensor:
@@ -185,16 +186,17 @@ def pairs(
     """
     assert prepared.second is not None
     terms: Terms = {}
-    first, second = torch.from_numpy(prepared.first), torch.from_numpy(prepared.second)
+    device = vectors.device
+    first, second = to_device(prepared.first, device), to_device(prepared.second, device)
     masked = 0.0
     if CONTRASTS.keys() & wanted.keys():
         excluded = false_negatives(
             prepared, signals.teacher_similarities, settings.false_negative_margin, others=settings.negatives_of_others
         )
         masked = float(excluded.mean())
-        mask = torch.from_numpy(excluded).to(vectors.device) if excluded.any() else None
-        candidates = second if prepared.negatives is None else torch.cat([second, torch.from_numpy(prepared.negatives)])
-        positives = torch.arange(len(first), device=vectors.device)
+        mask = to_device(excluded, device) if excluded.any() else None
+        candidates = second if prepared.negatives is None else torch.cat([second, to_device(prepared.negatives, device)])
+        positives = torch.arange(len(first), device=device)
         tau = temperature(heads, settings)
         for name, shape in CONTRASTS.items():
             if name in wanted:
@@ -294,10 +296,10 @@ def graded(
         The terms `cosent` and `relational`.
     """
     assert prepared.second is not None and prepared.scores is not None
-    scores = torch.from_numpy(prepared.scores).to(vectors.device)
+    first, second, scores = (to_device(each, vectors.device) for each in (prepared.first, prepared.second, prepared.scores))
 
     def one(dim: int) -> Tensor:
-        cosines = (normalise(vectors[prepared.first, :dim]) * normalise(vectors[prepared.second, :dim])).sum(1)
+        cosines = (normalise(vectors[first, :dim]) * normalise(vectors[second, :dim])).sum(1)
         return losses.cosent(cosines, scores, settings.cosent_temperature)
 
     terms = {"cosent": over_prefixes(one, dims)} if "cosent" in wanted else {}
@@ -326,17 +328,18 @@ def classification(
     assert prepared.second is not None and prepared.negatives is not None
     assert prepared.labels is not None and prepared.negative_labels is not None
     terms: Terms = {}
-    anchors, positives = torch.from_numpy(prepared.first), torch.from_numpy(prepared.second)
-    documents = torch.cat([positives, torch.from_numpy(prepared.negatives)])
-    own = torch.arange(len(anchors), device=vectors.device)
+    device = vectors.device
+    anchors, positives = to_device(prepared.first, device), to_device(prepared.second, device)
+    documents = torch.cat([positives, to_device(prepared.negatives, device)])
+    own = torch.arange(len(anchors), device=device)
     same_d = same_a = None
     masked = 0.0
     if settings.mask_same_label:
         labels = torch.from_numpy(prepared.labels)
         all_labels = torch.cat([labels, torch.from_numpy(prepared.negative_labels)])
-        same_d = (labels[:, None] == all_labels[None, :]).to(vectors.device)
-        same_a = (labels[:, None] == labels[None, :]).to(vectors.device)
-        masked = float((same_d.sum() - len(labels)) / same_d.numel())
+        same_d, same_a = (labels[:, None] == others[None, :] for others in (all_labels, labels))
+        masked = float((same_d.sum() - len(labels)) / same_d.numel())  # counted on the CPU: a card would have to be waited for
+        same_d, same_a = same_d.to(device), same_a.to(device)
     if "info_nce" in wanted:
         tau = temperature(heads, settings)
 

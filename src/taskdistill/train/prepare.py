@@ -39,6 +39,14 @@ class Prepared:
     read: list[int] = field(default_factory=list)
     """Text that the teacher read for each entry of `distilled`: the text itself, or its translation."""
 
+    def compared(self) -> np.ndarray:
+        """List the texts that are compared with the teacher.
+
+        Returns:
+            Places in `texts`, in the order of `distilled`, `(n,)`.
+        """
+        return np.array([place for place, _ in self.distilled], dtype=np.int64)
+
     def teacher_texts(self) -> list[tuple[View, str]]:
         """List what the teacher read for each compared text.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.recipe_phases import MICRO_BATCH_TOKENS
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.base_vectors import base_vectors
@@ -23,15 +24,19 @@ if TYPE_CHECKING:
 class SignalSource:
     """Gives each step its token ids and signals."""
 
-    def __init__(self, job: PhaseJob, model: TransformerModel | StaticModel, around: Surroundings) -> None:
+    def __init__(
+        self, job: PhaseJob, model: TransformerModel | StaticModel, around: Surroundings, micro_batch_tokens: int = MICRO_BATCH_TOKENS
+    ) -> None:
         """Remember where they come from.
 
         Args:
             job: The phase, with its teacher stores.
             model: For the vectors without adapter.
-            around: For tokenizer and prompts.
+            around: For tokenizer, prompts, and the device that signals are put on.
+            micro_batch_tokens: Tokens of a pass without adapter.
         """
         self.job, self.model, self.around = job, model, around
+        self.micro_batch_tokens = micro_batch_tokens
 
     def ids(self, prepared: Prepared) -> list[np.ndarray]:
         """Tokenise a batch; several processes share the work.
@@ -86,10 +91,9 @@ class SignalSource:
                     found.teacher_similarities = unit[:count] @ unit[count : 2 * count].T
         if self.job.needs_base:
             found.base = self._without_adapter(ids)
-        if self.model is not None:  # losses compare what is of one device and one number type: that of the weights
+        if found.teacher is not None and self.model is not None:  # losses compare what is of one device and one number type
             weight = next(self.model.parameters())
-            found.teacher = None if found.teacher is None else found.teacher.to(weight.device, weight.dtype)
-            found.base = None if found.base is None else found.base.to(weight.device, weight.dtype)
+            found.teacher = found.teacher.to(weight.device, weight.dtype, non_blocking=True)
         return found
 
     def _without_adapter(self, ids: list[np.ndarray]) -> Tensor:
@@ -100,9 +104,9 @@ class SignalSource:
             self.model,
             ids,
             threads=self.around.threads,
-            micro_batch_tokens=self.job.settings.micro_batch_tokens,
+            micro_batch_tokens=self.micro_batch_tokens,
             processes=self.around.processes,
-            compute=self.around.compute,
+            compute=self.around.arithmetic.compute,
         )
 
 

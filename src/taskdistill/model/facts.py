@@ -1,0 +1,80 @@
+"""What a model folder says of its model before any weight is read: enough to open what was made with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskdistill.errors import BadInput
+from taskdistill.model import jina
+from taskdistill.model.backbone import build_backbone, check_backbone, longest_text, read_json, rope_theta
+from taskdistill.model.files_hash import deciding_files, files_hash, space_id
+from taskdistill.model.folder import Settings, manifest_settings, open_model
+from taskdistill.model.guard import check_safetensors, check_weights
+from taskdistill.model.layout import STATIC_LENGTH, longest_input, module_kinds, named_prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """A model without its weights."""
+
+    embedding_dim: int
+    max_length: int
+    """Tokens of one text that it reads."""
+    files_hash: str
+    """Over every file that decides vectors."""
+    space_id: str
+    former_space_ids: tuple[str, ...]
+    static: bool
+
+
+def read_facts(folder: Path) -> ModelFacts:
+    """Describe a model by its files; shapes are compared with the configuration, and no weight is read.
+
+    Args:
+        folder: A folder that `read_model` reads without running code of it.
+
+    Returns:
+        The same facts as of the model in memory.
+
+    Raises:
+        BadInput: If the folder is incomplete or of a kind that is not read.
+    """
+    manifest = open_model(folder)
+    files = deciding_files(folder, manifest.get("files"))
+    static = not jina.recognises(folder) and module_kinds(folder)[0] == "StaticEmbedding"
+    width, settings = _read_static(folder) if static else _read_transformer(folder)
+    if manifest.get("kind") == "model":
+        settings = manifest_settings(manifest, width, files, folder)
+        former = tuple(settings.former_space_ids)
+    else:
+        former = (files_hash(files)[:32],)
+    return ModelFacts(
+        embedding_dim=width,
+        max_length=settings.max_length,
+        files_hash=files_hash(files),
+        space_id=space_id(files, vars(settings)),
+        former_space_ids=former,
+        static=static,
+    )
+
+
+def _read_static(folder: Path) -> tuple[int, Settings]:
+    entries = check_safetensors(folder / "model.safetensors")
+    table = next((entry for name, entry in entries.items() if name in ("embedding.weight", "embeddings")), None)
+    if table is None or len(table.shape) != 2:
+        raise BadInput(f"{folder}/model.safetensors holds no token table `embedding.weight`, but {sorted(entries)[:3]}")
+    return table.shape[1], Settings(max_length=STATIC_LENGTH, prompts=named_prompts(folder))
+
+
+def _read_transformer(folder: Path) -> tuple[int, Settings]:
+    raw, published = read_json(folder / "config.json"), jina.recognises(folder)
+    if published:
+        raw = jina.family_config(raw, check_weights(folder), folder / "config.json")
+    check_backbone(folder, raw)
+    backbone = build_backbone(raw, device="meta")
+    width = int(backbone.config.hidden_size)
+    if published:
+        most = int(backbone.config.max_position_embeddings)
+        return width, Settings(max_length=most, prompts=jina.read_prompts(folder), rope_theta=rope_theta(backbone))
+    return width, Settings(max_length=longest_input(folder, longest_text(backbone, 512)), prompts=named_prompts(folder))
