@@ -113,10 +113,15 @@ def named_prompts(folder: Path) -> dict[str, str]:
 
     Returns:
         Name to prompt.
+
+    Raises:
+        BadInput: If the file holds something else under `prompts`.
     """
     path = folder / "config_sentence_transformers.json"
-    prompts = read_json(path).get("prompts") if path.is_file() else None
-    return {name: text for name, text in (prompts or {}).items() if isinstance(text, str)}
+    prompts = (read_json(path).get("prompts") if path.exists() else None) or {}
+    if not isinstance(prompts, dict):
+        raise BadInput(f"{path}: prompts is a {type(prompts).__name__}, needs an object of names and texts; copy the folder again")
+    return {name: text for name, text in prompts.items() if isinstance(text, str)}
 
 
 def longest_input(folder: Path, most: int) -> int:
