@@ -91,9 +91,9 @@ def test_every_weight_has_the_bits_of_the_cpu(home):
 
 
 def test_the_run_says_where_it_ran(home):
-    assert home.told["twin"].notes[0] == "device twin:0 (pretend accelerator), passes of training in float32"
+    assert "device twin:0 (pretend accelerator), passes of training in float32" in home.told["twin"].notes
     assert "scores are taken on device twin:0 (pretend accelerator), float32" in home.told["twin"].notes
-    assert home.told["cpu"].notes[0] == "device cpu (this CPU), passes of training in float32"
+    assert "device cpu (this CPU), passes of training in float32" in home.told["cpu"].notes
     records = [record for _, record in read_lines(home.path / "twin" / "log.jsonl") if "runs_from" in record]
     assert [record["phase"] for record in records] == ["static", *PHASES]
     for record in records[1:]:
@@ -175,7 +175,7 @@ def test_precision_is_bfloat16_there_unless_the_recipe_says_otherwise(home, undi
     raw = short(home, "twin:0")
     del raw["precision"]
     told = tiny_run.train(raw, tmp_path / "run")
-    assert told.notes[0].endswith("passes of training in bfloat16")
+    assert "device twin:0 (pretend accelerator), passes of training in bfloat16" in told.notes
     losses = {phase: [loss for _, loss in steps] for phase, steps in tiny_run.steps(tmp_path / "run").items()}
     plain = {phase: [loss for _, loss in steps] for phase, steps in tiny_run.steps(home.path / "undisturbed").items()}
     assert losses != plain and all(losses[phase] == pytest.approx(plain[phase], rel=0.2) for phase in plain)
@@ -189,7 +189,7 @@ def test_several_teachers(home, tmp_path, several):
     found = []
     for device in PLACES.values():
         raw = short(home, device) | {"several": several}
-        raw["teacher"] = {"model": str(home.path / "teacher"), "max_length": 32, "instructions": {}, "dtype": "float32", "device": device}
+        raw["teacher"] = {"model": str(home.path / "teacher"), "max_length": 32, "instructions": {"query": ""}, "dtype": "float32", "device": device}
         raw["teachers"] = {"second": {**raw["teacher"], "model": str(tmp_path / "second")}}
         raw["adapters"] = {"clustering": recipe(home.path, device)["adapters"]["clustering"] | {"steps": 2}}
         out = tmp_path / device.partition(":")[0]

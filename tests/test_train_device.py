@@ -14,6 +14,7 @@ from taskdistill import device
 from taskdistill.errors import BadInput
 from taskdistill.train import device as train_device
 from taskdistill.train import step
+from taskdistill.train.batch_loss import backward_loss
 from taskdistill.train.device import Arithmetic, choose_arithmetic, tf32_products, training_device
 from taskdistill.train.processes import Processes
 from taskdistill.train.workers import workers
@@ -63,7 +64,7 @@ def test_losses_never_round_to_tf32():
 
     with tf32_products(True):
         assert torch.backends.cuda.matmul.allow_tf32
-        step._backward_loss(loss, {}, leaf)
+        backward_loss(loss, {}, leaf)
         assert torch.backends.cuda.matmul.allow_tf32
     assert seen == [False] and not torch.backends.cuda.matmul.allow_tf32
 
