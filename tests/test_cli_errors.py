@@ -13,8 +13,9 @@ RECIPE = {
     "name": "bad",
     "data": {"root": "data", "sources": {"rows": {"path": "pairs.jsonl", "kind": "pairs"}}},
     "teacher": {"kind": "precomputed", "model": "vectors", "instructions": None},
-    "student": {"init": "nowhere", "matryoshka_dims": [8]},
+    "student": {"init": "all-MiniLM-L6-v2", "matryoshka_dims": [8]},
     "stage1": {"sources": {"rows": 1}, "steps": 2, "batch_size": 2, "lr": 0.001},
+    "evaluation": {"sets": []},
 }
 
 
@@ -23,6 +24,9 @@ def write_recipe(folder, rows, kind="pairs", **changes):
     (folder / "data" / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     recipe = json.loads(json.dumps(RECIPE)) | changes
     recipe["data"]["sources"]["rows"]["kind"] = kind
+    (folder / "vectors").mkdir()
+    (folder / "vectors" / "texts.jsonl").write_text('{"text": "one"}\n{"text": "first"}\n', "utf-8")
+    np.save(folder / "vectors" / "vectors.npy", np.eye(2, 8, dtype=np.float32))
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), "utf-8")
     return path
@@ -63,10 +67,6 @@ def test_bad_rows_are_refused_and_nothing_is_written(rows, kind, says, tmp_path,
 
 def test_vectors_of_another_size_than_the_recipe_says(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "vectors"
-    folder.mkdir()
-    (folder / "texts.jsonl").write_text('{"text": "one"}\n{"text": "first"}\n', "utf-8")
-    np.save(folder / "vectors.npy", np.eye(2, 8, dtype=np.float32))
     recipe = write_recipe(tmp_path, GOOD, teacher=RECIPE["teacher"] | {"embedding_dim": 16})
     message = fails(capsys, "train", recipe, "--out", tmp_path / "run")
     assert "8" in message and "16" in message and not (tmp_path / "run").exists()
