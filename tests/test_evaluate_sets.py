@@ -140,8 +140,8 @@ def test_one_id_for_two_texts_is_refused_and_a_repeated_row_is_not(tmp_path):
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ('{"text1": "a", "text2": "b", "score": NaN}\n', r":2: score is nan"),
-        ('{"text1": "a", "text2": "b", "score": 1e999}\n', r":2: score is inf"),
+        ('{"text1": "a", "text2": "b", "score": NaN}\n', r":2: the line is not a finite number \(NaN\)"),
+        ('{"text1": "a", "text2": "b", "score": 1e999}\n', r":2: the line is not a finite number \(1e999\)"),
         ('{"text1": "a", "text2": "b", "score": "NaN"}\n', r":2: score is 'NaN'"),
         ('{"text1": "a", "score": 1}\n', r":2: needs a text under 'text2'; has text1, score"),
         ("[1]\n", r":2: the line is no JSON object"),

@@ -483,6 +483,7 @@ REMOVING = {
     "export/readme.py": "writes into the temporary folder that it is given",
     "data/docs_folder.py": "writes into the temporary folder that it is given",
     "job/mine.py": "writes into temporary files, and into the temporary folder that it is given",
+    "job/projection_start.py": "writes into the temporary folder that it is given",
     "job/own_vocabulary.py": "writes into the temporary folder that it is given",
     "job/shrink.py": "writes into a folder of the system for temporary files",
     "job/static.py": "writes into the temporary folder that it is given",

@@ -36,7 +36,7 @@ def change_golden(folder, name: str) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / FILE).write_text(json.dumps(golden))
     (folder / MANIFEST).unlink()
-    known = {"kind", "format_version", "inputs", "created_by", "files"}
+    known = {"kind", "format_version", "inputs", "created_by", "files", "sha256"}
     seal(folder, "model", meta={key: value for key, value in manifest.items() if key not in known}, inputs=manifest["inputs"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tiny
@@ -13,6 +15,7 @@ from taskdistill.job.start import load_inputs
 from taskdistill.job.watch import Silent
 from taskdistill.train import phases
 from taskdistill.train.prepare import Prepared, false_negatives, prepare
+from taskdistill.train.processes import ALONE
 from taskdistill.train.signals import SignalSource
 from taskdistill.vocabulary import Role, RowKind, Task
 
@@ -137,7 +140,7 @@ def test_the_teacher_is_asked_for_exactly_the_texts_that_steps_compare(inputs, n
     needs = phases.teacher_needs(name, settings, plan)
     stores = {view: Asked() for view in ("query", "document", "topic")}
     job = phases.PhaseJob(name, settings, plan, phases.preparer(name, settings), None, {}, {}, stores=stores)
-    source = SignalSource(job, None, None)
+    source = SignalSource(job, None, SimpleNamespace(processes=ALONE))
     for step in range(settings.steps):
         source.of(job.prepare(plan.at(step)), [])
     assert {view: list(store.texts) for view, store in stores.items() if store.texts} == {
@@ -159,7 +162,7 @@ def test_teacher_similarities_are_those_of_queries_and_positives():
     prepared = prepare(pairs(("a", "b"), ("c", "d"), ("a", "d")), task=Task.RETRIEVAL, distil=True)
     stores = dict.fromkeys(("query", "document"), Store())
     job = phases.PhaseJob("x", None, None, None, None, {}, {}, stores=stores, needs_similarities=True)
-    signals = SignalSource(job, None, None).of(prepared, [])
+    signals = SignalSource(job, None, SimpleNamespace(processes=ALONE)).of(prepared, [])
     half = 0.5**0.5
     assert np.allclose(signals.teacher_similarities, [[1, half, half], [0, half, half], [1, half, half]], atol=1e-6)
     assert signals.teacher.tolist() == [[1, 0], [0, 1], [1, 0], [3, 0], [1, 1], [1, 1]]

@@ -101,14 +101,14 @@ def is_log(file: BinaryIO) -> bool:
         file: The file.
 
     Returns:
-        Whether it is empty or its first line is a record of a run.
+        Whether it is empty or its first line is a record of a run: with a checksum, or as older versions wrote it.
     """
     first = file.readline(_HEAD)
     try:
-        record = json.loads(first) if first else {"part": ""}
+        record = json.loads(first) if first else {"check": ""}
     except (ValueError, RecursionError):
         return False
-    return isinstance(record, dict) and bool({"part", "phase", "teacher", "teachers"} & record.keys())
+    return isinstance(record, dict) and bool({"check", "part", "phase", "teacher"} & record.keys())
 
 
 def _read_json(file: BinaryIO) -> Any:
