@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 for name, value in {
@@ -13,3 +14,9 @@ for name, value in {
     "NO_COLOR": "1",
 }.items():
     os.environ.setdefault(name, value)
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of the collections that the job asks for, each of which would walk through all of torch and transformers."""
+    gc.collect()
+    gc.freeze()

@@ -73,7 +73,7 @@ def train(
         watcher: Told what happens.
         should_stop: Asked before every step; true saves and stops.
         api_key: Key of an HTTP teacher.
-        assess: Scores the finished model; None for the recipe's evaluation.
+        assess: Scores the finished model; None for the recipe's evaluation, which scores the instant student as soon as it is there too.
         processes: Those that train together; only the first one writes, and all must see the same `out`.
         profile: Whether a torch profiler trace of some steps of every phase is written into RUN/profile.
 
@@ -129,7 +129,7 @@ def train(
         run.timed("data and models", started)
         try:
             static = train_static(run, student) if recipe.static is not None else None
-            if static is not None and recipe.stage1 is not None and not restore(out / "model"):
+            if assess is None and static is not None and recipe.stage1 is not None and not restore(out / "model"):
                 first_result(run, static)
             fill_stores(run, [name for name in plans if name != "static"])
             for each in teachers:
