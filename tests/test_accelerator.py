@@ -189,7 +189,13 @@ def test_several_teachers(home, tmp_path, several):
     found = []
     for device in PLACES.values():
         raw = short(home, device) | {"several": several}
-        raw["teacher"] = {"model": str(home.path / "teacher"), "max_length": 32, "instructions": {"query": ""}, "dtype": "float32", "device": device}
+        raw["teacher"] = {
+            "model": str(home.path / "teacher"),
+            "max_length": 32,
+            "instructions": {"query": ""},
+            "dtype": "float32",
+            "device": device,
+        }
         raw["teachers"] = {"second": {**raw["teacher"], "model": str(tmp_path / "second")}}
         raw["adapters"] = {"clustering": recipe(home.path, device)["adapters"]["clustering"] | {"steps": 2}}
         out = tmp_path / device.partition(":")[0]

@@ -10,12 +10,14 @@ import ast
 import contextlib
 import gzip
 import json
+import multiprocessing
 import os
 import shutil
 import socket
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -374,34 +376,44 @@ CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "link", "fsync")
 
 
 def in_child(line: str, die_at: int) -> tuple[int, int]:
-    """Run a command in a child that dies at the given call that changes the disk; returns its exit code and the calls it made."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        count = 0
+    """Run a command in a child that dies at the given call that changes the disk; returns its exit code and the calls it made.
 
-        def counted(call):
-            def wrapped(*arguments, **options):
-                nonlocal count
-                count += 1
-                if count == die_at:
-                    os._exit(9)
-                return call(*arguments, **options)
+    The child is a fork of a server that has only imported the program: this process may hold threads of autograd, which no fork can have.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["taskdistill.cli.app", "taskdistill.job.run", "taskdistill.job.assess", "taskdistill.model.folder"])
+    reading, writing = context.Pipe(duplex=False)
+    process = context.Process(target=counting, args=(line, die_at, writing))
+    process.start()
+    writing.close()
+    try:
+        calls = reading.recv()
+    except EOFError:
+        calls = 0
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode, calls
 
-            return wrapped
 
-        try:
-            for name in CALLS:
-                setattr(os, name, counted(getattr(os, name)))
-            code = command(line)
-            os.write(writing, f"{count}".encode())
-            os._exit(code)
-        finally:
-            os._exit(70)
-    os.close(writing)
-    with os.fdopen(reading) as stream:
-        calls = stream.read()
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), int(calls or 0)
+def counting(line: str, die_at: int, writing: Connection) -> None:
+    """Run a command, count its calls that change the disk, and die at one of them."""
+    count = 0
+
+    def counted(call):
+        def wrapped(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count == die_at:
+                os._exit(9)
+            return call(*arguments, **options)
+
+        return wrapped
+
+    for name in CALLS:
+        setattr(os, name, counted(getattr(os, name)))
+    code = command(line)
+    writing.send(count)
+    os._exit(code)
 
 
 QUICK_KILLS = ("index", "index delete", "index compact", "encode npy", "encode folder", "migrate state", "export", "adapt", "mine")
