@@ -34,8 +34,10 @@ def alone(name: str) -> dict[str, Any]:
         return trajectories.run_case(case, Path(folder))
 
 
-@pytest.mark.parametrize("which", ["core", pytest.param("all", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(
+    ("size", "which"),
+    [(2, "core"), (3, "few"), pytest.param(2, "all", marks=pytest.mark.slow), pytest.param(3, "all", marks=pytest.mark.slow)],
+)
 @pytest.mark.timeout(1500)  # where many other programs run: every exchange waits for the slowest process
 def test_twenty_steps_of_every_phase_are_those_of_one_process(tmp_path, size, which):
     process_child.run(size, "trajectories", str(tmp_path), which, limit=1400)

@@ -150,12 +150,15 @@ CORE = (
     "long, cached, full",
     "retrieval, every term",
 )
-"""What is run in every test run; the others are slow together."""
+"""What two processes run in every test run; the others are slow together."""
+FEW_CASES = ("stage1, every term, none", "long, cached, full")
+"""What three processes run in every test run."""
 
 
 def tier(which: str) -> list[Case]:
-    """The cases of a tier, `core` or `all`, or the one of a name."""
-    return [case for case in cases() if which in ("all", case.name) or (which == "core" and case.name in CORE)]
+    """The cases of a tier, `few`, `core` or `all`, or the one of a name."""
+    names = {"few": FEW_CASES, "core": CORE}.get(which, (which,))
+    return [case for case in cases() if which == "all" or case.name in names]
 
 
 def word(number: int) -> str:
