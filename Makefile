@@ -9,13 +9,16 @@ RUN ?= runs/quickstart
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-all fix check clean
+.PHONY: demo test test-fast test-all fix check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/taskdistill train recipes/quickstart.yaml --out $(RUN)
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-fast: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not whole"
 
 test-all: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -5,6 +5,57 @@ from __future__ import annotations
 import gc
 import os
 
+import pytest
+
+WHOLE = frozenset(
+    [
+        "ablate_arms",
+        "ablate_run",
+        "ablate_static",
+        "accelerator",
+        "adapt",
+        "cli_evaluate",
+        "cross_lingual",
+        "export_folders",
+        "flipped_bits",
+        "folders_kill",
+        "foreign_files",
+        "golden_contract",
+        "inference_view",
+        "jina_layout",
+        "jina_recipes",
+        "job_card",
+        "job_inspect",
+        "job_mine",
+        "lost_processes",
+        "merge",
+        "migrate",
+        "model_families",
+        "own_vocabulary",
+        "probe",
+        "processes",
+        "search_kill",
+        "seen",
+        "serve_limits",
+        "serve_reload",
+        "several_teachers",
+        "sharded",
+        "shrink",
+        "step_memory",
+        "student_start",
+        "train_course",
+        "train_device",
+        "train_during",
+        "train_faults",
+        "train_golden",
+        "train_loop",
+        "train_resume",
+        "train_time",
+        "trajectories",
+    ]
+)
+"""Modules, without `test_`, whose tests run whole jobs, servers or several processes; `make test-fast` leaves them out."""
+
 for name, value in {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -14,6 +65,13 @@ for name, value in {
     "NO_COLOR": "1",
 }.items():
     os.environ.setdefault(name, value)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `WHOLE`."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in WHOLE:
+            item.add_marker("whole")
 
 
 def pytest_collection_finish() -> None:

@@ -162,6 +162,7 @@ print(sorted({HEAVY!r} & set(sys.modules)))
     assert run(code) == "[]\n"
 
 
+@pytest.mark.whole
 def test_every_public_name_is_there_and_every_module_can_be_imported_by_itself():
     code = """
 import importlib, pkgutil, sys
