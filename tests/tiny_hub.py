@@ -91,16 +91,24 @@ EUROBERT_CONFIG: dict[str, Any] = {
 }
 
 
-def write(family: str, folder: Path, *, canary: Path | None = None) -> Path:
-    """Write a backbone: configuration, bfloat16 weights with the head that the Hub's have, tokenizer, and modules that leave a trace."""
+def write(
+    family: str, folder: Path, *, canary: Path | None = None, body: dict[str, Any] | None = None, ids: int | None = None
+) -> Path:
+    """Write a backbone: configuration, bfloat16 weights with the head that the Hub's have, tokenizer, and modules that leave a trace.
+
+    `body` and `ids` give it another shape and another number of tokens.
+    """
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    raw = {**(QWEN3_CONFIG if family == "qwen3" else EUROBERT_CONFIG), **BODY}
+    raw = {**(QWEN3_CONFIG if family == "qwen3" else EUROBERT_CONFIG), **(body or BODY)}
+    if ids is not None:
+        marks_from = ids - len(QWEN3_MARKS if family == "qwen3" else EUROBERT_MARKS)
+        raw |= {key: marks_from + raw[key] - (IDS[family] - (ids - marks_from)) for key in ("bos_token_id", "eos_token_id")}
     made, model = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "eurobert": (EuroBertConfig, EuroBertForMaskedLM)}[family]
     given = {key: value for key, value in raw.items() if key not in {"auto_map", "torch_dtype", "transformers_version", "model_type"}}
     model(made(**given)).to(torch.bfloat16).save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(raw, indent=2))
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer(family)))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer(family, ids)))
     marks = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "bos_token": None, "unk_token": None}
     if family == "eurobert":
         marks = {"eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>", "bos_token": "<|begin_of_text|>", "mask_token": "<|mask|>"}
@@ -112,10 +120,10 @@ def write(family: str, folder: Path, *, canary: Path | None = None) -> Path:
     return folder
 
 
-def tokenizer(family: str) -> dict[str, Any]:
+def tokenizer(family: str, ids: int | None = None) -> dict[str, Any]:
     """A byte-level BPE tokenizer of the family's size, steps and marks; its merges join bytes to pairs and pairs to triples."""
     marks = QWEN3_MARKS if family == "qwen3" else EUROBERT_MARKS
-    count = IDS[family] - len(marks)
+    count = (ids or IDS[family]) - len(marks)
     letters = sorted(ByteLevel.alphabet(), key=lambda letter: (not ("a" <= letter <= "z" or letter == "Ġ"), letter))
     pairs = list(islice(product(letters, letters), count - len(letters)))
     triples = islice(((a + b, c) for (a, b), c in product(pairs, letters)), count - len(letters) - len(pairs))

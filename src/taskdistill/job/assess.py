@@ -15,6 +15,7 @@ from taskdistill.evaluate.kinds import Embedder
 from taskdistill.evaluate.run import Options, evaluate_models
 from taskdistill.evaluate.sets import EvalSet, find_sets
 from taskdistill.folders import versions
+from taskdistill.job.check import evaluation_sets
 from taskdistill.job.embedders import EncoderEmbedder, TeacherEmbedder
 from taskdistill.job.own_vocabulary import with_own_vocabulary
 from taskdistill.job.speed import matrix_rate, time_table, where_time_went
@@ -61,6 +62,8 @@ def first_result(run: Run, static: Path) -> None:
     """
     dev = run.recipe.evaluation.dev
     sets = find_sets(evaluation_root(run), dev[:1], split="dev") if dev else _sets(run)[:1]
+    if not sets:
+        return
     run.watcher.stage("first result: the instant student beside its teacher")
     models: list[Embedder] = [_teacher(run), EncoderEmbedder(Encoder.load(static, threads=run.threads), name=STATIC)]
     results = evaluate_models(models, sets, run.out / "evaluation", _options(run), reference=TEACHER, progress=run.count)
@@ -149,7 +152,7 @@ def _teacher(run: Run) -> TeacherEmbedder:
 
 
 def _sets(run: Run) -> list[EvalSet]:
-    return find_sets(evaluation_root(run), run.recipe.evaluation.sets)
+    return evaluation_sets(run.recipe, Path(run.inputs.root))
 
 
 def _options(run: Run) -> Options:
