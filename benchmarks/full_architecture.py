@@ -238,7 +238,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             in_child(["--only-write", str(folder), *flags])  # whose memory is not that of the run
         count = 16 if on_cpu else 2_000  # of all texts the teacher's vectors are made, and of some the ranges of int8
         sources = write_data(
-            folder / "data", count=count, long_count=max(long_rows * 2, count // 50), long_tokens=asked.long_tokens or (256 if on_cpu else 4096)
+            folder / "data",
+            count=count,
+            long_count=max(long_rows * 2, count // 50),
+            long_tokens=asked.long_tokens or (256 if on_cpu else 4096),
         )
         amounts = {"steps": asked.steps, "rows": rows, "long_rows": long_rows}
         raw = derive(folder, **amounts, width=asked.width, teacher_width=asked.teacher_width, on_cpu=on_cpu)

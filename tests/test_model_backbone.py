@@ -98,6 +98,13 @@ def test_configurations_that_cannot_be_meant(change, match):
         make_config(tiny.config("bert") | change, "student.config")
 
 
+@pytest.mark.parametrize("config", [{"model_type": "dbrx", "d_model": 32, "n_layers": 1}, {"model_type": "funnel", "block_sizes": [2, 2]}])
+def test_what_transformers_itself_cannot_build_is_refused_in_one_line(config):
+    with pytest.raises(BadInput, match="no model that transformers can build") as refused:
+        build_backbone(config)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_model_that_is_nowhere_is_refused(tmp_path, monkeypatch):
     for name in (tmp_path / "none", "./none", "none"):
         with pytest.raises(BadInput, match=r"no model at .*; give a model folder, a Hub id owner/name, or all-MiniLM-L6-v2"):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
+import tiny_families
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from taskdistill.encode.encoder import Encoder
+from taskdistill.errors import BadInput
 from taskdistill.model.backbone import build_backbone, first_position, longest_text
+from taskdistill.model.families import ENCODERS, PACKED, PADDED, Batching, batching_of, heeds_padding
 from taskdistill.model.packed import pack
 from taskdistill.model.student import TransformerModel
 from taskdistill.vocabulary import Pooling
@@ -92,3 +96,93 @@ def test_a_folder_of_sentence_transformers_gives_its_vectors(family, tmp_path):
     ours = Encoder.load(Path(tmp_path / "model"), threads=1)
     assert ours.max_length == 32
     assert np.abs(ours.encode(sentences) - theirs.encode(sentences, normalize_embeddings=True)).max() <= 1e-5
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+FACTORS = {"short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "phi3"])
+def test_frequencies_that_follow_the_longest_text_are_those_of_each_text(kind):
+    """LongRoPE takes other factors for all texts of a batch as soon as one is long, so texts of one length only run together."""
+    made = tiny_families.backbone(kind, rope_parameters=LONGROPE | FACTORS, original_max_position_embeddings=32)
+    texts = tiny_families.texts((20, 40, 20, 32, 33))
+    with torch.no_grad():
+        together, alone = tiny_families.together(made, texts), tiny_families.alone(made, texts)
+        short = tiny_families.together(made, texts[:1])[0]
+    assert batching_of(made) is Batching.EQUAL and not heeds_padding(made)
+    assert max(float((a - b).abs().max()) for a, b in zip(together, alone, strict=True)) <= 1e-5
+    assert torch.equal(short, together[0])
+
+
+def test_a_text_is_never_so_long_that_dynamic_frequencies_change(tmp_path):
+    """Their `dynamic` type goes by the longest text that the model ever saw, beyond its positions."""
+    source = tiny.write_tokenizer(tmp_path / "model")
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 32, "pooling_mode_mean_tokens": true}')
+    parts = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    modules = [{"idx": n, "path": path, "type": f"sentence_transformers.models.{kind}"} for n, (path, kind) in enumerate(parts)]
+    (source / "modules.json").write_text(json.dumps(modules))
+    raw = config("llama") | {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model(**raw)).save_pretrained(source)
+    (source / "sentence_bert_config.json").write_text('{"max_seq_length": 500}')
+    ours = Encoder.load(source, threads=1)
+    assert ours.max_length == 66
+    first = ours.encode(["cow"])
+    ours.encode(["cow " * 90])
+    assert np.array_equal(ours.encode(["cow"]), first)
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("xlnet", {"attn_type": "uni"}), ("xlnet", {"bi_data": True})])
+def test_settings_under_which_a_family_fails_are_refused_when_it_is_loaded(kind, changes):
+    """A family is proven in its usual settings; padded ones are compared again."""
+    with pytest.raises(BadInput, match="the family xlnet"):
+        build_backbone(tiny_families.config(kind, **changes))
+
+
+def test_feed_forward_in_chunks_changes_nothing():
+    made = build_backbone(config("bert") | {"chunk_size_feed_forward": 3})
+    plain = build_backbone(config("bert"))
+    plain.load_state_dict(made.state_dict())
+    with torch.no_grad():
+        assert torch.equal(*(TransformerModel(each, Pooling.MEAN).embed(texts()) for each in (made, plain)))
+
+
+# every text family of transformers: docs/families.md says what becomes of it
+
+PAGE = tiny_families.lists()
+SAMPLE = (
+    *("bert", "eurobert", "qwen3", "modernbert", "gemma3_text", "gpt_oss", "mixtral", "embedding_gemma2_text"),
+    *("deberta-v2", "t5", "xlnet", "big_bird"),
+    *("gemma2", "lfm2", "mamba", "qwen3_5_text", "rwkv", "convbert", "llama4_text", "bloom", "longformer"),
+    *("bart", "clip", "reformer", "bros"),
+)
+
+
+def test_the_page_lists_every_family_once_and_the_tables_as_they_are():
+    names = [name for place in PAGE.values() for name in place]
+    assert sorted(names) == sorted(set(names)) and set(names) >= set(tiny_families.text_families()) - {"layoutlmv2"}
+    types = {place: {CONFIG_MAPPING[name].model_type for name in PAGE[place]} for place in ("packed", "padded", "equal")}
+    assert types["packed"] == PACKED and types["padded"] == PADDED
+    assert not types["equal"] & (PACKED | PADDED) and set(ENCODERS) <= PADDED
+
+
+def agrees_with_the_page(kind: str) -> None:
+    outcome = tiny_families.study(kind)
+    assert kind in PAGE[outcome.place], outcome
+    assert outcome.difference <= 2e-5
+    if outcome.batching is not None:
+        assert tiny_families.gradient_difference(kind) <= 5e-5
+
+
+@pytest.mark.parametrize("kind", SAMPLE)
+def test_a_family_is_what_the_page_says(kind):
+    """States and gradients of texts of many windows in one batch are those of transformers' own forward over each alone."""
+    agrees_with_the_page(kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted({name for place in PAGE.values() for name in place} - set(SAMPLE)))
+def test_every_family_is_what_the_page_says(kind):
+    agrees_with_the_page(kind)

@@ -69,6 +69,17 @@ def test_states_are_those_of_each_text_by_itself(made, blocks):
         assert max(float((a - b).abs().max()) for a, b in zip(other, expected, strict=True)) <= 2e-5 * max(1.0, scale(expected))
 
 
+def test_texts_about_as_long_as_a_window_or_a_few_of_them(made):
+    """Off by one shows at a window's own length: each text alone in its batch, and all of them together."""
+    ids = families.texts((*range(6, 12), *range(15, 19), 1, 2, 23, 24, 25, 33))
+    with torch.no_grad():
+        together, expected = families.together(made, ids), families.alone(made, ids)
+        made.set_attn_implementation(packed.ATTENTION)
+        single = [families.together(made, [text])[0] for text in ids]
+    for other in (together, single):
+        assert max(float((a - b).abs().max()) for a, b in zip(other, expected, strict=True)) <= 2e-5 * max(1.0, scale(expected))
+
+
 def test_gradients_are_those_of_each_text_by_itself(made, blocks):
     ids = families.texts((24, 80, 5, 70))
     weights = [torch.linspace(-1, 1, len(text) * families.WIDTH).reshape(len(text), -1) for text in ids]
@@ -215,6 +226,29 @@ def test_masks_that_are_no_band_are_refused(rule):
 def test_a_mask_of_another_direction_than_the_layer_says_is_refused():
     with pytest.raises(BadInput, match="says that it is causal"):
         attend(mask=mask_of(lambda q, k: (q - k).abs() < 100))
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 4, 7])
+def test_chunks_are_refused_in_every_text_longer_than_one(chunk):
+    """Wherever the tokens that are looked at stand in their chunks."""
+    for length in range(chunk + 1, 5 * chunk):
+        for rule in (lambda q, k: (q // chunk == k // chunk) & (k <= q), lambda q, k: q // chunk == k // chunk):
+            with pytest.raises(BadInput):
+                attend(mask=mask_of(rule), length=length, is_causal=rule(torch.tensor(0), torch.tensor(1)).item() is False)
+
+
+@pytest.mark.parametrize("reach", [(2, 7), (7, 2), (0, 5), (11, 1), (1, 11), (30, 3), (3, 30)])
+@pytest.mark.parametrize("length", [4, 8, 12, 13, 20])
+def test_a_band_may_reach_further_on_one_side(reach, length):
+    before, behind = reach
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, length, 8) for _ in range(3))
+    mask = mask_of(lambda q, k: (q - k <= before) & (k - q <= behind))
+    found, _ = packed_attention(nn.Module(), query, key, value, mask, groups=pack(families.texts((length,))).groups, is_causal=False)
+    distance = torch.arange(length) - torch.arange(length)[:, None]
+    seen = (distance >= -before) & (distance <= behind)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(1, 2)
+    assert float((found - expected).abs().max()) <= 1e-6
 
 
 @pytest.mark.parametrize("before", [0, 1, 4, 50])

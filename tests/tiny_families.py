@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
+import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from taskdistill.errors import BadInput
-from taskdistill.model.backbone import build
+from taskdistill.model.backbone import build, without_dropout
 from taskdistill.model.configuration import make_config
 from taskdistill.model.families import Batching, batching_of, check, own_forward
 from taskdistill.model.student import TransformerModel
@@ -33,6 +36,11 @@ LENGTHS = (9, 3, 9, 40, 33, 150)
 def each(names: str, value: Any) -> dict[str, Any]:
     """Several keys of one value."""
     return dict.fromkeys(names.split(), value)
+
+
+def sections(*sizes: int) -> dict[str, Any]:
+    """Rotary positions of a model of pictures and texts, whose frequencies are dealt out to several axes."""
+    return {"rope_parameters": {"rope_type": "default", "mrope_section": list(sizes), "rope_theta": 1e4}}
 
 
 SIZES: dict[str, Any] = {
@@ -65,41 +73,59 @@ OWN: dict[str, dict[str, Any]] = {
     "bamba": MAMBA,
     "beam": {"num_experts": 8, "n_group": 2},
     "canine": {"num_hash_buckets": 64, "upsampling_kernel_size": 4},
-    "cohere_compass_text": WINDOWED,
+    "cohere_compass_text": WINDOWED
+    | {"rope_parameters": each("sliding_attention full_attention", {"rope_type": "default", "rope_theta": 1e4})},
+    "cosmos3_edge_text": sections(1, 1, 2),
+    "dbrx": {
+        "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "embedding_gemma2_text": WINDOWED | {"global_head_dim": 16, "num_global_key_value_heads": 2, "hidden_size_per_layer_input": 8},
     "ernie4_5_moe": {"moe_layer_end_index": 3},
     "esmc": {"num_key_value_heads": 4},
     "falcon_h1": MAMBA | {"mamba_d_ssm": 64},
     "fsmt": {"src_vocab_size": 160, "tgt_vocab_size": 160},
-    "funnel": {"block_sizes": [2, 2]},
+    "funnel": {"block_sizes": [2, 2], "architectures": ["FunnelModel"]},
     "gemma3n_text": WINDOWED
     | {"vocab_size_per_layer_input": 160, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "laurel_rank": 8}
     | {"activation_sparsity_pattern": None},
     "gemma4_text": WINDOWED | {"vocab_size_per_layer_input": 160, "hidden_size_per_layer_input": 8, "global_head_dim": 8},
-    "glm4v_text": SECTIONS | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}},
+    "glm4v_moe_text": SECTIONS | sections(1, 1, 2),
+    "glm4v_text": SECTIONS | sections(2, 3, 3),
+    "glm5_next_text": {"qk_rope_head_dim": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": MAMBA | {"layer_types": ["mamba", "attention"] * 2},
+    "gradium_phonon_tts": {"flow_head_config": {"condition_dim": WIDTH}},
+    "hunyuan_vl_text": sections(1, 1, 1, 1),
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "lfm2": {"layer_types": TURNS["conv"]},
     "lfm2_moe": {"layer_types": TURNS["conv"]},
+    "layoutlmv3": {"coordinate_size": 4, "shape_size": 8},
     "lilt": {"channel_shrink_ratio": 4, "hidden_size": 48},
     "longformer": {"attention_window": [WINDOW] * 4},
     "luke": {"entity_vocab_size": 10, "entity_emb_size": 16},
     "mamba2": {"num_heads": 8, "n_groups": 1},
     "modernbert": {"local_attention": 2 * WINDOW, "cls_token_id": 2, "sep_token_id": 3},
     "modernbert-decoder": {"local_attention": 2 * WINDOW, "cls_token_id": 2, "sep_token_id": 3},
+    "neomme": {"head_dim": 16},
     "phimoe": {"num_local_experts": 4},
+    "pocket_tts": {"flow_head_config": {"condition_dim": WIDTH}},
     "qwen2": WINDOWED | {"use_sliding_window": True},
     "qwen2_moe": WINDOWED | {"use_sliding_window": True},
-    "qwen2_vl_text": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}},
+    "qwen2_vl_text": sections(1, 1, 2),
     "qwen3": WINDOWED | {"use_sliding_window": True},
     "qwen3_moe": {"use_sliding_window": True},
+    "qwen4_exp_text": {"layer_types": ["linear_attention", "indexed_attention"] * 2, "indexer_n_heads": 2, "indexer_kv_heads": 1}
+    | {"indexer_head_dim": 8, "indexer_budget": 16, "indexer_compress_ratio": 4, "hc_count": 2, "hc_lowrank": 8}
+    | {"ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 8, "split_ngram_parts": 1},
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"] * 2},
     "roc_bert": {"pronunciation_vocab_size": 160, "shape_vocab_size": 160},
     "starcoder2": {"sliding_window": WINDOW},
     "mistral": {"sliding_window": WINDOW},
     "mixtral": {"sliding_window": WINDOW},
     "xmod": {"default_language": "en_XX"},
+    "zamba": {"num_hidden_layers": 6, "attn_layer_period": 2, "attn_layer_offset": 1, "attention_hidden_size": 64}
+    | {"attention_head_dim": 16},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }
@@ -107,7 +133,6 @@ for _same, _as in {
     "qwen2_5_vl_text": "qwen2_vl_text",
     "glm_ocr_text": "glm4v_text",
     "glm_image_text": "glm4v_text",
-    "glm4v_moe_text": "glm4v_text",
     "gemma4_unified_text": "gemma4_text",
 }.items():
     OWN[_same] = OWN[_as]
@@ -192,6 +217,21 @@ class Outcome:
     """Largest, over all texts, as a share of the largest value."""
     reason: str = ""
 
+    @property
+    def place(self) -> str:
+        """The list of docs/families.md that it belongs to."""
+        return self.batching or next(place for place, said in REASONS.items() if said in self.reason)
+
+
+REASONS = {
+    "parts": "is a model of several parts",
+    "decoder": "is an encoder with a decoder",
+    "more": "cannot run over",
+    "other": "other states beside another text",
+    "unmeasured": "CANNOT BUILD",
+}
+"""Where a refusal puts a family, and by which words it is known."""
+
 
 def study(kind: str) -> Outcome:
     """Make a family and compare its texts in one batch with each by itself."""
@@ -200,6 +240,8 @@ def study(kind: str) -> Outcome:
         check(made, "test")
     except BadInput as error:
         return Outcome(kind, None, reason=str(error))
+    except ImportError as error:
+        return Outcome(kind, None, reason=f"CANNOT BUILD: {' '.join(str(error).split())[:150]}")
     with torch.no_grad():
         found, expected = together(made, texts()), alone(made, texts())
     scale = max(float(states.abs().max()) for states in expected)
@@ -207,16 +249,58 @@ def study(kind: str) -> Outcome:
     return Outcome(kind, batching_of(made), difference)
 
 
+def gradient_difference(kind: str, lengths: tuple[int, ...] = (9, 3, 9, 40)) -> float:
+    """The largest difference between the gradients of a batch and those of its texts by themselves, as a share of the largest gradient."""
+    made, ids = backbone(kind), texts(lengths)
+    without_dropout(made)
+    weights = [torch.linspace(-1, 1, len(text) * WIDTH * 2).reshape(len(text), -1) for text in ids]
+    both = []
+    for side in (together, alone):
+        made.zero_grad()
+        parts = zip(side(made, ids), weights, strict=True)
+        torch.stack([(part * own[:, : part.shape[1]]).sum() for part, own in parts]).sum().backward()
+        both.append({name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None})
+    found, expected = both
+    assert found.keys() == expected.keys(), kind
+    largest = max(float(each.abs().max()) for each in expected.values())
+    return max(float((found[name] - each).abs().max()) for name, each in expected.items()) / largest
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "families.md"
+LIST = re.compile(r"(<!-- list: (\w+) -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+"""A list of the page: what stands between two comments."""
+
+
+def lists() -> dict[str, list[str]]:
+    """Read the lists of the page."""
+    return {place: re.findall(r"`([^`]+)`", names) for _, place, names, _ in LIST.findall(PAGE.read_text("utf-8"))}
+
+
+def write_lists(outcomes: list[Outcome]) -> None:
+    """Put what was measured into the lists of the page."""
+    names: dict[str, list[str]] = {}
+    for each in outcomes:
+        names.setdefault(each.place, []).append(f"`{each.kind}`")
+
+    def fill(match: re.Match[str]) -> str:
+        words = names.pop(match[2], [])
+        return match[1] + (textwrap.fill(" ".join(words), 140, break_on_hyphens=False) or "None.") + match[4]
+
+    text = LIST.sub(fill, PAGE.read_text("utf-8"))
+    if names:
+        raise SystemExit(f"error: {PAGE} has no list {', '.join(names)}")
+    PAGE.write_text(text, "utf-8")
+
+
 def main() -> None:
     """Print what becomes of all families, or of some."""
     chosen = sys.argv[1:]
     outcomes = []
     for kind in chosen or text_families():
-        try:
-            outcomes.append(study(kind))
-        except Exception as error:
-            outcomes.append(Outcome(kind, None, reason=f"CANNOT BUILD {type(error).__name__}: {' '.join(str(error).split())[:150]}"))
+        outcomes.append(study(kind))
         print(outcomes[-1], flush=True)
+    if not chosen:
+        write_lists(outcomes)
 
 
 if __name__ == "__main__":

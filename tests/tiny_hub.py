@@ -91,9 +91,7 @@ EUROBERT_CONFIG: dict[str, Any] = {
 }
 
 
-def write(
-    family: str, folder: Path, *, canary: Path | None = None, body: dict[str, Any] | None = None, ids: int | None = None
-) -> Path:
+def write(family: str, folder: Path, *, canary: Path | None = None, body: dict[str, Any] | None = None, ids: int | None = None) -> Path:
     """Write a backbone: configuration, bfloat16 weights with the head that the Hub's have, tokenizer, and modules that leave a trace.
 
     `body` and `ids` give it another shape and another number of tokens.

@@ -156,7 +156,7 @@ def check_backbone(folder: Path, raw: Mapping[str, Any], *, trust_remote_code: b
     if getattr(made, "num_hidden_layers", 0) > len(header):
         raise BadInput(f"{path} asks for {made.num_hidden_layers} layers, the weights are {len(header)} tensors; copy it again")
     if is_native(raw):
-        model = _architecture(made, path)
+        model = _architecture(made, path, "copy it again")
         needed, aliases = tensor_names(model)
         other = ("decoder.", "lm_head.") if made.model_type in ENCODERS else ()
         file = folder / "model.safetensors"
@@ -164,13 +164,13 @@ def check_backbone(folder: Path, raw: Mapping[str, Any], *, trust_remote_code: b
     return made
 
 
-def _architecture(config: PretrainedConfig, path: Path) -> PreTrainedModel:
+def _architecture(config: PretrainedConfig, where: object, remedy: str) -> PreTrainedModel:
     """Build the architecture without weights."""
     try:
         with torch.device("meta"):
             return build(config)
     except Exception as error:
-        raise BadInput(f"{path} describes no model that transformers can build ({' '.join(str(error).split())}); copy it again") from None
+        raise BadInput(f"{where} describes no model that transformers can build ({' '.join(str(error).split())}); {remedy}") from None
 
 
 def tensor_names(model: PreTrainedModel) -> tuple[list[dict[str, tuple[int, ...]]], dict[str, str]]:
@@ -205,10 +205,15 @@ def build_backbone(config: Mapping[str, Any], *, device: str = "cpu") -> PreTrai
 
     Returns:
         The model in evaluation mode, without a pooler.
+
+    Raises:
+        BadInput: If there is no such model, or its family gives a text other states beside another one.
     """
     made = make_config(config, "student.config")
-    with torch.device(device):
-        backbone = build(made).eval()
+    backbone = _architecture(made, "student.config", "give the keys of the family's own configuration").eval()
+    if device != "meta":
+        with torch.device(device):
+            backbone = build(made).eval()
     check(backbone, "student.config")
     return backbone
 

@@ -94,6 +94,7 @@ def make_config(raw: Mapping[str, Any], path: Path | str, *, trust_remote_code: 
         reason = " ".join(str(error).split())
         raise BadInput(f"{path}: transformers can make no configuration of model_type {kind!r} ({reason})") from None
     refuse_family(made, path)
+    made.chunk_size_feed_forward = 0  # saves memory in padded batches, changes no state, and cannot cut a stream of any length
     return made  # type: ignore[no-any-return]
 
 

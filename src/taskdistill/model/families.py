@@ -85,9 +85,21 @@ def is_native(config: PretrainedConfig | Mapping[str, Any]) -> bool:
 def batching_of(backbone: PreTrainedModel) -> Batching:
     """Tell how the texts of a backbone are batched: by the tables for transformers' own classes, in equal lengths for all others."""
     kind, own = backbone.config.model_type, type(backbone).__module__.startswith("transformers.")
-    if own and kind in PACKED and can_pack(backbone):
+    if not own or turns_by_longest(backbone.config):
+        return Batching.EQUAL
+    if kind in PACKED and can_pack(backbone):
         return Batching.PACKED
-    return Batching.PADDED if own and kind in PADDED else Batching.EQUAL
+    return Batching.PADDED if kind in PADDED else Batching.EQUAL
+
+
+def turns_by_longest(config: PretrainedConfig) -> bool:
+    """Say whether the rotary frequencies of a whole batch follow from its longest text, as with two sets of factors (LongRoPE).
+
+    Those of the type `dynamic` do so only beyond `max_position_embeddings`, which no text is.
+    """
+    rope = getattr(config, "rope_parameters", None)
+    settings = [rope, *rope.values()] if isinstance(rope, dict) else []
+    return any(isinstance(each, dict) and each.get("rope_type") == "longrope" for each in settings)
 
 
 def refuse_family(config: PretrainedConfig, where: object) -> None:
@@ -128,7 +140,8 @@ def build(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTr
 
 def options(config: PretrainedConfig) -> dict[str, Any]:
     """Give the arguments with which transformers makes or loads a model of this family."""
-    attention = {"attn_implementation": ATTENTION} if config.model_type in PACKED else {}
+    packed = config.model_type in PACKED and not turns_by_longest(config)
+    attention = {"attn_implementation": ATTENTION} if packed else {}
     return attention | ({"add_pooling_layer": False} if has_pooler(config) else {})
 
 
@@ -175,10 +188,10 @@ _checked: set[str] = set()
 
 
 def check(backbone: PreTrainedModel, where: object) -> None:
-    """Compare a family that is in no table with its own forward over one text alone, at a short and a long text.
+    """Compare a family that is not packed with its own forward over one text alone, at a short and a long text.
 
-    The long text is longer than any window, chunk or block that the configuration names. Families of the tables pass at once;
-    so does a configuration that was compared before in this process.
+    The long text is longer than any window, chunk or block that the configuration names. Packed families pass at once, for they
+    were compared before; so does a configuration that was compared in this process.
 
     Args:
         backbone: The model with its weights, on any device but meta.
@@ -187,7 +200,8 @@ def check(backbone: PreTrainedModel, where: object) -> None:
     Raises:
         BadInput: If the family cannot run over texts alone, or a text's states depend on what else is in its batch.
     """
-    if batching_of(backbone) is not Batching.EQUAL or backbone.device.type == "meta":
+    batching = batching_of(backbone)
+    if batching is Batching.PACKED or backbone.device.type == "meta":
         return
     key = f"{type(backbone).__module__} {type(backbone).__name__} {json.dumps(backbone.config.to_dict(), sort_keys=True, default=str)}"
     if key in _checked:
@@ -198,6 +212,8 @@ def check(backbone: PreTrainedModel, where: object) -> None:
         with torch.inference_mode():
             for length in check_lengths(backbone):
                 _compare(backbone, length, name)
+            if batching is Batching.PADDED and not _same_when_padded(backbone):
+                raise BadInput(f"{name} with these settings gives a padded text other states than alone; use a family of docs/families.md")
     finally:
         backbone.train(training)
     _checked.add(key)
@@ -228,15 +244,20 @@ def has_windows(config: PretrainedConfig) -> bool:
 
 def heeds_padding(backbone: PreTrainedModel) -> bool:
     """Say whether a family gives padded texts their own states, which graphs need; those of the tables do."""
-    if batching_of(backbone) is not Batching.EQUAL:
-        return True
+    if turns_by_longest(backbone.config):
+        return False
+    return batching_of(backbone) is not Batching.EQUAL or _same_when_padded(backbone)
+
+
+def _same_when_padded(backbone: PreTrainedModel) -> bool:
+    """Say whether a short text padded to the length of a long one has the states that it has alone."""
     short, long = check_lengths(backbone)
     ids, mask = check_ids(backbone, long), torch.ones(2, long, dtype=torch.long, device=backbone.device)
     mask[1, short:] = 0
     with torch.inference_mode():
         try:
             alone, together = own_forward(backbone, ids[1:, :short]), own_forward(backbone, ids, mask)
-        except TypeError:  # no mask is taken
+        except Exception:  # no mask is taken, or none in this setting
             return False
         return bool((together[1:, :short] - alone).abs().max() <= tolerance_of(alone))
 
@@ -251,7 +272,7 @@ def _compare(backbone: PreTrainedModel, length: int, name: str) -> None:
         raise BadInput(
             f"{name} cannot run over {length} token ids alone ({type(error).__name__}: {reason}); use a family of docs/families.md"
         ) from None
-    if alone.ndim != 3 or alone.shape[1] != length:
+    if alone.ndim != 3 or alone.shape[:2] != (1, length) or together.shape[:2] != (2, length):
         raise BadInput(
             f"{name} gives states of shape {tuple(alone.shape)} for {length} tokens, not one for each; use a family of docs/families.md"
         )

@@ -113,7 +113,14 @@ class Band:
 
     def cuts(self, length: int) -> bool:
         """Say whether a text of this length reaches out of its own window; the causal limit alone cuts nothing."""
-        return self.before is not None and self.before < length - 1
+        furthest = length - 1
+        before = self.before is not None and self.before < furthest
+        behind = self.behind is not None and 0 < self.behind < furthest
+        return before or behind
+
+    def sides(self, length: int) -> tuple[int, int]:
+        """Give both reaches as numbers for texts of this length."""
+        return (length if self.before is None else self.before), (length if self.behind is None else self.behind)
 
 
 class FamilyMask:
@@ -125,11 +132,15 @@ class FamilyMask:
         self._band: Band | None = None
 
     def band(self, groups: Groups) -> Band:
-        """Read off what the first, the middle and the last token of the longest text see, or refuse what is no band."""
+        """Read off what the first, the middle and the last two tokens of the longest text see, or refuse what is no band.
+
+        Two neighbours, for one token alone may stand where a chunk begins.
+        """
         if self._band is None:
             length, last = groups.longest, groups.runs[-1]
             start = last[0] + (last[1] - 1) * length
-            rows = torch.tensor(sorted({0, length // 2, length - 1}), device=self._device)[:, None]
+            places = {0, 1, length // 2, length // 2 + 1, length - 2, length - 1}
+            rows = torch.tensor(sorted(place for place in places if 0 <= place < length), device=self._device)[:, None]
             keys = torch.arange(length, device=self._device)[None]
             zero = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
             seen = self._sees(zero, zero, rows + start, keys + start).expand(len(rows), length).cpu()
@@ -272,8 +283,8 @@ class _Attend:
         return out if sink is None else out[..., :-1]
 
     def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, sink: _Sink | None, scaling: float | None) -> Tensor:
-        length, before, behind = q.shape[2], self.band.before, self.band.behind
-        assert before is not None and behind is not None  # a window has both ends
+        length = q.shape[2]
+        before, behind = self.band.sides(length)
         fewest, most = BLOCK.get(q.device.type, BLOCK["cuda"])
         size = min(max(before, fewest), most)
         keys, values = torch.split(k, size, dim=2), torch.split(v, size, dim=2)

@@ -34,17 +34,17 @@ def set_rope_theta(backbone: PreTrainedModel, theta: float) -> None:
         if any(key.endswith("inv_freq") for key, _ in module.named_buffers(recurse=False))
     }
     own = [getattr(getattr(module, "config", None), "rope_parameters", None) for module in rotary.values()]
-    before = rope_theta(backbone)
     rebuilt = bool(own) and all(settings == backbone.config.rope_parameters for settings in own)  # else a layer has its own theta
+    thetas = [settings["rope_theta"] for settings in chosen]
     for settings in chosen:
         settings["rope_theta"] = float(theta)
     if rebuilt:
         made = {name: type(module)(config=backbone.config).to(backbone.device) for name, module in rotary.items()}  # type: ignore[call-arg]
         old = [(value, made[name].get_buffer(key)) for name in rotary for key, value in rotary[name].named_buffers()]
-        rebuilt = theta == before or backbone.device.type == "meta" or not all(torch.equal(*pair) for pair in old)
+        rebuilt = set(thetas) == {theta} or backbone.device.type == "meta" or not all(torch.equal(*pair) for pair in old)
     if not rebuilt:
-        for settings in chosen:
-            settings["rope_theta"] = before
+        for settings, own_theta in zip(chosen, thetas, strict=True):
+            settings["rope_theta"] = own_theta
         raise BadInput(f"rope_theta {theta} has no effect: the frequencies of a {kind} backbone cannot be rebuilt from it; remove the key")
     for name, module in made.items():
         backbone.set_submodule(name, module)
