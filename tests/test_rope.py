@@ -78,3 +78,31 @@ def test_a_plan_without_weights_can_set_it():
     backbone = build_backbone(families.config("modernbert"), device="meta")
     set_rope_theta(backbone, 777.0)
     assert rope_theta(backbone) == 777.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rope_type": "default", "rope_theta": 0},
+        {"rope_type": "default", "rope_theta": -1.0},
+        {"rope_type": "default", "rope_theta": float("nan")},
+        {"rope_type": "linear", "rope_theta": 1e4, "factor": 0.0},
+        {"rope_type": "default", "rope_theta": "many"},
+        {"rope_type": "of another world", "rope_theta": 1e4},
+        {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    ],
+)
+def test_rotary_settings_of_which_nothing_can_be_computed_are_refused(settings):
+    with pytest.raises(BadInput, match=r"^student\.config"):
+        build_backbone(families.config("qwen3", rope_parameters=settings))
+
+
+def test_a_theta_beside_those_of_each_kind_of_layer_is_not_taken_for_them():
+    """Gemma 3 keeps a theta for each kind; one that stands beside them is nobody's."""
+    backbone = families.backbone("gemma3_text", **TURNS, rope_parameters={"rope_type": "default", "rope_theta": 5_000.0})
+    own = backbone.config.rope_parameters["full_attention"]["rope_theta"]
+    assert rope_theta(backbone) == own
+    before = frequencies(backbone)
+    set_rope_theta(backbone, 777.0)
+    assert rope_theta(backbone) == 777.0
+    assert any("full" in name and not torch.equal(value, before[name]) for name, value in frequencies(backbone).items())

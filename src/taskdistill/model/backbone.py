@@ -19,6 +19,7 @@ from taskdistill.model.guard import JSON_LIMIT, check_fits, check_weights
 from taskdistill.model.layers import RANDOM_PARTS
 from taskdistill.model.layers import keep_layers as keep_layers
 from taskdistill.model.layers import layers_of as layers_of
+from taskdistill.model.rope import check_frequencies
 from taskdistill.model.rope import rope_theta as rope_theta
 from taskdistill.model.rope import set_rope_theta as set_rope_theta
 from taskdistill.strict_json import JsonFault, open_regular, read_object
@@ -131,6 +132,7 @@ def load_backbone(
         if not torch.isfinite(tensor).all():
             raise BadInput(f"{folder}/model.safetensors: {name} holds values that are not finite; the file is damaged or training diverged")
     model.eval()
+    check_frequencies(model, path)
     check(model, folder)
     return model  # type: ignore[no-any-return]
 
@@ -214,6 +216,7 @@ def build_backbone(config: Mapping[str, Any], *, device: str = "cpu") -> PreTrai
     if device != "meta":
         with torch.device(device):
             backbone = build(made).eval()
+    check_frequencies(backbone, "student.config")
     check(backbone, "student.config")
     return backbone
 

@@ -50,6 +50,21 @@ def set_rope_theta(backbone: PreTrainedModel, theta: float) -> None:
         backbone.set_submodule(name, module)
 
 
+def check_frequencies(backbone: PreTrainedModel, where: object) -> None:
+    """Refuse rotary positions of which nothing can be computed, such as those of a theta or a factor of 0.
+
+    Args:
+        backbone: The model, with its weights.
+        where: Its configuration, for the message.
+
+    Raises:
+        BadInput: If a frequency is no finite number.
+    """
+    for name, value in backbone.named_buffers():
+        if name.endswith("inv_freq") and value.device.type != "meta" and not bool(torch.isfinite(value).all()):
+            raise BadInput(f"{where}: the rotary frequencies are not finite; correct rope_parameters ({backbone.config.rope_parameters})")
+
+
 def rope_theta(backbone: PreTrainedModel) -> float | None:
     """Read the RoPE theta in force, where layers differ that of the layers which see whole texts.
 
@@ -69,10 +84,10 @@ def _rope_settings(config: PretrainedConfig) -> list[dict[str, Any]]:
     by_layer = any("rope_theta" in key and isinstance(value, list) for key, value in vars(config).items())
     if not isinstance(rope, dict) or by_layer:
         return []
-    if "rope_theta" in rope:
-        return [rope]
     used = set(getattr(config, "layer_types", None) or rope)
     kinds = {kind: own for kind, own in rope.items() if kind in used and isinstance(own, dict) and "rope_theta" in own}
+    if not kinds:
+        return [rope] if "rope_theta" in rope else []
     whole = [own for kind, own in kinds.items() if not WINDOWED_LAYERS.search(kind)]
     return whole or list(kinds.values())
 
