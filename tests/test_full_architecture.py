@@ -26,7 +26,9 @@ def bench():
 
 @pytest.mark.slow
 def test_every_phase_is_run_and_measured(bench, tmp_path, capsys):
-    bench.main(["--quick", "--steps", "2", "--scratch", str(tmp_path), "--json", str(tmp_path / "out.json"), "--device", "cpu", "--peak", "1"])
+    bench.main(
+        ["--quick", "--steps", "2", "--scratch", str(tmp_path), "--json", str(tmp_path / "out.json"), "--device", "cpu", "--peak", "1"]
+    )
     found = json.loads((tmp_path / "out.json").read_text())
     assert [each["phase"] for each in found["phases"]] == PHASES
     for each in found["phases"]:

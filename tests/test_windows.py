@@ -102,6 +102,21 @@ def test_windows_decide_something():
         assert float((near - far).abs().max()) > 0.01 * float(far.abs().max())
 
 
+@pytest.mark.parametrize("kind", ["mistral", "qwen3", "gemma3_text", "gpt_oss"])
+@pytest.mark.parametrize("window", [0, -3])
+def test_a_window_without_tokens_is_refused_before_any_text(kind, window):
+    with pytest.raises(BadInput, match=f"sliding_window is {window}"):
+        build_backbone(families.config(kind, **families.WINDOWED, sliding_window=window))
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "modernbert"])
+@pytest.mark.parametrize("types", [["chunked_attention", "full_attention"] * 2, ["linear_attention"] * 4, ["full_attention"], []])
+def test_layers_of_other_kinds_or_numbers_are_refused_before_any_text(kind, types):
+    with pytest.raises(BadInput, match=r"^student\.config") as refused:
+        build_backbone(families.config(kind, layer_types=types))
+    assert "\n" not in str(refused.value)
+
+
 class Products:
     """Counts what is given to torch's attention."""
 

@@ -41,6 +41,9 @@ PACKED = _names(
 )
 """Families whose texts share one stream; their attention asks for nothing that `packed_attention` does not compute."""
 
+PACKED_LAYERS = frozenset({"full_attention", "sliding_attention"})
+"""Kinds of layers that packed families have."""
+
 PADDED = _names("big_bird deberta deberta-v2 megatron-bert mpnet mt5 rembert roformer squeezebert t5 umt5 xlm xlnet")
 """Families that compute attention by themselves and heed the mask of a padded batch."""
 
@@ -201,6 +204,8 @@ def check(backbone: PreTrainedModel, where: object) -> None:
         BadInput: If the family cannot run over texts alone, or a text's states depend on what else is in its batch.
     """
     batching = batching_of(backbone)
+    if batching is Batching.PACKED:
+        _check_layer_types(backbone.config, where)
     if batching is Batching.PACKED or backbone.device.type == "meta":
         return
     key = f"{type(backbone).__module__} {type(backbone).__name__} {json.dumps(backbone.config.to_dict(), sort_keys=True, default=str)}"
@@ -217,6 +222,16 @@ def check(backbone: PreTrainedModel, where: object) -> None:
     finally:
         backbone.train(training)
     _checked.add(key)
+
+
+def _check_layer_types(config: PretrainedConfig, where: object) -> None:
+    window = getattr(config, "sliding_window", None)
+    if type(window) is int and window < 1:
+        raise BadInput(f"{where}: sliding_window is {window}, so no token would see any; give 1 or more, or null for no window")
+    if other := sorted(set(getattr(config, "layer_types", None) or ()) - PACKED_LAYERS):
+        raise BadInput(
+            f"{where}: layer_types names {', '.join(other)}, and {config.model_type} has only {' and '.join(sorted(PACKED_LAYERS))}"
+        )
 
 
 def check_lengths(backbone: PreTrainedModel) -> tuple[int, int]:
