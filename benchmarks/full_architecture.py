@@ -7,7 +7,7 @@
 The student starts from a folder in the form of the Hub, the teacher is a local model of one layer that gives vectors of 2,560, and the
 recipe is recipes/jina-v5-small.yaml: its losses, weights, thetas, prompts, ranks and averaging. Only what decides the amount of work is
 set anew: steps, batch sizes, and the texts, which are docstrings of the standard library. On a CPU passes are float32 with batches of 2
-rows and long texts of 256 tokens, so that a student of 596 million weights with its gradient and moments (9.5 GB) stays below 12 GiB;
+rows and long texts of 128 tokens, so that a student of 596 million weights with its gradient and moments (9.5 GB) stays below 12 GiB;
 on a card they are those of the recipe, with 64 rows and 4,096 tokens. What is written: seconds of the whole phase with its checkpoint, tokens a second
 over whole steps, the share of the matrix-multiply rate that was measured on the same device, and the largest memory.
 """
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--teacher-width", type=int, default=2560, help="dimensions of the teacher's vectors")
     made.add_argument("--batch-size", type=int, help="rows of a batch; 2 on a CPU, 64 on a card")
     made.add_argument("--long-batch-size", type=int, help="rows of a batch of long texts; 2 on a CPU, 8 on a card")
-    made.add_argument("--long-tokens", type=int, help="tokens of a long text; 256 on a CPU, 4,096 on a card")
+    made.add_argument("--long-tokens", type=int, help="tokens of a long text; 128 on a CPU, 4,096 on a card")
     made.add_argument("--device", default="auto")
     made.add_argument("--peak", type=float, help="TFLOP/s of the card's data sheet, in the arithmetic of the passes")
     made.add_argument("--scratch", type=Path, help="folder for models and run; 25 GB at full size")
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder / "data",
             count=count,
             long_count=max(long_rows * 2, count // 50),
-            long_tokens=asked.long_tokens or (256 if on_cpu else 4096),
+            long_tokens=asked.long_tokens or (128 if on_cpu else 4096),
         )
         amounts = {"steps": asked.steps, "rows": rows, "long_rows": long_rows}
         raw = derive(folder, **amounts, width=asked.width, teacher_width=asked.teacher_width, on_cpu=on_cpu)

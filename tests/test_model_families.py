@@ -15,10 +15,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
+from taskdistill.job.run import train
 from taskdistill.model.backbone import build_backbone, first_position, longest_text
 from taskdistill.model.families import ENCODERS, PACKED, PADDED, Batching, batching_of, heeds_padding
 from taskdistill.model.packed import pack
 from taskdistill.model.student import TransformerModel
+from taskdistill.recipe import parse_recipe
 from taskdistill.vocabulary import Pooling
 
 HEADS = {"num_key_value_heads": 2}
@@ -162,10 +164,15 @@ SAMPLE = (
 
 def test_the_page_lists_every_family_once_and_the_tables_as_they_are():
     names = [name for place in PAGE.values() for name in place]
-    assert sorted(names) == sorted(set(names)) and set(names) >= set(tiny_families.text_families()) - {"layoutlmv2"}
+    assert sorted(names) == sorted(set(names))
     types = {place: {CONFIG_MAPPING[name].model_type for name in PAGE[place]} for place in ("packed", "padded", "equal")}
     assert types["packed"] == PACKED and types["padded"] == PADDED
     assert not types["equal"] & (PACKED | PADDED) and set(ENCODERS) <= PADDED
+
+
+@pytest.mark.slow
+def test_the_page_lists_every_text_family_of_transformers():
+    assert {name for place in PAGE.values() for name in place} >= set(tiny_families.text_families()) - {"layoutlmv2"}
 
 
 def agrees_with_the_page(kind: str) -> None:
@@ -186,3 +193,26 @@ def test_a_family_is_what_the_page_says(kind):
 @pytest.mark.parametrize("kind", sorted({name for place in PAGE.values() for name in place} - set(SAMPLE)))
 def test_every_family_is_what_the_page_says(kind):
     agrees_with_the_page(kind)
+
+
+@pytest.mark.parametrize("kind", sorted({*PACKED, *PADDED, "gemma2", "lfm2", "mamba", "longformer"} - {"gpt-sw3"}))
+def test_a_plan_makes_every_family_without_weights(kind):
+    """A run is checked before anything is read or computed, on the architecture alone."""
+    assert TransformerModel(build_backbone(tiny_families.config(kind), device="meta"), Pooling.MEAN).embedding_scale > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "modernbert", "gpt_oss", "mixtral", "t5", "xlnet", "lfm2", "longformer"])
+def test_a_family_of_any_batching_is_trained_in_every_phase_and_encodes(kind, tmp_path):
+    raw = tiny.recipe(tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=2)
+    del raw["static"]
+    made = tiny_families.config(kind) | {"vocab_size": tiny.tokenizer().get_vocab_size()}
+    raw["evaluation"] = {"sets": []}
+    raw["student"] = {"init": "config", "config": made, "tokenizer": str(tiny.write_tokenizer(tmp_path / "tokenizer", end=True))}
+    raw["student"] |= {"max_length": 64, "matryoshka_dims": [8, 16], "pooling": "mean"}
+    train(parse_recipe(raw), tmp_path / "run", assess=lambda run, model, static: {})
+    encoder = Encoder.load(tmp_path / "run" / "model", threads=1)
+    texts = ["ship", "the old harbour by the sea " * 5, "a judge"]
+    together = encoder.encode(texts, task="retrieval")
+    alone = np.concatenate([encoder.encode([text], task="retrieval") for text in texts])
+    assert np.abs(together - alone).max() <= 1e-5

@@ -159,7 +159,9 @@ def has_pooler(config: PretrainedConfig) -> bool:
 
 def embedding_scale(backbone: PreTrainedModel) -> float:
     """Return the factor by which a family multiplies the rows of its token table when it looks them up (Gemma: root of the width)."""
-    return float(getattr(backbone.get_input_embeddings(), "embed_scale", 1.0))
+    table = backbone.get_input_embeddings()
+    scale = getattr(table, "scalar_embed_scale", None)  # the number; `embed_scale` may be a tensor, which a plan has without its value
+    return float(getattr(table, "embed_scale", 1.0) if scale is None else scale)
 
 
 def own_forward(backbone: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -206,7 +208,7 @@ def check(backbone: PreTrainedModel, where: object) -> None:
     batching = batching_of(backbone)
     if batching is Batching.PACKED:
         _check_layer_types(backbone.config, where)
-    if batching is Batching.PACKED or backbone.device.type == "meta":
+    if batching is Batching.PACKED or any(weight.is_meta for weight in backbone.parameters()):  # some make a weight on the CPU all the same
         return
     key = f"{type(backbone).__module__} {type(backbone).__name__} {json.dumps(backbone.config.to_dict(), sort_keys=True, default=str)}"
     if key in _checked:
