@@ -117,6 +117,43 @@ def failures(out: Path, together) -> None:
     (out / f"{together.rank}.json").write_text(json.dumps(found))
 
 
+def alone(out: Path, together) -> None:
+    """What each process meets where the first one fails at what it does alone, or one at what follows."""
+    import tiny
+
+    from taskdistill.errors import BadInput
+    from taskdistill.job import projection_start, run
+
+    def raising(error):
+        def fail(*_, **__):
+            raise error
+
+        return fail
+
+    def no_memory(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    raw = json.loads((out / "recipe.json").read_text())
+    cases = {
+        "teacher": (0, run, "fill_stores", raising(OSError(28, "No space left on device"))),
+        "vectors": (0, projection_start, "teacher_vectors", raising(BadInput("shard 00000 is damaged"))),
+        "memory": (0, projection_start, "fit_projection", no_memory),
+        "reading by another": (1, projection_start, "load_file", raising(OSError(5, "Input/output error"))),
+    }
+    found = {}
+    for name, (rank, module, attribute, fault) in cases.items():
+        held = getattr(module, attribute)
+        if rank == together.rank:
+            setattr(module, attribute, fault)
+        try:
+            run.train(tiny.parsed(raw), out / f"run-{name}", processes=together)
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+        setattr(module, attribute, held)
+        together.wait()
+    (out / f"{together.rank}.json").write_text(json.dumps(found))
+
+
 def ending(case, out: Path, together) -> str:
     import trajectories
 
@@ -153,7 +190,7 @@ def main() -> None:
         WORK[sys.argv[1]](Path(sys.argv[2]), together)
 
 
-WORK = {"train": train, "stopped": stopped, "trajectories": trajectories, "failures": failures, "slow": slow}
+WORK = {"train": train, "stopped": stopped, "trajectories": trajectories, "failures": failures, "slow": slow, "alone": alone}
 
 if __name__ == "__main__":
     main()

@@ -49,6 +49,26 @@ def test_every_failure_of_one_process_ends_all(tmp_path):
     assert first["old torch"].startswith("LostProcess: another process of this run ended or did not answer in time")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_failure_of_the_first_process_at_what_it_does_alone_ends_all(tmp_path):
+    """Filling the teacher store and fitting the projection: one line that says what was met, and one that another process failed."""
+    raw = tiny.recipe(tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=2)
+    del raw["static"]
+    raw["adapters"], raw["evaluation"] = {}, {}
+    raw["stage1"]["projection_init"] = "least_squares"
+    (tmp_path / "recipe.json").write_text(json.dumps(raw))
+    first, second = found_by(2, tmp_path, "alone")
+    assert second.pop("reading by another") == "OSError: [Errno 5] Input/output error" and first.pop("reading by another") == ENDED
+    said = {
+        "teacher": r"OSError: \[Errno 28\] No space left on device",
+        "vectors": r"BadInput: shard 00000 is damaged",
+        "memory": r"WorkFailed: stage1: memory ran out while the projection was fitted .*projection_init: default",
+    }
+    assert first.keys() == second.keys() == said.keys()
+    assert all(re.match(said[place], first[place]) and second[place] == ENDED for place in said), (first, second)
+
+
 class Run:
     """A training on two processes through the command line, as torchrun starts it."""
 

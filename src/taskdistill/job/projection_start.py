@@ -14,11 +14,13 @@ from torch import Tensor
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.hardware import on_device
+from taskdistill.errors import WorkFailed
 from taskdistill.folders import open_folder, write_folder
 from taskdistill.job.state import Run, made_before, resume_meta
 from taskdistill.model.folder import Model
 from taskdistill.model.projection import Projection
 from taskdistill.train.loop import PhaseJob
+from taskdistill.train.memory import is_out_of_memory
 from taskdistill.train.projection_fit import FittedMap, Method, fit_projection
 from taskdistill.train.signals import teacher_vectors
 
@@ -41,18 +43,32 @@ def start_projection(run: Run, job: PhaseJob, student: Model, projection: Projec
     if projection is None or init not in get_args(Method):
         return
     folder = run.out / "projections" / job.name
-    if run.processes.leads and not made_before(run, job.name, folder, KIND):
-        start = time.monotonic()
-        run.watcher.stage("fitting the projection to the teacher's vectors")
-        found = _fit(run, job, student, dims, "rotation" if init == "rotation" else "least_squares")
-        _write(folder, found, run, job.name)
-        run.timed("projection", start)
-    run.processes.same(None)
-    open_folder(folder, KIND, "delete this folder to fit the projection again")
-    tensors = load_file(folder / "weights.safetensors")
-    with torch.no_grad():
-        projection.weight.copy_(tensors["weight"])
-        projection.bias.copy_(tensors["bias"])
+    run.processes.by_first(lambda: _make(folder, run, job, student, dims, "rotation" if init == "rotation" else "least_squares"))
+    with run.processes.together():
+        open_folder(folder, KIND, "delete this folder to fit the projection again")
+        tensors = load_file(folder / "weights.safetensors")
+        with torch.no_grad():
+            projection.weight.copy_(tensors["weight"])
+            projection.bias.copy_(tensors["bias"])
+
+
+def _make(folder: Path, run: Run, job: PhaseJob, student: Model, dims: Sequence[int], method: Method) -> None:
+    """Fit the projection and write it, unless the run has done so before."""
+    if made_before(run, job.name, folder, KIND):
+        return
+    start = time.monotonic()
+    run.watcher.stage("fitting the projection to the teacher's vectors")
+    try:
+        found = _fit(run, job, student, dims, method)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise WorkFailed(
+            f"{job.name}: memory ran out while the projection was fitted to the teacher's vectors; give the process more memory, lower "
+            f"{job.name}.max_length, or set stage1.projection_init: default, which fits nothing"
+        ) from None
+    _write(folder, found, run, job.name)
+    run.timed("projection", start)
 
 
 def _fit(run: Run, job: PhaseJob, student: Model, dims: Sequence[int], method: Method) -> FittedMap:

@@ -84,7 +84,7 @@ def train(
         BadInput: If the recipe, data or folder cannot be used.
         WorkFailed: If the work could not be finished.
     """
-    from taskdistill.job.assess import assess_run, first_result
+    from taskdistill.job.assess import assess_run
 
     watcher = watcher or Silent()
     started = time.monotonic()
@@ -128,15 +128,14 @@ def train(
         run.further = open_further(recipe, out, teachers[1:])
         run.timed("data and models", started)
         try:
-            static = train_static(run, student) if recipe.static is not None else None
-            if assess is None and static is not None and recipe.stage1 is not None and not restore(out / "model"):
-                first_result(run, static)
-            fill_stores(run, [name for name in plans if name != "static"])
-            for each in teachers:
-                release(each)
-            if recipe.student.vocabulary is not None:
-                learn_own_vocabulary(run, student)
-            processes.same(run.unusable)
+            static: Path | None = None
+
+            def begin() -> set[str]:
+                nonlocal static
+                static = _before_the_phases(run, student, scored=assess is None)
+                return run.unusable
+
+            processes.by_first(begin)
             if recipe.student.vocabulary is not None:
                 student = with_own_vocabulary(student, out)
             model = train_phases(run, student) if recipe.stage1 is not None or static is None else load_static(run, static)
@@ -147,9 +146,24 @@ def train(
     return metrics
 
 
+def _before_the_phases(run: Run, student: Model, *, scored: bool) -> Path | None:
+    """Do what needs no other process: the static student, whose folder is returned, the teacher stores, the student's own vocabulary."""
+    from taskdistill.job.assess import first_result
+
+    static = train_static(run, student) if run.recipe.static is not None else None
+    if scored and static is not None and run.recipe.stage1 is not None and not restore(run.out / "model"):
+        first_result(run, static)
+    fill_stores(run, [name for name in run.plans if name != "static"])
+    for _, teacher, _ in run.teachers():
+        release(teacher)
+    if run.recipe.student.vocabulary is not None:
+        learn_own_vocabulary(run, student)
+    return static
+
+
 def _follow(run: Run, student: Model, further: Sequence[Teacher]) -> None:
     """Train along with the first process once it has filled the teacher store."""
-    if unusable := run.processes.same(run.unusable):
+    if unusable := run.processes.by_first(lambda: run.unusable):
         run.inputs = run.inputs.without(unusable)
         run.plans = make_plans(run.recipe, run.inputs)
     run.stores = open_views(store_root(run.recipe, run.out), run.teacher, run.recipe.teacher.instructions)
