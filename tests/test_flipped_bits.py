@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -326,6 +329,51 @@ def test_a_flipped_bit_in_any_file_is_refused_naming_it(tmp_path, name):
         place = path.relative_to(folder).as_posix()
         assert path.name in str(refused.value), f"{place}, bit {bit}: {refused.value}"
         path.write_bytes(raw)
+    kind.load(folder)
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "emptied": lambda raw: b"",
+    "cut by a byte": lambda raw: raw[:-1],
+    "cut in half": lambda raw: raw[: len(raw) // 2],
+    "longer by a byte": lambda raw: raw + b"\n",
+    "zeroed": lambda raw: bytes(len(raw)),
+    "line ends of another system": lambda raw: raw.replace(b"\n", b"\r\n") if b"\n" in raw else b"",
+}
+
+
+MISSED = {"data": "an evaluation set that is not there is no set", "ablation": "a cell or cost that is not there is computed"}
+"""Kinds of which a file may be missing, and so be a pipe, without a fault."""
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_that_was_emptied_cut_or_exchanged_is_refused(tmp_path, name):
+    """What copying, unpacking and full disks do to files; a pipe in the place of a file is no reason to wait."""
+    kind = KINDS[name]
+    folder = kind.make(tmp_path)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size and path.name != "lock")
+    for path in files:
+        raw = path.read_bytes()
+        for damage in DAMAGES.values() if path.suffix != ".jsonl" or name != "ablation" else ():  # a killed writer's log may end anywhere
+            path.write_bytes(damage(raw))
+            with pytest.raises(BadInput, match=re.escape(path.name)):
+                kind.load(folder)
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(BadInput) if name not in MISSED else contextlib.suppress(BadInput, AttributeError):
+            kind.load(folder)
+        path.unlink()
+        path.write_bytes(raw)
+    for one, two in itertools.combinations(files, 2):
+        first, second = one.read_bytes(), two.read_bytes()
+        if one.suffix != two.suffix or first == second:
+            continue
+        one.write_bytes(second)
+        two.write_bytes(first)
+        with pytest.raises(BadInput):
+            kind.load(folder)
+        one.write_bytes(first)
+        two.write_bytes(second)
     kind.load(folder)
 
 

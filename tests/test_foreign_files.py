@@ -327,6 +327,71 @@ def test_a_target_that_somebody_has_is_refused_before_anything_is_touched(home, 
         assert state(home) == inputs
 
 
+NOWHERE = {
+    "under a file": "{box}/mine.txt/{name}",
+    "under a link to nothing": "{box}/nothing/{name}",
+    "under a link to itself": "{box}/loop/{name}",
+}
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.copies])
+def test_a_target_that_cannot_be_is_refused_before_anything_is_done(home, tmp_path, name):
+    """One sentence with the name of what is in the way, and exit code 2; nothing is made on the way there."""
+    case, box = CASES[name], tmp_path / "box"
+    box.mkdir()
+    (box / "mine.txt").write_text("mine")
+    (box / "nothing").symlink_to(tmp_path / "nowhere")
+    (box / "loop").symlink_to(box / "loop")
+    before, inputs = tree(tmp_path), state(home)
+    for place in NOWHERE.values():
+        line = case.argv.replace(f"{{box}}/{case.out}", place.replace("{name}", case.out))
+        assert command(line.format(home=home, box=box)) == 2, line
+    assert tree(tmp_path) == before and state(home) == inputs
+
+
+OURS = {
+    "a manifest": "{box}/model/taskdistill.json",
+    "a file that a manifest lists": "{box}/model/golden.json",
+    "a file of a folder within": "{box}/run/model/taskdistill.json",
+    "scores of a run": "{box}/run/metrics.json",
+    "a link into a folder": "{box}/link/metrics.json",
+    "a manifest that is not there yet": "{box}/taskdistill.json",
+    "the journal of an index": "{box}/index/journal.json",
+    "the log of a run": "{box}/run/log.jsonl",
+}
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_no_result_is_written_over_what_a_folder_of_ours_needs(home, tmp_path, kind):
+    """Whatever a command can be asked to write beside its work, it is not a part of a folder that another command made."""
+    box = tmp_path / "box"
+    for name in ("model", "run", "index"):
+        shutil.copytree(home / name, box / name)
+    (box / "link").symlink_to(box / "run")
+    before = tree(box)
+    place = OURS[kind].format(box=box)
+    for line in (
+        f"plan {home}/train.yaml --quiet --json {place}",
+        f"info {box}/model --json {place}",
+        f"index {home}/model {home}/more.jsonl --out {box}/index --quiet --json {place}",
+        f"search {home}/index ship --json {place}",
+        f"evaluate --data {home}/data --set sts/sts --write-texts {place} --quiet",
+    ):
+        if "--write-texts" in line and not os.path.lexists(place) and not place.endswith(MANIFEST):
+            continue
+        assert command(line) == 2, line
+    assert tree(box) == before
+
+
+def test_a_command_may_write_its_own_result_again(home, tmp_path):
+    for _ in range(2):
+        assert command(f"info {home}/model --json {tmp_path}/r.json") == 0
+        assert (
+            command(f"evaluate {home}/model --out {tmp_path}/out --json {tmp_path}/out/results.json --dims 8 {SMALL.format(home=home)}")
+            == 0
+        )
+
+
 RESERVED = {
     "train": (
         "out/lock",

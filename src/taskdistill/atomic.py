@@ -20,11 +20,42 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from taskdistill.errors import WorkFailed
+from taskdistill.errors import BadInput, WorkFailed
 
 _TEMPORARY = re.compile(r"\.(?P<target>.+)\.taskdistill-[0-9a-f]{8}(?P<old>\.old)?", re.DOTALL)
 _PATIENCE = 2.0
 """Seconds to wait for another writer that is between two renames; it needs microseconds."""
+
+
+def check_place(path: Path) -> None:
+    """Refuse a path that nothing can be made at, because what should be a folder above it is none.
+
+    Args:
+        path: Where something shall be made; folders above it may be missing.
+
+    Raises:
+        BadInput: Naming what is in the way.
+    """
+    for parent in path.parents:
+        if os.path.lexists(parent):
+            if not parent.is_dir():
+                what = "a link that leads to no folder" if parent.is_symlink() else "no folder"
+                raise BadInput(f"{parent} is {what}, so there can be no {path}; give another path")
+            return
+
+
+def check_free(path: Path) -> None:
+    """Refuse a path at which a new folder cannot be made.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        BadInput: If something is there, be it a link to nothing, or what should be a folder above it is none.
+    """
+    if os.path.lexists(path):
+        raise BadInput(f"{path} already exists; give another folder or remove it first")
+    check_place(path)
 
 
 def sha256_file(path: Path) -> str:

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from taskdistill.atomic import remove_stale, restore, swap_in, temporary_folder
+from taskdistill.atomic import check_place, remove_stale, restore, swap_in, temporary_folder
 from taskdistill.atomic import sha256_file as sha256_file
 from taskdistill.atomic import sync as sync
 from taskdistill.atomic import write_file as write_file
@@ -82,8 +82,9 @@ def write_folder(
         The temporary folder, on the same file system.
 
     Raises:
-        BadInput: If what is at `path` may not be replaced.
+        BadInput: If what is at `path` may not be replaced, or there can be no folder.
     """
+    check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path)
     _replaceable(path, kind, replace)

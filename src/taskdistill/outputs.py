@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from taskdistill.atomic import remove_stale, replacing, sync, write_file
+from taskdistill.atomic import check_place, remove_stale, replacing, sync, write_file
 from taskdistill.errors import BadInput
 from taskdistill.folders import dump_json, read_manifest, seal
 from taskdistill.lock import is_lock
@@ -29,6 +29,8 @@ GENERATOR = '<meta name="generator" content="taskdistill">'
 
 _EARLIER_REPORT = b'<p class="eyebrow">taskdistill report</p>'
 _HEAD = 65_536
+_STATE = (MANIFEST, "journal.json", "job.json", "log.jsonl", "recipe.yaml", "lock")
+"""Files in folders of the program that it reads again; a result under such a name would be taken for them."""
 
 IsOurs = Callable[[BinaryIO], bool]
 """Says of a file, open at its beginning, whether the program wrote it."""
@@ -132,7 +134,10 @@ def check_output(path: Path, is_ours: IsOurs | None = None) -> None:
     Raises:
         BadInput: If something is there that the program did not write.
     """
+    if path.name == MANIFEST:
+        raise BadInput(f"{path} is the name of a folder's manifest; give another path")
     if not os.path.lexists(path):
+        check_place(path)
         return
     mode = path.lstat().st_mode
     if not stat.S_ISREG(mode):
@@ -145,6 +150,43 @@ def check_output(path: Path, is_ours: IsOurs | None = None) -> None:
         raise BadInput(
             f"{path} is there and was not written by an earlier run of this command; it stays as it is: give another path, or move it"
         )
+    if (owner := _listed_by(path)) is not None:
+        raise BadInput(f"{path} is a part of the folder {owner}, whose {MANIFEST} lists it; give another path")
+
+
+def check_result(path: Path, is_ours: IsOurs, out: Path | None) -> None:
+    """Refuse a path for the JSON result of a command, before the command does anything.
+
+    Args:
+        path: The file.
+        is_ours: See `check_output`.
+        out: The folder that the command writes, if it writes one. In other folders of the program no result is written over: each is
+            of the command that made the folder.
+
+    Raises:
+        BadInput: If something is there that the command did not write, or that a folder of the program needs.
+    """
+    check_output(path, is_ours)
+    inside, own = path.resolve().parent, None if out is None else out.resolve()
+    if inside != own and not (inside / MANIFEST).is_file():
+        if own is None or own not in inside.parents:  # the command makes that folder
+            check_parent(path)
+        return
+    if path.name in _STATE:
+        raise BadInput(f"{path} is a name that folders of this program use themselves; give another path")
+    if inside != own and os.path.lexists(path):
+        raise BadInput(f"{path} is a result of the folder {path.parent}, which another command wrote; give another path")
+
+
+def _listed_by(path: Path) -> Path | None:
+    """Find the folder of the program whose manifest lists a file."""
+    place = path.parent.resolve() / path.name
+    for folder in place.parents:
+        if (folder / MANIFEST).is_file():
+            with contextlib.suppress(BadInput):
+                if place.relative_to(folder).as_posix() in read_manifest(folder)["files"]:
+                    return folder
+    return None
 
 
 def check_parent(path: Path) -> None:
@@ -275,6 +317,7 @@ def check_claim(
         BadInput: See `claim`.
     """
     if not os.path.lexists(path):
+        check_place(path)
         return
     if not path.is_dir():
         raise BadInput(f"{path} is no folder; give another --out")
@@ -312,6 +355,7 @@ def check_replaceable(path: Path, kind: str) -> None:
         BadInput: If something else is there.
     """
     if not os.path.lexists(path):
+        check_place(path)
         return
     if path.is_symlink() or not path.is_dir():
         raise BadInput(f"{path} is no folder of this program, and a {kind} has its place there; move it away")

@@ -16,7 +16,7 @@ from typing import Any
 
 from taskdistill.atomic import write_file
 from taskdistill.errors import BadInput
-from taskdistill.strict_json import JsonFault, read_value
+from taskdistill.strict_json import JsonFault, open_regular, read_value
 
 FORMAT_VERSION = 2
 """Of everything that is sealed; 1 had no hash of itself."""
@@ -75,7 +75,7 @@ def read_sealed(path: Path, advice: str) -> Any:
     Raises:
         BadInput: If the file is damaged.
     """
-    value, sealed = parse_sealed(path, path.read_bytes(), advice)
+    value, sealed = parse_sealed(path, _content(path), advice)
     return {key: item for key, item in value.items() if key != "format_version"} if sealed else value
 
 
@@ -105,6 +105,11 @@ def parse_sealed(path: Path, raw: bytes, advice: str) -> tuple[Any, bool]:
     elif isinstance(value, dict) and _lost_its_seal(value):
         raise BadInput(f"{path} is damaged: it does not end with its SHA-256; {advice}")
     return value, seal is not None
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path) as stream:
+        return stream.read()
 
 
 def _lost_its_seal(value: Mapping[str, Any]) -> bool:

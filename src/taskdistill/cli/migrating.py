@@ -55,14 +55,14 @@ def migrate(
     """
     from dataclasses import asdict
 
+    from taskdistill.atomic import check_free
     from taskdistill.encode.encoder import Encoder
     from taskdistill.outputs import write_result
     from taskdistill.search import migration as m
     from taskdistill.search.index import Index
     from taskdistill.search.measure import read_dev_set
 
-    if out.exists():
-        raise BadInput(f"{out} already exists; give another --out or remove it first")
+    check_free(out)
     terminal, old = Terminal(quiet), Index.open(index)
     new = Encoder.load(model, device=device, dtype=dtype)
     terminal.note(new.placement)

@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from taskdistill.outputs import IsOurs, check_output, check_parent, is_list_of, is_result
+from taskdistill.outputs import IsOurs, check_result, is_list_of, is_result
 
 HIT_FIELDS = ("id", "score", "text", "metadata", "start", "end")
 TIER_FIELDS = (
@@ -45,8 +45,6 @@ class Checked(TyperCommand):
         """
         path = ctx.params.get("json")
         if isinstance(path, Path):
-            check_output(path, _LISTS.get(str(self.name), is_result))
             out = ctx.params.get("out")
-            if not (isinstance(out, Path) and out in path.parents):  # the command makes that folder
-                check_parent(path)
+            check_result(path, _LISTS.get(str(self.name), is_result), out if isinstance(out, Path) else None)
         return super().invoke(ctx)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from taskdistill.atomic import check_free
 from taskdistill.data.docs_rows import (
     NAME_SHARE_EVALUATION,
     graded_pairs,
@@ -81,8 +82,8 @@ def build_docs_folder(
     Raises:
         BadInput: If there are too few documented packages, or the folder exists and is not to be replaced.
     """
-    if out.exists() and not replace:
-        raise BadInput(f"{out} already exists; give another folder or remove it first")
+    if not replace:
+        check_free(out)
     paths = list(search_paths) if search_paths is not None else search_folders()
     found = scan(
         paths, enough=None if limit is None else max(round(READ_AHEAD * limit), READ_LEAST), processes=processes, progress=progress

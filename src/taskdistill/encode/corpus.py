@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from taskdistill.atomic import remove_stale, remove_stale_within
+from taskdistill.atomic import check_place, remove_stale, remove_stale_within
 from taskdistill.device import AUTO, CPU, dtype_name
 from taskdistill.encode.backends import runs_on_cpu
 from taskdistill.encode.batches import cores
@@ -153,6 +153,7 @@ def _describe(job: Job, encoder: Encoder) -> dict[str, Any]:
 
 def _check_place(out: Path) -> None:
     """Refuse a place that somebody else has, before anything is read or written."""
+    check_place(out)
     if os.path.lexists(out) and not (out / JOB).is_file() and (not out.is_dir() or foreign_names(out)):
         raise BadInput(f"{out} is there and holds no shards of vectors; give another --out")
     if (out / SHARDS).is_symlink():

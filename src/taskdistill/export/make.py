@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from taskdistill.atomic import check_free
 from taskdistill.errors import BadInput, WorkFailed, nearest
 from taskdistill.export.parity import FILE, Result, certificate
 from taskdistill.export.readme import write_readme
@@ -76,8 +77,7 @@ def export(
     """
     if format_name not in FORMATS:
         raise BadInput(f"unknown format {format_name!r}{nearest(format_name, FORMATS)}")
-    if out.exists():
-        raise BadInput(f"{out} already exists; give another folder or remove it first")
+    check_free(out)
     step = progress or (lambda done, total: None)
     step(0, 3)
     source = read_model(resolve(model))

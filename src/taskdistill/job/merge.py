@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from taskdistill.atomic import check_free
 from taskdistill.device import AUTO, compute_of, placement, resolve_device, resolve_dtype
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.hardware import on_device
@@ -79,8 +80,7 @@ def merge(
     Raises:
         BadInput: If `out` exists, the method is unknown, or the models are not alike.
     """
-    if out.exists():
-        raise BadInput(f"{out} exists; give another --out")
+    check_free(out)
     if method not in METHODS:
         raise BadInput(f"method {method!r} is not known; give one of {', '.join(METHODS)}")
     models = [read_place(place) for place in places]

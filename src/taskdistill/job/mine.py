@@ -94,8 +94,7 @@ def mine(
         BadInput: If the folder was made from something else, naming the field that differs, or the source holds no pairs.
         WorkFailed: If a stop was asked for; what is finished is kept.
     """
-    if os.path.lexists(out):
-        check_replaceable(out, KIND)
+    check_replaceable(out, KIND)
     settings = request.settings.fields()
     pairs, others = _load(recipe, recipe_folder, request, out, watcher)
     relations = relate(pairs.rows, [text for dataset in others for row in dataset.rows for text in row_texts(row)])

@@ -19,6 +19,7 @@ from taskdistill.folders import open_folder, write_folder
 from taskdistill.job.state import Run, made_before, resume_meta
 from taskdistill.model.folder import Model
 from taskdistill.model.projection import Projection
+from taskdistill.train.leading import by_first
 from taskdistill.train.loop import PhaseJob
 from taskdistill.train.memory import is_out_of_memory
 from taskdistill.train.projection_fit import FittedMap, Method, fit_projection
@@ -43,7 +44,7 @@ def start_projection(run: Run, job: PhaseJob, student: Model, projection: Projec
     if projection is None or init not in get_args(Method):
         return
     folder = run.out / "projections" / job.name
-    run.processes.by_first(lambda: _make(folder, run, job, student, dims, "rotation" if init == "rotation" else "least_squares"))
+    by_first(run.processes, lambda: _make(folder, run, job, student, dims, "rotation" if init == "rotation" else "least_squares"))
     with run.processes.together():
         open_folder(folder, KIND, "delete this folder to fit the projection again")
         tensors = load_file(folder / "weights.safetensors")

@@ -32,6 +32,7 @@ from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.protocol import NamedTeacher, Teacher, View, release
 from taskdistill.teacher.store import TeacherStore, open_views
 from taskdistill.train.device import choose_arithmetic, training_device
+from taskdistill.train.leading import by_first
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.processes import ALONE, Processes
 from taskdistill.train.profile import check_profile
@@ -135,7 +136,7 @@ def train(
                 static = _before_the_phases(run, student, scored=assess is None)
                 return run.unusable
 
-            processes.by_first(begin)
+            by_first(processes, begin)
             if recipe.student.vocabulary is not None:
                 student = with_own_vocabulary(student, out)
             model = train_phases(run, student) if recipe.stage1 is not None or static is None else load_static(run, static)
@@ -163,7 +164,7 @@ def _before_the_phases(run: Run, student: Model, *, scored: bool) -> Path | None
 
 def _follow(run: Run, student: Model, further: Sequence[Teacher]) -> None:
     """Train along with the first process once it has filled the teacher store."""
-    if unusable := run.processes.by_first(lambda: run.unusable):
+    if unusable := by_first(run.processes, lambda: run.unusable):
         run.inputs = run.inputs.without(unusable)
         run.plans = make_plans(run.recipe, run.inputs)
     run.stores = open_views(store_root(run.recipe, run.out), run.teacher, run.recipe.teacher.instructions)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from taskdistill.atomic import check_free
 from taskdistill.data.readers import SUFFIXES, Fault, read_records
 from taskdistill.device import AUTO, CPU, compute_of, placement, resolve_device, resolve_dtype
 from taskdistill.encode.encoder import Encoder
@@ -85,8 +86,7 @@ def shrink(
     Raises:
         BadInput: If nothing is to be shrunk, `out` exists, or the model cannot be shrunk so.
     """
-    if out.exists():
-        raise BadInput(f"{out} exists; give another --out")
+    check_free(out)
     place = resolve_device(device)
     kind = resolve_dtype(dtype, place)
     model = read_model(resolve(source))

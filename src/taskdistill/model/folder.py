@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -201,7 +202,7 @@ def open_model(folder: Path) -> dict[str, Any]:
         BadInput: If it is damaged, of another kind, or holds a file that a loader would read and the manifest does not list.
     """
     restore(folder)
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    manifest = read_manifest(folder) if os.path.lexists(folder / MANIFEST) else {}
     if manifest.get("kind", "model") not in READ_KINDS:
         raise BadInput(f"{folder} is a {manifest['kind']!r} folder, but a model is needed here")
     if faults := check_folder(folder, manifest):

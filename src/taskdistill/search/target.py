@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from taskdistill.atomic import check_place
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.lock import writer_lock
 from taskdistill.search.manifest import Manifest, load_manifest, write_manifest
@@ -91,6 +92,7 @@ def check_target(path: Path) -> bool:
         check_own(path)
         return True
     if not os.path.lexists(path):
+        check_place(path)
         return False
     if not path.is_dir():
         raise BadInput(f"{path} is no folder; give another one for the index")

@@ -8,8 +8,7 @@ the process with rank 0 writes.
 
 A collective that one process does not reach lasts until the time-out on all others. So everything that may fail on
 one process alone runs inside `Processes.together`, which ends with a vote: either it went well everywhere, or every
-process leaves it alike. What the first process does while the others wait for it runs in `Processes.by_first`, which
-tells them how it went.
+process leaves it alike. What the first process does while the others wait for it goes through `leading.by_first`.
 
 There are two kinds of waiting. The exchanges of a step take seconds, and one that takes minutes has lost a process:
 their time-out is a setting. Rank 0 also works alone for hours (it fills the teacher store, writes folders, scores the
@@ -19,8 +18,8 @@ dies closes its connections, which gloo notices at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
@@ -248,31 +247,6 @@ class Processes:
         with reaching_others():
             dist.broadcast_object_list(held, group=self.patient)
         return held[0]  # type: ignore[no-any-return]
-
-    def by_first(self, work: Callable[[], T]) -> T:
-        """Let the first process do something alone, however long it takes, and give every process what came of it.
-
-        Args:
-            work: Returns plain data; run on the first process only.
-
-        Returns:
-            What it returned there.
-
-        Raises:
-            LostProcess: On the others, if it failed; the first process raises what it met.
-        """
-        if not self.leads:
-            done, value = self.same((False, None))
-            if not done:
-                raise LostProcess(FAILED_ELSEWHERE)
-            return value  # type: ignore[return-value]
-        try:
-            value = work()
-        except Exception:
-            with suppress(LostProcess):  # the others are gone; what is raised here is what is to be read
-                self.same((False, None))
-            raise
-        return self.same((True, value))[1]
 
     def wait(self) -> None:
         """Let all processes go on only when each has come here, however long that takes."""

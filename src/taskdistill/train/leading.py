@@ -1,0 +1,38 @@
+"""What the first process of a run does alone, while the others wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from taskdistill.train.processes import FAILED_ELSEWHERE, LostProcess, Processes
+
+T = TypeVar("T")
+
+
+def by_first(processes: Processes, work: Callable[[], T]) -> T:
+    """Let the first process do something alone, however long it takes, and give every process what came of it.
+
+    Args:
+        processes: All of them; each comes here.
+        work: Returns plain data; run on the first process only.
+
+    Returns:
+        What it returned there.
+
+    Raises:
+        LostProcess: On the others, if it failed; the first process raises what it met.
+    """
+    if not processes.leads:
+        done, value = processes.same((False, None))
+        if not done:
+            raise LostProcess(FAILED_ELSEWHERE)
+        return value  # type: ignore[return-value]
+    try:
+        value = work()
+    except Exception:
+        with suppress(LostProcess):  # the others are gone; what is raised here is what is to be read
+            processes.same((False, None))
+        raise
+    return processes.same((True, value))[1]
