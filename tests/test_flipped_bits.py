@@ -265,6 +265,12 @@ def load_ablation(out: Path) -> Any:
     ]
 
 
+def projection(home: Path) -> Path:
+    with write_folder(home / "projections" / "stage1", "projection", meta={**META, "ridge": 0.5}) as folder:
+        save_file({"weight": torch.eye(4), "bias": torch.zeros(4)}, folder / "weights.safetensors")
+    return home / "projections" / "stage1"
+
+
 KINDS = {
     "checkpoint": Kind(checkpoint, lambda folder: load_checkpoint(folder, *trained(), META)),
     "phase": Kind(phase, lambda folder: load_phase(folder, job(), META)),
@@ -281,6 +287,7 @@ KINDS = {
     "data": Kind(data, load_data),
     "mined": Kind(mined, lambda folder: _finished(folder, FINGERPRINT, Silent())),
     "ablation": Kind(ablation, load_ablation),
+    "projection": Kind(projection, lambda folder: open_folder(folder, "projection", "make it again")),
     "tokenizer": Kind(tokenizer, lambda folder: open_folder(folder, "tokenizer", "make it again")),
 }
 

@@ -59,7 +59,7 @@ def write_sealed(path: Path, body: Mapping[str, Any]) -> None:
         path: Target; its folder must exist.
         body: Plain data.
     """
-    write_file(path, seal_json({"format_version": FORMAT_VERSION, **body}))
+    write_file(path, seal_json({"format_version": FORMAT_VERSION, "written_as": path.name, **body}))
 
 
 def read_sealed(path: Path, advice: str) -> Any:
@@ -70,13 +70,17 @@ def read_sealed(path: Path, advice: str) -> Any:
         advice: What to do about a damaged file.
 
     Returns:
-        The object without its version and hash; of an older file any JSON value.
+        The object without its version, name and hash; of an older file any JSON value.
 
     Raises:
-        BadInput: If the file is damaged.
+        BadInput: If the file is damaged, or was written under another name.
     """
     value, sealed = parse_sealed(path, _content(path), advice)
-    return {key: item for key, item in value.items() if key != "format_version"} if sealed else value
+    if not sealed:
+        return value
+    if (name := value.pop("written_as", path.name)) != path.name:  # not there in the first files with a hash
+        raise BadInput(f"{path} holds what was written as {name}; {advice}")
+    return {key: item for key, item in value.items() if key != "format_version"}
 
 
 def parse_sealed(path: Path, raw: bytes, advice: str) -> tuple[Any, bool]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import stat
+from io import BufferedReader
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from taskdistill.errors import BadInput
 
@@ -103,7 +104,7 @@ def read_value(text: str, *, max_elements: int = MAX_ELEMENTS, constants: bool =
         raise JsonFault("not valid JSON", str(error)[:100]) from None
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file that must be a plain one: a pipe would wait for its writer for ever, a device need not end.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Any
 
 from taskdistill.atomic import write_file
 from taskdistill.errors import BadInput
+from taskdistill.strict_json import open_regular
 
 _CHECK = re.compile(rb', "check": "([0-9a-f]{8})"\}\Z')
 _FORM = b', "check": "????????"}'
@@ -75,7 +76,8 @@ def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     Raises:
         BadInput: If a line is not what was written.
     """
-    *lines, tail = path.read_bytes().split(b"\n")
+    with open_regular(path) as stream:
+        *lines, tail = stream.read().split(b"\n")
     found = [_record(line, f"{path}: line {number}") for number, line in enumerate(lines, 1)]
     if _is_complete(tail, f"{path}: line {len(lines) + 1}"):
         found.append(_record(tail, f"{path}: line {len(lines) + 1}"))
