@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
+import itertools
 import json
 import os
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,6 +74,7 @@ class Home(NamedTuple):
 def home(tmp_path_factory) -> Home:
     if os.environ.get("TWIN_HOME"):
         return Home(Path(os.environ["TWIN_HOME"]), {})
+    gc.freeze()  # what pytest and torch hold is not looked through again each time a run gives memory back
     path, told = tmp_path_factory.mktemp("accelerator"), {}
     tiny.write_data(path / "data")
     teacher = tiny.model(tiny.student("qwen3", seed=5), tiny.write_tokenizer(path / "tokenizer", end=True), prompts={}, end=True)
@@ -96,8 +100,9 @@ def test_the_run_says_where_it_ran(home):
     assert "device cpu (this CPU), passes of training in float32" in home.told["cpu"].notes
     records = [record for _, record in read_lines(home.path / "twin" / "log.jsonl") if "runs_from" in record]
     assert [record["phase"] for record in records] == ["static", *PHASES]
-    for record in records[1:]:
+    for record in records:
         assert (record["device"], record["precision"], record["threads"]) == ("twin", "float32", 1)
+    for record in records[1:]:
         assert record["budget"]["micro_batch_tokens"] == 32_768 and record["free_megabytes"] == 4 * twin.GIGABYTE // 10**6
     cpu = [record for _, record in read_lines(home.path / "cpu" / "log.jsonl") if "runs_from" in record]
     assert {record["budget"]["micro_batch_tokens"] for record in cpu[1:]} == {512}
@@ -113,6 +118,24 @@ def test_the_finished_run_was_scored_and_its_model_opens_anywhere(home):
         assert np.array_equal(Encoder.load(folders[name], device=device).encode(texts, task="clustering"), expected)
     assert read_model(folders["twin"]).projection is not None
     assert {p.device.type for p in read_model(folders["twin"]).module.parameters()} == {"cpu"}
+
+
+def test_a_run_that_is_stopped_in_every_phase_and_changes_its_device_each_time_has_the_same_bits(home, tmp_path):
+    """Goes on from plain checkpoints, behind the snapshot of an average, with best states, and behind finished phases."""
+    out, devices = tmp_path / "run", itertools.cycle(PLACES.values())
+    begun = Counter[str]()
+    for _ in range(20):
+        told, raw = tiny_run.Recorder(), recipe(home.path, next(devices))
+        del raw["static"]
+        raw["teacher"]["store"] = str(home.path / "teacher-store")
+        try:
+            train(parse_recipe(raw), out, watcher=told, assess=lambda *_: {}, should_stop=tiny_run.stop_before(2))
+            break
+        except Interrupted:
+            begun.update(note.partition(": continued")[0] for note in told.notes if ": continued at step" in note)
+    assert begun.keys() >= set(PHASES) - {"long"}, begun
+    whole = {name: bits for name, bits in tiny_run.weights(home.path / "twin").items() if "static" not in name}
+    assert tiny_run.weights(out) == whole and len(whole) == 12
 
 
 def short(home: Home, device: str, **changes: Any) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from helpers import twin
 
 from taskdistill import device, memory
+from taskdistill.cli.options import with_placement
 from taskdistill.device import accelerators, computes_in, cpu_flags, free_memory_of, placement, resolve_device, resolve_dtype
 from taskdistill.encode import hardware
 from taskdistill.encode.batches import TOKEN_BUDGET
@@ -18,7 +20,10 @@ from taskdistill.errors import BadInput
 from taskdistill.model.activations import kept_bytes, layer_features
 from taskdistill.model.folder import Model, Settings, write_model
 from taskdistill.model.student import StaticModel
+from taskdistill.train.batch_loss import static_gradients
 from taskdistill.train.budget import Budget, choose_budget, kept_budget
+from taskdistill.train.clock import Clock
+from taskdistill.train.workers import TableGradient
 
 CPU = torch.device("cpu")
 no_accelerator = pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is an accelerator")
@@ -44,6 +49,14 @@ def test_auto_is_the_accelerator_where_there_is_one():
         ("twn", r"unknown device 'twn'"),
         ("", r"unknown device ''"),
         ("cuda:x", "unknown device"),
+        ("CPU", r"did you mean 'cpu'\?"),
+        ("Twin:0", r"did you mean 'twin:0'\?"),
+        ("cuda ", r"did you mean 'cuda'\?"),
+        ("AUTO", r"did you mean 'auto'\?"),
+        ("hpu", r"device hpu is not here"),
+        ("mkldnn", r"device mkldnn is not here"),
+        ("mps", r"device mps is not here"),
+        ("x" * 500, "unknown device 'x"),
         ("meta", "holds shapes without numbers"),
         ("cuda", r"device cuda is not here \(.*\): this machine has cpu"),
         ("cuda:99", "is not here"),
@@ -216,3 +229,22 @@ def test_passes_by_autocast_leave_the_weights_as_they_are(folders):
     one, two = whole.encode(TEXTS), half.encode(TEXTS)
     assert 0.99 < (one * two).sum(1).min() < 1 - 1e-6
     assert np.array_equal(whole.encode(TEXTS), one)
+
+
+@pytest.mark.parametrize("said", ["", "5", "null", "[", "{a: b", "twin:1"])
+def test_a_flag_reaches_the_recipe_as_the_word_that_was_typed(said):
+    given = with_placement(["seed=1"], said, said)
+    assert given[0] == "seed=1" and [yaml.safe_load(each.partition("=")[2]) for each in given[1:]] == [said, said]
+    assert with_placement(None, None, None) == []
+
+
+def test_the_table_gradient_of_a_static_student_is_that_of_the_cpu():
+    ids = [np.array(row, dtype=np.int32) for row in ([1, 2, 2], [], [0, 4])]
+    found = []
+    for place in (CPU, twin.DEVICE):
+        model = StaticModel(torch.randn(5, 3, generator=torch.Generator().manual_seed(0))).to(place)
+        model.table.requires_grad_()
+        static_gradients(model, ids, lambda vectors: ({"x": vectors.pow(3).sum()}, 0.0), {}, TableGradient(), Clock())
+        assert model.table.grad is not None and model.table.grad.device == model.table.device
+        found.append(model.table.grad.cpu())
+    assert torch.equal(*found) and found[0].abs().sum() > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,24 +53,41 @@ def resolve_device(choice: str = AUTO) -> torch.device:
     if choice == AUTO:
         return next(iter(accelerators()), CPU)
     here = [str(CPU), *(str(each) for each in accelerators())]
-    try:
-        device = torch.device(choice)
-    except RuntimeError:
-        kind = choice.partition(":")[0].lower()
-        known = dict.fromkeys([AUTO, *(name.partition(":")[0] for name in here), *COMMON])
-        hint = f"; did you mean {MISNOMERS[kind]!r}?" if kind in MISNOMERS else nearest(choice, known)
-        raise BadInput(f"unknown device {choice!r}: this machine has {', '.join(here)}{hint}") from None
+    device = _named(choice)
+    if device is None:
+        raise BadInput(f"unknown device {choice[:40]!r}: this machine has {', '.join(here)}{_meant(choice, here)}")
     if device.type == "cpu":
         return CPU
     if device.type == "meta":
         raise BadInput(f"device meta holds shapes without numbers; this machine has {', '.join(here)}")
     try:
         return torch.empty(1, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # whatever the package of a device raises where its hardware, driver or module is missing
         why = " ".join(str(error).partition(". ")[0].split())
         raise BadInput(
             f"device {choice} is not here ({why}): this machine has {', '.join(here)}; use one, or install a torch for it"
         ) from None
+
+
+def _named(choice: str) -> torch.device | None:
+    """Read the name of a device; None if torch does not know it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that torch knows, but no longer uses
+            return torch.device(choice)
+    except RuntimeError:
+        return None
+
+
+def _meant(choice: str, here: Sequence[str]) -> str:
+    """Suggest a device for a name that torch does not know."""
+    plain = choice.strip().lower()
+    kind = plain.partition(":")[0]
+    if kind in MISNOMERS:
+        return f"; did you mean {MISNOMERS[kind]!r}?"
+    if plain != choice and (plain == AUTO or _named(plain) is not None):
+        return f"; did you mean {plain!r}?"
+    return nearest(plain[:40], dict.fromkeys([AUTO, *(name.partition(":")[0] for name in here), *COMMON]))
 
 
 def computes_in(dtype: torch.dtype, device: torch.device) -> bool:

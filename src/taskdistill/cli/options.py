@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -39,4 +40,4 @@ def with_placement(overrides: list[str] | None, device: str | None, dtype: str |
         All overrides; the flags come last.
     """
     said = (("device", device), ("precision", dtype))
-    return [*(overrides or ()), *(f"{key}={value}" for key, value in said if value is not None)]
+    return [*(overrides or ()), *(f"{key}={json.dumps(value)}" for key, value in said if value is not None)]

@@ -66,7 +66,7 @@ def train_phase(
         return False
     run.watcher.stage(f"{job.name}: {job.settings.steps:,} steps")
     static = isinstance(model, StaticModel)
-    processes, device = (ALONE, CPU) if static else (run.processes, run.device)
+    processes, device = ALONE if static else run.processes, run.device
     with _placed(run, job, model, device) as (placed, trained), workers(_workers(run, trained, device)) as threads:
         around = Surroundings(
             tokenizer,

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from taskdistill.atomic import restore
 from taskdistill.data.rows import row_texts
+from taskdistill.device import CPU
 from taskdistill.errors import BadInput
 from taskdistill.folders import read_manifest, write_folder
 from taskdistill.job.finish import finish_static
@@ -74,7 +75,9 @@ def train_static(run: Run, student: Model) -> Path:
         table = start_from_texts(tokenizer, store, read, counted, noise=settings.noise, seed=run.recipe.seed)
         run.timed("static start", start)
     job = static_job(settings, table, plan, store, [dim for dim in run.recipe.student.matryoshka_dims if dim <= table.embedding_dim])
-    if train_phase(run, job, table, tokenizer, {}):
+    trained = train_phase(run, job, table, tokenizer, {})
+    table.to(CPU)
+    if trained:
         save_phase(run.out / "phases" / job.name, job, resume_meta(run, job.name))
     finish_static(run, table, tokenizer, folder, [own for own, _ in read])
     return folder

@@ -48,7 +48,10 @@ def check_teacher(settings: TeacherSettings) -> None:
             f"teacher.kind is {settings.kind!r} and teacher.url is {settings.url!r}; an address goes with kind http, and only with it"
         )
     if settings.kind == "local":
-        resolve_device(settings.device)
+        try:
+            resolve_device(settings.device)
+        except BadInput as error:
+            raise BadInput(f"teacher.device: {error}") from None
 
 
 def _make(settings: TeacherSettings, api_key: str | None, threads: int | None, root: Path | None) -> Teacher:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taskdistill.model.student import StaticModel
 from taskdistill.train.clock import Clock
-from taskdistill.train.device import tf32_products
+from taskdistill.train.device import tf32_products, to_device
 from taskdistill.train.workers import TableGradient, looked_up_rows
 
 Loss = Callable[[Tensor], tuple[dict[str, Tensor], float]]
@@ -43,10 +43,10 @@ def static_gradients(
     with clock("loss"), torch.enable_grad():
         told = backward_loss(loss, weights, leaf)
     with clock("backward"):
-        lengths = torch.tensor([len(row) for row in ids])
+        lengths = to_device(np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids)), leaf.device)
         upstream = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
         rows = (upstream / lengths.clamp(min=1)[:, None]).repeat_interleave(lengths, dim=0)
-        flat = torch.from_numpy(np.concatenate(ids).astype(np.int64))
+        flat = to_device(np.concatenate(ids).astype(np.int64), leaf.device)
         model.table.grad = held.add_up(model.table, looked_up_rows(ids, model.table), [(flat, rows)])
     return told
 
