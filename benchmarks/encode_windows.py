@@ -39,11 +39,10 @@ def mixed_texts(count: int, data: Path | None) -> list[str]:
     long = round(LONG_SHARE * count)
     random = np.random.default_rng(0)
     documents = []
-    for number in range(long):
+    for _ in range(long):
         size = int(random.integers(6, 30))
         chosen = random.choice(len(texts), size=size, replace=False)
         documents.append(" ".join(texts[i] for i in chosen))
-        del number
     short = texts[: count - long]
     order = random.permutation(count)
     both = short + documents
