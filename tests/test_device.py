@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import tiny
@@ -10,6 +12,8 @@ import yaml
 from helpers import twin
 
 from taskdistill import device, memory
+from taskdistill.cli.app import app
+from taskdistill.cli.app import run as command
 from taskdistill.cli.options import with_placement
 from taskdistill.device import accelerators, computes_in, cpu_flags, free_memory_of, placement, resolve_device, resolve_dtype
 from taskdistill.encode import hardware
@@ -20,6 +24,7 @@ from taskdistill.errors import BadInput
 from taskdistill.model.activations import kept_bytes, layer_features
 from taskdistill.model.folder import Model, Settings, write_model
 from taskdistill.model.student import StaticModel
+from taskdistill.serve import run as serve_run
 from taskdistill.train.batch_loss import static_gradients
 from taskdistill.train.budget import Budget, choose_budget, kept_budget
 from taskdistill.train.clock import Clock
@@ -248,3 +253,21 @@ def test_the_table_gradient_of_a_static_student_is_that_of_the_cpu():
         assert model.table.grad is not None and model.table.grad.device == model.table.device
         found.append(model.table.grad.cpu())
     assert torch.equal(*found) and found[0].abs().sum() > 0
+
+
+def test_every_command_that_runs_a_model_takes_a_device_and_an_arithmetic():
+    """A command that is new has both flags, or is named here because no model runs in it, or none anywhere but on the CPU."""
+    without = {"index delete", "index compact", "migrate state", "export"}
+    commands = {command.name: command.callback for command in app.registered_commands}
+    flags = {name: inspect.signature(callback).parameters.keys() & {"device", "dtype"} for name, callback in commands.items()}
+    assert {name for name, found in flags.items() if found != {"device", "dtype"}} == without
+
+
+def test_a_server_runs_and_reloads_where_it_was_told(folders, monkeypatch, capsys):
+    found = []
+    monkeypatch.setattr(serve_run, "serve", lambda encoder, *, load, **_: found.extend([encoder, load()]))
+    assert command(["serve", str(folders / "model"), "--device", "twin:0", "--dtype", "bfloat16"]) == 0
+    assert [(each.device, each.dtype) for each in found] == [(twin.DEVICE, torch.bfloat16)] * 2
+    assert "device twin:0 (pretend accelerator), bfloat16" in capsys.readouterr().out
+    assert command(["serve", str(folders / "model"), "--device", "twin:1"]) == 2
+    assert "device twin:1 is not here" in capsys.readouterr().err

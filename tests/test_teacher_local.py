@@ -216,3 +216,11 @@ def test_a_teacher_that_does_not_run_here_has_no_place(tmp_path, kind, name, val
     raw["teacher"] |= {"kind": kind, name: value}
     with pytest.raises(BadInput, match=rf"teacher.{name} has no effect: a {kind} teacher does not run here; remove it"):
         tiny.parsed(raw)
+
+
+def test_a_teacher_with_code_of_its_own_is_given_back_too(folders):
+    teacher = make_teacher(settings(folders, trust_remote_code=True, device="twin:0", dtype="float32"))
+    plain = make_teacher(settings(folders, device="cpu"))
+    assert teacher.loaded and teacher.identity == plain.identity and teacher.placement.startswith("device twin:0")
+    release(teacher)
+    assert not teacher.loaded and np.array_equal(teacher.embed(TEXTS), plain.embed(TEXTS)) and teacher.loaded

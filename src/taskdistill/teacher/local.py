@@ -55,19 +55,25 @@ class RawEncoder(Protocol):
 class LazyEncoder:
     """A model that is read when the first text comes, and can be dropped again: a store that has every vector needs no teacher at all."""
 
-    def __init__(self, folder: Path, facts: ModelFacts, device: torch.device, dtype: torch.dtype, load: Callable[[], RawEncoder]) -> None:
+    def __init__(
+        self,
+        facts: ModelFacts | RawEncoder,
+        device: torch.device,
+        dtype: torch.dtype,
+        load: Callable[[], RawEncoder],
+        encoder: RawEncoder | None = None,
+    ) -> None:
         """Remember how the model is read.
 
         Args:
-            folder: The model's, for messages.
-            facts: What its files say.
+            facts: What its files say, or the model itself.
             device: Where it will run.
             dtype: Its arithmetic.
             load: Reads it.
+            encoder: The model, if it has been read.
         """
-        self._folder, self._facts, self._load = folder, facts, load
+        self._load, self._encoder = load, encoder
         self._device, self.dtype = device, dtype
-        self._encoder: RawEncoder | None = None
         self.embedding_dim, self.max_length = facts.embedding_dim, facts.max_length
         self.files_hash, self.space_id, self.former_space_ids = facts.files_hash, facts.space_id, facts.former_space_ids
 
@@ -230,8 +236,11 @@ def load_local(
         options = {"threads": threads, "token_budget": batch_tokens, "device": str(where), "dtype": dtype_name(kind)}
         return Encoder.load(folder, trust_remote_code=trust_remote_code, **options)  # type: ignore[arg-type]
 
-    if trust_remote_code:  # only the code itself can tell what such a model is
-        return LocalTeacher(load(place, resolve_dtype(dtype, place, auto=torch.bfloat16)), name, revision=revision, max_length=max_length)
+    if trust_remote_code:  # only the code itself can tell what such a model is; once it has, the weights may go
+        kind = resolve_dtype(dtype, place, auto=torch.bfloat16)
+        encoder = load(place, kind)
+        lazy = LazyEncoder(encoder, encoder.device, kind, lambda: load(place, kind), encoder)
+        return LocalTeacher(lazy, name, revision=revision, max_length=max_length)
     facts = read_facts(folder)
     place = CPU if facts.static and device == AUTO else place
     first = resolve_dtype(AUTO, place, auto=torch.bfloat16)
@@ -239,4 +248,4 @@ def load_local(
     # Vectors at hand are read on any hardware; it is asked for when a text lacks one.
     kept = [each for each in choices if at_hand(local_identity(facts.files_hash, name, revision, max_length, each))]
     kind = kept[0] if kept else resolve_dtype(dtype, place, auto=torch.bfloat16)
-    return LocalTeacher(LazyEncoder(folder, facts, place, kind, lambda: load(place, kind)), name, revision=revision, max_length=max_length)
+    return LocalTeacher(LazyEncoder(facts, place, kind, lambda: load(place, kind)), name, revision=revision, max_length=max_length)
