@@ -453,3 +453,27 @@ def test_folders_without_a_hash_of_themselves_are_refused_in_words_where_they_ar
 
 def test_two_thousand_bits_are_flipped():
     assert FLIPS * len(KINDS) >= 2000
+
+
+@pytest.mark.parametrize("name", ["vectors", "ablation"])
+def test_a_folder_whose_first_file_was_never_finished_is_begun_again(tmp_path, name):
+    """A writer that is killed there leaves an empty folder or a temporary file of its own, by which nobody knows what was asked for."""
+    first = {"vectors": "job.json", "ablation": "experiment.json"}[name]
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / f".{first}.taskdistill-0123abcd").write_text("{")
+    assert KINDS[name].make(tmp_path) == folder
+    KINDS[name].load(folder)
+
+
+def test_a_killed_writer_of_shards_leaves_its_job_first(tmp_path, monkeypatch):
+    def killed(path: Path, body: Any) -> None:
+        assert [each.name for each in path.parent.iterdir()] == []
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("taskdistill.encode.corpus.write_sealed", killed)
+        vectors(tmp_path)
+    shutil.rmtree(tmp_path / "static")
+    shutil.rmtree(tmp_path / "tokenizer", ignore_errors=True)
+    load_vectors(vectors(tmp_path))

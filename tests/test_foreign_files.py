@@ -62,7 +62,7 @@ CASES: dict[str, Case] = {
     "evaluate": Case(f"evaluate {{home}}/model --out {{box}}/out --dims 8,32 --precisions float32 {SMALL}", "out"),
     "write-texts": Case("evaluate --data {home}/data --set sts/sts --write-texts {box}/out.jsonl --quiet", "out.jsonl", folder=False),
     "needle": Case("needle {home}/model --lengths 64 --kinds passkey --documents 4 --out {box}/out --quiet", "out"),
-    "probe": Case(f"probe {{home}}/model --out {{box}}/out --steps 2 --texts 20 {SMALL}", "out"),
+    "probe": Case(f"probe {{home}}/model --out {{box}}/out --steps 2 {SMALL}", "out"),
     "index": Case("index {home}/model {home}/corpus.jsonl --out {box}/out --bm25 --quiet", "out"),
     "index delete": Case("index delete {box}/index d1", "index", ("index",)),
     "index compact": Case("index compact {box}/index", "index", ("index",), setup="index delete {box}/index d2"),

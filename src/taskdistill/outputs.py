@@ -331,16 +331,17 @@ def check_claim(
         check_replaceable(path / name, inner)
 
 
-def foreign_names(path: Path) -> list[str]:
+def foreign_names(path: Path, first: str = MANIFEST) -> list[str]:
     """List what lies in a folder but what a writer that was killed at its very start leaves.
 
     Args:
         path: The folder.
+        first: The file that the writer makes first.
 
     Returns:
         Names, sorted.
     """
-    names = (each.name for each in path.iterdir() if not each.name.startswith(f".{MANIFEST}.taskdistill-"))
+    names = (each.name for each in path.iterdir() if not each.name.startswith(f".{first}.taskdistill-"))
     return sorted(name for name in names if name != "lock" or not is_lock(path / name))
 
 

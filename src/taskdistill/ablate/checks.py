@@ -50,7 +50,7 @@ def freeze(experiment: Experiment, out: Path) -> dict[str, Any]:
                 f"{out} was frozen as another experiment ({_difference(before, frozen)}); an experiment is not changed: use a new --out"
             )
         return frozen
-    if os.path.lexists(out) and (not out.is_dir() or foreign_names(out)):
+    if os.path.lexists(out) and (not out.is_dir() or foreign_names(out, FROZEN)):
         raise BadInput(f"{out} exists and is no ablation's folder; give another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_sealed(path, frozen)

@@ -154,7 +154,7 @@ def _describe(job: Job, encoder: Encoder) -> dict[str, Any]:
 def _check_place(out: Path) -> None:
     """Refuse a place that somebody else has, before anything is read or written."""
     check_place(out)
-    if os.path.lexists(out) and not (out / JOB).is_file() and (not out.is_dir() or foreign_names(out)):
+    if os.path.lexists(out) and not (out / JOB).is_file() and (not out.is_dir() or foreign_names(out, JOB)):
         raise BadInput(f"{out} is there and holds no shards of vectors; give another --out")
     if (out / SHARDS).is_symlink():
         raise BadInput(f"{out / SHARDS} is a link; shards are written only where their folder is their own: make it a plain folder first")
@@ -175,9 +175,10 @@ def _claim(out: Path, said: Mapping[str, Any], formerly: Mapping[str, Collection
             raise BadInput(
                 f"{out} holds the vectors of another job: {'; '.join(other)}; give another --out, or the same arguments to go on"
             )
-    (out / SHARDS).mkdir(parents=True, exist_ok=True)
-    if not (out / JOB).is_file():
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / JOB).is_file():  # first of all, since by it the folder is known again
         write_sealed(out / JOB, said)
+    (out / SHARDS).mkdir(exist_ok=True)
     remove_stale(out / JOB, out / MANIFEST)
     remove_stale_within(out / SHARDS)
 
