@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from taskdistill.atomic import remove_stale_within
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.kept import Kept
 from taskdistill.evaluate.kinds import Embedder
@@ -62,6 +63,9 @@ def evaluate_models(
         for path in (folder / "results.json", *(_picture(folder, model.name) for model in models)):
             check_output(path)
     calibration = Kept(folder / "calibration" if folder is not None else None)
+    for kept in (scores, calibration):
+        if kept.folder is not None:
+            remove_stale_within(kept.folder)
     scorers = [Scorer(each, digests[each.name], options, scores, calibration) for each in sets]
     pools = families(sets) if options.languages else {}
     pool_keys = {
