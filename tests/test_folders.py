@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -170,6 +172,24 @@ def test_a_manifest_lists_every_file_but_itself(tmp_path):
     assert list(file_table(tmp_path)) == ["a", "b"]
     assert json.loads((tmp_path / MANIFEST).read_text())["files"].keys() == {"a", "b"}
     assert folders.FORMAT_VERSION == 2
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "socket"])
+def test_what_is_no_plain_file_is_never_written_over(tmp_path, kind):
+    path = tmp_path / "here"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    else:
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only an administrator makes devices")
+    before = path.lstat()
+    with pytest.raises(BadInput, match="here is no plain file"):
+        write_file(path, "text")
+    assert path.lstat() == before and sorted(each.name for each in tmp_path.iterdir()) == ["here"]
 
 
 def test_names_are_suggested_and_packages_asked_for():

@@ -118,7 +118,7 @@ def test_folders_that_cannot_be_a_run_are_refused_before_anything_is_trained(hom
     for name in ("file", "full"):
         with pytest.raises(BadInput, match=r"(is no folder|is not empty .other\.txt lies in it.*); give another --out"):
             tiny_run.train(recipe(home), tmp_path / name)
-    with pytest.raises(OSError):  # the command line says which file and why
+    with pytest.raises(BadInput, match="file is no folder, so there can be no"):
         tiny_run.train(recipe(home), tmp_path / "file" / "run")
     assert (tmp_path / "file").read_text() == "x" and sorted(path.name for path in (tmp_path / "full").iterdir()) == ["other.txt"]
 

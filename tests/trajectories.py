@@ -377,6 +377,7 @@ def run_case(case: Case, folder: Path, processes: Processes = ALONE, *, threads:
     loop.gradients = lambda *given, **named: step.gradients(*given, **named | {"keep_tokens": case.keep_tokens})
     holder: Any = SimpleNamespace(processes=processes, watcher=Silent())
     memory, during = Memory(case, processes), None
+    folder.mkdir(parents=True, exist_ok=True)
     save = loop.save_checkpoint
     if case.slow:
 
@@ -411,7 +412,7 @@ def run_case(case: Case, folder: Path, processes: Processes = ALONE, *, threads:
                     {"query": "query: ", "document": "document: "},
                     11,
                     pool,
-                    Log(Path("/dev/null")),
+                    Log(folder / f"{case.name.replace(' ', '-')}-{number}-{processes.rank}.jsonl"),
                     {},
                     on_step,
                     lambda: False,

@@ -104,7 +104,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         An empty file beside the target; nothing appears at the target if the block raises.
+
+    Raises:
+        BadInput: If a device, a pipe or a socket is there, such as /dev/null, whose place a file would take.
     """
+    if os.path.lexists(path) and not any(kind(path.lstat().st_mode) for kind in (stat.S_ISREG, stat.S_ISLNK, stat.S_ISDIR)):
+        raise BadInput(f"{path} is no plain file, so it is not written over; give another path")
     beside, handle = _claim(path, _create_file)
     try:
         yield beside
