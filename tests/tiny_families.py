@@ -138,6 +138,10 @@ for _same, _as in {
     OWN[_same] = OWN[_as]
 
 
+WITHOUT_NORMS = {"mobilebert"}
+"""Families that norm nothing, whose states would leave the range of float32 with larger weights."""
+
+
 def text_families() -> list[str]:
     """Every model type of AutoModel whose forward takes token ids before all else."""
     found = []
@@ -172,7 +176,7 @@ def backbone(kind: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     made = build(make_config(config(kind, **changes), "test")).eval()
     with torch.no_grad():
         for weight in made.parameters():
-            if weight.ndim >= 2 and float(weight.std()) > 0:
+            if weight.ndim >= 2 and float(weight.std()) > 0 and kind not in WITHOUT_NORMS:
                 weight.mul_(min(10.0, 0.2 / float(weight.std())))
     return made
 
@@ -245,6 +249,7 @@ def study(kind: str) -> Outcome:
     with torch.no_grad():
         found, expected = together(made, texts()), alone(made, texts())
     scale = max(float(states.abs().max()) for states in expected)
+    assert all(bool(states.isfinite().all()) for states in expected), kind  # else nothing is compared
     difference = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) / scale
     return Outcome(kind, batching_of(made), difference)
 
