@@ -21,6 +21,7 @@ WHOLE = frozenset(
         "folders_kill",
         "foreign_files",
         "golden_contract",
+        "gpu_check",
         "inference_view",
         "jina_layout",
         "jina_recipes",
