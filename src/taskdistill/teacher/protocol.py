@@ -117,6 +117,9 @@ class NamedTeacher:
         Args:
             texts: Texts.
 
+        Returns:
+            Nothing.
+
         Raises:
             WorkFailed: Always.
         """
