@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
+from functools import cache
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
 from taskdistill.cli import (
     ablation,
@@ -113,6 +115,12 @@ def _warn(message: Warning | str, category: type[Warning], filename: str, lineno
         _python_shows(message, category, filename, lineno, file, line)
 
 
+@cache
+def _commands() -> Any:
+    """Build what the commands and their options are once: reading the annotations of all of them takes longer than many a command."""
+    return get_command(app)
+
+
 def run(argv: list[str]) -> int:
     """Run a command line.
 
@@ -126,7 +134,7 @@ def run(argv: list[str]) -> int:
     _debug = False
     warnings.showwarning = _warn
     try:
-        code = app(args=argv, standalone_mode=False)
+        code = _commands()(args=argv, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except _Usage as error:
         error.show()
