@@ -6,6 +6,7 @@ import gc
 import os
 
 import pytest
+from forked import fork_server
 
 WHOLE = frozenset(
     [
@@ -76,6 +77,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Take what was imported out of the collections that the job asks for, each of which would walk through all of torch and transformers."""
+    """Take what was imported out of the collections that the job asks for, each of which would walk through all of torch and transformers.
+
+    Then fork the server of child processes, which so has everything that was imported.
+    """
     gc.collect()
     gc.freeze()
+    fork_server()

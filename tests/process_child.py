@@ -1,38 +1,29 @@
-"""One of the processes that tests start together: `python process_child.py NAME OUT ...`, with torchrun's variables set."""
+"""One of the processes that tests start together, with torchrun's variables set: what is done by its name, and a folder."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-HERE = Path(__file__).parent
+from forked import Forked
 
 
-def start(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
+def start(count: int, *arguments: str) -> list[Forked]:
     """Start processes that run a part of this file."""
-    return start_these(count, [str(HERE / "process_child.py"), *arguments])
+    return start_these(count, main, *arguments)
 
 
-def start_these(count: int, command: list[str]) -> list[subprocess.Popen[str]]:
-    """Start processes of Python that know of each other as torchrun's do."""
+def start_these(count: int, target: Callable[..., Any], *arguments: str) -> list[Forked]:
+    """Start processes that know of each other as torchrun's do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, **common, "RANK": str(rank), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(count)
-    ]
+    return [Forked(target, *arguments, environment={**common, "RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}) for rank in range(count)]
 
 
 def run(count: int, *arguments: str, limit: float = 280) -> None:
@@ -79,10 +70,10 @@ def train(out: Path, together) -> None:
     (out / f"{together.rank}.json").write_text(json.dumps([record["loss"] for record in told.records]))
 
 
-def trajectories(out: Path, together) -> None:
+def trajectories(out: Path, together, which: str) -> None:
     import trajectories as cases
 
-    cases.run_some(out, together, sys.argv[3])
+    cases.run_some(out, together, which)
 
 
 def slow(out: Path, together) -> None:
@@ -177,7 +168,7 @@ def stopped(out: Path, together) -> None:
     raise AssertionError("the run was not stopped")
 
 
-def main() -> None:
+def main(name: str, out: str, *more: str) -> None:
     from datetime import timedelta
 
     import torch
@@ -187,10 +178,7 @@ def main() -> None:
     torch.set_num_threads(1)
     timeout = timedelta(seconds=float(os.environ.get("CHILD_TIMEOUT", "600")))
     with joined(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"]), timeout) as together:
-        WORK[sys.argv[1]](Path(sys.argv[2]), together)
+        WORK[name](Path(out), together, *more)
 
 
 WORK = {"train": train, "stopped": stopped, "trajectories": trajectories, "failures": failures, "slow": slow, "alone": alone}
-
-if __name__ == "__main__":
-    main()

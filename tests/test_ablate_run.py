@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_ablation
+from forked import Forked
 from tiny_run import Recorder
 
 from taskdistill.ablate.arms import ARMS
@@ -138,10 +138,8 @@ def child(home: str, out: str, lines: int) -> None:
 @pytest.mark.parametrize("lines", [pytest.param(6, marks=pytest.mark.slow), 31, pytest.param(60, marks=pytest.mark.slow)])
 def test_killed_and_run_again_it_ends_with_the_same_bits(undisturbed, home, lines):
     out = home / f"killed-{lines}"
-    process = multiprocessing.get_context("spawn").Process(target=child, args=(str(home), str(out), lines))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL and not (out / "results.json").exists()
+    with Forked(child, str(home), str(out), lines) as process:
+        assert process.wait() == -signal.SIGKILL and not (out / "results.json").exists()
     assert bits(ablate(small(home), out)) == bits(undisturbed[0])
 
 

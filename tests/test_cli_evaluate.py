@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Forked
 from tiny import TOPICS, add_adapter, model, sentence, student, write_data, write_jsonl, write_teacher, write_tokenizer
 
 from taskdistill.cli.app import run
@@ -163,33 +163,29 @@ def test_a_suite_without_its_data_is_bad_input(place, tmp_path, capsys):
     assert not (tmp_path / "b" / "results.json").exists()
 
 
-CHILD = """
-import sys, time
-import numpy as np
-from pathlib import Path
-from taskdistill.evaluate.run import evaluate_models
-from taskdistill.evaluate.sets import find_sets
-
 class Slow:
     name = "slow"
+
     def encode(self, texts, *, task, prompt_name):
         if task != "retrieval":
             print("second set", flush=True)
             time.sleep(600)
         return np.array([[len(text), text.count("a") + 1] for text in texts], dtype=np.float32)
+
     def fingerprint(self):
         return "slow"
 
-evaluate_models([Slow()], find_sets(Path(sys.argv[1]), ["retrieval/qa", "sts/sts"]), Path(sys.argv[2]))
-"""
+
+def evaluate_slowly(data: Path, out: Path) -> None:
+    evaluate_models([Slow()], find_sets(data, ["retrieval/qa", "sts/sts"]), out)
 
 
 def test_a_killed_evaluation_has_lost_no_finished_score(place, tmp_path):
     out = tmp_path / "out"
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(place / "data"), str(out)], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None and child.stdout.readline() == "second set\n"
-    child.send_signal(signal.SIGKILL)
-    assert child.wait(30) == -signal.SIGKILL and not (out / "results.json").exists()
+    with Forked(evaluate_slowly, place / "data", out) as child:
+        assert child.stdout.readline() == "second set\n"
+        child.kill()
+        assert child.wait(30) == -signal.SIGKILL and not (out / "results.json").exists()
     kept = list((out / "cache").glob("*.json"))
     assert len(kept) == 1 and json.loads(kept[0].read_text())["set"] == "retrieval/qa"
     (out / "cache" / ".half-written.json.1234").write_text("{")

@@ -10,19 +10,20 @@ import ast
 import contextlib
 import gzip
 import json
-import multiprocessing
 import os
+import re
 import shutil
 import socket
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import tiny
 import yaml
+from forked import Forked
 
 from taskdistill.cli.app import run
 from taskdistill.model.folder import base_space_id, write_model
@@ -441,26 +442,16 @@ CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "link", "fsync")
 
 
 def in_child(line: str, die_at: int) -> tuple[int, int]:
-    """Run a command in a child that dies at the given call that changes the disk; returns its exit code and the calls it made.
-
-    The child is a fork of a server that has only imported the program: this process may hold threads of autograd, which no fork can have.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["taskdistill.cli.app", "taskdistill.job.run", "taskdistill.job.assess", "taskdistill.model.folder"])
-    reading, writing = context.Pipe(duplex=False)
-    process = context.Process(target=counting, args=(line, die_at, writing))
-    process.start()
-    writing.close()
-    try:
-        calls = reading.recv()
-    except EOFError:
-        calls = 0
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode, calls
+    """Run a command in a child that dies at the given call that changes the disk; returns its exit code and the calls it made."""
+    with Forked(counting, line, die_at) as child:
+        said, _ = child.communicate()
+        print(said)
+        calls = re.findall(r"^calls (\d+)$", said, re.MULTILINE)
+        assert child.returncode is not None
+        return child.returncode, int(calls[-1]) if calls else 0
 
 
-def counting(line: str, die_at: int, writing: Connection) -> None:
+def counting(line: str, die_at: int) -> None:
     """Run a command, count its calls that change the disk, and die at one of them."""
     count = 0
 
@@ -477,8 +468,8 @@ def counting(line: str, die_at: int, writing: Connection) -> None:
     for name in CALLS:
         setattr(os, name, counted(getattr(os, name)))
     code = command(line)
-    writing.send(count)
-    os._exit(code)
+    print("calls", count)
+    sys.exit(code)
 
 
 QUICK_KILLS = ("index", "index delete", "index compact", "encode npy", "encode folder", "migrate state", "export", "adapt", "mine")

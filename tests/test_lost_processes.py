@@ -13,6 +13,7 @@ from typing import Any
 import process_child
 import pytest
 import tiny
+from forked import command
 
 from taskdistill.train.log import read_lines
 
@@ -75,8 +76,8 @@ class Run:
     def __init__(self, folder: Path, raw: dict, minutes: float, lines: int) -> None:
         self.out = folder / "run"
         (folder / "recipe.json").write_text(json.dumps(raw | {"process_timeout": minutes}))
-        command = ["-m", "taskdistill.cli", "train", str(folder / "recipe.json"), "--out", str(self.out), "--quiet"]
-        self.processes = process_child.start_these(2, command)
+        words = ["train", str(folder / "recipe.json"), "--out", str(self.out), "--quiet"]
+        self.processes = process_child.start_these(2, command, *words)
         while self.steps() < lines:
             assert all(process.poll() is None for process in self.processes), self.processes[0].communicate()[0]
             time.sleep(0.05)

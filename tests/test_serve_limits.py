@@ -7,19 +7,17 @@ import concurrent.futures
 import contextlib
 import json
 import logging
-import os
 import resource
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+from forked import Forked
 from serve_fakes import Panic, live, tiny_encoder, tiny_model
 
 from taskdistill.encode.encoder import Encoder
@@ -27,6 +25,7 @@ from taskdistill.errors import BadInput
 from taskdistill.model.folder import write_model
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
+from taskdistill.serve import engine, run
 from taskdistill.serve.app import make_app
 from taskdistill.serve.engine import ModuleView
 from taskdistill.serve.settings import Settings, check_host
@@ -275,27 +274,21 @@ def test_a_server_that_others_reach_needs_a_key():
         Settings(body_bytes=0)
 
 
-SCRIPT = """
-import sys, time
-from taskdistill.encode.encoder import Encoder
-from taskdistill.serve import engine, run
-plain = engine.ModuleView.embed
-def slow(self, ids, task):
-    time.sleep(0.2)
-    return plain(self, ids, task)
-engine.ModuleView.embed = slow
-run.serve(Encoder.load(sys.argv[1], threads=1), port=0, started=lambda url: print(url, flush=True))
-"""
+def serve_slowly(folder: Path) -> None:
+    plain = engine.ModuleView.embed
+
+    def slow(self, ids, task):
+        time.sleep(0.2)
+        return plain(self, ids, task)
+
+    engine.ModuleView.embed = slow
+    run.serve(Encoder.load(folder, threads=1), port=0, started=lambda url: print(url, flush=True))
 
 
 def test_sigterm_finishes_what_was_accepted_and_ends_with_status_0(tmp_path: Path):
     write_model(tmp_path / "model", tiny_model(tmp_path))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "model")], stdout=subprocess.PIPE, text=True, env=environment
-    ) as child:
+    with Forked(serve_slowly, tmp_path / "model") as child:
         try:
-            assert child.stdout is not None
             url = child.stdout.readline().strip()
             with concurrent.futures.ThreadPoolExecutor(12) as pool:
                 asked = [pool.submit(post, url, "m" * 250) for _ in range(12)]

@@ -4,15 +4,13 @@ import errno
 import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Forked
 from teacher_fakes import DIM, FakeTeacher, stored
 
 from taskdistill.errors import BadInput, WorkFailed
@@ -28,40 +26,39 @@ def contents(store):
     return {path.name: path.read_bytes() for path in (store.folder / "shards").iterdir()}
 
 
+class Slow(FakeTeacher):
+    """Notes what it embeds, and takes its time."""
+
+    log: Path
+
+    def embed(self, texts):
+        with self.log.open("a") as out:
+            out.write("".join(text + "\n" for text in texts))
+        time.sleep(0.02)
+        return super().embed(texts)
+
+
+def fill_slowly(folder: Path, log: Path) -> None:
+    teacher = Slow()
+    teacher.log = log
+    open_store(folder, teacher.identity, None).fill(TEXTS, teacher, shard_rows=16)
+
+
 def test_killed_at_random_moments_it_resumes_to_an_uninterrupted_store(tmp_path):
     log = tmp_path / "embedded.txt"
-    script = tmp_path / "slow.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        import sys, time
-        from pathlib import Path
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from teacher_fakes import FakeTeacher
-        from taskdistill.teacher.store import open_store
-
-        class Slow(FakeTeacher):
-            def embed(self, texts):
-                with open({str(log)!r}, "a") as out:
-                    out.write("".join(text + "\\n" for text in texts))
-                time.sleep(0.02)
-                return super().embed(texts)
-
-        texts = [f"text number {{i}}" for i in range(300)]
-        open_store(Path({str(tmp_path / "killed")!r}), Slow().identity, None).fill(texts, Slow(), shard_rows=16)
-        """)
-    )
     rng, kills = random.Random(3), 0
     log.touch()
     for _ in range(4):
         before = log.stat().st_size
-        child = subprocess.Popen([sys.executable, script])
-        while log.stat().st_size == before and child.poll() is None:
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0.0, 0.12))
-        child.send_signal(signal.SIGKILL)
-        kills += child.wait() == -signal.SIGKILL
+        with Forked(fill_slowly, tmp_path / "killed", log) as child:
+            while log.stat().st_size == before and child.poll() is None:
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0.0, 0.12))
+            child.kill()
+            kills += child.wait() == -signal.SIGKILL
     assert kills >= 3
-    assert subprocess.run([sys.executable, script]).returncode == 0
+    with Forked(fill_slowly, tmp_path / "killed", log) as child:
+        assert child.wait() == 0
     killed, whole = (open_store(tmp_path / name, FakeTeacher().identity, None) for name in ("killed", "whole"))
     whole.fill(TEXTS, FakeTeacher(), shard_rows=16)
     assert contents(killed) == contents(whole)

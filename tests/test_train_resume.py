@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import shutil
 import signal
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import tiny_run
+from forked import Forked
 
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.folders import read_manifest
@@ -84,19 +84,16 @@ def test_a_stop_while_the_teacher_embeds_keeps_what_is_embedded(home, tmp_path):
 
 
 def test_killed_at_random_moments_a_run_goes_on_to_the_same_bits(home, tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["taskdistill.job.run", "taskdistill.job.assess", "taskdistill.model.folder"])
     raw, out = short(home), tmp_path / "run"
     moments = random.Random(5)
     killed = 0
     while killed < KILLS:
         kind = moments.choice(["sync", "sync", "line", "seconds"])
         moment = moments.uniform(0.2, 1.0) if kind == "seconds" else moments.randrange(2, 14)
-        process = context.Process(target=tiny_run.child, args=(raw, str(out), kind, moment))
-        process.start()
-        process.join(120)
-        assert process.exitcode in (0, -signal.SIGKILL)
-        if process.exitcode == 0:
+        with Forked(tiny_run.child, raw, str(out), kind, moment) as process:
+            said, _ = process.communicate(120)
+        assert process.returncode in (0, -signal.SIGKILL), said
+        if process.returncode == 0:
             break
         killed += 1
     assert killed >= KILLS // 2, "a quick machine ends the run before every kill has struck, but most must"
