@@ -155,7 +155,7 @@ def undisturbed(home) -> dict[str, str]:
     return tiny_run.weights(home.path / "undisturbed")
 
 
-@pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.parametrize("stop", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_to_the_same_bits(home, undisturbed, tmp_path, stop):
     with pytest.raises(Interrupted):
         tiny_run.train(short(home, "twin:0"), tmp_path / "run", should_stop=tiny_run.stop_before(stop))

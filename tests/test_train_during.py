@@ -123,16 +123,26 @@ def test_a_phase_ends_with_the_weights_that_scored_best(home, tmp_path, monkeypa
     assert evaluated(tmp_path / "run")[0]["best"] is True
 
 
+SCRIPT = {0: 0.1, 2: 0.5, 4: 0.4, 6: 0.3}
+
+
+@pytest.fixture(scope="module")
+def whole(home) -> Path:
+    """A run with scripted scores that nothing disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        Scripted(patch, SCRIPT)
+        tiny_run.train(recipe(home), home / "whole")
+    return home / "whole"
+
+
 @pytest.mark.parametrize("moment", [1, 3, 4, 5])
-def test_a_stopped_run_scores_on_and_keeps_the_same(home, tmp_path, monkeypatch, moment):
-    script = {0: 0.1, 2: 0.5, 4: 0.4, 6: 0.3}
-    Scripted(monkeypatch, script)
-    tiny_run.train(recipe(home), tmp_path / "whole")
+def test_a_stopped_run_scores_on_and_keeps_the_same(home, whole, tmp_path, monkeypatch, moment):
+    Scripted(monkeypatch, SCRIPT)
     with pytest.raises(Interrupted):
         tiny_run.train(recipe(home), tmp_path / "run", should_stop=tiny_run.stop_before(moment))
     tiny_run.train(recipe(home), tmp_path / "run")
-    assert tiny_run.weights(tmp_path / "run") == tiny_run.weights(tmp_path / "whole")
-    assert evaluated(tmp_path / "run") == evaluated(tmp_path / "whole")
+    assert tiny_run.weights(tmp_path / "run") == tiny_run.weights(whole)
+    assert evaluated(tmp_path / "run") == evaluated(whole)
 
 
 def test_a_run_killed_before_its_scores_were_written_scores_again(home, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,8 +48,12 @@ def recipe(home: Path, steps: int = STEPS, **stage1: Any) -> dict[str, Any]:
 
 
 def stopped(home: Path, out: Path, question: int = 5) -> None:
-    with pytest.raises(Interrupted):
-        tiny_run.train(recipe(home), out, should_stop=tiny_run.stop_before(question))
+    """A copy of a run that was stopped at a question, which is made once."""
+    made = home / f"stopped-{question}"
+    if not made.exists():
+        with pytest.raises(Interrupted):
+            tiny_run.train(recipe(home), made, should_stop=tiny_run.stop_before(question))
+    shutil.copytree(made, out)
 
 
 def start(folder: Path, raw: dict[str, Any]) -> subprocess.Popen[str]:
@@ -183,7 +188,7 @@ def test_a_batch_without_anything_to_contrast_and_one_larger_than_the_data_are_r
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("threads", [2, 4])
+@pytest.mark.parametrize("threads", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_other_threads_give_curves_within_a_tolerance(home, tmp_path, threads):
     records = tiny_run.train(recipe(home) | {"threads": threads}, tmp_path / "run").records
     one = [loss for phase in ("stage1", "adapters.retrieval") for _, loss in tiny_run.steps(home / "whole")[phase]]
