@@ -19,7 +19,7 @@ from taskdistill.job import stages
 from taskdistill.train.loop import Interrupted
 
 STEPS = 6
-KILLS = 12
+KILLS = 6
 PHASES = ("stage1", "adapters.retrieval", "adapters.classification")
 
 
@@ -55,7 +55,7 @@ def test_the_same_recipe_gives_the_same_bits_twice(home):
     same_as_whole(home, home / "again")
 
 
-@pytest.mark.parametrize("number", [0, 1, 4, 7, 17])
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow), 4, 7, pytest.param(17, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_to_the_same_bits(home, tmp_path, number):
     raw, out = short(home), tmp_path / "run"
     raw["teacher"]["store"] = str(home / "teacher-store")
@@ -63,7 +63,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(home, tmp_path, number):
     stops = 0
     while True:
         try:
-            watcher = tiny_run.train(raw, out, should_stop=tiny_run.stop_before(number) if stops == 0 else tiny_run.stop_before(5))
+            watcher = tiny_run.train(raw, out, should_stop=tiny_run.stop_before(number) if stops == 0 else tiny_run.stop_before(7))
             break
         except Interrupted as error:
             assert "everything is saved, run the same command again" in str(error)
@@ -83,13 +83,14 @@ def test_a_stop_while_the_teacher_embeds_keeps_what_is_embedded(home, tmp_path):
     same_as_whole(home, tmp_path / "run")
 
 
-def test_killed_at_random_moments_a_run_goes_on_to_the_same_bits(home, tmp_path):
+@pytest.mark.parametrize("kills", [KILLS, pytest.param(3 * KILLS, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_a_run_goes_on_to_the_same_bits(home, tmp_path, kills):
     raw, out = short(home), tmp_path / "run"
     moments = random.Random(5)
     killed = 0
-    while killed < KILLS:
+    while killed < kills:
         kind = moments.choice(["sync", "sync", "line", "seconds"])
-        moment = moments.uniform(0.2, 1.0) if kind == "seconds" else moments.randrange(2, 14)
+        moment = moments.uniform(0.2, 1.0) if kind == "seconds" else moments.randrange(2, 24 if kills == KILLS else 14)
         with Forked(tiny_run.child, raw, str(out), kind, moment) as process:
             said, _ = process.communicate(120)
         assert process.returncode in (0, -signal.SIGKILL), said
@@ -102,14 +103,20 @@ def test_killed_at_random_moments_a_run_goes_on_to_the_same_bits(home, tmp_path)
     assert not list(out.rglob(".*"))
 
 
-@pytest.fixture
-def stopped(home, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def stopped_once(home) -> Path:
     """A run that was stopped in its first adapter."""
     raw = short(home)
     raw["teacher"]["store"] = str(home / "teacher-store")
     with pytest.raises(Interrupted):
-        tiny_run.train(raw, tmp_path / "run", should_stop=tiny_run.stop_before(STEPS + 3))
-    return tmp_path / "run"
+        tiny_run.train(raw, home / "stopped", should_stop=tiny_run.stop_before(STEPS + 3))
+    return home / "stopped"
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(stopped_once, tmp_path / "run"))
 
 
 def again(home: Path, out: Path, **changes: Any) -> tiny_run.Recorder:
