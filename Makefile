@@ -9,7 +9,7 @@ RUN ?= runs/quickstart
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-fast test-all fix check clean
+.PHONY: demo test test-fast test-all fix check golden golden-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/taskdistill train recipes/quickstart.yaml --out $(RUN)
@@ -33,6 +33,13 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/pydoclint --quiet --config=pyproject.toml src
 	$(BIN)/python -m pytest -p no:cacheprovider tests/test_layers.py
+
+# What the program gives, recorded from seeds and tiny models; PARTS="losses vectors" chooses some (tests/golden/CHANGES.md).
+golden: $(VENV)/.test
+	$(BIN)/python tests/golden/record.py $(PARTS)
+
+golden-check: $(VENV)/.test
+	$(BIN)/python tests/golden/record.py --check $(PARTS)
 
 clean:
 	rm -rf $(VENV) runs

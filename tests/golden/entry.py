@@ -1,0 +1,174 @@
+"""All that the golden record takes from the program and from the tests' tiny models: when modules move, this file alone changes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import process_child
+import serve_fakes
+import tiny
+import tiny_ablation
+import tiny_jina
+import topic_models
+import torch
+
+from taskdistill import BadInput, Encoder, Precision, Task, WorkFailed, encode_chunks, encode_windows, load_recipe, losses, train_recipe
+from taskdistill import loss_menu as menu
+from taskdistill.cli.app import app, run
+from taskdistill.compress import fit_ranges, ranges_to_json
+from taskdistill.errors import Truncated
+from taskdistill.evaluate.kinds import Kind
+from taskdistill.export.engines import ENGINES
+from taskdistill.export.make import FORMATS
+from taskdistill.model.folder import write_model
+from taskdistill.model.golden import FILE as GOLDEN_FILE
+from taskdistill.model.golden import embed_with, golden_vectors
+from taskdistill.model.projection import Projection
+from taskdistill.search.index import Index
+from taskdistill.serve.settings import Settings as ServerSettings
+from taskdistill.train.log import read_lines
+from taskdistill.train.loop import Interrupted
+from taskdistill.train.menu import TEACHER_TERMS
+from taskdistill.train.objectives import TERMS
+
+__all__ = [
+    "BadInput",
+    "Encoder",
+    "Interrupted",
+    "ServerSettings",
+    "Task",
+    "WorkFailed",
+    "encode_chunks",
+    "encode_windows",
+    "load_recipe",
+    "train_recipe",
+]
+
+FAMILIES = tiny.FAMILIES
+TASKS = [task.value for task in Task]
+PRECISIONS = [precision.value for precision in Precision]
+TASK_TYPES = [kind.value for kind in Kind]
+MODEL_FORMATS = sorted(FORMATS)
+INDEX_FORMATS = sorted(ENGINES)
+PHASES = ["static", "stage1", "long", *(f"adapters.{task}" for task in TASKS)]
+LOSS_TERMS = sorted({"distill", *TEACHER_TERMS, *(term for terms in TERMS.values() for term in terms)})
+"""Names of loss terms as recipes write them."""
+
+Matrix = torch.Tensor
+
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "distill": losses.embedding_distance,
+    "distill of several teachers": losses.teachers_distance,
+    "info_nce": losses.info_nce,
+    "info_nce by row chunks": losses.streaming_info_nce,
+    "info_nce sharpened": menu.sharpened_info_nce,
+    "binary_info_nce": lambda q, d, *rest: losses.info_nce(losses.sign_straight_through(q), losses.sign_straight_through(d), *rest),
+    "int8_info_nce": lambda q, d, *rest: losses.info_nce(losses.int8_straight_through(q), losses.int8_straight_through(d), *rest),
+    "cosent": losses.cosent,
+    "gor": losses.spread_out,
+    "gor_hinged": losses.spread_out_hinged,
+    "centre": losses.centre,
+    "relational": losses.relational_distance,
+    "l2": menu.l2_distance,
+    "mse": menu.squared_error,
+    "score_softmax": losses.score_distill,
+    "score_kl": menu.score_kl,
+    "similarity": menu.similarity_matrix,
+    "relative": menu.relative_similarity,
+    "rkd_distance": menu.rkd_distance,
+    "rkd_angle": menu.rkd_angle,
+    "list_kl": menu.list_kl,
+    "teacher_nce": losses.info_nce,
+    "hidden": menu.hidden_distance,
+}
+"""Term to its formula, a function of tensors."""
+mixed_negatives = menu.mixed_negatives
+over_prefixes = losses.over_prefixes
+normalize = losses.normalise
+
+sentence, TOPICS = tiny.sentence, tiny.TOPICS
+write_jsonl, write_data, write_teacher, raw_recipe = tiny.write_jsonl, tiny.write_data, tiny.write_teacher, tiny.recipe
+write_topic_model, raw_ablation = topic_models.write, tiny_ablation.raw
+write_jina, JINA_TEXTS = tiny_jina.write_repository, tiny_jina.TEXTS
+run_processes = process_child.run
+serving = serve_fakes.live
+
+
+def commands() -> dict[str, Any]:
+    """Every command by its name of one or two words."""
+    import typer
+
+    def within(group: Any, before: str) -> Iterator[tuple[str, Any]]:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from within(command, f"{before}{name} ")
+            else:
+                yield f"{before}{name}", command
+
+    return dict(within(typer.main.get_command(app), ""))
+
+
+def run_command(words: Sequence[str]) -> tuple[int, str, str]:
+    """Run a command line in this process; its exit code, output and errors."""
+    out, err = io.StringIO(), io.StringIO()
+    before = warnings.showwarning
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", Truncated)
+            try:
+                code = run(list(words))
+            except SystemExit as end:  # a usage error of some versions of typer
+                code = int(end.code or 0)
+    finally:
+        warnings.showwarning = before
+    return code, out.getvalue(), err.getvalue()
+
+
+def read_log(run_folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's log."""
+    return [record for _, record in read_lines(run_folder / "log.jsonl")]
+
+
+def chunks_of(vectors: Any) -> dict[str, Any]:
+    """What late chunking returns: arrays by name."""
+    return {"vectors": vectors.vectors, "spans": vectors.spans, "tokens": vectors.tokens, "passes": vectors.passes}
+
+
+def token_ids(encoder: Encoder, texts: list[str], prompt: str, max_length: int) -> list[list[int]]:
+    """Token ids of texts as the model reads them."""
+    return [row.tolist() for row in encoder.model.tokenizer.ids(texts, prompt=prompt, max_length=max_length).ids]
+
+
+def write_adapted(folder: Path, family: str, teacher: Path | None = None) -> Path:
+    """Write a random model with an adapter a task, int8 ranges, golden vectors, and with a teacher a projection into its space."""
+    module = tiny.student(family, seed=1)
+    source = tiny.write_tokenizer(folder.with_name(f"{folder.name}-tokenizer"), end=family != "bert")
+    made = tiny.model(module, source, end=family != "bert")
+    made.name = family
+    for place, task in enumerate(TASKS):
+        made.adapter_configs[task] = tiny.add_adapter(module, task, seed=7 + place)
+    rng = np.random.default_rng(3)
+    texts = [sentence(topic, rng) for topic in [*TOPICS] * 4]
+    encoder = Encoder(made, threads=1)
+    for name in (None, *TASKS):
+        made.settings.int8_ranges[name or "base"] = ranges_to_json(fit_ranges(encoder.encode(texts, task=name), (8, 16, 32)))
+    if teacher is not None:
+        facts = {"model": str(teacher), "embedding_dim": 32, "space_id": Encoder.load(teacher, threads=1).space_id}
+        made.settings = replace(made.settings, teacher=facts)
+        made.projection = Projection(32, 32, "identity").eval()
+    write_model(folder, made, extra_files={GOLDEN_FILE: json.dumps(golden_vectors(embed_with(made), list(module.tasks)))})
+    return folder
+
+
+def open_index(path: Path) -> Any:
+    """An index folder, to be served."""
+    return Index.open(path)
