@@ -18,6 +18,7 @@ WHOLE = frozenset(
         "adapt",
         "cli_evaluate",
         "cross_lingual",
+        "disk_faults",
         "export_folders",
         "flipped_bits",
         "folders_kill",

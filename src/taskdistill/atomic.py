@@ -19,8 +19,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.protection import as_system_error, check_writable
 
 _TEMPORARY = re.compile(r"\.(?P<target>.+)\.taskdistill-[0-9a-f]{8}(?P<old>\.old)?", re.DOTALL)
 _PATIENCE = 2.0
@@ -41,6 +43,7 @@ def check_place(path: Path) -> None:
             if not parent.is_dir():
                 what = "a link that leads to no folder" if parent.is_symlink() else "no folder"
                 raise BadInput(f"{parent} is {what}, so there can be no {path}; give another path")
+            check_writable(parent, purpose=path)
             return
 
 
@@ -112,11 +115,13 @@ def replacing(path: Path) -> Iterator[Path]:
         raise BadInput(f"{path} is no plain file, so it is not written over; give another path")
     beside, handle = _claim(path, _create_file)
     try:
-        yield beside
-        sync(beside)
-        beside.replace(path)
+        with as_system_error(path):
+            yield beside
+            sync(beside)
+            beside.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that takes nothing any more; `remove_stale` finds it later
+            beside.unlink(missing_ok=True)
         os.close(handle)
     sync(path.parent)
 
@@ -133,7 +138,8 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     """
     beside, handle = _claim(path, Path.mkdir)
     try:
-        yield beside
+        with as_system_error(path):
+            yield beside
     finally:
         remove_tree(beside)
         os.close(handle)
@@ -248,7 +254,15 @@ def remove_tree(path: Path) -> None:
     Args:
         path: The folder; it need not exist, and a link is not followed.
     """
-    shutil.rmtree(path, ignore_errors=True)
+
+    def insist(function: Callable[..., Any], name: str, fault: Any) -> None:
+        # A folder in it that somebody protected: it was carried over to the successor, and this one of the same name goes.
+        if function in (os.unlink, os.rmdir) and Path(name) != path and isinstance(fault[1], PermissionError):
+            with contextlib.suppress(OSError):
+                Path(name).parent.chmod(0o700)
+                function(name)
+
+    shutil.rmtree(path, onerror=insist)
 
 
 def _remove_stale(parent: Path, names: set[str] | None) -> list[str]:

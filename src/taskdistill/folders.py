@@ -18,6 +18,7 @@ from taskdistill.atomic import sha256_file as sha256_file
 from taskdistill.atomic import sync as sync
 from taskdistill.atomic import write_file as write_file
 from taskdistill.errors import BadInput
+from taskdistill.protection import check_replacing, check_writable, folders_of, unlisted
 from taskdistill.sealed import FORMAT_VERSION, parse_sealed, seal_json
 from taskdistill.sealed import dump_json as dump_json
 from taskdistill.vocabulary import MANIFEST
@@ -93,7 +94,7 @@ def write_folder(
         seal(beside, kind, meta=meta, inputs=inputs)
         _share_mode(beside)
         listed = _replaceable(path, kind, replace)
-        taken = (name for name in _unlisted(path, listed) if os.path.lexists(beside / name))
+        taken = (name for name in unlisted(path, listed) if os.path.lexists(beside / name))
         if in_the_way := [name for name in taken if not ((path / name).is_dir() and (beside / name).is_dir())]:
             raise BadInput(f"{path / in_the_way[0]} is not of this folder, and a new file takes its name; move it away and run this again")
         _carry(path, beside, listed)
@@ -130,44 +131,37 @@ def _replaceable(path: Path, kind: str | None, replace: bool) -> list[str]:
     if path.is_symlink() or not path.is_dir():
         what = f"a link to {path.readlink()}" if path.is_symlink() else "no folder"
         raise BadInput(f"{path} is {what}, which is not replaced; give the path of a folder itself")
+    check_replacing(path)
     if not any(path.iterdir()):
         return []
     if not (path / MANIFEST).is_file():
         raise BadInput(f"{path} has no {MANIFEST}, so it is not replaced; give another folder, or move this one away")
     names = read_manifest(path, kind)["files"]
+    check_writable(*folders_of(path, names))
     return [*(name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts), MANIFEST]
-
-
-def _unlisted(folder: Path, listed: Collection[str]) -> list[str]:
-    """Name everything in a folder but some files: files, links, and folders with nothing in them."""
-    ours, found = set(listed), []
-    for here, folders, files in os.walk(folder):
-        place = Path(here).relative_to(folder)
-        links = [name for name in folders if (Path(here) / name).is_symlink()]
-        found += [(place / name).as_posix() for name in (*files, *links)]
-        if not folders and not files and place.parts:
-            found.append(place.as_posix())
-    return sorted(name for name in found if name not in ours)
 
 
 def _carry(old: Path, new: Path, listed: Collection[str]) -> None:
     """Put what a folder holds beside its listed files into its successor too, where it is not there yet."""
-    for name in _unlisted(old, listed):
+    made: list[Path] = []
+    for name in unlisted(old, listed):
         source, target = old / name, new / name
         if os.path.lexists(target):
             continue
         for parent in reversed(Path(name).parents[:-1]):
             if not (new / parent).is_dir():
                 (new / parent).mkdir()
-                shutil.copystat(old / parent, new / parent)
+                made.append(parent)
         if source.is_dir() and not source.is_symlink():
             target.mkdir()
-            shutil.copystat(source, target)
+            made.append(Path(name))
             continue
         try:
             os.link(source, target, follow_symlinks=False)  # the same file under another name: nothing about it changes
         except (OSError, NotImplementedError):
             shutil.copy2(source, target, follow_symlinks=False)
+    for each in reversed(made):  # the mode last: it may say that nothing is written there
+        shutil.copystat(old / each, new / each)
 
 
 def _share_mode(folder: Path) -> None:

@@ -21,6 +21,7 @@ from taskdistill.atomic import check_place, remove_stale, replacing, sync, write
 from taskdistill.errors import BadInput
 from taskdistill.folders import dump_json, read_manifest, seal
 from taskdistill.lock import is_lock
+from taskdistill.protection import check_replacing, check_writable, folders_of, unlisted
 from taskdistill.strict_json import MAX_FILE_BYTES, JsonFault, open_regular, read_value
 from taskdistill.vocabulary import MANIFEST
 
@@ -152,6 +153,7 @@ def check_output(path: Path, is_ours: IsOurs | None = None) -> None:
         )
     if (owner := _listed_by(path)) is not None:
         raise BadInput(f"{path} is a part of the folder {owner}, whose {MANIFEST} lists it; give another path")
+    check_replacing(path)
 
 
 def check_result(path: Path, is_ours: IsOurs, out: Path | None) -> None:
@@ -277,6 +279,7 @@ def claim(
     earlier: Callable[[Path], bool],
     files: Mapping[str, IsOurs | None] | Sequence[str] = (),
     folders: Mapping[str, str] | None = None,
+    parts: Sequence[str] = (),
 ) -> None:
     """Take a folder into which a command writes over several runs, or refuse it before anything in it is touched.
 
@@ -286,11 +289,12 @@ def claim(
         earlier: Whether a folder without a manifest was written by a version that gave it none.
         files: Files that the command writes there itself.
         folders: Folder that the command writes there to its kind.
+        parts: Further folders in it that the command writes into.
 
     Raises:
-        BadInput: If it holds somebody's files and is not of this kind, or one of these names is somebody's.
+        BadInput: If it holds somebody's files and is not of this kind, one of these names is somebody's, or it is write-protected.
     """
-    check_claim(path, kind, earlier=earlier, files=files, folders=folders)
+    check_claim(path, kind, earlier=earlier, files=files, folders=folders, parts=parts)
     path.mkdir(parents=True, exist_ok=True)
     if not (path / MANIFEST).is_file():
         seal(path, kind, names=())
@@ -303,6 +307,7 @@ def check_claim(
     earlier: Callable[[Path], bool],
     files: Mapping[str, IsOurs | None] | Sequence[str] = (),
     folders: Mapping[str, str] | None = None,
+    parts: Sequence[str] = (),
 ) -> None:
     """Do what `claim` does but for taking the folder.
 
@@ -312,6 +317,7 @@ def check_claim(
         earlier: See `claim`.
         files: See `claim`.
         folders: See `claim`.
+        parts: See `claim`.
 
     Raises:
         BadInput: See `claim`.
@@ -325,6 +331,7 @@ def check_claim(
         read_manifest(path, kind)
     elif (others := foreign_names(path)) and not earlier(path):
         raise BadInput(f"{path} is not empty ({others[0]} lies in it) and was not written by this command; give another --out")
+    check_writable(path, path / MANIFEST, *(path / name for name in parts))
     for name, is_ours in files.items() if isinstance(files, Mapping) else ((name, None) for name in files):
         check_output(path / name, is_ours)
     for name, inner in (folders or {}).items():
@@ -345,15 +352,16 @@ def foreign_names(path: Path, first: str = MANIFEST) -> list[str]:
     return sorted(name for name in names if name != "lock" or not is_lock(path / name))
 
 
-def check_replaceable(path: Path, kind: str) -> None:
+def check_replaceable(path: Path, kind: str, *, replaces: bool = True) -> None:
     """Refuse a path at which a folder of a kind will be written, if something else is there.
 
     Args:
         path: The folder.
         kind: Its kind.
+        replaces: Whether a folder of this kind that is there will be replaced; otherwise it is read only.
 
     Raises:
-        BadInput: If something else is there.
+        BadInput: If something else is there, or it is write-protected.
     """
     if not os.path.lexists(path):
         check_place(path)
@@ -363,7 +371,12 @@ def check_replaceable(path: Path, kind: str) -> None:
     if any(path.iterdir()):
         if not (path / MANIFEST).is_file():
             raise BadInput(f"{path} has no {MANIFEST}, and a {kind} has its place there; move it away")
-        read_manifest(path, kind)
+        listed = read_manifest(path, kind)["files"]
+        if replaces:
+            check_writable(*folders_of(path, listed))
+            unlisted(path, listed)
+    if replaces:
+        check_replacing(path)
 
 
 def remove_names(folder: Path, names: Sequence[str]) -> None:

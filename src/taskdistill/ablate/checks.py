@@ -12,6 +12,7 @@ from taskdistill.ablate.arms import CORE, arm_of
 from taskdistill.ablate.bench import Bench
 from taskdistill.ablate.measure import Sets
 from taskdistill.ablate.settings import Experiment
+from taskdistill.atomic import check_place
 from taskdistill.data.overlap import overlap
 from taskdistill.data.rows import row_texts
 from taskdistill.errors import BadInput, WorkFailed
@@ -20,6 +21,7 @@ from taskdistill.evaluate.statistics import RANDOM_EFFECT
 from taskdistill.folders import read_manifest
 from taskdistill.model.backbone import resolve
 from taskdistill.outputs import check_output, foreign_names
+from taskdistill.protection import check_writable
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.vocabulary import MANIFEST
 
@@ -42,6 +44,8 @@ def freeze(experiment: Experiment, out: Path) -> dict[str, Any]:
     for name in ("results.json", "report.html"):
         check_output(out / name)
     path = out / FROZEN
+    check_place(path)
+    check_writable(out)
     frozen = {"digest": experiment.digest(), **json.loads(json.dumps(experiment.frozen()))}
     if path.is_file():
         before = read_sealed(path, "restore it from a copy, or use a new --out")

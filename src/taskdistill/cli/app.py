@@ -33,6 +33,7 @@ from taskdistill.cli import (
 )
 from taskdistill.cli.results import Checked
 from taskdistill.errors import BadInput, Truncated, WorkFailed
+from taskdistill.protection import spell
 
 
 class Commands(TyperGroup):
@@ -148,7 +149,7 @@ def run(argv: list[str]) -> int:
     except MemoryError:
         return _tell("out of memory; lower the batch size or the number of texts held at once", 1)
     except OSError as error:
-        return _tell(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
+        return _tell(spell(error), 1)
 
 
 def _tell(message: str, code: int) -> int:

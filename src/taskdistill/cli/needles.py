@@ -43,7 +43,7 @@ def needle(
     Example: [bold]taskdistill needle runs/my/model --lengths 256,2048,8192 --out needle[/bold]
     """
     from taskdistill.encode.encoder import Encoder
-    from taskdistill.job.needles import evaluate_needles, needle_tables
+    from taskdistill.job.needles import check_needles, evaluate_needles, needle_tables
     from taskdistill.outputs import copy_result
 
     terminal = Terminal(quiet)
@@ -54,6 +54,7 @@ def needle(
     names = [_name(model, models) for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadInput(f"two models are called {twice[0]!r}; name each model once, or copy one to a folder of another name")
+    check_needles(out)
     encoders = {name: Encoder.load(model, device=device, dtype=dtype) for name, model in zip(names, models, strict=True)}
     terminal.stage(f"{len(encoders)} models, {len(sizes)} lengths")
     terminal.note("; ".join(dict.fromkeys(encoder.placement for encoder in encoders.values())))

@@ -57,6 +57,7 @@ def tune(
     from taskdistill.outputs import write_result
     from taskdistill.search.index import Index
     from taskdistill.search.measure import read_dev_set
+    from taskdistill.search.target import check_own
     from taskdistill.search.tune import REFINEMENTS
     from taskdistill.search.tune import tune as run
     from taskdistill.search.tuning import table, verdicts
@@ -65,6 +66,8 @@ def tune(
         raise BadInput("--shrink changes the index and --dry-run changes nothing; give one of the two")
     terminal = Terminal(quiet)
     opened = Index.open(index)
+    if not dry_run:
+        check_own(index)
     settings = opened.settings
     encoder = Encoder.load(model or settings.model, device=device, dtype=dtype)
     settings.check_documents(encoder)

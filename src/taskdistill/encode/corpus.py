@@ -22,6 +22,7 @@ from taskdistill.errors import BadInput
 from taskdistill.folders import read_manifest, seal, sha256_file
 from taskdistill.lock import writer_lock
 from taskdistill.outputs import foreign_names, remove_names
+from taskdistill.protection import check_writable
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.vocabulary import MANIFEST, Backend, Role
 
@@ -158,6 +159,8 @@ def _check_place(out: Path) -> None:
         raise BadInput(f"{out} is there and holds no shards of vectors; give another --out")
     if (out / SHARDS).is_symlink():
         raise BadInput(f"{out / SHARDS} is a link; shards are written only where their folder is their own: make it a plain folder first")
+    check_writable(out.parent, purpose=out)
+    check_writable(out, *(out / name for name in (SHARDS, JOB, MANIFEST)))
 
 
 def _claim(out: Path, said: Mapping[str, Any], formerly: Mapping[str, Collection[str]]) -> None:

@@ -32,7 +32,7 @@ from taskdistill.model.backbone import rope_theta, set_rope_theta, weights_hash,
 from taskdistill.model.extend import check_new_adapter, extend_folder
 from taskdistill.model.folder import Model, read_model
 from taskdistill.model.student import TransformerModel
-from taskdistill.outputs import claim, remove_names
+from taskdistill.outputs import check_claim, check_replaceable, claim, remove_names
 from taskdistill.recipe import Adapter
 from taskdistill.recipe_faults import explain
 from taskdistill.recipe_source import Source
@@ -155,6 +155,9 @@ def adapt(
     if not restore(folder) or not folder.is_dir():
         raise BadInput(f"{folder} is no folder; give a model folder that `taskdistill train` wrote")
     read_manifest(folder, "model")
+    check_replaceable(folder, "model")
+    work = folder.with_name(f".{folder.name}.adapt")
+    check_claim(work, WORK, earlier=_is_work)
     place = resolve_device(device)
     arithmetic = choose_arithmetic(precision, place)
     model = read_model(folder)
@@ -172,7 +175,6 @@ def adapt(
     _check_apart(data, dev)
     settings = chosen_settings(wanted.task, kind, data, wanted.settings or {}, model.module)
     watcher.note(f"{data.name}: {len(data.rows):,} {kind} rows; {settings.steps:,} steps of {settings.batch_size}")
-    work = folder.with_name(f".{folder.name}.adapt")
     claim(work, WORK, earlier=_is_work)
     with writer_lock(work / "lock"):
         remove_stale(folder)

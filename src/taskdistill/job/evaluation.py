@@ -26,6 +26,7 @@ from taskdistill.strict_json import open_regular
 from taskdistill.vocabulary import Precision
 
 KIND = "evaluation"
+_PARTS = ("cache", "calibration", "endpoints")
 """Of the folder that it writes."""
 
 
@@ -76,7 +77,7 @@ def evaluate(request: Request, watcher: Watcher, environment: Mapping[str, str])
     Raises:
         BadInput: If a model, set or suite cannot be used; what is finished stays.
     """
-    claims: dict[str, Any] = {"earlier": lambda path: _is_evaluation(path), "files": ("results.json", "report.html")}
+    claims: dict[str, Any] = {"earlier": lambda path: _is_evaluation(path), "files": ("results.json", "report.html"), "parts": _PARTS}
     check_claim(request.out, KIND, **claims)
     suites = _suite_tasks(request.suites)
     sets = find_sets(request.data, request.sets, request.split) if request.data is not None else []

@@ -28,6 +28,7 @@ from taskdistill.job.start import data_root
 from taskdistill.job.watch import Stop, Watcher, never
 from taskdistill.lock import writer_lock
 from taskdistill.outputs import check_replaceable, remove_names
+from taskdistill.protection import check_writable
 from taskdistill.recipe import TeacherSettings
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.teacher.make import make_teacher
@@ -94,7 +95,10 @@ def mine(
         BadInput: If the folder was made from something else, naming the field that differs, or the source holds no pairs.
         WorkFailed: If a stop was asked for; what is finished is kept.
     """
-    check_replaceable(out, KIND)
+    check_replaceable(out, KIND, replaces=False)
+    check_writable(out.parent, purpose=out)
+    partial = out.with_name(f"{out.name}.partial")
+    check_writable(partial, partial / "fingerprint.json")
     settings = request.settings.fields()
     pairs, others = _load(recipe, recipe_folder, request, out, watcher)
     relations = relate(pairs.rows, [text for dataset in others for row in dataset.rows for text in row_texts(row)])
@@ -109,7 +113,6 @@ def mine(
         }
         if out.exists():
             return _finished(out, fingerprint, watcher)
-        partial = out.with_name(f"{out.name}.partial")
         _begin(partial, fingerprint, watcher)
         vectors.fill(partial)
         counts = _run(relations, vectors, request.settings, partial, watcher, should_stop)

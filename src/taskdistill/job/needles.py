@@ -18,7 +18,7 @@ from taskdistill.evaluate.report import ReportData, Section, render_report
 from taskdistill.evaluate.tables import Table, Value
 from taskdistill.folders import dump_json, versions
 from taskdistill.job.embedders import EncoderEmbedder
-from taskdistill.outputs import claim, write_output
+from taskdistill.outputs import check_claim, claim, write_output
 from taskdistill.sealed import read_sealed, write_sealed
 from taskdistill.vocabulary import Task
 
@@ -26,12 +26,25 @@ WHOLE = 1 << 24
 """Tokens beyond any sentence that is counted."""
 
 KIND = "needle"
+_CLAIM: dict[str, Any] = {"earlier": lambda path: False, "files": ("results.json", "report.html"), "parts": ("cache",)}
 """Of the folder that it writes."""
 
 ABOUT = (
     "One sentence is hidden in every document, and every query asks for one of them; the figure is nDCG@1, how often the document with "
     "the answer comes first. Halves: documents whose sentence stands in the first or second half. Cut: documents longer than the model reads."
 )
+
+
+def check_needles(out: Path) -> None:
+    """Refuse a folder that cannot take the results, before any model is loaded.
+
+    Args:
+        out: See `evaluate_needles`.
+
+    Raises:
+        BadInput: If it is something else or write-protected.
+    """
+    check_claim(out, KIND, **_CLAIM)
 
 
 def evaluate_needles(
@@ -64,7 +77,7 @@ def evaluate_needles(
     Returns:
         What results.json holds: `models`, `rows` (one a model, kind and length), `means` and `versions`.
     """
-    claim(out, KIND, earlier=lambda path: False, files=("results.json", "report.html"))
+    claim(out, KIND, **_CLAIM)
     first = next(iter(encoders.values()))
     counter, tokenizer = _Counter(first), hashlib.sha256(first.model.tokenizer.to_json().encode()).hexdigest()
     plan = [(name, kind, length) for kind in kinds for length in lengths for name in encoders]

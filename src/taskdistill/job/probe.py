@@ -48,6 +48,7 @@ from taskdistill.train.workers import workers
 from taskdistill.vocabulary import MANIFEST, Role, RowKind
 
 KIND = "probe"
+_CLAIM: dict[str, Any] = {"earlier": lambda path: False, "files": ("probe.json",), "parts": ("students", "endpoints", "cache")}
 """Of the folder that it writes."""
 
 STUDENT = ": student"
@@ -148,7 +149,7 @@ def probe(
             raise BadInput(
                 f"{spec.place} holds vectors of some texts, but a student needs those of its vocabulary too; give the model itself"
             )
-    check_claim(out, KIND, earlier=lambda path: False, files=("probe.json",))
+    check_claim(out, KIND, **_CLAIM)
     options = Options(max_queries=max_queries, seed=effort.seed)
     found = find_sets(data, sets)
     teachers = open_models(specs, out / "endpoints", environment or {}, threads=threads, device=device, dtype=dtype)
@@ -156,7 +157,7 @@ def probe(
         watcher.note(where)
     sample = _sample(texts or data, found, options, effort, watcher, given=texts is not None)
     vocabulary = [*sample, *(text for each in found for text in _all_texts(each.load(max_queries, effort.seed)))]
-    claim(out, KIND, earlier=lambda path: False, files=("probe.json",))
+    claim(out, KIND, **_CLAIM)
     models: list[Embedder] = []
     seconds = {}
     for spec, teacher in zip(specs, teachers, strict=True):

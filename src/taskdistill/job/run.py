@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from taskdistill.atomic import remove_stale_within, restore
+from taskdistill.atomic import check_place, remove_stale_within, restore
 from taskdistill.device import AUTO, device_name
 from taskdistill.encode.batches import cores
 from taskdistill.errors import BadInput
@@ -26,6 +26,7 @@ from taskdistill.job.watch import Silent, Stop, Watcher, never
 from taskdistill.lock import writer_lock
 from taskdistill.model.folder import Model
 from taskdistill.outputs import check_claim, claim, is_log, write_result
+from taskdistill.protection import check_writable
 from taskdistill.recipe import FIRST, Recipe, TeacherSettings, dump_recipe, parse_recipe
 from taskdistill.strict_json import open_regular
 from taskdistill.teacher.make import make_teacher
@@ -247,6 +248,8 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
         BadInput: If the run folder is something else, or settings contradict each other.
     """
     check_claim(out, KIND, **_CLAIM)
+    check_writable(out / "recipe.yaml", *(out / "checkpoints" / name for name in recipe.phases()))
+    check_place(store_root(recipe, out))
     for task, settings in recipe.adapters.items():
         if settings.average is not None and settings.average.gate and not recipe.evaluation.dev:
             raise BadInput(f"adapters.{task.value}.average.gate needs evaluation.dev sets to decide by; name some or set gate: false")
@@ -266,6 +269,7 @@ def _is_earlier_run(path: Path) -> bool:
 _CLAIM: dict[str, Any] = {
     "earlier": _is_earlier_run,
     "files": {"metrics.json": None, "report.html": None, "log.jsonl": is_log},
+    "parts": ("phases", "checkpoints"),
     "folders": {"model": "model", "static-model": "model", "tokenizer": "tokenizer", "student-tokenizer": "tokenizer"},
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from taskdistill.atomic import check_place
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.lock import writer_lock
+from taskdistill.protection import check_writable
 from taskdistill.search.manifest import Manifest, load_manifest, write_manifest
 from taskdistill.vocabulary import MANIFEST
 
@@ -53,7 +54,8 @@ def check_own(path: Path) -> None:
         path: The index.
 
     Raises:
-        BadInput: If its manifest, its journal, a folder of it or a file that the manifest lists is a link or no plain file or folder.
+        BadInput: If its manifest, its journal, a folder of it or a file that the manifest lists is a link or no plain file or folder, or
+            the index is write-protected.
     """
     for name in _PARTS:
         _check_kind(path / name, stat.S_ISDIR, "folder")
@@ -64,6 +66,7 @@ def check_own(path: Path) -> None:
         _check_kind(path / folder, stat.S_ISDIR, "folder")
     for name in files:
         _check_kind(path / name, stat.S_ISREG, "file")
+    check_writable(path, path / MANIFEST, *(path / name for name in (*_PARTS, *sorted({name.rpartition("/")[0] for name in files}))))
 
 
 def _check_kind(path: Path, is_kind: Callable[[int], bool], kind: str) -> None:
@@ -99,6 +102,7 @@ def check_target(path: Path) -> bool:
     others = sorted(each.name for each in path.iterdir() if each.name != LOCK and not each.name.startswith(f".{MANIFEST}.taskdistill-"))
     if others:
         raise BadInput(f"{path} is not empty ({others[0]} lies in it) and no index; give another folder for the index")
+    check_writable(path)
     return False
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from taskdistill.atomic import remove_stale
+from taskdistill.atomic import check_place, remove_stale
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.lock import writer_lock
+from taskdistill.protection import check_writable
 from taskdistill.teacher.keys import KEY_BYTES, Keys, first_seen, key_name, text_keys
 from taskdistill.teacher.protocol import FLOAT32, KnowsSomeTexts, Teacher, first_difference, instruct, unit_rows
 from taskdistill.teacher.recheck import SAME_MODEL_COSINE, SAMPLES, Disagreement, Recheck, refuse_equal
@@ -62,13 +63,16 @@ def fill_store(
         The report.
 
     Raises:
-        BadInput: If the teacher is not the store's.
+        BadInput: If the teacher is not the store's, or texts are missing in a store that is write-protected.
     """
     _same_teacher(store, teacher)
     keys = text_keys(texts)
     distinct = first_seen(keys)
     if (store.locate_keys(keys[distinct]) >= 0).all():
         return FillReport(len(texts), len(distinct), len(distinct))
+    check_place(store.folder)
+    check_writable(store.folder.parent, purpose=store.lock_path)
+    check_writable(store.folder, store.folder / "shards")
     store.folder.parent.mkdir(parents=True, exist_ok=True)
     with writer_lock(store.lock_path) as notes:
         notes += _clean(store)

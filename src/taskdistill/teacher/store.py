@@ -18,6 +18,7 @@ import numpy.typing as npt
 from taskdistill.errors import BadInput
 from taskdistill.folders import read_manifest, require_field, sha256_file, write_folder
 from taskdistill.lock import writer_lock
+from taskdistill.protection import check_writable
 from taskdistill.recipe import Instructions
 from taskdistill.teacher.filling import SHARD_ROWS, FillReport, fill_store
 from taskdistill.teacher.keys import KEY_BYTES, KEY_DTYPE, KeyIndex, Keys, first_seen, text_keys
@@ -317,9 +318,11 @@ def repair(folder: Path) -> list[str]:
         One sentence for each thing dropped; empty if the store was whole.
 
     Raises:
-        BadInput: If it is no teacher store.
+        BadInput: If it is no teacher store, or is write-protected.
     """
     read_manifest(folder, KIND)
+    check_writable(folder.parent, purpose=folder.with_name(f"{folder.name}.lock"))
+    check_writable(folder / "shards")
     with writer_lock(folder.with_name(f"{folder.name}.lock")) as notes:
         said = list(notes)
         for name, fault in _inspect(folder)[1].items():
