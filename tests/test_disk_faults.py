@@ -25,6 +25,7 @@ from test_foreign_files import home as home
 from taskdistill.atomic import replacing
 from taskdistill.errors import BadInput
 from taskdistill.folders import write_folder
+from taskdistill.outputs import claim
 from taskdistill.protection import check_replacing, check_writable, spell
 
 FREE = [name for name, case in CASES.items() if not case.copies]
@@ -222,6 +223,17 @@ def test_a_disk_that_is_full_ends_a_command_with_one_line(home, tmp_path, name):
         ended = with_limit(trial.line, 300)
         assert ended.code == 1, ended.said
         assert ended.said.startswith("error: ") and ended.said.count("\n") == 1, ended.said
+
+
+def test_a_claim_removes_what_a_killed_writer_left_of_its_own_names(tmp_path):
+    """Of the manifest and the files that it names, not of others."""
+    gone = [tmp_path / f".{name}.taskdistill-0a1b2c3d" for name in ("taskdistill.json", "results.json")]
+    stays = tmp_path / ".notes.txt.taskdistill-0a1b2c3d"
+    claim(tmp_path, "needle", earlier=lambda _: True, files=("results.json",))
+    for each in (*gone, stays):
+        each.write_text("")
+    claim(tmp_path, "needle", earlier=lambda _: False, files=("results.json",))
+    assert stays.exists() and not any(each.exists() for each in gone)
 
 
 class Trial:

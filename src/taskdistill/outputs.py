@@ -296,6 +296,7 @@ def claim(
     """
     check_claim(path, kind, earlier=earlier, files=files, folders=folders, parts=parts)
     path.mkdir(parents=True, exist_ok=True)
+    remove_stale(path / MANIFEST, *(path / name for name in files))
     if not (path / MANIFEST).is_file():
         seal(path, kind, names=())
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from taskdistill.atomic import remove_stale_within
 from taskdistill.device import dtype_name
 from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.needle import KINDS, LENGTHS, METRIC, score_needles
@@ -78,6 +79,7 @@ def evaluate_needles(
         What results.json holds: `models`, `rows` (one a model, kind and length), `means` and `versions`.
     """
     claim(out, KIND, **_CLAIM)
+    remove_stale_within(out / "cache")
     first = next(iter(encoders.values()))
     counter, tokenizer = _Counter(first), hashlib.sha256(first.model.tokenizer.to_json().encode()).hexdigest()
     plan = [(name, kind, length) for kind in kinds for length in lengths for name in encoders]
