@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
+import ssl
 import sys
 
 import pytest
@@ -90,6 +92,9 @@ def pytest_collection_finish() -> None:
     if (speed := sys.modules.get("taskdistill.job.speed")) is not None:
         _, *others = speed.matrix_rate.__defaults__
         speed.matrix_rate.__defaults__ = MEASURED, *others
+    ssl.create_default_context = functools.cache(
+        ssl.create_default_context
+    )  # every client of HTTP reads all certificates, and none is used
     gc.collect()
     gc.freeze()
     gc.enable()

@@ -144,7 +144,8 @@ def test_kill_9_at_random_moments(tmp_path, monkeypatch):
     assert on_disk == listed | {"taskdistill.json"}
 
 
-def test_a_kill_at_every_sync_and_rename(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_kill_at_every_sync_and_rename(tmp_path, monkeypatch, stride):
     monkeypatch.setattr(writes, "FANOUT", 2)
     steps = [step for step in range(200) if plan(step)[0] == "add"][:2]
     steps += [next(s for s in range(200) if plan(s)[0] == "delete"), next(s for s in range(200) if plan(s)[0] == "compact")]
@@ -155,7 +156,7 @@ def test_a_kill_at_every_sync_and_rename(tmp_path, monkeypatch):
         (start / part / ".notes.0a1b2c3d").write_text("mine")
         (start / part / "20240115" / "codes.npy").write_text("mine")
     before = tree(start.parent)
-    for point in range(1, 500):
+    for point in range(1, 500, stride):
         path = tmp_path / f"i{point}" / "i"
         shutil.copytree(start, path, symlinks=True)
 
