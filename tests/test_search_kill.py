@@ -225,7 +225,7 @@ def test_opening_while_another_process_writes_always_sees_one_generation(tmp_pat
     with forked(work):
         generations = set()
         end = time.monotonic() + 2
-        while time.monotonic() < end:
+        while time.monotonic() < end or (len(generations) <= 3 and time.monotonic() < end + 60):  # the writer may be slow
             index = Index.open(tmp_path / "i")
             assert observed(index) in states
             generations.add(index.snapshot.manifest.generation)
