@@ -77,7 +77,7 @@ def by_wide(home):
         ("student", "wide", STEPS),
         ("student", "narrow", STEPS),
         ("letters", "teacher", STEPS),
-        ("cls", "teacher", 2 * STEPS),
+        ("cls", "teacher", 4 * STEPS),
     ],
     ids=["another space", "wider teacher", "narrower teacher", "another tokenizer", "another pooling"],
 )

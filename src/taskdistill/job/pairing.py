@@ -48,7 +48,7 @@ STARTS: Mapping[Origin, Start] = {
         why="it shares the teacher's space, so it regresses onto the teacher's vectors, from the identity",
     ),
     Origin.EMBEDDING_MODEL: Start(
-        weights={"similarity": 1.0, "score_kl": 0.05},
+        weights={"similarity": 1.0},
         projection_init="least_squares",
         why="it has a space of its own, so it learns the similarities among texts, which no rotation of that space changes",
     ),
