@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -119,7 +120,7 @@ def commands() -> dict[str, Any]:
 def run_command(words: Sequence[str]) -> tuple[int, str, str]:
     """Run a command line in this process; its exit code, output and errors."""
     out, err = io.StringIO(), io.StringIO()
-    before = warnings.showwarning
+    before, handlers = warnings.showwarning, list(logging.root.handlers)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -130,6 +131,7 @@ def run_command(words: Sequence[str]) -> tuple[int, str, str]:
                 code = int(end.code or 0)
     finally:
         warnings.showwarning = before
+        logging.root.handlers[:] = handlers  # libraries that are imported on the way add some, onto streams that are closed afterwards
     return code, out.getvalue(), err.getvalue()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 MASK = "<masked>"
 KEYS = re.compile(
     r"seconds|millisecond|_ms$|per_s\b|per_second|megabytes|version|created_by|^cpu|time$|^time|speed|rate$|memory|machine|hardware|^created|"
-    r"^check$|wall|checked_with|gflops|flops|peak|port$|^python$|torch$"
+    r"^check$|wall|checked_with|gflops|flops|peak|port$|keep_tokens|^python$|torch$"
 )
 """Keys whose numbers and texts are masked, whatever lies below them."""
 EXACT_KEYS = frozenset(["format_version", "rate"])
@@ -23,8 +23,10 @@ TEXTS = (
     (re.compile(r"127\.0\.0\.1:\d+"), "127.0.0.1:<port>"),
     (re.compile(r"\b\d+ cores?, [\d.,]+ [GT]F/s"), "<number> cores, <number> GF/s"),
 )
-COLUMNS = re.compile(r"minutes|seconds|tokens kept|\bms\b|\bMB\b|texts/s")
+COLUMNS = re.compile(r"minutes|seconds|^share$|tokens kept|\bms\b|\bMB\b|texts/s")
 """Columns of printed tables that differ so."""
+FEW_CELLS = 6
+"""A line of more cells, with two spaces or more between them, is a row of a table without frames."""
 
 
 class Mask:
@@ -45,10 +47,19 @@ class Mask:
         """The lines of an output; of its tables the cells, without frames and widths, which follow the longest number."""
         found: list[str] = []
         hidden: set[int] = set()
+        timed: list[int] = []
         for line in self.text(text).splitlines():
             if line[:1] in ("┏", "┡", "└"):
                 continue
             if line[:1] not in ("┃", "│"):
+                cells = re.split(r" {2,}", line.strip())
+                if len(cells) > FEW_CELLS and any(cell.endswith("ms") for cell in cells):  # the heading of a table without frames
+                    timed = [place - len(cells) for place, cell in enumerate(cells) if cell.endswith("ms")]
+                    line = f"table: {' | '.join(cells)}"
+                elif timed and len(cells) > FEW_CELLS:
+                    line = f"row: {' | '.join(MASK if place - len(cells) in timed else cell for place, cell in enumerate(cells))}"
+                else:
+                    timed = []
                 found.append(line)
                 continue
             cells = [cell.strip() for cell in re.split("[┃│]", line)[1:-1]]

@@ -60,8 +60,15 @@ class Workshop:
         return done
 
     def read(self, path: Path) -> Any:
-        """A JSON file, masked."""
-        return self.mask.value(json.loads(path.read_text("utf-8"))) if path.is_file() else "(no file)"
+        """A JSON file, masked; a manifest without the hashes of what names the folders of this run: of itself, the recipe, the card."""
+        if not path.is_file():
+            return "(no file)"
+        content = self.mask.value(json.loads(path.read_text("utf-8")))
+        if path.name == "taskdistill.json":
+            content.pop("sha256", None)
+            content.get("inputs", {}).pop("recipe", None)
+            content.get("files", {}).pop("README.md", None)
+        return content
 
     def files(self, folder: Path) -> list[str]:
         """Names of all files below a folder; or its own, of a file."""

@@ -20,6 +20,7 @@ def record(workshop: Workshop) -> dict[str, Any]:
     found: dict[str, Any] = {}
     workshop.command(found, "ablate", recipe, "--out", out, "--quiet", made=out)
     results = workshop.read(out / "results.json")
+    results["frozen"].pop("digest")  # of the recipe with the folders of this run in it
     found |= {f"results: {key}": value for key, value in results.items()}
     found["headings of the report"] = headings(out / "report.html")
     return found

@@ -79,6 +79,7 @@ def _long(encoder: entry.Encoder) -> dict[str, Any]:
         " int8 16": {"chunk_tokens": 20, "task": "retrieval", "precision": "int8", "truncate_dim": 16},
         " overlap": {"chunk_tokens": 10, "max_length": 40, "overlap": 8},
         " spans": {"spans": [(0, 40), (40, 74), (74, 200)], "task": "clustering"},
+        " spans within words": {"spans": [(1, 2), (5, 7), (9, 9 + 30)], "task": "retrieval"},
     }
     for name, options in cases.items():
         for key, value in entry.chunks_of(entry.encode_chunks(encoder, LONG, **options)).items():
