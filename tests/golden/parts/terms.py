@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from golden import entry
+from golden.compare import TRAINED
 from golden.summaries import hexadecimal, summarize
 from golden.workshop import Workshop
 
+TOLERANCE = TRAINED
 ROWS, NEGATIVES, WIDTH, TEACHER = 6, 5, 12, 10
 
 
