@@ -123,7 +123,7 @@ def test_another_rounding_of_codes_is_seen_elsewhere_and_one_code_is_not():
     assert found({"x": summarize(codes)}, {"x": summarize(codes - np.int8(1))})
     floats = codes.astype(np.float32) / 100
     moved = floats.copy()
-    moved[3, 4] += np.float32(1e-4)
+    moved[3, 4] += np.float32(1e-3)
     assert found({"x": summarize(floats)}, {"x": summarize(floats + np.float32(1e-8))}) == []
     assert found({"x": summarize(floats)}, {"x": summarize(moved)})
 

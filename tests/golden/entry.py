@@ -95,7 +95,7 @@ mixed_negatives = menu.mixed_negatives
 over_prefixes = losses.over_prefixes
 normalize = losses.normalise
 
-sentence, TOPICS = tiny.sentence, tiny.TOPICS
+sentence, TOPICS, tiny_config = tiny.sentence, tiny.TOPICS, tiny.config
 write_jsonl, write_data, write_teacher, raw_recipe = tiny.write_jsonl, tiny.write_data, tiny.write_teacher, tiny.recipe
 write_topic_model, raw_ablation = topic_models.write, tiny_ablation.raw
 write_jina, JINA_TEXTS = tiny_jina.write_repository, tiny_jina.TEXTS

@@ -21,6 +21,14 @@ def record(workshop: Workshop) -> dict[str, Any]:
     found: dict[str, Any] = {}
     workshop.command(found, "plan", workshop.recipe_file, "--quiet", result=workshop.path("commands/plan.json"))
     workshop.command(found, "plan", workshop.recipe_file, "--set", "stage1.steps=9", "--gpu", "a100", "--quiet")
+    # Terms and projection that a recipe leaves open follow where the student starts from: cut from its teacher, of another space, at random.
+    config = f"student.config={json.dumps(entry.tiny_config('bert'))}"
+    for start in (("student.layers=null",), (f"student.init={workshop.topics}",), ("student.init=config", "student.layers=null", config)):
+        tokenizer = (
+            ("--set", f"student.tokenizer={workshop.teacher}", "--set", "student.pooling=mean") if "student.init=config" in start else ()
+        )
+        settings = [word for each in (*start, "stage1.projection_init=auto") for word in ("--set", each)]
+        workshop.command(found, "plan", workshop.recipe_file, *settings, *tokenizer)
     for step, phase in ((0, "stage1"), (3, "adapters.retrieval"), (1, "adapters.classification")):
         words = ("data", "inspect", workshop.recipe_file, "--step", step, "--phase", phase)
         workshop.command(found, *words, *(("--row", 1) if phase == "adapters.retrieval" else ()))
