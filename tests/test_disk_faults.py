@@ -309,11 +309,6 @@ def part_of(number: int, parts: int):
     return lambda calls: range(1 + number, calls + 1, parts)
 
 
-def spread(calls: int) -> list[int]:
-    """Few calls over the whole of a command, other ones for each number of calls."""
-    return sorted({1 + (calls * each + calls // 7) // 4 % calls for each in range(4)})
-
-
 SWEPT = {"search tune": 3, "probe": 2, "train": 0, "train profiled": 0}
 """Commands to the parts that the sweep over all calls is cut into, one where nothing is said; 0 for every sixth call alone."""
 
