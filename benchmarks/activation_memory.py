@@ -22,7 +22,7 @@ from common import in_child, load_texts, machine, options, parser, peak_memory, 
 from common import finish  # isort: skip
 from train_speed import MAX_LENGTH, student
 
-from taskdistill.memory import give_back
+from taskdistill.memory import trim_memory
 
 SIDES = ("padded", "packed, graphs kept", "packed, second pass", "packed, each piece carried back")
 
@@ -65,7 +65,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     step = _padded_step if asked.side == SIDES[0] else _packed_step
     step(module, ids[:2], targets[:2], parameters, asked)
     optimiser.step()
-    give_back()
+    trim_memory()
     Path("/proc/self/clear_refs").write_text("5")
     before = resident_memory()
     step(module, ids, targets, parameters, asked)
@@ -84,7 +84,7 @@ def _padded_step(module: Any, ids: list[np.ndarray], targets: torch.Tensor, para
 
 
 def _packed_step(module: Any, ids: list[np.ndarray], targets: torch.Tensor, parameters: list[Any], asked: argparse.Namespace) -> None:
-    from taskdistill.train.step import gradients
+    from taskdistill.train.gradients import gradients
     from taskdistill.train.workers import workers
 
     def distance(vectors: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:

@@ -28,10 +28,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.evaluate.statistics import paired_difference
-from taskdistill.job.adapt import Wanted, adapt
-from taskdistill.recipe_faults import overridden
-from taskdistill.vocabulary import Task
+from taskdistill.recipe.load import overridden
+from taskdistill.stats import paired_difference
+from taskdistill.tasks import Task
+from taskdistill.workflows.adapt import AdaptRequest, adapt
 
 GRID = {"C": [1, 3, 10, 30, 100]}
 HELD_OUT = 20
@@ -85,7 +85,10 @@ def one(asked: Namespace, seed: int) -> dict[str, Any]:
         shutil.copytree(asked.model, model)
         file.write_text("".join(json.dumps(row) + "\n" for row in few))
         start = time.perf_counter()
-        adapt(model, Wanted(file, Task.CLASSIFICATION, name="few", settings=overridden(asked.adapter), seed=seed, strength=asked.strength))
+        adapt(
+            model,
+            AdaptRequest(file, Task.CLASSIFICATION, name="few", settings=overridden(asked.adapter), seed=seed, strength=asked.strength),
+        )
         seconds = time.perf_counter() - start
         ours = Encoder.load(model, threads=asked.threads)
         sides = {"teacher": (Encoder.load(asked.teacher, threads=asked.threads), None), "base": (ours, None), "adapter": (ours, "few")}

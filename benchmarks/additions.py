@@ -24,30 +24,31 @@ import torch
 from common import finish, machine, options, parser, table
 from safetensors.torch import load_file
 
-from taskdistill.compress import fit_ranges, pack_bits, truncate
 from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.compression import decoded
-from taskdistill.evaluate.encoding import encode_set
-from taskdistill.evaluate.ranking import ndcg_units, ndcg_units_of_bits
-from taskdistill.evaluate.sets import find_sets
-from taskdistill.evaluate.statistics import interval, paired_difference
-from taskdistill.job.embedders import EncoderEmbedder
-from taskdistill.job.run import store_root
-from taskdistill.job.start import load_inputs, start_student
-from taskdistill.job.state import Run, fill_stores, make_plans
-from taskdistill.job.watch import Silent, never
+from taskdistill.evaluate.datasets import find_eval_sets
+from taskdistill.evaluate.encode import encode_set
+from taskdistill.evaluate.exact_search import ndcg_units, ndcg_units_of_bits
+from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.model.backbone import without_dropout
 from taskdistill.model.folder import Model
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import TransformerModel
-from taskdistill.recipe import load_recipe
+from taskdistill.pipeline.context import RunContext, fill_stores, make_plans
+from taskdistill.pipeline.setup import load_inputs, start_student
+from taskdistill.pipeline.train import store_root
+from taskdistill.progress import SilentProgress, never
+from taskdistill.quantization import fit_ranges, pack_bits, truncate
+from taskdistill.recipe.recipe import load_recipe
+from taskdistill.stats import interval, paired_difference
+from taskdistill.tasks import Task
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.store import open_views
 from taskdistill.train.log import Log
-from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
+from taskdistill.train.loop import Phase, TrainContext, run_phase
 from taskdistill.train.phases import adapter_job, stage1_job
 from taskdistill.train.workers import workers
-from taskdistill.vocabulary import Precision, Task
+from taskdistill.types import Precision
 
 PLAIN = "plain"
 VARIANTS: dict[str, list[str]] = {
@@ -152,17 +153,17 @@ def variant(asked: argparse.Namespace, changes: list[str], seed: int) -> Units:
     )
     adapters = {} if asked.phase == "stage1" else {Task.RETRIEVAL: recipe.adapters[Task.RETRIEVAL]}
     recipe = recipe.model_copy(update={"adapters": adapters, "static": None, "seed": recipe.seed + seed})
-    inputs = load_inputs(recipe, asked.data, Silent())
+    inputs = load_inputs(recipe, asked.data, SilentProgress())
     teacher = make_teacher(recipe.teacher, threads=asked.threads)
     stores = open_views(store_root(recipe, asked.run), teacher, recipe.teacher.instructions)
     folder = Path(tempfile.mkdtemp(prefix="additions-"))
     plans = {plan: make_plans(recipe, inputs)[plan]}
-    run = Run(recipe, folder, inputs, teacher, stores, Silent(), never, Log(folder / "log.jsonl"), asked.threads, plans, {})
+    run = RunContext(recipe, folder, inputs, teacher, stores, SilentProgress(), never, Log(folder / "log.jsonl"), asked.threads, plans, {})
     fill_stores(run, [plan])
     student = start_student(recipe)
     job = stage1_again(run, student) if asked.phase == "stage1" else adapter_again(run, student, asked.run)
     with workers(asked.threads) as threads:
-        around = Surroundings(
+        around = TrainContext(
             student.tokenizer, student.settings.prompts, recipe.seed, threads, run.log, {}, run.watcher.step, never, 1, run.watcher.note
         )
         run_phase(job, student.module, folder / "checkpoints", around)
@@ -171,7 +172,7 @@ def variant(asked: argparse.Namespace, changes: list[str], seed: int) -> Units:
     return scored(asked, Encoder(student, threads=asked.threads))
 
 
-def stage1_again(run: Run, student: Model) -> PhaseJob:
+def stage1_again(run: RunContext, student: Model) -> Phase:
     """Describe stage 1 from the student before its first step."""
     assert isinstance(student.module, TransformerModel)
     settings = run.recipe.first_stage()
@@ -182,7 +183,7 @@ def stage1_again(run: Run, student: Model) -> PhaseJob:
     return stage1_job("stage1", settings, student.module, run.plans["stage1"], run.stores, projection, student.settings.matryoshka_dims)
 
 
-def adapter_again(run: Run, student: Model, source: Path) -> PhaseJob:
+def adapter_again(run: RunContext, student: Model, source: Path) -> Phase:
     """Describe the retrieval adapter on a finished base."""
     assert isinstance(student.module, TransformerModel)
     projection = trained_base(student.module, source / "phases")
@@ -209,7 +210,7 @@ def trained_base(module: Any, phases: Path) -> Projection:
 
 def scored(asked: argparse.Namespace, encoder: Encoder) -> Units:
     """Score the set's queries in each form of the vectors."""
-    (chosen,) = find_sets(asked.data, [asked.name], split=asked.split)
+    (chosen,) = find_eval_sets(asked.data, [asked.name], split=asked.split)
     data = chosen.load(None, 17)
     sides = encode_set(EncoderEmbedder(encoder), chosen.kind, data).sides
     queries, documents = sides["queries"], sides["documents"]

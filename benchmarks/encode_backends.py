@@ -22,9 +22,9 @@ from common import MODEL, SPEED_COLUMNS, finish, in_turn, load_texts, machine, o
 from taskdistill import Encoder
 from taskdistill.model.backbone import build_backbone, resolve
 from taskdistill.model.folder import Model, read_model
-from taskdistill.model.graph import ERRORS_ONLY, make_graph, padded_batches
+from taskdistill.model.onnx_graph import ERRORS_ONLY, make_graph, padded_batches
 from taskdistill.model.student import TransformerModel
-from taskdistill.vocabulary import Pooling
+from taskdistill.types import Pooling
 
 BATCH = 32
 ENGINES = ("onnxruntime", "openvino")

@@ -69,11 +69,11 @@ def main() -> None:
 
 def quality(asked: argparse.Namespace) -> None:
     """Score the model in float32 and in int8 on evaluation sets, each with its own task's adapter if there is one."""
-    from taskdistill.evaluate.run import evaluate_models
-    from taskdistill.evaluate.sets import find_sets
-    from taskdistill.job.embedders import EncoderEmbedder
+    from taskdistill.evaluate.datasets import find_eval_sets
+    from taskdistill.evaluate.models.encoder import EncoderEmbedder
+    from taskdistill.evaluate.runner import evaluate_models
 
-    sets = find_sets(asked.data or data_folder(), asked.quality.split(","))
+    sets = find_eval_sets(asked.data or data_folder(), asked.quality.split(","))
     kinds = {"float32": "torch", "int8": "int8"}
     models = [
         EncoderEmbedder(Encoder.load(asked.model, threads=asked.threads, backend=backend), name=name) for name, backend in kinds.items()

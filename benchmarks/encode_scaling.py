@@ -85,10 +85,10 @@ def encode(kind: str, source: str, out: str, *, threads: int) -> dict[str, float
     from taskdistill.encode.files import encode_file
     from taskdistill.encode.reading import Reading
     from taskdistill.model.backbone import build_backbone, resolve
-    from taskdistill.model.folder import Model, Settings
+    from taskdistill.model.folder import Model, ModelSettings
     from taskdistill.model.student import StaticModel, TransformerModel
-    from taskdistill.model.text import TextTokenizer
-    from taskdistill.vocabulary import Pooling
+    from taskdistill.model.tokenizer import TextTokenizer
+    from taskdistill.types import Pooling
 
     torch.manual_seed(0)
     tokenizer = TextTokenizer.load(resolve(MODEL), special=kind == "transformer")
@@ -98,7 +98,7 @@ def encode(kind: str, source: str, out: str, *, threads: int) -> dict[str, float
         shape = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
         config = {"model_type": "bert", "vocab_size": len(tokenizer), "max_position_embeddings": 512, **shape}
         module = TransformerModel(build_backbone(config), Pooling.MEAN)
-    encoder = Encoder(Model(module, tokenizer, Settings(max_length=256), name=kind, source=Path()), threads=threads)
+    encoder = Encoder(Model(module, tokenizer, ModelSettings(max_length=256), name=kind, source=Path()), threads=threads)
     encoder.encode(["warm", "up"])
     loaded, begin = resident_memory(), time.perf_counter()
     counts = encode_file(encoder, Reading(source), Path(out), task=None, prompt_name="document")

@@ -20,10 +20,10 @@ from pathlib import Path
 from common import MODEL, SPEED_COLUMNS, finish, in_turn, load_texts, machine, options, parser, speed_rows, table
 
 from taskdistill import Encoder
-from taskdistill.evaluate.run import evaluate_models
-from taskdistill.evaluate.sets import find_sets
-from taskdistill.job.embedders import EncoderEmbedder
-from taskdistill.job.page import write_evaluation
+from taskdistill.evaluate.datasets import find_eval_sets
+from taskdistill.evaluate.models.encoder import EncoderEmbedder
+from taskdistill.evaluate.runner import evaluate_models
+from taskdistill.report.pages import write_evaluation
 
 QUERY_SHARE = 10
 """Documents for each query."""
@@ -67,7 +67,7 @@ def main() -> None:
 
         def evaluate() -> dict[str, float]:
             shutil.rmtree(out, ignore_errors=True)
-            results = evaluate_models([EncoderEmbedder(encoder)], find_sets(root), out)
+            results = evaluate_models([EncoderEmbedder(encoder)], find_eval_sets(root), out)
             write_evaluation(out, results, [])
             record: dict[str, float] = next(iter(results["scores"].values()))["retrieval/some"]
             return record

@@ -36,13 +36,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # which 
 import tiny_hub
 
 from taskdistill.device import device_name
-from taskdistill.job.run import train
-from taskdistill.job.speed import matrix_rate, where_time_went
 from taskdistill.model.backbone import build_backbone
-from taskdistill.recipe import parse_recipe
-from taskdistill.train.device import choose_arithmetic, training_device
+from taskdistill.pipeline.profile import matrix_rate, where_time_went
+from taskdistill.pipeline.train import train
+from taskdistill.recipe.recipe import parse_recipe
+from taskdistill.train.arithmetic import choose_arithmetic, training_device
+from taskdistill.train.distributed import ALONE
 from taskdistill.train.log import read_lines
-from taskdistill.train.processes import ALONE
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "jina-v5-small.yaml"
 BODY = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072}

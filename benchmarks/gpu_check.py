@@ -33,16 +33,16 @@ import tiny_run
 
 from taskdistill import Encoder
 from taskdistill.device import computes_in, free_memory_of, placement, resolve_device, synchronize
-from taskdistill.job.speed import matrix_rate
 from taskdistill.model.backbone import build_backbone
+from taskdistill.model.flops import step_flops
 from taskdistill.model.student import TransformerModel
+from taskdistill.pipeline.profile import matrix_rate
+from taskdistill.train.arithmetic import choose_arithmetic, tf32_products
 from taskdistill.train.budget import choose_budget
-from taskdistill.train.device import choose_arithmetic, tf32_products
+from taskdistill.train.gradients import gradients
 from taskdistill.train.loop import Interrupted
-from taskdistill.train.step import gradients
-from taskdistill.train.work import step_work
 from taskdistill.train.workers import workers
-from taskdistill.vocabulary import Pooling
+from taskdistill.types import Pooling
 
 LEAST = {"float32": 0.999, "bfloat16": 0.98}
 """Cosine that the vectors of the tiny model must at least have with those of the CPU's run. Six steps of AdamW let differences in the
@@ -187,7 +187,7 @@ def measure(device: torch.device, config: dict[str, Any], texts: int, tokens: in
             optimiser.step()
             synchronize(device)
             seconds.append(time.perf_counter() - start)
-            work = step_work(model, np.full(texts, tokens), trained, None)
+            work = step_flops(model, np.full(texts, tokens), trained, None)
     step = statistics.median(seconds[2:])
     peak = matrix_rate(device=device, dtype=arithmetic.compute or torch.float32)
     return {

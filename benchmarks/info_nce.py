@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from common import finish, in_child, in_turn, machine, options, parser, peak_memory, resident_memory, table
 
-from taskdistill.losses import streaming_info_nce
-from taskdistill.memory import give_back
+from taskdistill.losses.formulas import streaming_info_nce
+from taskdistill.memory import trim_memory
 
 SIDES = ("plain torch", "row chunks")
 TEMPERATURE = 0.05
@@ -91,7 +91,7 @@ def memory(asked: argparse.Namespace) -> dict[str, Any]:
     """Measure the largest resident size of one step above the inputs."""
     queries, documents = inputs(asked)
     step(asked.side, queries[:64], documents[:64], asked.chunk)
-    give_back()
+    trim_memory()
     Path("/proc/self/clear_refs").write_text("5")
     before = resident_memory()
     step(asked.side, queries, documents, asked.chunk)

@@ -25,10 +25,10 @@ import torch
 from common import in_child, machine, options, parser, peak_memory, resident_memory, table
 
 from common import finish  # isort: skip
-from taskdistill.job.sketch import KNOWN
 from taskdistill.model.backbone import build_backbone
+from taskdistill.model.sketch import KNOWN
 from taskdistill.model.student import TransformerModel
-from taskdistill.vocabulary import Pooling
+from taskdistill.types import Pooling
 
 SHAPES = {"nano": "EuroBERT/EuroBERT-210m", "small": "Qwen/Qwen3-0.6B-Base"}
 SIDES = ("packed", "sdpa", "eager", "packed, four", "sdpa, padded")

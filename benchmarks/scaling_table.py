@@ -284,14 +284,15 @@ def child(asked: Any) -> None:
     from train_speed import MAX_LENGTH, RATE, student
 
     from taskdistill.data.batches import Batch
-    from taskdistill.train.clock import Clock
-    from taskdistill.train.prepare import Prepared
-    from taskdistill.train.processes import joined
-    from taskdistill.train.signals import SignalSource
-    from taskdistill.train.step import gradients
-    from taskdistill.train.work import step_work
+    from taskdistill.model.flops import step_flops
+    from taskdistill.tasks import Role
+    from taskdistill.train.collate import TrainBatch
+    from taskdistill.train.distributed import init_distributed
+    from taskdistill.train.gradients import gradients
+    from taskdistill.train.targets import TargetLookup
+    from taskdistill.train.timer import Timer
     from taskdistill.train.workers import workers
-    from taskdistill.vocabulary import Role, RowKind
+    from taskdistill.types import RowKind
 
     made = student()
     module, texts = made.module.train(), load_texts("mixed", asked.texts, asked.data)
@@ -301,16 +302,16 @@ def child(asked: Any) -> None:
         torch.randn(len(texts), module.embedding_dim, generator=torch.Generator().manual_seed(0)), dim=1
     )
     steps, clocks = [], []
-    batch = Prepared(Batch(0, 0, "texts", RowKind.TEXTS, (), np.arange(len(texts))), [(Role.DOCUMENT, text) for text in texts])
+    batch = TrainBatch(Batch(0, 0, "texts", RowKind.TEXTS, (), np.arange(len(texts))), [(Role.DOCUMENT, text) for text in texts])
 
     def distance(vectors: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
         return (torch.nn.functional.normalize(vectors, dim=1) - goal).square().mean()
 
-    with joined(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])) as together, workers(1) as threads:
+    with init_distributed(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])) as together, workers(1) as threads:
         phase = SimpleNamespace(settings=SimpleNamespace(long_sources={}, max_length=MAX_LENGTH))
-        signals = SignalSource(phase, module, SimpleNamespace(tokenizer=made.tokenizer, prompts={}, processes=together))
+        signals = TargetLookup(phase, module, SimpleNamespace(tokenizer=made.tokenizer, prompts={}, processes=together))
         for number in range(asked.rounds + 1):
-            clock, start = Clock(), time.perf_counter()
+            clock, start = Timer(), time.perf_counter()
             with clock("tokenise"):
                 ids = signals.ids(batch)
             gradients(
@@ -343,7 +344,7 @@ def child(asked: Any) -> None:
             {
                 "texts": len(texts),
                 "tokens": int(lengths.sum()),
-                "work": step_work(module, lengths, parameters, None),
+                "work": step_flops(module, lengths, parameters, None),
                 "step": median(steps),
                 "tokenise": median([each["tokenise"] for each in clocks]),
                 "passes": median([each["forward"] + each["backward"] for each in clocks]),

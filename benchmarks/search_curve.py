@@ -19,20 +19,7 @@ from typing import Any
 import faiss
 import numpy as np
 from common import machine
-from search_speed import (
-    BATCHES,
-    TOP_K,
-    Exact,
-    add_source,
-    alternating,
-    blocks,
-    build,
-    by_product,
-    index_rows,
-    load,
-    memory,
-    recall_of,
-)
+from search_speed import BATCHES, TOP_K, Exact, add_source, alternating, blocks, build, by_product, index_rows, load, memory, recall_of
 
 COLUMNS = ("rows", "recall@10", "ms, 1 query", "exact", "ratio", "ms, 32 queries", "exact", "ratio", "MiB", "exact", "ratio")
 

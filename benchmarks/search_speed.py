@@ -29,7 +29,7 @@ import faiss
 import numpy as np
 from common import machine
 
-from taskdistill.compress import normalise
+from taskdistill.quantization import normalize
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
 from taskdistill.search.settings import IndexSettings
@@ -143,7 +143,7 @@ def load(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
         centres = rng.standard_normal((2000, options.dim))
         vectors = centres[rng.integers(0, len(centres), count)] + 0.8 * rng.standard_normal((count, options.dim))
         origin = "synthetic, 2,000 clusters"
-    unit = normalise(vectors)
+    unit = normalize(vectors)
     return unit[:QUERIES], unit[QUERIES:], origin
 
 

@@ -23,7 +23,7 @@ WORDS = COMMON.split()
 SERVER = """
 import json, sys
 from taskdistill.encode.encoder import Encoder
-from taskdistill.serve.run import serve
+from taskdistill.serve.server import serve
 from taskdistill.serve.settings import Settings
 model, threads, settings = sys.argv[1], int(sys.argv[2]) or None, json.loads(sys.argv[3])
 serve(Encoder.load(model, threads=threads), port=0, settings=Settings(**settings), started=lambda url: print(url, flush=True))

@@ -12,8 +12,9 @@ from __future__ import annotations
 from common import MODEL, SPEED_COLUMNS, finish, in_turn, load_texts, machine, options, parser, speed_rows, table
 
 from taskdistill import Encoder
-from taskdistill.model.backbone import keep_layers, resolve
+from taskdistill.model.backbone import resolve
 from taskdistill.model.folder import read_model
+from taskdistill.model.layers import keep_layers
 
 LAYERS = [0, 2, 5]
 

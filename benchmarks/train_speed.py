@@ -21,9 +21,10 @@ import torch
 from common import MODEL, Side, _busy, finish, load_texts, machine, options, parser, table
 
 from taskdistill import Encoder
-from taskdistill.model.backbone import keep_layers, resolve, without_dropout
+from taskdistill.model.backbone import resolve, without_dropout
 from taskdistill.model.folder import read_model
-from taskdistill.train.step import gradients
+from taskdistill.model.layers import keep_layers
+from taskdistill.train.gradients import gradients
 from taskdistill.train.workers import workers
 
 BATCH, MAX_LENGTH, RATE, LAYERS = 128, 128, 2e-5, [0, 2, 5]

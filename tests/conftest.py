@@ -89,7 +89,7 @@ def pytest_collection_finish() -> None:
 
     Then fork the server of child processes, which so has everything that was imported.
     """
-    if (speed := sys.modules.get("taskdistill.job.speed")) is not None:
+    if (speed := sys.modules.get("taskdistill.pipeline.profile")) is not None:
         _, *others = speed.matrix_rate.__defaults__
         speed.matrix_rate.__defaults__ = MEASURED, *others
     ssl.create_default_context = functools.cache(

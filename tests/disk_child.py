@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from taskdistill.cli.app import run
+from taskdistill.cli.main import run
 
 KILLED = 9
 COMPUTED = 77
 """Exit code of a child that should not have computed anything and has."""
 
-PRELOADED = ("taskdistill.cli.app", "taskdistill.job.run", "taskdistill.job.assess", "taskdistill.model.folder")
+PRELOADED = ("taskdistill.cli.main", "taskdistill.pipeline.train", "taskdistill.pipeline.evaluate_run", "taskdistill.model.folder")
 NAMES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.utime", "os.truncate"}
 """Audit events of calls that change names or attributes; `os.rename` stands for `os.replace` too."""
 

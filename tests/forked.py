@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["taskdistill.cli.app", "taskdistill.job.run", "taskdistill.job.assess", "taskdistill.model.folder"]
+PRELOAD = ["taskdistill.cli.main", "taskdistill.pipeline.train", "taskdistill.pipeline.evaluate_run", "taskdistill.model.folder"]
 """What the server imports where it cannot be forked from here."""
 CONTEXT = multiprocessing.get_context("forkserver")
 

@@ -40,12 +40,12 @@ def run(count: int, *arguments: str, limit: float = 280) -> None:
 
 def gradients_of(case, keep: int, together, *, micro: int = 24, share=None):
     """The gradients of a case of test_step on some processes: named, with the told terms."""
-    from taskdistill.train import step
+    from taskdistill.train import gradients
     from taskdistill.train.workers import workers
 
     case.clear()
     with workers(1) as threads:
-        told = step.gradients(
+        told = gradients.gradients(
             case.model,
             case.ids,
             case.loss,
@@ -93,7 +93,7 @@ def failures(out: Path, together) -> None:
 
     import trajectories as cases
 
-    from taskdistill.train import sharded, step
+    from taskdistill.train import fsdp, gradients
 
     found = {}
     divided = next(case for case in cases.cases() if case.name == "stage1, every term, full")
@@ -103,7 +103,7 @@ def failures(out: Path, together) -> None:
             case = replace(base, name=f"{place}, {base.shard}", short={1: (place, 1)})
             found[case.name] = ending(case, out, together)
     found["allocation"] = ending(replace(divided, name="allocation", short={1: ("allocation", 1)}), out, together)
-    sharded.can_start_again = step.can_start_again = lambda model: False  # an older torch; this breaks the group
+    fsdp.can_start_again = gradients.can_start_again = lambda model: False  # an older torch; this breaks the group
     found["old torch"] = ending(replace(divided, name="old torch", short={1: ("first forward", 1)}), out, together)
     (out / f"{together.rank}.json").write_text(json.dumps(found))
 
@@ -113,7 +113,8 @@ def alone(out: Path, together) -> None:
     import tiny
 
     from taskdistill.errors import BadInput
-    from taskdistill.job import projection_start, run
+    from taskdistill.pipeline import projection_start
+    from taskdistill.pipeline import train as run
 
     def raising(error):
         def fail(*_, **__):
@@ -173,11 +174,11 @@ def main(name: str, out: str, *more: str) -> None:
 
     import torch
 
-    from taskdistill.train.processes import joined
+    from taskdistill.train.distributed import init_distributed
 
     torch.set_num_threads(1)
     timeout = timedelta(seconds=float(os.environ.get("CHILD_TIMEOUT", "600")))
-    with joined(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"]), timeout) as together:
+    with init_distributed(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"]), timeout) as together:
         WORK[name](Path(out), together, *more)
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from taskdistill.sealed import seal_json
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.io.sealed import seal_json
+from taskdistill.types import MANIFEST
 
 
 def reseal(folder: Path, **changes: Any) -> dict[str, Any]:

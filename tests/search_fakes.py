@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from taskdistill.compress import truncate
+from taskdistill.quantization import truncate
 
 DIM = 64
 

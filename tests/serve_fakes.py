@@ -13,19 +13,20 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from taskdistill.compress import fit_ranges, ranges_to_json
-from taskdistill.encode.chunks import encode_chunks
 from taskdistill.encode.encoder import Encoder
-from taskdistill.model.adapters import adapter_parameters, attach, lora_config
+from taskdistill.encode.long_text import encode_chunks
 from taskdistill.model.backbone import build_backbone
-from taskdistill.model.folder import Model, Settings
-from taskdistill.model.identity import memory_files
+from taskdistill.model.folder import Model, ModelSettings
+from taskdistill.model.lora import adapter_parameters, attach, lora_config
+from taskdistill.model.space_id import memory_files
 from taskdistill.model.student import TransformerModel
-from taskdistill.model.text import TextTokenizer
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.quantization import fit_ranges, ranges_to_json
 from taskdistill.serve.app import make_app
-from taskdistill.serve.run import make_server
-from taskdistill.serve.settings import Settings as Limits
-from taskdistill.vocabulary import PROMPTS, Pooling
+from taskdistill.serve.server import make_server
+from taskdistill.serve.settings import ServerSettings as Limits
+from taskdistill.tasks import PROMPTS
+from taskdistill.types import Pooling
 
 TASKS = ("retrieval", "text-matching", "clustering", "classification")
 DIMS = (16, 32)
@@ -58,11 +59,11 @@ def tiny_model(source: Path = Path(), layers: int = 2) -> Model:
             parameter.data.normal_(std=0.2)
         module.tasks.append(task)
     module.select(None)
-    settings = Settings(prompts=dict(PROMPTS), max_length=MAX_LENGTH, matryoshka_dims=DIMS)
+    settings = ModelSettings(prompts=dict(PROMPTS), max_length=MAX_LENGTH, matryoshka_dims=DIMS)
     model = Model(module.eval(), tiny_tokenizer(), settings, name="tiny", source=source, adapter_configs=configs)
     texts = [f"{word} number {i}" for i in range(40) for word in ("one", "another")]
     ranges = {task or "base": ranges_to_json(fit_ranges(Encoder(model).encode(texts, task=task), DIMS)) for task in (None, "retrieval")}
-    model.settings = Settings(prompts=dict(PROMPTS), max_length=MAX_LENGTH, matryoshka_dims=DIMS, int8_ranges=ranges)
+    model.settings = ModelSettings(prompts=dict(PROMPTS), max_length=MAX_LENGTH, matryoshka_dims=DIMS, int8_ranges=ranges)
     model.files = memory_files(model)
     return model
 

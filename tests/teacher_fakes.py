@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
-from taskdistill.teacher.protocol import Identity, unit_rows
+from taskdistill.teacher.protocol import TeacherIdentity, unit_rows
 
 DIM = 8
 
@@ -30,7 +30,7 @@ class FakeTeacher:
     embedding_dim = None
 
     def __init__(self, identity=None, dim=DIM):
-        self.identity = identity or Identity("local", "fake/teacher", None, "weights", 256)
+        self.identity = identity or TeacherIdentity("local", "fake/teacher", None, "weights", 256)
         self.dim = dim
         self.seen = Counter()
 

@@ -10,12 +10,11 @@ import tiny_ablation
 import torch
 
 from taskdistill.ablate.arms import ARMS, arm_of
-from taskdistill.ablate.bench import Bench, fill_teacher_store, open_bench
-from taskdistill.ablate.cells import Cell, result_of, run_cell
 from taskdistill.ablate.checks import check_base, check_negatives, check_same
+from taskdistill.ablate.context import ExperimentContext, fill_teacher_store, open_context
 from taskdistill.ablate.phases import (
     SHUFFLED,
-    Point,
+    Hyperparameters,
     batches_hash,
     initial_projection,
     phase_job,
@@ -25,14 +24,15 @@ from taskdistill.ablate.phases import (
     untuned,
 )
 from taskdistill.ablate.settings import Ablation, load_experiment, make_experiment
+from taskdistill.ablate.training_run import TrainingRun, result_of, run_training
 from taskdistill.ablate.tuning import trial_cells, trial_points
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.folders import seal
-from taskdistill.job.watch import Silent
-from taskdistill.recipe import load_recipe, parse_recipe
-from taskdistill.train.objectives import Signals
+from taskdistill.io.folders import seal
+from taskdistill.progress import SilentProgress
+from taskdistill.recipe.recipe import load_recipe, parse_recipe
+from taskdistill.train.objective import Targets
 
-POINT = Point(1e-3, 0.05, 2.0)
+POINT = Hyperparameters(1e-3, 0.05, 2.0)
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +44,14 @@ def home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bench(home) -> Bench:
+def bench(home) -> ExperimentContext:
     experiment = tiny_ablation.experiment(home / "data", home / "teacher", arms=list(ARMS))
     (home / "out").mkdir()
-    made = open_bench(experiment, home / "out", home)
-    return fill_teacher_store(made, {3: 8, 4: 8}, Silent(), lambda: open_bench(experiment, home / "out", home))
+    made = open_context(experiment, home / "out", home)
+    return fill_teacher_store(made, {3: 8, 4: 8}, SilentProgress(), lambda: open_context(experiment, home / "out", home))
 
 
-def job(bench: Bench, name: str, number: int = 0, seed: int = 3):
+def job(bench: ExperimentContext, name: str, number: int = 0, seed: int = 3):
     arm = arm_of(name)
     module = bench.fresh().module
     projection = initial_projection(bench.experiment, module, 32, seed)
@@ -72,11 +72,11 @@ def job(bench: Bench, name: str, number: int = 0, seed: int = 3):
     )
 
 
-def run(bench: Bench, cell: Cell) -> dict:
+def run(bench: ExperimentContext, cell: TrainingRun) -> dict:
     shared = cell.needs()
     for each in (shared, cell):
         if each is not None:
-            run_cell(bench, each, should_stop=lambda: False, on_steps=lambda *_: None, note=lambda _: None)
+            run_training(bench, each, should_stop=lambda: False, on_steps=lambda *_: None, note=lambda _: None)
     found = result_of(bench, cell)
     assert found is not None
     return found
@@ -145,9 +145,9 @@ def test_contrast_alone_trains_to_the_same_bits_whatever_the_teacher(bench, home
     raw["teacher"]["model"] = str(tmp_path / "other")
     experiment = make_experiment(parse_recipe(raw), bench.experiment.ablation)
     (tmp_path / "out").mkdir()
-    other = open_bench(experiment, tmp_path / "out", tmp_path)
-    other = fill_teacher_store(other, {3: 8}, Silent(), lambda: other)
-    cells = [Cell("run", name, 3, 8, POINT) for name in ("C", "D")]
+    other = open_context(experiment, tmp_path / "out", tmp_path)
+    other = fill_teacher_store(other, {3: 8}, SilentProgress(), lambda: other)
+    cells = [TrainingRun("run", name, 3, 8, POINT) for name in ("C", "D")]
     ours, theirs = ([run(each, cell)["hashes"]["weights"] for cell in cells] for each in (bench, other))
     assert ours[0] == theirs[0] and ours[1] != theirs[1]
 
@@ -162,31 +162,31 @@ def test_the_negative_control_permutes_and_says_so(bench):
     vectors, targets = torch.randn(len(prepared.texts), 32), torch.randn(len(prepared.distilled), 32)
     order = shuffle(3, 0, len(targets))
     plain = job(bench, "D")
-    wanted = plain.objective(vectors, prepared, Signals(targets[order]), found.heads)[0]["distill"]
-    terms, _ = found.objective(vectors, prepared, Signals(targets), found.heads)
+    wanted = plain.objective(vectors, prepared, Targets(targets[order]), found.heads)[0]["distill"]
+    terms, _ = found.objective(vectors, prepared, Targets(targets), found.heads)
     assert list(terms) == [SHUFFLED] and terms[SHUFFLED] == wanted
-    assert terms[SHUFFLED] != plain.objective(vectors, prepared, Signals(targets), found.heads)[0]["distill"]
+    assert terms[SHUFFLED] != plain.objective(vectors, prepared, Targets(targets), found.heads)[0]["distill"]
 
 
 def test_without_matryoshka_only_whole_vectors_are_trained(bench):
-    a, b = (run(bench, Cell("run", name, 3, 8, POINT)) for name in ("DC", "DC-mrl"))
+    a, b = (run(bench, TrainingRun("run", name, 3, 8, POINT)) for name in ("DC", "DC-mrl"))
     assert a["hashes"]["batches"] == b["hashes"]["batches"] and a["hashes"]["weights"] != b["hashes"]["weights"]
     assert a["hashes"]["base"] == b["hashes"]["base"] and a["hashes"]["projection"] == b["hashes"]["projection"]
 
 
 def test_second_phases_start_from_one_shared_first_phase(bench):
-    cells = [Cell("run", name, 3, 8, POINT, POINT) for name in ("D->DC", "D->C", "D->D")]
+    cells = [TrainingRun("run", name, 3, 8, POINT, POINT) for name in ("D->DC", "D->C", "D->D")]
     found = [run(bench, cell) for cell in cells]
     assert len({cell.needs() for cell in cells}) == 1
     assert len({each["hashes"]["weights"] for each in found}) == 3
     for each in found:
         assert each["budget"]["steps"] == 8, "the shared steps count for every arm"
         assert [point["step"] for point in each["curve"]] == [4, 8]
-    check_same([run(bench, Cell("run", name, 3, 8, POINT)) for name in ("D", "C")] + found)
+    check_same([run(bench, TrainingRun("run", name, 3, 8, POINT)) for name in ("D", "C")] + found)
 
 
 def test_arms_that_differ_where_they_must_not_are_found(bench):
-    found = [run(bench, Cell("run", name, 3, 8, POINT)) for name in ("D", "C", "DC")]
+    found = [run(bench, TrainingRun("run", name, 3, 8, POINT)) for name in ("D", "C", "DC")]
     assert check_same(found)["seeds"]["3"]["projection"] == found[0]["hashes"]["projection"]
     assert found[1]["hashes"]["projection"] is None
     for name in ("checkpoint", "batches", "projection"):
@@ -273,7 +273,7 @@ def test_a_dev_set_that_is_a_test_set_is_refused(home, tmp_path):
     raw = tiny_ablation.raw(home / "data", home / "teacher")
     raw["evaluation"] = {"dev": ["retrieval/qa"], "sets": ["retrieval/qa"]}
     with pytest.raises(BadInput, match="tuning on a test set"):
-        open_bench(make_experiment(parse_recipe(raw), tiny_ablation.settings()), tmp_path, home)
+        open_context(make_experiment(parse_recipe(raw), tiny_ablation.settings()), tmp_path, home)
 
 
 @pytest.mark.parametrize("preset", ["smoke", "demo", "full"])

@@ -21,7 +21,7 @@ from taskdistill.ablate.experiment import ablate
 from taskdistill.ablate.measure import open_sets
 from taskdistill.ablate.report import report_data
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.report import render_report
+from taskdistill.report.page import render_report
 from taskdistill.train.log import Log
 from taskdistill.train.loop import Interrupted
 

@@ -13,16 +13,16 @@ import tiny_ablation
 import torch
 import yaml
 
-from taskdistill.ablate.bench import open_bench
-from taskdistill.ablate.cells import Cell, result_of, run_cell
-from taskdistill.ablate.phases import Point
+from taskdistill.ablate.context import open_context
+from taskdistill.ablate.phases import Hyperparameters
 from taskdistill.ablate.settings import make_experiment
-from taskdistill.ablate.static import OnceTokenizer, static_student
-from taskdistill.cli.app import run
+from taskdistill.ablate.static import CachedTokenizer, static_student
+from taskdistill.ablate.training_run import TrainingRun, result_of, run_training
+from taskdistill.cli.main import run
 from taskdistill.errors import BadInput
 from taskdistill.model.student import StaticModel
-from taskdistill.model.text import TextTokenizer
-from taskdistill.recipe import parse_recipe
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.recipe.recipe import parse_recipe
 
 TEXTS = ["a short text", "one that is longer than the limit, so that its end is cut off", "", "a short text"]
 
@@ -44,7 +44,7 @@ def raw(home: Path, **student: Any) -> dict[str, Any]:
 
 def bench(home: Path, out: Path, **student: Any):
     out.mkdir(exist_ok=True)
-    return open_bench(make_experiment(parse_recipe(raw(home, **student)), tiny_ablation.settings()), out, home)
+    return open_context(make_experiment(parse_recipe(raw(home, **student)), tiny_ablation.settings()), out, home)
 
 
 def test_the_table_is_random_and_rare_tokens_are_long(home, tmp_path):
@@ -72,7 +72,7 @@ def test_settings_that_do_nothing_in_a_table_are_refused(home, tmp_path):
 
 def test_a_tokenizer_that_remembers_gives_the_same_ids_for_every_limit_and_prompt(home, monkeypatch):
     plain = TextTokenizer.load(home / "teacher", special=False)
-    once = OnceTokenizer(plain)
+    once = CachedTokenizer(plain)
     for prompt, limit in (("", 64), ("query: ", 8), ("", 4), ("", 64)):
         wanted, found = (each.ids(TEXTS, prompt=prompt, max_length=limit) for each in (plain, once))
         assert [row.tolist() for row in found.ids] == [row.tolist() for row in wanted.ids]
@@ -87,8 +87,8 @@ def test_tokens_made_once_change_no_weight_and_are_not_in_the_steps(home, tmp_pa
         made = bench(home, tmp_path / name)
         if name == "each-step":
             made.once = None
-        cell = Cell("run", "C", 3, 8, Point(1e-2, 0.05, 2.0))
-        run_cell(made, cell, should_stop=lambda: False, on_steps=lambda *_: None, note=lambda _: None)
+        cell = TrainingRun("run", "C", 3, 8, Hyperparameters(1e-2, 0.05, 2.0))
+        run_training(made, cell, should_stop=lambda: False, on_steps=lambda *_: None, note=lambda _: None)
         result = result_of(made, cell)
         assert result is not None
         weights.append(result["hashes"]["weights"])

@@ -24,20 +24,21 @@ from safetensors.torch import load_file
 
 from taskdistill.ablate.experiment import ablate
 from taskdistill.ablate.settings import Experiment, make_experiment
-from taskdistill.cli.app import run as command
+from taskdistill.cli.main import run as command
 from taskdistill.encode.encoder import Encoder
-from taskdistill.evaluate.statistics import Difference, Estimate
-from taskdistill.folders import read_manifest
-from taskdistill.job import merge as merging_job
-from taskdistill.job.merge import merge
-from taskdistill.job.run import train
-from taskdistill.job.watch import Silent
-from taskdistill.model.folder import base_space_id, read_model, write_model
-from taskdistill.recipe import parse_recipe
+from taskdistill.io.folders import read_manifest
+from taskdistill.model.folder import read_model, write_model
+from taskdistill.model.merging import weights_of
+from taskdistill.model.space_id import base_space_id
+from taskdistill.pipeline.train import train
+from taskdistill.progress import SilentProgress
+from taskdistill.recipe.recipe import parse_recipe
+from taskdistill.stats import Estimate, PairedDifference
 from taskdistill.train import loop
 from taskdistill.train.log import read_lines
 from taskdistill.train.loop import Interrupted
-from taskdistill.train.merging import weights_of
+from taskdistill.workflows import merge as merging_job
+from taskdistill.workflows.merge import merge
 
 PLACES = {"cpu": "cpu", "twin": "twin:0"}
 PHASES = ("stage1", "long", "adapters.retrieval", "adapters.text-matching", "adapters.clustering", "adapters.classification")
@@ -358,7 +359,7 @@ def test_adapt(home, tmp_path, capsys):
 
 
 def test_merge_and_shrink(home, texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(merging_job, "paired_difference", lambda *_: Difference(Estimate(0.02, 0.01, 0.03), 0.01))
+    monkeypatch.setattr(merging_job, "paired_difference", lambda *_: PairedDifference(Estimate(0.02, 0.01, 0.03), 0.01))
     other = read_model(home.path / "twin/model")
     for tensor in weights_of(other).values():
         tensor.data.add_(0.02 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)))
@@ -368,7 +369,7 @@ def test_merge_and_shrink(home, texts, tmp_path, monkeypatch):
         found = []
         for name, device in PLACES.items():
             out = tmp_path / f"{name}-{method}"
-            told = merge(two, out, method, home.path / "data", Silent(), sets=["sts/sts"], threads=1, device=device)
+            told = merge(two, out, method, home.path / "data", SilentProgress(), sets=["sts/sts"], threads=1, device=device)
             found.append(({**told, "model": None}, tiny_run.weights(out.parent / out.name), load_file(out / "model.safetensors")))
         assert found[0][0] == found[1][0]
         assert all(torch.equal(tensor, found[1][2][name]) for name, tensor in found[0][2].items())

@@ -15,20 +15,21 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import Recorder, stop_before
 
-from taskdistill.cli.app import run as command
+from taskdistill.cli.main import run as command
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.folders import check_folder, read_manifest
-from taskdistill.job.adapt import Wanted, adapt, chosen_settings
-from taskdistill.job.adapt_score import Compared, compare, dev_units
-from taskdistill.job.info import verify_model
-from taskdistill.model.extend import with_section
+from taskdistill.evaluate.dev import DevComparison, compare, dev_units
+from taskdistill.io.folders import check_folder, read_manifest
+from taskdistill.model.add_adapter import with_section
 from taskdistill.model.folder import read_model, write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
+from taskdistill.tasks import Task
 from taskdistill.train.loop import Interrupted
-from taskdistill.vocabulary import RowKind, Task
+from taskdistill.types import RowKind
+from taskdistill.workflows.adapt import AdaptRequest, adapt, chosen_settings
+from taskdistill.workflows.info import verify_model
 
 FEW = {"steps": 6, "rank": 4, "alpha": 4, "batch_size": 8, "checkpoint_every": 2, "max_length": 32}
 TEXTS = ["the ship sails", "a judge and a jury"]
@@ -55,9 +56,9 @@ def hashes(folder) -> dict[str, str]:
     }
 
 
-def wanted(data, **other) -> Wanted:
+def wanted(data, **other) -> AdaptRequest:
     given = {"task": Task.CLASSIFICATION, "name": "topics", "settings": FEW} | other
-    return Wanted(data / "labelled/topics.train.jsonl.gz", **given)
+    return AdaptRequest(data / "labelled/topics.train.jsonl.gz", **given)
 
 
 def test_a_model_with_binary_offsets_gets_some_for_the_new_adapter(folder, data):
@@ -162,7 +163,7 @@ def test_an_interrupted_run_continues_to_the_same_adapter(folder, data):
     ],
 )
 def test_every_task_learns_without_a_teacher(folder, data, task, file, kind):
-    told = adapt(folder, Wanted(data / file, task, name="new", kind=kind, settings=FEW))
+    told = adapt(folder, AdaptRequest(data / file, task, name="new", kind=kind, settings=FEW))
     assert told["task"] == task and told["kind"] == (kind or {"s": "scored", "p": "pairs", "l": "labelled"}[file[0]])
     encoder = Encoder.load(folder, threads=1)
     assert np.abs(encoder.encode(TEXTS, task="new") - encoder.encode(TEXTS)).max() > 1e-4
@@ -174,8 +175,8 @@ def test_development_rows_are_scored_and_a_worse_adapter_is_not_written(folder, 
     assert told["dev"]["base"] == told["dev"]["adapter"] and told["dev"]["difference"] == [0, 0, 0]
     assert "On `topics.dev.jsonl.gz`: accuracy" in (folder / "README.md").read_text()
     before = hashes(folder)
-    worse = Compared("accuracy", 0.8, 0.7, (-0.1, -0.2, 0.0), 18)
-    monkeypatch.setattr("taskdistill.job.adapt.compare", lambda *_: worse)
+    worse = DevComparison("accuracy", 0.8, 0.7, (-0.1, -0.2, 0.0), 18)
+    monkeypatch.setattr("taskdistill.workflows.adapt.compare", lambda *_: worse)
     with pytest.raises(WorkFailed, match=r"the adapter has accuracy 70\.0, the base 80\.0: nothing was written"):
         adapt(folder, wanted(data, name="bad", dev=dev))
     assert hashes(folder) == before
@@ -194,16 +195,18 @@ class Table:
 
 
 def test_scores_are_those_of_the_metric(data):
-    from taskdistill.data.rows import Labelled, Pair, Scored, make_dataset
+    from taskdistill.data.rows import LabeledText, Pair, ScoredPair, make_dataset
 
     table = Table({"q": [1, 0], "p": [1, 0], "n": [0.9, 0.1], "r": [0, 1], "s": [0.1, 1]})
     rows = make_dataset("d", RowKind.PAIRS, [Pair("q", "n", ("p",)), Pair("s", "r")])
     metric, units = dev_units(table, None, Task.RETRIEVAL, rows, rows)
     assert metric == "nDCG@10" and np.allclose(units, [1 / np.log2(3), 1])
-    labelled = make_dataset("d", RowKind.LABELLED, [Labelled("q", "x"), Labelled("n", "x"), Labelled("r", "y"), Labelled("s", "y")])
-    test = make_dataset("t", RowKind.LABELLED, [Labelled("p", "x"), Labelled("s", "x")])
+    labelled = make_dataset(
+        "d", RowKind.LABELLED, [LabeledText("q", "x"), LabeledText("n", "x"), LabeledText("r", "y"), LabeledText("s", "y")]
+    )
+    test = make_dataset("t", RowKind.LABELLED, [LabeledText("p", "x"), LabeledText("s", "x")])
     assert dev_units(table, None, Task.CLASSIFICATION, labelled, test)[1].tolist() == [1.0, 0.0]
-    scored = make_dataset("d", RowKind.SCORED, [Scored("q", "p", 1.0), Scored("q", "n", 0.5), Scored("q", "r", 0.0)])
+    scored = make_dataset("d", RowKind.SCORED, [ScoredPair("q", "p", 1.0), ScoredPair("q", "n", 0.5), ScoredPair("q", "r", 0.0)])
     same = compare(table, "a", Task.TEXT_MATCHING, scored, scored)
     assert (same.metric, round(same.before, 6), same.difference) == ("Spearman", 1.0, (0.0, 0.0, 0.0))
 
@@ -226,7 +229,7 @@ def test_what_cannot_work_is_refused_before_training(folder, data, change, messa
     before = hashes(folder)
     asked = wanted(data, **{"settings": FEW} | change)
     if change.get("kind") is RowKind.PAIRS:
-        asked = Wanted(data / "pairs/qa.train.jsonl.gz", name="new", **change)
+        asked = AdaptRequest(data / "pairs/qa.train.jsonl.gz", name="new", **change)
     with pytest.raises(BadInput, match=message):
         adapt(folder, asked)
     assert hashes(folder) == before
@@ -245,10 +248,10 @@ def test_a_share_of_the_trained_change_is_kept(folder, data, tmp_path):
 
 
 def test_steps_follow_from_the_number_of_rows(folder):
-    from taskdistill.data.rows import Labelled, make_dataset
+    from taskdistill.data.rows import LabeledText, make_dataset
 
     module = read_model(folder).module
-    rows = [Labelled(f"text {n}", str(n % 7)) for n in range(770)]
+    rows = [LabeledText(f"text {n}", str(n % 7)) for n in range(770)]
     few = chosen_settings(Task.CLASSIFICATION, RowKind.LABELLED, make_dataset("d", RowKind.LABELLED, rows[:20]), {}, module)
     many = chosen_settings(Task.CLASSIFICATION, RowKind.LABELLED, make_dataset("d", RowKind.LABELLED, rows), {}, module)
     assert few.batch_size == 20 and few.steps < many.steps <= 400 and many.batch_size > 20

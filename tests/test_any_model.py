@@ -13,9 +13,9 @@ from tiny import add_adapter, model, student, write_teacher, write_tokenizer
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.job.any_model import PROBES, open_model, parse_spec
-from taskdistill.job.evaluation import open_models
+from taskdistill.evaluate.models.external import PROBES, open_model, parse_spec
 from taskdistill.model.folder import write_model
+from taskdistill.workflows.evaluate import open_models
 
 ASK = {"task": "retrieval", "prompt_name": "query"}
 

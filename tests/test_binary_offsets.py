@@ -7,10 +7,10 @@ import pytest
 import tiny
 import tiny_run
 
-from taskdistill.compress import pack_bits, truncate
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.job.embedders import EncoderEmbedder
+from taskdistill.evaluate.models.encoder import EncoderEmbedder
+from taskdistill.quantization import pack_bits, truncate
 from taskdistill.serve.vectors import binary_offset, sent_as
 
 

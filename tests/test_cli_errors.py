@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from taskdistill.cli.app import run
+from taskdistill.cli.main import run
 
 RECIPE = {
     "name": "bad",

@@ -12,12 +12,12 @@ import pytest
 from forked import Forked
 from tiny import TOPICS, add_adapter, model, sentence, student, write_data, write_jsonl, write_teacher, write_tokenizer
 
-from taskdistill.cli.app import run
-from taskdistill.compress import fit_ranges, ranges_to_json
+from taskdistill.cli.main import run
 from taskdistill.encode.encoder import Encoder
-from taskdistill.evaluate.run import evaluate_models
-from taskdistill.evaluate.sets import find_sets
+from taskdistill.evaluate.datasets import find_eval_sets
+from taskdistill.evaluate.runner import evaluate_models
 from taskdistill.model.folder import write_model
+from taskdistill.quantization import fit_ranges, ranges_to_json
 
 
 def write_family(root: Path) -> None:
@@ -177,7 +177,7 @@ class Slow:
 
 
 def evaluate_slowly(data: Path, out: Path) -> None:
-    evaluate_models([Slow()], find_sets(data, ["retrieval/qa", "sts/sts"]), out)
+    evaluate_models([Slow()], find_eval_sets(data, ["retrieval/qa", "sts/sts"]), out)
 
 
 def test_a_killed_evaluation_has_lost_no_finished_score(place, tmp_path):
@@ -203,7 +203,7 @@ def test_a_killed_evaluation_has_lost_no_finished_score(place, tmp_path):
         def fingerprint(self) -> str:
             return "slow"
 
-    sets = find_sets(place / "data", ["retrieval/qa", "sts/sts"])
+    sets = find_eval_sets(place / "data", ["retrieval/qa", "sts/sts"])
     model = Quick()
     found = evaluate_models([model], sets, out)
     assert set(model.tasks) == {"text-matching"}, "the finished set was not encoded again"

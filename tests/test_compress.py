@@ -9,19 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskdistill.compress import (
+from taskdistill.errors import BadInput
+from taskdistill.quantization import (
     Int8Ranges,
     bytes_per_vector,
     fit_ranges,
     hamming,
-    normalise,
+    normalize,
     pack_bits,
     ranges_from_json,
     ranges_to_json,
     truncate,
     unpack_bits,
 )
-from taskdistill.errors import BadInput
 
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 70), st.integers(0, 2**31 - 1))
 
@@ -34,12 +34,12 @@ def vectors(n: int, dim: int, seed: int) -> np.ndarray:
 @given(sizes, st.floats(-30, 30))
 def test_normalise_gives_length_one_at_any_scale(size, exponent):
     x = vectors(*size) * np.float32(10.0**exponent)
-    assert np.allclose(np.linalg.norm(normalise(x).astype(np.float64), axis=1), 1, atol=1e-6)
+    assert np.allclose(np.linalg.norm(normalize(x).astype(np.float64), axis=1), 1, atol=1e-6)
 
 
 def test_zero_rows_stay_zero():
     x = np.array([[0.0, 0.0], [3.0, 4.0]], dtype=np.float32)
-    assert np.array_equal(normalise(x), np.array([[0, 0], [0.6, 0.8]], dtype=np.float32))
+    assert np.array_equal(normalize(x), np.array([[0, 0], [0.6, 0.8]], dtype=np.float32))
 
 
 @settings(max_examples=60, deadline=None)
@@ -60,7 +60,7 @@ def test_truncate_refuses_dimensions_outside(dim):
 def test_non_finite_vectors_are_refused_with_their_row(bad):
     x = np.ones((3, 4))
     x[1, 2] = bad
-    for function in (normalise, pack_bits, Int8Ranges.fit):
+    for function in (normalize, pack_bits, Int8Ranges.fit):
         with pytest.raises(BadInput, match="1 of 3 vectors hold NaN or infinity, the first at row 1"):
             function(x)
 

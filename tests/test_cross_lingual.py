@@ -13,18 +13,19 @@ import torch
 from tokenizers import Tokenizer, models
 
 from taskdistill.data.batches import Batch
-from taskdistill.data.rows import Pair, Scored
+from taskdistill.data.rows import Pair, ScoredPair
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.sets import find_sets
-from taskdistill.job import run as job
-from taskdistill.job.plan import plan_run
-from taskdistill.model.text import TextTokenizer
-from taskdistill.recipe import parse_recipe
-from taskdistill.train.new_vocabulary import learn_vocabulary
-from taskdistill.train.prepare import prepare
-from taskdistill.train.static import FREQUENCY_FLOOR, SELDOM, start_from_texts
-from taskdistill.vocabulary import Role, RowKind, TeacherReads
+from taskdistill.evaluate.datasets import find_eval_sets
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.pipeline import train as job
+from taskdistill.pipeline.plan import plan_run
+from taskdistill.recipe.recipe import parse_recipe
+from taskdistill.tasks import Role
+from taskdistill.train.collate import collate
+from taskdistill.train.static_init import FREQUENCY_FLOOR, SELDOM, start_from_texts
+from taskdistill.train.vocab import learn_vocabulary
+from taskdistill.types import RowKind, TeacherSide
 
 D = Role.DOCUMENT
 GERMAN = {"the": "die", "cat": "katze", "dog": "hund", "sleeps": "schläft", "runs": "läuft", "fast": "schnell"}
@@ -42,10 +43,10 @@ def translations(count: int = 120) -> list[dict[str, str]]:
     return rows
 
 
-@pytest.mark.parametrize(("reads", "place"), [(TeacherReads.POSITIVE, 2), (TeacherReads.QUERY, 0)])
+@pytest.mark.parametrize(("reads", "place"), [(TeacherSide.POSITIVE, 2), (TeacherSide.QUERY, 0)])
 def test_both_sides_are_compared_with_the_teacher_s_vector_of_one(reads, place):
     rows = (Pair("eine katze", "a cat"), Pair("ein hund", "a dog"))
-    made = prepare(Batch(0, 0, "made", RowKind.PAIRS, rows, np.arange(2), reads), task=None, distil=True)
+    made = collate(Batch(0, 0, "made", RowKind.PAIRS, rows, np.arange(2), reads), task=None, distil=True)
     assert made.texts == [(D, "eine katze"), (D, "ein hund"), (D, "a cat"), (D, "a dog")]  # a translation is no answer: no query prompt
     assert [text for text, _ in made.distilled] == [0, 1, 2, 3] and {view for _, view in made.distilled} == {"document"}
     assert made.read == [place, place + 1, place, place + 1]
@@ -53,8 +54,8 @@ def test_both_sides_are_compared_with_the_teacher_s_vector_of_one(reads, place):
 
 
 def test_rows_that_the_teacher_cannot_read_are_not_compared():
-    rows = (Scored("eine katze", "ein kater", 0.9), Scored("eine katze", "ein hund", 0.3))
-    made = prepare(Batch(0, 0, "made", RowKind.SCORED, rows, np.arange(2), TeacherReads.NEITHER), task=None, distil=True)
+    rows = (ScoredPair("eine katze", "ein kater", 0.9), ScoredPair("eine katze", "ein hund", 0.3))
+    made = collate(Batch(0, 0, "made", RowKind.SCORED, rows, np.arange(2), TeacherSide.NEITHER), task=None, distil=True)
     assert made.distilled == [] and made.teacher_texts() == [] and made.scores.tolist() == pytest.approx([0.9, 0.3])
 
 
@@ -165,7 +166,7 @@ def test_phases_that_build_on_stage_1_need_it(run):
 
 def test_a_static_run_is_planned_scored_and_continued(run, tmp_path):
     raw, home, _ = run
-    sets = [each.name for each in find_sets(home / "data")][:2]
+    sets = [each.name for each in find_eval_sets(home / "data")][:2]
     recipe = parse_recipe(raw | {"evaluation": {"sets": sets, "precisions": ["float32"]}})
     planned = plan_run(recipe, home, tiny_run.Recorder())
     assert planned["phases"].keys() == {"static"} and planned["teacher"]["texts"] == 120

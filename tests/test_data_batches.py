@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskdistill.data.batches import BatchPlan, ClassificationItem, describe
-from taskdistill.data.rows import Labelled, Pair, Scored, Text, make_dataset
+from taskdistill.data.rows import LabeledText, Pair, ScoredPair, Text, make_dataset
 from taskdistill.errors import BadInput
-from taskdistill.vocabulary import RowKind
+from taskdistill.types import RowKind
 
 
 def pairs(count: int, name: str = "pairs", positives: int | None = None):
@@ -20,11 +20,11 @@ def pairs(count: int, name: str = "pairs", positives: int | None = None):
 
 
 def scored(scores):
-    return make_dataset("scored", RowKind.SCORED, [Scored(f"a{i}", f"b{i}", score) for i, score in enumerate(scores)])
+    return make_dataset("scored", RowKind.SCORED, [ScoredPair(f"a{i}", f"b{i}", score) for i, score in enumerate(scores)])
 
 
 def labelled(labels):
-    return make_dataset("labelled", RowKind.LABELLED, [Labelled(f"t{i}", str(label)) for i, label in enumerate(labels)])
+    return make_dataset("labelled", RowKind.LABELLED, [LabeledText(f"t{i}", str(label)) for i, label in enumerate(labels)])
 
 
 def texts(count: int, name: str = "texts"):

@@ -8,17 +8,17 @@ import random
 
 import pytest
 
-from taskdistill.data.docs_folder import build_docs_folder
-from taskdistill.data.docs_rows import name_query, queries
-from taskdistill.data.docs_split import same_object, split_docs
-from taskdistill.data.docstrings import Doc, scan
-from taskdistill.data.duplicates import exact_key
-from taskdistill.data.folder import find_set, list_sets
+from taskdistill.data.dedup import exact_key
+from taskdistill.data.layout import find_set, list_sets
 from taskdistill.data.rows import row_texts
 from taskdistill.data.sources import load_source
+from taskdistill.demo.docstrings import Doc, scan
+from taskdistill.demo.folder import build_docs_folder
+from taskdistill.demo.rows import name_query, queries
+from taskdistill.demo.split import same_object, split_docs
 from taskdistill.errors import BadInput
-from taskdistill.folders import check_folder, read_manifest
-from taskdistill.recipe_source import Source
+from taskdistill.io.folders import check_folder, read_manifest
+from taskdistill.recipe.data import SourceConfig
 
 PACKAGES = ("alpha", "bravo", "carol", "delta")
 COPIED = "The copied sentence of this tree stands in many modules and says the same everywhere in the same words always."
@@ -133,7 +133,7 @@ def test_counts_name_the_rows_of_every_file_and_every_file_reads_clean(built):
         if entry.kind == "retrieval":
             continue
         for split, path in entry.splits.items():
-            found = load_source(folder, name, Source(path=path, kind=entry.kind), max_bad=0, seed=1)
+            found = load_source(folder, name, SourceConfig(path=path, kind=entry.kind), max_bad=0, seed=1)
             key = name if entry.kind == "texts" else f"{name}.{split}"
             assert counts["rows"][key] == found.counts.read == found.counts.used
             assert all(text.strip() for row in found.rows for text in row_texts(row))

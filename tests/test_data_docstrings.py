@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskdistill.data.docs_text import MAX_BODY, MAX_SUMMARY, cut, is_prose, prose
-from taskdistill.data.docstrings import Doc, read_module, scan, search_folders
+from taskdistill.demo.docstrings import Doc, read_module, scan, search_folders
+from taskdistill.demo.prose import MAX_BODY, MAX_SUMMARY, cut, is_prose, prose
 
 NUMPY_STYLE = """
     Return the *evenly* spaced ``values`` of a :class:`~numpy.ndarray`.

@@ -6,14 +6,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskdistill.data.duplicates import RUN, exact_key, normalise, repeats_within, share_of_runs, word_runs
+from taskdistill.data.dedup import RUN, exact_key, fold_text, repeats_within, share_of_runs, word_runs
 from taskdistill.data.overlap import overlap
 
 LONG = " ".join(f"word{i}" for i in range(20))
 
 
 def test_normalised_form():
-    assert normalise("  Ｆull\u00a0Width\tﬁne\nSTRASSE ß ") == "full width fine strasse ss"
+    assert fold_text("  Ｆull\u00a0Width\tﬁne\nSTRASSE ß ") == "full width fine strasse ss"
     assert exact_key("Add it. ") == exact_key("add  IT") == "add it"
 
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from taskdistill.data.cleaning import MAX_CHARACTERS
 from taskdistill.data.readers import Fault, parse_json, read_records
-from taskdistill.data.rows import Labelled, Pair, Scored, Text, make_dataset, row_texts
+from taskdistill.data.rows import LabeledText, Pair, ScoredPair, Text, make_dataset, row_texts
 from taskdistill.data.sources import load_source, resolve
 from taskdistill.errors import BadInput
-from taskdistill.recipe_source import Source
+from taskdistill.recipe.data import SourceConfig
 
 GOOD = {"query": "what is a cat", "positive": "a cat is a small animal"}
 
@@ -28,7 +28,7 @@ def lines(*rows: object) -> bytes:
 
 
 def load(path, kind="pairs", max_bad=1.0, **settings):
-    return load_source(path.parent, "s", Source(path=path.name, kind=kind, **settings), max_bad=max_bad, seed=3)
+    return load_source(path.parent, "s", SourceConfig(path=path.name, kind=kind, **settings), max_bad=max_bad, seed=3)
 
 
 def adds_up(counts) -> bool:
@@ -143,7 +143,7 @@ def test_bad_scores(tmp_path, score, reason):
     good = [{"text1": "c", "text2": "d", "score": 0}, {"text1": "e", "text2": "f", "score": 1}]
     (tmp_path / "f.jsonl").write_bytes(lines(bad, *good))
     found = load(tmp_path / "f.jsonl", "scored")
-    assert found.rows == (Scored("c", "d", 0.0), Scored("e", "f", 1.0))
+    assert found.rows == (ScoredPair("c", "d", 0.0), ScoredPair("e", "f", 1.0))
     assert dict(found.counts.rejected) == {reason: 1}
 
 
@@ -205,7 +205,7 @@ def test_a_class_with_one_example_is_rejected_but_no_fault(tmp_path):
     rows = [{"text": f"t {i} ", "label": i % 2} for i in range(6)] + [{"text": " lonely", "label": "z"}]
     (tmp_path / "f.jsonl").write_bytes(lines(*rows))
     found = load(tmp_path / "f.jsonl", "labelled", max_bad=0.0)
-    assert found.rows[0] == Labelled("t 0", "0")
+    assert found.rows[0] == LabeledText("t 0", "0")
     assert dict(found.counts.rejected) == {"class with one example": 1}
     assert dict(found.counts.repaired) == {"white space at the ends removed": 6}
     assert adds_up(found.counts)
@@ -216,7 +216,7 @@ def test_globs_languages_limit_and_ignored_columns(tmp_path):
     for name in "ab":
         rows = [{"text": f"{name}{i}", "lang": "en" if i % 2 else "de", "extra": 1} for i in range(10)]
         (tmp_path / "texts" / f"{name}.jsonl").write_bytes(lines(*rows))
-    source = Source(path="texts/*.jsonl", kind="texts", languages=["en"], limit=4)
+    source = SourceConfig(path="texts/*.jsonl", kind="texts", languages=["en"], limit=4)
     first = load_source(tmp_path, "s", source, max_bad=0, seed=1)
     assert len(first.rows) == 4
     assert {row.lang for row in first.rows} == {"en"}
@@ -227,7 +227,7 @@ def test_globs_languages_limit_and_ignored_columns(tmp_path):
     with pytest.raises(BadInput, match=r"did you mean 'texts/a\.jsonl'"):
         resolve(tmp_path, "s", "texts/aa.jsonl")
     with pytest.raises(BadInput, match="none of its 20 rows"):
-        load_source(tmp_path, "s", Source(path="texts/*", kind="texts", languages=["fr"]), max_bad=0, seed=1)
+        load_source(tmp_path, "s", SourceConfig(path="texts/*", kind="texts", languages=["fr"]), max_bad=0, seed=1)
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
@@ -263,7 +263,7 @@ def test_a_hub_data_set_without_the_package_says_what_to_install(tmp_path, monke
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "datasets" else real(name, *rest))
     with pytest.raises(BadInput, match=r"taskdistill\[hub\]"):
-        load_source(tmp_path, "s", Source(path="hub:owner/name", kind="texts"), max_bad=0, seed=1)
+        load_source(tmp_path, "s", SourceConfig(path="hub:owner/name", kind="texts"), max_bad=0, seed=1)
 
 
 def test_a_hundred_thousand_rows_take_seconds(tmp_path):
@@ -345,26 +345,26 @@ def hub(monkeypatch):
 
 
 def test_hub_rows_pass_the_same_cleaning(hub, tmp_path):
-    source = Source(path="hub:owner/name", kind="texts", columns={"text": "sentence"}, split="dev", revision="v1")
+    source = SourceConfig(path="hub:owner/name", kind="texts", columns={"text": "sentence"}, split="dev", revision="v1")
     found = load_source(tmp_path, "s", source, max_bad=0.5, seed=1)
     assert hub == [("owner/name", None, "dev", "v1")]
     assert found.rows == (Text("a"), Text("b"))
     assert found.counts.examples == ["hub:owner/name:2: 'sentence' is empty after cleaning (1 characters, none visible)"]
     with pytest.raises(BadInput, match=r"hub:owner/gone .* cannot be loaded: no such data set"):
-        load_source(tmp_path, "s", Source(path="hub:owner/gone", kind="texts"), max_bad=0.5, seed=1)
+        load_source(tmp_path, "s", SourceConfig(path="hub:owner/gone", kind="texts"), max_bad=0.5, seed=1)
 
 
 def test_subsets_of_a_hub_data_set_one_or_one_a_language(hub, tmp_path):
     base = {"path": "hub:owner/name", "kind": "texts", "columns": {"text": "sentence"}}
-    found = load_source(tmp_path, "s", Source(**base, subset="hard"), max_bad=0.5, seed=1)
+    found = load_source(tmp_path, "s", SourceConfig(**base, subset="hard"), max_bad=0.5, seed=1)
     assert [row.text for row in found.rows] == ["ahard", "bhard"] and hub.pop() == ("owner/name", "hard", "train", None)
-    both = load_source(tmp_path, "s", Source(**base, subset={"de": "de-x", "en": "en-x"}), max_bad=0.5, seed=1)
+    both = load_source(tmp_path, "s", SourceConfig(**base, subset={"de": "de-x", "en": "en-x"}), max_bad=0.5, seed=1)
     assert [(row.text, row.lang) for row in both.rows] == [("ade-x", "de"), ("bde-x", "de"), ("aen-x", "en"), ("ben-x", "en")]
     assert both.counts.examples[0].startswith("hub:owner/name/de-x:2: ")
-    one = load_source(tmp_path, "s", Source(**base, subset={"de": "de-x", "en": "en-x"}, languages=["en"]), max_bad=0.5, seed=1)
+    one = load_source(tmp_path, "s", SourceConfig(**base, subset={"de": "de-x", "en": "en-x"}, languages=["en"]), max_bad=0.5, seed=1)
     assert {row.lang for row in one.rows} == {"en"}
     with pytest.raises(BadInput, match=r"hub:owner/gone \(subset 'x', split 'train'\) cannot be loaded"):
-        load_source(tmp_path, "s", Source(path="hub:owner/gone", kind="texts", subset="x"), max_bad=0.5, seed=1)
+        load_source(tmp_path, "s", SourceConfig(path="hub:owner/gone", kind="texts", subset="x"), max_bad=0.5, seed=1)
     for wrong, said in (
         ({"path": "a.jsonl", "kind": "texts", "subset": "x"}, "subset has no effect: a.jsonl is no Hub data set"),
         ({"path": "a.jsonl", "kind": "texts", "split": "dev"}, "split has no effect"),
@@ -372,15 +372,15 @@ def test_subsets_of_a_hub_data_set_one_or_one_a_language(hub, tmp_path):
         ({**base, "subset": {"de": "x"}, "languages": ["fr"]}, r"names \['fr'\], which subset gives no subset for"),
     ):
         with pytest.raises(ValueError, match=said):
-            Source(**wrong)
+            SourceConfig(**wrong)
 
 
 def test_languages_of_a_file_without_such_a_column_are_what_its_rows_are_in(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines(*[{"text": f"t{i}"} for i in range(3)]))
-    one = load_source(tmp_path, "s", Source(path="a.jsonl", kind="texts", languages=["de"]), max_bad=0, seed=1)
+    one = load_source(tmp_path, "s", SourceConfig(path="a.jsonl", kind="texts", languages=["de"]), max_bad=0, seed=1)
     assert [row.lang for row in one.rows] == ["de"] * 3 and one.counts.filtered == 0
-    two = load_source(tmp_path, "s", Source(path="a.jsonl", kind="texts", languages=["de", "en"]), max_bad=0, seed=1)
+    two = load_source(tmp_path, "s", SourceConfig(path="a.jsonl", kind="texts", languages=["de", "en"]), max_bad=0, seed=1)
     assert [row.lang for row in two.rows] == [""] * 3
     (tmp_path / "b.jsonl").write_bytes(lines({"text": "a", "lang": "de"}, {"text": "b"}, {"text": "c", "lang": "fr"}))
-    some = load_source(tmp_path, "s", Source(path="b.jsonl", kind="texts", languages=["de"]), max_bad=0, seed=1)
+    some = load_source(tmp_path, "s", SourceConfig(path="b.jsonl", kind="texts", languages=["de"]), max_bad=0, seed=1)
     assert [row.text for row in some.rows] == ["a"] and some.counts.filtered == 2

@@ -12,23 +12,23 @@ import yaml
 from helpers import twin
 
 from taskdistill import device, memory
-from taskdistill.cli.app import app
-from taskdistill.cli.app import run as command
+from taskdistill.cli.main import app
+from taskdistill.cli.main import run as command
 from taskdistill.cli.options import with_placement
 from taskdistill.device import accelerators, computes_in, cpu_flags, free_memory_of, placement, resolve_device, resolve_dtype
-from taskdistill.encode import hardware
+from taskdistill.encode import placement as hardware
 from taskdistill.encode.batches import TOKEN_BUDGET
 from taskdistill.encode.encoder import Encoder
-from taskdistill.encode.hardware import allot, default_budget
+from taskdistill.encode.placement import assign_devices, default_budget
 from taskdistill.errors import BadInput
 from taskdistill.model.activations import kept_bytes, layer_features
-from taskdistill.model.folder import Model, Settings, write_model
+from taskdistill.model.folder import Model, ModelSettings, write_model
 from taskdistill.model.student import StaticModel
-from taskdistill.serve import run as serve_run
+from taskdistill.serve import server as serve_run
 from taskdistill.train.batch_loss import static_gradients
 from taskdistill.train.budget import Budget, choose_budget, kept_budget
-from taskdistill.train.clock import Clock
-from taskdistill.train.workers import TableGradient
+from taskdistill.train.timer import Timer
+from taskdistill.train.workers import EmbeddingGradient
 
 CPU = torch.device("cpu")
 no_accelerator = pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is an accelerator")
@@ -132,12 +132,12 @@ def test_memory_is_what_the_tightest_limit_leaves(tmp_path, monkeypatch):
 
 
 def test_devices_are_allotted_in_turn(monkeypatch):
-    assert allot(["cpu"], 3) == ["cpu"] * 3
+    assert assign_devices(["cpu"], 3) == ["cpu"] * 3
     monkeypatch.setattr(hardware, "accelerators", lambda: [torch.device("cuda", 0), torch.device("cuda", 1)])
-    assert allot(["cuda"], 3) == ["cuda:0", "cuda:1", "cuda:0"] == allot(["auto"], 3)
-    assert allot(["cuda:1", "cpu"], 3) == ["cuda:1", "cpu", "cuda:1"]
+    assert assign_devices(["cuda"], 3) == ["cuda:0", "cuda:1", "cuda:0"] == assign_devices(["auto"], 3)
+    assert assign_devices(["cuda:1", "cpu"], 3) == ["cuda:1", "cpu", "cuda:1"]
     monkeypatch.setattr(hardware, "accelerators", list)
-    assert allot(["auto"], 2) == ["cpu", "cpu"] and allot(["cuda"], 1) == ["cuda"], "refused when it is opened"
+    assert assign_devices(["auto"], 2) == ["cpu", "cpu"] and assign_devices(["cuda"], 1) == ["cuda"], "refused when it is opened"
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -190,7 +190,7 @@ def folders(tmp_path_factory):
     model.adapter_configs["retrieval"] = tiny.add_adapter(module, "retrieval")
     write_model(root / "model", model)
     table = StaticModel(torch.randn(tiny.tokenizer().get_vocab_size(), 8, generator=torch.Generator().manual_seed(1)))
-    settings = Settings(max_length=64, matryoshka_dims=(8,))
+    settings = ModelSettings(max_length=64, matryoshka_dims=(8,))
     write_model(root / "static", Model(table, model.tokenizer, settings, "static", root / "tokenizer"))
     return root
 
@@ -249,7 +249,7 @@ def test_the_table_gradient_of_a_static_student_is_that_of_the_cpu():
     for place in (CPU, twin.DEVICE):
         model = StaticModel(torch.randn(5, 3, generator=torch.Generator().manual_seed(0))).to(place)
         model.table.requires_grad_()
-        static_gradients(model, ids, lambda vectors: ({"x": vectors.pow(3).sum()}, 0.0), {}, TableGradient(), Clock())
+        static_gradients(model, ids, lambda vectors: ({"x": vectors.pow(3).sum()}, 0.0), {}, EmbeddingGradient(), Timer())
         assert model.table.grad is not None and model.table.grad.device == model.table.device
         found.append(model.table.grad.cpu())
     assert torch.equal(*found) and found[0].abs().sum() > 0

@@ -22,11 +22,11 @@ from safetensors.numpy import save_file
 from test_foreign_files import CASES, box_of, command, filled, lay, state, tree, unchanged
 from test_foreign_files import home as home
 
-from taskdistill.atomic import replacing
 from taskdistill.errors import BadInput
-from taskdistill.folders import write_folder
-from taskdistill.outputs import claim
-from taskdistill.protection import check_replacing, check_writable, spell
+from taskdistill.io.atomic import replacing
+from taskdistill.io.folders import write_folder
+from taskdistill.io.outputs import claim
+from taskdistill.io.protection import check_replacing, check_writable, spell
 
 FREE = [name for name, case in CASES.items() if not case.copies]
 CHANGING = [name for name, case in CASES.items() if case.copies]

@@ -9,17 +9,17 @@ import pytest
 import tiny
 import torch
 
-from taskdistill.cli.app import run
+from taskdistill.cli.main import run
 from taskdistill.encode import backends, check
 from taskdistill.encode.check import golden_cosine, int8_cosines
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.int8 import Int8Model
-from taskdistill.encode.int8_linear import PAIR_LIMIT, Family, Int8Linear, Sibling, round_weights
+from taskdistill.encode.int8_linear import PAIR_LIMIT, FusedLinear, FusedSlice, Int8Linear, round_weights
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.model.folder import Model, Settings, write_model
+from taskdistill.model.folder import Model, ModelSettings, write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
 from taskdistill.model.student import StaticModel
-from taskdistill.vocabulary import Backend
+from taskdistill.types import Backend
 
 FAMILIES = ["bert", "qwen3", "eurobert"]
 TEXTS = [" ".join(tiny.WORDS[i % 7 : i % 7 + 1 + i % 9]) for i in range(40)]
@@ -83,8 +83,8 @@ def test_siblings_compute_their_joint_map_once():
             calls.append(len(values))
             return torch.cat([values, 2 * values, 3 * values], -1)
 
-    family = Family(Whole(), [2, 2, 2])
-    parts = [Sibling(family, place) for place in range(3)]
+    family = FusedLinear(Whole(), [2, 2, 2])
+    parts = [FusedSlice(family, place) for place in range(3)]
     for size in (4, 5):
         values = torch.ones(size, 2)
         assert [float(part(values)[0, 0]) for part in parts] == [1, 2, 3]
@@ -121,7 +121,7 @@ def test_int8_replaces_every_map_and_shares_the_rest(tmp_path):
     model = tiny_model(tmp_path, "qwen3", "retrieval")
     made = Int8Model(model).prepare("retrieval")
     kinds = [type(part).__name__ for part in made.backbone.modules()]
-    assert kinds.count("Sibling") == 2 * 5 and kinds.count("Int8Linear") == 2 * 2 and kinds.count("Linear") == 0
+    assert kinds.count("FusedSlice") == 2 * 5 and kinds.count("Int8Linear") == 2 * 2 and kinds.count("Linear") == 0
     assert made.backbone.embed_tokens.weight.data_ptr() == model.module.backbone.embed_tokens.weight.data_ptr()
 
 
@@ -139,7 +139,7 @@ def test_what_a_back_end_cannot_run_is_refused(tmp_path, monkeypatch):
     model = tiny_model(tmp_path, "bert")
     with pytest.raises(BadInput, match="unknown back end 'onnx'; did you mean 'onnxruntime'"):
         Encoder(model, backend="onnx")
-    static = Model(StaticModel(torch.randn(99, 8)), model.tokenizer, Settings(max_length=64), name="s", source=tmp_path)
+    static = Model(StaticModel(torch.randn(99, 8)), model.tokenizer, ModelSettings(max_length=64), name="s", source=tmp_path)
     with pytest.raises(BadInput, match="static model"):
         Encoder(static, backend="int8")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -154,7 +154,7 @@ def test_auto_follows_the_table_and_never_rounds(tmp_path, monkeypatch):
     assert Encoder(model, threads=1, backend="auto").backend is model.module
     monkeypatch.setitem(backends.FASTEST, "bert", Backend.OPENVINO)
     assert backends.automatic(model) is Backend.OPENVINO
-    static = Model(StaticModel(torch.randn(99, 8)), model.tokenizer, Settings(max_length=64), name="s", source=tmp_path)
+    static = Model(StaticModel(torch.randn(99, 8)), model.tokenizer, ModelSettings(max_length=64), name="s", source=tmp_path)
     assert backends.automatic(static) is Backend.TORCH
 
 
@@ -180,7 +180,7 @@ def test_a_graph_that_cannot_be_traced_is_bad_input(tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("an operator\n is missing")
 
-    monkeypatch.setattr("taskdistill.encode.graphs.make_graph", broken)
+    monkeypatch.setattr("taskdistill.encode.graph_models.make_graph", broken)
     with pytest.raises(BadInput, match=r"onnxruntime cannot run tiny \(an operator is missing\); use the back end torch"):
         encoder.encode(TEXTS)
 

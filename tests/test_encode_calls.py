@@ -10,12 +10,12 @@ import pytest
 import tiny
 import torch
 
-from taskdistill.compress import Int8Ranges
 from taskdistill.encode.batches import run_batches, token_batches
 from taskdistill.encode.encoder import Encoder
-from taskdistill.encode.hardware import move
-from taskdistill.encode.running import one_ahead
+from taskdistill.encode.placement import to_device
+from taskdistill.encode.runner import prefetch
 from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.quantization import Int8Ranges
 
 TOLERANCE = 2e-6
 """Largest difference of a coordinate between a text encoded alone and among others, in float32; docs/performance.md states it."""
@@ -156,21 +156,21 @@ def test_one_ahead_works_while_the_caller_is_busy():
         threads.add(threading.get_ident())
         return item * item
 
-    results = one_ahead(range(4), work)
+    results = prefetch(range(4), work)
     assert next(results) == 0
     deadline = time.monotonic() + 5
     while started != [0, 1] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert started == [0, 1] and threads != {threading.get_ident()}
     assert list(results) == [1, 4, 9]
-    assert list(one_ahead([], work)) == []
+    assert list(prefetch([], work)) == []
 
 
 @pytest.mark.parametrize("family", ["bert", "qwen3"])
 def test_half_precision_moves_weights_only_and_stays_close(tmp_path, family):
     encoder = encoder_of(tmp_path, family)
     expected = encoder.encode(TEXTS, task="retrieval")
-    move(encoder.model.module, torch.device("cpu"), torch.bfloat16)
+    to_device(encoder.model.module, torch.device("cpu"), torch.bfloat16)
     assert {p.dtype for p in encoder.model.module.parameters()} == {torch.bfloat16}
     assert {b.dtype for b in encoder.model.module.buffers()} <= {torch.float32, torch.int64}
     given = encoder.encode(TEXTS, task="retrieval")

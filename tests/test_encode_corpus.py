@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from taskdistill.cli.app import run
+from taskdistill.cli.main import run
 from taskdistill.encode import corpus
 from taskdistill.encode.corpus import encode_corpus
 from taskdistill.encode.encoder import Encoder
@@ -25,7 +25,7 @@ from taskdistill.encode.reading import Counts, Reading, Rows
 from taskdistill.encode.shards import finished, shard_files
 from taskdistill.encode.vectors import VectorFolder, merge_vectors
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.folders import check_folder, read_manifest
+from taskdistill.io.folders import check_folder, read_manifest
 from taskdistill.model.folder import write_model
 
 RNG = np.random.default_rng(1)
@@ -226,7 +226,7 @@ def test_a_worker_that_is_killed_is_told(folder, tmp_path):
     results = []
 
     def killing(job, pending, devices):
-        from taskdistill.encode.processes import run_processes
+        from taskdistill.encode.process_executor import run_processes
 
         for done in run_processes(job, pending, devices):
             results.append(done)
@@ -289,7 +289,7 @@ def test_rows_can_be_passed_over_in_every_kind_of_file(tmp_path, ending):
 def test_two_ray_workers_give_the_vectors_of_one(folder, expected, tmp_path):
     import ray
 
-    from taskdistill.encode.ray_run import run_ray
+    from taskdistill.encode.ray_executor import run_ray
 
     source = jsonl(tmp_path / "in.jsonl", TEXTS)
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)

@@ -14,7 +14,7 @@ import pytest
 from tiny_jina import TEXTS, write_repository
 
 from taskdistill import encode_chunks, encode_windows
-from taskdistill.cli.app import run
+from taskdistill.cli.main import run
 from taskdistill.encode.encoder import Encoder
 
 LONG = "The market by the river was held twice a year. 火星は赤い。 👩‍🚀 " * 12

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, pre_tokenizers, processors
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.job.start import start_student
 from taskdistill.model.folder import write_model
-from taskdistill.model.text import TextTokenizer, end_token
+from taskdistill.model.tokenizer import TextTokenizer, end_token
+from taskdistill.pipeline.setup import start_student
 
 TEXT = "the old ship near the harbour"
 START, END = 2, 3

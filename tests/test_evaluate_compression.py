@@ -5,24 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from taskdistill.compress import Int8Ranges, hamming, normalise, pack_bits, truncate
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.compression import Cell, compression_matrix, decoded, mean_cells, verdict
-from taskdistill.evaluate.encoding import Encoded
+from taskdistill.evaluate.compression import CompressionResult, compression_matrix, decoded, mean_cells, verdict
+from taskdistill.evaluate.encode import EncodedSet
+from taskdistill.evaluate.exact_search import rank
 from taskdistill.evaluate.kinds import Kind
-from taskdistill.evaluate.picture import compression_picture
-from taskdistill.evaluate.protocols import score_ranking, score_vectors
-from taskdistill.evaluate.ranking import rank
 from taskdistill.evaluate.reading import PairData, RankingData
+from taskdistill.evaluate.score import score_ranking, score_vectors
+from taskdistill.quantization import Int8Ranges, hamming, normalize, pack_bits, truncate
+from taskdistill.report.compression_plot import compression_picture
 
 RNG = np.random.default_rng(0)
 N, Q, DIM = 400, 60, 64
-DOCUMENTS = normalise(RNG.standard_normal((N, DIM)) * np.linspace(2, 0.2, DIM))
-QUERIES = normalise(DOCUMENTS[: 2 * Q : 2] + 0.16 * RNG.standard_normal((Q, DIM)).astype(np.float32))
+DOCUMENTS = normalize(RNG.standard_normal((N, DIM)) * np.linspace(2, 0.2, DIM))
+QUERIES = normalize(DOCUMENTS[: 2 * Q : 2] + 0.16 * RNG.standard_normal((Q, DIM)).astype(np.float32))
 DATA = RankingData(
     {f"d{i}": f"text {i}" for i in range(N)}, {f"q{i}": f"query {i}" for i in range(Q)}, {f"q{i}": {f"d{2 * i}": 1} for i in range(Q)}
 )
-ENCODED = Encoded({"queries": QUERIES, "documents": DOCUMENTS}, N + Q, 1.0)
+ENCODED = EncodedSet({"queries": QUERIES, "documents": DOCUMENTS}, N + Q, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_quality_falls_with_size_and_rescoring_brings_it_back(cells):
 
 def test_rescored_int8_ranks_its_candidates_by_float32_queries(cells):
     ranges = Int8Ranges.fit(DOCUMENTS)
-    coded = normalise(ranges.decode(ranges.encode(DOCUMENTS)))
+    coded = normalize(ranges.decode(ranges.encode(DOCUMENTS)))
     exact = QUERIES @ coded.T
     ranking = {q: {f"d{i}": float(s) for i, s in enumerate(row)} for q, row in zip(DATA.queries, exact, strict=True)}
     assert cells[64, "int8", True].score == pytest.approx(score_ranking(DATA, ranking).score)
@@ -79,9 +79,9 @@ def test_given_ranges_are_used_for_both_sides_and_returned():
 
 
 def test_pairs_have_no_search_and_no_rescoring():
-    first, second = DOCUMENTS[:100], normalise(DOCUMENTS[:100] + np.linspace(0, 1, 100)[:, None] * RNG.standard_normal((100, DIM)))
+    first, second = DOCUMENTS[:100], normalize(DOCUMENTS[:100] + np.linspace(0, 1, 100)[:, None] * RNG.standard_normal((100, DIM)))
     data = PairData([""] * 100, [""] * 100, np.linspace(1, 0, 100), [""] * 100)
-    found = compression_matrix("s", Kind.STS, data, Encoded({"first": first, "second": second}, 200, 1.0), [64, 32])
+    found = compression_matrix("s", Kind.STS, data, EncodedSet({"first": first, "second": second}, 200, 1.0), [64, 32])
     assert [cell.query_ms for cell in found.cells] == [None] * 8 and not any(cell.rescored for cell in found.cells)
     assert found.cells[0].kept == 1 > found.cells[3].kept > 0.8
 
@@ -98,8 +98,8 @@ def test_bad_settings_are_refused():
         compression_matrix("r", Kind.RETRIEVAL, DATA, ENCODED, [64], ["int4"])
 
 
-def cell(dim: int, precision: str, kept: float, size: int) -> Cell:
-    return Cell(dim, precision, False, kept / 2, kept, size, 1.0)
+def cell(dim: int, precision: str, kept: float, size: int) -> CompressionResult:
+    return CompressionResult(dim, precision, False, kept / 2, kept, size, 1.0)
 
 
 def test_verdict_names_the_cheapest_setting_for_each_share():
@@ -125,7 +125,7 @@ def test_picture_is_written(cells):
 
 def test_offsets_shift_the_signs_of_each_side_and_nothing_else():
     lean = np.linspace(0.4, 0.0, DIM, dtype=np.float32)
-    leaning = Encoded({"queries": normalise(QUERIES + 2 * lean), "documents": normalise(DOCUMENTS - lean)}, N + Q, 1.0)
+    leaning = EncodedSet({"queries": normalize(QUERIES + 2 * lean), "documents": normalize(DOCUMENTS - lean)}, N + Q, 1.0)
     offsets = {
         role: {dim: truncate(leaning.sides[side], dim).mean(0) for dim in (16, 64)}
         for role, side in (("query", "queries"), ("document", "documents"))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.contrasts import Needed, effective_queries, find, holm, needed, seed_variance
-from taskdistill.evaluate.statistics import hierarchical, smallest_effect
+from taskdistill.evaluate.contrasts import PowerAnalysis, analyze_contrasts, effective_queries, holm, required_sample, seed_variance
+from taskdistill.stats import hierarchical, smallest_effect
 
 RUNS = 150
 
@@ -35,7 +35,10 @@ def simulate(
 @pytest.mark.parametrize(("sets", "set_sd", "seeds"), [(3, 0.0, 5), (3, 0.0, 3), (6, 0.03, 5)])
 def test_intervals_cover_the_truth_at_least_as_often_as_they_say(sets, set_sd, seeds):
     rng = np.random.default_rng(1)
-    found = [find({"x": simulate(rng, truth=0.01, sets=sets, set_sd=set_sd, seeds=seeds)}, draws=400, seed=i)["x"].all for i in range(RUNS)]
+    found = [
+        analyze_contrasts({"x": simulate(rng, truth=0.01, sets=sets, set_sd=set_sd, seeds=seeds)}, draws=400, seed=i)["x"].all
+        for i in range(RUNS)
+    ]
     covered = np.mean([each.low <= 0.01 <= each.high for each in found])
     assert covered >= 0.93
     assert np.mean([each.high - each.low for each in found]) < 0.25
@@ -49,20 +52,20 @@ def test_an_interval_without_the_widening_for_few_seeds_would_cover_too_rarely()
 
 def test_the_test_of_no_difference_keeps_its_level_where_queries_are_the_only_chance():
     rng = np.random.default_rng(3)
-    found = [find({"x": simulate(rng, seed_sd=0.0)}, draws=300, seed=i)["x"] for i in range(2 * RUNS)]
+    found = [analyze_contrasts({"x": simulate(rng, seed_sd=0.0)}, draws=300, seed=i)["x"] for i in range(2 * RUNS)]
     assert 0.02 < np.mean([each.p_two_sided <= 0.05 for each in found]) < 0.09
     assert 0.02 < np.mean([each.p_greater <= 0.05 for each in found]) < 0.09
 
 
 def test_both_tests_together_keep_their_level_where_seeds_differ_too():
     rng = np.random.default_rng(4)
-    found = [find({"x": simulate(rng)}, draws=300, seed=i)["x"] for i in range(RUNS)]
+    found = [analyze_contrasts({"x": simulate(rng)}, draws=300, seed=i)["x"] for i in range(RUNS)]
     assert np.mean([max(each.p_greater, each.p_draws) <= 0.05 for each in found]) <= 0.06
 
 
 def test_the_value_is_the_mean_over_sets_and_by_hand():
     values = {"a": np.array([[0.1, 0.3], [0.3, 0.5]]), "b": np.array([[0.0, 0.0, 0.6], [0.0, 0.3, 0.3]])}
-    found = find({"x": values}, draws=200)["x"]
+    found = analyze_contrasts({"x": values}, draws=200)["x"]
     assert found.all.value == pytest.approx((0.3 + 0.2) / 2)
     assert found.per_seed == pytest.approx((0.2, 0.3))
     assert found.per_set == pytest.approx({"a": 0.3, "b": 0.2})
@@ -73,10 +76,10 @@ def test_the_value_is_the_mean_over_sets_and_by_hand():
 
 def test_widths_are_those_of_the_standard_errors():
     rng = np.random.default_rng(5)
-    queries = find({"x": {"a": np.tile(rng.normal(0, 0.1, 400), (4, 1))}})["x"]
+    queries = analyze_contrasts({"x": {"a": np.tile(rng.normal(0, 0.1, 400), (4, 1))}})["x"]
     assert queries.queries.high - queries.queries.low == pytest.approx(2 * 1.96 * 0.1 / 20, rel=0.12)
     assert queries.seeds.to_json() == pytest.approx([queries.all.value] * 3)
-    seeds = find({"x": {"a": np.repeat(rng.normal(0, 0.1, (5, 1)), 50, axis=1)}})["x"]
+    seeds = analyze_contrasts({"x": {"a": np.repeat(rng.normal(0, 0.1, (5, 1)), 50, axis=1)}})["x"]
     standard = seeds.seed_sd / math.sqrt(5)
     spread = np.std(seeds.draws)
     assert spread == pytest.approx(standard * 2.776 / 1.96, rel=0.05), "Student's quantile with four degrees of freedom"
@@ -85,7 +88,7 @@ def test_widths_are_those_of_the_standard_errors():
 def test_contrasts_share_their_draws_and_differ_in_seeds():
     rng = np.random.default_rng(6)
     a, b = (rng.normal(0.05, 0.1, (5, 80)) for _ in range(2))
-    found = find({"a": {"s": a}, "b": {"s": b[:3]}, "a again": {"s": a}}, draws=500)
+    found = analyze_contrasts({"a": {"s": a}, "b": {"s": b[:3]}, "a again": {"s": a}}, draws=500)
     assert found["a"].all == found["a again"].all and found["a"].p_greater == found["a again"].p_greater
     assert len(found["a"].per_seed) == 5 and len(found["b"].per_seed) == 3
     assert found["a"].queries.value == pytest.approx(a.mean())
@@ -93,20 +96,22 @@ def test_contrasts_share_their_draws_and_differ_in_seeds():
 
 def test_a_clear_difference_is_found_and_nothing_is_nothing():
     rng = np.random.default_rng(7)
-    found = find({"clear": simulate(rng, truth=0.1, seed_sd=0.005), "nothing": {f"s{i}": np.zeros((5, 60)) for i in range(3)}}, draws=1000)
+    found = analyze_contrasts(
+        {"clear": simulate(rng, truth=0.1, seed_sd=0.005), "nothing": {f"s{i}": np.zeros((5, 60)) for i in range(3)}}, draws=1000
+    )
     assert found["clear"].p_greater < 0.01 and found["clear"].p_draws < 0.01 and found["clear"].bounds[0] > 0.05
     assert found["nothing"].p_two_sided == 1 and found["nothing"].p_equivalent(0.01) == 0 and found["nothing"].p_sign() == 1
 
 
 def test_equivalence_needs_the_whole_interval_within_the_margin():
     rng = np.random.default_rng(8)
-    near = find({"x": {"a": rng.normal(0.001, 0.05, (5, 2000))}}, draws=1000)["x"]
+    near = analyze_contrasts({"x": {"a": rng.normal(0.001, 0.05, (5, 2000))}}, draws=1000)["x"]
     assert near.p_equivalent(0.01) < 0.05 < near.p_equivalent(0.0005)
 
 
 def test_sign_test_by_hand():
     def p(*values: float) -> float:
-        return find({"x": {"a": np.repeat(np.array(values)[:, None], 2, axis=1)}}, draws=10)["x"].p_sign()
+        return analyze_contrasts({"x": {"a": np.repeat(np.array(values)[:, None], 2, axis=1)}}, draws=10)["x"].p_sign()
 
     assert p(1, 1, 1, 1, 1) == pytest.approx(2 / 32)
     assert p(1, 1, 1, 1, -1) == pytest.approx(2 * 6 / 32)
@@ -120,37 +125,37 @@ def test_holm_by_hand():
 
 
 def test_what_would_decide_brings_the_power_that_it_promises():
-    found = needed(0.01, 0.01, 0.0, 5)
+    found = required_sample(0.01, 0.01, 0.0, 5)
     assert found is not None and found.seeds is None
     assert found.queries == pytest.approx((2.8016) ** 2, rel=1e-3)
     assert smallest_effect(0.01, 1) / math.sqrt(found.queries) == pytest.approx(0.01)
     assert found.both == pytest.approx(8.0), "of whole seeds: 40 instead of 5"
-    found = needed(0.01, 0.001, 0.02, 5)
+    found = required_sample(0.01, 0.001, 0.02, 5)
     assert found is not None and found.queries is None
     assert 2.8016 * math.sqrt(0.001**2 + seed_variance(0.02, found.seeds)) <= 0.01
     assert 2.8016 * math.sqrt(0.001**2 + seed_variance(0.02, found.seeds - 1)) > 0.01
-    assert needed(1e-6, 0.1, 0.1, 5) == Needed(None, None, None)
-    assert needed(0.0, 0.01, 0.0, 5) is None
+    assert required_sample(1e-6, 0.1, 0.1, 5) == PowerAnalysis(None, None, None)
+    assert required_sample(0.0, 0.01, 0.0, 5) is None
 
 
 def test_where_sets_differ_only_more_of_them_decide():
-    found = needed(0.07, 0.006, 0.005, 5, set_sd=0.12, sets=6)
+    found = required_sample(0.07, 0.006, 0.005, 5, set_sd=0.12, sets=6)
     assert found is not None and (found.queries, found.seeds, found.both) == (None, None, None)
 
     def error(sets: int) -> float:
         return math.sqrt(0.006**2 * 6 / sets + seed_variance(0.005, 5) + seed_variance(0.12, sets))
 
     assert 2.8016 * error(found.sets) <= 0.07 < 2.8016 * error(found.sets - 1)
-    fixed = needed(0.07, 0.006, 0.005, 5)
+    fixed = required_sample(0.07, 0.006, 0.005, 5)
     assert fixed is not None and fixed.sets is None and fixed.queries == 1.0
-    alike = needed(0.07, 0.006, 0.005, 5, set_sd=0.001, sets=6)
-    assert alike == Needed(1.0, 5, 1.0, 6)
+    alike = required_sample(0.07, 0.006, 0.005, 5, set_sd=0.001, sets=6)
+    assert alike == PowerAnalysis(1.0, 5, 1.0, 6)
 
 
 def test_sets_count_as_chance_from_five_on():
     for sets, wanted in ((4, None), (5, float(np.std(np.arange(5) / 100, ddof=1)))):
         made = {f"s{i}": np.full((3, 4), i / 100) for i in range(sets)}
-        found = find({"a": made}, draws=50)["a"].set_sd
+        found = analyze_contrasts({"a": made}, draws=50)["a"].set_sd
         assert found is None if wanted is None else found == pytest.approx(wanted)
 
 
@@ -167,6 +172,6 @@ def test_effective_queries_of_equal_sets_are_all_of_them():
 
 def test_other_sets_and_uneven_seeds_are_refused():
     with pytest.raises(BadInput, match="same sets and queries"):
-        find({"a": {"s": np.zeros((2, 3))}, "b": {"s": np.zeros((2, 4))}})
+        analyze_contrasts({"a": {"s": np.zeros((2, 3))}, "b": {"s": np.zeros((2, 4))}})
     with pytest.raises(BadInput, match="same seeds"):
-        find({"a": {"s": np.zeros((2, 3)), "t": np.zeros((3, 3))}})
+        analyze_contrasts({"a": {"s": np.zeros((2, 3)), "t": np.zeros((3, 3))}})

@@ -11,14 +11,15 @@ import pytest
 
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.breakdowns import by_length, prompt_spread
+from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
 from taskdistill.evaluate.kinds import Kind
-from taskdistill.evaluate.language_report import language_section
 from taskdistill.evaluate.languages import families, language_tables, pooled_retrieval
-from taskdistill.evaluate.protocols import evaluate_set
-from taskdistill.evaluate.reading import LabelledData, PairData, RankingData
-from taskdistill.evaluate.run import Options, evaluate_models
-from taskdistill.evaluate.sets import EvalSet, find_sets
-from taskdistill.job.page import write_evaluation
+from taskdistill.evaluate.reading import LabeledData, PairData, RankingData
+from taskdistill.evaluate.runner import evaluate_models
+from taskdistill.evaluate.score import evaluate_set
+from taskdistill.evaluate.set_runner import EvalOptions
+from taskdistill.report.languages import language_section
+from taskdistill.report.pages import write_evaluation
 
 
 class Table:
@@ -99,7 +100,7 @@ def test_lengths_follow_the_order_of_languages():
 
 
 def test_lengths_need_a_unit_for_each_text():
-    data = LabelledData(["x", "y"], ["a", "b"], ["", ""])
+    data = LabeledData(["x", "y"], ["a", "b"], ["", ""])
     score = evaluate_set(Table(0), "c", Kind.CLUSTERING, data).score
     with pytest.raises(BadInput, match="not for clustering"):
         by_length(Kind.CLUSTERING, data, score)
@@ -144,9 +145,9 @@ def write_pool(root: Path) -> Path:
 
 def test_pools_are_scored_once_and_shown_in_the_report(tmp_path):
     root, out, model = write_pool(tmp_path / "data"), tmp_path / "out", Table(0.5)
-    results = evaluate_models([model], find_sets(root), out, Options(languages=True))
+    results = evaluate_models([model], find_eval_sets(root), out, EvalOptions(languages=True))
     encoded = model.encoded
-    assert evaluate_models([model], find_sets(root), out, Options(languages=True)) == results and model.encoded == encoded
+    assert evaluate_models([model], find_eval_sets(root), out, EvalOptions(languages=True)) == results and model.encoded == encoded
     assert json.loads((out / "results.json").read_text()) == results
     scores = results["pools"]["table"]["retrieval/pets"]
     assert scores["cross"] == {"de": {"de": 1, "en": 1}, "en": {"de": 1, "en": 1}}
@@ -167,7 +168,7 @@ def test_pools_are_scored_once_and_shown_in_the_report(tmp_path):
 
 def test_without_languages_there_is_no_such_part(tmp_path):
     root = write_pool(tmp_path / "data")
-    results = evaluate_models([Table(0)], find_sets(root, ["retrieval/pets-en"]), options=Options(languages=True))
+    results = evaluate_models([Table(0)], find_eval_sets(root, ["retrieval/pets-en"]), options=EvalOptions(languages=True))
     assert not results["pools"] and language_section(results) is None
 
 
@@ -180,8 +181,8 @@ def test_texts_that_were_cut_are_counted_and_noted(tmp_path):
             return super().encode(texts, task=task, prompt_name=prompt_name)
 
     lines: list[str] = []
-    sets = find_sets(write_pool(tmp_path / "data"), ["retrieval/pets-en", "retrieval/pets-de"])
-    results = evaluate_models([Short(0)], sets, options=Options(languages=True), note=lines.append)
+    sets = find_eval_sets(write_pool(tmp_path / "data"), ["retrieval/pets-en", "retrieval/pets-de"])
+    results = evaluate_models([Short(0)], sets, options=EvalOptions(languages=True), note=lines.append)
     record = results["scores"]["table"]["retrieval/pets-en"]
     assert record["cut"] == 3 and record["texts"] == 6
     assert record["notes"] == ["3 of 6 texts are longer than this model reads; their ends were cut"]

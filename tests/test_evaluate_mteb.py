@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from taskdistill.evaluate.kinds import Kind
-from taskdistill.evaluate.protocols import evaluate_set
-from taskdistill.evaluate.reading import LabelledData, PairData, RankingData, SummaryData
+from taskdistill.evaluate.reading import LabeledData, PairData, RankingData, SummaryData
+from taskdistill.evaluate.score import evaluate_set
 
 mteb = pytest.importorskip("mteb", reason="mteb is not installed: pip install 'taskdistill[mteb]'")
 from datasets import Dataset, DatasetDict  # noqa: E402
@@ -149,7 +149,7 @@ def topics(n: int, seed: int) -> tuple[list[str], list[str]]:
 def test_clustering(tmp_path):
     texts, labels = topics(150, 5)
     dataset = DatasetDict({"test": Dataset.from_dict({"sentences": texts, "labels": labels})})
-    found = evaluate_set(Ours(), "c", Kind.CLUSTERING, LabelledData(texts, labels, [""] * 150)).score
+    found = evaluate_set(Ours(), "c", Kind.CLUSTERING, LabeledData(texts, labels, [""] * 150)).score
     theirs = their_score(
         abstasks.AbsTaskClustering, "Clustering", "v_measure", dataset, tmp_path / "2", max_fraction_of_documents_to_embed=None
     )
@@ -165,7 +165,7 @@ def test_classification(tmp_path):
     splits = {"test": (texts, labels), "train": (train_texts, train_labels)}
     dataset = DatasetDict({k: Dataset.from_dict({"text": t, "label": [number[each] for each in y]}) for k, (t, y) in splits.items()})
     theirs = their_score(abstasks.AbsTaskClassification, "Classification", "accuracy", dataset, tmp_path / "1")
-    data = LabelledData(texts, labels, [""] * 150, LabelledData(train_texts, train_labels, [""] * 300))
+    data = LabeledData(texts, labels, [""] * 150, LabeledData(train_texts, train_labels, [""] * 300))
     found = evaluate_set(Ours(), "c", Kind.CLASSIFICATION, data).score
     assert found.score == pytest.approx(theirs, abs=1e-4) and 0.4 < theirs < 0.98
     theirs = their_score(abstasks.AbsTaskClassification, "Classification", "f1", dataset, tmp_path / "2")
@@ -185,6 +185,6 @@ def test_multilabel(tmp_path):
         {k: Dataset.from_dict({"text": t, "label": [[number[e] for e in row] for row in y]}) for k, (t, y) in splits.items()}
     )
     theirs = their_score(abstasks.AbsTaskMultilabelClassification, "MultilabelClassification", "accuracy", dataset, tmp_path)
-    data = LabelledData(texts, labels, [""] * 120, LabelledData(train_texts, train_labels, [""] * 200))
+    data = LabeledData(texts, labels, [""] * 120, LabeledData(train_texts, train_labels, [""] * 200))
     found = evaluate_set(Ours(), "m", Kind.MULTILABEL, data).score
     assert found.score == pytest.approx(theirs, abs=1e-4) and 0.1 < theirs < 0.95

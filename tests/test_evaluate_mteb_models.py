@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from tiny import WORDS, add_adapter, model, sentence, student, write_tokenizer
 
-from taskdistill.compress import fit_ranges, ranges_to_json, truncate
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.kinds import Kind
-from taskdistill.evaluate.mteb_models import OTHER, ROUTES, MtebEncoder
-from taskdistill.evaluate.protocols import evaluate_set
+from taskdistill.evaluate.models.encoder import EncoderEmbedder
+from taskdistill.evaluate.mteb import OTHER, ROUTES, MtebEncoder
 from taskdistill.evaluate.reading import RankingData
-from taskdistill.job.embedders import EncoderEmbedder
+from taskdistill.evaluate.score import evaluate_set
 from taskdistill.model.folder import write_model
-from taskdistill.vocabulary import Task
+from taskdistill.quantization import fit_ranges, ranges_to_json, truncate
+from taskdistill.tasks import Task
 
 mteb = pytest.importorskip("mteb", reason="mteb is not installed: pip install 'taskdistill[mteb]'")
 from datasets import Dataset  # noqa: E402

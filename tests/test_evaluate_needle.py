@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_jina import write_repository
 
-from taskdistill.cli.app import run
+from taskdistill.cli.main import run
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.needle import KINDS, LENGTHS, needle_set, score_needles
@@ -103,7 +103,7 @@ def test_the_command_reports_by_length_counts_what_was_cut_and_computes_nothing_
 
 
 def test_documents_are_as_long_as_the_models_own_tokenizer_counts(models):
-    from taskdistill.job.needles import _Counter
+    from taskdistill.workflows.needle import _Counter
 
     counter = _Counter(Encoder.load(models, default_task="retrieval", threads=1))
     data = needle_set("passkey", 2_000, documents=3, tokens=counter)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate import protocols, ranking
+from taskdistill.evaluate import exact_search
+from taskdistill.evaluate import score as protocols
+from taskdistill.evaluate.exact_search import top_documents
 from taskdistill.evaluate.kinds import METRIC, METRICS, Kind
-from taskdistill.evaluate.protocols import evaluate_set, unit_score
-from taskdistill.evaluate.ranking import top_documents
-from taskdistill.evaluate.reading import LabelledData, PairData, RankingData, SummaryData
+from taskdistill.evaluate.reading import LabeledData, PairData, RankingData, SummaryData
+from taskdistill.evaluate.score import evaluate_set, unit_score
 
 
 class Letters:
@@ -40,9 +41,9 @@ class Fixed(Letters):
 
 PAIRS = PairData(["ab", "cd", "ab"], ["ab", "ce", "ff"], np.array([1, 0.5, 0]), [""] * 3)
 RANKING = RankingData({"1": "aab", "2": "ccd", "3": "ccd"}, {"q": "ab"}, {"q": {"1": 1, "2": 0}})
-TRAIN = LabelledData(["aa", "bb", "ab", "bc"], ["x", "y", "x", "y"], [""] * 4)
-LABELLED = LabelledData(["a", "bbb", "a"], ["x", "y", "x"], [""] * 3, TRAIN)
-MULTI = LabelledData(["a", "b"], [["x"], ["y"]], [""] * 2, LabelledData(["a", "b"] * 6, [["x"], ["y"]] * 6, [""] * 12))
+TRAIN = LabeledData(["aa", "bb", "ab", "bc"], ["x", "y", "x", "y"], [""] * 4)
+LABELLED = LabeledData(["a", "bbb", "a"], ["x", "y", "x"], [""] * 3, TRAIN)
+MULTI = LabeledData(["a", "b"], [["x"], ["y"]], [""] * 2, LabeledData(["a", "b"] * 6, [["x"], ["y"]] * 6, [""] * 12))
 SUMMARIES = SummaryData([["ab"]], [["ab", "ac", "cc"]], [[3, 2, 1]])
 DATA = {
     Kind.RETRIEVAL: RANKING, Kind.RERANKING: RankingData(RANKING.documents, RANKING.queries, RANKING.qrels, {"q": ["1", "2"]}),
@@ -89,8 +90,8 @@ def test_a_set_of_several_languages_scores_their_mean():
 
 
 def test_classification_trains_on_the_language_itself_where_it_can():
-    train = LabelledData(["a", "b", "b", "a"], ["x", "y", "x", "y"], ["en", "en", "fr", "fr"])
-    data = LabelledData(["a", "b", "a", "b"], ["x", "y", "y", "x"], ["en", "en", "fr", "fr"], train)
+    train = LabeledData(["a", "b", "b", "a"], ["x", "y", "x", "y"], ["en", "en", "fr", "fr"])
+    data = LabeledData(["a", "b", "a", "b"], ["x", "y", "y", "x"], ["en", "en", "fr", "fr"], train)
     assert evaluate_set(Letters(), "set", Kind.CLASSIFICATION, data).score.by_language() == {"en": 1, "fr": 1}
 
 
@@ -100,15 +101,15 @@ def test_the_full_train_probe_is_an_additional_score():
 
 
 def test_few_shot_classification_encodes_only_what_it_draws():
-    train = LabelledData([f"{'a' * (i % 2)}b{i}" for i in range(4000)], ["x", "y"] * 2000, [""] * 4000)
+    train = LabeledData([f"{'a' * (i % 2)}b{i}" for i in range(4000)], ["x", "y"] * 2000, [""] * 4000)
     model = Letters()
-    evaluate_set(model, "set", Kind.CLASSIFICATION, LabelledData(["ab", "b"], ["y", "x"], ["", ""], train))
+    evaluate_set(model, "set", Kind.CLASSIFICATION, LabeledData(["ab", "b"], ["y", "x"], ["", ""], train))
     assert len(model.calls[0][2]) <= 2 + 10 * 2 * 8
 
 
 def test_search_over_blocks_is_exact(monkeypatch):
-    monkeypatch.setattr(ranking, "_BLOCK", 7)
-    monkeypatch.setattr(ranking, "_COLUMNS", 11)
+    monkeypatch.setattr(exact_search, "_BLOCK", 7)
+    monkeypatch.setattr(exact_search, "_COLUMNS", 11)
     rng = np.random.default_rng(0)
     queries, documents = rng.standard_normal((20, 5)).astype(np.float32), rng.standard_normal((100, 5)).astype(np.float32)
     places, scores = top_documents(queries, documents, 13)

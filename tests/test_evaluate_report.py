@@ -8,14 +8,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from taskdistill.evaluate import score_tables, tables
-from taskdistill.evaluate.charts import Series, dot_plot, line_chart
-from taskdistill.evaluate.compression import Cell
+from taskdistill.evaluate.compression import CompressionResult
 from taskdistill.evaluate.kinds import METRIC, Kind
-from taskdistill.evaluate.protocols import Result, Score
-from taskdistill.evaluate.report import Example, ReportData, Section, render_report
-from taskdistill.evaluate.results import summarise, to_record
-from taskdistill.evaluate.tables import Source, Speed, Table, as_text, duration
+from taskdistill.evaluate.results import summarize, to_record
+from taskdistill.evaluate.score import Score, SetScore
+from taskdistill.report import scores, tables
+from taskdistill.report.page import Example, ReportData, render_report
+from taskdistill.report.plots import Series, dot_plot, line_chart
+from taskdistill.report.tables import Section, SourceRow, SpeedRow, Table, as_text, duration
 
 VOID = {"meta", "br", "wbr", "img", "line", "path", "polyline"}
 
@@ -50,11 +50,11 @@ class Page(HTMLParser):
 
 def record(name: str, kind: Kind, value: float, spread: float = 0.1, cells=()):
     units = np.clip(value + spread * np.linspace(-1, 1, 50), 0, 1)
-    return to_record(Result(name, kind, METRIC[kind], Score(float(units.mean()), {}, {"": units}), 50, 8, 60, 1.0, 0.1), cells)
+    return to_record(SetScore(name, kind, METRIC[kind], Score(float(units.mean()), {}, {"": units}), 50, 8, 60, 1.0, 0.1), cells)
 
 
-CELLS = [Cell(dim, p, False, 0.5, kept, dim, 0.1) for dim in (8, 4) for p, kept in (("float32", 1.0), ("binary", 0.9))]
-RESULTS = summarise(
+CELLS = [CompressionResult(dim, p, False, 0.5, kept, dim, 0.1) for dim in (8, 4) for p, kept in (("float32", 1.0), ("binary", 0.9))]
+RESULTS = summarize(
     {
         "teacher": {"retrieval/a": record("retrieval/a", Kind.RETRIEVAL, 0.5, cells=CELLS), "sts/b": record("sts/b", Kind.STS, 0.8)},
         "<b>student": {"retrieval/a": record("retrieval/a", Kind.RETRIEVAL, 0.4), "sts/b": record("sts/b", Kind.STS, 0.82)},
@@ -64,7 +64,7 @@ RESULTS = summarise(
 LOG = [{"phase": "stage1", "step": i, "terms": {"embedding_distance": 1 / (i + 1), "other": None}} for i in range(300)]
 FULL = ReportData(
     title="A & B <run>", facts=[("81 %", "kept")], results=RESULTS, models={"teacher": "the big one"}, log=LOG,
-    speeds=[Speed("teacher", 100.0, 22_700_000, 90.0), Speed("student", 250.0, None, None)], data=[Source("docs", "pairs", 10, 8, 1, 1)],
+    speeds=[SpeedRow("teacher", 100.0, 22_700_000, 90.0), SpeedRow("student", 250.0, None, None)], data=[SourceRow("docs", "pairs", 10, 8, 1, 1)],
     times=[("train", 90.0), ("evaluate", 30.0)], examples=[Example("how <fast>", ["one", "two"])],
     sections=[Section("Languages", "By language.", [Table("nDCG", ["language", "score"], [["en", 0.5], ["fr", None]])])],
     seen={"sts/b": {"texts": 5, "exact": 1, "near": 0}}, settings="seed: 17\n# <&>", commands=["taskdistill train a.yaml --out b"],
@@ -111,28 +111,28 @@ def test_an_empty_report_is_a_page_too():
 
 def test_summary_is_written_from_the_results_unless_given():
     expected = "2 models on 2 sets: <b>student keeps 91.3 % of teacher’s score on average."
-    assert score_tables.summary_sentence(RESULTS) == expected
-    assert score_tables.summary_sentence({}) == ""
+    assert scores.summary_sentence(RESULTS) == expected
+    assert scores.summary_sentence({}) == ""
 
 
 def test_tables_mark_the_best_and_say_how_much_is_kept():
-    retrieval, sts = score_tables.score_tables(RESULTS)
+    retrieval, sts = scores.score_tables(RESULTS)
     assert retrieval.columns == ["set", "teacher", "<b>student"]
     teacher, student = retrieval.cells()[0][1:]
     assert (teacher.main, teacher.best, student.main, student.small, student.best) == ("50.0", True, "40.0", "80.0 %", False)
     assert sts.cells()[0][2].best
-    overview = score_tables.overview(RESULTS).cells()
+    overview = scores.overview(RESULTS).cells()
     assert [cell.main for cell in overview[1]] == ["<b>student", "40.0", "82.0", "61.0", "91.3 %"]
 
 
 def test_differences_say_whether_they_are_beyond_chance():
-    rows = score_tables.sureness(RESULTS).cells()
+    rows = scores.significance_table(RESULTS).cells()
     assert [cell.main for cell in rows[0]][:2] == ["retrieval/a", "-10.0"] and rows[0][4].main == "yes"
     assert rows[0][0].small == "<b>student"
 
 
 def test_loss_curves_average_long_logs():
-    curves = score_tables.loss_charts([*LOG, {"phase": "stage1", "event": "saved"}])
+    curves = scores.loss_charts([*LOG, {"phase": "stage1", "event": "saved"}])
     assert [(curve.phase, curve.term, curve.steps) for curve in curves] == [("stage1", "embedding_distance", 300)]
     points = re.search(r'points="([^"]*)"', curves[0].chart).group(1).split()
     assert len(points) == 100 and "from 0.6111 at the start to " in curves[0].chart

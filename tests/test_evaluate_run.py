@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from taskdistill.errors import BadInput
+from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.kinds import Kind
 from taskdistill.evaluate.results import aggregate
-from taskdistill.evaluate.run import Options, evaluate_models
-from taskdistill.evaluate.sets import find_sets
+from taskdistill.evaluate.runner import evaluate_models
+from taskdistill.evaluate.set_runner import EvalOptions
 
 
 class Letters:
@@ -49,16 +50,16 @@ def root(tmp_path: Path) -> Path:
 def test_scores_are_kept_and_reused_only_for_the_same_model_set_and_options(root, tmp_path):
     out = tmp_path / "out"
     small, large = Letters("small", "ab"), Letters("large", "abcd")
-    first = evaluate_models([large, small], find_sets(root), out)
+    first = evaluate_models([large, small], find_eval_sets(root), out)
     assert large.calls == 3 and small.calls == 3
-    assert evaluate_models([large, small], find_sets(root), out) == first and large.calls == 3
+    assert evaluate_models([large, small], find_eval_sets(root), out) == first and large.calls == 3
     assert json.loads((out / "results.json").read_text()) == first
-    evaluate_models([Letters("large", "abcd", version="2"), small], find_sets(root), out)
+    evaluate_models([Letters("large", "abcd", version="2"), small], find_eval_sets(root), out)
     assert small.calls == 3
-    evaluate_models([small], find_sets(root), out, Options(max_queries=3))
+    evaluate_models([small], find_eval_sets(root), out, EvalOptions(max_queries=3))
     assert small.calls == 6
     write(root / "scored/near.test.jsonl.gz", [{"text1": "a", "text2": "b", "score": s} for s in (0, 0.5, 1)])
-    evaluate_models([small], find_sets(root), out)
+    evaluate_models([small], find_eval_sets(root), out)
     assert small.calls == 7
 
 
@@ -72,17 +73,17 @@ def test_a_failure_loses_no_finished_score(root, tmp_path):
     out = tmp_path / "out"
     model = Fails("fails", "ab")
     with pytest.raises(BadInput, match="NaN"):
-        evaluate_models([model], find_sets(root), out)
+        evaluate_models([model], find_eval_sets(root), out)
     assert len(list((out / "cache").glob("*.json"))) == 1 and not (out / "results.json").exists()
     left = out / "cache" / f".{'0' * 32}.json.taskdistill-0123abcd"  # of a killed writer, under a key that nobody asks for again
     left.write_text("{")
     with pytest.raises(BadInput, match="NaN"):
-        evaluate_models([model], find_sets(root), out)
+        evaluate_models([model], find_eval_sets(root), out)
     assert model.calls == 2 and not left.exists()
 
 
 def test_retention_comparisons_and_means(root):
-    found = evaluate_models([Letters("teacher", "abcd"), Letters("student", "ab")], find_sets(root), reference="teacher")
+    found = evaluate_models([Letters("teacher", "abcd"), Letters("student", "ab")], find_eval_sets(root), reference="teacher")
     scores = {model: {name: record["score"] for name, record in sets.items()} for model, sets in found["scores"].items()}
     retention = found["retention"]["student"]
     assert retention["sets"]["sts/near"] == pytest.approx(scores["student"]["sts/near"] / scores["teacher"]["sts/near"])
@@ -97,7 +98,7 @@ def test_retention_comparisons_and_means(root):
 def test_compression_is_measured_and_calibration_stored(root, tmp_path):
     out = tmp_path / "out"
     found = evaluate_models(
-        [Letters("m", "abcd")], find_sets(root), out, Options(dims=(2, 4, 512), precisions=("float32", "int8", "binary"))
+        [Letters("m", "abcd")], find_eval_sets(root), out, EvalOptions(dims=(2, 4, 512), precisions=("float32", "int8", "binary"))
     )
     cells = found["scores"]["m"]["retrieval/pets"]["compression"]
     assert {(cell["dim"], cell["precision"]) for cell in cells} == {(d, p) for d in (4, 2) for p in ("float32", "int8", "binary")}
@@ -109,7 +110,7 @@ def test_compression_is_measured_and_calibration_stored(root, tmp_path):
 
 def test_progress_ends_at_its_total(root):
     seen, lines = [], []
-    evaluate_models([Letters("m", "ab")], find_sets(root), progress=lambda *x: seen.append(x), note=lines.append)
+    evaluate_models([Letters("m", "ab")], find_eval_sets(root), progress=lambda *x: seen.append(x), note=lines.append)
     shares = [done for done, total in seen if total == 100]
     assert len(shares) == len(seen) > 3 and shares == sorted(shares) and shares[-1] == 100 and 0 < shares[0] < 100
     assert lines[0].startswith("retrieval/pets  m  nDCG@10 ")
@@ -117,9 +118,9 @@ def test_progress_ends_at_its_total(root):
 
 def test_names_must_differ_and_the_reference_must_be_there(root):
     with pytest.raises(BadInput, match="two models are called 'm'"):
-        evaluate_models([Letters("m", "ab"), Letters("m", "cd")], find_sets(root))
+        evaluate_models([Letters("m", "ab"), Letters("m", "cd")], find_eval_sets(root))
     with pytest.raises(BadInput, match="reference 't' is not among"):
-        evaluate_models([Letters("m", "ab")], find_sets(root), reference="t")
+        evaluate_models([Letters("m", "ab")], find_eval_sets(root), reference="t")
 
 
 def test_a_dimension_that_changes_between_sets_is_refused(root):
@@ -128,7 +129,7 @@ def test_a_dimension_that_changes_between_sets_is_refused(root):
             return super().encode(texts, task=task, prompt_name=prompt_name)[:, : 2 if task == "retrieval" else 3]
 
     with pytest.raises(BadInput, match="2 on retrieval/pets, 3 on sts/near"):
-        evaluate_models([Changes("m", "abcd")], find_sets(root))
+        evaluate_models([Changes("m", "abcd")], find_eval_sets(root))
 
 
 def test_aggregation_is_that_of_section_8_3():

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from taskdistill.errors import BadInput
+from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
 from taskdistill.evaluate.kinds import Kind
 from taskdistill.evaluate.reading import judged_texts
-from taskdistill.evaluate.sets import EvalSet, find_sets
 
 
 def write(path: Path, rows: list[dict], raw: str = "") -> Path:
@@ -52,32 +52,32 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_every_kind_is_found_once(root):
-    assert [each.name for each in find_sets(root)] == [
+    assert [each.name for each in find_eval_sets(root)] == [
         "retrieval/pets", "reranking/odd", "reranking/pets", "sts/near", "pair-classification/same", "bitext/twin",
         "summarisation/news", "clustering/bare", "clustering/clu-news", "classification/kind", "multilabel/tags",
     ]  # fmt: skip
-    assert [each.name for each in find_sets(root, split="dev")] == ["retrieval/pets-dev", "sts/near"]
+    assert [each.name for each in find_eval_sets(root, split="dev")] == ["retrieval/pets-dev", "sts/near"]
 
 
 def test_names_select_in_order_and_a_labelled_set_also_clusters(root):
     names = ["sts/*", "clustering/kind", "retrieval/pets"]
-    assert [each.name for each in find_sets(root, names)] == ["sts/near", "clustering/kind", "retrieval/pets"]
+    assert [each.name for each in find_eval_sets(root, names)] == ["sts/near", "clustering/kind", "retrieval/pets"]
 
 
 def test_unknown_name_suggests_the_nearest(root):
     with pytest.raises(BadInput, match="did you mean 'retrieval/pets'"):
-        find_sets(root, ["retrieval/pet"])
+        find_eval_sets(root, ["retrieval/pet"])
 
 
 def test_folder_without_sets_is_refused(tmp_path):
     with pytest.raises(BadInput, match="no evaluation sets"):
-        find_sets(tmp_path)
+        find_eval_sets(tmp_path)
     with pytest.raises(BadInput, match="not a folder"):
-        find_sets(tmp_path / "none")
+        find_eval_sets(tmp_path / "none")
 
 
 def test_every_set_loads_and_titles_join_the_text(root):
-    found = {each.name: each.load() for each in find_sets(root)}
+    found = {each.name: each.load() for each in find_eval_sets(root)}
     assert found["retrieval/pets"].documents == {"d1": "Cats purr", "d2": "Dogs bark"}
     assert found["retrieval/pets"].qrels == {"q1": {"d1": 1}, "q2": {"d2": 2}}
     assert found["reranking/pets"].candidates == {"q1": ["d1", "d2"]}
@@ -89,13 +89,13 @@ def test_every_set_loads_and_titles_join_the_text(root):
 
 
 def test_judged_texts_leave_out_training_rows(root):
-    found = {each.name: judged_texts(each.load()) for each in find_sets(root)}
+    found = {each.name: judged_texts(each.load()) for each in find_eval_sets(root)}
     assert found["retrieval/pets"] == ["purring", "barking", "Cats purr", "Dogs bark"]
     assert found["classification/kind"] == ["a", "b"] and found["summarisation/news"] == ["a", "b", "c"] and found["sts/near"] == ["a", "b"]
 
 
 def test_digest_follows_content_and_kind(root):
-    sets = {each.name: each for each in find_sets(root)}
+    sets = {each.name: each for each in find_eval_sets(root)}
     before = {name: each.digest() for name, each in sets.items()}
     assert len(set(before.values())) == len(before)
     write_retrieval(root / "retrieval" / "pets", "q1\td1\t1\n")
@@ -104,7 +104,7 @@ def test_digest_follows_content_and_kind(root):
 
 def test_unknown_ids_and_queries_without_judgments_are_left_out_and_counted(tmp_path):
     write_retrieval(tmp_path / "retrieval" / "pets", "q1\td1\t1\nq1\td2\t0\nq1\td9\t1\nq9\td1\t1\n")
-    data = find_sets(tmp_path)[0].load()
+    data = find_eval_sets(tmp_path)[0].load()
     assert list(data.queries) == ["q1"] and data.qrels == {"q1": {"d1": 1, "d2": 0}}
     assert data.notes == (
         "2 judgments name an unknown query or document and are left out: q1 d9 (line 4), q9 d1 (line 5)",
@@ -117,24 +117,24 @@ def test_judgments_that_mostly_name_unknown_ids_are_refused(tmp_path):
     with pytest.raises(
         BadInput, match=r"2 of 3 judgments of .* name an unknown query or document \(q1 d9 \(line 3\), .*do not belong together"
     ):
-        find_sets(tmp_path)[0].load()
+        find_eval_sets(tmp_path)[0].load()
 
 
 def test_qrels_without_any_known_id_are_refused(tmp_path):
     write_retrieval(tmp_path / "retrieval" / "pets", "q7\td7\t1\n")
     with pytest.raises(BadInput, match="no query has a judged document"):
-        find_sets(tmp_path)[0].load()
+        find_eval_sets(tmp_path)[0].load()
 
 
 def test_one_id_for_two_texts_is_refused_and_a_repeated_row_is_not(tmp_path):
     write_retrieval(tmp_path / "retrieval" / "pets")
     path = tmp_path / "retrieval" / "pets" / "queries.jsonl.gz"
     write(path, [{"_id": "q1", "text": "x"}] * 2)
-    data = find_sets(tmp_path)[0].load()
+    data = find_eval_sets(tmp_path)[0].load()
     assert data.queries == {"q1": "x"} and "1 rows of queries.jsonl.gz repeat an id with the same text and count once" in data.notes
     write(path, [{"_id": "q1", "text": "x"}, {"_id": "q1", "text": "y"}])
     with pytest.raises(BadInput, match=r"queries\.jsonl\.gz:2: the id 'q1' was used before"):
-        find_sets(tmp_path)[0].load()
+        find_eval_sets(tmp_path)[0].load()
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_line_separator_inside_a_text_does_not_cut_the_row(tmp_path):
 
 
 def test_max_queries_cuts_the_same_rows_each_time(root):
-    each = find_sets(root, ["retrieval/pets"])[0]
+    each = find_eval_sets(root, ["retrieval/pets"])[0]
     kept = each.load(max_queries=1)
     assert len(kept.queries) == 1 and kept.queries == each.load(max_queries=1).queries and len(kept.documents) == 2
 

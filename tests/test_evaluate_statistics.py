@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import rankdata
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.statistics import hierarchical, interval, paired_difference, queries_needed, smallest_effect
+from taskdistill.stats import hierarchical, interval, paired_difference, queries_needed, smallest_effect
 
 
 def test_interval_of_a_mean_has_the_width_of_its_standard_error():

@@ -79,7 +79,7 @@ def test_a_task_of_several_splits_is_the_mean_of_their_means():
 mteb = pytest.importorskip("mteb", reason="mteb is not installed: pip install 'taskdistill[mteb]'")
 from mteb.mocks import mock_tasks  # noqa: E402
 
-from taskdistill.evaluate.mteb_models import MtebEncoder  # noqa: E402
+from taskdistill.evaluate.mteb import MtebEncoder  # noqa: E402
 
 
 class Sums:

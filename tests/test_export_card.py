@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from taskdistill.export.card import make_card
+from taskdistill.report.model_card import make_card
 
 SETTINGS = {
     "prompts": {"query": "Query: ", "document": "Document: "},

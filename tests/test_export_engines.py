@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from test_search_index import numbered, random_vectors, settings
 
-from taskdistill.cli.app import run
-from taskdistill.compress import normalise
+from taskdistill.cli.main import run
 from taskdistill.errors import BadInput
-from taskdistill.export.engines import export_index
-from taskdistill.folders import check_folder, read_manifest
+from taskdistill.export.vector_databases import export_index
+from taskdistill.io.folders import check_folder, read_manifest
+from taskdistill.quantization import normalize
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
 from taskdistill.search.settings import SearchDefaults
@@ -41,7 +41,7 @@ def index(tmp_path_factory):
 
 
 NOISE = np.random.default_rng(1).standard_normal((20, 64))
-QUERIES = normalise(random_vectors(801)[:20] + 0.08 * NOISE)
+QUERIES = normalize(random_vectors(801)[:20] + 0.08 * NOISE)
 
 
 def expected(index):

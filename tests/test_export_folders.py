@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from tiny_jina import TASKS, TEXTS, tiny_backbone, write_repository
 from transformers import AutoTokenizer, EuroBertConfig, EuroBertModel, Qwen3Config, Qwen3Model
 
-from taskdistill.cli.app import run
+from taskdistill.cli.main import run
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.export.make import export
-from taskdistill.model.fixed_texts import TEXTS as PARITY_TEXTS
+from taskdistill.export.export import export
+from taskdistill.model.reference_texts import TEXTS as PARITY_TEXTS
 
 FAMILIES = ["qwen3", "eurobert"]
 
@@ -152,7 +152,7 @@ def test_vllm_merges_the_named_adapter_from_the_same_names(repository, tmp_path)
 
 
 def test_models_that_the_layout_cannot_hold_are_refused_before_anything_is_computed(tmp_path, monkeypatch):
-    monkeypatch.setattr("taskdistill.export.make.embed_with", lambda model: pytest.fail("embedded"))
+    monkeypatch.setattr("taskdistill.export.export.embed_with", lambda model: pytest.fail("embedded"))
     folder = write_repository(tmp_path / "r", "qwen3", tasks=["text-matching"])
     with pytest.raises(BadInput, match=r"has tasks \['text-matching'\]"):
         export(folder, "jina-v5", None, tmp_path / "out")

@@ -14,11 +14,11 @@ from tokenizers import Regex, pre_tokenizers
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
+from taskdistill.export.export import export
 from taskdistill.export.gguf_vocab import vocabulary
-from taskdistill.export.make import export
-from taskdistill.job.info import describe_folder
-from taskdistill.model.graph import _padded_attention, _PaddedGraph
-from taskdistill.vocabulary import Pooling
+from taskdistill.model.onnx_graph import _padded_attention, _PaddedGraph
+from taskdistill.types import Pooling
+from taskdistill.workflows.info import describe_folder
 
 FAMILIES = ["qwen3", "eurobert"]
 
@@ -158,13 +158,13 @@ def test_pre_tokenizers_by_the_names_that_llama_cpp_has(pattern, name):
 def static_folder(tmp_path):
     import torch
 
-    from taskdistill.model.folder import Model, Settings, write_model
+    from taskdistill.model.folder import Model, ModelSettings, write_model
     from taskdistill.model.student import StaticModel
-    from taskdistill.model.text import TextTokenizer
+    from taskdistill.model.tokenizer import TextTokenizer
 
     tokenizer = TextTokenizer(tiny_tokenizer(end=False), special=False)
     torch.manual_seed(0)
-    made = Model(StaticModel(torch.randn(300, 16)), tokenizer, Settings(max_length=1000), name="s", source=tmp_path)
+    made = Model(StaticModel(torch.randn(300, 16)), tokenizer, ModelSettings(max_length=1000), name="s", source=tmp_path)
     write_model(tmp_path / "static", made)
     return tmp_path / "static"
 

@@ -24,45 +24,45 @@ from search_fakes import FakeEncoder
 from teacher_fakes import FakeTeacher
 
 from taskdistill.ablate import costs
-from taskdistill.ablate.bench import UNUSABLE, _unusable
-from taskdistill.ablate.cells import RESULT, Cell, result_of
 from taskdistill.ablate.checks import freeze
+from taskdistill.ablate.context import UNUSABLE, _unusable
 from taskdistill.ablate.controls import FILE as CONTROL
 from taskdistill.ablate.controls import positive_control
 from taskdistill.ablate.experiment import MATCHED, TEACHER, _match_costs, _score_teacher
-from taskdistill.ablate.phases import Point
+from taskdistill.ablate.phases import Hyperparameters
+from taskdistill.ablate.training_run import RESULT, TrainingRun, result_of
 from taskdistill.data.sources import load_source
 from taskdistill.encode.corpus import encode_corpus
 from taskdistill.encode.reading import Reading
 from taskdistill.encode.shards import finished
 from taskdistill.encode.vectors import VectorFolder
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.kept import Kept
-from taskdistill.evaluate.sets import find_sets
-from taskdistill.export.make import export
-from taskdistill.folders import open_folder, write_folder
-from taskdistill.job.info import describe_folder
-from taskdistill.job.mine import _begin, _finished, _is_whole, _saved
-from taskdistill.job.watch import Silent
-from taskdistill.model.folder import Model, Settings, read_model, write_model
+from taskdistill.evaluate.datasets import find_eval_sets
+from taskdistill.evaluate.result_cache import ResultCache
+from taskdistill.export.export import export
+from taskdistill.io.folders import open_folder, write_folder
+from taskdistill.io.sealed import write_sealed
+from taskdistill.model.folder import Model, ModelSettings, read_model, write_model
 from taskdistill.model.golden import embed_with, golden_vectors
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel
-from taskdistill.model.text import TextTokenizer
-from taskdistill.recipe import parse_recipe
-from taskdistill.sealed import write_sealed
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.progress import SilentProgress
+from taskdistill.recipe.recipe import parse_recipe
+from taskdistill.search.alignment.maps import AlignmentMap
+from taskdistill.search.alignment.migration import read_migration, write_migration
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
-from taskdistill.search.migration import read_migration, write_migration
-from taskdistill.search.space_map import SpaceMap
 from taskdistill.teacher.store import TeacherStore, open_store
-from taskdistill.train.best import KIND as BEST
-from taskdistill.train.best import best_folder, take_best
 from taskdistill.train.checkpoint import load_checkpoint, load_snapshot, save_checkpoint, save_snapshot
-from taskdistill.train.finished import load_phase, save_phase
 from taskdistill.train.log import Log, read_lines
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.train.phase_folder import load_phase, save_phase
+from taskdistill.train.validation import KIND as BEST
+from taskdistill.train.validation import best_folder, load_best
+from taskdistill.types import MANIFEST
+from taskdistill.workflows.info import describe_folder
+from taskdistill.workflows.mine import _begin, _finished, _is_whole, _saved
 
 FLIPS = 140
 """Bits of each folder, over all of its files."""
@@ -139,7 +139,7 @@ def model(home: Path) -> Path:
 def static(home: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = TextTokenizer(tiny.tokenizer(), special=False)
-    settings = Settings(max_length=1_000_000, matryoshka_dims=(8, 32))
+    settings = ModelSettings(max_length=1_000_000, matryoshka_dims=(8, 32))
     return with_golden(home / "static", Model(StaticModel(torch.randn(len(tokenizer), 32)).eval(), tokenizer, settings, "s", home))
 
 
@@ -195,7 +195,7 @@ def load_index(folder: Path) -> Any:
 
 
 def migration(home: Path) -> Path:
-    made = SpaceMap("procrustes", {"matrix": np.eye(8, dtype=np.float32), "bias": np.zeros(8, np.float32)})
+    made = AlignmentMap("procrustes", {"matrix": np.eye(8, dtype=np.float32), "bias": np.zeros(8, np.float32)})
     write_migration(home / "migration", made, {"state": "both", "old_index": "i", "model_hash": "h", "calibration": [1.0, 0.0]})
     return home / "migration"
 
@@ -212,7 +212,7 @@ def data(home: Path) -> Path:
 def load_data(folder: Path) -> Any:
     recipe = parse_recipe(tiny.recipe(folder, folder))
     sources = [load_source(folder, name, each, max_bad=0.0, seed=1).sha256 for name, each in recipe.data.sources.items()]
-    return sources, [repr(each.load()) for split in ("test", "dev") for each in find_sets(folder, split=split)]
+    return sources, [repr(each.load()) for split in ("test", "dev") for each in find_eval_sets(folder, split=split)]
 
 
 FINGERPRINT = {"vectors": {"model": "m"}, "data": "0", "settings": {"margin": None}}
@@ -231,7 +231,7 @@ EXPERIMENT: Any = SimpleNamespace(
     arms=lambda: [],
     recipe=SimpleNamespace(first_stage=lambda: SimpleNamespace(steps=4)),
 )
-CELL = Cell("run", "D", 3, 4, Point(1e-3, 0.05, 1.0))
+CELL = TrainingRun("run", "D", 3, 4, Hyperparameters(1e-3, 0.05, 1.0))
 
 
 def ablation(home: Path) -> Path:
@@ -259,7 +259,7 @@ def load_ablation(out: Path) -> Any:
         costs.teacher_cost(bench, 4),
         positive_control(bench),
         _match_costs(SimpleNamespace(bench=bench), {}, []),  # type: ignore[arg-type]
-        _score_teacher(bench, Silent()),
+        _score_teacher(bench, SilentProgress()),
         _unusable(out / UNUSABLE),
         read_lines(out / CELL.key / "log.jsonl"),
     ]
@@ -274,7 +274,7 @@ def projection(home: Path) -> Path:
 KINDS = {
     "checkpoint": Kind(checkpoint, lambda folder: load_checkpoint(folder, *trained(), META)),
     "phase": Kind(phase, lambda folder: load_phase(folder, job(), META)),
-    "best": Kind(best, lambda folder: take_best(folder.with_name("stage1"), trained()[0], META)),
+    "best": Kind(best, lambda folder: load_best(folder.with_name("stage1"), trained()[0], META)),
     "snapshot": Kind(snapshot, lambda folder: load_snapshot(folder.with_name("stage1"), META)),
     "model": Kind(model, read_model),
     "static": Kind(static, read_model),
@@ -285,7 +285,7 @@ KINDS = {
     "index": Kind(index, load_index),
     "migration": Kind(migration, read_migration),
     "data": Kind(data, load_data),
-    "mined": Kind(mined, lambda folder: _finished(folder, FINGERPRINT, Silent())),
+    "mined": Kind(mined, lambda folder: _finished(folder, FINGERPRINT, SilentProgress())),
     "ablation": Kind(ablation, load_ablation),
     "projection": Kind(projection, lambda folder: open_folder(folder, "projection", "make it again")),
     "tokenizer": Kind(tokenizer, lambda folder: open_folder(folder, "tokenizer", "make it again")),
@@ -388,7 +388,7 @@ def test_a_file_that_was_emptied_cut_or_exchanged_is_refused(tmp_path, name):
 def test_progress_of_mining_that_was_flipped_is_made_again(tmp_path, name):
     """What a killed run has left is believed only if it is what was written; otherwise it counts as not done."""
     partial = tmp_path / "mined.partial"
-    _begin(partial, FINGERPRINT, Silent())
+    _begin(partial, FINGERPRINT, SilentProgress())
     with _saved(partial / name) as stream:
         np.savez(stream, counts=np.arange(9)) if name.endswith("npz") else np.save(stream, np.arange(9.0))
     assert _is_whole(partial / name)
@@ -396,7 +396,7 @@ def test_progress_of_mining_that_was_flipped_is_made_again(tmp_path, name):
         raw = flip(path, bit)
         if path.name == "fingerprint.json":
             with pytest.raises(BadInput, match=r"fingerprint.json (is damaged|cannot be read)"):
-                _begin(partial, FINGERPRINT, Silent())
+                _begin(partial, FINGERPRINT, SilentProgress())
         else:
             assert not _is_whole(partial / name), (path.name, bit)
         path.write_bytes(raw)
@@ -414,7 +414,7 @@ def test_progress_of_encoding_that_was_flipped_is_made_again(tmp_path):
 
 
 def test_a_kept_score_that_was_flipped_is_computed_again(tmp_path):
-    kept = Kept(tmp_path)
+    kept = ResultCache(tmp_path)
     kept.write("k", {"score": 0.25, "units": [1.0, 0.5]}, model="m")
     for path, bit in bits([tmp_path / "k.json"], np.random.default_rng(3)):
         raw = flip(path, bit)

@@ -10,21 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from taskdistill import folders
-from taskdistill.atomic import remove_stale, remove_stale_within
-from taskdistill.errors import BadInput, nearest, require
-from taskdistill.folders import (
-    check_folder,
-    dump_json,
-    file_table,
-    read_manifest,
-    seal,
-    sha256_file,
-    versions,
-    write_file,
-    write_folder,
-)
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.errors import BadInput, did_you_mean, require_extra
+from taskdistill.io import folders
+from taskdistill.io.atomic import remove_stale, remove_stale_within, sha256_file, write_file
+from taskdistill.io.folders import check_folder, file_table, read_manifest, seal, versions, write_folder
+from taskdistill.io.sealed import dump_json
+from taskdistill.types import MANIFEST
 
 
 def make(path: Path, **options: object) -> Path:
@@ -193,10 +184,10 @@ def test_what_is_no_plain_file_is_never_written_over(tmp_path, kind):
 
 
 def test_names_are_suggested_and_packages_asked_for():
-    assert nearest("retreival", ["clustering", "retrieval"]) == "; did you mean 'retrieval'?"
-    assert nearest("xyz", ["clustering", "retrieval"]) == "; known: clustering, retrieval"
-    require("json", "x", "reading")
+    assert did_you_mean("retreival", ["clustering", "retrieval"]) == "; did you mean 'retrieval'?"
+    assert did_you_mean("xyz", ["clustering", "retrieval"]) == "; known: clustering, retrieval"
+    require_extra("json", "x", "reading")
     with pytest.raises(
         BadInput, match=r"reading needs the package 'no_such', which is not installed; run: pip install 'taskdistill\[extra\]'"
     ):
-        require("no_such", "extra", "reading")
+        require_extra("no_such", "extra", "reading")

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from taskdistill import atomic, folders
-from taskdistill.atomic import remove_stale, remove_stale_within, replacing, restore, write_file
 from taskdistill.errors import BadInput
-from taskdistill.folders import check_folder, read_manifest, remove_folder, write_folder
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.io import atomic, folders
+from taskdistill.io.atomic import remove_stale, remove_stale_within, replacing, restore, write_file
+from taskdistill.io.folders import check_folder, read_manifest, remove_folder, write_folder
+from taskdistill.types import MANIFEST
 
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.utime", "fcntl.flock", "counted"}
 """Audit events that stand for system calls that change something; a kill between two others is a kill before the next of these."""
@@ -287,7 +287,7 @@ def test_files_have_the_mode_of_their_folder(tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
-from taskdistill.folders import write_folder
+from taskdistill.io.folders import write_folder
 if sys.argv[2] == "renames":
     from taskdistill import atomic
     atomic.exchange = lambda one, two: False

@@ -25,10 +25,11 @@ import tiny
 import yaml
 from forked import Forked
 
-from taskdistill.cli.app import run
-from taskdistill.model.folder import base_space_id, write_model
+from taskdistill.cli.main import run
+from taskdistill.model.folder import write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.model.space_id import base_space_id
+from taskdistill.types import MANIFEST
 
 Tree = dict[str, tuple[int, int | None, object]]
 
@@ -504,7 +505,7 @@ def test_a_kill_leaves_what_others_have_and_the_next_run_succeeds(home, tmp_path
 
 def test_every_command_that_writes_is_in_the_table():
     """A new command or a new path that is written has to be added, or named here with the reason why not."""
-    from taskdistill.cli.app import app
+    from taskdistill.cli.main import app
 
     elsewhere = {
         "ablate": "tests/test_ablate_run.py",
@@ -530,34 +531,34 @@ REMOVING = {
     "outputs.py": "plain files under names that the caller gives; `check_output` decides on the place of each file that is written",
     "encode/corpus.py": "the manifest of a folder whose job is this one",
     "encode/shards.py": "writes into the temporary file that it is given",
-    "encode/writers.py": "writes into the temporary file that it is given",
-    "search/files.py": "writes into a folder that `journal.change` has named and made",
-    "search/journal.py": "names that the journal or the manifest before holds, through no link",
-    "search/space_map.py": "writes into the temporary folder that it is given",
+    "io/vector_files.py": "writes into the temporary file that it is given",
+    "io/arrays.py": "writes into a folder that `journal.change` has named and made",
+    "search/storage/journal.py": "names that the journal or the manifest before holds, through no link",
+    "search/alignment/maps.py": "writes into the temporary folder that it is given",
     "search/target.py": "files that the manifest lists, in folders that are no links, and folders in which nothing is left",
-    "teacher/filling.py": "files of shards whose writer was killed, by their form and number",
+    "teacher/fill.py": "files of shards whose writer was killed, by their form and number",
     "teacher/store.py": "the JSON file of a shard that is damaged, when the repair is asked for, and files of shards as in filling",
     "train/log.py": "the end of a last line that a killed writer has left in its own log",
-    "model/adapters.py": "writes into the temporary folder that it is given",
-    "model/extend.py": "within the temporary folder of `write_folder`",
+    "model/lora.py": "writes into the temporary folder that it is given",
+    "model/add_adapter.py": "within the temporary folder of `write_folder`",
     "model/folder.py": "writes into the temporary folder that it is given",
-    "model/graph.py": "writes to the null device",
-    "export/engines.py": "writes into the temporary folder that it is given",
-    "export/jina_v5.py": "writes into the temporary folder that it is given",
-    "export/make.py": "writes into the temporary folder that it is given",
-    "export/merged.py": "writes into the temporary folder that it is given",
-    "export/onnx_graph.py": "writes into the temporary folder that it is given",
-    "export/points.py": "writes into the temporary folder that it is given",
+    "model/onnx_graph.py": "writes to the null device",
+    "export/vector_databases.py": "writes into the temporary folder that it is given",
+    "export/formats/jina_v5.py": "writes into the temporary folder that it is given",
+    "export/export.py": "writes into the temporary folder that it is given",
+    "export/formats/sentence_transformers.py": "writes into the temporary folder that it is given",
+    "export/formats/onnx.py": "writes into the temporary folder that it is given",
+    "export/index_records.py": "writes into the temporary folder that it is given",
     "export/readme.py": "writes into the temporary folder that it is given",
-    "data/docs_folder.py": "writes into the temporary folder that it is given",
-    "job/mine.py": "writes into temporary files, and into the temporary folder that it is given",
-    "job/projection_start.py": "writes into the temporary folder that it is given",
-    "job/own_vocabulary.py": "writes into the temporary folder that it is given",
-    "job/shrink.py": "writes into a folder of the system for temporary files",
-    "job/static.py": "writes into the temporary folder that it is given",
-    "train/best.py": "writes into the temporary folder that it is given",
+    "demo/folder.py": "writes into the temporary folder that it is given",
+    "workflows/mine.py": "writes into temporary files, and into the temporary folder that it is given",
+    "pipeline/projection_start.py": "writes into the temporary folder that it is given",
+    "pipeline/student_vocab.py": "writes into the temporary folder that it is given",
+    "workflows/shrink.py": "writes into a folder of the system for temporary files",
+    "pipeline/static_student.py": "writes into the temporary folder that it is given",
+    "train/validation.py": "writes into the temporary folder that it is given",
     "train/checkpoint.py": "writes into the temporary folder that it is given",
-    "train/finished.py": "writes into the temporary folder that it is given",
+    "train/phase_folder.py": "writes into the temporary folder that it is given",
 }
 """Modules that call what can remove or write over something, each with who says that the thing is ours."""
 

@@ -8,16 +8,16 @@ import pytest
 import tiny
 import torch
 
-from taskdistill.cli.app import run
+from taskdistill.cli.main import run
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.export.make import export
-from taskdistill.folders import seal
-from taskdistill.job.info import LEAST, backends_here, verify_model
-from taskdistill.model.folder import Model, Settings, write_model
+from taskdistill.export.export import export
+from taskdistill.io.folders import seal
+from taskdistill.model.folder import Model, ModelSettings, write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
 from taskdistill.model.student import StaticModel
-from taskdistill.model.text import TextTokenizer
-from taskdistill.vocabulary import MANIFEST, Backend
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.types import MANIFEST, Backend
+from taskdistill.workflows.info import LEAST, backends_here, verify_model
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def change_golden(folder, name: str) -> None:
 @pytest.mark.parametrize("graphs", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_every_installed_back_end_is_verified(folder, tmp_path, capsys, monkeypatch, graphs):
     here = backends_here() if graphs else [Backend.TORCH, Backend.INT8]
-    monkeypatch.setattr("taskdistill.job.info.backends_here", lambda: here)
+    monkeypatch.setattr("taskdistill.workflows.info.backends_here", lambda: here)
     assert run(["info", str(folder), "--verify", "--json", str(tmp_path / "told.json")]) == 0
     told = json.loads((tmp_path / "told.json").read_text())
     assert {"golden_cosines", "golden_cosines_int8"} <= told.keys()
@@ -78,7 +78,7 @@ def test_a_back_end_that_cannot_run_a_model_is_said_and_no_fault(tmp_path, capsy
     made = Model(
         StaticModel(torch.randn(rows, 8)).eval(),
         TextTokenizer(tiny.tokenizer(), special=False),
-        Settings(max_length=1000, matryoshka_dims=(8,)),
+        ModelSettings(max_length=1000, matryoshka_dims=(8,)),
         name="table",
         source=tmp_path / "table",
     )

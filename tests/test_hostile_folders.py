@@ -19,11 +19,11 @@ from tiny_jina import END, TEXTS, tiny_backbone, tiny_tokenizer, write_repositor
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.model.folder import Model, Settings, write_model
-from taskdistill.model.guard import check_safetensors
+from taskdistill.model.folder import Model, ModelSettings, write_model
+from taskdistill.model.safety import check_safetensors
 from taskdistill.model.student import TransformerModel
-from taskdistill.model.text import TextTokenizer
-from taskdistill.vocabulary import MANIFEST, Pooling
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.types import MANIFEST, Pooling
 
 CANARY_CODE = "import pathlib; pathlib.Path({!r}).write_text('ran')\n"
 
@@ -33,7 +33,7 @@ def sound(tmp_path_factory):
     """One sound folder of each kind: ours, the same without manifest (any sentence-transformers folder), the jina layout."""
     root = tmp_path_factory.mktemp("sound")
     module = TransformerModel(tiny_backbone("qwen3"), Pooling.LAST)
-    settings = Settings(prompts={"query": "Query: ", "document": "Document: "}, max_length=64, matryoshka_dims=(32,))
+    settings = ModelSettings(prompts={"query": "Query: ", "document": "Document: "}, max_length=64, matryoshka_dims=(32,))
     write_model(root / "ours", Model(module, TextTokenizer(tiny_tokenizer()), settings, name="tiny", source=root))
     shutil.copytree(root / "ours", root / "plain")
     (root / "plain" / MANIFEST).unlink()

@@ -16,17 +16,18 @@ from teacher_fakes import FakeTeacher
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.job.info import describe_folder
+from taskdistill.io.json import open_regular, read_file
+from taskdistill.io.sealed import seal_json
 from taskdistill.model.backbone import read_json
-from taskdistill.model.folder import base_space_id, write_model
-from taskdistill.recipe import load_recipe
-from taskdistill.sealed import seal_json
+from taskdistill.model.folder import write_model
+from taskdistill.model.space_id import base_space_id
+from taskdistill.recipe.recipe import load_recipe
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
-from taskdistill.strict_json import open_regular, read_file
 from taskdistill.teacher.store import TeacherStore, open_store, repair
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.types import MANIFEST
+from taskdistill.workflows.info import describe_folder
 
 OTHERS = [None, 5, -1, 0, 1.5, "128", "", [], {}, [1], {"a": 1}, True, 10**30, "x" * 10, [[[]]]]
 """Values of every type and sign, put in the place of any other."""

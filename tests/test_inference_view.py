@@ -11,14 +11,14 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
-from taskdistill.job import during as job_during
-from taskdistill.job import stages
-from taskdistill.model.backbone import rope_theta, set_rope_theta
+from taskdistill.model.averaging import average
 from taskdistill.model.folder import read_model
 from taskdistill.model.inference import inference_view, put_rope, read_rope
-from taskdistill.train.average import average
-from taskdistill.train.best import During, best_so_far
+from taskdistill.model.rope import rope_theta, set_rope_theta
+from taskdistill.pipeline import phases
+from taskdistill.pipeline import validation as job_during
 from taskdistill.train.log import read_lines
+from taskdistill.train.validation import Validation, best_so_far
 
 TRAINED_AT, SHIPPED_AT = 50.0, 1000.0
 
@@ -47,7 +47,7 @@ class Seen:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.scored, self.stepped, self.asked = list[Any](), list[Any](), list[Any]()
-        evaluate_set, run_phase = job_during.evaluate_set, stages.run_phase
+        evaluate_set, run_phase = job_during.evaluate_set, phases.run_phase
         model: Any = None
 
         def state() -> tuple[float, bool, bool]:
@@ -71,7 +71,7 @@ class Seen:
             run_phase(job, trained, folder, around)
 
         monkeypatch.setattr(job_during, "evaluate_set", scored)
-        monkeypatch.setattr(stages, "run_phase", phase)
+        monkeypatch.setattr(phases, "run_phase", phase)
 
 
 def test_scores_gate_and_averages_are_taken_at_inference_and_move_no_weight(home, tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_view_puts_everything_back_to_the_bit_also_where_scoring_fails():
 def test_models_without_rotary_positions_and_static_ones_have_a_view_too():
     for module, rope in (
         (tiny.student("bert").train(), read_rope(tiny.backbone("bert"))),
-        (stages.StaticModel(torch.ones(3, 2)).train(), None),
+        (phases.StaticModel(torch.ones(3, 2)).train(), None),
     ):
         with inference_view(module, rope):
             assert not module.training
@@ -126,7 +126,7 @@ class Scripted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, scores: dict[int, float], averaged: float) -> None:
         self.kept: dict[int, dict[str, torch.Tensor]] = {}
-        run_phase, made = stages.run_phase, stages.make_during
+        run_phase, made = phases.run_phase, phases.make_during
         step = 0
         self.trained: Any = None
 
@@ -148,12 +148,12 @@ class Scripted:
             self.kept[step] = {name: p.detach().clone() for name, p in self.trained.items()}
             return {"mean": averaged if step < 0 else scores[step]}
 
-        def during(run: Any, student: Any, name: str, view: Any) -> During | None:
+        def during(run: Any, student: Any, name: str, view: Any) -> Validation | None:
             made(run, student, name, view)
-            return None if name == "stage1" else During(1, score, "mean")
+            return None if name == "stage1" else Validation(1, score, "mean")
 
-        monkeypatch.setattr(stages, "run_phase", phase)
-        monkeypatch.setattr(stages, "make_during", during)
+        monkeypatch.setattr(phases, "run_phase", phase)
+        monkeypatch.setattr(phases, "make_during", during)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import torch
 from tiny_jina import TASKS, TEXTS, expected, write_merged, write_repository
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.errors import BadInput, Truncated
-from taskdistill.model.adapters import active_adapter, adapter_parameters, attach, lora_config
+from taskdistill.errors import BadInput, TruncationWarning
 from taskdistill.model.backbone import build_backbone
+from taskdistill.model.lora import adapter_parameters, attach, lora_config, set_active_adapter
 
 FAMILIES = ["qwen3", "eurobert"]
 
@@ -119,7 +119,7 @@ def test_cut_texts_keep_prefix_and_end_and_are_reported(tmp_path, family):
     assert list(report.truncated) == [True, False]
     with pytest.raises(BadInput, match="truncation is refused"):
         encoder.encode([huge], task="retrieval", refuse_truncation=True)
-    with pytest.warns(Truncated, match="1 of 2 texts are longer than the 128 tokens that r reads; their ends were cut"):
+    with pytest.warns(TruncationWarning, match="1 of 2 texts are longer than the 128 tokens that r reads; their ends were cut"):
         encoder.encode([huge, "short"], task="retrieval")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -176,7 +176,7 @@ def test_parameter_counts_of_the_published_models(name):
     with torch.device("meta"):
         for task in TASKS:
             attach(backbone, task, lora_config(backbone))
-    active_adapter(backbone, None)
+    set_active_adapter(backbone, None)
     assert all(p.device.type == "meta" for p in backbone.parameters())
     assert [sum(p.numel() for p in adapter_parameters(backbone, task).values()) for task in TASKS] == [adapter] * 4
     assert sum(p.numel() for p in backbone.parameters()) == total

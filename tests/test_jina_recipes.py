@@ -14,12 +14,12 @@ import yaml
 from transformers import EuroBertModel, Qwen3Model
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.export.make import export
-from taskdistill.job.run import train
-from taskdistill.job.start import start_student
+from taskdistill.export.export import export
 from taskdistill.model.folder import read_model
-from taskdistill.recipe import SEARCH_INSTRUCTION, TOPIC_INSTRUCTION, load_recipe, parse_recipe
-from taskdistill.vocabulary import Task
+from taskdistill.pipeline.setup import start_student
+from taskdistill.pipeline.train import train
+from taskdistill.recipe.recipe import SEARCH_INSTRUCTION, TOPIC_INSTRUCTION, load_recipe, parse_recipe
+from taskdistill.tasks import Task
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

@@ -10,11 +10,11 @@ import pytest
 import tiny
 import yaml
 
-from taskdistill.cli.app import run
-from taskdistill.job.pairing import choose_start
-from taskdistill.job.run import train
-from taskdistill.job.state import deciding
-from taskdistill.recipe import parse_recipe
+from taskdistill.cli.main import run
+from taskdistill.pipeline.context import phase_fingerprint
+from taskdistill.pipeline.pairing import choose_start
+from taskdistill.pipeline.train import train
+from taskdistill.recipe.recipe import parse_recipe
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,6 @@ def test_words_for_the_card_may_change_in_a_run_that_goes_on(finished):
     raw = recipe.model_dump(mode="json")
     raw["data"]["sources"]["qa"] |= {"licence": "other", "note": None}
     raw["teacher"]["licence"] = raw["licence"] = None
-    assert deciding(parse_recipe(raw), "stage1") == deciding(recipe, "stage1")
+    assert phase_fingerprint(parse_recipe(raw), "stage1") == phase_fingerprint(recipe, "stage1")
     raw["data"]["sources"]["qa"]["limit"] = 7
-    assert deciding(parse_recipe(raw), "stage1") != deciding(recipe, "stage1")
+    assert phase_fingerprint(parse_recipe(raw), "stage1") != phase_fingerprint(recipe, "stage1")

@@ -10,14 +10,15 @@ import pytest
 import tiny
 import tiny_run
 
-from taskdistill.cli.app import run as command
+from taskdistill.cli.main import run as command
 from taskdistill.data.batches import Batch, ClassificationItem
 from taskdistill.data.rows import Pair
 from taskdistill.errors import BadInput
-from taskdistill.job.inspect import inspect_batch
+from taskdistill.tasks import Task
+from taskdistill.train.collate import Relation, collate, false_negatives, relations
 from taskdistill.train.log import read_lines
-from taskdistill.train.prepare import Relation, false_negatives, prepare, relations
-from taskdistill.vocabulary import RowKind, Task
+from taskdistill.types import RowKind
+from taskdistill.workflows.inspect_batch import inspect_batch
 
 P, N, H, D, M, L, U = (
     Relation.POSITIVE,
@@ -32,7 +33,7 @@ P, N, H, D, M, L, U = (
 
 def pairs(*rows: tuple[str, ...]):
     made = tuple(Pair(query, positive, tuple(negatives)) for query, positive, *negatives in rows)
-    return prepare(Batch(0, 0, "made", RowKind.PAIRS, made, np.arange(len(made))), task=Task.RETRIEVAL, distil=True, negatives=9)
+    return collate(Batch(0, 0, "made", RowKind.PAIRS, made, np.arange(len(made))), task=Task.RETRIEVAL, distil=True, negatives=9)
 
 
 def test_every_candidate_has_one_relation():
@@ -56,7 +57,7 @@ def test_masked_relations_are_the_mask_of_training():
 
 def test_relations_of_labels():
     items = (ClassificationItem("a", "b", ("c",), "x", ("y",)), ClassificationItem("d", "e", ("f",), "y", ("x",)))
-    prepared = prepare(Batch(0, 0, "made", RowKind.LABELLED, items, np.arange(2)), task=Task.CLASSIFICATION, distil=False)
+    prepared = collate(Batch(0, 0, "made", RowKind.LABELLED, items, np.arange(2)), task=Task.CLASSIFICATION, distil=False)
     assert relations(prepared).tolist() == [[P, N, H, L], [N, P, L, H]]
     assert relations(prepared, mask_same_label=False).tolist() == [[P, N, H, N], [N, P, N, H]]
 

@@ -12,15 +12,15 @@ import pytest
 import tiny
 import tiny_run
 
-from taskdistill.cli.app import run as command
+from taskdistill.cli.main import run as command
 from taskdistill.data import mining
 from taskdistill.data.mining import MiningSettings
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.folders import check_folder, read_manifest
-from taskdistill.job import mine as job_mine
-from taskdistill.job.mine import MineRequest, mine
-from taskdistill.job.start import load_inputs
+from taskdistill.io.folders import check_folder, read_manifest
+from taskdistill.pipeline.setup import load_inputs
+from taskdistill.workflows import mine as job_mine
+from taskdistill.workflows.mine import MineRequest, mine
 
 
 @pytest.fixture(scope="module")

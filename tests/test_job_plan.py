@@ -8,21 +8,21 @@ import pytest
 import tiny
 import yaml
 
-from taskdistill.cli.app import run
+from taskdistill.cli.main import run
 from taskdistill.errors import BadInput
-from taskdistill.job import start
-from taskdistill.job.costs import CARD_REACHED, CARDS, Size, adapter_parameters, size_of
-from taskdistill.job.plan import plan_run, plan_tables
-from taskdistill.job.sketch import KNOWN, sketch
-from taskdistill.job.watch import Silent
 from taskdistill.model import backbone
-from taskdistill.recipe import load_recipe, parse_recipe
+from taskdistill.model.sketch import KNOWN, sketch
+from taskdistill.pipeline import setup
+from taskdistill.pipeline.costs import CARD_REACHED, CARDS, ModelSize, adapter_parameters, size_of
+from taskdistill.pipeline.plan import plan_run, plan_tables
+from taskdistill.progress import SilentProgress
+from taskdistill.recipe.recipe import load_recipe, parse_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 RATE = CARDS["h100"][0] * CARD_REACHED
 
 
-class Notes(Silent):
+class Notes(SilentProgress):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
@@ -37,7 +37,7 @@ def no_weights(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a plan loads no weights")
 
-    monkeypatch.setattr(start, "load_backbone", refuse)
+    monkeypatch.setattr(setup, "load_backbone", refuse)
     monkeypatch.setattr(backbone.AutoModel, "from_pretrained", refuse)
 
 
@@ -61,8 +61,8 @@ def test_the_known_architectures(model, parameters, matrix):
 
 
 def test_work_of_a_forward_pass():
-    assert Size(0, 100, 2, 8, 16, causal=False).forward(10) == 2 * 100 * 10 + 4 * 16 * 10 * 10
-    assert Size(0, 100, 2, 8, 16, causal=True).forward(10) == 2 * 100 * 10 + 4 * 16 * 10 * 10 / 2
+    assert ModelSize(0, 100, 2, 8, 16, causal=False).forward(10) == 2 * 100 * 10 + 4 * 16 * 10 * 10
+    assert ModelSize(0, 100, 2, 8, 16, causal=True).forward(10) == 2 * 100 * 10 + 4 * 16 * 10 * 10 / 2
 
 
 @pytest.mark.parametrize(("name", "weights"), [("small", 596_049_920), ("nano", 211_766_016)])
@@ -103,7 +103,7 @@ def stated(tmp_path: Path, **changes) -> dict:
 
 
 def test_numbers_of_a_small_plan_by_hand(tmp_path, no_weights):
-    found = plan_run(parse_recipe(stated(tmp_path)), tmp_path, Silent())
+    found = plan_run(parse_recipe(stated(tmp_path)), tmp_path, SilentProgress())
     student, teacher = size_of(sketch("EuroBERT/EuroBERT-210m").backbone), size_of(sketch("Qwen/Qwen3-Embedding-4B").backbone)
     stage1, adapter = found["phases"]["stage1"], found["phases"]["adapters.classification"]
     assert stage1["tokens"] == 10 * 4 * (10 + 100)  # the positive is cut at 100
@@ -128,7 +128,7 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path):
     for source in raw["data"]["sources"].values():
         del source["rows"]
     with pytest.raises(BadInput, match="how many rows these have: pairs, labels; add rows"):
-        plan_run(parse_recipe(raw), tmp_path, Silent())
+        plan_run(parse_recipe(raw), tmp_path, SilentProgress())
 
 
 @pytest.mark.parametrize(
@@ -147,24 +147,24 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path):
 )
 def test_bad_settings_are_found_without_the_models(tmp_path, change, said):
     with pytest.raises(BadInput, match=said):
-        plan_run(parse_recipe(stated(tmp_path, **change)), tmp_path, Silent())
+        plan_run(parse_recipe(stated(tmp_path, **change)), tmp_path, SilentProgress())
 
 
 def test_bad_sources_are_found_without_the_data(tmp_path):
     raw = stated(tmp_path)
     raw["stage1"]["batch_size"] = 31
     with pytest.raises(BadInput, match="batch of 31 is larger than data set 'pairs' with 30 rows"):
-        plan_run(parse_recipe(raw), tmp_path, Silent())
+        plan_run(parse_recipe(raw), tmp_path, SilentProgress())
     raw = stated(tmp_path)
     raw["data"]["sources"]["pairs"]["tokens"] = {"querry": 3}
     with pytest.raises(BadInput, match=r"tokens names \['querry'\].*did you mean 'query'"):
-        plan_run(parse_recipe(raw), tmp_path, Silent())
+        plan_run(parse_recipe(raw), tmp_path, SilentProgress())
     raw = stated(tmp_path)
     raw["adapters"]["classification"]["sources"] = {"pairs": 1}
     with pytest.raises(BadInput, match="source 'pairs' has pairs rows, this task learns from labelled"):
-        plan_run(parse_recipe(raw), tmp_path, Silent())
+        plan_run(parse_recipe(raw), tmp_path, SilentProgress())
     with pytest.raises(BadInput, match="unknown GPU 'h1000'; did you mean 'h100'"):
-        plan_run(parse_recipe(stated(tmp_path)), tmp_path, Silent(), card="h1000")
+        plan_run(parse_recipe(stated(tmp_path)), tmp_path, SilentProgress(), card="h1000")
 
 
 def test_files_beside_hub_sources_are_read(tmp_path):
@@ -172,7 +172,7 @@ def test_files_beside_hub_sources_are_read(tmp_path):
     raw = stated(root)
     raw["data"]["sources"]["own"] = {"path": "pairs/qa.train.jsonl.gz", "kind": "pairs"}
     raw["stage1"]["sources"] = {"pairs": 1, "own": 1}
-    found = plan_run(parse_recipe(raw), tmp_path, Silent())
+    found = plan_run(parse_recipe(raw), tmp_path, SilentProgress())
     assert found["sources"]["own"]["from"] == "read" and found["sources"]["own"]["rows"] == 48
     assert 3 < found["sources"]["own"]["tokens"]["positive"] < 30
 

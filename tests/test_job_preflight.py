@@ -11,9 +11,9 @@ import tiny
 import tiny_run
 
 from taskdistill.errors import BadInput
-from taskdistill.job import plan, run
-from taskdistill.job.plan import plan_run
-from taskdistill.recipe import parse_recipe
+from taskdistill.pipeline import plan, train
+from taskdistill.pipeline.plan import plan_run
+from taskdistill.recipe.recipe import parse_recipe
 from taskdistill.teacher.store import TeacherStore
 
 Raw = dict[str, Any]
@@ -142,12 +142,12 @@ def test_plan_and_train_refuse_in_the_same_words_before_anything_is_done(home, t
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("something was done before the setting was refused")
 
-    for module in (plan, run):
+    for module in (plan, train):
         if kind == "models":
             monkeypatch.setattr(module, "data_root", forbidden)
         if kind != "rows":
             monkeypatch.setattr(module, "load_inputs", forbidden)
-    for place, what in ((run, "make_teacher"), (run, "start_student"), (TeacherStore, "fill"), (plan, "matrix_rate")):
+    for place, what in ((train, "make_teacher"), (train, "start_student"), (TeacherStore, "fill"), (plan, "matrix_rate")):
         monkeypatch.setattr(place, what, forbidden)
     recipe = parse_recipe(raw)
     before = sorted(home.rglob("*"))

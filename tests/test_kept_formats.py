@@ -16,15 +16,15 @@ from teacher_fakes import FakeTeacher, stored
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.vectors import VectorFolder
 from taskdistill.errors import BadInput
-from taskdistill.folders import check_folder, read_manifest
-from taskdistill.job.info import describe_folder
+from taskdistill.io.folders import check_folder, read_manifest
 from taskdistill.model.folder import read_model
 from taskdistill.model.golden import check_golden, embed_with, golden_vectors, read_golden
 from taskdistill.search.index import Index
 from taskdistill.search.query import query_vectors
 from taskdistill.teacher.store import open_store
 from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint
-from taskdistill.train.finished import load_phase
+from taskdistill.train.phase_folder import load_phase
+from taskdistill.workflows.info import describe_folder
 
 KEPT = Path(__file__).parent / "kept"
 sys.path.insert(0, str(KEPT))

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskdistill.errors import BadInput
+from taskdistill.io.json import MAX_DEPTH, JsonError, read_object, read_value
 from taskdistill.search import filters
 from taskdistill.search.filters import Condition, parse_expression, parse_filter
-from taskdistill.strict_json import MAX_DEPTH, JsonFault, read_object, read_value
 
 SOURCE = Path(__file__).parent.parent / "src" / "taskdistill"
 SIZES = (250, 500, 1_000, 2_000)
@@ -87,7 +87,7 @@ FILTER_SHAPES = {
 def parse_json(text):
     try:
         read_value(text)
-    except JsonFault:
+    except JsonError:
         return
 
 
@@ -144,7 +144,7 @@ LINEAR = {
 """Methods of texts whose work is linear for a pattern of a few characters."""
 
 
-@pytest.mark.parametrize("file", ["strict_json.py", "search/filters.py", "search/metadata.py", "search/json_rows.py", "serve/reading.py"])
+@pytest.mark.parametrize("file", ["io/json.py", "search/filters.py", "search/metadata.py", "io/json_rows.py", "serve/bodies.py"])
 def test_request_input_meets_no_regular_expression_and_no_call_that_may_be_quadratic(file):
     tree = ast.parse((SOURCE / file).read_text("utf-8"))
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -209,7 +209,7 @@ def test_what_is_beyond_a_bound_is_refused_with_the_bound():
         ("[0." + "1" * 300 + "]", "the most are 300"),
         ("[-1e" + "1" * 300 + "]", "the most are 300"),
     ):
-        with pytest.raises(JsonFault, match=said):
+        with pytest.raises(JsonError, match=said):
             read_value(text, max_elements=10 if "10" in said else 1_000_000)
     assert read_value("[" * MAX_DEPTH + "]" * MAX_DEPTH, max_elements=MAX_DEPTH) is not None
     assert read_value("[" + "1" * 300 + "]") == [int("1" * 300)]
@@ -243,7 +243,7 @@ def test_any_object_is_read_as_the_standard_parser_reads_it_or_refused_for_its_s
         assert read_object(text) == json.loads(text)
         try:
             assert read_object(text, max_elements=most) == value
-        except JsonFault as fault:
+        except JsonError as fault:
             assert "too many elements" in str(fault) and elements(value) > most
 
 

@@ -10,7 +10,7 @@ import stat
 import pytest
 
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.lock import writer_lock
+from taskdistill.io.lock import writer_lock
 
 HOST = socket.gethostname()
 

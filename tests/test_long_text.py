@@ -15,16 +15,18 @@ from hypothesis import strategies as st
 from tiny_jina import TEXTS, tiny_backbone, tiny_tokenizer
 from transformers import Qwen3Config, Qwen3Model
 
-from taskdistill.compress import pack_bits
-from taskdistill.encode.chunks import encode_chunks, encode_windows
 from taskdistill.encode.encoder import Encoder
+from taskdistill.encode.long_text import encode_chunks, encode_windows
 from taskdistill.errors import BadInput
-from taskdistill.model.backbone import build_backbone, rope_theta, set_rope_theta
-from taskdistill.model.folder import Model, Settings, read_model, write_model
+from taskdistill.model.backbone import build_backbone
+from taskdistill.model.folder import Model, ModelSettings, read_model, write_model
 from taskdistill.model.packed import ATTENTION
+from taskdistill.model.rope import rope_theta, set_rope_theta
 from taskdistill.model.student import StaticModel, TransformerModel
-from taskdistill.model.text import TextTokenizer
-from taskdistill.vocabulary import Pooling, Precision, Role
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.quantization import pack_bits
+from taskdistill.tasks import Role
+from taskdistill.types import Pooling, Precision
 
 LONG = "The market by the river was held twice a year. 火星は赤い。 " * 12
 PROMPTS = {"query": "Query: ", "document": "Document: "}
@@ -40,7 +42,7 @@ def encoder_of(kind: str, tmp_path, *, max_length: int = 128) -> Encoder:
         backbone.set_attn_implementation(ATTENTION)
         module = TransformerModel(backbone, Pooling.MEAN if kind == "mean" else Pooling.LAST)
         tokenizer = TextTokenizer(tiny_tokenizer())
-    return Encoder(Model(module, tokenizer, Settings(prompts=PROMPTS, max_length=max_length), name="t", source=tmp_path), threads=1)
+    return Encoder(Model(module, tokenizer, ModelSettings(prompts=PROMPTS, max_length=max_length), name="t", source=tmp_path), threads=1)
 
 
 KINDS = ["qwen3", "eurobert", "mean", "static"]
@@ -143,9 +145,9 @@ def test_theta_at_inference_is_rebuilt_on_load(tmp_path, family):
     backbone.set_attn_implementation(ATTENTION)
     module = TransformerModel(backbone, Pooling.LAST)
     trained = Encoder(
-        Model(module, TextTokenizer(tiny_tokenizer()), Settings(max_length=128), name="t", source=tmp_path), threads=1
+        Model(module, TextTokenizer(tiny_tokenizer()), ModelSettings(max_length=128), name="t", source=tmp_path), threads=1
     ).encode([LONG])
-    settings_ = Settings(max_length=128, matryoshka_dims=(32,), rope_theta=5_000.0)
+    settings_ = ModelSettings(max_length=128, matryoshka_dims=(32,), rope_theta=5_000.0)
     write_model(tmp_path / "model", Model(module, TextTokenizer(tiny_tokenizer()), settings_, name="t", source=tmp_path))
     read = read_model(tmp_path / "model")
     assert rope_theta(read.module.backbone) == 5_000.0
@@ -154,7 +156,7 @@ def test_theta_at_inference_is_rebuilt_on_load(tmp_path, family):
     raw = json.loads((tmp_path / "model" / "config.json").read_text())
     fresh = build_backbone({key: value for key, value in raw.items() if key != "rope_parameters"} | {"rope_theta": 5_000.0})
     fresh.load_state_dict(backbone.state_dict())
-    settings_plain = Settings(max_length=128)
+    settings_plain = ModelSettings(max_length=128)
     plain = Encoder(
         Model(TransformerModel(fresh, Pooling.LAST), TextTokenizer(tiny_tokenizer()), settings_plain, name="t", source=tmp_path), threads=1
     )
@@ -182,7 +184,11 @@ def long_encoder(tokens: int, tmp_path) -> Encoder:
     backbone = Qwen3Model(config).eval()
     backbone.set_attn_implementation(ATTENTION)
     model = Model(
-        TransformerModel(backbone, Pooling.LAST), TextTokenizer(tiny_tokenizer()), Settings(max_length=tokens), name="t", source=tmp_path
+        TransformerModel(backbone, Pooling.LAST),
+        TextTokenizer(tiny_tokenizer()),
+        ModelSettings(max_length=tokens),
+        name="t",
+        source=tmp_path,
     )
     return Encoder(model, threads=1)
 

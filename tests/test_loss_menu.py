@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from taskdistill import losses
-from taskdistill.loss_menu import (
+from taskdistill.losses import formulas
+from taskdistill.losses.distillation import (
     IN_TEACHER_SPACE,
     MENU,
     hidden_distance,
@@ -24,7 +24,7 @@ from taskdistill.loss_menu import (
     similarity_matrix,
     squared_error,
 )
-from taskdistill.losses import normalise
+from taskdistill.losses.formulas import normalize
 
 
 def drawn(rows: int, width: int, seed: int) -> torch.Tensor:
@@ -32,7 +32,7 @@ def drawn(rows: int, width: int, seed: int) -> torch.Tensor:
 
 
 S, T = drawn(5, 4, 1), drawn(5, 6, 2)
-UNIT_S, UNIT_T = normalise(S), normalise(T)
+UNIT_S, UNIT_T = normalize(S), normalize(T)
 
 
 def huber(a: float, b: float) -> float:
@@ -76,7 +76,7 @@ def test_rkd_distance_by_loops():
 
 def test_rkd_angle_by_loops():
     def angle(x: torch.Tensor, corner: int, i: int, j: int) -> float:
-        return float(normalise(x[i] - x[corner]) @ normalise(x[j] - x[corner]))
+        return float(normalize(x[i] - x[corner]) @ normalize(x[j] - x[corner]))
 
     found = []
     for corner in range(5):
@@ -121,13 +121,13 @@ EXCLUDED = torch.tensor([[False, True, False, False], [False, False, False, Fals
 
 
 def test_without_settings_it_is_info_nce():
-    documents = normalise(drawn(4, 4, 8))
-    plain = losses.info_nce(UNIT_S[:2], documents, POSITIVES, 0.1, EXCLUDED)
+    documents = normalize(drawn(4, 4, 8))
+    plain = formulas.info_nce(UNIT_S[:2], documents, POSITIVES, 0.1, EXCLUDED)
     assert float(sharpened_info_nce(UNIT_S[:2], documents, POSITIVES, 0.1, EXCLUDED)) == pytest.approx(float(plain), rel=1e-6)
 
 
 def test_focal_hardness_and_mixed_negatives_by_loops():
-    documents, mixed = normalise(drawn(4, 4, 8)), normalise(drawn(4, 4, 9)).reshape(2, 2, 4).clone()
+    documents, mixed = normalize(drawn(4, 4, 8)), normalize(drawn(4, 4, 9)).reshape(2, 2, 4).clone()
     mixed[1, 1] = 0
     hard = torch.tensor([[False, False, True, False], [False, False, False, True]])
     total = 0.0
@@ -149,7 +149,7 @@ def test_focal_hardness_and_mixed_negatives_by_loops():
 
 
 def test_mixed_negatives_lie_between_two_of_the_query():
-    documents = normalise(drawn(5, 4, 4)).requires_grad_()
+    documents = normalize(drawn(5, 4, 4)).requires_grad_()
     owners = torch.tensor([0, 0, 0, 1, 2])
     found = mixed_negatives(documents, owners, 3, mixes=40, generator=torch.Generator().manual_seed(0))
     assert found.shape == (3, 40, 4) and float(found[1:].detach().abs().sum()) == 0
@@ -172,7 +172,7 @@ def test_score_kl_by_loops_leaves_out_the_text_itself_and_its_equals():
         for row in range(5):
             places = [i for i in range(5) if not excluded[row, i]]
             p, q = (
-                torch.softmax(torch.stack([torch.dot(normalise(x)[row], normalise(x)[i]) for i in places]) / 0.1, 0)
+                torch.softmax(torch.stack([torch.dot(normalize(x)[row], normalize(x)[i]) for i in places]) / 0.1, 0)
                 for x in (teacher, student)
             )
             total += float((p * (p.log() - q.log())).sum())

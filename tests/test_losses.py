@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from taskdistill import losses
+from taskdistill.losses import formulas
 
 LN2_TEMPERATURE = 1 / math.log(2)
 """With this temperature the exponential of a similarity is 2 to its power."""
@@ -29,63 +29,63 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_embedding_distance_by_hand():
     projected, targets = rows((3, 4), (0, 2)), rows((1, 0), (0, 5))
-    assert losses.embedding_distance(projected, targets).item() == pytest.approx(0.2)
-    assert losses.embedding_distance(projected, targets, "sum").item() == pytest.approx(0.4)
+    assert formulas.embedding_distance(projected, targets).item() == pytest.approx(0.2)
+    assert formulas.embedding_distance(projected, targets, "sum").item() == pytest.approx(0.4)
 
 
 def test_info_nce_by_hand():
     queries, documents, own = rows((1, 0), (0, 1)), rows((1, 0), (0, 1), (-1, 0)), torch.arange(2)
-    value = losses.info_nce(queries, documents[:2], own, LN2_TEMPERATURE).item()
+    value = formulas.info_nce(queries, documents[:2], own, LN2_TEMPERATURE).item()
     assert value == pytest.approx(math.log(3 / 2))  # 2 of 2 + 1
-    value = losses.info_nce(queries, documents, own, LN2_TEMPERATURE).item()
+    value = formulas.info_nce(queries, documents, own, LN2_TEMPERATURE).item()
     assert value == pytest.approx((math.log(3.5 / 2) + math.log(4 / 2)) / 2)
     excluded = torch.tensor([[True, False, True], [False, True, False]])
-    value = losses.info_nce(queries, documents, own, LN2_TEMPERATURE, excluded).item()
+    value = formulas.info_nce(queries, documents, own, LN2_TEMPERATURE, excluded).item()
     assert value == pytest.approx((math.log(3 / 2) + math.log(4 / 2)) / 2)  # the own positive stays, though it is named
 
 
 def test_four_equal_documents_cannot_go_below_ln_4_unless_they_are_masked():
     queries, own = unit(4, 6), torch.arange(4)
     documents = unit(1, 6, seed=1).expand(4, 6)
-    assert losses.info_nce(queries, documents, own, 0.02).item() == pytest.approx(math.log(4))
-    assert losses.info_nce(queries, documents, own, 0.02, torch.ones(4, 4, dtype=torch.bool)).item() == pytest.approx(0.0, abs=1e-12)
+    assert formulas.info_nce(queries, documents, own, 0.02).item() == pytest.approx(math.log(4))
+    assert formulas.info_nce(queries, documents, own, 0.02, torch.ones(4, 4, dtype=torch.bool)).item() == pytest.approx(0.0, abs=1e-12)
 
 
 def test_cosent_by_hand():
-    value = losses.cosent(row(0.1, 0.3), row(1, 0), 0.1)
+    value = formulas.cosent(row(0.1, 0.3), row(1, 0), 0.1)
     assert value.item() == pytest.approx(math.log(1 + math.exp(2)))
-    value = losses.cosent(row(0.1, 0.3, 0.9), row(1, 0, 1), 0.1)  # equal scores make no pair
+    value = formulas.cosent(row(0.1, 0.3, 0.9), row(1, 0, 1), 0.1)  # equal scores make no pair
     assert value.item() == pytest.approx(math.log(1 + math.exp(2) + math.exp(-6)))
-    assert losses.cosent(row(0.1, 0.3), row(1, 1)).item() == 0
+    assert formulas.cosent(row(0.1, 0.3), row(1, 1)).item() == 0
 
 
 def test_spread_out_by_hand():
-    assert losses.spread_out(rows((1, 0), (1, 0), (0, 1))).item() == pytest.approx(2 / 6)
-    assert losses.spread_out(rows((1, 0), (0.6, 0.8))).item() == pytest.approx(0.36)
+    assert formulas.gor(rows((1, 0), (1, 0), (0, 1))).item() == pytest.approx(2 / 6)
+    assert formulas.gor(rows((1, 0), (0.6, 0.8))).item() == pytest.approx(0.36)
 
 
 def test_relational_distance_by_hand():
     third = 2 * math.pi / 3
     around = rows(*((math.cos(third * n), math.sin(third * n)) for n in range(3)))
-    value = losses.relational_distance(rows((1, 0), (0, 1), (-1, 0)), around).item()
+    value = formulas.relational_distance(rows((1, 0), (0, 1), (-1, 0)), around).item()
     assert value == pytest.approx(0.1875)  # distances 1, 2, 1 over their mean 8/9, against 1.5 over 1
-    scaled = losses.relational_distance(rows((1, 0), (0, 1)), rows((1, 0), (0.6, 0.8)))
+    scaled = formulas.relational_distance(rows((1, 0), (0, 1)), rows((1, 0), (0.6, 0.8)))
     assert scaled.item() == pytest.approx(0.0, abs=1e-15)  # only relations count, not their size
 
 
 def test_score_distill_by_hand():
-    value = losses.score_distill(rows((1, 0), (0, 1)), rows((1, 0), (1, 0)), LN2_TEMPERATURE)
+    value = formulas.score_distill(rows((1, 0), (0, 1)), rows((1, 0), (1, 0)), LN2_TEMPERATURE)
     assert value.item() == pytest.approx(2 * (2 / 3 - 1 / 2) ** 2)
 
 
 def test_over_prefixes_is_the_mean_of_the_prefixes():
     vectors = rows((3, 4, 12), (1, 0, 0))
-    value = losses.over_prefixes(lambda dim: losses.normalise(vectors[:, :dim])[0, 0], [1, 2, 3])
+    value = formulas.over_prefixes(lambda dim: formulas.normalize(vectors[:, :dim])[0, 0], [1, 2, 3])
     assert value.item() == pytest.approx((1 + 3 / 5 + 3 / 13) / 3)
 
 
 def test_a_zero_row_stays_zero():
-    assert losses.normalise(torch.zeros(2, 3)).tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert formulas.normalize(torch.zeros(2, 3)).tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 class TestAgainstSentenceTransformers:
@@ -97,24 +97,24 @@ class TestAgainstSentenceTransformers:
         queries, positives, negatives = unit(6, 8), unit(6, 8, seed=1), unit(6, 8, seed=2)
         loss = self.theirs.MultipleNegativesRankingLoss(None, scale=1 / 0.05)
         want = loss.compute_loss_from_embeddings([queries, positives, negatives], None)
-        got = losses.info_nce(queries, torch.cat([positives, negatives]), torch.arange(6), 0.05)
+        got = formulas.info_nce(queries, torch.cat([positives, negatives]), torch.arange(6), 0.05)
         assert abs(got - want) <= 1e-6
 
     def test_embedding_distance(self):
         student, teacher = torch.randn(5, 8), torch.randn(5, 8)
         want = self.theirs.EmbedDistillLoss(None, "cosine").compute_loss_from_embeddings([student], [teacher])
-        assert abs(losses.embedding_distance(student, teacher) - want) <= 1e-6
+        assert abs(formulas.embedding_distance(student, teacher) - want) <= 1e-6
 
     def test_cosent(self):
         first, second = unit(7, 8), unit(7, 8, seed=1)
         scores = row(0, 0.5, 0.5, 1, 0.2, 1, 0)
         want = self.theirs.CoSENTLoss(None, scale=1 / 0.05).compute_loss_from_embeddings([first, second], scores)
-        assert abs(losses.cosent((first * second).sum(1), scores, 0.05) - want) <= 1e-6
+        assert abs(formulas.cosent((first * second).sum(1), scores, 0.05) - want) <= 1e-6
 
     def test_spread_out_but_for_their_hinge_at_one_over_d(self):
         first, second = unit(5, 8), unit(5, 8, seed=1)
         loss = self.theirs.GlobalOrthogonalRegularizationLoss(None, mean_weight=0, aggregation="sum")
-        ours = [losses.spread_out(first), losses.spread_out(second)]
+        ours = [formulas.gor(first), formulas.gor(second)]
         want = loss.compute_loss_from_embeddings([first.clone(), second.clone()])["gor_second_moment"]
         assert abs(sum(max(0, value.item() - 1 / 8) for value in ours) - want) <= 1e-6
 
@@ -128,10 +128,10 @@ def test_streaming_info_nce_equals_the_plain_one_with_all_gradients(masked, chun
     if excluded is not None:
         excluded[0] = True  # even a whole row of exclusions keeps the positive
     found = []
-    for compute in (losses.streaming_info_nce, losses.info_nce):
+    for compute in (formulas.streaming_info_nce, formulas.info_nce):
         queries, documents = unit(7, 5, seed=1).requires_grad_(), unit(9, 5, seed=2).requires_grad_()
         tau = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-        options = {"chunk": chunk} if compute is losses.streaming_info_nce else {}
+        options = {"chunk": chunk} if compute is formulas.streaming_info_nce else {}
         value = compute(queries, documents, positives, tau, excluded, **options)
         (3 * value).backward()
         found.append([value.detach(), queries.grad, documents.grad, tau.grad])
@@ -141,16 +141,16 @@ def test_streaming_info_nce_equals_the_plain_one_with_all_gradients(masked, chun
 
 def test_streaming_starts_by_itself_above_its_limit_and_takes_a_fixed_temperature(monkeypatch):
     queries, documents = unit(4, 5).requires_grad_(), unit(6, 5, seed=1)
-    plain = losses.info_nce(queries, documents, torch.arange(4), 0.1)
-    monkeypatch.setattr(losses, "STREAM_ABOVE", 23)
-    streamed = losses.info_nce(queries, documents, torch.arange(4), 0.1)
+    plain = formulas.info_nce(queries, documents, torch.arange(4), 0.1)
+    monkeypatch.setattr(formulas, "STREAM_ABOVE", 23)
+    streamed = formulas.info_nce(queries, documents, torch.arange(4), 0.1)
     assert type(streamed.grad_fn).__name__ == "_StreamingInfoNCEBackward"
     assert abs(streamed - plain) <= 1e-12
 
 
 def test_a_second_pass_backward_through_a_streamed_loss_is_refused_instead_of_scaled_twice():
     queries, documents = unit(4, 5).requires_grad_(), unit(6, 5, seed=1)
-    value = 3 * losses.streaming_info_nce(queries, documents, torch.arange(4), 0.1, chunk=2)
+    value = 3 * formulas.streaming_info_nce(queries, documents, torch.arange(4), 0.1, chunk=2)
     torch.autograd.grad(value, queries, retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(value, queries)
@@ -160,7 +160,7 @@ def test_the_mean_distance_takes_part_in_the_gradient_or_not():
     reference, gradients = unit(5, 4, seed=1), []
     for mean_gradient in (True, False):
         student = unit(5, 4).requires_grad_()
-        value = losses.relational_distance(student, reference, mean_gradient)
+        value = formulas.relational_distance(student, reference, mean_gradient)
         value.backward()
         gradients.append((value.item(), student.grad))
     assert gradients[0][0] == gradients[1][0]
@@ -174,13 +174,13 @@ def test_the_mean_distance_takes_part_in_the_gradient_or_not():
 
 def test_no_gradient_flows_into_the_reference_of_the_relations():
     student, reference = unit(4, 3).requires_grad_(), unit(4, 3, seed=1).requires_grad_()
-    losses.relational_distance(student, reference).backward()
+    formulas.relational_distance(student, reference).backward()
     assert reference.grad is None and student.grad is not None
 
 
 def test_signs_go_forward_and_the_gradient_straight_back():
     vectors = torch.tensor([[0.3, -0.2, 0.0, 2.0]], requires_grad=True)
-    codes = losses.sign_straight_through(vectors)
+    codes = formulas.sign_straight_through(vectors)
     assert codes.tolist() == [[0.5, -0.5, -0.5, 0.5]]  # a zero is no set bit, as in packed codes
     (codes * torch.tensor([[1.0, 2.0, 3.0, 4.0]])).sum().backward()
     assert vectors.grad.tolist() == [[1.0, 2.0, 3.0, 4.0]]
@@ -190,18 +190,18 @@ def test_the_two_forms_of_the_spread_out_regulariser_and_the_centre():
     rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     first, second, third = 0.0, 0.6, 0.8  # cosines of the three pairs
     squares = (first**2 + second**2 + third**2) / 3
-    assert losses.spread_out(rows).item() == pytest.approx(squares)
+    assert formulas.gor(rows).item() == pytest.approx(squares)
     mean = (first + second + third) / 3
-    assert losses.spread_out_hinged(rows).item() == pytest.approx(mean**2 + max(0.0, squares - 1 / 2))
+    assert formulas.gor_hinged(rows).item() == pytest.approx(mean**2 + max(0.0, squares - 1 / 2))
     crowded = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.0], [1.0, -0.1]]), dim=1)
-    assert losses.spread_out_hinged(crowded) > losses.spread_out(crowded) > losses.spread_out(rows)
-    assert losses.centre(rows).item() == pytest.approx((1.6 / 3) ** 2 + (1.8 / 3) ** 2)
+    assert formulas.gor_hinged(crowded) > formulas.gor(crowded) > formulas.gor(rows)
+    assert formulas.mean_vector_penalty(rows).item() == pytest.approx((1.6 / 3) ** 2 + (1.8 / 3) ** 2)
 
 
 def test_int8_codes_forward_and_the_identity_backward():
     vectors = torch.randn(40, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    out = losses.int8_straight_through(vectors)
-    unit = losses.normalise(vectors)
+    out = formulas.int8_straight_through(vectors)
+    unit = formulas.normalize(vectors)
     steps = (unit.amax(0) - unit.amin(0)) / 255
     assert torch.allclose(out.norm(dim=1), torch.ones(40)) and not torch.equal(out, unit)
     assert ((out - unit).abs() <= steps).all()  # half a step, and what scaling to length one moves

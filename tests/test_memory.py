@@ -15,14 +15,14 @@ from taskdistill import memory
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 
-memory.few_heaps()
+memory.limit_malloc_arenas()
 before = memory.peak_megabytes()
 held = [b"x" * (100_000 + i) for i in range(1000)]
 barrier = bytes(1000)
 assert memory.peak_megabytes() >= before + 80, (before, memory.peak_megabytes())
 full = resident()
 del held
-memory.give_back()
+memory.trim_memory()
 assert resident() < full - 80, (full, resident())
 assert memory.peak_megabytes() >= full - 50
 """

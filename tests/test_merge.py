@@ -11,16 +11,16 @@ import tiny
 import tiny_run
 import torch
 
-from taskdistill.cli.app import run as command
+from taskdistill.cli.main import run as command
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.statistics import Difference, Estimate
-from taskdistill.job import merge as job
-from taskdistill.job.merge import merge, read_place
-from taskdistill.job.watch import Silent
+from taskdistill.model.averaging import LORA_A, LORA_B
 from taskdistill.model.folder import read_model, write_model
-from taskdistill.train.average import LORA_A, LORA_B
-from taskdistill.train.merging import check_alike, fixed, merge_dense, merge_factors, merge_models, put, spherical, weights_of
+from taskdistill.model.merging import check_same_shape, fixed, load_weights, merge_dense, merge_factors, merge_models, spherical, weights_of
+from taskdistill.progress import SilentProgress
+from taskdistill.stats import Estimate, PairedDifference
+from taskdistill.workflows import merge as job
+from taskdistill.workflows.merge import merge, read_place
 
 
 def test_spherical_goes_half_way_round_the_arc():
@@ -83,28 +83,28 @@ def test_the_base_is_the_mean(home):
     merged = merge_models(models, fixed([1 / 3] * 3))
     name = next(name for name in merged if name.startswith("base/") and name.endswith("query.weight"))
     assert torch.allclose(merged[name], torch.stack([weights_of(model)[name] for model in models]).mean(0), atol=1e-6)
-    put(models[0], merged)
+    load_weights(models[0], merged)
     assert torch.equal(weights_of(models[0])[name], merged[name])
 
 
 def test_models_of_other_shapes_are_refused(home, tmp_path):
     write_model(tmp_path / "other", tiny.model(tiny.student("bert", layers=1), home / "tokenizer"))
     with pytest.raises(BadInput, match="differ in their tasks"):
-        check_alike([read_model(home / "m0"), read_model(tmp_path / "other")])
+        check_same_shape([read_model(home / "m0"), read_model(tmp_path / "other")])
     with pytest.raises(BadInput, match="two models or more"):
-        check_alike([read_model(home / "m0")])
+        check_same_shape([read_model(home / "m0")])
 
 
 @pytest.mark.parametrize("method", ["uniform", "spherical", "last", "greedy"])
 def test_the_result_is_kept_only_with_an_interval_above_zero(home, tmp_path, method, monkeypatch):
     places, sets = [str(home / f"m{i}") for i in range(3)], ["sts/sts", "retrieval/qa-dev"]
-    found = merge(places, tmp_path / "out", method, home / "data", Silent(), sets=sets, threads=1)
+    found = merge(places, tmp_path / "out", method, home / "data", SilentProgress(), sets=sets, threads=1)
     value, low, high = found["difference"]
     assert low <= value <= high and found["kept"] is (low > 0) is (tmp_path / "out").is_dir()
     assert value == pytest.approx(found["score"] - max(found["models"].values()), abs=1e-6)
-    sure = Difference(Estimate(0.02, 0.01, 0.03), 0.01)
+    sure = PairedDifference(Estimate(0.02, 0.01, 0.03), 0.01)
     monkeypatch.setattr(job, "paired_difference", lambda *_: sure)
-    again = merge(places, tmp_path / "kept", method, home / "data", Silent(), sets=sets, threads=1)
+    again = merge(places, tmp_path / "kept", method, home / "data", SilentProgress(), sets=sets, threads=1)
     assert again["kept"] and Encoder.load(tmp_path / "kept", threads=1).tasks == ("retrieval",)
     if method == "uniform":
         mean = merge_models([read_model(home / f"m{i}") for i in range(3)], fixed([1 / 3] * 3))
@@ -158,5 +158,7 @@ def test_a_checkpoint_is_the_run_s_model_at_that_step(run):
 
 def test_checkpoints_of_one_run_merge(run, tmp_path):
     places = [str(run / "checkpoints" / "adapters.retrieval" / f"step-{step:07d}") for step in (6, 3)]
-    found = merge(places, tmp_path / "out", "last", run.parent / "data", Silent(), sets=["retrieval/qa-dev"], last_weight=0.7, threads=1)
+    found = merge(
+        places, tmp_path / "out", "last", run.parent / "data", SilentProgress(), sets=["retrieval/qa-dev"], last_weight=0.7, threads=1
+    )
     assert list(found["models"]) == places and np.isfinite(found["difference"]).all()

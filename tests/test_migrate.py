@@ -10,16 +10,14 @@ import pytest
 import tiny
 from search_fakes import FakeEncoder
 
-from taskdistill.cli.app import run as command
-from taskdistill.compress import normalise
+from taskdistill.cli.main import run as command
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.folders import read_manifest
+from taskdistill.io.folders import read_manifest
 from taskdistill.model.folder import write_model
-from taskdistill.search.build import build_index
-from taskdistill.search.corpus import Document
-from taskdistill.search.index import Index
-from taskdistill.search.map_fit import fit_maps, held_out_cosine, low_rank, procrustes
-from taskdistill.search.migration import (
+from taskdistill.quantization import normalize
+from taskdistill.search.alignment.fit import fit_maps, held_out_cosine, low_rank, procrustes
+from taskdistill.search.alignment.maps import AlignedEncoder, AlignmentMap, load_map
+from taskdistill.search.alignment.migration import (
     Migration,
     calibrate,
     documents_left,
@@ -33,13 +31,15 @@ from taskdistill.search.migration import (
     stored_vectors,
     write_migration,
 )
-from taskdistill.search.space_map import Mapped, SpaceMap, load_map
+from taskdistill.search.build import build_index
+from taskdistill.search.corpus import Document
+from taskdistill.search.index import Index
 
 TOPICS = {name: words.split() for name, words in tiny.TOPICS.items()}
 
 
 def unit(rows: int, dim: int, seed: int) -> np.ndarray:
-    return normalise(np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32))
+    return normalize(np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32))
 
 
 class Turned(FakeEncoder):
@@ -74,7 +74,7 @@ def test_procrustes_recovers_a_rotation_and_one_into_more_dimensions():
 
 def test_low_rank_recovers_an_affine_map_that_no_rotation_is():
     new = unit(400, 12, 1)
-    old = normalise(new @ (np.random.default_rng(2).standard_normal((12, 3)) @ np.random.default_rng(4).standard_normal((3, 10))) + 0.5)
+    old = normalize(new @ (np.random.default_rng(2).standard_normal((12, 3)) @ np.random.default_rng(4).standard_normal((3, 10))) + 0.5)
     assert np.linalg.matrix_rank(low_rank(new, old, 3, 1e-4).arrays["matrix"], tol=1e-4) == 3
     best = {each.map.kind: each.cosine for each in fit_maps(new, old.astype(np.float32))}
     assert best["low-rank"] > best["procrustes"] + 0.05
@@ -82,7 +82,7 @@ def test_low_rank_recovers_an_affine_map_that_no_rotation_is():
 
 def test_the_residual_network_learns_what_no_linear_map_can():
     new = unit(1500, 8, 1)
-    old = normalise(np.hstack([new, 2 * np.abs(new)])).astype(np.float32)
+    old = normalize(np.hstack([new, 2 * np.abs(new)])).astype(np.float32)
     found = fit_maps(new, old)
     scores = {each.map.kind: each.cosine for each in found}
     assert found[0].map.kind == "residual" and scores["residual"] > scores["low-rank"] + 0.02
@@ -112,25 +112,25 @@ def test_a_new_model_finds_through_the_map_what_the_old_one_finds(old):
     made = fit(ours, theirs, "best", 1)[0]
     queries = {f"q{n}": " ".join(each.text.split()[:4]) for n, each in enumerate(documents()[:40])}
     qrels = {f"q{n}": {f"d{n}": 1} for n in range(40)}
-    mapped = Mapped(new, made.map, space_id="space-a", model_hash="hash-b", task=None)
+    mapped = AlignedEncoder(new, made.map, space_id="space-a", model_hash="hash-b", task=None)
     before, after = recalls(old, FakeEncoder(), queries, qrels), recalls(old, mapped, queries, qrels)
     assert before.mean() > 0.5 and recall_kept(before, after).share > 0.97
-    blind = Mapped(
+    blind = AlignedEncoder(
         new,
-        SpaceMap("none", {"matrix": np.eye(64, dtype=np.float32), "bias": np.zeros(64, np.float32)}),
+        AlignmentMap("none", {"matrix": np.eye(64, dtype=np.float32), "bias": np.zeros(64, np.float32)}),
         space_id="space-a",
         model_hash="hash-b",
         task=None,
     )
     assert recall_kept(before, recalls(old, blind, queries, qrels)).share < 0.5
     with pytest.raises(BadInput, match="fitted to a model of hash hash-b"):
-        Mapped(FakeEncoder(), made.map, space_id="space-a", model_hash="hash-b", task=None)
+        AlignedEncoder(FakeEncoder(), made.map, space_id="space-a", model_hash="hash-b", task=None)
 
 
 def test_stored_vectors_of_int8_are_decoded(tmp_path):
     index = build_index(FakeEncoder(), documents(40), tmp_path / "i", task=None, rescore="int8")[0]
     found = stored_vectors(index.snapshot, index.snapshot.rows())
-    exact = normalise(FakeEncoder().encode([each.text for each in documents(40)]))
+    exact = normalize(FakeEncoder().encode([each.text for each in documents(40)]))
     assert (found * exact).sum(1).min() > 0.99
     bare = build_index(FakeEncoder(), documents(40), tmp_path / "b", task=None, rescore="none")[0]
     with pytest.raises(BadInput, match="binary codes only"):

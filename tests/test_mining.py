@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskdistill.data import mining
-from taskdistill.data.mining import MiningSettings, blocks, limits, mine_block, nearest, relate, with_negatives
+from taskdistill.data.mining import MiningSettings, build_relations, mine_block, query_blocks, score_ceilings, top_k, with_negatives
 from taskdistill.data.rows import Pair
 from taskdistill.errors import BadInput
 
@@ -32,11 +32,11 @@ def at(*cosines: float) -> np.ndarray:
 def mined(rows: list[Pair], others: list[str], cosines: list[float], **settings) -> tuple[list[list[str]], dict[str, int]]:
     """Mine with every query at (1, 0) and the candidates at given cosines, in the order of first sight; no margin unless one is given."""
     settings = {"relative_margin": None} | settings
-    relations = relate(rows, others)
+    relations = build_relations(rows, others)
     assert len(relations.candidates) == len(cosines), relations.candidates
     queries, found = Held(np.tile([1.0, 0.0], (len(relations.queries), 1))), [[] for _ in rows]
     reasons: dict[str, int] = {}
-    for block in blocks(len(relations.queries)):
+    for block in query_blocks(len(relations.queries)):
         made = mine_block(relations, queries, Held(at(*cosines)), block, MiningSettings(**settings))
         reasons |= made.reasons
         ends = np.cumsum(made.counts)
@@ -53,8 +53,10 @@ def test_the_hardest_come_first_and_the_window_counts_what_may_be_a_negative():
 
 
 def test_margins_lie_below_the_positive_also_where_cosines_are_negative():
-    assert limits(0.8, MiningSettings(margin=0.1, relative_margin=0.25)) == pytest.approx({"margin": 0.7, "relative margin": 0.6})
-    assert limits(-0.2, MiningSettings(relative_margin=0.5)) == pytest.approx({"relative margin": -0.3})  # not -0.1, above the positive
+    assert score_ceilings(0.8, MiningSettings(margin=0.1, relative_margin=0.25)) == pytest.approx({"margin": 0.7, "relative margin": 0.6})
+    assert score_ceilings(-0.2, MiningSettings(relative_margin=0.5)) == pytest.approx(
+        {"relative margin": -0.3}
+    )  # not -0.1, above the positive
     rows, others = [Pair("q", "p")], ["a", "b", "c", "d"]
     found, reasons = mined(rows, others, [0.8, 0.79, 0.71, 0.65, 0.5], negatives=4, margin=0.1)
     assert found == [["c", "d"]] and reasons == {"margin": 2}
@@ -93,7 +95,7 @@ def test_siblings_known_positives_and_duplicates_are_never_negatives():
         Pair("s", "P1!"),  # the same text as p1
         Pair("t", "far", ("given",)),
     ]
-    relations = relate(rows, ["q.", "near", "NEAR ", "given"])
+    relations = build_relations(rows, ["q.", "near", "NEAR ", "given"])
     assert relations.queries == ["q", "r", "s", "t"] and relations.query_of.tolist() == [0, 0, 1, 1, 2, 3]
     assert relations.candidates == ["p1", "p2", "p3", "far", "given", "q.", "near"] and relations.merged == 4
     excluded = [[relations.candidates[n] for n in row] for row in relations.excluded]
@@ -127,7 +129,7 @@ def test_blocked_search_is_the_plain_search(size, monkeypatch):
     excluded = [np.sort(rng.choice(300, 6, replace=False)) for _ in queries]
     usable = rng.random(300) > 0.1
     held = Held(candidates)
-    top, found = nearest(queries, held, 300, excluded, 25, usable)
+    top, found = top_k(queries, held, 300, excluded, 25, usable)
     plain = queries @ candidates.T
     plain[:, ~usable] = -np.inf
     for row, out in enumerate(excluded):
@@ -138,7 +140,7 @@ def test_blocked_search_is_the_plain_search(size, monkeypatch):
 
 
 def test_equal_cosines_go_by_number_and_too_few_candidates_are_minus_infinity():
-    top, found = nearest(np.ones((1, 1), np.float32), Held(np.ones((5, 1))), 5, [np.array([1])], 6, None)
+    top, found = top_k(np.ones((1, 1), np.float32), Held(np.ones((5, 1))), 5, [np.array([1])], 6, None)
     assert found[0, :4].tolist() == [0, 2, 3, 4] and top[0].tolist() == [1.0] * 4 + [-np.inf] * 2
 
 

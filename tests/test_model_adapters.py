@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from taskdistill.errors import BadInput
-from taskdistill.model.adapters import (
+from taskdistill.model.backbone import weights_hash
+from taskdistill.model.lora import (
     SeededDropout,
     adapter_parameters,
     attach,
@@ -23,7 +24,6 @@ from taskdistill.model.adapters import (
     save_adapter,
     seed_dropout,
 )
-from taskdistill.model.backbone import weights_hash
 from taskdistill.model.student import TransformerModel
 
 LINEARS = {

@@ -8,16 +8,10 @@ import tiny
 import torch
 
 from taskdistill.errors import BadInput
-from taskdistill.model.backbone import (
-    build_backbone,
-    keep_layers,
-    layers_of,
-    make_config,
-    resolve,
-    rope_theta,
-    set_rope_theta,
-    without_dropout,
-)
+from taskdistill.model.backbone import build_backbone, resolve, without_dropout
+from taskdistill.model.configuration import make_config
+from taskdistill.model.layers import keep_layers, layers_of
+from taskdistill.model.rope import rope_theta, set_rope_theta
 from taskdistill.model.student import TransformerModel
 
 IDS = [np.arange(10, 22), np.arange(30, 37)]

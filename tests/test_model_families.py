@@ -15,13 +15,13 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.job.run import train
 from taskdistill.model.backbone import build_backbone, first_position, longest_text
 from taskdistill.model.families import ENCODERS, PACKED, PADDED, Batching, batching_of, heeds_padding
 from taskdistill.model.packed import pack
 from taskdistill.model.student import TransformerModel
-from taskdistill.recipe import parse_recipe
-from taskdistill.vocabulary import Pooling
+from taskdistill.pipeline.train import train
+from taskdistill.recipe.recipe import parse_recipe
+from taskdistill.types import Pooling
 
 HEADS = {"num_key_value_heads": 2}
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -13,13 +13,13 @@ from resealed import reseal
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.folders import file_table
-from taskdistill.model.backbone import set_rope_theta
-from taskdistill.model.folder import Model, Settings, read_model, write_model
+from taskdistill.io.folders import file_table
+from taskdistill.model.folder import Model, ModelSettings, read_model, write_model
 from taskdistill.model.projection import Projection
+from taskdistill.model.rope import set_rope_theta
 from taskdistill.model.student import StaticModel
-from taskdistill.model.text import TextTokenizer
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.types import MANIFEST
 
 TEXTS = ["the old harbour by the sea", "a judge in court.", "what is a violin?"]
 
@@ -78,7 +78,7 @@ def test_the_hash_follows_what_decides_vectors_and_nothing_else(tmp_path):
 
 
 def test_a_static_model_is_read_as_it_was_written(tmp_path):
-    settings = Settings(max_length=1_000_000, matryoshka_dims=(4, 8))
+    settings = ModelSettings(max_length=1_000_000, matryoshka_dims=(4, 8))
     rows = tiny.tokenizer().get_vocab_size()
     tokenizer = TextTokenizer(tiny.tokenizer(), special=False)
     model = Model(StaticModel(torch.randn(rows, 8)), tokenizer, settings, name="table", source=tmp_path / "table")

@@ -17,16 +17,16 @@ from tokenizers.normalizers import Strip
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.folders import file_table, read_manifest
+from taskdistill.io.folders import file_table, read_manifest
 from taskdistill.model.folder import Model, read_model, write_model
 from taskdistill.model.golden import embed_with, golden_vectors
-from taskdistill.model.identity import base_space_id
+from taskdistill.model.space_id import base_space_id
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
 from taskdistill.search.protocol import same_space
 from taskdistill.teacher.local import LocalTeacher
-from taskdistill.vocabulary import MANIFEST, Pooling
+from taskdistill.types import MANIFEST, Pooling
 
 KEPT = Path(__file__).parent / "kept"
 TEXTS = ["the old harbour by the sea", "a judge in court.", "what is a violin?"]

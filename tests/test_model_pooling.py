@@ -10,7 +10,7 @@ import torch
 from taskdistill.model.packed import pack
 from taskdistill.model.pooling import pool, pool_padded
 from taskdistill.model.student import StaticModel
-from taskdistill.vocabulary import Pooling
+from taskdistill.types import Pooling
 
 WANTED = {Pooling.CLS: [5.0, 2.0, 3.0], Pooling.LAST: [5.0, 9.0, 8.0], Pooling.MEAN: [5.0, 5.5, 5.0]}
 

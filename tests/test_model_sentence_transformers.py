@@ -11,9 +11,9 @@ import tiny
 import torch
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.model.folder import Model, Settings, write_model
+from taskdistill.model.folder import Model, ModelSettings, write_model
 from taskdistill.model.student import StaticModel
-from taskdistill.model.text import TextTokenizer
+from taskdistill.model.tokenizer import TextTokenizer
 
 stock = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
 TEXTS = ["the old harbour by the sea", "a judge in court.", "what is a violin?", "Ship", "cow " * 90]
@@ -64,7 +64,7 @@ def test_truncated_vectors_are_equal(folder):
 def test_the_static_folder_is_equal(tmp_path):
     rows = tiny.tokenizer().get_vocab_size()
     torch.manual_seed(0)
-    settings = Settings(max_length=1_000_000, matryoshka_dims=(8,))
+    settings = ModelSettings(max_length=1_000_000, matryoshka_dims=(8,))
     tokenizer = TextTokenizer(tiny.tokenizer(), special=False)
     write_model(tmp_path / "table", Model(StaticModel(torch.randn(rows, 8)), tokenizer, settings, name="table", source=tmp_path))
     theirs = stock.SentenceTransformer(str(tmp_path / "table"), device="cpu")

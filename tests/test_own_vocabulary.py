@@ -17,14 +17,14 @@ from tokenizers import Tokenizer, models
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.job.own_vocabulary import FOLDER, TABLE
-from taskdistill.job.plan import plan_run
-from taskdistill.job.watch import Silent
-from taskdistill.model.text import TextTokenizer
-from taskdistill.recipe import parse_recipe
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.pipeline.plan import plan_run
+from taskdistill.pipeline.student_vocab import FOLDER, TABLE
+from taskdistill.progress import SilentProgress
+from taskdistill.recipe.recipe import parse_recipe
 from taskdistill.train.loop import Interrupted
-from taskdistill.train.new_table import OCCURRENCES, _balanced, align, mixed_rows, new_table
-from taskdistill.train.new_vocabulary import learn_vocabulary, whole_words, with_special_tokens, with_words
+from taskdistill.train.vocab import learn_vocabulary, whole_words, with_special_tokens, with_words
+from taskdistill.train.vocab_transfer import OCCURRENCES, _balanced, align, mixed_rows, transfer_embeddings
 
 
 def ids(*rows):
@@ -124,7 +124,7 @@ def test_special_tokens_and_their_rows_are_taken_over():
     tokens = made.backend.encode("die katze").tokens
     assert tokens[0] == "[CLS]" and tokens[-1] == "[SEP]" and made.own_tokens == 2
     table = torch.randn(len(old), 4, generator=torch.Generator().manual_seed(0))
-    rows, kept = new_table(made, old, [("die katze", "the cat"), ("the cat", "the cat")], table, seed=1)
+    rows, kept = transfer_embeddings(made, old, [("die katze", "the cat"), ("the cat", "the cat")], table, seed=1)
     assert rows.shape == (len(made), 4) and kept.shape == (len(made),)
     for name in tiny.SPECIAL:
         number = made.backend.token_to_id(name)
@@ -145,7 +145,7 @@ def test_whole_words_of_the_initial_vocabulary_stay_whole_and_keep_their_rows():
     made = TextTokenizer(with_special_tokens(learned, old))
     assert made.backend.encode("Harbour").tokens == ["[CLS]", "\u2581harbour", "[SEP]"]
     table = torch.randn(len(old), 4, generator=torch.Generator().manual_seed(0))
-    rows, kept = new_table(made, old, [("the ship harbour", "the cow town")] * 3, table, seed=1)
+    rows, kept = transfer_embeddings(made, old, [("the ship harbour", "the cow town")] * 3, table, seed=1)
     for word, stays in (("whale", True), ("ship", False)):  # the first is in no pair, the second stands for something else
         number = made.backend.token_to_id("\u2581" + word)
         assert kept[number] == stays and torch.equal(rows[number], table[old.backend.token_to_id(word)]) == stays
@@ -230,15 +230,15 @@ def test_interrupted_it_goes_on_to_the_same_weights_and_keeps_its_vocabulary(run
 def test_a_plan_counts_its_rows(run):
     raw, home = run
     more = raw | {"student": raw["student"] | {"vocabulary": {"size": 5_120}}}
-    small, large = (plan_run(parse_recipe(each), home, Silent())["total"]["disk_megabytes"] for each in (raw, more))
+    small, large = (plan_run(parse_recipe(each), home, SilentProgress())["total"]["disk_megabytes"] for each in (raw, more))
     assert large > small
 
 
 def test_a_plan_counts_frozen_layers_less_and_the_tokens_of_the_run(run, monkeypatch):
     raw, home = run
-    monkeypatch.setattr("taskdistill.job.plan.matrix_rate", lambda **_: 1e6)
+    monkeypatch.setattr("taskdistill.pipeline.plan.matrix_rate", lambda **_: 1e6)
     trained = raw | {"stage1": raw["stage1"] | {"freeze_layers": False}}
-    frozen, trained = (plan_run(parse_recipe(each), home, Silent())["phases"]["stage1"] for each in (raw, trained))
+    frozen, trained = (plan_run(parse_recipe(each), home, SilentProgress())["phases"]["stage1"] for each in (raw, trained))
     steps = [json.loads(line) for line in (home / "run" / "log.jsonl").read_text().splitlines() if '"tokens"' in line]
     assert frozen["tokens"] == trained["tokens"] == sum(step["tokens"] for step in steps)
     assert frozen["minutes"] == pytest.approx(2 / 3 * trained["minutes"], rel=0.02)

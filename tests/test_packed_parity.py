@@ -8,11 +8,11 @@ import torch
 from tiny_jina import tiny_backbone
 from transformers import BertConfig, BertModel, PreTrainedModel
 
-from taskdistill.model.adapters import adapter_parameters, attach, lora_config
+from taskdistill.model.lora import adapter_parameters, attach, lora_config
 from taskdistill.model.packed import ATTENTION, pack
 from taskdistill.model.pooling import pool_padded
 from taskdistill.model.student import TransformerModel
-from taskdistill.vocabulary import Pooling
+from taskdistill.types import Pooling
 
 FAMILIES = ["bert", "qwen3", "eurobert"]
 LENGTHS = [7, 1, 5, 7, 12, 5, 2]

@@ -9,13 +9,13 @@ import pytest
 from tiny import WORDS, write_data, write_jsonl, write_teacher
 from tiny_run import Recorder
 
-from taskdistill.cli.app import run
+from taskdistill.cli.main import run
 from taskdistill.errors import BadInput
-from taskdistill.job.any_model import parse_spec
-from taskdistill.job.probe import ModelTeacher, advice, probe
-from taskdistill.model.text import TextTokenizer
+from taskdistill.evaluate.models.external import parse_spec
+from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.teacher.store import open_store
-from taskdistill.train.static import start_table
+from taskdistill.train.static_init import start_table
+from taskdistill.workflows.compare_teachers import EmbedderTeacher, advice, compare_teachers
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_without_training_texts_students_learn_from_the_corpora(place, tmp_path)
     (root / "retrieval").mkdir()
     (root / "moved").rename(root / "retrieval" / "qa")
     watcher = Recorder()
-    found = probe([parse_spec(str(place / "one"))], root, tmp_path / "out", watcher)
+    found = compare_teachers([parse_spec(str(place / "one"))], root, tmp_path / "out", watcher)
     assert any("of the documents of the retrieval sets" in note for note in watcher.notes)
     assert found["advice"].startswith("One candidate: its student keeps ") and len(found["teachers"]) == 1
     (root / "retrieval" / "qa").rename(place / "data" / "retrieval" / "qa")
@@ -71,17 +71,17 @@ def test_texts_of_another_place_are_learned_from(place, tmp_path):
     rows = write_jsonl(tmp_path / "more.jsonl", [{"text": f"ship {word} whale"} for word in WORDS[:30]])
     watcher = Recorder()
     spec = [parse_spec(str(place / "one"))]
-    probe(spec, place / "data", tmp_path / "out", watcher, sets=["sts/sts"], texts=rows, tokenizer=str(place / "two"))
+    compare_teachers(spec, place / "data", tmp_path / "out", watcher, sets=["sts/sts"], texts=rows, tokenizer=str(place / "two"))
     assert "students learn from 30 of 30 texts of more.jsonl" in watcher.notes
     with pytest.raises(BadInput, match="tells no training data"):
-        probe(spec, place / "data", tmp_path / "out", watcher, texts=tmp_path / "none.txt")
+        compare_teachers(spec, place / "data", tmp_path / "out", watcher, texts=tmp_path / "none.txt")
 
 
 def test_vectors_on_disk_cannot_make_a_student(place, tmp_path):
     (tmp_path / "vectors").mkdir()
     np.save(tmp_path / "vectors" / "vectors.npy", np.eye(2))
     with pytest.raises(BadInput, match="a student needs those of its vocabulary too"):
-        probe([parse_spec(str(tmp_path / "vectors"))], place / "data", tmp_path / "out", Recorder())
+        compare_teachers([parse_spec(str(tmp_path / "vectors"))], place / "data", tmp_path / "out", Recorder())
 
 
 def test_only_some_tokens_are_embedded(place, tmp_path):
@@ -99,7 +99,7 @@ def test_only_some_tokens_are_embedded(place, tmp_path):
             return "ones"
 
     model = Ones()
-    teacher = ModelTeacher(model)
+    teacher = EmbedderTeacher(model)
     tokenizer = TextTokenizer.load(place / "one", special=False)
     store = open_store(tmp_path / "store", teacher.identity, None)
     wanted = sorted({int(i) for row in tokenizer.ids(["ship whale"], prompt="", max_length=9).ids for i in row})

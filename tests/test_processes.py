@@ -12,10 +12,10 @@ import tiny
 import tiny_run
 import torch
 
-from taskdistill.train.cut import PIECE_TOKENS, micro_batches, pieces, spread
-from taskdistill.train.loop import PhaseJob
-from taskdistill.train.processes import ALONE, Processes, _buckets
-from taskdistill.vocabulary import Task
+from taskdistill.tasks import Task
+from taskdistill.train.distributed import ALONE, ProcessGroup, _buckets
+from taskdistill.train.loop import Phase
+from taskdistill.train.microbatch import PIECE_TOKENS, micro_batches, split, spread
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
@@ -41,12 +41,12 @@ def test_micro_batches_are_halved_only_where_that_keeps_more_workers_busy(worker
         rounds, most = -(-len(batches) * 2**halvings // workers) / 2**halvings, -(-len(batches) // workers)
         assert rounds < most if halvings else rounds == most
         assert halvings == 0 or (workers > 2 and lengths.sum() / (len(batches) * 2**halvings) >= PIECE_TOKENS)
-        parts = pieces(batches, range(len(batches)), lengths, halvings)
+        parts = split(batches, range(len(batches)), lengths, halvings)
         assert sorted(np.concatenate([part.rows for part in parts]).tolist()) == list(range(len(lengths)))
 
 
 def stage_1_share(case: test_step.Case):
-    job = PhaseJob("stage1", None, None, None, case.objective, {}, case.trained, case.heads)
+    job = Phase("stage1", None, None, None, case.objective, {}, case.trained, case.heads)
     return job.share(case.prepared, case.signals)
 
 
@@ -61,7 +61,7 @@ def test_a_distillation_carried_back_piece_by_piece_has_the_gradients_of_the_who
 
 def test_only_a_loss_of_distillation_alone_is_carried_back_piece_by_piece():
     case = test_step.case("bert", Task.RETRIEVAL)
-    assert PhaseJob("a", None, None, None, case.objective, case.weights, case.trained).share(case.prepared, case.signals) is None
+    assert Phase("a", None, None, None, case.objective, case.weights, case.trained).share(case.prepared, case.signals) is None
 
 
 def test_a_recipe_on_two_processes_trains_as_on_one_and_only_the_first_writes(tmp_path):
@@ -81,10 +81,10 @@ def test_what_is_exchanged_by_one_process_is_its_own():
     assert ALONE.gather(rows, [3]) is rows and ALONE.any(True) and not ALONE.any(False) and ALONE.same("x") == "x"
     ALONE.add_up([rows])
     with ALONE.leader_first():
-        assert ALONE.leads and not Processes(1, 2).leads
+        assert ALONE.leads and not ProcessGroup(1, 2).leads
 
 
 def test_sums_are_exchanged_in_buckets_of_one_type(monkeypatch):
-    monkeypatch.setattr("taskdistill.train.processes.BUCKET", 10)
+    monkeypatch.setattr("taskdistill.train.distributed.BUCKET", 10)
     tensors = [torch.zeros(4), torch.zeros(5), torch.zeros(3), torch.zeros(2, dtype=torch.float64), torch.zeros(30)]
     assert [[t.numel() for t in bucket] for bucket in _buckets(tensors)] == [[4, 5], [3], [2], [30]]

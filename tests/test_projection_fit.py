@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.linalg import orthogonal_procrustes
 
-from taskdistill.losses import normalise
+from taskdistill.losses.formulas import normalize
 from taskdistill.train.projection_fit import RIDGES, fit_projection
 
 NAN = float("nan")
@@ -18,7 +18,7 @@ def draw(count: int, width: int, seed: int) -> torch.Tensor:
 
 
 def test_a_linear_teacher_is_found_again_on_every_size_it_depends_on():
-    student = normalise(draw(400, 8, 0))
+    student = normalize(draw(400, 8, 0))
     mapped = student @ torch.linalg.qr(draw(12, 8, 1))[0].T  # lengths stay, so that unit targets are linear in the student's
     found = fit_projection(student.float(), mapped.float(), [8], widths=[12])
     assert found.cosines[8] > 0.9999
@@ -26,13 +26,13 @@ def test_a_linear_teacher_is_found_again_on_every_size_it_depends_on():
 
 
 def test_least_squares_solves_the_joint_problem_over_prefixes():
-    student, teacher = draw(300, 6, 2), normalise(draw(300, 6, 2) @ draw(6, 5, 3) + 0.3 * draw(300, 5, 4))
+    student, teacher = draw(300, 6, 2), normalize(draw(300, 6, 2) @ draw(6, 5, 3) + 0.3 * draw(300, 5, 4))
     found = fit_projection(student.float(), teacher.float(), [2, 4, 6], widths=[5])
     fitted = torch.arange(300) % 10 != 0
     blocks = []
     for dim in (2, 4, 6):
         prefix = torch.zeros(300, 6, dtype=torch.float64)
-        prefix[:, :dim] = normalise(student[:, :dim])
+        prefix[:, :dim] = normalize(student[:, :dim])
         blocks.append(prefix[fitted])
     inputs, targets = torch.cat(blocks).numpy(), teacher[fitted].repeat(3, 1).numpy()
     centred, mean = inputs - inputs.mean(0), targets.mean(0)
@@ -45,7 +45,7 @@ def test_least_squares_solves_the_joint_problem_over_prefixes():
 
 @pytest.mark.parametrize("width", [4, 6, 9])
 def test_a_rotation_keeps_cosines_and_is_procrustes(width):
-    student, teacher = normalise(draw(200, 6, 5)), normalise(draw(200, width, 6))
+    student, teacher = normalize(draw(200, 6, 5)), normalize(draw(200, width, 6))
     found = fit_projection(student.float(), teacher.float(), [6], widths=[width], method="rotation")
     assert found.bias.abs().max() == 0 and found.ridge is None
     short = min(6, width)
@@ -78,9 +78,9 @@ def test_a_teacher_that_knows_none_of_the_texts_gets_zero_rows():
 def test_a_fitted_start_is_nearer_than_any_draw():
     """What step 1 begins with: the held-out cosine of a fitted map against that of torch's linear initialisation."""
     student = draw(500, 16, 11)
-    teacher = normalise(torch.tanh(student @ draw(16, 24, 12)) + 0.5 * draw(500, 24, 13))
+    teacher = normalize(torch.tanh(student @ draw(16, 24, 12)) + 0.5 * draw(500, 24, 13))
     found = fit_projection(student.float(), teacher.float(), [4, 16], widths=[24])
     drawn = torch.nn.Linear(16, 24).double()
-    cosine = torch.nn.functional.cosine_similarity(drawn(normalise(student)), teacher).mean()
+    cosine = torch.nn.functional.cosine_similarity(drawn(normalize(student)), teacher).mean()
     assert found.cosines[16] > 0.5 > abs(cosine.item())
     assert found.cosines[16] > found.cosines[4] > 0

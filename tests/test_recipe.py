@@ -11,8 +11,8 @@ import tiny
 import yaml
 
 from taskdistill.errors import BadInput
-from taskdistill.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
-from taskdistill.vocabulary import Task
+from taskdistill.recipe.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from taskdistill.tasks import Task
 
 RECIPES = sorted(path for path in (Path(__file__).parent.parent / "recipes").glob("*.yaml") if not path.name.startswith("ablation-"))
 

@@ -7,7 +7,8 @@ import tiny_families as families
 import torch
 
 from taskdistill.errors import BadInput
-from taskdistill.model.backbone import build_backbone, rope_theta, set_rope_theta
+from taskdistill.model.backbone import build_backbone
+from taskdistill.model.rope import rope_theta, set_rope_theta
 
 TURNS = families.WINDOWED
 ONE_THETA = ["qwen3", "eurobert", "llama", "mistral", "gemma", "gpt_oss", "nomic_bert", "qwen2", "phi3"]

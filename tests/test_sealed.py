@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskdistill.errors import BadInput
-from taskdistill.sealed import parse_sealed, read_sealed, seal_json, write_sealed
+from taskdistill.io.sealed import parse_sealed, read_sealed, seal_json, write_sealed
 from taskdistill.train.log import Log, read_lines
 
 BODIES = [{"a": 1}, {"step": 20, "files": {}, "text": "é\u2028{}"}, {"x": [1.5, {"y": None}], "sha": "0" * 64}, {"deep": {"sha256": "1"}}]

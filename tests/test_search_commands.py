@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import tiny
 
-from taskdistill.cli.app import run
+from taskdistill.cli.main import run
 from taskdistill.encode.encoder import Encoder
-from taskdistill.encode.projected import Projected, in_space
+from taskdistill.encode.projected import ProjectedEncoder, in_space
 from taskdistill.errors import BadInput
-from taskdistill.job.examples import evaluation_folder, search_examples
 from taskdistill.model.folder import write_model
 from taskdistill.model.projection import Projection
 from taskdistill.search.index import Index
 from taskdistill.search.settings import SearchDefaults
+from taskdistill.workflows.search_examples import evaluation_folder, search_examples
 
 
 def write(folder, made, **settings):
@@ -140,13 +140,13 @@ def test_a_student_asks_its_teachers_index_and_strangers_are_refused(home, index
 def test_a_projection_reaches_base_vectors_of_its_teacher_only(home):
     student = Encoder.load(home / "student")
     projected = in_space(student, Encoder.load(home / "teacher").space_id)
-    assert isinstance(projected, Projected) and in_space(student, student.space_id) is student
+    assert isinstance(projected, ProjectedEncoder) and in_space(student, student.space_id) is student
     np.testing.assert_allclose(projected.encode(["the old ship"]), student.encode(["the old ship"]), atol=1e-6)
     assert projected.encode(["the old ship"], truncate_dim=8).shape == (1, 8)
     with pytest.raises(BadInput, match="trained on the base"):
         projected.encode(["the old ship"], task="retrieval")
     with pytest.raises(BadInput, match="does not say"):
-        Projected(Encoder.load(home / "other"))
+        ProjectedEncoder(Encoder.load(home / "other"))
 
 
 def test_tiers_report_retention_and_milliseconds(home, tmp_path, capsys):
@@ -194,7 +194,7 @@ def test_a_run_leaves_an_index_of_its_own_model_and_serve_opens_both(home, tmp_p
         best = index.search(["what is wheat?"], 3, encoder=encoder)[0]
         assert [line.split(":")[0] for _, line in found[0][1]] == [hit.id for hit in best] and found[1][0] == "what is a star?"
     started = {}
-    monkeypatch.setattr("taskdistill.serve.run.serve", lambda encoder, **options: started.update(options, encoder=encoder))
+    monkeypatch.setattr("taskdistill.serve.server.serve", lambda encoder, **options: started.update(options, encoder=encoder))
     capsys.readouterr()
     ok("serve", out, "--port", 0)
     assert started["encoder"].model_hash == encoder.model_hash and started["index"].path == out / "index"

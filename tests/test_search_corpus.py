@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from taskdistill.errors import BadInput
+from taskdistill.io.json_rows import parse_line
 from taskdistill.search.corpus import Corpus, Document
-from taskdistill.search.json_rows import parse_line
-from taskdistill.search.passages import WORD, Passages, split
+from taskdistill.search.passages import WORD, PassageSettings, split
 
 
 def test_jsonl_rows_become_documents_and_bad_ones_are_counted_with_line_and_reason(tmp_path):
@@ -118,7 +118,7 @@ SENTENCES = "The first sentence is here. The second one is a little longer than 
 
 
 def test_passages_end_at_sentences_and_overlap():
-    spans = split(SENTENCES, Passages(size=10, overlap=4))
+    spans = split(SENTENCES, PassageSettings(size=10, overlap=4))
     assert [SENTENCES[start:end] for start, end in spans] == [
         "The first sentence is here.",
         "The second one is a little longer than that! Third?",
@@ -127,19 +127,19 @@ def test_passages_end_at_sentences_and_overlap():
 
 
 def test_passages_by_paragraph_by_word_and_whole():
-    assert [SENTENCES[start:end] for start, end in split(SENTENCES, Passages(size=17, overlap=0, boundary="paragraph"))][1] == (
+    assert [SENTENCES[start:end] for start, end in split(SENTENCES, PassageSettings(size=17, overlap=0, boundary="paragraph"))][1] == (
         "A new paragraph begins. It ends."
     )
-    words = [SENTENCES[start:end] for start, end in split(SENTENCES, Passages(size=5, overlap=2, boundary="word"))]
+    words = [SENTENCES[start:end] for start, end in split(SENTENCES, PassageSettings(size=5, overlap=2, boundary="word"))]
     assert words[:2] == ["The first sentence is here.", "is here. The second one"]
     assert split(SENTENCES, None) == [(0, len(SENTENCES))]
-    assert split("  a b  ", Passages()) == [(2, 5)]
-    assert split(" \n ", Passages()) == split("", None) == []
+    assert split("  a b  ", PassageSettings()) == [(2, 5)]
+    assert split(" \n ", PassageSettings()) == split("", None) == []
 
 
 def test_ideographs_are_words():
     text = "我们今天去公园。天气很好。" * 3
-    spans = split(text, Passages(size=14, overlap=0))
+    spans = split(text, PassageSettings(size=14, overlap=0))
     assert [text[start:end] for start, end in spans] == ["我们今天去公园。天气很好。"] * 3
 
 
@@ -152,7 +152,7 @@ def test_ideographs_are_words():
     st.sampled_from(["word", "sentence", "paragraph"]),
 )
 def test_passages_are_places_in_the_text_that_cover_every_word(text, unit, size, overlap, boundary):
-    spans = split(text, Passages(unit=unit, size=size, overlap=min(overlap, size - 1), boundary=boundary))
+    spans = split(text, PassageSettings(unit=unit, size=size, overlap=min(overlap, size - 1), boundary=boundary))
     covered = set()
     for start, end in spans:
         passage = text[start:end]
@@ -166,4 +166,4 @@ def test_passages_are_places_in_the_text_that_cover_every_word(text, unit, size,
 def test_settings_of_passages_are_checked():
     for wrong in ({"size": 0}, {"size": 5, "overlap": 5}, {"unit": "tokens"}, {"boundary": "line"}):
         with pytest.raises(BadInput):
-            Passages(**wrong)
+            PassageSettings(**wrong)

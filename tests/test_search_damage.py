@@ -10,13 +10,13 @@ import pytest
 from search_fakes import DIM, FakeEncoder
 
 from taskdistill.errors import BadInput
-from taskdistill.sealed import seal_json
-from taskdistill.search import manifest as manifests
+from taskdistill.io.arrays import array_of, map_file
+from taskdistill.io.sealed import seal_json
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
-from taskdistill.search.files import array_of, map_file
 from taskdistill.search.index import Index
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.search.storage import manifest as manifests
+from taskdistill.types import MANIFEST
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_arrays_of_other_lengths_are_refused_even_with_good_hashes(whole, tmp_pa
         np.save(file, change)
         manifest = manifests.load_manifest(copy)
         key = file.relative_to(copy).as_posix()
-        from taskdistill.search.files import entry
+        from taskdistill.io.arrays import entry
 
         manifests.write_manifest(copy, manifest.next(files={**manifest.files, key: entry(file)}))
         with pytest.raises(BadInput, match=r"of shape \(\d+, \d+\) instead of"):

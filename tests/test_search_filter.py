@@ -11,7 +11,7 @@ from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.filters import Condition, parse_filter
 from taskdistill.search.metadata import entries_of, keys_of, matching
-from taskdistill.search.passages import Passages
+from taskdistill.search.passages import PassageSettings
 
 ROWS = [
     {"lang": "en", "year": 2020, "ok": True, "tags": ["a", "b"]},
@@ -88,7 +88,7 @@ def test_passages_come_back_with_their_place_and_go_with_their_document(tmp_path
     encoder = FakeEncoder(dim=512)
     texts = {name: " ".join(f"{name}word{i} is sentence {i}." for i in range(30)) for name in ("x", "y", "z")}
     documents = [Document(name, text, {"title": f"title of {name}"}) for name, text in texts.items()]
-    passages = Passages(size=12, overlap=4)
+    passages = PassageSettings(size=12, overlap=4)
     index, report = build_index(encoder, documents, tmp_path / "i", passages=passages, batch=7)
     assert (report.added, index.documents, index.snapshot.live_count) == (3, 3, report.passages) and report.passages > 30
     assert encoder.texts_seen[0].startswith("title of x xword0")

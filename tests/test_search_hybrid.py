@@ -7,8 +7,8 @@ from search_fakes import FakeEncoder
 from taskdistill.errors import BadInput
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
-from taskdistill.search.hybrid import Lexical, fuse, tokens
-from taskdistill.search.refine import Refinement, refine
+from taskdistill.search.hybrid import Bm25, fuse, tokens
+from taskdistill.search.prf import PrfSettings, apply_prf
 
 ANIMALS = ["a cat sat on a mat", "the dog barked at the cat", "stocks fell in Tokyo", "the quick brown fox", "Katzen und Hunde"]
 
@@ -20,7 +20,7 @@ def test_tokens():
 
 
 def test_bm25_scores_are_those_of_the_formula():
-    lexical = Lexical.build(ANIMALS)
+    lexical = Bm25.build(ANIMALS)
     rows, scores = lexical.rank("cat dog", 10)
     assert rows.tolist() == [1, 0]
     lengths = np.array([len(tokens(text)) for text in ANIMALS])
@@ -75,14 +75,14 @@ def test_refinement_is_the_softmax_weighted_centroid():
     query, documents = np.array([1, 0, 0], np.float32), np.array([[0.8, 0.6, 0], [0, 0, 1]], np.float32)
     weights = np.exp([0.8 / 0.5, 0.0]) / np.exp([0.8 / 0.5, 0.0]).sum()
     expected = 0.6 * query + 0.4 * (weights[0] * documents[0] + weights[1] * documents[1])
-    found = refine(query, documents, Refinement(documents=2, weight=0.4, temperature=0.5))
+    found = apply_prf(query, documents, PrfSettings(documents=2, weight=0.4, temperature=0.5))
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
-    assert refine(query, documents[:0], Refinement()) is query
-    np.testing.assert_allclose(refine(query, documents[:1], Refinement(weight=1.0, temperature=1e-4)), documents[0], atol=1e-6)
-    assert refine(query, -query[None], Refinement(weight=0.5)).tolist() == query.tolist()
+    assert apply_prf(query, documents[:0], PrfSettings()) is query
+    np.testing.assert_allclose(apply_prf(query, documents[:1], PrfSettings(weight=1.0, temperature=1e-4)), documents[0], atol=1e-6)
+    assert apply_prf(query, -query[None], PrfSettings(weight=0.5)).tolist() == query.tolist()
     for wrong in ({"documents": 0}, {"weight": 0}, {"weight": 1.1}, {"temperature": 0}):
         with pytest.raises(BadInput):
-            Refinement(**wrong)
+            PrfSettings(**wrong)
 
 
 def test_refined_search_equals_two_searches(tmp_path):
@@ -90,9 +90,9 @@ def test_refined_search_equals_two_searches(tmp_path):
     documents = [Document(f"d{i}", f"topic{i % 5} word{i}") for i in range(100)]
     index, _ = build_index(encoder, documents, tmp_path / "i", rescore="float32")
     vectors, query = encoder.encode([each.text for each in documents]), encoder.encode(["topic3"])
-    settings = Refinement(documents=4, weight=0.5, temperature=0.1)
+    settings = PrfSettings(documents=4, weight=0.5, temperature=0.1)
     best = np.argsort(-(query[0] @ vectors.T))[:4]
-    moved = refine(query[0], vectors[best], settings)
+    moved = apply_prf(query[0], vectors[best], settings)
     hits = index.search(["topic3"], 6, encoder=encoder, refinement=settings, oversample=100)[0]
     assert [hit.id for hit in hits] == [f"d{i}" for i in np.argsort(-(moved @ vectors.T))[:6]]
     with pytest.raises(BadInput, match="binary codes only"):

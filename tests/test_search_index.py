@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from search_fakes import DIM, FakeEncoder
 
-from taskdistill.compress import Int8Ranges, normalise, pack_bits
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.lock import writer_lock
-from taskdistill.search import writes
+from taskdistill.io.lock import writer_lock
+from taskdistill.quantization import Int8Ranges, normalize, pack_bits
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
-from taskdistill.search.passages import Passages
+from taskdistill.search.passages import PassageSettings
 from taskdistill.search.settings import IndexSettings
+from taskdistill.search.storage import commit
 
 
 def settings(rescore="int8", dim=DIM, passages=None):
@@ -27,7 +27,7 @@ def settings(rescore="int8", dim=DIM, passages=None):
 def random_vectors(n, seed=0, dim=DIM):
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((8, dim))
-    return normalise(centres[rng.integers(0, 8, n)] + 0.7 * rng.standard_normal((n, dim)))
+    return normalize(centres[rng.integers(0, 8, n)] + 0.7 * rng.standard_normal((n, dim)))
 
 
 def numbered(n, start=0):
@@ -158,7 +158,7 @@ def test_delete_and_compact_keep_the_answers(tmp_path):
 
 
 def test_many_small_writes_are_merged(tmp_path, monkeypatch):
-    monkeypatch.setattr(writes, "FANOUT", 4)
+    monkeypatch.setattr(commit, "FANOUT", 4)
     index = Index.create(tmp_path / "i", settings("float32"))
     vectors = random_vectors(40)
     for at, document in enumerate(numbered(40)):
@@ -201,7 +201,7 @@ def test_what_does_not_match_is_refused_by_name(tmp_path):
     with pytest.raises(BadInput, match=r"rescore 'int8'.*'float32'"):
         build_index(encoder, numbered(20), tmp_path / "i", truncate_dim=32, rescore="float32")
     with pytest.raises(BadInput, match="passages"):
-        build_index(encoder, numbered(20), tmp_path / "i", truncate_dim=32, passages=Passages())
+        build_index(encoder, numbered(20), tmp_path / "i", truncate_dim=32, passages=PassageSettings())
     assert index.search(["text 3"], 1, encoder=FakeEncoder(model_hash="another model, same space"))[0][0].id == "d3"
 
 
@@ -311,7 +311,7 @@ def test_describe(tmp_path):
 def test_cells_find_most_of_what_the_exact_pass_finds(tmp_path, monkeypatch):
     monkeypatch.setattr("taskdistill.search.index.CELL_ROWS", 1000)
     index = filled(tmp_path / "i", 2000, "float32")
-    queries = normalise(random_vectors(2000)[:50] + 0.1 * random_vectors(50, seed=1))
+    queries = normalize(random_vectors(2000)[:50] + 0.1 * random_vectors(50, seed=1))
     index.delete([f"d{i}" for i in range(0, 2000, 7)])
     exact = [set(ids(hits)) for hits in index.search(queries, 10, oversample=10)]
     found = Index.open(tmp_path / "i", first_pass="ivf").search(queries, 10, oversample=10)

@@ -16,13 +16,14 @@ import pytest
 from search_fakes import DIM, FakeEncoder, word_vector
 from test_search_files import same, tree
 
-from taskdistill import folders
-from taskdistill.compress import normalise
 from taskdistill.errors import WorkFailed
-from taskdistill.search import build, filling, journal, writes
+from taskdistill.io import folders
+from taskdistill.quantization import normalize
+from taskdistill.search import build, ingest
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
 from taskdistill.search.settings import IndexSettings
+from taskdistill.search.storage import commit, journal
 
 SETTINGS = IndexSettings(
     model="m", model_hash="h", space_id="s", task=None, document_prompt="document", query_prompt="query", dim=DIM, rescore="float32", passages=None
@@ -38,7 +39,7 @@ def plan(step: int) -> tuple[str, list[str]]:
 
 
 def vector(name: str, step: int) -> np.ndarray:
-    return normalise(word_vector(f"{name}@{step}")[None])[0]
+    return normalize(word_vector(f"{name}@{step}")[None])[0]
 
 
 def perform(index: Index, step: int) -> None:
@@ -112,7 +113,7 @@ def unsynced(monkeypatch):
 
 
 def test_kill_9_at_random_moments(tmp_path, monkeypatch):
-    monkeypatch.setattr(writes, "FANOUT", 3)
+    monkeypatch.setattr(commit, "FANOUT", 3)
     Index.create(tmp_path / "i", SETTINGS)
     state, step, rng = {}, 0, random.Random(3)
     for _ in range(12):
@@ -146,7 +147,7 @@ def test_kill_9_at_random_moments(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_at_every_sync_and_rename(tmp_path, monkeypatch, stride):
-    monkeypatch.setattr(writes, "FANOUT", 2)
+    monkeypatch.setattr(commit, "FANOUT", 2)
     steps = [step for step in range(200) if plan(step)[0] == "add"][:2]
     steps += [next(s for s in range(200) if plan(s)[0] == "delete"), next(s for s in range(200) if plan(s)[0] == "compact")]
     start = tmp_path / "start" / "i"
@@ -211,7 +212,7 @@ def test_a_kill_at_every_sync_and_rename(tmp_path, monkeypatch, stride):
 
 
 def test_opening_while_another_process_writes_always_sees_one_generation(tmp_path, monkeypatch):
-    monkeypatch.setattr(writes, "FANOUT", 2)
+    monkeypatch.setattr(commit, "FANOUT", 2)
     Index.create(tmp_path / "i", SETTINGS).add_vectors([Document("d", "text of d at 0", {"step": 0})], vector("d", 0)[None], space_id="s")
 
     def work(acknowledge):
@@ -257,7 +258,7 @@ def test_a_build_that_was_killed_continues_where_it_was_acknowledged(tmp_path):
 
 def test_a_full_disk_fails_the_work_and_keeps_the_index(tmp_path):
     index = Index.create(tmp_path / "i", SETTINGS)
-    vectors = normalise(np.random.default_rng(0).standard_normal((3000, DIM)))
+    vectors = normalize(np.random.default_rng(0).standard_normal((3000, DIM)))
     index.add_vectors([Document("kept", "text", {"step": 0})], vectors[:1], space_id="s")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -282,9 +283,9 @@ def test_a_read_only_index_is_searched_without_writing_and_refuses_changes(tmp_p
     def refused(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("taskdistill.lock.os.open", refused)
+    monkeypatch.setattr("taskdistill.io.lock.os.open", refused)
     with pytest.raises(WorkFailed, match="Permission denied"):
         index.delete(["a"])
 
 
-assert folders and journal and filling  # the modules whose calls are cut off above
+assert folders and journal and ingest  # the modules whose calls are cut off above

@@ -10,13 +10,13 @@ import pytest
 from search_fakes import FakeEncoder
 from test_search_index import filled, ids, numbered, random_vectors, settings
 
-from taskdistill.compress import Int8Ranges, normalise, pack_bits, truncate
 from taskdistill.errors import BadInput
-from taskdistill.sealed import seal_json
+from taskdistill.io.sealed import seal_json
+from taskdistill.quantization import Int8Ranges, normalize, pack_bits, truncate
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
-from taskdistill.search.refine import Refinement
+from taskdistill.search.prf import PrfSettings
 from taskdistill.search.settings import SearchDefaults
 
 
@@ -24,7 +24,7 @@ def test_searches_follow_the_defaults_unless_they_say_otherwise(tmp_path):
     documents = [Document(f"d{i}", f"subject{i} and some words") for i in range(300)]
     index, _ = build_index(FakeEncoder(noise=4.0), documents, tmp_path / "i")
     index.build_bm25()
-    moved = Refinement(documents=3, weight=0.5, temperature=0.1)
+    moved = PrfSettings(documents=3, weight=0.5, temperature=0.1)
     index.set_defaults(SearchDefaults(oversample=2, hybrid=True, refinement=moved))
     opened, encoder, queries = Index.open(tmp_path / "i"), FakeEncoder(noise=4.0), ["subject7", "subject9 words"]
     assert opened.snapshot.manifest.search == SearchDefaults(oversample=2, hybrid=True, refinement=moved)
@@ -44,7 +44,7 @@ def test_searches_follow_the_defaults_unless_they_say_otherwise(tmp_path):
 
 def test_defaults_that_cannot_be_followed_are_refused(tmp_path):
     index = filled(tmp_path / "i", 20, "none")
-    for wrong in (SearchDefaults(oversample=5), SearchDefaults(refinement=Refinement())):
+    for wrong in (SearchDefaults(oversample=5), SearchDefaults(refinement=PrfSettings())):
         with pytest.raises(BadInput, match="binary codes only"):
             index.set_defaults(wrong)
     with pytest.raises(BadInput, match="oversample is 0"):
@@ -66,7 +66,7 @@ def test_a_shrunk_index_holds_what_a_small_one_would(tmp_path, dim, rescore):
     index.add_vectors(numbered(400), vectors[:400], space_id="s")
     index.add_vectors(numbered(200, 400), vectors[400:], space_id="s")
     index.delete(["d5", "d450"])
-    index.set_defaults(SearchDefaults(oversample=7, refinement=Refinement()))
+    index.set_defaults(SearchDefaults(oversample=7, refinement=PrfSettings()))
     index.shrink(dim, rescore)
     opened = Index.open(tmp_path / "i")
     kept = np.delete(np.arange(600), [5, 450])
@@ -75,7 +75,7 @@ def test_a_shrunk_index_holds_what_a_small_one_would(tmp_path, dim, rescore):
     assert (opened.settings.dim, opened.settings.rescore, opened.documents) == (dim, rescore, 598)
     assert sum(entry.deleted for entry in snapshot.manifest.segments) == 0
     np.testing.assert_array_equal(np.concatenate([each.codes for each in snapshot.segments]), pack_bits(small))
-    assert snapshot.manifest.search == (SearchDefaults() if rescore == "none" else SearchDefaults(oversample=7, refinement=Refinement()))
+    assert snapshot.manifest.search == (SearchDefaults() if rescore == "none" else SearchDefaults(oversample=7, refinement=PrfSettings()))
     if rescore != "none":
         stored = snapshot.vectors(np.arange(598))
         if rescore == "int8":
@@ -86,7 +86,7 @@ def test_a_shrunk_index_holds_what_a_small_one_would(tmp_path, dim, rescore):
         order = np.argsort(-(truncate(queries, dim) @ small.T), axis=1)[:, 0]
         best = [hits[0].id for hits in opened.search(truncate(queries, dim), 1, oversample=598, refinement=False)]
         assert np.mean([name == f"d{kept[row]}" for name, row in zip(best, order, strict=True)]) >= 0.9
-    opened.add_vectors([Document("new", "text")], normalise(np.ones((1, dim))), space_id="s")
+    opened.add_vectors([Document("new", "text")], normalize(np.ones((1, dim))), space_id="s")
     assert opened.documents == 599
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from search_fakes import FakeEncoder
 
-from taskdistill.compress import truncate
 from taskdistill.errors import BadInput
-from taskdistill.folders import dump_json
+from taskdistill.io.sealed import dump_json
+from taskdistill.quantization import truncate
+from taskdistill.search.asymmetric import measure_tiers
 from taskdistill.search.corpus import Document
-from taskdistill.search.measure import DevSet, Embedded, read_dev_set
-from taskdistill.search.refine import Refinement
-from taskdistill.search.tiers import measure_tiers
+from taskdistill.search.devset import CachedEncoder, DevSet, read_dev_set
+from taskdistill.search.prf import PrfSettings
 from taskdistill.search.tune import tune
-from taskdistill.search.tuning import table
+from taskdistill.search.tune_results import table
 
 
 class Planted:
@@ -86,11 +86,11 @@ def test_refinement_is_recommended_where_good_documents_lead_to_others():
         ]
     encoder, dev = planted(np.array(documents), np.array(queries), lambda i: range(13 * i, 13 * i + 4))
     options = {"dims": (91,), "hybrid": False, "rescores": ("int8", "float32"), "oversamples": (100,)}
-    tuning = tune(encoder, dev, refinements=(Refinement(documents=1, weight=0.5, temperature=0.1),), **options)
-    assert tuning.recommended.setting.refinement == Refinement(documents=1, weight=0.5, temperature=0.1)
+    tuning = tune(encoder, dev, refinements=(PrfSettings(documents=1, weight=0.5, temperature=0.1),), **options)
+    assert tuning.recommended.setting.refinement == PrfSettings(documents=1, weight=0.5, temperature=0.1)
     assert tuning.recommended.harmed == 0 and tuning.recommended.low > 0.1
     assert tune(encoder, dev, refinements=(), **options).recommended.setting.refinement is None
-    astray = (Refinement(documents=13, weight=0.9, temperature=10.0),)
+    astray = (PrfSettings(documents=13, weight=0.9, temperature=10.0),)
     assert tune(encoder, dev, refinements=astray, **options).recommended.setting.refinement is None
 
 
@@ -111,7 +111,7 @@ def test_the_result_prints_and_is_json():
 
 def test_each_text_is_embedded_once():
     encoder = FakeEncoder()
-    embedded = Embedded(encoder)
+    embedded = CachedEncoder(encoder)
     embedded.encode(["a", "b", "a"], truncate_dim=8)
     vectors = embedded.encode(["b", "c"])
     assert encoder.texts_seen == ["a", "b", "c"]

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from taskdistill.ablate.cells import TRIAL_SEED, Cell
+from taskdistill.ablate.phases import Hyperparameters
 from taskdistill.ablate.settings import Ablation, make_experiment
-from taskdistill.ablate.tuning import Point
-from taskdistill.cli.app import app
+from taskdistill.ablate.training_run import TRIAL_SEED, TrainingRun
+from taskdistill.cli.main import app
 from taskdistill.errors import BadInput
 from taskdistill.seeding import MICRO_BATCH_STRIDE, SEEDS, STEP_STRIDE, derive_seed, later_seed, torch_seed
 
@@ -48,9 +48,9 @@ def test_two_seeds_that_differ_in_high_bits_alone_draw_other_numbers(seed, high)
 
 @given(seed=seeds, count=st.integers(2, 8))
 def test_repetitions_and_trials_of_an_experiment_have_seeds_and_folders_of_their_own(seed, count):
-    point = Point(1e-3, 0.1, 1.0)
-    runs = [Cell("run", "D->D", later_seed(seed, k), 8, point, point) for k in range(count)]
-    trial = Cell("trial", "D->D", later_seed(seed, TRIAL_SEED), 8, point, point)
+    point = Hyperparameters(1e-3, 0.1, 1.0)
+    runs = [TrainingRun("run", "D->D", later_seed(seed, k), 8, point, point) for k in range(count)]
+    trial = TrainingRun("trial", "D->D", later_seed(seed, TRIAL_SEED), 8, point, point)
     firsts = [cell.needs() for cell in (*runs, trial)]
     assert len({first.key for first in firsts}) == len({cell.seed for cell in (*runs, trial)}) == count + 1
     assert firsts[-1].key == "first/trials" and firsts[0].key == f"first/seed-{seed}"

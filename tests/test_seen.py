@@ -11,11 +11,11 @@ from tiny import model, recipe, student, write_data, write_jsonl, write_teacher,
 from tiny_run import Recorder
 
 from taskdistill.errors import BadInput
+from taskdistill.evaluate.contamination import TrainingTexts, read_training, seen_in, teacher_saw, warnings_of
+from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.reading import PairData, RankingData
-from taskdistill.evaluate.sets import find_sets
-from taskdistill.evaluate.tables import seen_table
-from taskdistill.job.seen import Training, read_training, seen_in, teacher_saw, warnings_of
-from taskdistill.model.folder import Settings, write_model
+from taskdistill.model.folder import ModelSettings, write_model
+from taskdistill.report.tables import seen_table
 
 LONG = "the old captain of the whale ship saw a storm near the small island and a harbour"
 
@@ -60,7 +60,7 @@ def test_a_recipe_a_run_and_a_data_folder_tell_the_same_texts(tmp_path):
     by_data = read_training(root, Recorder())
     assert by_recipe.trained.texts == by_run.trained.texts == by_data.trained.texts and by_run.texts > 100
     assert by_run.teacher == ["sts/*", "qa"] and by_data.teacher is None and (by_recipe.name, by_run.name) == ("recipe", "run")
-    sets = find_sets(root)
+    sets = find_eval_sets(root)
     found = seen_in(by_run, sets, {each.name: each.load() for each in sets})
     assert {name: counts["teacher"] for name, counts in found.items()} == {
         "retrieval/qa": True, "sts/sts": True, "classification/topics": False
@@ -70,7 +70,7 @@ def test_a_recipe_a_run_and_a_data_folder_tell_the_same_texts(tmp_path):
 
 def test_a_model_folder_tells_its_run_or_what_its_teacher_declares(tmp_path):
     made = model(student(), write_tokenizer(tmp_path / "tokenizer"))
-    made.settings = Settings(prompts={}, max_length=64, teacher={"model": "big", "trained_on": ["NQ"]})
+    made.settings = ModelSettings(prompts={}, max_length=64, teacher={"model": "big", "trained_on": ["NQ"]})
     write_model(tmp_path / "run" / "model", made)
     watcher = Recorder()
     training = read_training(tmp_path / "run" / "model", watcher)
@@ -85,7 +85,7 @@ def test_a_model_folder_tells_its_run_or_what_its_teacher_declares(tmp_path):
     root = write_data(tmp_path / "data")
     (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(recipe(root, write_teacher(tmp_path / "teacher"))))
     assert read_training(tmp_path / "run" / "model", Recorder()).trained is not None
-    made.settings = Settings(prompts={}, max_length=64)
+    made.settings = ModelSettings(prompts={}, max_length=64)
     write_model(tmp_path / "alone", made)
     with pytest.raises(BadInput, match="has no recipe beside it and declares nothing of its teacher"):
         read_training(tmp_path / "alone", Recorder())
@@ -111,4 +111,4 @@ def test_what_tells_no_training_is_refused(tmp_path):
 def test_declared_patterns_fit_whole_names_and_last_parts():
     assert teacher_saw(["sts/*"], "sts/a") and teacher_saw(["SciFact"], "SciFact") and teacher_saw(["scifact"], "retrieval/scifact")
     assert teacher_saw([], "sts/a") is False and teacher_saw(None, "sts/a") is None
-    assert Training("a", None, 0).teacher is None
+    assert TrainingTexts("a", None, 0).teacher is None

@@ -11,7 +11,7 @@ import pytest
 from serve_fakes import late_vectors, live, tiny_encoder
 
 from taskdistill.errors import BadInput
-from taskdistill.serve.settings import Settings
+from taskdistill.serve.settings import ServerSettings
 
 openai = pytest.importorskip("openai", reason="the official openai client is not installed")
 
@@ -260,7 +260,7 @@ def test_health_ready_metrics_and_docs(http, server):
 
 def test_a_key_is_asked_for_and_wrong_ones_are_limited():
     key = "k" * 10 + "0123456789"
-    with live(tiny_encoder(1), settings=Settings(api_key=key, failed_keys=8)) as (url, _), httpx.Client(base_url=url) as http:
+    with live(tiny_encoder(1), settings=ServerSettings(api_key=key, failed_keys=8)) as (url, _), httpx.Client(base_url=url) as http:
 
         def ask(**headers):
             return http.post("/v1/embeddings", json={"input": "a"}, headers=headers)
@@ -281,7 +281,7 @@ def test_a_key_is_asked_for_and_wrong_ones_are_limited():
 
 
 def test_a_server_without_a_key_answers_under_loopback_names_only():
-    with live(tiny_encoder(1), settings=Settings(allowed_hosts=("inside.example",))) as (url, _):
+    with live(tiny_encoder(1), settings=ServerSettings(allowed_hosts=("inside.example",))) as (url, _):
         for host, status in (
             ("localhost:1", 200),
             ("127.0.0.1", 200),
@@ -326,8 +326,8 @@ def test_forwarded_addresses_are_believed_from_named_proxies_only():
     """Wrong keys count for the address that asks: a client that may name any address would never be refused, or lock out another."""
     key = "k" * 20
     for proxies, expected in (((), [401, 401, 429, 429]), (("127.0.0.1",), [401, 401, 401, 401])):
-        with live(tiny_encoder(1), settings=Settings(api_key=key, failed_keys=2, proxies=proxies)) as (url, _):
+        with live(tiny_encoder(1), settings=ServerSettings(api_key=key, failed_keys=2, proxies=proxies)) as (url, _):
             found = [httpx.get(f"{url}/metrics", headers={"X-Forwarded-For": f"10.0.0.{number}"}).status_code for number in range(4)]
             assert found == expected
     with pytest.raises(BadInput, match="is no address"):
-        Settings(proxies=("proxy.example",))
+        ServerSettings(proxies=("proxy.example",))

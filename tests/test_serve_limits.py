@@ -25,15 +25,16 @@ from taskdistill.errors import BadInput
 from taskdistill.model.folder import write_model
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
-from taskdistill.serve import engine, run
+from taskdistill.serve import engine
+from taskdistill.serve import server as run
 from taskdistill.serve.app import make_app
-from taskdistill.serve.engine import ModuleView
-from taskdistill.serve.settings import Settings, check_host
+from taskdistill.serve.engine import TorchAdapterView
+from taskdistill.serve.settings import ServerSettings, check_host
 
 
 @pytest.fixture(scope="module")
 def server():
-    limits = Settings(body_bytes=100_000, head_seconds=1.5, body_seconds=1.5, connections=60, request_tokens=20_000)
+    limits = ServerSettings(body_bytes=100_000, head_seconds=1.5, body_seconds=1.5, connections=60, request_tokens=20_000)
     with live(tiny_encoder(), settings=limits) as (url, served):
         yield url, served
 
@@ -136,7 +137,7 @@ def test_too_many_tokens_of_one_request(server):
 def test_no_text_and_no_key_reaches_the_log(caplog):
     key = "very-secret-key-0123"
     caplog.set_level(logging.DEBUG)
-    with live(tiny_encoder(1), settings=Settings(api_key=key)) as (url, served):
+    with live(tiny_encoder(1), settings=ServerSettings(api_key=key)) as (url, served):
         right = {"Authorization": f"Bearer {key}"}
         post(url, "private-words", headers=right)
         post(url, "private-words", headers={"Authorization": "Bearer private-words"})
@@ -151,9 +152,9 @@ def test_no_text_and_no_key_reaches_the_log(caplog):
 
 
 def test_overload_is_answered_with_429_and_everything_accepted_is_computed(monkeypatch):
-    plain = ModuleView.embed
-    monkeypatch.setattr(ModuleView, "embed", lambda *given: time.sleep(0.02) or plain(*given))
-    with live(tiny_encoder(1), settings=Settings(queue_texts=8, request_texts=8)) as (url, served):
+    plain = TorchAdapterView.embed
+    monkeypatch.setattr(TorchAdapterView, "embed", lambda *given: time.sleep(0.02) or plain(*given))
+    with live(tiny_encoder(1), settings=ServerSettings(queue_texts=8, request_texts=8)) as (url, served):
         statuses: list[int] = []
 
         def ask(_: int) -> None:
@@ -175,8 +176,8 @@ def test_overload_is_answered_with_429_and_everything_accepted_is_computed(monke
 
 def test_a_client_that_leaves_is_counted_and_its_texts_are_not_computed(monkeypatch):
     hold = threading.Event()
-    plain = ModuleView.embed
-    monkeypatch.setattr(ModuleView, "embed", lambda *given: hold.wait(20) and plain(*given))
+    plain = TorchAdapterView.embed
+    monkeypatch.setattr(TorchAdapterView, "embed", lambda *given: hold.wait(20) and plain(*given))
     hold.set()
     with live(tiny_encoder(1)) as (url, served):
         hold.clear()
@@ -206,14 +207,14 @@ def until(true) -> None:
 
 
 def test_a_panic_is_a_500_for_its_request_and_a_503_for_health_until_the_model_works_again(monkeypatch):
-    plain, broken = ModuleView.embed, threading.Event()
+    plain, broken = TorchAdapterView.embed, threading.Event()
 
     def embed(self, ids, task):
         if broken.is_set():
             raise Panic("private-words")
         return plain(self, ids, task)
 
-    monkeypatch.setattr(ModuleView, "embed", embed)
+    monkeypatch.setattr(TorchAdapterView, "embed", embed)
     with live(tiny_encoder()) as (url, served):
         assert post(url).status_code == 200
         broken.set()
@@ -228,7 +229,7 @@ def test_a_panic_is_a_500_for_its_request_and_a_503_for_health_until_the_model_w
 
 
 def test_a_poisoned_text_fails_its_own_request_only(monkeypatch):
-    plain = ModuleView.embed
+    plain = TorchAdapterView.embed
     poison = tiny_encoder(1).model.tokenizer.ids(["poison"], prompt="Document: ", max_length=300).ids[0].tolist()
 
     def embed(self, ids, task):
@@ -237,7 +238,7 @@ def test_a_poisoned_text_fails_its_own_request_only(monkeypatch):
             raise RuntimeError("cannot")
         return plain(self, ids, task)
 
-    monkeypatch.setattr(ModuleView, "embed", embed)
+    monkeypatch.setattr(TorchAdapterView, "embed", embed)
     with live(tiny_encoder(1)) as (url, _), concurrent.futures.ThreadPoolExecutor(12) as pool:
         texts = [f"good {i}" for i in range(11)] + ["poison"]
         statuses = list(pool.map(lambda text: post(url, text).status_code, texts))
@@ -261,27 +262,27 @@ def test_a_server_keeps_its_model_when_the_folder_is_replaced_or_removed(tmp_pat
 
 def test_a_server_that_others_reach_needs_a_key():
     with pytest.raises(BadInput, match="set an API key"):
-        check_host("0.0.0.0", Settings())
+        check_host("0.0.0.0", ServerSettings())
     for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
-        check_host(host, Settings())
-    check_host("0.0.0.0", Settings(public=True))
-    check_host("0.0.0.0", Settings(api_key="x" * 32))
+        check_host(host, ServerSettings())
+    check_host("0.0.0.0", ServerSettings(public=True))
+    check_host("0.0.0.0", ServerSettings(api_key="x" * 32))
     with pytest.raises(BadInput, match="at least 16"):
-        Settings(api_key="short")
+        ServerSettings(api_key="short")
     with pytest.raises(BadInput, match="larger than the queue"):
-        Settings(request_texts=100, queue_texts=99)
+        ServerSettings(request_texts=100, queue_texts=99)
     with pytest.raises(BadInput, match="body_bytes is 0"):
-        Settings(body_bytes=0)
+        ServerSettings(body_bytes=0)
 
 
 def serve_slowly(folder: Path) -> None:
-    plain = engine.ModuleView.embed
+    plain = engine.TorchAdapterView.embed
 
     def slow(self, ids, task):
         time.sleep(0.2)
         return plain(self, ids, task)
 
-    engine.ModuleView.embed = slow
+    engine.TorchAdapterView.embed = slow
     run.serve(Encoder.load(folder, threads=1), port=0, started=lambda url: print(url, flush=True))
 
 
@@ -334,7 +335,7 @@ async def ask(app, path, parts, headers=()):
 
 
 def in_process(scene, index=None, **limits):
-    app = make_app(tiny_encoder(1), index, Settings(**limits))
+    app = make_app(tiny_encoder(1), index, ServerSettings(**limits))
 
     async def run():
         async with app.router.lifespan_context(app):

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from serve_fakes import live, tiny_encoder
 
-from taskdistill.serve.settings import Settings
+from taskdistill.serve.settings import ServerSettings
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -250,7 +250,7 @@ def test_the_routes_are_described(opened, address):
 
 def test_a_key_is_asked_for(browser):
     key = "0123456789abcdef"
-    with live(tiny_encoder(1), settings=Settings(api_key=key)) as (url, _):
+    with live(tiny_encoder(1), settings=ServerSettings(api_key=key)) as (url, _):
         page = browser.new_page()
         page.goto(url)
         page.wait_for_selector("#problem:visible")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from serve_fakes import FakeEngine, expected
 
 from taskdistill.errors import WorkFailed
-from taskdistill.serve.queue import BatchingQueue, Closed
-from taskdistill.serve.waiting import PATIENCE, SHORT, UNMEASURED_TOKENS, Full, Job, Waiting
+from taskdistill.serve.batcher import DynamicBatcher, ServerStopping
+from taskdistill.serve.scheduler import PATIENCE, SHORT, UNMEASURED_TOKENS, EmbedJob, FairScheduler, QueueFull
 
 TEXTS, TOKENS, BUDGET = 60, 6000, 256
 TASKS = [None, "retrieval", "clustering"]
@@ -28,8 +28,8 @@ def ids_of(length: int, value: int = 1) -> np.ndarray:
     return np.full(length, value, np.int32)
 
 
-def waiting(**options) -> Waiting:
-    return Waiting(**({"texts": TEXTS, "tokens": TOKENS, "seconds": 0.0} | options))
+def waiting(**options) -> FairScheduler:
+    return FairScheduler(**({"texts": TEXTS, "tokens": TOKENS, "seconds": 0.0} | options))
 
 
 @settings(max_examples=300, deadline=None)
@@ -42,7 +42,7 @@ def test_any_history_keeps_every_promise(history):
             fits = len(alive) + len(second) <= TEXTS and (not alive or sum(size for size, *_ in alive.values()) + sum(second) <= TOKENS)
             try:
                 job = queue.admit(len(second), sum(second))
-            except Full:
+            except QueueFull:
                 assert not fits
                 continue
             assert fits
@@ -89,7 +89,7 @@ def test_no_text_is_overtaken_for_longer_than_its_tag_and_a_full_queue_allow():
         sizes = rng.choice([[rng.randint(1, 30)], [400], [rng.randint(1, 400) for _ in range(rng.randint(1, 30))]])
         try:
             job = queue.admit(len(sizes), sum(sizes))
-        except Full:
+        except QueueFull:
             pass
         else:
             queue.put(job, [ids_of(size) for size in sizes], rng.choice(TASKS), 0.0)
@@ -143,7 +143,7 @@ def test_a_wait_that_would_be_too_long_is_refused_but_never_the_first_request():
     queue = waiting(seconds=2.0)
     queue.rate = 100.0
     job = queue.admit(1, 5000)
-    with pytest.raises(Full) as full:
+    with pytest.raises(QueueFull) as full:
         queue.admit(1, 1)
     assert full.value.seconds == 50.0
     queue.drop(job)
@@ -154,17 +154,17 @@ def test_a_wait_that_would_be_too_long_is_refused_but_never_the_first_request():
 def test_little_is_accepted_while_it_is_not_known_how_fast_the_model_is():
     """150 requests of 4,000 tokens: with no rate the first and no other, with a rate those that are done in time."""
     for rate, seconds, accepted in ((None, 8.0, 1), (5_000.0, 8.0, 10), (100.0, 8.0, 1), (1e9, 8.0, 150), (None, 0.0, 150)):
-        queue = Waiting(texts=16_384, tokens=600_000, seconds=seconds)
+        queue = FairScheduler(texts=16_384, tokens=600_000, seconds=seconds)
         queue.rate = rate
         assert sum(admitted(queue, 1, 4_000) for _ in range(150)) == accepted
-    queue = Waiting(texts=16_384, tokens=600_000, seconds=8.0, unmeasured=1_000)
+    queue = FairScheduler(texts=16_384, tokens=600_000, seconds=8.0, unmeasured=1_000)
     assert [admitted(queue, 1, 300) for _ in range(5)] == [True, True, True, False, False]
 
 
-def admitted(queue: Waiting, texts: int, tokens: int) -> bool:
+def admitted(queue: FairScheduler, texts: int, tokens: int) -> bool:
     try:
         queue.admit(texts, tokens)
-    except Full:
+    except QueueFull:
         return False
     return True
 
@@ -174,10 +174,10 @@ def admitted(queue: Waiting, texts: int, tokens: int) -> bool:
 def test_what_is_accepted_is_computed_in_time_on_a_cold_server_too(rate, measured):
     """60 clients send 64 texts each and go on for half a minute of a clock that only computing moves; another one sends short texts."""
     seconds, texts = 8.0, [ids_of(30)] * 64
-    queue = Waiting(texts=16_384, tokens=600_000, seconds=seconds)
+    queue = FairScheduler(texts=16_384, tokens=600_000, seconds=seconds)
     queue.rate = rate if measured else None
     clock, waits, short_answers = 0.0, [], []
-    open_jobs: dict[Job, float] = {}
+    open_jobs: dict[EmbedJob, float] = {}
     next_short = 0.0
     while clock < 30:
         while len([job for job in open_jobs if job.texts and job.tokens > 30]) < 60 and admitted_job(queue, texts, clock, open_jobs):
@@ -201,10 +201,10 @@ def test_what_is_accepted_is_computed_in_time_on_a_cold_server_too(rate, measure
     assert len(waits) >= 0.8 * 30 * rate / (64 * 30) - 60 and short_answers
 
 
-def admitted_job(queue: Waiting, texts: list[np.ndarray], clock: float, open_jobs: dict[Job, float]) -> bool:
+def admitted_job(queue: FairScheduler, texts: list[np.ndarray], clock: float, open_jobs: dict[EmbedJob, float]) -> bool:
     try:
         job = queue.admit(len(texts), sum(map(len, texts)))
-    except Full:
+    except QueueFull:
         return False
     open_jobs[job] = clock
     queue.put(job, texts, None, clock)
@@ -229,8 +229,8 @@ def test_the_rate_is_measured_by_the_second_run_and_refined_by_large_batches():
     queue.close()
 
 
-def running(engine: FakeEngine, **options) -> BatchingQueue:
-    queue = BatchingQueue(engine, waiting(**({"texts": 10_000, "tokens": 10**6} | options)))
+def running(engine: FakeEngine, **options) -> DynamicBatcher:
+    queue = DynamicBatcher(engine, waiting(**({"texts": 10_000, "tokens": 10**6} | options)))
     queue.start()
     return queue
 
@@ -242,11 +242,11 @@ async def until(condition) -> None:
             await asyncio.sleep(0.005)
 
 
-async def taken(queue: BatchingQueue) -> None:
+async def taken(queue: DynamicBatcher) -> None:
     await until(lambda: bool(queue._running) and queue.texts == 0)
 
 
-async def embed(queue: BatchingQueue, ids: list[np.ndarray], task: str | None = None) -> np.ndarray:
+async def embed(queue: DynamicBatcher, ids: list[np.ndarray], task: str | None = None) -> np.ndarray:
     job = queue.admit(len(ids), sum(map(len, ids)))
     try:
         return await queue.embed(job, ids, task)
@@ -387,7 +387,7 @@ def test_a_probe_passes_a_full_queue():
         work.append(asyncio.ensure_future(embed(queue, [ids_of(9)] * 5)))
         await until(lambda: queue.texts == 5)
         assert queue.full
-        with pytest.raises(Full):
+        with pytest.raises(QueueFull):
             await embed(queue, [ids_of(9)])
         probe = asyncio.ensure_future(queue.probe([ids_of(1)], 5))
         await asyncio.sleep(0.02)
@@ -411,9 +411,9 @@ def test_closing_fails_what_still_waits_and_refuses_what_comes():
         waits = asyncio.ensure_future(embed(queue, [ids_of(9)]))
         await until(lambda: queue.texts == 1)
         await asyncio.to_thread(queue.close, 0.1)
-        with pytest.raises(Closed):
+        with pytest.raises(ServerStopping):
             await waits
-        with pytest.raises(Closed):
+        with pytest.raises(ServerStopping):
             await embed(queue, [ids_of(9)])
         engine.held.set()
         assert (await running)[0, 1] == 256

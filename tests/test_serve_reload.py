@@ -22,7 +22,7 @@ from serve_fakes import live, tiny_model
 from taskdistill.encode.encoder import Encoder
 from taskdistill.model.folder import write_model
 from taskdistill.model.golden import embed_with, golden_vectors
-from taskdistill.serve.engine import ModuleView
+from taskdistill.serve.engine import TorchAdapterView
 
 TEXT = "a red house"
 
@@ -69,7 +69,7 @@ def folder(tmp_path):
 
 
 def test_a_new_model_takes_over_and_requests_that_began_are_finished_by_the_old_one(folder, monkeypatch):
-    plain, held, begun = ModuleView.embed, threading.Event(), threading.Event()
+    plain, held, begun = TorchAdapterView.embed, threading.Event(), threading.Event()
 
     def embed(self, ids, task):
         if not held.is_set():
@@ -81,13 +81,13 @@ def test_a_new_model_takes_over_and_requests_that_began_are_finished_by_the_old_
     before = old.encode([TEXT])[0]
     with live(old, load=lambda: Encoder.load(folder, threads=1)) as (url, served):
         first = served.now
-        monkeypatch.setattr(ModuleView, "embed", embed)
+        monkeypatch.setattr(TorchAdapterView, "embed", embed)
         found: list[np.ndarray] = []
         early = threading.Thread(target=lambda: found.append(ask(url)))
         early.start()
         assert begun.wait(30)
         write(folder, scale=2.0)
-        monkeypatch.setattr(ModuleView, "embed", plain)
+        monkeypatch.setattr(TorchAdapterView, "embed", plain)
         reloaded(url, served, "ok")
         after = Encoder.load(folder).encode([TEXT], task="retrieval")[0]
         assert np.abs(ask(url, task="retrieval.passage") - after).max() <= 1e-5

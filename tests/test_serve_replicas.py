@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from serve_fakes import live, tiny_encoder
 
-from taskdistill.cli.app import run
-from taskdistill.serve.settings import Settings
+from taskdistill.cli.main import run
+from taskdistill.serve.settings import ServerSettings
 
 CONFIGURATION = Path(__file__).parent.parent / "examples" / "nginx.conf"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -61,9 +61,9 @@ def test_two_servers_behind_nginx(tmp_path):
     wanted = encoder.encode(["a red house"])
     with ExitStack() as stack:
         first_stack = stack.enter_context(ExitStack())
-        first, one = first_stack.enter_context(live(tiny_encoder(1), settings=Settings(queue_texts=8, request_texts=8)))
+        first, one = first_stack.enter_context(live(tiny_encoder(1), settings=ServerSettings(queue_texts=8, request_texts=8)))
         second_stack = stack.enter_context(ExitStack())
-        second, two = second_stack.enter_context(live(tiny_encoder(1), settings=Settings(queue_texts=8, request_texts=8)))
+        second, two = second_stack.enter_context(live(tiny_encoder(1), settings=ServerSettings(queue_texts=8, request_texts=8)))
         url = stack.enter_context(proxy(tmp_path, (port_of(first), port_of(second))))
 
         def ask(number: int) -> httpx.Response:
@@ -93,7 +93,7 @@ def test_two_servers_behind_nginx(tmp_path):
 
 def test_limits_are_set_by_name(monkeypatch, tmp_path, capsys):
     started = {}
-    monkeypatch.setattr("taskdistill.serve.run.serve", lambda encoder, **options: started.update(options))
+    monkeypatch.setattr("taskdistill.serve.server.serve", lambda encoder, **options: started.update(options))
     monkeypatch.setattr(
         "taskdistill.encode.encoder.Encoder.load", lambda model, **options: SimpleNamespace(placement="device cpu, float32")
     )

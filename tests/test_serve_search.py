@@ -14,9 +14,9 @@ from taskdistill.errors import BadInput
 from taskdistill.model.projection import Projection
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
-from taskdistill.serve import searching
 from taskdistill.serve.app import make_app
-from taskdistill.serve.settings import Settings
+from taskdistill.serve.routes import search
+from taskdistill.serve.settings import ServerSettings
 
 QUERIES = ["a word", "another thing altogether", "12 of them"]
 
@@ -29,7 +29,7 @@ def index(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def http(index):
-    with live(tiny_encoder(), index, Settings(searches=4)) as (url, _), httpx.Client(base_url=url, timeout=30) as client:
+    with live(tiny_encoder(), index, ServerSettings(searches=4)) as (url, _), httpx.Client(base_url=url, timeout=30) as client:
         yield client
 
 
@@ -102,7 +102,7 @@ def test_too_many_searches_are_refused(http):
 
 
 def test_what_another_process_writes_is_found_and_a_damaged_index_keeps_serving(tmp_path, monkeypatch):
-    monkeypatch.setattr(searching, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(search, "REFRESH_SECONDS", 0.0)
     encoder = tiny_encoder(1)
     index = build_index(encoder, [Document("old", "one text"), Document("older", "two texts")], tmp_path / "index")[0]
     with live(tiny_encoder(1), index) as (url, _):

@@ -13,9 +13,9 @@ import torch
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.folders import read_manifest
-from taskdistill.losses import embedding_distance, normalise, teachers_distance
-from taskdistill.recipe import parse_recipe
+from taskdistill.io.folders import read_manifest
+from taskdistill.losses.formulas import embedding_distance, normalize, teachers_distance
+from taskdistill.recipe.recipe import parse_recipe
 
 NAN = torch.nan
 
@@ -25,7 +25,7 @@ def test_the_distance_to_two_teachers_by_hand():
     theirs = torch.tensor([[1.0, 0.0, 0.0, 5.0], [0.0, 1.0, 2.0, 2.0]])
     apart = teachers_distance(ours, theirs, [2, 2], apart=True)
     assert apart.item() == pytest.approx(1 - (0.6 + 1.0 + 0.0 + 1.0) / 4)
-    joined = torch.cat([normalise(theirs[:, :2]), normalise(theirs[:, 2:])], dim=1)
+    joined = torch.cat([normalize(theirs[:, :2]), normalize(theirs[:, 2:])], dim=1)
     assert teachers_distance(ours, theirs, [2, 2], apart=False).item() == pytest.approx(embedding_distance(ours, joined).item())
     summed = teachers_distance(ours, theirs, [2, 2], apart=True, reduction="sum")
     assert summed.item() == pytest.approx(2 * apart.item())

@@ -10,8 +10,8 @@ import pytest
 import tiny
 import tiny_run
 
+from taskdistill.train.fsdp import full_tensor, is_sharded
 from taskdistill.train.log import read_lines
-from taskdistill.train.sharded import is_sharded, whole
 
 
 def recipe(root: Path, shard: str) -> dict:
@@ -51,4 +51,4 @@ def test_a_recipe_with_divided_weights_trains_as_without_and_goes_on_to_the_same
 
 def test_one_process_divides_nothing():
     model = tiny.student("bert")
-    assert not is_sharded(model) and whole(next(model.parameters())) is next(model.parameters())
+    assert not is_sharded(model) and full_tensor(next(model.parameters())) is next(model.parameters())

@@ -10,18 +10,18 @@ import tiny
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from taskdistill.cli.app import run as command
+from taskdistill.cli.main import run as command
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.job.shrink import Wanted, read_texts, shrink
-from taskdistill.job.watch import Silent
-from taskdistill.model.backbone import layers_of
-from taskdistill.model.fewer_tokens import prune_table, prune_tokenizer, used_tokens
 from taskdistill.model.folder import write_model
-from taskdistill.model.smaller import choose_layers, embed_all, narrow
+from taskdistill.model.layers import layers_of
+from taskdistill.model.prune import choose_layers, embed_all, narrow
+from taskdistill.model.prune_vocabulary import prune_embeddings, prune_tokenizer, used_tokens
 from taskdistill.model.student import StaticModel
-from taskdistill.model.text import TextTokenizer
-from taskdistill.train.new_vocabulary import learn_vocabulary
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.progress import SilentProgress
+from taskdistill.train.vocab import learn_vocabulary
+from taskdistill.workflows.shrink import ShrinkRequest, read_texts, shrink
 
 SEA = [tiny.sentence("sea", np.random.default_rng(i)) for i in range(30)]
 TOWN = [tiny.sentence("town", np.random.default_rng(i)) for i in range(30)]
@@ -56,7 +56,7 @@ def test_pruning_keeps_a_static_model_s_vectors_to_the_last_bit():
     module = StaticModel(torch.randn(len(whole), 8, generator=torch.Generator().manual_seed(1)))
     before = module.embed(whole.ids(SEA, prompt="", max_length=99).ids)
     cut, old = prune_tokenizer(whole, used_tokens(whole, SEA))
-    prune_table(module, old)
+    prune_embeddings(module, old)
     assert len(module.table) == len(cut) < len(whole)
     assert torch.equal(module.embed(cut.ids(SEA, prompt="", max_length=99).ids), before)
 
@@ -78,7 +78,9 @@ def home(tmp_path_factory):
 
 
 def test_a_pruned_folder_gives_the_same_vectors_with_every_adapter(home):
-    found = shrink(str(home / "adapted"), home / "texts.jsonl.gz", home / "pruned", Wanted(vocabulary=True, languages=("xx",)), Silent())
+    found = shrink(
+        str(home / "adapted"), home / "texts.jsonl.gz", home / "pruned", ShrinkRequest(vocabulary=True, languages=("xx",)), SilentProgress()
+    )
     whole, cut = Encoder.load(home / "adapted", threads=1), Encoder.load(home / "pruned", threads=1)
     for task in (None, "retrieval"):
         for prompt_name in ("query", "document"):
@@ -93,7 +95,13 @@ def test_a_pruned_folder_gives_the_same_vectors_with_every_adapter(home):
 def test_other_libraries_read_a_pruned_folder(home):
     sentence_transformers = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     if not (home / "pruned").exists():
-        shrink(str(home / "adapted"), home / "texts.jsonl.gz", home / "pruned", Wanted(vocabulary=True, languages=("xx",)), Silent())
+        shrink(
+            str(home / "adapted"),
+            home / "texts.jsonl.gz",
+            home / "pruned",
+            ShrinkRequest(vocabulary=True, languages=("xx",)),
+            SilentProgress(),
+        )
     theirs = sentence_transformers.SentenceTransformer(str(home / "pruned"), device="cpu").encode(SEA[:4], prompt_name="document")
     assert np.abs(theirs - Encoder.load(home / "pruned", threads=1).encode(SEA[:4])).max() < 1e-5
 
@@ -158,9 +166,9 @@ def test_the_command_says_what_each_step_costs(home, tmp_path, capsys):
 
 def test_what_cannot_be_shrunk_is_refused(home, tmp_path):
     with pytest.raises(BadInput, match=r"has adapters \(retrieval\)"):
-        shrink(str(home / "adapted"), home / "texts.jsonl.gz", tmp_path / "out", Wanted(layers=2), Silent())
+        shrink(str(home / "adapted"), home / "texts.jsonl.gz", tmp_path / "out", ShrinkRequest(layers=2), SilentProgress())
     with pytest.raises(BadInput, match="nothing to shrink"):
-        shrink(str(home / "plain"), home / "texts.jsonl.gz", tmp_path / "out", Wanted(), Silent())
+        shrink(str(home / "plain"), home / "texts.jsonl.gz", tmp_path / "out", ShrinkRequest(), SilentProgress())
     with pytest.raises(BadInput, match="has 0 texts in the languages zz"):
         read_texts(home / "texts.jsonl.gz", ["zz"])
     assert not (tmp_path / "out").exists()

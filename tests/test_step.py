@@ -12,20 +12,22 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from taskdistill import losses
 from taskdistill.data.batches import Batch, ClassificationItem
-from taskdistill.data.rows import Pair, Scored, Text
-from taskdistill.model.adapters import SeededDropout, adapter_parameters
-from taskdistill.model.packed import Packed
+from taskdistill.data.rows import Pair, ScoredPair, Text
+from taskdistill.losses import formulas
+from taskdistill.model.lora import SeededDropout, adapter_parameters
+from taskdistill.model.packed import PackedBatch
 from taskdistill.model.pooling import pool_padded
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
-from taskdistill.recipe import Adapter
-from taskdistill.train import cut, step
-from taskdistill.train.objectives import Heads, Signals, adapter_objective, distill, weights_for
-from taskdistill.train.prepare import Prepared, false_negatives, prepare
+from taskdistill.recipe.phases import AdapterConfig
+from taskdistill.tasks import Task
+from taskdistill.train import gradients as step
+from taskdistill.train import microbatch
+from taskdistill.train.collate import TrainBatch, collate, false_negatives
+from taskdistill.train.objective import Heads, Targets, adapter_objective, distill, weights_for
 from taskdistill.train.workers import workers
-from taskdistill.vocabulary import RowKind, Task
+from taskdistill.types import RowKind
 
 DIMS = (8, 16, 32)
 TEACHER = 24
@@ -43,10 +45,10 @@ class Case:
 
     model: TransformerModel
     ids: list[np.ndarray]
-    objective: Callable[[Tensor, Prepared, Signals, Heads], tuple[dict[str, Tensor], float]]
+    objective: Callable[[Tensor, TrainBatch, Targets, Heads], tuple[dict[str, Tensor], float]]
     weights: dict[str, float]
-    prepared: Prepared
-    signals: Signals
+    prepared: TrainBatch
+    signals: Targets
     heads: Heads
     trained: dict[str, nn.Parameter] = field(default_factory=dict)
 
@@ -85,7 +87,7 @@ def batch(task: Task | None, rng: np.random.Generator) -> Batch:
 
     same = text()
     if task is Task.TEXT_MATCHING:
-        kind, rows = RowKind.SCORED, [Scored(text(), same if n == 2 else text(), n % 3 / 2) for n in range(6)]
+        kind, rows = RowKind.SCORED, [ScoredPair(text(), same if n == 2 else text(), n % 3 / 2) for n in range(6)]
     elif task is Task.CLASSIFICATION:
         kind = RowKind.LABELLED
         rows = [
@@ -102,12 +104,12 @@ def case(family: str, task: Task | None, dtype: torch.dtype = torch.float64, dro
     """A task's step with every loss term, or stage 1 on the whole backbone for no task."""
     rng = np.random.default_rng(1)
     model = tiny.student(family)
-    settings = Adapter(sources={"made": 1}, steps=1, batch_size=6, lr=1e-3, dropout=dropout, negatives=2, false_negative_margin=0.0)
-    prepared = prepare(batch(task, rng), task=task, distil=True, negatives=2)
+    settings = AdapterConfig(sources={"made": 1}, steps=1, batch_size=6, lr=1e-3, dropout=dropout, negatives=2, false_negative_margin=0.0)
+    prepared = collate(batch(task, rng), task=task, distil=True, negatives=2)
     tokenizer = tiny.TextTokenizer(tiny.tokenizer())
     ids = tokenizer.ids([text for _, text in prepared.texts], prompt="document: ", max_length=32).ids
     torch.manual_seed(2)
-    signals = Signals(torch.randn(len(prepared.distilled), TEACHER, dtype=dtype), base=torch.randn(len(ids), 32, dtype=dtype))
+    signals = Targets(torch.randn(len(prepared.distilled), TEACHER, dtype=dtype), base=torch.randn(len(ids), 32, dtype=dtype))
     if task is Task.RETRIEVAL:
         signals.teacher_similarities = rng.random((6, 6))
     heads = Heads(Projection(32, TEACHER).to(dtype), nn.Parameter(torch.tensor(0.1, dtype=dtype).log()))
@@ -128,7 +130,7 @@ def case(family: str, task: Task | None, dtype: torch.dtype = torch.float64, dro
     return Case(model, ids, objective, weights, prepared, signals, heads, trained)
 
 
-def every_loss(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads) -> tuple[dict[str, Tensor], float]:
+def every_loss(vectors: Tensor, prepared: TrainBatch, signals: Targets, heads: Heads) -> tuple[dict[str, Tensor], float]:
     """Every loss there is, of one batch of pairs, over every prefix."""
     first, second = torch.from_numpy(prepared.first), torch.from_numpy(prepared.second)
     documents = torch.cat([second, torch.from_numpy(prepared.negatives)])
@@ -137,25 +139,25 @@ def every_loss(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Hea
     own = torch.arange(len(first))
 
     def unit(dim: int) -> Tensor:
-        return losses.normalise(vectors[:, :dim])
+        return formulas.normalize(vectors[:, :dim])
 
-    def contrast(dim: int, code: Callable[[Tensor], Tensor] = losses.normalise) -> Tensor:
+    def contrast(dim: int, code: Callable[[Tensor], Tensor] = formulas.normalize) -> Tensor:
         made = code(vectors[:, :dim])
-        return losses.info_nce(made[first], made[documents], own, tau, masked)
+        return formulas.info_nce(made[first], made[documents], own, tau, masked)
 
     def streamed(dim: int) -> Tensor:
-        return losses.streaming_info_nce(unit(dim)[first], unit(dim)[documents], own, tau, masked, chunk=4)
+        return formulas.streaming_info_nce(unit(dim)[first], unit(dim)[documents], own, tau, masked, chunk=4)
 
     terms = {
         "info_nce": contrast,
         "streaming": streamed,
-        "binary": lambda dim: contrast(dim, losses.sign_straight_through),
-        "cosent": lambda dim: losses.cosent((unit(dim)[first] * unit(dim)[second]).sum(1), scores),
-        "gor": lambda dim: losses.spread_out(unit(dim)[first]) + losses.spread_out(unit(dim)[second]),
-        "relational": lambda dim: losses.relational_distance(unit(dim), losses.normalise(signals.base)),
-        "scores": lambda dim: losses.score_distill(unit(dim), losses.normalise(signals.base), 0.1),
+        "binary": lambda dim: contrast(dim, formulas.sign_straight_through),
+        "cosent": lambda dim: formulas.cosent((unit(dim)[first] * unit(dim)[second]).sum(1), scores),
+        "gor": lambda dim: formulas.gor(unit(dim)[first]) + formulas.gor(unit(dim)[second]),
+        "relational": lambda dim: formulas.relational_distance(unit(dim), formulas.normalize(signals.base)),
+        "scores": lambda dim: formulas.score_distill(unit(dim), formulas.normalize(signals.base), 0.1),
     }
-    found = {name: losses.over_prefixes(term, DIMS) for name, term in terms.items()}
+    found = {name: formulas.over_prefixes(term, DIMS) for name, term in terms.items()}
     return found | {"distill": distill(vectors, prepared, signals, heads, DIMS)}, 0.0
 
 
@@ -170,7 +172,7 @@ class DropoutMasks:
     """Records the masks of every dropout of a packed pass, and gives them again to a padded pass."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.micros: list[tuple[np.ndarray, Packed]] = []
+        self.micros: list[tuple[np.ndarray, PackedBatch]] = []
         self.masks: dict[tuple[int, int], Tensor] = {}
         self.forward, self.padded = SeededDropout.forward, None
         pack, inner = step.pack, step._forward
@@ -304,7 +306,7 @@ def test_one_and_two_workers_give_the_same_bits(keep_tokens):
 
 @pytest.mark.parametrize("task", [Task.RETRIEVAL, Task.CLASSIFICATION])
 def test_any_number_of_workers_drops_the_same_and_gives_the_same_sums(task, monkeypatch):
-    monkeypatch.setattr(cut, "PIECE_TOKENS", 8)  # so that even a tiny batch is cut further for many workers
+    monkeypatch.setattr(microbatch, "PIECE_TOKENS", 8)  # so that even a tiny batch is cut further for many workers
     made, passes, inner = case("bert", task), list[int](), step._forward
 
     def counted(*given):

@@ -10,13 +10,13 @@ import tiny_run
 import torch
 
 from taskdistill.errors import WorkFailed
-from taskdistill.model.adapters import SeededDropout, seed_dropout
-from taskdistill.train import step
-from taskdistill.train.cut import micro_batches, pieces
+from taskdistill.model.lora import SeededDropout, seed_dropout
+from taskdistill.tasks import Task
+from taskdistill.train import gradients
 from taskdistill.train.log import read_lines
 from taskdistill.train.memory import is_out_of_memory
+from taskdistill.train.microbatch import micro_batches, split
 from taskdistill.train.workers import workers
-from taskdistill.vocabulary import Task
 
 ALLOCATOR = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 
@@ -26,7 +26,7 @@ class Room:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tokens: int, error: Exception) -> None:
         self.failed = 0
-        inner = step._forward
+        inner = gradients._forward
 
         def forward(model, ids, piece, *options):
             if sum(len(ids[i]) for i in piece.rows) > tokens:
@@ -34,13 +34,13 @@ class Room:
                 raise error
             return inner(model, ids, piece, *options)
 
-        monkeypatch.setattr(step, "_forward", forward)
+        monkeypatch.setattr(gradients, "_forward", forward)
 
 
 def run(case: test_step.Case, threads: int = 1, micro: int = 48, share=None):
     case.clear()
     with workers(threads) as made:
-        told = step.gradients(
+        told = gradients.gradients(
             case.model,
             case.ids,
             case.loss,
@@ -117,7 +117,7 @@ def test_pieces_are_parts_of_their_micro_batch_in_order():
     lengths = np.random.default_rng(0).integers(2, 30, 40)
     batches = micro_batches(lengths, 100, 1)
     for halvings in (0, 1, 2, 9):
-        made = pieces(batches, range(len(batches)), lengths, halvings)
+        made = split(batches, range(len(batches)), lengths, halvings)
         for number, batch in enumerate(batches):
             own = [piece for piece in made if piece.number == number]
             assert np.concatenate([piece.rows for piece in own]).tolist() == batch.tolist() and len(own) <= 2**halvings

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.folders import read_manifest
-from taskdistill.job.pairing import STARTS, Origin, choose_start, student_origin
-from taskdistill.job.plan import plan_run
-from taskdistill.recipe import Recipe, load_recipe, parse_recipe
-from taskdistill.vocabulary import Pooling
+from taskdistill.io.folders import read_manifest
+from taskdistill.pipeline.pairing import STARTS, Origin, choose_start, student_origin
+from taskdistill.pipeline.plan import plan_run
+from taskdistill.recipe.recipe import Recipe, load_recipe, parse_recipe
+from taskdistill.types import Pooling
 
 STEPS = 60
 
@@ -213,7 +213,7 @@ def test_the_origin_of_a_student(home, tmp_path):
 
 @pytest.mark.parametrize("origin", Origin)
 def test_what_a_recipe_says_is_not_chosen(home, origin, monkeypatch):
-    monkeypatch.setattr("taskdistill.job.pairing.student_origin", lambda recipe: origin)
+    monkeypatch.setattr("taskdistill.pipeline.pairing.student_origin", lambda recipe: origin)
     open_recipe, pairing = choose_start(parse_recipe(raw_recipe(home)))
     assert open_recipe.stage1.weights == dict(STARTS[origin].weights)
     assert open_recipe.stage1.projection_init == STARTS[origin].projection_init

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from taskdistill.train.workers import TableGradient, looked_up_rows
+from taskdistill.train.workers import EmbeddingGradient, looked_up_rows
 
 ROWS, WIDTH = 12, 3
 texts = st.lists(st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=5), min_size=1, max_size=4)
@@ -22,7 +22,7 @@ def parts_of(some: list[list[int]], rng: torch.Generator) -> list[tuple[torch.Te
 
 @given(steps=st.lists(st.tuples(texts, st.integers(0, 3), after), min_size=1, max_size=8))
 def test_it_is_the_sum_of_this_step_alone(steps):
-    rng, held = torch.Generator().manual_seed(0), TableGradient()
+    rng, held = torch.Generator().manual_seed(0), EmbeddingGradient()
     table, other = (nn.Parameter(torch.zeros(ROWS, WIDTH, dtype=torch.float64)) for _ in range(2))
     for batch, own, happens in steps:
         rows = looked_up_rows([np.array(row) for row in batch], table)
@@ -47,7 +47,7 @@ def test_it_is_the_sum_of_this_step_alone(steps):
 
 
 def test_a_buffer_belongs_to_one_table_and_a_new_phase_begins_with_zeros():
-    held, rows = TableGradient(), torch.tensor([1])
+    held, rows = EmbeddingGradient(), torch.tensor([1])
     first, second = (nn.Parameter(torch.zeros(ROWS, WIDTH)) for _ in range(2))
     first.grad = held.add_up(first, rows, [(rows, torch.ones(1, WIDTH))])
     second.grad = held.add_up(second, rows, [(rows, 2 * torch.ones(1, WIDTH))])

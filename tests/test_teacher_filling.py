@@ -14,9 +14,9 @@ from forked import Forked
 from teacher_fakes import DIM, FakeTeacher, stored
 
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.lock import writer_lock
-from taskdistill.teacher import filling, shards
-from taskdistill.teacher.protocol import Identity
+from taskdistill.io.lock import writer_lock
+from taskdistill.teacher import fill, shards
+from taskdistill.teacher.protocol import TeacherIdentity
 from taskdistill.teacher.store import describe, open_store
 
 TEXTS = [f"text number {i}" for i in range(300)]
@@ -287,7 +287,7 @@ def test_a_lock_from_another_host_is_respected(tmp_path):
 
 
 def test_progress_ends_at_the_number_of_missing_texts(tmp_path, monkeypatch):
-    monkeypatch.setattr(filling, "PIECE_ROWS", 64)
+    monkeypatch.setattr(fill, "PIECE_ROWS", 64)
     teacher = FakeTeacher()
     store = open_store(tmp_path, teacher.identity, None)
     store.fill(TEXTS[:100], teacher)
@@ -299,13 +299,13 @@ def test_progress_ends_at_the_number_of_missing_texts(tmp_path, monkeypatch):
 def test_a_model_that_changed_behind_its_name_is_refused(tmp_path):
     class Nameless(FakeTeacher):
         def __init__(self, sign):
-            super().__init__(Identity("http", "served"))
+            super().__init__(TeacherIdentity("http", "served"))
             self.sign = sign
 
         def embed(self, texts):
             return self.sign * super().embed(texts)
 
-    store = open_store(tmp_path, Identity("http", "served"), None)
+    store = open_store(tmp_path, TeacherIdentity("http", "served"), None)
     store.fill(["a"], Nameless(1))
     store.fill(["a", "b"], Nameless(1))
     with pytest.raises(BadInput, match=r"the cosine for text 'a' is -1.000; .*teacher.revision"):

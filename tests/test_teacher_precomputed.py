@@ -10,7 +10,7 @@ import pytest
 from teacher_fakes import stored, vector
 
 from taskdistill.errors import BadInput
-from taskdistill.recipe import Instructions, TeacherSettings
+from taskdistill.recipe.recipe import InstructionConfig, TeacherConfig
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.precomputed import PrecomputedTeacher
 from taskdistill.teacher.protocol import view_text
@@ -76,7 +76,7 @@ def test_a_fill_counts_all_that_is_missing_before_it_starts(tmp_path):
 
 
 def test_the_texts_on_disk_carry_the_instruction(tmp_path):
-    told = Instructions()
+    told = InstructionConfig()
     teacher = PrecomputedTeacher.load(write(tmp_path / "v", texts=["one", view_text(told, "query", "one")]))
     views = open_views(tmp_path / "root", teacher, told)
     views["query"].fill(["one"], teacher)
@@ -153,7 +153,7 @@ def test_broken_parquet_is_one_message_each(tmp_path):
 
 def test_the_recipe_makes_it(tmp_path):
     write(tmp_path / "v")
-    settings = TeacherSettings(kind="precomputed", model=str(tmp_path / "v"), instructions=None)
+    settings = TeacherConfig(kind="precomputed", model=str(tmp_path / "v"), instructions=None)
     assert make_teacher(settings).embedding_dim == 8
     with pytest.raises(BadInput, match=r"teacher.embedding_dim is 9, but .* has 8"):
         make_teacher(settings.model_copy(update={"embedding_dim": 9}))

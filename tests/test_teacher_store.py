@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from teacher_fakes import FakeTeacher, stored, vector
 
 from taskdistill.errors import BadInput
-from taskdistill.folders import seal
-from taskdistill.recipe import Instructions
+from taskdistill.io.folders import seal
+from taskdistill.recipe.recipe import InstructionConfig
 from taskdistill.teacher.keys import KeyIndex, first_seen, key_name, text_keys
-from taskdistill.teacher.protocol import Identity, slug, unit_rows, view_instruction, view_text
+from taskdistill.teacher.protocol import TeacherIdentity, prompt_template, slug, unit_rows, view_text
 from taskdistill.teacher.store import describe, open_store, open_views, repair
 
 
@@ -59,7 +59,7 @@ def test_a_text_that_is_not_there_is_an_error(store, teacher):
 
 
 def test_views_with_one_instruction_share_one_store_and_the_teacher_reads_the_instruction(tmp_path, teacher):
-    told = Instructions(query="find", document=None, topic="find", template="Instruct: {instruction}\nQuery:{text}")
+    told = InstructionConfig(query="find", document=None, topic="find", template="Instruct: {instruction}\nQuery:{text}")
     views = open_views(tmp_path, teacher, told)
     assert views["query"] is views["topic"] and views["query"] is not views["document"]
     views["query"].fill(["a {x}"], teacher)
@@ -71,7 +71,7 @@ def test_views_with_one_instruction_share_one_store_and_the_teacher_reads_the_in
 
 
 def test_default_instructions_are_the_papers():
-    told = Instructions()
+    told = InstructionConfig()
     question = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:what"
     assert view_text(told, "query", "what") == question
     assert view_text(told, "document", "what") == "what"
@@ -83,7 +83,7 @@ def test_a_teacher_without_instructions_has_one_view(tmp_path, teacher):
     assert views["query"] is views["document"] is views["topic"]
     assert view_text(None, "query", "x") == "x"
     with pytest.raises(BadInput, match=r"teacher.instructions.query"):
-        view_instruction(Instructions(query="about {text}"), "query")
+        prompt_template(InstructionConfig(query="about {text}"), "query")
 
 
 @pytest.mark.parametrize(
@@ -194,4 +194,4 @@ def test_unit_rows_leaves_bad_rows_for_the_quarantine():
 def test_folder_names_are_safe():
     assert slug("Qwen/Qwen3-Embedding-0.6B") == "Qwen-Qwen3-Embedding-0.6B"
     assert slug("../..") == "teacher" and slug("模型") == "teacher" and len(slug("a" * 500)) == 60
-    assert vector("a").shape == (8,) and Identity("local", "m").fields()["weights"] is None
+    assert vector("a").shape == (8,) and TeacherIdentity("local", "m").fields()["weights"] is None

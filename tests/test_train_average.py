@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from taskdistill.train.average import LORA_A, LORA_B, average, product_average
+from taskdistill.model.averaging import LORA_A, LORA_B, average, product_average
 
 
 def factors(seed: int, out: int = 12, rank: int = 4, inner: int = 10, used: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:

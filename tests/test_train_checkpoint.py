@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from taskdistill.errors import BadInput
-from taskdistill.recipe import Phase
+from taskdistill.recipe.phases import PhaseConfig
 from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from taskdistill.train.log import Log, read_lines
-from taskdistill.train.optim import make_optimiser
+from taskdistill.train.optim import make_optimizer
 
 META = {"recipe": "r1", "data": "d1", "phase": "stage1"}
 
@@ -21,8 +21,8 @@ META = {"recipe": "r1", "data": "d1", "phase": "stage1"}
 def state(seed: int) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
     torch.manual_seed(seed)
     parameters = {"weight": nn.Parameter(torch.randn(3, 2)), "bias": nn.Parameter(torch.randn(2)), "idle": nn.Parameter(torch.randn(2))}
-    phase = Phase(sources={"a": 1}, steps=10, batch_size=1, lr=0.1)
-    return parameters, make_optimiser(phase, parameters, {}, None)
+    phase = PhaseConfig(sources={"a": 1}, steps=10, batch_size=1, lr=0.1)
+    return parameters, make_optimizer(phase, parameters, {}, None)
 
 
 def update(parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, seed: int) -> None:

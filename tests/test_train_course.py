@@ -8,8 +8,8 @@ import pytest
 import tiny
 import tiny_run
 
-from taskdistill.job import run as job
-from taskdistill.recipe import parse_recipe
+from taskdistill.pipeline import train as job
+from taskdistill.recipe.recipe import parse_recipe
 from taskdistill.train.course import MEAN, Course, courses, read_course
 from taskdistill.train.log import Log
 

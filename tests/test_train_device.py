@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 from taskdistill import device
 from taskdistill.errors import BadInput
-from taskdistill.train import device as train_device
-from taskdistill.train import step
+from taskdistill.tasks import Task
+from taskdistill.train import arithmetic as train_device
+from taskdistill.train import gradients
+from taskdistill.train.arithmetic import Arithmetic, choose_arithmetic, tf32_products, training_device
 from taskdistill.train.batch_loss import backward_loss
-from taskdistill.train.device import Arithmetic, choose_arithmetic, tf32_products, training_device
-from taskdistill.train.processes import Processes
+from taskdistill.train.distributed import ProcessGroup
 from taskdistill.train.workers import workers
-from taskdistill.vocabulary import Task
 
 CPU = torch.device("cpu")
 
@@ -84,12 +84,12 @@ def test_each_process_takes_the_device_of_its_number(monkeypatch):
     monkeypatch.setattr(train_device, "resolve_device", lambda choice: torch.device("cuda", 0))
     monkeypatch.setattr(train_device, "accelerators", lambda: [torch.device("cuda", 0), torch.device("cuda", 1)])
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    assert training_device("auto", Processes(5, 8, 4)) == training_device("cuda", Processes(1, 2, 2)) == torch.device("cuda", 1)
+    assert training_device("auto", ProcessGroup(5, 8, 4)) == training_device("cuda", ProcessGroup(1, 2, 2)) == torch.device("cuda", 1)
     assert training_device("auto") == torch.device("cuda", 0) and [each.index for each in taken] == [1, 1, 0]
     with pytest.raises(BadInput, match="3 processes were started on this host, which has 2 devices of type cuda"):
-        training_device("auto", Processes(2, 3, 3))
+        training_device("auto", ProcessGroup(2, 3, 3))
     with pytest.raises(BadInput, match="device cuda:0 is one device, and 2 processes train"):
-        training_device("cuda:0", Processes(0, 2, 2))
+        training_device("cuda:0", ProcessGroup(0, 2, 2))
 
 
 @pytest.mark.parametrize(("family", "task"), [("bert", Task.RETRIEVAL), ("qwen3", Task.CLASSIFICATION), ("eurobert", None)])
@@ -99,7 +99,7 @@ def test_gradients_in_bfloat16_are_near_and_in_float32(family, task):
     for compute in (None, torch.bfloat16):
         case.clear()
         with workers(1) as threads:
-            _, total, _ = step.gradients(
+            _, total, _ = gradients.gradients(
                 case.model,
                 case.ids,
                 case.loss,

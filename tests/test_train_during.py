@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.reading import RankingData
-from taskdistill.job import during as job_during
-from taskdistill.job import stages
-from taskdistill.job.check import check_fit
-from taskdistill.job.start import start_student
-from taskdistill.train.best import During
+from taskdistill.pipeline import phases
+from taskdistill.pipeline import validation as job_during
+from taskdistill.pipeline.check import check_fit
+from taskdistill.pipeline.setup import start_student
 from taskdistill.train.log import read_lines
 from taskdistill.train.loop import Interrupted
+from taskdistill.train.validation import Validation
 
 SETS = ["retrieval/qa-dev", "sts/sts", "clustering/topics", "classification/topics"]
 
@@ -72,7 +72,7 @@ class Scripted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, script: dict[int, float], keep: str | None = "mean") -> None:
         self.script, self.seen, self.step = script, list[int](), 0
-        run_phase = stages.run_phase
+        run_phase = phases.run_phase
 
         def watched(job, model, folder, around):
             self.kept, self.step = {}, 0
@@ -89,7 +89,7 @@ class Scripted:
                 tell(record)
 
             tell, around.on_step = around.on_step, told
-            around.during = During(2, score, keep)
+            around.during = Validation(2, score, keep)
             note = around.note
 
             def noted(text: str) -> None:
@@ -100,7 +100,7 @@ class Scripted:
             around.note = noted
             run_phase(job, model, folder, around)
 
-        monkeypatch.setattr(stages, "run_phase", watched)
+        monkeypatch.setattr(phases, "run_phase", watched)
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,12 @@ import tiny_run
 from safetensors.torch import load_file, save_file
 
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.folders import MANIFEST, seal
+from taskdistill.io.folders import seal
 from taskdistill.train import checkpoint
 from taskdistill.train.checkpoint import list_checkpoints
 from taskdistill.train.log import read_lines
 from taskdistill.train.loop import Interrupted
+from taskdistill.types import MANIFEST
 
 STEPS = 6
 
@@ -129,7 +130,7 @@ def test_folders_that_cannot_be_a_run_are_refused_before_anything_is_trained(hom
 
 
 def test_a_folder_of_a_running_job_is_refused_with_its_process(home, tmp_path):
-    from taskdistill.lock import writer_lock
+    from taskdistill.io.lock import writer_lock
 
     stopped(home, tmp_path / "run")
     with writer_lock(tmp_path / "run" / "lock"), pytest.raises(WorkFailed, match=rf"is held by process {os.getpid()} on host"):
@@ -211,7 +212,7 @@ import numpy as np, torch
 sys.path.insert(0, sys.argv[1])
 import tiny
 from taskdistill.model.student import TransformerModel
-from taskdistill.train.step import gradients
+from taskdistill.train.gradients import gradients
 from taskdistill.train.workers import workers
 torch.set_num_threads(1)
 model = tiny.student("bert", layers=6).train()

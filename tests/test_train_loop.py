@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from taskdistill.errors import WorkFailed
-from taskdistill.job import stages
+from taskdistill.pipeline import phases as stages
 from taskdistill.train import phases
 from taskdistill.train.checkpoint import list_checkpoints
+from taskdistill.train.collate import TrainBatch
 from taskdistill.train.log import read_lines
-from taskdistill.train.loop import PhaseJob, Surroundings
-from taskdistill.train.objectives import distill
-from taskdistill.train.prepare import Prepared
+from taskdistill.train.loop import Phase, TrainContext
+from taskdistill.train.objective import distill
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def states(monkeypatch) -> list[dict[str, Tensor]]:
     kept: list[dict[str, Tensor]] = []
     run_phase = stages.run_phase
 
-    def watched(job: PhaseJob, model: Any, folder: Path, around: Surroundings) -> None:
+    def watched(job: Phase, model: Any, folder: Path, around: TrainContext) -> None:
         def keep(record: dict[str, Any]) -> None:
             kept.append({name: p.detach().clone() for name, p in (job.trained | job.moving_heads()).items()})
             told(record)
@@ -63,7 +63,7 @@ def states(monkeypatch) -> list[dict[str, Tensor]]:
 def spoil(monkeypatch, at: set[int], how: str) -> None:
     """Make the loss, or only its gradient, not finite at some steps."""
 
-    def spoilt(vectors: Tensor, prepared: Prepared, *given: Any) -> Tensor:
+    def spoilt(vectors: Tensor, prepared: TrainBatch, *given: Any) -> Tensor:
         value = distill(vectors, prepared, *given)
         if prepared.batch.step not in at:
             return value

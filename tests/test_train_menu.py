@@ -7,30 +7,31 @@ import pytest
 import tiny
 import torch
 
-from taskdistill import losses
 from taskdistill.data.batches import Batch
-from taskdistill.data.rows import Pair, Scored, Text, make_dataset
+from taskdistill.data.rows import Pair, ScoredPair, Text, make_dataset
 from taskdistill.errors import BadInput
-from taskdistill.loss_menu import MENU, list_kl, mixed_negatives, sharpened_info_nce
-from taskdistill.losses import normalise
+from taskdistill.losses import formulas
+from taskdistill.losses.distillation import MENU, list_kl, mixed_negatives, sharpened_info_nce
+from taskdistill.losses.formulas import normalize
 from taskdistill.model.projection import Projection
-from taskdistill.recipe import Adapter, Stage1
-from taskdistill.train.menu import TEACHER_TERMS, stage1_weights, step_generator, teacher_terms, weight_at
-from taskdistill.train.objectives import Heads, Signals, adapter_objective, weights_for
+from taskdistill.recipe.phases import AdapterConfig, Stage1Config
+from taskdistill.tasks import Task
+from taskdistill.train.collate import collate
+from taskdistill.train.loss_terms import TEACHER_TERMS, stage1_weights, step_rng, teacher_terms, weight_at
+from taskdistill.train.objective import Heads, Targets, adapter_objective, weights_for
 from taskdistill.train.phases import distils, plan_phase, stage1_job
-from taskdistill.train.prepare import prepare
-from taskdistill.vocabulary import RowKind, Task
+from taskdistill.types import RowKind
 
 ROWS = [Pair("a", "b", ("x", "y")), Pair("c", "d", ("z", "x")), Pair("e", "f")]
 BASE = {"sources": {"made": 1}, "steps": 10, "batch_size": 3, "lr": 1e-3}
 
 
-def adapter(**fields: object) -> Adapter:
-    return Adapter(**{**BASE, **fields})
+def adapter(**fields: object) -> AdapterConfig:
+    return AdapterConfig(**{**BASE, **fields})
 
 
-def stage1(**fields: object) -> Stage1:
-    return Stage1(**{**BASE, **fields})
+def stage1(**fields: object) -> Stage1Config:
+    return Stage1Config(**{**BASE, **fields})
 
 
 def batch(kind: RowKind, *rows: object, step: int = 0) -> Batch:
@@ -42,31 +43,31 @@ def plan(settings, name: str, kind: RowKind, *rows: object):
 
 
 def test_every_teacher_term_of_an_adapter_is_the_loss_over_both_prefixes():
-    prepared = prepare(batch(RowKind.PAIRS, *ROWS), task=Task.RETRIEVAL, distil=True)
+    prepared = collate(batch(RowKind.PAIRS, *ROWS), task=Task.RETRIEVAL, distil=True)
     torch.manual_seed(0)
     vectors, teacher, heads = torch.randn(6, 8), torch.randn(6, 5), Heads(Projection(8, 5))
     off = {"info_nce": 0, "distill": 0, "gor": 0}
     settings = adapter(weights=off | dict.fromkeys(TEACHER_TERMS, 1.0), menu={"corners": 4, "couples": 50, "list_temperature": 0.3})
-    terms, _ = adapter_objective(Task.RETRIEVAL, settings, [4, 8])(vectors, prepared, Signals(teacher), heads)
+    terms, _ = adapter_objective(Task.RETRIEVAL, settings, [4, 8])(vectors, prepared, Targets(teacher), heads)
     assert terms.keys() == set(TEACHER_TERMS)
     order = [0, 1, 2, 3, 4, 5]
     for name, value in terms.items():
         found = []
         for dim in (4, 8):
-            mine, theirs = normalise(vectors[order, :dim]), normalise(teacher)
+            mine, theirs = normalize(vectors[order, :dim]), normalize(teacher)
             if name in ("l2", "mse"):
                 mine = heads.projection(mine)
             if name == "teacher_nce":
-                cosines = normalise(heads.projection(mine)) @ theirs.T
+                cosines = normalize(heads.projection(mine)) @ theirs.T
                 found.append(torch.nn.functional.cross_entropy(cosines / 0.05, torch.arange(6)))
             elif name == "list_kl":
                 found.append(list_kl(mine[:3], mine[3:], theirs[:3], theirs[3:], temperature=0.3))
             elif name == "relative":
-                found.append(MENU[name](mine, theirs, couples=50, generator=step_generator(0)))
+                found.append(MENU[name](mine, theirs, couples=50, generator=step_rng(0)))
             elif name == "score_kl":
                 found.append(MENU[name](mine, theirs, temperature=0.05))
             elif name == "rkd_angle":
-                found.append(MENU[name](mine, theirs, corners=4, generator=step_generator(0)))
+                found.append(MENU[name](mine, theirs, corners=4, generator=step_rng(0)))
             else:
                 found.append(MENU[name](mine, theirs))
         assert value.item() == pytest.approx(sum(each.item() for each in found) / 2, rel=1e-5), name
@@ -74,7 +75,7 @@ def test_every_teacher_term_of_an_adapter_is_the_loss_over_both_prefixes():
 
 @pytest.mark.parametrize("name", TEACHER_TERMS)
 def test_a_term_with_several_teachers_is_its_mean_over_those_that_know_the_texts(name):
-    prepared = prepare(batch(RowKind.PAIRS, *ROWS), task=Task.RETRIEVAL, distil=True)
+    prepared = collate(batch(RowKind.PAIRS, *ROWS), task=Task.RETRIEVAL, distil=True)
     torch.manual_seed(0)
     vectors, teacher, projection = torch.randn(6, 8), torch.randn(6, 5), Projection(8, 5)
     settings = adapter(menu={"corners": 4, "couples": 50})
@@ -95,7 +96,7 @@ def test_a_term_with_several_teachers_is_its_mean_over_those_that_know_the_texts
     assert term(lacking, (2, 3)) == pytest.approx(alone[1], rel=1e-5)
     lacking = teacher.clone()
     lacking[[0, 3], 2:] = torch.nan  # the second teacher knows neither text of the first pair
-    rest = prepare(batch(RowKind.PAIRS, *ROWS[1:]), task=Task.RETRIEVAL, distil=True)
+    rest = collate(batch(RowKind.PAIRS, *ROWS[1:]), task=Task.RETRIEVAL, distil=True)
     kept = [1, 2, 4, 5]
     fewer = term(teacher[kept][:, two], head=part(two), chosen=rest, rows=vectors[kept])
     assert term(lacking, (2, 3)) == pytest.approx((alone[0] + fewer) / 2, rel=1e-5)
@@ -103,41 +104,41 @@ def test_a_term_with_several_teachers_is_its_mean_over_those_that_know_the_texts
 
 def test_lists_hold_the_hard_negatives_that_are_distilled():
     rows = [Pair("q", "p", ("n",)), Pair("r", "s", ("m", "o"))]
-    prepared = prepare(batch(RowKind.PAIRS, *rows), task=None, distil=True, negatives=2, distil_negatives=True)
+    prepared = collate(batch(RowKind.PAIRS, *rows), task=None, distil=True, negatives=2, distil_negatives=True)
     torch.manual_seed(0)
     vectors, teacher = torch.randn(7, 8), torch.randn(7, 5)
     job = stage1_job("stage1", stage1(weights={"list_kl": 1.0}), tiny.student(), None, {}, None, [8])
-    terms, _ = job.objective(vectors, prepared, Signals(teacher), Heads())
-    expected = list_kl(normalise(vectors[:2]), normalise(vectors[2:]), normalise(teacher[:2]), normalise(teacher[2:]))
+    terms, _ = job.objective(vectors, prepared, Targets(teacher), Heads())
+    expected = list_kl(normalize(vectors[:2]), normalize(vectors[2:]), normalize(teacher[:2]), normalize(teacher[2:]))
     assert terms["list_kl"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_relational_holds_pairs_and_graded_rows_to_the_base():
     torch.manual_seed(0)
     vectors, base = torch.randn(6, 8), torch.randn(6, 8)
-    wanted = losses.relational_distance(normalise(vectors), normalise(base)).item()
-    pairs = prepare(batch(RowKind.PAIRS, *ROWS), task=Task.RETRIEVAL, distil=False)
+    wanted = formulas.relational_distance(normalize(vectors), normalize(base)).item()
+    pairs = collate(batch(RowKind.PAIRS, *ROWS), task=Task.RETRIEVAL, distil=False)
     settings = adapter(weights={"info_nce": 0, "distill": 0, "gor": 0, "relational": 1})
-    terms, _ = adapter_objective(Task.RETRIEVAL, settings, [8])(vectors, pairs, Signals(base=base), Heads())
+    terms, _ = adapter_objective(Task.RETRIEVAL, settings, [8])(vectors, pairs, Targets(base=base), Heads())
     assert {name: value.item() for name, value in terms.items()} == {"relational": pytest.approx(wanted)}
-    rows = [Scored("a", "b", 1.0), Scored("c", "d", 0.5), Scored("e", "f", 0.0)]
-    graded = prepare(batch(RowKind.SCORED, *rows), task=Task.TEXT_MATCHING, distil=False)
+    rows = [ScoredPair("a", "b", 1.0), ScoredPair("c", "d", 0.5), ScoredPair("e", "f", 0.0)]
+    graded = collate(batch(RowKind.SCORED, *rows), task=Task.TEXT_MATCHING, distil=False)
     settings = adapter(weights={"relational": 1})
-    terms, _ = adapter_objective(Task.TEXT_MATCHING, settings, [8])(vectors, graded, Signals(base=base), Heads())
+    terms, _ = adapter_objective(Task.TEXT_MATCHING, settings, [8])(vectors, graded, Targets(base=base), Heads())
     assert list(terms) == ["cosent", "relational"] and terms["relational"].item() == pytest.approx(wanted)
 
 
 def test_sharpened_contrast_sees_the_hard_negatives_of_each_row():
-    prepared = prepare(batch(RowKind.PAIRS, *ROWS, step=7), task=Task.RETRIEVAL, distil=False, negatives=2)
+    prepared = collate(batch(RowKind.PAIRS, *ROWS, step=7), task=Task.RETRIEVAL, distil=False, negatives=2)
     assert prepared.negative_rows.tolist() == [0, 0, 1, 1]
     torch.manual_seed(0)
-    unit = normalise(torch.randn(len(prepared.texts), 8))
+    unit = normalize(torch.randn(len(prepared.texts), 8))
     sharpen = {"focal": 0.5, "hardness": 5.0, "mixed_negatives": 2}
     settings = adapter(weights={"distill": 0, "gor": 0}, sharpen=sharpen, temperature=0.3, learn_temperature=False)
-    terms, _ = adapter_objective(Task.RETRIEVAL, settings, [8])(unit, prepared, Signals(), Heads())
+    terms, _ = adapter_objective(Task.RETRIEVAL, settings, [8])(unit, prepared, Targets(), Heads())
     hard = torch.tensor([[0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1, 1], [0] * 7]).bool()
     documents = unit[np.concatenate([prepared.second, prepared.negatives])]
-    mixed = mixed_negatives(documents[3:], torch.tensor([0, 0, 1, 1]), 3, mixes=2, generator=step_generator(7))
+    mixed = mixed_negatives(documents[3:], torch.tensor([0, 0, 1, 1]), 3, mixes=2, generator=step_rng(7))
     wanted = sharpened_info_nce(
         unit[prepared.first], documents, torch.arange(3), 0.3, None, focal=0.5, hardness=5.0, hard=hard, mixed=mixed
     )
@@ -151,7 +152,7 @@ def test_stage_1_takes_weighted_terms_and_the_paper_s_alone_by_default():
     job = stage1_job("stage1", settings, module, made, {}, Projection(32, 32), [32])
     assert job.weights == {"distill": 0.5, "similarity": 200.0, "list_kl": 1.0}
     prepared = job.prepare(batch(RowKind.PAIRS, *ROWS))
-    signals = Signals(torch.randn(6, 32))
+    signals = Targets(torch.randn(6, 32))
     terms, _ = job.objective(torch.randn(6, 32), prepared, signals, job.heads)
     assert terms.keys() == job.weights.keys() and job.share(prepared, signals) is None
     plain = stage1_job("stage1", stage1(), module, made, {}, Projection(32, 32), [32])

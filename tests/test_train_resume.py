@@ -14,8 +14,8 @@ import tiny_run
 from forked import Forked
 
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.folders import read_manifest
-from taskdistill.job import stages
+from taskdistill.io.folders import read_manifest
+from taskdistill.pipeline import phases
 from taskdistill.train.loop import Interrupted
 
 STEPS = 6
@@ -220,21 +220,21 @@ def test_a_damaged_finished_phase_is_refused(home, stopped):
 
 
 def test_two_runs_never_share_a_folder(home, stopped):
-    from taskdistill.lock import writer_lock
+    from taskdistill.io.lock import writer_lock
 
     with writer_lock(stopped / "lock"), pytest.raises((BadInput, WorkFailed), match=r"lock"):
         again(home, stopped)
 
 
 def test_a_changed_base_is_detected_and_its_adapter_not_kept(home, tmp_path, monkeypatch):
-    run_phase = stages.run_phase
+    run_phase = phases.run_phase
 
     def careless(job, model, folder, around):
         run_phase(job, model, folder, around)
         if job.name == "adapters.retrieval":
             next(model.backbone.parameters()).data[0, 0] += 1e-6
 
-    monkeypatch.setattr(stages, "run_phase", careless)
+    monkeypatch.setattr(phases, "run_phase", careless)
     raw = short(home)
     raw["teacher"]["store"] = str(home / "teacher-store")
     with pytest.raises(WorkFailed, match=r"base's weights changed while adapters.retrieval was trained"):

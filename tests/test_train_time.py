@@ -13,17 +13,17 @@ import tiny
 import tiny_run
 import torch
 
-from taskdistill.job.speed import matrix_rate, time_table, where_time_went
-from taskdistill.model.adapters import adapter_parameters
-from taskdistill.train.clock import Clock, between, moment
+from taskdistill.model.flops import matrix_parameters, step_flops
+from taskdistill.model.lora import adapter_parameters
+from taskdistill.pipeline.profile import matrix_rate, time_table, where_time_went
 from taskdistill.train.log import read_lines
-from taskdistill.train.work import matrix_parameters, step_work
+from taskdistill.train.timer import Timer, between, moment
 
 CPU = torch.device("cpu")
 
 
 def test_parts_that_threads_worked_on_at_once_share_the_time_that_passed():
-    clock, marks = Clock(), []
+    clock, marks = Timer(), []
     with clock.shared(marks, CPU):
         start = time.perf_counter()
         time.sleep(0.05)
@@ -36,7 +36,7 @@ def test_parts_that_threads_worked_on_at_once_share_the_time_that_passed():
 
 
 def test_the_clock_adds_up():
-    clock = Clock()
+    clock = Timer()
     for _ in range(2):
         with clock("data"):
             time.sleep(0.01)
@@ -53,13 +53,13 @@ def test_the_work_of_a_step_is_counted_from_shapes(family):
     matrices = layers * (attention + (2 if family == "bert" else 3) * hidden * inner)
     assert matrix_parameters(model) == matrices
     scores = 3 * 4 * (9 + 25 + 4) * hidden * layers
-    assert step_work(model, lengths, list(model.parameters()), None) == 3 * 2 * 10 * matrices + scores
+    assert step_flops(model, lengths, list(model.parameters()), None) == 3 * 2 * 10 * matrices + scores
     tiny.add_adapter(model, "retrieval", rank=4)
     tiny.add_adapter(model, "clustering", rank=8)
     adapter = adapter_parameters(model.backbone, "retrieval")
     own = sum(p.numel() for p in adapter.values())
     assert matrix_parameters(model) == matrices and matrix_parameters(model, "retrieval") == matrices + own
-    assert step_work(model, lengths, list(adapter.values()), "retrieval") == 2 * 10 * (2 * (matrices + own) + own) + scores
+    assert step_flops(model, lengths, list(adapter.values()), "retrieval") == 2 * 10 * (2 * (matrices + own) + own) + scores
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -18,9 +18,9 @@ from taskdistill.model import packed
 from taskdistill.model.backbone import build_backbone, without_dropout
 from taskdistill.model.packed import Band, FamilyMask, pack, packed_attention
 from taskdistill.model.student import TransformerModel
-from taskdistill.train.step import gradients
-from taskdistill.train.workers import Workers
-from taskdistill.vocabulary import Pooling
+from taskdistill.train.gradients import gradients
+from taskdistill.train.workers import WorkerPool
+from taskdistill.types import Pooling
 
 BOTH_WAYS = {"use_bidirectional_attention": True}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -367,7 +367,7 @@ def test_training_in_bfloat16_runs_on_the_kernel(family, kernel):
     def loss(vectors: Tensor) -> tuple[dict[str, Tensor], float]:
         return {"sum": vectors.float().sin().sum()}, 0.0
 
-    options: dict[str, Any] = {"seed": 1, "threads": Workers(1), "micro_batch_tokens": 100}
+    options: dict[str, Any] = {"seed": 1, "threads": WorkerPool(1), "micro_batch_tokens": 100}
     gradients(model, ids, loss, {}, trained, compute=torch.bfloat16, **options)
     assert len(kernel) == 4 * 2 and set(kernel) == KERNEL_FAMILIES[family]
     gradients(model, ids, loss, {}, trained, compute=torch.bfloat16, keep_tokens=0, **options)

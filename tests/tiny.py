@@ -13,14 +13,15 @@ from peft import LoraConfig
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, EuroBertConfig, EuroBertModel, PreTrainedModel, Qwen3Config, Qwen3Model
 
-from taskdistill.model.adapters import adapter_parameters, attach, lora_config
 from taskdistill.model.backbone import without_dropout
-from taskdistill.model.folder import Model, Settings, write_model
+from taskdistill.model.folder import Model, ModelSettings, write_model
+from taskdistill.model.lora import adapter_parameters, attach, lora_config
 from taskdistill.model.packed import ATTENTION
 from taskdistill.model.student import TransformerModel
-from taskdistill.model.text import TextTokenizer
-from taskdistill.recipe import Recipe, parse_recipe
-from taskdistill.vocabulary import PROMPTS, Pooling
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.recipe.recipe import Recipe, parse_recipe
+from taskdistill.tasks import PROMPTS
+from taskdistill.types import Pooling
 
 FAMILIES = ("bert", "qwen3", "eurobert")
 TOPICS = {
@@ -132,7 +133,7 @@ def write_tokenizer(folder: Path, *, end: bool = False) -> Path:
 
 def model(module: TransformerModel, source: Path, *, prompts: dict[str, str] | None = None, end: bool = False) -> Model:
     """Join a module with the tokenizer, as the job does."""
-    settings = Settings(prompts=dict(PROMPTS if prompts is None else prompts), max_length=64, matryoshka_dims=(8, 16, 32))
+    settings = ModelSettings(prompts=dict(PROMPTS if prompts is None else prompts), max_length=64, matryoshka_dims=(8, 16, 32))
     return Model(module, TextTokenizer(tokenizer(end=end)), settings, name="tiny", source=source)
 
 

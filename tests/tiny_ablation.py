@@ -8,7 +8,7 @@ from typing import Any
 import tiny
 
 from taskdistill.ablate.settings import Ablation, Experiment, make_experiment
-from taskdistill.recipe import parse_recipe
+from taskdistill.recipe.recipe import parse_recipe
 
 
 def raw(root: Path, teacher: Path, *, steps: int = 8) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from taskdistill.errors import BadInput
-from taskdistill.model.backbone import build, without_dropout
+from taskdistill.model.backbone import without_dropout
 from taskdistill.model.configuration import make_config
-from taskdistill.model.families import Batching, batching_of, check, own_forward
+from taskdistill.model.families import Batching, batching_of, build, check, own_forward
 from taskdistill.model.student import TransformerModel
-from taskdistill.vocabulary import Pooling
+from taskdistill.types import Pooling
 
 WIDTH = 32
 WINDOW = 8

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from taskdistill import atomic, folders
-from taskdistill.job import run as job
-from taskdistill.job.watch import Silent
-from taskdistill.recipe import parse_recipe
+from taskdistill.io import atomic, folders
+from taskdistill.pipeline import train as job
+from taskdistill.progress import SilentProgress
+from taskdistill.recipe.recipe import parse_recipe
 from taskdistill.train.log import Log, read_lines
 
 
-class Recorder(Silent):
+class Recorder(SilentProgress):
     """Keeps what the job tells."""
 
     def __init__(self) -> None:

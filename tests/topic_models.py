@@ -18,7 +18,7 @@ from taskdistill.model.backbone import without_dropout
 from taskdistill.model.folder import write_model
 from taskdistill.model.packed import ATTENTION
 from taskdistill.model.student import TransformerModel
-from taskdistill.vocabulary import Pooling
+from taskdistill.types import Pooling
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

@@ -22,26 +22,28 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import BertConfig, BertModel, EuroBertConfig, EuroBertModel, Qwen3Config, Qwen3Model
 
-from taskdistill.data.rows import Labelled, Pair, Scored, Text, make_dataset
-from taskdistill.job import stages
-from taskdistill.job.watch import Silent
-from taskdistill.model.adapters import adapter_parameters
+from taskdistill.data.rows import LabeledText, Pair, ScoredPair, Text, make_dataset
 from taskdistill.model.backbone import without_dropout
+from taskdistill.model.lora import adapter_parameters
 from taskdistill.model.packed import ATTENTION
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import TransformerModel
-from taskdistill.model.text import TextTokenizer
-from taskdistill.recipe import Adapter, Stage1
-from taskdistill.train import loop, sharded, step
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.pipeline import phases
+from taskdistill.progress import SilentProgress
+from taskdistill.recipe.phases import AdapterConfig, Stage1Config
+from taskdistill.tasks import Task
+from taskdistill.train import fsdp, loop
+from taskdistill.train import gradients as step
 from taskdistill.train.base_vectors import base_vectors
-from taskdistill.train.best import During
+from taskdistill.train.distributed import ALONE, ProcessGroup
+from taskdistill.train.fsdp import full_tensor
 from taskdistill.train.log import Log
-from taskdistill.train.loop import PhaseJob, Surroundings, run_phase
+from taskdistill.train.loop import Phase, TrainContext, run_phase
 from taskdistill.train.phases import adapter_job, plan_phase, stage1_job
-from taskdistill.train.processes import ALONE, Processes
-from taskdistill.train.sharded import whole
+from taskdistill.train.validation import Validation
 from taskdistill.train.workers import workers
-from taskdistill.vocabulary import Pooling, RowKind, Task
+from taskdistill.types import Pooling, RowKind
 
 VOCABULARY = 30_000
 STEPS = 20
@@ -207,9 +209,9 @@ def rows(kind: RowKind, count: int, seed: int) -> list[Any]:
     if kind is RowKind.PAIRS:
         return [Pair(text(), text(), (text(), text())) for _ in range(count)]
     if kind is RowKind.SCORED:
-        return [Scored(text(), text(), n % 3 / 2) for n in range(count)]
+        return [ScoredPair(text(), text(), n % 3 / 2) for n in range(count)]
     if kind is RowKind.LABELLED:
-        return [Labelled(text(), "abc"[n % 3]) for n in range(count)]
+        return [LabeledText(text(), "abc"[n % 3]) for n in range(count)]
     return [Text(text()) for _ in range(count)]
 
 
@@ -234,7 +236,7 @@ class Store:
 PHASE = {"steps": STEPS, "batch_size": 8, "max_length": 24, "lr": 3e-3, "checkpoint_every": STEPS, "micro_batch_tokens": 48}
 
 
-def job_of(case: Case, model: TransformerModel) -> PhaseJob:
+def job_of(case: Case, model: TransformerModel) -> Phase:
     projection = Projection(WIDTH, TEACHER).to(case.dtype)
     stores: Any = dict.fromkeys(("query", "document", "topic"), Store())
     if case.phase in ("stage1", "long"):
@@ -244,7 +246,7 @@ def job_of(case: Case, model: TransformerModel) -> PhaseJob:
         ]
         own = {"micro_batch_tokens": 64} if case.shard == "full" else {}  # every pass of theirs is many exchanges
         used = data[:1] if "list_kl" in case.settings.get("weights", {}) else data
-        settings = Stage1(**PHASE | {"sources": {each.name: 1.0 for each in used}, "shard": case.shard} | own | case.settings)
+        settings = Stage1Config(**PHASE | {"sources": {each.name: 1.0 for each in used}, "shard": case.shard} | own | case.settings)
         plan = plan_phase(5, case.phase, settings, {each.name: each for each in used})
         return stage1_job(case.phase, settings, model, plan, stores, projection, DIMS)
     task = Task(case.phase)
@@ -257,7 +259,7 @@ def job_of(case: Case, model: TransformerModel) -> PhaseJob:
     data = [make_dataset(kind.value, kind, rows(kind, 60, place)) for place, kind in enumerate(kinds)]
     own = {"rank": 4, "alpha": 8} | ({"negatives": 2} if task is not Task.CLUSTERING else {})
     own |= {"false_negative_margin": 0.3} if task is Task.RETRIEVAL else {}
-    adapter = Adapter(**PHASE | {"sources": {each.name: 1.0 for each in data}} | own | case.settings)
+    adapter = AdapterConfig(**PHASE | {"sources": {each.name: 1.0 for each in data}} | own | case.settings)
     plan = plan_phase(5, f"adapters.{task.value}", adapter, {each.name: each for each in data})
     torch.manual_seed(9)
     job, _ = adapter_job(task, adapter, model, plan, stores, projection, DIMS)
@@ -266,7 +268,7 @@ def job_of(case: Case, model: TransformerModel) -> PhaseJob:
     return job
 
 
-def spoilt(job: PhaseJob) -> PhaseJob:
+def spoilt(job: Phase) -> Phase:
     """The job with a loss that is not finite at one step."""
     objective = job.objective
 
@@ -285,7 +287,7 @@ class Memory:
     is another one.
     """
 
-    def __init__(self, case: Case, processes: Processes) -> None:
+    def __init__(self, case: Case, processes: ProcessGroup) -> None:
         self.case, self.processes = case, processes
         self.place, self.left = "", 0
 
@@ -307,7 +309,7 @@ class Memory:
                 self.left = 1
                 raise MemoryError
 
-    def wrap(self, job: PhaseJob) -> PhaseJob:
+    def wrap(self, job: Phase) -> Phase:
         """Return the job with a loss that may fail."""
 
         def prepared_of(batch: Any) -> Any:
@@ -324,7 +326,7 @@ class Memory:
     @contextmanager
     def patched(self) -> Iterator[None]:
         """Let the optimiser's update fail, and what FSDP allocates for an exchange."""
-        update, allocate = torch.optim.AdamW.step, sharded._Allocates.allocate
+        update, allocate = torch.optim.AdamW.step, fsdp._Allocates.allocate
 
         def step_of(*given: Any, **named: Any) -> Any:
             self.reach("optimiser")
@@ -334,11 +336,11 @@ class Memory:
             self.reach("allocation")
             return allocate(*given, **named)
 
-        torch.optim.AdamW.step, sharded._Allocates.allocate = step_of, allocated
+        torch.optim.AdamW.step, fsdp._Allocates.allocate = step_of, allocated
         try:
             yield
         finally:
-            torch.optim.AdamW.step, sharded._Allocates.allocate = update, allocate
+            torch.optim.AdamW.step, fsdp._Allocates.allocate = update, allocate
 
     def watch(self, model: TransformerModel) -> None:
         """Let the attention of the second layer fail, in a pass of the base, or forward, or back."""
@@ -361,7 +363,7 @@ class Memory:
         inner.register_forward_hook(behind)
 
 
-def run_case(case: Case, folder: Path, processes: Processes = ALONE, *, threads: int = 1) -> dict[str, Any]:
+def run_case(case: Case, folder: Path, processes: ProcessGroup = ALONE, *, threads: int = 1) -> dict[str, Any]:
     """Run a case.
 
     Returns:
@@ -371,7 +373,7 @@ def run_case(case: Case, folder: Path, processes: Processes = ALONE, *, threads:
     job = spoilt(job_of(case, model)) if case.skips else job_of(case, model)
     gradients = loop.gradients
     loop.gradients = lambda *given, **named: step.gradients(*given, **named | {"keep_tokens": case.keep_tokens})
-    holder: Any = SimpleNamespace(processes=processes, watcher=Silent())
+    holder: Any = SimpleNamespace(processes=processes, watcher=SilentProgress())
     memory, during = Memory(case, processes), None
     folder.mkdir(parents=True, exist_ok=True)
     save = loop.save_checkpoint
@@ -385,7 +387,7 @@ def run_case(case: Case, folder: Path, processes: Processes = ALONE, *, threads:
             time.sleep(0.0 if records else case.slow)
             return {"mean": 0.5}
 
-        loop.save_checkpoint, during = slowly, During(STEPS, score)
+        loop.save_checkpoint, during = slowly, Validation(STEPS, score)
     if case.stays:
         table = model.backbone.get_input_embeddings().weight
         rows_that_stay = torch.arange(VOCABULARY) < STAYS
@@ -393,7 +395,7 @@ def run_case(case: Case, folder: Path, processes: Processes = ALONE, *, threads:
     try:
         with (
             memory.patched(),
-            stages._placed(holder, memory.wrap(job), model, torch.device("cpu")) as (placed, trained),
+            phases._placed(holder, memory.wrap(job), model, torch.device("cpu")) as (placed, trained),
             workers(1 if case.shard == "full" else threads) as pool,
         ):
             memory.watch(trained)
@@ -403,7 +405,7 @@ def run_case(case: Case, folder: Path, processes: Processes = ALONE, *, threads:
                 pool.halvings = 0  # so that a later step runs out of memory in whole micro-batches again
 
             for number in range(1 + case.twice):
-                around = Surroundings(
+                around = TrainContext(
                     big_tokenizer(),
                     {"query": "query: ", "document": "document: "},
                     11,
@@ -419,7 +421,7 @@ def run_case(case: Case, folder: Path, processes: Processes = ALONE, *, threads:
                 )
                 run_phase(placed, trained, folder / case.name.replace(" ", "-") / str(number), around)
             everything = placed.trained | placed.moving_heads()
-            final = {name: whole(p.detach()).clone() for name, p in everything.items()}
+            final = {name: full_tensor(p.detach()).clone() for name, p in everything.items()}
         published = dict(model.backbone.named_parameters())  # a divided copy is carried back into the whole model at the end
         assert all(torch.equal(published[name], weight) for name, weight in final.items() if name in published)
     finally:
@@ -436,7 +438,7 @@ def run_case(case: Case, folder: Path, processes: Processes = ALONE, *, threads:
     }
 
 
-def base_of(processes: Processes = ALONE) -> tuple[Tensor, int]:
+def base_of(processes: ProcessGroup = ALONE) -> tuple[Tensor, int]:
     """Vectors of a batch without adapter, and how many of its texts this process embedded."""
     model, rng = big_student("qwen3", torch.float32), np.random.default_rng(4)
     ids = [rng.integers(5, VOCABULARY, size=int(n)).astype(np.int32) for n in rng.integers(2, 20, size=40)]
@@ -451,7 +453,7 @@ def base_of(processes: Processes = ALONE) -> tuple[Tensor, int]:
         return base_vectors(model, ids, threads=pool, micro_batch_tokens=64, processes=processes), sum(embedded)
 
 
-def run_some(out: Path, processes: Processes, which: str) -> None:
+def run_some(out: Path, processes: ProcessGroup, which: str) -> None:
     """Run the cases of a tier on processes that work together, and write what each found."""
     found: dict[str, Any] = {case.name: run_case(case, out / "run", processes) for case in tier(which)}
     found["base"] = base_of(processes)

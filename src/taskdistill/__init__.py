@@ -12,13 +12,13 @@ _PUBLIC = {
     "BadInput": "taskdistill.errors",
     "WorkFailed": "taskdistill.errors",
     "Encoder": "taskdistill.encode.encoder",
-    "encode_chunks": "taskdistill.encode.chunks",
-    "encode_windows": "taskdistill.encode.chunks",
-    "Recipe": "taskdistill.recipe",
-    "load_recipe": "taskdistill.recipe",
-    "train_recipe": "taskdistill.job.run:train",
-    "Task": "taskdistill.vocabulary",
-    "Precision": "taskdistill.vocabulary",
+    "encode_chunks": "taskdistill.encode.long_text",
+    "encode_windows": "taskdistill.encode.long_text",
+    "Recipe": "taskdistill.recipe.recipe",
+    "load_recipe": "taskdistill.recipe.recipe",
+    "train_recipe": "taskdistill.pipeline.train:train",
+    "Task": "taskdistill.tasks",
+    "Precision": "taskdistill.types",
 }
 
 __all__ = [

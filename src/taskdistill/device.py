@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from taskdistill.errors import BadInput, nearest
+from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.memory import available_memory
 
 AUTO = "auto"
@@ -87,7 +87,7 @@ def _meant(choice: str, here: Sequence[str]) -> str:
         return f"; did you mean {MISNOMERS[kind]!r}?"
     if plain != choice and (plain == AUTO or _named(plain) is not None):
         return f"; did you mean {plain!r}?"
-    return nearest(plain[:40], dict.fromkeys([AUTO, *(name.partition(":")[0] for name in here), *COMMON]))
+    return did_you_mean(plain[:40], dict.fromkeys([AUTO, *(name.partition(":")[0] for name in here), *COMMON]))
 
 
 def computes_in(dtype: torch.dtype, device: torch.device) -> bool:

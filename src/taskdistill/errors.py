@@ -14,11 +14,11 @@ class WorkFailed(RuntimeError):
     """The input was good but the work could not be finished; what was saved stays valid. Exit code 1."""
 
 
-class Truncated(UserWarning):
+class TruncationWarning(UserWarning):
     """Texts were longer than the model reads, and their ends were cut."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the known word closest to `word`, or the list of known words.
 
     Args:
@@ -33,7 +33,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 
 
-def require(module: str, extra: str, purpose: str) -> None:
+def require_extra(module: str, extra: str, purpose: str) -> None:
     """Check that an optional package can be imported.
 
     Args:

@@ -15,14 +15,14 @@ ARENAS = 2
 _M_ARENA_MAX = -8
 
 
-def few_heaps() -> None:
+def limit_malloc_arenas() -> None:
     """Bound the heaps of threads, before threads are made; nothing happens where the C library is not glibc."""
     library = _glibc()
     if library is not None:
         library.mallopt(_M_ARENA_MAX, ARENAS)
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Return free memory to the system; between phases, since every phase has threads and sizes of its own."""
     gc.collect()
     library = _glibc()

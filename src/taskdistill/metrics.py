@@ -24,7 +24,7 @@ from sklearn.metrics.pairwise import paired_cosine_distances, paired_euclidean_d
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from taskdistill.compress import normalise
+from taskdistill.quantization import normalize
 
 Floats = NDArray[np.floating[Any]]
 Label = TypeVar("Label", bound=Hashable)
@@ -49,7 +49,7 @@ def paired_cosine(a: Floats, b: Floats) -> Floats:
     Returns:
         (n,) numbers.
     """
-    cosine: Floats = 1 - paired_cosine_distances(normalise(a), normalise(b))
+    cosine: Floats = 1 - paired_cosine_distances(normalize(a), normalize(b))
     return cosine
 
 
@@ -331,7 +331,7 @@ def summary_scores(human: Floats, machine: Floats, gold: Sequence[float]) -> flo
         Spearman of each machine summary's largest cosine with a human one, or None where a side is constant,
         which mteb leaves out of the mean.
     """
-    closest = (normalise(machine) @ normalise(human).T).max(axis=1)
+    closest = (normalize(machine) @ normalize(human).T).max(axis=1)
     if len(set(gold)) == 1 or len(set(closest.tolist())) == 1:
         return None
     return spearman(np.asarray(gold, dtype=np.float64), closest)

@@ -21,24 +21,25 @@ import tiny_jina
 import topic_models
 import torch
 
-from taskdistill import BadInput, Encoder, Precision, Task, WorkFailed, encode_chunks, encode_windows, load_recipe, losses, train_recipe
-from taskdistill import loss_menu as menu
-from taskdistill.cli.app import app, run
-from taskdistill.compress import fit_ranges, ranges_to_json
-from taskdistill.errors import Truncated
+from taskdistill import BadInput, Encoder, Precision, Task, WorkFailed, encode_chunks, encode_windows, load_recipe, train_recipe
+from taskdistill.cli.main import app, run
+from taskdistill.errors import TruncationWarning
 from taskdistill.evaluate.kinds import Kind
-from taskdistill.export.engines import ENGINES
-from taskdistill.export.make import FORMATS
+from taskdistill.export.export import FORMATS
+from taskdistill.export.vector_databases import ENGINES
+from taskdistill.losses import distillation as menu
+from taskdistill.losses import formulas
 from taskdistill.model.folder import write_model
 from taskdistill.model.golden import FILE as GOLDEN_FILE
 from taskdistill.model.golden import embed_with, golden_vectors
 from taskdistill.model.projection import Projection
+from taskdistill.quantization import fit_ranges, ranges_to_json
 from taskdistill.search.index import Index
-from taskdistill.serve.settings import Settings as ServerSettings
+from taskdistill.serve.settings import ServerSettings
 from taskdistill.train.log import read_lines
 from taskdistill.train.loop import Interrupted
-from taskdistill.train.menu import TEACHER_TERMS
-from taskdistill.train.objectives import TERMS
+from taskdistill.train.loss_terms import TEACHER_TERMS
+from taskdistill.train.objective import TERMS
 
 __all__ = [
     "BadInput",
@@ -66,34 +67,34 @@ LOSS_TERMS = sorted({"distill", *TEACHER_TERMS, *(term for terms in TERMS.values
 Matrix = torch.Tensor
 
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
-    "distill": losses.embedding_distance,
-    "distill of several teachers": losses.teachers_distance,
-    "info_nce": losses.info_nce,
-    "info_nce by row chunks": losses.streaming_info_nce,
+    "distill": formulas.embedding_distance,
+    "distill of several teachers": formulas.teachers_distance,
+    "info_nce": formulas.info_nce,
+    "info_nce by row chunks": formulas.streaming_info_nce,
     "info_nce sharpened": menu.sharpened_info_nce,
-    "binary_info_nce": lambda q, d, *rest: losses.info_nce(losses.sign_straight_through(q), losses.sign_straight_through(d), *rest),
-    "int8_info_nce": lambda q, d, *rest: losses.info_nce(losses.int8_straight_through(q), losses.int8_straight_through(d), *rest),
-    "cosent": losses.cosent,
-    "gor": losses.spread_out,
-    "gor_hinged": losses.spread_out_hinged,
-    "centre": losses.centre,
-    "relational": losses.relational_distance,
+    "binary_info_nce": lambda q, d, *rest: formulas.info_nce(formulas.sign_straight_through(q), formulas.sign_straight_through(d), *rest),
+    "int8_info_nce": lambda q, d, *rest: formulas.info_nce(formulas.int8_straight_through(q), formulas.int8_straight_through(d), *rest),
+    "cosent": formulas.cosent,
+    "gor": formulas.gor,
+    "gor_hinged": formulas.gor_hinged,
+    "centre": formulas.mean_vector_penalty,
+    "relational": formulas.relational_distance,
     "l2": menu.l2_distance,
     "mse": menu.squared_error,
-    "score_softmax": losses.score_distill,
+    "score_softmax": formulas.score_distill,
     "score_kl": menu.score_kl,
     "similarity": menu.similarity_matrix,
     "relative": menu.relative_similarity,
     "rkd_distance": menu.rkd_distance,
     "rkd_angle": menu.rkd_angle,
     "list_kl": menu.list_kl,
-    "teacher_nce": losses.info_nce,
+    "teacher_nce": formulas.info_nce,
     "hidden": menu.hidden_distance,
 }
 """Term to its formula, a function of tensors."""
 mixed_negatives = menu.mixed_negatives
-over_prefixes = losses.over_prefixes
-normalize = losses.normalise
+over_prefixes = formulas.over_prefixes
+normalize = formulas.normalize
 
 sentence, TOPICS, tiny_config = tiny.sentence, tiny.TOPICS, tiny.config
 write_jsonl, write_data, write_teacher, raw_recipe = tiny.write_jsonl, tiny.write_data, tiny.write_teacher, tiny.recipe
@@ -124,7 +125,7 @@ def run_command(words: Sequence[str]) -> tuple[int, str, str]:
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("always", Truncated)
+            warnings.simplefilter("always", TruncationWarning)
             try:
                 code = run(list(words))
             except SystemExit as end:  # a usage error of some versions of typer

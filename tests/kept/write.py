@@ -20,10 +20,10 @@ def layouts(version: str) -> None:
     """Models: ours, the jina layout of both families, and a sentence-transformers export."""
     import tempfile
 
-    from tiny_jina import write_repository
-
     from taskdistill.export.make import export
     from taskdistill.folders import dump_json
+    from tiny_jina import write_repository
+
     from taskdistill.model.folder import read_model, write_model
     from taskdistill.model.golden import embed_with, golden_vectors
 
@@ -45,13 +45,13 @@ def static(version: str) -> None:
     from dataclasses import replace
 
     import torch
+    from taskdistill.folders import dump_json
+    from taskdistill.model.text import TextTokenizer
     from tiny_jina import tiny_tokenizer
 
-    from taskdistill.folders import dump_json
     from taskdistill.model.folder import Model, Settings, base_space_id, write_model
     from taskdistill.model.golden import embed_with, golden_vectors
     from taskdistill.model.student import StaticModel
-    from taskdistill.model.text import TextTokenizer
 
     torch.manual_seed(0)
     tokenizer = TextTokenizer(tiny_tokenizer(), special=False)

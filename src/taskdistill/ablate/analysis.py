@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from taskdistill.ablate.arms import CORE, arm_of
-from taskdistill.ablate.bench import Bench
+from taskdistill.ablate.context import ExperimentContext
 from taskdistill.ablate.contrasts import CLAIM, Contrast, Units, contrasts, values
 from taskdistill.ablate.controls import control_warning
 from taskdistill.ablate.curves import all_crossings, at_equal_distance, mean_curve, still_changing
@@ -20,10 +20,10 @@ from taskdistill.ablate.sensitivity import on_fewer_sets, sensitivity_warning
 from taskdistill.ablate.verdict import deciding_sentence, judge
 from taskdistill.encode.batches import cores
 from taskdistill.evaluate.breakdowns import by_length
-from taskdistill.evaluate.contrasts import Finding, find, holm
-from taskdistill.evaluate.protocols import Score
+from taskdistill.evaluate.contrasts import ContrastResult, analyze_contrasts, holm
 from taskdistill.evaluate.reading import RankingData
-from taskdistill.folders import versions
+from taskdistill.evaluate.score import Score
+from taskdistill.io.folders import versions
 
 EXAMPLES = 10
 """Queries shown that the combination helps most, and as many that it harms."""
@@ -32,8 +32,8 @@ Run = Mapping[str, Any]
 Runs = Sequence[Run]
 
 
-def analyse(
-    bench: Bench,
+def analyze(
+    bench: ExperimentContext,
     *,
     frozen: Mapping[str, Any],
     runs: Runs,
@@ -74,7 +74,7 @@ def analyse(
     asked = contrasts(names, dims)
     differences = {each.name: values(units, each.weights) for each in asked}
     means = {f"arm {name}": values(units, {(name, WHOLE): 1.0}) for name in names}
-    findings = find(differences | means)
+    findings = analyze_contrasts(differences | means)
     verdict = judge(
         findings, [each.name for each in asked if each.family == CLAIM], experiment.ablation.margin / 100, experiment.ablation.seeds
     )
@@ -114,7 +114,7 @@ def analyse(
     }
 
 
-def _sets(bench: Bench) -> list[Any]:
+def _sets(bench: ExperimentContext) -> list[Any]:
     return [*bench.sets.primary, *bench.sets.secondary, *bench.sets.dev]
 
 
@@ -147,7 +147,7 @@ def _about(name: str, matched: Mapping[str, Any]) -> str:
     return f"C with {factor['run']:.1f} times the steps; as much as DC with its teacher would be {factor['factor']:,.0f} times"
 
 
-def _arm(runs: Runs, finding: Finding, teacher: Mapping[str, Any], bench: Bench) -> dict[str, Any]:
+def _arm(runs: Runs, finding: ContrastResult, teacher: Mapping[str, Any], bench: ExperimentContext) -> dict[str, Any]:
     sets = runs[0]["test"]["sets"]
     primary = [each.name for each in bench.sets.primary]
     reference = float(np.mean([teacher[each]["score"] for each in primary]))
@@ -190,7 +190,7 @@ def _seeds(values_: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "interval": [mean - half, mean + half], "seeds": list(values_)}
 
 
-def _contrasts(asked: Sequence[Contrast], findings: Mapping[str, Finding], margin: float) -> list[dict[str, Any]]:
+def _contrasts(asked: Sequence[Contrast], findings: Mapping[str, ContrastResult], margin: float) -> list[dict[str, Any]]:
     adjusted: dict[str, float] = {}
     for family in dict.fromkeys(each.family for each in asked if each.family != CLAIM):
         adjusted |= holm({each.name: findings[each.name].p_two_sided for each in asked if each.family == family})
@@ -244,7 +244,7 @@ def _trial(run: Run) -> dict[str, Any]:
     }
 
 
-def _after(findings: Mapping[str, Finding], by_arm: Mapping[str, Runs], matched: Mapping[str, Any]) -> list[str]:
+def _after(findings: Mapping[str, ContrastResult], by_arm: Mapping[str, Runs], matched: Mapping[str, Any]) -> list[str]:
     """Warnings that only the results give."""
     found = []
     control = findings.get("D-shuffled - A0")
@@ -272,7 +272,7 @@ def _after(findings: Mapping[str, Finding], by_arm: Mapping[str, Runs], matched:
     return found
 
 
-def _lengths(bench: Bench, units: Units) -> dict[str, list[dict[str, Any]]]:
+def _lengths(bench: ExperimentContext, units: Units) -> dict[str, list[dict[str, Any]]]:
     """Score by length of the relevant document, of the core arms, mean over seeds."""
     found: dict[str, list[dict[str, Any]]] = {}
     for each in bench.sets.primary:
@@ -286,7 +286,7 @@ def _lengths(bench: Bench, units: Units) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _examples(bench: Bench, units: Units) -> dict[str, Any]:
+def _examples(bench: ExperimentContext, units: Units) -> dict[str, Any]:
     """The queries that DC helps and harms most against the better single arm, mean over seeds."""
     primary = [each.name for each in bench.sets.primary]
     overall = {name: float(np.mean([units[name][WHOLE][each].mean() for each in primary])) for name in ("D", "C")}

@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from taskdistill.ablate.arms import CORE, arm_of
-from taskdistill.ablate.bench import Bench
-from taskdistill.ablate.measure import Sets
+from taskdistill.ablate.context import ExperimentContext
+from taskdistill.ablate.measure import ExperimentSets
 from taskdistill.ablate.settings import Experiment
-from taskdistill.atomic import check_place
 from taskdistill.data.overlap import overlap
 from taskdistill.data.rows import row_texts
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.evaluate.reading import judged_texts
-from taskdistill.evaluate.statistics import RANDOM_EFFECT
-from taskdistill.folders import read_manifest
+from taskdistill.io.atomic import check_place
+from taskdistill.io.folders import read_manifest
+from taskdistill.io.outputs import check_output, foreign_names
+from taskdistill.io.protection import check_writable
+from taskdistill.io.sealed import read_sealed, write_sealed
 from taskdistill.model.backbone import resolve
-from taskdistill.outputs import check_output, foreign_names
-from taskdistill.protection import check_writable
-from taskdistill.sealed import read_sealed, write_sealed
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.stats import RANDOM_EFFECT
+from taskdistill.types import MANIFEST
 
 FROZEN = "experiment.json"
 
@@ -118,7 +118,7 @@ def check_negatives(experiment: Experiment, root: Path) -> None:
                 )
 
 
-def seen_in_training(bench: Bench, sets: Sets) -> dict[str, dict[str, int]]:
+def seen_in_training(bench: ExperimentContext, sets: ExperimentSets) -> dict[str, dict[str, int]]:
     """Count the test texts that occur in the training rows, exactly or by 13 words in a row.
 
     Args:
@@ -165,7 +165,7 @@ def _agree(found: dict[str, Any], name: str, value: str, where: str) -> None:
         raise WorkFailed(f"{where} has other {name} than the arms before it ({value} instead of {found[name]}): nothing can be compared")
 
 
-def warnings(experiment: Experiment, sets: Sets, seen: Mapping[str, Mapping[str, int]]) -> list[str]:
+def warnings(experiment: Experiment, sets: ExperimentSets, seen: Mapping[str, Mapping[str, int]]) -> list[str]:
     """List what a reader must know before trusting a number, as far as it is known before the run.
 
     Args:

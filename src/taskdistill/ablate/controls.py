@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from taskdistill.ablate.bench import Bench
+from taskdistill.ablate.context import ExperimentContext
 from taskdistill.ablate.measure import TokenEmbedder, dev_scores, macro
 from taskdistill.encode.encoder import Encoder
-from taskdistill.job.embedders import TeacherEmbedder
+from taskdistill.evaluate.models.encoder import TeacherEmbedder
+from taskdistill.io.sealed import read_sealed, write_sealed
 from taskdistill.model.backbone import resolve
 from taskdistill.model.folder import read_model
-from taskdistill.sealed import read_sealed, write_sealed
+from taskdistill.tasks import Role
 from taskdistill.teacher.store import TeacherStore
-from taskdistill.vocabulary import Role
 
 FILE = "positive-control.json"
 TOLERANCE = 0.01
 """A retention further from 1 than this means that students and teacher are not measured alike."""
 
 
-def positive_control(bench: Bench) -> dict[str, Any] | None:
+def positive_control(bench: ExperimentContext) -> dict[str, Any] | None:
     """Score the teacher's weights through the students' path, and the teacher through its store, on the dev sets; done once.
 
     Args:

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from taskdistill.ablate.bench import Bench
+from taskdistill.ablate.context import ExperimentContext
 from taskdistill.errors import BadInput
+from taskdistill.io.sealed import read_sealed, write_sealed
 from taskdistill.model.backbone import load_backbone, resolve
+from taskdistill.model.flops import matrix_parameters
 from taskdistill.model.student import StaticModel, TransformerModel
-from taskdistill.sealed import read_sealed, write_sealed
-from taskdistill.teacher.protocol import instruct
-from taskdistill.train.work import matrix_parameters
-from taskdistill.vocabulary import Pooling
+from taskdistill.teacher.protocol import apply_template
+from taskdistill.types import Pooling
 
 SAMPLE = 256
 """Texts on which the teacher's CPU-seconds are measured."""
@@ -40,7 +40,7 @@ def student_flops(module: TransformerModel | StaticModel, records: Iterable[Mapp
     return float(sum(record["work"] for record in records))
 
 
-def teacher_cost(bench: Bench, steps: int) -> dict[str, Any]:
+def teacher_cost(bench: ExperimentContext, steps: int) -> dict[str, Any]:
     """Measure what the teacher's vectors of one run cost, each distinct text once; kept on disk, so that it is measured once.
 
     Args:
@@ -57,7 +57,9 @@ def teacher_cost(bench: Bench, steps: int) -> dict[str, Any]:
         return found
     recipe = bench.experiment.recipe
     texts = [
-        instruct(bench.stores[view].instruction, text) for view, some in bench.teacher_texts(recipe.seed, steps).items() for text in some
+        apply_template(bench.stores[view].instruction, text)
+        for view, some in bench.teacher_texts(recipe.seed, steps).items()
+        for text in some
     ]
     sample = [texts[i] for i in np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(int)]
     ids = bench.base.tokenizer.ids(sample, prompt="", max_length=recipe.teacher.max_length).ids

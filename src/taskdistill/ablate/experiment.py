@@ -8,32 +8,31 @@ from typing import Any
 
 import numpy as np
 
-from taskdistill.ablate.analysis import analyse
+from taskdistill.ablate.analysis import analyze
 from taskdistill.ablate.arms import CORE, Arm, arm_of
-from taskdistill.ablate.bench import Bench, fill_teacher_store, open_bench
-from taskdistill.ablate.cells import TRIAL_SEED, Cell
 from taskdistill.ablate.checks import check_base, check_negatives, check_same, freeze, seen_in_training, warnings
+from taskdistill.ablate.context import ExperimentContext, fill_teacher_store, open_context
 from taskdistill.ablate.controls import positive_control
 from taskdistill.ablate.costs import SAME, matched_factor, teacher_cost
 from taskdistill.ablate.measure import test_scores
-from taskdistill.ablate.phases import Point, untuned
+from taskdistill.ablate.phases import Hyperparameters, untuned
 from taskdistill.ablate.pilot import detectable, detectable_sentence
-from taskdistill.ablate.pool import Crew
 from taskdistill.ablate.report import write_report
+from taskdistill.ablate.run_pool import RunPool
 from taskdistill.ablate.settings import Experiment, trial_steps
 from taskdistill.ablate.static import is_static
+from taskdistill.ablate.training_run import TRIAL_SEED, TrainingRun
 from taskdistill.ablate.tuning import best_trial, trial_cells
-from taskdistill.atomic import remove_stale_within
 from taskdistill.device import device_name
 from taskdistill.errors import BadInput
-from taskdistill.folders import dump_json, write_file
-from taskdistill.job.embedders import TeacherEmbedder
-from taskdistill.job.watch import Silent, Stop, Watcher, never
-from taskdistill.lock import writer_lock
-from taskdistill.outputs import write_result
-from taskdistill.sealed import read_sealed, write_sealed
+from taskdistill.evaluate.models.encoder import TeacherEmbedder
+from taskdistill.io.atomic import remove_stale_within, write_file
+from taskdistill.io.lock import writer_lock
+from taskdistill.io.outputs import write_result
+from taskdistill.io.sealed import dump_json, read_sealed, write_sealed
+from taskdistill.progress import Progress, SilentProgress, Stop, never
 from taskdistill.seeding import later_seed
-from taskdistill.train.device import choose_arithmetic, training_device
+from taskdistill.train.arithmetic import choose_arithmetic, training_device
 
 TEACHER = "teacher-scores.json"
 MATCHED = "matched-steps.json"
@@ -46,7 +45,7 @@ def ablate(
     *,
     recipe_folder: Path | None = None,
     jobs: int = 1,
-    watcher: Watcher | None = None,
+    watcher: Progress | None = None,
     should_stop: Stop = never,
     api_key: str | None = None,
     command: str = "taskdistill ablate recipe.yaml --out ablation",
@@ -71,7 +70,7 @@ def ablate(
     """
     if jobs < 1:
         raise BadInput(f"--jobs {jobs}: needs 1 or more")
-    watcher = watcher or Silent()
+    watcher = watcher or SilentProgress()
     check_base(experiment)
     if not is_static(experiment):
         choose_arithmetic(experiment.recipe.precision, training_device(experiment.recipe.device))
@@ -81,7 +80,9 @@ def ablate(
         for name in remove_stale_within(out):
             watcher.note(f"removed {name}, left by an interrupted run")
         reopen: dict[str, Any] = {"experiment": experiment, "out": out, "recipe_folder": recipe_folder or Path(), "api_key": api_key}
-        bench = fill_teacher_store(open_bench(**reopen, watcher=watcher), _distilled(experiment), watcher, partial(open_bench, **reopen))
+        bench = fill_teacher_store(
+            open_context(**reopen, watcher=watcher), _distilled(experiment), watcher, partial(open_context, **reopen)
+        )
         watcher.note(f"device {bench.device} ({device_name(bench.device)}), passes of training in {bench.arithmetic}")
         check_negatives(experiment, bench.root)
         seen = seen_in_training(bench, bench.sets)
@@ -89,13 +90,13 @@ def ablate(
         for warning in found:
             watcher.note(f"note: {warning}")
         watcher.note(detectable_sentence(detectable(experiment, bench.sets)))
-        with Crew(bench, jobs, watcher, should_stop, reopen) as crew:
+        with RunPool(bench, jobs, watcher, should_stop, reopen) as crew:
             points, trials = _tune(crew)
             pilot = _pilot(crew, points)
             runs = _run_arms(crew, points)
             matched, more = _match_costs(crew, points, runs)
             runs += more
-        results = analyse(
+        results = analyze(
             bench,
             frozen=frozen,
             runs=runs,
@@ -121,10 +122,10 @@ def _distilled(experiment: Experiment) -> dict[int, int]:
     return {**found, later_seed(experiment.recipe.seed, TRIAL_SEED): trial}
 
 
-def _tune(crew: Crew) -> tuple[dict[str, Point], dict[str, list[dict[str, Any]]]]:
+def _tune(crew: RunPool) -> tuple[dict[str, Hyperparameters], dict[str, list[dict[str, Any]]]]:
     """Try the same settings for every tuned arm; D comes first, since second phases start from its best."""
     experiment = crew.bench.experiment
-    points: dict[str, Point] = {}
+    points: dict[str, Hyperparameters] = {}
     trials: dict[str, list[dict[str, Any]]] = {}
     tuned = [arm for arm in experiment.arms() if arm.tuned]
     if experiment.ablation.trials == 1:
@@ -142,7 +143,7 @@ def _tune(crew: Crew) -> tuple[dict[str, Point], dict[str, list[dict[str, Any]]]
     return points, trials
 
 
-def _said(arm: Arm, point: Point) -> str:
+def _said(arm: Arm, point: Hyperparameters) -> str:
     words = [f"learning rate {point.lr:g}"]
     if "info_nce" in arm.phases[-1]:
         words.append(f"temperature {point.temperature:g}")
@@ -151,7 +152,9 @@ def _said(arm: Arm, point: Point) -> str:
     return ", ".join(words)
 
 
-def run_cell_of(experiment: Experiment, arm: Arm, seed: int, points: dict[str, Point], steps: int | None = None) -> Cell:
+def run_training_of(
+    experiment: Experiment, arm: Arm, seed: int, points: dict[str, Hyperparameters], steps: int | None = None
+) -> TrainingRun:
     """Write one run of an arm as a cell.
 
     Args:
@@ -166,26 +169,29 @@ def run_cell_of(experiment: Experiment, arm: Arm, seed: int, points: dict[str, P
     """
     point = points[arm.like or arm.name] if arm.phases else untuned(experiment)
     first = points["D"] if len(arm.phases) > 1 else None
-    return Cell("run", arm.name, seed, steps or experiment.recipe.first_stage().steps, point, first)
+    return TrainingRun("run", arm.name, seed, steps or experiment.recipe.first_stage().steps, point, first)
 
 
-def _pilot(crew: Crew, points: dict[str, Point]) -> dict[str, Any]:
+def _pilot(crew: RunPool, points: dict[str, Hyperparameters]) -> dict[str, Any]:
     """Run DC with the first seeds and say the smallest detectable effect before any arm is compared with another."""
     experiment, path = crew.bench.experiment, crew.bench.out / PILOT
     arm = arm_of("DC")
     seeds = experiment.seeds_of(arm)[: experiment.ablation.pilot_seeds]
     crew.watcher.stage(f"pilot: DC with {len(seeds)} seeds")
-    done = crew.run([run_cell_of(experiment, arm, seed, points) for seed in seeds])
+    done = crew.run([run_training_of(experiment, arm, seed, points) for seed in seeds])
     found = detectable(experiment, crew.bench.sets, done)
     crew.watcher.note(detectable_sentence(found))
     write_file(path, dump_json(found))
     return found
 
 
-def _run_arms(crew: Crew, points: dict[str, Point]) -> list[dict[str, Any]]:
+def _run_arms(crew: RunPool, points: dict[str, Hyperparameters]) -> list[dict[str, Any]]:
     experiment = crew.bench.experiment
     cells = [
-        run_cell_of(experiment, arm, seed, points) for arm in experiment.arms() if arm.matched is None for seed in experiment.seeds_of(arm)
+        run_training_of(experiment, arm, seed, points)
+        for arm in experiment.arms()
+        if arm.matched is None
+        for seed in experiment.seeds_of(arm)
     ]
     crew.watcher.stage(
         f"{len(cells)} runs of {len({cell.arm for cell in cells})} arms, {experiment.recipe.first_stage().steps:,} steps each"
@@ -193,7 +199,9 @@ def _run_arms(crew: Crew, points: dict[str, Point]) -> list[dict[str, Any]]:
     return crew.run(cells)
 
 
-def _match_costs(crew: Crew, points: dict[str, Point], runs: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _match_costs(
+    crew: RunPool, points: dict[str, Hyperparameters], runs: list[dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run contrast alone for as long as it costs what DC and its teacher cost; the factors are kept, since seconds vary."""
     experiment, path = crew.bench.experiment, crew.bench.out / MATCHED
     steps = experiment.recipe.first_stage().steps
@@ -215,13 +223,13 @@ def _match_costs(crew: Crew, points: dict[str, Point], runs: list[dict[str, Any]
     for arm in experiment.arms():
         if arm.matched is None or factors[arm.matched]["run"] is None or factors[arm.matched]["run"] <= SAME:
             continue
-        cells += [run_cell_of(experiment, arm, seed, points, factors[arm.matched]["steps"]) for seed in experiment.seeds_of(arm)]
+        cells += [run_training_of(experiment, arm, seed, points, factors[arm.matched]["steps"]) for seed in experiment.seeds_of(arm)]
     if cells:
         crew.watcher.stage(f"{len(cells)} runs of contrast alone at equal cost")
     return factors, crew.run(cells) if cells else []
 
 
-def _score_teacher(bench: Bench, watcher: Watcher) -> dict[str, Any]:
+def _score_teacher(bench: ExperimentContext, watcher: Progress) -> dict[str, Any]:
     """Score the teacher on the test sets and on the dev sets, once."""
     path = bench.out / TEACHER
     if path.is_file():

@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskdistill.ablate.settings import Experiment
-from taskdistill.compress import Int8Ranges, truncate
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.compression import decoded
-from taskdistill.evaluate.encoding import Encoded, encode_set
+from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
+from taskdistill.evaluate.encode import EncodedSet, encode_set
+from taskdistill.evaluate.exact_search import ndcg_units
 from taskdistill.evaluate.kinds import METRIC, Embedder, Kind
-from taskdistill.evaluate.protocols import score_vectors
-from taskdistill.evaluate.ranking import ndcg_units
 from taskdistill.evaluate.reading import RankingData, SetData
-from taskdistill.evaluate.sets import EvalSet, find_sets
-from taskdistill.vocabulary import Precision
+from taskdistill.evaluate.score import score_vectors
+from taskdistill.quantization import Int8Ranges, truncate
+from taskdistill.types import Precision
 
 WHOLE, BINARY = "float", "binary"
 """Variants of a set's vectors: as they are, and one sign bit a dimension; `dim-64` and the like are truncations."""
@@ -30,7 +30,7 @@ _DIGITS = 6
 
 
 @dataclass
-class Sets:
+class ExperimentSets:
     """The evaluation sets of an experiment, each read once."""
 
     primary: list[EvalSet]
@@ -106,7 +106,7 @@ class TokenEmbedder:
         return self.encoder.model_hash
 
 
-def open_sets(experiment: Experiment, root: Path) -> Sets:
+def open_sets(experiment: Experiment, root: Path) -> ExperimentSets:
     """Find the sets that the recipe's evaluation names.
 
     Args:
@@ -121,7 +121,7 @@ def open_sets(experiment: Experiment, root: Path) -> Sets:
     """
     wanted = experiment.recipe.evaluation
     folder = Path(wanted.root or root)
-    test = find_sets(folder, wanted.sets)
+    test = find_eval_sets(folder, wanted.sets)
     dev = [_dev_set(folder, name) for name in wanted.dev]
     if both := {each.files for each in test} & {each.files for each in dev}:
         names = [each.name for each in dev if each.files in both]
@@ -132,20 +132,20 @@ def open_sets(experiment: Experiment, root: Path) -> Sets:
     if not any(each.kind is Kind.RETRIEVAL for each in dev):
         raise BadInput("evaluation.dev has no retrieval set; arms are tuned for nDCG@10: name one")
     secondary = [each for each in test if each not in primary]
-    return Sets(primary, secondary, dev, wanted.max_queries, experiment.ablation.max_dev_queries, experiment.recipe.seed)
+    return ExperimentSets(primary, secondary, dev, wanted.max_queries, experiment.ablation.max_dev_queries, experiment.recipe.seed)
 
 
 def _dev_set(folder: Path, name: str) -> EvalSet:
     for split in ("dev", "test"):
         try:
-            return find_sets(folder, [name], split)[0]
+            return find_eval_sets(folder, [name], split)[0]
         except BadInput:
             if split == "test":
                 raise
     raise AssertionError
 
 
-def dev_scores(embedder: Embedder, sets: Sets) -> dict[str, float]:
+def dev_scores(embedder: Embedder, sets: ExperimentSets) -> dict[str, float]:
     """Score a model on the dev sets.
 
     Args:
@@ -179,7 +179,7 @@ def macro(scores: Mapping[str, float], sets: Sequence[EvalSet]) -> float:
     return float(np.mean([scores[each.name] for each in sets if each.kind is Kind.RETRIEVAL]))
 
 
-def test_scores(embedder: Embedder, sets: Sets, dims: Sequence[int]) -> dict[str, dict[str, Any]]:
+def test_scores(embedder: Embedder, sets: ExperimentSets, dims: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Score a model on the test sets.
 
     Args:
@@ -212,7 +212,7 @@ def test_scores(embedder: Embedder, sets: Sets, dims: Sequence[int]) -> dict[str
     return found
 
 
-def variants(encoded: Encoded, dims: Sequence[int]) -> dict[str, Encoded]:
+def variants(encoded: EncodedSet, dims: Sequence[int]) -> dict[str, EncodedSet]:
     """Compress the vectors of a set in every way that is compared.
 
     Args:
@@ -229,5 +229,5 @@ def variants(encoded: Encoded, dims: Sequence[int]) -> dict[str, Encoded]:
     return found
 
 
-def _each(encoded: Encoded, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Encoded:
+def _each(encoded: EncodedSet, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> EncodedSet:
     return replace(encoded, sides={side: change(x) for side, x in encoded.sides.items()})

@@ -17,15 +17,15 @@ from taskdistill.data.rows import Dataset
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
-from taskdistill.recipe_phases import Adapter, Phase
+from taskdistill.recipe.phases import AdapterConfig, PhaseConfig
 from taskdistill.seeding import torch_seed
+from taskdistill.tasks import Task
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
-from taskdistill.train.loop import PhaseJob
-from taskdistill.train.objectives import Heads, Signals, Terms, pairs
+from taskdistill.train.collate import TrainBatch, collate
+from taskdistill.train.loop import Phase
+from taskdistill.train.objective import Heads, Targets, Terms, pairs
 from taskdistill.train.optim import HeadSchedule
-from taskdistill.train.prepare import Prepared, prepare
-from taskdistill.vocabulary import Task
 
 LABEL = "ablation"
 """The label under which every arm draws its batches; the arm's name is no part of it."""
@@ -35,7 +35,7 @@ SHUFFLED = "distill_shuffled"
 
 
 @dataclass(frozen=True)
-class Point:
+class Hyperparameters:
     """What is tuned: one setting of an arm's last phase."""
 
     lr: float
@@ -51,7 +51,7 @@ class Point:
         return {"lr": self.lr, "temperature": self.temperature, "weight": self.weight}
 
 
-def untuned(experiment: Experiment) -> Point:
+def untuned(experiment: Experiment) -> Hyperparameters:
     """Return the setting that the recipe states.
 
     Args:
@@ -60,7 +60,7 @@ def untuned(experiment: Experiment) -> Point:
     Returns:
         Its learning rate, temperature and weight.
     """
-    return Point(experiment.recipe.first_stage().lr, experiment.ablation.temperature, experiment.ablation.distill_weight)
+    return Hyperparameters(experiment.recipe.first_stage().lr, experiment.ablation.temperature, experiment.ablation.distill_weight)
 
 
 def batch_plan(experiment: Experiment, datasets: Mapping[str, Dataset], seed: int, times: int = 1) -> BatchPlan:
@@ -133,7 +133,7 @@ def phase_job(
     name: str,
     arm: Arm,
     terms: Sequence[str],
-    point: Point,
+    point: Hyperparameters,
     experiment: Experiment,
     module: TransformerModel | StaticModel,
     plan: BatchPlan,
@@ -144,7 +144,7 @@ def phase_job(
     starts_at: int,
     every: int,
     dims: Sequence[int],
-) -> PhaseJob:
+) -> Phase:
     """Describe one phase of an arm: the whole student trained on named terms over pairs.
 
     A phase without distillation gets no teacher store, no projection and no similarities: there is nothing in it that
@@ -175,10 +175,10 @@ def phase_job(
         weights[SHUFFLED] = weights.pop("distill")
     chosen = list(dims) if arm.matryoshka and settings.matryoshka else [module.embedding_dim]
 
-    def prepared(batch: Batch) -> Prepared:
-        return prepare(batch, task=Task.RETRIEVAL, distil=distils, negatives=settings.negatives)
+    def prepared(batch: Batch) -> TrainBatch:
+        return collate(batch, task=Task.RETRIEVAL, distil=distils, negatives=settings.negatives)
 
-    def objective(vectors: Tensor, batch: Prepared, signals: Signals, heads: Heads) -> tuple[Terms, float]:
+    def objective(vectors: Tensor, batch: TrainBatch, signals: Targets, heads: Heads) -> tuple[Terms, float]:
         if arm.shuffled and signals.teacher is not None:
             order = shuffle(plan.seed, batch.batch.step, len(signals.teacher)).to(signals.teacher.device)
             signals = replace(signals, teacher=signals.teacher[order])
@@ -189,7 +189,7 @@ def phase_job(
 
     stage = experiment.recipe.first_stage()
     heads = Heads(projection if distils else None)
-    return PhaseJob(
+    return Phase(
         name,
         settings,
         plan,
@@ -225,7 +225,9 @@ def trained_weights(module: TransformerModel | StaticModel, *, freeze_table: boo
     return {n: p for n, p in module.backbone.named_parameters() if not (freeze_table and p is table)}
 
 
-def phase_settings(arm: Arm, terms: Sequence[str], point: Point, experiment: Experiment, *, steps: int, every: int) -> Adapter:
+def phase_settings(
+    arm: Arm, terms: Sequence[str], point: Hyperparameters, experiment: Experiment, *, steps: int, every: int
+) -> AdapterConfig:
     """Write a phase of an arm as settings: stage 1's optimiser, batch and length, and the arm's terms.
 
     Args:
@@ -239,7 +241,7 @@ def phase_settings(arm: Arm, terms: Sequence[str], point: Point, experiment: Exp
     Returns:
         The settings; those of an adapter's shape do nothing here.
     """
-    shared = experiment.recipe.first_stage().model_dump(include=set(Phase.model_fields))
+    shared = experiment.recipe.first_stage().model_dump(include=set(PhaseConfig.model_fields))
     times = experiment.ablation.large_batch if arm.large else 1
     weights = dict.fromkeys(terms, 1.0)
     if len(terms) > 1 and "info_nce" in terms and "distill" in terms:
@@ -256,7 +258,7 @@ def phase_settings(arm: Arm, terms: Sequence[str], point: Point, experiment: Exp
         "learn_temperature": False,
         "negatives": experiment.ablation.negatives,
     }
-    return Adapter.model_validate({**shared, **changed})
+    return AdapterConfig.model_validate({**shared, **changed})
 
 
 def shuffle(seed: int, step: int, count: int) -> Tensor:
@@ -291,7 +293,7 @@ def batches_hash(plan: BatchPlan, start: int, stop: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def require_no_teacher(job: PhaseJob) -> None:
+def require_no_teacher(job: Phase) -> None:
     """Hold a phase without distillation to having nothing of the teacher.
 
     Args:

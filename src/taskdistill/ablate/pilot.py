@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from taskdistill.ablate.measure import WHOLE, Sets
+from taskdistill.ablate.measure import WHOLE, ExperimentSets
 from taskdistill.ablate.settings import Experiment
 from taskdistill.evaluate.contrasts import effective_queries, seed_variance
 from taskdistill.evaluate.reading import RankingData
-from taskdistill.evaluate.statistics import RANDOM_EFFECT, smallest_effect
+from taskdistill.stats import RANDOM_EFFECT, smallest_effect
 
 
-def detectable(experiment: Experiment, sets: Sets, pilot: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+def detectable(experiment: Experiment, sets: ExperimentSets, pilot: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """Compute the smallest detectable effect from the stated spread over queries and, with a pilot, that over seeds.
 
     Args:

@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 from taskdistill.ablate import report_tables as tables
 from taskdistill.ablate.contrasts import BITS, CONTROLS, COSTS, GOR, INTERACTION, LENGTHS, ORDER
-from taskdistill.evaluate.charts import Series, dot_plot, interval_chart, line_chart
-from taskdistill.evaluate.report import ReportData, Section, render_report
-from taskdistill.evaluate.tables import Table
-from taskdistill.outputs import write_output
+from taskdistill.io.outputs import write_output
+from taskdistill.report.page import ReportData, render_report
+from taskdistill.report.plots import Series, dot_plot, interval_chart, line_chart
+from taskdistill.report.tables import Section, Table
 
 Results = Mapping[str, Any]
 

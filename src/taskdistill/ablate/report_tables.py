@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskdistill.evaluate.kinds import Kind
-from taskdistill.evaluate.score_tables import kind_title
-from taskdistill.evaluate.statistics import RANDOM_EFFECT
-from taskdistill.evaluate.tables import Table, Text, Value
+from taskdistill.report.scores import kind_title
+from taskdistill.report.tables import CellText, Table, Value
+from taskdistill.stats import RANDOM_EFFECT
 
 Results = Mapping[str, Any]
 
@@ -73,13 +73,13 @@ def claim_table(results: Results) -> Table:
         seeds = ", ".join(points(value, 1) for value in each["per_seed"])
         rows.append(
             [
-                Text(each["asks"], small=each["name"]),
-                Text(points(each["estimate"][0]), small=span(each["estimate"])),
-                Text(span(each["over_queries"])),
-                Text(span(each["over_seeds"])),
+                CellText(each["asks"], small=each["name"]),
+                CellText(points(each["estimate"][0]), small=span(each["estimate"])),
+                CellText(span(each["over_queries"])),
+                CellText(span(each["over_seeds"])),
                 p_value(max(each["p_greater"], each["p_draws"])),
                 p_value(each["p_equivalent"]),
-                Text(seeds, small=f"sign test p {p_value(each['p_sign'])}"),
+                CellText(seeds, small=f"sign test p {p_value(each['p_sign'])}"),
             ]
         )
     columns = ["question", "difference", "over queries only", "over seeds only", "p, one-sided", "p, equal within margin", "each seed"]
@@ -106,8 +106,8 @@ def fewer_sets_table(results: Results) -> Table | None:
     names = list(found[0]["contrasts"])
     rows: list[list[Value]] = [
         [
-            Text(", ".join(each["left_out"]), small="what was seen in training" if each["seen"] else ""),
-            *(Text(points(each["contrasts"][name][0]), small=span(each["contrasts"][name])) for name in names),
+            CellText(", ".join(each["left_out"]), small="what was seen in training" if each["seen"] else ""),
+            *(CellText(points(each["contrasts"][name][0]), small=span(each["contrasts"][name])) for name in names),
             each["state"],
         ]
         for each in found
@@ -130,9 +130,9 @@ def contrast_table(results: Results, families: Sequence[str], title: str = "") -
     rows: list[list[Value]] = []
     for each in results["contrasts"]:
         if each["family"] in families:
-            value = Text(points(each["estimate"][0]), small=span(each["estimate"]))
+            value = CellText(points(each["estimate"][0]), small=span(each["estimate"]))
             seeds = ", ".join(points(x, 1) for x in each["per_seed"])
-            rows.append([Text(each["asks"], small=each["name"]), value, p_value(each["p_two_sided"]), p_value(each["p_holm"]), seeds])
+            rows.append([CellText(each["asks"], small=each["name"]), value, p_value(each["p_two_sided"]), p_value(each["p_holm"]), seeds])
     if not rows:
         return None
     return Table(title, ["question", "points, 95 % interval", "p", "p, corrected", "each seed"], rows, EXPLORATORY)
@@ -159,15 +159,22 @@ def arm_table(results: Results) -> Table:
     recall = sum(teacher[name]["scores"]["Recall@100"] for name in primary) / len(primary)
     whole = sum(teacher[name]["score"] for name in primary) / len(primary)
     rows: list[list[Value]] = [
-        [Text("teacher", small="through the same sets"), Text(f"{100 * whole:.1f}"), "100 %", recall, *others(teacher, "score"), None]
+        [
+            CellText("teacher", small="through the same sets"),
+            CellText(f"{100 * whole:.1f}"),
+            "100 %",
+            recall,
+            *others(teacher, "score"),
+            None,
+        ]
     ]
     for name, arm in results["arms"].items():
         value, low, high = arm["score"]["estimate"]
         kept = None if arm["retention"] is None else f"{100 * arm['retention']:.1f} %"
         rows.append(
             [
-                Text(name, small=arm["about"]),
-                Text(f"{100 * value:.1f}", small=f"{100 * low:.1f} to {100 * high:.1f}", best=value == best),
+                CellText(name, small=arm["about"]),
+                CellText(f"{100 * value:.1f}", small=f"{100 * low:.1f} to {100 * high:.1f}", best=value == best),
                 kept,
                 arm["recall_at_100"]["mean"],
                 *others(arm["sets"], "mean"),
@@ -195,8 +202,8 @@ def set_table(results: Results) -> Table:
         means = {name: results["arms"][name]["sets"][each["name"]]["mean"] for name in shown}
         best = max(means.values())
         record = results["teacher"][each["name"]]
-        cells: list[Value] = [Text(f"{100 * mean:.1f}", best=mean == best) for mean in means.values()]
-        rows.append([Text(each["name"], small=f"{record['metric']}, n = {record['n']:,}"), record["score"], *cells])
+        cells: list[Value] = [CellText(f"{100 * mean:.1f}", best=mean == best) for mean in means.values()]
+        rows.append([CellText(each["name"], small=f"{record['metric']}, n = {record['n']:,}"), record["score"], *cells])
     return Table("", ["set", "teacher", *shown], rows, "Scores × 100, mean over seeds. The best arm of a row is underlined.")
 
 
@@ -216,7 +223,7 @@ def variant_table(results: Results) -> Table:
         cells: list[Value] = []
         for variant in variants:
             mean = arm["variants"][variant]["mean"]
-            cells.append(Text(f"{100 * mean:.1f}", small="" if variant == "float" or not whole else f"{100 * mean / whole:.0f} %"))
+            cells.append(CellText(f"{100 * mean:.1f}", small="" if variant == "float" or not whole else f"{100 * mean / whole:.0f} %"))
         rows.append([name, *cells])
     titles = {"float": "whole, float", "binary": "whole, binary"}
     columns = [titles.get(each, f"{each.removeprefix('dim-')} dimensions, float") for each in variants]
@@ -286,7 +293,7 @@ def tuning_table(results: Results) -> Table | None:
         cells: list[Value] = []
         for arm in arms:
             score = tuning[arm][number]["score"]
-            cells.append(Text(f"{100 * score:.1f}", best=score == best[arm]))
+            cells.append(CellText(f"{100 * score:.1f}", best=score == best[arm]))
         name = "untuned" if number == 0 else str(number)
         rows.append([name, f"{first['lr']:g}", f"{first['temperature']:g}", f"{first['weight']:g}", *cells])
     steps = tuning[arms[0]][0]["steps"]
@@ -310,7 +317,7 @@ def query_table(results: Results, which: str, title: str) -> Table | None:
     """
     found = results["examples"][which]
     rows: list[list[Value]] = [
-        [Text(row["query"], small=row["set"]), row["D"], row["C"], row["DC"], points(row["gain"], 0)] for row in found
+        [CellText(row["query"], small=row["set"]), row["D"], row["C"], row["DC"], points(row["gain"], 0)] for row in found
     ]
     note = f"nDCG@10 × 100, mean over seeds; the gain is over {results['examples']['against']}, the better single arm."
     return Table(title, ["query", "D", "C", "DC", "gain"], rows, note) if rows else None
@@ -327,7 +334,7 @@ def length_table(results: Results) -> Table:
     """
     arms = ("A0", "D", "C", "DC")
     rows: list[list[Value]] = [
-        [Text(name, small=f"{bucket['characters']} characters"), bucket["queries"], *(float(bucket[arm]) for arm in arms)]
+        [CellText(name, small=f"{bucket['characters']} characters"), bucket["queries"], *(float(bucket[arm]) for arm in arms)]
         for name, buckets in results["lengths"].items()
         for bucket in buckets
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from taskdistill.ablate.contrasts import CLAIM, Units, contrasts, values
 from taskdistill.ablate.verdict import judge
-from taskdistill.evaluate.contrasts import find
+from taskdistill.evaluate.contrasts import analyze_contrasts
 
 SEEN = 0.01
 """A set of which this share of texts is in training, exactly or by 13 words, is left out together with the others like it."""
@@ -37,7 +37,7 @@ def on_fewer_sets(units: Units, seen: Mapping[str, Mapping[str, int]], margin: f
         if not left_out or len(left_out) == len(names):
             continue
         some = {name: {each: by_set[each] for each in names if each not in left_out} for name, by_set in asked.items()}
-        findings = find(some, draws=DRAWS)
+        findings = analyze_contrasts(some, draws=DRAWS)
         found.append(
             {
                 "left_out": list(left_out),

@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from taskdistill.ablate.arms import ARMS, CORE, Arm, arm_of
-from taskdistill.errors import BadInput, nearest
-from taskdistill.job.state import deciding_data
-from taskdistill.recipe import Recipe, parse_recipe
-from taskdistill.recipe_faults import explain, read_recipe
-from taskdistill.recipe_phases import Positive, Share, Strict
+from taskdistill.errors import BadInput, did_you_mean
+from taskdistill.pipeline.context import deciding_data
+from taskdistill.recipe.load import explain, read_recipe
+from taskdistill.recipe.phases import ConfigModel, Positive, Share
+from taskdistill.recipe.recipe import Recipe, parse_recipe
 from taskdistill.seeding import later_seed
-from taskdistill.vocabulary import RowKind, Task
+from taskdistill.tasks import Task
+from taskdistill.types import RowKind
 
 EXPECTATION = (
     "On small students and short budgets C leads early, D catches up, DC ends 0 to 1.5 points above the better of both, "
@@ -29,7 +30,7 @@ EXPECTATION = (
 Rate = Annotated[float, Field(gt=0)]
 
 
-class Ranges(Strict):
+class SearchSpace(ConfigModel):
     """From where to where every arm is tuned; each is drawn evenly on a logarithmic scale."""
 
     lr: tuple[Rate, Rate] = Field(default=(1e-4, 3e-3), description="Learning rate")
@@ -37,7 +38,7 @@ class Ranges(Strict):
     weight: tuple[Rate, Rate] = Field(default=(0.5, 20.0), description="Of distillation where it is combined with InfoNCE")
 
     @model_validator(mode="after")
-    def _ascending(self) -> Ranges:
+    def _ascending(self) -> SearchSpace:
         for name in type(self).model_fields:
             low, high = getattr(self, name)
             if low > high:
@@ -45,7 +46,7 @@ class Ranges(Strict):
         return self
 
 
-class Ablation(Strict):
+class Ablation(ConfigModel):
     """What the experiment is, beside the recipe's data, teacher, student and stage 1 (steps, batch, length, optimiser of every arm)."""
 
     arms: list[str] = Field(default_factory=lambda: list(ARMS), description="Names of arms; A0, D, C and DC are always among them")
@@ -65,7 +66,7 @@ class Ablation(Strict):
     )
     trials: Positive = Field(default=6, description="Settings tried for each tuned arm; the first is the untuned one")
     trial_share: float = Field(default=0.25, gt=0, le=1, description="Share of the steps that a trial has")
-    ranges: Ranges = Field(default_factory=Ranges)
+    ranges: SearchSpace = Field(default_factory=SearchSpace)
     points: Positive = Field(default=10, description="Points of each learning curve, on the dev sets")
     max_dev_queries: Positive | None = Field(default=None, description="Cut dev sets to this many queries; None: all")
     margin: float = Field(default=1.0, gt=0, description="Difference in points of the primary metric below which nothing is relevant")
@@ -80,7 +81,7 @@ class Ablation(Strict):
     def _known(self) -> Ablation:
         for name in self.arms:
             if name not in ARMS:
-                raise ValueError(f"arms names {name!r}{nearest(name, ARMS)}")
+                raise ValueError(f"arms names {name!r}{did_you_mean(name, ARMS)}")
         if self.negatives and self.negatives_from is None:
             raise ValueError("negatives needs negatives_from: say who chose the rows' negatives (rows, bm25, student)")
         if not self.negatives and self.negatives_from is not None:
@@ -184,7 +185,7 @@ def load_experiment(
     if not isinstance(section, dict):
         raise BadInput(f"{path}: `ablation` holds no mapping; write arms, seeds and so on below it")
     if preset is not None and preset not in PRESETS:
-        raise BadInput(f"unknown preset {preset!r}{nearest(preset, PRESETS)}")
+        raise BadInput(f"unknown preset {preset!r}{did_you_mean(preset, PRESETS)}")
     asked: dict[str, Any] = {**PRESETS.get(preset or "", {}), **section}
     if arms:
         asked["arms"] = list(arms)

@@ -11,13 +11,13 @@ from tokenizers import Tokenizer
 from taskdistill.ablate.settings import Experiment
 from taskdistill.data.rows import Dataset, row_texts
 from taskdistill.errors import BadInput
-from taskdistill.job.start import matryoshka_dims
 from taskdistill.model.backbone import resolve
-from taskdistill.model.folder import Model, Settings
+from taskdistill.model.folder import Model, ModelSettings
 from taskdistill.model.student import StaticModel
-from taskdistill.model.text import TextTokenizer, Tokens
+from taskdistill.model.tokenizer import TextTokenizer, TokenizedTexts
+from taskdistill.pipeline.setup import matryoshka_dims
 from taskdistill.seeding import torch_seed
-from taskdistill.train.static import FREQUENCY_FLOOR
+from taskdistill.train.static_init import FREQUENCY_FLOOR
 
 STATIC = "static"
 """`model_type` of a student that is a token table: `student.config: {model_type: static, hidden_size: 128}`."""
@@ -78,7 +78,7 @@ def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> M
     generator = torch.Generator().manual_seed(torch_seed(recipe.seed))
     table = torch.randn(len(tokenizer), width, generator=generator) / width**0.5
     table *= (FREQUENCY_FLOOR / (FREQUENCY_FLOOR + shares))[:, None]
-    settings = Settings(
+    settings = ModelSettings(
         prompts=dict(recipe.student.prompts),
         max_length=recipe.student.max_length,
         matryoshka_dims=matryoshka_dims(recipe.student.matryoshka_dims, width),
@@ -86,7 +86,7 @@ def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> M
     return Model(StaticModel(table).eval(), tokenizer, settings, name=recipe.name, source=source)
 
 
-class OnceTokenizer(TextTokenizer):
+class CachedTokenizer(TextTokenizer):
     """A tokenizer that remembers: most of a static student's step would be tokenising, and every arm sees the same texts."""
 
     def __init__(self, other: TextTokenizer) -> None:
@@ -99,7 +99,7 @@ class OnceTokenizer(TextTokenizer):
         self.rows = other.rows
         self._known: dict[tuple[str, int, str], tuple[np.ndarray, bool]] = {}
 
-    def ids(self, texts: Sequence[str], *, prompt: str, max_length: int) -> Tokens:
+    def ids(self, texts: Sequence[str], *, prompt: str, max_length: int) -> TokenizedTexts:
         """Tokenise texts behind a prompt, each distinct one once.
 
         Args:
@@ -115,4 +115,4 @@ class OnceTokenizer(TextTokenizer):
             for text, ids, cut in zip(new, made.ids, made.truncated, strict=True):
                 self._known[prompt, max_length, text] = (ids, bool(cut))
         found = [self._known[prompt, max_length, text] for text in texts]
-        return Tokens([ids for ids, _ in found], np.array([cut for _, cut in found], dtype=bool))
+        return TokenizedTexts([ids for ids, _ in found], np.array([cut for _, cut in found], dtype=bool))

@@ -8,13 +8,13 @@ import numpy as np
 from scipy.stats import qmc
 
 from taskdistill.ablate.arms import Arm
-from taskdistill.ablate.cells import TRIAL_SEED, Cell
-from taskdistill.ablate.phases import Point, untuned
+from taskdistill.ablate.phases import Hyperparameters, untuned
 from taskdistill.ablate.settings import Experiment, trial_steps
+from taskdistill.ablate.training_run import TRIAL_SEED, TrainingRun
 from taskdistill.seeding import later_seed
 
 
-def trial_points(experiment: Experiment) -> list[Point]:
+def trial_points(experiment: Experiment) -> list[Hyperparameters]:
     """Choose the settings that every tuned arm tries: the untuned one, then a Latin hypercube over the ranges.
 
     An arm in which a number does nothing (temperature and weight in distillation alone) tries as many learning rates
@@ -35,10 +35,10 @@ def trial_points(experiment: Experiment) -> list[Point]:
     columns = []
     for (low, high), column in zip((ranges.lr, ranges.temperature, ranges.weight), drawn.T, strict=True):
         columns.append(np.exp(np.log(low) + column * (np.log(high) - np.log(low))))
-    return [first, *(Point(*(float(f"{value:.4g}") for value in row)) for row in zip(*columns, strict=True))]
+    return [first, *(Hyperparameters(*(float(f"{value:.4g}") for value in row)) for row in zip(*columns, strict=True))]
 
 
-def trial_cells(experiment: Experiment, arm: Arm, first: Point | None) -> list[Cell]:
+def trial_cells(experiment: Experiment, arm: Arm, first: Hyperparameters | None) -> list[TrainingRun]:
     """Write an arm's trials as cells.
 
     Args:
@@ -52,7 +52,7 @@ def trial_cells(experiment: Experiment, arm: Arm, first: Point | None) -> list[C
     steps, seed = trial_steps(experiment.recipe.first_stage().steps, experiment.ablation), later_seed(experiment.recipe.seed, TRIAL_SEED)
     if len(arm.phases) > 1:
         steps = max(2, steps)
-    return [Cell("trial", arm.name, seed, steps, point, first, number) for number, point in enumerate(trial_points(experiment))]
+    return [TrainingRun("trial", arm.name, seed, steps, point, first, number) for number, point in enumerate(trial_points(experiment))]
 
 
 def best_trial(results: list[dict[str, Any]]) -> int:

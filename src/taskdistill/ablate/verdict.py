@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from taskdistill.evaluate.contrasts import Finding, Needed, needed
+from taskdistill.evaluate.contrasts import ContrastResult, PowerAnalysis, required_sample
 
 ALPHA = 0.05
 
@@ -29,7 +29,7 @@ class Verdict:
     why: tuple[str, ...]
     relevant: Literal["yes", "no", "open"]
     p: float
-    deciding: Mapping[str, Needed | None]
+    deciding: Mapping[str, PowerAnalysis | None]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data.
@@ -42,7 +42,7 @@ class Verdict:
         return found
 
 
-def judge(findings: Mapping[str, Finding], singles: Sequence[str], margin: float, seeds: int) -> Verdict:
+def judge(findings: Mapping[str, ContrastResult], singles: Sequence[str], margin: float, seeds: int) -> Verdict:
     """Judge "combined beats both" as an intersection-union test: both comparisons must hold, each one-sided at 5 %.
 
     A comparison holds if the randomisation test over queries and the draws over seeds, sets and queries both say so;
@@ -74,11 +74,11 @@ def judge(findings: Mapping[str, Finding], singles: Sequence[str], margin: float
     return Verdict(state, tuple(why), relevant, p, deciding)
 
 
-def _needed(found: Finding, seeds: int) -> Needed | None:
-    return needed(found.all.value, found.query_error, found.seed_sd, seeds, found.set_sd, len(found.per_set))
+def _needed(found: ContrastResult, seeds: int) -> PowerAnalysis | None:
+    return required_sample(found.all.value, found.query_error, found.seed_sd, seeds, found.set_sd, len(found.per_set))
 
 
-def _sentence(name: str, found: Finding, margin: float) -> str:
+def _sentence(name: str, found: ContrastResult, margin: float) -> str:
     low, high = 100 * found.all.low, 100 * found.all.high
     said = f"{name}: {100 * found.all.value:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}, one-sided p {max(found.p_greater, found.p_draws):.4f}"
     if found.p_equivalent(margin) <= ALPHA:
@@ -90,7 +90,7 @@ def _sentence(name: str, found: Finding, margin: float) -> str:
     return f"{said}; not decided."
 
 
-def deciding_sentence(name: str, found: Needed | None) -> str:
+def deciding_sentence(name: str, found: PowerAnalysis | None) -> str:
     """Say in words what would decide a comparison.
 
     Args:

@@ -9,6 +9,6 @@ import sys
 def main() -> None:
     """Run the command line and exit with 0 (success), 1 (the work failed) or 2 (bad input)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from taskdistill.cli.app import run
+    from taskdistill.cli.main import run
 
     sys.exit(run(sys.argv[1:]))

@@ -10,8 +10,8 @@ import numpy as np
 
 from taskdistill.data.order import epoch_order, generator, text_ids
 from taskdistill.data.rows import Dataset, Text
-from taskdistill.errors import BadInput, nearest
-from taskdistill.vocabulary import RowKind, TeacherReads
+from taskdistill.errors import BadInput, did_you_mean
+from taskdistill.types import RowKind, TeacherSide
 
 BLOCK = 4096
 """Steps whose data sets are drawn at once."""
@@ -42,7 +42,7 @@ class Batch:
     kind: RowKind
     rows: tuple[Any, ...]
     row_ids: np.ndarray
-    teacher_reads: TeacherReads = TeacherReads.BOTH
+    teacher_reads: TeacherSide = TeacherSide.BOTH
 
 
 class BatchPlan:
@@ -78,7 +78,7 @@ class BatchPlan:
         known = [dataset.name for dataset in datasets]
         for name in weights:
             if name not in known:
-                raise BadInput(f"{label}: the weights name {name!r}, which is no data set{nearest(name, known)}")
+                raise BadInput(f"{label}: the weights name {name!r}, which is no data set{did_you_mean(name, known)}")
         self.datasets = [dataset for dataset in datasets if weights.get(dataset.name, 0) > 0]
         if not self.datasets:
             raise BadInput(f"{label}: no data set has a weight above 0")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from taskdistill.data.readers import Fault, parse_json
-from taskdistill.data.rows import Labelled, Pair, Row, Scored, Text
-from taskdistill.recipe_source import Source
-from taskdistill.vocabulary import RowKind
+from taskdistill.data.rows import LabeledText, Pair, Row, ScoredPair, Text
+from taskdistill.recipe.data import SourceConfig
+from taskdistill.types import RowKind
 
 MAX_CHARACTERS = 200_000
 """A longer text is cut before anything tokenises it."""
@@ -30,7 +30,7 @@ _VISIBLE = re.compile(
 Repair = Callable[[str], None]
 
 
-def make_row(record: Mapping[str, Any], source: Source, repair: Repair) -> Row:
+def make_row(record: Mapping[str, Any], source: SourceConfig, repair: Repair) -> Row:
     """Turn one record into a clean row.
 
     Args:
@@ -51,10 +51,10 @@ def make_row(record: Mapping[str, Any], source: Source, repair: Repair) -> Row:
     if source.kind is RowKind.SCORED:
         first = _text(record, names.get("text1", "text1"), repair)
         second = _text(record, names.get("text2", "text2"), repair)
-        return Scored(first, second, _score(record, names.get("score", "score"), source.score_range), lang)
+        return ScoredPair(first, second, _score(record, names.get("score", "score"), source.score_range), lang)
     text = _text(record, names.get("text", "text"), repair)
     if source.kind is RowKind.LABELLED:
-        return Labelled(text, _label(record, names.get("label", "label"), repair), lang)
+        return LabeledText(text, _label(record, names.get("label", "label"), repair), lang)
     return Text(text, lang)
 
 

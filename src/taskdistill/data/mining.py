@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from taskdistill.data.duplicates import exact_key
+from taskdistill.data.dedup import exact_key
 from taskdistill.data.order import generator
 from taskdistill.data.rows import Pair
 from taskdistill.errors import BadInput
@@ -111,7 +111,7 @@ class Relations:
     """Texts that were left out of the candidates because another one equals them."""
 
 
-def relate(rows: Sequence[Pair], others: Sequence[str] = ()) -> Relations:
+def build_relations(rows: Sequence[Pair], others: Sequence[str] = ()) -> Relations:
     """Number the distinct texts of pairs and find what is no negative of what.
 
     Args:
@@ -163,7 +163,7 @@ def relate(rows: Sequence[Pair], others: Sequence[str] = ()) -> Relations:
     )
 
 
-def nearest(
+def top_k(
     queries: NDArray[np.float32], candidates: Vectors, count: int, excluded: Sequence[Numbers], most: int, usable: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.float32], Numbers]:
     """Find the nearest candidates of some queries, exactly, block by block.
@@ -200,7 +200,7 @@ def nearest(
 
 
 @dataclass(frozen=True)
-class Mined:
+class MinedBlock:
     """The negatives of the rows of one block of queries."""
 
     rows: Numbers
@@ -218,7 +218,7 @@ def mine_block(
     block: Numbers,
     settings: MiningSettings,
     usable: NDArray[np.bool_] | None = None,
-) -> Mined:
+) -> MinedBlock:
     """Mine the rows of a block of queries.
 
     Args:
@@ -234,7 +234,7 @@ def mine_block(
     """
     rows = np.flatnonzero((relations.query_of >= block[0]) & (relations.query_of <= block[-1]))
     vectors = np.asarray(queries.take(block), dtype=np.float32)
-    top, found = nearest(
+    top, found = top_k(
         vectors, candidates, len(relations.candidates), [relations.excluded[query] for query in block], settings.last, usable
     )
     place = {int(query): i for i, query in enumerate(block)}
@@ -248,10 +248,10 @@ def mine_block(
         chosen.append(
             _choose(top[at], found[at], score, relations.given[row], room, row, settings, reasons) if usable_row else found[at, :0]
         )
-    return Mined(rows, np.array([len(each) for each in chosen]), np.concatenate([np.zeros(0, np.int64), *chosen]), dict(reasons))
+    return MinedBlock(rows, np.array([len(each) for each in chosen]), np.concatenate([np.zeros(0, np.int64), *chosen]), dict(reasons))
 
 
-def limits(positive: float, settings: MiningSettings) -> dict[str, float]:
+def score_ceilings(positive: float, settings: MiningSettings) -> dict[str, float]:
     """Say below which cosine a candidate must lie.
 
     Args:
@@ -285,7 +285,7 @@ def _choose(
     window = slice(settings.first - 1, settings.last)
     scores, numbers = scores[window], numbers[window]
     left = np.isfinite(scores) & ~np.isin(numbers, given)
-    for reason, most in limits(positive, settings).items():
+    for reason, most in score_ceilings(positive, settings).items():
         passed = left & (scores > most)
         reasons[reason] += int(passed.sum())
         left &= ~passed
@@ -299,7 +299,7 @@ def _choose(
     return numbers[places[: max(0, room)]]
 
 
-def blocks(count: int) -> Iterator[Numbers]:
+def query_blocks(count: int) -> Iterator[Numbers]:
     """Cut the queries into blocks.
 
     Args:

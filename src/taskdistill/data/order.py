@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from taskdistill.data.duplicates import normalise
-from taskdistill.data.rows import Dataset, Pair, Scored
+from taskdistill.data.dedup import fold_text
+from taskdistill.data.rows import Dataset, Pair, ScoredPair
 
 NEAR = 64
 """How many batches are tried for a row that fits into none of those left open."""
@@ -43,7 +43,7 @@ def text_ids(dataset: Dataset) -> list[tuple[int, int]]:
     """
     known: dict[str, int] = {}
     return [
-        (known.setdefault(normalise(row.query), len(known)), known.setdefault(normalise(row.positive), len(known))) for row in dataset.rows
+        (known.setdefault(fold_text(row.query), len(known)), known.setdefault(fold_text(row.positive), len(known))) for row in dataset.rows
     ]
 
 
@@ -68,7 +68,7 @@ def epoch_order(
     """
     permutation = rng.permutation(len(dataset.rows) if candidates is None else candidates)
     first = dataset.rows[0]
-    if not isinstance(first, Pair | Scored):
+    if not isinstance(first, Pair | ScoredPair):
         return _fill_up(permutation, batch_size, rng)
     fillers = rng.permutation(len(dataset.rows)).tolist()
     if isinstance(first, Pair):
@@ -100,7 +100,7 @@ def _mix_scores(order: np.ndarray, scores: Sequence[float], fillers: Sequence[in
             batch[-1] = next(row for row in fillers if scores[row] != only)
 
 
-class _Open:
+class _OpenBatch:
     """A batch of pairs being filled; `held` are the numbers of its texts."""
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class _Open:
 
 
 def _arrange(permutation: list[int], fillers: list[int], size: int, ids: Sequence[tuple[int, int]]) -> list[list[int]]:
-    batches = [_Open() for _ in range(-(-len(permutation) // size))]
+    batches = [_OpenBatch() for _ in range(-(-len(permutation) // size))]
     put_off: deque[int] = deque()
     coming = iter(permutation)
     for batch in batches:
@@ -143,7 +143,7 @@ def _arrange(permutation: list[int], fillers: list[int], size: int, ids: Sequenc
     return [batch.rows for batch in batches]
 
 
-def _exchange(row: int, target: _Open, batches: Sequence[_Open], ids: Sequence[tuple[int, int]]) -> bool:
+def _exchange(row: int, target: _OpenBatch, batches: Sequence[_OpenBatch], ids: Sequence[tuple[int, int]]) -> bool:
     """Put the row in place of a member of another batch that fits into the target, and that member into the target."""
     for other in batches[:NEAR]:
         if other is target:
@@ -157,7 +157,7 @@ def _exchange(row: int, target: _Open, batches: Sequence[_Open], ids: Sequence[t
     return False
 
 
-def _fill(batch: _Open, fillers: list[int], size: int, ids: Sequence[tuple[int, int]]) -> None:
+def _fill(batch: _OpenBatch, fillers: list[int], size: int, ids: Sequence[tuple[int, int]]) -> None:
     """Fill up with rows that share no text with the batch, then with any row that is not in it."""
     for row in fillers:
         if len(batch.rows) == size:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taskdistill.data.duplicates import normalise, share_of_runs, word_runs
+from taskdistill.data.dedup import fold_text, share_of_runs, word_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,14 @@ class Overlap:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class SeenTexts:
     """What training texts are compared by: normalised texts, and the sorted hashes of their runs of words."""
 
     texts: frozenset[str]
     runs: np.ndarray
 
 
-def trained_on(train_texts: Sequence[str]) -> Trained:
+def trained_on(train_texts: Sequence[str]) -> SeenTexts:
     """Prepare training texts for several comparisons.
 
     Args:
@@ -43,10 +43,10 @@ def trained_on(train_texts: Sequence[str]) -> Trained:
     Returns:
         What `overlap_with` takes.
     """
-    return Trained(frozenset(map(normalise, train_texts)), np.unique(word_runs(train_texts)[0]))
+    return SeenTexts(frozenset(map(fold_text, train_texts)), np.unique(word_runs(train_texts)[0]))
 
 
-def overlap_with(trained: Trained, eval_texts: Sequence[str]) -> Overlap:
+def overlap_with(trained: SeenTexts, eval_texts: Sequence[str]) -> Overlap:
     """Compare evaluation texts with prepared training texts.
 
     Args:
@@ -56,7 +56,7 @@ def overlap_with(trained: Trained, eval_texts: Sequence[str]) -> Overlap:
     Returns:
         For each evaluation text whether it was seen.
     """
-    exact = np.array([normalise(text) in trained.texts for text in eval_texts], dtype=bool)
+    exact = np.array([fold_text(text) in trained.texts for text in eval_texts], dtype=bool)
     return Overlap(exact, share_of_runs(eval_texts, trained.runs) > 0)
 
 

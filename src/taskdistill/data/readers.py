@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from taskdistill.errors import BadInput, require
-from taskdistill.strict_json import JsonFault, read_object
+from taskdistill.errors import BadInput, require_extra
+from taskdistill.io.json import JsonError, read_object
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 MAX_LINE = 64 << 20
@@ -86,7 +86,7 @@ def read_hub(name: str, split: str, revision: str | None, subset: str | None = N
     Raises:
         BadInput: If `datasets` is not installed or the data set cannot be loaded.
     """
-    require("datasets", "hub", f"hub:{name}")
+    require_extra("datasets", "hub", f"hub:{name}")
     from datasets import load_dataset
 
     try:
@@ -124,7 +124,7 @@ def parse_json(text: str) -> dict[str, Any] | Fault:
     """
     try:
         return read_object(text)
-    except JsonFault as fault:
+    except JsonError as fault:
         return Fault(fault.reason, fault.detail)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from taskdistill.vocabulary import RowKind, TeacherReads
+from taskdistill.types import RowKind, TeacherSide
 
 EXAMPLES = 10
 EXAMPLES_PER_REASON = 3
@@ -26,7 +26,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredPair:
     """Two texts with a graded similarity in the source's own range."""
 
     text1: str
@@ -36,7 +36,7 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabeledText:
     """A text with one class."""
 
     text: str
@@ -52,7 +52,7 @@ class Text:
     lang: str = ""
 
 
-Row = Pair | Scored | Labelled | Text
+Row = Pair | ScoredPair | LabeledText | Text
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ class Dataset:
     rows: Sequence[Any]
     counts: Counts
     sha256: str
-    teacher_reads: TeacherReads = TeacherReads.BOTH
+    teacher_reads: TeacherSide = TeacherSide.BOTH
 
 
 def make_dataset(name: str, kind: RowKind, rows: Sequence[Any], counts: Counts | None = None) -> Dataset:
@@ -139,7 +139,7 @@ def row_texts(row: Any) -> tuple[str, ...]:
     """
     if isinstance(row, Pair):
         return (row.query, row.positive, *row.negatives)
-    if isinstance(row, Scored):
+    if isinstance(row, ScoredPair):
         return (row.text1, row.text2)
     return (row.text,)
 
@@ -155,7 +155,7 @@ def hash_rows(rows: Iterable[Any]) -> str:
     """
     digest = hashlib.sha256()
     for row in rows:
-        extra = repr(row.score) if isinstance(row, Scored) else getattr(row, "label", "")
+        extra = repr(row.score) if isinstance(row, ScoredPair) else getattr(row, "label", "")
         parts = (*row_texts(row), extra, row.lang)
         digest.update("".join([f"{len(part)}:{part}" for part in parts]).encode() + b"\n")
     return digest.hexdigest()

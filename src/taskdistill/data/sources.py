@@ -10,11 +10,11 @@ from typing import Any
 
 from taskdistill.data.cleaning import OPTIONAL, REQUIRED, make_row
 from taskdistill.data.readers import SUFFIXES, Fault, Record, read_hub, read_records
-from taskdistill.data.rows import Counts, Dataset, Labelled, Scored, hash_rows, row_texts
-from taskdistill.errors import BadInput, nearest
-from taskdistill.folders import check_listed
-from taskdistill.recipe_source import Source
-from taskdistill.vocabulary import RowKind
+from taskdistill.data.rows import Counts, Dataset, LabeledText, ScoredPair, hash_rows, row_texts
+from taskdistill.errors import BadInput, did_you_mean
+from taskdistill.io.folders import check_listed
+from taskdistill.recipe.data import SourceConfig
+from taskdistill.types import RowKind
 
 HUB = "hub:"
 DUPLICATE = "duplicate"
@@ -24,7 +24,7 @@ NO_FAULT = frozenset({DUPLICATE, LONELY})
 
 
 def load_source(
-    root: Path, name: str, source: Source, *, max_bad: float, seed: int, progress: Callable[[int, int], None] | None = None
+    root: Path, name: str, source: SourceConfig, *, max_bad: float, seed: int, progress: Callable[[int, int], None] | None = None
 ) -> Dataset:
     """Read one source of a recipe.
 
@@ -70,14 +70,14 @@ def load_source(
     return Dataset(name, source.kind, tuple(rows), counts, hash_rows(rows), source.teacher_reads)
 
 
-def _check_columns(name: str, source: Source) -> None:
+def _check_columns(name: str, source: SourceConfig) -> None:
     known = (*REQUIRED[source.kind], *OPTIONAL[source.kind])
     for field in source.columns:
         if field not in known:
-            raise BadInput(f"data.sources.{name}.columns names {field!r}, no field of {source.kind.value} rows{nearest(field, known)}")
+            raise BadInput(f"data.sources.{name}.columns names {field!r}, no field of {source.kind.value} rows{did_you_mean(field, known)}")
 
 
-def _inputs(root: Path, name: str, source: Source) -> list[tuple[str, Iterator[Record]]]:
+def _inputs(root: Path, name: str, source: SourceConfig) -> list[tuple[str, Iterator[Record]]]:
     if source.path.startswith(HUB):
         return list(_hub_inputs(source))
     wanted = {source.columns.get(field, field) for field in (*REQUIRED[source.kind], *OPTIONAL[source.kind])}
@@ -87,7 +87,7 @@ def _inputs(root: Path, name: str, source: Source) -> list[tuple[str, Iterator[R
     return [(path.name, read_records(path, wanted)) for path in files]
 
 
-def _hub_inputs(source: Source) -> Iterator[tuple[str, Iterator[Record]]]:
+def _hub_inputs(source: SourceConfig) -> Iterator[tuple[str, Iterator[Record]]]:
     """Read a Hub data set, or one subset after the other where each language has its own."""
     name = source.path.removeprefix(HUB)
     if not isinstance(source.subset, dict):
@@ -136,15 +136,15 @@ def _near(root: Path, pattern: str) -> str:
     if not root.is_dir():
         return f"; the folder {root} does not exist"
     names = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*") if path.name.lower().endswith(SUFFIXES))
-    return nearest(pattern, names[:200]) if names else f"; {root} holds no file of rows"
+    return did_you_mean(pattern, names[:200]) if names else f"; {root} holds no file of rows"
 
 
-def _languages(source: Source, counts: Counts) -> str:
+def _languages(source: SourceConfig, counts: Counts) -> str:
     return f": none of its {counts.filtered} rows is in the languages {source.languages}" if counts.filtered else ""
 
 
 def _read(
-    label: str, records: Iterator[Record], source: Source, counts: Counts, rows: list[Any], seen: set[Any], repaired: dict[int, str]
+    label: str, records: Iterator[Record], source: SourceConfig, counts: Counts, rows: list[Any], seen: set[Any], repaired: dict[int, str]
 ) -> None:
     columns: list[str] | None = None
     missing: Counter[str] = Counter()
@@ -176,7 +176,7 @@ def _read(
             missing.update(column for column in required if column not in record)
             counts.reject(fault.reason, f"{label}:{number}", fault.detail)
             continue
-        key = (*row_texts(row), row.score if isinstance(row, Scored) else None, row.label if isinstance(row, Labelled) else None)
+        key = (*row_texts(row), row.score if isinstance(row, ScoredPair) else None, row.label if isinstance(row, LabeledText) else None)
         if key in seen:
             counts.reject(DUPLICATE, f"{label}:{number}")
             continue
@@ -189,7 +189,7 @@ def _read(
     _check_missing(label, missing, counts.read - before, columns or [], source)
 
 
-def _check_missing(label: str, missing: Counter[str], read: int, columns: list[str], source: Source) -> None:
+def _check_missing(label: str, missing: Counter[str], read: int, columns: list[str], source: SourceConfig) -> None:
     lost = [column for column, number in missing.items() if number == read]
     if not lost:
         return

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from taskdistill.device import AUTO, CPU, resolve_device, resolve_dtype
-from taskdistill.encode.graphs import GraphModel
+from taskdistill.encode.graph_models import GraphModel
 from taskdistill.encode.int8 import Int8Model
-from taskdistill.errors import BadInput, nearest
+from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.model.folder import Model
 from taskdistill.model.student import TokenModel
-from taskdistill.vocabulary import Backend
+from taskdistill.types import Backend
 
 FASTEST: dict[str, Backend] = {}
 """Family of backbone to the back end in float32 that was fastest on a CPU, where that is not torch; benchmarks/encode_backends.py
@@ -35,7 +35,7 @@ def open_backend(name: str, model: Model, *, threads: int, calibration: Sequence
         BadInput: If the name is unknown, a package is missing, the model cannot run there, or calibration texts have no effect.
     """
     if name not in tuple(Backend):
-        raise BadInput(f"unknown back end {name!r}{nearest(name, Backend)}")
+        raise BadInput(f"unknown back end {name!r}{did_you_mean(name, Backend)}")
     chosen = Backend(name)
     if chosen is not Backend.INT8 and calibration is not None:
         raise BadInput(f"calibration texts have no effect on the back end {name}; leave them out or use int8")

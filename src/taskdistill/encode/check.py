@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.encode.int8 import Cosines, Int8Model
+from taskdistill.encode.int8 import CosineStats, Int8Model
 from taskdistill.errors import WorkFailed
 from taskdistill.model.golden import BASE, SAME_SPACE, check_golden, read_golden
-from taskdistill.vocabulary import Role
+from taskdistill.tasks import Role
 
 
-def int8_cosines(encoder: Encoder, task: str | None = None) -> Cosines | None:
+def int8_cosines(encoder: Encoder, task: str | None = None) -> CosineStats | None:
     """Say how close int8 comes to float32 on the calibration texts.
 
     Args:

@@ -8,28 +8,29 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from taskdistill.atomic import check_place, remove_stale, remove_stale_within
 from taskdistill.device import AUTO, CPU, dtype_name
 from taskdistill.encode.backends import runs_on_cpu
 from taskdistill.encode.batches import cores
 from taskdistill.encode.encoder import Encoder
-from taskdistill.encode.hardware import allot
-from taskdistill.encode.processes import run_processes
+from taskdistill.encode.placement import assign_devices
+from taskdistill.encode.process_executor import run_processes
 from taskdistill.encode.reading import Counts, Reading, Rows
-from taskdistill.encode.running import Asked, Progress
-from taskdistill.encode.shards import JOB, SHARDS, Job, ShardWorker, finished, shard_files
+from taskdistill.encode.runner import EncodeOptions, Progress
+from taskdistill.encode.shards import JOB, SHARDS, ShardJob, ShardWorker, finished, shard_files
 from taskdistill.errors import BadInput
-from taskdistill.folders import read_manifest, seal, sha256_file
-from taskdistill.lock import writer_lock
-from taskdistill.outputs import foreign_names, remove_names
-from taskdistill.protection import check_writable
-from taskdistill.sealed import read_sealed, write_sealed
-from taskdistill.vocabulary import MANIFEST, Backend, Role
+from taskdistill.io.atomic import check_place, remove_stale, remove_stale_within, sha256_file
+from taskdistill.io.folders import read_manifest, seal
+from taskdistill.io.lock import writer_lock
+from taskdistill.io.outputs import foreign_names, remove_names
+from taskdistill.io.protection import check_writable
+from taskdistill.io.sealed import read_sealed, write_sealed
+from taskdistill.tasks import Role
+from taskdistill.types import MANIFEST, Backend
 
 KIND = "vectors"
 SHARD_ROWS = 8_192
 
-Execute = Callable[[Job, Sequence[int], Sequence[str]], Generator[tuple[int, Counts], None, None]]
+Execute = Callable[[ShardJob, Sequence[int], Sequence[str]], Generator[tuple[int, Counts], None, None]]
 """A way to run shards: the job, the shards to do, a device for each worker; gives each shard as it is done."""
 
 
@@ -37,7 +38,7 @@ def encode_corpus(
     model: str,
     reading: Reading,
     out: Path,
-    asked: Asked,
+    asked: EncodeOptions,
     *,
     processes: int = 1,
     shard_rows: int = SHARD_ROWS,
@@ -79,8 +80,8 @@ def encode_corpus(
         raise BadInput("a folder of shards needs a file that can be read again after an interruption; save standard input to one")
     if processes < 1 or shard_rows < 1:
         raise BadInput(f"processes {processes} and shard_rows {shard_rows} must be at least 1")
-    names = allot([CPU.type] if list(devices) == [AUTO] and runs_on_cpu(backend) else devices, processes)
-    job = Job(model, reading, out, shard_rows, asked, backend, dtype, threads or max(1, cores() // processes))
+    names = assign_devices([CPU.type] if list(devices) == [AUTO] and runs_on_cpu(backend) else devices, processes)
+    job = ShardJob(model, reading, out, shard_rows, asked, backend, dtype, threads or max(1, cores() // processes))
     if not isinstance(asked.get("task"), str | None):
         raise BadInput("a corpus has one task for all its texts; encode a list to give each text its own")
     _check_place(out)
@@ -124,7 +125,7 @@ def _run_here(worker: ShardWorker, pending: Sequence[int]) -> Generator[tuple[in
         yield number, worker.run(number)
 
 
-def _describe(job: Job, encoder: Encoder) -> dict[str, Any]:
+def _describe(job: ShardJob, encoder: Encoder) -> dict[str, Any]:
     """Say what is asked for, in every respect that decides the vectors; a wrong argument is found here."""
     empty = encoder.encode_reporting([], **job.asked).vectors
     rows = Rows(job.reading)

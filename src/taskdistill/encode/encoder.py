@@ -10,19 +10,31 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from taskdistill.compress import truncate
 from taskdistill.device import AUTO, CPU, placement
 from taskdistill.encode.backends import automatic, choose_place, open_backend
 from taskdistill.encode.batches import cores
-from taskdistill.encode.hardware import default_budget, move
+from taskdistill.encode.output_format import resolve_output
+from taskdistill.encode.placement import default_budget, to_device
 from taskdistill.encode.properties import ModelProperties
-from taskdistill.encode.running import Asked, Call, Encoded, Progress, Runner, TaskChoice, check_limit, chunks_of, token_states, tokenised
-from taskdistill.encode.shape import choose_shape
-from taskdistill.errors import BadInput, Truncated, nearest
+from taskdistill.encode.runner import (
+    EncodedTexts,
+    EncodeOptions,
+    EncodeRequest,
+    Progress,
+    Runner,
+    TaskChoice,
+    check_limit,
+    chunks_of,
+    token_states,
+    tokenized,
+)
+from taskdistill.errors import BadInput, TruncationWarning, did_you_mean
 from taskdistill.model.backbone import resolve
 from taskdistill.model.folder import Model, read_model
 from taskdistill.model.student import StaticModel
-from taskdistill.vocabulary import Backend, Precision, Role
+from taskdistill.quantization import truncate
+from taskdistill.tasks import Role
+from taskdistill.types import Backend, Precision
 
 WINDOW = 8_192
 """Texts tokenised and sorted together; bounds memory when a stream is encoded."""
@@ -109,7 +121,7 @@ class Encoder(ModelProperties):
         loaded = read_model(folder, trust_remote_code=trust_remote_code)
         if folder != Path(model):
             loaded.name = str(model)
-        move(loaded.module, CPU if device == AUTO and isinstance(loaded.module, StaticModel) else place, kind)
+        to_device(loaded.module, CPU if device == AUTO and isinstance(loaded.module, StaticModel) else place, kind)
         return cls(loaded, threads=threads, token_budget=token_budget, default_task=default_task, backend=backend, calibration=calibration)
 
     @property
@@ -169,10 +181,10 @@ class Encoder(ModelProperties):
         )
         if max_length is None and found.truncated.any():
             told = f"{int(found.truncated.sum()):,} of {len(texts):,} texts are longer than the {self.max_length:,} tokens that {self.name} reads"
-            warnings.warn(f"{told}; their ends were cut (encode_windows leaves nothing out)", Truncated, stacklevel=2)
+            warnings.warn(f"{told}; their ends were cut (encode_windows leaves nothing out)", TruncationWarning, stacklevel=2)
         return found.vectors
 
-    def encode_reporting(self, texts: Sequence[str], *, progress: Progress | None = None, **asked: Unpack[Asked]) -> Encoded:
+    def encode_reporting(self, texts: Sequence[str], *, progress: Progress | None = None, **asked: Unpack[EncodeOptions]) -> EncodedTexts:
         """Encode as `encode` does, and say which texts were cut.
 
         Args:
@@ -192,14 +204,14 @@ class Encoder(ModelProperties):
         out, cut = call.empty(len(texts)), np.zeros(len(texts), dtype=bool)
         chunks = (list(texts[start : start + WINDOW]) for start in range(0, len(texts), WINDOW))
         note = None if progress is None else lambda done, _: progress(done, len(texts))
-        for start, tokens in tokenised(self.model.tokenizer, chunks, call):
+        for start, tokens in tokenized(self.model.tokenizer, chunks, call):
             stop = start + len(tokens.ids)
             cut[start:stop] = tokens.truncated
             self._runner.run(tokens.ids, call, out[start:stop], start, note)
-        return Encoded(out, cut)
+        return EncodedTexts(out, cut)
 
     def encode_stream(
-        self, texts: Iterable[str], *, window: int = WINDOW, progress: Progress | None = None, **asked: Unpack[Asked]
+        self, texts: Iterable[str], *, window: int = WINDOW, progress: Progress | None = None, **asked: Unpack[EncodeOptions]
     ) -> Iterator[np.ndarray]:
         """Encode a stream in bounded memory; the next texts are read and tokenised while the ones before are encoded.
 
@@ -216,8 +228,8 @@ class Encoder(ModelProperties):
             yield encoded.vectors
 
     def stream_reporting(
-        self, chunks: Iterable[list[str]], *, progress: Progress | None = None, **asked: Unpack[Asked]
-    ) -> Iterator[Encoded]:
+        self, chunks: Iterable[list[str]], *, progress: Progress | None = None, **asked: Unpack[EncodeOptions]
+    ) -> Iterator[EncodedTexts]:
         """Encode chunk after chunk, as `encode_stream`.
 
         Args:
@@ -234,10 +246,10 @@ class Encoder(ModelProperties):
         if not isinstance(asked.get("task"), str | None):
             raise BadInput("a stream has one task for all its texts; encode a list to give each text its own")
         call = self._call(0, asked)
-        for start, tokens in tokenised(self.model.tokenizer, chunks, call):
+        for start, tokens in tokenized(self.model.tokenizer, chunks, call):
             out = call.empty(len(tokens.ids))
             self._runner.run(tokens.ids, call, out, start, progress)
-            yield Encoded(out, tokens.truncated)
+            yield EncodedTexts(out, tokens.truncated)
 
     def encode_ids(self, ids: Sequence[np.ndarray], *, task: str | None = None, pooled: bool = False) -> np.ndarray:
         """Encode texts that are tokens already, prompt and special tokens included.
@@ -290,7 +302,7 @@ class Encoder(ModelProperties):
         if not self.prompts and name in tuple(Role):
             return ""
         if name not in self.prompts:
-            raise BadInput(f"Unknown prompt_name: {name}{nearest(name, self.prompts or list(Role))}")
+            raise BadInput(f"Unknown prompt_name: {name}{did_you_mean(name, self.prompts or list(Role))}")
         return self.prompts[name]
 
     def choose_task(self, task: str | None) -> str | None:
@@ -312,7 +324,7 @@ class Encoder(ModelProperties):
                 f"or once, Encoder.load({self.name!r}, default_task={self.tasks[0]!r}); on the command line, --task {self.tasks[0]}"
             )
         if chosen is not None and chosen not in self.tasks:
-            hint = nearest(chosen, self.tasks) if self.tasks else "; this model has no adapters, so leave the task out"
+            hint = did_you_mean(chosen, self.tasks) if self.tasks else "; this model has no adapters, so leave the task out"
             raise BadInput(f"Unknown task: {chosen}{hint}")
         return chosen
 
@@ -333,7 +345,7 @@ class Encoder(ModelProperties):
         with torch.inference_mode():
             return truncate(self.model.projection(torch.from_numpy(vectors)).numpy(), self.model.projection.weight.shape[0])
 
-    def _call(self, count: int, asked: Asked) -> Call:
+    def _call(self, count: int, asked: EncodeOptions) -> EncodeRequest:
         """Check every argument of a call before the first text is touched."""
         task, prompt = asked.get("task"), asked.get("prompt")
         if task is None or isinstance(task, str):
@@ -345,12 +357,12 @@ class Encoder(ModelProperties):
             names = list(dict.fromkeys(tasks)) or [self.choose_task(None)]
         dim, precision = asked.get("truncate_dim"), asked.get("precision", Precision.FLOAT32.value)
         head = self.prompt_text(asked.get("prompt_name")) if prompt is None else prompt
-        return Call(
+        return EncodeRequest(
             head=head,
             limit=check_limit(asked.get("max_length"), self.max_length, self.model.tokenizer, head),
             tasks=tasks,
             shapes={
-                name: choose_shape(self.model.settings, self.embedding_dim, name, dim, precision, asked.get("prompt_name"))
+                name: resolve_output(self.model.settings, self.embedding_dim, name, dim, precision, asked.get("prompt_name"))
                 for name in names
             },
             refuse_truncation=asked.get("refuse_truncation", False),

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from taskdistill.encode.encoder import WINDOW, Encoder
-from taskdistill.encode.long_files import Long, encode_long
+from taskdistill.encode.long_text_files import LongTextOptions, encode_long
 from taskdistill.encode.reading import Counts, Reading, Rows
-from taskdistill.encode.running import Asked, Progress
-from taskdistill.encode.writers import OURS, WRITERS, Writer
+from taskdistill.encode.runner import EncodeOptions, Progress
 from taskdistill.errors import BadInput
-from taskdistill.outputs import check_output, output
+from taskdistill.io.outputs import check_output, output
+from taskdistill.io.vector_files import OURS, WRITERS, Writer
 
 LONG_WINDOW = 256
 """Texts held at once where each may be long and have many vectors."""
@@ -34,7 +34,7 @@ def encode_file(
     precision: str = "float32",
     max_length: int | None = None,
     refuse_truncation: bool = False,
-    long: Long | None = None,
+    long: LongTextOptions | None = None,
     progress: Progress | None = None,
     window: int = WINDOW,
 ) -> Counts:
@@ -77,7 +77,7 @@ def encode_file(
     texts = rows.take(counts)
     with closing(rows), output(out, OURS[out.suffix]) as beside:
         writer: Writer | None = None
-        said: Asked = {
+        said: EncodeOptions = {
             "task": task,
             "prompt_name": prompt_name,
             "truncate_dim": truncate_dim,
@@ -110,7 +110,7 @@ def encode_file(
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _FilePart:
     """Vectors of the next texts."""
 
     rows: np.ndarray
@@ -121,7 +121,9 @@ class _Part:
     passes: int
 
 
-def _cut(encoder: Encoder, texts: Iterator[tuple[int, str]], size: int, said: Asked, progress: Progress | None) -> Iterator[_Part]:
+def _cut(
+    encoder: Encoder, texts: Iterator[tuple[int, str]], size: int, said: EncodeOptions, progress: Progress | None
+) -> Iterator[_FilePart]:
     """Encode texts whose ends may be cut; the next ones are read and tokenised meanwhile."""
     waiting: deque[np.ndarray] = deque()
 
@@ -131,19 +133,19 @@ def _cut(encoder: Encoder, texts: Iterator[tuple[int, str]], size: int, said: As
             yield [text for _, text in chunk]
 
     for encoded in encoder.stream_reporting(chunks(), progress=progress, **said):
-        yield _Part(waiting.popleft(), encoded.vectors, None, len(encoded.vectors), int(encoded.truncated.sum()), 0)
+        yield _FilePart(waiting.popleft(), encoded.vectors, None, len(encoded.vectors), int(encoded.truncated.sum()), 0)
 
 
 def _whole(
-    encoder: Encoder, texts: Iterator[tuple[int, str]], size: int, long: Long, said: Asked, progress: Progress | None
-) -> Iterator[_Part]:
+    encoder: Encoder, texts: Iterator[tuple[int, str]], size: int, long: LongTextOptions, said: EncodeOptions, progress: Progress | None
+) -> Iterator[_FilePart]:
     """Encode texts whole, however long."""
     done = 0
     while chunk := list(islice(texts, size)):
         told = None if progress is None else _after(progress, done)
         found = encode_long(encoder, [text for _, text in chunk], long, progress=told, **said)  # type: ignore[arg-type, misc]
         rows = np.array([row for row, _ in chunk])[found.texts]
-        yield _Part(rows, found.vectors, found.spans, len(chunk), 0, found.passes)
+        yield _FilePart(rows, found.vectors, found.spans, len(chunk), 0, found.passes)
         done += len(chunk)
 
 

@@ -14,14 +14,14 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from taskdistill.encode.batches import token_batches
-from taskdistill.encode.int8_linear import Family, Int8Linear, Sibling, available
+from taskdistill.encode.int8_linear import FusedLinear, FusedSlice, Int8Linear, available
 from taskdistill.errors import BadInput
-from taskdistill.model.backbone import layers_of
-from taskdistill.model.fixed_texts import TEXTS
 from taskdistill.model.folder import Model
 from taskdistill.model.golden import BASE, cosines
+from taskdistill.model.layers import layers_of
+from taskdistill.model.reference_texts import TEXTS
 from taskdistill.model.student import TransformerModel
-from taskdistill.vocabulary import Role
+from taskdistill.tasks import Role
 
 ALPHA = 0.5
 """Share of an input channel's range that smoothing moves into the weights (SmoothQuant, arXiv 2211.10438); 0.4 to 0.6 were best."""
@@ -33,7 +33,7 @@ SIBLINGS = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("gate_pr
 
 
 @dataclass(frozen=True, slots=True)
-class Cosines:
+class CosineStats:
     """How close int8 vectors came to those in float32 on the calibration texts."""
 
     mean: float
@@ -68,7 +68,7 @@ class Int8Model:
         self._source = model.module
         self.tasks = model.module.tasks
         self.embedding_dim = model.module.embedding_dim
-        self.cosines: dict[str, Cosines] = {}
+        self.cosines: dict[str, CosineStats] = {}
         """`base` or task to what was measured; filled as tasks are selected."""
         self._made: dict[str | None, TransformerModel] = {}
         self._task: str | None = None
@@ -93,7 +93,7 @@ class Int8Model:
         """
         with self._lock:
             if task not in self._made:
-                self._made[task], self.cosines[task or BASE] = quantised(self._source, task, self._ids)
+                self._made[task], self.cosines[task or BASE] = quantized(self._source, task, self._ids)
             return self._made[task]
 
     def embed(self, ids: Sequence[np.ndarray]) -> Tensor:
@@ -110,7 +110,7 @@ class Int8Model:
 
 
 @torch.no_grad()
-def quantised(source: TransformerModel, task: str | None, ids: Sequence[np.ndarray]) -> tuple[TransformerModel, Cosines]:
+def quantized(source: TransformerModel, task: str | None, ids: Sequence[np.ndarray]) -> tuple[TransformerModel, CosineStats]:
     """Make an int8 copy of a model for one task, and measure it.
 
     Args:
@@ -135,11 +135,11 @@ def quantised(source: TransformerModel, task: str | None, ids: Sequence[np.ndarr
         parts = [_weights(owner.get_submodule(name), task) for name in names]
         smooth = _smooth(torch.cat([weight for weight, _ in parts]), largest[f"{parent}.{names[0]}"])
         whole = Int8Linear(torch.cat([weight for weight, _ in parts]), _joined([bias for _, bias in parts]), smooth)
-        family = Family(whole, [len(weight) for weight, _ in parts])
+        family = FusedLinear(whole, [len(weight) for weight, _ in parts])
         for place, name in enumerate(names):
-            setattr(owner, name, whole if len(names) == 1 else Sibling(family, place))
+            setattr(owner, name, whole if len(names) == 1 else FusedSlice(family, place))
     found = cosines(expected, _embed(made, ids))
-    return made, Cosines(float(found.mean()), float(found.min()), len(found))
+    return made, CosineStats(float(found.mean()), float(found.min()), len(found))
 
 
 def _maps(module: TransformerModel) -> Iterator[tuple[str, nn.Module]]:

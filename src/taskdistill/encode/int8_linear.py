@@ -95,10 +95,10 @@ class Int8Linear(nn.Module):
         return out.addr_(low[:, 0], self._sums).view(*values.shape[:-1], self.out_features)
 
 
-class Sibling(nn.Module):
+class FusedSlice(nn.Module):
     """One of several maps of the same input, such as query, key and value: the first to be called computes all, at once."""
 
-    def __init__(self, family: Family, place: int) -> None:
+    def __init__(self, family: FusedLinear, place: int) -> None:
         """Take a place in a family.
 
         Args:
@@ -121,7 +121,7 @@ class Sibling(nn.Module):
         return self.family.part(values, self.place)
 
 
-class Family:
+class FusedLinear:
     """A joint map and, for each thread, the parts that were computed and not yet fetched."""
 
     def __init__(self, whole: nn.Module, sizes: Sequence[int]) -> None:

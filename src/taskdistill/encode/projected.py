@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from taskdistill.compress import truncate
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.vocabulary import Precision, Role
+from taskdistill.quantization import truncate
+from taskdistill.tasks import Role
+from taskdistill.types import Precision
 
 
-class Projected:
+class ProjectedEncoder:
     """A student's base vectors carried through its projection; a student of the teacher's size may have been trained without one."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -82,7 +83,7 @@ class Projected:
         return truncate(vectors, truncate_dim or self.embedding_dim)
 
 
-def in_space(encoder: Encoder, *space_ids: str) -> Encoder | Projected:
+def in_space(encoder: Encoder, *space_ids: str) -> Encoder | ProjectedEncoder:
     """Choose how a model can ask an index: by itself, or through its projection.
 
     Args:
@@ -104,4 +105,4 @@ def in_space(encoder: Encoder, *space_ids: str) -> Encoder | Projected:
             f"model {encoder.name} has space_id {encoder.space_id!r}, which is not the index's {space_ids[0]!r}{taught}; "
             "use the model that the index was made with or a student of it, or build another index"
         )
-    return Projected(encoder)
+    return ProjectedEncoder(encoder)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from taskdistill.encode.hardware import device_of
-from taskdistill.model.files_hash import files_hash
+from taskdistill.encode.placement import device_of
+from taskdistill.model.fingerprint import fingerprint
 from taskdistill.model.folder import Model
 
 
@@ -69,4 +69,4 @@ class ModelProperties:
     @property
     def files_hash(self) -> str:
         """Hash of the files alone: what a teacher is known by, whose instructions are the recipe's."""
-        return files_hash(self.model.files)
+        return fingerprint(self.model.files)

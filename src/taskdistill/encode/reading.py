@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taskdistill.errors import BadInput
-from taskdistill.strict_json import JsonFault, read_object
+from taskdistill.io.json import JsonError, read_object
 
 EXAMPLES = 5
 
@@ -182,7 +182,7 @@ def _json_lines(path: Path, column: str, stack: ExitStack) -> tuple[Iterator[Any
             return line
         try:
             row = read_object(line)
-        except JsonFault as fault:
+        except JsonError as fault:
             return Fault(str(fault))
         if column in row:
             return row[column]

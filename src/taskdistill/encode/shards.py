@@ -7,20 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from taskdistill.atomic import replacing
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.reading import Counts, Reading, Rows
-from taskdistill.encode.running import Asked
+from taskdistill.encode.runner import EncodeOptions
 from taskdistill.errors import BadInput
-from taskdistill.folders import sha256_file
-from taskdistill.sealed import read_sealed, write_sealed
+from taskdistill.io.atomic import replacing, sha256_file
+from taskdistill.io.sealed import read_sealed, write_sealed
 
 SHARDS = "shards"
 JOB = "job.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ShardJob:
     """What every worker needs to encode any shard of a corpus; can be sent to another process or machine."""
 
     model: str
@@ -30,7 +29,7 @@ class Job:
     folder: Path
     """Output, writable by every worker."""
     shard_rows: int
-    asked: Asked
+    asked: EncodeOptions
     """Arguments of `Encoder.encode`."""
     backend: str
     dtype: str
@@ -52,7 +51,7 @@ class Job:
 class ShardWorker:
     """A loaded model and the corpus, opened once: shard number in, report out."""
 
-    def __init__(self, job: Job, encoder: Encoder) -> None:
+    def __init__(self, job: ShardJob, encoder: Encoder) -> None:
         """Take a loaded model.
 
         Args:
@@ -81,7 +80,7 @@ class ShardWorker:
         return encode_shard(self.encoder, self._rows, number, self.job)
 
 
-def encode_shard(encoder: Encoder, source: Rows, number: int, job: Job) -> Counts:
+def encode_shard(encoder: Encoder, source: Rows, number: int, job: ShardJob) -> Counts:
     """Encode the next rows of a corpus and write them: vectors, row numbers, and last the report that makes them count.
 
     Args:

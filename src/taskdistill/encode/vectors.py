@@ -10,10 +10,10 @@ import numpy as np
 
 from taskdistill.encode.corpus import KIND
 from taskdistill.encode.shards import shard_files
-from taskdistill.encode.writers import OURS, WRITERS
 from taskdistill.errors import BadInput
-from taskdistill.folders import file_fault, read_manifest, require_field
-from taskdistill.outputs import output
+from taskdistill.io.folders import file_fault, read_manifest, require_field
+from taskdistill.io.outputs import output
+from taskdistill.io.vector_files import OURS, WRITERS
 
 STORED = ("float32", "float16", "int8", "uint8")
 ADVICE = "run the same encode command again, which makes the shard anew"

@@ -9,10 +9,10 @@ from itertools import pairwise
 import numpy as np
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.encoding import Encoded, check_vectors, encode_set, encode_texts
+from taskdistill.evaluate.encode import EncodedSet, check_vectors, encode_set, encode_texts
 from taskdistill.evaluate.kinds import QUERY_ROLE, TASK, Embedder, Kind
-from taskdistill.evaluate.protocols import Score, score_vectors, unit_score
-from taskdistill.evaluate.reading import LabelledData, PairData, RankingData, SetData
+from taskdistill.evaluate.reading import LabeledData, PairData, RankingData, SetData
+from taskdistill.evaluate.score import Score, score_vectors, unit_score
 
 LENGTH_KINDS = (Kind.RETRIEVAL, Kind.RERANKING, Kind.STS, Kind.BITEXT, Kind.CLASSIFICATION, Kind.MULTILABEL)
 """Kinds with one result a query, pair or text."""
@@ -25,7 +25,7 @@ EDGES = (100, 400, 1600, 6400)
 
 
 @dataclass(frozen=True)
-class Bucket:
+class LengthBucket:
     """The score of the queries, pairs or texts of one range of lengths."""
 
     label: str
@@ -34,7 +34,7 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Spread:
+class PromptSpread:
     """The score of one set under each of a declared set of prompts."""
 
     scores: Mapping[str, float]
@@ -49,7 +49,7 @@ class Spread:
         return min(values), float(np.median(values)), max(values)
 
 
-def by_length(kind: Kind, data: SetData, score: Score, edges: Sequence[int] = EDGES) -> list[Bucket]:
+def by_length(kind: Kind, data: SetData, score: Score, edges: Sequence[int] = EDGES) -> list[LengthBucket]:
     """Split a score by the length of what was judged: the relevant document of a query, both texts of a pair, a text.
 
     Args:
@@ -67,17 +67,19 @@ def by_length(kind: Kind, data: SetData, score: Score, edges: Sequence[int] = ED
     lengths = np.array(_lengths(kind, data))
     units = np.concatenate(list(score.units.values()))
     if len(score.units) > 1:
-        assert isinstance(data, PairData | LabelledData)
+        assert isinstance(data, PairData | LabeledData)
         first_seen = {language: i for i, language in enumerate(score.units)}
         lengths = lengths[np.argsort([first_seen[language] for language in data.languages], kind="stable")]
     place = np.searchsorted(edges, lengths, side="right")
     labels = [f"up to {edges[0]:,}", *(f"{a:,} to {b:,}" for a, b in pairwise(edges)), f"{edges[-1]:,} or more"]
-    return [Bucket(labels[i], int((place == i).sum()), unit_score(units[place == i])) for i in range(len(labels)) if (place == i).any()]
+    return [
+        LengthBucket(labels[i], int((place == i).sum()), unit_score(units[place == i])) for i in range(len(labels)) if (place == i).any()
+    ]
 
 
 def prompt_spread(
-    embedder: Embedder, name: str, kind: Kind, data: SetData, prompts: Sequence[str], encoded: Encoded | None = None
-) -> Spread:
+    embedder: Embedder, name: str, kind: Kind, data: SetData, prompts: Sequence[str], encoded: EncodedSet | None = None
+) -> PromptSpread:
     """Score a set under several prompts, put before the queries (or, where both sides are alike, before every text).
 
     The model's own prompt, if it has one, stays in front. Documents of retrieval sets are encoded once.
@@ -100,18 +102,20 @@ def prompt_spread(
         raise BadInput("a spread over prompts needs at least one prompt")
     if isinstance(data, RankingData):
         known = encoded or encode_set(embedder, kind, data)
-        return Spread({prompt: score_vectors(name, kind, data, _asked(embedder, kind, data, known, prompt)).score for prompt in prompts})
+        return PromptSpread(
+            {prompt: score_vectors(name, kind, data, _asked(embedder, kind, data, known, prompt)).score for prompt in prompts}
+        )
     if isinstance(data, PairData):
         found = {}
         for prompt in prompts:
             each = replace(data, first=[prompt + text for text in data.first], second=[prompt + text for text in data.second])
             known = encoded if encoded is not None and not prompt else encode_set(embedder, kind, each)
             found[prompt] = score_vectors(name, kind, each, known).score
-        return Spread(found)
+        return PromptSpread(found)
     raise BadInput(f"{name}: a spread over prompts is for sets of queries or pairs, not for {kind}")
 
 
-def _asked(embedder: Embedder, kind: Kind, data: RankingData, encoded: Encoded, prompt: str) -> Encoded:
+def _asked(embedder: Embedder, kind: Kind, data: RankingData, encoded: EncodedSet, prompt: str) -> EncodedSet:
     if not prompt:
         return encoded
     texts = [prompt + text for text in data.queries.values()]
@@ -127,6 +131,6 @@ def _lengths(kind: Kind, data: SetData) -> list[int]:
             return [len(data.documents[document]) for document in relevant]
         case ((Kind.STS | Kind.BITEXT), PairData()):
             return [len(a) + len(b) for a, b in zip(data.first, data.second, strict=True)]
-        case ((Kind.CLASSIFICATION | Kind.MULTILABEL), LabelledData()):
+        case ((Kind.CLASSIFICATION | Kind.MULTILABEL), LabeledData()):
             return [len(text) for text in data.texts]
     raise BadInput(f"a score by length is for sets with one result a query, pair or text, not for {kind}")

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskdistill.compress import Int8Ranges, bytes_per_vector, hamming, normalise, pack_bits, truncate, unpack_bits
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.encoding import Encoded
+from taskdistill.evaluate.encode import EncodedSet
+from taskdistill.evaluate.exact_search import ndcg_units, ndcg_units_of_bits, top_documents
 from taskdistill.evaluate.kinds import QUERY_ROLE, Kind
-from taskdistill.evaluate.protocols import score_ranking, score_vectors
-from taskdistill.evaluate.ranking import ndcg_units, ndcg_units_of_bits, top_documents
 from taskdistill.evaluate.reading import RankingData, SetData
-from taskdistill.vocabulary import Precision, Role
+from taskdistill.evaluate.score import score_ranking, score_vectors
+from taskdistill.quantization import Int8Ranges, bytes_per_vector, hamming, normalize, pack_bits, truncate, unpack_bits
+from taskdistill.tasks import Role
+from taskdistill.types import Precision
 
 Offsets = Mapping[str, Mapping[int, NDArray[np.float32]]]
 """query and document to dimension to what a model takes from vectors before their signs."""
@@ -37,7 +38,7 @@ _BATCH = 32
 
 
 @dataclass(frozen=True)
-class Cell:
+class CompressionResult:
     """One way to store vectors: its score, the share of the uncompressed score it keeps, its size and its speed."""
 
     dim: int
@@ -66,10 +67,10 @@ class Cell:
 
 
 @dataclass(frozen=True, eq=False)
-class Matrix:
+class CompressionMatrix:
     """Cells in the order of dimensions (largest first) and precisions, and the int8 ranges that were used."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[CompressionResult, ...]
     ranges: Mapping[int, Int8Ranges]
 
 
@@ -77,14 +78,14 @@ def compression_matrix(
     name: str,
     kind: Kind,
     data: SetData,
-    encoded: Encoded,
+    encoded: EncodedSet,
     dims: Sequence[int],
     precisions: Sequence[str] = tuple(Precision),
     *,
     ranges: Mapping[int, Int8Ranges] | None = None,
     rescore: bool = True,
     offsets: Offsets | None = None,
-) -> Matrix:
+) -> CompressionMatrix:
     """Score every dimension and precision of vectors that are already computed.
 
     Binary compares sign bits on both sides by Hamming distance, int8 the codes of both sides. Rescoring, for sets that
@@ -122,12 +123,12 @@ def compression_matrix(
         for precision in precisions:
             size = bytes_per_vector(dim, precision)
             score, milliseconds = _plain(name, kind, data, cut, precision, fitted[dim], own)
-            cells.append(Cell(dim, str(precision), False, score, _share(score, whole), size, milliseconds))
+            cells.append(CompressionResult(dim, str(precision), False, score, _share(score, whole), size, milliseconds))
             if rescore and precision in RESCORED and isinstance(data, RankingData) and data.candidates is None:
                 size += bytes_per_vector(dim, Precision.INT8) if precision == Precision.BINARY else 0
                 score, milliseconds = _rescored(data, cut, precision, fitted[dim], own)
-                cells.append(Cell(dim, str(precision), True, score, _share(score, whole), size, milliseconds))
-    return Matrix(tuple(cells), fitted)
+                cells.append(CompressionResult(dim, str(precision), True, score, _share(score, whole), size, milliseconds))
+    return CompressionMatrix(tuple(cells), fitted)
 
 
 def decoded(x: NDArray[np.float32], precision: str, ranges: Int8Ranges | None) -> NDArray[np.float32]:
@@ -157,7 +158,7 @@ def decoded(x: NDArray[np.float32], precision: str, ranges: Int8Ranges | None) -
     return x
 
 
-def mean_cells(matrices: Sequence[Sequence[Cell]]) -> tuple[Cell, ...]:
+def mean_cells(matrices: Sequence[Sequence[CompressionResult]]) -> tuple[CompressionResult, ...]:
     """Average the same settings over several sets, each counting equally.
 
     Args:
@@ -178,7 +179,7 @@ def mean_cells(matrices: Sequence[Sequence[Cell]]) -> tuple[Cell, ...]:
     return tuple(found)
 
 
-def cheapest(cells: Sequence[Cell], share: float) -> Cell | None:
+def cheapest(cells: Sequence[CompressionResult], share: float) -> CompressionResult | None:
     """Return the setting of fewest bytes that keeps a share of the uncompressed score.
 
     Args:
@@ -192,7 +193,7 @@ def cheapest(cells: Sequence[Cell], share: float) -> Cell | None:
     return min(good, key=lambda cell: (cell.bytes, cell.rescored, -cell.kept), default=None)
 
 
-def verdict(cells: Sequence[Cell]) -> str:
+def verdict(cells: Sequence[CompressionResult]) -> str:
     """Say in a sentence how far the vectors can be compressed.
 
     Args:
@@ -202,7 +203,7 @@ def verdict(cells: Sequence[Cell]) -> str:
         The cheapest settings that keep 99, 97 and 95 % of the score.
     """
     largest = max(cell.bytes for cell in cells)
-    found: dict[Cell | None, list[str]] = {}
+    found: dict[CompressionResult | None, list[str]] = {}
     for share in TARGETS:
         found.setdefault(cheapest(cells, share), []).append(f"{100 * share:.0f} %")
     sentences = []
@@ -218,7 +219,7 @@ def verdict(cells: Sequence[Cell]) -> str:
 
 
 def _plain(
-    name: str, kind: Kind, data: SetData, cut: Encoded, precision: str, ranges: Int8Ranges, own: SideOffsets
+    name: str, kind: Kind, data: SetData, cut: EncodedSet, precision: str, ranges: Int8Ranges, own: SideOffsets
 ) -> tuple[float, float | None]:
     if precision == Precision.BINARY:
         cut = replace(cut, sides={side: _signed(x, own[side]) for side, x in cut.sides.items()})
@@ -230,13 +231,13 @@ def _plain(
         bits = pack_bits(documents)
         score = float(ndcg_units_of_bits(data, pack_bits(queries), bits).mean())
         return score, _timed(pack_bits(queries), lambda some: _nearest_bits(some, bits, _CUTOFF))
-    queries = normalise(decoded(queries, precision, ranges))
+    queries = normalize(decoded(queries, precision, ranges))
     score = float(ndcg_units(data, queries, decoded(documents, precision, ranges)).mean())
     stored = _stored(documents, precision, ranges)
     return score, _timed(queries, lambda some: top_documents(some, _loaded(stored, ranges), _CUTOFF))
 
 
-def _own_offsets(kind: Kind, cut: Encoded, dim: int, offsets: Offsets) -> SideOffsets:
+def _own_offsets(kind: Kind, cut: EncodedSet, dim: int, offsets: Offsets) -> SideOffsets:
     """Find what is taken from each side's vectors before their signs."""
     return {side: offsets.get(QUERY_ROLE[kind] if side == "queries" else Role.DOCUMENT, {}).get(dim) for side in cut.sides}
 
@@ -246,7 +247,7 @@ def _signed(x: NDArray[np.float32], offset: NDArray[np.float32] | None) -> NDArr
     return x if offset is None else x - offset
 
 
-def _rescored(data: RankingData, cut: Encoded, precision: str, ranges: Int8Ranges, own: SideOffsets) -> tuple[float, float]:
+def _rescored(data: RankingData, cut: EncodedSet, precision: str, ranges: Int8Ranges, own: SideOffsets) -> tuple[float, float]:
     queries, documents = cut.sides["queries"], cut.sides["documents"]
     codes, bits = ranges.encode(documents), pack_bits(_signed(documents, own["documents"]))
 
@@ -254,11 +255,11 @@ def _rescored(data: RankingData, cut: Encoded, precision: str, ranges: Int8Range
         if precision == Precision.BINARY:
             places, _ = _nearest_bits(pack_bits(_signed(some, own["queries"])), bits, _CUTOFF * OVERSAMPLE)
         else:
-            near = normalise(ranges.decode(ranges.encode(some)))
-            places, _ = top_documents(near, normalise(ranges.decode(codes)), _CUTOFF * OVERSAMPLE)
+            near = normalize(ranges.decode(ranges.encode(some)))
+            places, _ = top_documents(near, normalize(ranges.decode(codes)), _CUTOFF * OVERSAMPLE)
         scores = np.empty(places.shape, np.float32)
         for i, row in enumerate(places):
-            scores[i] = normalise(ranges.decode(codes[row])) @ some[i]
+            scores[i] = normalize(ranges.decode(codes[row])) @ some[i]
         return places, scores
 
     places, scores = search(queries)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.statistics import DRAWS, RANDOM_EFFECT, Estimate, smallest_effect
+from taskdistill.stats import DRAWS, RANDOM_EFFECT, Estimate, smallest_effect
 
 Floats = NDArray[np.float64]
 Values = Mapping[str, Floats]
@@ -30,7 +30,7 @@ _CELLS = 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
-class Finding:
+class ContrastResult:
     """What is known of one contrast: the mean over sets of the mean over seeds and queries.
 
     Attributes:
@@ -111,7 +111,7 @@ class Finding:
         }
 
 
-def find(contrasts: Mapping[str, Values], *, draws: int = DRAWS, seed: int = 17) -> dict[str, Finding]:
+def analyze_contrasts(contrasts: Mapping[str, Values], *, draws: int = DRAWS, seed: int = 17) -> dict[str, ContrastResult]:
     """Estimate contrasts with intervals and tests.
 
     Seeds are drawn first, then sets (where there are at least five), then queries. Of n seeds n - 1 are drawn, which
@@ -157,7 +157,7 @@ def find(contrasts: Mapping[str, Values], *, draws: int = DRAWS, seed: int = 17)
         observed, chance = abs(value), flipped[:, number] / len(first)
         low, high = np.quantile(everything, [0.05, 0.95])
         per_seed = by_set.mean(axis=0)
-        found[name] = Finding(
+        found[name] = ContrastResult(
             all=_estimate(value, everything),
             queries=_estimate(value, by_query.mean(axis=(1, 2))),
             seeds=_estimate(value, own @ per_seed),
@@ -192,7 +192,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Needed:
+class PowerAnalysis:
     """What would detect a difference as large as the one seen, with 80 % power at 5 %, two-sided.
 
     Attributes:
@@ -209,9 +209,9 @@ class Needed:
     sets: int | None = None
 
 
-def needed(
+def required_sample(
     value: float, query_error: float, seed_sd: float | None, seeds: int, set_sd: float | None = None, sets: int = 1
-) -> Needed | None:
+) -> PowerAnalysis | None:
     """Say what would decide a contrast that is not decided.
 
     Args:
@@ -239,7 +239,7 @@ def needed(
 
     together = first(seeds, lambda count: by_query * seeds / count + by_seed(count) + by_set <= wanted)
     left = wanted - by_seed(seeds) - by_set
-    return Needed(
+    return PowerAnalysis(
         queries=max(1.0, by_query / left) if left > 0 else None,
         seeds=first(seeds, lambda count: by_query + by_seed(count) + by_set <= wanted),
         both=None if together is None else together / seeds,

@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from taskdistill.compress import Int8Ranges
-from taskdistill.vocabulary import Role, Task
+from taskdistill.quantization import Int8Ranges
+from taskdistill.tasks import Role, Task
 
 
 class Kind(StrEnum):

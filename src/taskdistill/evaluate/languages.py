@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from taskdistill.compress import normalise
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.encoding import encode_set
+from taskdistill.evaluate.datasets import EvalSet
+from taskdistill.evaluate.encode import encode_set
+from taskdistill.evaluate.exact_search import rank, top_documents
 from taskdistill.evaluate.kinds import Embedder, Kind
-from taskdistill.evaluate.protocols import score_ranking
-from taskdistill.evaluate.ranking import rank, top_documents
 from taskdistill.evaluate.reading import RankingData
-from taskdistill.evaluate.sets import EvalSet
-from taskdistill.evaluate.tables import Table, Value
+from taskdistill.evaluate.score import score_ranking
+from taskdistill.quantization import normalize
+from taskdistill.report.tables import Table, Value
 
 CUTOFF = 10
 
@@ -48,7 +48,7 @@ class LanguageScores:
 
 
 @dataclass(frozen=True, eq=False)
-class Pooled:
+class PooledScores:
     """Scores by query language, and nDCG@10 of each query language (row) on each corpus (column) where texts are parallel."""
 
     by_language: Mapping[str, LanguageScores]
@@ -86,7 +86,7 @@ def families(sets: Sequence[EvalSet]) -> dict[str, dict[str, EvalSet]]:
     return {family: members for family, members in found.items() if len(members) > 1}
 
 
-def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> Pooled:
+def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> PooledScores:
     """Search the corpora of several languages apart, crosswise and together.
 
     nDCG alone hides whether results come back in the language of the query; the shares tell. Corpora are taken as
@@ -106,11 +106,11 @@ def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> Poo
         raise BadInput(f"a pool of languages needs at least two; got {', '.join(sets) or 'none'}")
     encoded = {language: encode_set(embedder, Kind.RETRIEVAL, data).sides for language, data in sets.items()}
     parallel = len({frozenset(data.documents) for data in sets.values()}) == 1
-    pool = normalise(np.concatenate([encoded[language]["documents"] for language in sets]))
+    pool = normalize(np.concatenate([encoded[language]["documents"] for language in sets]))
     places = [(language, document) for language, data in sets.items() for document in data.documents]
     found, cross = {}, {}
     for language, data in sets.items():
-        queries = normalise(encoded[language]["queries"])
+        queries = normalize(encoded[language]["queries"])
         on = {
             other: score_ranking(
                 data, rank(RankingData(sets[other].documents, data.queries, data.qrels), queries, encoded[other]["documents"])
@@ -121,10 +121,10 @@ def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> Poo
         found[language] = _language_scores(language, data, hits, on[language], parallel)
         if parallel:
             cross[language] = on
-    return Pooled(found, cross)
+    return PooledScores(found, cross)
 
 
-def language_tables(pooled: Pooled) -> list[Table]:
+def language_tables(pooled: PooledScores) -> list[Table]:
     """Return what the report shows of a pool of languages.
 
     Args:

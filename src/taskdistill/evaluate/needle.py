@@ -9,11 +9,11 @@ from itertools import product
 
 import numpy as np
 
-from taskdistill.errors import BadInput, nearest
+from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.evaluate.kinds import Embedder
-from taskdistill.evaluate.statistics import interval
 from taskdistill.metrics import retrieval_scores
-from taskdistill.vocabulary import Role, Task
+from taskdistill.stats import interval
+from taskdistill.tasks import Role, Task
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
 """Tokens of a document; the eight lengths of the public task of this kind (section 8.3)."""
@@ -94,7 +94,7 @@ def needle_set(kind: str, length: int, *, documents: int = 50, seed: int = 17, t
     """
     persons = [f"{first} {last}" for first, last in product(_FIRST, _LAST)]
     if kind not in KINDS:
-        raise BadInput(f"unknown kind {kind!r}{nearest(kind, KINDS)}")
+        raise BadInput(f"unknown kind {kind!r}{did_you_mean(kind, KINDS)}")
     if length < 64 or not 2 <= documents <= len(persons):
         raise BadInput(f"length {length} must be at least 64 tokens, and documents {documents} between 2 and {len(persons)}")
     draw = random.Random(f"{seed} {kind} {length}")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.rows import drawn, judgments, listing, refuse, rows, texts_by_id
+from taskdistill.evaluate.beir import judgments, listing, refuse, rows, sample, texts_by_id
 
 Paths = tuple[Path, ...]
 
@@ -44,13 +44,13 @@ class PairData:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledData:
+class LabeledData:
     """Texts with labels, and the training rows of a classification set (none for clustering)."""
 
     texts: list[str]
     labels: list[Any]
     languages: list[str]
-    train: LabelledData | None = None
+    train: LabeledData | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -64,7 +64,7 @@ class SummaryData:
     notes: tuple[str, ...] = ()
 
 
-SetData = RankingData | PairData | LabelledData | SummaryData
+SetData = RankingData | PairData | LabeledData | SummaryData
 
 
 def read_retrieval(name: str, files: Paths, max_queries: int | None, seed: int) -> RankingData:
@@ -104,7 +104,7 @@ def read_retrieval(name: str, files: Paths, max_queries: int | None, seed: int) 
         notes.append(f"{len(unknown)} judgments name an unknown query or document and are left out: {listing(unknown)}")
     if lost := [query for query in queries if query not in qrels]:
         notes.append(f"{len(lost)} of {len(queries)} queries have no judgment and are left out: {listing(lost)}")
-    kept = drawn([query for query in queries if query in qrels], max_queries, seed)
+    kept = sample([query for query in queries if query in qrels], max_queries, seed)
     if not kept:
         raise BadInput(
             f"{name}: no query has a judged document, so nothing can be scored; {qrels_file} must use the ids of corpus and queries"
@@ -136,7 +136,7 @@ def read_reranking(name: str, files: Paths, max_queries: int | None, seed: int) 
         queries: dict[str, str] = {}
         qrels: dict[str, dict[str, int]] = {}
         same = 0
-        for i, row in enumerate(drawn(found, max_queries, seed)):
+        for i, row in enumerate(sample(found, max_queries, seed)):
             negatives = [text for text in row["negatives"] if text != row["positive"]]
             same += len(row["negatives"]) - len(negatives)
             if not negatives:
@@ -169,7 +169,7 @@ def read_scored(name: str, files: Paths, max_queries: int | None, seed: int) -> 
         BadInput: If a row is damaged, a score is not a finite number, or all scores of a language are equal.
     """
     notes: list[str] = []
-    found = drawn(list(rows(files[0], ("text1", "text2"), notes)), max_queries, seed)
+    found = sample(list(rows(files[0], ("text1", "text2"), notes)), max_queries, seed)
     for row in found:
         if not _is_number(row.get("score")):
             refuse(files[0], row["#"], f"score is {row.get('score')!r}; a finite number is needed")
@@ -197,12 +197,12 @@ def read_bitext(name: str, files: Paths, max_queries: int | None, seed: int) -> 
         BadInput: If a row is damaged or there is none.
     """
     notes: list[str] = []
-    found = drawn(list(rows(files[0], ("query", "positive"), notes)), max_queries, seed)
+    found = sample(list(rows(files[0], ("query", "positive"), notes)), max_queries, seed)
     languages = [_language(row) for row in found]
     return PairData([row["query"] for row in found], [row["positive"] for row in found], None, languages, tuple(notes))
 
 
-def read_clustering(name: str, files: Paths, max_queries: int | None, seed: int) -> LabelledData:
+def read_clustering(name: str, files: Paths, max_queries: int | None, seed: int) -> LabeledData:
     """Read labelled texts for clustering.
 
     Args:
@@ -221,10 +221,10 @@ def read_clustering(name: str, files: Paths, max_queries: int | None, seed: int)
     notes = list(data.notes)
     keep = _varied(name, data.languages, [str(label) for label in data.labels], "labels", notes)
     texts, labels, languages = ([column[i] for i in keep] for column in (data.texts, data.labels, data.languages))
-    return LabelledData(texts, labels, languages, notes=tuple(notes))
+    return LabeledData(texts, labels, languages, notes=tuple(notes))
 
 
-def read_classification(name: str, files: Paths, max_queries: int | None, seed: int) -> LabelledData:
+def read_classification(name: str, files: Paths, max_queries: int | None, seed: int) -> LabeledData:
     """Read labelled texts with their training rows; a label that is a list makes the set multilabel.
 
     Args:
@@ -261,7 +261,7 @@ def read_summaries(name: str, files: Paths, max_queries: int | None, seed: int) 
     Raises:
         BadInput: If a row is damaged.
     """
-    found = drawn(list(rows(files[0], (), [])), max_queries, seed)
+    found = sample(list(rows(files[0], (), [])), max_queries, seed)
     for row in found:
         texts = [row.get("human"), row.get("machine")]
         if not all(isinstance(each, list) and each and all(isinstance(text, str) and text.strip() for text in each) for each in texts):
@@ -285,7 +285,7 @@ def judged_texts(data: SetData) -> list[str]:
         texts = [*data.queries.values(), *data.documents.values()]
     elif isinstance(data, PairData):
         texts = [*data.first, *data.second]
-    elif isinstance(data, LabelledData):
+    elif isinstance(data, LabeledData):
         texts = data.texts
     else:
         texts = [text for rows in (data.human, data.machine) for row in rows for text in row]
@@ -316,17 +316,17 @@ def first_row(path: Path) -> dict[str, Any]:
     return next(rows(path, (), []))
 
 
-def _labelled(path: Path, max_queries: int | None, seed: int) -> LabelledData:
+def _labelled(path: Path, max_queries: int | None, seed: int) -> LabeledData:
     notes: list[str] = []
-    found = drawn(list(rows(path, ("text",), notes)), max_queries, seed)
+    found = sample(list(rows(path, ("text",), notes)), max_queries, seed)
     for row in found:
         if row.get("label") is None:
             refuse(path, row["#"], "no label")
     labels = [[str(each) for each in row["label"]] if isinstance(row["label"], list) else str(row["label"]) for row in found]
-    return LabelledData([row["text"] for row in found], labels, [_language(row) for row in found], notes=tuple(notes))
+    return LabeledData([row["text"] for row in found], labels, [_language(row) for row in found], notes=tuple(notes))
 
 
-def _doubts(data: LabelledData, train: LabelledData) -> list[str]:
+def _doubts(data: LabeledData, train: LabeledData) -> list[str]:
     """Say what of the training rows makes a classification score doubtful."""
     found = []
     if isinstance(data.labels[0], str):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from taskdistill.evaluate.compression import Cell, mean_cells, verdict
+from taskdistill.evaluate.compression import CompressionResult, mean_cells, verdict
 from taskdistill.evaluate.kinds import Kind
-from taskdistill.evaluate.protocols import Result
-from taskdistill.evaluate.statistics import Units, interval, paired_difference
+from taskdistill.evaluate.score import SetScore
+from taskdistill.stats import Units, interval, paired_difference
 
 Record = dict[str, Any]
 """One model on one set, as `to_record` makes it and as it is cached."""
@@ -18,7 +18,7 @@ Record = dict[str, Any]
 _DIGITS = 6
 
 
-def to_record(result: Result, cells: Sequence[Cell] = ()) -> Record:
+def to_record(result: SetScore, cells: Sequence[CompressionResult] = ()) -> Record:
     """Turn a result into plain data.
 
     Args:
@@ -62,7 +62,7 @@ def units_of(record: Record) -> Units:
     return {language: np.asarray(units, dtype=np.float64) for language, units in record["units"].items()}
 
 
-def cells_of(record: Record) -> list[Cell]:
+def cells_of(record: Record) -> list[CompressionResult]:
     """Return the compression matrix of a record.
 
     Args:
@@ -71,10 +71,10 @@ def cells_of(record: Record) -> list[Cell]:
     Returns:
         Its cells, empty where none was measured.
     """
-    return [Cell(**cell) for cell in record["compression"]]
+    return [CompressionResult(**cell) for cell in record["compression"]]
 
 
-def mean_matrix(records: Mapping[str, Record]) -> tuple[Cell, ...]:
+def mean_matrix(records: Mapping[str, Record]) -> tuple[CompressionResult, ...]:
     """Average the compression matrices of a model: over its retrieval sets where there are any, since only they search.
 
     Args:
@@ -121,7 +121,7 @@ def task_score(splits: Mapping[str, Mapping[str, float]]) -> float:
     return float(np.mean([np.mean(list(subsets.values())) for subsets in splits.values()]))
 
 
-def summarise(records: Mapping[str, Mapping[str, Record]], reference: str | None = None) -> dict[str, Any]:
+def summarize(records: Mapping[str, Mapping[str, Record]], reference: str | None = None) -> dict[str, Any]:
     """Put records together: scores, averages, and how each model compares with a reference.
 
     Args:

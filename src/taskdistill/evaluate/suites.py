@@ -8,8 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from taskdistill.errors import BadInput, WorkFailed, nearest
-from taskdistill.evaluate.mteb_models import MtebEncoder
+from taskdistill.errors import BadInput, WorkFailed, did_you_mean
+from taskdistill.evaluate.mteb import MtebEncoder
 from taskdistill.evaluate.results import aggregate, task_score
 
 RTEB_PUBLIC = (
@@ -56,7 +56,7 @@ def suite_name(name: str) -> str:
 
     known = {benchmark.name for benchmark in mteb.get_benchmarks()}
     if name not in known:
-        raise BadInput(f"no suite {name!r}{nearest(name, [*SUITES, *short, *known])}; the suites: {', '.join(SUITES)}")
+        raise BadInput(f"no suite {name!r}{did_you_mean(name, [*SUITES, *short, *known])}; the suites: {', '.join(SUITES)}")
     return name
 
 

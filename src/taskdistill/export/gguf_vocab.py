@@ -16,7 +16,7 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class GgufVocab:
     """What the format stores of a tokenizer."""
 
     model: str
@@ -34,7 +34,7 @@ class Vocabulary:
     """`unk`, `pad`, `mask` to id, where the tokenizer has them."""
 
 
-def vocabulary(spec: Mapping[str, Any], rows: int, name: str) -> Vocabulary:
+def vocabulary(spec: Mapping[str, Any], rows: int, name: str) -> GgufVocab:
     """Translate a `tokenizer.json`.
 
     Args:
@@ -66,7 +66,7 @@ def vocabulary(spec: Mapping[str, Any], rows: int, name: str) -> Vocabulary:
     else:
         raise BadInput(f"{name} has a {kind} tokenizer; GGUF is written for byte-level BPE and WordPiece")
     named = {role: number for role in ("unk", "pad", "mask") if (number := _find(role, added)) is not None}
-    return Vocabulary(model_name, pre, listed, types, merges, first, last, named)
+    return GgufVocab(model_name, pre, listed, types, merges, first, last, named)
 
 
 def _type(number: int, tokens: Mapping[int, str], added: Mapping[int, Mapping[str, Any]]) -> int:

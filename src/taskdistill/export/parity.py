@@ -30,7 +30,7 @@ EIGHT_BITS = Tolerance(mean_cosine=0.99)
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class ParityResult:
     """One comparison of an exported file with the reference."""
 
     file: str
@@ -56,7 +56,7 @@ def compare(
     tolerance: Tolerance,
     *,
     required: bool = True,
-) -> Result:
+) -> ParityResult:
     """Compare the vectors of an exported file with the reference.
 
     Args:
@@ -82,7 +82,9 @@ def compare(
     smallest, mean, difference = float(found.min()), float(found.mean()), float(np.abs(reference - given).max())
     good = smallest >= (tolerance.smallest_cosine or -1) and mean >= (tolerance.mean_cosine or -1)
     good = good and (tolerance.largest_difference is None or difference <= tolerance.largest_difference)
-    return Result(file, checked_with, task, len(reference), smallest, mean, difference, tolerance, "equal" if good else "differs", required)
+    return ParityResult(
+        file, checked_with, task, len(reference), smallest, mean, difference, tolerance, "equal" if good else "differs", required
+    )
 
 
 COLUMNS = ("file", "checked with", "task", "smallest cosine", "mean cosine", "difference", "must reach", "verdict")
@@ -117,7 +119,7 @@ def _asked(tolerance: Mapping[str, float | None]) -> str:
     return ", ".join(said.format(tolerance[name]) for name, said in words.items() if tolerance[name] is not None)
 
 
-def certificate(format_name: str, model_name: str, model_hash: str, results: list[Result], notes: list[str]) -> Mapping[str, Any]:
+def certificate(format_name: str, model_name: str, model_hash: str, results: list[ParityResult], notes: list[str]) -> Mapping[str, Any]:
     """Put the comparisons of an export together.
 
     Args:

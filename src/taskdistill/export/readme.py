@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from taskdistill.export.card import make_card
 from taskdistill.export.parity import COLUMNS, rows
 from taskdistill.model.folder import Model
+from taskdistill.report.model_card import make_card
 
 FILE = "README.md"
 

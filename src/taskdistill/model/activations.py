@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from taskdistill.errors import BadInput
-from taskdistill.model.backbone import layers_of
+from taskdistill.model.layers import layers_of
 
 KEPT_FLOAT32, KEPT_HALF = 7.6, 5.7
 """Bytes that a kept graph holds for each token and feature that goes into or comes out of a linear map, passes in float32 and in bfloat16 by

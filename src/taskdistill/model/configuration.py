@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from taskdistill.errors import BadInput
 from taskdistill.model.families import is_native, refuse_family
-from taskdistill.model.guard import named_code
+from taskdistill.model.safety import remote_code_keys
 
 
 def refuse_code(raw: Mapping[str, Any], path: Path, trust_remote_code: bool) -> None:
@@ -28,7 +28,7 @@ def refuse_code(raw: Mapping[str, Any], path: Path, trust_remote_code: bool) -> 
         BadInput: If a key names code that would run and the user did not allow it.
     """
     native = is_native(raw)
-    named = [key for key in named_code(raw) if not (native and key == NATIVE_INSTEAD)]
+    named = [key for key in remote_code_keys(raw) if not (native and key == NATIVE_INSTEAD)]
     if not named or trust_remote_code:
         return
     kind = raw.get("model_type")

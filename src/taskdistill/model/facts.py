@@ -7,11 +7,12 @@ from pathlib import Path
 
 from taskdistill.errors import BadInput
 from taskdistill.model import jina
-from taskdistill.model.backbone import build_backbone, check_backbone, longest_text, read_json, rope_theta
-from taskdistill.model.files_hash import deciding_files, files_hash, space_id
-from taskdistill.model.folder import Settings, manifest_settings, open_model
-from taskdistill.model.guard import check_safetensors, check_weights
+from taskdistill.model.backbone import build_backbone, check_backbone, longest_text, read_json
+from taskdistill.model.fingerprint import fingerprint, fingerprint_files, space_id
+from taskdistill.model.folder import ModelSettings, manifest_settings, open_model
 from taskdistill.model.layout import STATIC_LENGTH, longest_input, module_kinds, named_prompts
+from taskdistill.model.rope import rope_theta
+from taskdistill.model.safety import check_safetensors, check_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,33 +42,33 @@ def read_facts(folder: Path) -> ModelFacts:
         BadInput: If the folder is incomplete or of a kind that is not read.
     """
     manifest = open_model(folder)
-    files = deciding_files(folder, manifest.get("files"))
+    files = fingerprint_files(folder, manifest.get("files"))
     static = not jina.recognises(folder) and module_kinds(folder)[0] == "StaticEmbedding"
     width, settings = _read_static(folder) if static else _read_transformer(folder)
     if manifest.get("kind") == "model":
         settings = manifest_settings(manifest, width, files, folder)
         former = tuple(settings.former_space_ids)
     else:
-        former = (files_hash(files)[:32],)
+        former = (fingerprint(files)[:32],)
     return ModelFacts(
         embedding_dim=width,
         max_length=settings.max_length,
-        files_hash=files_hash(files),
+        files_hash=fingerprint(files),
         space_id=space_id(files, vars(settings)),
         former_space_ids=former,
         static=static,
     )
 
 
-def _read_static(folder: Path) -> tuple[int, Settings]:
+def _read_static(folder: Path) -> tuple[int, ModelSettings]:
     entries = check_safetensors(folder / "model.safetensors")
     table = next((entry for name, entry in entries.items() if name in ("embedding.weight", "embeddings")), None)
     if table is None or len(table.shape) != 2:
         raise BadInput(f"{folder}/model.safetensors holds no token table `embedding.weight`, but {sorted(entries)[:3]}")
-    return table.shape[1], Settings(max_length=STATIC_LENGTH, prompts=named_prompts(folder))
+    return table.shape[1], ModelSettings(max_length=STATIC_LENGTH, prompts=named_prompts(folder))
 
 
-def _read_transformer(folder: Path) -> tuple[int, Settings]:
+def _read_transformer(folder: Path) -> tuple[int, ModelSettings]:
     raw, published = read_json(folder / "config.json"), jina.recognises(folder)
     if published:
         raw = jina.family_config(raw, check_weights(folder), folder / "config.json")
@@ -76,5 +77,5 @@ def _read_transformer(folder: Path) -> tuple[int, Settings]:
     width = int(backbone.config.hidden_size)
     if published:
         most = int(backbone.config.max_position_embeddings)
-        return width, Settings(max_length=most, prompts=jina.read_prompts(folder), rope_theta=rope_theta(backbone))
-    return width, Settings(max_length=longest_input(folder, longest_text(backbone, 512)), prompts=named_prompts(folder))
+        return width, ModelSettings(max_length=most, prompts=jina.read_prompts(folder), rope_theta=rope_theta(backbone))
+    return width, ModelSettings(max_length=longest_input(folder, longest_text(backbone, 512)), prompts=named_prompts(folder))

@@ -14,30 +14,32 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from taskdistill.atomic import restore
 from taskdistill.errors import BadInput
-from taskdistill.folders import check_folder, dump_json, read_manifest, write_folder
+from taskdistill.io.atomic import restore
+from taskdistill.io.folders import check_folder, read_manifest, write_folder
+from taskdistill.io.sealed import dump_json
 from taskdistill.model import jina
-from taskdistill.model.adapters import load_adapter, save_adapter
-from taskdistill.model.backbone import load_backbone, longest_text, rope_theta, set_rope_theta
+from taskdistill.model.backbone import load_backbone, longest_text
 from taskdistill.model.configuration import written
 from taskdistill.model.families import has_pooler
-from taskdistill.model.files_hash import deciding_files, files_hash, model_hash, space_id
+from taskdistill.model.fingerprint import fingerprint, fingerprint_files, model_hash, space_id
 from taskdistill.model.folder_check import check_prompts, check_settings, check_unlisted
 from taskdistill.model.golden import check_vectors
-from taskdistill.model.guard import check_folder_files, check_safetensors, task_folder
-from taskdistill.model.identity import base_space_id, former_space_ids
 from taskdistill.model.layout import MODULES, STATIC_LENGTH, longest_input, module_kinds, named_prompts, pooling_config, read_pooling
+from taskdistill.model.lora import load_adapter, save_adapter
 from taskdistill.model.projection import Projection
+from taskdistill.model.rope import rope_theta, set_rope_theta
+from taskdistill.model.safety import check_folder_files, check_safetensors, task_folder
+from taskdistill.model.space_id import base_space_id, former_space_ids
 from taskdistill.model.student import StaticModel, TransformerModel
-from taskdistill.model.text import TextTokenizer
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.types import MANIFEST
 
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "added_tokens.json")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ModelSettings:
     """What a model folder says beside its weights."""
 
     prompts: dict[str, str] = field(default_factory=dict)
@@ -69,7 +71,7 @@ class Model:
 
     module: TransformerModel | StaticModel
     tokenizer: TextTokenizer
-    settings: Settings
+    settings: ModelSettings
     name: str
     source: Path
     """Where the tokenizer's side files are."""
@@ -91,7 +93,7 @@ class Model:
     @property
     def earlier_hashes(self) -> list[str]:
         """Other hashes by which an index may know this model: of earlier states, and of files alone as earlier versions made them."""
-        return [*self.settings.extends, *([files_hash(self.files)] if self.files else [])]
+        return [*self.settings.extends, *([fingerprint(self.files)] if self.files else [])]
 
 
 def write_model(
@@ -118,7 +120,7 @@ def write_model(
         fill_folder(folder, model)
         for name, content in (extra_files or {}).items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-        model.files = deciding_files(folder)
+        model.files = fingerprint_files(folder)
         model.settings = replace(model.settings, space_id=model.space_id, former_space_ids=[base_space_id(model)])
         said |= {"name": model.name, "tasks": list(model.adapter_configs), "settings": asdict(model.settings)} | said
 
@@ -173,8 +175,8 @@ def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
     """
     manifest = open_model(folder)
     model = _read_jina(folder) if jina.recognises(folder) else _read_sentence_transformers(folder, trust_remote_code)
-    model.files = deciding_files(folder, manifest.get("files"))
-    model.settings = replace(model.settings, former_space_ids=[files_hash(model.files)[:32]])
+    model.files = fingerprint_files(folder, manifest.get("files"))
+    model.settings = replace(model.settings, former_space_ids=[fingerprint(model.files)[:32]])
     if manifest.get("kind") == "model":
         _add_ours(model, folder, manifest)
     elif not manifest and not jina.recognises(folder) and ((folder / "adapters").exists() or (folder / "projection.safetensors").exists()):
@@ -220,13 +222,13 @@ def _read_sentence_transformers(folder: Path, trust_remote_code: bool) -> Model:
         module: TransformerModel | StaticModel = StaticModel(table)
         tokenizer = TextTokenizer.load(folder, special=False)
         _check_rows(tokenizer, len(table), folder)
-        settings = Settings(max_length=STATIC_LENGTH)
+        settings = ModelSettings(max_length=STATIC_LENGTH)
     else:
         backbone = load_backbone(folder, trust_remote_code=trust_remote_code)
         module = TransformerModel(backbone, read_pooling(folder, kinds))
         tokenizer = TextTokenizer.load(folder)
         _check_rows(tokenizer, backbone.config.vocab_size, folder)
-        settings = Settings(max_length=longest_input(folder, longest_text(backbone, 512)))
+        settings = ModelSettings(max_length=longest_input(folder, longest_text(backbone, 512)))
     settings = replace(settings, prompts=named_prompts(folder), matryoshka_dims=(module.embedding_dim,))
     return Model(module, tokenizer, settings, name=folder.name, source=folder)
 
@@ -235,7 +237,7 @@ def _read_jina(folder: Path) -> Model:
     read = jina.load(folder)
     tokenizer = TextTokenizer.load(folder)
     _check_rows(tokenizer, read.module.backbone.config.vocab_size, folder)
-    settings = Settings(
+    settings = ModelSettings(
         prompts=read.prompts,
         max_length=read.module.backbone.config.max_position_embeddings,
         matryoshka_dims=read.matryoshka_dims,
@@ -250,7 +252,7 @@ def _check_rows(tokenizer: TextTokenizer, rows: int, folder: Path) -> None:
         raise BadInput(f"{folder}/tokenizer.json has ids up to {tokenizer.rows - 1}, the token table only {rows} rows")
 
 
-def manifest_settings(manifest: Mapping[str, Any], width: int, files: Mapping[str, str], folder: Path) -> Settings:
+def manifest_settings(manifest: Mapping[str, Any], width: int, files: Mapping[str, str], folder: Path) -> ModelSettings:
     """Read the settings of one of our model folders.
 
     Args:
@@ -266,7 +268,7 @@ def manifest_settings(manifest: Mapping[str, Any], width: int, files: Mapping[st
         BadInput: If a field is missing or does not fit the model.
     """
     try:
-        said = Settings(**manifest["settings"] | {"matryoshka_dims": tuple(manifest["settings"]["matryoshka_dims"])})
+        said = ModelSettings(**manifest["settings"] | {"matryoshka_dims": tuple(manifest["settings"]["matryoshka_dims"])})
         check_settings(vars(said), manifest["tasks"], width, folder / MANIFEST)
         str(manifest["name"])
     except (KeyError, TypeError, AttributeError) as error:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from taskdistill.compress import Int8Ranges
 from taskdistill.errors import BadInput
-from taskdistill.model.text import TextTokenizer
-from taskdistill.vocabulary import MANIFEST, Role, Task
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.quantization import Int8Ranges
+from taskdistill.tasks import Role, Task
+from taskdistill.types import MANIFEST
 
 _LOADED = re.compile(
     r"((\d+_[^/]+|adapters/[^/]+)/)?([^/]*\.safetensors(\.index\.json)?|vocab\.txt|(config|modules|tokenizer|tokenizer_config|special_tokens_map"

@@ -12,7 +12,7 @@ import torch
 
 from taskdistill.errors import BadInput
 from taskdistill.model.student import StaticModel
-from taskdistill.vocabulary import Role
+from taskdistill.tasks import Role
 
 if TYPE_CHECKING:
     from taskdistill.model.folder import Model

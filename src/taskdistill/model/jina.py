@@ -16,11 +16,12 @@ from typing import Any
 from peft import LoraConfig
 
 from taskdistill.errors import BadInput
-from taskdistill.model.adapters import load_adapter
 from taskdistill.model.backbone import load_backbone, read_json
-from taskdistill.model.guard import Entry, check_weights, named_code, task_folder
+from taskdistill.model.lora import load_adapter
+from taskdistill.model.safety import TensorHeader, check_weights, remote_code_keys, task_folder
 from taskdistill.model.student import TransformerModel
-from taskdistill.vocabulary import PROMPTS, Pooling
+from taskdistill.tasks import PROMPTS
+from taskdistill.types import Pooling
 
 MODEL_TYPE = "jina_embeddings_v5"
 ARCHITECTURE = "JinaEmbeddingsV5Model"
@@ -112,7 +113,7 @@ def load(folder: Path) -> JinaModel:
     return JinaModel(module, configs, read_prompts(folder), (*(k for k in MATRYOSHKA_DIMS if k < width), width))
 
 
-def family_config(raw: Mapping[str, Any], header: Mapping[str, Entry], path: Path) -> dict[str, Any]:
+def family_config(raw: Mapping[str, Any], header: Mapping[str, TensorHeader], path: Path) -> dict[str, Any]:
     """Turn a configuration of this layout into that of its backbone's family.
 
     The family follows from the weights: only Qwen3 normalises queries and keys.
@@ -135,7 +136,7 @@ def family_config(raw: Mapping[str, Any], header: Mapping[str, Entry], path: Pat
     made = {key: raw[key] for key in FAMILY_KEYS if key in raw}
     if raw.get("use_sliding_window"):
         raise BadInput(f"{path}: use_sliding_window is on; this layout attends to the whole text")
-    if code := named_code(made):
+    if code := remote_code_keys(made):
         raise BadInput(f"{path} names code to run ({', '.join(code)}); it is no copy of a published repository")
     return {"model_type": family, "tie_word_embeddings": family == "qwen3", **made}
 

@@ -11,7 +11,7 @@ from typing import Any
 from taskdistill.errors import BadInput
 from taskdistill.model.backbone import read_json
 from taskdistill.model.configuration import refuse_code
-from taskdistill.vocabulary import Pooling
+from taskdistill.types import Pooling
 
 MODULES = {
     "Transformer": "sentence_transformers.models.Transformer",

@@ -45,7 +45,7 @@ PASSED_OVER = frozenset({"deterministic", "output_attentions", "output_hidden_st
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
+class PackedBounds:
     """Where texts lie in the stream: runs of texts of equal length, in stream order."""
 
     runs: tuple[tuple[int, int, int], ...]
@@ -56,26 +56,26 @@ class Groups:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedBatch:
     """Texts as one stream, longest texts last."""
 
     ids: Tensor
     """Token ids, `(tokens,)` of int64."""
     positions: Tensor
     """Position of each token in its own text, `(tokens,)` of int64."""
-    groups: Groups
+    groups: PackedBounds
     order: Tensor
     """Which given text stands at each place of the stream, `(texts,)` of int64."""
 
-    def to(self, device: torch.device) -> Packed:
+    def to(self, device: torch.device) -> PackedBatch:
         """Return the same stream on a device; this object if nothing had to move."""
         if self.ids.device == device:
             return self
-        groups = Groups(self.groups.runs, self.groups.starts.to(device), self.groups.longest)
-        return Packed(self.ids.to(device), self.positions.to(device), groups, self.order.to(device))
+        groups = PackedBounds(self.groups.runs, self.groups.starts.to(device), self.groups.longest)
+        return PackedBatch(self.ids.to(device), self.positions.to(device), groups, self.order.to(device))
 
 
-def pack(texts: Sequence[np.ndarray]) -> Packed:
+def pack(texts: Sequence[np.ndarray]) -> PackedBatch:
     """Concatenate tokenised texts, sorted by length so that equal lengths are neighbours.
 
     Args:
@@ -94,8 +94,8 @@ def pack(texts: Sequence[np.ndarray]) -> Packed:
     for length, count in zip(*np.unique(lengths, return_counts=True), strict=True):
         runs.append((first, int(count), int(length)))
         first += int(count) * int(length)
-    groups = Groups(tuple(runs), torch.from_numpy(starts.astype(np.int32)), int(lengths[-1]))
-    return Packed(torch.from_numpy(ids), torch.from_numpy(positions), groups, torch.from_numpy(order))
+    groups = PackedBounds(tuple(runs), torch.from_numpy(starts.astype(np.int32)), int(lengths[-1]))
+    return PackedBatch(torch.from_numpy(ids), torch.from_numpy(positions), groups, torch.from_numpy(order))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class FamilyMask:
         self._sees, self._device = sees, device
         self._band: Band | None = None
 
-    def band(self, groups: Groups) -> Band:
+    def band(self, groups: PackedBounds) -> Band:
         """Read off what the first, the middle and the last two tokens of the longest text see, or refuse what is no band.
 
         Two neighbours, for one token alone may stand where a chunk begins.
@@ -156,7 +156,7 @@ _bands: weakref.WeakKeyDictionary[nn.Module, tuple[int, Band]] = weakref.WeakKey
 """For each attention module the longest text whose mask was read, and the band; it is read again for longer ones."""
 
 
-def _band_of(module: nn.Module, mask: FamilyMask, groups: Groups, causal: bool) -> Band:
+def _band_of(module: nn.Module, mask: FamilyMask, groups: PackedBounds, causal: bool) -> Band:
     """Give a layer's band as its family's mask says it, which is what transformers itself goes by."""
     longest, band = _bands.get(module, (0, Band(None, None)))
     if groups.longest <= longest:
@@ -181,7 +181,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: FamilyMask | Tensor | None,
     *,
-    groups: Groups | None = None,
+    groups: PackedBounds | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
@@ -358,7 +358,7 @@ def kernel_takes(query: Tensor, value: Tensor, dropout: float) -> bool:
     return query.device.type in KERNEL_DEVICES and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0 and fits
 
 
-def _variable_length(q: Tensor, k: Tensor, v: Tensor, groups: Groups, scaling: float | None, band: Band) -> Tensor:
+def _variable_length(q: Tensor, k: Tensor, v: Tensor, groups: PackedBounds, scaling: float | None, band: Band) -> Tensor:
     from torch.nn.attention import varlen
 
     out = varlen.varlen_attn(

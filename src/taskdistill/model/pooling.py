@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from taskdistill.model.packed import Groups
-from taskdistill.vocabulary import Pooling
+from taskdistill.model.packed import PackedBounds
+from taskdistill.types import Pooling
 
 
-def pool(hidden: Tensor, groups: Groups, pooling: Pooling) -> Tensor:
+def pool(hidden: Tensor, groups: PackedBounds, pooling: Pooling) -> Tensor:
     """Pool a packed stream.
 
     Args:

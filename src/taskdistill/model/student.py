@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from taskdistill.errors import BadInput, nearest
-from taskdistill.model.adapters import active_adapter
+from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.model.backbone import first_position
 from taskdistill.model.families import Batching, batching_of, check_ids, embedding_scale, own_forward, tolerance_of
-from taskdistill.model.packed import ATTENTION, Packed, pack
+from taskdistill.model.lora import set_active_adapter
+from taskdistill.model.packed import ATTENTION, PackedBatch, pack
 from taskdistill.model.pooling import pool
-from taskdistill.vocabulary import Pooling
+from taskdistill.types import Pooling
 
 LIKE_LENGTHS = 0.75
 """The shortest text of a padded batch has at least this share of its longest one's tokens, which bounds what is computed in vain."""
@@ -83,11 +83,11 @@ class TransformerModel(nn.Module):
             BadInput: If the model has no such adapter.
         """
         if task is not None and task not in self.tasks:
-            hint = nearest(task, self.tasks) if self.tasks else "; it has no adapters, so leave the task out"
+            hint = did_you_mean(task, self.tasks) if self.tasks else "; it has no adapters, so leave the task out"
             raise BadInput(f"this model has no adapter for task {task!r}{hint}")
-        active_adapter(self.backbone, task)
+        set_active_adapter(self.backbone, task)
 
-    def token_vectors(self, packed: Packed) -> Tensor:
+    def token_vectors(self, packed: PackedBatch) -> Tensor:
         """Look up the rows of the token table, as they stand there, for `hidden`.
 
         Args:
@@ -127,7 +127,7 @@ class TransformerModel(nn.Module):
                 f"looks them up; train adapters only, or take a family of docs/families.md"
             )
 
-    def hidden(self, packed: Packed, token_vectors: Tensor | None = None) -> Tensor:
+    def hidden(self, packed: PackedBatch, token_vectors: Tensor | None = None) -> Tensor:
         """Run the backbone over a stream.
 
         Args:
@@ -157,7 +157,7 @@ class TransformerModel(nn.Module):
         states = own_forward(self.backbone, tokens[starts[:, None] + places.minimum(lengths[:, None] - 1)], mask.long())
         return states[mask]
 
-    def pooled(self, packed: Packed, token_vectors: Tensor | None = None) -> Tensor:
+    def pooled(self, packed: PackedBatch, token_vectors: Tensor | None = None) -> Tensor:
         """Run the backbone and pool.
 
         Args:

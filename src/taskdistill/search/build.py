@@ -9,14 +9,15 @@ from pathlib import Path
 
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.search.corpus import Document
-from taskdistill.search.filling import BATCH, FillReport, Progress, fill
 from taskdistill.search.index import Index
-from taskdistill.search.passages import Passages
+from taskdistill.search.ingest import BATCH, IngestReport, Progress, ingest
+from taskdistill.search.passages import PassageSettings
 from taskdistill.search.protocol import SearchEncoder
 from taskdistill.search.settings import settings_for
+from taskdistill.search.storage.commit import mark_building
 from taskdistill.search.target import check_target, missing_folders, take_back
-from taskdistill.search.writes import mark_building
-from taskdistill.vocabulary import Precision, Task
+from taskdistill.tasks import Task
+from taskdistill.types import Precision
 
 
 def build_index(
@@ -27,10 +28,10 @@ def build_index(
     task: str | None = Task.RETRIEVAL.value,
     truncate_dim: int | None = None,
     rescore: str = Precision.INT8.value,
-    passages: Passages | None = None,
+    passages: PassageSettings | None = None,
     batch: int = BATCH,
     progress: Progress | None = None,
-) -> tuple[Index, FillReport]:
+) -> tuple[Index, IngestReport]:
     """Embed documents into an index folder, new or existing.
 
     Documents that are there already are not embedded again, so a build that was killed continues where it was
@@ -68,7 +69,7 @@ def build_index(
         with index.writing():
             mark_building(index.snapshot, True)
             index.refresh()
-            snapshot, report = fill(index.snapshot, encoder, itertools.chain(first, stream), batch=batch, total=total, progress=progress)
+            snapshot, report = ingest(index.snapshot, encoder, itertools.chain(first, stream), batch=batch, total=total, progress=progress)
             mark_building(snapshot, False)
     except BaseException:
         if not there:

@@ -15,8 +15,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, cast
 
-from taskdistill.errors import BadInput, nearest
-from taskdistill.search.json_rows import MAX_BYTES, check_text, parse_line
+from taskdistill.errors import BadInput, did_you_mean
+from taskdistill.io.json_rows import MAX_BYTES, check_text, parse_line
 
 TEXT_FIELDS = ("text", "content", "body", "document")
 ID_FIELDS = ("_id", "id")
@@ -141,7 +141,9 @@ class Corpus:
             )
         self._text_field = found
         if self._id_field is not None and self._id_field not in row:
-            raise BadInput(f"{self.path} has no field {self._id_field!r}{nearest(self._id_field, row)}; name the field that holds the id")
+            raise BadInput(
+                f"{self.path} has no field {self._id_field!r}{did_you_mean(self._id_field, row)}; name the field that holds the id"
+            )
 
     def _document(self, row: dict[str, Any], place: str) -> Document:
         text_field = cast(str, self._text_field)
@@ -164,7 +166,7 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
     ending = Path(path.name.removesuffix(".gz")).suffix.lower()
     readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
     if ending not in readers:
-        raise BadInput(f"{path} ends in {ending or 'nothing known'!r}{nearest(ending, readers)}; or give a folder of text files")
+        raise BadInput(f"{path} ends in {ending or 'nothing known'!r}{did_you_mean(ending, readers)}; or give a folder of text files")
     return readers[ending]
 
 

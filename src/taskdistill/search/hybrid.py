@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskdistill.errors import BadInput, require
-from taskdistill.search.blocks import Rows
-from taskdistill.search.files import damaged, map_file
-from taskdistill.search.journal import change, commit, free_number, write_part
-from taskdistill.search.manifest import load_manifest
+from taskdistill.errors import BadInput, require_extra
+from taskdistill.io.arrays import damaged, map_file
 from taskdistill.search.ranking import Ranked, best
-from taskdistill.search.snapshot import Snapshot
+from taskdistill.search.storage.journal import change, commit, free_number, write_part
+from taskdistill.search.storage.manifest import load_manifest
+from taskdistill.search.storage.segment_writer import Rows
+from taskdistill.search.storage.snapshot import Snapshot
 from taskdistill.search.target import disk
 
 RRF_CONSTANT = 60
@@ -49,7 +49,7 @@ def tokens(text: str) -> list[str]:
     return found
 
 
-class Lexical:
+class Bm25:
     """A BM25 index over the texts of some rows."""
 
     def __init__(self, bm25: Any) -> None:
@@ -61,7 +61,7 @@ class Lexical:
         self._bm25 = bm25
 
     @classmethod
-    def build(cls, texts: Iterator[str] | Sequence[str]) -> Lexical:
+    def build(cls, texts: Iterator[str] | Sequence[str]) -> Bm25:
         """Index texts.
 
         Args:
@@ -70,7 +70,7 @@ class Lexical:
         Returns:
             The BM25 index, with bm25s's default k1 and b.
         """
-        require("bm25s", "search", "lexical search")
+        require_extra("bm25s", "search", "lexical search")
         import bm25s
 
         vocabulary: dict[str, int] = {}
@@ -125,7 +125,7 @@ def build_bm25(snapshot: Snapshot) -> None:
     """
     if snapshot.live_count == 0:
         raise BadInput(f"{snapshot.path} holds no documents; add some before building its lexical part")
-    lexical = Lexical.build(text for segment in snapshot.segments for text in segment.titled_texts())
+    lexical = Bm25.build(text for segment in snapshot.segments for text in segment.titled_texts())
     path, manifest = snapshot.path, snapshot.manifest
     with disk(path):
         number = free_number(path, "bm25", manifest.generation + 1)
@@ -135,7 +135,7 @@ def build_bm25(snapshot: Snapshot) -> None:
             commit(path, manifest.next(bm25=number, files=files))
 
 
-def open_bm25(snapshot: Snapshot, *, full: bool = True) -> Lexical:
+def open_bm25(snapshot: Snapshot, *, full: bool = True) -> Bm25:
     """Open the lexical part of an index.
 
     Args:
@@ -148,7 +148,7 @@ def open_bm25(snapshot: Snapshot, *, full: bool = True) -> Lexical:
     Raises:
         BadInput: If there is none, or it is damaged.
     """
-    require("bm25s", "search", "lexical search")
+    require_extra("bm25s", "search", "lexical search")
     import bm25s
 
     manifest = snapshot.manifest
@@ -171,7 +171,7 @@ def open_bm25(snapshot: Snapshot, *, full: bool = True) -> Lexical:
     bm25 = bm25s.BM25.load(snapshot.path / folder, mmap=True)
     if bm25.scores["num_docs"] != snapshot.live_count:
         raise damaged(snapshot.path / folder, f"it has {bm25.scores['num_docs']} rows instead of {snapshot.live_count}")
-    return Lexical(bm25)
+    return Bm25(bm25)
 
 
 def fuse(rankings: Sequence[Rows], top_k: int) -> Ranked:

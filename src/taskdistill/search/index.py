@@ -10,26 +10,27 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from taskdistill.errors import BadInput, nearest
-from taskdistill.search import filling, writes
-from taskdistill.search.blocks import Rows
+from taskdistill.errors import BadInput, did_you_mean
+from taskdistill.search import ingest
+from taskdistill.search.candidates import CELL_ROWS, Distances, FirstPass, approximate, build_cells
 from taskdistill.search.corpus import Document
-from taskdistill.search.filling import BATCH, FillReport, Progress
 from taskdistill.search.filters import Filter
-from taskdistill.search.first_pass import CELL_ROWS, Distances, FirstPass, approximate, build_cells
-from taskdistill.search.hybrid import Lexical, build_bm25, open_bm25
-from taskdistill.search.journal import writing
-from taskdistill.search.manifest import Content, Manifest
+from taskdistill.search.hybrid import Bm25, build_bm25, open_bm25
+from taskdistill.search.ingest import BATCH, IngestReport, Progress
+from taskdistill.search.prf import PrfSettings
 from taskdistill.search.protocol import SearchEncoder, unit_vectors
 from taskdistill.search.query import query_vectors, rank_queries
 from taskdistill.search.ranking import exact_pass
-from taskdistill.search.refine import Refinement
-from taskdistill.search.segments import Segment
+from taskdistill.search.resize import resize
 from taskdistill.search.settings import IndexSettings, SearchDefaults
-from taskdistill.search.shrink import shrink
-from taskdistill.search.snapshot import Hit, Snapshot, open_snapshot
+from taskdistill.search.storage import commit
+from taskdistill.search.storage.journal import writing
+from taskdistill.search.storage.manifest import Content, Manifest
+from taskdistill.search.storage.segment import Segment
+from taskdistill.search.storage.segment_writer import Rows
+from taskdistill.search.storage.snapshot import Hit, Snapshot, open_snapshot
 from taskdistill.search.target import create
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.types import MANIFEST
 
 
 class Index:
@@ -50,7 +51,7 @@ class Index:
         """
         self._full, self._first_pass = full, first_pass
         self._cells: dict[Content, Any] = {}
-        self._lexical: tuple[object, Lexical] | None = None
+        self._lexical: tuple[object, Bm25] | None = None
         self._take(snapshot)
 
     @classmethod
@@ -70,9 +71,9 @@ class Index:
             BadInput: If there is no index, it is damaged, or it is too small for cells.
         """
         if verify not in ("full", "sizes"):
-            raise BadInput(f"verify cannot be {verify!r}{nearest(verify, ('full', 'sizes'))}")
+            raise BadInput(f"verify cannot be {verify!r}{did_you_mean(verify, ('full', 'sizes'))}")
         if first_pass not in ("flat", "ivf"):
-            raise BadInput(f"first_pass cannot be {first_pass!r}{nearest(first_pass, ('flat', 'ivf'))}")
+            raise BadInput(f"first_pass cannot be {first_pass!r}{did_you_mean(first_pass, ('flat', 'ivf'))}")
         snapshot = open_snapshot(Path(path), full=verify == "full")
         if first_pass != "flat" and not any(segment.entry.rows >= CELL_ROWS for segment in snapshot.segments):
             raise BadInput(
@@ -133,7 +134,7 @@ class Index:
         space_id: str | None = None,
         oversample: int | None = None,
         filter: Filter | None = None,
-        refinement: Refinement | bool | None = None,
+        refinement: PrfSettings | bool | None = None,
         hybrid: bool | None = None,
     ) -> list[list[Hit]]:
         """Find the best passages for each query.
@@ -177,7 +178,7 @@ class Index:
             first_pass=self.near,
             refinement=usual.refinement
             if refinement is None
-            else usual.refinement or Refinement()
+            else usual.refinement or PrfSettings()
             if refinement is True
             else refinement or None,
             lexical=self._open_lexical(snapshot) if (usual.hybrid if hybrid is None else hybrid) else None,
@@ -187,7 +188,7 @@ class Index:
 
     def add(
         self, documents: Iterable[Document], encoder: SearchEncoder, *, batch: int = BATCH, progress: Progress | None = None
-    ) -> FillReport:
+    ) -> IngestReport:
         """Add documents, or replace those whose id is known and whose content differs.
 
         Args:
@@ -205,9 +206,9 @@ class Index:
         """
         with self.writing():
             total = len(documents) if isinstance(documents, Sized) else 0
-            return filling.fill(self.snapshot, encoder, documents, batch=batch, total=total, progress=progress)[1]
+            return ingest.ingest(self.snapshot, encoder, documents, batch=batch, total=total, progress=progress)[1]
 
-    def add_vectors(self, documents: Sequence[Document], vectors: NDArray[Any], *, space_id: str) -> FillReport:
+    def add_vectors(self, documents: Sequence[Document], vectors: NDArray[Any], *, space_id: str) -> IngestReport:
         """Add documents whose vectors are there already, one vector for each whole document.
 
         Args:
@@ -223,14 +224,14 @@ class Index:
             WorkFailed: If another process writes or the disk fails.
         """
         self.settings.check_space(space_id)
-        if len({filling.checked(document).id for document in documents}) != len(documents):
+        if len({ingest.checked(document).id for document in documents}) != len(documents):
             raise BadInput("an id occurs twice among the documents; leave the older ones out")
         if not documents:
-            return FillReport()
+            return IngestReport()
         places = np.array([(at, 0, len(document.text)) for at, document in enumerate(documents)], np.int64)
         with self.writing():
-            _, replaced = filling.add(self.snapshot, documents, places, vectors)
-        return FillReport(added=len(documents) - replaced, replaced=replaced, passages=len(places))
+            _, replaced = ingest.add(self.snapshot, documents, places, vectors)
+        return IngestReport(added=len(documents) - replaced, replaced=replaced, passages=len(places))
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete documents.
@@ -247,7 +248,7 @@ class Index:
         if isinstance(ids, str):
             raise BadInput(f"delete takes a list of ids, not one text; give [{ids!r}]")
         with self.writing():
-            return writes.delete(self.snapshot, ids)
+            return commit.delete(self.snapshot, ids)
 
     def compact(self) -> None:
         """Write the index without its deleted documents and in as few segments as can be.
@@ -256,8 +257,8 @@ class Index:
             WorkFailed: If another process writes or the disk fails.
         """
         with self.writing():
-            while positions := writes.compaction(self.snapshot):
-                writes.merge(self.snapshot, positions)
+            while positions := commit.compaction(self.snapshot):
+                commit.merge(self.snapshot, positions)
                 self.refresh()
 
     def set_defaults(self, defaults: SearchDefaults) -> None:
@@ -271,7 +272,7 @@ class Index:
             WorkFailed: If another process writes or the disk fails.
         """
         with self.writing():
-            writes.set_defaults(self.snapshot, defaults)
+            commit.set_defaults(self.snapshot, defaults)
 
     def shrink(self, dim: int, rescore: str) -> None:
         """Keep fewer dimensions or a smaller precision, from the stored vectors: nothing is embedded again.
@@ -285,7 +286,7 @@ class Index:
             WorkFailed: If another process writes or the disk fails.
         """
         with self.writing():
-            shrink(self.snapshot, dim, rescore)
+            resize(self.snapshot, dim, rescore)
 
     def build_bm25(self) -> None:
         """Build the lexical part for hybrid search; it lasts until documents change.
@@ -365,7 +366,7 @@ class Index:
             finally:
                 self.refresh()
 
-    def _open_lexical(self, snapshot: Snapshot) -> Lexical:
+    def _open_lexical(self, snapshot: Snapshot) -> Bm25:
         known = self._lexical
         bm25 = snapshot.manifest.bm25
         content = None if bm25 is None else snapshot.manifest.contents.get(f"bm25/{bm25:08}")

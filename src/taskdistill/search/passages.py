@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from taskdistill.errors import BadInput, nearest
+from taskdistill.errors import BadInput, did_you_mean
 
 WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # one ideograph or kana is one word
@@ -20,7 +20,7 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passages:
+class PassageSettings:
     """How a document is cut.
 
     Attributes:
@@ -37,16 +37,16 @@ class Passages:
 
     def __post_init__(self) -> None:
         if self.unit not in ("words", "characters"):
-            raise BadInput(f"passages cannot be measured in {self.unit!r}{nearest(self.unit, ('words', 'characters'))}")
+            raise BadInput(f"passages cannot be measured in {self.unit!r}{did_you_mean(self.unit, ('words', 'characters'))}")
         if self.boundary not in ("word", "sentence", "paragraph"):
-            raise BadInput(f"passages cannot end at {self.boundary!r}{nearest(self.boundary, ('word', 'sentence', 'paragraph'))}")
+            raise BadInput(f"passages cannot end at {self.boundary!r}{did_you_mean(self.boundary, ('word', 'sentence', 'paragraph'))}")
         if self.size < 1 or not 0 <= self.overlap < self.size:
             raise BadInput(
                 f"passages of size {self.size} with overlap {self.overlap}; size must be at least 1 and overlap from 0 to size - 1"
             )
 
 
-def split(text: str, passages: Passages | None) -> list[Span]:
+def split(text: str, passages: PassageSettings | None) -> list[Span]:
     """Cut a text into passages.
 
     Args:
@@ -67,7 +67,7 @@ def split(text: str, passages: Passages | None) -> list[Span]:
     return _pack(text, list(_pieces(text, passages)), passages)
 
 
-def _pieces(text: str, passages: Passages) -> Iterator[Span]:
+def _pieces(text: str, passages: PassageSettings) -> Iterator[Span]:
     """Yield spans no longer than a passage, each ending at a boundary where there is one."""
     if passages.boundary == "word":
         yield from _words(text, (0, len(text)), passages)
@@ -85,7 +85,7 @@ def _pieces(text: str, passages: Passages) -> Iterator[Span]:
             yield from _words(text, span, passages)
 
 
-def _words(text: str, span: Span, passages: Passages) -> Iterator[Span]:
+def _words(text: str, span: Span, passages: PassageSettings) -> Iterator[Span]:
     """Yield the words of a span; by characters, words longer than a passage are cut."""
     limit = passages.size if passages.unit == "characters" else len(text)
     for match in WORD.finditer(text, *span):
@@ -93,7 +93,7 @@ def _words(text: str, span: Span, passages: Passages) -> Iterator[Span]:
             yield start, min(start + limit, match.end())
 
 
-def _pack(text: str, pieces: list[Span], passages: Passages) -> list[Span]:
+def _pack(text: str, pieces: list[Span], passages: PassageSettings) -> list[Span]:
     sizes = [_measure(text, piece, passages.unit) for piece in pieces]
 
     def size(first: int, last: int) -> int:

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from taskdistill.compress import normalise
 from taskdistill.errors import BadInput
+from taskdistill.quantization import normalize
 
 
 class SearchEncoder(Protocol):
@@ -95,7 +95,7 @@ def unit_vectors(vectors: NDArray[Any], dim: int, what: str) -> NDArray[np.float
         raise BadInput(f"{what} vectors have the shape {shape}, but the index has dimension {dim}; give (n, {dim})")
     if vectors.dtype.kind != "f":
         raise BadInput(f"{what} vectors are {vectors.dtype}; give floating-point vectors, the index quantises them itself")
-    unit = normalise(vectors)
+    unit = normalize(vectors)
     zero = np.flatnonzero(~unit.any(axis=1))
     if len(zero):
         raise BadInput(f"{len(zero)} of {len(unit)} {what} vectors are zero, the first at row {zero[0]}; leave out texts without a vector")

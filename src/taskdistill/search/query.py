@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
-from taskdistill.search.blocks import Rows
-from taskdistill.search.hybrid import DEPTH, Lexical, fuse
+from taskdistill.search.hybrid import DEPTH, Bm25, fuse
+from taskdistill.search.prf import PrfSettings, apply_prf
 from taskdistill.search.protocol import SearchEncoder, former_ids, unit_vectors
 from taskdistill.search.ranking import OVERSAMPLE, Floats, Pass, Ranked, exact_pass, rank
-from taskdistill.search.refine import Refinement, refine
 from taskdistill.search.settings import IndexSettings
-from taskdistill.search.snapshot import Snapshot
+from taskdistill.search.storage.segment_writer import Rows
+from taskdistill.search.storage.snapshot import Snapshot
 
 
 def query_vectors(settings: IndexSettings, encoder: SearchEncoder, texts: Sequence[str]) -> Floats:
@@ -49,8 +49,8 @@ def rank_queries(
     oversample: int | None = None,
     allowed: list[Rows | None],
     first_pass: Pass = exact_pass,
-    refinement: Refinement | None = None,
-    lexical: Lexical | None = None,
+    refinement: PrfSettings | None = None,
+    lexical: Bm25 | None = None,
     texts: Sequence[str] = (),
 ) -> list[Ranked]:
     """Rank the rows of a snapshot for each query.
@@ -83,7 +83,7 @@ def rank_queries(
     factor = OVERSAMPLE if oversample is None else oversample
     if refinement is not None:
         first = rank(snapshot, queries, refinement.documents, factor, allowed, first_pass)
-        moved = [refine(query, _decoded(snapshot, rows), refinement) for query, (rows, _) in zip(queries, first, strict=True)]
+        moved = [apply_prf(query, _decoded(snapshot, rows), refinement) for query, (rows, _) in zip(queries, first, strict=True)]
         queries = np.array(moved, np.float32).reshape(queries.shape)
     dense = rank(snapshot, queries, depth, factor, allowed, first_pass)
     if lexical is None:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskdistill.compress import Int8Ranges, pack_bits
-from taskdistill.search.blocks import Rows
-from taskdistill.search.first_pass import Distances, flat, in_parts, nearest_of
-from taskdistill.search.segments import Segment
-from taskdistill.search.snapshot import Snapshot
+from taskdistill.quantization import Int8Ranges, pack_bits
+from taskdistill.search.candidates import Distances, flat, in_parts, nearest_of
+from taskdistill.search.storage.segment import Segment
+from taskdistill.search.storage.segment_writer import Rows
+from taskdistill.search.storage.snapshot import Snapshot
 
 OVERSAMPLE = 100
 """Candidates of the first pass for each row asked for. Of the exact top 10 among 200,000 MiniLM vectors of 384 dimensions, 20 find
@@ -95,7 +95,7 @@ def rank(
             rows = np.broadcast_to(everything, (len(queries), len(everything)))
         else:
             rows = np.sort(_candidates(snapshot, pack_bits(queries), count, sizes, allowed, first_pass)[1], axis=1)
-        scorer = Scorer(snapshot.manifest.ranges, queries)
+        scorer = Rescorer(snapshot.manifest.ranges, queries)
         return [best(each[each >= 0], _scores(snapshot, scorer, at, each[each >= 0]), top_k) for at, each in enumerate(rows)]
 
     return [each for start in range(0, len(queries), _QUERIES) for each in in_parts(part, queries[start : start + _QUERIES])]
@@ -119,7 +119,7 @@ def _signs_cosine(distances: Distances, dim: int) -> Floats:
     return (1 - 2 * distances / dim).astype(np.float32)
 
 
-class Scorer:
+class Rescorer:
     """Dot products of queries with stored vectors, without decoding them: int8 steps are folded into the queries."""
 
     def __init__(self, ranges: Int8Ranges | None, queries: Floats) -> None:
@@ -150,7 +150,7 @@ class Scorer:
         return scores
 
 
-def _scores(snapshot: Snapshot, scorer: Scorer, query: int, rows: Rows) -> Floats:
+def _scores(snapshot: Snapshot, scorer: Rescorer, query: int, rows: Rows) -> Floats:
     parts = [scorer(query, snapshot.vectors(rows[start : start + _ROWS])) for start in range(0, len(rows), _ROWS)]
     return np.concatenate([np.zeros(0, np.float32), *parts])
 

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from taskdistill.errors import BadInput, nearest
-from taskdistill.search.passages import Passages
+from taskdistill.errors import BadInput, did_you_mean
+from taskdistill.search.passages import PassageSettings
+from taskdistill.search.prf import PrfSettings
 from taskdistill.search.protocol import SearchEncoder, former_ids, same_space
-from taskdistill.search.refine import Refinement
-from taskdistill.vocabulary import QUERY_SIDE, Precision, Role, Task
+from taskdistill.tasks import QUERY_SIDE, Role, Task
+from taskdistill.types import Precision
 
 RESCORE_TYPES = {Precision.INT8.value: "i1", Precision.FLOAT16.value: "<f2", Precision.FLOAT32.value: "<f4"}
 """Precision of the vectors kept for rescoring to their numpy type."""
@@ -41,12 +42,12 @@ class IndexSettings:
     query_prompt: str
     dim: int
     rescore: str
-    passages: Passages | None
+    passages: PassageSettings | None
     former_space_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rescore not in (*RESCORE_TYPES, "none"):
-            raise BadInput(f"unknown rescore precision {self.rescore!r}{nearest(self.rescore, (*RESCORE_TYPES, 'none'))}")
+            raise BadInput(f"unknown rescore precision {self.rescore!r}{did_you_mean(self.rescore, (*RESCORE_TYPES, 'none'))}")
         if self.dim < 1:
             raise BadInput(f"an index of dimension {self.dim} cannot be; give at least 1")
 
@@ -76,7 +77,7 @@ class IndexSettings:
         if {*value, "former_space_ids"} != names:  # which indexes of the first format lack
             raise BadInput(f"the index settings have the fields {sorted(value)} instead of {sorted(names)}; build the index again")
         passages, former = value["passages"], tuple(value.get("former_space_ids", ()))
-        return cls(**{**value, "passages": None if passages is None else Passages(**passages), "former_space_ids": former})
+        return cls(**{**value, "passages": None if passages is None else PassageSettings(**passages), "former_space_ids": former})
 
     def check_same(self, other: IndexSettings, earlier: Collection[str] = ()) -> None:
         """Refuse to continue an index with other settings.
@@ -166,7 +167,7 @@ class SearchDefaults:
 
     oversample: int | None = None
     hybrid: bool = False
-    refinement: Refinement | None = None
+    refinement: PrfSettings | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that `from_json` reads back."""
@@ -183,7 +184,7 @@ class SearchDefaults:
             The defaults.
         """
         moved = value.get("refinement")
-        return cls(**{**value, "refinement": None if moved is None else Refinement(**moved)})
+        return cls(**{**value, "refinement": None if moved is None else PrfSettings(**moved)})
 
 
 def settings_for(
@@ -192,7 +193,7 @@ def settings_for(
     task: str | None,
     truncate_dim: int | None = None,
     rescore: str = Precision.INT8,
-    passages: Passages | None = None,
+    passages: PassageSettings | None = None,
 ) -> IndexSettings:
     """Return the settings of an index that an encoder fills.
 
@@ -211,7 +212,7 @@ def settings_for(
     """
     kind = None if task is None else getattr(encoder, "adapter_tasks", {}).get(task, task)
     if kind is not None and kind not in set(Task):
-        raise BadInput(f"unknown task {task!r}{nearest(str(task), Task)}")
+        raise BadInput(f"unknown task {task!r}{did_you_mean(str(task), Task)}")
     dim = encoder.embedding_dim if truncate_dim is None else truncate_dim
     if not 1 <= dim <= encoder.embedding_dim:
         raise BadInput(f"truncate_dim {dim} is outside 1..{encoder.embedding_dim}, the dimensions of {encoder.name}; give one within")

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from taskdistill.atomic import check_place
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.lock import writer_lock
-from taskdistill.protection import check_writable
-from taskdistill.search.manifest import Manifest, load_manifest, write_manifest
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.io.atomic import check_place
+from taskdistill.io.lock import writer_lock
+from taskdistill.io.protection import check_writable
+from taskdistill.search.storage.manifest import Manifest, load_manifest, write_manifest
+from taskdistill.types import MANIFEST
 
 LOCK = "lock"
 """The file in an index that its writer holds."""

@@ -14,20 +14,21 @@ from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
 from taskdistill.search.build import build_index
-from taskdistill.search.hybrid import Lexical, open_bm25
+from taskdistill.search.devset import CUTOFF, CachedEncoder, DevSet, ndcg
+from taskdistill.search.hybrid import Bm25, open_bm25
 from taskdistill.search.index import Index
-from taskdistill.search.measure import CUTOFF, DevSet, Embedded, ndcg
-from taskdistill.search.passages import Passages
+from taskdistill.search.passages import PassageSettings
+from taskdistill.search.prf import PrfSettings
 from taskdistill.search.protocol import SearchEncoder
 from taskdistill.search.query import query_vectors, rank_queries
-from taskdistill.search.refine import Refinement
-from taskdistill.search.tuning import Addition, Measured, Setting, Tuning
-from taskdistill.vocabulary import Precision, Task
+from taskdistill.search.tune_results import Improvement, SearchSetting, SettingResult, Tuning
+from taskdistill.tasks import Task
+from taskdistill.types import Precision
 
 RESCORES = ("none", Precision.INT8.value, Precision.FLOAT16.value, Precision.FLOAT32.value)
 OVERSAMPLES = (2, 5, 10, 20, 50, 100)
 REFINEMENTS = tuple(
-    Refinement(documents=documents, weight=weight, temperature=temperature)
+    PrfSettings(documents=documents, weight=weight, temperature=temperature)
     for documents, weight, temperature in itertools.product((5, 10), (0.1, 0.3, 0.5), (0.02, 0.1))
 )
 _RESAMPLES = 1000
@@ -39,10 +40,10 @@ def tune(
     *,
     dims: Sequence[int],
     task: str | None = Task.RETRIEVAL.value,
-    passages: Passages | None = None,
+    passages: PassageSettings | None = None,
     rescores: Sequence[str] = RESCORES,
     oversamples: Sequence[int] = OVERSAMPLES,
-    refinements: Sequence[Refinement] = REFINEMENTS,
+    refinements: Sequence[PrfSettings] = REFINEMENTS,
     hybrid: bool = True,
     stored: tuple[int, str] | None = None,
     tolerance: float = 0.005,
@@ -77,13 +78,13 @@ def tune(
     if not dims or not rescores or not oversamples:
         raise BadInput("the grid is empty; give at least one dimension, one precision and one oversampling factor")
     queries = dev.judged()
-    embedded = Embedded(encoder)
-    reference = Setting(encoder.embedding_dim, Precision.FLOAT32.value, None)
+    embedded = CachedEncoder(encoder)
+    reference = SearchSetting(encoder.embedding_dim, Precision.FLOAT32.value, None)
     grid = dict.fromkeys([*itertools.product(dims, rescores), *([] if stored is None else [stored])])
     storages = dict.fromkeys([(reference.dim, reference.rescore), *grid])
     with tempfile.TemporaryDirectory(prefix="taskdistill-tune-") as folder:
-        benches: dict[tuple[int, str], _Bench] = {}
-        lexical: Lexical | None = None
+        benches: dict[tuple[int, str], _TuneContext] = {}
+        lexical: Bm25 | None = None
         for dim, rescore in storages:
             path = Path(folder) / f"{dim}-{rescore}"
             index, _ = build_index(embedded, dev.documents, path, task=task, truncate_dim=dim, rescore=rescore, passages=passages)
@@ -91,7 +92,7 @@ def tune(
                 index.build_bm25()
                 index.refresh()
                 lexical = open_bm25(index.snapshot)
-            benches[dim, rescore] = _Bench(index, embedded, dev, queries, lexical)
+            benches[dim, rescore] = _TuneContext(index, embedded, dev, queries, lexical)
             if progress is not None:
                 progress(len(benches), len(storages))
         exact = benches[reference.dim, reference.rescore]
@@ -118,17 +119,17 @@ def tune(
     )
 
 
-def _settings(dim: int, rescore: str, oversamples: Sequence[int], hybrid: bool, refinement: Refinement | None) -> Iterator[Setting]:
+def _settings(dim: int, rescore: str, oversamples: Sequence[int], hybrid: bool, refinement: PrfSettings | None) -> Iterator[SearchSetting]:
     factors: Sequence[int | None] = (None,) if rescore == "none" else oversamples
     moved = (None,) if refinement is None or rescore == "none" else (None, refinement)
     for factor, lexical, each in itertools.product(factors, (False, True) if hybrid else (False,), moved):
-        yield Setting(dim, rescore, factor, lexical, each)
+        yield SearchSetting(dim, rescore, factor, lexical, each)
 
 
-class _Bench:
+class _TuneContext:
     """An index of the dev set, on which settings are measured."""
 
-    def __init__(self, index: Index, encoder: SearchEncoder, dev: DevSet, queries: list[str], lexical: Lexical | None) -> None:
+    def __init__(self, index: Index, encoder: SearchEncoder, dev: DevSet, queries: list[str], lexical: Bm25 | None) -> None:
         self._index, self._dev, self._queries = index, dev, queries
         self._texts = [dev.queries[each] for each in queries]
         self._vectors = query_vectors(index.settings, encoder, self._texts)
@@ -137,7 +138,7 @@ class _Bench:
         self._bytes = (sizes["codes"] + sizes.get("vectors", 0)) / index.snapshot.live_count
         self._postings = 0 if lexical is None else lexical.bytes / index.snapshot.live_count
 
-    def scores(self, setting: Setting) -> tuple[NDArray[np.float64], float]:
+    def scores(self, setting: SearchSetting) -> tuple[NDArray[np.float64], float]:
         snapshot = self._index.snapshot
         exact = setting.oversample is None and setting.rescore != "none"
         start = time.perf_counter()
@@ -154,10 +155,10 @@ class _Bench:
         seconds = time.perf_counter() - start
         return ndcg(snapshot, ranked, self._queries, self._dev.qrels), 1000 * seconds / len(self._queries)
 
-    def measure(self, setting: Setting, baseline: NDArray[np.float64]) -> tuple[Measured, NDArray[np.float64]]:
+    def measure(self, setting: SearchSetting, baseline: NDArray[np.float64]) -> tuple[SettingResult, NDArray[np.float64]]:
         scores, milliseconds = self.scores(setting)
         low, high = _interval(scores - baseline)
-        row = Measured(
+        row = SettingResult(
             setting=setting,
             ndcg=float(scores.mean()),
             difference=float((scores - baseline).mean()),
@@ -171,17 +172,19 @@ class _Bench:
         return row, scores
 
 
-def _best_refinement(bench: _Bench, plain: Setting, refinements: Sequence[Refinement], baseline: NDArray[np.float64]) -> Refinement | None:
+def _best_refinement(
+    bench: _TuneContext, plain: SearchSetting, refinements: Sequence[PrfSettings], baseline: NDArray[np.float64]
+) -> PrfSettings | None:
     """Return the refinement with the best mean, if it beats none at all."""
     best, found = float(baseline.mean()), None
     for each in refinements:
-        mean = float(bench.scores(Setting(plain.dim, plain.rescore, None, refinement=each))[0].mean())
+        mean = float(bench.scores(SearchSetting(plain.dim, plain.rescore, None, refinement=each))[0].mean())
         if mean > best:
             best, found = mean, each
     return found
 
 
-def _additions_to(plain: Setting, scores: Mapping[Setting, NDArray[np.float64]]) -> tuple[Addition, ...]:
+def _additions_to(plain: SearchSetting, scores: Mapping[SearchSetting, NDArray[np.float64]]) -> tuple[Improvement, ...]:
     """Compare hybrid search and refinement with the same storage and oversampling without them, query by query."""
     found = []
     for setting, each in scores.items():
@@ -189,15 +192,15 @@ def _additions_to(plain: Setting, scores: Mapping[Setting, NDArray[np.float64]])
             gains = each - scores[plain]
             low, high = _interval(gains)
             harmed, helped = float((gains < -1e-9).mean()), float((gains > 1e-9).mean())
-            found.append(Addition(setting, float(gains.mean()), low, high, harmed, helped))
+            found.append(Improvement(setting, float(gains.mean()), low, high, harmed, helped))
     return tuple(found)
 
 
-def _recommend(rows: Sequence[tuple[Measured, NDArray[np.float64]]], tolerance: float) -> Measured:
+def _recommend(rows: Sequence[tuple[SettingResult, NDArray[np.float64]]], tolerance: float) -> SettingResult:
     """Return the cheapest row within the tolerance of the best, leaving out additions that do not earn their place."""
     by_setting = {row.setting: scores for row, scores in rows}
 
-    def earned(setting: Setting) -> bool:
+    def earned(setting: SearchSetting) -> bool:
         without = [replace(setting, hybrid=False)] * setting.hybrid + [replace(setting, refinement=None)] * (setting.refinement is not None)
         gains = [by_setting[setting] - by_setting[each] for each in without]
         return all(float(gain.mean()) > tolerance and _interval(gain)[0] > 0 for gain in gains)
@@ -207,11 +210,11 @@ def _recommend(rows: Sequence[tuple[Measured, NDArray[np.float64]]], tolerance: 
     return min((row for row in allowed if row.ndcg >= best - tolerance), key=_cost)
 
 
-def _cost(row: Measured) -> tuple[float, int, int, float]:
+def _cost(row: SettingResult) -> tuple[float, int, int, float]:
     return row.bytes, _additions(row.setting), row.setting.oversample or 0, -row.ndcg
 
 
-def _additions(setting: Setting) -> int:
+def _additions(setting: SearchSetting) -> int:
     return int(setting.hybrid) + int(setting.refinement is not None)
 
 

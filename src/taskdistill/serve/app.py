@@ -12,18 +12,18 @@ from starlette.responses import Response
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.serve import embeddings, pages, searching
+from taskdistill.serve.bodies import BodyReader
 from taskdistill.serve.errors import ApiError, answer, as_api_error
-from taskdistill.serve.gate import Gate
-from taskdistill.serve.reading import Bodies
-from taskdistill.serve.served import Served
-from taskdistill.serve.settings import Settings
+from taskdistill.serve.middleware import RequestGuard
+from taskdistill.serve.model_holder import ModelHolder
+from taskdistill.serve.routes import embeddings, pages, search
+from taskdistill.serve.settings import ServerSettings
 
 
 def make_app(
     encoder: Encoder,
-    index: searching.SearchIndex | None = None,
-    settings: Settings | None = None,
+    index: search.SearchIndex | None = None,
+    settings: ServerSettings | None = None,
     load: Callable[[], Encoder] | None = None,
 ) -> FastAPI:
     """Make the application that serves one model.
@@ -37,8 +37,8 @@ def make_app(
     Returns:
         An ASGI application; `app.state.served` holds the model behind it.
     """
-    settings = settings or Settings()
-    served = Served(
+    settings = settings or ServerSettings()
+    served = ModelHolder(
         encoder, settings, space_ids=() if index is None else (index.settings.space_id, *index.settings.former_space_ids), load=load
     )
 
@@ -50,19 +50,19 @@ def make_app(
 
     app = FastAPI(title=f"taskdistill: {encoder.name}", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.served = served
-    bodies = Bodies(settings)
+    bodies = BodyReader(settings)
     embeddings.add_routes(app, served, bodies)
-    searching.add_routes(app, served, bodies, index)
+    search.add_routes(app, served, bodies, index)
     pages.add_routes(app, served, index is not None)
     _add_state_routes(app, served)
-    app.add_middleware(Gate, settings=settings, metrics=served.metrics)
+    app.add_middleware(RequestGuard, settings=settings, metrics=served.metrics)
     app.add_exception_handler(ApiError, _shown)
     app.add_exception_handler(BadInput, _shown)
     app.add_exception_handler(HTTPException, _no_route)
     return app
 
 
-def _add_state_routes(app: FastAPI, served: Served) -> None:
+def _add_state_routes(app: FastAPI, served: ModelHolder) -> None:
     @app.get("/health", tags=["about"])
     async def health() -> JSONResponse:
         """Say whether the model works; it is run with a short text unless it has just worked."""

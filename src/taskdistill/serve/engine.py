@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.encode.joined import Joined, join_texts
+from taskdistill.encode.joined_texts import JoinedTexts, join_texts
 from taskdistill.errors import BadInput, WorkFailed
 
 EXPRESS_TOKENS = 256
 """Tokens of a batch of the express lane."""
 
 
-class View(Protocol):
+class AdapterView(Protocol):
     """A model that one thread uses."""
 
     def embed(self, ids: Sequence[np.ndarray], task: str | None) -> np.ndarray:
@@ -40,7 +40,7 @@ class Engine(Protocol):
     """Tokens of a batch."""
     embedding_dim: int
 
-    def view(self) -> View:
+    def view(self) -> AdapterView:
         """Return the model for one more thread."""
         ...
 
@@ -91,7 +91,7 @@ class EncoderEngine:
         tokens = self._encoder.model.tokenizer.ids(texts, prompt=prompt, max_length=max_length)
         return tokens.ids, tokens.truncated
 
-    def joined(self, texts: Sequence[str], prompt: str) -> Joined:
+    def joined(self, texts: Sequence[str], prompt: str) -> JoinedTexts:
         """Tokenise texts as one document, for late chunking.
 
         Args:
@@ -103,16 +103,16 @@ class EncoderEngine:
         """
         return join_texts(self._encoder, texts, prompt)
 
-    def view(self) -> ModuleView:
+    def view(self) -> TorchAdapterView:
         """Return the model for one more thread.
 
         Returns:
             Modules of their own around the same weights.
         """
-        return ModuleView(self._module)
+        return TorchAdapterView(self._module)
 
 
-class ModuleView:
+class TorchAdapterView:
     """Modules of one thread around weights that all threads share."""
 
     def __init__(self, module: Any) -> None:
@@ -159,7 +159,7 @@ class ModuleView:
         """
         self._select(task)
         with torch.inference_mode():
-            return _finite(Joined(ids, spans).embed(self._module))
+            return _finite(JoinedTexts(ids, spans).embed(self._module))
 
     def _select(self, task: str | None) -> None:
         if task != self._task:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from taskdistill.serve.queue import BatchingQueue
-from taskdistill.serve.waiting import Batch
+from taskdistill.serve.batcher import DynamicBatcher
+from taskdistill.serve.scheduler import ScheduledBatch
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _TOKENS = (16, 64, 128, 256, 512, 768, 1024, 4096, 16_384, 65_536)
@@ -30,7 +30,7 @@ class Metrics:
         self.batch_tokens = Histogram("batch_tokens", "Tokens of a batch", namespace=prefix, buckets=_TOKENS, registry=registry)
         self.batch_seconds = Histogram("batch_seconds", "Time to compute a batch", namespace=prefix, buckets=_SECONDS, registry=registry)
 
-    def watch(self, queue: Callable[[], BatchingQueue]) -> None:
+    def watch(self, queue: Callable[[], DynamicBatcher]) -> None:
         """Read gauges from a queue whenever the metrics are asked for.
 
         Args:
@@ -43,7 +43,7 @@ class Metrics:
         ):
             Gauge(name, text, namespace="taskdistill", registry=self.registry).set_function(value)
 
-    def batch(self, batch: Batch, seconds: float) -> None:
+    def batch(self, batch: ScheduledBatch, seconds: float) -> None:
         """Count a computed batch.
 
         Args:

@@ -6,9 +6,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from taskdistill.errors import BadInput, nearest
+from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.serve.errors import ApiError
-from taskdistill.vocabulary import Role, Task
+from taskdistill.tasks import Role, Task
 
 Kind = Literal["float", "base64", "binary", "ubinary", "int8"]
 """How a vector is sent; binary and ubinary are packed sign bits as signed and unsigned bytes."""
@@ -31,13 +31,13 @@ _STRING_OR_LIST: dict[str, Any] = {
 }
 
 
-class Body(BaseModel):
+class RequestBody(BaseModel):
     """Strict fields, none unknown."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class EmbeddingRequest(Body):
+class EmbeddingRequest(RequestBody):
     """POST /v1/embeddings: OpenAI's fields and Jina's."""
 
     input: Any = Field(description="A text, or a list of texts or of {'text': text}", json_schema_extra=_STRING_OR_LIST)
@@ -61,7 +61,7 @@ class EmbeddingRequest(Body):
         return [self.embedding_type or self.encoding_format or "float"]
 
 
-class TeiRequest(Body):
+class TeiRequest(RequestBody):
     """POST /embed: the fields of text-embeddings-inference."""
 
     inputs: Any = Field(description="A text or a list of texts", json_schema_extra=_STRING_OR_LIST)
@@ -72,7 +72,7 @@ class TeiRequest(Body):
     task: str | None = Field(None, description="As in /v1/embeddings; not a field of text-embeddings-inference")
 
 
-AnyBody = TypeVar("AnyBody", bound=Body)
+AnyBody = TypeVar("AnyBody", bound=RequestBody)
 
 
 def parse(model: type[AnyBody], value: dict[str, Any]) -> AnyBody:
@@ -107,8 +107,8 @@ def parse(model: type[AnyBody], value: dict[str, Any]) -> AnyBody:
         raise ApiError(400, f"{name}: {said}, got {type(first['input']).__name__}", param=name) from None
 
 
-def _unknown_field(model: type[Body], name: str) -> ApiError:
-    return ApiError(400, f"unknown field {name[:60]!r}{nearest(name[:60], model.model_fields)}", param=name[:60], code="unknown_field")
+def _unknown_field(model: type[RequestBody], name: str) -> ApiError:
+    return ApiError(400, f"unknown field {name[:60]!r}{did_you_mean(name[:60], model.model_fields)}", param=name[:60], code="unknown_field")
 
 
 def texts_of(value: Any, field: str, most: int) -> list[str]:
@@ -163,7 +163,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def address(task: str | None, prompt_name: str | None) -> tuple[str | None, str | None]:
+def parse_task(task: str | None, prompt_name: str | None) -> tuple[str | None, str | None]:
     """Resolve Jina's task names.
 
     Args:

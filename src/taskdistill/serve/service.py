@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.errors import WorkFailed, nearest
+from taskdistill.errors import WorkFailed, did_you_mean
+from taskdistill.serve.batcher import DynamicBatcher, ServerStopping
 from taskdistill.serve.engine import EncoderEngine
 from taskdistill.serve.errors import ApiError
 from taskdistill.serve.metrics import Metrics
-from taskdistill.serve.queue import BatchingQueue, Closed
-from taskdistill.serve.settings import Settings
-from taskdistill.serve.waiting import Full, Waiting
+from taskdistill.serve.scheduler import FairScheduler, QueueFull
+from taskdistill.serve.settings import ServerSettings
 
 CHARACTERS_PER_TOKEN = 3
 """For the estimate by which a request is accepted, before it is tokenised."""
@@ -47,7 +47,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
+class EmbeddingResult:
     """The vectors of one request."""
 
     vectors: np.ndarray
@@ -70,10 +70,10 @@ def overloaded(seconds: float) -> ApiError:
     return ApiError(429, "the server has as much to do as it accepts; try again", retry_after=wait)
 
 
-class Service:
+class EmbeddingService:
     """The encoder, its queue and its counters."""
 
-    def __init__(self, encoder: Encoder, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, encoder: Encoder, settings: ServerSettings, metrics: Metrics) -> None:
         """Join an encoder and limits; `start` makes the threads.
 
         Args:
@@ -85,14 +85,14 @@ class Service:
         self.settings = settings
         self.engine = EncoderEngine(encoder)
         self.metrics = metrics
-        waiting = Waiting(
+        waiting = FairScheduler(
             texts=settings.queue_texts,
             tokens=settings.queue_tokens,
             seconds=settings.queue_seconds,
             unmeasured=settings.unmeasured_tokens,
             max_wait=settings.max_wait_ms / 1000,
         )
-        self.queue = BatchingQueue(self.engine, waiting, self.metrics.batch)
+        self.queue = DynamicBatcher(self.engine, waiting, self.metrics.batch)
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         self._tokenised = 0
         self._probing = asyncio.Lock()
@@ -129,14 +129,14 @@ class Service:
         if model is not None and model != name:
             raise ApiError(404, f"there is no model of this name here; the model served is {name!r}", param="model", code="model_not_found")
         if task is not None and task not in self.encoder.tasks:
-            hint = nearest(task[:60], self.encoder.tasks) if self.encoder.tasks else "; it has no adapters, so leave the task out"
+            hint = did_you_mean(task[:60], self.encoder.tasks) if self.encoder.tasks else "; it has no adapters, so leave the task out"
             raise ApiError(400, f"this model has no adapter for task {task[:60]!r}{hint}", param="task")
         if dimensions is not None and not 1 <= dimensions <= self.encoder.embedding_dim:
             raise ApiError(400, f"dimensions is {dimensions}; give 1 to {self.encoder.embedding_dim}", param="dimensions")
 
     async def embed(
         self, texts: list[str], *, task: str | None, prompt: str, truncate: bool, field: str, late_chunking: bool = False
-    ) -> Embedded:
+    ) -> EmbeddingResult:
         """Compute the vectors of one request.
 
         Args:
@@ -157,9 +157,9 @@ class Service:
         guess = sum(min(most, 2 + len(text) // CHARACTERS_PER_TOKEN) for text in texts)
         try:
             job = self.queue.admit(len(texts), min(guess, self.settings.request_tokens))
-        except Full as full:
+        except QueueFull as full:
             raise overloaded(full.seconds) from None
-        except Closed:
+        except ServerStopping:
             raise ApiError(503, "the server is stopping", retry_after=1, close=True) from None
         try:
             spans: np.ndarray | None = None
@@ -181,10 +181,10 @@ class Service:
             if not all(map(len, ids)):
                 place = next(i for i, row in enumerate(ids) if not len(row))
                 raise ApiError(400, f"{field}[{place}] has no token that this model knows; leave it out", param=field, code="empty_input")
-            return Embedded(await self.queue.embed(job, ids, task, spans), total, cut)
+            return EmbeddingResult(await self.queue.embed(job, ids, task, spans), total, cut)
         except WorkFailed as error:
             raise ApiError(500, f"{error}; the other requests are not affected") from None
-        except Closed:
+        except ServerStopping:
             raise ApiError(503, "the server stopped before this was computed", retry_after=1, close=True) from None
         except asyncio.CancelledError:
             self.metrics.dropped.inc(self.queue.drop(job))

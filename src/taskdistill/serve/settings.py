@@ -12,7 +12,7 @@ KEY_CHARACTERS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class ServerSettings:
     """Every limit of the server.
 
     Attributes:
@@ -96,7 +96,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_host(host: str, settings: Settings) -> None:
+def check_host(host: str, settings: ServerSettings) -> None:
     """Refuse to serve the network without a key unless that is asked for.
 
     Args:

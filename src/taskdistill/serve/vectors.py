@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from taskdistill.compress import Int8Ranges, pack_bits, truncate
 from taskdistill.encode.encoder import Encoder
-from taskdistill.encode.shape import binary_offset as stored_offset
+from taskdistill.encode.output_format import binary_offset as stored_offset
 from taskdistill.errors import BadInput
+from taskdistill.quantization import Int8Ranges, pack_bits, truncate
 from taskdistill.serve.errors import ApiError
 from taskdistill.serve.schemas import Kind
 

@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.strict_json import JsonFault, read_object
-from taskdistill.teacher.protocol import Identity, unit_rows
+from taskdistill.io.json import JsonError, read_object
+from taskdistill.teacher.protocol import TeacherIdentity, unit_rows
 
 BATCH_TEXTS = 64
 BATCH_CHARACTERS = 200_000
@@ -43,7 +43,7 @@ REPLY_ELEMENTS = 4_000_000
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 
 
-class _Passing(Exception):
+class _Retryable(Exception):
     """A fault that may be gone at the next try."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
@@ -83,9 +83,9 @@ class HttpTeacher:
         self._idle: deque[_Line] = deque()
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> TeacherIdentity:
         """Who answers: the model's name and revision."""
-        return Identity("http", self.model, self.revision)
+        return TeacherIdentity("http", self.model, self.revision)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed texts that already carry their instruction.
@@ -151,7 +151,7 @@ class HttpTeacher:
         for attempt in range(1, attempts + 1):
             try:
                 return self._request(texts)
-            except _Passing as fault:
+            except _Retryable as fault:
                 least = min(LONGEST_WAIT, self.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
                 wait = max(least, fault.wait or 0.0)
                 if attempt == attempts or wait > LONGEST_WAIT:
@@ -164,7 +164,7 @@ class HttpTeacher:
         body = {"model": self.model, "input": list(texts), "encoding_format": "float", **self.extra}
         status, headers, data = self._post(body)
         if status in _PASSING:
-            raise _Passing(f"status {status}: {self._said(data)}", _retry_after(headers))
+            raise _Retryable(f"status {status}: {self._said(data)}", _retry_after(headers))
         if status in (401, 403):
             raise BadInput(
                 f"the teacher endpoint {self.url} refuses the key (status {status}: {self._said(data)}); "
@@ -192,13 +192,13 @@ class HttpTeacher:
                             parts.append(part)
                             size += len(part)
                             if size > LARGEST_REPLY:
-                                raise _Passing(f"the reply is larger than {LARGEST_REPLY >> 20} MiB")
+                                raise _Retryable(f"the reply is larger than {LARGEST_REPLY >> 20} MiB")
                             if passed():
-                                raise _Passing(late)
+                                raise _Retryable(late)
                 except httpx.TimeoutException:
-                    raise _Passing(late) from None
+                    raise _Retryable(late) from None
                 except (httpx.TransportError, httpx.DecodingError, httpx.StreamError) as error:
-                    raise _Passing(late if passed() else f"no connection ({type(error).__name__}: {error})") from None
+                    raise _Retryable(late if passed() else f"no connection ({type(error).__name__}: {error})") from None
                 except httpx.InvalidURL as error:
                     raise BadInput(f"teacher.url {self.url!r} is not an address: {error}") from None
             self._idle.append(line)
@@ -269,10 +269,10 @@ def _vectors(data: bytes, count: int) -> list[npt.NDArray[np.float32]]:
         if not isinstance(items, list):
             raise ValueError(f"`data` is a {type(items).__name__}")
         found = {_index(item["index"]): _vector(item["embedding"]) for item in items}
-    except (JsonFault, ValueError, KeyError, TypeError, OverflowError, binascii.Error) as error:
-        raise _Passing(f"the reply is no list of embeddings ({type(error).__name__}: {str(error)[:200]})") from None
+    except (JsonError, ValueError, KeyError, TypeError, OverflowError, binascii.Error) as error:
+        raise _Retryable(f"the reply is no list of embeddings ({type(error).__name__}: {str(error)[:200]})") from None
     if len(items) != count or sorted(found) != list(range(count)):
-        raise _Passing(f"the reply has {len(items)} vectors with {len(found)} distinct indices for {count} texts")
+        raise _Retryable(f"the reply has {len(items)} vectors with {len(found)} distinct indices for {count} texts")
     return [found[index] for index in range(count)]
 
 

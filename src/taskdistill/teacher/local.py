@@ -14,10 +14,10 @@ import torch
 from taskdistill.device import AUTO, CPU, DTYPES, computes_in, dtype_name, empty_caches, placement, resolve_device, resolve_dtype
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.facts import ModelFacts, read_facts
-from taskdistill.teacher.protocol import Identity, unit_rows
+from taskdistill.teacher.protocol import TeacherIdentity, unit_rows
 
 
-class RawEncoder(Protocol):
+class TextEncoder(Protocol):
     """What a local teacher needs of the Encoder."""
 
     @property
@@ -57,11 +57,11 @@ class LazyEncoder:
 
     def __init__(
         self,
-        facts: ModelFacts | RawEncoder,
+        facts: ModelFacts | TextEncoder,
         device: torch.device,
         dtype: torch.dtype,
-        load: Callable[[], RawEncoder],
-        encoder: RawEncoder | None = None,
+        load: Callable[[], TextEncoder],
+        encoder: TextEncoder | None = None,
     ) -> None:
         """Remember how the model is read.
 
@@ -121,7 +121,7 @@ class LazyEncoder:
 class LocalTeacher:
     """A local model as a teacher."""
 
-    def __init__(self, encoder: RawEncoder, model: str, *, revision: str | None = None, max_length: int) -> None:
+    def __init__(self, encoder: TextEncoder, model: str, *, revision: str | None = None, max_length: int) -> None:
         """Wrap an encoder.
 
         Args:
@@ -177,7 +177,7 @@ class LocalTeacher:
         return np.concatenate([self.embed(texts[:half]), self.embed(texts[half:])])
 
 
-def local_identity(weights: str, model: str, revision: str | None, max_length: int, dtype: torch.dtype) -> Identity:
+def local_identity(weights: str, model: str, revision: str | None, max_length: int, dtype: torch.dtype) -> TeacherIdentity:
     """Say what decides the vectors of a local teacher; the device does not.
 
     Args:
@@ -191,7 +191,7 @@ def local_identity(weights: str, model: str, revision: str | None, max_length: i
         The identity.
     """
     arithmetic = None if dtype is torch.float32 else dtype_name(dtype)
-    return Identity("local", model, revision, weights, max_length, arithmetic)
+    return TeacherIdentity("local", model, revision, weights, max_length, arithmetic)
 
 
 def load_local(
@@ -204,7 +204,7 @@ def load_local(
     device: str = AUTO,
     dtype: str = AUTO,
     batch_tokens: int | None = None,
-    at_hand: Callable[[Identity], bool] = lambda _: False,
+    at_hand: Callable[[TeacherIdentity], bool] = lambda _: False,
 ) -> LocalTeacher:
     """Describe a local teacher by its files; its weights are read when the first text is embedded.
 

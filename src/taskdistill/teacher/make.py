@@ -6,12 +6,12 @@ from pathlib import Path
 
 from taskdistill.device import resolve_device
 from taskdistill.errors import BadInput
-from taskdistill.recipe import TeacherSettings
+from taskdistill.recipe.recipe import TeacherConfig
 from taskdistill.teacher.protocol import Teacher
 from taskdistill.teacher.store import stores_of
 
 
-def make_teacher(settings: TeacherSettings, *, api_key: str | None = None, threads: int | None = None, root: Path | None = None) -> Teacher:
+def make_teacher(settings: TeacherConfig, *, api_key: str | None = None, threads: int | None = None, root: Path | None = None) -> Teacher:
     """Make the teacher that a recipe names.
 
     Args:
@@ -34,7 +34,7 @@ def make_teacher(settings: TeacherSettings, *, api_key: str | None = None, threa
     return teacher
 
 
-def check_teacher(settings: TeacherSettings) -> None:
+def check_teacher(settings: TeacherConfig) -> None:
     """Check settings of a teacher that contradict each other.
 
     Args:
@@ -54,7 +54,7 @@ def check_teacher(settings: TeacherSettings) -> None:
             raise BadInput(f"teacher.device: {error}") from None
 
 
-def _make(settings: TeacherSettings, api_key: str | None, threads: int | None, root: Path | None) -> Teacher:
+def _make(settings: TeacherConfig, api_key: str | None, threads: int | None, root: Path | None) -> Teacher:
     check_teacher(settings)
     if settings.kind == "http":
         from taskdistill.teacher.http import HttpTeacher

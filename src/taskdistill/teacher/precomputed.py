@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from taskdistill.errors import BadInput
-from taskdistill.strict_json import JsonFault, read_object
+from taskdistill.io.json import JsonError, read_object
 from taskdistill.teacher.keys import KEY_DTYPE, KeyIndex, Keys, text_keys
-from taskdistill.teacher.protocol import Identity, unit_rows
+from taskdistill.teacher.protocol import TeacherIdentity, unit_rows
 
 TEXT_FILES = ("texts.jsonl", "texts.jsonl.gz", "texts.parquet", "texts.txt")
 VECTOR_COLUMNS = ("vector", "embedding")
@@ -35,7 +35,7 @@ class PrecomputedTeacher:
     """
 
     path: Path
-    identity: Identity
+    identity: TeacherIdentity
     vectors: npt.NDArray[Any]
     index: KeyIndex
 
@@ -67,7 +67,9 @@ class PrecomputedTeacher:
             raise BadInput(f"the vectors of {path} have the shape {vectors.shape} and type {vectors.dtype}; needed are (texts, dim) floats")
         if len(keys) != len(vectors):
             raise BadInput(f"{path} has {len(keys)} texts and {len(vectors)} vectors; each text needs one vector, in the same order")
-        return cls(path, Identity("precomputed", path.resolve().name, revision, _fingerprint(keys, vectors)), vectors, KeyIndex(keys))
+        return cls(
+            path, TeacherIdentity("precomputed", path.resolve().name, revision, _fingerprint(keys, vectors)), vectors, KeyIndex(keys)
+        )
 
     def known(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Say which texts have a vector.
@@ -135,7 +137,7 @@ def _texts(path: Path) -> Iterator[str]:
                 continue
             try:
                 yield read_object(line)["text"]
-            except (JsonFault, KeyError):
+            except (JsonError, KeyError):
                 raise BadInput(f'{path}:{number}: needed is a JSON object with a field "text"') from None
 
 

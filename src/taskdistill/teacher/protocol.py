@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.recipe import Instructions
+from taskdistill.recipe.recipe import InstructionConfig
 
 View = Literal["query", "document", "topic"]
 """As what a teacher reads a text: as a query, as a document, or for its topic (sections 4.1 and 5.3)."""
@@ -24,7 +24,7 @@ FLOAT32: dict[str, Any] = {"arithmetic": None}
 
 
 @dataclass(frozen=True)
-class Identity:
+class TeacherIdentity:
     """Everything about a teacher that changes its vectors; two equal identities share one store."""
 
     kind: str
@@ -48,7 +48,7 @@ class Teacher(Protocol):
     """A model, an endpoint or a folder of vectors, all asked in the same way."""
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> TeacherIdentity:
         """Who answers."""
 
     @property
@@ -93,7 +93,7 @@ def release(teacher: Teacher) -> None:
 class NamedTeacher:
     """A teacher that another process runs: enough to open its store."""
 
-    identity: Identity
+    identity: TeacherIdentity
     embedding_dim: int | None
     space_id: str = ""
     former_space_ids: tuple[str, ...] = ()
@@ -127,7 +127,7 @@ class NamedTeacher:
 
 
 @runtime_checkable
-class KnowsSomeTexts(Protocol):
+class LookupTeacher(Protocol):
     """A teacher that can only look texts up, and so can say at once what it lacks."""
 
     def known(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -151,7 +151,7 @@ class KnowsSomeTexts(Protocol):
         """
 
 
-def view_instruction(instructions: Instructions | None, view: View) -> str | None:
+def prompt_template(instructions: InstructionConfig | None, view: View) -> str | None:
     r"""Return the form that a text takes in a view, with `{text}` where the text goes.
 
     The form, not the bare instruction, is part of a store's key: whatever the teacher reads
@@ -175,7 +175,7 @@ def view_instruction(instructions: Instructions | None, view: View) -> str | Non
     return instructions.template.replace("{instruction}", told)
 
 
-def instruct(form: str | None, text: str) -> str:
+def apply_template(form: str | None, text: str) -> str:
     """Put a text into its form.
 
     Args:
@@ -188,7 +188,7 @@ def instruct(form: str | None, text: str) -> str:
     return text if form is None else form.replace("{text}", text)
 
 
-def view_text(instructions: Instructions | None, view: View, text: str) -> str:
+def view_text(instructions: InstructionConfig | None, view: View, text: str) -> str:
     """Return what the teacher reads for a text in a view.
 
     Args:
@@ -199,7 +199,7 @@ def view_text(instructions: Instructions | None, view: View, text: str) -> str:
     Returns:
         The text with its instruction.
     """
-    return instruct(view_instruction(instructions, view), text)
+    return apply_template(prompt_template(instructions, view), text)
 
 
 def unit_rows(vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:

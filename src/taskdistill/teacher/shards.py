@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from taskdistill.errors import BadInput
-from taskdistill.folders import sha256_file, write_file
-from taskdistill.sealed import read_sealed, write_sealed
+from taskdistill.io.atomic import sha256_file, write_file
+from taskdistill.io.sealed import read_sealed, write_sealed
 from taskdistill.teacher.keys import KEY_DTYPE, Keys
 
 Vectors = npt.NDArray[np.float16]

@@ -16,15 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from taskdistill.errors import BadInput
-from taskdistill.folders import read_manifest, require_field, sha256_file, write_folder
-from taskdistill.lock import writer_lock
-from taskdistill.protection import check_writable
-from taskdistill.recipe import Instructions
-from taskdistill.teacher.filling import SHARD_ROWS, FillReport, fill_store
+from taskdistill.io.atomic import sha256_file
+from taskdistill.io.folders import read_manifest, require_field, write_folder
+from taskdistill.io.lock import writer_lock
+from taskdistill.io.protection import check_writable
+from taskdistill.recipe.recipe import InstructionConfig
+from taskdistill.teacher.fill import SHARD_ROWS, TeacherFillReport, fill_store
 from taskdistill.teacher.keys import KEY_BYTES, KEY_DTYPE, KeyIndex, Keys, first_seen, text_keys
-from taskdistill.teacher.protocol import FLOAT32, VIEWS, Identity, Teacher, View, first_difference, slug, view_instruction
+from taskdistill.teacher.protocol import FLOAT32, VIEWS, Teacher, TeacherIdentity, View, first_difference, prompt_template, slug
 from taskdistill.teacher.shards import Shard, Vectors, broken, leftovers, read_shard, shard_files, write_shard
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.types import MANIFEST
 
 KIND = "teacher-store"
 _FORMAT = {"dtype": "float16", "key": f"sha256 of the UTF-8 text, first {KEY_BYTES} bytes"}
@@ -33,7 +34,7 @@ _FORMAT = {"dtype": "float16", "key": f"sha256 of the UTF-8 text, first {KEY_BYT
 class TeacherStore:
     """Vectors of one teacher under one instruction, found by text."""
 
-    def __init__(self, folder: Path, identity: Identity, instruction: str | None, embedding_dim: int | None) -> None:
+    def __init__(self, folder: Path, identity: TeacherIdentity, instruction: str | None, embedding_dim: int | None) -> None:
         """Open a store; its folder appears with the first shard.
 
         Args:
@@ -156,7 +157,7 @@ class TeacherStore:
 
     def fill(
         self, texts: Sequence[str], teacher: Teacher, *, shard_rows: int = SHARD_ROWS, progress: Callable[[int, int], None] | None = None
-    ) -> FillReport:
+    ) -> TeacherFillReport:
         """Embed the distinct texts that are missing, shard by shard; safe to kill and run again.
 
         Args:
@@ -216,7 +217,7 @@ class TeacherStore:
         self.embedding_dim = require_field(self.folder, found, "embedding_dim", int)
 
 
-def open_store(root: Path, identity: Identity, instruction: str | None, *, embedding_dim: int | None = None) -> TeacherStore:
+def open_store(root: Path, identity: TeacherIdentity, instruction: str | None, *, embedding_dim: int | None = None) -> TeacherStore:
     """Open the store of a teacher and an instruction, to be made at the first fill.
 
     Args:
@@ -234,7 +235,7 @@ def open_store(root: Path, identity: Identity, instruction: str | None, *, embed
     return TeacherStore(store_folder(root, identity, instruction), identity, instruction, embedding_dim)
 
 
-def store_folder(root: Path, identity: Identity, instruction: str | None) -> Path:
+def store_folder(root: Path, identity: TeacherIdentity, instruction: str | None) -> Path:
     """Say where the store of a teacher and an instruction is.
 
     Args:
@@ -251,7 +252,7 @@ def store_folder(root: Path, identity: Identity, instruction: str | None) -> Pat
     return root / f"{slug(identity.model)}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
 
-def stores_of(root: Path, identity: Identity, instructions: Instructions | None) -> list[Path]:
+def stores_of(root: Path, identity: TeacherIdentity, instructions: InstructionConfig | None) -> list[Path]:
     """List the stores of a teacher that are there.
 
     Args:
@@ -262,12 +263,12 @@ def stores_of(root: Path, identity: Identity, instructions: Instructions | None)
     Returns:
         Folders of its views; one that says it is of another arithmetic is none of them.
     """
-    found = dict.fromkeys(store_folder(root, identity, view_instruction(instructions, view)) for view in VIEWS)
+    found = dict.fromkeys(store_folder(root, identity, prompt_template(instructions, view)) for view in VIEWS)
     kept = [folder for folder in found if (folder / MANIFEST).is_file()]
     return [folder for folder in kept if read_manifest(folder, KIND).get("teacher", {}).get("arithmetic") == identity.arithmetic]
 
 
-def open_views(root: Path, teacher: Teacher, instructions: Instructions | None) -> dict[View, TeacherStore]:
+def open_views(root: Path, teacher: Teacher, instructions: InstructionConfig | None) -> dict[View, TeacherStore]:
     """Open a store for each view; views in which the teacher reads the same share one object.
 
     Args:
@@ -278,7 +279,7 @@ def open_views(root: Path, teacher: Teacher, instructions: Instructions | None) 
     Returns:
         View to store.
     """
-    forms = {view: view_instruction(instructions, view) for view in VIEWS}
+    forms = {view: prompt_template(instructions, view) for view in VIEWS}
     stores = {form: open_store(root, teacher.identity, form, embedding_dim=teacher.embedding_dim) for form in dict.fromkeys(forms.values())}
     return {view: stores[form] for view, form in forms.items()}
 

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from taskdistill.model.student import TransformerModel
-from taskdistill.train.cut import Piece
-from taskdistill.train.processes import ALONE, Processes
+from taskdistill.train.distributed import ALONE, ProcessGroup
+from taskdistill.train.microbatch import MicroBatch
 from taskdistill.train.shared_batch import SharedBatch
-from taskdistill.train.workers import Workers
+from taskdistill.train.workers import WorkerPool
 
 
 def base_vectors(
     model: TransformerModel,
     ids: Sequence[np.ndarray],
     *,
-    threads: Workers,
+    threads: WorkerPool,
     micro_batch_tokens: int,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = ALONE,
     compute: torch.dtype | None = None,
 ) -> Tensor:
     """Embed a batch without gradients, each process its share.
@@ -44,7 +44,7 @@ def base_vectors(
     """
     batch = SharedBatch(model=model, ids=ids, threads=threads, processes=processes, micro_batch_tokens=micro_batch_tokens, spreads=False)
 
-    def embed(piece: Piece) -> Tensor:
+    def embed(piece: MicroBatch) -> Tensor:
         with torch.no_grad(), torch.autocast(model.device.type, compute, enabled=compute is not None):
             vectors = model.embed([ids[i] for i in piece.rows])
         return vectors if compute is None else vectors.float()

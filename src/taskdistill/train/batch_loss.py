@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from taskdistill.model.student import StaticModel
-from taskdistill.train.clock import Clock
-from taskdistill.train.device import tf32_products, to_device
-from taskdistill.train.workers import TableGradient, looked_up_rows
+from taskdistill.train.arithmetic import tf32_products, to_device
+from taskdistill.train.timer import Timer
+from taskdistill.train.workers import EmbeddingGradient, looked_up_rows
 
 Loss = Callable[[Tensor], tuple[dict[str, Tensor], float]]
 """From the vectors of all texts, `(texts, D)`, to named terms and the masked share."""
@@ -23,7 +23,7 @@ Told = tuple[dict[str, float], float, float]
 
 @torch.no_grad()
 def static_gradients(
-    model: StaticModel, ids: Sequence[np.ndarray], loss: Loss, weights: Mapping[str, float], held: TableGradient, clock: Clock
+    model: StaticModel, ids: Sequence[np.ndarray], loss: Loss, weights: Mapping[str, float], held: EmbeddingGradient, clock: Timer
 ) -> Told:
     """Set the gradient of a static student's token table.
 

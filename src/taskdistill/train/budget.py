@@ -11,8 +11,8 @@ import torch
 from taskdistill.device import CPU, free_memory_of
 from taskdistill.model.activations import kept_bytes
 from taskdistill.model.student import TransformerModel
-from taskdistill.recipe_phases import MICRO_BATCH_TOKENS
-from taskdistill.train.processes import Processes
+from taskdistill.recipe.phases import MICRO_BATCH_TOKENS
+from taskdistill.train.distributed import ProcessGroup
 
 SHARE, SHARE_OF_HOST = 0.6, 0.25
 """Of the free memory, the part that graphs may take: on an accelerator, and on a host that other programs share."""
@@ -80,7 +80,7 @@ def choose_budget(
     return Budget(micro_batch_tokens or max(LEAST, min(usual, keep)), keep)
 
 
-def agreed(budget: Budget, processes: Processes) -> Budget:
+def agreed(budget: Budget, processes: ProcessGroup) -> Budget:
     """Let every process cut batches alike: the smallest numbers of all of them hold.
 
     Args:

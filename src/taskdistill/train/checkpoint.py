@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from taskdistill.atomic import remove_stale_within, restore
 from taskdistill.errors import BadInput
-from taskdistill.folders import open_folder, remove_folder, require_field, require_same, write_folder
-from taskdistill.train.sharded import copy_whole, like, whole
-from taskdistill.vocabulary import MANIFEST
+from taskdistill.io.atomic import remove_stale_within, restore
+from taskdistill.io.folders import open_folder, remove_folder, require_field, require_same, write_folder
+from taskdistill.train.fsdp import copy_full_, full_tensor, shard_like
+from taskdistill.types import MANIFEST
 
 KIND = "checkpoint"
 SNAPSHOT = "snapshot"
@@ -95,7 +95,7 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimi
         for name, parameter in parameters.items():
             if weights[name].shape != parameter.shape:
                 raise BadInput(f"checkpoint {folder}: {name} has shape {tuple(weights[name].shape)}, needs {tuple(parameter.shape)}")
-            copy_whole(parameter, weights[name])
+            copy_full_(parameter, weights[name])
     _put_moments(parameters, optimiser, moments)
     return require_field(folder, manifest, "step", int)
 
@@ -206,7 +206,7 @@ def whole_state(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     Returns:
         Name to tensor.
     """
-    return {name: whole(p.detach()).cpu().contiguous() for name, p in parameters.items()}
+    return {name: full_tensor(p.detach()).cpu().contiguous() for name, p in parameters.items()}
 
 
 def _put_moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
@@ -217,13 +217,13 @@ def _put_moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.
         prefix = f"{names[id(parameter)]}/"
         found = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
         if found:
-            state[place] = {key: value.clone() if value.ndim == 0 else like(parameter, value).clone() for key, value in found.items()}
+            state[place] = {key: value.clone() if value.ndim == 0 else shard_like(parameter, value).clone() for key, value in found.items()}
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
 def _moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{name}/{key}": whole(value.detach()).cpu().contiguous()
+        f"{name}/{key}": full_tensor(value.detach()).cpu().contiguous()
         for name, parameter in parameters.items()
         for key, value in optimiser.state.get(parameter, {}).items()
     }

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from taskdistill.train.processes import FAILED_ELSEWHERE, LostProcess, Processes
+from taskdistill.train.distributed import FAILED_ELSEWHERE, LostProcess, ProcessGroup
 
 T = TypeVar("T")
 
 
-def by_first(processes: Processes, work: Callable[[], T]) -> T:
+def by_first(processes: ProcessGroup, work: Callable[[], T]) -> T:
     """Let the first process do something alone, however long it takes, and give every process what came of it.
 
     Args:

@@ -11,9 +11,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from taskdistill.atomic import write_file
 from taskdistill.errors import BadInput
-from taskdistill.strict_json import open_regular
+from taskdistill.io.atomic import write_file
+from taskdistill.io.json import open_regular
 
 _CHECK = re.compile(rb', "check": "([0-9a-f]{8})"\}\Z')
 _FORM = b', "check": "????????"}'

@@ -16,36 +16,35 @@ from torch import Tensor, nn
 from taskdistill.data.batches import Batch, BatchPlan
 from taskdistill.device import CPU, free_memory_of
 from taskdistill.errors import WorkFailed
-from taskdistill.folders import read_manifest, versions
+from taskdistill.io.folders import read_manifest, versions
+from taskdistill.model.flops import step_flops
 from taskdistill.model.student import StaticModel, TransformerModel
-from taskdistill.model.text import TextTokenizer
-from taskdistill.recipe import Phase
-from taskdistill.recipe_phases import MICRO_BATCH_TOKENS
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.recipe.phases import MICRO_BATCH_TOKENS, PhaseConfig
 from taskdistill.seeding import STEP_STRIDE, derive_seed, torch_seed
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
+from taskdistill.train.arithmetic import Arithmetic, tf32_products
 from taskdistill.train.batch_loss import Share
-from taskdistill.train.best import During, evaluate_now, forget_later, scored, take_best
 from taskdistill.train.budget import Budget, agreed, choose_budget, kept_budget
 from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, save_snapshot, whole_state
-from taskdistill.train.clock import Clock
+from taskdistill.train.collate import TrainBatch
 from taskdistill.train.course import read_course
-from taskdistill.train.device import Arithmetic, tf32_products
+from taskdistill.train.distributed import ALONE, ProcessGroup
+from taskdistill.train.fsdp import clear_rows, is_sharded, local_tensor
+from taskdistill.train.gradients import gradients
 from taskdistill.train.log import Log
+from taskdistill.train.loss_terms import weight_at
 from taskdistill.train.memory import OutOfMemory
-from taskdistill.train.menu import weight_at
-from taskdistill.train.objectives import Heads, Signals, Terms
-from taskdistill.train.optim import HeadSchedule, clip, gradient_norm, make_optimiser, rate_factor, set_rate
-from taskdistill.train.prepare import Prepared
-from taskdistill.train.processes import ALONE, Processes
+from taskdistill.train.objective import Heads, Targets, Terms
+from taskdistill.train.optim import HeadSchedule, clip, gradient_norm, make_optimizer, rate_factor, set_rate
 from taskdistill.train.profile import profiled
-from taskdistill.train.sharded import clear_rows, is_sharded, local
-from taskdistill.train.signals import SignalSource
-from taskdistill.train.step import gradients
-from taskdistill.train.work import step_work
-from taskdistill.train.workers import Workers
+from taskdistill.train.targets import TargetLookup
+from taskdistill.train.timer import Timer
+from taskdistill.train.validation import Validation, drop_best_after, evaluate_now, load_best, read_scores
+from taskdistill.train.workers import WorkerPool
 
-Objective = Callable[[Tensor, Prepared, Signals, Heads], tuple[Terms, float]]
+Objective = Callable[[Tensor, TrainBatch, Targets, Heads], tuple[Terms, float]]
 OnStep = Callable[[dict[str, Any]], None]
 
 
@@ -54,13 +53,13 @@ class Interrupted(WorkFailed):
 
 
 @dataclass
-class PhaseJob:
+class Phase:
     """Everything that one phase needs, beside the model and the disk."""
 
     name: str
-    settings: Phase
+    settings: PhaseConfig
     plan: BatchPlan
-    prepare: Callable[[Batch], Prepared]
+    prepare: Callable[[Batch], TrainBatch]
     objective: Objective
     weights: Mapping[str, float]
     trained: dict[str, nn.Parameter]
@@ -102,7 +101,7 @@ class PhaseJob:
         """
         return weight_at(self.weights, self.settings, step)
 
-    def share(self, prepared: Prepared, given: Signals, weights: Mapping[str, float] | None = None) -> Share | None:
+    def share(self, prepared: TrainBatch, given: Targets, weights: Mapping[str, float] | None = None) -> Share | None:
         """Return how the loss is taken of a part of a batch, where it is a sum over its texts.
 
         Args:
@@ -126,35 +125,35 @@ class PhaseJob:
                 return 0.0 * vectors.sum()
             some = replace(prepared, distilled=[(place[row], view) for row, view in (prepared.distilled[i] for i in chosen)])
             assert given.teacher is not None
-            terms, _ = self.objective(vectors, some, Signals(given.teacher[chosen]), self.heads)
+            terms, _ = self.objective(vectors, some, Targets(given.teacher[chosen]), self.heads)
             return terms["distill"] * (weight if summed else weight * len(chosen) / whole)
 
         return part
 
 
 @dataclass
-class Surroundings:
+class TrainContext:
     """What all phases of a run share."""
 
     tokenizer: TextTokenizer
     prompts: Mapping[str, str]
     seed: int
-    threads: Workers
+    threads: WorkerPool
     log: Log
     meta: dict[str, Any]
     on_step: OnStep
     should_stop: Callable[[], bool]
     thread_count: int
     note: Callable[[str], None]
-    processes: Processes = ALONE
-    during: During | None = None
+    processes: ProcessGroup = ALONE
+    during: Validation | None = None
     profile: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     """Number types of the passes."""
 
 
-def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path, around: Surroundings) -> None:
+def run_phase(job: Phase, model: TransformerModel | StaticModel, folder: Path, around: TrainContext) -> None:
     """Train one phase from its last checkpoint, or from the start, to its end.
 
     Args:
@@ -172,7 +171,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
         parameter.requires_grad_(False)
     for parameter in everything.values():
         parameter.requires_grad_(True)
-    optimiser = make_optimiser(settings, job.trained, job.moving_heads(), job.head_schedule, job.kept_rows)
+    optimiser = make_optimizer(settings, job.trained, job.moving_heads(), job.head_schedule, job.kept_rows)
     meta = {**around.meta, "phase": job.name}
     step, bad, last_good, budget = 0, 0, 0, None
     leads, sharded = around.processes.leads, is_sharded(model)
@@ -187,13 +186,13 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
     if leads:
         around.log.forget(job.name, step)
         around.log.write({"phase": job.name, "runs_from": step, **runs, "free_megabytes": _megabytes(free_memory_of(around.device))})
-        if note := forget_later(folder, step):
+        if note := drop_best_after(folder, step):
             around.note(f"{job.name}: {note}")
     job.heads.hold_temperature()
-    signals = SignalSource(job, model, around, MICRO_BATCH_TOKENS if budget is None else budget.micro_batch_tokens)
+    signals = TargetLookup(job, model, around, MICRO_BATCH_TOKENS if budget is None else budget.micro_batch_tokens)
 
     def save() -> None:
-        broken = [name for name, p in everything.items() if not torch.isfinite(local(p.detach())).all()]
+        broken = [name for name, p in everything.items() if not torch.isfinite(local_tensor(p.detach())).all()]
         if around.processes.any(bool(broken)):
             raise WorkFailed(
                 f"{job.name}: {next(iter(broken), 'a weight of another process')} is not finite after step {step}, so this state is not saved; the last checkpoint is that of step "
@@ -206,7 +205,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
         around.processes.wait()  # writing may take longer than an exchange of the next step waits
 
     def evaluate() -> None:
-        if not around.processes.same(leads and step not in scored(around.log, job.name)):
+        if not around.processes.same(leads and step not in read_scores(around.log, job.name)):
             return
         assert around.during is not None
         job.publish()
@@ -248,7 +247,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
                 evaluate()
             tick()
     if around.during is not None and around.during.keep is not None:
-        best = take_best(folder, everything, meta)
+        best = load_best(folder, everything, meta)
         step = best.step
         why = "" if best.step else ", those before the first update, for no later ones scored higher"
         around.note(f"{job.name}: the weights of step {best.step:,} are kept{why}: {best.metric} {best.score:.4f}")
@@ -262,7 +261,7 @@ def run_phase(job: PhaseJob, model: TransformerModel | StaticModel, folder: Path
         parameter.grad = None
 
 
-def _say_if_not_identical(checkpoint: Path, name: str, around: Surroundings) -> None:
+def _say_if_not_identical(checkpoint: Path, name: str, around: TrainContext) -> None:
     """Tell why a continued run may differ from an uninterrupted one in the last bits."""
     manifest = read_manifest(checkpoint)
     then, now = manifest["created_by"], versions()
@@ -281,11 +280,11 @@ def _say_if_not_identical(checkpoint: Path, name: str, around: Surroundings) -> 
     around.note(f"{name}: continued at step {manifest['step']:,}, {exact}")
 
 
-def _budget(job: PhaseJob, model: TransformerModel, around: Surroundings) -> Budget:
+def _budget(job: Phase, model: TransformerModel, around: TrainContext) -> Budget:
     """Choose the phase's token budgets, the same on every process."""
     own = choose_budget(
         model,
-        sum(local(p).numel() for p in job.trained.values()),
+        sum(local_tensor(p).numel() for p in job.trained.values()),
         device=around.device,
         compute=around.arithmetic.compute,
         micro_batch_tokens=job.settings.micro_batch_tokens,
@@ -299,16 +298,16 @@ def _megabytes(number: int | None) -> int | None:
 
 
 def _one_step(
-    job: PhaseJob,
+    job: Phase,
     model: TransformerModel | StaticModel,
     optimiser: torch.optim.Optimizer,
     everything: Mapping[str, nn.Parameter],
-    signals: SignalSource,
-    around: Surroundings,
+    signals: TargetLookup,
+    around: TrainContext,
     step: int,
     budget: Budget | None,
 ) -> dict[str, Any]:
-    clock, halvings, worked = Clock(), around.threads.halvings, time.process_time()
+    clock, halvings, worked = Timer(), around.threads.halvings, time.process_time()
     with clock("data"):
         batch = job.plan.at(job.starts_at + step)
         prepared = job.prepare(batch)
@@ -357,7 +356,7 @@ def _one_step(
         "skipped": skipped,
         "texts": len(ids),
         "tokens": sum(len(row) for row in ids),
-        "work": step_work(model, np.array([len(row) for row in ids]), list(job.trained.values()), job.task),
+        "work": step_flops(model, np.array([len(row) for row in ids]), list(job.trained.values()), job.task),
         "seconds": clock.seconds,
         "cpu_seconds": time.process_time() - worked,
     }
@@ -372,12 +371,12 @@ def _one_step(
 
 
 def _update(
-    job: PhaseJob,
+    job: Phase,
     optimiser: torch.optim.Optimizer,
     everything: Mapping[str, nn.Parameter],
     norm: float,
     step: int,
-    around: Surroundings,
+    around: TrainContext,
 ) -> None:
     """Take one step of the optimiser, on every process or on none that goes on."""
     try:

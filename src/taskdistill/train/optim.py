@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from taskdistill.recipe import Phase
-from taskdistill.train.sharded import local, summed
+from taskdistill.recipe.phases import PhaseConfig
+from taskdistill.train.fsdp import all_reduce_scalar, local_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class HeadSchedule:
     weight_decay: float | None = None
 
 
-def make_optimiser(
-    phase: Phase,
+def make_optimizer(
+    phase: PhaseConfig,
     model: Mapping[str, nn.Parameter],
     heads: Mapping[str, nn.Parameter],
     schedule: HeadSchedule | None = None,
@@ -59,7 +59,7 @@ def make_optimiser(
     return torch.optim.AdamW(groups, betas=phase.betas, fused=True)
 
 
-def rate_factor(phase: Phase, step: int, warmup: float | None = None) -> float:
+def rate_factor(phase: PhaseConfig, step: int, warmup: float | None = None) -> float:
     """Return the share of the peak learning rate at a step.
 
     Args:
@@ -79,7 +79,7 @@ def rate_factor(phase: Phase, step: int, warmup: float | None = None) -> float:
     return left if phase.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
 
 
-def set_rate(optimiser: torch.optim.Optimizer, phase: Phase, step: int) -> None:
+def set_rate(optimiser: torch.optim.Optimizer, phase: PhaseConfig, step: int) -> None:
     """Set every group's learning rate for a step.
 
     Args:
@@ -102,8 +102,8 @@ def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> float:
     """
     found = [p.grad for p in parameters.values() if p.grad is not None]
     norms = [gradient.norm() for gradient in found if not isinstance(gradient, DTensor)]
-    if divided := [local(gradient).norm() for gradient in found if isinstance(gradient, DTensor)]:
-        norms.append(summed(torch.stack(divided).norm().square()).sqrt())
+    if divided := [local_tensor(gradient).norm() for gradient in found if isinstance(gradient, DTensor)]:
+        norms.append(all_reduce_scalar(torch.stack(divided).norm().square()).sqrt())
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 

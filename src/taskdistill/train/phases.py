@@ -12,28 +12,20 @@ from torch import Tensor, nn
 from taskdistill.data.batches import Batch, BatchPlan
 from taskdistill.data.rows import Dataset
 from taskdistill.errors import BadInput
-from taskdistill.model.adapters import adapter_parameters, attach, lora_config
+from taskdistill.model.lora import adapter_parameters, attach, lora_config
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
-from taskdistill.recipe import Adapter, Phase, Recipe, Stage1, StaticSettings
+from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, Stage1Config, StaticConfig
+from taskdistill.recipe.recipe import Recipe
+from taskdistill.tasks import Task
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
-from taskdistill.train.loop import PhaseJob
-from taskdistill.train.menu import TEACHER_TERMS, check_adapter, check_stage1, stage1_weights, told_apart
-from taskdistill.train.objectives import (
-    Heads,
-    Signals,
-    Terms,
-    adapter_objective,
-    compared,
-    distill,
-    graded,
-    terms_of,
-    weights_for,
-)
+from taskdistill.train.collate import TrainBatch, collate
+from taskdistill.train.loop import Phase
+from taskdistill.train.loss_terms import TEACHER_TERMS, check_adapter, check_stage1, stage1_weights, teacher_info_nce
+from taskdistill.train.objective import Heads, Targets, Terms, adapter_objective, compared, distill, graded, terms_of, weights_for
 from taskdistill.train.optim import HeadSchedule
-from taskdistill.train.prepare import Prepared, prepare
-from taskdistill.vocabulary import RowKind, Task, TeacherReads
+from taskdistill.types import RowKind, TeacherSide
 
 ALLOWED: dict[Task, tuple[RowKind, ...]] = {
     Task.RETRIEVAL: (RowKind.PAIRS,),
@@ -47,7 +39,7 @@ AMONG_ROWS = {"info_nce", "binary_info_nce", "int8_info_nce"} | SPREAD
 """Terms that compare the rows of a batch with each other."""
 
 
-def static_phase(settings: StaticSettings) -> Phase:
+def static_phase(settings: StaticConfig) -> PhaseConfig:
     """Write the instant student's settings as a phase.
 
     Args:
@@ -56,7 +48,7 @@ def static_phase(settings: StaticSettings) -> Phase:
     Returns:
         A phase with one learning rate, no decay and long checkpoints.
     """
-    return Phase(
+    return PhaseConfig(
         sources=settings.sources,
         steps=settings.steps,
         batch_size=settings.batch_size,
@@ -80,7 +72,7 @@ def phase_task(name: str) -> Task | None:
     return Task(name.removeprefix("adapters.")) if name.startswith("adapters.") else None
 
 
-def distils(name: str, settings: Phase) -> bool:
+def distils(name: str, settings: PhaseConfig) -> bool:
     """Say whether a phase compares with the teacher.
 
     Args:
@@ -91,13 +83,13 @@ def distils(name: str, settings: Phase) -> bool:
         True for stage 1 and for adapters whose distillation term has a weight.
     """
     task = phase_task(name)
-    if task is None or not isinstance(settings, Adapter):
+    if task is None or not isinstance(settings, AdapterConfig):
         return True
     wanted = weights_for(task, settings.weights)
     return bool(wanted.keys() & {"distill", *TEACHER_TERMS}) or settings.false_negative_margin is not None
 
 
-def make_plan(recipe: Recipe, name: str, settings: Phase, datasets: Mapping[str, Dataset]) -> BatchPlan:
+def make_plan(recipe: Recipe, name: str, settings: PhaseConfig, datasets: Mapping[str, Dataset]) -> BatchPlan:
     """Decide which rows every step of a recipe's phase sees.
 
     Args:
@@ -113,7 +105,7 @@ def make_plan(recipe: Recipe, name: str, settings: Phase, datasets: Mapping[str,
         BadInput: If a source's rows are of a kind that the task cannot use, or the recipe gives no weight to any of their terms.
     """
     for dataset in (datasets[source] for source, weight in settings.sources.items() if weight > 0):
-        if dataset.teacher_reads is TeacherReads.NEITHER and not _learns_scores(recipe, name):
+        if dataset.teacher_reads is TeacherSide.NEITHER and not _learns_scores(recipe, name):
             raise BadInput(
                 f"{name}: the teacher reads neither text of source {dataset.name!r}, and {name} learns from its vectors alone; "
                 f"leave the source out, or give the scores a weight (static.weights.cosent)"
@@ -121,7 +113,7 @@ def make_plan(recipe: Recipe, name: str, settings: Phase, datasets: Mapping[str,
     return plan_phase(recipe.seed, name, settings, datasets)
 
 
-def plan_phase(seed: int, name: str, settings: Phase, datasets: Mapping[str, Dataset]) -> BatchPlan:
+def plan_phase(seed: int, name: str, settings: PhaseConfig, datasets: Mapping[str, Dataset]) -> BatchPlan:
     """Decide which rows every step of a phase sees.
 
     Args:
@@ -143,10 +135,10 @@ def plan_phase(seed: int, name: str, settings: Phase, datasets: Mapping[str, Dat
             allowed = ", ".join(ALLOWED[task])
             raise BadInput(f"{name}: source {dataset.name!r} has {dataset.kind} rows, this task learns from {allowed}")
     sizes = {source: size for source, (size, _) in settings.long_sources.items()}
-    negatives = settings.negatives if task is Task.CLASSIFICATION and isinstance(settings, Adapter) else None
+    negatives = settings.negatives if task is Task.CLASSIFICATION and isinstance(settings, AdapterConfig) else None
     if task is Task.CLASSIFICATION and not negatives:
         raise BadInput(f"{name}.negatives is 0; a classification item needs at least one negative, the paper takes 7")
-    if task is not None and isinstance(settings, Adapter):
+    if task is not None and isinstance(settings, AdapterConfig):
         wanted = weights_for(task, settings.weights)
         for dataset in used:
             terms = terms_of(task, dataset.kind)
@@ -157,7 +149,7 @@ def plan_phase(seed: int, name: str, settings: Phase, datasets: Mapping[str, Dat
                     f"give a weight to one of {', '.join(terms)}, or leave the source out"
                 )
         check_adapter(name, settings, used, wanted)
-    elif isinstance(settings, Stage1):
+    elif isinstance(settings, Stage1Config):
         check_stage1(name, settings, used)
     weights = {dataset.name: settings.sources[dataset.name] for dataset in used}
     return BatchPlan(used, weights, settings.batch_size, seed=seed, label=name, batch_sizes=sizes, negatives=negatives)
@@ -169,7 +161,7 @@ def _learns_scores(recipe: Recipe, name: str) -> bool:
     return phase_task(name) is Task.TEXT_MATCHING
 
 
-def _check_contrast(name: str, settings: Adapter, dataset: Dataset, wanted: Mapping[str, float]) -> None:
+def _check_contrast(name: str, settings: AdapterConfig, dataset: Dataset, wanted: Mapping[str, float]) -> None:
     """Refuse batches of one pair, which has no other row to be compared with."""
     size = settings.long_sources.get(dataset.name, (settings.batch_size, 0))[0]
     if size > 1 or dataset.kind is not RowKind.PAIRS:
@@ -181,7 +173,7 @@ def _check_contrast(name: str, settings: Adapter, dataset: Dataset, wanted: Mapp
         )
 
 
-def preparer(name: str, settings: Phase) -> Any:
+def preparer(name: str, settings: PhaseConfig) -> Any:
     """Return how a phase lays out a batch.
 
     Args:
@@ -192,15 +184,15 @@ def preparer(name: str, settings: Phase) -> Any:
         Batch to `Prepared`.
     """
     task, distil = phase_task(name), distils(name, settings)
-    hard = settings.negatives if isinstance(settings, Adapter | Stage1) and task is not Task.CLASSIFICATION else 0
+    hard = settings.negatives if isinstance(settings, AdapterConfig | Stage1Config) and task is not Task.CLASSIFICATION else 0
 
-    def made(batch: Batch) -> Prepared:
-        return prepare(batch, task=task, distil=distil, negatives=hard, distil_negatives=task is None)
+    def made(batch: Batch) -> TrainBatch:
+        return collate(batch, task=task, distil=distil, negatives=hard, distil_negatives=task is None)
 
     return made
 
 
-def teacher_needs(name: str, settings: Phase, plan: BatchPlan, sources: Collection[str] | None = None) -> dict[View, list[str]]:
+def teacher_needs(name: str, settings: PhaseConfig, plan: BatchPlan, sources: Collection[str] | None = None) -> dict[View, list[str]]:
     """List the texts that a phase will compare with the teacher: exactly those that its steps draw.
 
     Args:
@@ -222,7 +214,7 @@ def teacher_needs(name: str, settings: Phase, plan: BatchPlan, sources: Collecti
     return {view: list(texts) for view, texts in found.items()}
 
 
-def learned_texts(name: str, settings: Phase, plan: BatchPlan) -> tuple[list[tuple[str, str]], list[str]]:
+def learned_texts(name: str, settings: PhaseConfig, plan: BatchPlan) -> tuple[list[tuple[str, str]], list[str]]:
     """List the texts that a phase learns from the teacher, and those that it learns otherwise.
 
     Args:
@@ -245,13 +237,13 @@ def learned_texts(name: str, settings: Phase, plan: BatchPlan) -> tuple[list[tup
 
 def stage1_job(
     name: str,
-    settings: Stage1,
+    settings: Stage1Config,
     model: TransformerModel,
     plan: BatchPlan,
     stores: Mapping[View, TeacherStore],
     projection: Projection | None,
     dims: Sequence[int],
-) -> PhaseJob:
+) -> Phase:
     """Describe stage 1 or the long phase.
 
     Args:
@@ -268,7 +260,7 @@ def stage1_job(
     """
     chosen, wanted = dims if settings.matryoshka else [model.embedding_dim], stage1_weights(name, settings.weights)
 
-    def objective(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads) -> tuple[Terms, float]:
+    def objective(vectors: Tensor, prepared: TrainBatch, signals: Targets, heads: Heads) -> tuple[Terms, float]:
         terms = {"distill": distill(vectors, prepared, signals, heads, chosen, settings.reduction)} if "distill" in wanted else {}
         return terms | compared(vectors, prepared, signals, heads, chosen, settings, wanted), 0.0
 
@@ -277,10 +269,10 @@ def stage1_job(
     trained = {n: p for n, p in model.backbone.named_parameters() if not stays[p is table]}
     heads = Heads(projection)
     schedule = HeadSchedule(lr=settings.projection_lr, warmup=settings.projection_warmup, weight_decay=settings.projection_weight_decay)
-    return PhaseJob(name, settings, plan, preparer(name, settings), objective, wanted, trained, heads, schedule, stores=stores)
+    return Phase(name, settings, plan, preparer(name, settings), objective, wanted, trained, heads, schedule, stores=stores)
 
 
-def static_job(settings: StaticSettings, model: StaticModel, plan: BatchPlan, store: TeacherStore, dims: Sequence[int]) -> PhaseJob:
+def static_job(settings: StaticConfig, model: StaticModel, plan: BatchPlan, store: TeacherStore, dims: Sequence[int]) -> Phase:
     """Describe the training of the instant student, whose size is the teacher's, without a projection.
 
     Args:
@@ -298,7 +290,7 @@ def static_job(settings: StaticSettings, model: StaticModel, plan: BatchPlan, st
 
     weights = {str(term): weight for term, weight in settings.weights.items() if weight > 0}
 
-    def objective(vectors: Tensor, prepared: Prepared, signals: Signals, heads: Heads) -> tuple[Terms, float]:
+    def objective(vectors: Tensor, prepared: TrainBatch, signals: Targets, heads: Heads) -> tuple[Terms, float]:
         terms: Terms = {}
         if "distill" in weights and prepared.distilled:
             terms["distill"] = distill(vectors, prepared, signals, heads, chosen)
@@ -306,25 +298,25 @@ def static_job(settings: StaticSettings, model: StaticModel, plan: BatchPlan, st
             assert signals.teacher is not None
             compared_vectors = vectors[[place for place, _ in prepared.distilled]]
             read = torch.tensor(prepared.read, device=vectors.device)
-            terms["teacher_nce"] = told_apart(compared_vectors, read, signals.teacher, None, chosen, settings.nce_temperature)
+            terms["teacher_nce"] = teacher_info_nce(compared_vectors, read, signals.teacher, None, chosen, settings.nce_temperature)
         if "cosent" in weights and prepared.scores is not None:
             terms |= graded(vectors, prepared, signals, chosen, settings, weights)
         return terms, 0.0
 
     stores: dict[View, TeacherStore] = {"query": store, "document": store}
-    return PhaseJob("static", phase, plan, preparer("static", phase), objective, weights, {"table": model.table}, stores=stores)
+    return Phase("static", phase, plan, preparer("static", phase), objective, weights, {"table": model.table}, stores=stores)
 
 
 def adapter_job(
     task: Task,
-    settings: Adapter,
+    settings: AdapterConfig,
     model: TransformerModel,
     plan: BatchPlan,
     stores: Mapping[View, TeacherStore],
     projection: Projection | None,
     dims: Sequence[int],
     adapter: str | None = None,
-) -> tuple[PhaseJob, LoraConfig]:
+) -> tuple[Phase, LoraConfig]:
     """Attach a fresh adapter and describe its training.
 
     Args:
@@ -354,7 +346,7 @@ def adapter_job(
         heads.min_temperature = settings.min_temperature
     chosen = dims if settings.matryoshka else [model.embedding_dim]
     name = f"adapters.{task.value}"
-    job = PhaseJob(
+    job = Phase(
         name,
         settings,
         plan,

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from taskdistill.outputs import check_output, write_output
+from taskdistill.io.outputs import check_output, write_output
 
 WARM, COUNTED = 2, 3
 """Steps before the trace, and in it."""

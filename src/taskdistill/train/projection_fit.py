@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from taskdistill.losses import normalise
+from taskdistill.losses.formulas import normalize
 
 Method = Literal["least_squares", "rotation"]
 
@@ -25,7 +25,7 @@ HELD_OUT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedMap:
+class FittedProjection:
     """A fitted projection and how well it does on texts that it was not fitted on."""
 
     weight: Tensor
@@ -40,7 +40,7 @@ class FittedMap:
 
 def fit_projection(
     student: Tensor, teacher: Tensor, dims: Sequence[int], *, widths: Sequence[int], method: Method = "least_squares"
-) -> FittedMap:
+) -> FittedProjection:
     """Fit `W z + b` to a teacher's vectors, for all prefixes of z at once.
 
     Prefixes share the columns of one W (section 5.5, option 2), so the fit is joint: every text counts once for each prefix size.
@@ -58,7 +58,7 @@ def fit_projection(
     """
     parts = [_fit_one(student, part, dims, method) for part in torch.split(teacher.double(), list(widths), dim=1)]
     cosines = {dim: sum(part.cosines[dim] for part in parts) / len(parts) for dim in dims}
-    return FittedMap(
+    return FittedProjection(
         weight=torch.cat([part.weight for part in parts]),
         bias=torch.cat([part.bias for part in parts]),
         cosines=cosines,
@@ -66,13 +66,15 @@ def fit_projection(
     )
 
 
-def _fit_one(student: Tensor, teacher: Tensor, dims: Sequence[int], method: Method) -> FittedMap:
+def _fit_one(student: Tensor, teacher: Tensor, dims: Sequence[int], method: Method) -> FittedProjection:
     known = ~teacher.isnan().any(1)
-    inputs, targets = student.double()[known], normalise(teacher[known])
+    inputs, targets = student.double()[known], normalize(teacher[known])
     held = max(1, round(HELD_OUT * len(inputs)))
     if len(inputs) < 2:
         width = teacher.shape[1]
-        return FittedMap(weight=torch.zeros(width, student.shape[1]), bias=torch.zeros(width), cosines=dict.fromkeys(dims, 0.0), ridge=None)
+        return FittedProjection(
+            weight=torch.zeros(width, student.shape[1]), bias=torch.zeros(width), cosines=dict.fromkeys(dims, 0.0), ridge=None
+        )
     # The sample is drawn from batches in order; every tenth text is held out, so both parts have all sources.
     places = torch.arange(len(inputs))
     out = places % max(2, len(inputs) // held) == 0
@@ -83,7 +85,7 @@ def _fit_one(student: Tensor, teacher: Tensor, dims: Sequence[int], method: Meth
     )
     scored = [(ridge, weight, bias, _cosines(inputs[out], targets[out], dims, weight, bias)) for ridge, weight, bias in fitted]
     ridge, weight, bias, cosines = max(scored, key=lambda each: sum(each[3].values()))
-    return FittedMap(weight=weight.float(), bias=bias.float(), cosines=cosines, ridge=ridge)
+    return FittedProjection(weight=weight.float(), bias=bias.float(), cosines=cosines, ridge=ridge)
 
 
 def _ridges(inputs: Tensor, targets: Tensor, dims: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
@@ -92,7 +94,7 @@ def _ridges(inputs: Tensor, targets: Tensor, dims: Sequence[int]) -> list[tuple[
     second, cross = inputs.new_zeros(width, width), inputs.new_zeros(width, targets.shape[1])
     mean_in, mean_out = inputs.new_zeros(width), targets.mean(0)
     for dim in dims:
-        prefix = normalise(inputs[:, :dim])
+        prefix = normalize(inputs[:, :dim])
         second[:dim, :dim] += prefix.T @ prefix
         cross[:dim] += prefix.T @ targets
         mean_in[:dim] += prefix.sum(0)
@@ -111,10 +113,10 @@ def _ridges(inputs: Tensor, targets: Tensor, dims: Sequence[int]) -> list[tuple[
 def _rotation(inputs: Tensor, targets: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
     cross = inputs.new_zeros(targets.shape[1], inputs.shape[1])
     for dim in dims:
-        cross[:, :dim] += targets.T @ normalise(inputs[:, :dim])
+        cross[:, :dim] += targets.T @ normalize(inputs[:, :dim])
     left, _, right = torch.linalg.svd(cross, full_matrices=False)
     return left @ right, inputs.new_zeros(targets.shape[1])
 
 
 def _cosines(inputs: Tensor, targets: Tensor, dims: Sequence[int], weight: Tensor, bias: Tensor) -> dict[int, float]:
-    return {dim: float((normalise(normalise(inputs[:, :dim]) @ weight[:, :dim].T + bias) * targets).sum(1).mean()) for dim in dims}
+    return {dim: float((normalize(normalize(inputs[:, :dim]) @ weight[:, :dim].T + bias) * targets).sum(1).mean()) for dim in dims}

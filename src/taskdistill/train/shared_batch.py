@@ -12,11 +12,11 @@ from torch import Tensor
 
 from taskdistill.errors import WorkFailed
 from taskdistill.model.student import TransformerModel
-from taskdistill.train.cut import TOGETHER, Piece, micro_batches, pieces, spread
+from taskdistill.train.distributed import ProcessGroup
+from taskdistill.train.fsdp import is_sharded, start_again
 from taskdistill.train.memory import OutOfMemory, free_memory
-from taskdistill.train.processes import Processes
-from taskdistill.train.sharded import is_sharded, start_again
-from taskdistill.train.workers import Workers
+from taskdistill.train.microbatch import TOGETHER, MicroBatch, micro_batches, split, spread
+from taskdistill.train.workers import WorkerPool
 
 Result = TypeVar("Result")
 
@@ -41,8 +41,8 @@ class SharedBatch:
 
     model: TransformerModel
     ids: Sequence[np.ndarray]
-    threads: Workers
-    processes: Processes
+    threads: WorkerPool
+    processes: ProcessGroup
     micro_batch_tokens: int
     spreads: bool = True
     """Whether micro-batches are cut further where there are more workers than micro-batches."""
@@ -58,16 +58,16 @@ class SharedBatch:
         divisible = self.spreads and (self.model.packs or not self.model.tasks)
         self.further = spread(self.batches, self.lengths, self.threads.count * self.processes.size) if divisible else 0
 
-    def pieces(self) -> list[list[Piece]]:
+    def pieces(self) -> list[list[MicroBatch]]:
         """Cut the batch as it is cut now, smaller after memory ran out.
 
         Returns:
             The pieces of every process: those of process r of n are every n-th from r on. The same on every process.
         """
-        every = pieces(self.batches, range(len(self.batches)), self.lengths, self.threads.halvings + self.further)
+        every = split(self.batches, range(len(self.batches)), self.lengths, self.threads.halvings + self.further)
         return [every[rank :: self.processes.size] for rank in range(self.processes.size)]
 
-    def most_tokens(self, every: Sequence[Sequence[Piece]]) -> int:
+    def most_tokens(self, every: Sequence[Sequence[MicroBatch]]) -> int:
         """Count the tokens of the process that has most.
 
         Args:
@@ -78,7 +78,7 @@ class SharedBatch:
         """
         return max(sum(int(self.lengths[piece.rows].sum()) for piece in own) for own in every)
 
-    def prepare(self, own: Sequence[Tensor], every: Sequence[Sequence[Piece]]) -> Gathering:
+    def prepare(self, own: Sequence[Tensor], every: Sequence[Sequence[MicroBatch]]) -> Gathering:
         """Join this process's vectors, and allocate what collecting those of all takes.
 
         Args:
@@ -102,7 +102,7 @@ class SharedBatch:
         if held.room is not None:
             self.processes.fill(held.room)
 
-    def ordered(self, held: Gathering, every: Sequence[Sequence[Piece]]) -> Tensor:
+    def ordered(self, held: Gathering, every: Sequence[Sequence[MicroBatch]]) -> Tensor:
         """Put the vectors of all processes in the order of the batch.
 
         Args:
@@ -150,5 +150,5 @@ class SharedBatch:
             self.threads.halvings += 1
 
 
-def _counts(every: Sequence[Sequence[Piece]]) -> list[int]:
+def _counts(every: Sequence[Sequence[MicroBatch]]) -> list[int]:
     return [sum(len(piece.rows) for piece in own) for own in every]

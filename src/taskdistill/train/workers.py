@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-class TableGradient:
+class EmbeddingGradient:
     """The gradient of a token table in one buffer, of which a step touches the rows of its batch alone.
 
     A table of 150,000 x 1,024 float32 numbers is 614 MB, and a batch looks up a small part of its rows. Clearing and
@@ -101,7 +101,7 @@ def looked_up_rows(ids: Sequence[np.ndarray], table: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(seen)).to(table.device)
 
 
-class Workers:
+class WorkerPool:
     """Threads that run micro-batches, one intra-op thread each, and what they use again from step to step."""
 
     def __init__(self, count: int) -> None:
@@ -111,7 +111,7 @@ class Workers:
             count: How many; 1 runs everything in the calling thread with all its intra-op threads.
         """
         self.count = count
-        self.table_gradient = TableGradient()
+        self.table_gradient = EmbeddingGradient()
         self.halvings = 0
         """How often micro-batches are halved because they did not fit into memory."""
         keep_freed_memory()
@@ -146,7 +146,7 @@ class Workers:
 
 
 @contextmanager
-def workers(count: int) -> Iterator[Workers]:
+def workers(count: int) -> Iterator[WorkerPool]:
     """Give worker threads and stop them at the end.
 
     Beside several workers the calling thread keeps to one intra-op thread as well: an operator that waits for a
@@ -158,7 +158,7 @@ def workers(count: int) -> Iterator[Workers]:
     Yields:
         The threads.
     """
-    made, before = Workers(count), torch.get_num_threads()
+    made, before = WorkerPool(count), torch.get_num_threads()
     if count > 1:
         torch.set_num_threads(1)
     try:

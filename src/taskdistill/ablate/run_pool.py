@@ -1,0 +1,180 @@
+"""Cells run in turn here, or several at once in processes of one thread each that stop when their parent does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import signal
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from taskdistill.ablate.context import ExperimentContext, open_context
+from taskdistill.ablate.training_run import TrainingRun, result_of, run_training
+from taskdistill.errors import WorkFailed
+from taskdistill.progress import Progress, Stop
+from taskdistill.train.loop import Interrupted
+
+STOPPED = "stopped; what is finished is kept, run the same command again to continue"
+
+_POLL = 0.5
+"""Seconds between looks at what the processes tell."""
+
+_STRIDE = 20
+"""Steps between two tellings of a process."""
+
+
+@dataclass
+class RunPool:
+    """Runs cells; with several jobs its processes stay from one stage of the experiment to the next.
+
+    Attributes:
+        bench: The bench of this process.
+        jobs: How many cells run at once.
+        watcher: Told how far all of them are, in steps.
+        should_stop: Asked all the time; true saves every running cell and stops.
+        reopen: Keyword arguments with which another process opens its own bench.
+    """
+
+    bench: ExperimentContext
+    jobs: int
+    watcher: Progress
+    should_stop: Stop
+    reopen: dict[str, Any]
+    _pool: ProcessPoolExecutor | None = None
+    _told: Any = None
+    _stop: Any = None
+    _done: dict[str, int] = field(default_factory=dict)
+
+    def __enter__(self) -> RunPool:
+        """Start nothing: processes start with the first cells.
+
+        Returns:
+            The crew.
+        """
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Let running cells save and end the processes.
+
+        Args:
+            kind: Of an error.
+            error: The error.
+            trace: Where.
+        """
+        if self._pool is not None:
+            if kind is not None:
+                self._stop.set()
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, cells: Sequence[TrainingRun]) -> list[dict[str, Any]]:
+        """Run cells, those that others start from first; finished ones are left as they are.
+
+        Args:
+            cells: The cells.
+
+        Returns:
+            Their results, in order.
+
+        Raises:
+            Interrupted: If a stop was asked for.
+            WorkFailed: If a cell cannot be finished.
+        """
+        wanted = list(dict.fromkeys(cells))
+        needed = list(dict.fromkeys(shared for cell in wanted if (shared := cell.needs()) is not None))
+        for wave in (needed, wanted):
+            todo = [cell for cell in wave if result_of(self.bench, cell) is None]
+            if self.jobs == 1:
+                self._in_turn(todo)
+            elif todo:
+                self._at_once(todo)
+        found = [result_of(self.bench, cell) for cell in cells]
+        return [result for result in found if result is not None]
+
+    def _in_turn(self, cells: Sequence[TrainingRun]) -> None:
+        done, total = 0, sum(cell.trained_steps(self.bench) for cell in cells)
+        for cell in cells:
+            if self.should_stop():
+                raise Interrupted(STOPPED)
+            told = partial(_count, self.watcher, done, total)
+            run_training(self.bench, cell, should_stop=self.should_stop, on_steps=told, note=self.watcher.note)
+            done += cell.trained_steps(self.bench)
+            self.watcher.count(done, total)
+
+    def _at_once(self, cells: Sequence[TrainingRun]) -> None:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._told, self._stop = context.Queue(), context.Event()
+            self._pool = ProcessPoolExecutor(self.jobs, context, _start, (self.reopen, self._told, self._stop))
+        steps = {cell.key: cell.trained_steps(self.bench) for cell in cells}
+        self._done = {}
+        running: dict[Future[None], TrainingRun] = {self._pool.submit(_work, cell): cell for cell in cells}
+        try:
+            while running:
+                ended, _ = wait(running, _POLL, FIRST_COMPLETED)
+                for future in ended:
+                    cell = running.pop(future)
+                    future.result()
+                    self._done[cell.key] = steps[cell.key]
+                self._listen(steps)
+        except BrokenProcessPool:
+            raise WorkFailed("a process that trained an arm was ended from outside; run the same command again to continue") from None
+
+    def _listen(self, steps: dict[str, int]) -> None:
+        while True:
+            try:
+                kind, key, value = self._told.get_nowait()
+            except queue.Empty:
+                break
+            if kind == "note":
+                self.watcher.note(value)
+            elif key in steps:
+                self._done[key] = max(value, self._done.get(key, 0))
+        if self.should_stop():
+            self._stop.set()
+        self.watcher.count(sum(self._done.values()), sum(steps.values()))
+
+
+def _count(watcher: Progress, before: int, total: int, done: int, _: int) -> None:
+    watcher.count(before + done, total)
+
+
+@dataclass
+class _Worker:
+    """What a process of the crew holds."""
+
+    bench: ExperimentContext
+    told: Any
+    stop: Any
+
+
+_here: list[_Worker] = []
+
+
+def _start(reopen: dict[str, Any], told: Any, stop: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    _here[:] = [_Worker(open_context(**reopen), told, stop)]
+
+
+def _work(cell: TrainingRun) -> None:
+    (here,) = _here
+
+    def should_stop() -> bool:
+        parent = multiprocessing.parent_process()
+        return bool(here.stop.is_set()) or parent is None or not parent.is_alive()
+
+    def on_steps(done: int, total: int) -> None:
+        if done % _STRIDE == 0 or done == total:
+            here.told.put(("steps", cell.key, done))
+
+    def note(text: str) -> None:
+        here.told.put(("note", cell.key, text))
+
+    if should_stop():
+        raise Interrupted(STOPPED)
+    run_training(here.bench, cell, should_stop=should_stop, on_steps=on_steps, note=note)

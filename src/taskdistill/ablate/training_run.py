@@ -1,0 +1,402 @@
+"""A cell is one training of the experiment: an arm with a seed, a trial of tuning, or a first phase that several arms share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from taskdistill.ablate.arms import Arm, arm_of
+from taskdistill.ablate.context import ExperimentContext
+from taskdistill.ablate.costs import student_flops
+from taskdistill.ablate.measure import TokenEmbedder, dev_scores, macro, test_scores
+from taskdistill.ablate.phases import Hyperparameters, batches_hash, initial_projection, phase_job, phase_lengths, require_no_teacher
+from taskdistill.device import CPU
+from taskdistill.encode.encoder import Encoder
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.io.folders import versions
+from taskdistill.io.lock import writer_lock
+from taskdistill.io.outputs import remove_names
+from taskdistill.io.sealed import read_sealed, write_sealed
+from taskdistill.model.backbone import weights_hash
+from taskdistill.model.folder import Model, write_model
+from taskdistill.model.inference import put_rope, read_rope
+from taskdistill.model.projection import Projection
+from taskdistill.model.rope import set_rope_theta
+from taskdistill.model.student import StaticModel
+from taskdistill.train.log import Log, read_lines
+from taskdistill.train.loop import Phase, TrainContext, run_phase
+from taskdistill.train.phase_folder import load_phase, save_phase
+from taskdistill.train.targets import TargetLookup
+from taskdistill.train.validation import remove_state
+from taskdistill.train.workers import workers
+
+RESULT = "result.json"
+TRIAL_SEED = 1_000_003
+"""Added to the recipe's seed for trials, so that no seed of the experiment was tuned on."""
+
+OnSteps = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One training.
+
+    Attributes:
+        kind: `run`, `trial`, or `first` for the distillation that D->DC, D->C and D->D share.
+        arm: Name of the arm.
+        seed: Decides batches and initial projection.
+        steps: Of the whole arm; a `first` cell trains its first phase of them.
+        point: Settings of the last phase.
+        first: Settings of the first phase of two.
+        number: Of the trial.
+        trial: Whether a `first` cell is that of the trials.
+    """
+
+    kind: Literal["run", "trial", "first"]
+    arm: str
+    seed: int
+    steps: int
+    point: Hyperparameters
+    first: Hyperparameters | None = None
+    number: int = 0
+    trial: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its folder below the experiment's."""
+        slug = arm_of(self.arm).slug
+        if self.kind == "first":
+            return f"first/{'trials' if self.trial else f'seed-{self.seed}'}"
+        return f"trials/{slug}/{self.number}" if self.kind == "trial" else f"runs/{slug}/seed-{self.seed}"
+
+    def needs(self) -> TrainingRun | None:
+        """Return the cell whose end it starts from.
+
+        Returns:
+            The shared first phase, or None.
+        """
+        if self.kind == "first" or self.first is None:
+            return None
+        return TrainingRun("first", "D->D", self.seed, self.steps, self.first, self.first, trial=self.kind == "trial")
+
+    def trained_steps(self, bench: ExperimentContext) -> int:
+        """Return the steps that it trains itself.
+
+        Args:
+            bench: For the share of a second phase.
+
+        Returns:
+            Number of steps.
+        """
+        lengths = phase_lengths(arm_of(self.arm), self.steps, bench.experiment)
+        return lengths[0] if self.kind == "first" else sum(lengths) - (lengths[0] if self.first is not None else 0)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides its weights as plain data; seeds tell the cells of trials apart from others.
+
+        Returns:
+            Field to value.
+        """
+        return {name: value for name, value in asdict(self).items() if name != "trial"}
+
+    def meta(self, bench: ExperimentContext) -> dict[str, str]:
+        """Say what must be the same where it is continued.
+
+        Args:
+            bench: The bench.
+
+        Returns:
+            Hashes of the experiment, the cell and the rows.
+        """
+        return {
+            "experiment": bench.experiment.digest(),
+            "cell": hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest(),
+            "data": bench.data_hash,
+        }
+
+
+def result_of(bench: ExperimentContext, cell: TrainingRun) -> dict[str, Any] | None:
+    """Read a finished cell.
+
+    Args:
+        bench: The bench.
+        cell: The cell.
+
+    Returns:
+        Its result, or None while it is not finished.
+
+    Raises:
+        BadInput: If it was made by other settings or from other data.
+    """
+    path = bench.out / cell.key / RESULT
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = read_sealed(path, "remove it to run this cell again")
+    for name, value in cell.meta(bench).items():
+        if found["meta"].get(name) != value:
+            raise BadInput(f"{path} was made with {name} = {found['meta'].get(name)!r}, this run has {value!r}; use a new --out")
+    return found
+
+
+def run_training(
+    bench: ExperimentContext, cell: TrainingRun, *, should_stop: Callable[[], bool], on_steps: OnSteps, note: Callable[[str], None]
+) -> None:
+    """Train and score a cell from its last checkpoint to its end; a finished one is left as it is.
+
+    Args:
+        bench: The bench.
+        cell: The cell; the one that it needs is finished.
+        should_stop: Asked before every step; true saves and stops.
+        on_steps: Told (steps done, steps of this cell).
+        note: Told what is worth a line.
+
+    Raises:
+        WorkFailed: If it cannot be finished, or the base checkpoint is not the experiment's.
+    """
+    if result_of(bench, cell) is not None:
+        return
+    folder = bench.out / cell.key
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(bench.experiment.recipe.threads or 1)
+    with writer_lock(folder / "lock"):
+        training = _TrainingRunner(bench, cell, folder, should_stop, on_steps, note)
+        result = training.run()
+        write_sealed(folder / RESULT, result)
+        for phase in sorted((folder / "checkpoints").glob("phase-*")):
+            remove_state(phase)
+        remove_names(folder / "checkpoints", ())
+        if cell.kind == "run" and bench.experiment.ablation.keep_models:
+            model = training.model
+            write_model(
+                folder / "model", replace(model, name=f"{cell.arm} seed {cell.seed}"), inputs=cell.meta(bench), replace_existing=True
+            )
+
+
+@dataclass
+class _TrainingRunner:
+    bench: ExperimentContext
+    cell: TrainingRun
+    folder: Path
+    should_stop: Callable[[], bool]
+    on_steps: OnSteps
+    note: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.arm: Arm = arm_of(self.cell.arm)
+        self.model: Model = self.bench.fresh()
+        self.module = self.model.module
+        self.device, self.arithmetic = self.bench.device, self.bench.arithmetic
+        self.plan = self.bench.plan(self.cell.seed, self.arm)
+        self.lengths = phase_lengths(self.arm, self.cell.steps, self.bench.experiment)
+        self.every = max(1, self.cell.steps // self.bench.experiment.ablation.points)
+        self.dims = self.model.settings.matryoshka_dims
+        self.done = 0
+
+    def run(self) -> dict[str, Any]:
+        checkpoint = self.bench.checkpoint_hash
+        base = weights_hash(self.module)
+        self.module.to(self.device)
+        if base != self.bench.base_weights_hash:
+            raise WorkFailed(f"{self.cell.key} does not start from the experiment's checkpoint; please report this")
+        projection = self._projection()
+        started = None if projection is None else _hash(projection)
+        with self._log() as log:
+            for number, job in self._jobs(projection):
+                if number == 0 and self.cell.kind != "first" and self.cell.first is not None:
+                    shared = self.cell.needs()
+                    assert shared is not None
+                    if not load_phase(self.bench.out / shared.key / "phase", job, shared.meta(self.bench)):
+                        raise WorkFailed(f"{self.cell.key} goes on from {shared.key}, which is not finished; run the same command again")
+                    continue
+                self._train(job, log)
+                if self.cell.kind == "first":
+                    save_phase(self.folder / "phase", job, self.cell.meta(self.bench))
+                    break
+        self.module.eval()
+        return {
+            "meta": self.cell.meta(self.bench),
+            "cell": self.cell.settings(),
+            "hashes": {
+                "base": base,
+                "checkpoint": checkpoint,
+                "projection": started,
+                "batches": batches_hash(self.plan, 0, sum(self.lengths)),
+                "weights": weights_hash(self.module),
+            },
+            "curve": self._curve(),
+            "budget": self._budget(),
+            "test": self._test(),
+            "threads": torch.get_num_threads(),
+            "device": self.device.type,
+            "precision": str(self.arithmetic),
+            "versions": versions(),
+        }
+
+    def _jobs(self, projection: Projection | None) -> Iterator[tuple[int, Phase]]:
+        start = 0
+        for number, (terms, steps) in enumerate(zip(self.arm.phases, self.lengths, strict=True)):
+            last = number + 1 == len(self.lengths)
+            point = self.cell.point if last or self.cell.first is None else self.cell.first
+            job = phase_job(
+                f"phase-{number + 1}",
+                self.arm,
+                terms,
+                point,
+                self.bench.experiment,
+                self.module,
+                self.plan,
+                projection,
+                self.bench.stores,
+                steps=steps,
+                starts_at=start,
+                every=self.every,
+                dims=self.dims,
+            )
+            require_no_teacher(job)
+            yield number, job
+            start += steps
+
+    def _projection(self) -> Projection | None:
+        if not any("distill" in terms for terms in self.arm.phases):
+            return None
+        size = self.bench.stores["document"].embedding_dim
+        if size is None:
+            raise WorkFailed("the teacher store is empty; run the same command again to fill it")
+        return initial_projection(self.bench.experiment, self.module, size, self.cell.seed)
+
+    @contextmanager
+    def _log(self) -> Iterator[Log]:
+        log = Log(self.folder / "log.jsonl")
+        try:
+            yield log
+        finally:
+            log.close()
+
+    def _train(self, job: Phase, log: Log) -> None:
+        total = self.cell.trained_steps(self.bench)
+
+        def on_step(record: dict[str, Any]) -> None:
+            step = job.starts_at + record["step"] + 1
+            self.done = record["step"] + 1
+            self.on_steps(self.done, total)
+            if self.cell.kind != "trial" and (step % self.every == 0 or step == sum(self.lengths)):
+                log.write({"phase": job.name, "step": record["step"], "curve": self._point(step)})
+
+        threads = self.bench.experiment.recipe.threads or 1
+        nn.ParameterList(job.heads.named().values()).to(self.device)
+        with workers(threads if self.device == CPU else 1) as pool, self._theta(job.settings.rope_theta):
+            around = TrainContext(
+                self.bench.once or self.model.tokenizer,
+                self.model.settings.prompts,
+                self.cell.seed,
+                pool,
+                log,
+                self.cell.meta(self.bench),
+                on_step,
+                self.should_stop,
+                threads,
+                lambda text: self.note(f"{self.cell.key}: {text}"),
+                device=self.device,
+                arithmetic=self.arithmetic,
+            )
+            if self.bench.once is not None:
+                self._tokenise(job, around)
+            run_phase(job, self.module, self.folder / "checkpoints" / job.name, around)
+
+    def _tokenise(self, job: Phase, around: TrainContext) -> None:
+        """Make the tokens of all steps before the first, so that no arm pays for another's."""
+        source = TargetLookup(job, self.module, around)
+        for step in range(job.settings.steps):
+            source.ids(job.prepare(job.plan.at(job.starts_at + step)))
+
+    @contextmanager
+    def _theta(self, wanted: float | None) -> Iterator[None]:
+        """Compute at a RoPE theta for a while: training's in a phase, inference's where the student is scored meanwhile."""
+        if wanted is None or isinstance(self.module, StaticModel):
+            yield
+            return
+        before = read_rope(self.module.backbone)
+        set_rope_theta(self.module.backbone, wanted)
+        try:
+            yield
+        finally:
+            put_rope(self.module.backbone, before)
+
+    def _embedder(self) -> TokenEmbedder:
+        encoder = Encoder(self.model, threads=self.bench.experiment.recipe.threads or 1)
+        return TokenEmbedder(encoder, self.bench.tokens, name=self.cell.arm)
+
+    def _point(self, step: int) -> dict[str, Any]:
+        self.module.eval()
+        with self._theta(self.model.settings.rope_theta):
+            scores = dev_scores(self._embedder(), self.bench.sets)
+        self.module.train()
+        return {"step": step, "score": macro(scores, self.bench.sets.dev), "scores": scores, "distance": self._distance()}
+
+    def _distance(self) -> float:
+        weights = self.bench.base_weights
+        squares = [float((p.detach().cpu() - weights[name]).double().square().sum()) for name, p in self.module.named_parameters()]
+        return math.sqrt(sum(squares))
+
+    def _records(self) -> list[dict[str, Any]]:
+        own = [record for _, record in read_lines(self.folder / "log.jsonl")]
+        shared = self.cell.needs()
+        if shared is None:
+            return own
+        return [record for _, record in read_lines(self.bench.out / shared.key / "log.jsonl")] + own
+
+    def _curve(self) -> list[dict[str, Any]]:
+        """Points of the curve with the CPU-seconds of training up to each; the shared first phase counts in full."""
+        points, spent = [], 0.0
+        for record in self._records():
+            if "terms" in record:
+                spent += record["cpu_seconds"]
+            elif "curve" in record:
+                points.append({**record["curve"], "cpu_seconds": spent})
+        if self.cell.kind == "trial" or not self.arm.phases:
+            points.append({**self._point(self.cell.steps if self.arm.phases else 0), "cpu_seconds": spent})
+            self.module.eval()
+        return points
+
+    def _budget(self) -> dict[str, Any]:
+        records = [record for record in self._records() if "terms" in record]
+        parts: dict[str, float] = {}
+        for record in records:
+            for part, seconds in record["seconds"].items():
+                parts[part] = parts.get(part, 0.0) + seconds
+        tokens = sum(record["tokens"] for record in records)
+        return {
+            "steps": len(records),
+            "texts": sum(record["texts"] for record in records),
+            "tokens": tokens,
+            "cpu_seconds": sum(record["cpu_seconds"] for record in records),
+            "wall_seconds": parts,
+            "student_flops": student_flops(self.module, records),
+            "clipped_steps": sum(record["clipped"] for record in records),
+            "skipped_steps": sum(record["skipped"] for record in records),
+            "terms_at_end": records[-1]["terms"] if records else {},
+        }
+
+    def _test(self) -> dict[str, Any]:
+        if self.cell.kind != "run":
+            return {}
+        began = time.process_time()
+        found = test_scores(self._embedder(), self.bench.sets, self.bench.truncations)
+        return {"sets": found, "cpu_seconds": time.process_time() - began}
+
+
+def _hash(projection: Projection) -> str:
+    digest = hashlib.sha256()
+    for parameter in (projection.weight, projection.bias):
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

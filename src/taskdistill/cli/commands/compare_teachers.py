@@ -1,0 +1,84 @@
+"""`probe`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskdistill.cli.commands.train import Seed
+from taskdistill.cli.options import AUTO, Device, Dtype
+from taskdistill.cli.terminal import Terminal
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command.
+
+    Args:
+        app: The application.
+    """
+    app.command("probe")(probe)
+
+
+def probe(
+    teachers: Annotated[
+        list[str],
+        typer.Argument(metavar="TEACHER...", help="Candidates: model folders, Hub ids, all-MiniLM-L6-v2, http://HOST/v1#model=NAME"),
+    ],
+    data: Annotated[Path, typer.Option("--data", help="Folder of evaluation sets in the layout of docs/data.md.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for probe.json, students, teacher vectors and scores; run again to continue.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set, such as retrieval/scifact or sts/*; repeatable.")] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option("--texts", help="Data folder or file of rows that students learn from; default: the train splits of --data."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="Model whose tokenizer all students take; default: each local teacher's own.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=2, help="Texts that each teacher embeds for its student.")] = 4000,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Updates of each student.")] = 400,
+    max_queries: Annotated[int | None, typer.Option("--max-queries", min=1, help="Cut large sets to this many queries.")] = None,
+    seed: Seed = 17,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the result to this file too.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
+) -> None:
+    """Score candidate teachers, and the static student that each makes in about a minute, on your evaluation sets.
+
+    A stronger teacher is not always the better one; this tells before a long run.
+
+    Example: [bold]taskdistill probe all-MiniLM-L6-v2 models/big-teacher --data my-sets --out probe[/bold]
+    """
+    import os
+
+    from taskdistill.encode.batches import cores
+    from taskdistill.evaluate.models.external import parse_spec
+    from taskdistill.io.outputs import copy_result
+    from taskdistill.workflows.compare_teachers import StudentBudget
+    from taskdistill.workflows.compare_teachers import compare_teachers as run
+
+    terminal = Terminal(quiet)
+    try:
+        found = run(
+            [parse_spec(teacher) for teacher in teachers], data, out, terminal, sets=sets, texts=texts, tokenizer=tokenizer,
+            effort=StudentBudget(limit, steps, seed=seed), max_queries=max_queries, threads=cores(), environment=os.environ,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+    finally:
+        terminal.end()
+    rows = [
+        [row["teacher"], f"{row['dim']}", f"{100 * row['score']:.1f}", f"{100 * row['student']:.1f}", _share(row), f"{row['seconds']:.0f}"]
+        for row in found["teachers"]
+    ]
+    columns = ["teacher", "dimensions", "teacher's score", "its student's score", "kept", "seconds for the student"]
+    terminal.table("Mean over the types of sets x 100, the best student first", columns, rows)
+    terminal.line(found["advice"])
+    terminal.line(f"result  {out / 'probe.json'}")
+    if json is not None:
+        copy_result(out / "probe.json", json)
+
+
+def _share(row: dict[str, float]) -> str:
+    return f"{100 * row['student'] / row['score']:.1f} %" if row["score"] > 0 else "-"

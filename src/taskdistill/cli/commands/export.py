@@ -1,0 +1,85 @@
+"""`export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskdistill.cli.terminal import Terminal
+from taskdistill.errors import BadInput
+from taskdistill.types import MANIFEST
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command.
+
+    Args:
+        app: The application.
+    """
+    app.command("export")(export)
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Model folder or Hub id; for a search engine: index folder")],
+    format_name: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="Of a model: sentence-transformers, jina-v5, onnx, openvino, gguf. Of an index: qdrant, lancedb, pgvector, elasticsearch",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make")],
+    task: Annotated[str | None, typer.Option("--task", help="Adapter to merge, by its name; none exports the base")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Table, collection or index in the engine; default: passages")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the certificate to this file too.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+) -> None:
+    """Write a model for other programs, with a certificate of how close it comes; or an index for a search engine.
+
+    Examples: [bold]taskdistill export runs/quickstart/model --format onnx --task retrieval --out onnx-model[/bold]
+    and [bold]taskdistill export notes-index --format qdrant --out notes-qdrant[/bold]
+    """
+    from taskdistill.export.export import export as run
+    from taskdistill.export.parity import COLUMNS, rows
+    from taskdistill.io.outputs import write_result
+
+    if _is_index(Path(model)):
+        if task is not None:
+            raise BadInput(f"the vectors of an index are of its own task, so --task {task} has no effect; leave it out")
+        _export_index(Path(model), format_name, out, name or "passages", json, Terminal(quiet))
+        return
+    if name is not None:
+        raise BadInput(f"--name {name} is for an index, {model} is none; leave it out")
+    terminal = Terminal(quiet)
+    terminal.stage(f"exporting {model} as {format_name}")
+    certificate = run(model, format_name, task, out, progress=terminal.count)
+    terminal.end()
+    terminal.table(f"Parity: {certificate['verdict']}", list(COLUMNS), rows(certificate["results"]))
+    for note in certificate.get("notes", []):
+        terminal.note(note)
+    terminal.line(f"export  {out}")
+    if json is not None:
+        write_result(json, certificate)
+
+
+def _is_index(path: Path) -> bool:
+    from taskdistill.io.folders import read_manifest
+
+    return (path / MANIFEST).is_file() and read_manifest(path).get("kind") == "search-index"
+
+
+def _export_index(path: Path, format_name: str, out: Path, name: str, json: Path | None, terminal: Terminal) -> None:
+    from taskdistill.export.vector_databases import export_index
+    from taskdistill.io.outputs import write_result
+
+    terminal.stage(f"exporting {path} for {format_name}")
+    told = export_index(path, format_name, out, name=name, progress=terminal.count)
+    measured = "as tuned" if told["oversample_is_measured"] else "the default; `taskdistill search tune` measures it"
+    terminal.line(
+        f"{told['passages']:,} passages of {told['dim']} dimensions; {told['oversample']} candidates rescored a passage ({measured})"
+    )
+    terminal.line(f"export  {out}  {', '.join(told['files'])}")
+    if json is not None:
+        write_result(json, told)

@@ -1,0 +1,66 @@
+"""`merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskdistill.cli.options import AUTO, Device, Dtype
+from taskdistill.cli.terminal import Terminal
+from taskdistill.errors import BadInput
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command.
+
+    Args:
+        app: The application.
+    """
+    app.command("merge")(merge)
+
+
+def merge(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model folders of one shape, or checkpoints of a finished run")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of development sets, which decide whether the result is kept.")],
+    out: Annotated[Path, typer.Option("--out", help="The new model folder.")],
+    method: Annotated[
+        str, typer.Option("--method", help="uniform, greedy, spherical, or last: the first mixed with the mean of the others.")
+    ] = "uniform",
+    last_weight: Annotated[float | None, typer.Option("--last-weight", min=0.0, max=1.0, help="last: share of the first; 0.5.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set, such as sts/stsb-en; repeatable.")] = None,
+    max_queries: Annotated[int | None, typer.Option("--max-queries", min=1, help="Cut large sets to this many queries.")] = None,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
+) -> None:
+    """Merge models that were trained from one start: seeds, checkpoints, adapters (as products of their factors).
+
+    The result is written only if it is better than the best single model by its interval on the development sets.
+
+    Example: [bold]taskdistill merge runs/a/model runs/b/model --data my-sets --out merged --method greedy[/bold]
+    """
+    from taskdistill.encode.batches import cores
+    from taskdistill.io.outputs import write_result
+    from taskdistill.workflows.merge import merge as run
+
+    if last_weight is not None and method != "last":
+        raise BadInput(f"--last-weight has no effect with --method {method}; remove it")
+    terminal = Terminal(quiet)
+    share = 0.5 if last_weight is None else last_weight
+    try:
+        found = run(
+            models, out, method, data, terminal, sets=sets, last_weight=share, max_queries=max_queries, threads=cores(),
+            device=device, dtype=dtype,
+        )  # fmt: skip
+    finally:
+        terminal.end()
+    rows = [[name, f"{100 * score:.2f}"] for name, score in found["models"].items()]
+    terminal.table("Mean over the development sets x 100", ["model", "score"], [*rows, ["merged", f"{100 * found['score']:.2f}"]])
+    terminal.line(found["told"])
+    if found["kept"]:
+        terminal.line(f"model   {out}")
+    if json is not None:
+        write_result(json, found)

@@ -1,0 +1,154 @@
+"""`plan` and `train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskdistill.cli.options import RecipeDevice, RecipeDtype, with_placement
+from taskdistill.cli.terminal import Terminal, stopping
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.memory import limit_malloc_arenas
+from taskdistill.recipe.recipe import Recipe, load_recipe
+from taskdistill.seeding import SEEDS
+
+RecipePath = Annotated[Path, typer.Argument(help="YAML recipe, such as recipes/quickstart.yaml")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set stage1.steps=100")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=SEEDS - 1, help="Of everything that is drawn")]
+JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands.
+
+    Args:
+        app: The application.
+    """
+    app.command("plan")(plan)
+    app.command("train")(train)
+
+
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    device: RecipeDevice = None,
+    dtype: RecipeDtype = None,
+    gpu: Annotated[
+        str,
+        typer.Option("--gpu", help="Where data or models are on the Hub: the card whose hours are counted (h100, h200, a100, l40s, a10)"),
+    ] = "h100",
+    quiet: Quiet = False,
+    json: JsonPath = None,
+) -> None:
+    """Say what a run will cost, and find every bad setting before the first step. Writes nothing.
+
+    Example: [bold]taskdistill plan recipes/quickstart.yaml[/bold]
+    """
+    from taskdistill.io.outputs import write_result
+    from taskdistill.pipeline.plan import plan_run, plan_tables
+
+    terminal = Terminal(quiet)
+    found = plan_run(load_recipe(recipe, with_placement(overrides, device, dtype)), recipe.parent, terminal, card=gpu)
+    for title, columns, rows in plan_tables(found):
+        terminal.table(title, columns, rows)
+    if json is not None:
+        write_result(json, found)
+
+
+def train(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option("--out", help="Run folder; run the same command again to continue.")],
+    overrides: Overrides = None,
+    device: RecipeDevice = None,
+    dtype: RecipeDtype = None,
+    quiet: Quiet = False,
+    json: JsonPath = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Write a profiler trace of some steps of every phase to RUN/profile.")] = False,
+) -> None:
+    """Teacher store, then every phase, then the model folder, its scores and a report.
+
+    Under torchrun the same command trains on all its processes.
+
+    Example: [bold]taskdistill train recipes/quickstart.yaml --out runs/quickstart[/bold]
+    """
+    import os
+    from datetime import timedelta
+
+    from taskdistill.io.outputs import copy_result
+    from taskdistill.pipeline.train import train as run
+    from taskdistill.train.distributed import init_distributed
+    from taskdistill.train.loop import Interrupted
+
+    limit_malloc_arenas()
+    made = load_recipe(recipe, with_placement(overrides, device, dtype))
+    together, rank, on_this_host = (int(os.environ.get(name, given)) for name, given in LAUNCHED)
+    terminal = Terminal(quiet or rank > 0)
+    with stopping() as stop, init_distributed(together, on_this_host, timedelta(minutes=made.process_timeout)) as processes:
+        try:
+            run(
+                made,
+                out,
+                recipe_folder=recipe.parent,
+                watcher=terminal,
+                should_stop=stop,
+                api_key=api_key(made),
+                processes=processes,
+                profile=profile,
+            )
+        except Interrupted as error:
+            raise WorkFailed(str(error)) from None
+        finally:
+            terminal.end()
+    if not processes.leads:
+        return
+    _examples(made, out, recipe.parent, terminal)
+    terminal.line(f"model   {out / 'model'}")
+    terminal.line(f"scores  {out / 'metrics.json'}")
+    terminal.line(f"report  {out / 'report.html'}")
+    if json is not None:
+        copy_result(out / "metrics.json", json)
+
+
+LAUNCHED = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+"""What torchrun tells each process it starts, and what holds without it."""
+
+
+def api_key(recipe: Recipe) -> str | None:
+    """Read the teacher's key from the environment variable that a recipe names.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        The key, or None where none is named.
+
+    Raises:
+        BadInput: If the variable is not set.
+    """
+    import os
+
+    name = recipe.teacher.api_key_env
+    if name is None:
+        return None
+    if name not in os.environ:
+        raise BadInput(f"teacher.api_key_env names {name}, which is not set in the environment; set it or remove the key")
+    return os.environ[name]
+
+
+def _examples(recipe: Recipe, out: Path, recipe_folder: Path, terminal: Terminal) -> None:
+    """Show what a few queries find in the first retrieval set of the run."""
+    if not recipe.evaluation.examples:
+        return
+    from taskdistill.workflows.search_examples import search_examples
+
+    for query, found in search_examples(recipe, out, recipe_folder):
+        terminal.line()
+        terminal.line(f"? {query}")
+        for score, title in found:
+            terminal.line(f"  {score:.3f}  {title}")
+    terminal.line()
+    if (out / "index").is_dir():
+        terminal.line(f"try it  taskdistill serve {out}")

@@ -1,0 +1,159 @@
+"""The commands and how their errors end."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from functools import cache
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from taskdistill.cli.commands import (
+    ablate,
+    adapt,
+    compare_teachers,
+    data,
+    encode,
+    evaluate,
+    export,
+    info,
+    merge,
+    migrate,
+    mine,
+    needle,
+    search,
+    serve,
+    shrink,
+    train,
+    tune,
+)
+from taskdistill.cli.json_result import Checked
+from taskdistill.errors import BadInput, TruncationWarning, WorkFailed
+from taskdistill.io.protection import spell
+
+
+class Commands(TyperGroup):
+    """The commands; the name of one may be two words, such as `search tune` beside `search INDEX QUERY`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that arguments begin with.
+
+        Args:
+            ctx: Where it is looked for.
+            args: The arguments.
+
+        Returns:
+            Its name, the command, and the arguments that are left.
+        """
+        two = " ".join(args[:2])
+        return (two, self.commands[two], args[2:]) if two in self.commands else super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    name="taskdistill",
+    cls=Commands,
+    help="Distil a text-embedding teacher into a compact student with task adapters, and use it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+_debug = False
+_python_shows = warnings.showwarning
+_Usage: Any = typer.BadParameter.__mro__[2]
+"""The base of every usage error; typer carries its own copy of click in some versions and imports it in others."""
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Distil a text-embedding teacher into a compact student with task adapters, and use it."""
+    global _debug
+    _debug = debug
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("taskdistill"))
+        raise typer.Exit
+
+
+for module in (
+    train,
+    adapt,
+    encode,
+    evaluate,
+    ablate,
+    compare_teachers,
+    needle,
+    search,
+    migrate,
+    tune,
+    serve,
+    export,
+    info,
+    data,
+    mine,
+    merge,
+    shrink,
+):
+    module.register(app)
+for group in (app, *(each.typer_instance for each in app.registered_groups)):
+    for command in group.registered_commands if group is not None else ():
+        command.cls = Checked
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
+    """Show our own warnings as one line; others as Python does."""
+    if category is TruncationWarning:
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        _python_shows(message, category, filename, lineno, file, line)
+
+
+@cache
+def _commands() -> Any:
+    """Build what the commands and their options are once: reading the annotations of all of them takes longer than many a command."""
+    return get_command(app)
+
+
+def run(argv: list[str]) -> int:
+    """Run a command line.
+
+    Args:
+        argv: Arguments without the program's name.
+
+    Returns:
+        0 success, 1 failure of the work, 2 bad input.
+    """
+    global _debug
+    _debug = False
+    warnings.showwarning = _warn
+    try:
+        code = _commands()(args=argv, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except _Usage as error:
+        error.show()
+        return 2
+    except (BadInput, WorkFailed) as error:
+        return _tell(str(error), 2 if isinstance(error, BadInput) else 1)
+    except (KeyboardInterrupt, typer.Abort):
+        return _tell("stopped", 1)
+    except BrokenPipeError:
+        return 0
+    except MemoryError:
+        return _tell("out of memory; lower the batch size or the number of texts held at once", 1)
+    except OSError as error:
+        return _tell(spell(error), 1)
+
+
+def _tell(message: str, code: int) -> int:
+    if _debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,177 @@
+"""The lines of evaluation files: JSONL and judgments, plain or gzip, refused with file and line where they are damaged."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, TypeVar
+
+from taskdistill.errors import BadInput
+from taskdistill.io.json import JsonError, read_object
+
+Item = TypeVar("Item")
+
+
+def rows(path: Path, texts: Sequence[str], notes: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSONL file; rows with an empty text are left out and noted.
+
+    Args:
+        path: The file.
+        texts: Keys that must hold texts.
+        notes: Takes a sentence about rows left out.
+
+    Yields:
+        Each row, with its line number under `#`.
+
+    Raises:
+        BadInput: If the file cannot be read, a line is no JSON object or lacks a text, or no row is left.
+    """
+    empty = []
+    kept = 0
+    with opened(path) as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            row = _parsed(path, number, line)
+            for key in texts:
+                if not isinstance(row.get(key), str):
+                    refuse(path, number, f"needs a text under {key!r}; has {', '.join(row) or 'no keys'}")
+            if all(row[key].strip() for key in texts):
+                kept += 1
+                yield {**row, "#": number}
+            else:
+                empty.append(f"line {number}")
+    if not kept:
+        raise BadInput(f"{path} has no rows with text; it needs one JSON object a line")
+    if empty:
+        notes.append(f"{len(empty)} rows of {path.name} have an empty text and are left out: {listing(empty)}")
+
+
+def texts_by_id(path: Path, notes: list[str]) -> dict[str, str]:
+    """Read a corpus or queries file: id to text, the title before it where there is one, as mteb joins them.
+
+    Args:
+        path: A file of `{"_id", "title"?, "text"}`.
+        notes: Takes a sentence about empty texts, which are left out.
+
+    Returns:
+        Id to text, in the order of the file.
+
+    Raises:
+        BadInput: If a row is damaged or an id stands for two different texts.
+    """
+    found: dict[str, str] = {}
+    repeated = 0
+    for row in rows(path, (), []):
+        key, title, text = row.get("_id"), row.get("title") or "", row.get("text")
+        if not isinstance(key, str) or not isinstance(text, str) or not isinstance(title, str):
+            refuse(path, row["#"], "`_id` and `text` must be texts")
+        whole = f"{title} {text}".strip() if title else text.strip()
+        repeated += key in found
+        if found.setdefault(key, whole) != whole:
+            refuse(path, row["#"], f"the id {key!r} was used before for another text")
+    if repeated:
+        notes.append(f"{repeated} rows of {path.name} repeat an id with the same text and count once")
+    if empty := [key for key, text in found.items() if not text]:
+        notes.append(f"{len(empty)} texts of {path.name} are empty and are left out: {listing(empty)}")
+    return {key: text for key, text in found.items() if text}
+
+
+def judgments(path: Path) -> Iterator[tuple[int, str, str, int]]:
+    """Yield the lines of a qrels file.
+
+    Args:
+        path: Query id, document id and relevance separated by tabs, with a header.
+
+    Yields:
+        Line number, query id, document id, relevance.
+
+    Raises:
+        BadInput: If a line has another form.
+    """
+    with opened(path) as stream:
+        for number, line in enumerate(stream, 1):
+            parts = line.rstrip("\r\n").split("\t")
+            if (number == 1 and parts[0] == "query-id") or not line.strip():
+                continue
+            try:
+                query, document, relevance = parts[0], parts[1], int(parts[2])
+            except (IndexError, ValueError):
+                refuse(path, number, f"{line.strip()!r} is not query-id, corpus-id and a whole-number score, separated by tabs")
+            yield number, query, document, relevance
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[TextIO]:
+    """Open a text file for reading, through gzip where its name ends in .gz; lines end at a line feed only.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The stream.
+
+    Raises:
+        BadInput: If it is missing, no gzip file or no UTF-8.
+    """
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="\n") as stream:
+            yield stream
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read ({error}); give a whole UTF-8 file, gzip if its name ends in .gz") from None
+
+
+def refuse(path: Path, line: int, fault: str) -> NoReturn:
+    """Refuse a line.
+
+    Args:
+        path: The file.
+        line: Its number, from 1.
+        fault: What is wrong with it.
+
+    Raises:
+        BadInput: Always.
+    """
+    raise BadInput(f"{path}:{line}: {fault}; correct or remove the line")
+
+
+def sample(items: list[Item], most: int | None, seed: int) -> list[Item]:
+    """Keep at most so many items, in their order.
+
+    Args:
+        items: What to draw from.
+        most: How many to keep; None keeps all.
+        seed: Of the draw.
+
+    Returns:
+        The items kept.
+    """
+    if most is None or len(items) <= most:
+        return items
+    return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), most))]
+
+
+def listing(names: Iterable[str]) -> str:
+    """Name the first five things of many.
+
+    Args:
+        names: The names.
+
+    Returns:
+        Names separated by commas.
+    """
+    found = list(names)
+    return ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+
+
+def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        return read_object(line)
+    except JsonError as fault:
+        what = {"not valid JSON": "not JSON", "not a JSON object": "no JSON object"}.get(fault.reason, str(fault))
+        refuse(path, number, f"the line is {what}")

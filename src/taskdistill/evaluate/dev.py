@@ -1,0 +1,125 @@
+"""Base and adapter on development rows of the adapter's own kind, with the interval of their difference."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskdistill import metrics
+from taskdistill.data.rows import Dataset
+from taskdistill.encode.encoder import Encoder
+from taskdistill.evaluate.exact_search import rank
+from taskdistill.evaluate.reading import RankingData
+from taskdistill.evaluate.score import score_ranking, unit_score
+from taskdistill.stats import paired_difference
+from taskdistill.tasks import QUERY_SIDE, Role, Task
+from taskdistill.types import RowKind
+
+SOLVER_STEPS = 1000
+"""Most iterations of the logistic regression."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevComparison:
+    """Scores between 0 and 1 of the base and of the adapter, and the paired difference with its 95 % interval."""
+
+    metric: str
+    before: float
+    after: float
+    difference: tuple[float, float, float]
+    rows: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "metric": self.metric,
+            "base": self.before,
+            "adapter": self.after,
+            "difference": list(self.difference),
+            "rows": self.rows,
+        }
+
+
+def compare(encoder: Encoder, adapter: str, task: Task, data: Dataset, dev: Dataset) -> DevComparison:
+    """Score the base and an adapter on development rows.
+
+    Args:
+        encoder: The model with the adapter.
+        adapter: Its name.
+        task: The task that it serves.
+        data: The training rows, from which a classifier is fitted.
+        dev: The development rows, of the same kind.
+
+    Returns:
+        Both scores and their difference.
+    """
+    metric, before = dev_units(encoder, None, task, data, dev)
+    _, after = dev_units(encoder, adapter, task, data, dev)
+    found = paired_difference({"": after}, {"": before}).estimate
+    return DevComparison(metric, unit_score(before), unit_score(after), (found.value, found.low, found.high), len(dev.rows))
+
+
+def shown(found: DevComparison) -> str:
+    """Write a comparison as a clause, times 100.
+
+    Args:
+        found: The comparison.
+
+    Returns:
+        Metric, both scores, and the difference with its interval.
+    """
+    value, low, high = (100 * each for each in found.difference)
+    return (
+        f"{found.metric} {100 * found.before:.1f} of the base, {100 * found.after:.1f} with the adapter "
+        f"({value:+.1f}, 95 % {low:+.1f} to {high:+.1f}; {found.rows:,} rows)"
+    )
+
+
+def dev_units(encoder: Any, adapter: str | None, task: Task, data: Dataset, dev: Dataset) -> tuple[str, NDArray[np.float64]]:
+    """Score one side.
+
+    Args:
+        encoder: A model; any with `encode`.
+        adapter: Name of an adapter; None for the base.
+        task: The task.
+        data: Training rows.
+        dev: Development rows.
+
+    Returns:
+        Name of the metric, and its units: a number a row, or for STS two columns of ranks.
+    """
+
+    def embed(texts: list[str], role: Role = Role.DOCUMENT) -> np.ndarray:
+        vectors: np.ndarray = encoder.encode(texts, task=adapter, prompt_name=role.value)
+        return vectors
+
+    if dev.kind is RowKind.SCORED:
+        cosine = metrics.paired_cosine(embed([row.text1 for row in dev.rows]), embed([row.text2 for row in dev.rows]))
+        gold = np.array([row.score for row in dev.rows], dtype=np.float64)
+        return "Spearman", np.column_stack([metrics.ranks(gold), metrics.ranks(cosine)])
+    if dev.kind is RowKind.PAIRS:
+        return "nDCG@10", _ranked(embed, task, dev)
+    labels, vectors = [row.label for row in dev.rows], embed([row.text for row in dev.rows])
+    if task is Task.CLUSTERING:
+        return "V-measure", metrics.v_measures(vectors, labels, rng=random.Random(metrics.SEED))
+    train = embed([row.text for row in data.rows])
+    predicted = metrics.classify(train, [row.label for row in data.rows], vectors, max_iter=SOLVER_STEPS)
+    return "accuracy", (predicted == np.array(labels)).astype(np.float64)
+
+
+def _ranked(embed: Any, task: Task, dev: Dataset) -> NDArray[np.float64]:
+    """Rank all positives of the development rows, and their hard negatives, for every query."""
+    texts = dict.fromkeys(text for row in dev.rows for text in (row.positive, *row.negatives))
+    numbers = {text: f"d{i}" for i, text in enumerate(texts)}
+    asked = dict.fromkeys(row.query for row in dev.rows)
+    names = {text: f"q{i}" for i, text in enumerate(asked)}
+    qrels: dict[str, dict[str, int]] = {}
+    for row in dev.rows:
+        qrels.setdefault(names[row.query], {})[numbers[row.positive]] = 1
+    data = RankingData({number: text for text, number in numbers.items()}, {name: text for text, name in names.items()}, qrels)
+    ranked = rank(data, embed(list(asked), QUERY_SIDE[task]), embed(list(texts)))
+    return score_ranking(data, ranked).units[""]

@@ -1,0 +1,317 @@
+"""Any model as evaluation sees it: our folders, sentence-transformers folders, HTTP endpoints, and vectors on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import torch
+
+from taskdistill.device import AUTO, dtype_name, placement, resolve_device, resolve_dtype
+from taskdistill.encode.encoder import Encoder
+from taskdistill.errors import BadInput, did_you_mean, require_extra
+from taskdistill.evaluate.kinds import Embedder
+from taskdistill.evaluate.models.encoder import EncoderEmbedder
+from taskdistill.io.atomic import sha256_file
+from taskdistill.io.sealed import read_sealed, write_sealed
+from taskdistill.model.backbone import read_json, resolve
+from taskdistill.model.layout import MODULES, POOLING_NAMES
+from taskdistill.tasks import Role, Task
+from taskdistill.teacher.http import HttpTeacher
+from taskdistill.teacher.keys import text_keys
+from taskdistill.teacher.precomputed import PrecomputedTeacher
+from taskdistill.teacher.protocol import slug
+from taskdistill.types import MANIFEST
+
+OPTIONS = {
+    "folder": ("name", "adapters"),
+    "endpoint": ("name", "model", "revision", "key_env", "query", "document", "tasks"),
+    "vectors": ("name", "revision", "query", "document"),
+}
+"""What may follow the `#` of each kind of model, as `key=value` with `&` between and %-escapes."""
+
+PROBES = ("The quick brown fox jumps over the lazy dog.", "Wie wird das Wetter morgen?", "def add(a, b): return a + b")
+SAME_MODEL_COSINE = 0.999
+"""An endpoint whose vectors of the probes are at least this similar to earlier ones is taken for the same model."""
+
+_SENT_TASKS = {(Task.RETRIEVAL, Role.QUERY): "retrieval.query", (Task.RETRIEVAL, Role.DOCUMENT): "retrieval.passage"}
+_DECIDING = (".safetensors", ".bin", ".json", ".txt", ".model")
+_QUERY_NAMES = ("query", "search_query", "queries", "s2p_query")
+_DOCUMENT_NAMES = ("document", "passage", "search_document", "text")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a person wrote for a model: where it is, and options after a `#`."""
+
+    kind: str
+    place: str
+    options: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The name given, or the shortest one that the place suggests."""
+        if "name" in self.options:
+            return self.options["name"]
+        if self.kind == "endpoint":
+            return self.options["model"]
+        path = Path(self.place)
+        short = path.name if path.name != "model" else f"{path.parent.name}/model"
+        return f"{short} without adapters" if self.options.get("adapters") == "off" else short
+
+
+def parse_spec(text: str) -> ModelSpec:
+    """Read what a person wrote for a model.
+
+    Args:
+        text: A model folder, Hub id or `all-MiniLM-L6-v2`; `http(s)://.../v1#model=NAME`; a folder with vectors.npy or a .parquet file.
+
+    Returns:
+        Its parts.
+
+    Raises:
+        BadInput: If an option is unknown or malformed, or an endpoint has no model.
+    """
+    place, _, said = text.partition("#") if not Path(text).exists() else (text, "", "")
+    if place.startswith(("http://", "https://")):
+        kind = "endpoint"
+    elif place.endswith(".parquet") or (Path(place) / "vectors.npy").is_file():
+        kind = "vectors"
+    else:
+        kind = "folder"
+    options = {}
+    for part in said.split("&") if said else []:
+        key, sign, value = part.partition("=")
+        if not sign or key not in OPTIONS[kind]:
+            raise BadInput(f"model {text!r}: {part!r} is no option of a model of kind {kind}{did_you_mean(key, OPTIONS[kind])}")
+        options[key] = unquote(value)
+    if kind == "endpoint" and not options.get("model"):
+        raise BadInput(f"model {text!r}: an endpoint serves many models; name one, such as {place}#model=NAME")
+    for key, allowed in (("adapters", ("on", "off")), ("tasks", ("yes", "no"))):
+        if options.get(key, allowed[0]) not in allowed:
+            raise BadInput(f"model {text!r}: {key} is {options[key]!r}; it must be {' or '.join(allowed)}")
+    return ModelSpec(kind, place, options)
+
+
+def open_model(
+    spec: ModelSpec,
+    *,
+    memory: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    device: str = AUTO,
+    dtype: str = AUTO,
+) -> Embedder:
+    """Open any model for evaluation.
+
+    Args:
+        spec: What `parse_spec` returned.
+        memory: Folder in which it is remembered what an endpoint answered, so that a changed model is noticed.
+        environment: Where `key_env` is looked up.
+        threads: Worker threads of a local model.
+        device: Of a local model, see `Encoder.load`.
+        dtype: Of a local model, see `Encoder.load`.
+
+    Returns:
+        The model, with `spec.name`.
+
+    Raises:
+        BadInput: If there is no such model, or it needs a package or key that is not there.
+    """
+    if spec.kind == "endpoint":
+        key_name, key = spec.options.get("key_env"), None
+        if key_name is not None:
+            key = (environment or {}).get(key_name)
+            if not key:
+                raise BadInput(f"the environment variable {key_name}, named by key_env, is not set; put the key of {spec.place} there")
+        teacher = HttpTeacher(spec.place, spec.options["model"], spec.options.get("revision"), api_key=key)
+        return EndpointEmbedder(spec.name, teacher, _prompts(spec), spec.options.get("tasks") == "yes", memory)
+    if spec.kind == "vectors":
+        vectors = PrecomputedTeacher.load(Path(spec.place), revision=spec.options.get("revision"))
+        return VectorsEmbedder(spec.name, vectors, _prompts(spec))
+    folder = resolve(spec.place)
+    if _beyond_ours(folder):
+        if "adapters" in spec.options:
+            raise BadInput(f"model {spec.place}: `adapters` has no effect on a model without adapters; leave it out")
+        return SentenceTransformersEmbedder(spec.name, folder, device=device, dtype=dtype)
+    encoder = Encoder.load(folder, threads=threads, device=device, dtype=dtype)
+    if "adapters" in spec.options and not encoder.tasks:
+        raise BadInput(f"model {spec.place}: `adapters` has no effect on a model without adapters; leave it out")
+    return EncoderEmbedder(encoder, name=spec.name, adapters=spec.options.get("adapters") != "off")
+
+
+@dataclass
+class EndpointEmbedder:
+    """A model behind an OpenAI-shaped endpoint, which puts its own prompts before texts or is given ours."""
+
+    name: str
+    teacher: HttpTeacher
+    prompts: Mapping[str, str]
+    sends_task: bool
+    memory: Path | None
+    _by_task: dict[str, HttpTeacher] = field(default_factory=dict)
+
+    def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
+        """Ask the endpoint.
+
+        Args:
+            texts: Strings.
+            task: The protocol's task; sent only where the endpoint takes one.
+            prompt_name: query or document.
+
+        Returns:
+            float32 (n, dim), unit rows.
+        """
+        teacher = self.teacher
+        if self.sends_task and task is not None:
+            said = _SENT_TASKS.get((Task(task), Role(prompt_name)), task)
+            teacher = self._by_task.setdefault(said, replace(teacher, extra={"task": said}))
+        return teacher.embed([self.prompts[prompt_name] + text for text in texts])
+
+    def fingerprint(self) -> str:
+        """Hash the endpoint's model by its name and by what it answers; another answer than before is another model.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        said = [self.teacher.url, self.teacher.identity.fields(), dict(self.prompts), self.sends_task]
+        known = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        vectors = self.encode(PROBES, task=Task.TEXT_MATCHING.value, prompt_name=Role.DOCUMENT.value)
+        place = self.memory / f"{slug(self.teacher.model)}-{known[:16]}.json" if self.memory is not None else None
+        before = [] if place is None or not place.is_file() else read_sealed(place, "remove it to take the endpoint for a new model")
+        before = before["answers"] if isinstance(before, dict) else before
+        number = next((i for i, stored in enumerate(before) if _same_vectors(stored, vectors)), len(before))
+        if number == len(before) and place is not None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_sealed(place, {"answers": [*before, np.round(vectors.astype(float), 6).tolist()]})
+        return hashlib.sha256(f"{known} {number}".encode()).hexdigest()
+
+
+@dataclass
+class VectorsEmbedder:
+    """Vectors that are on disk already, found by text."""
+
+    name: str
+    vectors: PrecomputedTeacher
+    prompts: Mapping[str, str]
+
+    def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
+        """Look texts up.
+
+        Args:
+            texts: Strings.
+            task: Not used: a text has one vector.
+            prompt_name: query or document; its prompt, if one was given, stands before each text on disk.
+
+        Returns:
+            float32 (n, dim), unit rows.
+
+        Raises:
+            BadInput: If a text has no vector.
+        """
+        read = [self.prompts[prompt_name] + text for text in texts]
+        missing = [text for text, row in zip(read, self.vectors.index.rows(text_keys(read)), strict=True) if row < 0]
+        if missing:
+            raise BadInput(
+                f"{len(missing)} of {len(read)} texts have no vector in {self.vectors.path}, such as {missing[0][:80]!r}; "
+                "`taskdistill evaluate --data DIR --write-texts FILE` writes all texts of the sets, so that they can be embedded"
+            )
+        return self.vectors.embed(read)
+
+    def fingerprint(self) -> str:
+        """Hash the vectors and prompts.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        said = [self.vectors.identity.fields(), dict(self.prompts)]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+class SentenceTransformersEmbedder:
+    """A sentence-transformers folder with modules that only that library knows, such as Dense; no code of the folder runs."""
+
+    def __init__(self, name: str, folder: Path, *, device: str = AUTO, dtype: str = AUTO) -> None:
+        """Load the model.
+
+        Args:
+            name: What to call it.
+            folder: A sentence-transformers folder.
+            device: See `Encoder.load`.
+            dtype: See `Encoder.load`.
+
+        Raises:
+            BadInput: If sentence-transformers is not installed or cannot load the folder.
+        """
+        require_extra("sentence_transformers", "st", f"model {folder}")
+        from sentence_transformers import SentenceTransformer
+
+        place = resolve_device(device)
+        self.name, self._folder, self._dtype = name, folder, resolve_dtype(dtype, place)
+        self.placement = placement(place, self._dtype)
+        try:
+            self._model = SentenceTransformer(str(folder), trust_remote_code=False, device=str(place)).to(self._dtype)
+        except Exception as error:
+            raise BadInput(f"sentence-transformers cannot load {folder}: {type(error).__name__}: {error}") from None
+        known = dict(self._model.prompts or {})
+        names = {Role.QUERY.value: _QUERY_NAMES, Role.DOCUMENT.value: _DOCUMENT_NAMES}
+        self.prompts = {role: next((known[each] for each in found if known.get(each)), "") for role, found in names.items()}
+
+    def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
+        """Encode texts.
+
+        Args:
+            texts: Strings.
+            task: Not used: the model has no adapters.
+            prompt_name: query or document.
+
+        Returns:
+            float32 (n, dim).
+        """
+        return np.asarray(self._model.encode(list(texts), prompt=self.prompts[prompt_name], show_progress_bar=False), np.float32)
+
+    def fingerprint(self) -> str:
+        """Hash the files of weights and settings, and the prompts.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        files = sorted(path for path in self._folder.rglob("*") if path.suffix in _DECIDING and path.is_file())
+        said: list[object] = [[path.relative_to(self._folder).as_posix(), sha256_file(path)] for path in files]
+        said += [] if self._dtype is torch.float32 else [dtype_name(self._dtype)]
+        return hashlib.sha256(json.dumps([said, self.prompts], sort_keys=True).encode()).hexdigest()
+
+
+def _same_vectors(stored: Sequence[Sequence[float]], vectors: np.ndarray) -> bool:
+    return np.shape(stored) == vectors.shape and bool((np.array(stored) * vectors).sum(axis=1).min() >= SAME_MODEL_COSINE)
+
+
+def _prompts(spec: ModelSpec) -> dict[str, str]:
+    return {role.value: spec.options.get(role.value, "") for role in Role}
+
+
+def _beyond_ours(folder: Path) -> bool:
+    """Tell whether a folder has modules or poolings of sentence-transformers that our reader does not know."""
+    path = folder / "modules.json"
+    if (folder / MANIFEST).is_file() or not path.is_file():
+        return False
+    try:
+        types = [str(each["type"]) for each in json.loads(path.read_text("utf-8"))]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+    if not all(each.startswith("sentence_transformers.") for each in types):
+        return False
+    kinds = [each.rsplit(".", 1)[-1] for each in types]
+    if not set(kinds) <= MODULES.keys():
+        return True
+    if "Pooling" not in kinds or not (folder / "1_Pooling" / "config.json").is_file():
+        return False
+    said = read_json(folder / "1_Pooling" / "config.json")
+    names = [key.removeprefix("pooling_mode_") for key, value in said.items() if key.startswith("pooling_mode_") and value is True]
+    modes = [said["pooling_mode"]] if "pooling_mode" in said else [each.removesuffix("_tokens").removesuffix("_token") for each in names]
+    return len(modes) != 1 or modes[0] not in POOLING_NAMES

@@ -1,0 +1,93 @@
+"""What tells models and embedding spaces apart: one rule, over the files and the settings that decide vectors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from taskdistill.io.atomic import sha256_file
+
+DECIDING = (".safetensors", ".safetensors.index.json", "tokenizer.json", "config.json", "modules.json")
+"""Endings of the files that decide vectors. Prompts and lengths are in other files too, and count as settings."""
+
+BESIDE_THE_BASE = ("adapters/", "projection.safetensors")
+"""Beginnings of the files that decide no vector of the base."""
+
+EVERY = (
+    *("prompts", "max_length", "matryoshka_dims", "rope_theta", "task_required"),
+    *("int8_ranges", "binary_offsets", "adapter_tasks"),
+)
+"""Settings that decide what a call gives."""
+
+OF_THE_BASE = ("prompts", "max_length", "rope_theta")
+"""Settings that decide the base's vectors, beside its own int8 ranges and binary offsets."""
+
+
+def model_hash(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
+    """Hash all that decides any vector of a model: weights, adapters, tokenizer, prompts, lengths, calibration.
+
+    Args:
+        files: Relative path to the SHA-256 of each file that decides vectors.
+        settings: The model's settings as plain data.
+
+    Returns:
+        64 hexadecimal digits; nothing for a model without files.
+    """
+    return _hash({"files": dict(files), "settings": {name: settings[name] for name in EVERY}}) if files else ""
+
+
+def space_id(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
+    """Hash all that decides the base's vectors, so that it stays the same where an adapter is added.
+
+    Args:
+        files: See `model_hash`.
+        settings: See `model_hash`.
+
+    Returns:
+        32 hexadecimal digits; nothing for a model without files.
+    """
+    if not files:
+        return ""
+    own = {name: digest for name, digest in files.items() if not name.startswith(BESIDE_THE_BASE)}
+    said = {name: settings[name] for name in OF_THE_BASE} | {
+        name: settings[name].get("base", {}) for name in ("int8_ranges", "binary_offsets")
+    }
+    return _hash({"files": own, "settings": said})[:32]
+
+
+def fingerprint_files(folder: Path, files: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, str]:
+    """Hash the files of a folder that decide vectors; others, such as exports, may be large.
+
+    Args:
+        folder: Model folder.
+        files: The table of files of its manifest, which was compared with them; None to read them.
+
+    Returns:
+        Relative path to SHA-256, sorted by path.
+    """
+    if files is not None:
+        return {name: str(entry["sha256"]) for name, entry in sorted(files.items()) if name.endswith(DECIDING)}
+    chosen = sorted(p for p in folder.rglob("*") if p.name.endswith(DECIDING) and p.is_file())
+    return {p.relative_to(folder).as_posix(): sha256_file(p) for p in chosen}
+
+
+def fingerprint(files: Mapping[str, str]) -> str:
+    """Hash the files alone, as model hashes were made before settings belonged to them.
+
+    Indexes of that time know a model by it, and a teacher store still does: prompts of a teacher's folder decide nothing there.
+
+    Args:
+        files: See `model_hash`.
+
+    Returns:
+        64 hexadecimal digits; nothing for a model without files.
+    """
+    chosen = {name: digest for name, digest in files.items() if not name.endswith(".safetensors.index.json")}
+    return _hash(chosen) if files else ""
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

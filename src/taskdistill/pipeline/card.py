@@ -1,0 +1,143 @@
+"""The model card of a run: recipe, data, scores with the command of each, languages, limits, licences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskdistill.evaluate.kinds import TASK, Kind
+from taskdistill.evaluate.languages import name_and_language
+from taskdistill.io.folders import versions
+from taskdistill.model.backbone import EMBEDDED
+from taskdistill.model.folder import Model
+from taskdistill.model.student import StaticModel
+from taskdistill.recipe.recipe import Recipe
+from taskdistill.report.model_card import make_card
+from taskdistill.train.course import courses
+
+if TYPE_CHECKING:
+    from taskdistill.pipeline.context import RunContext
+
+EMBEDDED_LICENCE = "Apache-2.0"
+TRAIN = "taskdistill train recipe.yaml --out {run}"
+
+
+def run_card(run: RunContext, model: Model, results: Mapping[str, Any] | None) -> str:
+    """Write the card of a run's model.
+
+    Args:
+        run: The run.
+        model: The model.
+        results: Scores, or None while there are none.
+
+    Returns:
+        Markdown.
+    """
+    recipe = run.recipe
+    base, base_licence = _base(recipe)
+    settings = model.settings
+    return make_card(
+        name=model.name,
+        settings={
+            "prompts": settings.prompts,
+            "max_length": settings.max_length,
+            "matryoshka_dims": settings.matryoshka_dims,
+            "rope_theta": settings.rope_theta,
+            "teacher": settings.teacher,
+        },
+        tasks=model.module.tasks,
+        embedding_dim=model.module.embedding_dim,
+        recipe=_used(run),
+        rows={name: len(dataset.rows) for name, dataset in run.inputs.datasets.items()},
+        languages=_languages(run),
+        scores=[] if results is None else _scores(run, model, results),
+        base_model=None if isinstance(model.module, StaticModel) else base,
+        base_licence=base_licence,
+        teacher_licence=teacher_licence(recipe),
+        licence=recipe.licence,
+        parameters=sum(p.numel() for name, p in model.module.named_parameters() if "lora_" not in name),
+        command=TRAIN.format(run=run.out.name),
+        hashes={"recipe": recipe.digest()[:16], "data": run.inputs.digest()[:16]},
+        versions=versions(),
+        warnings=[line.removeprefix("warning: ") for course in courses(run.log) for line in course.lines()[:1] if course.change < 0],
+    )
+
+
+def teacher_licence(recipe: Recipe) -> str | None:
+    """Say under which licence the teacher is.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        What the recipe states, or the embedded teacher's own; None if it is not stated.
+    """
+    return recipe.teacher.licence or (EMBEDDED_LICENCE if recipe.teacher.model == EMBEDDED else None)
+
+
+def _base(recipe: Recipe) -> tuple[str | None, str | None]:
+    student = recipe.student
+    if student.init == "config":
+        return None, None
+    if student.init in ("teacher", recipe.teacher.model):
+        return _shown(recipe.teacher.model), student.licence or teacher_licence(recipe)
+    return _shown(student.init), student.licence
+
+
+def _shown(model: str) -> str:
+    """Name a model without the place where its folder is."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
+def _used(run: RunContext) -> dict[str, Any]:
+    """Return the recipe as plain data, with the sources that were read, and no place on this machine."""
+    said = run.recipe.model_dump(mode="json")
+    sources = {name: each for name, each in said["data"]["sources"].items() if name in run.inputs.datasets}
+    for each in sources.values():
+        each["path"] = Path(each["path"]).name if Path(each["path"]).is_absolute() else each["path"]
+    said["data"]["sources"] = sources
+    return said
+
+
+def _languages(run: RunContext) -> dict[str, list[str]]:
+    """Name the languages of each source: those of its rows, most rows first, or else what the recipe states."""
+    found = {}
+    for name, dataset in run.inputs.datasets.items():
+        counted = Counter(row.lang for row in dataset.rows if row.lang)
+        stated = run.recipe.data.sources[name].languages or []
+        found[name] = [language for language, _ in counted.most_common()] or list(stated)
+    return found
+
+
+def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a set for the base, and one for the adapter of its task; the teacher beside."""
+    from taskdistill.pipeline.evaluate_run import ADAPTERS, BASE, STATIC, TEACHER
+
+    records = results["scores"]
+    data = run.recipe.evaluation.root or run.recipe.data.root
+    where = f"{run.out.name}-data" if data == "docstrings" else Path(data).name
+    most = f" --max-queries {run.recipe.evaluation.max_queries}" if run.recipe.evaluation.max_queries else ""
+    probe = " --full-train" if run.recipe.evaluation.full_train else ""
+    rows = []
+    for each in results["sets"]:
+        name, kind = each["name"], Kind(each["kind"])
+        for shown, task in ((BASE if run.recipe.stage1 is not None else STATIC, None), (ADAPTERS, TASK[kind].value)):
+            record = records.get(shown, {}).get(name)
+            if record is None or (task is not None and task not in model.module.tasks):
+                continue
+            again = f"taskdistill evaluate {run.out.name}/model --data {where} --set {name}{most}{probe} --out scores"
+            rows.append(
+                {
+                    "set": name,
+                    "task": task,
+                    "metric": record["metric"],
+                    "score": record["score"],
+                    "interval": record["interval"],
+                    "teacher": records.get(TEACHER, {}).get(name, {}).get("score"),
+                    "language": name_and_language(name)[1] or None,
+                    "command": TRAIN.format(run=run.out.name) if task is None and model.module.tasks else again,
+                }
+            )
+    return rows

@@ -1,0 +1,273 @@
+"""The phases of a transformer student in their order: stage 1, the long phase, and an adapter a task on the frozen base."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from taskdistill.device import CPU
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.model.averaging import average
+from taskdistill.model.backbone import weights_hash
+from taskdistill.model.folder import Model
+from taskdistill.model.inference import Rope, inference_view, put_rope, read_rope
+from taskdistill.model.projection import Projection
+from taskdistill.model.rope import set_rope_theta
+from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.pipeline.context import RunContext, resume_meta
+from taskdistill.pipeline.projection_start import start_projection
+from taskdistill.pipeline.save_model import finish_model
+from taskdistill.pipeline.student_vocab import kept_rows
+from taskdistill.pipeline.validation import View, dev_score, make_during
+from taskdistill.recipe.phases import AdapterConfig, AveragingConfig, PhaseConfig, Stage1Config
+from taskdistill.seeding import torch_seed
+from taskdistill.tasks import Task
+from taskdistill.train.arithmetic import Arithmetic, choose_arithmetic
+from taskdistill.train.checkpoint import last_weights, load_snapshot
+from taskdistill.train.distributed import ALONE
+from taskdistill.train.fsdp import is_sharded, shard, write_back
+from taskdistill.train.loop import Phase, TrainContext, run_phase
+from taskdistill.train.loss_terms import needs_projection, stage1_weights
+from taskdistill.train.phase_folder import load_phase, save_phase
+from taskdistill.train.phases import adapter_job, stage1_job
+from taskdistill.train.validation import Validation, best_so_far, remove_state
+from taskdistill.train.workers import workers
+
+
+def train_phase(
+    run: RunContext, job: Phase, model: Any, tokenizer: TextTokenizer, prompts: Mapping[str, str], during: Validation | None = None
+) -> bool:
+    """Run a phase unless it is finished.
+
+    Args:
+        run: The run.
+        job: The phase.
+        model: The model that it trains.
+        tokenizer: Makes ids of its texts.
+        prompts: Role to prompt.
+        during: Scores while training.
+
+    Returns:
+        Whether anything was run.
+    """
+    start = time.monotonic()
+    done = run.out / "phases" / job.name
+    if not isinstance(model, StaticModel) and run.processes.same(done.is_dir()) is not done.is_dir():
+        raise WorkFailed(f"process {run.processes.rank} does not see {done} as the first one does; all need the same folder under --out")
+    if load_phase(done, job, resume_meta(run, job.name)):
+        run.watcher.note(f"{job.name}: finished before")
+        return False
+    run.watcher.stage(f"{job.name}: {job.settings.steps:,} steps")
+    static = isinstance(model, StaticModel)
+    processes, device = ALONE if static else run.processes, run.device
+    with _placed(run, job, model, device) as (placed, trained), workers(_workers(run, trained, device)) as threads:
+        around = TrainContext(
+            tokenizer,
+            prompts,
+            run.recipe.seed,
+            threads,
+            run.log,
+            resume_meta(run, job.name),
+            run.watcher.step,
+            run.should_stop,
+            run.threads * processes.size,
+            run.watcher.note,
+            processes,
+            during,
+            run.out / "profile" if run.profile else None,
+            device,
+            Arithmetic() if static else choose_arithmetic(run.recipe.precision, device),
+        )
+        run_phase(placed, trained, run.out / "checkpoints" / job.name, around)
+    run.timed(job.name, start)
+    return True
+
+
+def _workers(run: RunContext, model: Any, device: torch.device) -> int:
+    """One thread feeds an accelerator, a static model's one look-up, or divided weights, whose exchanges must keep their order."""
+    return 1 if device.type != CPU.type or isinstance(model, StaticModel) or is_sharded(model) else run.threads
+
+
+@contextmanager
+def _placed(run: RunContext, job: Phase, model: Any, device: torch.device) -> Iterator[tuple[Phase, Any]]:
+    """Put a phase's model and heads where they are trained: whole on the device, or divided among the processes."""
+    nn.ParameterList(job.heads.named().values()).to(device)
+    settings = job.settings
+    wanted = isinstance(settings, Stage1Config) and run.processes.size > 1
+    if not (
+        wanted
+        and isinstance(settings, Stage1Config)
+        and (settings.shard == "full" or (settings.shard == "auto" and device.type != CPU.type))
+    ):
+        yield job, model.to(device)
+        return
+    made = shard(model, device)
+    shares = dict(made.backbone.named_parameters())
+    run.watcher.note(f"{job.name}: weights, gradients and moments are divided among {run.processes.size} processes")
+    yield replace(job, trained={name: shares[name] for name in job.trained}, publish=lambda: write_back(made, model)), made
+    write_back(made, model)
+
+
+def train_phases(run: RunContext, student: Model) -> Model:
+    """Train stage 1, the long phase, then one adapter per task on the frozen base, and write the model folder.
+
+    Args:
+        run: The run; its teacher store is filled.
+        student: The student before its first step.
+
+    Returns:
+        The student, trained.
+
+    Raises:
+        BadInput: If teacher and student differ in size and no projection is trained.
+        WorkFailed: If a phase fails.
+    """
+    recipe, module = run.recipe, student.module
+    stage1 = recipe.first_stage()
+    assert isinstance(module, TransformerModel)
+    torch.manual_seed(torch_seed(recipe.seed))
+    widths = [stores["document"].embedding_dim or 0 for _, _, stores in run.teachers()]
+    teacher_dim = sum(widths)
+    if not all(widths):
+        raise WorkFailed("a teacher's store is empty: no phase compares any text with that teacher; give stage1 a source that it reads")
+    dims, rope = student.settings.matryoshka_dims, read_rope(module.backbone)
+    projection = None
+    if stage1.projection == "student":
+        projection = Projection(module.embedding_dim, widths, "identity" if stage1.projection_init == "identity" else "default")
+    elif teacher_dim != module.embedding_dim:
+        raise BadInput(f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}")
+    fitted = False
+    for name, settings in (("stage1", stage1), ("long", recipe.long)):
+        if settings is not None:
+            _with_theta(module, settings, rope)
+            regresses = needs_projection(stage1_weights(name, settings.weights))
+            job = stage1_job(name, settings, module, run.plans[name], run.stores, projection if regresses else None, dims)
+            job = _with_teachers(run, job)
+            job = replace(job, kept_rows={} if settings.freeze_embeddings else kept_rows(run, module))
+            if regresses and not fitted:
+                start_projection(run, job, student, projection, dims, stage1.projection_init)
+                fitted = True
+            during = make_during(run, student, name, partial(inference_view, module, rope))
+            if train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
+                save_phase(run.out / "phases" / name, job, resume_meta(run, name))
+    if not fitted:  # the adapters' distillation and the queries of another model's index go through it all the same
+        with inference_view(module, rope):
+            start_projection(run, job, student, projection, dims, "least_squares")
+    before = weights_hash(module.backbone)
+    for task in Task:
+        if task in recipe.adapters:
+            _with_theta(module, recipe.adapters[task], rope)
+            _adapter(run, task, recipe.adapters[task], student, run.plans[f"adapters.{task.value}"], projection, dims, before, rope)
+    run.facts["base_weights"] = before
+    put_rope(module.backbone, rope)
+    if projection is not None:
+        projection.to(CPU)
+    student.projection = projection
+    if run.processes.leads:
+        module.to(run.device)
+        finish_model(run, student)
+    return student
+
+
+def _with_teachers(run: RunContext, job: Phase) -> Phase:
+    """Let a phase learn from every teacher of the run."""
+    if not run.further:
+        return job
+    job.heads.widths = tuple(stores["document"].embedding_dim or 0 for _, _, stores in run.teachers())
+    job.heads.apart = run.recipe.several == "heads"
+    readers = {name: run.recipe.readers(name) for name in run.inputs.datasets}
+    return replace(job, further=[stores for _, _, stores in run.further], readers=readers)
+
+
+def _with_theta(module: TransformerModel, settings: PhaseConfig, inference: Rope) -> None:
+    """Set the RoPE theta that a phase is trained at: its own, or that of inference."""
+    put_rope(module.backbone, inference)
+    if settings.rope_theta is not None:
+        set_rope_theta(module.backbone, settings.rope_theta)
+
+
+def _adapter(
+    run: RunContext,
+    task: Task,
+    settings: AdapterConfig,
+    student: Model,
+    plan: Any,
+    projection: Projection | None,
+    dims: tuple[int, ...],
+    base: str,
+    rope: Rope,
+) -> None:
+    module = student.module
+    assert isinstance(module, TransformerModel)
+    torch.manual_seed(torch_seed(run.recipe.seed))
+    theirs = projection
+    if projection is not None and settings.train_projection:
+        theirs = Projection(module.embedding_dim, projection.weight.shape[0])
+        theirs.load_state_dict(projection.state_dict())
+    made, config = adapter_job(task, settings, module, plan, run.stores, theirs, dims)
+    job = _with_teachers(run, made)
+    student.adapter_configs[task.value] = config
+    view: View = partial(inference_view, module, rope)
+    during = make_during(run, student, job.name, view)
+    if train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
+        if weights_hash(module.backbone) != base:
+            remove_state(run.out / "checkpoints" / job.name)
+            raise WorkFailed(f"the base's weights changed while {job.name} was trained; nothing of it was kept, please report this")
+        if settings.average is not None:
+            _average(run, task, settings.average, job, student, during, view)
+        save_phase(run.out / "phases" / job.name, job, resume_meta(run, job.name))
+    module.select(None)
+
+
+def _average(
+    run: RunContext, task: Task, settings: AveragingConfig, job: Phase, student: Model, during: Validation | None, view: View
+) -> None:
+    """Average the adapter's last weights with earlier ones, and keep that if it scores no lower than what the phase ended with.
+
+    The gate scores the development sets of the task. Without one, but with weights chosen by a score while training, the average has to
+    be better by that score, as every state had to be.
+    """
+    checkpoints, meta = run.out / "checkpoints" / job.name, resume_meta(run, job.name) | {"phase": job.name}
+    ended = {name: p.detach().clone() for name, p in job.trained.items()}
+    last = {name: tensor for name, tensor in last_weights(checkpoints, meta).items() if name in job.trained}  # no heads
+    mean = average(last, load_snapshot(checkpoints, meta), settings.weight, settings.mode)
+    chosen = during if during is not None and during.keep is not None else None
+
+    def score() -> float:
+        with view():
+            return dev_score(run, student, task)
+
+    before = score() if settings.gate else None
+    _put(job.trained, mean)
+    if before is not None:
+        after = score()
+        kept = after >= before
+    elif chosen is not None and chosen.keep is not None:
+        best = best_so_far(checkpoints, meta)
+        assert best is not None
+        before, after = best.score, float(chosen.score()[chosen.keep])
+        kept = after > before
+    else:
+        return
+    what = "last" if chosen is None else "best"
+    run.watcher.note(
+        f"{job.name}: dev score {before:.4f} of the {what} checkpoint, {after:.4f} averaged; {'averaged' if kept else what} kept"
+    )
+    run.log.write({"phase": job.name, "averaged": after, what: before, "kept": "averaged" if kept else what})
+    run.facts.setdefault("averaging", {})[task.value] = {what: before, "averaged": after, "kept": "averaged" if kept else what}
+    if not kept:
+        _put(job.trained, ended)
+
+
+@torch.no_grad()
+def _put(parameters: Mapping[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])

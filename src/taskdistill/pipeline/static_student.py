@@ -1,0 +1,129 @@
+"""The instant student of a run: its vocabulary, its table, its training and its folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from taskdistill.data.rows import row_texts
+from taskdistill.device import CPU
+from taskdistill.errors import BadInput
+from taskdistill.io.atomic import restore
+from taskdistill.io.folders import read_manifest, write_folder
+from taskdistill.model.folder import Model
+from taskdistill.model.student import StaticModel
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.pipeline.context import RunContext, drawn, fill_stores, made_before, resume_meta
+from taskdistill.pipeline.phases import train_phase
+from taskdistill.pipeline.save_model import finish_static
+from taskdistill.seeding import torch_seed
+from taskdistill.train.phase_folder import save_phase
+from taskdistill.train.phases import learned_texts, static_job, static_phase
+from taskdistill.train.static_init import start_from_texts, start_table
+from taskdistill.train.vocab import learn_vocabulary
+
+TOKENIZER = "tokenizer"
+"""Folder of a run that holds a vocabulary of its own, and its kind."""
+
+
+def static_folder(run: RunContext) -> Path:
+    """Say where the instant student is written.
+
+    Args:
+        run: The run.
+
+    Returns:
+        RUN/model where it is the model of the run, otherwise RUN/static-model.
+    """
+    return run.out / ("model" if run.recipe.stage1 is None else "static-model")
+
+
+def train_static(run: RunContext, student: Model) -> Path:
+    """Train the instant student first: it is the first result.
+
+    Args:
+        run: The run.
+        student: The student before its first step, for its tokenizer.
+
+    Returns:
+        Folder of the instant student.
+
+    Raises:
+        BadInput: If the folder is there already and was made from other data.
+    """
+    settings = run.recipe.static
+    assert settings is not None
+    torch.manual_seed(torch_seed(run.recipe.seed))
+    phase, store, folder = static_phase(settings), run.stores["document"], static_folder(run)
+    fill_stores(run, ["static"])
+    if restore(folder):
+        _same_data(run, folder)
+        return folder
+    plan = run.plans["static"]
+    tokenizer = TextTokenizer.load(student.source, special=False) if settings.vocabulary is None else _own_vocabulary(run)
+    start = time.monotonic()
+    read, counted = learned_texts("static", phase, plan)
+    if settings.start == "tokens":
+        run.watcher.stage("embedding the vocabulary with the teacher")
+        table = start_table(tokenizer, run.teacher, store, [theirs for _, theirs in read], run.count)
+        run.timed("teacher", start)
+    else:
+        run.watcher.stage("starting the table from the texts")
+        table = start_from_texts(tokenizer, store, read, counted, noise=settings.noise, seed=run.recipe.seed)
+        run.timed("static start", start)
+    job = static_job(settings, table, plan, store, [dim for dim in run.recipe.student.matryoshka_dims if dim <= table.embedding_dim])
+    trained = train_phase(run, job, table, tokenizer, {})
+    table.to(CPU)
+    if trained:
+        save_phase(run.out / "phases" / job.name, job, resume_meta(run, job.name))
+    finish_static(run, table, tokenizer, folder, [own for own, _ in read])
+    return folder
+
+
+def load_static(run: RunContext, folder: Path) -> Model:
+    """Read the finished instant student back as the model of the run.
+
+    Args:
+        run: The run.
+        folder: Its folder.
+
+    Returns:
+        The model under the run's name.
+    """
+    from taskdistill.model.folder import read_model
+
+    model = read_model(folder)
+    assert isinstance(model.module, StaticModel)
+    return model
+
+
+def _own_vocabulary(run: RunContext) -> TextTokenizer:
+    """Learn the vocabulary, or read it where an interrupted run has left it: learning it again need not give the same pieces."""
+    assert run.recipe.static is not None and run.recipe.static.vocabulary is not None
+    settings, folder = run.recipe.static.vocabulary, run.out / TOKENIZER
+    if not made_before(run, "static", folder, TOKENIZER):
+        start = time.monotonic()
+        texts = _vocabulary_texts(run)
+        run.watcher.stage(f"learning {settings.size:,} pieces from {len(texts):,} texts")
+        learned: Tokenizer = learn_vocabulary(texts, settings.size)
+        with write_folder(folder, TOKENIZER, meta=resume_meta(run, "static")) as beside:
+            (beside / "tokenizer.json").write_text(TextTokenizer(learned, special=False).to_json(), "utf-8")
+        run.timed("vocabulary", start)
+    return TextTokenizer.load(folder, special=False)
+
+
+def _vocabulary_texts(run: RunContext) -> list[str]:
+    assert run.recipe.static is not None and run.recipe.static.vocabulary is not None
+    settings = run.recipe.static.vocabulary
+    names = settings.sources if settings.sources is not None else [name for name, weight in run.recipe.static.sources.items() if weight > 0]
+    texts = list(dict.fromkeys(text for name in names for row in run.inputs.datasets[name].rows for text in row_texts(row)))
+    return drawn(texts, settings.texts, run.recipe.seed)
+
+
+def _same_data(run: RunContext, folder: Path) -> None:
+    made_from, now = read_manifest(folder, "model")["inputs"].get("data"), resume_meta(run, "static")["data"]
+    if made_from != now:
+        raise BadInput(f"{folder} was made with data = {made_from!r}, this run has {now!r}; use a new --out")

@@ -1,0 +1,385 @@
+"""A run as data: pydantic models read from YAML, where an unknown key is an error, with dotted overrides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from taskdistill.errors import BadInput, did_you_mean
+from taskdistill.recipe.data import SourceConfig, is_set
+from taskdistill.recipe.load import explain, read_recipe
+from taskdistill.recipe.phases import (
+    ACTS_FOR,
+    AdapterConfig,
+    ConfigModel,
+    PhaseConfig,
+    Positive,
+    Stage1Config,
+    StaticConfig,
+    StudentVocabConfig,
+)
+from taskdistill.seeding import SEEDS
+from taskdistill.tasks import PROMPTS, Task
+from taskdistill.types import Pooling, Precision
+
+SEARCH_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+TOPIC_INSTRUCTION = "Identify the topic or theme of the given document:"
+
+FIRST = "teacher"
+"""Name of the first teacher among several."""
+
+
+class DataConfig(ConfigModel):
+    """Where the texts come from."""
+
+    root: str = Field(default="docstrings", description="Folder the sources' paths start from, or `docstrings`: the embedded default")
+    sources: dict[str, SourceConfig] = Field(description="Name to source")
+    max_bad: float = Field(default=0.01, ge=0, le=1, description="Share of rejected rows above which a source is refused")
+    docstrings_limit: Positive | None = Field(default=None, description="With root docstrings: at most this many training documents")
+
+
+class InstructionConfig(ConfigModel):
+    """What the teacher is told, by view of a text; None means the raw text (section 4.1)."""
+
+    query: str | None = SEARCH_INSTRUCTION
+    document: str | None = None
+    topic: str | None = TOPIC_INSTRUCTION
+    template: str = Field(default="Instruct: {instruction}\nQuery:{text}", description="How an instruction and a text become one string")
+
+    @field_validator("template")
+    @classmethod
+    def _has_text(cls, value: str) -> str:
+        if "{text}" not in value:
+            raise ValueError("the template has no {text}")
+        return value
+
+
+class TeacherConfig(ConfigModel):
+    """The teacher: where its vectors come from and what it is told."""
+
+    kind: Literal["local", "http", "precomputed"] = "local"
+    model: str = Field(
+        description="Folder or Hub id (local), model name (http), folder of vectors (precomputed); `all-MiniLM-L6-v2` is embedded"
+    )
+    revision: str | None = Field(default=None, description="Revision; part of every key of the store")
+    url: str | None = Field(default=None, description="http: base URL up to and including /v1")
+    api_key_env: str | None = Field(default=None, description="http: name of the environment variable that holds the key")
+    max_length: Positive = Field(default=256, description="Tokens of one text that the teacher sees")
+    embedding_dim: Positive | None = Field(default=None, description="Refuse vectors of another size; None takes what comes")
+    instructions: InstructionConfig | None = Field(description="What the teacher is told; null says that this teacher knows no instruction")
+    trained_on: list[str] | None = Field(
+        default=None, description="Evaluation sets that the teacher is known to have seen, by name or pattern (sts/*); None: not declared"
+    )
+    store: str | None = Field(default=None, description="Folder of the teacher store; default: teacher-store beside the run folder")
+    trust_remote_code: bool = Field(default=False, description="local: let the model folder run its own code")
+    device: str = Field(default="auto", description="local: where it runs: auto (an accelerator if there is one) or any device of torch")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="local: arithmetic of its weights. auto: that of the store at hand; for a new store bfloat16 on an accelerator that "
+        "computes in it, float32 elsewhere",
+    )
+    batch_tokens: Positive | None = Field(default=None, description="local: tokens of one batch; None: by the memory that is free")
+    licence: str | None = Field(default=None, description="Licence of the teacher, copied to the model card")
+
+
+class StudentConfig(ConfigModel):
+    """The student: where it starts from and what its vectors look like."""
+
+    init: str = Field(default="teacher", description="`teacher`, or a model folder, Hub id, or `config` to build from `config` at random")
+    layers: list[int] | None = Field(default=None, description="Layers of the initial model to keep, in order; None keeps all")
+    config: dict[str, Any] | None = Field(default=None, description="With init: config, the backbone's configuration with its model_type")
+    tokenizer: str | None = Field(default=None, description="Tokenizer folder; default: the initial model's")
+    vocabulary: StudentVocabConfig | None = Field(
+        default=None, description="Learn a vocabulary from the texts of stage 1, for languages that the initial one does not know"
+    )
+    pooling: Pooling | None = Field(default=None, description="last, mean or cls; default: the initial model's")
+    end_token: str | None = Field(
+        default="auto",
+        description="Token appended to every text. auto: with last pooling, a tokenizer that ends no text with a special token "
+        "appends its own end-of-sequence token; null: never",
+    )
+    max_length: Positive = Field(default=512, description="Tokens of one text at inference")
+    rope_theta: float | None = Field(default=None, gt=0, description="RoPE theta at inference; None keeps the backbone's")
+    matryoshka_dims: list[Positive] = Field(description="Prefix sizes trained for; the full size is always among them")
+    prompts: dict[str, str] = Field(default_factory=lambda: dict(PROMPTS))
+    binary_offsets: bool = Field(
+        default=False,
+        description="Store the mean vector of queries and of documents, for each task and size, and take it from vectors before their signs",
+    )
+    trust_remote_code: bool = False
+    licence: str | None = Field(default=None, description="Licence of the initial model, copied to the model card")
+
+    @model_validator(mode="after")
+    def _config_with_init(self) -> StudentConfig:
+        if (self.init == "config") != (self.config is not None):
+            raise ValueError("`init: config` and `config: {...}` go together")
+        if self.vocabulary is not None and (self.tokenizer is not None or self.init == "config"):
+            other = "tokenizer" if self.tokenizer is not None else "init: config"
+            raise ValueError(f"`vocabulary` replaces that of a trained initial model and does not go with `{other}`; leave one out")
+        return self
+
+
+class ValidationConfig(ConfigModel):
+    """Scores while a phase trains, on small development sets, so that they take seconds."""
+
+    every: Positive = Field(description="Steps between two evaluations; the first and the last state of a phase are always scored")
+    sets: list[str] | None = Field(default=None, description="Names of development sets; None: evaluation.dev")
+    max_queries: Positive | None = Field(default=200, description="Most queries, pairs or test rows of a set, drawn by the seed")
+    max_documents: Positive | None = Field(
+        default=2000, description="A retrieval corpus is cut to the judged documents and others drawn by the seed, up to this many"
+    )
+    keep: str | None = Field(
+        default=None,
+        description="`mean` of the main scores, a set, or `set:metric`: every phase that scores it ends with the weights that were best "
+        "by it; None only logs",
+    )
+
+
+class EvaluationConfig(ConfigModel):
+    """What the finished model is measured on, beside its teacher."""
+
+    root: str | None = Field(default=None, description="Folder of evaluation sets; None: data.root")
+    sets: list[str] | None = Field(default=None, description="Names of evaluation sets; None: every test set found")
+    dev: list[str] = Field(default_factory=list, description="Names of development sets, for the gate of averaging")
+    dims: list[Positive] | None = Field(default=None, description="Truncations to score; None: student.matryoshka_dims")
+    full_train: bool = Field(default=False, description="Classification also reports a linear probe on the whole training split")
+    precisions: list[Precision] = Field(default_factory=lambda: [Precision.FLOAT32, Precision.INT8, Precision.BINARY])
+    examples: list[str] = Field(default_factory=list, description="Queries whose results the command shows at its end")
+    max_queries: Positive | None = Field(default=None, description="Cut large sets to this many queries, drawn by the seed; None: all")
+    during: ValidationConfig | None = Field(default=None, description="Scores while training; None: only the finished model is scored")
+
+    @model_validator(mode="after")
+    def _sets_for_during(self) -> EvaluationConfig:
+        if self.during is not None and not (self.dev if self.during.sets is None else self.during.sets):
+            raise ValueError("during names no sets, and dev neither; give during.sets or dev")
+        return self
+
+
+class Recipe(ConfigModel):
+    """A whole run, from texts and a teacher to a model folder and a report."""
+
+    name: str
+    licence: str | None = Field(default=None, description="Licence of the trained model, for its card")
+    seed: int = Field(default=17, ge=0, lt=SEEDS)
+    threads: Positive | None = Field(default=None, description="Worker threads; None: the cores of this machine")
+    process_timeout: float = Field(
+        default=10.0,
+        ge=0.01,
+        le=525_600,
+        description="Minutes that a process waits for the others in an exchange of a training step before it ends. What the "
+        "first one does alone (teacher store, folders, scores) is waited for without this limit",
+    )
+    device: str = Field(
+        default="auto",
+        description="Where training and evaluation run: auto (an accelerator if there is one) or any device that torch knows, such as cuda:1",
+    )
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
+        default="auto",
+        description="Number type of the passes in training; weights, optimiser and losses stay float32. auto: bfloat16 on an accelerator that "
+        "computes in it, float32 elsewhere; tf32: float32 whose products round their factors. What the hardware has not is refused",
+    )
+    data: DataConfig
+    teacher: TeacherConfig
+    teachers: dict[str, TeacherConfig] = Field(default_factory=dict, description="Further teachers by name, beside `teacher`")
+    several: Literal["concatenate", "heads"] = Field(
+        default="concatenate",
+        description="With several teachers. concatenate: their unit vectors side by side are one target; heads: each has its own part of the "
+        "projection and its own cosine, and counts the same",
+    )
+    student: StudentConfig
+    static: StaticConfig | None = None
+    stage1: Stage1Config | None = Field(default=None, description="None: the run ends with the instant student, which is then its model")
+    long: Stage1Config | None = Field(
+        default=None, description="The long phase: more steps of stage 1's loss with its own length and theta"
+    )
+    adapters: dict[Task, AdapterConfig] = Field(default_factory=dict)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="after")
+    def _sources_known(self) -> Recipe:
+        for where, phase in self.phases().items():
+            for name in sorted({*phase.sources, *phase.reads()}):
+                if name not in self.data.sources:
+                    raise ValueError(f"{where}.sources names {name!r}{did_you_mean(name, self.data.sources)}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_phases(self) -> Recipe:
+        if self.stage1 is None:
+            if self.static is None:
+                raise ValueError("neither stage1 nor static is given, so nothing would be trained; stage1 is the usual one")
+            if later := (["long"] if self.long is not None else []) + [f"adapters.{task.value}" for task in self.adapters]:
+                raise ValueError(f"key 'stage1' is missing: {later[0]} builds on it")
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_known(self) -> Recipe:
+        names = [FIRST, *self.teachers]
+        if FIRST in self.teachers:
+            raise ValueError(f"teachers names {FIRST!r}, which is the first one; give another name")
+        if not self.teachers and self.several != "concatenate":
+            raise ValueError("several has no effect without `teachers`; remove it")
+        for source, said in self.data.sources.items():
+            if said.teachers is not None and (not self.teachers or not said.teachers):
+                raise ValueError(f"data.sources.{source}.teachers needs several teachers and one name or more; remove it")
+            for name in said.teachers or ():
+                if name not in names:
+                    raise ValueError(f"data.sources.{source}.teachers names {name!r}{did_you_mean(name, names)}")
+        if self.teachers and (self.static is not None or any(p.projection == "none" for p in (self.stage1, self.long) if p is not None)):
+            raise ValueError("several teachers need a projection and no static student: leave `static` out, and projection at student")
+        if keyed := [name for name, said in self.teachers.items() if said.api_key_env is not None]:
+            raise ValueError(f"teachers.{keyed[0]}.api_key_env is not read: a teacher with a key must be the first, `teacher`")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_act(self) -> Recipe:
+        idle = [
+            (f"adapters.{task}.{name}", f"the {task} adapter has no such term")
+            for task, adapter in self.adapters.items()
+            for name, tasks in ACTS_FOR.items()
+            if task not in tasks and is_set(adapter, name)
+        ]
+        idle += [
+            (f"adapters.{task}.relational_mean_gradient", "weights.relational is 0")
+            for task, adapter in self.adapters.items()
+            if is_set(adapter, "relational_mean_gradient") and not adapter.weights.get("relational", task is Task.CLASSIFICATION)
+        ]
+        if self.student.vocabulary is not None:
+            if self.stage1 is None:
+                idle.append(("student.vocabulary", "it is learned from the texts of stage1, which is missing; static has one of its own"))
+            if self.static is not None and self.static.vocabulary is None:
+                raise ValueError("static would share the student's vocabulary, which is learned after it; give static.vocabulary as well")
+        if self.stage1 is not None and self.stage1.projection == "none":
+            heads = ("projection_init", "projection_lr", "projection_warmup", "projection_weight_decay")
+            idle += [(f"stage1.{name}", "stage1.projection is none") for name in heads if is_set(self.stage1, name)]
+        if self.long is not None and is_set(self.long, "projection_init"):
+            idle.append(("long.projection_init", "the long phase goes on with stage 1's projection"))
+        for name, said in self.all_teachers().items():
+            where = name if name == FIRST else f"teachers.{name}"
+            idle += [
+                (f"{where}.{key}", f"a {said.kind} teacher does not run here")
+                for key in ("device", "dtype", "batch_tokens")
+                if said.kind != "local" and is_set(said, key)
+            ]
+        if self.teacher.kind != "http" and self.teacher.api_key_env is not None:
+            idle.append(("teacher.api_key_env", f"a {self.teacher.kind} teacher takes no key"))
+        for key, why in idle:
+            raise ValueError(f"{key} has no effect: {why}; remove it")
+        return self
+
+    def all_teachers(self) -> dict[str, TeacherConfig]:
+        """Name every teacher.
+
+        Returns:
+            Name to settings, the first one under `teacher`.
+        """
+        return {FIRST: self.teacher, **self.teachers}
+
+    def readers(self, source: str) -> list[int]:
+        """Say which teachers read a source.
+
+        Args:
+            source: Its name.
+
+        Returns:
+            Their places in `all_teachers`.
+        """
+        chosen = self.data.sources[source].teachers
+        return [place for place, name in enumerate(self.all_teachers()) if chosen is None or name in chosen]
+
+    def first_stage(self) -> Stage1Config:
+        """Return stage 1 where there must be one.
+
+        Returns:
+            The phase.
+
+        Raises:
+            BadInput: If the recipe trains the instant student alone.
+        """
+        if self.stage1 is None:
+            raise BadInput(f"recipe {self.name!r} has no stage1, which is needed here; add it")
+        return self.stage1
+
+    def phases(self) -> dict[str, PhaseConfig | StaticConfig]:
+        """Return the phases in the order in which they run.
+
+        Returns:
+            Dotted place in the recipe to the phase.
+        """
+        found: dict[str, PhaseConfig | StaticConfig] = {}
+        if self.static is not None:
+            found["static"] = self.static
+        if self.stage1 is not None:
+            found["stage1"] = self.stage1
+        if self.long is not None:
+            found["long"] = self.long
+        for task in Task:
+            if task in self.adapters:
+                found[f"adapters.{task.value}"] = self.adapters[task]
+        return found
+
+    def digest(self) -> str:
+        """Return a hash of everything the recipe says.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from YAML and apply dotted overrides.
+
+    Args:
+        path: YAML file.
+        overrides: Strings such as `stage1.steps=100`; the value is YAML.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        BadInput: If the file cannot be read, or a key or value is not the recipe's.
+    """
+    raw = read_recipe(path, overrides)
+    if "ablation" in raw:
+        raise BadInput(
+            f"{path} is the recipe of an ablation, which has arms instead of phases; run it with: taskdistill ablate {path} --out DIR"
+        )
+    return parse_recipe(raw, str(path))
+
+
+def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Check plain data against the recipe models.
+
+    Args:
+        raw: Nested mapping.
+        where: What to call it in error messages.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        BadInput: On the first faults, each with its dotted key.
+    """
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise BadInput(f"{where}: " + "; ".join(explain(error, Recipe)[:5])) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe with every default spelled out, as YAML.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        YAML text that `load_recipe` reads back to an equal recipe.
+    """
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,1 @@
+"""What people read: tables, plots, the report page and the model card."""

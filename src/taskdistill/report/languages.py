@@ -1,0 +1,90 @@
+"""The report's part on languages: every language by itself, and pools of languages searched crosswise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from taskdistill.evaluate.languages import LanguageScores, PooledScores, language_tables, name_and_language
+from taskdistill.report.tables import Section, Table, Value
+
+
+def language_section(results: Mapping[str, Any]) -> Section | None:
+    """Make the part.
+
+    Args:
+        results: What `evaluate_models` returned.
+
+    Returns:
+        Tables of every language, or None where no set has or is one of several languages.
+    """
+    tables = [*single_tables(results), *pool_tables(results)]
+    if not tables:
+        return None
+    intro = (
+        "A pool holds the corpora of all languages together: results in the query's own language, against results that are right "
+        "in whatever language, tell whether a model prefers a language to a meaning."
+        if results.get("pools")
+        else ""
+    )
+    return Section("Languages", intro, tables)
+
+
+def single_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Return the scores of each language by itself, a row a language and a column a model.
+
+    Args:
+        results: What `evaluate_models` returned.
+
+    Returns:
+        One table for each set of several languages, and for each group of sets that differ in their language only.
+    """
+    scores = results.get("scores", {})
+    names = [each["name"] for each in results.get("sets", ())]
+    found = []
+    for title, cells in _groups(scores, names).items():
+        languages = list(dict.fromkeys(language for each in cells.values() for language in each))
+        if len(languages) < 2:
+            continue
+        rows: list[list[Value]] = [[language, *(cells[model].get(language) for model in scores)] for language in languages]
+        means: list[Value] = ["mean", *(sum(each.values()) / len(each) if each else None for each in cells.values())]
+        metric = next(record["metric"] for each in scores.values() for name, record in each.items() if name.startswith(title))
+        found.append(Table(f"{title} by language", ["language", *scores], [*rows, means], f"{metric} × 100.", totals=1))
+    return found
+
+
+def pool_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Return what searching several languages together gives.
+
+    Args:
+        results: What `evaluate_models` returned.
+
+    Returns:
+        For each pool and model its tables.
+    """
+    found = []
+    for model, by_family in results.get("pools", {}).items():
+        for family, said in by_family.items():
+            pooled = PooledScores({language: LanguageScores(**each) for language, each in said["by_language"].items()}, said["cross"])
+            for table in language_tables(pooled):
+                found.append(Table(f"{family}, {model}: {table.title[0].lower()}{table.title[1:]}", table.columns, table.rows, table.note))
+    return found
+
+
+def _groups(scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Group scores by what they have in common but their language: group to model to language to score."""
+    groups: dict[str, dict[str, dict[str, float]]] = {}
+
+    def add(group: str, model: str, language: str, score: float) -> None:
+        groups.setdefault(group, {each: {} for each in scores})[model][language] = score
+
+    for name in names:
+        family, language = name_and_language(name)
+        for model, records in scores.items():
+            if name not in records:
+                continue
+            for each, score in records[name]["by_language"].items():
+                add(name, model, each, score)
+            if language:
+                add(family, model, language, records[name]["score"])
+    return groups

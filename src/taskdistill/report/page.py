@@ -1,0 +1,99 @@
+"""One self-contained HTML page for a run or an evaluation; what there is no data for is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from taskdistill.report import scores, tables
+from taskdistill.report.breakdowns import breakdown_sections
+from taskdistill.report.tables import Section, SourceRow, SpeedRow
+
+__all__ = ["Example", "ReportData", "Section", "render_report"]
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query and what a model finds for it."""
+
+    query: str
+    results: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the page can show. Only `title` is needed; an empty field leaves its section out.
+
+    Attributes:
+        title: Of the run or evaluation.
+        summary: The outcome in a sentence or two, first on the page; empty writes one from `results`.
+        facts: Up to four (number, what it is) pairs, shown large.
+        results: What `evaluate_models` or `summarise` returned: `scores`, `means`, `retention`, `reference`,
+            `comparisons`, `verdicts`. Columns of tables are its models, in their order.
+        models: Name of a model to a few words about it, such as `the teacher`.
+        log: Records of log.jsonl: `phase`, `step`, `terms` (name to value), and `loss`.
+        speeds: Texts per second and size of models, the teacher first.
+        data: What became of the rows of each source.
+        times: (what, seconds) in the order in which it happened.
+        examples: Queries with their results.
+        sections: Further parts, after the scores and what `results` holds of suites, languages, lengths and prompts.
+        seen: Evaluation set to counts of `texts`, `exact` and `near` seen in training, and where known `queries` and `teacher`.
+        settings: The whole recipe as YAML.
+        commands: What to type to get this page again.
+        warnings: What the reader must know before trusting a number.
+        versions: Package to version.
+    """
+
+    title: str
+    summary: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+    results: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+    log: Sequence[Mapping[str, Any]] = ()
+    speeds: Sequence[SpeedRow] = ()
+    data: Sequence[SourceRow] = ()
+    times: Sequence[tuple[str, float]] = ()
+    examples: Sequence[Example] = ()
+    sections: Sequence[Section] = ()
+    seen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    settings: str = ""
+    commands: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def render_report(data: ReportData) -> str:
+    """Write the page.
+
+    Args:
+        data: What it shows.
+
+    Returns:
+        HTML that needs no other file and makes no request.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    results = data.results
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        sections=[*breakdown_sections(results), *data.sections],
+        summary=data.summary or scores.summary_sentence(results),
+        overview=scores.overview(results),
+        overview_chart=scores.overview_chart(results),
+        score_tables=scores.score_tables(results),
+        sureness=scores.significance_table(results),
+        notes=scores.notes(results),
+        compression=scores.compression(results),
+        losses=scores.loss_charts(data.log),
+        speed=tables.speed_table(data.speeds),
+        sources=tables.source_table(data.data),
+        times=tables.time_table(data.times),
+        seen=tables.seen_table(data.seen),
+    )

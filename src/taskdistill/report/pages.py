@@ -1,0 +1,142 @@
+"""A run's metrics as its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from taskdistill.evaluate.contamination import warnings_of
+from taskdistill.io.outputs import write_output
+from taskdistill.pipeline.profile import time_table
+from taskdistill.report.page import ReportData, render_report
+from taskdistill.report.tables import Section, SourceRow, SpeedRow, Table, duration
+from taskdistill.train.course import Course
+from taskdistill.train.log import read_lines
+
+
+def write_page(out: Path, metrics: Mapping[str, Any], recipe_text: str) -> None:
+    """Write RUN/report.html from the same numbers as metrics.json.
+
+    Args:
+        out: The run folder, which holds log.jsonl.
+        metrics: Content of metrics.json.
+        recipe_text: The whole recipe as YAML.
+    """
+    from taskdistill.pipeline.evaluate_run import ABOUT
+
+    speed, recipe = metrics["speed"], metrics["recipe"]
+    data = ReportData(
+        title=metrics["name"],
+        facts=_facts(metrics),
+        results=metrics["results"],
+        models=ABOUT,
+        log=[record for _, record in read_lines(out / "log.jsonl") if "terms" in record],
+        speeds=[SpeedRow(name, each["texts_per_second"], each["parameters"], each["megabytes"]) for name, each in speed.items()],
+        data=[
+            SourceRow(
+                name,
+                recipe["data"]["sources"][name]["kind"],
+                counts["read"],
+                counts["used"],
+                sum(counts["repaired"].values()),
+                sum(counts["rejected"].values()),
+            )
+            for name, counts in metrics["data"].items()
+        ],
+        times=list(metrics["seconds"].items()),
+        sections=_training(metrics, out),
+        settings=recipe_text,
+        commands=[f"taskdistill train recipe.yaml --out {out.name}"],
+        warnings=_warnings(metrics),
+        versions=metrics["versions"],
+    )
+    write_output(out / "report.html", render_report(data))
+
+
+def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = []
+    means = {name: share.get("mean") for name, share in metrics["results"]["retention"].items()}
+    best = max((name for name, mean in means.items() if mean), key=lambda name: means[name], default=None)
+    if best is not None:
+        facts.append((f"{100 * means[best]:.1f} %", f"of the teacher kept by {best}"))
+    speed = metrics["speed"]
+    if "teacher" in speed:
+        student = speed.get("base") or speed["instant student"]
+        ratio = student["texts_per_second"] / speed["teacher"]["texts_per_second"]
+        facts.append((f"{ratio:.1f}×", "the teacher's speed"))
+    facts.append((f"{metrics['facts']['teacher_texts']:,}", "texts in the teacher store"))
+    facts.append((f"{sum(metrics['seconds'].values()) / 60:.0f} min", "from texts to report"))
+    facts.append((f"{metrics['peak_megabytes'] / 1000:.1f} GB", "of memory at most"))
+    return facts
+
+
+def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
+    """Show where the steps' time went, what share of the matrix rate they reached, and the scores while training."""
+    time, found = metrics["time"], []
+    columns, rows, lines = time_table(time)
+    phases = [
+        [name, duration(phase["step_seconds"]), f"{phase['gflop']:,.0f}", _percent(phase["passes"]), _percent(phase["steps"])]
+        for name, phase in time["phases"].items()
+    ]
+    tables = [
+        Table("By part", columns, rows),
+        Table("By phase", ["phase", "time", "GF of work", "of the matrix rate, passes", "of the matrix rate, steps"], phases),
+    ]
+    found.append(Section("Where the training time went", "; ".join(lines) + ".", tables))
+    scored = [record for _, record in read_lines(out / "log.jsonl") if "evaluated" in record]
+    if scored:
+        names = list(dict.fromkeys(name for record in scored for name in record["scores"]))
+        kept = {record["phase"]: record for record in scored if record.get("best")}  # the last of those that were best so far
+        rows = [
+            [
+                f"{record['phase']}, step {record['evaluated']:,}" + (" (kept)" if record is kept.get(record["phase"]) else ""),
+                *map(record["scores"].get, names),
+            ]
+            for record in scored
+        ]
+        found.append(
+            Section("Scores while training", "Development sets, cut to a few seconds' work.", [Table("", ["after", *names], rows)])
+        )
+    return found
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.0f} %"
+
+
+def _warnings(metrics: Mapping[str, Any]) -> list[str]:
+    found = []
+    if metrics["recipe"]["teacher"]["instructions"] is None:
+        found.append("This teacher knows no instruction, so every text was embedded as it is, in every phase.")
+    for phase, course in metrics.get("course", {}).items():
+        found += [line for line in Course(phase=phase, **course).lines() if line.startswith("warning: ")]
+    return found
+
+
+def write_evaluation(out: Path, results: Mapping[str, Any], commands: list[str]) -> None:
+    """Write DIR/report.html of an evaluation.
+
+    Args:
+        out: The folder.
+        results: What `evaluate_models` returned, with `suites` and `seen` where there are any.
+        commands: What to type to get the page again.
+    """
+    seen, warnings = results.get("seen", ()), list[str]()
+    for each in seen:
+        warnings += warnings_of(each["training"], each["sets"])
+    for suite in results.get("suites", ()):
+        if suite["missing"]:
+            run, lost = len(suite["tasks"]) - len(suite["missing"]), len(suite["missing"])
+            warnings.append(
+                f"{suite['suite']}: the data of {lost} task{'s' * (lost > 1)} was out of reach; means are over the other {run}."
+            )
+    data = ReportData(
+        title="Evaluation",
+        results=results,
+        seen={name if len(seen) == 1 else f"{name} ({each['training']})": counts for each in seen for name, counts in each["sets"].items()},
+        commands=commands,
+        warnings=warnings,
+        versions=results["versions"],
+    )
+    write_output(out / "report.html", render_report(data))

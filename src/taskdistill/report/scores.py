@@ -1,0 +1,303 @@
+"""The report's tables and charts of scores, made from results as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from taskdistill.evaluate.compression import CompressionResult
+from taskdistill.evaluate.kinds import METRIC, Kind
+from taskdistill.evaluate.results import mean_matrix
+from taskdistill.report.plots import Series, dot_plot, line_chart
+from taskdistill.report.tables import CellText, Table, Value
+
+_POINTS = 100
+"""Points of a loss curve; more steps are averaged."""
+
+_TITLES = {Kind.STS: "STS", Kind.BITEXT: "Bitext mining", Kind.PAIR_CLASSIFICATION: "Pair classification"}
+
+
+@dataclass(frozen=True)
+class CompressionSection:
+    """The compression part of one model: its verdict, table and curve."""
+
+    model: str
+    verdict: str
+    table: Table
+    chart: Markup
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """One term of the loss over the steps of one phase."""
+
+    phase: str
+    term: str
+    steps: int
+    chart: Markup
+
+
+def kind_title(kind: str) -> str:
+    """Return how a kind is written in headings.
+
+    Args:
+        kind: Its value.
+
+    Returns:
+        A title.
+    """
+    return _TITLES.get(Kind(kind), kind.capitalize())
+
+
+def summary_sentence(results: Mapping[str, Any]) -> str:
+    """Say what came out, where the caller has not.
+
+    Args:
+        results: Of an evaluation.
+
+    Returns:
+        A sentence, empty without results.
+    """
+    scores = results.get("scores", {})
+    if not scores:
+        return ""
+    sets = len({name for each in scores.values() for name in each})
+    kept = [f"{model} keeps {100 * each['mean']:.1f} %" for model, each in results["retention"].items() if each["mean"] is not None]
+    counted = f"{len(scores)} model{'s' * (len(scores) > 1)} on {sets} set{'s' * (sets > 1)}"
+    return f"{counted}: {', '.join(kept)} of {results['reference']}’s score on average." if kept else f"{counted}."
+
+
+def overview(results: Mapping[str, Any]) -> Table | None:
+    """Return mean scores by kind of set: one row a model.
+
+    Args:
+        results: Of an evaluation.
+
+    Returns:
+        The table, or None without results.
+    """
+    means = results.get("means", {})
+    kinds = _kinds(means)
+    if not kinds:
+        return None
+    best = {kind: max(each["by_type"].get(kind, -1.0) for each in means.values()) for kind in kinds}
+    rows: list[list[Value]] = []
+    for model, each in means.items():
+        cells: list[Value] = [
+            CellText(f"{100 * each['by_type'][k]:.1f}", best=_is_best(each["by_type"][k], best[k], len(means)))
+            if k in each["by_type"]
+            else None
+            for k in kinds
+        ]
+        kept = results["retention"].get(model, {}).get("mean")
+        reference = "100 %" if model == results["reference"] else "–"
+        rows.append([model, *cells, each["types"], CellText(f"{100 * kept:.1f} %") if kept is not None else reference])
+    columns = ["model", *(kind_title(kind) for kind in kinds), "mean of types"]
+    if results["reference"] is None:
+        return Table("", columns, [row[:-1] for row in rows])
+    return Table("", [*columns, f"kept of {results['reference']}"], rows)
+
+
+def overview_chart(results: Mapping[str, Any]) -> Markup | None:
+    """Draw mean scores by kind, one mark a model.
+
+    Args:
+        results: Of an evaluation.
+
+    Returns:
+        The chart, or None where there is nothing to compare.
+    """
+    means = results.get("means", {})
+    kinds = _kinds(means)
+    if not kinds or not 2 <= len(means) <= 6:
+        return None
+    rows = [
+        (kind_title(kind), [100 * each["by_type"][kind] if kind in each["by_type"] else None for each in means.values()]) for kind in kinds
+    ]
+    label = "Mean score by type of set: " + "; ".join(
+        f"{name}: " + ", ".join(f"{model} {value:.1f}" for model, value in zip(means, values, strict=True) if value is not None)
+        for name, values in rows
+    )
+    return dot_plot(rows, list(means), label=label, x_label="mean score × 100")
+
+
+def score_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Return one table a kind: a row a set, a column a model, and how much of the reference each keeps.
+
+    Args:
+        results: Of an evaluation.
+
+    Returns:
+        The tables, in the order of kinds.
+    """
+    scores = results.get("scores", {})
+    found = []
+    for kind in Kind:
+        sets = list(dict.fromkeys(name for each in scores.values() for name, record in each.items() if record["kind"] == kind))
+        if not sets:
+            continue
+        rows: list[list[Value]] = []
+        for name in sets:
+            values = {model: each[name]["score"] for model, each in scores.items() if name in each}
+            best = max(values.values())
+            n = next(each[name]["n"] for each in scores.values() if name in each)
+            row: list[Value] = [CellText(name.split("/", 1)[1], small=f"n = {n:,}{_seen(results, name)}")]
+            for model, each in scores.items():
+                kept = results["retention"].get(model, {}).get("sets", {}).get(name)
+                row.append(_score_cell(each.get(name), kept, best, len(values)))
+            rows.append(row)
+        if len(sets) > 1:
+            means = [results["means"][model]["by_type"].get(kind.value) for model in scores]
+            rows.append(["mean", *means])
+        note = f"Metric: {METRIC[kind]} × 100."
+        found.append(Table(kind_title(kind.value), ["set", *scores], rows, note, totals=int(len(sets) > 1)))
+    return found
+
+
+def significance_table(results: Mapping[str, Any]) -> Table | None:
+    """Return differences to the reference with interval and p-value.
+
+    Args:
+        results: Of an evaluation.
+
+    Returns:
+        The table, or None with one model only.
+    """
+    rows: list[list[Value]] = []
+    for row in results.get("comparisons", ()):
+        value, low, high = (100 * x for x in row["difference"])
+        sure = "yes" if row["p"] < 0.05 and (low > 0 or high < 0) else "no"
+        rows.append([CellText(row["set"], row["model"]), f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}", _p_value(row["p"]), sure])
+    if not rows:
+        return None
+    columns = ["set and model", f"difference to {results['reference']}", "95 % interval", "p", "beyond chance"]
+    return Table("", columns, rows)
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """Return what was left out of sets, once each.
+
+    Args:
+        results: Of an evaluation.
+
+    Returns:
+        Sentences with the set's name.
+    """
+    found = [
+        f"{name}: {note}" if "this model" not in note else f"{name}, {model}: {note}"
+        for model, each in results.get("scores", {}).items()
+        for name, record in each.items()
+        for note in record["notes"]
+    ]
+    return list(dict.fromkeys(found))
+
+
+def compression(results: Mapping[str, Any]) -> list[CompressionSection]:
+    """Return what smaller vectors cost, by model, as means over its retrieval sets or, without any, all that were measured.
+
+    Args:
+        results: Of an evaluation.
+
+    Returns:
+        One part a model, none where nothing was measured.
+    """
+    found = []
+    for model, records in results.get("scores", {}).items():
+        if cells := mean_matrix(records):
+            table, chart = _compression_table(cells), _compression_chart(model, cells)
+            found.append(CompressionSection(model, results["verdicts"].get(model, ""), table, chart))
+    return found
+
+
+def loss_charts(log: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
+    """Draw each loss term over the steps of each phase.
+
+    Args:
+        log: Records with `phase`, `step` and `terms`; others are passed over.
+
+    Returns:
+        One curve a phase and term, in the order in which they ran.
+    """
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for record in log:
+        if not isinstance(record.get("terms"), Mapping) or record.get("step") is None:
+            continue
+        phase = curves.setdefault(str(record["phase"]), {})
+        for term, value in record["terms"].items():
+            if value is not None:
+                phase.setdefault(term, []).append((float(record["step"]), float(value)))
+    return [
+        LossCurve(phase, term, int(points[-1][0]) + 1, _loss_chart(phase, term, points))
+        for phase, terms in curves.items()
+        for term, points in terms.items()
+        if len(points) > 1
+    ]
+
+
+def _kinds(means: Mapping[str, Any]) -> list[str]:
+    present = {kind for each in means.values() for kind in each["by_type"]}
+    return [kind.value for kind in Kind if kind.value in present]
+
+
+def _is_best(value: float, best: float, count: int) -> bool:
+    return count > 1 and round(100 * value, 1) == round(100 * best, 1)
+
+
+def _score_cell(record: Mapping[str, Any] | None, kept: float | None, best: float, count: int) -> Value:
+    if record is None:
+        return None
+    small = f"{100 * kept:.1f} %" if kept is not None else "{:.1f}–{:.1f}".format(*(100 * x for x in record["interval"]))
+    return CellText(f"{100 * record['score']:.1f}", small, _is_best(record["score"], best, count))
+
+
+def _seen(results: Mapping[str, Any], name: str) -> str:
+    """Return a flag for a set of which something was seen in training."""
+    told = ""
+    for each in results.get("seen", ()):
+        counts = each["sets"].get(name, {})
+        if counts.get("exact") or counts.get("near"):
+            told = f" · {100 * (counts['exact'] + counts['near']) / counts['texts']:.0f} % of the texts seen in training"
+        if counts.get("teacher"):
+            told += " · seen by the teacher"
+    return told
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _compression_table(cells: Sequence[CompressionResult]) -> Table:
+    dims = list(dict.fromkeys(cell.dim for cell in cells))
+    settings = list(dict.fromkeys((cell.precision, cell.rescored) for cell in cells))
+    by_setting = {(cell.dim, cell.precision, cell.rescored): cell for cell in cells}
+    rows: list[list[Value]] = []
+    for dim in dims:
+        row: list[Value] = [f"{dim}"]
+        for precision, rescored in settings:
+            cell = by_setting.get((dim, precision, rescored))
+            speed = f" · {cell.query_ms:.2f} ms" if cell and cell.query_ms is not None else ""
+            row.append(CellText(f"{100 * cell.kept:.1f} %", f"{cell.bytes:,} B{speed}") if cell else None)
+        rows.append(row)
+    columns = ["dimensions", *(precision + (", rescored" if rescored else "") for precision, rescored in settings)]
+    timed = ", and time of one query by exact search" if any(cell.query_ms is not None for cell in cells) else ""
+    return Table("", columns, rows, f"Share of the uncompressed score kept, bytes a vector{timed}.")
+
+
+def _compression_chart(model: str, cells: Sequence[CompressionResult]) -> Markup:
+    series = []
+    for precision, rescored in dict.fromkeys((cell.precision, cell.rescored) for cell in cells):
+        line = sorted((cell.bytes, 100 * cell.kept) for cell in cells if (cell.precision, cell.rescored) == (precision, rescored))
+        series.append(Series(precision + (", rescored" if rescored else ""), line))
+    label = f"Share of the score of {model} kept against bytes a vector, one line a precision; the numbers are in the table"
+    return line_chart(series[:6], label=label, x_label="bytes a vector", y_label="% of the score kept", log_x=True, marks=True)
+
+
+def _loss_chart(phase: str, term: str, points: Sequence[tuple[float, float]]) -> Markup:
+    size = max(1, -(-len(points) // _POINTS))
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    mean = [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    label = f"{term} in {phase}: from {mean[0][1]:.4g} at the start to {mean[-1][1]:.4g} at the end"
+    return line_chart([Series(term, mean)], label=label, x_label="step", y_label=term, y_zero=min(y for _, y in mean) >= 0)

@@ -1,0 +1,197 @@
+"""Tables of the report: what a cell shows, and the tables of cost, speed and data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+
+@dataclass(frozen=True)
+class CellText:
+    """A cell: its text, a smaller line below, whether it is the best of its row."""
+
+    main: str
+    small: str = ""
+    best: bool = False
+
+
+Value = str | float | int | None | CellText
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: the first column names its rows. A float is a score from 0 to 1 and is shown times 100; None is a dash."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Value]]
+    note: str = ""
+    totals: int = 0
+
+    def cells(self) -> list[list[CellText]]:
+        """Return the rows as texts.
+
+        Returns:
+            Rows of cells.
+        """
+        return [[as_text(value) for value in row] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: tables and charts under a heading."""
+
+    title: str
+    intro: str = ""
+    tables: Sequence[Table] = ()
+    charts: Sequence[Markup] = ()
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """What one model costs to run and to keep."""
+
+    model: str
+    texts_per_second: float | None = None
+    parameters: int | None = None
+    megabytes: float | None = None
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """What became of the rows of one data source."""
+
+    name: str
+    kind: str
+    read: int
+    used: int
+    repaired: int = 0
+    rejected: int = 0
+
+
+def as_text(value: Value) -> CellText:
+    """Return what a cell shows.
+
+    Args:
+        value: A cell's value.
+
+    Returns:
+        Its text: scores times 100 with one digit, whole numbers with separators, a dash for None.
+    """
+    if isinstance(value, CellText):
+        return value
+    if value is None:
+        return CellText("–")
+    if isinstance(value, float):
+        return CellText(f"{100 * value:.1f}")
+    return CellText(f"{value:,}" if isinstance(value, int) else value)
+
+
+def speed_table(models: Sequence[SpeedRow]) -> Table | None:
+    """Return what models cost.
+
+    Args:
+        models: The first is what the others are compared with.
+
+    Returns:
+        The table, or None without models.
+    """
+    if not models:
+        return None
+    base = models[0].texts_per_second
+    rows: list[list[Value]] = []
+    for i, each in enumerate(models):
+        speed = each.texts_per_second
+        times = f"{speed / base if i else 1:.1f} ×" if speed and base else None
+        size = f"{each.megabytes:,.1f}" if each.megabytes else None
+        rows.append([each.model, f"{speed:,.0f}" if speed else None, times, _millions(each.parameters), size])
+    return Table("", ["model", "texts per second", f"times {models[0].model}", "parameters", "MB on disk"], rows)
+
+
+def source_table(sources: Sequence[SourceRow]) -> Table | None:
+    """Return what became of the rows read.
+
+    Args:
+        sources: The sources.
+
+    Returns:
+        The table with a total, or None without sources.
+    """
+    if not sources:
+        return None
+    rows: list[list[Value]] = [[s.name, s.kind, s.read, s.used, s.repaired, s.rejected] for s in sources]
+    total: list[Value] = [
+        "all",
+        "",
+        *(sum(numbers) for numbers in zip(*((s.read, s.used, s.repaired, s.rejected) for s in sources), strict=True)),
+    ]
+    return Table("", ["source", "kind", "rows read", "used", "repaired", "rejected"], [*rows, total], totals=1)
+
+
+def time_table(times: Sequence[tuple[str, float]]) -> Table | None:
+    """Return where the time went.
+
+    Args:
+        times: (what, seconds).
+
+    Returns:
+        The table with a total, or None without rows.
+    """
+    whole = sum(seconds for _, seconds in times)
+    if not whole:
+        return None
+    rows: list[list[Value]] = [[what, duration(seconds), f"{100 * seconds / whole:.0f} %"] for what, seconds in times]
+    return Table("", ["what", "time", "share"], [*rows, ["all", duration(whole), "100 %"]], totals=1)
+
+
+def seen_table(seen: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Return how much of each evaluation set was seen in training.
+
+    Args:
+        seen: Set to counts of texts, exact and near (None where training texts are unknown), and maybe `queries` with the
+            same counts, and `teacher`: whether the teacher was trained on the set, None if that is not declared.
+
+    Returns:
+        The table, or None without sets.
+    """
+    if not seen:
+        return None
+    columns = ["set", "texts", "seen word for word", "share 13 words in a row"]
+    queries = any(counts.get("queries") for counts in seen.values())
+    teacher = any("teacher" in counts for counts in seen.values())
+    rows: list[list[Value]] = []
+    for name, counts in seen.items():
+        row: list[Value] = [name, counts["texts"], counts["exact"], counts["near"]]
+        if queries:
+            asked = counts.get("queries") or {}
+            row.append(f"{asked['exact'] + asked['near']:,} of {asked['texts']:,}" if asked.get("exact") is not None else None)
+        if teacher:
+            row.append({True: "yes", False: "no", None: "not declared"}[counts.get("teacher")])
+        rows.append(row)
+    return Table("", [*columns, *["queries seen"] * queries, *["teacher trained on it"] * teacher], rows)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people write it.
+
+    Args:
+        seconds: The time.
+
+    Returns:
+        Such as `48 s`, `3 min 05 s` or `1 h 20 min`.
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _millions(count: int | None) -> str | None:
+    if count is None:
+        return None
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"

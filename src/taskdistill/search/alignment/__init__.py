@@ -1,0 +1,1 @@
+"""Maps between the spaces of two models, and the migration of an index by one."""

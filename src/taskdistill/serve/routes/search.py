@@ -1,0 +1,191 @@
+"""POST /search over an open index: queries through the queue like all other texts, ranking in threads of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+from fastapi import FastAPI, Request
+from pydantic import Field
+from starlette.responses import JSONResponse
+
+from taskdistill.encode.encoder import Encoder
+from taskdistill.encode.projected import ProjectedEncoder, in_space
+from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.quantization import normalize, truncate
+from taskdistill.search.filters import Condition, parse_filter
+from taskdistill.serve.bodies import BodyReader
+from taskdistill.serve.errors import ApiError
+from taskdistill.serve.model_holder import ModelHolder
+from taskdistill.serve.routes.embeddings import unless_gone
+from taskdistill.serve.schemas import RequestBody, parse, texts_of
+from taskdistill.serve.service import overloaded
+
+MOST_HITS = 1000
+"""Largest top_k."""
+
+REFRESH_SECONDS = 5.0
+"""How often a search looks whether another process has written to the index."""
+
+_log = logging.getLogger(__name__)
+
+
+class SearchIndex(Protocol):
+    """An open index of `taskdistill.search`."""
+
+    settings: Any
+    documents: int
+
+    def refresh(self) -> None:
+        """Go on to what is on the disk now."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Say what the index is."""
+        ...
+
+    def search(self, queries: Any, top_k: int, *, encoder: Any = None, space_id: str | None = None, **options: Any) -> list[list[Any]]:
+        """Return hits for each query."""
+        ...
+
+
+class SearchRequest(RequestBody):
+    """POST /search."""
+
+    query: Any = Field(description="A query, or a list of queries", json_schema_extra={"type": ["string", "array"]})
+    top_k: int = Field(10, ge=1, le=MOST_HITS, description="Passages a query")
+    filter: Any = Field(
+        None,
+        description='Conditions on metadata: {"lang": "en", "year": {">=": 2020}} or ["lang=en", "year>=2020"]',
+        json_schema_extra={"type": ["object", "array", "string", "null"]},
+    )
+    oversample: int | None = Field(None, ge=1, le=1000, description="Candidates of the first pass for each passage asked for")
+    hybrid: bool | None = Field(None, description="Whether the ranking is joined with BM25's; as the index is tuned if not given")
+    refine: bool | None = Field(None, description="Whether queries move towards their best passages; as the index is tuned if not given")
+
+
+class _ComputedVectors:
+    """An encoder that holds the vectors of these queries already; the index asks it for their text's vectors."""
+
+    def __init__(self, encoder: Encoder | ProjectedEncoder, vectors: np.ndarray) -> None:
+        self.name, self.space_id, self.model_hash = encoder.name, encoder.space_id, encoder.model_hash
+        self.former_space_ids = encoder.former_space_ids
+        self.embedding_dim = encoder.embedding_dim
+        self._vectors = vectors
+
+    def encode(self, texts: Sequence[str], *, truncate_dim: int | None = None, **_: Any) -> np.ndarray:
+        return truncate(self._vectors, truncate_dim or self._vectors.shape[1])
+
+
+def add_routes(app: FastAPI, served: ModelHolder, bodies: BodyReader, index: SearchIndex | None) -> None:
+    """Add /search and /v1/index; without an index they answer 404.
+
+    Args:
+        app: The application.
+        served: The model.
+        bodies: Reads request bodies.
+        index: An open index, of the model's space or of its teacher's.
+    """
+    threads = ThreadPoolExecutor(2, thread_name_prefix="search")
+    running = 0
+    refreshed = time.monotonic()
+
+    def fresh(index: SearchIndex) -> SearchIndex:
+        nonlocal refreshed
+        if time.monotonic() - refreshed > REFRESH_SECONDS:
+            refreshed = time.monotonic()
+            try:
+                index.refresh()
+            except (BadInput, WorkFailed) as error:
+                _log.error("the index cannot be read again, the old state keeps serving: %s", error)
+        return index
+
+    async def find(index: SearchIndex, asked: SearchRequest, queries: list[str]) -> tuple[list[list[Any]], float]:
+        service = served.now
+        asker = in_space(service.encoder, index.settings.space_id, *index.settings.former_space_ids)
+        projected = isinstance(asker, ProjectedEncoder)
+        if projected and index.settings.task is not None:
+            raise ApiError(400, f"the index holds vectors for task {index.settings.task!r}, which a projection does not reach")
+        prompt = service.encoder.prompt_text(index.settings.query_prompt)
+        task = None if projected else index.settings.task
+        done = await service.embed(queries, task=task, prompt=prompt, truncate=True, field="query")
+        vectors = asker.carry(normalize(done.vectors)) if isinstance(asker, ProjectedEncoder) else done.vectors
+        encoder = _ComputedVectors(asker, vectors)
+
+        def work() -> tuple[list[list[Any]], float]:
+            started = time.monotonic()
+            options: dict[str, Any] = {
+                "filter": asked.filter,
+                "oversample": asked.oversample,
+                "hybrid": asked.hybrid,
+                "refinement": asked.refine,
+            }
+            hits = fresh(index).search(queries, asked.top_k, encoder=encoder, **options)
+            return hits, (time.monotonic() - started) * 1000
+
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
+
+    takes = {"requestBody": {"required": True, "content": {"application/json": {"schema": SearchRequest.model_json_schema()}}}}
+
+    @app.post("/search", openapi_extra=takes, response_class=JSONResponse, tags=["search"])
+    async def search(request: Request) -> JSONResponse:
+        """Find passages in the index: for each query a list of hits, best first, each with the place it came from."""
+        nonlocal running
+        given = _given(index)
+
+        def check_room() -> None:
+            if running >= served.settings.searches or served.now.queue.full:
+                raise overloaded(1)
+
+        check_room()
+        asked = parse(SearchRequest, await bodies.json(request))
+        queries = texts_of(asked.query, "query", served.settings.searches)
+        conditions_of(asked.filter)
+        check_room()  # a body may take its time to arrive, and keeps nobody out meanwhile
+        running += 1
+        try:
+            started = time.monotonic()
+            hits, ranking_ms = await unless_gone(request.receive, find(given, asked, queries))
+        finally:
+            running -= 1
+        total_ms = (time.monotonic() - started) * 1000
+        results = [[asdict(hit) for hit in each] for each in hits]
+        return JSONResponse({"results": results, "milliseconds": {"total": round(total_ms, 2), "ranking": round(ranking_ms, 2)}})
+
+    @app.get("/v1/index", tags=["about"])
+    async def describe() -> dict[str, Any]:
+        """Describe the index: model, task, sizes, counts."""
+        said = _given(index).describe()
+        return {key: value for key, value in said.items() if key != "path"}
+
+
+def conditions_of(value: Any) -> tuple[Condition, ...]:
+    """Read the filter of a request, before anything is computed for it.
+
+    Args:
+        value: What the request holds.
+
+    Returns:
+        Conditions.
+
+    Raises:
+        ApiError: 400 if it is no filter.
+    """
+    if not isinstance(value, dict | list | str | type(None)):
+        raise ApiError(400, f"filter is a JSON {type(value).__name__}; give an object, a list of texts or a text", param="filter")
+    try:
+        return parse_filter(value)
+    except BadInput as error:
+        raise ApiError(400, str(error), param="filter") from None
+
+
+def _given(index: SearchIndex | None) -> SearchIndex:
+    if index is None:
+        raise ApiError(404, "this server has no index; start it with --index INDEX", code="no_index")
+    return index

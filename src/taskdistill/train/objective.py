@@ -1,0 +1,413 @@
+"""Objectives: one function per task, from the vectors of a batch to named loss terms (paper, sections 4 and 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from taskdistill.errors import BadInput, did_you_mean
+from taskdistill.losses import formulas
+from taskdistill.losses.distillation import MENU
+from taskdistill.losses.formulas import normalize, over_prefixes
+from taskdistill.model.projection import Projection
+from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, StaticConfig
+from taskdistill.tasks import Task
+from taskdistill.train.arithmetic import to_device
+from taskdistill.train.collate import TrainBatch, false_negatives
+from taskdistill.train.loss_terms import TEACHER_TERMS, refuse_layers, sharpened, teacher_terms
+from taskdistill.types import RowKind
+
+WEIGHTS: dict[Task, dict[str, float]] = {
+    Task.RETRIEVAL: {"info_nce": 1.0, "distill": 2.0, "gor": 1.0},
+    Task.TEXT_MATCHING: {"cosent": 1.0, "info_nce": 1.0, "distill": 2.0},
+    Task.CLUSTERING: {"distill": 1.0},
+    Task.CLASSIFICATION: {"info_nce": 1.0, "relational": 20.0},
+}
+"""The paper's loss weights (Table A1); a recipe may set others, and may add a term that the task's data allows."""
+
+MORE_OF_PAIRS = ("gor", "gor_hinged", "centre", "binary_info_nce", "int8_info_nce", "relational", *TEACHER_TERMS)
+TERMS: dict[Task, tuple[str, ...]] = {
+    Task.RETRIEVAL: ("info_nce", "distill", *MORE_OF_PAIRS),
+    Task.TEXT_MATCHING: ("cosent", "info_nce", "distill", *MORE_OF_PAIRS),
+    Task.CLUSTERING: ("distill", *MENU),
+    Task.CLASSIFICATION: ("info_nce", "relational"),
+}
+
+CONTRASTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "info_nce": normalize,
+    "binary_info_nce": formulas.sign_straight_through,
+    "int8_info_nce": formulas.int8_straight_through,
+}
+"""Forms of InfoNCE, by what the vectors are in the forward pass."""
+SPREADS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gor": formulas.gor,
+    "gor_hinged": formulas.gor_hinged,
+    "centre": formulas.mean_vector_penalty,
+}
+"""Regularisers of one side of a batch."""
+
+Terms = dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class Heads:
+    """What is trained beside the model: the projection, and the logarithm of a learned temperature."""
+
+    projection: Projection | None = None
+    log_temperature: nn.Parameter | None = None
+    widths: tuple[int, ...] = ()
+    """Size of each teacher's vectors, where there are several."""
+    apart: bool = False
+    """Whether each of several teachers has a cosine of its own."""
+    min_temperature: float = 0.0
+    """A learned temperature is held at or above this."""
+
+    @property
+    def temperature(self) -> float | None:
+        """The learned temperature as the loss uses it; None if none is learned."""
+        if self.log_temperature is None:
+            return None
+        return max(float(self.log_temperature.detach().exp()), self.min_temperature)
+
+    def hold_temperature(self) -> None:
+        """Put a learned temperature back on its floor if an update, or its start, has taken it below."""
+        if self.log_temperature is not None and self.min_temperature > 0:
+            with torch.no_grad():
+                self.log_temperature.clamp_(min=math.log(self.min_temperature))
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """Return the parameters under the names of checkpoints.
+
+        Returns:
+            Name to parameter.
+        """
+        found = {} if self.projection is None else {f"projection.{name}": p for name, p in self.projection.named_parameters()}
+        return found if self.log_temperature is None else found | {"log_temperature": self.log_temperature}
+
+
+@dataclass(slots=True)
+class Targets:
+    """What a batch is compared with, as tensors of the running step."""
+
+    teacher: Tensor | None = None
+    """Teacher vectors of `Prepared.distilled`, `(n, T)`; of several teachers side by side, not a number where one has none."""
+    teacher_similarities: np.ndarray | None = None
+    """Teacher cosines of queries with positives `(B, B)`, for masking."""
+    base: Tensor | None = None
+    """Vectors of every text without adapter, `(texts, D)`, for the relational term."""
+
+
+def weights_for(task: Task, given: Mapping[str, float]) -> dict[str, float]:
+    """Complete a recipe's loss weights with the paper's.
+
+    Args:
+        task: The task.
+        given: Term to weight.
+
+    Returns:
+        Term to weight; a term with weight 0 is not computed.
+
+    Raises:
+        BadInput: If a term is not one of the task's.
+    """
+    refuse_layers(f"adapters.{task.value}", given)
+    for name in given:
+        if name not in TERMS[task]:
+            raise BadInput(f"adapters.{task.value}.weights names {name!r}, which this task does not have{did_you_mean(name, TERMS[task])}")
+    return {name: weight for name, weight in (WEIGHTS[task] | dict(given)).items() if weight > 0}
+
+
+def terms_of(task: Task, kind: RowKind) -> tuple[str, ...]:
+    """Say which of a task's terms a kind of rows has.
+
+    Args:
+        task: The task.
+        kind: Kind of rows.
+
+    Returns:
+        Names of terms.
+    """
+    if task is not Task.TEXT_MATCHING:
+        return TERMS[task]
+    return ("cosent", "relational") if kind is RowKind.SCORED else tuple(name for name in TERMS[task] if name != "cosent")
+
+
+def distill(vectors: Tensor, prepared: TrainBatch, signals: Targets, heads: Heads, dims: Sequence[int], reduction: str = "mean") -> Tensor:
+    """Embedding distillation over every prefix, each through its slice of the projection.
+
+    Args:
+        vectors: Pooled vectors of the texts, `(texts, D)`.
+        prepared: The batch.
+        signals: Holds the teacher's vectors.
+        heads: Holds the projection, or none if the sizes are equal and none is wanted.
+        dims: Prefix sizes.
+        reduction: `mean` over the texts or `sum`.
+
+    Returns:
+        Scalar.
+    """
+    assert signals.teacher is not None
+    chosen = vectors[to_device(prepared.compared(), vectors.device)]
+    target = signals.teacher
+
+    def one(dim: int) -> Tensor:
+        prefix = normalize(chosen[:, :dim])
+        projected = prefix if heads.projection is None else heads.projection(prefix)
+        if heads.widths:
+            return formulas.teachers_distance(
+                projected, target, heads.widths, apart=heads.apart, reduction="sum" if reduction == "sum" else "mean"
+            )
+        wanted = target if heads.projection is not None else target[:, :dim]
+        return formulas.embedding_distance(projected, wanted, "sum" if reduction == "sum" else "mean")
+
+    return over_prefixes(one, dims)
+
+
+def pairs(
+    vectors: Tensor,
+    prepared: TrainBatch,
+    signals: Targets,
+    heads: Heads,
+    dims: Sequence[int],
+    settings: AdapterConfig,
+    wanted: Mapping[str, float],
+) -> tuple[Terms, float]:
+    """Terms of a batch of pairs or triplets: retrieval, and text-matching without scores (5.1, 5.2).
+
+    Args:
+        vectors: Pooled vectors, `(texts, D)`.
+        prepared: The batch.
+        signals: Teacher's vectors and similarities.
+        heads: Projection and temperature.
+        dims: Prefix sizes.
+        settings: Temperature, masking.
+        wanted: Terms with a weight above 0.
+
+    Returns:
+        Named terms, and the share of in-batch candidates that were masked as false negatives.
+    """
+    assert prepared.second is not None
+    terms: Terms = {}
+    device = vectors.device
+    first, second = to_device(prepared.first, device), to_device(prepared.second, device)
+    masked = 0.0
+    if CONTRASTS.keys() & wanted.keys():
+        excluded = false_negatives(
+            prepared, signals.teacher_similarities, settings.false_negative_margin, others=settings.negatives_of_others
+        )
+        masked = float(excluded.mean())
+        mask = to_device(excluded, device) if excluded.any() else None
+        candidates = second if prepared.negatives is None else torch.cat([second, to_device(prepared.negatives, device)])
+        positives = torch.arange(len(first), device=device)
+        tau = temperature(heads, settings)
+        for name, shape in CONTRASTS.items():
+            if name in wanted:
+
+                def contrast(dim: int, shape: Callable[[Tensor], Tensor] = shape) -> Tensor:
+                    queries, documents = shape(vectors[first, :dim]), shape(vectors[candidates, :dim])
+                    if settings.sharpen.acts():
+                        return sharpened(queries, documents, positives, tau, mask, prepared, settings.sharpen)
+                    return formulas.info_nce(queries, documents, positives, tau, mask)
+
+                terms[name] = over_prefixes(contrast, dims)
+    if "distill" in wanted:
+        terms["distill"] = distill(vectors, prepared, signals, heads, dims)
+    for name, spread in SPREADS.items():
+        if name in wanted:
+
+            def both_sides(dim: int, spread: Callable[[Tensor], Tensor] = spread) -> Tensor:
+                return spread(normalize(vectors[first, :dim])) + spread(normalize(vectors[second, :dim]))
+
+            terms[name] = over_prefixes(both_sides, dims)
+    if "relational" in wanted:
+        terms["relational"] = relational(vectors, signals, dims, settings)
+    return terms | compared(vectors, prepared, signals, heads, dims, settings, wanted), masked
+
+
+def compared(
+    vectors: Tensor,
+    prepared: TrainBatch,
+    signals: Targets,
+    heads: Heads,
+    dims: Sequence[int],
+    settings: PhaseConfig,
+    wanted: Mapping[str, float],
+) -> Terms:
+    """Terms of the menu that compare with the teacher, beside `distill`.
+
+    Args:
+        vectors: Pooled vectors, `(texts, D)`.
+        prepared: The batch.
+        signals: Holds the teacher's vectors.
+        heads: Holds the projection.
+        dims: Prefix sizes.
+        settings: The phase.
+        wanted: Terms with a weight above 0.
+
+    Returns:
+        Named terms; none where none is wanted.
+    """
+    names = [name for name in TEACHER_TERMS if name in wanted]
+    if not names or not prepared.distilled:
+        return {}
+    assert signals.teacher is not None
+    return teacher_terms(vectors, prepared, signals.teacher, heads.projection, dims, settings, names, widths=heads.widths)
+
+
+def relational(vectors: Tensor, signals: Targets, dims: Sequence[int], settings: AdapterConfig, places: Tensor | None = None) -> Tensor:
+    """Hold the distances among the texts of a batch to those of the base without adapter (5.4).
+
+    Args:
+        vectors: Pooled vectors, `(texts, D)`.
+        signals: Holds the base's vectors of the same texts.
+        dims: Prefix sizes.
+        settings: Whether the gradient flows through the mean distance.
+        places: Which texts, and how often; None for each once.
+
+    Returns:
+        Scalar.
+    """
+    assert signals.base is not None
+    mine, base = (vectors, signals.base) if places is None else (vectors[places], signals.base[places])
+
+    def relate(dim: int) -> Tensor:
+        return formulas.relational_distance(normalize(mine[:, :dim]), normalize(base[:, :dim]), settings.relational_mean_gradient)
+
+    return over_prefixes(relate, dims)
+
+
+def graded(
+    vectors: Tensor,
+    prepared: TrainBatch,
+    signals: Targets,
+    dims: Sequence[int],
+    settings: AdapterConfig | StaticConfig,
+    wanted: Mapping[str, float],
+) -> Terms:
+    """CoSENT of a batch with gold scores (5.2); such a batch has no distillation term.
+
+    Args:
+        vectors: Pooled vectors, `(texts, D)`.
+        prepared: The batch.
+        signals: Holds the base's vectors, for the relational term.
+        dims: Prefix sizes.
+        settings: Temperature.
+        wanted: Terms with a weight above 0.
+
+    Returns:
+        The terms `cosent` and `relational`.
+    """
+    assert prepared.second is not None and prepared.scores is not None
+    first, second, scores = (to_device(each, vectors.device) for each in (prepared.first, prepared.second, prepared.scores))
+
+    def one(dim: int) -> Tensor:
+        cosines = (normalize(vectors[first, :dim]) * normalize(vectors[second, :dim])).sum(1)
+        return formulas.cosent(cosines, scores, settings.cosent_temperature)
+
+    terms = {"cosent": over_prefixes(one, dims)} if "cosent" in wanted else {}
+    if "relational" in wanted and isinstance(settings, AdapterConfig):
+        terms["relational"] = relational(vectors, signals, dims, settings)
+    return terms
+
+
+def classification(
+    vectors: Tensor,
+    prepared: TrainBatch,
+    signals: Targets,
+    heads: Heads,
+    dims: Sequence[int],
+    settings: AdapterConfig,
+    wanted: Mapping[str, float],
+) -> tuple[Terms, float]:
+    """Bidirectional InfoNCE with label masking, and relational distillation against the base (5.4).
+
+    Args:
+        vectors: Pooled vectors, `(texts, D)`.
+        prepared: The batch of items.
+        signals: Holds the base's vectors of the same texts.
+        heads: Temperature.
+        dims: Prefix sizes.
+        settings: Temperature, masking.
+        wanted: Terms with a weight above 0.
+
+    Returns:
+        Named terms, and the share of candidates masked for having the anchor's label.
+    """
+    assert prepared.second is not None and prepared.negatives is not None
+    assert prepared.labels is not None and prepared.negative_labels is not None
+    terms: Terms = {}
+    device = vectors.device
+    anchors, positives = to_device(prepared.first, device), to_device(prepared.second, device)
+    documents = torch.cat([positives, to_device(prepared.negatives, device)])
+    own = torch.arange(len(anchors), device=device)
+    same_d = same_a = None
+    masked = 0.0
+    if settings.mask_same_label:
+        labels = torch.from_numpy(prepared.labels)
+        all_labels = torch.cat([labels, torch.from_numpy(prepared.negative_labels)])
+        same_d, same_a = (labels[:, None] == others[None, :] for others in (all_labels, labels))
+        masked = float((same_d.sum() - len(labels)) / same_d.numel())  # counted on the CPU: a card would have to be waited for
+        same_d, same_a = same_d.to(device), same_a.to(device)
+    if "info_nce" in wanted:
+        tau = temperature(heads, settings)
+
+        def contrast(dim: int) -> Tensor:
+            unit = normalize(vectors[:, :dim])
+            forward = formulas.info_nce(unit[anchors], unit[documents], own, tau, same_d)
+            backward = formulas.info_nce(unit[positives], unit[anchors], own, tau, same_a)
+            return forward + backward
+
+        terms["info_nce"] = over_prefixes(contrast, dims)
+    if "relational" in wanted:
+        terms["relational"] = relational(vectors, signals, dims, settings, torch.cat([anchors, documents]))
+    return terms, masked
+
+
+def adapter_objective(
+    task: Task, settings: AdapterConfig, dims: Sequence[int]
+) -> Callable[[Tensor, TrainBatch, Targets, Heads], tuple[Terms, float]]:
+    """Return the objective of a task.
+
+    Args:
+        task: The task.
+        settings: Its part of the recipe.
+        dims: Prefix sizes that every term is taken over.
+
+    Returns:
+        Vectors, batch, signals and heads to weighted-in terms (not yet multiplied) and the masked share.
+    """
+    wanted = weights_for(task, settings.weights)
+
+    def objective(vectors: Tensor, prepared: TrainBatch, signals: Targets, heads: Heads) -> tuple[Terms, float]:
+        if prepared.batch.kind is RowKind.LABELLED:
+            return classification(vectors, prepared, signals, heads, dims, settings, wanted)
+        if task is Task.CLUSTERING:
+            terms = {"distill": distill(vectors, prepared, signals, heads, dims)} if "distill" in wanted else {}
+            return terms | compared(vectors, prepared, signals, heads, dims, settings, wanted), 0.0
+        if prepared.scores is not None:
+            return graded(vectors, prepared, signals, dims, settings, wanted), 0.0
+        return pairs(vectors, prepared, signals, heads, dims, settings, wanted)
+
+    return objective
+
+
+def temperature(heads: Heads, settings: AdapterConfig) -> Tensor | float:
+    """Return the temperature of InfoNCE: learned as a logarithm and held above a floor, or fixed (section 11.9).
+
+    Args:
+        heads: Holds the logarithm if it is learned.
+        settings: Fixed value and floor.
+
+    Returns:
+        A positive scalar.
+    """
+    if heads.log_temperature is None:
+        return settings.temperature
+    learned = heads.log_temperature.exp()
+    # The floor is added as a constant: a clamp would have no gradient below it, and the temperature would stay there for ever.
+    return learned + (settings.min_temperature - learned.detach()).clamp_min(0)

@@ -1,0 +1,310 @@
+"""Which teacher to take: every candidate's own scores, and those of the static student that it makes in about a minute."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from taskdistill.data.batches import BatchPlan
+from taskdistill.data.rows import Text, make_dataset
+from taskdistill.device import AUTO
+from taskdistill.encode.encoder import Encoder
+from taskdistill.errors import BadInput
+from taskdistill.evaluate.contamination import training_texts
+from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
+from taskdistill.evaluate.kinds import Embedder
+from taskdistill.evaluate.models.encoder import EncoderEmbedder
+from taskdistill.evaluate.models.external import ModelSpec
+from taskdistill.evaluate.reading import LabeledData, RankingData, SetData, judged_texts
+from taskdistill.evaluate.runner import evaluate_models
+from taskdistill.evaluate.set_runner import EvalOptions
+from taskdistill.io.folders import read_manifest
+from taskdistill.io.outputs import check_claim, claim, write_result
+from taskdistill.model.backbone import EMBEDDED, resolve
+from taskdistill.model.folder import Model, ModelSettings, write_model
+from taskdistill.model.student import StaticModel
+from taskdistill.model.tokenizer import TextTokenizer
+from taskdistill.progress import Progress, never
+from taskdistill.recipe.phases import StaticConfig
+from taskdistill.seeding import torch_seed
+from taskdistill.tasks import Role
+from taskdistill.teacher.protocol import TeacherIdentity, slug, unit_rows
+from taskdistill.teacher.store import TeacherStore, open_store
+from taskdistill.train.log import Log
+from taskdistill.train.loop import TrainContext, run_phase
+from taskdistill.train.phases import static_job, static_phase, teacher_needs
+from taskdistill.train.static_init import start_table
+from taskdistill.train.workers import workers
+from taskdistill.types import MANIFEST, RowKind
+from taskdistill.workflows.evaluate import open_models, placements
+
+KIND = "probe"
+_CLAIM: dict[str, Any] = {"earlier": lambda path: False, "files": ("probe.json",), "parts": ("students", "endpoints", "cache")}
+"""Of the folder that it writes."""
+
+STUDENT = ": student"
+"""What follows a teacher's name in the name of its student."""
+
+LONG_TEXT = 512
+"""Tokens of one text from which the vocabulary to embed is read."""
+
+
+@dataclass(frozen=True)
+class StudentBudget:
+    """How long a student is trained: about a minute with a small teacher.
+
+    Attributes:
+        texts: Training texts that the teacher embeds, at most.
+        steps: Updates of the token table.
+        batch_size: Texts a step.
+        seed: Of draws and batches.
+    """
+
+    texts: int = 4000
+    steps: int = 400
+    batch_size: int = 128
+    seed: int = 17
+
+
+class EmbedderTeacher:
+    """Any model as a teacher: it is told nothing and reads every text as a document."""
+
+    def __init__(self, model: Embedder) -> None:
+        """Wrap a model.
+
+        Args:
+            model: The model.
+        """
+        self.model = model
+        self.identity = TeacherIdentity("model", model.name, None, model.fingerprint())
+        self.embedding_dim: int | None = None
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embed texts.
+
+        Args:
+            texts: Any number.
+
+        Returns:
+            Float32 (n, dim) unit rows.
+        """
+        return unit_rows(self.model.encode(texts, task=None, prompt_name=Role.DOCUMENT.value))
+
+
+def compare_teachers(
+    specs: Sequence[ModelSpec],
+    data: Path,
+    out: Path,
+    watcher: Progress,
+    *,
+    sets: Sequence[str] | None = None,
+    texts: Path | None = None,
+    tokenizer: str | None = None,
+    effort: StudentBudget | None = None,
+    max_queries: int | None = None,
+    threads: int = 1,
+    environment: Mapping[str, str] | None = None,
+    device: str = AUTO,
+    dtype: str = AUTO,
+) -> dict[str, Any]:
+    """Score candidate teachers and the static student that each would make, on the user's evaluation sets.
+
+    Students, the teachers' vectors and all scores are kept in `out`; run again, it continues.
+
+    Args:
+        specs: The candidates.
+        data: Folder of evaluation sets.
+        out: Where everything is kept and probe.json is written.
+        watcher: Told what happens.
+        sets: Names of the sets; None takes all.
+        texts: Training texts of the students, see `training_texts`; None takes those of `data`, or the documents of its
+            retrieval sets where it has none.
+        tokenizer: Model whose tokenizer all students take; None takes each local teacher's own, and the embedded model's else.
+        effort: How long students are trained.
+        max_queries: Sets are cut to this many queries.
+        threads: Worker threads.
+        environment: Where keys of endpoints are looked up.
+        device: Where local candidates run.
+        dtype: Their arithmetic.
+
+    Returns:
+        `teachers` (for each its score and its student's: mean over types of sets, and by type), `advice` in sentences, and
+        `results` of all of them as `evaluate_models` gives them.
+
+    Raises:
+        BadInput: If a candidate cannot embed new texts, or there is nothing to train or evaluate on.
+    """
+    effort = effort or StudentBudget()
+    for spec in specs:
+        if spec.kind == "vectors":
+            raise BadInput(
+                f"{spec.place} holds vectors of some texts, but a student needs those of its vocabulary too; give the model itself"
+            )
+    check_claim(out, KIND, **_CLAIM)
+    options = EvalOptions(max_queries=max_queries, seed=effort.seed)
+    found = find_eval_sets(data, sets)
+    teachers = open_models(specs, out / "endpoints", environment or {}, threads=threads, device=device, dtype=dtype)
+    if where := placements(teachers):
+        watcher.note(where)
+    sample = _sample(texts or data, found, options, effort, watcher, given=texts is not None)
+    vocabulary = [*sample, *(text for each in found for text in _all_texts(each.load(max_queries, effort.seed)))]
+    claim(out, KIND, **_CLAIM)
+    models: list[Embedder] = []
+    seconds = {}
+    for spec, teacher in zip(specs, teachers, strict=True):
+        start = time.monotonic()
+        folder = resolve(tokenizer or (spec.place if spec.kind == "folder" else EMBEDDED))
+        student = _student(teacher, TextTokenizer.load(folder, special=False), sample, vocabulary, out, effort, watcher, threads)
+        seconds[teacher.name] = time.monotonic() - start
+        models += [teacher, EncoderEmbedder(Encoder.load(student, threads=threads), name=f"{teacher.name}{STUDENT}")]
+    watcher.stage(f"scoring {len(teachers)} teachers and their students on {len(found)} sets")
+    results = evaluate_models(models, found, out, options, progress=watcher.count, note=watcher.note)
+    rows = [_row(teacher, results, seconds[teacher.name]) for teacher in teachers]
+    rows.sort(key=lambda row: -row["student"])
+    names = [f"{row['teacher']}{STUDENT}" for row in rows]
+    results = evaluate_models(models, found, out, options, reference=names[0])  # all is kept by now; only the comparison is new
+    behind = [row for row in results["comparisons"] if len(names) > 1 and row["model"] == names[1]]
+    beyond = (sum(row["p"] < 0.05 and row["difference"][2] < 0 for row in behind), len(behind)) if behind else None
+    told = {"teachers": rows, "advice": advice(rows, beyond), "effort": vars(effort), "results": results}
+    write_result(out / "probe.json", told)
+    return told
+
+
+def _row(teacher: Embedder, results: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    own, student = results["means"][teacher.name], results["means"][f"{teacher.name}{STUDENT}"]
+    return {
+        "teacher": teacher.name,
+        "dim": next(iter(results["scores"][teacher.name].values()))["dim"],
+        "score": own["types"],
+        "by_type": own["by_type"],
+        "student": student["types"],
+        "student_by_type": student["by_type"],
+        "seconds": round(seconds, 1),
+    }
+
+
+def advice(rows: Sequence[Mapping[str, Any]], beyond: tuple[int, int] | None = None) -> str:
+    """Say which teacher to take.
+
+    Args:
+        rows: Of the candidates, the one with the best student first.
+        beyond: On how many sets, of how many, the best student is ahead of the next one beyond chance.
+
+    Returns:
+        A few sentences.
+    """
+    best, strongest = rows[0], max(rows, key=lambda row: row["score"])
+    warning = "A stronger teacher is not always the better one"
+    if len(rows) == 1:
+        return f"One candidate: its student keeps {100 * best['student'] / best['score']:.1f} % of it. {warning}, so compare several."
+    if best["teacher"] == strongest["teacher"]:
+        told = f"{best['teacher']} scores best itself and makes the best student here. {warning}; here it is."
+    else:
+        told = (
+            f"{warning}: {strongest['teacher']} scores best itself ({100 * strongest['score']:.1f} against {100 * best['score']:.1f}), but "
+            f"{best['teacher']} makes the better student ({100 * best['student']:.1f} against {100 * strongest['student']:.1f})."
+        )
+    if beyond is not None:
+        told += f" Its student is ahead of the next one beyond chance on {beyond[0]} of {beyond[1]} sets."
+    return (
+        told
+        + " A static student is a minute’s stand-in for the one that a recipe trains: it ranks teachers, its score is not the final one."
+    )
+
+
+def _all_texts(data: SetData) -> list[str]:
+    return [*judged_texts(data), *(data.train.texts if isinstance(data, LabeledData) and data.train is not None else ())]
+
+
+def _sample(
+    place: Path, sets: Sequence[EvalSet], options: EvalOptions, effort: StudentBudget, watcher: Progress, *, given: bool
+) -> list[str]:
+    """Draw the students' training texts."""
+    try:
+        texts = training_texts(place)
+        source = place.name
+    except BadInput:
+        if given:
+            raise
+        data = [each.load(options.max_queries, options.seed) for each in sets]
+        texts = [text for each in data if isinstance(each, RankingData) for text in each.documents.values()]
+        source = "the documents of the retrieval sets, since there is no train split"
+        if not texts:
+            raise BadInput(f"{place} has no train split, no texts and no retrieval set to train students on; give --texts") from None
+    distinct = sorted(dict.fromkeys(text for text in texts if text.strip()))
+    rng = np.random.default_rng(effort.seed)
+    chosen = rng.choice(len(distinct), size=min(effort.texts, len(distinct)), replace=False)
+    watcher.note(f"students learn from {len(chosen):,} of {len(distinct):,} texts of {source}")
+    return [distinct[i] for i in sorted(chosen.tolist())]
+
+
+def _student(
+    teacher: Embedder,
+    tokenizer: TextTokenizer,
+    sample: Sequence[str],
+    vocabulary: Sequence[str],
+    out: Path,
+    effort: StudentBudget,
+    watcher: Progress,
+    threads: int,
+) -> Path:
+    """Make the static student of a teacher, unless the same one is there."""
+    wrapped = EmbedderTeacher(teacher)
+    ids = np.unique(np.concatenate(tokenizer.ids(list(vocabulary), prompt="", max_length=LONG_TEXT).ids))
+    made_from = {
+        "teacher": hashlib.sha256(json.dumps(wrapped.identity.fields(), sort_keys=True).encode()).hexdigest(),
+        "texts": hashlib.sha256("\n".join(sample).encode()).hexdigest(),
+        "tokens": hashlib.sha256(tokenizer.to_json().encode() + ids.tobytes()).hexdigest(),
+        "effort": json.dumps(vars(effort), sort_keys=True),
+    }
+    folder = out / "students" / f"{slug(teacher.name)}-{made_from['teacher'][:8]}"
+    if (folder / MANIFEST).is_file() and read_manifest(folder, "model")["inputs"] == made_from:
+        watcher.note(f"{teacher.name}{STUDENT}: made before")
+        return folder
+    store = open_store(out / "teacher-store", wrapped.identity, None)
+    watcher.stage(f"{teacher.name}: embedding {len(ids):,} tokens and {len(sample):,} texts")
+    table = start_table(tokenizer, wrapped, store, list(sample), watcher.count, only=ids.tolist())
+    settings = StaticConfig(sources={"texts": 1.0}, steps=effort.steps, batch_size=min(effort.batch_size, len(sample)))
+    dataset = make_dataset("texts", RowKind.TEXTS, [Text(text) for text in sample])
+    plan = BatchPlan([dataset], {"texts": 1.0}, settings.batch_size, seed=effort.seed, label="static")
+    _train(table, tokenizer, settings, plan, store, wrapped, folder, effort, watcher, threads)
+    model = Model(table.eval(), tokenizer, ModelSettings(max_length=1_000_000, matryoshka_dims=(table.embedding_dim,)), folder.name, folder)
+    write_model(folder, model, inputs=made_from, replace_existing=True)
+    return folder
+
+
+def _train(
+    table: StaticModel,
+    tokenizer: TextTokenizer,
+    settings: StaticConfig,
+    plan: BatchPlan,
+    store: TeacherStore,
+    teacher: EmbedderTeacher,
+    folder: Path,
+    effort: StudentBudget,
+    watcher: Progress,
+    threads: int,
+) -> None:
+    texts = [text for found in teacher_needs("static", static_phase(settings), plan).values() for text in found]
+    store.fill(texts, teacher, progress=watcher.count)
+    if missing := store.missing(texts):
+        raise BadInput(f"teacher {teacher.model.name!r} gives no usable vector for {len(missing)} texts, the first {missing[0][:60]!r}")
+    torch.manual_seed(torch_seed(effort.seed))
+    job = static_job(settings, table, plan, store, [table.embedding_dim])
+    watcher.stage(f"{teacher.model.name}{STUDENT}: {settings.steps} steps")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".training-") as place, workers(threads) as hands:
+        log = Log(Path(place) / "log.jsonl")
+        around = TrainContext(tokenizer, {}, effort.seed, hands, log, {}, watcher.step, never, threads, watcher.note)
+        run_phase(job, table, Path(place) / "checkpoints", around)
+        log.close()

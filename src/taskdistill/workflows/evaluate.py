@@ -1,0 +1,241 @@
+"""An evaluation from end to end: models of any kind on local sets and public benchmarks, into one results file and one report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from taskdistill.device import AUTO
+from taskdistill.errors import BadInput, require_extra
+from taskdistill.evaluate.contamination import read_training, seen_in, teacher_saw, warnings_of
+from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
+from taskdistill.evaluate.kinds import Embedder
+from taskdistill.evaluate.models.encoder import RunsHere
+from taskdistill.evaluate.models.external import ModelSpec, open_model
+from taskdistill.evaluate.reading import LabeledData, judged_texts
+from taskdistill.evaluate.runner import evaluate_models
+from taskdistill.evaluate.set_runner import EvalOptions
+from taskdistill.io.json import open_regular
+from taskdistill.io.outputs import check_claim, claim, is_result, write_output
+from taskdistill.io.sealed import dump_json
+from taskdistill.progress import Progress
+from taskdistill.report.pages import write_evaluation
+from taskdistill.types import Precision
+
+KIND = "evaluation"
+_PARTS = ("cache", "calibration", "endpoints")
+"""Of the folder that it writes."""
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What is to be evaluated.
+
+    Attributes:
+        models: The models, in the order of columns.
+        out: Folder of results, report and kept scores.
+        data: Folder of local sets, or None.
+        sets: Names of local sets; None takes all.
+        split: Of the local sets.
+        suites: Names of public benchmarks.
+        seen: Where to read what models were trained on.
+        options: See `Options`.
+        reference: Name of the model the others are compared with; None takes the first.
+        command: What to type to get this again.
+        device: See `Encoder.load`.
+        dtype: See `Encoder.load`.
+    """
+
+    models: Sequence[ModelSpec]
+    out: Path
+    data: Path | None = None
+    sets: Sequence[str] | None = None
+    split: str = "test"
+    suites: Sequence[str] = ()
+    seen: Sequence[Path] = ()
+    options: EvalOptions = field(default_factory=EvalOptions)
+    reference: str | None = None
+    command: str = ""
+    device: str = AUTO
+    dtype: str = AUTO
+
+
+def evaluate(request: EvaluateRequest, watcher: Progress, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Run an evaluation and write results.json and report.html.
+
+    Args:
+        request: What is wanted.
+        watcher: Told what happens.
+        environment: Where keys of endpoints are looked up.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        BadInput: If a model, set or suite cannot be used; what is finished stays.
+    """
+    claims: dict[str, Any] = {"earlier": lambda path: _is_evaluation(path), "files": ("results.json", "report.html"), "parts": _PARTS}
+    check_claim(request.out, KIND, **claims)
+    suites = _suite_tasks(request.suites)
+    sets = find_eval_sets(request.data, request.sets, request.split) if request.data is not None else []
+    models = open_models(request.models, request.out / "endpoints", environment, device=request.device, dtype=request.dtype)
+    if told := placements(models):
+        watcher.note(told)
+    trainings = [read_training(path, watcher) for path in request.seen]
+    claim(request.out, KIND, **claims)
+    if sets:
+        watcher.stage(f"{_some(len(models), 'model')} on {_some(len(sets), 'local set')}")
+    kept = request.out if sets else None
+    results = evaluate_models(models, sets, kept, request.options, reference=request.reference, progress=watcher.count, note=watcher.note)
+    results["seen"] = []
+    for training in trainings:
+        data = {each.name: each.load(request.options.max_queries, request.options.seed) for each in sets}
+        found = seen_in(training, sets, data)
+        results["seen"].append({"training": training.name, "texts": training.texts, "sets": found})
+        for line in warnings_of(training.name, found):
+            watcher.note(line)
+    results["suites"] = [_run_suite(name, tasks, models, request, watcher) for name, tasks in suites.items()]
+    for suite in results["suites"]:
+        suite["seen_by_teacher"] = {
+            training.name: [name for name in suite["tasks"] if teacher_saw(training.teacher, name)] for training in trainings
+        }
+    write_output(request.out / "results.json", dump_json(results))
+    write_evaluation(request.out, results, [request.command] if request.command else [])
+    return results
+
+
+def open_models(
+    specs: Sequence[ModelSpec],
+    memory: Path | None,
+    environment: Mapping[str, str],
+    *,
+    threads: int | None = None,
+    device: str = AUTO,
+    dtype: str = AUTO,
+) -> list[Embedder]:
+    """Open models under names that tell them apart.
+
+    Args:
+        specs: What was asked for.
+        memory: See `open_model`.
+        environment: See `open_model`.
+        threads: See `open_model`.
+        device: See `open_model`.
+        dtype: See `open_model`.
+
+    Returns:
+        The models in their order.
+    """
+    often = Counter(spec.name for spec in specs)
+    named = [
+        spec if often[spec.name] == 1 or "name" in spec.options else replace(spec, options={**spec.options, "name": spec.place})
+        for spec in specs
+    ]
+    opened = (open_model(spec, memory=memory, environment=environment, threads=threads, device=device, dtype=dtype) for spec in named)
+    return list(opened)
+
+
+def placements(models: Sequence[Embedder]) -> str:
+    """Say where the models run that run here.
+
+    Args:
+        models: The models.
+
+    Returns:
+        One line; empty if all are endpoints or vectors on disk.
+    """
+    return "; ".join(dict.fromkeys(model.placement for model in models if isinstance(model, RunsHere)))
+
+
+def write_texts(sets: Sequence[EvalSet], options: EvalOptions, path: Path) -> int:
+    """Write every text that a model has to embed for some sets, so that another program can embed them.
+
+    Args:
+        sets: The sets.
+        options: Their cuts.
+        path: A JSONL file, one `{"text": ...}` a line.
+
+    Returns:
+        Number of distinct texts.
+    """
+    texts: dict[str, None] = {}
+    for each in sets:
+        data = each.load(options.max_queries, options.seed)
+        texts.update(dict.fromkeys(judged_texts(data)))
+        if isinstance(data, LabeledData) and data.train is not None:
+            texts.update(dict.fromkeys(data.train.texts))
+    import json
+
+    content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode()
+    write_output(path, content, lambda file: file.read(len(content) + 1) == content)  # texts of somebody look like these
+    return len(texts)
+
+
+def _is_evaluation(path: Path) -> bool:
+    try:
+        with open_regular(path / "results.json") as file:
+            return is_result(file)
+    except (OSError, BadInput):
+        return False
+
+
+def _suite_tasks(names: Sequence[str]) -> dict[str, list[Any]]:
+    if not names:
+        return {}
+    require_extra("mteb", "mteb", "--suite")
+    from taskdistill.evaluate.suites import suite_name, suite_tasks
+
+    return {suite_name(name): suite_tasks(name) for name in names}
+
+
+def _run_suite(name: str, tasks: Sequence[Any], models: Sequence[Embedder], request: EvaluateRequest, watcher: Progress) -> dict[str, Any]:
+    """Run a benchmark with every model, at every dimension and precision that was asked for."""
+    from taskdistill.evaluate.mteb import MtebEncoder
+    from taskdistill.evaluate.suites import run_suite
+
+    options = request.options
+    encoders, names = [], []
+    for model in models:
+        for dim in options.dims or (None,):
+            for precision in options.precisions or (Precision.FLOAT32.value,):
+                setting = [*([f"{dim} dimensions"] if options.dims else []), *([precision] if options.precisions else [])]
+                encoders.append(MtebEncoder(model, dim=dim, precision=precision))
+                names.append(", ".join([model.name, *setting]))
+    watcher.stage(f"{name}: {_some(len(tasks), 'task')}, through mteb")
+    return run_suite(encoders, names, name, tasks, request.out / "mteb", progress=watcher.count, note=watcher.note)
+
+
+def _some(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def check_options(request: EvaluateRequest) -> None:
+    """Refuse a request in which something has no effect.
+
+    Args:
+        request: What is wanted.
+
+    Raises:
+        BadInput: If there is nothing to evaluate on, or an option of local sets comes without them.
+    """
+    if request.data is None and not request.suites:
+        raise BadInput("nothing to evaluate on; give --data DIR, a folder of local sets, or --suite NAME, a public benchmark")
+    options, default = request.options, EvalOptions()
+    given = {
+        "--set": request.sets is not None,
+        "--split": request.split != "test",
+        "--seen": bool(request.seen) and not request.suites,
+        "--max-queries": options.max_queries is not None,
+        "--full-train": options.full_train,
+        "--no-languages": not options.languages,
+        "--prompts": bool(options.prompts),
+    }
+    if request.data is None:
+        for name, wrong in given.items():
+            if wrong:
+                raise BadInput(f"{name} has no effect without --data: a suite is run as it is; leave it out, or give local sets")
+    if options.rescore != default.rescore and not options.precisions:
+        raise BadInput("--no-rescore has no effect without --dims or --precisions; leave it out, or give them")

@@ -1,0 +1,230 @@
+"""Merge models of one shape, and keep the result only if it is better than the best of them by its interval on development sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from taskdistill.device import AUTO, compute_of, placement, resolve_device, resolve_dtype
+from taskdistill.encode.encoder import Encoder
+from taskdistill.encode.placement import on_device
+from taskdistill.errors import BadInput
+from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
+from taskdistill.evaluate.models.encoder import EncoderEmbedder
+from taskdistill.evaluate.score import evaluate_set
+from taskdistill.io.atomic import check_free
+from taskdistill.io.folders import read_manifest
+from taskdistill.model.backbone import resolve
+from taskdistill.model.folder import Model, read_model, write_model
+from taskdistill.model.golden import FILE, embed_with, golden_vectors
+from taskdistill.model.merging import check_same_shape, fixed, load_weights, merge_models, spherical, weights_of
+from taskdistill.progress import Progress
+from taskdistill.stats import PairedDifference, Units, paired_difference
+from taskdistill.train.checkpoint import KIND as CHECKPOINT
+from taskdistill.train.checkpoint import open_checkpoint
+from taskdistill.types import MANIFEST
+
+METHODS = ("last", "uniform", "greedy", "spherical")
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """What the development sets say of one model."""
+
+    name: str
+    score: float
+    units: Units
+
+
+def merge(
+    places: Sequence[str],
+    out: Path,
+    method: str,
+    data: Path,
+    watcher: Progress,
+    *,
+    sets: Sequence[str] | None = None,
+    last_weight: float = 0.5,
+    max_queries: int | None = None,
+    threads: int | None = None,
+    device: str = AUTO,
+    dtype: str = AUTO,
+) -> dict[str, Any]:
+    """Merge models or checkpoints; write the result if it is better than the best of them.
+
+    Args:
+        places: Model folders, or checkpoint folders of a run with a finished model; the last one first for `last`.
+        out: The new model folder.
+        method: `last` mixes the first with the mean of the others; `uniform` means all; `greedy` adds the next best while the development
+            score does not fall; `spherical` means directions.
+        data: Folder of development sets.
+        watcher: Told what happens.
+        sets: Names of these sets; None for all.
+        last_weight: Share of the first with `last`.
+        max_queries: Cut large sets to this many queries.
+        threads: Worker threads.
+        device: Where models are scored; weights are merged on the CPU.
+        dtype: Arithmetic in which they are scored.
+
+    Returns:
+        Plain data: the score of each model and of the merged one, the difference to the best with its interval, and whether it was kept.
+
+    Raises:
+        BadInput: If `out` exists, the method is unknown, or the models are not alike.
+    """
+    check_free(out)
+    if method not in METHODS:
+        raise BadInput(f"method {method!r} is not known; give one of {', '.join(METHODS)}")
+    models = [read_place(place) for place in places]
+    check_same_shape(models)
+    where = resolve_device(device)
+    judge = _Judge(find_eval_sets(data, sets, split="dev"), max_queries, threads, where, resolve_dtype(dtype, where))
+    watcher.note(placement(where, judge.dtype))
+    singles = []
+    for place, model in zip(places, models, strict=True):
+        singles.append(judge(model, str(place)))
+        watcher.note(f"{place}: {100 * singles[-1].score:.2f}")
+    best = max(range(len(models)), key=lambda i: singles[i].score)
+    weights, used = _merged(models, singles, method, last_weight, judge, watcher)
+    scratch = models[0]
+    load_weights(scratch, weights)
+    merged = judge(scratch, "merged")
+    difference = paired_difference(merged.units, singles[best].units)
+    kept = difference.estimate.low > 0
+    if kept:
+        _write(scratch, out, {"merged_from": [Path(place).name for place in used], "method": method})
+    return {
+        "method": method,
+        "models": {single.name: single.score for single in singles},
+        "merged_from": list(used),
+        "score": merged.score,
+        "best_single": singles[best].name,
+        "difference": difference.estimate.to_json(),
+        "p": difference.p,
+        "kept": kept,
+        "model": str(out) if kept else None,
+        "told": _told(merged, singles[best], difference, kept),
+    }
+
+
+def read_place(place: str) -> Model:
+    """Read a model folder, or the state of a run's model at a checkpoint.
+
+    Args:
+        place: Model folder, Hub id, or RUN/checkpoints/PHASE/step-N of a run that has a finished model.
+
+    Returns:
+        The model; of a checkpoint of the base without adapters, since they fit the finished base only.
+
+    Raises:
+        BadInput: If there is no such model, or the checkpoint is damaged or of another model.
+    """
+    folder = Path(place)
+    if not (folder / MANIFEST).is_file() or read_manifest(folder).get("kind") != CHECKPOINT:
+        return read_model(resolve(place))
+    open_checkpoint(folder, "leave it out")
+    run, phase = folder.parents[2], folder.parent.name
+    if not (run / "model").is_dir():
+        raise BadInput(f"{run} has no finished model to put the checkpoint's weights into; finish the run first")
+    model, task = read_model(run / "model"), phase.removeprefix("adapters.") if phase.startswith("adapters.") else None
+    weights = dict(weights_of(model))
+    for name, tensor in load_file(folder / "weights.safetensors").items():
+        own = (
+            f"{task}/{name}"
+            if task is not None
+            else name.replace("projection.", "projection/", 1)
+            if name.startswith("projection.")
+            else _base(name)
+        )
+        if own in weights and weights[own].shape == tensor.shape:
+            weights[own] = tensor
+        elif name != "log_temperature" and not (task is not None and name.startswith("projection.")):
+            raise BadInput(f"checkpoint {folder} holds {name}, which {run / 'model'} lacks or has in another shape")
+    load_weights(model, weights)
+    if task is None and model.module.tasks:
+        raise BadInput(
+            f"{folder} is a state of the base, but {run / 'model'} has adapters that fit its last state only; merge whole models instead"
+        )
+    model.name = f"{run.name}/{phase}/{folder.name}"
+    return model
+
+
+def _base(name: str) -> str:
+    return f"base/{name}" if name == "table" else f"base/backbone.{name}"
+
+
+class _Judge:
+    """Scores models on development sets that are read once."""
+
+    def __init__(
+        self, sets: Sequence[EvalSet], max_queries: int | None, threads: int | None, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.sets = [(each, each.load(max_queries, 17)) for each in sets]
+        self.threads, self.device, self.dtype = threads, device, dtype
+
+    def __call__(self, model: Model, name: str) -> ScoredModel:
+        units, scores = dict[str, Any](), []
+        with on_device(model.module, self.device):
+            embedder = EncoderEmbedder(Encoder(model, threads=self.threads, compute=compute_of(self.dtype)))
+            for each, data in self.sets:
+                found = evaluate_set(embedder, each.name, each.kind, data).score
+                units |= {f"{each.name} {language}": rows for language, rows in found.units.items()}
+                scores.append(found.score)
+        return ScoredModel(name, float(np.mean(scores)), units)
+
+
+def _merged(
+    models: Sequence[Model], singles: Sequence[ScoredModel], method: str, last_weight: float, judge: _Judge, watcher: Progress
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Merge by one method; say which models are in the result."""
+    names, count = [single.name for single in singles], len(models)
+    if method == "spherical":
+        return merge_models(models, spherical), names
+    if method == "uniform":
+        return merge_models(models, fixed([1 / count] * count)), names
+    if method == "last":
+        return merge_models(models, fixed([last_weight] + [(1 - last_weight) / (count - 1)] * (count - 1))), names
+    return _greedy(models, singles, judge, watcher)
+
+
+def _greedy(
+    models: Sequence[Model], singles: Sequence[ScoredModel], judge: _Judge, watcher: Progress
+) -> tuple[dict[str, Tensor], list[str]]:
+    order = sorted(range(len(models)), key=lambda i: -singles[i].score)
+    scratch, inside, best = models[order[0]], [order[0]], singles[order[0]].score
+    own = {name: tensor.detach().clone() for name, tensor in weights_of(scratch).items()}
+    weights = own
+    for new in order[1:]:
+        tried = [*inside, new]
+        merged = merge_models([models[i] for i in tried], fixed([1 / len(tried)] * len(tried)))
+        load_weights(scratch, merged)
+        score = judge(scratch, "tried").score
+        load_weights(scratch, own)
+        watcher.note(f"with {singles[new].name}: {100 * score:.2f}, {'kept' if score >= best else 'left out'}")
+        if score >= best:
+            inside, best, weights = tried, score, merged
+    return weights, [singles[i].name for i in inside]
+
+
+def _told(merged: ScoredModel, best: ScoredModel, difference: PairedDifference, kept: bool) -> str:
+    value, low, high = (100 * x for x in difference.estimate.to_json())
+    told = f"merged {100 * merged.score:.2f}, best single {100 * best.score:.2f} ({best.name}): {value:+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"{told}; kept" if kept else f"{told}; not better by its interval, so nothing was written: keep {best.name}"
+
+
+def _write(model: Model, out: Path, meta: dict[str, Any]) -> None:
+    model.name = out.name
+    model.settings = replace(model.settings, int8_ranges={})
+    golden = golden_vectors(embed_with(model), model.module.tasks)
+    card = f"# {out.name}\nMerged by `taskdistill merge` ({meta['method']}) from {', '.join(meta['merged_from'])}.\n"
+    write_model(
+        out, model, meta=meta, extra_files={FILE: json.dumps(golden, ensure_ascii=False, allow_nan=False) + "\n", "README.md": card}
+    )

@@ -1,0 +1,173 @@
+"""Needle and passkey for several models: the same documents for all, each score kept on disk, one report by length."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from taskdistill.device import dtype_name
+from taskdistill.encode.encoder import Encoder
+from taskdistill.evaluate.models.encoder import EncoderEmbedder
+from taskdistill.evaluate.needle import KINDS, LENGTHS, METRIC, score_needles
+from taskdistill.io.atomic import remove_stale_within
+from taskdistill.io.folders import versions
+from taskdistill.io.outputs import check_claim, claim, write_output
+from taskdistill.io.sealed import dump_json, read_sealed, write_sealed
+from taskdistill.report.page import ReportData, render_report
+from taskdistill.report.tables import Section, Table, Value
+from taskdistill.tasks import Task
+
+WHOLE = 1 << 24
+"""Tokens beyond any sentence that is counted."""
+
+KIND = "needle"
+_CLAIM: dict[str, Any] = {"earlier": lambda path: False, "files": ("results.json", "report.html"), "parts": ("cache",)}
+"""Of the folder that it writes."""
+
+ABOUT = (
+    "One sentence is hidden in every document, and every query asks for one of them; the figure is nDCG@1, how often the document with "
+    "the answer comes first. Halves: documents whose sentence stands in the first or second half. Cut: documents longer than the model reads."
+)
+
+
+def check_needles(out: Path) -> None:
+    """Refuse a folder that cannot take the results, before any model is loaded.
+
+    Args:
+        out: See `evaluate_needles`.
+
+    Raises:
+        BadInput: If it is something else or write-protected.
+    """
+    check_claim(out, KIND, **_CLAIM)
+
+
+def evaluate_needles(
+    encoders: Mapping[str, Encoder],
+    out: Path,
+    *,
+    kinds: Sequence[str] = KINDS,
+    lengths: Sequence[int] = LENGTHS,
+    documents: int = 50,
+    seed: int = 17,
+    commands: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Score models at every length, and write results.json and report.html.
+
+    Documents are as long as asked by the tokenizer of the first model, and the same for all models.
+
+    Args:
+        encoders: Name to model.
+        out: Folder for the results; finished scores are kept in its `cache` and never computed twice.
+        kinds: See `needle_set`.
+        lengths: See `needle_set`.
+        documents: See `needle_set`.
+        seed: See `needle_set`.
+        commands: What to type to get the report again.
+        progress: Called with (sets done, sets in all).
+        note: Called with a line for each score.
+
+    Returns:
+        What results.json holds: `models`, `rows` (one a model, kind and length), `means` and `versions`.
+    """
+    claim(out, KIND, **_CLAIM)
+    remove_stale_within(out / "cache")
+    first = next(iter(encoders.values()))
+    counter, tokenizer = _Counter(first), hashlib.sha256(first.model.tokenizer.to_json().encode()).hexdigest()
+    plan = [(name, kind, length) for kind in kinds for length in lengths for name in encoders]
+    rows = []
+    for done, (name, kind, length) in enumerate(plan, 1):
+        encoder = encoders[name]
+        said = json.dumps(["needle", _print(encoder), encoder.max_length, tokenizer, kind, length, documents, seed])
+        path = out / "cache" / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.json"
+        if path.is_file():
+            row = read_sealed(path, "remove it to score that set again")
+        else:
+            embedder = EncoderEmbedder(encoder)
+            task = Task.RETRIEVAL.value
+            row = next(
+                iter(score_needles(embedder, kinds=[kind], lengths=[length], documents=documents, seed=seed, tokens=counter, task=task))
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_sealed(path, row)
+        rows.append({"model": name, **row})
+        if note is not None:
+            cut = f", {row['cut']} of {row['documents']} documents cut" if row["cut"] else ""
+            note(f"{kind} {length:,}  {name}  {METRIC} {100 * row[METRIC]:.1f}{cut}")
+        if progress is not None:
+            progress(done, len(plan))
+    results = {
+        "models": [{"name": name, "fingerprint": _print(encoder), "max_length": encoder.max_length} for name, encoder in encoders.items()],
+        "rows": rows,
+        "means": {name: {kind: _mean(rows, name, kind) for kind in kinds} for name in encoders},
+        "options": {"documents": documents, "seed": seed, "tokens counted by": next(iter(encoders))},
+        "versions": versions(),
+    }
+    write_output(out / "results.json", dump_json(results))
+    page = ReportData(
+        title="Needle and passkey by length",
+        summary=ABOUT,
+        sections=[Section("By length", tables=needle_tables(results))],
+        commands=commands,
+        versions=versions(),
+    )
+    write_output(out / "report.html", render_report(page))
+    return results
+
+
+def needle_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Lay results out: one table a kind and model.
+
+    Args:
+        results: What `evaluate_needles` returned.
+
+    Returns:
+        A row a length, and the mean of all lengths below.
+    """
+    found = []
+    for name, means in results["means"].items():
+        for kind, mean in means.items():
+            rows: list[list[Value]] = [
+                [
+                    f"{row['length']:,}",
+                    row[METRIC],
+                    "{:.1f}–{:.1f}".format(*(100 * x for x in row["interval"])),
+                    row["first_half"],
+                    row["second_half"],
+                    row["cut"],
+                ]
+                for row in results["rows"]
+                if (row["model"], row["kind"]) == (name, kind)
+            ]
+            rows.append(["mean", mean, "", None, None, None])
+            columns = ["tokens", METRIC, "95 % interval", "first half", "second half", "cut"]
+            found.append(Table(f"{kind}, {name}", columns, rows, totals=1))
+    return found
+
+
+class _Counter:
+    """Counts the tokens of a text without prompt and special tokens."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._tokenizer = encoder.model.tokenizer
+
+    def __call__(self, text: str) -> int:
+        ids = self._tokenizer.ids([text], prompt="", max_length=WHOLE).ids[0]
+        return len(ids) - self._tokenizer.own_tokens
+
+
+def _print(encoder: Encoder) -> str:
+    """Tell models apart by what decides their vectors."""
+    return encoder.model_hash if encoder.dtype is torch.float32 else f"{encoder.model_hash} {dtype_name(encoder.dtype)}"
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], name: str, kind: str) -> float:
+    return float(np.mean([row[METRIC] for row in rows if (row["model"], row["kind"]) == (name, kind)]))
