@@ -33,7 +33,7 @@ import yaml
 from common import in_child, machine, peak_memory, resident_memory, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # which write the Hub's folders without the Hub
-import tiny_hub
+from helpers import tiny_hub
 
 from taskdistill.device import device_name
 from taskdistill.model.backbone import build_backbone

@@ -28,8 +28,7 @@ from common import table
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import tiny
-import tiny_run
+from helpers import tiny, tiny_run
 
 from taskdistill import Encoder
 from taskdistill.device import computes_in, free_memory_of, placement, resolve_device, synchronize

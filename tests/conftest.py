@@ -9,58 +9,7 @@ import ssl
 import sys
 
 import pytest
-from forked import fork_server
-
-WHOLE = frozenset(
-    [
-        "ablate_arms",
-        "ablate_run",
-        "ablate_static",
-        "accelerator",
-        "adapt",
-        "cli_evaluate",
-        "cross_lingual",
-        "disk_faults",
-        "export_folders",
-        "flipped_bits",
-        "folders_kill",
-        "foreign_files",
-        "golden_contract",
-        "gpu_check",
-        "inference_view",
-        "jina_layout",
-        "jina_recipes",
-        "job_card",
-        "job_inspect",
-        "job_mine",
-        "lost_processes",
-        "merge",
-        "migrate",
-        "model_families",
-        "own_vocabulary",
-        "probe",
-        "processes",
-        "search_kill",
-        "seen",
-        "serve_limits",
-        "serve_reload",
-        "several_teachers",
-        "sharded",
-        "shrink",
-        "step_memory",
-        "student_start",
-        "train_course",
-        "train_device",
-        "train_during",
-        "train_faults",
-        "train_golden",
-        "train_loop",
-        "train_resume",
-        "train_time",
-        "trajectories",
-    ]
-)
-"""Modules, without `test_`, whose tests run whole jobs, servers or several processes; `make test-fast` leaves them out."""
+from helpers.forked import fork_server
 
 MEASURED = 0.02
 """Seconds for which a run or a plan times products of matrices, half a second where no test runs it; no test reads what it finds."""
@@ -78,9 +27,9 @@ for name, value in {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of `WHOLE`."""
+    """Mark the tests of `system/`, which run whole trainings, servers or several processes."""
     for item in items:
-        if item.path.stem.removeprefix("test_") in WHOLE:
+        if item.path.parent.name == "system":
             item.add_marker("whole")
 
 

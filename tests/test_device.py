@@ -6,10 +6,9 @@ import inspect
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import yaml
-from helpers import twin
+from helpers import tiny, twin
 
 from taskdistill import device, memory
 from taskdistill.cli.main import app

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from forked import Forked
+from helpers.forked import Forked
 
 SOURCE = Path(__file__).parent.parent / "src" / "taskdistill"
 LAYERS = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from helpers import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner

@@ -13,13 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import process_child
-import serve_fakes
-import tiny
-import tiny_ablation
-import tiny_jina
-import topic_models
 import torch
+from helpers import process_child, serve_fakes, tiny, tiny_ablation, tiny_jina, topic_models
 
 from taskdistill import BadInput, Encoder, Precision, Task, WorkFailed, encode_chunks, encode_windows, load_recipe, train_recipe
 from taskdistill.cli.main import app, run

@@ -8,7 +8,7 @@ packages of real devices outside its tree.
 What is checked, and where the rule comes from:
 - Two devices in one operation. Which operators torch's own code generator checks on CUDA (`device_check` in native_functions.yaml, which
   ships with torch) decides: operators with the check take no CPU tensor at all, not even a scalar; operators of TensorIterator take one CPU
-  scalar of no dimension among their inputs, never as an output (TensorIterator::compute_types). tests/test_twin.py compares the refusals
+  scalar of no dimension among their inputs, never as an output (TensorIterator::compute_types). tests/helpers/test_twin.py compares the refusals
   with those of torch's FakeTensor for `cuda`.
 - Indexing takes indices of the CPU for a tensor of the device, not the other way round; a value put there may be one CPU scalar.
 - Fused AdamW wants its step counters on the device. `torch.equal`, `cat`, `stack`, `mm`, `index_select`, `out=` and so on want one device.
@@ -587,7 +587,7 @@ def autoload(folder: Path) -> dict[str, str]:
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: twin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[torch.backends]\ntwin = helpers.twin:attach\n")
-    paths = [str(folder), str(Path(__file__).parent.parent), *sys.path]
+    paths = [str(folder), str(Path(__file__).parents[1]), *sys.path]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),

@@ -20,9 +20,9 @@ def layouts(version: str) -> None:
     """Models: ours, the jina layout of both families, and a sentence-transformers export."""
     import tempfile
 
+    from helpers.tiny_jina import write_repository
     from taskdistill.export.make import export
     from taskdistill.folders import dump_json
-    from tiny_jina import write_repository
 
     from taskdistill.model.folder import read_model, write_model
     from taskdistill.model.golden import embed_with, golden_vectors
@@ -45,9 +45,9 @@ def static(version: str) -> None:
     from dataclasses import replace
 
     import torch
+    from helpers.tiny_jina import tiny_tokenizer
     from taskdistill.folders import dump_json
     from taskdistill.model.text import TextTokenizer
-    from tiny_jina import tiny_tokenizer
 
     from taskdistill.model.folder import Model, Settings, base_space_id, write_model
     from taskdistill.model.golden import embed_with, golden_vectors
@@ -63,7 +63,7 @@ def static(version: str) -> None:
 
 def store(version: str) -> None:
     """A teacher store of two shards."""
-    from teacher_fakes import FakeTeacher
+    from helpers.teacher_fakes import FakeTeacher
 
     from taskdistill.teacher.store import open_store
 
@@ -105,7 +105,7 @@ def phase(version: str) -> None:
 
 def index(version: str) -> None:
     """A search index with fields and one document deleted."""
-    from search_fakes import FakeEncoder
+    from helpers.search_fakes import FakeEncoder
 
     from taskdistill.search.build import build_index
     from taskdistill.search.corpus import Document

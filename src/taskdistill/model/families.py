@@ -1,7 +1,7 @@
 """Which families of transformers run how: on the packed stream, padded, or in batches of equal length; what else differs by family.
 
 A family is named here after its vectors were compared with those of transformers' own forward, text by text, short and long
-(tests/test_model_families.py). Any other runs in batches of equal length, without a mask, and is compared when it is loaded.
+(tests/system/test_model_families.py). Any other runs in batches of equal length, without a mask, and is compared when it is loaded.
 """
 
 from __future__ import annotations

@@ -1,0 +1,368 @@
+"""The gradients of a step: cached = kept = one padded graph, whatever the workers and the cut into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny
+from torch import Tensor, nn
+
+from taskdistill.data.batches import Batch, ClassificationItem
+from taskdistill.data.rows import Pair, ScoredPair, Text
+from taskdistill.losses import formulas
+from taskdistill.model.lora import SeededDropout, adapter_parameters
+from taskdistill.model.packed import PackedBatch
+from taskdistill.model.pooling import pool_padded
+from taskdistill.model.projection import Projection
+from taskdistill.model.student import StaticModel, TransformerModel
+from taskdistill.recipe.phases import AdapterConfig
+from taskdistill.tasks import Task
+from taskdistill.train import gradients as step
+from taskdistill.train import microbatch
+from taskdistill.train.collate import TrainBatch, collate, false_negatives
+from taskdistill.train.objective import Heads, Targets, adapter_objective, distill, weights_for
+from taskdistill.train.workers import workers
+from taskdistill.types import RowKind
+
+DIMS = (8, 16, 32)
+TEACHER = 24
+EVERY_TERM = {
+    Task.RETRIEVAL: {"info_nce", "distill", "gor"},
+    Task.TEXT_MATCHING: {"cosent"},
+    Task.CLUSTERING: {"distill"},
+    Task.CLASSIFICATION: {"info_nce", "relational"},
+}
+
+
+@dataclass
+class Case:
+    """A model, a batch and what a step needs of them."""
+
+    model: TransformerModel
+    ids: list[np.ndarray]
+    objective: Callable[[Tensor, TrainBatch, Targets, Heads], tuple[dict[str, Tensor], float]]
+    weights: dict[str, float]
+    prepared: TrainBatch
+    signals: Targets
+    heads: Heads
+    trained: dict[str, nn.Parameter] = field(default_factory=dict)
+
+    def loss(self, vectors: Tensor) -> tuple[dict[str, Tensor], float]:
+        return self.objective(vectors, self.prepared, self.signals, self.heads)
+
+    def gradients(self, *, keep_tokens: int, micro: int = 24, threads: int = 1) -> tuple[dict[str, Tensor], tuple[dict, float, float]]:
+        self.clear()
+        with workers(threads) as made:
+            told = step.gradients(
+                self.model,
+                self.ids,
+                self.loss,
+                self.weights,
+                list(self.trained.values()),
+                seed=11,
+                threads=made,
+                micro_batch_tokens=micro,
+                keep_tokens=keep_tokens,
+            )
+        return self.collect(), told
+
+    def clear(self) -> None:
+        for parameter in [*self.model.parameters(), *self.heads.named().values()]:
+            parameter.grad = None
+
+    def collect(self) -> dict[str, Tensor]:
+        return {name: p.grad.clone() for name, p in (self.trained | self.heads.named()).items() if p.grad is not None}
+
+
+def batch(task: Task | None, rng: np.random.Generator) -> Batch:
+    """A batch of each kind in which texts occur twice, as they do in real ones."""
+
+    def text() -> str:
+        return tiny.sentence(str(rng.choice(list(tiny.TOPICS))), rng, int(rng.integers(3, 9)))
+
+    same = text()
+    if task is Task.TEXT_MATCHING:
+        kind, rows = RowKind.SCORED, [ScoredPair(text(), same if n == 2 else text(), n % 3 / 2) for n in range(6)]
+    elif task is Task.CLASSIFICATION:
+        kind = RowKind.LABELLED
+        rows = [
+            ClassificationItem(text(), text(), (same, text(), text()), "ab"[n % 2], ("c", "a" if n % 2 else "b", "c")) for n in range(4)
+        ]
+    elif task is Task.CLUSTERING:
+        kind, rows = RowKind.TEXTS, [Text(text()) for _ in range(7)]
+    else:
+        kind, rows = RowKind.PAIRS, [Pair(text(), text(), (same, text())) for _ in range(6)]
+    return Batch(0, 0, "made", kind, tuple(rows), np.arange(len(rows)))
+
+
+def case(family: str, task: Task | None, dtype: torch.dtype = torch.float64, dropout: float = 0.1) -> Case:
+    """A task's step with every loss term, or stage 1 on the whole backbone for no task."""
+    rng = np.random.default_rng(1)
+    model = tiny.student(family)
+    settings = AdapterConfig(sources={"made": 1}, steps=1, batch_size=6, lr=1e-3, dropout=dropout, negatives=2, false_negative_margin=0.0)
+    prepared = collate(batch(task, rng), task=task, distil=True, negatives=2)
+    tokenizer = tiny.TextTokenizer(tiny.tokenizer())
+    ids = tokenizer.ids([text for _, text in prepared.texts], prompt="document: ", max_length=32).ids
+    torch.manual_seed(2)
+    signals = Targets(torch.randn(len(prepared.distilled), TEACHER, dtype=dtype), base=torch.randn(len(ids), 32, dtype=dtype))
+    if task is Task.RETRIEVAL:
+        signals.teacher_similarities = rng.random((6, 6))
+    heads = Heads(Projection(32, TEACHER).to(dtype), nn.Parameter(torch.tensor(0.1, dtype=dtype).log()))
+    if task is None:
+        objective, weights = (lambda vectors, *given: ({"distill": distill(vectors, *given, DIMS)}, 0.0)), {}
+        model.to(dtype)
+        trained = dict(model.backbone.named_parameters())
+    else:
+        objective, weights = adapter_objective(task, settings, DIMS), weights_for(task, {})
+        tiny.add_adapter(model, task.value, dropout=dropout)
+        model.to(dtype)
+        trained = adapter_parameters(model.backbone, task.value)
+    model.requires_grad_(False)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    model.train()
+    model.select(None if task is None else task.value)
+    return Case(model, ids, objective, weights, prepared, signals, heads, trained)
+
+
+def every_loss(vectors: Tensor, prepared: TrainBatch, signals: Targets, heads: Heads) -> tuple[dict[str, Tensor], float]:
+    """Every loss there is, of one batch of pairs, over every prefix."""
+    first, second = torch.from_numpy(prepared.first), torch.from_numpy(prepared.second)
+    documents = torch.cat([second, torch.from_numpy(prepared.negatives)])
+    masked = torch.from_numpy(false_negatives(prepared, signals.teacher_similarities, 0.0))
+    scores, tau = torch.linspace(0, 1, len(first), dtype=vectors.dtype), heads.log_temperature.exp()
+    own = torch.arange(len(first))
+
+    def unit(dim: int) -> Tensor:
+        return formulas.normalize(vectors[:, :dim])
+
+    def contrast(dim: int, code: Callable[[Tensor], Tensor] = formulas.normalize) -> Tensor:
+        made = code(vectors[:, :dim])
+        return formulas.info_nce(made[first], made[documents], own, tau, masked)
+
+    def streamed(dim: int) -> Tensor:
+        return formulas.streaming_info_nce(unit(dim)[first], unit(dim)[documents], own, tau, masked, chunk=4)
+
+    terms = {
+        "info_nce": contrast,
+        "streaming": streamed,
+        "binary": lambda dim: contrast(dim, formulas.sign_straight_through),
+        "cosent": lambda dim: formulas.cosent((unit(dim)[first] * unit(dim)[second]).sum(1), scores),
+        "gor": lambda dim: formulas.gor(unit(dim)[first]) + formulas.gor(unit(dim)[second]),
+        "relational": lambda dim: formulas.relational_distance(unit(dim), formulas.normalize(signals.base)),
+        "scores": lambda dim: formulas.score_distill(unit(dim), formulas.normalize(signals.base), 0.1),
+    }
+    found = {name: formulas.over_prefixes(term, DIMS) for name, term in terms.items()}
+    return found | {"distill": distill(vectors, prepared, signals, heads, DIMS)}, 0.0
+
+
+def everything(family: str, dtype: torch.dtype = torch.float64) -> Case:
+    """An adapter's step with every loss at once, dropout on."""
+    made = case(family, Task.RETRIEVAL, dtype)
+    made.objective, made.weights = every_loss, {"relational": 3.0, "gor": 0.5}
+    return made
+
+
+class DropoutMasks:
+    """Records the masks of every dropout of a packed pass, and gives them again to a padded pass."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.micros: list[tuple[np.ndarray, PackedBatch]] = []
+        self.masks: dict[tuple[int, int], Tensor] = {}
+        self.forward, self.padded = SeededDropout.forward, None
+        pack, inner = step.pack, step._forward
+
+        def recorded_forward(model, ids, piece, *options):
+            self.rows = piece.rows
+            return inner(model, ids, piece, *options)
+
+        def recorded_pack(texts):
+            self.micros.append((self.rows, pack(texts)))
+            return self.micros[-1][1]
+
+        def dropout(module: SeededDropout, values: Tensor) -> Tensor:
+            if self.padded is not None:
+                return values * self.mask(module, values)
+            kept = self.forward(module, torch.ones_like(values))
+            self.masks[id(module), len(self.micros) - 1] = kept[0]
+            return values * kept
+
+        monkeypatch.setattr(step, "_forward", recorded_forward)
+        monkeypatch.setattr(step, "pack", recorded_pack)
+        monkeypatch.setattr(SeededDropout, "forward", dropout)
+
+    def mask(self, module: SeededDropout, values: Tensor) -> Tensor:
+        out = torch.ones_like(values)
+        for number, (rows, packed) in enumerate(self.micros):
+            starts = packed.groups.starts.tolist()
+            for place, (first, end) in enumerate(pairwise(starts)):
+                out[rows[packed.order[place]], : end - first] = self.masks[id(module), number][first:end]
+        return out
+
+
+def padded_gradients(case: Case, masks: DropoutMasks) -> tuple[dict[str, Tensor], float]:
+    """The same step as one graph over one padded batch, by transformers' own attention."""
+    case.clear()
+    longest = max(map(len, case.ids))
+    ids, mask = torch.zeros(len(case.ids), longest, dtype=torch.long), torch.zeros(len(case.ids), longest, dtype=torch.long)
+    for row, text in enumerate(case.ids):
+        ids[row, : len(text)], mask[row, : len(text)] = torch.from_numpy(text.astype(np.int64)), 1
+    masks.padded = ids
+    case.model.backbone.set_attn_implementation("sdpa")
+    hidden = case.model.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+    terms, _ = case.loss(pool_padded(hidden, mask, case.model.pooling))
+    total = sum(case.weights.get(name, 1.0) * term for name, term in terms.items())
+    total.backward()
+    return case.collect(), total.item()
+
+
+def worst(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """The largest difference, relative to the largest gradient."""
+    assert found.keys() == wanted.keys() and found
+    largest = max(float(gradient.abs().max()) for gradient in wanted.values())
+    return max(float((found[name] - wanted[name]).abs().max()) for name in wanted) / largest
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 1e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [("bert", Task.RETRIEVAL), ("qwen3", Task.TEXT_MATCHING), ("eurobert", Task.CLASSIFICATION), ("bert", Task.CLUSTERING)],
+)
+def test_cached_kept_and_padded_gradients_of_an_adapter_are_equal(family, task, dtype, bound, monkeypatch):
+    made, masks = case(family, task, dtype), DropoutMasks(monkeypatch)
+    cached, told = made.gradients(keep_tokens=0)
+    terms, total, _ = told
+    assert set(terms) == EVERY_TERM[task] and total == pytest.approx(sum(weights_for(task, {})[name] * terms[name] for name in terms))
+    masks.micros.clear()
+    kept, again = made.gradients(keep_tokens=10**9)
+    assert len(masks.micros) > 2 and again == told
+    assert all(torch.equal(cached[name], kept[name]) for name in kept)
+    assert any((mask == 0).any() for mask in masks.masks.values())
+    plain, plain_total = padded_gradients(made, masks)
+    assert worst(kept, plain) <= bound and plain_total == pytest.approx(total, rel=bound)
+    if task is Task.RETRIEVAL:
+        assert {"log_temperature", "projection.weight", "projection.bias"} <= kept.keys()
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 1e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_loss_at_once_has_the_gradients_of_one_padded_graph(family, dtype, bound, monkeypatch):
+    made, masks = everything(family, dtype), DropoutMasks(monkeypatch)
+    cached, told = made.gradients(keep_tokens=0)
+    masks.micros.clear()
+    kept, again = made.gradients(keep_tokens=10**9)
+    assert again == told and len(told[0]) == 8 and all(torch.equal(cached[name], kept[name]) for name in kept)
+    plain, total = padded_gradients(made, masks)
+    assert any((mask == 0).any() for mask in masks.masks.values()) and total == pytest.approx(told[1], rel=bound)
+    assert worst(kept, plain) <= bound and {"log_temperature", "projection.weight"} <= plain.keys()
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_stage_1_gradients_of_backbone_and_token_table_are_equal(family, monkeypatch):
+    made, masks = case(family, None), DropoutMasks(monkeypatch)
+    cached, _ = made.gradients(keep_tokens=0)
+    kept, _ = made.gradients(keep_tokens=10**9)
+    whole, _ = made.gradients(keep_tokens=10**9, micro=10**9)
+    plain, _ = padded_gradients(made, masks)
+    assert len(plain) == len(made.trained) + 2
+    for found in (cached, kept, whole):
+        assert worst(found, plain) <= 1e-9
+    table = next(name for name, p in made.trained.items() if p is made.model.backbone.get_input_embeddings().weight)
+    used = sorted({int(token) for text in made.ids for token in text})
+    assert kept[table][used].abs().sum() > 0
+    unused = np.setdiff1d(np.arange(len(kept[table])), used)
+    assert kept[table][unused].abs().max() == 0 and torch.allclose(kept[table], plain[table], atol=1e-12)
+
+
+def test_a_frozen_token_table_gets_no_gradient():
+    made = case("bert", None)
+    table = made.model.backbone.get_input_embeddings().weight
+    with_table, _ = made.gradients(keep_tokens=10**9)
+    made.trained = {name: p for name, p in made.trained.items() if p is not table}
+    table.requires_grad_(False)
+    without, _ = made.gradients(keep_tokens=10**9)
+    assert table.grad is None and all(torch.equal(without[name], with_table[name]) for name in without)
+
+
+@pytest.mark.parametrize("keep_tokens", [0, 10**9])
+def test_one_and_two_workers_give_the_same_bits(keep_tokens):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for task in (Task.RETRIEVAL, None):
+            made = case("bert", task, torch.float32)
+            one, told = made.gradients(keep_tokens=keep_tokens)
+            two, again = made.gradients(keep_tokens=keep_tokens, threads=2)
+            assert told == again
+            assert all(torch.equal(one[name], two[name]) for name in one)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("task", [Task.RETRIEVAL, Task.CLASSIFICATION])
+def test_any_number_of_workers_drops_the_same_and_gives_the_same_sums(task, monkeypatch):
+    monkeypatch.setattr(microbatch, "PIECE_TOKENS", 8)  # so that even a tiny batch is cut further for many workers
+    made, passes, inner = case("bert", task), list[int](), step._forward
+
+    def counted(*given):
+        passes.append(len(given[2].rows))
+        return inner(*given)
+
+    monkeypatch.setattr(step, "_forward", counted)
+    one, told = made.gradients(keep_tokens=10**9, micro=10**9)
+    whole = len(passes)
+    for threads in (3, 8):
+        passes.clear()
+        many, again = made.gradients(keep_tokens=10**9, micro=10**9, threads=threads)
+        assert len(passes) > whole and sum(passes) == len(made.ids)
+        assert worst(many, one) <= 1e-12 and again[0] == pytest.approx(told[0], rel=1e-12)
+
+
+def test_dropout_depends_on_the_seed_of_the_step_alone():
+    made = case("bert", Task.CLUSTERING)
+    first, _ = made.gradients(keep_tokens=10**9)
+    torch.manual_seed(99)
+    assert all(torch.equal(first[name], gradient) for name, gradient in made.gradients(keep_tokens=10**9)[0].items())
+    without = case("bert", Task.CLUSTERING, dropout=0.0)
+    assert worst(first, without.gradients(keep_tokens=10**9)[0]) > 0.01
+
+
+def test_nothing_is_dropped_outside_a_step():
+    made = case("bert", Task.CLUSTERING, dropout=0.5)
+    made.gradients(keep_tokens=10**9)
+    with torch.no_grad():
+        found = made.model.train().embed(made.ids)
+        assert torch.equal(found, made.model.eval().embed(made.ids))
+
+
+def test_a_static_model_s_gradient_is_autograd_s_own():
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(0, 30, size=n) for n in (3, 7, 1)]
+    table = torch.randn(30, 8, dtype=torch.float64)
+    target = torch.randn(3, 8, dtype=torch.float64)
+    model = StaticModel(table.clone())
+    with workers(1) as threads:
+        terms, total, _ = step.gradients(
+            model, ids, lambda v: ({"distill": (v - target).square().mean()}, 0.0), {"distill": 2.0}, [model.table], seed=0, threads=threads
+        )
+    plain = table.clone().requires_grad_()
+    (2 * (torch.stack([plain[text].mean(0) for text in ids]) - target).square().mean()).backward()
+    assert total == 2 * terms["distill"]
+    assert torch.allclose(model.table.grad, plain.grad, atol=1e-15)
+
+
+def test_the_weights_of_terms_scale_their_gradients():
+    made = case("bert", Task.RETRIEVAL, dropout=0.0)
+    sums = None
+    for name, weight in weights_for(Task.RETRIEVAL, {}).items():
+        made.weights = {"info_nce": 0.0, "distill": 0.0, "gor": 0.0} | {name: weight}
+        found, _ = made.gradients(keep_tokens=10**9)
+        sums = found if sums is None else {key: sums[key] + found[key] for key in sums}
+    made.weights = weights_for(Task.RETRIEVAL, {})
+    assert made.weights == {"info_nce": 1.0, "distill": 2.0, "gor": 1.0}
+    assert worst(sums, made.gradients(keep_tokens=10**9)[0]) <= 1e-12
