@@ -17,7 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import in_child, load_texts, machine, options, parser, peak_memory, resident_memory, table
+from common import (
+    in_child,
+    load_texts,
+    machine,
+    options,
+    parser,
+    peak_memory,
+    resident_memory,
+    table,
+)
 
 from common import finish  # isort: skip
 from train_speed import MAX_LENGTH, student
@@ -38,13 +47,30 @@ def main() -> None:
         return
     print(machine(asked.threads))
     rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    common = ["--texts", str(asked.texts), "--threads", str(asked.threads), "--micro-batch-tokens", str(asked.micro_batch_tokens)]
+    common = [
+        "--texts",
+        str(asked.texts),
+        "--threads",
+        str(asked.threads),
+        "--micro-batch-tokens",
+        str(asked.micro_batch_tokens),
+    ]
     for _ in range(asked.rounds):
         for side in SIDES:
-            rounds[side].append(in_child([*common, "--side", side, *(["--data", str(asked.data)] if asked.data else [])]))
-    found = {side: sorted(each["bytes"] for each in turns)[len(turns) // 2] for side, turns in rounds.items()}
+            rounds[side].append(
+                in_child(
+                    [*common, "--side", side, *(["--data", str(asked.data)] if asked.data else [])]
+                )
+            )
+    found = {
+        side: sorted(each["bytes"] for each in turns)[len(turns) // 2]
+        for side, turns in rounds.items()
+    }
     tokens = rounds[SIDES[0]][0]["tokens"]
-    rows = [[side, f"{size / 1e6:,.0f}", f"{found[SIDES[0]] / size:.1f}"] for side, size in found.items()]
+    rows = [
+        [side, f"{size / 1e6:,.0f}", f"{found[SIDES[0]] / size:.1f}"]
+        for side, size in found.items()
+    ]
     table(
         f"{asked.texts} texts, {tokens:,} tokens, micro-batches of {asked.micro_batch_tokens:,} tokens",
         ["side", "MB", "padded / this"],
@@ -72,10 +98,19 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     return {"bytes": peak_memory() - before, "tokens": sum(map(len, ids))}
 
 
-def _padded_step(module: Any, ids: list[np.ndarray], targets: torch.Tensor, parameters: list[Any], asked: argparse.Namespace) -> None:
+def _padded_step(
+    module: Any,
+    ids: list[np.ndarray],
+    targets: torch.Tensor,
+    parameters: list[Any],
+    asked: argparse.Namespace,
+) -> None:
     module.backbone.set_attn_implementation("sdpa")
     longest = max(map(len, ids))
-    rows, mask = torch.zeros(len(ids), longest, dtype=torch.long), torch.zeros(len(ids), longest, dtype=torch.long)
+    rows, mask = (
+        torch.zeros(len(ids), longest, dtype=torch.long),
+        torch.zeros(len(ids), longest, dtype=torch.long),
+    )
     for i, text in enumerate(ids):
         rows[i, : len(text)], mask[i, : len(text)] = torch.from_numpy(text.astype(np.int64)), 1
     hidden = module.backbone(input_ids=rows, attention_mask=mask).last_hidden_state
@@ -83,7 +118,13 @@ def _padded_step(module: Any, ids: list[np.ndarray], targets: torch.Tensor, para
     (torch.nn.functional.normalize(vectors, dim=1) - targets).square().mean().backward()
 
 
-def _packed_step(module: Any, ids: list[np.ndarray], targets: torch.Tensor, parameters: list[Any], asked: argparse.Namespace) -> None:
+def _packed_step(
+    module: Any,
+    ids: list[np.ndarray],
+    targets: torch.Tensor,
+    parameters: list[Any],
+    asked: argparse.Namespace,
+) -> None:
     from taskdistill.train.gradients import gradients
     from taskdistill.train.workers import workers
 

@@ -41,14 +41,27 @@ HELD_OUT = 20
 def main() -> None:
     """Draw, adapt, fit, predict, and print the table."""
     made = parser(__doc__, texts=0, rounds=1)
-    made.add_argument("--model", type=Path, required=True, help="model folder; a copy of it is adapted")
+    made.add_argument(
+        "--model", type=Path, required=True, help="model folder; a copy of it is adapted"
+    )
     made.add_argument("--teacher", default="all-MiniLM-L6-v2")
-    made.add_argument("--set", dest="name", default="banking77", help="NAME of labelled/NAME.train.jsonl.gz and .test.jsonl.gz")
+    made.add_argument(
+        "--set",
+        dest="name",
+        default="banking77",
+        help="NAME of labelled/NAME.train.jsonl.gz and .test.jsonl.gz",
+    )
     made.add_argument("--per-label", type=int, default=10)
     made.add_argument("--seeds", type=int, default=1, help="draws of rows")
     made.add_argument("--score-on", choices=("test", "held-out"), default="test")
-    made.add_argument("--strength", type=float, help="share of the trained change that is kept; default: that of `adapt`")
-    made.add_argument("--adapter", action="append", default=[], help="field=value of the adapter's settings")
+    made.add_argument(
+        "--strength",
+        type=float,
+        help="share of the trained change that is kept; default: that of `adapt`",
+    )
+    made.add_argument(
+        "--adapter", action="append", default=[], help="field=value of the adapter's settings"
+    )
     asked = options(made)
     print(machine(asked.threads))
     found = [one(asked, seed) for seed in range(asked.seeds)]
@@ -59,13 +72,24 @@ def main() -> None:
             gap = paired_difference({"": right["adapter"]}, {"": right["teacher"]}).estimate
             means = {side: f"{100 * units.mean():.2f}" for side, units in right.items()}
             told = f"{100 * gap.value:+.2f} ({100 * gap.low:+.2f} to {100 * gap.high:+.2f})"
-            rows.append([f"{probe}, draw {seed}", means["teacher"], means["base"], means["adapter"], told, f"{each['seconds']:.0f}"])
+            rows.append(
+                [
+                    f"{probe}, draw {seed}",
+                    means["teacher"],
+                    means["base"],
+                    means["adapter"],
+                    told,
+                    f"{each['seconds']:.0f}",
+                ]
+            )
     table(
         f"{asked.name}, {asked.per_label} rows a class, accuracy on {asked.score_on}",
         ["probe", "teacher", "base", "adapter", "adapter - teacher, 95 %", "adapt, s"],
         rows,
     )
-    ratio = np.mean([each["C = 1"]["adapter"].mean() / each["C = 1"]["teacher"].mean() for each in found])
+    ratio = np.mean(
+        [each["C = 1"]["adapter"].mean() / each["C = 1"]["teacher"].mean() for each in found]
+    )
     finish(float(ratio), {"rows": rows, "settings": asked.adapter}, asked.json)
 
 
@@ -79,7 +103,11 @@ def one(asked: Namespace, seed: int) -> dict[str, Any]:
     if asked.score_on == "test":
         scored = read(root / f"{asked.name}.test.jsonl.gz")
     else:
-        scored = [row for label in sorted(by_label) for row in by_label[label][asked.per_label : asked.per_label + HELD_OUT]]
+        scored = [
+            row
+            for label in sorted(by_label)
+            for row in by_label[label][asked.per_label : asked.per_label + HELD_OUT]
+        ]
     with tempfile.TemporaryDirectory(prefix="adapt-few-") as folder:
         model, file = Path(folder) / "model", Path(folder) / "few.jsonl"
         shutil.copytree(asked.model, model)
@@ -87,11 +115,22 @@ def one(asked: Namespace, seed: int) -> dict[str, Any]:
         start = time.perf_counter()
         adapt(
             model,
-            AdaptRequest(file, Task.CLASSIFICATION, name="few", settings=overridden(asked.adapter), seed=seed, strength=asked.strength),
+            AdaptRequest(
+                file,
+                Task.CLASSIFICATION,
+                name="few",
+                settings=overridden(asked.adapter),
+                seed=seed,
+                strength=asked.strength,
+            ),
         )
         seconds = time.perf_counter() - start
         ours = Encoder.load(model, threads=asked.threads)
-        sides = {"teacher": (Encoder.load(asked.teacher, threads=asked.threads), None), "base": (ours, None), "adapter": (ours, "few")}
+        sides = {
+            "teacher": (Encoder.load(asked.teacher, threads=asked.threads), None),
+            "base": (ours, None),
+            "adapter": (ours, "few"),
+        }
         found: dict[str, Any] = {"seconds": seconds, "C = 1": {}, "C by cross-validation": {}}
         labels, gold = [row["label"] for row in few], np.array([row["label"] for row in scored])
         for side, (encoder, task) in sides.items():
@@ -101,7 +140,11 @@ def one(asked: Namespace, seed: int) -> dict[str, Any]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 plain = probe.fit(train, labels).predict(test)
-                tuned = GridSearchCV(LogisticRegression(max_iter=300), GRID, cv=5).fit(train, labels).predict(test)
+                tuned = (
+                    GridSearchCV(LogisticRegression(max_iter=300), GRID, cv=5)
+                    .fit(train, labels)
+                    .predict(test)
+                )
             found["C = 1"][side] = (plain == gold).astype(np.float64)
             found["C by cross-validation"][side] = (tuned == gold).astype(np.float64)
     return found

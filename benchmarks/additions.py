@@ -102,18 +102,39 @@ def main() -> None:
     made.add_argument("--set", dest="name", required=True, help="retrieval set that is scored")
     made.add_argument("--split", default="test")
     made.add_argument("--seeds", type=int, default=1)
-    made.add_argument("--phase", choices=("retrieval", "stage1"), default="retrieval", help="what is trained again")
-    made.add_argument("--negatives", action="store_true", help="the rows have hard negatives: measure what weighs and mixes them too")
+    made.add_argument(
+        "--phase",
+        choices=("retrieval", "stage1"),
+        default="retrieval",
+        help="what is trained again",
+    )
+    made.add_argument(
+        "--negatives",
+        action="store_true",
+        help="the rows have hard negatives: measure what weighs and mixes them too",
+    )
     made.add_argument("--steps", type=int, help="of the phase; default: the recipe's")
     made.add_argument("--only", help="names of variants, separated by commas")
-    made.add_argument("--variant", action="append", default=[], metavar="field=value,...", help="one more variant")
     made.add_argument(
-        "--always", action="append", default=[], metavar="field=value", help="setting of the phase in every variant, plain too"
+        "--variant", action="append", default=[], metavar="field=value,...", help="one more variant"
+    )
+    made.add_argument(
+        "--always",
+        action="append",
+        default=[],
+        metavar="field=value",
+        help="setting of the phase in every variant, plain too",
     )
     asked = options(made)
     print(machine(asked.threads))
-    known = STAGE1 if asked.phase == "stage1" else VARIANTS | (NEED_NEGATIVES if asked.negatives else {})
-    chosen = {name: known[name] for name in ([PLAIN, *asked.only.split(",")] if asked.only else known)}
+    known = (
+        STAGE1
+        if asked.phase == "stage1"
+        else VARIANTS | (NEED_NEGATIVES if asked.negatives else {})
+    )
+    chosen = {
+        name: known[name] for name in ([PLAIN, *asked.only.split(",")] if asked.only else known)
+    }
     chosen |= {each: each.split(",") for each in asked.variant}
     found: dict[str, list[Units]] = {name: [] for name in chosen}
     seconds: dict[str, float] = {}
@@ -123,7 +144,10 @@ def main() -> None:
             found[name].append(variant(asked, changes, seed))
             seconds[name] = time.perf_counter() - start
             print(f"seed {seed}, {name}: {seconds[name]:.0f} s", flush=True)
-    means = {name: {m: np.mean([units[m] for units in each], axis=0) for m in MEASURES} for name, each in found.items()}
+    means = {
+        name: {m: np.mean([units[m] for units in each], axis=0) for m in MEASURES}
+        for name, each in found.items()
+    }
     rows, gains = [], []
     for name, units in means.items():
         cells = []
@@ -149,24 +173,56 @@ def variant(asked: argparse.Namespace, changes: list[str], seed: int) -> Units:
     plan = "stage1" if asked.phase == "stage1" else f"adapters.{Task.RETRIEVAL.value}"
     steps = [f"{plan}.steps={asked.steps}"] if asked.steps else []
     recipe = load_recipe(
-        asked.run / "recipe.yaml", [f"data.root={asked.data}", *steps, *(f"{plan}.{each}" for each in (*asked.always, *changes))]
+        asked.run / "recipe.yaml",
+        [
+            f"data.root={asked.data}",
+            *steps,
+            *(f"{plan}.{each}" for each in (*asked.always, *changes)),
+        ],
     )
     adapters = {} if asked.phase == "stage1" else {Task.RETRIEVAL: recipe.adapters[Task.RETRIEVAL]}
-    recipe = recipe.model_copy(update={"adapters": adapters, "static": None, "seed": recipe.seed + seed})
+    recipe = recipe.model_copy(
+        update={"adapters": adapters, "static": None, "seed": recipe.seed + seed}
+    )
     inputs = load_inputs(recipe, asked.data, SilentProgress())
     teacher = make_teacher(recipe.teacher, threads=asked.threads)
     stores = open_views(store_root(recipe, asked.run), teacher, recipe.teacher.instructions)
     folder = Path(tempfile.mkdtemp(prefix="additions-"))
     plans = {plan: make_plans(recipe, inputs)[plan]}
-    run = RunContext(recipe, folder, inputs, teacher, stores, SilentProgress(), never, Log(folder / "log.jsonl"), asked.threads, plans, {})
+    run = RunContext(
+        recipe,
+        folder,
+        inputs,
+        teacher,
+        stores,
+        SilentProgress(),
+        never,
+        Log(folder / "log.jsonl"),
+        asked.threads,
+        plans,
+        {},
+    )
     fill_stores(run, [plan])
     student = start_student(recipe)
-    job = stage1_again(run, student) if asked.phase == "stage1" else adapter_again(run, student, asked.run)
+    job = (
+        stage1_again(run, student)
+        if asked.phase == "stage1"
+        else adapter_again(run, student, asked.run)
+    )
     with workers(asked.threads) as threads:
-        around = TrainContext(
-            student.tokenizer, student.settings.prompts, recipe.seed, threads, run.log, {}, run.watcher.step, never, 1, run.watcher.note
+        ctx = TrainContext(
+            student.tokenizer,
+            student.settings.prompts,
+            recipe.seed,
+            threads,
+            run.log,
+            {},
+            run.progress.step,
+            never,
+            1,
+            run.progress.note,
         )
-        run_phase(job, student.module, folder / "checkpoints", around)
+        run_phase(job, student.module, folder / "checkpoints", ctx)
     shutil.rmtree(folder)
     student.module.eval()
     return scored(asked, Encoder(student, threads=asked.threads))
@@ -179,8 +235,20 @@ def stage1_again(run: RunContext, student: Model) -> Phase:
     torch.manual_seed(run.recipe.seed)
     width = run.stores["document"].embedding_dim
     assert width is not None
-    projection = None if settings.projection == "none" else Projection(student.module.embedding_dim, width, settings.projection_init)
-    return stage1_job("stage1", settings, student.module, run.plans["stage1"], run.stores, projection, student.settings.matryoshka_dims)
+    projection = (
+        None
+        if settings.projection == "none"
+        else Projection(student.module.embedding_dim, width, settings.projection_init)
+    )
+    return stage1_job(
+        "stage1",
+        settings,
+        student.module,
+        run.plans["stage1"],
+        run.stores,
+        projection,
+        student.settings.matryoshka_dims,
+    )
 
 
 def adapter_again(run: RunContext, student: Model, source: Path) -> Phase:
@@ -189,9 +257,14 @@ def adapter_again(run: RunContext, student: Model, source: Path) -> Phase:
     projection = trained_base(student.module, source / "phases")
     without_dropout(student.module.backbone)
     torch.manual_seed(run.recipe.seed)
-    settings, plan = run.recipe.adapters[Task.RETRIEVAL], run.plans[f"adapters.{Task.RETRIEVAL.value}"]
+    settings, plan = (
+        run.recipe.adapters[Task.RETRIEVAL],
+        run.plans[f"adapters.{Task.RETRIEVAL.value}"],
+    )
     dims = student.settings.matryoshka_dims
-    job, config = adapter_job(Task.RETRIEVAL, settings, student.module, plan, run.stores, projection, dims)
+    job, config = adapter_job(
+        Task.RETRIEVAL, settings, student.module, plan, run.stores, projection, dims
+    )
     student.adapter_configs[Task.RETRIEVAL.value] = config
     return job
 
@@ -201,7 +274,9 @@ def trained_base(module: Any, phases: Path) -> Projection:
     last = "long" if (phases / "long").is_dir() else "stage1"
     weights = load_file(phases / last / "weights.safetensors")
     projection = Projection(module.embedding_dim, weights["projection.weight"].shape[0])
-    places = dict(module.backbone.named_parameters()) | {f"projection.{name}": p for name, p in projection.named_parameters()}
+    places = dict(module.backbone.named_parameters()) | {
+        f"projection.{name}": p for name, p in projection.named_parameters()
+    }
     with torch.no_grad():
         for name, tensor in weights.items():
             places[name].copy_(tensor)

@@ -30,7 +30,12 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 MODEL = "all-MiniLM-L6-v2"
-MIXED = {"scored/stsb-en.train": 30, "texts/wellformed-queries": 15, "texts/wiki-sentences": 35, "pairs/reuters-title-body.train": 20}
+MIXED = {
+    "scored/stsb-en.train": 30,
+    "texts/wellformed-queries": 15,
+    "texts/wiki-sentences": 35,
+    "pairs/reuters-title-body.train": 20,
+}
 """Sources of mixed lengths and their shares in percent: about 46 tokens on average, median 24, cut at 256."""
 SHORT = {"scored/stsb-en.train": 100}
 """Sentences of about 15 tokens."""
@@ -39,11 +44,20 @@ FIELDS = ("text", "positive", "text1", "text2")
 
 def parser(doc: str | None, *, texts: int, rounds: int = 5) -> argparse.ArgumentParser:
     """Make the arguments that every benchmark has."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--texts", type=int, default=texts, help="texts of each kind")
-    made.add_argument("--rounds", type=int, default=rounds, help="turns of every side; the median is reported")
+    made.add_argument(
+        "--rounds", type=int, default=rounds, help="turns of every side; the median is reported"
+    )
     made.add_argument("--threads", type=int, default=cores(), help="threads of either side")
-    made.add_argument("--data", type=Path, default=None, help="data folder; default ../shared/data, else the standard library's docstrings")
+    made.add_argument(
+        "--data",
+        type=Path,
+        default=None,
+        help="data folder; default ../shared/data, else the standard library's docstrings",
+    )
     made.add_argument("--quick", action="store_true", help="a few texts, one round: does it run?")
     made.add_argument("--json", type=Path, help="write the table as JSON")
     return made
@@ -100,7 +114,9 @@ def _docstrings(kind: str, count: int, seed: int) -> list[str]:
     found: list[str] = []
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8", "replace"))):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (text := ast.get_docstring(node)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (
+                text := ast.get_docstring(node)
+            ):
                 found.append(text if kind == "mixed" else text.splitlines()[0])
     random.Random(seed).shuffle(found)
     return (found * (count // len(found) + 1))[:count]
@@ -131,7 +147,9 @@ class Side:
         return sorted(self.foreign)[len(self.foreign) // 2]
 
 
-def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int, *, warm: bool = True) -> dict[str, Side]:
+def in_turn(
+    sides: Mapping[str, Callable[[], Any]], rounds: int, *, warm: bool = True
+) -> dict[str, Side]:
     """Run every side once unmeasured, then all of them in turn, round after round."""
     found = {name: Side() for name in sides}
     for number in range(rounds + warm):
@@ -139,7 +157,10 @@ def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int, *, warm: bool =
             begin = (time.perf_counter(), time.process_time(), _busy())
             found[name].result = work()
             wall, own, busy = (
-                after - before for after, before in zip((time.perf_counter(), time.process_time(), _busy()), begin, strict=True)
+                after - before
+                for after, before in zip(
+                    (time.perf_counter(), time.process_time(), _busy()), begin, strict=True
+                )
             )
             if number >= warm:
                 found[name].seconds.append(wall)
@@ -167,12 +188,23 @@ def multiply(threads: int, seconds: float = 1.0) -> dict[str, float]:
 
     before, found = torch.get_num_threads(), {"sustained": 0.0, "best": 0.0}
     torch.set_num_threads(1)
-    for rows, inner, columns in ((768, 384, 384), (768, 384, 1536), (768, 1536, 384), (1024, 1024, 1024)):
+    for rows, inner, columns in (
+        (768, 384, 384),
+        (768, 384, 1536),
+        (768, 1536, 384),
+        (1024, 1024, 1024),
+    ):
         flops, end = 2 * rows * inner * columns, time.perf_counter() + seconds / 4
 
-        def work(rows: int = rows, inner: int = inner, columns: int = columns, end: float = end) -> tuple[int, float]:
+        def work(
+            rows: int = rows, inner: int = inner, columns: int = columns, end: float = end
+        ) -> tuple[int, float]:
             torch.set_num_threads(1)
-            a, b, out = torch.randn(rows, inner), torch.randn(inner, columns), torch.empty(rows, columns)
+            a, b, out = (
+                torch.randn(rows, inner),
+                torch.randn(inner, columns),
+                torch.empty(rows, columns),
+            )
             count, quickest = 0, float("inf")
             while time.perf_counter() < end or count < 3:
                 begin = time.perf_counter()
@@ -184,7 +216,10 @@ def multiply(threads: int, seconds: float = 1.0) -> dict[str, float]:
         start = time.perf_counter()
         with ThreadPoolExecutor(threads) as pool:
             done = [each.result() for each in [pool.submit(work) for _ in range(threads)]]
-        found["sustained"] = max(found["sustained"], flops * sum(count for count, _ in done) / (time.perf_counter() - start))
+        found["sustained"] = max(
+            found["sustained"],
+            flops * sum(count for count, _ in done) / (time.perf_counter() - start),
+        )
         found["best"] = max(found["best"], threads * flops / min(quickest for _, quickest in done))
     torch.set_num_threads(before)
     return found
@@ -193,8 +228,19 @@ def multiply(threads: int, seconds: float = 1.0) -> dict[str, float]:
 def machine(threads: int, packages: Sequence[str] = ()) -> str:
     """Describe where this runs: processor, cores, load, threads, versions."""
     names = ("torch", "transformers", "sentence-transformers", "numpy", *packages)
-    found = ", ".join(f"{name} {metadata.version(name)}" for name in names if importlib.util.find_spec(name.replace("-", "_")))
-    model = next((line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown processor")
+    found = ", ".join(
+        f"{name} {metadata.version(name)}"
+        for name in names
+        if importlib.util.find_spec(name.replace("-", "_"))
+    )
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in _lines("/proc/cpuinfo")
+            if line.startswith("model name")
+        ),
+        "unknown processor",
+    )
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return f"{model}, {cores()} cores, load {load}, {threads} threads; python {sys.version.split()[0]}, {found}"
 
@@ -216,7 +262,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         )
 
 
-def speed_rows(sides: Mapping[str, Side], texts: int, tokens: int, reference: str) -> list[list[str]]:
+def speed_rows(
+    sides: Mapping[str, Side], texts: int, tokens: int, reference: str
+) -> list[list[str]]:
     """Write a row a side: rates, ratio to the reference by wall clock and by processor time, foreign load."""
     base = sides[reference]
     return [
@@ -232,7 +280,14 @@ def speed_rows(sides: Mapping[str, Side], texts: int, tokens: int, reference: st
     ]
 
 
-SPEED_COLUMNS = ["side", "texts/s", "tokens/s", "ratio", "ratio of cpu time", "cores used by others"]
+SPEED_COLUMNS = [
+    "side",
+    "texts/s",
+    "tokens/s",
+    "ratio",
+    "ratio of cpu time",
+    "cores used by others",
+]
 
 
 def finish(ratio: float, found: Any, path: Path | None) -> None:

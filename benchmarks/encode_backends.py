@@ -17,7 +17,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import MODEL, SPEED_COLUMNS, finish, in_turn, load_texts, machine, options, parser, speed_rows, table
+from common import (
+    MODEL,
+    SPEED_COLUMNS,
+    finish,
+    in_turn,
+    load_texts,
+    machine,
+    options,
+    parser,
+    speed_rows,
+    table,
+)
 
 from taskdistill import Encoder
 from taskdistill.model.backbone import build_backbone, resolve
@@ -33,13 +44,19 @@ ENGINES = ("onnxruntime", "openvino")
 def main() -> None:
     """Run the comparison."""
     made = parser(__doc__, texts=500)
-    made.add_argument("--family", choices=("bert", "qwen3", "eurobert"), default="bert", help="backbone; bert is all-MiniLM-L6-v2 itself")
+    made.add_argument(
+        "--family",
+        choices=("bert", "qwen3", "eurobert"),
+        default="bert",
+        help="backbone; bert is all-MiniLM-L6-v2 itself",
+    )
     asked = options(made)
     model = model_of(asked.family)
     encoder = Encoder(model, threads=asked.threads)
     others = {name: Encoder(model, threads=asked.threads, backend=name) for name in ENGINES}
     sides = {"taskdistill, packed": encoder.encode} | {
-        f"{name}, batches of {BATCH}, its threads": common_use(encoder, name, asked.threads) for name in ENGINES
+        f"{name}, batches of {BATCH}, its threads": common_use(encoder, name, asked.threads)
+        for name in ENGINES
     }
     sides |= {f"{name}, as a back end here": other.encode for name, other in others.items()}
     print(machine(asked.threads, ENGINES))
@@ -47,16 +64,27 @@ def main() -> None:
     for kind in ("mixed", "short"):
         texts = load_texts(kind, asked.texts if kind == "mixed" else 2 * asked.texts, asked.data)
         tokens = sum(map(len, ids_of(encoder, texts)))
-        done = in_turn({name: lambda work=work, texts=texts: work(texts) for name, work in sides.items()}, asked.rounds)
+        done = in_turn(
+            {name: lambda work=work, texts=texts: work(texts) for name, work in sides.items()},
+            asked.rounds,
+        )
         ours = done["taskdistill, packed"]
         title = f"{kind}: {len(texts):,} texts, {tokens / len(texts):.1f} tokens on average"
         table(title, SPEED_COLUMNS, speed_rows(done, len(texts), tokens, "taskdistill, packed"))
-        cosine = min(float(np.sum(ours.result * side.result, axis=1).min()) for side in done.values())
+        cosine = min(
+            float(np.sum(ours.result * side.result, axis=1).min()) for side in done.values()
+        )
         print(f"smallest cosine to the packed side: {cosine:.6f}")
         if cosine < 0.9999:
             raise SystemExit("error: the sides disagree")
-        ratios.append(min(done[name].median for name in list(sides)[1 : 1 + len(ENGINES)]) / ours.median)
-        found[kind] = {"ratio": ratios[-1], "cosine_min": cosine, "seconds": {name: side.median for name, side in done.items()}}
+        ratios.append(
+            min(done[name].median for name in list(sides)[1 : 1 + len(ENGINES)]) / ours.median
+        )
+        found[kind] = {
+            "ratio": ratios[-1],
+            "cosine_min": cosine,
+            "seconds": {name: side.median for name, side in done.items()},
+        }
     finish(ratios[0], found, asked.json)
 
 
@@ -66,7 +94,13 @@ def model_of(family: str) -> Model:
     if family == "bert":
         return model
     torch.manual_seed(0)
-    shape = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6}
+    shape = {
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+    }
     shape |= {
         "vocab_size": model.tokenizer.rows,
         "max_position_embeddings": 512,
@@ -75,13 +109,17 @@ def model_of(family: str) -> Model:
         "eos_token_id": 3,
     }
     own = {"head_dim": 64} if family == "qwen3" else {"mask_token_id": 4}
-    model.module = TransformerModel(build_backbone({"model_type": family, **shape, **own}), Pooling.MEAN)
+    model.module = TransformerModel(
+        build_backbone({"model_type": family, **shape, **own}), Pooling.MEAN
+    )
     return model
 
 
 def ids_of(encoder: Encoder, texts: list[str]) -> list[np.ndarray]:
     """Tokenise texts as the encoder does."""
-    return encoder.model.tokenizer.ids(texts, prompt=encoder.prompt_text(None), max_length=encoder.max_length).ids
+    return encoder.model.tokenizer.ids(
+        texts, prompt=encoder.prompt_text(None), max_length=encoder.max_length
+    ).ids
 
 
 def common_use(encoder: Encoder, engine: str, threads: int) -> Callable[[list[str]], np.ndarray]:
@@ -89,13 +127,19 @@ def common_use(encoder: Encoder, engine: str, threads: int) -> Callable[[list[st
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         make_graph(encoder.model, path, truncation_default=engine == "onnxruntime")
-        run = _onnxruntime(path, threads) if engine == "onnxruntime" else _openvino(path, threads, encoder.embedding_dim)
+        run = (
+            _onnxruntime(path, threads)
+            if engine == "onnxruntime"
+            else _openvino(path, threads, encoder.embedding_dim)
+        )
 
     def encode(texts: list[str]) -> np.ndarray:
         ids = ids_of(encoder, texts)
         order = np.argsort([-len(row) for row in ids], kind="stable")
         out = np.zeros((len(texts), encoder.embedding_dim), np.float32)
-        done = np.concatenate([run(batch) for batch in padded_batches([ids[i] for i in order], BATCH)])
+        done = np.concatenate(
+            [run(batch) for batch in padded_batches([ids[i] for i in order], BATCH)]
+        )
         out[order] = done
         return out
 
@@ -112,10 +156,16 @@ def _onnxruntime(path: Path, threads: int) -> Callable[[dict[str, np.ndarray]], 
     return lambda batch: session.run(["embeddings"], batch)[0]
 
 
-def _openvino(path: Path, threads: int, width: int) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+def _openvino(
+    path: Path, threads: int, width: int
+) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
     import openvino
 
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    hints = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+    }
     compiled = openvino.compile_model(str(path), "CPU", hints)
     whole = {"truncate_dim": np.array([width], np.int64)}
     return lambda batch: compiled(batch | whole)["embeddings"].copy()

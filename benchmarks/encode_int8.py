@@ -13,7 +13,19 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from common import MODEL, SPEED_COLUMNS, data_folder, finish, in_turn, load_texts, machine, options, parser, speed_rows, table
+from common import (
+    MODEL,
+    SPEED_COLUMNS,
+    data_folder,
+    finish,
+    in_turn,
+    load_texts,
+    machine,
+    options,
+    parser,
+    speed_rows,
+    table,
+)
 
 from taskdistill import Encoder
 from taskdistill.encode.check import int8_cosines
@@ -25,8 +37,13 @@ MEAN = 0.998
 def main() -> None:
     """Run the comparison."""
     made = parser(__doc__, texts=600)
-    made.add_argument("--model", default=MODEL, help="model folder; the peer runs all-MiniLM-L6-v2 in any case")
-    made.add_argument("--quality", help="evaluation sets, by comma: score both number types on them, without timing")
+    made.add_argument(
+        "--model", default=MODEL, help="model folder; the peer runs all-MiniLM-L6-v2 in any case"
+    )
+    made.add_argument(
+        "--quality",
+        help="evaluation sets, by comma: score both number types on them, without timing",
+    )
     asked = options(made)
     if asked.quality:
         quality(asked)
@@ -38,14 +55,20 @@ def main() -> None:
     small = Encoder.load(asked.model, threads=asked.threads, backend="int8")
     said = int8_cosines(small)
     print(machine(asked.threads))
-    print(f"cosine to float32 on the {said.texts} calibration texts: mean {said.mean:.4f}, smallest {said.smallest:.4f}")
+    print(
+        f"cosine to float32 on the {said.texts} calibration texts: mean {said.mean:.4f}, smallest {said.smallest:.4f}"
+    )
     found = {}
     for kind in ("mixed", "short"):
         texts = load_texts(kind, asked.texts if kind == "mixed" else 2 * asked.texts, asked.data)
-        tokens = sum(map(len, exact.model.tokenizer.ids(texts, prompt="", max_length=exact.max_length).ids))
+        tokens = sum(
+            map(len, exact.model.tokenizer.ids(texts, prompt="", max_length=exact.max_length).ids)
+        )
         sides = in_turn(
             {
-                "sentence-transformers, defaults": lambda texts=texts: peer.encode(texts, normalize_embeddings=True),
+                "sentence-transformers, defaults": lambda texts=texts: peer.encode(
+                    texts, normalize_embeddings=True
+                ),
                 "taskdistill, packed, float32": lambda texts=texts: exact.encode(texts),
                 "taskdistill, packed, int8": lambda texts=texts: small.encode(texts),
             },
@@ -76,11 +99,24 @@ def quality(asked: argparse.Namespace) -> None:
     sets = find_eval_sets(asked.data or data_folder(), asked.quality.split(","))
     kinds = {"float32": "torch", "int8": "int8"}
     models = [
-        EncoderEmbedder(Encoder.load(asked.model, threads=asked.threads, backend=backend), name=name) for name, backend in kinds.items()
+        EncoderEmbedder(
+            Encoder.load(asked.model, threads=asked.threads, backend=backend), name=name
+        )
+        for name, backend in kinds.items()
     ]
     scores: dict[str, list[str]] = {}
-    evaluate_models(models, sets, note=lambda line: scores.setdefault(line.split()[0], [line.split()[-2]]).append(line.split()[-1]))
-    table(f"{asked.model}: scores", ["set", "metric", *kinds], [[name, *found] for name, found in scores.items()])
+    evaluate_models(
+        models,
+        sets,
+        note=lambda line: scores.setdefault(line.split()[0], [line.split()[-2]]).append(
+            line.split()[-1]
+        ),
+    )
+    table(
+        f"{asked.model}: scores",
+        ["set", "metric", *kinds],
+        [[name, *found] for name, found in scores.items()],
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import finish, in_child, load_texts, machine, options, parser, peak_memory, resident_memory, table
+from common import (
+    finish,
+    in_child,
+    load_texts,
+    machine,
+    options,
+    parser,
+    peak_memory,
+    resident_memory,
+    table,
+)
 
 COUNTS = (10_000, 100_000, 1_000_000)
 DISTINCT = 5_000
@@ -29,8 +39,12 @@ def main() -> None:
     """Run the comparison, or one side of it."""
     made = parser(__doc__, texts=0, rounds=1)
     made.add_argument("--counts", default=",".join(map(str, COUNTS)), help="numbers of texts")
-    made.add_argument("--transformer-limit", type=int, default=100_000, help="most texts for the transformer")
-    made.add_argument("--child", nargs=3, metavar=("KIND", "SOURCE", "OUT"), help="encode one file and report")
+    made.add_argument(
+        "--transformer-limit", type=int, default=100_000, help="most texts for the transformer"
+    )
+    made.add_argument(
+        "--child", nargs=3, metavar=("KIND", "SOURCE", "OUT"), help="encode one file and report"
+    )
     asked = options(made)
     if asked.child:
         print(json.dumps(encode(*asked.child, threads=asked.threads)))
@@ -43,12 +57,16 @@ def main() -> None:
         for count in counts:
             source = Path(folder) / f"{count}.jsonl"
             with source.open("w", encoding="utf-8") as stream:
-                stream.writelines(json.dumps({"text": distinct[i % DISTINCT]}) + "\n" for i in range(count))
+                stream.writelines(
+                    json.dumps({"text": distinct[i % DISTINCT]}) + "\n" for i in range(count)
+                )
             for kind, name in KINDS.items():
                 if kind == "transformer" and count > asked.transformer_limit:
                     continue
                 out = Path(folder) / "out.npy"
-                said = in_child(["--threads", str(asked.threads), "--child", kind, str(source), str(out)])
+                said = in_child(
+                    ["--threads", str(asked.threads), "--child", kind, str(source), str(out)]
+                )
                 found.setdefault(kind, {})[count] = said
                 rows.append(
                     [
@@ -62,7 +80,11 @@ def main() -> None:
                 )
                 out.unlink()
             source.unlink()
-    table("file to file", ["model", "texts", "seconds", "us a text", "peak MB", "above the loaded model"], sorted(rows))
+    table(
+        "file to file",
+        ["model", "texts", "seconds", "us a text", "peak MB", "above the loaded model"],
+        sorted(rows),
+    )
     ratios = {}
     for kind, runs in found.items():
         small, large = min(runs), max(runs)
@@ -73,7 +95,11 @@ def main() -> None:
         print(
             f"{KINDS[kind]}, {large:,} against {small:,} texts: time a text {ratios[kind]['time']:.2f}, peak {ratios[kind]['memory']:.2f}"
         )
-    finish(max(max(each.values()) for each in ratios.values()), {"runs": found, "ratios": ratios}, asked.json)
+    finish(
+        max(max(each.values()) for each in ratios.values()),
+        {"runs": found, "ratios": ratios},
+        asked.json,
+    )
 
 
 def encode(kind: str, source: str, out: str, *, threads: int) -> dict[str, float]:
@@ -95,14 +121,32 @@ def encode(kind: str, source: str, out: str, *, threads: int) -> dict[str, float
     if kind == "static":
         module: StaticModel | TransformerModel = StaticModel(torch.randn(len(tokenizer), 384))
     else:
-        shape = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
-        config = {"model_type": "bert", "vocab_size": len(tokenizer), "max_position_embeddings": 512, **shape}
+        shape = {
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        }
+        config = {
+            "model_type": "bert",
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 512,
+            **shape,
+        }
         module = TransformerModel(build_backbone(config), Pooling.MEAN)
-    encoder = Encoder(Model(module, tokenizer, ModelSettings(max_length=256), name=kind, source=Path()), threads=threads)
+    encoder = Encoder(
+        Model(module, tokenizer, ModelSettings(max_length=256), name=kind, source=Path()),
+        threads=threads,
+    )
     encoder.encode(["warm", "up"])
     loaded, begin = resident_memory(), time.perf_counter()
     counts = encode_file(encoder, Reading(source), Path(out), task=None, prompt_name="document")
-    return {"texts": counts.used, "seconds": time.perf_counter() - begin, "loaded": loaded, "peak": peak_memory()}
+    return {
+        "texts": counts.used,
+        "seconds": time.perf_counter() - begin,
+        "loaded": loaded,
+        "peak": peak_memory(),
+    }
 
 
 if __name__ == "__main__":

@@ -11,7 +11,19 @@ lengths.
 from __future__ import annotations
 
 import numpy as np
-from common import MODEL, SPEED_COLUMNS, finish, in_turn, load_texts, machine, multiply, options, parser, speed_rows, table
+from common import (
+    MODEL,
+    SPEED_COLUMNS,
+    finish,
+    in_turn,
+    load_texts,
+    machine,
+    multiply,
+    options,
+    parser,
+    speed_rows,
+    table,
+)
 
 from taskdistill import Encoder
 from taskdistill.model.backbone import resolve
@@ -23,7 +35,9 @@ MATRIX_FLOPS = 2 * 6 * (4 * 384 * 384 + 2 * 384 * 1536)
 def main() -> None:
     """Run the comparison."""
     made = parser(__doc__, texts=600)
-    made.add_argument("--token-budget", type=int, default=None, help="tokens of one batch; default: the Encoder's")
+    made.add_argument(
+        "--token-budget", type=int, default=None, help="tokens of one batch; default: the Encoder's"
+    )
     asked = options(made)
     from sentence_transformers import SentenceTransformer
 
@@ -41,7 +55,9 @@ def main() -> None:
         rates: list[dict[str, float]] = []
         sides = in_turn(
             {
-                "sentence-transformers, defaults": lambda texts=texts: peer.encode(texts, normalize_embeddings=True),
+                "sentence-transformers, defaults": lambda texts=texts: peer.encode(
+                    texts, normalize_embeddings=True
+                ),
                 "taskdistill, packed": lambda texts=texts: encoder.encode(texts),
                 "matrix multiply": lambda rates=rates: rates.append(multiply(asked.threads)),
             },

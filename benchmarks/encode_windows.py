@@ -15,7 +15,18 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import MODEL, SPEED_COLUMNS, finish, in_turn, load_texts, machine, options, parser, speed_rows, table
+from common import (
+    MODEL,
+    SPEED_COLUMNS,
+    finish,
+    in_turn,
+    load_texts,
+    machine,
+    options,
+    parser,
+    speed_rows,
+    table,
+)
 
 from taskdistill import Encoder
 from taskdistill.model.backbone import resolve
@@ -58,7 +69,11 @@ def write_model(folder: Path, layers: int) -> None:
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(str(resolve(MODEL)))
-    ids = {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ids = {
+        "cls_token_id": tokenizer.cls_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     config = ModernBertConfig(
         vocab_size=len(tokenizer),
         num_hidden_layers=layers,
@@ -72,7 +87,9 @@ def write_model(folder: Path, layers: int) -> None:
     tokenizer.model_max_length = LONGEST
     tokenizer.save_pretrained(source)
     body = Transformer(str(source), max_seq_length=LONGEST)
-    model = SentenceTransformer(modules=[body, Pooling(SHAPE["hidden_size"], "mean"), Normalize()], device="cpu")
+    model = SentenceTransformer(
+        modules=[body, Pooling(SHAPE["hidden_size"], "mean"), Normalize()], device="cpu"
+    )
     model.save_pretrained(str(folder / "model"), create_model_card=False)
 
 
@@ -88,11 +105,20 @@ def main() -> None:
         peer = SentenceTransformer(str(Path(scratch) / "model"), device="cpu")
         encoder = Encoder.load(Path(scratch) / "model", threads=asked.threads)
     texts = mixed_texts(asked.texts, asked.data)
-    lengths = np.array([len(row) for row in encoder.model.tokenizer.ids(texts, prompt="", max_length=encoder.max_length).ids])
+    lengths = np.array(
+        [
+            len(row)
+            for row in encoder.model.tokenizer.ids(
+                texts, prompt="", max_length=encoder.max_length
+            ).ids
+        ]
+    )
     print(machine(asked.threads))
     sides = in_turn(
         {
-            "sentence-transformers, defaults": lambda: peer.encode(texts, normalize_embeddings=True),
+            "sentence-transformers, defaults": lambda: peer.encode(
+                texts, normalize_embeddings=True
+            ),
             "taskdistill, packed": lambda: encoder.encode(texts),
         },
         asked.rounds,
@@ -101,11 +127,17 @@ def main() -> None:
     cosine = np.sum(theirs.result * ours.result, axis=1)
     quarters = ", ".join(str(int(value)) for value in np.percentile(lengths, [25, 50, 75, 100]))
     title = f"{len(texts):,} texts, {lengths.mean():.1f} tokens on average; quarters {quarters}; {asked.layers} layers"
-    table(title, SPEED_COLUMNS, speed_rows(sides, len(texts), int(lengths.sum()), next(iter(sides))))
+    table(
+        title, SPEED_COLUMNS, speed_rows(sides, len(texts), int(lengths.sum()), next(iter(sides)))
+    )
     print(f"cosine between the sides: min {cosine.min():.6f}")
     if cosine.min() < 0.9999:
         raise SystemExit("error: the two sides disagree")
-    found = {"ratio_cpu": theirs.median_cpu / ours.median_cpu, "cosine_min": float(cosine.min()), "tokens": json.loads(f"[{quarters}]")}
+    found = {
+        "ratio_cpu": theirs.median_cpu / ours.median_cpu,
+        "cosine_min": float(cosine.min()),
+        "tokens": json.loads(f"[{quarters}]"),
+    }
     finish(theirs.median / ours.median, found, asked.json)
 
 

@@ -17,7 +17,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from common import MODEL, SPEED_COLUMNS, finish, in_turn, load_texts, machine, options, parser, speed_rows, table
+from common import (
+    MODEL,
+    SPEED_COLUMNS,
+    finish,
+    in_turn,
+    load_texts,
+    machine,
+    options,
+    parser,
+    speed_rows,
+    table,
+)
 
 from taskdistill import Encoder
 from taskdistill.evaluate.datasets import find_eval_sets
@@ -37,10 +48,15 @@ def write_set(root: Path, documents: list[str]) -> list[str]:
     queries = []
     for text in documents[::QUERY_SHARE]:
         words = text.split()
-        queries.append(" ".join(words[i] for i in sorted(draw.sample(range(len(words)), min(6, len(words))))))
+        queries.append(
+            " ".join(words[i] for i in sorted(draw.sample(range(len(words)), min(6, len(words)))))
+        )
     for name, texts, mark in (("corpus", documents, "d"), ("queries", queries, "q")):
         with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as stream:
-            stream.writelines(json.dumps({"_id": f"{mark}{i}", "text": text}) + "\n" for i, text in enumerate(texts))
+            stream.writelines(
+                json.dumps({"_id": f"{mark}{i}", "text": text}) + "\n"
+                for i, text in enumerate(texts)
+            )
     lines = [f"q{i}\td{i * QUERY_SHARE}\t1\n" for i in range(len(queries))]
     with gzip.open(folder / "qrels.tsv.gz", "wt", encoding="utf-8") as stream:
         stream.writelines(["query-id\tcorpus-id\tscore\n", *lines])
@@ -54,7 +70,9 @@ def main() -> None:
     encoder = Encoder.load(MODEL, threads=asked.threads)
     drawn, known = load_texts("mixed", asked.texts, asked.data), set[str]()
     documents = []
-    for i, text in enumerate(drawn):  # a repeated text gets a number, so that every document is another one
+    for i, text in enumerate(
+        drawn
+    ):  # a repeated text gets a number, so that every document is another one
         documents.append(f"{i}: {text}" if text in known else text)
         known.add(text)
     with tempfile.TemporaryDirectory() as place:
@@ -72,14 +90,33 @@ def main() -> None:
             record: dict[str, float] = next(iter(results["scores"].values()))["retrieval/some"]
             return record
 
-        sides = in_turn({"encoding alone": encode, "whole evaluation": evaluate}, asked.rounds, warm=not asked.quick)
+        sides = in_turn(
+            {"encoding alone": encode, "whole evaluation": evaluate},
+            asked.rounds,
+            warm=not asked.quick,
+        )
     alone, whole = sides.values()
-    tokens = sum(map(len, encoder.model.tokenizer.ids([*queries, *documents], prompt="", max_length=encoder.max_length).ids))
+    tokens = sum(
+        map(
+            len,
+            encoder.model.tokenizer.ids(
+                [*queries, *documents], prompt="", max_length=encoder.max_length
+            ).ids,
+        )
+    )
     title = f"{len(documents):,} documents and {len(queries):,} queries, {tokens / (len(queries) + len(documents)):.0f} tokens on average"
-    table(title, SPEED_COLUMNS, speed_rows(sides, len(queries) + len(documents), tokens, "encoding alone"))
-    print(f"nDCG@10 {100 * whole.result['score']:.1f}; scoring alone took {whole.result['score_seconds']:.2f} s in the last round")
+    table(
+        title,
+        SPEED_COLUMNS,
+        speed_rows(sides, len(queries) + len(documents), tokens, "encoding alone"),
+    )
+    print(
+        f"nDCG@10 {100 * whole.result['score']:.1f}; scoring alone took {whole.result['score_seconds']:.2f} s in the last round"
+    )
     print(f"ratio of cpu time: {whole.median_cpu / alone.median_cpu:.2f}")
-    finish(whole.median / alone.median, {"ratio_cpu": whole.median_cpu / alone.median_cpu}, asked.json)
+    finish(
+        whole.median / alone.median, {"ratio_cpu": whole.median_cpu / alone.median_cpu}, asked.json
+    )
 
 
 if __name__ == "__main__":

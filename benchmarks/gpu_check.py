@@ -58,7 +58,13 @@ SMALL = {
     "max_position_embeddings": 40_960,
 }
 """Shape of Qwen3-0.6B, the student of recipes/jina-v5-small.yaml."""
-QUICK = {"vocab_size": 500, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+QUICK = {
+    "vocab_size": 500,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 QUICK |= {"num_key_value_heads": 2, "head_dim": 8}
 
 
@@ -71,35 +77,65 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit code.
     """
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, or any that torch knows")
-    made.add_argument("--texts", type=int, default=512, help="texts of one step of the large architecture")
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--device", default="auto", help="auto, cuda, cuda:1, mps, or any that torch knows"
+    )
+    made.add_argument(
+        "--texts", type=int, default=512, help="texts of one step of the large architecture"
+    )
     made.add_argument("--tokens", type=int, default=128, help="tokens of each")
     made.add_argument("--steps", type=int, default=8, help="counted steps")
-    made.add_argument("--quick", action="store_true", help="a tiny architecture, one step: does it run?")
+    made.add_argument(
+        "--quick", action="store_true", help="a tiny architecture, one step: does it run?"
+    )
     made.add_argument("--json", type=Path, help="write the figures as JSON")
     asked = made.parse_args(arguments)
     if asked.quick:
         asked.texts, asked.tokens, asked.steps = 8, 16, 1
     device = resolve_device(asked.device)
-    print(f"{placement(device, torch.float32)}; torch {torch.__version__}; {(free_memory_of(device) or 0) / 1e9:.1f} GB free")
+    print(
+        f"{placement(device, torch.float32)}; torch {torch.__version__}; {(free_memory_of(device) or 0) / 1e9:.1f} GB free"
+    )
     with tempfile.TemporaryDirectory() as folder:
-        checks = compare(Path(folder), device, steps=2 if asked.quick else 6, tasks=2 if asked.quick else 4)
-    table("against the CPU", ["what", "figure", "needed", ""], [[*each[:3], "" if each[3] else "FAILED"] for each in checks])
-    speed = measure(device, SMALL | (QUICK if asked.quick else {}), asked.texts, asked.tokens, asked.steps)
+        checks = compare(
+            Path(folder), device, steps=2 if asked.quick else 6, tasks=2 if asked.quick else 4
+        )
+    table(
+        "against the CPU",
+        ["what", "figure", "needed", ""],
+        [[*each[:3], "" if each[3] else "FAILED"] for each in checks],
+    )
+    speed = measure(
+        device, SMALL | (QUICK if asked.quick else {}), asked.texts, asked.tokens, asked.steps
+    )
     table(
         "one step of stage 1",
         ["what", "figure"],
-        [[name, f"{value:,.4g}" if isinstance(value, float) else value] for name, value in speed.items()],
+        [
+            [name, f"{value:,.4g}" if isinstance(value, float) else value]
+            for name, value in speed.items()
+        ],
     )
     good = all(each[3] for each in checks)
     if asked.json is not None:
-        asked.json.write_text(json.dumps({"device": str(device), "right": good, "checks": checks, "speed": speed}, indent=1), "utf-8")
-    print(f"\n{'right' if good else 'WRONG'}; {speed['tokens a second']:,.0f} tokens/s, {100 * speed['share of peak']:.0f} % of peak")
+        asked.json.write_text(
+            json.dumps(
+                {"device": str(device), "right": good, "checks": checks, "speed": speed}, indent=1
+            ),
+            "utf-8",
+        )
+    print(
+        f"\n{'right' if good else 'WRONG'}; {speed['tokens a second']:,.0f} tokens/s, {100 * speed['share of peak']:.0f} % of peak"
+    )
     return 0 if good else 1
 
 
-def compare(root: Path, device: torch.device, steps: int, tasks: int) -> list[tuple[str, str, str, bool]]:
+def compare(
+    root: Path, device: torch.device, steps: int, tasks: int
+) -> list[tuple[str, str, str, bool]]:
     """Train on the CPU and on a device, continue, average, encode.
 
     Args:
@@ -111,8 +147,16 @@ def compare(root: Path, device: torch.device, steps: int, tasks: int) -> list[tu
     Returns:
         What was compared, the figure, what is needed, whether that is reached.
     """
-    raw = tiny.recipe(tiny.write_data(root / "data"), tiny.write_teacher(root / "teacher", family="qwen3"), steps=steps)
-    raw |= {"evaluation": {}, "precision": "float32", "adapters": dict(list(raw["adapters"].items())[:tasks])}
+    raw = tiny.recipe(
+        tiny.write_data(root / "data"),
+        tiny.write_teacher(root / "teacher", family="qwen3"),
+        steps=steps,
+    )
+    raw |= {
+        "evaluation": {},
+        "precision": "float32",
+        "adapters": dict(list(raw["adapters"].items())[:tasks]),
+    }
     for phase in (raw["stage1"], *raw["adapters"].values()):
         phase["checkpoint_every"] = 1
     raw["adapters"]["retrieval"]["average"] = {"earlier": 0.5, "mode": "factors", "gate": False}
@@ -138,9 +182,18 @@ def compare(root: Path, device: torch.device, steps: int, tasks: int) -> list[tu
         least = 1.0
         for task in raw["adapters"]:
             here = Encoder.load(root / "cpu/model", device="cpu").encode(texts, task=task)
-            there = Encoder.load(root / model / "model", device=str(place), dtype=dtype).encode(texts, task=task)
+            there = Encoder.load(root / model / "model", device=str(place), dtype=dtype).encode(
+                texts, task=task
+            )
             least = min(least, float((here * there).sum(1).min()))
-        found.append((what, f"{least:.6f}", f"{LEAST[dtype]}", bool(np.isfinite(least)) and least >= LEAST[dtype]))
+        found.append(
+            (
+                what,
+                f"{least:.6f}",
+                f"{LEAST[dtype]}",
+                bool(np.isfinite(least)) and least >= LEAST[dtype],
+            )
+        )
 
     add("the CPU's model, read on the device", "cpu", device, "float32")
     add("trained on the device, read on the CPU", "device", torch.device("cpu"), "float32")
@@ -151,7 +204,9 @@ def compare(root: Path, device: torch.device, steps: int, tasks: int) -> list[tu
     return found
 
 
-def measure(device: torch.device, config: dict[str, Any], texts: int, tokens: int, steps: int) -> dict[str, Any]:
+def measure(
+    device: torch.device, config: dict[str, Any], texts: int, tokens: int, steps: int
+) -> dict[str, Any]:
     """Time whole training steps of an architecture with random weights: passes, loss and update.
 
     Args:
@@ -168,10 +223,14 @@ def measure(device: torch.device, config: dict[str, Any], texts: int, tokens: in
     torch.manual_seed(0)
     model = TransformerModel(build_backbone(config), Pooling.LAST).to(device).train()
     trained = list(model.backbone.parameters())
-    budget = choose_budget(model, sum(p.numel() for p in trained), device=device, compute=arithmetic.compute)
+    budget = choose_budget(
+        model, sum(p.numel() for p in trained), device=device, compute=arithmetic.compute
+    )
     optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     draws = np.random.default_rng(0)
-    target = torch.nn.functional.normalize(torch.randn(texts, model.embedding_dim, device=device), dim=1)
+    target = torch.nn.functional.normalize(
+        torch.randn(texts, model.embedding_dim, device=device), dim=1
+    )
     seconds, work = list[float](), 0.0
 
     def loss(vectors: torch.Tensor) -> tuple[dict[str, torch.Tensor], float]:
@@ -179,10 +238,23 @@ def measure(device: torch.device, config: dict[str, Any], texts: int, tokens: in
 
     with workers(1) as threads, tf32_products(arithmetic.tf32):
         for number in range(steps + 2):
-            ids = [draws.integers(5, config["vocab_size"], size=tokens).astype(np.int32) for _ in range(texts)]
+            ids = [
+                draws.integers(5, config["vocab_size"], size=tokens).astype(np.int32)
+                for _ in range(texts)
+            ]
             synchronize(device)
             start = time.perf_counter()
-            gradients(model, ids, loss, {}, trained, seed=number, threads=threads, compute=arithmetic.compute, **budget.to_json())
+            gradients(
+                model,
+                ids,
+                loss,
+                {},
+                trained,
+                seed=number,
+                threads=threads,
+                compute=arithmetic.compute,
+                **budget.to_json(),
+            )
             optimiser.step()
             synchronize(device)
             seconds.append(time.perf_counter() - start)

@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish, in_child, in_turn, machine, options, parser, peak_memory, resident_memory, table
+from common import (
+    finish,
+    in_child,
+    in_turn,
+    machine,
+    options,
+    parser,
+    peak_memory,
+    resident_memory,
+    table,
+)
 
 from taskdistill.losses.formulas import streaming_info_nce
 from taskdistill.memory import trim_memory
@@ -43,8 +53,20 @@ def main() -> None:
     print(machine(asked.threads))
     queries, documents = inputs(asked)
     chosen = SIDES[1:] if asked.only_ours else SIDES
-    sides = in_turn({name: lambda name=name: step(name, queries, documents, asked.chunk) for name in chosen}, asked.rounds)
-    common = ["--rows", str(asked.rows), "--dim", str(asked.dim), "--chunk", str(asked.chunk), "--threads", str(asked.threads)]
+    sides = in_turn(
+        {name: lambda name=name: step(name, queries, documents, asked.chunk) for name in chosen},
+        asked.rounds,
+    )
+    common = [
+        "--rows",
+        str(asked.rows),
+        "--dim",
+        str(asked.dim),
+        "--chunk",
+        str(asked.chunk),
+        "--threads",
+        str(asked.threads),
+    ]
     used = {name: in_child([*common, "--side", name])["bytes"] for name in chosen}
     base = chosen[0]
     rows = [
@@ -59,23 +81,36 @@ def main() -> None:
         for name, side in sides.items()
     ]
     columns = ["side", "seconds", "share of plain", "MB", "share of plain", "cores used by others"]
-    table(f"{asked.rows:,} x {asked.dim}, chunks of {asked.chunk} rows, loss {sides[SIDES[1]].result[0]:.4f}", columns, rows)
+    table(
+        f"{asked.rows:,} x {asked.dim}, chunks of {asked.chunk} rows, loss {sides[SIDES[1]].result[0]:.4f}",
+        columns,
+        rows,
+    )
     if not asked.only_ours:
-        apart = [float((a - b).norm() / a.norm()) for a, b in zip(sides[base].result[1:], sides[SIDES[1]].result[1:], strict=True)]
+        apart = [
+            float((a - b).norm() / a.norm())
+            for a, b in zip(sides[base].result[1:], sides[SIDES[1]].result[1:], strict=True)
+        ]
         print(f"gradients differ by {max(apart):.1e} of their length")
     ratio = sides[base].median / sides[SIDES[1]].median
-    finish(ratio, {"time": 1 / ratio, "memory": used[SIDES[1]] / used[base], "bytes": used}, asked.json)
+    finish(
+        ratio, {"time": 1 / ratio, "memory": used[SIDES[1]] / used[base], "bytes": used}, asked.json
+    )
 
 
 def inputs(asked: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw unit rows; each query lies near its document, as in training."""
     torch.manual_seed(0)
     documents = torch.nn.functional.normalize(torch.randn(asked.rows, asked.dim), dim=1)
-    queries = torch.nn.functional.normalize(documents + 0.12 * torch.randn(asked.rows, asked.dim), dim=1)
+    queries = torch.nn.functional.normalize(
+        documents + 0.12 * torch.randn(asked.rows, asked.dim), dim=1
+    )
     return queries, documents
 
 
-def step(name: str, queries: torch.Tensor, documents: torch.Tensor, chunk: int) -> tuple[float, torch.Tensor, torch.Tensor]:
+def step(
+    name: str, queries: torch.Tensor, documents: torch.Tensor, chunk: int
+) -> tuple[float, torch.Tensor, torch.Tensor]:
     """Compute the loss and both gradients."""
     q, d = queries.detach().requires_grad_(), documents.detach().requires_grad_()
     positives = torch.arange(len(q))

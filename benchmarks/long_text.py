@@ -40,10 +40,19 @@ def main() -> None:
     """Run every side and length in a process of its own."""
     made = parser(__doc__, texts=1, rounds=1)
     made.add_argument("--shape", choices=SHAPES, default="small")
-    made.add_argument("--layers", type=int, default=1, help="layers run, of those that the shape has")
+    made.add_argument(
+        "--layers", type=int, default=1, help="layers run, of those that the shape has"
+    )
     made.add_argument("--lengths", default="2048,8192,32768")
-    made.add_argument("--stock-up-to", type=int, default=8192, help="longest text that transformers by itself reads too")
-    made.add_argument("--most-gigabytes", type=float, default=2.0, help="scores that eager attention may hold")
+    made.add_argument(
+        "--stock-up-to",
+        type=int,
+        default=8192,
+        help="longest text that transformers by itself reads too",
+    )
+    made.add_argument(
+        "--most-gigabytes", type=float, default=2.0, help="scores that eager attention may hold"
+    )
     made.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     asked = options(made, quick_texts=1)
     if asked.quick:
@@ -53,11 +62,25 @@ def main() -> None:
         return
     print(machine(asked.threads))
     lengths = sorted(int(n) for n in asked.lengths.split(","))
-    most = {"sdpa": asked.stock_up_to, "eager": min(asked.stock_up_to, int(_eager_limit(asked.shape, asked.most_gigabytes)))}
+    most = {
+        "sdpa": asked.stock_up_to,
+        "eager": min(asked.stock_up_to, int(_eager_limit(asked.shape, asked.most_gigabytes))),
+    }
     together = next((n for n in lengths if n >= 8192), lengths[0])
-    plan = [(n, side) for n in lengths for side in SIDES[:3] if n <= most.get(side, n)] + [(together, side) for side in SIDES[3:]]
-    common = ["--shape", asked.shape, "--threads", str(asked.threads), "--layers", str(asked.layers)]
-    found = {(n, side): in_child([*common, "--lengths", str(n), "--side", side]) for n, side in plan}
+    plan = [(n, side) for n in lengths for side in SIDES[:3] if n <= most.get(side, n)] + [
+        (together, side) for side in SIDES[3:]
+    ]
+    common = [
+        "--shape",
+        asked.shape,
+        "--threads",
+        str(asked.threads),
+        "--layers",
+        str(asked.layers),
+    ]
+    found = {
+        (n, side): in_child([*common, "--lengths", str(n), "--side", side]) for n, side in plan
+    }
     rows = [
         [
             f"{n:,}",
@@ -69,9 +92,20 @@ def main() -> None:
         ]
         for (n, side), each in found.items()
     ]
-    columns = ["tokens", "side", "MB above the model", "bytes a token", "tokens a CPU second", "seconds"]
+    columns = [
+        "tokens",
+        "side",
+        "MB above the model",
+        "bytes a token",
+        "tokens a CPU second",
+        "seconds",
+    ]
     of = KNOWN[SHAPES[asked.shape]]["num_hidden_layers"]
-    table(f"{asked.shape}, {asked.layers} of its {of} layers; tokens are those of the texts, without padding", columns, rows)
+    table(
+        f"{asked.shape}, {asked.layers} of its {of} layers; tokens are those of the texts, without padding",
+        columns,
+        rows,
+    )
     ratio = found[together, "sdpa, padded"]["bytes"] / found[together, "packed, four"]["bytes"]
     finish(ratio, {f"{n} {side}": each for (n, side), each in found.items()}, asked.json)
 
@@ -86,10 +120,17 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     length = int(asked.lengths)
-    config = dict(KNOWN[SHAPES[asked.shape]]) | {"max_position_embeddings": length, "num_hidden_layers": asked.layers, "vocab_size": 4096}
+    config = dict(KNOWN[SHAPES[asked.shape]]) | {
+        "max_position_embeddings": length,
+        "num_hidden_layers": asked.layers,
+        "vocab_size": 4096,
+    }
     backbone = build_backbone(config)
     draw = np.random.default_rng(0)
-    texts = [draw.integers(0, 4096, n).astype(np.int32) for n in (length, *([SHORT] * 3 if asked.side in SIDES[3:] else []))]
+    texts = [
+        draw.integers(0, 4096, n).astype(np.int32)
+        for n in (length, *([SHORT] * 3 if asked.side in SIDES[3:] else []))
+    ]
     if not asked.side.startswith("packed"):
         backbone.set_attn_implementation(asked.side.partition(",")[0])
     run = _packed if asked.side.startswith("packed") else _stock
@@ -118,7 +159,9 @@ def _stock(backbone: Any, texts: list[np.ndarray]) -> torch.Tensor:
     for row, text in enumerate(texts):
         ids[row, : len(text)], mask[row, : len(text)] = torch.from_numpy(text.astype(np.int64)), 1
     keywords = {"use_cache": False} if backbone.config.model_type == "qwen3" else {}
-    states = backbone(input_ids=ids, attention_mask=mask if len(texts) > 1 else None, **keywords).last_hidden_state
+    states = backbone(
+        input_ids=ids, attention_mask=mask if len(texts) > 1 else None, **keywords
+    ).last_hidden_state
     return states[torch.arange(len(texts)), mask.sum(1) - 1]  # type: ignore[no-any-return]
 
 

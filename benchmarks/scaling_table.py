@@ -50,7 +50,17 @@ class Hardware:
     """Bytes of a processor."""
 
 
-H100 = Hardware("H100 SXM, 8 a host, NVLink 450 GB/s, 400 Gb/s InfiniBand a GPU", 989e12, 0.4, 450e9, 50e9, 3e-5, 8, 2e6, 80e9)
+H100 = Hardware(
+    "H100 SXM, 8 a host, NVLink 450 GB/s, 400 Gb/s InfiniBand a GPU",
+    989e12,
+    0.4,
+    450e9,
+    50e9,
+    3e-5,
+    8,
+    2e6,
+    80e9,
+)
 """Vendor's figures for dense bfloat16, NVLink and InfiniBand; the share reached, the latency and the tokens are assumptions."""
 
 
@@ -105,7 +115,9 @@ ACTIVATION = 31_000 / 384 / 2
 """Bytes a token, layer and hidden unit: half of what `activation_memory` measured in float32."""
 
 
-def step(student: Student, phase: Phase, count: int, on: Hardware, divided: bool) -> dict[str, float]:
+def step(
+    student: Student, phase: Phase, count: int, on: Hardware, divided: bool
+) -> dict[str, float]:
     """Predict one step.
 
     Returns:
@@ -115,7 +127,12 @@ def step(student: Student, phase: Phase, count: int, on: Hardware, divided: bool
     products = 3 if phase.trained is None else 2
     share = phase.tokens / count
     compute = 2 * products * student.matrices * share / (on.matrix_rate * on.reached)
-    loss_work = 6 * phase.texts * student.hidden * (phase.teacher + phase.candidates * (phase.candidates > 0) / 4)
+    loss_work = (
+        6
+        * phase.texts
+        * student.hidden
+        * (phase.teacher + phase.candidates * (phase.candidates > 0) / 4)
+    )
     loss = loss_work / (on.matrix_rate * on.reached)
     line = on.near if count <= on.a_host else on.far
     ring = (count - 1) / count
@@ -131,10 +148,14 @@ def step(student: Student, phase: Phase, count: int, on: Hardware, divided: bool
         sums = 2 * 4 * trained * ring
         exchanges = max(1, trained / 8.4e6)
         held = 4 * student.parameters + 12 * trained
-    exchange = 0.0 if count == 1 else (vectors + sums) / line - hidden + on.latency * (exchanges + 4)
+    exchange = (
+        0.0 if count == 1 else (vectors + sums) / line - hidden + on.latency * (exchanges + 4)
+    )
     tokens = phase.tokens / count / on.tokenised
     memory = (
-        held + ACTIVATION * min(share, phase.micro) * student.layers * student.hidden + 8 * phase.texts * (student.hidden + phase.teacher)
+        held
+        + ACTIVATION * min(share, phase.micro) * student.layers * student.hidden
+        + 8 * phase.texts * (student.hidden + phase.teacher)
     )
     return {
         "seconds": tokens + compute + loss + exchange,
@@ -152,7 +173,10 @@ def show(student: Student, phase: Phase, on: Hardware) -> list[dict[str, Any]]:
     divided = phase.trained is None
     found = []
     for count in COUNTS:
-        whole, parts = step(student, phase, count, on, False), step(student, phase, count, on, divided)
+        whole, parts = (
+            step(student, phase, count, on, False),
+            step(student, phase, count, on, divided),
+        )
         best = parts if divided and whole["memory"] > on.memory else whole
         found.append(
             {
@@ -180,15 +204,35 @@ def show(student: Student, phase: Phase, on: Hardware) -> list[dict[str, Any]]:
         ]
         for row in found
     ]
-    columns = ["GPUs", "s a step", "texts/s", "speed-up", "tokenise", "passes", "loss", "exchange", "GB sent", "GB whole", "GB divided"]
-    table(f"{student.name}, {phase.name}: {phase.texts:,} texts, {phase.tokens:,} tokens a step", columns, rows)
+    columns = [
+        "GPUs",
+        "s a step",
+        "texts/s",
+        "speed-up",
+        "tokenise",
+        "passes",
+        "loss",
+        "exchange",
+        "GB sent",
+        "GB whole",
+        "GB divided",
+    ]
+    table(
+        f"{student.name}, {phase.name}: {phase.texts:,} texts, {phase.tokens:,} tokens a step",
+        columns,
+        rows,
+    )
     return found
 
 
 def main() -> None:
     """Print the tables."""
     made = parser(__doc__, texts=256, rounds=3)
-    made.add_argument("--check", action="store_true", help="measure this machine, predict and run one and two CPU processes")
+    made.add_argument(
+        "--check",
+        action="store_true",
+        help="measure this machine, predict and run one and two CPU processes",
+    )
     made.add_argument("--child", action="store_true", help="internal")
     asked = options(made, quick_texts=64)
     if asked.child:
@@ -197,7 +241,11 @@ def main() -> None:
     print(
         f"simulated: {H100.name}; {H100.reached:.0%} of {H100.matrix_rate / 1e12:.0f} TF/s reached, {H100.tokenised / 1e6:.0f}M tokens/s tokenised"
     )
-    found = {f"{student.name} {phase.name}": show(student, phase, H100) for student in (SMALL, NANO) for phase in phases(student)}
+    found = {
+        f"{student.name} {phase.name}": show(student, phase, H100)
+        for student in (SMALL, NANO)
+        for phase in phases(student)
+    }
     if asked.check:
         found["check"] = check(asked)
     stage1 = found[f"{SMALL.name} stage 1"]
@@ -246,7 +294,11 @@ def check(asked: Any) -> list[dict[str, float]]:
         ]
         for row in found
     ]
-    table("CPU processes of one thread each", ["processes", "predicted s", "measured s", "exchange predicted", "measured"], rows)
+    table(
+        "CPU processes of one thread each",
+        ["processes", "predicted s", "measured s", "exchange predicted", "measured"],
+        rows,
+    )
     return found
 
 
@@ -262,11 +314,24 @@ def launch(count: int, asked: Any) -> dict[str, Any]:
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    command = [sys.executable, __file__, "--child", "--texts", str(asked.texts), "--rounds", str(asked.rounds), "--threads", "1"]
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        "--texts",
+        str(asked.texts),
+        "--rounds",
+        str(asked.rounds),
+        "--threads",
+        "1",
+    ]
     command += ["--data", str(asked.data)] if asked.data else []
     running = [
         subprocess.Popen(
-            command, env={**os.environ, **common, "RANK": str(rank), "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
+            command,
+            env={**os.environ, **common, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for rank in range(count)
     ]
@@ -299,17 +364,28 @@ def child(asked: Any) -> None:
     parameters = list(module.backbone.parameters())
     optimiser = torch.optim.AdamW(parameters, lr=RATE, fused=True)
     targets = torch.nn.functional.normalize(
-        torch.randn(len(texts), module.embedding_dim, generator=torch.Generator().manual_seed(0)), dim=1
+        torch.randn(len(texts), module.embedding_dim, generator=torch.Generator().manual_seed(0)),
+        dim=1,
     )
     steps, clocks = [], []
-    batch = TrainBatch(Batch(0, 0, "texts", RowKind.TEXTS, (), np.arange(len(texts))), [(Role.DOCUMENT, text) for text in texts])
+    batch = TrainBatch(
+        Batch(0, 0, "texts", RowKind.TEXTS, (), np.arange(len(texts))),
+        [(Role.DOCUMENT, text) for text in texts],
+    )
 
     def distance(vectors: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
         return (torch.nn.functional.normalize(vectors, dim=1) - goal).square().mean()
 
-    with init_distributed(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])) as together, workers(1) as threads:
+    with (
+        init_distributed(
+            int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        ) as together,
+        workers(1) as threads,
+    ):
         phase = SimpleNamespace(settings=SimpleNamespace(long_sources={}, max_length=MAX_LENGTH))
-        signals = TargetLookup(phase, module, SimpleNamespace(tokenizer=made.tokenizer, prompts={}, processes=together))
+        signals = TargetLookup(
+            phase, module, SimpleNamespace(tokenizer=made.tokenizer, prompts={}, processes=together)
+        )
         for number in range(asked.rounds + 1):
             clock, start = Timer(), time.perf_counter()
             with clock("tokenise"):
@@ -322,7 +398,9 @@ def child(asked: Any) -> None:
                 parameters,
                 seed=number,
                 threads=threads,
-                share=lambda vectors, places: distance(vectors, targets[places]) * (len(places) / len(texts)),
+                share=lambda vectors, places: (
+                    distance(vectors, targets[places]) * (len(places) / len(texts))
+                ),
                 processes=together,
                 clock=clock,
             )
@@ -332,7 +410,7 @@ def child(asked: Any) -> None:
                 steps.append(time.perf_counter() - start)
                 clocks.append(clock.seconds)
         bandwidth, latency = exchange_rate(together)
-        if not together.leads:
+        if not together.is_main:
             return
     lengths = np.array([len(row) for row in ids])
 
@@ -367,7 +445,7 @@ def exchange_rate(together: Any) -> tuple[float, float]:
         tensor, taken = torch.ones(size), []
         for _ in range(5):
             start = time.perf_counter()
-            together.add_up([tensor])
+            together.all_reduce_([tensor])
             taken.append(time.perf_counter() - start)
         times.append(sorted(taken)[2])
     sent = 2 * 4 * 4_000_000 * (together.size - 1) / together.size

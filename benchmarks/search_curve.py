@@ -19,22 +19,59 @@ from typing import Any
 import faiss
 import numpy as np
 from common import machine
-from search_speed import BATCHES, TOP_K, Exact, add_source, alternating, blocks, build, by_product, index_rows, load, memory, recall_of
+from search_speed import (
+    BATCHES,
+    TOP_K,
+    Exact,
+    add_source,
+    alternating,
+    blocks,
+    build,
+    by_product,
+    index_rows,
+    load,
+    memory,
+    recall_of,
+)
 
-COLUMNS = ("rows", "recall@10", "ms, 1 query", "exact", "ratio", "ms, 32 queries", "exact", "ratio", "MiB", "exact", "ratio")
+COLUMNS = (
+    "rows",
+    "recall@10",
+    "ms, 1 query",
+    "exact",
+    "ratio",
+    "ms, 32 queries",
+    "exact",
+    "ratio",
+    "MiB",
+    "exact",
+    "ratio",
+)
 
 
 def main() -> None:
     """Measure every size and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_source(parser)
     parser.add_argument("--sizes", default="10000,30000,100000,200000,1000000")
     parser.add_argument("--rescore", default="int8")
     parser.add_argument("--oversample", type=int, default=100)
-    parser.add_argument("--queries", type=int, default=500, help="queries of which the recall is the mean")
-    parser.add_argument("--held", type=int, default=2_000_000, help="most rows held in memory as float32")
-    parser.add_argument("--folder", type=Path, help="where indexes are written; default: the temporary folder")
-    parser.add_argument("--json", type=Path, help="also write the figures here; figures already there of other sizes are kept")
+    parser.add_argument(
+        "--queries", type=int, default=500, help="queries of which the recall is the mean"
+    )
+    parser.add_argument(
+        "--held", type=int, default=2_000_000, help="most rows held in memory as float32"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where indexes are written; default: the temporary folder"
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="also write the figures here; figures already there of other sizes are kept",
+    )
     parser.add_argument("--picture", type=Path, help="draw the curve into this .svg or .png file")
     options = parser.parse_args()
     queries, vectors, origin = load(options)
@@ -45,10 +82,15 @@ def main() -> None:
     known = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     for rows in map(int, options.sizes.split(",")):
         found = at_size(options, rows, vectors, queries)
-        known = sorted([each for each in known if each["rows"] != rows] + [found], key=lambda each: each["rows"])
+        known = sorted(
+            [each for each in known if each["rows"] != rows] + [found],
+            key=lambda each: each["rows"],
+        )
         if options.json:
             options.json.write_text(json.dumps(known, indent=1))
-    print(f"\n{options.rescore}, oversampling {options.oversample}; the first {len(vectors):,} rows are real, further ones synthetic\n")
+    print(
+        f"\n{options.rescore}, oversampling {options.oversample}; the first {len(vectors):,} rows are real, further ones synthetic\n"
+    )
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---:|" * len(COLUMNS))
     for each in known:
         print(line(each))
@@ -57,7 +99,9 @@ def main() -> None:
     print(f"ratio: {known[-1]['ms'][0] / known[-1]['exact_ms'][0]:.3f}")
 
 
-def at_size(options: argparse.Namespace, rows: int, vectors: np.ndarray, queries: np.ndarray) -> dict[str, Any]:
+def at_size(
+    options: argparse.Namespace, rows: int, vectors: np.ndarray, queries: np.ndarray
+) -> dict[str, Any]:
     """Measure one size."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="search-curve-", dir=options.folder) as name:
@@ -71,12 +115,17 @@ def at_size(options: argparse.Namespace, rows: int, vectors: np.ndarray, queries
 
         if held is None:
             truth, exact = by_blocks(vectors, rows, queries)
-            times = {batch: alternating(search, lambda part: None, queries, batch)[0] for batch in BATCHES}
+            times = {
+                batch: alternating(search, lambda part: None, queries, batch)[0]
+                for batch in BATCHES
+            }
         else:
             searched = Exact(held, queries)
             truth, exact, times = searched.truth, {}, {}
             for batch in BATCHES:
-                times[batch], exact[batch] = alternating(search, searched.ways[batch], queries, batch)
+                times[batch], exact[batch] = alternating(
+                    search, searched.ways[batch], queries, batch
+                )
         recall = recall_of(search(queries), truth)
         taken = memory(folder, held, queries, options.rescore, options.oversample)
     found = {
@@ -91,7 +140,9 @@ def at_size(options: argparse.Namespace, rows: int, vectors: np.ndarray, queries
     return found
 
 
-def by_blocks(vectors: np.ndarray, rows: int, queries: np.ndarray) -> tuple[np.ndarray, dict[int, float]]:
+def by_blocks(
+    vectors: np.ndarray, rows: int, queries: np.ndarray
+) -> tuple[np.ndarray, dict[int, float]]:
     """Return the true top rows and the milliseconds a query of exact search that goes through the vectors in blocks."""
     times = dict.fromkeys(BATCHES, 0.0)
     best_scores = np.full((len(queries), TOP_K), -np.inf, np.float32)
@@ -99,11 +150,15 @@ def by_blocks(vectors: np.ndarray, rows: int, queries: np.ndarray) -> tuple[np.n
     start = 0
     for block in blocks(vectors, rows):
         for batch in BATCHES:
-            times[batch] += alternating(lambda part, block=block: by_product(block, part), lambda part: None, queries, batch)[0]
+            times[batch] += alternating(
+                lambda part, block=block: by_product(block, part), lambda part: None, queries, batch
+            )[0]
         for at in range(0, len(queries), 32):
             part = queries[at : at + 32]
             found = by_product(block, part)
-            scores = np.concatenate([best_scores[at : at + 32], np.einsum("qd,qkd->qk", part, block[found])], axis=1)
+            scores = np.concatenate(
+                [best_scores[at : at + 32], np.einsum("qd,qkd->qk", part, block[found])], axis=1
+            )
             every = np.concatenate([best_rows[at : at + 32], found + start], axis=1)
             order = np.argsort(-scores, axis=1)[:, :TOP_K]
             best_scores[at : at + 32] = np.take_along_axis(scores, order, axis=1)
@@ -118,7 +173,9 @@ def line(each: dict[str, Any]) -> str:
     for mine, exact in zip(each["ms"], each["exact_ms"], strict=True):
         cells += [f"{mine:.2f}", f"{exact:.2f}", f"{mine / exact:.3f}"]
     mine, exact = each["bytes"] / 2**20, each["exact_bytes"] / 2**20
-    return "| " + " | ".join([*cells, f"{mine:,.0f}", f"{exact:,.0f}", f"{mine / exact:.3f}"]) + " |"
+    return (
+        "| " + " | ".join([*cells, f"{mine:,.0f}", f"{exact:,.0f}", f"{mine / exact:.3f}"]) + " |"
+    )
 
 
 def draw(known: list[dict[str, Any]], real: int, path: Path) -> None:
@@ -132,13 +189,30 @@ def draw(known: list[dict[str, Any]], real: int, path: Path) -> None:
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     rows = [each["rows"] for each in known]
-    upper.plot(rows, [each["exact_ms"][0] for each in known], "--o", color="black", markerfacecolor="white", label="exact float32")
-    upper.plot(rows, [each["ms"][0] for each in known], "-o", color="black", label="binary first pass, rescored")
+    upper.plot(
+        rows,
+        [each["exact_ms"][0] for each in known],
+        "--o",
+        color="black",
+        markerfacecolor="white",
+        label="exact float32",
+    )
+    upper.plot(
+        rows,
+        [each["ms"][0] for each in known],
+        "-o",
+        color="black",
+        label="binary first pass, rescored",
+    )
     upper.set(xscale="log", yscale="log", ylabel="milliseconds a query")
     upper.legend(frameon=False, fontsize=9)
     lower.plot(rows, [each["recall"] for each in known], "-o", color="black")
     lower.axhline(0.99, linewidth=0.8, linestyle=":", color="0.4")
-    lower.set(xlabel=f"rows; those above {real:,} are synthetic", ylabel="recall@10", ylim=(min(0.975, *lower.get_ylim()), 1.001))
+    lower.set(
+        xlabel=f"rows; those above {real:,} are synthetic",
+        ylabel="recall@10",
+        ylim=(min(0.975, *lower.get_ylim()), 1.001),
+    )
     for axes in (upper, lower):
         axes.axvline(real, linewidth=0.8, linestyle=":", color="0.4")
         axes.grid(axis="y", linewidth=0.4, color="0.85")

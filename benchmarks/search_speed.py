@@ -47,12 +47,16 @@ REST = 0.05
 
 def main() -> None:
     """Run the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_source(parser)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--rescore", default="int8,float16", help="precisions to compare")
     parser.add_argument("--oversample", default="10,20,50,100,200")
-    parser.add_argument("--recall", type=float, default=0.99, help="recall@10 that the last line is about")
+    parser.add_argument(
+        "--recall", type=float, default=0.99, help="recall@10 that the last line is about"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -70,7 +74,13 @@ def main() -> None:
         found = [
             row
             for rescore in options.rescore.split(",")
-            for row in settings_of(build(folder / rescore, vectors, options.rows, rescore), rescore, options.oversample, exact, queries)
+            for row in settings_of(
+                build(folder / rescore, vectors, options.rows, rescore),
+                rescore,
+                options.oversample,
+                exact,
+                queries,
+            )
         ]
         reached = [row for row in found if row.recall >= options.recall]
         if not reached:
@@ -97,33 +107,49 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where vectors are from."""
     parser.add_argument("--data", type=Path, help="data folder with real texts")
     parser.add_argument("--model", help="model that embeds them")
-    parser.add_argument("--cache", type=Path, help=".npy file of vectors, read if it exists, written otherwise")
-    parser.add_argument("--texts", type=int, default=200_000, help="texts to embed, beside those of the queries")
+    parser.add_argument(
+        "--cache", type=Path, help=".npy file of vectors, read if it exists, written otherwise"
+    )
+    parser.add_argument(
+        "--texts", type=int, default=200_000, help="texts to embed, beside those of the queries"
+    )
     parser.add_argument("--dim", type=int, default=384, help="dimensions of synthetic vectors")
 
 
-def settings_of(index: Index, rescore: str, oversample: str, exact: Exact, queries: np.ndarray) -> list[Row]:
+def settings_of(
+    index: Index, rescore: str, oversample: str, exact: Exact, queries: np.ndarray
+) -> list[Row]:
     """Measure one index with several oversampling factors and print a line for each."""
     print(f"{rescore}: {stored(index)}")
-    print(f"{'setting':>16} {'recall@10':>10} {'ms, 1':>8} {'exact':>8} {'ratio':>7} {'ms, 32':>8} {'exact':>8} {'ratio':>7}")
+    print(
+        f"{'setting':>16} {'recall@10':>10} {'ms, 1':>8} {'exact':>8} {'ratio':>7} {'ms, 32':>8} {'exact':>8} {'ratio':>7}"
+    )
     rows = []
     for factor in map(int, oversample.split(",")):
         recall = recall_of(index_rows(index, queries, factor), exact.truth)
         times, ratio, reference = {}, {}, {}
         for batch in BATCHES:
             times[batch], reference[batch] = alternating(
-                lambda part, factor=factor: index_rows(index, part, factor), exact.ways[batch], queries, batch
+                lambda part, factor=factor: index_rows(index, part, factor),
+                exact.ways[batch],
+                queries,
+                batch,
             )
             ratio[batch] = times[batch] / reference[batch]
         rows.append(Row(rescore, factor, recall, times, ratio))
-        told = " ".join(f"{times[batch]:>8.2f} {reference[batch]:>8.2f} {ratio[batch]:>7.3f}" for batch in BATCHES)
+        told = " ".join(
+            f"{times[batch]:>8.2f} {reference[batch]:>8.2f} {ratio[batch]:>7.3f}"
+            for batch in BATCHES
+        )
         print(f"{rescore + ' x' + str(factor):>16} {recall:>10.4f} {told}", flush=True)
     return rows
 
 
 def recall_of(found: list[list[int]], truth: np.ndarray) -> float:
     """Return the mean share of the true top rows that were found."""
-    return float(np.mean([len(set(a) & set(b)) / TOP_K for a, b in zip(found, truth.tolist(), strict=True)]))
+    return float(
+        np.mean([len(set(a) & set(b)) / TOP_K for a, b in zip(found, truth.tolist(), strict=True)])
+    )
 
 
 def load(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
@@ -134,14 +160,19 @@ def load(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
         from taskdistill import Encoder
 
         found = texts(options.data)[: options.texts + QUERIES]
-        vectors, origin = Encoder.load(options.model).encode(found, task=None), f"real, {len(found):,} texts by {options.model}"
+        vectors, origin = (
+            Encoder.load(options.model).encode(found, task=None),
+            f"real, {len(found):,} texts by {options.model}",
+        )
         if options.cache:
             np.save(options.cache, vectors)
     else:
         rng = np.random.default_rng(0)
         count = 20_000 + QUERIES
         centres = rng.standard_normal((2000, options.dim))
-        vectors = centres[rng.integers(0, len(centres), count)] + 0.8 * rng.standard_normal((count, options.dim))
+        vectors = centres[rng.integers(0, len(centres), count)] + 0.8 * rng.standard_normal(
+            (count, options.dim)
+        )
         origin = "synthetic, 2,000 clusters"
     unit = normalize(vectors)
     return unit[:QUERIES], unit[QUERIES:], origin
@@ -155,7 +186,11 @@ def texts(data: Path) -> list[str]:
             for line in stream:
                 row = json.loads(line)
                 if row.get("lang", "en") == "en":
-                    found.update(row[key][:512] for key in ("text", "query", "positive", "text1", "text2") if isinstance(row.get(key), str))
+                    found.update(
+                        row[key][:512]
+                        for key in ("text", "query", "positive", "text1", "text2")
+                        if isinstance(row.get(key), str)
+                    )
     ordered = sorted(text for text in found if text.strip())
     random.Random(7).shuffle(ordered)
     return ordered
@@ -180,13 +215,20 @@ class Exact:
 
     def __init__(self, vectors: np.ndarray, queries: np.ndarray) -> None:
         """Search all queries once and time the two ways."""
-        self.truth = np.concatenate([by_product(vectors, queries[at : at + 32]) for at in range(0, len(queries), 32)])
+        self.truth = np.concatenate(
+            [by_product(vectors, queries[at : at + 32]) for at in range(0, len(queries), 32)]
+        )
         self.ways: dict[int, Callable[[np.ndarray], Any]] = {}
         for batch in BATCHES:
-            product, faiss_ = (lambda part: by_product(vectors, part)), (lambda part: by_faiss(vectors, part))
+            product, faiss_ = (
+                (lambda part: by_product(vectors, part)),
+                (lambda part: by_faiss(vectors, part)),
+            )
             first, second = alternating(product, faiss_, queries, batch)
             self.ways[batch] = product if first <= second else faiss_
-            print(f"exact search, {batch} at a time: product and partial sort {first:.2f} ms a query, faiss {second:.2f} ms")
+            print(
+                f"exact search, {batch} at a time: product and partial sort {first:.2f} ms a query, faiss {second:.2f} ms"
+            )
 
 
 def by_product(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
@@ -218,7 +260,11 @@ def build(path: Path, vectors: np.ndarray, rows: int, rescore: str) -> Index:
     )
     index, start = Index.create(path, settings), 0
     for block in blocks(vectors, rows):
-        index.add_vectors([Document(str(row), "text") for row in range(start, start + len(block))], block, space_id="benchmark")
+        index.add_vectors(
+            [Document(str(row), "text") for row in range(start, start + len(block))],
+            block,
+            space_id="benchmark",
+        )
         start += len(block)
     index.compact()
     return Index.open(path)
@@ -232,17 +278,29 @@ def stored(index: Index) -> str:
 
 def index_rows(index: Index, queries: np.ndarray, oversample: int) -> list[list[int]]:
     """Return the top rows by the index, hits and all."""
-    return [[int(hit.id) for hit in hits] for hits in index.search(queries, TOP_K, oversample=oversample)]
+    return [
+        [int(hit.id) for hit in hits]
+        for hits in index.search(queries, TOP_K, oversample=oversample)
+    ]
 
 
 def alternating(
-    first: Callable[[np.ndarray], Any], second: Callable[[np.ndarray], Any], queries: np.ndarray, batch: int
+    first: Callable[[np.ndarray], Any],
+    second: Callable[[np.ndarray], Any],
+    queries: np.ndarray,
+    batch: int,
 ) -> tuple[float, float]:
     """Return the median milliseconds a query of two ways, timed in turns of some calls each."""
     times: tuple[list[float], list[float]] = ([], [])
-    parts = [queries[at : at + batch] for at in range(0, batch * BATCHES[batch], batch) if at + batch <= len(queries)]
+    parts = [
+        queries[at : at + batch]
+        for at in range(0, batch * BATCHES[batch], batch)
+        if at + batch <= len(queries)
+    ]
     if not parts:
-        raise SystemExit(f"error: {len(queries)} queries are too few to ask {batch} at a time; give more with --queries")
+        raise SystemExit(
+            f"error: {len(queries)} queries are too few to ask {batch} at a time; give more with --queries"
+        )
     for turn in range(0, len(parts), TURN):
         for way, kept in zip((first, second), times, strict=True):
             time.sleep(REST)
@@ -268,15 +326,27 @@ class Memory:
         return self.own + self.codes
 
 
-def memory(folder: Path, vectors: np.ndarray | None, queries: np.ndarray, rescore: str, oversample: int) -> dict[str, Memory]:
+def memory(
+    folder: Path, vectors: np.ndarray | None, queries: np.ndarray, rescore: str, oversample: int
+) -> dict[str, Memory]:
     """Measure what each method holds, in a process of its own; the exact one only if its vectors are given."""
     np.save(folder / "queries.npy", queries)
     if vectors is not None:
         np.save(folder / "vectors.npy", vectors)
     told = {}
     for method in ("exact", "index") if vectors is not None else ("index",):
-        job = {"method": method, "folder": str(folder), "rescore": rescore, "oversample": oversample}
-        result = subprocess.run([sys.executable, search_file(), "--child", json.dumps(job)], capture_output=True, text=True, check=True)
+        job = {
+            "method": method,
+            "folder": str(folder),
+            "rescore": rescore,
+            "oversample": oversample,
+        }
+        result = subprocess.run(
+            [sys.executable, search_file(), "--child", json.dumps(job)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         told[method] = Memory(**json.loads(result.stdout))
     return told
 
@@ -319,13 +389,19 @@ def child(job: dict[str, Any]) -> dict[str, int]:
         for at in range(0, len(queries)):
             index_rows(index, queries[at : at + 1], job["oversample"])
     after = resident()
-    return {"own": after["RssAnon"] - before["RssAnon"], "mapped": after["RssFile"] - before["RssFile"], "codes": codes}
+    return {
+        "own": after["RssAnon"] - before["RssAnon"],
+        "mapped": after["RssFile"] - before["RssFile"],
+        "codes": codes,
+    }
 
 
 def resident() -> dict[str, int]:
     """Return the process's resident bytes, its own and mapped."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.startswith("Rss")}
+    return {
+        line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.startswith("Rss")
+    }
 
 
 if __name__ == "__main__":

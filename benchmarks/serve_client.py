@@ -63,13 +63,17 @@ def text_of(words: int, rng: random.Random) -> str:
 
 def request_of(texts: Sequence[str]) -> bytes:
     """Return the bytes of a request for these texts."""
-    body = json.dumps({"input": list(texts), "encoding_format": "base64", "truncate": True}).encode()
+    body = json.dumps(
+        {"input": list(texts), "encoding_format": "base64", "truncate": True}
+    ).encode()
     head = f"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
 @contextmanager
-def server(model: str, threads: int, settings: dict[str, object]) -> Iterator[tuple[str, int, subprocess.Popen[str]]]:
+def server(
+    model: str, threads: int, settings: dict[str, object]
+) -> Iterator[tuple[str, int, subprocess.Popen[str]]]:
     """Start a server in a process of its own; yields host, port and process."""
     command = [sys.executable, "-c", SERVER, model, str(threads), json.dumps(settings)]
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
@@ -115,7 +119,9 @@ class Connection:
             self._streams = None
 
 
-async def closed_loop(host: str, port: int, requests: Sequence[tuple[bytes, int]], clients: int, seconds: float) -> Answers:
+async def closed_loop(
+    host: str, port: int, requests: Sequence[tuple[bytes, int]], clients: int, seconds: float
+) -> Answers:
     """Let each client send its next request when the last is answered."""
     answers = Answers()
     started = time.perf_counter()
@@ -135,7 +141,12 @@ async def closed_loop(host: str, port: int, requests: Sequence[tuple[bytes, int]
 
 
 async def open_loop(
-    host: str, port: int, requests: Sequence[tuple[bytes, int]], per_second: float, seconds: float, settle: float = 0.0
+    host: str,
+    port: int,
+    requests: Sequence[tuple[bytes, int]],
+    per_second: float,
+    seconds: float,
+    settle: float = 0.0,
 ) -> Answers:
     """Send requests at a rate, whatever the answers; only texts answered after `settle` seconds and within `seconds` from then count."""
     answers = Answers(seconds=seconds)

@@ -28,13 +28,19 @@ CHUNK = 256
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", nargs="?", default="all-MiniLM-L6-v2")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--texts", type=int, default=16, help="in a request")
-    parser.add_argument("--clients", type=int, nargs="+", default=[4, 8, 16], help="concurrencies to try")
-    parser.add_argument("--threads", type=int, default=0, help="of the encoder, in both; 0 for all cores")
+    parser.add_argument(
+        "--clients", type=int, nargs="+", default=[4, 8, 16], help="concurrencies to try"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of the encoder, in both; 0 for all cores"
+    )
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     rng = random.Random(options.seed)
@@ -70,23 +76,63 @@ def main() -> None:
             one_client.append(closed(single, 1, options.seconds / 4).percentile(0.5))
         best = max(alone, key=lambda each: alone[each])
         rows.append(
-            ("HTTP throughput / bare encoder", f"{peak / bare:.2f}", f"{peak:.0f} / {bare:.0f} texts/s at {best} clients; aim 0.85")
+            (
+                "HTTP throughput / bare encoder",
+                f"{peak / bare:.2f}",
+                f"{peak:.0f} / {bare:.0f} texts/s at {best} clients; aim 0.85",
+            )
         )
-        rows.append(("CPU time a text, bare encoder / server", f"{median(costs):.2f}", f"{' '.join(f'{each:.2f}' for each in costs)}"))
+        rows.append(
+            (
+                "CPU time a text, bare encoder / server",
+                f"{median(costs):.2f}",
+                f"{' '.join(f'{each:.2f}' for each in costs)}",
+            )
+        )
         p50 = median(one_client) / median(unloaded)
-        rows.append(("p50 of one client / bare encoder", f"{p50:.2f}", f"{1000 * median(one_client):.1f} ms; aim 1.5"))
+        rows.append(
+            (
+                "p50 of one client / bare encoder",
+                f"{p50:.2f}",
+                f"{1000 * median(one_client):.1f} ms; aim 1.5",
+            )
+        )
         for times, aim in ((2, 0.90), (10, 0.80)):
-            answers = asyncio.run(open_loop(host, port, requests, times * peak / options.texts, options.seconds, settle=3.0))
+            answers = asyncio.run(
+                open_loop(
+                    host, port, requests, times * peak / options.texts, options.seconds, settle=3.0
+                )
+            )
             statuses = dict(sorted(answers.statuses.items()))
-            rows.append((f"goodput at {times}x saturation / peak", f"{answers.rate / peak:.2f}", f"statuses {statuses}; aim {aim}"))
-            rows.append((f"429 at {times}x, p99", f"{1000 * answers.percentile(0.99, 429):.1f} ms", "aim 50 ms"))
+            rows.append(
+                (
+                    f"goodput at {times}x saturation / peak",
+                    f"{answers.rate / peak:.2f}",
+                    f"statuses {statuses}; aim {aim}",
+                )
+            )
+            rows.append(
+                (
+                    f"429 at {times}x, p99",
+                    f"{1000 * answers.percentile(0.99, 429):.1f} ms",
+                    "aim 50 ms",
+                )
+            )
         without, beside = [], []
         for _ in range(options.rounds):
             without.append(closed(single, 1, options.seconds / 2))
             beside.append(asyncio.run(both(host, port, single, long, options.seconds / 2)))
         ratio = pooled(beside) / pooled(without)
-        rows.append(("short texts' p99 beside long ones / without", f"{ratio:.2f}", f"{1000 * pooled(beside):.1f} ms; aim 3"))
-        print(f"CPU seconds: server {cpu_seconds(child.pid):.0f}, client and bare encoder {time.process_time():.0f}; {machine()}")
+        rows.append(
+            (
+                "short texts' p99 beside long ones / without",
+                f"{ratio:.2f}",
+                f"{1000 * pooled(beside):.1f} ms; aim 3",
+            )
+        )
+        print(
+            f"CPU seconds: server {cpu_seconds(child.pid):.0f}, client and bare encoder {time.process_time():.0f}; {machine()}"
+        )
     for name, value, note in rows:
         print(f"{name:<46}{value:>10}   {note}")
     print(f"ratio: {peak / bare:.3f}")
@@ -94,7 +140,9 @@ def main() -> None:
 
 async def both(host, port, single, long, seconds):
     """Return the answers to short texts while two clients send long ones."""
-    short, _ = await asyncio.gather(closed_loop(host, port, single, 1, seconds), closed_loop(host, port, long, 2, seconds))
+    short, _ = await asyncio.gather(
+        closed_loop(host, port, single, 1, seconds), closed_loop(host, port, long, 2, seconds)
+    )
     return short
 
 

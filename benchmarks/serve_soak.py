@@ -17,12 +17,22 @@ import urllib.request
 
 from serve_client import Answers, closed_loop, machine, open_loop, request_of, server, text_of
 
-BAD = [b"{", b"[]", b'{"input": []}', b'{"input": [1, 2]}', b'{"input": NaN}', b'{"input": "a", "dimensions": -1}', b'{"inputs": "a"}']
+BAD = [
+    b"{",
+    b"[]",
+    b'{"input": []}',
+    b'{"input": [1, 2]}',
+    b'{"input": NaN}',
+    b'{"input": "a", "dimensions": -1}',
+    b'{"inputs": "a"}',
+]
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", nargs="?", default="all-MiniLM-L6-v2")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=0)
@@ -30,16 +40,22 @@ def main() -> None:
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     rng = random.Random(3)
-    good = [(request_of([text_of(rng.randint(5, 60), rng) for _ in range(8)]), 8) for _ in range(200)]
+    good = [
+        (request_of([text_of(rng.randint(5, 60), rng) for _ in range(8)]), 8) for _ in range(200)
+    ]
     mixed = [each for request in good for each in (request, (malformed(rng.choice(BAD)), 0))]
     print(machine())
     with server(options.model, options.threads, {}) as (host, port, _):
         saturated = asyncio.run(closed_loop(host, port, good, 8, 5.0)).rate / 8
         rate = 2 * options.load * saturated
-        print(f"{saturated:.1f} requests/s saturate; {rate:.1f} requests/s are sent, half of them malformed")
+        print(
+            f"{saturated:.1f} requests/s saturate; {rate:.1f} requests/s are sent, half of them malformed"
+        )
         started, rows = time.monotonic(), []
         while (minute := (time.monotonic() - started) / 60) < options.minutes:
-            answers = asyncio.run(open_loop(host, port, mixed, rate, min(30.0, 6 * options.minutes)))
+            answers = asyncio.run(
+                open_loop(host, port, mixed, rate, min(30.0, 6 * options.minutes))
+            )
             rows.append((minute, *state(host, port), answers))
             _, memory, files, _ = rows[-1]
             print(
@@ -53,10 +69,19 @@ def judge(rows: list[tuple[float, float, float, Answers]]) -> None:
     settled = [row for row in rows if row[0] >= 0.1 * rows[-1][0]] or rows
     first, last = settled[0], settled[-1]
     hours = max(1e-9, (last[0] - first[0]) / 60)
-    wrong = sum(count for *_, answers in rows for status, count in answers.statuses.items() if status not in (200, 400, 429))
-    print(f"answers other than 200, 400, 429: {wrong}; file handles {first[2]:.0f} -> {last[2]:.0f}")
+    wrong = sum(
+        count
+        for *_, answers in rows
+        for status, count in answers.statuses.items()
+        if status not in (200, 400, 429)
+    )
+    print(
+        f"answers other than 200, 400, 429: {wrong}; file handles {first[2]:.0f} -> {last[2]:.0f}"
+    )
     print(f"memory grows by {100 * (last[1] / first[1] - 1) / hours:.1f} % an hour")
-    print(f"p99 at the end / at the beginning: {last[3].percentile(0.99) / first[3].percentile(0.99):.2f}")
+    print(
+        f"p99 at the end / at the beginning: {last[3].percentile(0.99) / first[3].percentile(0.99):.2f}"
+    )
     print(f"ratio: {last[1] / first[1]:.3f}")
 
 
@@ -70,7 +95,10 @@ def state(host: str, port: int) -> tuple[float, float]:
     """Return resident bytes and open files of the server."""
     with urllib.request.urlopen(f"http://{host}:{port}/metrics") as reply:
         text = reply.read().decode()
-    found = [re.search(rf"^process_{name} (\S+)", text, re.MULTILINE) for name in ("resident_memory_bytes", "open_fds")]
+    found = [
+        re.search(rf"^process_{name} (\S+)", text, re.MULTILINE)
+        for name in ("resident_memory_bytes", "open_fds")
+    ]
     return tuple(float(each.group(1)) if each else float("nan") for each in found)  # type: ignore[return-value]
 
 

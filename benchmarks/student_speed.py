@@ -9,7 +9,18 @@ mixed lengths.
 
 from __future__ import annotations
 
-from common import MODEL, SPEED_COLUMNS, finish, in_turn, load_texts, machine, options, parser, speed_rows, table
+from common import (
+    MODEL,
+    SPEED_COLUMNS,
+    finish,
+    in_turn,
+    load_texts,
+    machine,
+    options,
+    parser,
+    speed_rows,
+    table,
+)
 
 from taskdistill import Encoder
 from taskdistill.model.backbone import resolve
@@ -22,7 +33,11 @@ LAYERS = [0, 2, 5]
 def main() -> None:
     """Run the comparison."""
     made = parser(__doc__, texts=600)
-    made.add_argument("--model", default=None, help="model folder of a student; default: the teacher cut to three layers")
+    made.add_argument(
+        "--model",
+        default=None,
+        help="model folder of a student; default: the teacher cut to three layers",
+    )
     asked = options(made)
     from sentence_transformers import SentenceTransformer
 
@@ -40,15 +55,24 @@ def main() -> None:
         tokens = sum(map(len, encoder.model.tokenizer.ids(texts, prompt="", max_length=256).ids))
         sides = in_turn(
             {
-                "sentence-transformers, teacher": lambda texts=texts: peer.encode(texts, normalize_embeddings=True),
+                "sentence-transformers, teacher": lambda texts=texts: peer.encode(
+                    texts, normalize_embeddings=True
+                ),
                 "taskdistill, student": lambda texts=texts: encoder.encode(texts, max_length=256),
             },
             asked.rounds,
         )
         theirs, ours = sides.values()
         rows = speed_rows(sides, len(texts), tokens, next(iter(sides)))
-        table(f"{kind}: {len(texts):,} texts, {tokens / len(texts):.1f} tokens on average", SPEED_COLUMNS, rows)
-        found[kind] = {"ratio": theirs.median / ours.median, "ratio_cpu": theirs.median_cpu / ours.median_cpu}
+        table(
+            f"{kind}: {len(texts):,} texts, {tokens / len(texts):.1f} tokens on average",
+            SPEED_COLUMNS,
+            rows,
+        )
+        found[kind] = {
+            "ratio": theirs.median / ours.median,
+            "ratio_cpu": theirs.median_cpu / ours.median_cpu,
+        }
     finish(found["mixed"]["ratio"], found, asked.json)
 
 

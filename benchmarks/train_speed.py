@@ -36,7 +36,11 @@ def main() -> None:
     """Run the comparison."""
     made = parser(__doc__, texts=1280, rounds=3)
     made.add_argument("--steps", type=int, default=6, help="counted steps of a turn")
-    made.add_argument("--grouped", action="store_true", help="the other side groups texts of like length into batches")
+    made.add_argument(
+        "--grouped",
+        action="store_true",
+        help="the other side groups texts of like length into batches",
+    )
     asked = options(made, quick_texts=256)
     steps = 1 if asked.quick else asked.steps
     print(machine(asked.threads, ("accelerate", "datasets")))
@@ -135,7 +139,9 @@ def _ours(texts: list[str], targets: np.ndarray, steps: int, threads: Any) -> Tu
                 parameters,
                 seed=number,
                 threads=threads,
-                share=lambda vectors, places, target=target: distance(vectors, target[places]) * (len(places) / BATCH),
+                share=lambda vectors, places, target=target: (
+                    distance(vectors, target[places]) * (len(places) / BATCH)
+                ),
             )
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             assert torch.isfinite(norm)
@@ -149,7 +155,11 @@ def _ours(texts: list[str], targets: np.ndarray, steps: int, threads: Any) -> Tu
 
 def _theirs(texts: list[str], targets: np.ndarray, steps: int, grouped: bool) -> Turn:
     from datasets import Dataset, disable_progress_bars
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
     from sentence_transformers.sentence_transformer.losses import MSELoss
     from transformers import TrainerCallback
 
@@ -159,7 +169,10 @@ def _theirs(texts: list[str], targets: np.ndarray, steps: int, grouped: bool) ->
     keep_layers(model[0].auto_model, LAYERS)
     without_dropout(model[0].auto_model)
     data = Dataset.from_dict({"text": texts, "label": targets.tolist()})
-    lengths = [len(row) for row in model.tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]]
+    lengths = [
+        len(row)
+        for row in model.tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+    ]
     seeds = iter(range(1000))
 
     def turn() -> list[tuple[float, float, float]]:
@@ -183,7 +196,13 @@ def _theirs(texts: list[str], targets: np.ndarray, steps: int, grouped: bool) ->
                 seed=next(seeds),
                 **({"batch_sampler": _grouped(lengths)} if grouped else {}),
             )
-            trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=data, loss=MSELoss(model), callbacks=[Ticks()])
+            trainer = SentenceTransformerTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=data,
+                loss=MSELoss(model),
+                callbacks=[Ticks()],
+            )
             clock.tick(False)
             trainer.train()
         return clock.found
@@ -195,8 +214,12 @@ def _grouped(lengths: list[int]) -> Callable[..., Any]:
     from sentence_transformers.base.sampler import DefaultBatchSampler
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
-    def sampler(dataset: Any, batch_size: int, drop_last: bool, generator: Any = None, **_: Any) -> Any:
-        rows = LengthGroupedSampler(batch_size, dataset=dataset, lengths=copy.copy(lengths), generator=generator)
+    def sampler(
+        dataset: Any, batch_size: int, drop_last: bool, generator: Any = None, **_: Any
+    ) -> Any:
+        rows = LengthGroupedSampler(
+            batch_size, dataset=dataset, lengths=copy.copy(lengths), generator=generator
+        )
         return DefaultBatchSampler(rows, batch_size=batch_size, drop_last=drop_last)
 
     return sampler

@@ -28,10 +28,16 @@ def main() -> None:
     for kind in ("mixed", "short"):
         texts = load_texts(kind, asked.texts, asked.data)
         targets = Encoder.load(MODEL).encode(texts)
-        one, many = f"1 worker, {asked.threads} intra-op threads", f"{asked.threads} workers, 1 intra-op thread each"
+        one, many = (
+            f"1 worker, {asked.threads} intra-op threads",
+            f"{asked.threads} workers, 1 intra-op thread each",
+        )
         sides = {one: Side(), many: Side()}
         with workers(1) as alone, workers(asked.threads) as together:
-            turns = {one: _ours(texts, targets, steps, alone), many: _ours(texts, targets, steps, together)}
+            turns = {
+                one: _ours(texts, targets, steps, alone),
+                many: _ours(texts, targets, steps, together),
+            }
             for _ in range(asked.rounds):
                 for name, turn in turns.items():
                     torch.set_num_threads(asked.threads)
@@ -50,7 +56,11 @@ def main() -> None:
             ]
             for name, s in sides.items()
         ]
-        table(f"{kind}: batches of {BATCH}", ["side", "texts/s", "ratio", "ratio of cpu time", "cores used by others"], rows)
+        table(
+            f"{kind}: batches of {BATCH}",
+            ["side", "texts/s", "ratio", "ratio of cpu time", "cores used by others"],
+            rows,
+        )
         found[kind] = {"ratio": base.median / sides[many].median}
     finish(found["mixed"]["ratio"], found, asked.json)
 

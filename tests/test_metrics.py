@@ -19,7 +19,9 @@ def test_ndcg_map_mrr_and_recall_by_hand():
     ranking = {"q": {"c": 0.9, "b": 0.8, "a": 0.7}, "r": {"b": 0.9}}
     found = metrics.retrieval_scores(qrels, ranking, ["q", "r"])
     ideal = 2 + 1 / math.log2(3)
-    assert found["nDCG@10"].tolist() == pytest.approx([(1 / math.log2(3) + 2 / math.log2(4)) / ideal, 0])
+    assert found["nDCG@10"].tolist() == pytest.approx(
+        [(1 / math.log2(3) + 2 / math.log2(4)) / ideal, 0]
+    )
     assert found["MAP@1000"].tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2, 0])
     assert found["MRR@10"].tolist() == [0.5, 0]
     assert found["Recall@100"].tolist() == [1, 0]
@@ -32,14 +34,20 @@ def test_ties_go_to_the_larger_id_in_every_metric():
 
 
 def test_spearman_by_hand_and_of_constants():
-    assert metrics.spearman(np.array([1, 2, 3, 4.0]), np.array([1, 3, 2, 4.0])) == pytest.approx(0.8)
+    assert metrics.spearman(np.array([1, 2, 3, 4.0]), np.array([1, 3, 2, 4.0])) == pytest.approx(
+        0.8
+    )
     assert metrics.spearman(np.array([1, 2.0]), np.array([3, 3.0])) == 0
 
 
 def test_equal_vectors_tie_exactly():
     x = np.random.default_rng(0).standard_normal((500, 33)).astype(np.float32)
-    assert set(metrics.paired_cosine(x, x * 3).round(6)) == {1} and set(metrics.paired_cosine(x, x)) == {1}
-    assert metrics.paired_cosine(np.array([[1.0, 0]]), np.array([[1.0, 1]]))[0] == pytest.approx(math.sqrt(0.5))
+    assert set(metrics.paired_cosine(x, x * 3).round(6)) == {1} and set(
+        metrics.paired_cosine(x, x)
+    ) == {1}
+    assert metrics.paired_cosine(np.array([[1.0, 0]]), np.array([[1.0, 1]]))[0] == pytest.approx(
+        math.sqrt(0.5)
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -47,7 +55,9 @@ def test_equal_vectors_tie_exactly():
 def test_mean_precision_at_positives_is_average_precision(rows):
     labels, scores = np.array([int(a) for a, _ in rows]), np.array([b / 5 for _, b in rows])
     if labels.any():
-        assert metrics.precision_at_positives(labels, scores).mean() == pytest.approx(average_precision_score(labels, scores))
+        assert metrics.precision_at_positives(labels, scores).mean() == pytest.approx(
+            average_precision_score(labels, scores)
+        )
 
 
 @settings(max_examples=50, deadline=None)
@@ -58,9 +68,14 @@ def test_mean_label_f1_is_the_weighted_f1(found):
 
 
 def test_clustering_of_separate_groups_is_perfect_and_repeatable():
-    vectors = np.repeat(np.eye(3, 8), 20, axis=0) + np.random.default_rng(1).normal(0, 0.01, (60, 8))
+    vectors = np.repeat(np.eye(3, 8), 20, axis=0) + np.random.default_rng(1).normal(
+        0, 0.01, (60, 8)
+    )
     labels = ["a"] * 20 + ["b"] * 20 + ["c"] * 20
-    found = [metrics.v_measures(vectors, labels, rng=random.Random(42), experiments=3, sample=90) for _ in range(2)]
+    found = [
+        metrics.v_measures(vectors, labels, rng=random.Random(42), experiments=3, sample=90)
+        for _ in range(2)
+    ]
     assert found[0].tolist() == found[1].tolist() == [1, 1, 1]
     assert metrics.v_measure_whole(vectors, labels) == 1
 
@@ -68,7 +83,9 @@ def test_clustering_of_separate_groups_is_perfect_and_repeatable():
 def test_few_per_label_draws_that_many_of_each():
     labels = ["a"] * 30 + ["b"] * 20 + ["c"] * 3
     samples = metrics.few_per_label(labels, experiments=4, per_label=8)
-    assert [[sum(labels[i] == x for i in sample) for x in "abc"] for sample in samples] == [[8, 8, 3]] * 4
+    assert [[sum(labels[i] == x for i in sample) for x in "abc"] for sample in samples] == [
+        [8, 8, 3]
+    ] * 4
     assert len({tuple(sample) for sample in samples}) == 4
 
 

@@ -47,7 +47,9 @@ def test_zero_rows_stay_zero():
 def test_truncate_cuts_then_normalises(size, data):
     x = vectors(*size)
     dim = data.draw(st.integers(1, x.shape[1]))
-    assert np.allclose(truncate(x, dim), x[:, :dim] / np.linalg.norm(x[:, :dim], axis=1, keepdims=True), atol=1e-6)
+    assert np.allclose(
+        truncate(x, dim), x[:, :dim] / np.linalg.norm(x[:, :dim], axis=1, keepdims=True), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("dim", [0, -1, 5])
@@ -61,7 +63,9 @@ def test_non_finite_vectors_are_refused_with_their_row(bad):
     x = np.ones((3, 4))
     x[1, 2] = bad
     for function in (normalize, pack_bits, Int8Ranges.fit):
-        with pytest.raises(BadInput, match="1 of 3 vectors hold NaN or infinity, the first at row 1"):
+        with pytest.raises(
+            BadInput, match="1 of 3 vectors hold NaN or infinity, the first at row 1"
+        ):
             function(x)
 
 
@@ -101,7 +105,13 @@ def test_ranges_survive_json_exactly(size):
 
 
 @pytest.mark.parametrize(
-    "value", [{}, {"minimum": [1], "maximum": [0]}, {"minimum": [1, 2], "maximum": [3]}, {"minimum": ["a"], "maximum": [1]}]
+    "value",
+    [
+        {},
+        {"minimum": [1], "maximum": [0]},
+        {"minimum": [1, 2], "maximum": [3]},
+        {"minimum": ["a"], "maximum": [1]},
+    ],
 )
 def test_damaged_ranges_are_refused(value):
     with pytest.raises(BadInput, match="int8 ranges"):
@@ -125,7 +135,9 @@ def test_bits_round_trip(size):
 
 
 def test_bits_are_most_significant_first_and_zero_is_unset():
-    assert pack_bits(np.array([[1.0, 0.0, -1.0, 2.0, 0, 0, 0, 0, 3.0]])).tolist() == [[0b10010000, 0b10000000]]
+    assert pack_bits(np.array([[1.0, 0.0, -1.0, 2.0, 0, 0, 0, 0, 3.0]])).tolist() == [
+        [0b10010000, 0b10000000]
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -144,6 +156,11 @@ def test_hamming_over_several_blocks():
 
 
 def test_bytes_per_vector():
-    assert [bytes_per_vector(100, p) for p in ("float32", "float16", "int8", "binary")] == [400, 200, 100, 13]
+    assert [bytes_per_vector(100, p) for p in ("float32", "float16", "int8", "binary")] == [
+        400,
+        200,
+        100,
+        13,
+    ]
     with pytest.raises(BadInput, match="did you mean 'int8'"):
         bytes_per_vector(8, "int4")

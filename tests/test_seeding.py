@@ -15,9 +15,19 @@ from taskdistill.ablate.settings import Ablation, make_experiment
 from taskdistill.ablate.training_run import TRIAL_SEED, TrainingRun
 from taskdistill.cli.main import app
 from taskdistill.errors import BadInput
-from taskdistill.seeding import MICRO_BATCH_STRIDE, SEEDS, STEP_STRIDE, derive_seed, later_seed, torch_seed
+from taskdistill.seeding import (
+    MICRO_BATCH_STRIDE,
+    SEEDS,
+    STEP_STRIDE,
+    derive_seed,
+    later_seed,
+    torch_seed,
+)
 
-seeds = st.one_of(st.integers(0, SEEDS - 1), st.sampled_from([0, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, SEEDS - 1]))
+seeds = st.one_of(
+    st.integers(0, SEEDS - 1),
+    st.sampled_from([0, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, SEEDS - 1]),
+)
 steps = st.integers(0, 10**7)
 
 
@@ -36,13 +46,18 @@ def test_every_generator_takes_every_derived_seed(seed, step, number):
 def test_small_seeds_give_the_sums_and_products_that_they_always_gave(seed, step, number):
     of_step = derive_seed(torch_seed(seed), step, STEP_STRIDE)
     assert torch_seed(seed) == seed and of_step == seed * 7_919 + step
-    assert derive_seed(of_step, number, MICRO_BATCH_STRIDE) == (seed * 7_919 + step) * 1_000_003 + number
+    assert (
+        derive_seed(of_step, number, MICRO_BATCH_STRIDE)
+        == (seed * 7_919 + step) * 1_000_003 + number
+    )
     assert later_seed(seed, number) == seed + number
 
 
 @given(seed=st.integers(0, 2**32 - 1), high=st.integers(1, 2**32 - 1))
 def test_two_seeds_that_differ_in_high_bits_alone_draw_other_numbers(seed, high):
-    low, other = (torch.Generator().manual_seed(torch_seed(each)) for each in (seed, seed + (high << 32)))
+    low, other = (
+        torch.Generator().manual_seed(torch_seed(each)) for each in (seed, seed + (high << 32))
+    )
     assert not torch.equal(torch.rand(4, generator=low), torch.rand(4, generator=other))
 
 
@@ -52,7 +67,11 @@ def test_repetitions_and_trials_of_an_experiment_have_seeds_and_folders_of_their
     runs = [TrainingRun("run", "D->D", later_seed(seed, k), 8, point, point) for k in range(count)]
     trial = TrainingRun("trial", "D->D", later_seed(seed, TRIAL_SEED), 8, point, point)
     firsts = [cell.needs() for cell in (*runs, trial)]
-    assert len({first.key for first in firsts}) == len({cell.seed for cell in (*runs, trial)}) == count + 1
+    assert (
+        len({first.key for first in firsts})
+        == len({cell.seed for cell in (*runs, trial)})
+        == count + 1
+    )
     assert firsts[-1].key == "first/trials" and firsts[0].key == f"first/seed-{seed}"
 
 
@@ -60,7 +79,11 @@ def test_an_experiment_repeats_over_the_largest_seed(tmp_path):
     raw = tiny.recipe(tmp_path, tmp_path, steps=100) | {"seed": SEEDS - 1}
     raw["adapters"], raw["static"] = {}, None
     experiment = make_experiment(tiny.parsed(raw), Ablation(seeds=3, base_from_teacher=True))
-    assert experiment.seeds_of(next(arm for arm in experiment.arms() if arm.name == "D")) == [SEEDS - 1, 0, 1]
+    assert experiment.seeds_of(next(arm for arm in experiment.arms() if arm.name == "D")) == [
+        SEEDS - 1,
+        0,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("seed", [0, SEEDS - 1])

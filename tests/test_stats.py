@@ -7,7 +7,13 @@ import pytest
 from scipy.stats import rankdata
 
 from taskdistill.errors import BadInput
-from taskdistill.stats import hierarchical, interval, paired_difference, queries_needed, smallest_effect
+from taskdistill.stats import (
+    hierarchical,
+    interval,
+    paired_difference,
+    queries_needed,
+    smallest_effect,
+)
 
 
 def test_interval_of_a_mean_has_the_width_of_its_standard_error():
@@ -49,7 +55,10 @@ def test_a_clear_difference_is_found_and_equal_models_are_not():
 
 def test_the_randomisation_test_keeps_its_level():
     rng = np.random.default_rng(4)
-    found = [paired_difference({"": rng.random(40)}, {"": rng.random(40)}, draws=200, seed=i).p for i in range(300)]
+    found = [
+        paired_difference({"": rng.random(40)}, {"": rng.random(40)}, draws=200, seed=i).p
+        for i in range(300)
+    ]
     assert 0.02 < np.mean(np.array(found) <= 0.05) < 0.09
     assert np.mean(found) == pytest.approx(0.5, abs=0.06)
 
@@ -57,7 +66,10 @@ def test_the_randomisation_test_keeps_its_level():
 def test_differences_of_correlations_are_compared_too():
     rng = np.random.default_rng(5)
     gold = rng.normal(size=500)
-    near, far = (np.column_stack([rankdata(gold), rankdata(gold + rng.normal(0, sd, 500))]) for sd in (0.5, 1.5))
+    near, far = (
+        np.column_stack([rankdata(gold), rankdata(gold + rng.normal(0, sd, 500))])
+        for sd in (0.5, 1.5)
+    )
     found = paired_difference({"": near}, {"": far}, draws=1000)
     assert found.p < 0.01 and found.estimate.low > 0.1
     assert paired_difference({"": near}, {"": near}, draws=100).p == 1
@@ -70,7 +82,12 @@ def test_other_queries_are_refused():
 
 def test_hierarchical_intervals_reflect_each_source_of_chance():
     rng = np.random.default_rng(6)
-    by_seed = {f"s{i}": np.repeat(rng.normal(0, 0.1, (5, 1)) * 0 + np.linspace(-0.1, 0.1, 5)[:, None], 200, axis=1) for i in range(6)}
+    by_seed = {
+        f"s{i}": np.repeat(
+            rng.normal(0, 0.1, (5, 1)) * 0 + np.linspace(-0.1, 0.1, 5)[:, None], 200, axis=1
+        )
+        for i in range(6)
+    }
     found = hierarchical(by_seed, draws=2000)
     assert found["queries"].low == found["queries"].high == pytest.approx(0)
     assert found["seeds"].low < -0.05 and found["seeds"].high > 0.05
@@ -93,11 +110,18 @@ def test_seeds_must_be_the_same_in_every_set():
         hierarchical({"a": np.zeros((2, 3)), "b": np.zeros((3, 3))})
 
 
-@pytest.mark.parametrize(("sd", "needed"), [(0.15, (11611, 1766, 442)), (0.20, (20642, 3140, 785)), (0.25, (32253, 4906, 1227))])
+@pytest.mark.parametrize(
+    ("sd", "needed"),
+    [(0.15, (11611, 1766, 442)), (0.20, (20642, 3140, 785)), (0.25, (32253, 4906, 1227))],
+)
 def test_queries_needed_agree_with_the_specification(sd, needed):
-    assert [queries_needed(sd, effect) for effect in (0.0039, 0.01, 0.02)] == pytest.approx(needed, rel=1e-3)
+    assert [queries_needed(sd, effect) for effect in (0.0039, 0.01, 0.02)] == pytest.approx(
+        needed, rel=1e-3
+    )
     assert smallest_effect(sd, needed[1]) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_few_seeds_limit_what_can_be_detected():
-    assert smallest_effect(0.2, 10**9, seed_sd=0.01, seeds=4) == pytest.approx(2.8016 * 0.005, rel=1e-3)
+    assert smallest_effect(0.2, 10**9, seed_sd=0.01, seeds=4) == pytest.approx(
+        2.8016 * 0.005, rel=1e-3
+    )

@@ -15,7 +15,10 @@ from taskdistill.memory import available_memory
 AUTO = "auto"
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CPU_FLAGS = {torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"}, torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"}}
+CPU_FLAGS = {
+    torch.bfloat16: {"avx512_bf16", "amx_bf16", "bf16"},
+    torch.float16: {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
 """Flags of /proc/cpuinfo of which one must be there; without them torch's half precision is about a hundred times slower than float32."""
 AMPERE = (8, 0)
 """Compute capability of CUDA from which on cards multiply in bfloat16 and TF32."""
@@ -35,7 +38,13 @@ def accelerators() -> list[torch.device]:
     if torch.backends.mps.is_available():
         return [torch.device("mps", 0)]
     found = torch.accelerator.current_accelerator(check_available=True)
-    return [] if found is None else [torch.device(found.type, number) for number in range(torch.accelerator.device_count())]
+    return (
+        []
+        if found is None
+        else [
+            torch.device(found.type, number) for number in range(torch.accelerator.device_count())
+        ]
+    )
 
 
 def resolve_device(choice: str = AUTO) -> torch.device:
@@ -55,11 +64,15 @@ def resolve_device(choice: str = AUTO) -> torch.device:
     here = [str(CPU), *(str(each) for each in accelerators())]
     device = _named(choice)
     if device is None:
-        raise BadInput(f"unknown device {choice[:40]!r}: this machine has {', '.join(here)}{_meant(choice, here)}")
+        raise BadInput(
+            f"unknown device {choice[:40]!r}: this machine has {', '.join(here)}{_meant(choice, here)}"
+        )
     if device.type == "cpu":
         return CPU
     if device.type == "meta":
-        raise BadInput(f"device meta holds shapes without numbers; this machine has {', '.join(here)}")
+        raise BadInput(
+            f"device meta holds shapes without numbers; this machine has {', '.join(here)}"
+        )
     try:
         return torch.empty(1, device=device).device
     except Exception as error:  # whatever the package of a device raises where its hardware, driver or module is missing
@@ -87,7 +100,9 @@ def _meant(choice: str, here: Sequence[str]) -> str:
         return f"; did you mean {MISNOMERS[kind]!r}?"
     if plain != choice and (plain == AUTO or _named(plain) is not None):
         return f"; did you mean {plain!r}?"
-    return did_you_mean(plain[:40], dict.fromkeys([AUTO, *(name.partition(":")[0] for name in here), *COMMON]))
+    return did_you_mean(
+        plain[:40], dict.fromkeys([AUTO, *(name.partition(":")[0] for name in here), *COMMON])
+    )
 
 
 def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
@@ -116,7 +131,9 @@ def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
         return False
 
 
-def resolve_dtype(choice: str, device: torch.device, *, auto: torch.dtype = torch.float32) -> torch.dtype:
+def resolve_dtype(
+    choice: str, device: torch.device, *, auto: torch.dtype = torch.float32
+) -> torch.dtype:
     """Choose the arithmetic of a model's weights.
 
     Args:
@@ -136,7 +153,11 @@ def resolve_dtype(choice: str, device: torch.device, *, auto: torch.dtype = torc
     if choice not in DTYPES:
         raise BadInput(f"unknown dtype {choice!r}; give one of {', '.join((AUTO, *DTYPES))}")
     if not computes_in(DTYPES[choice], device):
-        slow = " and would be about a hundred times slower than in float32" if device.type == "cpu" else ""
+        slow = (
+            " and would be about a hundred times slower than in float32"
+            if device.type == "cpu"
+            else ""
+        )
         raise BadInput(f"{device_name(device)} has no {choice} units{slow}; use float32")
     return DTYPES[choice]
 
@@ -245,4 +266,9 @@ def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
     if not path.is_file():
         return set()
     lines = path.read_text("utf-8", "replace").splitlines()
-    return {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.partition(":")[2].split()}
+    return {
+        flag
+        for line in lines
+        if line.lower().startswith(("flags", "features"))
+        for flag in line.partition(":")[2].split()
+    }

@@ -47,4 +47,6 @@ def require_extra(module: str, extra: str, purpose: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec(module) is None:
-        raise BadInput(f"{purpose} needs the package {module!r}, which is not installed; run: pip install 'taskdistill[{extra}]'")
+        raise BadInput(
+            f"{purpose} needs the package {module!r}, which is not installed; run: pip install 'taskdistill[{extra}]'"
+        )

@@ -36,7 +36,9 @@ def peak_megabytes() -> float:
     Returns:
         Megabytes of 1,000,000 bytes.
     """
-    if sys.platform.startswith("linux"):  # getrusage would also count what the process was before it began to run this program
+    if sys.platform.startswith(
+        "linux"
+    ):  # getrusage would also count what the process was before it began to run this program
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
         if found:
             return int(found[1]) * 1024 / 1e6
@@ -61,7 +63,9 @@ def _kernel_available() -> int | None:
     if path.is_file() and (line := re.search(r"MemAvailable:\s+(\d+) kB", path.read_text("utf-8"))):
         return int(line[1]) * 1024
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf(
+            "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+        )
     except (AttributeError, ValueError, OSError):
         return None
 
@@ -74,7 +78,10 @@ def _group_available(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
         ("memory.limit_in_bytes", "memory.usage_in_bytes", root / "memory"),
     ):
         try:
-            most, now = (folder / limit).read_text("utf-8").strip(), int((folder / used).read_text("utf-8"))
+            most, now = (
+                (folder / limit).read_text("utf-8").strip(),
+                int((folder / used).read_text("utf-8")),
+            )
             stat = (folder / "memory.stat").read_text("utf-8")
         except (OSError, ValueError):
             continue

@@ -19,8 +19,17 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, f1_score, label_ranking_average_precision_score, v_measure_score
-from sklearn.metrics.pairwise import paired_cosine_distances, paired_euclidean_distances, paired_manhattan_distances
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    label_ranking_average_precision_score,
+    v_measure_score,
+)
+from sklearn.metrics.pairwise import (
+    paired_cosine_distances,
+    paired_euclidean_distances,
+    paired_manhattan_distances,
+)
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
 
@@ -32,7 +41,12 @@ Label = TypeVar("Label", bound=Hashable)
 SEED = 42
 """The seed that mteb gives every task."""
 
-RETRIEVAL_METRICS = {"nDCG@10": "ndcg_cut_10", "nDCG@1": "ndcg_cut_1", "MAP@1000": "map_cut_1000", "Recall@100": "recall_100"}
+RETRIEVAL_METRICS = {
+    "nDCG@10": "ndcg_cut_10",
+    "nDCG@1": "ndcg_cut_1",
+    "MAP@1000": "map_cut_1000",
+    "Recall@100": "recall_100",
+}
 """Printed name to trec_eval's name; MRR@10 is added by `retrieval_scores`."""
 
 
@@ -81,7 +95,9 @@ def ranks(x: Floats) -> NDArray[np.float64]:
 
 
 def retrieval_scores(
-    qrels: Mapping[str, Mapping[str, int]], ranking: Mapping[str, Mapping[str, float]], query_ids: Sequence[str]
+    qrels: Mapping[str, Mapping[str, int]],
+    ranking: Mapping[str, Mapping[str, float]],
+    query_ids: Sequence[str],
 ) -> dict[str, NDArray[np.float64]]:
     """Score rankings with trec_eval's definitions; ties go to the larger document id, as there.
 
@@ -94,11 +110,17 @@ def retrieval_scores(
         Metric to (queries,) scores in the order of `query_ids`: nDCG@10, nDCG@1, MAP@1000, Recall@100, MRR@10.
     """
     evaluator = pytrec_eval.RelevanceEvaluator(
-        {query: dict(qrels[query]) for query in query_ids}, {"ndcg_cut.1,10", "map_cut.1000", "recall.100"}
+        {query: dict(qrels[query]) for query in query_ids},
+        {"ndcg_cut.1,10", "map_cut.1000", "recall.100"},
     )
     scored = evaluator.evaluate({query: dict(ranking[query]) for query in query_ids})
-    found = {name: np.array([scored[query][trec] for query in query_ids]) for name, trec in RETRIEVAL_METRICS.items()}
-    found["MRR@10"] = np.array([_reciprocal_rank(qrels[query], ranking[query], 10) for query in query_ids])
+    found = {
+        name: np.array([scored[query][trec] for query in query_ids])
+        for name, trec in RETRIEVAL_METRICS.items()
+    }
+    found["MRR@10"] = np.array(
+        [_reciprocal_rank(qrels[query], ranking[query], 10) for query in query_ids]
+    )
     return found
 
 
@@ -191,7 +213,13 @@ def v_measures(
     found = np.empty(experiments)
     for i in range(experiments):
         drawn = rng.choices(range(len(vectors)), k=sample)
-        means = MiniBatchKMeans(n_clusters=int(gold.max()) + 1, batch_size=batch_size, init="k-means++", n_init=1, random_state=SEED)
+        means = MiniBatchKMeans(
+            n_clusters=int(gold.max()) + 1,
+            batch_size=batch_size,
+            init="k-means++",
+            n_init=1,
+            random_state=SEED,
+        )
         found[i] = v_measure_score(gold[drawn], means.fit_predict(vectors[drawn]))
     return found
 
@@ -206,11 +234,15 @@ def v_measure_whole(vectors: Floats, labels: Sequence[Hashable]) -> float:
     Returns:
         0 to 1.
     """
-    means = MiniBatchKMeans(n_clusters=len(set(labels)), batch_size=500, n_init="auto", random_state=SEED)
+    means = MiniBatchKMeans(
+        n_clusters=len(set(labels)), batch_size=500, n_init="auto", random_state=SEED
+    )
     return float(v_measure_score([str(label) for label in labels], means.fit(vectors).labels_))
 
 
-def few_per_label(labels: Sequence[Label], *, experiments: int = 10, per_label: int = 8) -> list[list[int]]:
+def few_per_label(
+    labels: Sequence[Label], *, experiments: int = 10, per_label: int = 8
+) -> list[list[int]]:
     """Draw mteb's training samples of a classification set: a few rows of each label, several times.
 
     Args:
@@ -235,7 +267,9 @@ def few_per_label(labels: Sequence[Label], *, experiments: int = 10, per_label: 
     return drawn
 
 
-def classify(train: Floats, train_labels: Sequence[str], test: Floats, *, max_iter: int = 100) -> NDArray[np.str_]:
+def classify(
+    train: Floats, train_labels: Sequence[str], test: Floats, *, max_iter: int = 100
+) -> NDArray[np.str_]:
     """Fit a logistic regression on vectors and predict.
 
     Args:
@@ -249,7 +283,9 @@ def classify(train: Floats, train_labels: Sequence[str], test: Floats, *, max_it
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = LogisticRegression(max_iter=max_iter, random_state=SEED).fit(train, np.asarray(train_labels))
+        model = LogisticRegression(max_iter=max_iter, random_state=SEED).fit(
+            train, np.asarray(train_labels)
+        )
     return np.asarray(model.predict(test))
 
 
@@ -268,7 +304,9 @@ def macro_f1(gold: Sequence[str], predicted: NDArray[np.str_]) -> float:
         return float(f1_score(np.asarray(gold), predicted, average="macro"))
 
 
-def few_per_label_multi(labels: Sequence[Sequence[str]], *, rng: np.random.Generator, per_label: int = 8) -> list[int]:
+def few_per_label_multi(
+    labels: Sequence[Sequence[str]], *, rng: np.random.Generator, per_label: int = 8
+) -> list[int]:
     """Draw one of mteb's training samples of a multilabel set.
 
     Args:
@@ -292,7 +330,10 @@ def few_per_label_multi(labels: Sequence[Sequence[str]], *, rng: np.random.Gener
 
 
 def classify_multi(
-    train: Floats, train_labels: Sequence[Sequence[str]], test: Floats, test_labels: Sequence[Sequence[str]]
+    train: Floats,
+    train_labels: Sequence[Sequence[str]],
+    test: Floats,
+    test_labels: Sequence[Sequence[str]],
 ) -> tuple[dict[str, float], NDArray[np.bool_]]:
     """Predict label sets with the five nearest neighbours, as mteb does.
 
@@ -337,6 +378,15 @@ def summary_scores(human: Floats, machine: Floats, gold: Sequence[float]) -> flo
     return spearman(np.asarray(gold, dtype=np.float64), closest)
 
 
-def _reciprocal_rank(relevance: Mapping[str, int], scores: Mapping[str, float], cutoff: int) -> float:
+def _reciprocal_rank(
+    relevance: Mapping[str, int], scores: Mapping[str, float], cutoff: int
+) -> float:
     top = heapq.nlargest(cutoff, scores.items(), key=lambda item: (item[1], item[0]))
-    return next((1 / (rank + 1) for rank, (document, _) in enumerate(top) if relevance.get(document, 0) > 0), 0.0)
+    return next(
+        (
+            1 / (rank + 1)
+            for rank, (document, _) in enumerate(top)
+            if relevance.get(document, 0) > 0
+        ),
+        0.0,
+    )

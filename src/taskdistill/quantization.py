@@ -37,7 +37,9 @@ def normalize(x: NDArray[Any]) -> NDArray[np.float32]:
     for start in range(0, len(x), _ROWS):
         rows = x[start : start + _ROWS].astype(np.float64)
         length = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-        unit[start : start + _ROWS] = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+        unit[start : start + _ROWS] = np.divide(
+            rows, length, out=np.zeros_like(rows), where=length > 0
+        )
     return unit
 
 
@@ -56,7 +58,9 @@ def truncate(x: NDArray[Any], dim: int) -> NDArray[np.float32]:
     """
     x = _matrix(x)
     if not 1 <= dim <= x.shape[1]:
-        raise BadInput(f"truncate_dim {dim} is outside 1..{x.shape[1]}, the dimensions of these vectors; give one within")
+        raise BadInput(
+            f"truncate_dim {dim} is outside 1..{x.shape[1]}, the dimensions of these vectors; give one within"
+        )
     return normalize(x[:, :dim])
 
 
@@ -90,7 +94,9 @@ class Int8Ranges:
         if quantile is None:
             return cls(x.min(axis=0).astype(np.float32), x.max(axis=0).astype(np.float32))
         if not 0 <= quantile < 0.5:
-            raise BadInput(f"the quantile of int8 ranges is {quantile}; it must be at least 0 and below 0.5")
+            raise BadInput(
+                f"the quantile of int8 ranges is {quantile}; it must be at least 0 and below 0.5"
+            )
         low, high = np.quantile(x, [quantile, 1 - quantile], axis=0)
         return cls(low.astype(np.float32), high.astype(np.float32))
 
@@ -117,7 +123,9 @@ class Int8Ranges:
         step = self._step()
         for start in range(0, len(x), _ROWS):
             rows = x[start : start + _ROWS].astype(np.float64)
-            codes[start : start + _ROWS] = np.clip(np.rint((rows - self.minimum) / step) - 128, -128, 127)
+            codes[start : start + _ROWS] = np.clip(
+                np.rint((rows - self.minimum) / step) - 128, -128, 127
+            )
         return codes
 
     def decode(self, codes: NDArray[np.int8]) -> NDArray[np.float32]:
@@ -163,10 +171,20 @@ class Int8Ranges:
         try:
             ends = [np.asarray(value[key], dtype=np.float32) for key in ("minimum", "maximum")]
         except (KeyError, TypeError, ValueError):
-            raise BadInput("int8 ranges need two lists of numbers, `minimum` and `maximum`; fit and store them again") from None
+            raise BadInput(
+                "int8 ranges need two lists of numbers, `minimum` and `maximum`; fit and store them again"
+            ) from None
         low, high = ends
-        if low.ndim != 1 or low.shape != high.shape or len(low) == 0 or not np.isfinite(ends).all() or (low > high).any():
-            raise BadInput("int8 ranges are damaged: lists of unequal length, or numbers out of order; fit and store them again")
+        if (
+            low.ndim != 1
+            or low.shape != high.shape
+            or len(low) == 0
+            or not np.isfinite(ends).all()
+            or (low > high).any()
+        ):
+            raise BadInput(
+                "int8 ranges are damaged: lists of unequal length, or numbers out of order; fit and store them again"
+            )
         return cls(low, high)
 
     def _step(self) -> NDArray[np.float64]:
@@ -175,10 +193,14 @@ class Int8Ranges:
 
     def _check_dim(self, dim: int) -> None:
         if dim != self.dim:
-            raise BadInput(f"int8 ranges of {self.dim} dimensions cannot be used for vectors of {dim}; fit ranges for that dimension")
+            raise BadInput(
+                f"int8 ranges of {self.dim} dimensions cannot be used for vectors of {dim}; fit ranges for that dimension"
+            )
 
 
-def fit_ranges(x: NDArray[Any], dims: Sequence[int], quantile: float | None = None) -> dict[int, Int8Ranges]:
+def fit_ranges(
+    x: NDArray[Any], dims: Sequence[int], quantile: float | None = None
+) -> dict[int, Int8Ranges]:
     """Fit ranges for each truncation: cutting changes the length, so every prefix has its own.
 
     Args:
@@ -220,7 +242,9 @@ def ranges_from_json(value: Mapping[str, Any]) -> dict[int, Int8Ranges]:
     for key, entry in value.items():
         ranges = Int8Ranges.from_json(entry)
         if key != str(ranges.dim):
-            raise BadInput(f"int8 ranges stored for dimension {key!r} have {ranges.dim} numbers; fit and store them again")
+            raise BadInput(
+                f"int8 ranges stored for dimension {key!r} have {ranges.dim} numbers; fit and store them again"
+            )
         found[ranges.dim] = ranges
     return found
 
@@ -254,7 +278,9 @@ def unpack_bits(codes: NDArray[np.uint8], dim: int) -> NDArray[np.int8]:
         BadInput: If `dim` does not fit the number of bytes.
     """
     if codes.ndim != 2 or (dim + 7) // 8 != codes.shape[1] or dim < 1:
-        raise BadInput(f"{codes.shape} packed bytes cannot hold {dim} dimensions; give the dimension the vectors had when packed")
+        raise BadInput(
+            f"{codes.shape} packed bytes cannot hold {dim} dimensions; give the dimension the vectors had when packed"
+        )
     bits = np.unpackbits(codes, axis=1, count=dim).astype(np.int8)
     return bits * np.int8(2) - np.int8(1)
 
@@ -273,7 +299,9 @@ def hamming(queries: NDArray[np.uint8], documents: NDArray[np.uint8]) -> NDArray
         BadInput: If the widths differ.
     """
     if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
-        raise BadInput(f"packed vectors of shapes {queries.shape} and {documents.shape} do not compare; pack both from the same dimension")
+        raise BadInput(
+            f"packed vectors of shapes {queries.shape} and {documents.shape} do not compare; pack both from the same dimension"
+        )
     left, right = _words(queries), _words(documents)
     words = left.shape[1]
     distances = np.empty((len(left), len(right)), dtype=np.int32)
@@ -283,7 +311,9 @@ def hamming(queries: NDArray[np.uint8], documents: NDArray[np.uint8]) -> NDArray
         for j in range(0, len(right), columns):
             block = np.zeros((len(left[i : i + rows]), len(right[j : j + columns])), dtype=np.int32)
             for k in range(words):
-                block += np.bitwise_count(left[i : i + rows, k, None] ^ right[None, j : j + columns, k])
+                block += np.bitwise_count(
+                    left[i : i + rows, k, None] ^ right[None, j : j + columns, k]
+                )
             distances[i : i + rows, j : j + columns] = block
     return distances
 
@@ -316,10 +346,14 @@ def bytes_per_vector(dim: int, precision: str) -> int:
 def _matrix(x: NDArray[Any]) -> NDArray[Any]:
     x = np.asarray(x)
     if x.ndim != 2 or x.dtype.kind not in "fiu":
-        raise BadInput(f"vectors must be a matrix of numbers, (n, dim); got shape {x.shape} of {x.dtype}")
+        raise BadInput(
+            f"vectors must be a matrix of numbers, (n, dim); got shape {x.shape} of {x.dtype}"
+        )
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         rows = np.flatnonzero(~np.isfinite(x).all(axis=1))
-        raise BadInput(f"{len(rows)} of {len(x)} vectors hold NaN or infinity, the first at row {rows[0]}; check the model that made them")
+        raise BadInput(
+            f"{len(rows)} of {len(x)} vectors hold NaN or infinity, the first at row {rows[0]}; check the model that made them"
+        )
     return x
 
 

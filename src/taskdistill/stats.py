@@ -62,7 +62,9 @@ def interval(units: Units, *, draws: int = DRAWS, seed: int = 17) -> Estimate:
     return _estimate(_score(units), found)
 
 
-def paired_difference(ours: Units, theirs: Units, *, draws: int = DRAWS, seed: int = 17) -> PairedDifference:
+def paired_difference(
+    ours: Units, theirs: Units, *, draws: int = DRAWS, seed: int = 17
+) -> PairedDifference:
     """Compare two models on the same queries or pairs.
 
     Args:
@@ -79,15 +81,21 @@ def paired_difference(ours: Units, theirs: Units, *, draws: int = DRAWS, seed: i
         BadInput: If the two were not scored on the same queries.
     """
     if {k: len(v) for k, v in ours.items()} != {k: len(v) for k, v in theirs.items()}:
-        raise BadInput("two models can only be compared on the same queries; score both on the same set")
-    found = np.concatenate([each[:, 0] - each[:, 1] for each in _bootstrapped([ours, theirs], draws, seed)])
+        raise BadInput(
+            "two models can only be compared on the same queries; score both on the same set"
+        )
+    found = np.concatenate(
+        [each[:, 0] - each[:, 1] for each in _bootstrapped([ours, theirs], draws, seed)]
+    )
     observed = _score(ours) - _score(theirs)
     exchanged = np.concatenate(list(_exchanged(ours, theirs, draws, seed)))
     p = (1 + int((np.abs(exchanged) >= abs(observed) - 1e-12).sum())) / (1 + draws)
     return PairedDifference(_estimate(observed, found), p)
 
 
-def hierarchical(differences: Mapping[str, NDArray[np.float64]], *, draws: int = DRAWS, seed: int = 17) -> dict[str, Estimate]:
+def hierarchical(
+    differences: Mapping[str, NDArray[np.float64]], *, draws: int = DRAWS, seed: int = 17
+) -> dict[str, Estimate]:
     """Return the mean of per-query differences over sets, with intervals for what each source of chance does.
 
     Seeds are drawn first, then sets (only where there are at least five), then queries within each set. Within one
@@ -117,7 +125,13 @@ def hierarchical(differences: Mapping[str, NDArray[np.float64]], *, draws: int =
 
 
 def smallest_effect(
-    query_sd: float, queries: int, *, seed_sd: float = 0.0, seeds: int = 1, power: float = 0.8, alpha: float = 0.05
+    query_sd: float,
+    queries: int,
+    *,
+    seed_sd: float = 0.0,
+    seeds: int = 1,
+    power: float = 0.8,
+    alpha: float = 0.05,
 ) -> float:
     """Return the smallest true difference that a comparison will probably detect.
 
@@ -137,7 +151,9 @@ def smallest_effect(
     return (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)) * error
 
 
-def queries_needed(query_sd: float, effect: float, *, power: float = 0.8, alpha: float = 0.05) -> int:
+def queries_needed(
+    query_sd: float, effect: float, *, power: float = 0.8, alpha: float = 0.05
+) -> int:
     """Return how many queries detect a difference.
 
     Args:
@@ -153,7 +169,9 @@ def queries_needed(query_sd: float, effect: float, *, power: float = 0.8, alpha:
 
 
 def _score(units: Units) -> float:
-    return float(np.mean([_statistic(_features(each).mean(axis=0)[None])[0] for each in units.values()]))
+    return float(
+        np.mean([_statistic(_features(each).mean(axis=0)[None])[0] for each in units.values()])
+    )
 
 
 def _features(units: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -170,7 +188,9 @@ def _statistic(means: NDArray[np.float64]) -> NDArray[np.float64]:
         return means[:, 0]
     x, y, xx, yy, xy = means.T
     scale = np.sqrt(np.maximum((xx - x * x) * (yy - y * y), 0))
-    found: NDArray[np.float64] = np.divide(xy - x * y, scale, out=np.zeros_like(xy), where=scale > 1e-12)
+    found: NDArray[np.float64] = np.divide(
+        xy - x * y, scale, out=np.zeros_like(xy), where=scale > 1e-12
+    )
     return found
 
 
@@ -197,19 +217,29 @@ def _exchanged(ours: Units, theirs: Units, draws: int, seed: int) -> Iterator[ND
         for language in ours:
             mine, other = _features(ours[language]), _features(theirs[language])
             n = len(mine)
-            swapped = np.unpackbits(rng.integers(0, 256, (some, -(-n // 8)), np.uint8), axis=1, count=n)
+            swapped = np.unpackbits(
+                rng.integers(0, 256, (some, -(-n // 8)), np.uint8), axis=1, count=n
+            )
             moved = swapped.astype(np.float64) @ ((other - mine) / n)
             total += _statistic(mine.mean(axis=0) + moved) - _statistic(other.mean(axis=0) - moved)
         yield total / len(ours)
 
 
 def _hierarchical_draws(
-    differences: Mapping[str, NDArray[np.float64]], by_seed: bool, by_query: bool, draws: int, seed: int
+    differences: Mapping[str, NDArray[np.float64]],
+    by_seed: bool,
+    by_query: bool,
+    draws: int,
+    seed: int,
 ) -> NDArray[np.float64]:
     rng = np.random.default_rng(seed)
     sets = list(differences.values())
     seeds = len(sets[0])
-    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds if by_seed else np.full((draws, seeds), 1 / seeds)
+    weights = (
+        rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
+        if by_seed
+        else np.full((draws, seeds), 1 / seeds)
+    )
     values = np.empty((draws, len(sets)))
     for s, each in enumerate(sets):
         done = 0

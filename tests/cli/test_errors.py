@@ -21,7 +21,9 @@ RECIPE = {
 
 def write_recipe(folder, rows, kind="pairs", **changes):
     (folder / "data").mkdir(exist_ok=True)
-    (folder / "data" / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / "data" / "pairs.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), "utf-8"
+    )
     recipe = json.loads(json.dumps(RECIPE)) | changes
     recipe["data"]["sources"]["rows"]["kind"] = kind
     (folder / "vectors").mkdir()
@@ -44,7 +46,9 @@ GOOD = [{"query": "one", "positive": "first"}, {"query": "two", "positive": "sec
 
 def test_an_unknown_key_names_the_nearest(tmp_path, capsys):
     recipe = write_recipe(tmp_path, GOOD, stage1=RECIPE["stage1"] | {"batch_sizes": 3})
-    assert "unknown key 'stage1.batch_sizes'; did you mean 'batch_size'?" in fails(capsys, "plan", recipe)
+    assert "unknown key 'stage1.batch_sizes'; did you mean 'batch_size'?" in fails(
+        capsys, "plan", recipe
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,12 +57,21 @@ def test_an_unknown_key_names_the_nearest(tmp_path, capsys):
         ([], "pairs", "no rows"),
         ([{"question": "one", "positive": "first"}], "pairs", "query"),
         ([*GOOD, {"query": " ", "positive": "third"}], "pairs", "empty"),
-        ([{"text1": "a", "text2": "b", "score": float("nan")}, {"text1": "c", "text2": "d", "score": 1}], "scored", "NaN"),
+        (
+            [
+                {"text1": "a", "text2": "b", "score": float("nan")},
+                {"text1": "c", "text2": "d", "score": 1},
+            ],
+            "scored",
+            "NaN",
+        ),
         ([{"text": "a", "label": "x"}, {"text": "b", "label": "x"}], "labelled", "one class only"),
     ],
     ids=["empty file", "missing column", "empty text", "NaN score", "one class"],
 )
-def test_bad_rows_are_refused_and_nothing_is_written(rows, kind, says, tmp_path, capsys, monkeypatch):
+def test_bad_rows_are_refused_and_nothing_is_written(
+    rows, kind, says, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     recipe = write_recipe(tmp_path, rows, kind)
     assert says.lower() in fails(capsys, "train", recipe, "--out", tmp_path / "run").lower()
@@ -76,17 +89,31 @@ def test_a_missing_package_names_the_extra(capsys, monkeypatch):
     import importlib.util
 
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "fastapi" else found(name, *rest))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "fastapi" else found(name, *rest),
+    )
     assert "pip install 'taskdistill[serve]'" in fails(capsys, "serve", "all-MiniLM-L6-v2")
 
 
 def test_a_model_that_is_not_there(tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("hello\n", "utf-8")
-    message = fails(capsys, "encode", tmp_path / "model", tmp_path / "texts.txt", "--out", tmp_path / "out.npy")
+    message = fails(
+        capsys, "encode", tmp_path / "model", tmp_path / "texts.txt", "--out", tmp_path / "out.npy"
+    )
     assert "give a model folder" in message and not (tmp_path / "out.npy").exists()
 
 
-@pytest.mark.parametrize("argv", [["plan"], ["train", "x.yaml"], ["nonsense"], ["encode", "m", "t", "--out", "o", "--precision", "int4"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["plan"],
+        ["train", "x.yaml"],
+        ["nonsense"],
+        ["encode", "m", "t", "--out", "o", "--precision", "int4"],
+    ],
+)
 def test_usage_errors_end_with_2(argv, capsys):
     assert run(argv) == 2
     assert capsys.readouterr().err

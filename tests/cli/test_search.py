@@ -58,7 +58,14 @@ def fails(capsys, *argv):
 
 @pytest.fixture
 def index(home, tmp_path):
-    ok("index", home / "teacher", home / "data/retrieval/qa-dev/corpus.jsonl.gz", "--out", tmp_path / "index", "--quiet")
+    ok(
+        "index",
+        home / "teacher",
+        home / "data/retrieval/qa-dev/corpus.jsonl.gz",
+        "--out",
+        tmp_path / "index",
+        "--quiet",
+    )
     return tmp_path / "index"
 
 
@@ -67,7 +74,9 @@ def test_index_search_delete_and_compact(home, index, tmp_path, capsys):
     capsys.readouterr()
     ok("search", index, "what is wheat milk cow?", "-k", 3, "--json", hits)
     shown, found = capsys.readouterr().out.splitlines(), json.loads(hits.read_text())
-    assert len(shown) == len(found) == 3 and all(hit["id"] in line for hit, line in zip(found, shown, strict=True))
+    assert len(shown) == len(found) == 3 and all(
+        hit["id"] in line for hit, line in zip(found, shown, strict=True)
+    )
     ok("index", "delete", index, found[0]["id"], "unknown")
     assert "1 of 2 documents deleted, 11 left" in capsys.readouterr().out
     ok("index", "compact", index)
@@ -79,8 +88,19 @@ def test_index_search_delete_and_compact(home, index, tmp_path, capsys):
 def test_fields_are_named_and_passages_come_with_their_place(home, tmp_path, capsys):
     rows = [{"key": i, "said": "the old ship. " * 8 + "a new star. " * 8} for i in range(3)]
     corpus = tiny.write_jsonl(tmp_path / "c.jsonl", rows)
-    assert "no field text" in fails(capsys, "index", home / "teacher", corpus, "--out", tmp_path / "i")
-    options = ("--text-field", "said", "--id-field", "key", "--passage-words", 10, "--json", tmp_path / "n.json")
+    assert "no field text" in fails(
+        capsys, "index", home / "teacher", corpus, "--out", tmp_path / "i"
+    )
+    options = (
+        "--text-field",
+        "said",
+        "--id-field",
+        "key",
+        "--passage-words",
+        10,
+        "--json",
+        tmp_path / "n.json",
+    )
     ok("index", home / "teacher", corpus, "--out", tmp_path / "i", "--quiet", *options)
     assert json.loads((tmp_path / "n.json").read_text())["added"] == 3
     capsys.readouterr()
@@ -88,7 +108,9 @@ def test_fields_are_named_and_passages_come_with_their_place(home, tmp_path, cap
     assert "[" in capsys.readouterr().out.split()[1]
 
 
-def test_a_folder_named_like_a_second_word_is_reached_by_its_path(home, index, tmp_path, capsys, monkeypatch):
+def test_a_folder_named_like_a_second_word_is_reached_by_its_path(
+    home, index, tmp_path, capsys, monkeypatch
+):
     index.rename(tmp_path / "tune")
     monkeypatch.chdir(tmp_path)
     ok("search", "./tune", "star", "-k", 1)
@@ -103,32 +125,60 @@ def test_tune_measures_says_whom_it_harms_and_writes_its_choice(home, index, tmp
     out, tuning = capsys.readouterr().out, json.loads(said.read_text())
     assert "harms" in out and "written to" in out and "% of queries are harmed" in out
     assert tuning["queries"] == 12 and {row["setting"]["dim"] for row in tuning["rows"]} == {16, 32}
-    assert {each["setting"]["hybrid"] for each in tuning["additions"]} <= {True, False} and tuning["additions"]
+    assert {each["setting"]["hybrid"] for each in tuning["additions"]} <= {True, False} and tuning[
+        "additions"
+    ]
     stored = tuning["stored"]["setting"]
     assert (stored["dim"], stored["rescore"]) == (32, "int8")
     chosen = Index.open(index).snapshot.manifest
     same = tuning["recommended"]["setting"]
     used = same if (same["dim"], same["rescore"]) == (32, "int8") else stored
-    assert chosen.search == SearchDefaults.from_json({name: used[name] for name in ("oversample", "hybrid", "refinement")})
+    assert chosen.search == SearchDefaults.from_json(
+        {name: used[name] for name in ("oversample", "hybrid", "refinement")}
+    )
     assert chosen.search.hybrid == (chosen.bm25 is not None)
 
 
 def test_tune_shrinks_only_when_told(home, index, capsys):
-    dev = ("--dev", home / "data/retrieval/qa-dev", "--dims", "16", "--precisions", "none", "--no-hybrid", "--no-refine", "--quiet")
+    dev = (
+        "--dev",
+        home / "data/retrieval/qa-dev",
+        "--dims",
+        "16",
+        "--precisions",
+        "none",
+        "--no-hybrid",
+        "--no-refine",
+        "--quiet",
+    )
     ok("search", "tune", index, *dev, "--tolerance", 100, "--dry-run")
     assert Index.open(index).settings.dim == 32
     ok("search", "tune", index, *dev, "--tolerance", 100)
     assert "--shrink" in capsys.readouterr().out and Index.open(index).settings.dim == 32
     ok("search", "tune", index, *dev, "--tolerance", 100, "--shrink")
     assert (Index.open(index).settings.dim, Index.open(index).settings.rescore) == (16, "none")
-    assert "give one of the two" in fails(capsys, "search", "tune", index, *dev, "--shrink", "--dry-run")
-    assert "--dims 'x'" in fails(capsys, "search", "tune", index, "--dev", home / "data/retrieval/qa-dev", "--dims", "x")
+    assert "give one of the two" in fails(
+        capsys, "search", "tune", index, *dev, "--shrink", "--dry-run"
+    )
+    assert "--dims 'x'" in fails(
+        capsys, "search", "tune", index, "--dev", home / "data/retrieval/qa-dev", "--dims", "x"
+    )
     assert "space_id" in fails(capsys, "search", "tune", index, *dev, "--model", home / "other")
 
 
 def test_a_student_asks_its_teachers_index_and_strangers_are_refused(home, index, tmp_path, capsys):
     hits = tmp_path / "hits.json"
-    ok("search", index, "what is wheat?", "--query-model", home / "student", "-k", 12, "--json", hits)
+    ok(
+        "search",
+        index,
+        "what is wheat?",
+        "--query-model",
+        home / "student",
+        "-k",
+        12,
+        "--json",
+        hits,
+    )
     student = Encoder.load(home / "student")
     vector = student.project(student.encode(["what is wheat?"], prompt_name="query"))
     expected = Index.open(index).search(vector, 12)[0]
@@ -140,8 +190,12 @@ def test_a_student_asks_its_teachers_index_and_strangers_are_refused(home, index
 def test_a_projection_reaches_base_vectors_of_its_teacher_only(home):
     student = Encoder.load(home / "student")
     projected = in_space(student, Encoder.load(home / "teacher").space_id)
-    assert isinstance(projected, ProjectedEncoder) and in_space(student, student.space_id) is student
-    np.testing.assert_allclose(projected.encode(["the old ship"]), student.encode(["the old ship"]), atol=1e-6)
+    assert (
+        isinstance(projected, ProjectedEncoder) and in_space(student, student.space_id) is student
+    )
+    np.testing.assert_allclose(
+        projected.encode(["the old ship"]), student.encode(["the old ship"]), atol=1e-6
+    )
     assert projected.encode(["the old ship"], truncate_dim=8).shape == (1, 8)
     with pytest.raises(BadInput, match="trained on the base"):
         projected.encode(["the old ship"], task="retrieval")
@@ -150,26 +204,60 @@ def test_a_projection_reaches_base_vectors_of_its_teacher_only(home):
 
 
 def test_tiers_report_retention_and_milliseconds(home, tmp_path, capsys):
-    ok("tiers", home / "student", "--dev", home / "data/retrieval/qa-dev", "--json", tmp_path / "t.json", "--quiet")
+    ok(
+        "tiers",
+        home / "student",
+        "--dev",
+        home / "data/retrieval/qa-dev",
+        "--json",
+        tmp_path / "t.json",
+        "--quiet",
+    )
     found = json.loads((tmp_path / "t.json").read_text())
     projected = f"tiny in the space of {home / 'teacher'}"
     asked = [(each["queries"], each["documents"]) for each in found]
-    assert asked == [("tiny", "tiny"), (projected, projected), ("tiny", projected), (projected, "tiny"), ("tiny", "tiny")]
+    assert asked == [
+        ("tiny", "tiny"),
+        (projected, projected),
+        ("tiny", projected),
+        (projected, "tiny"),
+        ("tiny", "tiny"),
+    ]
     assert found[4]["retention"]["value"] == 1
-    assert found[3]["retention"]["value"] == pytest.approx(found[3]["ndcg"]["value"] / found[4]["ndcg"]["value"])
-    assert all(each["query_milliseconds"] > 0 for each in found) and {each["space"] for each in found[1:]} == {found[4]["space"]}
+    assert found[3]["retention"]["value"] == pytest.approx(
+        found[3]["ndcg"]["value"] / found[4]["ndcg"]["value"]
+    )
+    assert all(each["query_milliseconds"] > 0 for each in found) and {
+        each["space"] for each in found[1:]
+    } == {found[4]["space"]}
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "queries",
         *["tiny,"] * bool(found[0]["task"]),
         *["tiny"] * (5 - bool(found[0]["task"])),
     ]
-    assert "space_id" in fails(capsys, "tiers", home / "student", "--dev", home / "data/retrieval/qa-dev", "--teacher", home / "other")
+    assert "space_id" in fails(
+        capsys,
+        "tiers",
+        home / "student",
+        "--dev",
+        home / "data/retrieval/qa-dev",
+        "--teacher",
+        home / "other",
+    )
 
 
 def test_index_refuses_both_base_and_task(home, tmp_path, capsys):
     corpus = home / "data/retrieval/qa-dev/corpus.jsonl.gz"
     assert "give one of the two" in fails(
-        capsys, "index", home / "teacher", corpus, "--out", tmp_path / "i", "--base", "--task", "retrieval"
+        capsys,
+        "index",
+        home / "teacher",
+        corpus,
+        "--out",
+        tmp_path / "i",
+        "--base",
+        "--task",
+        "retrieval",
     )
 
 
@@ -180,9 +268,14 @@ def test_the_data_of_a_run_are_looked_for_beside_its_recipe_too(home, tmp_path):
     assert evaluation_folder(tiny.parsed(raw), tmp_path / "run", home) == tmp_path / "run-data"
 
 
-def test_a_run_leaves_an_index_of_its_own_model_and_serve_opens_both(home, tmp_path, monkeypatch, capsys):
+def test_a_run_leaves_an_index_of_its_own_model_and_serve_opens_both(
+    home, tmp_path, monkeypatch, capsys
+):
     raw = tiny.recipe(home / "data", home / "teacher")
-    raw["evaluation"] |= {"root": str(home / "data"), "examples": ["what is wheat?", "what is a star?"]}
+    raw["evaluation"] |= {
+        "root": str(home / "data"),
+        "examples": ["what is wheat?", "what is a star?"],
+    }
     recipe, out = tiny.parsed(raw), tmp_path / "run"
     for model in ("student", "other"):
         shutil.rmtree(out / "model", ignore_errors=True)
@@ -192,12 +285,20 @@ def test_a_run_leaves_an_index_of_its_own_model_and_serve_opens_both(home, tmp_p
         index = Index.open(out / "index")
         assert index.settings.model_hash == encoder.model_hash and index.documents > 0
         best = index.search(["what is wheat?"], 3, encoder=encoder)[0]
-        assert [line.split(":")[0] for _, line in found[0][1]] == [hit.id for hit in best] and found[1][0] == "what is a star?"
+        assert [line.split(":")[0] for _, line in found[0][1]] == [
+            hit.id for hit in best
+        ] and found[1][0] == "what is a star?"
     started = {}
-    monkeypatch.setattr("taskdistill.serve.server.serve", lambda encoder, **options: started.update(options, encoder=encoder))
+    monkeypatch.setattr(
+        "taskdistill.serve.server.serve",
+        lambda encoder, **options: started.update(options, encoder=encoder),
+    )
     capsys.readouterr()
     ok("serve", out, "--port", 0)
-    assert started["encoder"].model_hash == encoder.model_hash and started["index"].path == out / "index"
+    assert (
+        started["encoder"].model_hash == encoder.model_hash
+        and started["index"].path == out / "index"
+    )
     assert str(out / "index") in capsys.readouterr().out
     ok("serve", out / "model")
     assert started["index"] is None

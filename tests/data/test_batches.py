@@ -16,15 +16,25 @@ from taskdistill.types import RowKind
 
 
 def pairs(count: int, name: str = "pairs", positives: int | None = None):
-    return make_dataset(name, RowKind.PAIRS, [Pair(f"q{i}", f"p{i % (positives or count)}") for i in range(count)])
+    return make_dataset(
+        name, RowKind.PAIRS, [Pair(f"q{i}", f"p{i % (positives or count)}") for i in range(count)]
+    )
 
 
 def scored(scores):
-    return make_dataset("scored", RowKind.SCORED, [ScoredPair(f"a{i}", f"b{i}", score) for i, score in enumerate(scores)])
+    return make_dataset(
+        "scored",
+        RowKind.SCORED,
+        [ScoredPair(f"a{i}", f"b{i}", score) for i, score in enumerate(scores)],
+    )
 
 
 def labelled(labels):
-    return make_dataset("labelled", RowKind.LABELLED, [LabeledText(f"t{i}", str(label)) for i, label in enumerate(labels)])
+    return make_dataset(
+        "labelled",
+        RowKind.LABELLED,
+        [LabeledText(f"t{i}", str(label)) for i, label in enumerate(labels)],
+    )
 
 
 def texts(count: int, name: str = "texts"):
@@ -32,14 +42,29 @@ def texts(count: int, name: str = "texts"):
 
 
 def same(left, right) -> bool:
-    return (left.step, left.dataset, left.kind, left.rows) == (right.step, right.dataset, right.kind, right.rows) and np.array_equal(
-        left.row_ids, right.row_ids
-    )
+    return (left.step, left.dataset, left.kind, left.rows) == (
+        right.step,
+        right.dataset,
+        right.kind,
+        right.rows,
+    ) and np.array_equal(left.row_ids, right.row_ids)
 
 
 def mixed(seed: int = 7, label: str = "stage1", **more):
-    sets = [pairs(50), scored([i % 3 / 2 for i in range(40)]), labelled([i % 4 for i in range(36)]), texts(30)]
-    return BatchPlan(sets, {"pairs": 2, "scored": 1, "labelled": 1, "texts": 1}, 8, seed=seed, label=label, **more)
+    sets = [
+        pairs(50),
+        scored([i % 3 / 2 for i in range(40)]),
+        labelled([i % 4 for i in range(36)]),
+        texts(30),
+    ]
+    return BatchPlan(
+        sets,
+        {"pairs": 2, "scored": 1, "labelled": 1, "texts": 1},
+        8,
+        seed=seed,
+        label=label,
+        **more,
+    )
 
 
 def test_a_fresh_plan_gives_the_same_batch_at_any_step():
@@ -57,7 +82,12 @@ def test_steps_beyond_one_block_of_draws_are_pure_too():
     plan = BatchPlan([texts(10, "a"), texts(10, "b")], {"a": 1, "b": 3}, 5, seed=1, label="x")
     later = plan.at(9000)
     assert plan.drawn(9000)[0] + plan.drawn(9000)[1] == 9000
-    assert same(BatchPlan([texts(10, "a"), texts(10, "b")], {"a": 1, "b": 3}, 5, seed=1, label="x").at(9000), later)
+    assert same(
+        BatchPlan([texts(10, "a"), texts(10, "b")], {"a": 1, "b": 3}, 5, seed=1, label="x").at(
+            9000
+        ),
+        later,
+    )
     names = Counter(plan.at(step).dataset for step in range(4000, 4400))
     assert names["b"] == plan.drawn(4400)[1] - plan.drawn(4000)[1]
 
@@ -68,7 +98,13 @@ def test_seed_and_phase_change_the_order():
 
 
 def test_datasets_are_drawn_by_weight():
-    plan = BatchPlan([texts(10, "a"), texts(10, "b"), texts(10, "c")], {"a": 1, "b": 3, "c": 0}, 5, seed=5, label="x")
+    plan = BatchPlan(
+        [texts(10, "a"), texts(10, "b"), texts(10, "c")],
+        {"a": 1, "b": 3, "c": 0},
+        5,
+        seed=5,
+        label="x",
+    )
     assert [dataset.name for dataset in plan.datasets] == ["a", "b"]
     assert abs(plan.drawn(8000)[1] / 8000 - 0.75) < 0.02
 
@@ -86,7 +122,10 @@ def test_every_epoch_holds_every_row_once_and_only_the_last_batch_is_filled_up(c
             times = Counter(np.concatenate(drawn).tolist())
             assert set(times) == set(range(count))
             assert sum(times.values()) == per_epoch * size
-            assert max(Counter(row for ids in drawn[:-1] for row in ids.tolist()).values(), default=1) == 1
+            assert (
+                max(Counter(row for ids in drawn[:-1] for row in ids.tolist()).values(), default=1)
+                == 1
+            )
 
 
 def test_epochs_are_permuted_differently():
@@ -99,7 +138,11 @@ def test_no_normalised_text_occurs_twice_in_a_batch_of_pairs():
     rows += [Pair(f"positive  {i}", f"Other {i}") for i in range(40)]
     plan = BatchPlan([make_dataset("d", RowKind.PAIRS, rows)], {"d": 1}, 16, seed=2, label="x")
     for step in range(10):
-        said = [text.casefold().replace("  ", " ") for row in plan.at(step).rows for text in (row.query, row.positive)]
+        said = [
+            text.casefold().replace("  ", " ")
+            for row in plan.at(step).rows
+            for text in (row.query, row.positive)
+        ]
         assert len(set(said)) == len(said)
     assert {i for step in range(10) for i in plan.at(step).row_ids.tolist()} == set(range(160))
 
@@ -111,7 +154,11 @@ def test_pairs_that_all_share_a_text_still_fill_every_batch():
     assert {i for ids in drawn for i in ids} == set(range(20))
 
 
-@given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=4, max_size=40), st.integers(2, 4), st.integers(0, 20))
+@given(
+    st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=4, max_size=40),
+    st.integers(2, 4),
+    st.integers(0, 20),
+)
 @settings(deadline=None)
 def test_batches_of_scored_rows_have_two_scores(scores, size, step):
     if len(set(scores)) < 2:
@@ -129,7 +176,9 @@ def test_one_odd_score_among_many_is_in_every_batch_that_needs_it():
 def test_classification_items_follow_the_paper():
     labels = [i % 5 for i in range(60)] + ["single"]
     dataset = labelled(labels)
-    plan = BatchPlan([dataset], {"labelled": 1}, 12, seed=4, label="adapters.classification", negatives=7)
+    plan = BatchPlan(
+        [dataset], {"labelled": 1}, 12, seed=4, label="adapters.classification", negatives=7
+    )
     anchors = []
     for step in range(5):
         batch = plan.at(step)
@@ -137,7 +186,9 @@ def test_classification_items_follow_the_paper():
         assert batch.row_ids.shape == (12, 9)
         for item, ids in zip(batch.rows, batch.row_ids.tolist(), strict=True):
             assert isinstance(item, ClassificationItem)
-            assert [item.anchor, item.positive, *item.negatives] == [dataset.rows[i].text for i in ids]
+            assert [item.anchor, item.positive, *item.negatives] == [
+                dataset.rows[i].text for i in ids
+            ]
             assert item.anchor != item.positive
             assert dataset.rows[ids[1]].label == item.label == dataset.rows[ids[0]].label
             assert item.label not in item.negative_labels
@@ -148,13 +199,27 @@ def test_classification_items_follow_the_paper():
 
 
 def test_negatives_are_drawn_evenly_over_the_other_rows():
-    plan = BatchPlan([labelled(["a"] * 2 + ["b"] * 6 + ["c"] * 2)], {"labelled": 1}, 2, seed=4, label="x", negatives=1)
-    drawn = Counter(item.negative_labels[0] for step in range(4000) for item in plan.at(step).rows if item.label == "a")
+    plan = BatchPlan(
+        [labelled(["a"] * 2 + ["b"] * 6 + ["c"] * 2)],
+        {"labelled": 1},
+        2,
+        seed=4,
+        label="x",
+        negatives=1,
+    )
+    drawn = Counter(
+        item.negative_labels[0]
+        for step in range(4000)
+        for item in plan.at(step).rows
+        if item.label == "a"
+    )
     assert abs(drawn["b"] / drawn.total() - 0.75) < 0.04
 
 
 def test_labelled_rows_act_as_lone_texts_elsewhere():
-    batch = BatchPlan([labelled([0, 1, 2])], {"labelled": 1}, 3, seed=4, label="adapters.clustering").at(0)
+    batch = BatchPlan(
+        [labelled([0, 1, 2])], {"labelled": 1}, 3, seed=4, label="adapters.clustering"
+    ).at(0)
     assert batch.kind is RowKind.TEXTS
     assert {row.text for row in batch.rows} == {"t0", "t1", "t2"}
     assert all(isinstance(row, Text) for row in batch.rows)
@@ -163,7 +228,10 @@ def test_labelled_rows_act_as_lone_texts_elsewhere():
 def test_own_batch_sizes_and_the_description():
     sets = [texts(10, "short"), texts(6, "long")]
     plan = BatchPlan(sets, {"short": 1, "long": 1}, 5, seed=1, label="x", batch_sizes={"long": 2})
-    assert {(batch.dataset, len(batch.rows)) for batch in map(plan.at, range(20))} == {("short", 5), ("long", 2)}
+    assert {(batch.dataset, len(batch.rows)) for batch in map(plan.at, range(20))} == {
+        ("short", 5),
+        ("long", 2),
+    }
     lines = describe(plan, 100)
     assert sum(line["batches"] for line in lines) == 100
     assert lines[1]["epochs"] == lines[1]["batches"] * 2 / 6
@@ -173,7 +241,13 @@ def test_own_batch_sizes_and_the_description():
 @pytest.mark.parametrize(
     ("sets", "weights", "size", "negatives", "message"),
     [
-        ([texts(3)], {"texts": 1}, 4, None, "a batch of 4 is larger than data set 'texts' with 3 rows"),
+        (
+            [texts(3)],
+            {"texts": 1},
+            4,
+            None,
+            "a batch of 4 is larger than data set 'texts' with 3 rows",
+        ),
         ([texts(3)], {"text": 1}, 2, None, "did you mean 'texts'"),
         ([texts(3)], {"texts": 0}, 2, None, "no data set has a weight above 0"),
         ([scored([0.5] * 4)], {"scored": 1}, 2, None, "two distinct scores"),

@@ -6,7 +6,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskdistill.data.dedup import RUN, exact_key, fold_text, repeats_within, share_of_runs, word_runs
+from taskdistill.data.dedup import (
+    RUN,
+    exact_key,
+    fold_text,
+    repeats_within,
+    share_of_runs,
+    word_runs,
+)
 from taskdistill.data.overlap import overlap
 
 LONG = " ".join(f"word{i}" for i in range(20))
@@ -28,13 +35,21 @@ def test_runs_are_counted_per_text_and_never_cross_two_texts():
 
 
 def test_hashes_do_not_depend_on_the_other_texts():
-    assert np.array_equal(word_runs(["alpha beta " * 10])[0], word_runs(["gamma delta " * 10, "alpha beta " * 10])[0][8:])
+    assert np.array_equal(
+        word_runs(["alpha beta " * 10])[0],
+        word_runs(["gamma delta " * 10, "alpha beta " * 10])[0][8:],
+    )
 
 
 def test_share_of_runs():
     held = np.unique(word_runs([LONG])[0])
     other = " ".join(f"other{i}" for i in range(20))
-    assert share_of_runs([LONG, other, f"{other} {LONG}", "short"], held).tolist() == [1.0, 0.0, 8 / 28, 0.0]
+    assert share_of_runs([LONG, other, f"{other} {LONG}", "short"], held).tolist() == [
+        1.0,
+        0.0,
+        8 / 28,
+        0.0,
+    ]
     assert share_of_runs([LONG.upper().replace(" ", ", ")], held).tolist() == [1.0]
 
 
@@ -52,7 +67,10 @@ def test_overlap_counts():
     assert found.counts() == {"texts": 4, "exact": 2, "near": 1}
 
 
-@given(st.lists(st.text(alphabet="ab ", max_size=80), max_size=6), st.lists(st.text(alphabet="ab ", max_size=80), max_size=6))
+@given(
+    st.lists(st.text(alphabet="ab ", max_size=80), max_size=6),
+    st.lists(st.text(alphabet="ab ", max_size=80), max_size=6),
+)
 def test_a_text_shares_a_run_exactly_if_some_run_of_words_is_equal(train, texts):
     def naive(text: str) -> set[tuple[str, ...]]:
         words = text.split()

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskdistill.data import mining
-from taskdistill.data.mining import MiningSettings, build_relations, mine_block, query_blocks, score_ceilings, top_k, with_negatives
+from taskdistill.data.mining import (
+    MiningSettings,
+    build_relations,
+    mine_block,
+    query_blocks,
+    score_ceilings,
+    top_k,
+    with_negatives,
+)
 from taskdistill.data.rows import Pair
 from taskdistill.errors import BadInput
 
@@ -29,7 +37,9 @@ def at(*cosines: float) -> np.ndarray:
     return np.array([[c, (1 - c * c) ** 0.5] for c in cosines], np.float32)
 
 
-def mined(rows: list[Pair], others: list[str], cosines: list[float], **settings) -> tuple[list[list[str]], dict[str, int]]:
+def mined(
+    rows: list[Pair], others: list[str], cosines: list[float], **settings
+) -> tuple[list[list[str]], dict[str, int]]:
     """Mine with every query at (1, 0) and the candidates at given cosines, in the order of first sight; no margin unless one is given."""
     settings = {"relative_margin": None} | settings
     relations = build_relations(rows, others)
@@ -47,22 +57,34 @@ def mined(rows: list[Pair], others: list[str], cosines: list[float], **settings)
 
 def test_the_hardest_come_first_and_the_window_counts_what_may_be_a_negative():
     rows = [Pair("q", "p")]
-    assert mined(rows, ["a", "b", "c", "d"], [0.9, 0.5, 0.8, 0.95, 0.7], negatives=3)[0] == [["c", "b", "d"]]
-    assert mined(rows, ["a", "b", "c", "d"], [0.9, 0.5, 0.8, 0.95, 0.7], negatives=2, first=2, last=3)[0] == [["b", "d"]]
-    assert mined(rows, ["a", "b", "c", "d"], [0.9, 0.5, 0.8, 0.95, 0.7], negatives=2, first=4, last=9)[0] == [["a"]]
+    assert mined(rows, ["a", "b", "c", "d"], [0.9, 0.5, 0.8, 0.95, 0.7], negatives=3)[0] == [
+        ["c", "b", "d"]
+    ]
+    assert mined(
+        rows, ["a", "b", "c", "d"], [0.9, 0.5, 0.8, 0.95, 0.7], negatives=2, first=2, last=3
+    )[0] == [["b", "d"]]
+    assert mined(
+        rows, ["a", "b", "c", "d"], [0.9, 0.5, 0.8, 0.95, 0.7], negatives=2, first=4, last=9
+    )[0] == [["a"]]
 
 
 def test_margins_lie_below_the_positive_also_where_cosines_are_negative():
-    assert score_ceilings(0.8, MiningSettings(margin=0.1, relative_margin=0.25)) == pytest.approx({"margin": 0.7, "relative margin": 0.6})
+    assert score_ceilings(0.8, MiningSettings(margin=0.1, relative_margin=0.25)) == pytest.approx(
+        {"margin": 0.7, "relative margin": 0.6}
+    )
     assert score_ceilings(-0.2, MiningSettings(relative_margin=0.5)) == pytest.approx(
         {"relative margin": -0.3}
     )  # not -0.1, above the positive
     rows, others = [Pair("q", "p")], ["a", "b", "c", "d"]
     found, reasons = mined(rows, others, [0.8, 0.79, 0.71, 0.65, 0.5], negatives=4, margin=0.1)
     assert found == [["c", "d"]] and reasons == {"margin": 2}
-    found, reasons = mined(rows, others, [-0.2, -0.1, -0.25, -0.29, -0.31], negatives=4, relative_margin=0.5)
+    found, reasons = mined(
+        rows, others, [-0.2, -0.1, -0.25, -0.29, -0.31], negatives=4, relative_margin=0.5
+    )
     assert found == [["d"]] and reasons == {"relative margin": 3}
-    found, reasons = mined(rows, others, [0.8, 0.79, 0.71, 0.65, 0.1], negatives=4, max_score=0.7, min_score=0.2)
+    found, reasons = mined(
+        rows, others, [0.8, 0.79, 0.71, 0.65, 0.1], negatives=4, max_score=0.7, min_score=0.2
+    )
     assert found == [["c"]] and reasons == {"max score": 2, "min score": 1}
 
 
@@ -71,19 +93,27 @@ def test_what_scores_above_95_percent_of_the_positive_is_no_negative_unless_that
     usual = {"relative_margin": MiningSettings().relative_margin}
     found, reasons = mined(rows, others, cosines, negatives=4, **usual)
     assert found == [["c", "d"]] and reasons == {"relative margin": 2}
-    assert mined(rows, others, [-0.2, -0.205, -0.22, 0.1, -0.3], negatives=4, **usual)[0] == [["b", "d"]]  # the limit is -0.21
+    assert mined(rows, others, [-0.2, -0.205, -0.22, 0.1, -0.3], negatives=4, **usual)[0] == [
+        ["b", "d"]
+    ]  # the limit is -0.21
     assert mined(rows, others, cosines, negatives=4)[0] == [["a", "b", "c", "d"]]
 
 
 @given(st.floats(-1, 1, width=32), st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=12))
 def test_no_negative_lies_above_its_limit_whatever_the_signs(positive, cosines):
     found, reasons = mined(
-        [Pair("q", "p")], [f"n{i}" for i in range(len(cosines))], [positive, *cosines], negatives=12, relative_margin=0.05
+        [Pair("q", "p")],
+        [f"n{i}" for i in range(len(cosines))],
+        [positive, *cosines],
+        negatives=12,
+        relative_margin=0.05,
     )
     true = at(positive, *cosines)[:, 0]
     limit = true[0] - 0.05 * abs(true[0])
     kept = [true[1 + int(name[1:])] for name in found[0]]
-    assert all(cosine <= limit + 1e-6 for cosine in kept) and len(kept) + reasons["relative margin"] == len(cosines)
+    assert all(cosine <= limit + 1e-6 for cosine in kept) and len(kept) + reasons[
+        "relative margin"
+    ] == len(cosines)
 
 
 def test_siblings_known_positives_and_duplicates_are_never_negatives():
@@ -96,29 +126,66 @@ def test_siblings_known_positives_and_duplicates_are_never_negatives():
         Pair("t", "far", ("given",)),
     ]
     relations = build_relations(rows, ["q.", "near", "NEAR ", "given"])
-    assert relations.queries == ["q", "r", "s", "t"] and relations.query_of.tolist() == [0, 0, 1, 1, 2, 3]
-    assert relations.candidates == ["p1", "p2", "p3", "far", "given", "q.", "near"] and relations.merged == 4
+    assert relations.queries == ["q", "r", "s", "t"] and relations.query_of.tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        3,
+    ]
+    assert (
+        relations.candidates == ["p1", "p2", "p3", "far", "given", "q.", "near"]
+        and relations.merged == 4
+    )
     excluded = [[relations.candidates[n] for n in row] for row in relations.excluded]
     assert excluded == [["p1", "p2", "p3", "q."], ["p1", "p2", "p3"], ["p1", "p2"], ["far"]]
     assert relations.siblings == 2 + 2 + 1
-    found, _ = mined(rows, ["q.", "near", "NEAR ", "given"], [0.99, 0.98, 0.97, 0.1, 0.5, 0.96, 0.95], negatives=2)
-    assert found == [["near", "given"]] * 2 + [["q.", "near"]] * 2 + [["p3", "q."], ["p1"]]  # of t's two, one was given
+    found, _ = mined(
+        rows,
+        ["q.", "near", "NEAR ", "given"],
+        [0.99, 0.98, 0.97, 0.1, 0.5, 0.96, 0.95],
+        negatives=2,
+    )
+    assert found == [["near", "given"]] * 2 + [["q.", "near"]] * 2 + [
+        ["p3", "q."],
+        ["p1"],
+    ]  # of t's two, one was given
 
 
 def test_a_row_s_own_negatives_stay_in_front_and_are_not_taken_twice():
     row = Pair("q", "p", ("a", "b"), "en")
     found, _ = mined([row], ["c"], [0.9, 0.8, 0.7, 0.6], negatives=3)
     assert found == [["c"]]
-    assert with_negatives(row, found[0]) == {"query": "q", "positive": "p", "negatives": ["a", "b", "c"], "lang": "en"}
+    assert with_negatives(row, found[0]) == {
+        "query": "q",
+        "positive": "p",
+        "negatives": ["a", "b", "c"],
+        "lang": "en",
+    }
     assert mined([row], ["c"], [0.9, 0.8, 0.7, 0.6], negatives=2)[0] == [[]]
     assert with_negatives(Pair("q", "p"), []) == {"query": "q", "positive": "p"}
 
 
 def test_a_random_pick_is_the_seed_s_and_stays_in_the_window():
     others, cosines = [f"n{i}" for i in range(50)], [0.9, *np.linspace(0.8, 0.1, 50).tolist()]
-    picks = [mined([Pair("q", "p")], others, cosines, negatives=5, first=11, last=40, pick="random", seed=seed)[0][0] for seed in (1, 1, 2)]
+    picks = [
+        mined(
+            [Pair("q", "p")],
+            others,
+            cosines,
+            negatives=5,
+            first=11,
+            last=40,
+            pick="random",
+            seed=seed,
+        )[0][0]
+        for seed in (1, 1, 2)
+    ]
     assert picks[0] == picks[1] != picks[2] and len(set(picks[0])) == 5
-    assert set(picks[0]) <= {f"n{i}" for i in range(10, 40)} and picks[0] == sorted(picks[0], key=lambda name: int(name[1:]))
+    assert set(picks[0]) <= {f"n{i}" for i in range(10, 40)} and picks[0] == sorted(
+        picks[0], key=lambda name: int(name[1:])
+    )
 
 
 @pytest.mark.parametrize("size", [7, 64, 10_000])
@@ -135,12 +202,16 @@ def test_blocked_search_is_the_plain_search(size, monkeypatch):
     for row, out in enumerate(excluded):
         plain[row, out] = -np.inf
     wanted = np.argsort(-plain, axis=1, kind="stable")[:, :25]
-    assert found.tolist() == wanted.tolist() and np.allclose(top, np.take_along_axis(plain, wanted, 1), atol=1e-5)
+    assert found.tolist() == wanted.tolist() and np.allclose(
+        top, np.take_along_axis(plain, wanted, 1), atol=1e-5
+    )
     assert held.most <= size
 
 
 def test_equal_cosines_go_by_number_and_too_few_candidates_are_minus_infinity():
-    top, found = top_k(np.ones((1, 1), np.float32), Held(np.ones((5, 1))), 5, [np.array([1])], 6, None)
+    top, found = top_k(
+        np.ones((1, 1), np.float32), Held(np.ones((5, 1))), 5, [np.array([1])], 6, None
+    )
     assert found[0, :4].tolist() == [0, 2, 3, 4] and top[0].tolist() == [1.0] * 4 + [-np.inf] * 2
 
 

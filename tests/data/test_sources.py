@@ -24,11 +24,19 @@ GOOD = {"query": "what is a cat", "positive": "a cat is a small animal"}
 
 
 def lines(*rows: object) -> bytes:
-    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
+    return b"".join(
+        (row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows
+    )
 
 
 def load(path, kind="pairs", max_bad=1.0, **settings):
-    return load_source(path.parent, "s", SourceConfig(path=path.name, kind=kind, **settings), max_bad=max_bad, seed=3)
+    return load_source(
+        path.parent,
+        "s",
+        SourceConfig(path=path.name, kind=kind, **settings),
+        max_bad=max_bad,
+        seed=3,
+    )
 
 
 def adds_up(counts) -> bool:
@@ -36,7 +44,9 @@ def adds_up(counts) -> bool:
 
 
 def numbered(start: int, count: int):
-    return [{"query": f"question {i}", "positive": f"answer {i}"} for i in range(start, start + count)]
+    return [
+        {"query": f"question {i}", "positive": f"answer {i}"} for i in range(start, start + count)
+    ]
 
 
 FORMATS = ["a.jsonl", "a.jsonl.gz", "a.csv", "a.csv.gz", "a.parquet"]
@@ -44,12 +54,17 @@ FORMATS = ["a.jsonl", "a.jsonl.gz", "a.csv", "a.csv.gz", "a.parquet"]
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_rows(tmp_path, name):
-    rows = [{"query": f"q {i} é\u2028x", "positive": f'p "{i}", with\nbreak', "lang": "en"} for i in range(5)]
+    rows = [
+        {"query": f"q {i} é\u2028x", "positive": f'p "{i}", with\nbreak', "lang": "en"}
+        for i in range(5)
+    ]
     path = tmp_path / name
     if name.endswith(".parquet"):
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif ".csv" in name:
-        quoted = [f'"{r["query"]}","{r["positive"].replace(chr(34), chr(34) * 2)}",en' for r in rows]
+        quoted = [
+            f'"{r["query"]}","{r["positive"].replace(chr(34), chr(34) * 2)}",en' for r in rows
+        ]
         text = "query,positive,lang\r\n" + "\r\n".join(quoted)
         path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
     else:
@@ -66,26 +81,44 @@ BAD_LINES = [
     (b'{"query": "a b", "positive": ', "not valid JSON", ""),
     (b'{"query": "a", "query": "b", "positive": "c"}', "duplicate JSON key", "query"),
     (b"[" * 100_000, "JSON nested too deeply", ""),
-    (b'{"query": "a", "positive": "b", "n": ' + b"9" * 5000 + b"}", "a number of too many digits", "5000"),
+    (
+        b'{"query": "a", "positive": "b", "n": ' + b"9" * 5000 + b"}",
+        "a number of too many digits",
+        "5000",
+    ),
     (b'{"query": "a", "positive": "b", "n": NaN}', "not a finite number", "NaN"),
     (b'["a"]', "not a JSON object", "list"),
     (b'{"query": "a\\u0000b", "positive": "c"}', "NUL character in 'query'", "character 1"),
     (b'{"query": "a", "positive": "b\\ud800"}', "lone surrogate in 'positive'", "character 1"),
     (b'{"query": "  ", "positive": "b"}', "'query' is empty after cleaning", ""),
-    (b'{"query": "\\u200b\\ufeff", "positive": "b"}', "'query' is empty after cleaning", "2 characters"),
+    (
+        b'{"query": "\\u200b\\ufeff", "positive": "b"}',
+        "'query' is empty after cleaning",
+        "2 characters",
+    ),
     (b'{"query": "a", "positive": null}', "no 'positive'", "null"),
     (b'{"query": "a"}', "no 'positive'", "columns: query"),
     (b'{"query": "a", "positive": 3}', "'positive' is no text", "a number"),
     (b'{"query": "a", "positive": {"x": 1}}', "'positive' is no text", "an object"),
     (b'{"query": "a", "positive": "a"}', "query equals its positive", ""),
-    (b'{"query": "a", "positive": "b", "negatives": {"x": 1}}', "'negatives' is no list of texts", "an object"),
+    (
+        b'{"query": "a", "positive": "b", "negatives": {"x": 1}}',
+        "'negatives' is no list of texts",
+        "an object",
+    ),
     (b'{"query": "a", "positive": "b", "negatives": ["b"]}', "no usable negative left", ""),
     (b'{"query": "a", "positive": "b", "lang": 3}', "'lang' is no text", "a number"),
 ]
 
 
-@pytest.mark.parametrize(("line", "reason", "detail"), BAD_LINES, ids=[f"{i}-{reason}" for i, (_, reason, _) in enumerate(BAD_LINES)])
-def test_a_bad_row_is_rejected_with_line_and_reason_and_its_neighbours_stay(tmp_path, line, reason, detail):
+@pytest.mark.parametrize(
+    ("line", "reason", "detail"),
+    BAD_LINES,
+    ids=[f"{i}-{reason}" for i, (_, reason, _) in enumerate(BAD_LINES)],
+)
+def test_a_bad_row_is_rejected_with_line_and_reason_and_its_neighbours_stay(
+    tmp_path, line, reason, detail
+):
     (tmp_path / "f.jsonl").write_bytes(line + b"\n" + lines(GOOD))
     found = load(tmp_path / "f.jsonl")
     assert found.rows == (Pair(**GOOD),)
@@ -167,13 +200,34 @@ WHOLE_FILE = [
     ("f.csv", b"query,query\na,b\n", "pairs", "names a column twice"),
     ("f.csv", b"question,positive\na,b\n", "pairs", "no column 'query'"),
     ("f.csv", b"query,positive\n", "pairs", "no rows in"),
-    ("f.jsonl", lines({"text1": "a", "text2": "b", "score": 1}, {"text1": "c", "text2": "d", "score": 1}), "scored", "CoSENT"),
-    ("f.jsonl", lines({"text": "a", "label": "x"}, {"text": "b", "label": "x"}), "labelled", "one class only"),
-    ("f.jsonl", lines({"text": "a", "label": "x"}, {"text": "b", "label": "x"}, {"text": "c", "label": "y"}), "labelled", "only 1 of them"),
+    (
+        "f.jsonl",
+        lines({"text1": "a", "text2": "b", "score": 1}, {"text1": "c", "text2": "d", "score": 1}),
+        "scored",
+        "CoSENT",
+    ),
+    (
+        "f.jsonl",
+        lines({"text": "a", "label": "x"}, {"text": "b", "label": "x"}),
+        "labelled",
+        "one class only",
+    ),
+    (
+        "f.jsonl",
+        lines(
+            {"text": "a", "label": "x"}, {"text": "b", "label": "x"}, {"text": "c", "label": "y"}
+        ),
+        "labelled",
+        "only 1 of them",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("name", "data", "kind", "message"), WHOLE_FILE, ids=[f"{i}-{row[3]}" for i, row in enumerate(WHOLE_FILE)])
+@pytest.mark.parametrize(
+    ("name", "data", "kind", "message"),
+    WHOLE_FILE,
+    ids=[f"{i}-{row[3]}" for i, row in enumerate(WHOLE_FILE)],
+)
 def test_a_bad_file_is_one_message(tmp_path, name, data, kind, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(BadInput, match=message):
@@ -202,7 +256,9 @@ def test_too_many_bad_rows_are_refused_with_reasons(tmp_path):
 
 
 def test_a_class_with_one_example_is_rejected_but_no_fault(tmp_path):
-    rows = [{"text": f"t {i} ", "label": i % 2} for i in range(6)] + [{"text": " lonely", "label": "z"}]
+    rows = [{"text": f"t {i} ", "label": i % 2} for i in range(6)] + [
+        {"text": " lonely", "label": "z"}
+    ]
     (tmp_path / "f.jsonl").write_bytes(lines(*rows))
     found = load(tmp_path / "f.jsonl", "labelled", max_bad=0.0)
     assert found.rows[0] == LabeledText("t 0", "0")
@@ -214,20 +270,32 @@ def test_a_class_with_one_example_is_rejected_but_no_fault(tmp_path):
 def test_globs_languages_limit_and_ignored_columns(tmp_path):
     (tmp_path / "texts").mkdir()
     for name in "ab":
-        rows = [{"text": f"{name}{i}", "lang": "en" if i % 2 else "de", "extra": 1} for i in range(10)]
+        rows = [
+            {"text": f"{name}{i}", "lang": "en" if i % 2 else "de", "extra": 1} for i in range(10)
+        ]
         (tmp_path / "texts" / f"{name}.jsonl").write_bytes(lines(*rows))
     source = SourceConfig(path="texts/*.jsonl", kind="texts", languages=["en"], limit=4)
     first = load_source(tmp_path, "s", source, max_bad=0, seed=1)
     assert len(first.rows) == 4
     assert {row.lang for row in first.rows} == {"en"}
-    assert (first.counts.read, first.counts.filtered, first.counts.ignored_columns) == (10, 10, ["extra"])
+    assert (first.counts.read, first.counts.filtered, first.counts.ignored_columns) == (
+        10,
+        10,
+        ["extra"],
+    )
     assert [row.text for row in first.rows] == sorted(row.text for row in first.rows)
     assert load_source(tmp_path, "s", source, max_bad=0, seed=1).sha256 == first.sha256
     assert load_source(tmp_path, "s", source, max_bad=0, seed=2).sha256 != first.sha256
     with pytest.raises(BadInput, match=r"did you mean 'texts/a\.jsonl'"):
         resolve(tmp_path, "s", "texts/aa.jsonl")
     with pytest.raises(BadInput, match="none of its 20 rows"):
-        load_source(tmp_path, "s", SourceConfig(path="texts/*", kind="texts", languages=["fr"]), max_bad=0, seed=1)
+        load_source(
+            tmp_path,
+            "s",
+            SourceConfig(path="texts/*", kind="texts", languages=["fr"]),
+            max_bad=0,
+            seed=1,
+        )
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
@@ -261,9 +329,15 @@ def test_a_hub_data_set_without_the_package_says_what_to_install(tmp_path, monke
     import importlib.util
 
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "datasets" else real(name, *rest))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "datasets" else real(name, *rest),
+    )
     with pytest.raises(BadInput, match=r"taskdistill\[hub\]"):
-        load_source(tmp_path, "s", SourceConfig(path="hub:owner/name", kind="texts"), max_bad=0, seed=1)
+        load_source(
+            tmp_path, "s", SourceConfig(path="hub:owner/name", kind="texts"), max_bad=0, seed=1
+        )
 
 
 def test_a_hundred_thousand_rows_take_seconds(tmp_path):
@@ -279,14 +353,18 @@ values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
     max_leaves=8,
 )
-records = st.dictionaries(st.sampled_from(["query", "positive", "negatives", "lang", "other"]), values)
+records = st.dictionaries(
+    st.sampled_from(["query", "positive", "negatives", "lang", "other"]), values
+)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(records | st.binary(max_size=40), min_size=1, max_size=8))
 def test_any_jsonl_ends_in_counts_or_bad_input(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("any") / "f.jsonl"
-    path.write_bytes(b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows))
+    path.write_bytes(
+        b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
+    )
     try:
         found = load(path)
     except BadInput:
@@ -335,7 +413,11 @@ def hub(monkeypatch):
         asked.append((name, subset, split, revision))
         if name == "owner/gone":
             raise FileNotFoundError("no such data set")
-        return [{"sentence": f"a{subset or ''}"}, {"sentence": " "}, {"sentence": f"b{subset or ''}"}]
+        return [
+            {"sentence": f"a{subset or ''}"},
+            {"sentence": " "},
+            {"sentence": f"b{subset or ''}"},
+        ]
 
     fake = types.ModuleType("datasets")
     fake.load_dataset = load_dataset
@@ -345,31 +427,77 @@ def hub(monkeypatch):
 
 
 def test_hub_rows_pass_the_same_cleaning(hub, tmp_path):
-    source = SourceConfig(path="hub:owner/name", kind="texts", columns={"text": "sentence"}, split="dev", revision="v1")
+    source = SourceConfig(
+        path="hub:owner/name",
+        kind="texts",
+        columns={"text": "sentence"},
+        split="dev",
+        revision="v1",
+    )
     found = load_source(tmp_path, "s", source, max_bad=0.5, seed=1)
     assert hub == [("owner/name", None, "dev", "v1")]
     assert found.rows == (Text("a"), Text("b"))
-    assert found.counts.examples == ["hub:owner/name:2: 'sentence' is empty after cleaning (1 characters, none visible)"]
+    assert found.counts.examples == [
+        "hub:owner/name:2: 'sentence' is empty after cleaning (1 characters, none visible)"
+    ]
     with pytest.raises(BadInput, match=r"hub:owner/gone .* cannot be loaded: no such data set"):
-        load_source(tmp_path, "s", SourceConfig(path="hub:owner/gone", kind="texts"), max_bad=0.5, seed=1)
+        load_source(
+            tmp_path, "s", SourceConfig(path="hub:owner/gone", kind="texts"), max_bad=0.5, seed=1
+        )
 
 
 def test_subsets_of_a_hub_data_set_one_or_one_a_language(hub, tmp_path):
     base = {"path": "hub:owner/name", "kind": "texts", "columns": {"text": "sentence"}}
     found = load_source(tmp_path, "s", SourceConfig(**base, subset="hard"), max_bad=0.5, seed=1)
-    assert [row.text for row in found.rows] == ["ahard", "bhard"] and hub.pop() == ("owner/name", "hard", "train", None)
-    both = load_source(tmp_path, "s", SourceConfig(**base, subset={"de": "de-x", "en": "en-x"}), max_bad=0.5, seed=1)
-    assert [(row.text, row.lang) for row in both.rows] == [("ade-x", "de"), ("bde-x", "de"), ("aen-x", "en"), ("ben-x", "en")]
+    assert [row.text for row in found.rows] == ["ahard", "bhard"] and hub.pop() == (
+        "owner/name",
+        "hard",
+        "train",
+        None,
+    )
+    both = load_source(
+        tmp_path,
+        "s",
+        SourceConfig(**base, subset={"de": "de-x", "en": "en-x"}),
+        max_bad=0.5,
+        seed=1,
+    )
+    assert [(row.text, row.lang) for row in both.rows] == [
+        ("ade-x", "de"),
+        ("bde-x", "de"),
+        ("aen-x", "en"),
+        ("ben-x", "en"),
+    ]
     assert both.counts.examples[0].startswith("hub:owner/name/de-x:2: ")
-    one = load_source(tmp_path, "s", SourceConfig(**base, subset={"de": "de-x", "en": "en-x"}, languages=["en"]), max_bad=0.5, seed=1)
+    one = load_source(
+        tmp_path,
+        "s",
+        SourceConfig(**base, subset={"de": "de-x", "en": "en-x"}, languages=["en"]),
+        max_bad=0.5,
+        seed=1,
+    )
     assert {row.lang for row in one.rows} == {"en"}
-    with pytest.raises(BadInput, match=r"hub:owner/gone \(subset 'x', split 'train'\) cannot be loaded"):
-        load_source(tmp_path, "s", SourceConfig(path="hub:owner/gone", kind="texts", subset="x"), max_bad=0.5, seed=1)
+    with pytest.raises(
+        BadInput, match=r"hub:owner/gone \(subset 'x', split 'train'\) cannot be loaded"
+    ):
+        load_source(
+            tmp_path,
+            "s",
+            SourceConfig(path="hub:owner/gone", kind="texts", subset="x"),
+            max_bad=0.5,
+            seed=1,
+        )
     for wrong, said in (
-        ({"path": "a.jsonl", "kind": "texts", "subset": "x"}, "subset has no effect: a.jsonl is no Hub data set"),
+        (
+            {"path": "a.jsonl", "kind": "texts", "subset": "x"},
+            "subset has no effect: a.jsonl is no Hub data set",
+        ),
         ({"path": "a.jsonl", "kind": "texts", "split": "dev"}, "split has no effect"),
         ({**base, "subset": {}}, "names no subset"),
-        ({**base, "subset": {"de": "x"}, "languages": ["fr"]}, r"names \['fr'\], which subset gives no subset for"),
+        (
+            {**base, "subset": {"de": "x"}, "languages": ["fr"]},
+            r"names \['fr'\], which subset gives no subset for",
+        ),
     ):
         with pytest.raises(ValueError, match=said):
             SourceConfig(**wrong)
@@ -377,10 +505,30 @@ def test_subsets_of_a_hub_data_set_one_or_one_a_language(hub, tmp_path):
 
 def test_languages_of_a_file_without_such_a_column_are_what_its_rows_are_in(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines(*[{"text": f"t{i}"} for i in range(3)]))
-    one = load_source(tmp_path, "s", SourceConfig(path="a.jsonl", kind="texts", languages=["de"]), max_bad=0, seed=1)
+    one = load_source(
+        tmp_path,
+        "s",
+        SourceConfig(path="a.jsonl", kind="texts", languages=["de"]),
+        max_bad=0,
+        seed=1,
+    )
     assert [row.lang for row in one.rows] == ["de"] * 3 and one.counts.filtered == 0
-    two = load_source(tmp_path, "s", SourceConfig(path="a.jsonl", kind="texts", languages=["de", "en"]), max_bad=0, seed=1)
+    two = load_source(
+        tmp_path,
+        "s",
+        SourceConfig(path="a.jsonl", kind="texts", languages=["de", "en"]),
+        max_bad=0,
+        seed=1,
+    )
     assert [row.lang for row in two.rows] == [""] * 3
-    (tmp_path / "b.jsonl").write_bytes(lines({"text": "a", "lang": "de"}, {"text": "b"}, {"text": "c", "lang": "fr"}))
-    some = load_source(tmp_path, "s", SourceConfig(path="b.jsonl", kind="texts", languages=["de"]), max_bad=0, seed=1)
+    (tmp_path / "b.jsonl").write_bytes(
+        lines({"text": "a", "lang": "de"}, {"text": "b"}, {"text": "c", "lang": "fr"})
+    )
+    some = load_source(
+        tmp_path,
+        "s",
+        SourceConfig(path="b.jsonl", kind="texts", languages=["de"]),
+        max_bad=0,
+        seed=1,
+    )
     assert [row.text for row in some.rows] == ["a"] and some.counts.filtered == 2

@@ -82,7 +82,10 @@ def test_boilerplate_and_code_are_no_prose(text):
 def test_a_signature_or_a_module_name_is_no_summary():
     text = "read(path, mode='r') -> bytes\n\nRead all the bytes of a file."
     assert prose(text).summary == "Read all the bytes of a file."
-    assert prose("pkg.lexers.matlab\n~~~~~~~~~~~~~~~~\n\nLexers for the Matlab language.").summary == "Lexers for the Matlab language."
+    assert (
+        prose("pkg.lexers.matlab\n~~~~~~~~~~~~~~~~\n\nLexers for the Matlab language.").summary
+        == "Lexers for the Matlab language."
+    )
 
 
 def test_a_table_of_parameters_is_no_summary():
@@ -95,7 +98,10 @@ def test_a_table_of_parameters_is_no_summary():
 def test_fields_and_fences():
     text = "Send a request to the server.\n\n:param str url: The address of the server to talk to, in full.\n:type url: str\n"
     text += ":returns: The answer of the server.\n\n```python\nx = 1\n```\nAnd a last line."
-    assert prose(text).body == "url: The address of the server to talk to, in full.\nReturns: The answer of the server.\nAnd a last line."
+    assert (
+        prose(text).body
+        == "url: The address of the server to talk to, in full.\nReturns: The answer of the server.\nAnd a last line."
+    )
 
 
 def test_lengths_are_bounded_between_words():
@@ -144,11 +150,20 @@ def test_a_module_gives_its_documented_objects_in_order():
         ("Cat.sleep", "method"),
         ("Cat.Kitten", "class"),
     ]
-    assert docs[1] == Doc("pets", "pets.cats", "meow", "function", "Make the cat say something to the dog.", "")
+    assert docs[1] == Doc(
+        "pets", "pets.cats", "meow", "function", "Make the cat say something to the dog.", ""
+    )
 
 
 def test_a_scan_skips_tests_and_broken_files_and_imports_nothing(tmp_path):
-    for name in ("pets/__init__.py", "pets/cats.py", "pets/tests/more.py", "pets/_vendor/copy.py", "taskdistill/own.py", "single.py"):
+    for name in (
+        "pets/__init__.py",
+        "pets/cats.py",
+        "pets/tests/more.py",
+        "pets/_vendor/copy.py",
+        "taskdistill/own.py",
+        "single.py",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(SOURCE + b"raise SystemExit('imported')\n")
     (tmp_path / "pets" / "broken.py").write_text('"""Unclosed')

@@ -27,7 +27,10 @@ COPIED = "The copied sentence of this tree stands in many modules and says the s
 def sentence(rng: random.Random, words: int) -> str:
     """Half of the words are common ones, so that it reads as English to the filter."""
     return " ".join(
-        rng.choice(["the", "of", "to", "and", "is"]) if i % 2 else "".join(rng.choices("abcdefghijkl", k=7)) for i in range(words)
+        rng.choice(["the", "of", "to", "and", "is"])
+        if i % 2
+        else "".join(rng.choices("abcdefghijkl", k=7))
+        for i in range(words)
     )
 
 
@@ -44,14 +47,21 @@ def docstring(rng: random.Random, number: int) -> str:
 def tree(tmp_path_factory):
     root = tmp_path_factory.mktemp("tree")
     rng = random.Random(5)
-    shared = [f"Open the door of house number {word} with the key and the code." for word in ("one", "two", "three")]
+    shared = [
+        f"Open the door of house number {word} with the key and the code."
+        for word in ("one", "two", "three")
+    ]
     for package in PACKAGES:
         (root / package).mkdir()
         (root / package / "__init__.py").write_text("")
         for module in range(40):
             parts = []
             for number in range(6):
-                text = docstring(rng, module * 6 + number) if number or module % 9 else f"{shared[module % 3]}\n\n    {sentence(rng, 25)}"
+                text = (
+                    docstring(rng, module * 6 + number)
+                    if number or module % 9
+                    else f"{shared[module % 3]}\n\n    {sentence(rng, 25)}"
+                )
                 parts.append(f'def function_{package}_{module}_{number}():\n    """{text}"""\n')
             same = f"Compute the weighted average number {module} over all the rows"
             parts.append(f'def average_rows_{module}():\n    """{same} as {sentence(rng, 6)}."""\n')
@@ -76,7 +86,11 @@ def texts_of(folder, held_out: bool) -> set[str]:
         is_held_out = kind == "retrieval" or ".test." in name or ".dev." in name
         if is_held_out == held_out:
             for row in read(path):
-                found.update(row[key] for key in ("query", "positive", "text", "text1", "text2") if key in row)
+                found.update(
+                    row[key]
+                    for key in ("query", "positive", "text", "text1", "text2")
+                    if key in row
+                )
     return found
 
 
@@ -110,14 +124,19 @@ def test_whole_modules_are_held_out_and_counts_add_up(tree):
     docs = scan([tree], processes=1).docs
     split = split_docs(docs)
     paired = {doc for pairs in split.same.values() for pair in pairs for doc in pair}
-    modules = [{doc.module for doc in part if doc not in paired} for part in (split.train, split.dev, split.test)]
+    modules = [
+        {doc.module for doc in part if doc not in paired}
+        for part in (split.train, split.dev, split.test)
+    ]
     assert not modules[0] & modules[1]
     assert not modules[0] & modules[2]
     assert not modules[1] & modules[2]
     counts = split.counts
     assert counts["documents"] == len(docs)
     kept = len(split.train) + len(split.dev) + len(split.test)
-    dropped = sum(counts[f"{name}_dropped_{how}"] for name in ("train", "dev") for how in ("exact", "near"))
+    dropped = sum(
+        counts[f"{name}_dropped_{how}"] for name in ("train", "dev") for how in ("exact", "near")
+    )
     assert kept + dropped == counts["distinct"]
     assert 0.08 < counts["modules_test"] / counts["modules"] < 0.27
     for name in ("train", "dev", "test"):
@@ -133,7 +152,9 @@ def test_counts_name_the_rows_of_every_file_and_every_file_reads_clean(built):
         if entry.kind == "retrieval":
             continue
         for split, path in entry.splits.items():
-            found = load_source(folder, name, SourceConfig(path=path, kind=entry.kind), max_bad=0, seed=1)
+            found = load_source(
+                folder, name, SourceConfig(path=path, kind=entry.kind), max_bad=0, seed=1
+            )
             key = name if entry.kind == "texts" else f"{name}.{split}"
             assert counts["rows"][key] == found.counts.read == found.counts.used
             assert all(text.strip() for row in found.rows for text in row_texts(row))
@@ -153,7 +174,9 @@ def test_retrieval_answers_exist_and_queries_differ(built):
 
 
 def test_the_same_environment_and_seed_give_the_same_bytes(tree, tmp_path, built):
-    again = build_docs_folder(tmp_path / "again", seed=1, limit=None, search_paths=[tree], processes=2)
+    again = build_docs_folder(
+        tmp_path / "again", seed=1, limit=None, search_paths=[tree], processes=2
+    )
     assert again == built[1]
     assert read_manifest(tmp_path / "again")["files"] == read_manifest(built[0])["files"]
 
@@ -161,11 +184,20 @@ def test_the_same_environment_and_seed_give_the_same_bytes(tree, tmp_path, built
 def test_a_limit_caps_training_by_seed_and_leaves_the_held_out_sets_alone(tree, tmp_path):
     files = {}
     for seed in (1, 2):
-        counts = build_docs_folder(tmp_path / str(seed), seed=seed, limit=200, search_paths=[tree], processes=1)
+        counts = build_docs_folder(
+            tmp_path / str(seed), seed=seed, limit=200, search_paths=[tree], processes=1
+        )
         assert counts["train_used"] == 200
-        files[seed] = {name: entry["sha256"] for name, entry in read_manifest(tmp_path / str(seed))["files"].items()}
+        files[seed] = {
+            name: entry["sha256"]
+            for name, entry in read_manifest(tmp_path / str(seed))["files"].items()
+        }
     assert files[1]["pairs/docs.train.jsonl.gz"] != files[2]["pairs/docs.train.jsonl.gz"]
-    for name in ("retrieval/docs/corpus.jsonl.gz", "retrieval/docs-dev/queries.jsonl.gz", "pairs/docs-same.test.jsonl.gz"):
+    for name in (
+        "retrieval/docs/corpus.jsonl.gz",
+        "retrieval/docs-dev/queries.jsonl.gz",
+        "pairs/docs-same.test.jsonl.gz",
+    ):
         assert files[1][name] == files[2][name]
 
 
@@ -181,14 +213,25 @@ def test_too_few_packages_leave_nothing_behind(tmp_path):
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "one.py").write_text('"""The only text of the whole tree."""')
     with pytest.raises(BadInput, match="only 1 documented objects in 1 modules"):
-        build_docs_folder(tmp_path / "out", seed=1, limit=None, search_paths=[tmp_path / "tree"], processes=1)
+        build_docs_folder(
+            tmp_path / "out", seed=1, limit=None, search_paths=[tmp_path / "tree"], processes=1
+        )
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     with pytest.raises(BadInput, match="already exists"):
-        build_docs_folder(tmp_path / "out", seed=1, limit=None, search_paths=[tmp_path / "tree"], processes=1)
+        build_docs_folder(
+            tmp_path / "out", seed=1, limit=None, search_paths=[tmp_path / "tree"], processes=1
+        )
 
 
-def doc(package: str, name: str, summary: str, body: str = "", module: str = "part", kind: str = "function") -> Doc:
+def doc(
+    package: str,
+    name: str,
+    summary: str,
+    body: str = "",
+    module: str = "part",
+    kind: str = "function",
+) -> Doc:
     return Doc(package, f"{package}.{module}", name, kind, summary, body)
 
 
@@ -200,12 +243,20 @@ def test_the_same_object_in_two_places():
         doc("one", "fit", "Fit the model to the training data."),
         doc("two", "fit", "Fit a model to given training data."),
     ]
-    assert [(first.package, second.package) for first, second in same_object(docs)] == [("one", "two")]
+    assert [(first.package, second.package) for first, second in same_object(docs)] == [
+        ("one", "two")
+    ]
 
 
 def test_queries_are_summaries_that_tell_and_public_names():
     docs = [
-        doc("one", "solve_banded", "Solve the banded system. It is fast.", "The Banded matrix", module="_basic"),
+        doc(
+            "one",
+            "solve_banded",
+            "Solve the banded system. It is fast.",
+            "The Banded matrix",
+            module="_basic",
+        ),
         doc("one", "forward", "Run the module.", "One forward pass"),
         doc("two", "Net.forward", "Run the module.", "Carry it forward"),
         doc("two", "_hidden", "Do the hidden thing here.", "A hidden body"),
@@ -218,15 +269,32 @@ def test_queries_are_summaries_that_tell_and_public_names():
         ("Do the hidden thing here", False),
         ("Do nothing at all", False),
     ]
-    assert {query.doc.name for query in found if query.by_name} == {"solve_banded", "forward", "Net.forward"}
-    assert {query.text for query in queries(docs, 0.0)} == {"Solve the banded system", "Do the hidden thing here", "Do nothing at all"}
-    names = {name_query(doc("one", f"Solver{i}.solveBanded_now", "x", module="_basic")) for i in range(12)}
+    assert {query.doc.name for query in found if query.by_name} == {
+        "solve_banded",
+        "forward",
+        "Net.forward",
+    }
+    assert {query.text for query in queries(docs, 0.0)} == {
+        "Solve the banded system",
+        "Do the hidden thing here",
+        "Do nothing at all",
+    }
+    names = {
+        name_query(doc("one", f"Solver{i}.solveBanded_now", "x", module="_basic"))
+        for i in range(12)
+    }
     assert "one.Solver0.solveBanded_now" in names or "one solver0 solve banded now" in names
     assert {name.startswith("one.Solver") for name in names} == {True, False}
 
 
 def test_sets_of_a_folder(tmp_path):
-    for name in ("pairs/a.train.jsonl", "pairs/a.test.jsonl.gz", "texts/a.csv", "labelled/b.c.dev.parquet", "scored/notes.txt"):
+    for name in (
+        "pairs/a.train.jsonl",
+        "pairs/a.test.jsonl.gz",
+        "texts/a.csv",
+        "labelled/b.c.dev.parquet",
+        "scored/notes.txt",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     for name in ("corpus.jsonl.gz", "queries.jsonl.gz", "qrels.tsv.gz"):

@@ -14,7 +14,13 @@ from taskdistill.encode import backends, check
 from taskdistill.encode.check import golden_cosine, int8_cosines
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.int8 import Int8Model
-from taskdistill.encode.int8_linear import PAIR_LIMIT, FusedLinear, FusedSlice, Int8Linear, round_weights
+from taskdistill.encode.int8_linear import (
+    PAIR_LIMIT,
+    FusedLinear,
+    FusedSlice,
+    Int8Linear,
+    round_weights,
+)
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.folder import Model, ModelSettings, write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
@@ -27,7 +33,11 @@ TEXTS = [" ".join(tiny.WORDS[i % 7 : i % 7 + 1 + i % 9]) for i in range(40)]
 
 def tiny_model(tmp_path, family: str, *tasks: str) -> Model:
     module = tiny.student(family)
-    made = tiny.model(module, tiny.write_tokenizer(tmp_path / "tokenizer", end=family != "bert"), end=family != "bert")
+    made = tiny.model(
+        module,
+        tiny.write_tokenizer(tmp_path / "tokenizer", end=family != "bert"),
+        end=family != "bert",
+    )
     for i, task in enumerate(tasks):
         made.adapter_configs[task] = tiny.add_adapter(module, task, seed=i)
     return made
@@ -52,8 +62,13 @@ def test_rounded_weights_cannot_saturate_sixteen_bits():
 @pytest.mark.parametrize(("rows", "wide", "out"), [(1, 8, 3), (7, 96, 40), (300, 64, 128)])
 def test_an_int8_map_rounds_each_row_by_its_own_range(rows, wide, out):
     generator = torch.Generator().manual_seed(rows)
-    weight, bias = torch.randn(out, wide, generator=generator), torch.randn(out, generator=generator)
-    values = torch.randn(rows, wide, generator=generator) * torch.logspace(-3, 3, rows)[:, None] + 0.3
+    weight, bias = (
+        torch.randn(out, wide, generator=generator),
+        torch.randn(out, generator=generator),
+    )
+    values = (
+        torch.randn(rows, wide, generator=generator) * torch.logspace(-3, 3, rows)[:, None] + 0.3
+    )
     smooth = torch.rand(wide, generator=generator) + 0.5
     codes, scale = round_weights(weight * smooth)
     scaled = (values / smooth).double()
@@ -63,7 +78,9 @@ def test_an_int8_map_rounds_each_row_by_its_own_range(rows, wide, out):
     expected = rounded @ (codes.double() * scale[:, None].double()).T + bias.double()
     given = Int8Linear(weight, bias, smooth)(values)
     # a value that lies on the edge between two bytes may fall to either side
-    assert float(((given - expected).abs() / (scaled.abs().amax(1, keepdim=True) * wide**0.5)).max()) <= 2e-2 * float(weight.abs().max())
+    assert float(
+        ((given - expected).abs() / (scaled.abs().amax(1, keepdim=True) * wide**0.5)).max()
+    ) <= 2e-2 * float(weight.abs().max())
     assert float((given - expected).abs().mean() / expected.abs().mean()) <= 1e-3
     assert given.shape == (rows, out)
 
@@ -72,7 +89,9 @@ def test_int8_maps_of_constant_and_zero_rows_are_exact():
     weight = torch.tensor([[1.0, -2.0], [0.5, 0.25]])
     given = Int8Linear(weight, None, torch.ones(2))(torch.tensor([[0.0, 0.0], [3.0, 3.0]]))
     codes, scale = round_weights(weight)
-    assert torch.allclose(given, torch.stack([torch.zeros(2), 3 * (codes * scale[:, None]).sum(1)]), atol=1e-6)
+    assert torch.allclose(
+        given, torch.stack([torch.zeros(2), 3 * (codes * scale[:, None]).sum(1)]), atol=1e-6
+    )
 
 
 def test_siblings_compute_their_joint_map_once():
@@ -102,7 +121,11 @@ def test_int8_comes_close_and_says_how_close(tmp_path, family):
         found = cosine(expected, given)
         assert 0.99 < found.mean() < 1 - 1e-7 and found.min() > 0.97
         said = int8_cosines(small, task)
-        assert said.texts == 32 and 0.97 < said.smallest <= said.mean and abs(said.mean - found.mean()) < 5e-3
+        assert (
+            said.texts == 32
+            and 0.97 < said.smallest <= said.mean
+            and abs(said.mean - found.mean()) < 5e-3
+        )
     one, two = small.encode(TEXTS, task="retrieval"), small.encode(TEXTS)
     assert np.abs(one - two).max() > 0.05  # the adapter is in
     assert all(torch.equal(p, before[name]) for name, p in model.module.named_parameters())
@@ -121,8 +144,15 @@ def test_int8_replaces_every_map_and_shares_the_rest(tmp_path):
     model = tiny_model(tmp_path, "qwen3", "retrieval")
     made = Int8Model(model).prepare("retrieval")
     kinds = [type(part).__name__ for part in made.backbone.modules()]
-    assert kinds.count("FusedSlice") == 2 * 5 and kinds.count("Int8Linear") == 2 * 2 and kinds.count("Linear") == 0
-    assert made.backbone.embed_tokens.weight.data_ptr() == model.module.backbone.embed_tokens.weight.data_ptr()
+    assert (
+        kinds.count("FusedSlice") == 2 * 5
+        and kinds.count("Int8Linear") == 2 * 2
+        and kinds.count("Linear") == 0
+    )
+    assert (
+        made.backbone.embed_tokens.weight.data_ptr()
+        == model.module.backbone.embed_tokens.weight.data_ptr()
+    )
 
 
 def test_int8_takes_calibration_texts(tmp_path):
@@ -139,7 +169,13 @@ def test_what_a_back_end_cannot_run_is_refused(tmp_path, monkeypatch):
     model = tiny_model(tmp_path, "bert")
     with pytest.raises(BadInput, match="unknown back end 'onnx'; did you mean 'onnxruntime'"):
         Encoder(model, backend="onnx")
-    static = Model(StaticModel(torch.randn(99, 8)), model.tokenizer, ModelSettings(max_length=64), name="s", source=tmp_path)
+    static = Model(
+        StaticModel(torch.randn(99, 8)),
+        model.tokenizer,
+        ModelSettings(max_length=64),
+        name="s",
+        source=tmp_path,
+    )
     with pytest.raises(BadInput, match="static model"):
         Encoder(static, backend="int8")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -154,7 +190,13 @@ def test_auto_follows_the_table_and_never_rounds(tmp_path, monkeypatch):
     assert Encoder(model, threads=1, backend="auto").backend is model.module
     monkeypatch.setitem(backends.FASTEST, "bert", Backend.OPENVINO)
     assert backends.automatic(model) is Backend.OPENVINO
-    static = Model(StaticModel(torch.randn(99, 8)), model.tokenizer, ModelSettings(max_length=64), name="s", source=tmp_path)
+    static = Model(
+        StaticModel(torch.randn(99, 8)),
+        model.tokenizer,
+        ModelSettings(max_length=64),
+        name="s",
+        source=tmp_path,
+    )
     assert backends.automatic(static) is Backend.TORCH
 
 
@@ -167,7 +209,12 @@ def test_other_engines_give_the_same_vectors(tmp_path, engine):
     exact, other = Encoder(model, threads=1), Encoder(model, threads=2, backend=engine)
     for task in (None, "retrieval"):
         expected = exact.encode(TEXTS, task=task, prompt_name="query", truncate_dim=16)
-        assert np.abs(other.encode(TEXTS, task=task, prompt_name="query", truncate_dim=16) - expected).max() <= 1e-5
+        assert (
+            np.abs(
+                other.encode(TEXTS, task=task, prompt_name="query", truncate_dim=16) - expected
+            ).max()
+            <= 1e-5
+        )
     assert model.module.tasks == ["retrieval"]
     with pytest.raises(BadInput, match="states of single tokens"):
         other.token_states(np.array([2, 9, 3], np.int32))
@@ -181,7 +228,10 @@ def test_a_graph_that_cannot_be_traced_is_bad_input(tmp_path, monkeypatch):
         raise RuntimeError("an operator\n is missing")
 
     monkeypatch.setattr("taskdistill.encode.graph_models.make_graph", broken)
-    with pytest.raises(BadInput, match=r"onnxruntime cannot run tiny \(an operator is missing\); use the back end torch"):
+    with pytest.raises(
+        BadInput,
+        match=r"onnxruntime cannot run tiny \(an operator is missing\); use the back end torch",
+    ):
         encoder.encode(TEXTS)
 
 
@@ -207,9 +257,27 @@ def test_golden_vectors_are_checked_against_a_back_end(folder, monkeypatch):
 def test_the_command_prints_the_cosine_of_int8(folder, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     out = tmp_path / "out.npy"
-    assert run(["encode", str(folder), str(tmp_path / "texts.txt"), "--out", str(out), "--task", "retrieval", "--backend", "int8"]) == 0
+    assert (
+        run(
+            [
+                "encode",
+                str(folder),
+                str(tmp_path / "texts.txt"),
+                "--out",
+                str(out),
+                "--task",
+                "retrieval",
+                "--backend",
+                "int8",
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
-    assert "int8: cosine to float32 on 32 calibration texts: mean 0.99" in printed and "golden vectors: 0.9" in printed
+    assert (
+        "int8: cosine to float32 on 32 calibration texts: mean 0.99" in printed
+        and "golden vectors: 0.9" in printed
+    )
     expected = Encoder.load(folder, threads=1).encode(TEXTS, task="retrieval")
     assert 0.99 < cosine(np.load(out), expected).mean() < 1 - 1e-7
 

@@ -27,7 +27,11 @@ TASKS = ["retrieval", "clustering"]
 
 def encoder_of(tmp_path, family: str = "bert", *, threads: int = 2, **options) -> Encoder:
     module = tiny.student(family)
-    model = tiny.model(module, tiny.write_tokenizer(tmp_path / "tokenizer", end=family != "bert"), end=family != "bert")
+    model = tiny.model(
+        module,
+        tiny.write_tokenizer(tmp_path / "tokenizer", end=family != "bert"),
+        end=family != "bert",
+    )
     for i, task in enumerate(TASKS):
         model.adapter_configs[task] = tiny.add_adapter(module, task, seed=i)
     return Encoder(model, threads=threads, **options)
@@ -39,9 +43,14 @@ def test_a_task_a_text_equals_one_call_a_task(tmp_path):
     together = encoder.encode(TEXTS, task=tasks, prompt_name="query", truncate_dim=16)
     for task in (None, *TASKS):
         rows = [i for i, name in enumerate(tasks) if name == task]
-        apart = encoder.encode([TEXTS[i] for i in rows], task=task, prompt_name="query", truncate_dim=16)
+        apart = encoder.encode(
+            [TEXTS[i] for i in rows], task=task, prompt_name="query", truncate_dim=16
+        )
         assert np.abs(together[rows] - apart).max() <= TOLERANCE
-    assert np.abs(together[1] - encoder.encode([TEXTS[1]], prompt_name="query", truncate_dim=16)).max() > 0.01
+    assert (
+        np.abs(together[1] - encoder.encode([TEXTS[1]], prompt_name="query", truncate_dim=16)).max()
+        > 0.01
+    )
     assert encoder.encode([], task=[]).shape == (0, 32)
 
 
@@ -54,7 +63,11 @@ def test_tasks_a_text_are_checked_and_counted(tmp_path):
     with pytest.raises(BadInput, match="one task for all its texts"):
         next(encoder.encode_stream(TEXTS, task=TASKS))
     told = []
-    encoder.encode(TEXTS, task=[TASKS[i % 2] for i in range(60)], progress=lambda done, total: told.append((done, total)))
+    encoder.encode(
+        TEXTS,
+        task=[TASKS[i % 2] for i in range(60)],
+        progress=lambda done, total: told.append((done, total)),
+    )
     assert told == sorted(told) and told[-1] == (60, 60)
     codes = encoder.encode(TEXTS, task=[TASKS[i % 2] for i in range(60)], precision="binary")
     assert codes.shape == (60, 4) and codes.dtype == np.uint8
@@ -66,12 +79,16 @@ def test_int8_ranges_are_those_of_each_texts_own_task(tmp_path):
     stored["retrieval"] = {"32": Int8Ranges.fit(encoder.encode(TEXTS, task="retrieval")).to_json()}
     with pytest.raises(BadInput, match="no int8 ranges for clustering"):
         encoder.encode(TEXTS[:2], task=TASKS, precision="int8")
-    stored["clustering"] = {"32": Int8Ranges.fit(3 * encoder.encode(TEXTS, task="clustering")).to_json()}
+    stored["clustering"] = {
+        "32": Int8Ranges.fit(3 * encoder.encode(TEXTS, task="clustering")).to_json()
+    }
     tasks = [TASKS[i % 2] for i in range(60)]
     together = encoder.encode(TEXTS, task=tasks, precision="int8")
     for place, task in enumerate(TASKS):
         apart = encoder.encode(TEXTS[place::2], task=task, precision="int8")
-        assert np.abs(together[place::2].astype(int) - apart).max() <= 1  # a value on an edge may fall to either side
+        assert (
+            np.abs(together[place::2].astype(int) - apart).max() <= 1
+        )  # a value on an edge may fall to either side
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -102,7 +119,9 @@ def test_a_batch_that_does_not_fit_is_split_and_tried_again(tmp_path, monkeypatc
     told = []
     given = encoder.encode(TEXTS, progress=lambda done, total: told.append(done))
     assert np.abs(given - reference).max() <= TOLERANCE
-    assert max(sizes) > 3 and sum(size for size in sizes if size <= 3) == len(TEXTS) and told[-1] == 60
+    assert (
+        max(sizes) > 3 and sum(size for size in sizes if size <= 3) == len(TEXTS) and told[-1] == 60
+    )
     monkeypatch.setattr(encoder.backend, "embed", lambda ids: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError):  # a single text that does not fit is told, not skipped
         encoder.encode(TEXTS[:2])
@@ -123,7 +142,9 @@ def test_token_batches_cover_every_text_once_within_the_budget():
     found = token_batches(lengths, 64)
     assert sorted(np.concatenate(found).tolist()) == list(range(200))
     assert all(lengths[batch].sum() <= 64 for batch in found)
-    assert token_batches(np.array([100, 2]), 64)[0].tolist() == [0]  # a text longer than the budget is alone
+    assert token_batches(np.array([100, 2]), 64)[0].tolist() == [
+        0
+    ]  # a text longer than the budget is alone
     assert token_batches(np.zeros(0, int), 64) == []
 
 
@@ -145,7 +166,11 @@ def test_a_stream_equals_a_call_and_reads_one_chunk_ahead(tmp_path):
     with pytest.raises(BadInput, match="text 11 is a int"):
         list(encoder.encode_stream([*TEXTS[:11], 3], window=10))
     with pytest.raises(BadInput, match=r"text 21 has more than 8 tokens and truncation is refused"):
-        list(encoder.encode_stream(["a"] * 21 + ["star " * 20], window=10, max_length=8, refuse_truncation=True))
+        list(
+            encoder.encode_stream(
+                ["a"] * 21 + ["star " * 20], window=10, max_length=8, refuse_truncation=True
+            )
+        )
 
 
 def test_one_ahead_works_while_the_caller_is_busy():

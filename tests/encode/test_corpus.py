@@ -53,14 +53,22 @@ def jsonl(path: Path, texts: list) -> Path:
 
 
 def stamps(out: Path) -> dict[str, tuple[int, int]]:
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (out / "shards").iterdir()}
+    return {
+        path.name: (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in (out / "shards").iterdir()
+    }
 
 
 def test_shards_are_read_as_one_and_in_order(folder, expected, tmp_path):
     source = jsonl(tmp_path / "in.jsonl", TEXTS)
     told = []
     counts = encode_corpus(
-        str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10, progress=lambda done, rows: told.append((done, rows))
+        str(folder),
+        Reading(str(source)),
+        tmp_path / "out",
+        ASKED,
+        shard_rows=10,
+        progress=lambda done, rows: told.append((done, rows)),
     )
     assert (counts.read, counts.used, counts.rejected, counts.vectors) == (53, 53, 0, 53)
     assert told == [(n, 53) for n in (0, 10, 20, 30, 40, 50, 53)]
@@ -69,7 +77,10 @@ def test_shards_are_read_as_one_and_in_order(folder, expected, tmp_path):
     assert len(made) == 53 and made.width == 16 and made.dtype == np.float32 and made.shards == 6
     assert rows.tolist() == list(range(53)) and np.abs(vectors - expected).max() <= 2e-6
     assert check_folder(tmp_path / "out", made.manifest) == []
-    assert made.manifest["model_hash"] == made.manifest["inputs"]["model"] and made.manifest["task"] == "retrieval"
+    assert (
+        made.manifest["model_hash"] == made.manifest["inputs"]["model"]
+        and made.manifest["task"] == "retrieval"
+    )
     for name in ("all.npy", "all.parquet", "all.jsonl"):
         assert merge_vectors(tmp_path / "out", tmp_path / name) == 53
     assert np.array_equal(np.load(tmp_path / "all.npy"), vectors)
@@ -95,8 +106,14 @@ def test_a_finished_folder_is_not_done_again_and_damage_is(folder, tmp_path, mon
     first = encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10)
     before = stamps(tmp_path / "out")
     manifest = (tmp_path / "out" / "taskdistill.json").stat().st_mtime_ns
-    assert encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10) == first
-    assert stamps(tmp_path / "out") == before and (tmp_path / "out" / "taskdistill.json").stat().st_mtime_ns == manifest
+    assert (
+        encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10)
+        == first
+    )
+    assert (
+        stamps(tmp_path / "out") == before
+        and (tmp_path / "out" / "taskdistill.json").stat().st_mtime_ns == manifest
+    )
     vectors, rows, report = shard_files(tmp_path / "out", 2)
     reference = VectorFolder(tmp_path / "out").load()[1]
     content = bytearray(vectors.read_bytes())
@@ -105,18 +122,36 @@ def test_a_finished_folder_is_not_done_again_and_damage_is(folder, tmp_path, mon
     report.with_name(f".{report.name}.taskdistill-0123abcd").write_text("left by a killed writer")
     (tmp_path / "out" / "notes.txt").write_text("of the owner")
     assert finished(tmp_path / "out", 2) is None and finished(tmp_path / "out", 1) is not None
-    assert encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10) == first
+    assert (
+        encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10)
+        == first
+    )
     after = stamps(tmp_path / "out")
-    assert {name for name in before if before[name] != after[name]} == {path.name for path in (vectors, rows, report)}
-    assert read_manifest(tmp_path / "out")["files"].keys() == {"job.json", *(f"shards/{name}" for name in after)}
-    assert after.keys() == before.keys() and np.array_equal(VectorFolder(tmp_path / "out").load()[1], reference)
+    assert {name for name in before if before[name] != after[name]} == {
+        path.name for path in (vectors, rows, report)
+    }
+    assert read_manifest(tmp_path / "out")["files"].keys() == {
+        "job.json",
+        *(f"shards/{name}" for name in after),
+    }
+    assert after.keys() == before.keys() and np.array_equal(
+        VectorFolder(tmp_path / "out").load()[1], reference
+    )
 
 
 def test_another_job_in_the_same_folder_is_refused_with_the_difference(folder, tmp_path):
     source = jsonl(tmp_path / "in.jsonl", TEXTS[:6])
     encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=3)
-    with pytest.raises(BadInput, match="truncate_dim 16 instead of 8; width 16 instead of 8; give another --out"):
-        encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", {**ASKED, "truncate_dim": 8}, shard_rows=3)
+    with pytest.raises(
+        BadInput, match="truncate_dim 16 instead of 8; width 16 instead of 8; give another --out"
+    ):
+        encode_corpus(
+            str(folder),
+            Reading(str(source)),
+            tmp_path / "out",
+            {**ASKED, "truncate_dim": 8},
+            shard_rows=3,
+        )
     jsonl(source, TEXTS[:7])
     with pytest.raises(BadInput, match=r"source_sha256 .* rows 6 instead of 7"):
         encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=3)
@@ -129,7 +164,9 @@ def test_another_job_in_the_same_folder_is_refused_with_the_difference(folder, t
     with pytest.raises(BadInput, match="at least 1"):
         encode_corpus(str(folder), Reading(str(source)), tmp_path / "new", ASKED, processes=0)
     with pytest.raises(BadInput, match="device cuda:7 is not here"):
-        encode_corpus(str(folder), Reading(str(source)), tmp_path / "new", ASKED, devices=["cuda:7"])
+        encode_corpus(
+            str(folder), Reading(str(source)), tmp_path / "new", ASKED, devices=["cuda:7"]
+        )
     jsonl(source, ["", " "])
     with pytest.raises(BadInput, match="no row with a usable text"):
         encode_corpus(str(folder), Reading(str(source)), tmp_path / "none", ASKED)
@@ -141,18 +178,29 @@ def test_another_job_in_the_same_folder_is_refused_with_the_difference(folder, t
 @pytest.mark.slow
 def test_two_processes_give_the_vectors_of_one(folder, expected, tmp_path):
     source = jsonl(tmp_path / "in.jsonl", TEXTS)
-    counts = encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10, processes=2)
+    counts = encode_corpus(
+        str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10, processes=2
+    )
     assert counts.used == 53
     rows, vectors = VectorFolder(tmp_path / "out").load()
     assert rows.tolist() == list(range(53)) and np.abs(vectors - expected).max() <= 2e-6
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_fault_in_a_worker_is_told_and_finished_shards_are_kept(folder, expected, tmp_path, processes):
+def test_a_fault_in_a_worker_is_told_and_finished_shards_are_kept(
+    folder, expected, tmp_path, processes
+):
     asked = {**ASKED, "max_length": 10, "refuse_truncation": True}
     source = jsonl(tmp_path / "in.jsonl", [*["a b"] * 9, "star " * 20])
     with pytest.raises(BadInput, match="shard 3, rows from 9: text 0 has more than 10 tokens"):
-        encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", asked, shard_rows=3, processes=processes)
+        encode_corpus(
+            str(folder),
+            Reading(str(source)),
+            tmp_path / "out",
+            asked,
+            shard_rows=3,
+            processes=processes,
+        )
     assert not (tmp_path / "out" / "taskdistill.json").exists()
     kept = [number for number in range(4) if finished(tmp_path / "out", number)]
     assert kept and 3 not in kept and kept == list(range(len(kept)))
@@ -168,7 +216,15 @@ def test_other_ways_to_run_shards_are_handed_the_same_job(folder, tmp_path):
         for number in reversed(pending):  # in any order: the file is opened again
             yield number, worker.run(number)
 
-    counts = encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=2, processes=2, execute=execute)
+    counts = encode_corpus(
+        str(folder),
+        Reading(str(source)),
+        tmp_path / "out",
+        ASKED,
+        shard_rows=2,
+        processes=2,
+        execute=execute,
+    )
     assert seen == [([0, 1, 2], ["cpu", "cpu"], 2)] and counts.used == 6
     assert VectorFolder(tmp_path / "out").load()[0].tolist() == list(range(6))
 
@@ -177,7 +233,11 @@ COMMAND = [sys.executable, "-m", "taskdistill.cli", "encode"]
 
 
 def children(pid: int) -> list[int]:
-    return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+    return [
+        int(word)
+        for path in Path(f"/proc/{pid}/task").glob("*/children")
+        for word in path.read_text().split()
+    ]
 
 
 def alive(pid: int) -> bool:
@@ -194,7 +254,18 @@ def test_kill_9_in_the_middle_repeats_no_finished_shard(folder, tmp_path, proces
     texts = [TEXTS[i % 53] for i in range(4000)]
     source = jsonl(tmp_path / "in.jsonl", texts)
     out = tmp_path / "out"
-    words = [str(folder), str(source), "--out", str(out), "--task", "retrieval", "--dim", "16", "--shard-rows", "10"]
+    words = [
+        str(folder),
+        str(source),
+        "--out",
+        str(out),
+        "--task",
+        "retrieval",
+        "--dim",
+        "16",
+        "--shard-rows",
+        "10",
+    ]
     words += ["--processes", str(processes), "--quiet"]
     with subprocess.Popen([*COMMAND, *words], stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
@@ -205,7 +276,9 @@ def test_kill_9_in_the_middle_repeats_no_finished_shard(folder, tmp_path, proces
     assert process.returncode == -signal.SIGKILL
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert len(workers) >= processes * (processes > 1) and not any(map(alive, workers))  # nobody goes on without the parent
+    assert len(workers) >= processes * (processes > 1) and not any(
+        map(alive, workers)
+    )  # nobody goes on without the parent
     done = [number for number in range(400) if finished(out, number)]
     assert 12 <= len(done) < 400 and not (out / "taskdistill.json").exists()
     before = stamps(out)
@@ -235,7 +308,15 @@ def test_a_worker_that_is_killed_is_told(folder, tmp_path):
             yield done
 
     with pytest.raises(WorkFailed, match="a worker ended before its work"):
-        encode_corpus(str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10, processes=2, execute=killing)
+        encode_corpus(
+            str(folder),
+            Reading(str(source)),
+            tmp_path / "out",
+            ASKED,
+            shard_rows=10,
+            processes=2,
+            execute=killing,
+        )
     assert all(isinstance(finished(tmp_path / "out", number), Counts) for number, _ in results)
 
 
@@ -245,14 +326,29 @@ def test_the_command_says_what_has_no_effect_and_merges(folder, tmp_path, capsys
     for words, says in (
         (["--out", str(tmp_path / "v.npy"), "--processes", "2"], "no effect on one file"),
         (["--out", str(tmp_path / "v.npy"), "--shard-rows", "2"], "no effect on one file"),
-        (["--out", str(tmp_path / "v.npy"), "--merge", str(tmp_path / "w.npy")], "no effect on one file"),
+        (
+            ["--out", str(tmp_path / "v.npy"), "--merge", str(tmp_path / "w.npy")],
+            "no effect on one file",
+        ),
         (["--out", str(tmp_path / "v"), "--windows"], "one file"),
-        (["--out", str(tmp_path / "v"), "--merge", str(tmp_path / "w.txt")], "vectors are written as"),
+        (
+            ["--out", str(tmp_path / "v"), "--merge", str(tmp_path / "w.txt")],
+            "vectors are written as",
+        ),
     ):
         assert run([*base, *words]) == 2
         assert says in capsys.readouterr().err
     assert not (tmp_path / "v").exists()
-    words = ["--out", str(tmp_path / "v"), "--shard-rows", "4", "--merge", str(tmp_path / "w.npy"), "--json", str(tmp_path / "said.json")]
+    words = [
+        "--out",
+        str(tmp_path / "v"),
+        "--shard-rows",
+        "4",
+        "--merge",
+        str(tmp_path / "w.npy"),
+        "--json",
+        str(tmp_path / "said.json"),
+    ]
     assert run([*base, *words]) == 0
     assert "9 rows read, 9 encoded" in capsys.readouterr().out
     assert np.array_equal(np.load(tmp_path / "w.npy"), VectorFolder(tmp_path / "v").load()[1])
@@ -285,7 +381,10 @@ def test_rows_can_be_passed_over_in_every_kind_of_file(tmp_path, ending):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed here (pip install 'taskdistill[ray]')")
+@pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None,
+    reason="ray is not installed here (pip install 'taskdistill[ray]')",
+)
 def test_two_ray_workers_give_the_vectors_of_one(folder, expected, tmp_path):
     import ray
 
@@ -295,7 +394,14 @@ def test_two_ray_workers_give_the_vectors_of_one(folder, expected, tmp_path):
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
         counts = encode_corpus(
-            str(folder), Reading(str(source)), tmp_path / "out", ASKED, shard_rows=10, processes=2, threads=1, execute=run_ray
+            str(folder),
+            Reading(str(source)),
+            tmp_path / "out",
+            ASKED,
+            shard_rows=10,
+            processes=2,
+            threads=1,
+            execute=run_ray,
         )
     finally:
         ray.shutdown()
@@ -307,5 +413,19 @@ def test_two_ray_workers_give_the_vectors_of_one(folder, expected, tmp_path):
 def test_ray_that_is_not_installed_is_said(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     source = jsonl(tmp_path / "in.jsonl", TEXTS[:3])
-    assert run(["encode", str(folder), str(source), "--task", "retrieval", "--out", str(tmp_path / "v"), "--ray"]) == 2
+    assert (
+        run(
+            [
+                "encode",
+                str(folder),
+                str(source),
+                "--task",
+                "retrieval",
+                "--out",
+                str(tmp_path / "v"),
+                "--ray",
+            ]
+        )
+        == 2
+    )
     assert "pip install 'taskdistill[ray]'" in capsys.readouterr().err

@@ -32,7 +32,9 @@ def encoder(folder) -> Encoder:
 
 
 def encode(folder: Path, source: Path | str, out: Path, *words: str) -> int:
-    return run(["encode", str(folder), str(source), "--out", str(out), "--task", "retrieval", *words])
+    return run(
+        ["encode", str(folder), str(source), "--out", str(out), "--task", "retrieval", *words]
+    )
 
 
 def jsonl(path: Path, texts: list) -> Path:
@@ -40,13 +42,17 @@ def jsonl(path: Path, texts: list) -> Path:
     return path
 
 
-def test_every_kind_of_input_and_output_gives_the_same_vectors(folder, encoder, tmp_path, monkeypatch):
+def test_every_kind_of_input_and_output_gives_the_same_vectors(
+    folder, encoder, tmp_path, monkeypatch
+):
     texts = [text for text in TEXTS if "\n" not in text]
     expected = encoder.encode(texts)
     (tmp_path / "in.txt").write_text("\ufeff" + "\r\n".join(texts) + "\r\n")
     jsonl(tmp_path / "in.jsonl", texts)
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress((tmp_path / "in.jsonl").read_bytes()))
-    (tmp_path / "in.csv").write_text("id,text\n" + "".join(f'{i},"{text}"\n' for i, text in enumerate(texts)))
+    (tmp_path / "in.csv").write_text(
+        "id,text\n" + "".join(f'{i},"{text}"\n' for i, text in enumerate(texts))
+    )
     pq.write_table(pa.table({"text": texts}), tmp_path / "in.parquet")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(texts).encode())))
     for source in ("in.txt", "in.jsonl", "in.jsonl.gz", "in.csv", "in.parquet", "-"):
@@ -56,7 +62,9 @@ def test_every_kind_of_input_and_output_gives_the_same_vectors(folder, encoder, 
     assert encode(folder, tmp_path / "in.txt", tmp_path / "out.parquet") == 0
     assert encode(folder, tmp_path / "in.txt", tmp_path / "out.jsonl") == 0
     table = pq.read_table(tmp_path / "out.parquet")
-    assert table.column_names == ["row", "vector"] and table["row"].to_pylist() == list(range(len(texts)))
+    assert table.column_names == ["row", "vector"] and table["row"].to_pylist() == list(
+        range(len(texts))
+    )
     np.testing.assert_allclose(np.array(table["vector"].to_pylist()), expected, atol=1e-6)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     np.testing.assert_allclose([row["vector"] for row in rows], expected, atol=1e-6)
@@ -70,7 +78,13 @@ def test_cut_texts_are_counted_reported_and_an_error_on_request(folder, tmp_path
     assert "5 rows read, 3 encoded, 2 rejected, 2 cut at the length limit" in told
     assert "the text is int, needs a string" in told and "empty text" in told
     said = json.loads(counts.read_text())
-    assert (said["read"], said["used"], said["rejected"], said["truncated"], said["vectors"]) == (5, 3, 2, 2, 3)
+    assert (said["read"], said["used"], said["rejected"], said["truncated"], said["vectors"]) == (
+        5,
+        3,
+        2,
+        2,
+        3,
+    )
     assert pq.read_table(out)["row"].to_pylist() == [0, 1, 2]
     assert encode(folder, source, tmp_path / "refused.parquet", "--refuse-truncation") == 2
     assert "text 1 has more than 128 tokens and truncation is refused" in capsys.readouterr().err
@@ -80,12 +94,28 @@ def test_cut_texts_are_counted_reported_and_an_error_on_request(folder, tmp_path
 def test_windows_read_texts_whole(folder, encoder, tmp_path, capsys):
     texts = ["short", LONG, "another", LONG + "more"]
     out = tmp_path / "out.npy"
-    assert encode(folder, jsonl(tmp_path / "in.jsonl", texts), out, "--windows", "--overlap", "8", "--max-length", "64", "--dim", "16") == 0
+    assert (
+        encode(
+            folder,
+            jsonl(tmp_path / "in.jsonl", texts),
+            out,
+            "--windows",
+            "--overlap",
+            "8",
+            "--max-length",
+            "64",
+            "--dim",
+            "16",
+        )
+        == 0
+    )
     found = encode_windows(encoder, texts, window=64, overlap=8, truncate_dim=16)
     np.testing.assert_allclose(np.load(out), found.vectors, atol=1e-6)
     assert found.windows[0] == found.windows[2] == 1 and found.windows[1] > 5
     assert f"none cut: 4 vectors from {found.windows.sum()} passes" in capsys.readouterr().out
-    np.testing.assert_allclose(np.load(out)[[0, 2]], encoder.encode(["short", "another"], truncate_dim=16), atol=1e-5)
+    np.testing.assert_allclose(
+        np.load(out)[[0, 2]], encoder.encode(["short", "another"], truncate_dim=16), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
@@ -93,7 +123,11 @@ def test_chunks_have_a_vector_and_a_place_each(folder, encoder, tmp_path, ending
     texts = ["short", "", LONG]
     out = tmp_path / f"out.{ending}"
     assert encode(folder, jsonl(tmp_path / "in.jsonl", texts), out, "--chunks", "20") == 0
-    rows = pq.read_table(out).to_pylist() if ending == "parquet" else [json.loads(line) for line in out.read_text().splitlines()]
+    rows = (
+        pq.read_table(out).to_pylist()
+        if ending == "parquet"
+        else [json.loads(line) for line in out.read_text().splitlines()]
+    )
     expected = encode_chunks(encoder, LONG, chunk_tokens=20)
     assert expected.passes > 3
     assert [row["row"] for row in rows] == [0, *[2] * len(expected.vectors)]
@@ -105,10 +139,15 @@ def test_chunks_have_a_vector_and_a_place_each(folder, encoder, tmp_path, ending
 
 def test_chunks_and_windows_in_other_precisions(encoder):
     exact = encode_chunks(encoder, LONG, chunk_tokens=50)
-    assert (encode_chunks(encoder, LONG, chunk_tokens=50, precision="float16").vectors == exact.vectors.astype(np.float16)).all()
+    assert (
+        encode_chunks(encoder, LONG, chunk_tokens=50, precision="float16").vectors
+        == exact.vectors.astype(np.float16)
+    ).all()
     binary = encode_chunks(encoder, LONG, chunk_tokens=50, precision="binary")
     assert (binary.vectors == np.packbits(exact.vectors > 0, axis=1)).all()
-    assert encode_windows(encoder, ["short", LONG], precision="binary", truncate_dim=8).vectors.shape == (2, 1)
+    assert encode_windows(
+        encoder, ["short", LONG], precision="binary", truncate_dim=8
+    ).vectors.shape == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -135,4 +174,6 @@ def test_options_that_do_not_go_together(folder, tmp_path, capsys, words, said):
 def test_a_text_without_a_token_is_named(folder, encoder, tmp_path, capsys):
     source = jsonl(tmp_path / "in.jsonl", ["short", "\u2028"])
     code = encode(folder, source, tmp_path / "out.parquet", "--chunks", "9")
-    assert code == 0 and "1 rejected" in capsys.readouterr().out  # only white space: rejected like an empty text
+    assert (
+        code == 0 and "1 rejected" in capsys.readouterr().out
+    )  # only white space: rejected like an empty text

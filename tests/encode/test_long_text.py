@@ -42,7 +42,16 @@ def encoder_of(kind: str, tmp_path, *, max_length: int = 128) -> Encoder:
         backbone.set_attn_implementation(ATTENTION)
         module = TransformerModel(backbone, Pooling.MEAN if kind == "mean" else Pooling.LAST)
         tokenizer = TextTokenizer(tiny_tokenizer())
-    return Encoder(Model(module, tokenizer, ModelSettings(prompts=PROMPTS, max_length=max_length), name="t", source=tmp_path), threads=1)
+    return Encoder(
+        Model(
+            module,
+            tokenizer,
+            ModelSettings(prompts=PROMPTS, max_length=max_length),
+            name="t",
+            source=tmp_path,
+        ),
+        threads=1,
+    )
 
 
 KINDS = ["qwen3", "eurobert", "mean", "static"]
@@ -78,11 +87,15 @@ def test_a_chunk_has_seen_the_rest_of_the_document(tmp_path):
     one = encode_chunks(encoder, "The sun is rising over the sea", spans=spans)
     two = encode_chunks(encoder, "The sun is rising over the hut", spans=spans)
     assert one.spans.tolist() == [list(span) for span in spans]
-    assert np.abs(one.vectors[0] - two.vectors[0]).max() > 1e-3  # both directions: the first chunk sees the end
+    assert (
+        np.abs(one.vectors[0] - two.vectors[0]).max() > 1e-3
+    )  # both directions: the first chunk sees the end
     causal = encoder_of("qwen3", tmp_path)
     one = encode_chunks(causal, "The sun is rising over the sea", spans=spans)
     two = encode_chunks(causal, "The sun is rising over the hut", spans=spans)
-    assert np.abs(one.vectors[0] - two.vectors[0]).max() <= 1e-5  # causal: it sees only what came before
+    assert (
+        np.abs(one.vectors[0] - two.vectors[0]).max() <= 1e-5
+    )  # causal: it sees only what came before
     assert np.abs(one.vectors[1] - two.vectors[1]).max() > 1e-3
 
 
@@ -118,7 +131,9 @@ def test_windows_leave_nothing_out_and_one_window_is_encode(tmp_path, kind):
     long = encode_windows(encoder, [LONG], overlap=4)
     assert long.windows[0] > 8 and np.abs(np.linalg.norm(long.vectors, axis=1) - 1).max() <= 1e-5
     changed = encode_windows(encoder, [LONG[:-20] + " entirely other end"], overlap=4)
-    assert np.abs(changed.vectors - long.vectors).max() > 1e-4  # the end counts, which a cut text's would not
+    assert (
+        np.abs(changed.vectors - long.vectors).max() > 1e-4
+    )  # the end counts, which a cut text's would not
     assert encoder.encode_reporting([LONG]).truncated.tolist() == [True]
 
 
@@ -145,20 +160,40 @@ def test_theta_at_inference_is_rebuilt_on_load(tmp_path, family):
     backbone.set_attn_implementation(ATTENTION)
     module = TransformerModel(backbone, Pooling.LAST)
     trained = Encoder(
-        Model(module, TextTokenizer(tiny_tokenizer()), ModelSettings(max_length=128), name="t", source=tmp_path), threads=1
+        Model(
+            module,
+            TextTokenizer(tiny_tokenizer()),
+            ModelSettings(max_length=128),
+            name="t",
+            source=tmp_path,
+        ),
+        threads=1,
     ).encode([LONG])
     settings_ = ModelSettings(max_length=128, matryoshka_dims=(32,), rope_theta=5_000.0)
-    write_model(tmp_path / "model", Model(module, TextTokenizer(tiny_tokenizer()), settings_, name="t", source=tmp_path))
+    write_model(
+        tmp_path / "model",
+        Model(module, TextTokenizer(tiny_tokenizer()), settings_, name="t", source=tmp_path),
+    )
     read = read_model(tmp_path / "model")
     assert rope_theta(read.module.backbone) == 5_000.0
     again = Encoder(read, threads=1).encode([LONG])
     assert np.abs(again - trained).max() > 1e-3
     raw = json.loads((tmp_path / "model" / "config.json").read_text())
-    fresh = build_backbone({key: value for key, value in raw.items() if key != "rope_parameters"} | {"rope_theta": 5_000.0})
+    fresh = build_backbone(
+        {key: value for key, value in raw.items() if key != "rope_parameters"}
+        | {"rope_theta": 5_000.0}
+    )
     fresh.load_state_dict(backbone.state_dict())
     settings_plain = ModelSettings(max_length=128)
     plain = Encoder(
-        Model(TransformerModel(fresh, Pooling.LAST), TextTokenizer(tiny_tokenizer()), settings_plain, name="t", source=tmp_path), threads=1
+        Model(
+            TransformerModel(fresh, Pooling.LAST),
+            TextTokenizer(tiny_tokenizer()),
+            settings_plain,
+            name="t",
+            source=tmp_path,
+        ),
+        threads=1,
     )
     assert np.abs(plain.encode([LONG]) - again).max() <= 1e-6
 
@@ -200,10 +235,14 @@ def test_long_texts_need_memory_that_grows_with_their_length_only(tmp_path, toke
     encoder.encode(["zq"])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     report = encoder.encode_reporting([text])
-    assert report.truncated.tolist() == [True]  # as many tokens as the model reads, and it says that more were left out
+    assert report.truncated.tolist() == [
+        True
+    ]  # as many tokens as the model reads, and it says that more were left out
     assert np.isfinite(report.vectors).all()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    assert grown < tokens * 20_000  # scores of all pairs would be 2 x 4 bytes x tokens, 65,536 or 262,144 bytes a token
+    assert (
+        grown < tokens * 20_000
+    )  # scores of all pairs would be 2 x 4 bytes x tokens, 65,536 or 262,144 bytes a token
 
 
 # one window is the text itself
@@ -218,31 +257,60 @@ def calibrated(tmp_path_factory) -> dict[str, Encoder]:
         model = tiny.model(tiny.student(family), source, end=family != "bert")
         model.adapter_configs["retrieval"] = tiny.add_adapter(model.module, "retrieval")
         sizes, tasks = (8, 16, 32), ("base", "retrieval")
-        ranges = {task: {str(d): {"minimum": [-0.4] * d, "maximum": [0.5] * d} for d in sizes} for task in tasks}
-        offsets = {task: {role.value: {str(d): rng.normal(0, 0.2, d).tolist() for d in sizes} for role in Role} for task in tasks}
+        ranges = {
+            task: {str(d): {"minimum": [-0.4] * d, "maximum": [0.5] * d} for d in sizes}
+            for task in tasks
+        }
+        offsets = {
+            task: {
+                role.value: {str(d): rng.normal(0, 0.2, d).tolist() for d in sizes} for role in Role
+            }
+            for task in tasks
+        }
         model.settings = replace(model.settings, int8_ranges=ranges, binary_offsets=offsets)
         found[family] = Encoder(model, threads=1)
-    table = StaticModel(torch.from_numpy(rng.normal(size=(len(model.tokenizer), 32)).astype(np.float32)))
-    static = replace(model, module=table, adapter_configs={}, tokenizer=TextTokenizer(tiny.tokenizer(), special=False))
+    table = StaticModel(
+        torch.from_numpy(rng.normal(size=(len(model.tokenizer), 32)).astype(np.float32))
+    )
+    static = replace(
+        model,
+        module=table,
+        adapter_configs={},
+        tokenizer=TextTokenizer(tiny.tokenizer(), special=False),
+    )
     return found | {"static": Encoder(static, threads=1)}
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(["bert", "qwen3", "static"]),
-    texts=st.lists(st.lists(st.sampled_from(tiny.WORDS), min_size=1, max_size=12).map(" ".join), min_size=1, max_size=4),
+    texts=st.lists(
+        st.lists(st.sampled_from(tiny.WORDS), min_size=1, max_size=12).map(" ".join),
+        min_size=1,
+        max_size=4,
+    ),
     task=st.sampled_from([None, "retrieval"]),
     role=st.sampled_from([None, "query", "document"]),
     dim=st.sampled_from([None, 8, 16]),
     precision=st.sampled_from(list(Precision)),
     window=st.sampled_from([None, 40]),
 )
-def test_a_document_of_one_window_has_the_vector_of_encode_to_the_bit(calibrated, kind, texts, task, role, dim, precision, window):
+def test_a_document_of_one_window_has_the_vector_of_encode_to_the_bit(
+    calibrated, kind, texts, task, role, dim, precision, window
+):
     encoder = calibrated[kind]
-    asked = {"task": None if kind == "static" else task, "prompt_name": role, "truncate_dim": dim, "precision": precision.value}
+    asked = {
+        "task": None if kind == "static" else task,
+        "prompt_name": role,
+        "truncate_dim": dim,
+        "precision": precision.value,
+    }
     found = encode_windows(encoder, texts, window=window, **asked)
     assert found.windows.tolist() == [1] * len(texts)
-    assert np.array_equal(found.vectors, encoder.encode(texts, **asked)) and found.vectors.dtype == encoder.encode(texts, **asked).dtype
+    assert (
+        np.array_equal(found.vectors, encoder.encode(texts, **asked))
+        and found.vectors.dtype == encoder.encode(texts, **asked).dtype
+    )
 
 
 @pytest.mark.parametrize("role", ["query", "document"])
@@ -250,6 +318,12 @@ def test_documents_of_several_windows_and_chunks_take_the_offsets_of_their_role(
     encoder = calibrated["bert"]
     for dim in (8, 32):
         offset = np.array(encoder.model.settings.binary_offsets["base"][role][str(dim)], np.float32)
-        for make in (lambda **asked: encode_windows(encoder, [LONG], **asked), lambda **asked: encode_chunks(encoder, LONG, **asked)):
+        for make in (
+            lambda **asked: encode_windows(encoder, [LONG], **asked),
+            lambda **asked: encode_chunks(encoder, LONG, **asked),
+        ):
             plain = make(prompt_name=role, truncate_dim=dim).vectors
-            assert np.array_equal(make(prompt_name=role, truncate_dim=dim, precision="binary").vectors, pack_bits(plain - offset))
+            assert np.array_equal(
+                make(prompt_name=role, truncate_dim=dim, precision="binary").vectors,
+                pack_bits(plain - offset),
+            )

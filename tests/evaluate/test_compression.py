@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.compression import CompressionResult, compression_matrix, decoded, mean_cells, verdict
+from taskdistill.evaluate.compression import (
+    CompressionResult,
+    compression_matrix,
+    decoded,
+    mean_cells,
+    verdict,
+)
 from taskdistill.evaluate.encode import EncodedSet
 from taskdistill.evaluate.exact_search import rank
 from taskdistill.evaluate.kinds import Kind
@@ -18,9 +24,13 @@ from taskdistill.report.compression_plot import compression_picture
 RNG = np.random.default_rng(0)
 N, Q, DIM = 400, 60, 64
 DOCUMENTS = normalize(RNG.standard_normal((N, DIM)) * np.linspace(2, 0.2, DIM))
-QUERIES = normalize(DOCUMENTS[: 2 * Q : 2] + 0.16 * RNG.standard_normal((Q, DIM)).astype(np.float32))
+QUERIES = normalize(
+    DOCUMENTS[: 2 * Q : 2] + 0.16 * RNG.standard_normal((Q, DIM)).astype(np.float32)
+)
 DATA = RankingData(
-    {f"d{i}": f"text {i}" for i in range(N)}, {f"q{i}": f"query {i}" for i in range(Q)}, {f"q{i}": {f"d{2 * i}": 1} for i in range(Q)}
+    {f"d{i}": f"text {i}" for i in range(N)},
+    {f"q{i}": f"query {i}" for i in range(Q)},
+    {f"q{i}": {f"d{2 * i}": 1} for i in range(Q)},
 )
 ENCODED = EncodedSet({"queries": QUERIES, "documents": DOCUMENTS}, N + Q, 1.0)
 
@@ -45,32 +55,53 @@ def test_scores_are_those_of_what_is_stored(cells):
     whole = score_vectors("r", Kind.RETRIEVAL, DATA, ENCODED).score
     assert cells[64, "float32", False].score == whole and cells[64, "float32", False].kept == 1
     queries, documents = truncate(QUERIES, 16), truncate(DOCUMENTS, 16)
-    assert cells[16, "float32", False].score == score_ranking(DATA, rank(DATA, queries, documents)).score
+    assert (
+        cells[16, "float32", False].score
+        == score_ranking(DATA, rank(DATA, queries, documents)).score
+    )
     near = -hamming(pack_bits(queries), pack_bits(documents))
-    ranking = {q: {f"d{i}": float(s) for i, s in enumerate(row)} for q, row in zip(DATA.queries, near, strict=True)}
+    ranking = {
+        q: {f"d{i}": float(s) for i, s in enumerate(row)}
+        for q, row in zip(DATA.queries, near, strict=True)
+    }
     assert cells[16, "binary", False].score == pytest.approx(score_ranking(DATA, ranking).score)
     ranges = Int8Ranges.fit(DOCUMENTS)
-    found = rank(DATA, ranges.decode(ranges.encode(QUERIES)), ranges.decode(ranges.encode(DOCUMENTS)))
+    found = rank(
+        DATA, ranges.decode(ranges.encode(QUERIES)), ranges.decode(ranges.encode(DOCUMENTS))
+    )
     assert cells[64, "int8", False].score == score_ranking(DATA, found).score
 
 
 def test_quality_falls_with_size_and_rescoring_brings_it_back(cells):
     assert cells[64, "int8", False].kept > 0.97 and cells[64, "float16", False].kept > 0.999
-    assert cells[64, "binary", False].score < cells[64, "binary", True].score <= cells[64, "float32", False].score + 0.01
-    assert cells[16, "binary", False].score < cells[16, "float32", False].score < cells[64, "float32", False].score
+    assert (
+        cells[64, "binary", False].score
+        < cells[64, "binary", True].score
+        <= cells[64, "float32", False].score + 0.01
+    )
+    assert (
+        cells[16, "binary", False].score
+        < cells[16, "float32", False].score
+        < cells[64, "float32", False].score
+    )
 
 
 def test_rescored_int8_ranks_its_candidates_by_float32_queries(cells):
     ranges = Int8Ranges.fit(DOCUMENTS)
     coded = normalize(ranges.decode(ranges.encode(DOCUMENTS)))
     exact = QUERIES @ coded.T
-    ranking = {q: {f"d{i}": float(s) for i, s in enumerate(row)} for q, row in zip(DATA.queries, exact, strict=True)}
+    ranking = {
+        q: {f"d{i}": float(s) for i, s in enumerate(row)}
+        for q, row in zip(DATA.queries, exact, strict=True)
+    }
     assert cells[64, "int8", True].score == pytest.approx(score_ranking(DATA, ranking).score)
 
 
 def test_given_ranges_are_used_for_both_sides_and_returned():
     ranges = {64: Int8Ranges.fit(DOCUMENTS * 0.01)}
-    matrix = compression_matrix("r", Kind.RETRIEVAL, DATA, ENCODED, [64], ["int8"], ranges=ranges, rescore=False)
+    matrix = compression_matrix(
+        "r", Kind.RETRIEVAL, DATA, ENCODED, [64], ["int8"], ranges=ranges, rescore=False
+    )
     assert [cell.rescored for cell in matrix.cells] == [False]
     assert matrix.ranges[64] is ranges[64]
     fitted = compression_matrix("r", Kind.RETRIEVAL, DATA, ENCODED, [64], ["int8"])
@@ -79,16 +110,27 @@ def test_given_ranges_are_used_for_both_sides_and_returned():
 
 
 def test_pairs_have_no_search_and_no_rescoring():
-    first, second = DOCUMENTS[:100], normalize(DOCUMENTS[:100] + np.linspace(0, 1, 100)[:, None] * RNG.standard_normal((100, DIM)))
+    first, second = (
+        DOCUMENTS[:100],
+        normalize(
+            DOCUMENTS[:100] + np.linspace(0, 1, 100)[:, None] * RNG.standard_normal((100, DIM))
+        ),
+    )
     data = PairData([""] * 100, [""] * 100, np.linspace(1, 0, 100), [""] * 100)
-    found = compression_matrix("s", Kind.STS, data, EncodedSet({"first": first, "second": second}, 200, 1.0), [64, 32])
-    assert [cell.query_ms for cell in found.cells] == [None] * 8 and not any(cell.rescored for cell in found.cells)
+    found = compression_matrix(
+        "s", Kind.STS, data, EncodedSet({"first": first, "second": second}, 200, 1.0), [64, 32]
+    )
+    assert [cell.query_ms for cell in found.cells] == [None] * 8 and not any(
+        cell.rescored for cell in found.cells
+    )
     assert found.cells[0].kept == 1 > found.cells[3].kept > 0.8
 
 
 def test_binary_cosine_is_hamming():
     signs = decoded(DOCUMENTS[:9], "binary", Int8Ranges.fit(DOCUMENTS))
-    assert np.array_equal(signs @ signs.T, DIM - 2 * hamming(pack_bits(DOCUMENTS[:9]), pack_bits(DOCUMENTS[:9])))
+    assert np.array_equal(
+        signs @ signs.T, DIM - 2 * hamming(pack_bits(DOCUMENTS[:9]), pack_bits(DOCUMENTS[:9]))
+    )
 
 
 def test_bad_settings_are_refused():
@@ -103,18 +145,28 @@ def cell(dim: int, precision: str, kept: float, size: int) -> CompressionResult:
 
 
 def test_verdict_names_the_cheapest_setting_for_each_share():
-    cells = [cell(256, "float32", 1, 1024), cell(256, "int8", 0.992, 256), cell(128, "int8", 0.96, 128), cell(256, "binary", 0.9, 32)]
+    cells = [
+        cell(256, "float32", 1, 1024),
+        cell(256, "int8", 0.992, 256),
+        cell(128, "int8", 0.96, 128),
+        cell(256, "binary", 0.9, 32),
+    ]
     assert verdict(cells) == (
         "To keep 99 % or 97 % of the score: 256 dimensions, int8 (256 bytes a vector, 4 times smaller; keeps 99.2 %). "
         "To keep 95 % of the score: 128 dimensions, int8 (128 bytes a vector, 8 times smaller; keeps 96.0 %)."
     )
-    assert verdict([cell(8, "binary", 0.5, 1)]) == "No setting keeps 99 % or 97 % or 95 % of the score."
+    assert (
+        verdict([cell(8, "binary", 0.5, 1)])
+        == "No setting keeps 99 % or 97 % or 95 % of the score."
+    )
 
 
 def test_means_over_sets_keep_only_common_settings():
     a, b = [cell(8, "int8", 0.9, 8), cell(4, "int8", 0.5, 4)], [cell(8, "int8", 0.7, 8)]
     found = mean_cells([a, b])
-    assert [(each.dim, each.kept, each.score) for each in found] == [(8, pytest.approx(0.8), pytest.approx(0.4))]
+    assert [(each.dim, each.kept, each.score) for each in found] == [
+        (8, pytest.approx(0.8), pytest.approx(0.4))
+    ]
     assert mean_cells([]) == ()
 
 
@@ -125,7 +177,11 @@ def test_picture_is_written(cells):
 
 def test_offsets_shift_the_signs_of_each_side_and_nothing_else():
     lean = np.linspace(0.4, 0.0, DIM, dtype=np.float32)
-    leaning = EncodedSet({"queries": normalize(QUERIES + 2 * lean), "documents": normalize(DOCUMENTS - lean)}, N + Q, 1.0)
+    leaning = EncodedSet(
+        {"queries": normalize(QUERIES + 2 * lean), "documents": normalize(DOCUMENTS - lean)},
+        N + Q,
+        1.0,
+    )
     offsets = {
         role: {dim: truncate(leaning.sides[side], dim).mean(0) for dim in (16, 64)}
         for role, side in (("query", "queries"), ("document", "documents"))
@@ -133,15 +189,23 @@ def test_offsets_shift_the_signs_of_each_side_and_nothing_else():
     plain, own = (
         {
             (cell.dim, cell.precision, cell.rescored): cell
-            for cell in compression_matrix("r", Kind.RETRIEVAL, DATA, leaning, [16, 64], offsets=each).cells
+            for cell in compression_matrix(
+                "r", Kind.RETRIEVAL, DATA, leaning, [16, 64], offsets=each
+            ).cells
         }
         for each in (None, offsets)
     )
     for setting, cell in plain.items():
         assert (own[setting].score == cell.score) is (setting[1] != "binary")
     near = -hamming(
-        *(pack_bits(leaning.sides[side] - offsets[role][64]) for role, side in (("query", "queries"), ("document", "documents")))
+        *(
+            pack_bits(leaning.sides[side] - offsets[role][64])
+            for role, side in (("query", "queries"), ("document", "documents"))
+        )
     )
-    ranking = {q: {f"d{i}": float(s) for i, s in enumerate(row)} for q, row in zip(DATA.queries, near, strict=True)}
+    ranking = {
+        q: {f"d{i}": float(s) for i, s in enumerate(row)}
+        for q, row in zip(DATA.queries, near, strict=True)
+    }
     assert own[64, "binary", False].score == pytest.approx(score_ranking(DATA, ranking).score)
     assert own[64, "binary", False].score > plain[64, "binary", False].score + 0.1

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.contrasts import PowerAnalysis, analyze_contrasts, effective_queries, holm, required_sample, seed_variance
+from taskdistill.evaluate.contrasts import (
+    PowerAnalysis,
+    analyze_contrasts,
+    effective_queries,
+    holm,
+    required_sample,
+    seed_variance,
+)
 from taskdistill.stats import hierarchical, smallest_effect
 
 RUNS = 150
@@ -27,7 +34,11 @@ def simulate(
     """Differences of two arms with chance in training, sets and queries, and their interaction."""
     by_seed = rng.normal(0, seed_sd, (seeds, 1))
     return {
-        f"s{i}": truth + rng.normal(0, set_sd) + by_seed + rng.normal(0, 0.1, (1, queries)) + rng.normal(0, 0.05, (seeds, queries))
+        f"s{i}": truth
+        + rng.normal(0, set_sd)
+        + by_seed
+        + rng.normal(0, 0.1, (1, queries))
+        + rng.normal(0, 0.05, (seeds, queries))
         for i in range(sets)
     }
 
@@ -36,7 +47,11 @@ def simulate(
 def test_intervals_cover_the_truth_at_least_as_often_as_they_say(sets, set_sd, seeds):
     rng = np.random.default_rng(1)
     found = [
-        analyze_contrasts({"x": simulate(rng, truth=0.01, sets=sets, set_sd=set_sd, seeds=seeds)}, draws=400, seed=i)["x"].all
+        analyze_contrasts(
+            {"x": simulate(rng, truth=0.01, sets=sets, set_sd=set_sd, seeds=seeds)},
+            draws=400,
+            seed=i,
+        )["x"].all
         for i in range(RUNS)
     ]
     covered = np.mean([each.low <= 0.01 <= each.high for each in found])
@@ -46,13 +61,19 @@ def test_intervals_cover_the_truth_at_least_as_often_as_they_say(sets, set_sd, s
 
 def test_an_interval_without_the_widening_for_few_seeds_would_cover_too_rarely():
     rng = np.random.default_rng(2)
-    found = [hierarchical(simulate(rng, seeds=3, queries=200), draws=300, seed=i)["all"] for i in range(RUNS)]
+    found = [
+        hierarchical(simulate(rng, seeds=3, queries=200), draws=300, seed=i)["all"]
+        for i in range(RUNS)
+    ]
     assert np.mean([each.low <= 0 <= each.high for each in found]) < 0.9
 
 
 def test_the_test_of_no_difference_keeps_its_level_where_queries_are_the_only_chance():
     rng = np.random.default_rng(3)
-    found = [analyze_contrasts({"x": simulate(rng, seed_sd=0.0)}, draws=300, seed=i)["x"] for i in range(2 * RUNS)]
+    found = [
+        analyze_contrasts({"x": simulate(rng, seed_sd=0.0)}, draws=300, seed=i)["x"]
+        for i in range(2 * RUNS)
+    ]
     assert 0.02 < np.mean([each.p_two_sided <= 0.05 for each in found]) < 0.09
     assert 0.02 < np.mean([each.p_greater <= 0.05 for each in found]) < 0.09
 
@@ -64,7 +85,10 @@ def test_both_tests_together_keep_their_level_where_seeds_differ_too():
 
 
 def test_the_value_is_the_mean_over_sets_and_by_hand():
-    values = {"a": np.array([[0.1, 0.3], [0.3, 0.5]]), "b": np.array([[0.0, 0.0, 0.6], [0.0, 0.3, 0.3]])}
+    values = {
+        "a": np.array([[0.1, 0.3], [0.3, 0.5]]),
+        "b": np.array([[0.0, 0.0, 0.6], [0.0, 0.3, 0.3]]),
+    }
     found = analyze_contrasts({"x": values}, draws=200)["x"]
     assert found.all.value == pytest.approx((0.3 + 0.2) / 2)
     assert found.per_seed == pytest.approx((0.2, 0.3))
@@ -77,19 +101,26 @@ def test_the_value_is_the_mean_over_sets_and_by_hand():
 def test_widths_are_those_of_the_standard_errors():
     rng = np.random.default_rng(5)
     queries = analyze_contrasts({"x": {"a": np.tile(rng.normal(0, 0.1, 400), (4, 1))}})["x"]
-    assert queries.queries.high - queries.queries.low == pytest.approx(2 * 1.96 * 0.1 / 20, rel=0.12)
+    assert queries.queries.high - queries.queries.low == pytest.approx(
+        2 * 1.96 * 0.1 / 20, rel=0.12
+    )
     assert queries.seeds.to_json() == pytest.approx([queries.all.value] * 3)
     seeds = analyze_contrasts({"x": {"a": np.repeat(rng.normal(0, 0.1, (5, 1)), 50, axis=1)}})["x"]
     standard = seeds.seed_sd / math.sqrt(5)
     spread = np.std(seeds.draws)
-    assert spread == pytest.approx(standard * 2.776 / 1.96, rel=0.05), "Student's quantile with four degrees of freedom"
+    assert spread == pytest.approx(standard * 2.776 / 1.96, rel=0.05), (
+        "Student's quantile with four degrees of freedom"
+    )
 
 
 def test_contrasts_share_their_draws_and_differ_in_seeds():
     rng = np.random.default_rng(6)
     a, b = (rng.normal(0.05, 0.1, (5, 80)) for _ in range(2))
     found = analyze_contrasts({"a": {"s": a}, "b": {"s": b[:3]}, "a again": {"s": a}}, draws=500)
-    assert found["a"].all == found["a again"].all and found["a"].p_greater == found["a again"].p_greater
+    assert (
+        found["a"].all == found["a again"].all
+        and found["a"].p_greater == found["a again"].p_greater
+    )
     assert len(found["a"].per_seed) == 5 and len(found["b"].per_seed) == 3
     assert found["a"].queries.value == pytest.approx(a.mean())
 
@@ -97,10 +128,22 @@ def test_contrasts_share_their_draws_and_differ_in_seeds():
 def test_a_clear_difference_is_found_and_nothing_is_nothing():
     rng = np.random.default_rng(7)
     found = analyze_contrasts(
-        {"clear": simulate(rng, truth=0.1, seed_sd=0.005), "nothing": {f"s{i}": np.zeros((5, 60)) for i in range(3)}}, draws=1000
+        {
+            "clear": simulate(rng, truth=0.1, seed_sd=0.005),
+            "nothing": {f"s{i}": np.zeros((5, 60)) for i in range(3)},
+        },
+        draws=1000,
     )
-    assert found["clear"].p_greater < 0.01 and found["clear"].p_draws < 0.01 and found["clear"].bounds[0] > 0.05
-    assert found["nothing"].p_two_sided == 1 and found["nothing"].p_equivalent(0.01) == 0 and found["nothing"].p_sign() == 1
+    assert (
+        found["clear"].p_greater < 0.01
+        and found["clear"].p_draws < 0.01
+        and found["clear"].bounds[0] > 0.05
+    )
+    assert (
+        found["nothing"].p_two_sided == 1
+        and found["nothing"].p_equivalent(0.01) == 0
+        and found["nothing"].p_sign() == 1
+    )
 
 
 def test_equivalence_needs_the_whole_interval_within_the_margin():
@@ -111,7 +154,9 @@ def test_equivalence_needs_the_whole_interval_within_the_margin():
 
 def test_sign_test_by_hand():
     def p(*values: float) -> float:
-        return analyze_contrasts({"x": {"a": np.repeat(np.array(values)[:, None], 2, axis=1)}}, draws=10)["x"].p_sign()
+        return analyze_contrasts(
+            {"x": {"a": np.repeat(np.array(values)[:, None], 2, axis=1)}}, draws=10
+        )["x"].p_sign()
 
     assert p(1, 1, 1, 1, 1) == pytest.approx(2 / 32)
     assert p(1, 1, 1, 1, -1) == pytest.approx(2 * 6 / 32)
@@ -120,7 +165,9 @@ def test_sign_test_by_hand():
 
 
 def test_holm_by_hand():
-    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx(
+        {"a": 0.03, "c": 0.06, "b": 0.06}
+    )
     assert holm({"a": 0.5, "b": 0.9}) == pytest.approx({"a": 1.0, "b": 1.0})
 
 

@@ -22,8 +22,14 @@ def write(path: Path, rows: list[dict], raw: str = "") -> Path:
 
 
 def write_retrieval(folder: Path, qrels: str = "q1\td1\t1\nq2\td2\t2\n") -> None:
-    write(folder / "corpus.jsonl.gz", [{"_id": "d1", "title": "Cats", "text": "purr"}, {"_id": "d2", "text": "Dogs bark"}])
-    write(folder / "queries.jsonl.gz", [{"_id": "q1", "text": "purring"}, {"_id": "q2", "text": "barking"}])
+    write(
+        folder / "corpus.jsonl.gz",
+        [{"_id": "d1", "title": "Cats", "text": "purr"}, {"_id": "d2", "text": "Dogs bark"}],
+    )
+    write(
+        folder / "queries.jsonl.gz",
+        [{"_id": "q1", "text": "purring"}, {"_id": "q2", "text": "barking"}],
+    )
     write(folder / "qrels.tsv.gz", [], "query-id\tcorpus-id\tscore\n" + qrels)
 
 
@@ -37,17 +43,27 @@ def root(tmp_path: Path) -> Path:
     write(tmp_path / "scored" / "near.dev.jsonl.gz", scored)
     write(tmp_path / "scored" / "near.train.jsonl.gz", scored)
     write(tmp_path / "scored" / "same.test.jsonl.gz", [scored[0], scored[2]])
-    write(tmp_path / "pairs" / "twin.test.jsonl.gz", [{"query": "a", "positive": "b", "lang": "fr"}])
-    write(tmp_path / "pairs" / "odd.test.jsonl.gz", [{"query": "a", "positive": "b", "negatives": ["c"]}])
+    write(
+        tmp_path / "pairs" / "twin.test.jsonl.gz", [{"query": "a", "positive": "b", "lang": "fr"}]
+    )
+    write(
+        tmp_path / "pairs" / "odd.test.jsonl.gz",
+        [{"query": "a", "positive": "b", "negatives": ["c"]}],
+    )
     labelled = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
     write(tmp_path / "labelled" / "kind.test.jsonl.gz", labelled)
     write(tmp_path / "labelled" / "kind.train.jsonl.gz", labelled)
     write(tmp_path / "labelled" / "clu-news.test.jsonl.gz", labelled)
-    (tmp_path / "labelled" / "bare.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    (tmp_path / "labelled" / "bare.test.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in labelled)
+    )
     several = [{"text": "a", "label": ["x", "y"]}, {"text": "b", "label": ["y"]}]
     write(tmp_path / "labelled" / "tags.test.jsonl.gz", several)
     write(tmp_path / "labelled" / "tags.train.jsonl.gz", several)
-    write(tmp_path / "summaries" / "news.test.jsonl.gz", [{"human": ["a"], "machine": ["b", "c"], "scores": [1, 2]}])
+    write(
+        tmp_path / "summaries" / "news.test.jsonl.gz",
+        [{"human": ["a"], "machine": ["b", "c"], "scores": [1, 2]}],
+    )
     return tmp_path
 
 
@@ -56,12 +72,19 @@ def test_every_kind_is_found_once(root):
         "retrieval/pets", "reranking/odd", "reranking/pets", "sts/near", "pair-classification/same", "bitext/twin",
         "summarisation/news", "clustering/bare", "clustering/clu-news", "classification/kind", "multilabel/tags",
     ]  # fmt: skip
-    assert [each.name for each in find_eval_sets(root, split="dev")] == ["retrieval/pets-dev", "sts/near"]
+    assert [each.name for each in find_eval_sets(root, split="dev")] == [
+        "retrieval/pets-dev",
+        "sts/near",
+    ]
 
 
 def test_names_select_in_order_and_a_labelled_set_also_clusters(root):
     names = ["sts/*", "clustering/kind", "retrieval/pets"]
-    assert [each.name for each in find_eval_sets(root, names)] == ["sts/near", "clustering/kind", "retrieval/pets"]
+    assert [each.name for each in find_eval_sets(root, names)] == [
+        "sts/near",
+        "clustering/kind",
+        "retrieval/pets",
+    ]
 
 
 def test_unknown_name_suggests_the_nearest(root):
@@ -91,7 +114,11 @@ def test_every_set_loads_and_titles_join_the_text(root):
 def test_judged_texts_leave_out_training_rows(root):
     found = {each.name: judged_texts(each.load()) for each in find_eval_sets(root)}
     assert found["retrieval/pets"] == ["purring", "barking", "Cats purr", "Dogs bark"]
-    assert found["classification/kind"] == ["a", "b"] and found["summarisation/news"] == ["a", "b", "c"] and found["sts/near"] == ["a", "b"]
+    assert (
+        found["classification/kind"] == ["a", "b"]
+        and found["summarisation/news"] == ["a", "b", "c"]
+        and found["sts/near"] == ["a", "b"]
+    )
 
 
 def test_digest_follows_content_and_kind(root):
@@ -99,7 +126,9 @@ def test_digest_follows_content_and_kind(root):
     before = {name: each.digest() for name, each in sets.items()}
     assert len(set(before.values())) == len(before)
     write_retrieval(root / "retrieval" / "pets", "q1\td1\t1\n")
-    assert [name for name, each in sets.items() if each.digest() != before[name]] == ["retrieval/pets"]
+    assert [name for name, each in sets.items() if each.digest() != before[name]] == [
+        "retrieval/pets"
+    ]
 
 
 def test_unknown_ids_and_queries_without_judgments_are_left_out_and_counted(tmp_path):
@@ -115,7 +144,8 @@ def test_unknown_ids_and_queries_without_judgments_are_left_out_and_counted(tmp_
 def test_judgments_that_mostly_name_unknown_ids_are_refused(tmp_path):
     write_retrieval(tmp_path / "retrieval" / "pets", "q1\td1\t1\nq1\td9\t1\nq9\td1\t1\n")
     with pytest.raises(
-        BadInput, match=r"2 of 3 judgments of .* name an unknown query or document \(q1 d9 \(line 3\), .*do not belong together"
+        BadInput,
+        match=r"2 of 3 judgments of .* name an unknown query or document \(q1 d9 \(line 3\), .*do not belong together",
     ):
         find_eval_sets(tmp_path)[0].load()
 
@@ -131,7 +161,11 @@ def test_one_id_for_two_texts_is_refused_and_a_repeated_row_is_not(tmp_path):
     path = tmp_path / "retrieval" / "pets" / "queries.jsonl.gz"
     write(path, [{"_id": "q1", "text": "x"}] * 2)
     data = find_eval_sets(tmp_path)[0].load()
-    assert data.queries == {"q1": "x"} and "1 rows of queries.jsonl.gz repeat an id with the same text and count once" in data.notes
+    assert (
+        data.queries == {"q1": "x"}
+        and "1 rows of queries.jsonl.gz repeat an id with the same text and count once"
+        in data.notes
+    )
     write(path, [{"_id": "q1", "text": "x"}, {"_id": "q1", "text": "y"}])
     with pytest.raises(BadInput, match=r"queries\.jsonl\.gz:2: the id 'q1' was used before"):
         find_eval_sets(tmp_path)[0].load()
@@ -140,14 +174,23 @@ def test_one_id_for_two_texts_is_refused_and_a_repeated_row_is_not(tmp_path):
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ('{"text1": "a", "text2": "b", "score": NaN}\n', r":2: the line is not a finite number \(NaN\)"),
-        ('{"text1": "a", "text2": "b", "score": 1e999}\n', r":2: the line is not a finite number \(1e999\)"),
+        (
+            '{"text1": "a", "text2": "b", "score": NaN}\n',
+            r":2: the line is not a finite number \(NaN\)",
+        ),
+        (
+            '{"text1": "a", "text2": "b", "score": 1e999}\n',
+            r":2: the line is not a finite number \(1e999\)",
+        ),
         ('{"text1": "a", "text2": "b", "score": "NaN"}\n', r":2: score is 'NaN'"),
         ('{"text1": "a", "score": 1}\n', r":2: needs a text under 'text2'; has text1, score"),
         ("[1]\n", r":2: the line is no JSON object"),
         ("{oops\n", r":2: the line is not JSON"),
         ("[" * 100_000 + "\n", r":2: the line is JSON nested too deeply"),
-        ('{"text1": "a", "text2": "b", "score": ' + "9" * 5000 + "}\n", r":2: the line is a number of too many digits"),
+        (
+            '{"text1": "a", "text2": "b", "score": ' + "9" * 5000 + "}\n",
+            r":2: the line is a number of too many digits",
+        ),
     ],
 )
 def test_bad_rows_are_refused_with_their_line(tmp_path, raw, message):
@@ -168,15 +211,24 @@ def test_constant_scores_and_one_class_are_refused_by_name(tmp_path):
 
 
 def test_a_language_with_one_class_is_left_out_and_noted(tmp_path):
-    rows = [{"text": "a", "label": label, "lang": lang} for label, lang in (("x", "en"), ("y", "en"), ("x", "fr"))]
-    data = EvalSet("clustering/c", Kind.CLUSTERING, "test", (write(tmp_path / "c.jsonl.gz", rows),)).load()
+    rows = [
+        {"text": "a", "label": label, "lang": lang}
+        for label, lang in (("x", "en"), ("y", "en"), ("x", "fr"))
+    ]
+    data = EvalSet(
+        "clustering/c", Kind.CLUSTERING, "test", (write(tmp_path / "c.jsonl.gz", rows),)
+    ).load()
     assert data.languages == ["en", "en"] and "left out: fr" in data.notes[0]
 
 
 def test_empty_texts_are_left_out_and_noted(tmp_path):
     rows = [{"text": "a", "label": "x"}, {"text": " ", "label": "y"}, {"text": "b", "label": "y"}]
-    data = EvalSet("clustering/c", Kind.CLUSTERING, "test", (write(tmp_path / "c.jsonl.gz", rows),)).load()
-    assert data.texts == ["a", "b"] and data.notes == ("1 rows of c.jsonl.gz have an empty text and are left out: line 2",)
+    data = EvalSet(
+        "clustering/c", Kind.CLUSTERING, "test", (write(tmp_path / "c.jsonl.gz", rows),)
+    ).load()
+    assert data.texts == ["a", "b"] and data.notes == (
+        "1 rows of c.jsonl.gz have an empty text and are left out: line 2",
+    )
 
 
 def test_empty_and_damaged_files_are_refused(tmp_path):
@@ -184,40 +236,73 @@ def test_empty_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(BadInput, match="has no rows"):
         EvalSet("sts/e", Kind.STS, "test", (empty,)).load()
     half = tmp_path / "h.jsonl.gz"
-    half.write_bytes(write(tmp_path / "w.jsonl.gz", [{"text1": "a", "text2": "b", "score": 1}] * 99).read_bytes()[:40])
+    half.write_bytes(
+        write(
+            tmp_path / "w.jsonl.gz", [{"text1": "a", "text2": "b", "score": 1}] * 99
+        ).read_bytes()[:40]
+    )
     with pytest.raises(BadInput, match="cannot be read"):
         EvalSet("sts/h", Kind.STS, "test", (half,)).load()
 
 
 def test_a_line_separator_inside_a_text_does_not_cut_the_row(tmp_path):
     path = tmp_path / "u.jsonl"
-    path.write_text('{"text": "one\u2028two", "label": "x"}\n{"text": "b", "label": "y"}\n', encoding="utf-8")
-    assert EvalSet("clustering/u", Kind.CLUSTERING, "test", (path,)).load().texts == ["one\u2028two", "b"]
+    path.write_text(
+        '{"text": "one\u2028two", "label": "x"}\n{"text": "b", "label": "y"}\n', encoding="utf-8"
+    )
+    assert EvalSet("clustering/u", Kind.CLUSTERING, "test", (path,)).load().texts == [
+        "one\u2028two",
+        "b",
+    ]
 
 
 def test_max_queries_cuts_the_same_rows_each_time(root):
     each = find_eval_sets(root, ["retrieval/pets"])[0]
     kept = each.load(max_queries=1)
-    assert len(kept.queries) == 1 and kept.queries == each.load(max_queries=1).queries and len(kept.documents) == 2
+    assert (
+        len(kept.queries) == 1
+        and kept.queries == each.load(max_queries=1).queries
+        and len(kept.documents) == 2
+    )
 
 
 def test_scores_of_another_range_are_noted(tmp_path):
-    path = write(tmp_path / "a.jsonl.gz", [{"text1": "a", "text2": "b", "score": score} for score in (0, 3.5, 5)])
+    path = write(
+        tmp_path / "a.jsonl.gz",
+        [{"text1": "a", "text2": "b", "score": score} for score in (0, 3.5, 5)],
+    )
     data = EvalSet("sts/a", Kind.STS, "test", (path,)).load()
-    assert data.scores.tolist() == [0, 3.5, 5] and data.notes == ("2 of 3 scores lie outside 0 to 1; only their order counts",)
+    assert data.scores.tolist() == [0, 3.5, 5] and data.notes == (
+        "2 of 3 scores lie outside 0 to 1; only their order counts",
+    )
 
 
 def test_a_positive_among_its_negatives_is_left_out(tmp_path):
-    rows = [{"query": "a", "positive": "b", "negatives": ["b", "c"]}, {"query": "d", "positive": "e", "negatives": ["e"]}]
-    data = EvalSet("reranking/a", Kind.RERANKING, "test", (write(tmp_path / "a.jsonl.gz", rows),)).load()
-    assert data.candidates == {"q0": ["q0d0", "q0d1"]} and data.notes == ("2 negatives equal their positive and are left out",)
+    rows = [
+        {"query": "a", "positive": "b", "negatives": ["b", "c"]},
+        {"query": "d", "positive": "e", "negatives": ["e"]},
+    ]
+    data = EvalSet(
+        "reranking/a", Kind.RERANKING, "test", (write(tmp_path / "a.jsonl.gz", rows),)
+    ).load()
+    assert data.candidates == {"q0": ["q0d0", "q0d1"]} and data.notes == (
+        "2 negatives equal their positive and are left out",
+    )
     with pytest.raises(BadInput, match=r"no row of .* has negatives to rank against"):
-        EvalSet("reranking/b", Kind.RERANKING, "test", (write(tmp_path / "b.jsonl.gz", rows[1:]),)).load()
+        EvalSet(
+            "reranking/b", Kind.RERANKING, "test", (write(tmp_path / "b.jsonl.gz", rows[1:]),)
+        ).load()
 
 
 def test_doubtful_training_rows_are_noted(tmp_path):
-    test = write(tmp_path / "a.test.jsonl.gz", [{"text": f"T {i}", "label": label} for i, label in enumerate("xxyz")])
-    train = write(tmp_path / "a.train.jsonl.gz", [{"text": f"t  {i}", "label": label} for i, label in enumerate("xxy")])
+    test = write(
+        tmp_path / "a.test.jsonl.gz",
+        [{"text": f"T {i}", "label": label} for i, label in enumerate("xxyz")],
+    )
+    train = write(
+        tmp_path / "a.train.jsonl.gz",
+        [{"text": f"t  {i}", "label": label} for i, label in enumerate("xxy")],
+    )
     assert EvalSet("classification/a", Kind.CLASSIFICATION, "test", (test, train)).load().notes == (
         "1 labels of 1 test rows have no training row, so these cannot be right: z",
         "1 labels have one training row only: y",

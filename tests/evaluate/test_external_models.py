@@ -27,7 +27,12 @@ class Endpoint(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.url, self.bodies, self.keys, self.turn = f"http://127.0.0.1:{self.server_port}/v1", [], [], 0.0
+        self.url, self.bodies, self.keys, self.turn = (
+            f"http://127.0.0.1:{self.server_port}/v1",
+            [],
+            [],
+            0.0,
+        )
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,7 +41,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.bodies.append(body)
         self.server.keys.append(self.headers.get("Authorization"))
         rows = [[len(text), ord(text[0]), self.server.turn] for text in body["input"]]
-        data = json.dumps({"data": [{"index": i, "embedding": row} for i, row in enumerate(rows)]}).encode()
+        data = json.dumps(
+            {"data": [{"index": i, "embedding": row} for i, row in enumerate(rows)]}
+        ).encode()
         self.send_response(200)
         self.end_headers()
         self.wfile.write(data)
@@ -65,16 +72,28 @@ def adapted(tmp_path_factory) -> Path:
 def test_options_follow_a_hash():
     spec = parse_spec("http://host/v1#model=a/b&query=Query:%20&tasks=yes")
     assert (spec.kind, spec.place, spec.name) == ("endpoint", "http://host/v1", "a/b")
-    assert spec.options["query"] == "Query: " and parse_spec("http://h/v1#model=a&name=ours").name == "ours"
-    assert (parse_spec("runs/a/model").name, parse_spec("runs/a/model#adapters=off").name) == ("a/model", "a/model without adapters")
+    assert (
+        spec.options["query"] == "Query: "
+        and parse_spec("http://h/v1#model=a&name=ours").name == "ours"
+    )
+    assert (parse_spec("runs/a/model").name, parse_spec("runs/a/model#adapters=off").name) == (
+        "a/model",
+        "a/model without adapters",
+    )
     assert parse_spec("vectors.parquet").kind == "vectors"
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("http://host/v1", "an endpoint serves many models; name one, such as http://host/v1#model=NAME"),
-        ("http://host/v1#modle=x", "'modle=x' is no option of a model of kind endpoint; did you mean 'model'"),
+        (
+            "http://host/v1",
+            "an endpoint serves many models; name one, such as http://host/v1#model=NAME",
+        ),
+        (
+            "http://host/v1#modle=x",
+            "'modle=x' is no option of a model of kind endpoint; did you mean 'model'",
+        ),
         ("folder#query=x", "'query=x' is no option of a model of kind folder"),
         ("folder#adapters=maybe", "adapters is 'maybe'; it must be on or off"),
         ("folder#adapters", "'adapters' is no option"),
@@ -86,17 +105,40 @@ def test_bad_options_are_refused(text, says):
 
 
 def test_our_folder_with_and_without_adapters(adapted):
-    whole, base = open_models([parse_spec(str(adapted)), parse_spec(f"{adapted}#adapters=off")], None, {})
+    whole, base = open_models(
+        [parse_spec(str(adapted)), parse_spec(f"{adapted}#adapters=off")], None, {}
+    )
     encoder = Encoder.load(adapted, threads=1)
-    assert np.allclose(whole.encode(["ship"], **ASK), encoder.encode(["ship"], task="retrieval", prompt_name="query"), atol=1e-6)
-    assert np.allclose(base.encode(["ship"], **ASK), encoder.encode(["ship"], prompt_name="query"), atol=1e-6)
-    assert whole.name == "run/model" and base.name == "run/model without adapters" and whole.fingerprint() != base.fingerprint()
+    assert np.allclose(
+        whole.encode(["ship"], **ASK),
+        encoder.encode(["ship"], task="retrieval", prompt_name="query"),
+        atol=1e-6,
+    )
+    assert np.allclose(
+        base.encode(["ship"], **ASK), encoder.encode(["ship"], prompt_name="query"), atol=1e-6
+    )
+    assert (
+        whole.name == "run/model"
+        and base.name == "run/model without adapters"
+        and whole.fingerprint() != base.fingerprint()
+    )
 
 
 def test_models_of_one_name_are_called_by_their_place(tmp_path):
-    first, second = write_teacher(tmp_path / "a" / "bert"), write_teacher(tmp_path / "b" / "bert", seed=6)
-    assert [each.name for each in open_models([parse_spec(str(first)), parse_spec(str(second))], None, {})] == [str(first), str(second)]
-    assert [each.name for each in open_models([parse_spec(f"{first}#name=one"), parse_spec(str(second))], None, {})] == ["one", "bert"]
+    first, second = (
+        write_teacher(tmp_path / "a" / "bert"),
+        write_teacher(tmp_path / "b" / "bert", seed=6),
+    )
+    assert [
+        each.name
+        for each in open_models([parse_spec(str(first)), parse_spec(str(second))], None, {})
+    ] == [str(first), str(second)]
+    assert [
+        each.name
+        for each in open_models(
+            [parse_spec(f"{first}#name=one"), parse_spec(str(second))], None, {}
+        )
+    ] == ["one", "bert"]
 
 
 def test_adapters_of_a_model_without_any_have_no_effect(tmp_path):
@@ -105,7 +147,9 @@ def test_adapters_of_a_model_without_any_have_no_effect(tmp_path):
 
 
 def test_modules_that_only_sentence_transformers_knows(tmp_path):
-    stock = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    stock = pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers is not installed"
+    )
     from sentence_transformers.models import Dense
 
     plain = stock.SentenceTransformer(str(write_teacher(tmp_path / "plain")), device="cpu")
@@ -114,8 +158,14 @@ def test_modules_that_only_sentence_transformers_knows(tmp_path):
     whole.save(str(tmp_path / "dense"))
     opened = open_model(parse_spec(str(tmp_path / "dense")))
     texts = ["the old harbour", "a judge in court"]
-    assert np.allclose(opened.encode(texts, **ASK), whole.encode(texts, prompt="what is "), atol=1e-6)
-    assert np.allclose(opened.encode(texts, task=None, prompt_name="document"), whole.encode(texts, prompt=""), atol=1e-6)
+    assert np.allclose(
+        opened.encode(texts, **ASK), whole.encode(texts, prompt="what is "), atol=1e-6
+    )
+    assert np.allclose(
+        opened.encode(texts, task=None, prompt_name="document"),
+        whole.encode(texts, prompt=""),
+        atol=1e-6,
+    )
     before = opened.fingerprint()
     assert open_model(parse_spec(str(tmp_path / "dense"))).fingerprint() == before
     config = tmp_path / "dense" / "config_sentence_transformers.json"
@@ -156,9 +206,13 @@ def test_an_endpoint_gets_prompts_tasks_and_the_key(endpoint, tmp_path):
 def test_an_endpoint_that_answers_differently_is_another_model(endpoint, tmp_path):
     spec = parse_spec(f"{endpoint.url}#model=m")
     first = open_model(spec, memory=tmp_path).fingerprint()
-    assert open_model(spec, memory=tmp_path).fingerprint() == first and endpoint.bodies[-1]["input"] == list(PROBES)
+    assert open_model(spec, memory=tmp_path).fingerprint() == first and endpoint.bodies[-1][
+        "input"
+    ] == list(PROBES)
     endpoint.turn = 0.3
-    assert open_model(spec, memory=tmp_path).fingerprint() == first, "a wobble below the tolerance is the same model"
+    assert open_model(spec, memory=tmp_path).fingerprint() == first, (
+        "a wobble below the tolerance is the same model"
+    )
     endpoint.turn = 60.0
     other = open_model(spec, memory=tmp_path).fingerprint()
     assert other != first and open_model(spec, memory=tmp_path).fingerprint() == other
@@ -174,7 +228,10 @@ def test_vectors_on_disk_are_found_by_text(tmp_path):
     opened = open_model(parse_spec(f"{folder}#query=ask:%20"))
     assert np.allclose(opened.encode(["two"], **ASK), [[0, 1]])
     assert np.allclose(opened.encode(["one"], task=None, prompt_name="document"), [[0.6, 0.8]])
-    with pytest.raises(BadInput, match=r"1 of 2 texts have no vector in .*vectors, such as 'three'; .*--write-texts"):
+    with pytest.raises(
+        BadInput,
+        match=r"1 of 2 texts have no vector in .*vectors, such as 'three'; .*--write-texts",
+    ):
         opened.encode(["one", "three"], task=None, prompt_name="document")
     before = opened.fingerprint()
     np.save(folder / "vectors.npy", np.array([[3, 4], [0.1, 2]], dtype=np.float32))

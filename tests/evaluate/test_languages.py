@@ -32,7 +32,13 @@ class Table:
 
     def encode(self, texts, *, task, prompt_name):
         self.encoded += len(texts)
-        rows = [[*(text[-1] == c for c in "xyz"), *(self.weight * text.startswith(lang) for lang in ("en", "de"))] for text in texts]
+        rows = [
+            [
+                *(text[-1] == c for c in "xyz"),
+                *(self.weight * text.startswith(lang) for lang in ("en", "de")),
+            ]
+            for text in texts
+        ]
         return np.array(rows, dtype=np.float32)
 
     def fingerprint(self) -> str:
@@ -41,7 +47,11 @@ class Table:
 
 def parallel(language: str) -> RankingData:
     documents = {f"d{c}": f"{language} {c}" for c in "xyz"}
-    return RankingData(documents, {f"q{c}": f"{language}? {c}" for c in "xyz"}, {f"q{c}": {f"d{c}": 1} for c in "xyz"})
+    return RankingData(
+        documents,
+        {f"q{c}": f"{language}? {c}" for c in "xyz"},
+        {f"q{c}": {f"d{c}": 1} for c in "xyz"},
+    )
 
 
 SETS = {"en": parallel("en"), "de": parallel("de")}
@@ -52,23 +62,40 @@ def test_a_model_blind_to_language_finds_content_but_not_the_language():
     for scores in found.by_language.values():
         assert scores.own == scores.any_language == 1 and scores.own_share == 0.5
     # the two translations tie: one language comes first for its own queries and second for the other's
-    assert {round(scores.pooled, 4) for scores in found.by_language.values()} == {1.0, round(1 / math.log2(3), 4)}
+    assert {round(scores.pooled, 4) for scores in found.by_language.values()} == {
+        1.0,
+        round(1 / math.log2(3), 4),
+    }
     assert {scores.first_own for scores in found.by_language.values()} == {0.0, 1.0}
     assert found.cross == {"en": {"en": 1, "de": 1}, "de": {"en": 1, "de": 1}}
 
 
 def test_a_model_that_heeds_language_comes_back_in_it():
     found = pooled_retrieval(Table(0.5), SETS)
-    assert all(scores.pooled == 1 and scores.first_own == 1 for scores in found.by_language.values())
+    assert all(
+        scores.pooled == 1 and scores.first_own == 1 for scores in found.by_language.values()
+    )
     by_language, across = language_tables(found)
-    assert [cell.main for cell in by_language.cells()[0]] == ["en", "3", "100.0", "100.0", "100.0", "50.0", "100.0"]
+    assert [cell.main for cell in by_language.cells()[0]] == [
+        "en",
+        "3",
+        "100.0",
+        "100.0",
+        "100.0",
+        "50.0",
+        "100.0",
+    ]
     assert across.columns == ["queries", "en", "de"]
 
 
 def test_corpora_that_are_no_translations_have_no_cross_scores():
     other = RankingData({"e1": "de x"}, {"q": "de? x"}, {"q": {"e1": 1}})
     found = pooled_retrieval(Table(0.5), {"en": SETS["en"], "de": other})
-    assert found.cross == {} and found.by_language["de"].any_language is None and len(language_tables(found)) == 1
+    assert (
+        found.cross == {}
+        and found.by_language["de"].any_language is None
+        and len(language_tables(found)) == 1
+    )
 
 
 def test_one_language_is_no_pool():
@@ -77,14 +104,25 @@ def test_one_language_is_no_pool():
 
 
 def test_families_are_sets_that_differ_in_their_language():
-    names = ["retrieval/xquad-de", "retrieval/xquad-en", "retrieval/peps-long", "retrieval/scifact", "sts/stsb-de", "sts/stsb-en"]
+    names = [
+        "retrieval/xquad-de",
+        "retrieval/xquad-en",
+        "retrieval/peps-long",
+        "retrieval/scifact",
+        "sts/stsb-de",
+        "sts/stsb-en",
+    ]
     sets = [EvalSet(name, Kind(name.split("/")[0]), "test", (Path(),)) for name in names]
-    assert {family: list(members) for family, members in families(sets).items()} == {"retrieval/xquad": ["de", "en"]}
+    assert {family: list(members) for family, members in families(sets).items()} == {
+        "retrieval/xquad": ["de", "en"]
+    }
 
 
 def test_scores_split_by_length_of_the_relevant_document():
     documents = {"short": "x", "long": "a" * 500 + "y", "other": "z"}
-    data = RankingData(documents, {"1": "x", "2": "z"}, {"1": {"short": 1, "other": 0}, "2": {"long": 1}})
+    data = RankingData(
+        documents, {"1": "x", "2": "z"}, {"1": {"short": 1, "other": 0}, "2": {"long": 1}}
+    )
     score = evaluate_set(Table(0), "r", Kind.RETRIEVAL, data).score
     found = by_length(Kind.RETRIEVAL, data, score)
     assert [(bucket.label, bucket.n) for bucket in found] == [("up to 100", 1), ("400 to 1,600", 1)]
@@ -92,11 +130,17 @@ def test_scores_split_by_length_of_the_relevant_document():
 
 
 def test_lengths_follow_the_order_of_languages():
-    data = PairData(["x", "y" * 200, "z", "z"], ["x", "y", "y", "x"], None, ["en", "de", "en", "de"])
+    data = PairData(
+        ["x", "y" * 200, "z", "z"], ["x", "y", "y", "x"], None, ["en", "de", "en", "de"]
+    )
     score = evaluate_set(Table(0), "b", Kind.BITEXT, data).score
     short, long = by_length(Kind.BITEXT, data, score)
     # in each language both rows find the first counterpart: F1 2/3 for it and 0 for the other; the long pair is German's first
-    assert (short.n, long.n) == (3, 1) and long.score == pytest.approx(2 / 3) and short.score == pytest.approx(2 / 9)
+    assert (
+        (short.n, long.n) == (3, 1)
+        and long.score == pytest.approx(2 / 3)
+        and short.score == pytest.approx(2 / 9)
+    )
 
 
 def test_lengths_need_a_unit_for_each_text():
@@ -132,13 +176,25 @@ def write_pool(root: Path) -> Path:
         for name, texts in rows.items():
             lines = [json.dumps({"_id": key, "text": text}) + "\n" for key, text in texts.items()]
             (folder / f"{name}.jsonl").write_text("".join(lines))
-        (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{c}\td{c}\t1\n" for c in "xyz"))
+        (folder / "qrels.tsv").write_text(
+            "query-id\tcorpus-id\tscore\n" + "".join(f"q{c}\td{c}\t1\n" for c in "xyz")
+        )
         (root / "scored").mkdir(exist_ok=True)
-        scored = [{"text1": f"{language} {a}", "text2": f"{language} {b}", "score": 0.9 * (a == b) + 0.05} for a in "xyz" for b in "xyz"]
+        scored = [
+            {"text1": f"{language} {a}", "text2": f"{language} {b}", "score": 0.9 * (a == b) + 0.05}
+            for a in "xyz"
+            for b in "xyz"
+        ]
         scored[1]["score"] = 0.5
-        (root / f"scored/near-{language}.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
+        (root / f"scored/near-{language}.test.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in scored)
+        )
     (root / "pairs").mkdir()
-    pairs = [{"query": f"en {c}", "positive": f"de {c}", "lang": pair} for pair in ("en-de", "fr-de") for c in "xyz"]
+    pairs = [
+        {"query": f"en {c}", "positive": f"de {c}", "lang": pair}
+        for pair in ("en-de", "fr-de")
+        for c in "xyz"
+    ]
     (root / "pairs/same.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     return root
 
@@ -147,11 +203,17 @@ def test_pools_are_scored_once_and_shown_in_the_report(tmp_path):
     root, out, model = write_pool(tmp_path / "data"), tmp_path / "out", Table(0.5)
     results = evaluate_models([model], find_eval_sets(root), out, EvalOptions(languages=True))
     encoded = model.encoded
-    assert evaluate_models([model], find_eval_sets(root), out, EvalOptions(languages=True)) == results and model.encoded == encoded
+    assert (
+        evaluate_models([model], find_eval_sets(root), out, EvalOptions(languages=True)) == results
+        and model.encoded == encoded
+    )
     assert json.loads((out / "results.json").read_text()) == results
     scores = results["pools"]["table"]["retrieval/pets"]
     assert scores["cross"] == {"de": {"de": 1, "en": 1}, "en": {"de": 1, "en": 1}}
-    assert scores["by_language"]["en"]["own_share"] == 0.5 and scores["by_language"]["en"]["first_own"] == 1
+    assert (
+        scores["by_language"]["en"]["own_share"] == 0.5
+        and scores["by_language"]["en"]["first_own"] == 1
+    )
     by_title = {table.title: table for table in language_section(results).tables}
     assert list(by_title) == [
         "retrieval/pets by language",
@@ -160,7 +222,11 @@ def test_pools_are_scored_once_and_shown_in_the_report(tmp_path):
         "retrieval/pets, table: by query language",
         "retrieval/pets, table: across languages",
     ]
-    assert by_title["bitext/same by language"].rows == [["en-de", 1.0], ["fr-de", 1.0], ["mean", 1.0]]
+    assert by_title["bitext/same by language"].rows == [
+        ["en-de", 1.0],
+        ["fr-de", 1.0],
+        ["mean", 1.0],
+    ]
     assert by_title["sts/near by language"].note == "Spearman × 100."
     write_evaluation(out, results, ["again"])
     assert "Languages</h2>" in (out / "report.html").read_text()
@@ -168,7 +234,9 @@ def test_pools_are_scored_once_and_shown_in_the_report(tmp_path):
 
 def test_without_languages_there_is_no_such_part(tmp_path):
     root = write_pool(tmp_path / "data")
-    results = evaluate_models([Table(0)], find_eval_sets(root, ["retrieval/pets-en"]), options=EvalOptions(languages=True))
+    results = evaluate_models(
+        [Table(0)], find_eval_sets(root, ["retrieval/pets-en"]), options=EvalOptions(languages=True)
+    )
     assert not results["pools"] and language_section(results) is None
 
 
@@ -182,8 +250,13 @@ def test_texts_that_were_cut_are_counted_and_noted(tmp_path):
 
     lines: list[str] = []
     sets = find_eval_sets(write_pool(tmp_path / "data"), ["retrieval/pets-en", "retrieval/pets-de"])
-    results = evaluate_models([Short(0)], sets, options=EvalOptions(languages=True), note=lines.append)
+    results = evaluate_models(
+        [Short(0)], sets, options=EvalOptions(languages=True), note=lines.append
+    )
     record = results["scores"]["table"]["retrieval/pets-en"]
     assert record["cut"] == 3 and record["texts"] == 6
     assert record["notes"] == ["3 of 6 texts are longer than this model reads; their ends were cut"]
-    assert lines[0].endswith(", 3 of 6 texts cut") and "2 languages in one pool, 50.0 % of results" in lines[-1]
+    assert (
+        lines[0].endswith(", 3 of 6 texts cut")
+        and "2 languages in one pool, 50.0 % of results" in lines[-1]
+    )

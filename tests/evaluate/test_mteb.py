@@ -39,7 +39,12 @@ class Recording:
 
     def encode(self, texts, *, task, prompt_name):
         self.asked.add((task, prompt_name))
-        return np.stack([np.random.default_rng(len(text) + sum(map(ord, text))).standard_normal(16) for text in texts])
+        return np.stack(
+            [
+                np.random.default_rng(len(text) + sum(map(ord, text))).standard_normal(16)
+                for text in texts
+            ]
+        )
 
     def fingerprint(self) -> str:
         return self.version
@@ -47,7 +52,9 @@ class Recording:
 
 def run(encoder: MtebEncoder, task: object, cache: Path) -> object:
     kept = mteb.ResultCache(cache)
-    return mteb.evaluate(encoder, [task], cache=kept, co2_tracker=False, show_progress_bar=False).task_results[0]
+    return mteb.evaluate(
+        encoder, [task], cache=kept, co2_tracker=False, show_progress_bar=False
+    ).task_results[0]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +67,9 @@ def run(encoder: MtebEncoder, task: object, cache: Path) -> object:
         ("MockSummarizationTask", "text-matching"), ("MockRegressionTask", "retrieval"),
     ],
 )  # fmt: skip
-def test_mtebs_own_mock_tasks_run_with_the_adapter_and_prompts_of_section_8_1(task, adapter, tmp_path):
+def test_mtebs_own_mock_tasks_run_with_the_adapter_and_prompts_of_section_8_1(
+    task, adapter, tmp_path
+):
     mock = getattr(mock_tasks, task, None) or getattr(mock_tasks.clustering, task)
     model = Recording()
     result = run(MtebEncoder(model), mock(), tmp_path)
@@ -75,7 +84,9 @@ def test_every_text_type_of_mteb_has_a_route_or_takes_retrieval():
 
     from mteb.abstasks.task_metadata import TaskType
 
-    assert ROUTES.keys() <= {name for group in get_args(TaskType) for name in (get_args(group) or (group,))}
+    assert ROUTES.keys() <= {
+        name for group in get_args(TaskType) for name in (get_args(group) or (group,))
+    }
     assert OTHER is Task.RETRIEVAL and set(ROUTES.values()) == set(Task)
 
 
@@ -89,7 +100,9 @@ def folder(tmp_path_factory) -> Path:
     for seed, task in enumerate(TASKS):
         made.adapter_configs[task] = add_adapter(module, task, seed=seed)
     vectors = Encoder(made, threads=1).encode(WORDS)
-    made.settings.int8_ranges.update({task: ranges_to_json(fit_ranges(vectors, (8, 16, 32))) for task in TASKS})
+    made.settings.int8_ranges.update(
+        {task: ranges_to_json(fit_ranges(vectors, (8, 16, 32))) for task in TASKS}
+    )
     write_model(root / "model", made)
     return root / "model"
 
@@ -109,13 +122,26 @@ def test_a_model_folder_is_scored_as_by_our_own_protocol(folder, tmp_path):
         )  # fmt: skip
 
         def load_data(self, **_):
-            corpus = Dataset.from_list([{"id": key, "title": "", "text": text} for key, text in documents.items()])
+            corpus = Dataset.from_list(
+                [{"id": key, "title": "", "text": text} for key, text in documents.items()]
+            )
             asked = Dataset.from_list([{"id": key, "text": text} for key, text in queries.items()])
-            self.dataset = {"default": {"test": {"corpus": corpus, "queries": asked, "relevant_docs": qrels, "top_ranked": None}}}
+            self.dataset = {
+                "default": {
+                    "test": {
+                        "corpus": corpus,
+                        "queries": asked,
+                        "relevant_docs": qrels,
+                        "top_ranked": None,
+                    }
+                }
+            }
             self.data_loaded = True
 
     embedder = EncoderEmbedder(Encoder.load(folder, threads=1))
-    ours = evaluate_set(embedder, "local", Kind.RETRIEVAL, RankingData(documents, queries, qrels)).score.score
+    ours = evaluate_set(
+        embedder, "local", Kind.RETRIEVAL, RankingData(documents, queries, qrels)
+    ).score.score
     theirs = run(MtebEncoder(embedder), Local(), tmp_path).get_score()
     assert theirs == pytest.approx(ours, abs=1e-4) and 0.1 < ours < 1
 
@@ -128,14 +154,20 @@ def test_a_model_folder_is_scored_as_by_our_own_protocol(folder, tmp_path):
         def fingerprint(self) -> str:
             return "cut"
 
-    ours = evaluate_set(Cut(), "local", Kind.RETRIEVAL, RankingData(documents, queries, qrels)).score.score
-    assert run(MtebEncoder(embedder, dim=8), Local(), tmp_path).get_score() == pytest.approx(ours, abs=1e-4)
+    ours = evaluate_set(
+        Cut(), "local", Kind.RETRIEVAL, RankingData(documents, queries, qrels)
+    ).score.score
+    assert run(MtebEncoder(embedder, dim=8), Local(), tmp_path).get_score() == pytest.approx(
+        ours, abs=1e-4
+    )
     int8 = run(MtebEncoder(embedder, dim=16, precision="int8"), Local(), tmp_path).get_score()
     binary = run(MtebEncoder(embedder, precision="binary"), Local(), tmp_path).get_score()
     assert 0 < binary != int8 > 0
 
 
-def test_other_weights_routing_dimension_or_precision_give_another_revision_and_no_stale_score(folder, tmp_path):
+def test_other_weights_routing_dimension_or_precision_give_another_revision_and_no_stale_score(
+    folder, tmp_path
+):
     task = mock_tasks.MockSTSTask()
     scores, places = {}, set()
     variants = {
@@ -150,13 +182,21 @@ def test_other_weights_routing_dimension_or_precision_give_another_revision_and_
     assert len(places) == 4
     again = MtebEncoder(Recording("1"))
     run(again, task, tmp_path)
-    assert again.embedder.asked == set() and again.mteb_model_meta.name == "taskdistill/a-model-with-a-name"
+    assert (
+        again.embedder.asked == set()
+        and again.mteb_model_meta.name == "taskdistill/a-model-with-a-name"
+    )
     assert len(list(tmp_path.glob("results/*/*/MockSTSTask.json"))) == 4
 
     encoder = Encoder.load(folder, threads=1)
-    whole, base = MtebEncoder(EncoderEmbedder(encoder)), MtebEncoder(EncoderEmbedder(encoder, adapters=False))
+    whole, base = (
+        MtebEncoder(EncoderEmbedder(encoder)),
+        MtebEncoder(EncoderEmbedder(encoder, adapters=False)),
+    )
     assert whole.revision() != base.revision() and len(whole.revision()) == 40
-    assert whole.revision() == MtebEncoder(EncoderEmbedder(Encoder.load(folder, threads=1))).revision()
+    assert (
+        whole.revision() == MtebEncoder(EncoderEmbedder(Encoder.load(folder, threads=1))).revision()
+    )
 
 
 def test_changed_prompts_ranges_and_weights_change_the_revision(folder):
@@ -167,7 +207,17 @@ def test_changed_prompts_ranges_and_weights_change_the_revision(folder):
         return MtebEncoder(EncoderEmbedder(encoder)).revision()
 
     plain = revision()
-    assert len({plain, revision(prompts={"query": "Q: ", "document": ""}), revision(max_length=32), revision(int8_ranges={})}) == 4
+    assert (
+        len(
+            {
+                plain,
+                revision(prompts={"query": "Q: ", "document": ""}),
+                revision(max_length=32),
+                revision(int8_ranges={}),
+            }
+        )
+        == 4
+    )
     assert revision() == plain
 
 
@@ -180,7 +230,9 @@ def test_int8_needs_ranges_and_a_dimension_that_is_there(folder):
     embedder = EncoderEmbedder(Encoder.load(folder, threads=1))
     with pytest.raises(BadInput, match="more than the 32"):
         MtebEncoder(embedder, dim=64).encode(inputs, task_metadata=meta)
-    with pytest.raises(BadInput, match=r"no int8 ranges for text-matching at 12 dimensions \(stored: 8, 16, 32\)"):
+    with pytest.raises(
+        BadInput, match=r"no int8 ranges for text-matching at 12 dimensions \(stored: 8, 16, 32\)"
+    ):
         MtebEncoder(embedder, dim=12, precision="int8").encode(inputs, task_metadata=meta)
     with pytest.raises(BadInput, match="inputs other than text"):
         MtebEncoder(embedder).encode([{"image": [1]}], task_metadata=meta)

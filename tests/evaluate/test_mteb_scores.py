@@ -26,7 +26,12 @@ TOPICS = ["sea", "star", "law", "food"]
 
 def text_vector(text: str) -> np.ndarray:
     """A bag of word vectors, each word's drawn from its hash: texts that share words are near."""
-    words = [np.random.default_rng(int(hashlib.sha256(w.encode()).hexdigest()[:8], 16)).standard_normal(24) for w in text.split()]
+    words = [
+        np.random.default_rng(int(hashlib.sha256(w.encode()).hexdigest()[:8], 16)).standard_normal(
+            24
+        )
+        for w in text.split()
+    ]
     return np.sum(words, axis=0).astype(np.float32)
 
 
@@ -42,7 +47,11 @@ class Ours:
 
 class Theirs(AbsEncoder):
     def __init__(self) -> None:
-        meta = {"name": "test/hashes", "revision": "1", "similarity_fn_name": ScoringFunction.COSINE}
+        meta = {
+            "name": "test/hashes",
+            "revision": "1",
+            "similarity_fn_name": ScoringFunction.COSINE,
+        }
         self.mteb_model_meta = ModelMeta.create_empty(overwrites=meta)
 
     def encode(self, inputs, **_):
@@ -55,7 +64,16 @@ def draw(rng: np.random.Generator, n: int, topic: str | None = None) -> str:
 
 def metadata(kind: str, score: str) -> TaskMetadata:
     fields = dict.fromkeys(
-        ("reference", "date", "domains", "task_subtypes", "license", "annotations_creators", "dialect", "sample_creation")
+        (
+            "reference",
+            "date",
+            "domains",
+            "task_subtypes",
+            "license",
+            "annotations_creators",
+            "dialect",
+            "sample_creation",
+        )
     )
     return TaskMetadata(
         **fields, name=f"Local{kind}", description="local", type=kind, category="t2t", modalities=["text"], eval_splits=["test"],
@@ -63,12 +81,24 @@ def metadata(kind: str, score: str) -> TaskMetadata:
     )  # fmt: skip
 
 
-def their_score(base: type, kind: str, score: str, dataset: object, tmp_path: Path, **attributes: object) -> float:
+def their_score(
+    base: type, kind: str, score: str, dataset: object, tmp_path: Path, **attributes: object
+) -> float:
     def load_data(self, **_):
         self.dataset, self.data_loaded = dataset, True
 
-    task = type(f"Local{kind}", (base,), {"metadata": metadata(kind, score), "load_data": load_data, **attributes})()
-    results = mteb.evaluate(Theirs(), [task], cache=mteb.ResultCache(tmp_path), co2_tracker=False, show_progress_bar=False)
+    task = type(
+        f"Local{kind}",
+        (base,),
+        {"metadata": metadata(kind, score), "load_data": load_data, **attributes},
+    )()
+    results = mteb.evaluate(
+        Theirs(),
+        [task],
+        cache=mteb.ResultCache(tmp_path),
+        co2_tracker=False,
+        show_progress_bar=False,
+    )
     return results.task_results[0].scores["test"][0]["main_score"]
 
 
@@ -77,32 +107,55 @@ def test_retrieval_and_reranking(tmp_path):
     documents = {f"d{i}": draw(rng, 12, TOPICS[i % 4]) for i in range(300)}
     queries = {f"q{i}": " ".join(rng.choice(documents[f"d{i * 7}"].split(), 4)) for i in range(40)}
     qrels = {f"q{i}": {f"d{i * 7}": 2, f"d{i * 7 + 1}": 1, f"d{i * 3}": 0} for i in range(40)}
-    corpus = Dataset.from_list([{"id": key, "title": "", "text": text} for key, text in documents.items()])
+    corpus = Dataset.from_list(
+        [{"id": key, "title": "", "text": text} for key, text in documents.items()]
+    )
     asked = Dataset.from_list([{"id": key, "text": text} for key, text in queries.items()])
     split = {"corpus": corpus, "queries": asked, "relevant_docs": qrels, "top_ranked": None}
-    theirs = their_score(abstasks.AbsTaskRetrieval, "Retrieval", "ndcg_at_10", {"default": {"test": split}}, tmp_path)
+    theirs = their_score(
+        abstasks.AbsTaskRetrieval, "Retrieval", "ndcg_at_10", {"default": {"test": split}}, tmp_path
+    )
     found = evaluate_set(Ours(), "r", Kind.RETRIEVAL, RankingData(documents, queries, qrels)).score
     assert found.score == pytest.approx(theirs, abs=1e-4) and 0.2 < theirs < 0.9
 
     candidates = {query: list(judged) for query, judged in qrels.items()}
     split = {**split, "top_ranked": candidates}
-    theirs = their_score(abstasks.AbsTaskRetrieval, "Reranking", "map_at_1000", {"default": {"test": split}}, tmp_path)
+    theirs = their_score(
+        abstasks.AbsTaskRetrieval,
+        "Reranking",
+        "map_at_1000",
+        {"default": {"test": split}},
+        tmp_path,
+    )
     data = RankingData(documents, queries, qrels, candidates)
-    assert evaluate_set(Ours(), "r", Kind.RERANKING, data).score.score == pytest.approx(theirs, abs=1e-4)
+    assert evaluate_set(Ours(), "r", Kind.RERANKING, data).score.score == pytest.approx(
+        theirs, abs=1e-4
+    )
 
 
 def pairs(n: int, most: int = 8) -> tuple[list[str], list[str], np.ndarray]:
     rng = np.random.default_rng(2)
     first = [draw(rng, 8) for _ in range(n)]
     shared = rng.integers(0, most + 1, n)
-    second = [" ".join([*text.split()[:k], *rng.choice(WORDS, 8 - k)]) for text, k in zip(first, shared, strict=True)]
+    second = [
+        " ".join([*text.split()[:k], *rng.choice(WORDS, 8 - k)])
+        for text, k in zip(first, shared, strict=True)
+    ]
     return first, second, np.round(shared / 8 + rng.normal(0, 0.2, n), 1)
 
 
 def test_sts(tmp_path):
     first, second, gold = pairs(200)
-    dataset = DatasetDict({"test": Dataset.from_dict({"sentence1": first, "sentence2": second, "score": gold.tolist()})})
-    theirs = their_score(abstasks.AbsTaskSTS, "STS", "cosine_spearman", dataset, tmp_path, min_score=0, max_score=1)
+    dataset = DatasetDict(
+        {
+            "test": Dataset.from_dict(
+                {"sentence1": first, "sentence2": second, "score": gold.tolist()}
+            )
+        }
+    )
+    theirs = their_score(
+        abstasks.AbsTaskSTS, "STS", "cosine_spearman", dataset, tmp_path, min_score=0, max_score=1
+    )
     found = evaluate_set(Ours(), "s", Kind.STS, PairData(first, second, gold, [""] * 200))
     assert found.score.score == pytest.approx(theirs, abs=1e-4) and 0.4 < theirs < 0.95
 
@@ -111,9 +164,22 @@ def test_pair_classification(tmp_path):
     """Without equal texts: mteb's best of five similarities includes one that ranks pairs of equal vectors by rounding errors."""
     first, second, gold = pairs(200, most=7)
     labels = (gold > 0.5).astype(int)
-    dataset = DatasetDict({"test": Dataset.from_dict({"sentence1": first, "sentence2": second, "labels": labels.tolist()})})
-    theirs = their_score(abstasks.AbsTaskPairClassification, "PairClassification", "max_ap", dataset, tmp_path)
-    found = evaluate_set(Ours(), "p", Kind.PAIR_CLASSIFICATION, PairData(first, second, labels.astype(float), [""] * 200))
+    dataset = DatasetDict(
+        {
+            "test": Dataset.from_dict(
+                {"sentence1": first, "sentence2": second, "labels": labels.tolist()}
+            )
+        }
+    )
+    theirs = their_score(
+        abstasks.AbsTaskPairClassification, "PairClassification", "max_ap", dataset, tmp_path
+    )
+    found = evaluate_set(
+        Ours(),
+        "p",
+        Kind.PAIR_CLASSIFICATION,
+        PairData(first, second, labels.astype(float), [""] * 200),
+    )
     assert found.score.score == pytest.approx(theirs, abs=1e-4) and 0.5 < theirs < 0.98
 
 
@@ -128,13 +194,28 @@ def test_bitext(tmp_path):
 def test_summarisation(tmp_path):
     rng = np.random.default_rng(4)
     human = [[draw(rng, 10) for _ in range(3)] for _ in range(12)]
-    machine = [[" ".join([*rng.choice(row[0].split(), k + 1), *rng.choice(WORDS, 6)]) for k in range(6)] for row in human]
+    machine = [
+        [" ".join([*rng.choice(row[0].split(), k + 1), *rng.choice(WORDS, 6)]) for k in range(6)]
+        for row in human
+    ]
     gold = [(np.arange(6) + rng.normal(0, 2, 6)).round(2).tolist() for _ in human]
     gold[3] = [1.0] * 6
-    rows = {"text": [""] * 12, "human_summaries": human, "machine_summaries": machine, "relevance": gold}
+    rows = {
+        "text": [""] * 12,
+        "human_summaries": human,
+        "machine_summaries": machine,
+        "relevance": gold,
+    }
     dataset = DatasetDict({"test": Dataset.from_dict(rows)})
     attributes = {"min_score": 0, "max_score": 5}
-    theirs = their_score(abstasks.AbsTaskSummarization, "Summarization", "cosine_spearman", dataset, tmp_path, **attributes)
+    theirs = their_score(
+        abstasks.AbsTaskSummarization,
+        "Summarization",
+        "cosine_spearman",
+        dataset,
+        tmp_path,
+        **attributes,
+    )
     found = evaluate_set(Ours(), "s", Kind.SUMMARISATION, SummaryData(human, machine, gold)).score
     assert found.score == pytest.approx(theirs, abs=1e-4) and 0.1 < theirs < 0.95
     assert found.notes == ("1 texts whose scores or similarities are all equal are left out",)
@@ -151,11 +232,18 @@ def test_clustering(tmp_path):
     dataset = DatasetDict({"test": Dataset.from_dict({"sentences": texts, "labels": labels})})
     found = evaluate_set(Ours(), "c", Kind.CLUSTERING, LabeledData(texts, labels, [""] * 150)).score
     theirs = their_score(
-        abstasks.AbsTaskClustering, "Clustering", "v_measure", dataset, tmp_path / "2", max_fraction_of_documents_to_embed=None
+        abstasks.AbsTaskClustering,
+        "Clustering",
+        "v_measure",
+        dataset,
+        tmp_path / "2",
+        max_fraction_of_documents_to_embed=None,
     )
     assert found.score == pytest.approx(theirs, abs=1e-4) and 0.01 < theirs < 0.9
     whole = DatasetDict({"test": Dataset.from_dict({"sentences": [texts], "labels": [labels]})})
-    theirs = their_score(abstasks.AbsTaskClusteringLegacy, "Clustering", "v_measure", whole, tmp_path / "1")
+    theirs = their_score(
+        abstasks.AbsTaskClusteringLegacy, "Clustering", "v_measure", whole, tmp_path / "1"
+    )
     assert found.scores["V-measure (one clustering)"] == pytest.approx(theirs, abs=1e-4)
 
 
@@ -163,28 +251,52 @@ def test_classification(tmp_path):
     (texts, labels), (train_texts, train_labels) = topics(150, 6), topics(300, 7)
     number = {topic: i for i, topic in enumerate(sorted(TOPICS))}
     splits = {"test": (texts, labels), "train": (train_texts, train_labels)}
-    dataset = DatasetDict({k: Dataset.from_dict({"text": t, "label": [number[each] for each in y]}) for k, (t, y) in splits.items()})
-    theirs = their_score(abstasks.AbsTaskClassification, "Classification", "accuracy", dataset, tmp_path / "1")
-    data = LabeledData(texts, labels, [""] * 150, LabeledData(train_texts, train_labels, [""] * 300))
+    dataset = DatasetDict(
+        {
+            k: Dataset.from_dict({"text": t, "label": [number[each] for each in y]})
+            for k, (t, y) in splits.items()
+        }
+    )
+    theirs = their_score(
+        abstasks.AbsTaskClassification, "Classification", "accuracy", dataset, tmp_path / "1"
+    )
+    data = LabeledData(
+        texts, labels, [""] * 150, LabeledData(train_texts, train_labels, [""] * 300)
+    )
     found = evaluate_set(Ours(), "c", Kind.CLASSIFICATION, data).score
     assert found.score == pytest.approx(theirs, abs=1e-4) and 0.4 < theirs < 0.98
-    theirs = their_score(abstasks.AbsTaskClassification, "Classification", "f1", dataset, tmp_path / "2")
+    theirs = their_score(
+        abstasks.AbsTaskClassification, "Classification", "f1", dataset, tmp_path / "2"
+    )
     assert found.scores["macro-F1"] == pytest.approx(theirs, abs=1e-4)
 
 
 def test_multilabel(tmp_path):
     def several(n: int, seed: int) -> tuple[list[str], list[list[str]]]:
         rng = np.random.default_rng(seed)
-        labels = [sorted(rng.choice(TOPICS, rng.integers(1, 4), replace=False).tolist()) for _ in range(n)]
+        labels = [
+            sorted(rng.choice(TOPICS, rng.integers(1, 4), replace=False).tolist()) for _ in range(n)
+        ]
         return [" ".join([*rng.choice(WORDS, 3), *row]) for row in labels], labels
 
     (texts, labels), (train_texts, train_labels) = several(120, 8), several(200, 9)
     number = {topic: i for i, topic in enumerate(TOPICS)}
     splits = {"test": (texts, labels), "train": (train_texts, train_labels)}
     dataset = DatasetDict(
-        {k: Dataset.from_dict({"text": t, "label": [[number[e] for e in row] for row in y]}) for k, (t, y) in splits.items()}
+        {
+            k: Dataset.from_dict({"text": t, "label": [[number[e] for e in row] for row in y]})
+            for k, (t, y) in splits.items()
+        }
     )
-    theirs = their_score(abstasks.AbsTaskMultilabelClassification, "MultilabelClassification", "accuracy", dataset, tmp_path)
-    data = LabeledData(texts, labels, [""] * 120, LabeledData(train_texts, train_labels, [""] * 200))
+    theirs = their_score(
+        abstasks.AbsTaskMultilabelClassification,
+        "MultilabelClassification",
+        "accuracy",
+        dataset,
+        tmp_path,
+    )
+    data = LabeledData(
+        texts, labels, [""] * 120, LabeledData(train_texts, train_labels, [""] * 200)
+    )
     found = evaluate_set(Ours(), "m", Kind.MULTILABEL, data).score
     assert found.score == pytest.approx(theirs, abs=1e-4) and 0.1 < theirs < 0.95

@@ -27,7 +27,9 @@ class Names:
     def encode(self, texts, *, task, prompt_name):
         rows = np.zeros((len(texts), 512), np.float32)
         for row, text in zip(rows, texts, strict=True):
-            for first, last in re.findall(r"of ([A-Z]\w+) ([A-Z]\w+)", " ".join(text.split()[: self.limit])):
+            for first, last in re.findall(
+                r"of ([A-Z]\w+) ([A-Z]\w+)", " ".join(text.split()[: self.limit])
+            ):
                 row[self.places.setdefault((first, last), 1 + len(self.places))] += 1
             row[0] += 1e-3
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -54,17 +56,26 @@ def test_documents_have_their_length_and_one_fact_each(kind, length):
 
 
 def test_sets_follow_from_their_seed_and_counts_from_a_tokenizer():
-    assert needle_set("needle", 256, documents=5, seed=1) == needle_set("needle", 256, documents=5, seed=1)
-    assert needle_set("needle", 256, documents=5, seed=1) != needle_set("needle", 256, documents=5, seed=2)
+    assert needle_set("needle", 256, documents=5, seed=1) == needle_set(
+        "needle", 256, documents=5, seed=1
+    )
+    assert needle_set("needle", 256, documents=5, seed=1) != needle_set(
+        "needle", 256, documents=5, seed=2
+    )
     by_letters = needle_set("passkey", 512, documents=5, tokens=len)
     assert all(400 <= len(document) <= 560 for document in by_letters.documents)
 
 
 def test_the_report_falls_where_a_model_stops_reading():
     whole = list(score_needles(Names(10**6), lengths=(256, 2048), documents=20))
-    assert [(row["kind"], row["length"]) for row in whole] == [(kind, length) for kind in KINDS for length in (256, 2048)]
+    assert [(row["kind"], row["length"]) for row in whole] == [
+        (kind, length) for kind in KINDS for length in (256, 2048)
+    ]
     assert all(row["nDCG@1"] == 1.0 for row in whole)
-    cut = {row["length"]: row for row in score_needles(Names(200), kinds=("passkey",), lengths=(256, 2048), documents=20)}
+    cut = {
+        row["length"]: row
+        for row in score_needles(Names(200), kinds=("passkey",), lengths=(256, 2048), documents=20)
+    }
     assert cut[256]["nDCG@1"] == 1.0
     assert cut[2048]["nDCG@1"] < 0.4 and cut[2048]["second_half"] < cut[2048]["first_half"]
 
@@ -80,19 +91,36 @@ def test_eight_lengths_and_bad_arguments():
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A tiny Qwen3 repository that reads 128 tokens."""
-    return write_repository(tmp_path_factory.mktemp("models") / "tiny", "qwen3", tasks=["retrieval"])
+    return write_repository(
+        tmp_path_factory.mktemp("models") / "tiny", "qwen3", tasks=["retrieval"]
+    )
 
 
-def test_the_command_reports_by_length_counts_what_was_cut_and_computes_nothing_twice(models, tmp_path, capsys):
+def test_the_command_reports_by_length_counts_what_was_cut_and_computes_nothing_twice(
+    models, tmp_path, capsys
+):
     out = tmp_path / "out"
-    words = ["needle", str(models), "--lengths", "64,256", "--documents", "4", "--out", str(out), "--json", str(tmp_path / "r.json")]
+    words = [
+        "needle",
+        str(models),
+        "--lengths",
+        "64,256",
+        "--documents",
+        "4",
+        "--out",
+        str(out),
+        "--json",
+        str(tmp_path / "r.json"),
+    ]
     assert run(words) == 0
     results = json.loads((out / "results.json").read_text())
     assert json.loads((tmp_path / "r.json").read_text()) == results
     rows = {(row["kind"], row["length"]): row for row in results["rows"]}
     assert list(rows) == [("needle", 64), ("needle", 256), ("passkey", 64), ("passkey", 256)]
     assert [row["cut"] for row in rows.values()] == [0, 4, 0, 4]  # the model reads 128 tokens
-    assert results["means"]["tiny"]["needle"] == np.mean([rows["needle", 64]["nDCG@1"], rows["needle", 256]["nDCG@1"]])
+    assert results["means"]["tiny"]["needle"] == np.mean(
+        [rows["needle", 64]["nDCG@1"], rows["needle", 256]["nDCG@1"]]
+    )
     printed = capsys.readouterr().out
     assert "needle 256  tiny  nDCG@1" in printed and "4 of 4 documents cut" in printed
     assert "Needle and passkey by length" in (out / "report.html").read_text()
@@ -119,7 +147,9 @@ def test_documents_are_as_long_as_the_models_own_tokenizer_counts(models):
     ],
 )
 def test_bad_options_end_with_exit_code_two(models, tmp_path, capsys, words, said):
-    assert run(["needle", str(models), "--lengths", "64", "--out", str(tmp_path / "out"), *words]) == 2
+    assert (
+        run(["needle", str(models), "--lengths", "64", "--out", str(tmp_path / "out"), *words]) == 2
+    )
     assert said in capsys.readouterr().err
 
 

@@ -23,7 +23,10 @@ class Letters:
 
     def encode(self, texts, *, task, prompt_name):
         self.calls += 1
-        return np.array([[text.count(letter) + 0.01 for letter in self.letters] for text in texts], dtype=np.float32)
+        return np.array(
+            [[text.count(letter) + 0.01 for letter in self.letters] for text in texts],
+            dtype=np.float32,
+        )
 
     def fingerprint(self) -> str:
         return f"{self.letters}{self.version}"
@@ -39,10 +42,22 @@ def write(path: Path, rows: list[dict], raw: str = "") -> None:
 def root(tmp_path: Path) -> Path:
     root = tmp_path / "data"
     texts = ["abc", "abd", "aab", "bcd", "ccd", "ddb"]
-    write(root / "retrieval/pets/corpus.jsonl.gz", [{"_id": f"d{i}", "text": text} for i, text in enumerate(texts)])
-    write(root / "retrieval/pets/queries.jsonl.gz", [{"_id": f"q{i}", "text": text[:2]} for i, text in enumerate(texts)])
-    write(root / "retrieval/pets/qrels.tsv.gz", [], "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(6)))
-    scored = [{"text1": a, "text2": b, "score": len(set(a) & set(b)) / 4} for a in texts for b in texts]
+    write(
+        root / "retrieval/pets/corpus.jsonl.gz",
+        [{"_id": f"d{i}", "text": text} for i, text in enumerate(texts)],
+    )
+    write(
+        root / "retrieval/pets/queries.jsonl.gz",
+        [{"_id": f"q{i}", "text": text[:2]} for i, text in enumerate(texts)],
+    )
+    write(
+        root / "retrieval/pets/qrels.tsv.gz",
+        [],
+        "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(6)),
+    )
+    scored = [
+        {"text1": a, "text2": b, "score": len(set(a) & set(b)) / 4} for a in texts for b in texts
+    ]
     write(root / "scored/near.test.jsonl.gz", scored)
     return root
 
@@ -58,7 +73,10 @@ def test_scores_are_kept_and_reused_only_for_the_same_model_set_and_options(root
     assert small.calls == 3
     evaluate_models([small], find_eval_sets(root), out, EvalOptions(max_queries=3))
     assert small.calls == 6
-    write(root / "scored/near.test.jsonl.gz", [{"text1": "a", "text2": "b", "score": s} for s in (0, 0.5, 1)])
+    write(
+        root / "scored/near.test.jsonl.gz",
+        [{"text1": "a", "text2": "b", "score": s} for s in (0, 0.5, 1)],
+    )
     evaluate_models([small], find_eval_sets(root), out)
     assert small.calls == 7
 
@@ -75,7 +93,9 @@ def test_a_failure_loses_no_finished_score(root, tmp_path):
     with pytest.raises(BadInput, match="NaN"):
         evaluate_models([model], find_eval_sets(root), out)
     assert len(list((out / "cache").glob("*.json"))) == 1 and not (out / "results.json").exists()
-    left = out / "cache" / f".{'0' * 32}.json.taskdistill-0123abcd"  # of a killed writer, under a key that nobody asks for again
+    left = (
+        out / "cache" / f".{'0' * 32}.json.taskdistill-0123abcd"
+    )  # of a killed writer, under a key that nobody asks for again
     left.write_text("{")
     with pytest.raises(BadInput, match="NaN"):
         evaluate_models([model], find_eval_sets(root), out)
@@ -83,36 +103,69 @@ def test_a_failure_loses_no_finished_score(root, tmp_path):
 
 
 def test_retention_comparisons_and_means(root):
-    found = evaluate_models([Letters("teacher", "abcd"), Letters("student", "ab")], find_eval_sets(root), reference="teacher")
-    scores = {model: {name: record["score"] for name, record in sets.items()} for model, sets in found["scores"].items()}
+    found = evaluate_models(
+        [Letters("teacher", "abcd"), Letters("student", "ab")],
+        find_eval_sets(root),
+        reference="teacher",
+    )
+    scores = {
+        model: {name: record["score"] for name, record in sets.items()}
+        for model, sets in found["scores"].items()
+    }
     retention = found["retention"]["student"]
-    assert retention["sets"]["sts/near"] == pytest.approx(scores["student"]["sts/near"] / scores["teacher"]["sts/near"])
+    assert retention["sets"]["sts/near"] == pytest.approx(
+        scores["student"]["sts/near"] / scores["teacher"]["sts/near"]
+    )
     assert retention["mean"] == pytest.approx(np.mean(list(retention["sets"].values())))
     for row in found["comparisons"]:
-        assert row["difference"][0] == pytest.approx(scores["student"][row["set"]] - scores["teacher"][row["set"]], abs=1e-5)
-        assert row["difference"][1] <= row["difference"][0] <= row["difference"][2] and 0 < row["p"] <= 1
-    assert found["means"]["teacher"]["sets"] == pytest.approx(np.mean(list(scores["teacher"].values())))
+        assert row["difference"][0] == pytest.approx(
+            scores["student"][row["set"]] - scores["teacher"][row["set"]], abs=1e-5
+        )
+        assert (
+            row["difference"][1] <= row["difference"][0] <= row["difference"][2]
+            and 0 < row["p"] <= 1
+        )
+    assert found["means"]["teacher"]["sets"] == pytest.approx(
+        np.mean(list(scores["teacher"].values()))
+    )
     assert "units" not in found["scores"]["teacher"]["sts/near"]
 
 
 def test_compression_is_measured_and_calibration_stored(root, tmp_path):
     out = tmp_path / "out"
     found = evaluate_models(
-        [Letters("m", "abcd")], find_eval_sets(root), out, EvalOptions(dims=(2, 4, 512), precisions=("float32", "int8", "binary"))
+        [Letters("m", "abcd")],
+        find_eval_sets(root),
+        out,
+        EvalOptions(dims=(2, 4, 512), precisions=("float32", "int8", "binary")),
     )
     cells = found["scores"]["m"]["retrieval/pets"]["compression"]
-    assert {(cell["dim"], cell["precision"]) for cell in cells} == {(d, p) for d in (4, 2) for p in ("float32", "int8", "binary")}
+    assert {(cell["dim"], cell["precision"]) for cell in cells} == {
+        (d, p) for d in (4, 2) for p in ("float32", "int8", "binary")
+    }
     assert (out / "compression-m.png").read_bytes()[:4] == b"\x89PNG"
     assert found["verdicts"]["m"].startswith("To keep 99 %")
     stored = [json.loads(path.read_text()) for path in (out / "calibration").glob("*.json")]
-    assert {entry["set"] for entry in stored} == {"retrieval/pets", "sts/near"} and set(stored[0]["value"]) == {"2", "4"}
+    assert {entry["set"] for entry in stored} == {"retrieval/pets", "sts/near"} and set(
+        stored[0]["value"]
+    ) == {"2", "4"}
 
 
 def test_progress_ends_at_its_total(root):
     seen, lines = [], []
-    evaluate_models([Letters("m", "ab")], find_eval_sets(root), progress=lambda *x: seen.append(x), note=lines.append)
+    evaluate_models(
+        [Letters("m", "ab")],
+        find_eval_sets(root),
+        progress=lambda *x: seen.append(x),
+        note=lines.append,
+    )
     shares = [done for done, total in seen if total == 100]
-    assert len(shares) == len(seen) > 3 and shares == sorted(shares) and shares[-1] == 100 and 0 < shares[0] < 100
+    assert (
+        len(shares) == len(seen) > 3
+        and shares == sorted(shares)
+        and shares[-1] == 100
+        and 0 < shares[0] < 100
+    )
     assert lines[0].startswith("retrieval/pets  m  nDCG@10 ")
 
 
@@ -126,7 +179,9 @@ def test_names_must_differ_and_the_reference_must_be_there(root):
 def test_a_dimension_that_changes_between_sets_is_refused(root):
     class Changes(Letters):
         def encode(self, texts, *, task, prompt_name):
-            return super().encode(texts, task=task, prompt_name=prompt_name)[:, : 2 if task == "retrieval" else 3]
+            return super().encode(texts, task=task, prompt_name=prompt_name)[
+                :, : 2 if task == "retrieval" else 3
+            ]
 
     with pytest.raises(BadInput, match="2 on retrieval/pets, 3 on sts/near"):
         evaluate_models([Changes("m", "abcd")], find_eval_sets(root))

@@ -24,7 +24,9 @@ class Letters:
 
     def encode(self, texts, *, task, prompt_name):
         self.calls.append((task, prompt_name, list(texts)))
-        return np.array([[text.count(letter) for letter in "abcdef"] for text in texts], dtype=np.float32)
+        return np.array(
+            [[text.count(letter) for letter in "abcdef"] for text in texts], dtype=np.float32
+        )
 
     def fingerprint(self) -> str:
         return "letters"
@@ -43,7 +45,9 @@ PAIRS = PairData(["ab", "cd", "ab"], ["ab", "ce", "ff"], np.array([1, 0.5, 0]), 
 RANKING = RankingData({"1": "aab", "2": "ccd", "3": "ccd"}, {"q": "ab"}, {"q": {"1": 1, "2": 0}})
 TRAIN = LabeledData(["aa", "bb", "ab", "bc"], ["x", "y", "x", "y"], [""] * 4)
 LABELLED = LabeledData(["a", "bbb", "a"], ["x", "y", "x"], [""] * 3, TRAIN)
-MULTI = LabeledData(["a", "b"], [["x"], ["y"]], [""] * 2, LabeledData(["a", "b"] * 6, [["x"], ["y"]] * 6, [""] * 12))
+MULTI = LabeledData(
+    ["a", "b"], [["x"], ["y"]], [""] * 2, LabeledData(["a", "b"] * 6, [["x"], ["y"]] * 6, [""] * 12)
+)
 SUMMARIES = SummaryData([["ab"]], [["ab", "ac", "cc"]], [[3, 2, 1]])
 DATA = {
     Kind.RETRIEVAL: RANKING, Kind.RERANKING: RankingData(RANKING.documents, RANKING.queries, RANKING.qrels, {"q": ["1", "2"]}),
@@ -80,7 +84,9 @@ def test_every_metric_of_a_kind_is_listed(kind):
 def test_main_score_is_the_mean_of_its_units():
     for kind, data in DATA.items():
         score = evaluate_set(Letters(), "set", kind, data).score
-        assert np.mean([unit_score(units) for units in score.units.values()]) == pytest.approx(score.score, abs=1e-9), kind
+        assert np.mean([unit_score(units) for units in score.units.values()]) == pytest.approx(
+            score.score, abs=1e-9
+        ), kind
 
 
 def test_a_set_of_several_languages_scores_their_mean():
@@ -92,7 +98,10 @@ def test_a_set_of_several_languages_scores_their_mean():
 def test_classification_trains_on_the_language_itself_where_it_can():
     train = LabeledData(["a", "b", "b", "a"], ["x", "y", "x", "y"], ["en", "en", "fr", "fr"])
     data = LabeledData(["a", "b", "a", "b"], ["x", "y", "y", "x"], ["en", "en", "fr", "fr"], train)
-    assert evaluate_set(Letters(), "set", Kind.CLASSIFICATION, data).score.by_language() == {"en": 1, "fr": 1}
+    assert evaluate_set(Letters(), "set", Kind.CLASSIFICATION, data).score.by_language() == {
+        "en": 1,
+        "fr": 1,
+    }
 
 
 def test_the_full_train_probe_is_an_additional_score():
@@ -101,9 +110,13 @@ def test_the_full_train_probe_is_an_additional_score():
 
 
 def test_few_shot_classification_encodes_only_what_it_draws():
-    train = LabeledData([f"{'a' * (i % 2)}b{i}" for i in range(4000)], ["x", "y"] * 2000, [""] * 4000)
+    train = LabeledData(
+        [f"{'a' * (i % 2)}b{i}" for i in range(4000)], ["x", "y"] * 2000, [""] * 4000
+    )
     model = Letters()
-    evaluate_set(model, "set", Kind.CLASSIFICATION, LabeledData(["ab", "b"], ["y", "x"], ["", ""], train))
+    evaluate_set(
+        model, "set", Kind.CLASSIFICATION, LabeledData(["ab", "b"], ["y", "x"], ["", ""], train)
+    )
     assert len(model.calls[0][2]) <= 2 + 10 * 2 * 8
 
 
@@ -111,17 +124,24 @@ def test_search_over_blocks_is_exact(monkeypatch):
     monkeypatch.setattr(exact_search, "_BLOCK", 7)
     monkeypatch.setattr(exact_search, "_COLUMNS", 11)
     rng = np.random.default_rng(0)
-    queries, documents = rng.standard_normal((20, 5)).astype(np.float32), rng.standard_normal((100, 5)).astype(np.float32)
+    queries, documents = (
+        rng.standard_normal((20, 5)).astype(np.float32),
+        rng.standard_normal((100, 5)).astype(np.float32),
+    )
     places, scores = top_documents(queries, documents, 13)
     every = queries @ documents.T
-    assert [set(row) for row in places.tolist()] == [set(row) for row in np.argsort(-every, axis=1)[:, :13].tolist()]
+    assert [set(row) for row in places.tolist()] == [
+        set(row) for row in np.argsort(-every, axis=1)[:, :13].tolist()
+    ]
     assert np.allclose(scores, np.take_along_axis(every, places, 1))
     assert top_documents(queries, documents, 500)[0].shape == (20, 100)
 
 
 def test_nan_vectors_are_refused_with_the_text():
     model = Fixed(lambda n: np.full((n, 3), np.nan))
-    with pytest.raises(BadInput, match=r"model 'letters' returned NaN or infinity for 4 of 4 texts, the first 'ab'"):
+    with pytest.raises(
+        BadInput, match=r"model 'letters' returned NaN or infinity for 4 of 4 texts, the first 'ab'"
+    ):
         evaluate_set(model, "set", Kind.STS, PAIRS)
 
 

@@ -10,7 +10,14 @@ import pytest
 
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.evaluate.results import aggregate, task_score
-from taskdistill.evaluate.suites import RTEB_PUBLIC, SUITES, TYPES, run_suite, suite_name, suite_tasks
+from taskdistill.evaluate.suites import (
+    RTEB_PUBLIC,
+    SUITES,
+    TYPES,
+    run_suite,
+    suite_name,
+    suite_tasks,
+)
 
 ENGLISH = {
     "Retrieval": "65.07 62.16 49.61 41.75 90.46 49.63 69.94 23.04 78.49 70.59",
@@ -41,14 +48,21 @@ def numbers(text: str) -> list[float]:
 
 
 def test_english_averages_are_those_of_the_public_files_and_the_type_means_those_of_table_3():
-    scores = {f"{kind} {i}": score for kind, text in ENGLISH.items() for i, score in enumerate(numbers(text))}
+    scores = {
+        f"{kind} {i}": score
+        for kind, text in ENGLISH.items()
+        for i, score in enumerate(numbers(text))
+    }
     found = aggregate(scores, {name: name.split()[0] for name in scores}, TYPES)
     assert len(scores) == 41 and found["sets"] == pytest.approx(71.775, abs=0.002)
     for kind, printed in PRINTED.items():
         assert found["by_type"][kind] == pytest.approx(printed, abs=0.06), kind
     everywhere = numbers("94.3 91.5 95.6 98.9 85.3 92.1 93.7 72.1")
     assert np.mean(everywhere) == pytest.approx(90.4, abs=0.05)
-    means = [*(value for kind, value in found["by_type"].items() if kind != "Classification"), np.mean(everywhere)]
+    means = [
+        *(value for kind, value in found["by_type"].items() if kind != "Classification"),
+        np.mean(everywhere),
+    ]
     assert np.mean(means) == pytest.approx(65.6, abs=0.05)
     assert list(found["by_type"]) == [kind for kind in TYPES if kind in ENGLISH]
 
@@ -65,14 +79,21 @@ def test_longembed_column_of_table_4_takes_means_over_length_splits():
         return {f"test_{256 << i}": {"default": score} for i, score in enumerate(numbers(text))}
 
     splits = {"needle": by_length(NEEDLE), "passkey": by_length(PASSKEY)}
-    splits |= {name: {"test": {"default": score}} for name, score in zip("abcd", (52.95, 43.80, 96.88, 79.68), strict=True)}
+    splits |= {
+        name: {"test": {"default": score}}
+        for name, score in zip("abcd", (52.95, 43.80, 96.88, 79.68), strict=True)
+    }
     scores = {name: task_score(each) for name, each in splits.items()}
     assert (scores["needle"], scores["passkey"]) == (44.5, 80.5)
-    assert aggregate(scores, dict.fromkeys(scores, "Retrieval"), TYPES)["sets"] == pytest.approx(66.385, abs=0.001)
+    assert aggregate(scores, dict.fromkeys(scores, "Retrieval"), TYPES)["sets"] == pytest.approx(
+        66.385, abs=0.001
+    )
 
 
 def test_a_task_of_several_splits_is_the_mean_of_their_means():
-    assert task_score({"validation": {"all": 83.93}, "test": {"all": 71.25}}) == pytest.approx(77.59)
+    assert task_score({"validation": {"all": 83.93}, "test": {"all": 71.25}}) == pytest.approx(
+        77.59
+    )
     assert task_score({"a": {"x": 1.0, "y": 0.0}, "b": {"x": 1.0}}) == pytest.approx(0.75)
 
 
@@ -88,7 +109,12 @@ class Sums:
 
     def encode(self, texts, *, task, prompt_name):
         self.calls += 1
-        return np.stack([np.random.default_rng(sum(map(ord, text)) + len(self.version)).standard_normal(8) for text in texts])
+        return np.stack(
+            [
+                np.random.default_rng(sum(map(ord, text)) + len(self.version)).standard_normal(8)
+                for text in texts
+            ]
+        )
 
     def fingerprint(self) -> str:
         return self.version
@@ -108,8 +134,14 @@ def test_names_of_suites():
     assert {name: len(suite_tasks(name)) for name in SUITES} == {
         "MTEB(eng, v2)": 41, "MTEB(Multilingual, v2)": 131, "RTEB public": 16, "LongEmbed": 6, "BEIR": 15
     }  # fmt: skip
-    assert suite_name("eng") == "MTEB(eng, v2)" and suite_name("beir") == "BEIR" and suite_name("mteb(eng, V2)") == "MTEB(eng, v2)"
-    with pytest.raises(BadInput, match=r"no suite 'MTEB\(engl, v2\)'; did you mean 'MTEB\(eng, v2\)'"):
+    assert (
+        suite_name("eng") == "MTEB(eng, v2)"
+        and suite_name("beir") == "BEIR"
+        and suite_name("mteb(eng, V2)") == "MTEB(eng, v2)"
+    )
+    with pytest.raises(
+        BadInput, match=r"no suite 'MTEB\(engl, v2\)'; did you mean 'MTEB\(eng, v2\)'"
+    ):
         suite_name("MTEB(engl, v2)")
     with pytest.raises(BadInput, match="on more than texts"):
         suite_tasks("MIEB(lite)")
@@ -118,22 +150,44 @@ def test_names_of_suites():
 def test_tasks_run_once_keep_their_scores_and_name_what_is_missing(tmp_path):
     tasks = [mock_tasks.MockSTSTask(), mock_tasks.MockRetrievalTask(), out_of_reach()]
     model, seen, lines = Sums(), [], []
-    found = run_suite([MtebEncoder(model)], ["sums"], "mocks", tasks, tmp_path, progress=lambda *x: seen.append(x), note=lines.append)
+    found = run_suite(
+        [MtebEncoder(model)],
+        ["sums"],
+        "mocks",
+        tasks,
+        tmp_path,
+        progress=lambda *x: seen.append(x),
+        note=lines.append,
+    )
     ours = found["models"]["sums"]
-    assert found["missing"] == {"FarSTS": "ConnectionError: no way to the hub"} and "FarSTS  sums  left out" in lines[-1]
-    assert seen == [(1, 3), (2, 3), (3, 3)] and set(ours["scores"]) == {"MockSTSTask", "MockRetrievalTask"}
+    assert (
+        found["missing"] == {"FarSTS": "ConnectionError: no way to the hub"}
+        and "FarSTS  sums  left out" in lines[-1]
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3)] and set(ours["scores"]) == {
+        "MockSTSTask",
+        "MockRetrievalTask",
+    }
     assert ours["means"]["types"] == pytest.approx(np.mean(list(ours["means"]["by_type"].values())))
-    assert list(ours["means"]["by_type"]) == ["Retrieval", "STS"] and all(math.isfinite(x) for x in ours["scores"].values())
+    assert list(ours["means"]["by_type"]) == ["Retrieval", "STS"] and all(
+        math.isfinite(x) for x in ours["scores"].values()
+    )
     calls = model.calls
     tasks = [mock_tasks.MockSTSTask(), mock_tasks.MockRetrievalTask(), out_of_reach()]
-    assert run_suite([MtebEncoder(model)], ["sums"], "mocks", tasks, tmp_path) == found and model.calls == calls
+    assert (
+        run_suite([MtebEncoder(model)], ["sums"], "mocks", tasks, tmp_path) == found
+        and model.calls == calls
+    )
     other = Sums(version="22")
     again = run_suite([MtebEncoder(other)], ["sums"], "mocks", tasks, tmp_path)
     assert other.calls == calls and again["models"]["sums"]["revision"] != ours["revision"]
 
 
 def test_a_suite_without_data_says_what_to_do(tmp_path):
-    with pytest.raises(BadInput, match="the data of no task of mocks can be had: ConnectionError: no way to the hub; mteb takes it from"):
+    with pytest.raises(
+        BadInput,
+        match="the data of no task of mocks can be had: ConnectionError: no way to the hub; mteb takes it from",
+    ):
         run_suite([MtebEncoder(Sums())], ["sums"], "mocks", [out_of_reach()], tmp_path)
     assert not list(Path(tmp_path).rglob("*.json"))
 
@@ -144,11 +198,15 @@ def test_a_model_that_fails_is_told_apart_from_missing_data(tmp_path):
             return np.full((len(texts), 4), np.nan)
 
     with pytest.raises(BadInput, match="returned NaN or infinity"):
-        run_suite([MtebEncoder(Broken())], ["broken"], "mocks", [mock_tasks.MockSTSTask()], tmp_path)
+        run_suite(
+            [MtebEncoder(Broken())], ["broken"], "mocks", [mock_tasks.MockSTSTask()], tmp_path
+        )
 
     class Odd(Sums):
         def encode(self, texts, *, task, prompt_name):
             raise KeyError("inside the model")
 
-    with pytest.raises(WorkFailed, match=r"could not score MockSTSTask: KeyError: 'inside the model'"):
+    with pytest.raises(
+        WorkFailed, match=r"could not score MockSTSTask: KeyError: 'inside the model'"
+    ):
         run_suite([MtebEncoder(Odd())], ["odd"], "mocks", [mock_tasks.MockSTSTask()], tmp_path)

@@ -25,7 +25,9 @@ FAMILIES = ["qwen3", "eurobert"]
 
 @pytest.fixture(scope="session", params=FAMILIES)
 def repository(request, tmp_path_factory):
-    return request.param, write_repository(tmp_path_factory.mktemp(request.param) / "repository", request.param)
+    return request.param, write_repository(
+        tmp_path_factory.mktemp(request.param) / "repository", request.param
+    )
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +56,11 @@ def test_onnx_float32_reaches_its_tolerance_and_int8_says_whether_it_does(onnx_e
     _, _, parity = onnx_export
     exact, small = parity["results"]
     assert exact["file"] == "model.onnx" and exact["smallest_cosine"] >= 1 - 1e-4
-    assert small["file"] == "model_int8.onnx" and small["mean_cosine"] >= 0.95 and not small["required"]
+    assert (
+        small["file"] == "model_int8.onnx"
+        and small["mean_cosine"] >= 0.95
+        and not small["required"]
+    )
     assert (small["verdict"] == "equal") == (small["mean_cosine"] >= 0.99)
 
 
@@ -74,8 +80,12 @@ def test_onnx_truncates_and_normalises_inside_the_graph(onnx_export, dim):
     import onnxruntime
 
     folder, out, _ = onnx_export
-    session = onnxruntime.InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
-    expected = Encoder.load(folder, threads=1).encode(TEXTS, task="retrieval", prompt_name="query", truncate_dim=dim)
+    session = onnxruntime.InferenceSession(
+        str(out / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    expected = Encoder.load(folder, threads=1).encode(
+        TEXTS, task="retrieval", prompt_name="query", truncate_dim=dim
+    )
     size = {} if dim is None else {"truncate_dim": np.array([dim], np.int64)}
     given = session.run(["embeddings"], feed(out, TEXTS) | size)[0]
     assert given.shape == expected.shape
@@ -92,7 +102,11 @@ def test_what_is_traced_gives_the_vectors_of_the_stream_under_either_padding(fam
     model = tiny.student(family)
     model.pooling = pooling
     texts = [np.random.default_rng(n).integers(5, 150, n) for n in (9, 4, 1)]
-    right, left, masks = torch.zeros(3, 9, dtype=torch.long), torch.zeros(3, 9, dtype=torch.long), torch.zeros(2, 3, 9, dtype=torch.long)
+    right, left, masks = (
+        torch.zeros(3, 9, dtype=torch.long),
+        torch.zeros(3, 9, dtype=torch.long),
+        torch.zeros(2, 3, 9, dtype=torch.long),
+    )
     for row, text in enumerate(texts):
         n = len(text)
         right[row, :n] = left[row, 9 - n :] = torch.from_numpy(text)
@@ -100,7 +114,10 @@ def test_what_is_traced_gives_the_vectors_of_the_stream_under_either_padding(fam
     with torch.no_grad():
         expected = model.embed(texts)
         with _padded_attention(model):
-            given = [_PaddedGraph(model)(ids, mask) for ids, mask in ((right, masks[0]), (left, masks[1]))]
+            given = [
+                _PaddedGraph(model)(ids, mask)
+                for ids, mask in ((right, masks[0]), (left, masks[1]))
+            ]
     assert all((vectors - expected).abs().max() <= 1e-5 for vectors in given)
 
 
@@ -117,12 +134,17 @@ def test_openvino_equals_the_reference(tmp_path):
 @pytest.mark.parametrize("task", [None, "text-matching"])
 def test_gguf_equals_the_reference(repository, tmp_path, task):
     parity = export(repository[1], "gguf", task, tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").glob("*.gguf")) == ["model-f16.gguf", "model-q8_0.gguf"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.gguf")) == [
+        "model-f16.gguf",
+        "model-q8_0.gguf",
+    ]
     through_torch = [r for r in parity["results"] if r["checked_with"].startswith("torch")]
     assert through_torch[0]["smallest_cosine"] >= 0.9999
     assert through_torch[1]["mean_cosine"] >= 0.99
     told = describe_folder(tmp_path / "out")
-    assert (told["format"], told["task"], told["faults"]) == ("gguf", task or "none", []) and len(told["parity"]) == len(parity["results"])
+    assert (told["format"], told["task"], told["faults"]) == ("gguf", task or "none", []) and len(
+        told["parity"]
+    ) == len(parity["results"])
     with pytest.raises(BadInput, match=r"has no modules\.json: it is an export for other programs"):
         Encoder.load(tmp_path / "out")
     by_llama = [r for r in parity["results"] if r["checked_with"].startswith("llama.cpp")]
@@ -130,7 +152,9 @@ def test_gguf_equals_the_reference(repository, tmp_path, task):
         assert by_llama == [] and "checked tensor by tensor" in parity["notes"][0]
         return
     assert [r["verdict"] for r in by_llama] == ["equal"] * 4
-    assert by_llama[1]["smallest_cosine"] >= 0.9999  # texts in F16: llama.cpp's tokenizer gives our ids, the end token included
+    assert (
+        by_llama[1]["smallest_cosine"] >= 0.9999
+    )  # texts in F16: llama.cpp's tokenizer gives our ids, the end token included
     assert parity["verdict"] == "equal"
 
 
@@ -142,7 +166,9 @@ LLAMA = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 def test_pre_tokenizers_by_the_names_that_llama_cpp_has(pattern, name):
     tokenizer = tiny_tokenizer()
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     spec = json.loads(tokenizer.to_str())
     if name is None:
         with pytest.raises(BadInput, match="no pre-tokenizer like this"):
@@ -164,7 +190,13 @@ def static_folder(tmp_path):
 
     tokenizer = TextTokenizer(tiny_tokenizer(end=False), special=False)
     torch.manual_seed(0)
-    made = Model(StaticModel(torch.randn(300, 16)), tokenizer, ModelSettings(max_length=1000), name="s", source=tmp_path)
+    made = Model(
+        StaticModel(torch.randn(300, 16)),
+        tokenizer,
+        ModelSettings(max_length=1000),
+        name="s",
+        source=tmp_path,
+    )
     write_model(tmp_path / "static", made)
     return tmp_path / "static"
 

@@ -44,11 +44,18 @@ def fingerprint() -> dict[str, str]:
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.is_file() else []
     facts = sorted(
-        {line for line in lines if line.split(":")[0].strip() in ("flags", "Features", "model", "cpu family", "stepping", "model name")}
+        {
+            line
+            for line in lines
+            if line.split(":")[0].strip()
+            in ("flags", "Features", "model", "cpu family", "stepping", "model name")
+        }
     )
     return {
         "cpu": hashlib.sha256("\n".join([platform.machine(), *facts]).encode()).hexdigest()[:16],
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
@@ -57,7 +64,9 @@ def fingerprint() -> dict[str, str]:
     }
 
 
-def differences(old: Any, new: Any, *, exact: bool, tolerance: float = REST) -> Iterator[Difference]:
+def differences(
+    old: Any, new: Any, *, exact: bool, tolerance: float = REST
+) -> Iterator[Difference]:
     """Where two records differ: path, old and new value."""
     yield from _differ("", old, new, exact, tolerance)
 
@@ -68,9 +77,23 @@ def _differ(path: str, old: Any, new: Any, exact: bool, tolerance: float) -> Ite
             if not exact and key == "sha256":
                 continue
             near = _tolerance(path, key, old, tolerance)
-            yield from _differ(f"{path} > {key}" if path else key, old.get(key, ABSENT), new.get(key, ABSENT), exact, near)
-    elif isinstance(old, list) and isinstance(new, list) and (len(old) == len(new) or not _texts(old, new)):
-        pairs = list(zip(old, new, strict=False)) if exact or not _texts(old, new) else _without_hashes(old, new)
+            yield from _differ(
+                f"{path} > {key}" if path else key,
+                old.get(key, ABSENT),
+                new.get(key, ABSENT),
+                exact,
+                near,
+            )
+    elif (
+        isinstance(old, list)
+        and isinstance(new, list)
+        and (len(old) == len(new) or not _texts(old, new))
+    ):
+        pairs = (
+            list(zip(old, new, strict=False))
+            if exact or not _texts(old, new)
+            else _without_hashes(old, new)
+        )
         for place, (one, other) in enumerate(pairs):
             yield from _differ(f"{path}[{place}]", one, other, exact, tolerance)
         if len(old) != len(new):
@@ -85,33 +108,54 @@ def _tolerance(path: str, key: str, record: dict[str, Any], tolerance: float) ->
     """What may differ elsewhere under a key of a record."""
     if key == "sums":
         dtype = str(record.get("dtype"))
-        return EIGHT_BITS if "int8" in path and dtype == "float32" else SUMS.get(dtype, SUMS["float32"])
+        return (
+            EIGHT_BITS
+            if "int8" in path and dtype == "float32"
+            else SUMS.get(dtype, SUMS["float32"])
+        )
     if key.startswith("term ") or key == "gradient norm":
         return PARTS_OF_LOSSES
-    return {"codes": CODES, "norm": TRAINED, "absolute": TRAINED, "largest_difference": SUMS["float32"]}.get(key, tolerance)
+    return {
+        "codes": CODES,
+        "norm": TRAINED,
+        "absolute": TRAINED,
+        "largest_difference": SUMS["float32"],
+    }.get(key, tolerance)
 
 
 def _texts(*lists: list[Any]) -> bool:
-    return all(isinstance(each, str) and not HEXADECIMAL.match(each) for values in lists for each in values)
+    return all(
+        isinstance(each, str) and not HEXADECIMAL.match(each) for values in lists for each in values
+    )
 
 
 def _without_hashes(old: list[str], new: list[str]) -> list[tuple[str, str]]:
     """Pair texts in their order; names with hashes in them, which sort otherwise elsewhere, in that without them."""
     if not any(HASH.search(each) for each in old):
         return list(zip(old, new, strict=True))
-    return list(zip(*(sorted(HASH.sub("<hash>", each) for each in values) for values in (old, new)), strict=True))
+    return list(
+        zip(
+            *(sorted(HASH.sub("<hash>", each) for each in values) for values in (old, new)),
+            strict=True,
+        )
+    )
 
 
 def _lines(path: str, old: list[str], new: list[str]) -> Iterator[Difference]:
     """Name the texts that one list has and the other has not."""
-    gone, come = [each for each in old if each not in new], [each for each in new if each not in old]
+    gone, come = (
+        [each for each in old if each not in new],
+        [each for each in new if each not in old],
+    )
     for place in range(max(len(gone), len(come), 1)):
         before, after = (side[place] if place < len(side) else ABSENT for side in (gone, come))
         yield (path, before, after) if gone or come else (f"{path}, items", len(old), len(new))
 
 
 def _same(old: Any, new: Any) -> bool:
-    return type(old) is type(new) and (old == new or (isinstance(old, float) and math.isnan(old) and math.isnan(new)))
+    return type(old) is type(new) and (
+        old == new or (isinstance(old, float) and math.isnan(old) and math.isnan(new))
+    )
 
 
 def _alike(old: Any, new: Any, tolerance: float) -> bool:
@@ -119,7 +163,11 @@ def _alike(old: Any, new: Any, tolerance: float) -> bool:
         return old is new
     if isinstance(old, str) and isinstance(new, str):
         if HEXADECIMAL.match(old) and HEXADECIMAL.match(new):
-            return _near(float.fromhex(old), float.fromhex(new), TRAINED if tolerance == SCORES else tolerance)
+            return _near(
+                float.fromhex(old),
+                float.fromhex(new),
+                TRAINED if tolerance == SCORES else tolerance,
+            )
         return _alike_texts(HASH.sub("<hash>", old), HASH.sub("<hash>", new), tolerance)
     if isinstance(old, int | float) and isinstance(new, int | float):
         return _near(float(old), float(new), tolerance)
@@ -144,4 +192,6 @@ def _alike_texts(old: str, new: str, tolerance: float) -> bool:
 def _near(old: float, new: float, tolerance: float) -> bool:
     if not (math.isfinite(old) and math.isfinite(new)):
         return old == new or (math.isnan(old) and math.isnan(new))
-    return abs(old - new) <= tolerance * (abs(old) + 1e-3 if tolerance in (TRAINED, PARTS_OF_LOSSES) else max(1.0, abs(old)))
+    return abs(old - new) <= tolerance * (
+        abs(old) + 1e-3 if tolerance in (TRAINED, PARTS_OF_LOSSES) else max(1.0, abs(old))
+    )

@@ -16,7 +16,17 @@ import numpy as np
 import torch
 from helpers import process_child, serve_fakes, tiny, tiny_ablation, tiny_jina, topic_models
 
-from taskdistill import BadInput, Encoder, Precision, Task, WorkFailed, encode_chunks, encode_windows, load_recipe, train_recipe
+from taskdistill import (
+    BadInput,
+    Encoder,
+    Precision,
+    Task,
+    WorkFailed,
+    encode_chunks,
+    encode_windows,
+    load_recipe,
+    train_recipe,
+)
 from taskdistill.cli.main import app, run
 from taskdistill.errors import TruncationWarning
 from taskdistill.evaluate.kinds import Kind
@@ -56,7 +66,9 @@ TASK_TYPES = [kind.value for kind in Kind]
 MODEL_FORMATS = sorted(FORMATS)
 INDEX_FORMATS = sorted(ENGINES)
 PHASES = ["static", "stage1", "long", *(f"adapters.{task}" for task in TASKS)]
-LOSS_TERMS = sorted({"distill", *TEACHER_TERMS, *(term for terms in TERMS.values() for term in terms)})
+LOSS_TERMS = sorted(
+    {"distill", *TEACHER_TERMS, *(term for terms in TERMS.values() for term in terms)}
+)
 """Names of loss terms as recipes write them."""
 
 Matrix = torch.Tensor
@@ -67,8 +79,12 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "info_nce": formulas.info_nce,
     "info_nce by row chunks": formulas.streaming_info_nce,
     "info_nce sharpened": menu.sharpened_info_nce,
-    "binary_info_nce": lambda q, d, *rest: formulas.info_nce(formulas.sign_straight_through(q), formulas.sign_straight_through(d), *rest),
-    "int8_info_nce": lambda q, d, *rest: formulas.info_nce(formulas.int8_straight_through(q), formulas.int8_straight_through(d), *rest),
+    "binary_info_nce": lambda q, d, *rest: formulas.info_nce(
+        formulas.sign_straight_through(q), formulas.sign_straight_through(d), *rest
+    ),
+    "int8_info_nce": lambda q, d, *rest: formulas.info_nce(
+        formulas.int8_straight_through(q), formulas.int8_straight_through(d), *rest
+    ),
     "cosent": formulas.cosent,
     "gor": formulas.gor,
     "gor_hinged": formulas.gor_hinged,
@@ -92,7 +108,12 @@ over_prefixes = formulas.over_prefixes
 normalize = formulas.normalize
 
 sentence, TOPICS, tiny_config = tiny.sentence, tiny.TOPICS, tiny.config
-write_jsonl, write_data, write_teacher, raw_recipe = tiny.write_jsonl, tiny.write_data, tiny.write_teacher, tiny.recipe
+write_jsonl, write_data, write_teacher, raw_recipe = (
+    tiny.write_jsonl,
+    tiny.write_data,
+    tiny.write_teacher,
+    tiny.recipe,
+)
 write_topic_model, raw_ablation = topic_models.write, tiny_ablation.raw
 write_jina, JINA_TEXTS = tiny_jina.write_repository, tiny_jina.TEXTS
 run_processes = process_child.run
@@ -118,7 +139,11 @@ def run_command(words: Sequence[str]) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     before, handlers = warnings.showwarning, list(logging.root.handlers)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", TruncationWarning)
             try:
@@ -127,7 +152,9 @@ def run_command(words: Sequence[str]) -> tuple[int, str, str]:
                 code = int(end.code or 0)
     finally:
         warnings.showwarning = before
-        logging.root.handlers[:] = handlers  # libraries that are imported on the way add some, onto streams that are closed afterwards
+        logging.root.handlers[:] = (
+            handlers  # libraries that are imported on the way add some, onto streams that are closed afterwards
+        )
     return code, out.getvalue(), err.getvalue()
 
 
@@ -138,18 +165,28 @@ def read_log(run_folder: Path) -> list[dict[str, Any]]:
 
 def chunks_of(vectors: Any) -> dict[str, Any]:
     """What late chunking returns: arrays by name."""
-    return {"vectors": vectors.vectors, "spans": vectors.spans, "tokens": vectors.tokens, "passes": vectors.passes}
+    return {
+        "vectors": vectors.vectors,
+        "spans": vectors.spans,
+        "tokens": vectors.tokens,
+        "passes": vectors.passes,
+    }
 
 
 def token_ids(encoder: Encoder, texts: list[str], prompt: str, max_length: int) -> list[list[int]]:
     """Token ids of texts as the model reads them."""
-    return [row.tolist() for row in encoder.model.tokenizer.ids(texts, prompt=prompt, max_length=max_length).ids]
+    return [
+        row.tolist()
+        for row in encoder.model.tokenizer.ids(texts, prompt=prompt, max_length=max_length).ids
+    ]
 
 
 def write_adapted(folder: Path, family: str, teacher: Path | None = None) -> Path:
     """Write a random model with an adapter a task, int8 ranges, golden vectors, and with a teacher a projection into its space."""
     module = tiny.student(family, seed=1)
-    source = tiny.write_tokenizer(folder.with_name(f"{folder.name}-tokenizer"), end=family != "bert")
+    source = tiny.write_tokenizer(
+        folder.with_name(f"{folder.name}-tokenizer"), end=family != "bert"
+    )
     made = tiny.model(module, source, end=family != "bert")
     made.name = family
     for place, task in enumerate(TASKS):
@@ -158,12 +195,22 @@ def write_adapted(folder: Path, family: str, teacher: Path | None = None) -> Pat
     texts = [sentence(topic, rng) for topic in [*TOPICS] * 4]
     encoder = Encoder(made, threads=1)
     for name in (None, *TASKS):
-        made.settings.int8_ranges[name or "base"] = ranges_to_json(fit_ranges(encoder.encode(texts, task=name), (8, 16, 32)))
+        made.settings.int8_ranges[name or "base"] = ranges_to_json(
+            fit_ranges(encoder.encode(texts, task=name), (8, 16, 32))
+        )
     if teacher is not None:
-        facts = {"model": str(teacher), "embedding_dim": 32, "space_id": Encoder.load(teacher, threads=1).space_id}
+        facts = {
+            "model": str(teacher),
+            "embedding_dim": 32,
+            "space_id": Encoder.load(teacher, threads=1).space_id,
+        }
         made.settings = replace(made.settings, teacher=facts)
         made.projection = Projection(32, 32, "identity").eval()
-    write_model(folder, made, extra_files={GOLDEN_FILE: json.dumps(golden_vectors(embed_with(made), list(module.tasks)))})
+    write_model(
+        folder,
+        made,
+        extra_files={GOLDEN_FILE: json.dumps(golden_vectors(embed_with(made), list(module.tasks)))},
+    )
     return folder
 
 

@@ -15,9 +15,16 @@ KEYS = re.compile(
 EXACT_KEYS = frozenset(["format_version", "rate"])
 """Keys that the pattern would mask and that must stay."""
 TEXTS = (
-    (re.compile(r"\b\d[\d,]*(\.\d+)? (s|ms|MB|GB|minutes|seconds|texts/s|tokens/s|GFLOP/s|TFLOP/s|h|hours)\b"), r"<number> \2"),
     (
-        re.compile(r"\b(torch|transformers|peft|numpy|python|Python|taskdistill|sentence-transformers|onnxruntime|gguf) \d+[\w.+]*"),
+        re.compile(
+            r"\b\d[\d,]*(\.\d+)? (s|ms|MB|GB|minutes|seconds|texts/s|tokens/s|GFLOP/s|TFLOP/s|h|hours)\b"
+        ),
+        r"<number> \2",
+    ),
+    (
+        re.compile(
+            r"\b(torch|transformers|peft|numpy|python|Python|taskdistill|sentence-transformers|onnxruntime|gguf) \d+[\w.+]*"
+        ),
         r"\1 <version>",
     ),
     (re.compile(r"127\.0\.0\.1:\d+"), "127.0.0.1:<port>"),
@@ -33,7 +40,9 @@ class Mask:
     """Replaces folders of this run by names, and what `KEYS` and `TEXTS` name."""
 
     def __init__(self, folders: dict[str, Path]) -> None:
-        self.folders = sorted(((str(path), name) for name, path in folders.items()), key=lambda each: -len(each[0]))
+        self.folders = sorted(
+            ((str(path), name) for name, path in folders.items()), key=lambda each: -len(each[0])
+        )
 
     def text(self, text: str) -> str:
         """A text without what differs."""
@@ -53,8 +62,14 @@ class Mask:
                 continue
             if line[:1] not in ("┃", "│"):
                 cells = re.split(r" {2,}", line.strip())
-                if len(cells) > FEW_CELLS and any(cell.endswith("ms") for cell in cells):  # the heading of a table without frames
-                    timed = [place - len(cells) for place, cell in enumerate(cells) if cell.endswith("ms")]
+                if len(cells) > FEW_CELLS and any(
+                    cell.endswith("ms") for cell in cells
+                ):  # the heading of a table without frames
+                    timed = [
+                        place - len(cells)
+                        for place, cell in enumerate(cells)
+                        if cell.endswith("ms")
+                    ]
                     line = f"table: {' | '.join(cells)}"
                 elif timed and len(cells) > FEW_CELLS:
                     line = f"row: {' | '.join(MASK if place - len(cells) in timed else cell for place, cell in enumerate(cells))}"
@@ -67,7 +82,9 @@ class Mask:
                 hidden = {place for place, cell in enumerate(cells) if COLUMNS.search(cell)}
                 found.append(f"table: {' | '.join(cells)}")
             else:
-                found.append(f"row: {' | '.join(MASK if place in hidden else cell for place, cell in enumerate(cells))}")
+                found.append(
+                    f"row: {' | '.join(MASK if place in hidden else cell for place, cell in enumerate(cells))}"
+                )
         return found
 
     def value(self, value: Any, key: str = "") -> Any:
@@ -75,7 +92,9 @@ class Mask:
         if key not in EXACT_KEYS and KEYS.search(key):
             return _hidden(value)
         if isinstance(value, dict):
-            return {self.text(str(name)): self.value(each, str(name)) for name, each in value.items()}
+            return {
+                self.text(str(name)): self.value(each, str(name)) for name, each in value.items()
+            }
         if isinstance(value, list | tuple):
             return [self.value(each) for each in value]
         if isinstance(value, str):

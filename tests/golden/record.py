@@ -43,7 +43,9 @@ def make(part: str, workshop: Any) -> dict[str, Any]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made: dict[str, Any] = json.loads(dump(import_module(f"golden.parts.{part}").record(workshop)))
+        made: dict[str, Any] = json.loads(
+            dump(import_module(f"golden.parts.{part}").record(workshop))
+        )
     return made
 
 
@@ -77,7 +79,10 @@ def main(arguments: list[str]) -> int:
             seconds = _processor_seconds() - began
             if check:
                 differing = _check(part, new, exact=recorders.get(part) == here)
-                print(f"{part:<12} {len(differing)} differences of {len(new)} keys, {seconds:.0f} s", flush=True)
+                print(
+                    f"{part:<12} {len(differing)} differences of {len(new)} keys, {seconds:.0f} s",
+                    flush=True,
+                )
                 found += differing
             else:
                 (RECORDED / f"{part}.json").write_text(dump(new), "utf-8")
@@ -89,7 +94,9 @@ def main(arguments: list[str]) -> int:
     for part, key, old, new_value in found[:SHOWN]:
         print(f"\n{part}: {key}\n  old {_short(old)}\n  new {_short(new_value)}")
     if found:
-        print(f"\n{len(found)} differences in {', '.join(dict.fromkeys(part for part, *_ in found))}. If they are meant: `make golden`,")
+        print(
+            f"\n{len(found)} differences in {', '.join(dict.fromkeys(part for part, *_ in found))}. If they are meant: `make golden`,"
+        )
         print("and a line in tests/golden/CHANGES.md that says why.")
     return int(bool(found))
 

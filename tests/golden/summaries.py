@@ -32,7 +32,9 @@ def summarize(array: np.ndarray) -> dict[str, Any]:
         "shape": list(array.shape),
         "dtype": str(array.dtype),
         "sha256": hashlib.sha256(array.tobytes()).hexdigest(),
-        "codes" if whole else "sums": [round(each, 10) for each in ([float(flat.sum() / scale), *sums] if whole else sums)],
+        "codes" if whole else "sums": [
+            round(each, 10) for each in ([float(flat.sum() / scale), *sums] if whole else sums)
+        ],
     }
 
 
@@ -48,8 +50,18 @@ def summarize_tensors(tensors: dict[str, Any]) -> dict[str, Any]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(__import__("torch").uint8).numpy().tobytes())
         values = tensor.double()
-        total, absolute, count = total + float(values.square().sum()), absolute + float(values.abs().sum()), count + tensor.numel()
-    return {"sha256": digest.hexdigest(), "tensors": len(tensors), "numbers": count, "norm": total**0.5, "absolute": absolute}
+        total, absolute, count = (
+            total + float(values.square().sum()),
+            absolute + float(values.abs().sum()),
+            count + tensor.numel(),
+        )
+    return {
+        "sha256": digest.hexdigest(),
+        "tensors": len(tensors),
+        "numbers": count,
+        "norm": total**0.5,
+        "absolute": absolute,
+    }
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -61,10 +73,16 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 def weights_below(folder: Path) -> dict[str, Any]:
     """Summary of every safetensors file below a folder, by its relative name."""
-    return {path.relative_to(folder).as_posix(): read_weights(path) for path in sorted(folder.rglob("*.safetensors"))}
+    return {
+        path.relative_to(folder).as_posix(): read_weights(path)
+        for path in sorted(folder.rglob("*.safetensors"))
+    }
 
 
 def dump(record: dict[str, Any]) -> str:
     """A record as text: one line a key, keys in order, so that a change shows as the lines that it changes."""
-    lines = [f"{json.dumps(key)}: {json.dumps(record[key], sort_keys=True, ensure_ascii=False)}" for key in sorted(record)]
+    lines = [
+        f"{json.dumps(key)}: {json.dumps(record[key], sort_keys=True, ensure_ascii=False)}"
+        for key in sorted(record)
+    ]
     return "{\n" + ",\n".join(lines) + "\n}\n"

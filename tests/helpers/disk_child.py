@@ -20,8 +20,23 @@ KILLED = 9
 COMPUTED = 77
 """Exit code of a child that should not have computed anything and has."""
 
-PRELOADED = ("taskdistill.cli.main", "taskdistill.pipeline.train", "taskdistill.pipeline.evaluate_run", "taskdistill.model.folder")
-NAMES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.utime", "os.truncate"}
+PRELOADED = (
+    "taskdistill.cli.main",
+    "taskdistill.pipeline.train",
+    "taskdistill.pipeline.evaluate_run",
+    "taskdistill.model.folder",
+)
+NAMES = {
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "os.utime",
+    "os.truncate",
+}
 """Audit events of calls that change names or attributes; `os.rename` stands for `os.replace` too."""
 
 BOTH = {"os.rename", "os.link", "os.symlink"}
@@ -69,7 +84,9 @@ def protected(lines: Sequence[str], *, computes: bool = False) -> list[tuple[int
     It may not run any model, unless `computes` says so.
     """
     ended, results = _started(_protected, list(lines), computes)
-    assert ended == 0, f"the child ended with {ended}: a model was run for a target that is write-protected"
+    assert ended == 0, (
+        f"the child ended with {ended}: a model was run for a target that is write-protected"
+    )
     return results
 
 
@@ -106,7 +123,9 @@ def _faulty(line: str, fault: Fault, writing: Connection) -> None:
         if isinstance(place, int):
             return False
         name = os.fsdecode(place)  # type: ignore[arg-type]
-        return f"{name}/".startswith(root) if name.startswith("/") else isinstance(fd, int) and fd >= 0
+        return (
+            f"{name}/".startswith(root) if name.startswith("/") else isinstance(fd, int) and fd >= 0
+        )
 
     def changed() -> None:
         nonlocal count
@@ -121,10 +140,17 @@ def _faulty(line: str, fault: Fault, writing: Connection) -> None:
         if busy or (event not in NAMES and event != "open"):
             return
         if event == "open":
-            change = isinstance(arguments[2], int) and bool(arguments[2] & WRITES) and below(arguments[0])
+            change = (
+                isinstance(arguments[2], int)
+                and bool(arguments[2] & WRITES)
+                and below(arguments[0])
+            )
         else:
             folders = [each for each in arguments[1:] if isinstance(each, int)]
-            change = any(below(place, folders[-1] if folders else None) for place in arguments[: 2 if event in BOTH else 1])
+            change = any(
+                below(place, folders[-1] if folders else None)
+                for place in arguments[: 2 if event in BOTH else 1]
+            )
         if change:
             changed()
 
@@ -207,7 +233,11 @@ def obey_permissions() -> None:
         _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
 
     class Sets(ctypes.Structure):
-        _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+        _fields_ = (
+            ("effective", ctypes.c_uint32),
+            ("permitted", ctypes.c_uint32),
+            ("inheritable", ctypes.c_uint32),
+        )
 
     libc = ctypes.CDLL(None, use_errno=True)
     header, sets = Header(0x20080522, 0), (Sets * 2)()

@@ -25,7 +25,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["taskdistill.cli.main", "taskdistill.pipeline.train", "taskdistill.pipeline.evaluate_run", "taskdistill.model.folder"]
+PRELOAD = [
+    "taskdistill.cli.main",
+    "taskdistill.pipeline.train",
+    "taskdistill.pipeline.evaluate_run",
+    "taskdistill.model.folder",
+]
 """What the server imports where it cannot be forked from here."""
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -56,7 +61,11 @@ def fork_server() -> None:
             finally:
                 os._exit(0)
         os.close(alive)
-    server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, ours, pid
+    server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = (
+        address,
+        ours,
+        pid,
+    )
 
 
 class Forked:
@@ -66,7 +75,12 @@ class Forked:
         stdout: What the child writes, as text.
     """
 
-    def __init__(self, target: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        target: Callable[..., Any],
+        *arguments: Any,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Start the child.
 
         Args:
@@ -76,7 +90,14 @@ class Forked:
         """
         reading, writing = CONTEXT.Pipe(duplex=False)
         self._process = CONTEXT.Process(
-            target=_enter, args=(writing, {**os.environ, **(environment or {})}, str(Path.cwd()), target, arguments)
+            target=_enter,
+            args=(
+                writing,
+                {**os.environ, **(environment or {})},
+                str(Path.cwd()),
+                target,
+                arguments,
+            ),
         )
         self._process.start()
         writing.close()
@@ -138,7 +159,13 @@ class Forked:
         self._process.join()
 
 
-def _enter(writing: Connection, environment: dict[str, str], folder: str, target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _enter(
+    writing: Connection,
+    environment: dict[str, str],
+    folder: str,
+    target: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
     for number in (1, 2):
         os.dup2(writing.fileno(), number)
     writing.close()
@@ -153,7 +180,7 @@ def _enter(writing: Connection, environment: dict[str, str], folder: str, target
 
 def command(*words: str) -> None:
     """Run a command line as the program does."""
-    from taskdistill.cli import main
+    from taskdistill.cli.main import main
 
     sys.argv = ["taskdistill", *words]
     main()

@@ -22,8 +22,20 @@ def start_these(count: int, target: Callable[..., Any], *arguments: str) -> list
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [Forked(target, *arguments, environment={**common, "RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}) for rank in range(count)]
+    common = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    return [
+        Forked(
+            target,
+            *arguments,
+            environment={**common, "RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"},
+        )
+        for rank in range(count)
+    ]
 
 
 def run(count: int, *arguments: str, limit: float = 280) -> None:
@@ -67,7 +79,9 @@ def train(out: Path, together) -> None:
 
     raw = json.loads((out / "recipe.json").read_text())
     told = tiny_run.train(raw, out / "run", processes=together)
-    (out / f"{together.rank}.json").write_text(json.dumps([record["loss"] for record in told.records]))
+    (out / f"{together.rank}.json").write_text(
+        json.dumps([record["loss"] for record in told.records])
+    )
 
 
 def trajectories(out: Path, together, which: str) -> None:
@@ -97,14 +111,27 @@ def failures(out: Path, together) -> None:
 
     found = {}
     divided = next(case for case in cases.cases() if case.name == "stage1, every term, full")
-    places = ("optimiser", "always first forward", "always loss", "other first forward", "other loss", "other backward")
+    places = (
+        "optimiser",
+        "always first forward",
+        "always loss",
+        "other first forward",
+        "other loss",
+        "other backward",
+    )
     for base in (replace(divided, shard="none"), divided):
         for place in places:
             case = replace(base, name=f"{place}, {base.shard}", short={1: (place, 1)})
             found[case.name] = ending(case, out, together)
-    found["allocation"] = ending(replace(divided, name="allocation", short={1: ("allocation", 1)}), out, together)
-    fsdp.can_start_again = gradients.can_start_again = lambda model: False  # an older torch; this breaks the group
-    found["old torch"] = ending(replace(divided, name="old torch", short={1: ("first forward", 1)}), out, together)
+    found["allocation"] = ending(
+        replace(divided, name="allocation", short={1: ("allocation", 1)}), out, together
+    )
+    fsdp.can_start_again = gradients.can_start_again = lambda model: (
+        False
+    )  # an older torch; this breaks the group
+    found["old torch"] = ending(
+        replace(divided, name="old torch", short={1: ("first forward", 1)}), out, together
+    )
     (out / f"{together.rank}.json").write_text(json.dumps(found))
 
 
@@ -123,14 +150,26 @@ def alone(out: Path, together) -> None:
         return fail
 
     def no_memory(*_, **__):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+        )
 
     raw = json.loads((out / "recipe.json").read_text())
     cases = {
         "teacher": (0, run, "fill_stores", raising(OSError(28, "No space left on device"))),
-        "vectors": (0, projection_start, "teacher_vectors", raising(BadInput("shard 00000 is damaged"))),
+        "vectors": (
+            0,
+            projection_start,
+            "teacher_vectors",
+            raising(BadInput("shard 00000 is damaged")),
+        ),
         "memory": (0, projection_start, "fit_projection", no_memory),
-        "reading by another": (1, projection_start, "load_file", raising(OSError(5, "Input/output error"))),
+        "reading by another": (
+            1,
+            projection_start,
+            "load_file",
+            raising(OSError(5, "Input/output error")),
+        ),
     }
     found = {}
     for name, (rank, module, attribute, fault) in cases.items():
@@ -178,8 +217,17 @@ def main(name: str, out: str, *more: str) -> None:
 
     torch.set_num_threads(1)
     timeout = timedelta(seconds=float(os.environ.get("CHILD_TIMEOUT", "600")))
-    with init_distributed(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"]), timeout) as together:
+    with init_distributed(
+        int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"]), timeout
+    ) as together:
         WORK[name](Path(out), together, *more)
 
 
-WORK = {"train": train, "stopped": stopped, "trajectories": trajectories, "failures": failures, "slow": slow, "alone": alone}
+WORK = {
+    "train": train,
+    "stopped": stopped,
+    "trajectories": trajectories,
+    "failures": failures,
+    "slow": slow,
+    "alone": alone,
+}

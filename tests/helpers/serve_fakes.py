@@ -41,7 +41,9 @@ def tiny_tokenizer() -> TextTokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
     )
     return TextTokenizer(tokenizer)
 
@@ -49,8 +51,21 @@ def tiny_tokenizer() -> TextTokenizer:
 def tiny_model(source: Path = Path(), layers: int = 2) -> Model:
     """A random BERT of 32 dimensions with four adapters that differ visibly."""
     torch.manual_seed(0)
-    shape = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers, "num_attention_heads": 4}
-    backbone = build_backbone({"model_type": "bert", **shape, "max_position_embeddings": MAX_LENGTH, "initializer_range": 0.3})
+    shape = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+    }
+    backbone = build_backbone(
+        {
+            "model_type": "bert",
+            **shape,
+            "max_position_embeddings": MAX_LENGTH,
+            "initializer_range": 0.3,
+        }
+    )
     configs = {task: lora_config(backbone, rank=4, alpha=8, dropout=0.0) for task in TASKS}
     module = TransformerModel(backbone.eval(), Pooling.MEAN)
     for task, config in configs.items():
@@ -60,10 +75,22 @@ def tiny_model(source: Path = Path(), layers: int = 2) -> Model:
         module.tasks.append(task)
     module.select(None)
     settings = ModelSettings(prompts=dict(PROMPTS), max_length=MAX_LENGTH, matryoshka_dims=DIMS)
-    model = Model(module.eval(), tiny_tokenizer(), settings, name="tiny", source=source, adapter_configs=configs)
+    model = Model(
+        module.eval(),
+        tiny_tokenizer(),
+        settings,
+        name="tiny",
+        source=source,
+        adapter_configs=configs,
+    )
     texts = [f"{word} number {i}" for i in range(40) for word in ("one", "another")]
-    ranges = {task or "base": ranges_to_json(fit_ranges(Encoder(model).encode(texts, task=task), DIMS)) for task in (None, "retrieval")}
-    model.settings = ModelSettings(prompts=dict(PROMPTS), max_length=MAX_LENGTH, matryoshka_dims=DIMS, int8_ranges=ranges)
+    ranges = {
+        task or "base": ranges_to_json(fit_ranges(Encoder(model).encode(texts, task=task), DIMS))
+        for task in (None, "retrieval")
+    }
+    model.settings = ModelSettings(
+        prompts=dict(PROMPTS), max_length=MAX_LENGTH, matryoshka_dims=DIMS, int8_ranges=ranges
+    )
     model.files = memory_files(model)
     return model
 
@@ -79,7 +106,14 @@ class Panic(BaseException):
 class FakeEngine:
     """Vectors are the sum and the number of the ids; a text whose first id is negative is poison."""
 
-    def __init__(self, lanes: int = 2, *, express: bool = True, budget: int = 256, seconds_per_token: float = 0.0) -> None:
+    def __init__(
+        self,
+        lanes: int = 2,
+        *,
+        express: bool = True,
+        budget: int = 256,
+        seconds_per_token: float = 0.0,
+    ) -> None:
         self.lanes, self.express, self.budget, self.embedding_dim = lanes, express, budget, 2
         self.seconds_per_token = seconds_per_token
         self.batches: list[tuple[str | None, list[int]]] = []
@@ -107,7 +141,9 @@ class FakeEngine:
 def late_vectors(encoder: Encoder, texts: list[str], **options) -> np.ndarray:
     """What the library gives for texts read as one document."""
     ends = np.cumsum([len(text) + 1 for text in texts]) - 1
-    return encode_chunks(encoder, " ".join(texts), spans=list(pairwise([0, *ends.tolist()])), **options).vectors
+    return encode_chunks(
+        encoder, " ".join(texts), spans=list(pairwise([0, *ends.tolist()])), **options
+    ).vectors
 
 
 def expected(row) -> list[float]:

@@ -40,7 +40,12 @@ class FakeTeacher:
 
 
 def good(texts):
-    return 200, {"data": [{"object": "embedding", "index": i, "embedding": vector(text).tolist()} for i, text in enumerate(texts)]}
+    return 200, {
+        "data": [
+            {"object": "embedding", "index": i, "embedding": vector(text).tolist()}
+            for i, text in enumerate(texts)
+        ]
+    }
 
 
 def status(code, **headers):
@@ -103,7 +108,10 @@ class Handler(BaseHTTPRequestHandler):
 def rotated(items):
     """Right indices, vectors of the text beside."""
     vectors = [item["embedding"] for item in items]
-    return [item | {"embedding": vector} for item, vector in zip(items, [*vectors[1:], vectors[0]], strict=True)]
+    return [
+        item | {"embedding": vector}
+        for item, vector in zip(items, [*vectors[1:], vectors[0]], strict=True)
+    ]
 
 
 def by_length(texts):
@@ -116,22 +124,44 @@ def by_length(texts):
 def mixed(texts):
     """Vectors that depend on the texts beside them, as where padding is attended to."""
     shared = 10 * np.mean([vector(text) for text in texts], axis=0)
-    return 200, {"data": [{"index": at, "embedding": (vector(text) + shared).tolist()} for at, text in enumerate(texts)]}
+    return 200, {
+        "data": [
+            {"index": at, "embedding": (vector(text) + shared).tolist()}
+            for at, text in enumerate(texts)
+        ]
+    }
 
 
 def other_model(texts):
-    return 200, {"data": [{"index": at, "embedding": vector(f"other {text}").tolist()} for at, text in enumerate(texts)]}
+    return 200, {
+        "data": [
+            {"index": at, "embedding": vector(f"other {text}").tolist()}
+            for at, text in enumerate(texts)
+        ]
+    }
 
 
 LIES = {
     "rotated": edited(rotated),
-    "reversed": edited(lambda items: [item | {"embedding": last["embedding"]} for item, last in zip(items, items[::-1], strict=True)]),
-    "sorted by length": by_length,
-    "one vector": edited(lambda items: [item | {"embedding": vector("one").tolist()} for item in items]),
-    "nearly one vector": edited(
-        lambda items: [item | {"embedding": (vector("one") + 1e-3 * np.array(item["embedding"])).tolist()} for item in items]
+    "reversed": edited(
+        lambda items: [
+            item | {"embedding": last["embedding"]}
+            for item, last in zip(items, items[::-1], strict=True)
+        ]
     ),
-    "the first vector": edited(lambda items: [item | {"embedding": items[0]["embedding"]} for item in items]),
+    "sorted by length": by_length,
+    "one vector": edited(
+        lambda items: [item | {"embedding": vector("one").tolist()} for item in items]
+    ),
+    "nearly one vector": edited(
+        lambda items: [
+            item | {"embedding": (vector("one") + 1e-3 * np.array(item["embedding"])).tolist()}
+            for item in items
+        ]
+    ),
+    "the first vector": edited(
+        lambda items: [item | {"embedding": items[0]["embedding"]} for item in items]
+    ),
     "another model": other_model,
     "mixed": mixed,
 }

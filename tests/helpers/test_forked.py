@@ -32,12 +32,16 @@ def waits() -> None:
 
 def test_streams_environment_and_exit_code():
     with Forked(speaks, "a word", environment={"SAID": "was said"}) as child:
-        assert child.communicate(20) == ("a word was said\nand more\n", None) and child.returncode == 3
+        assert (
+            child.communicate(20) == ("a word was said\nand more\n", None) and child.returncode == 3
+        )
     assert "SAID" not in os.environ
 
 
 def test_it_has_no_threads_of_this_process_and_can_train():
-    torch.nn.Parameter(torch.ones(4)).sum().backward()  # from here on this process has threads of autograd
+    torch.nn.Parameter(
+        torch.ones(4)
+    ).sum().backward()  # from here on this process has threads of autograd
     for _ in range(2):
         with Forked(trains) as child:
             assert child.communicate(20)[0] == f"{2.0 * 64**3}\n" and child.returncode == 0

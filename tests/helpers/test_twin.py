@@ -16,13 +16,25 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 CPU = torch.device("cpu")
 ALLOWED = {
-    "one scalar of the CPU in arithmetic": lambda d, c: torch.ones(3, device=d) * torch.ones((), device=c),
+    "one scalar of the CPU in arithmetic": lambda d, c: (
+        torch.ones(3, device=d) * torch.ones((), device=c)
+    ),
     "one scalar first": lambda d, c: torch.ones((), device=c) - torch.ones(3, device=d),
-    "one scalar in where": lambda d, c: torch.where(torch.ones(3, device=d) > 0, torch.ones(3, device=d), torch.ones((), device=c)),
-    "one scalar to fill with": lambda d, c: torch.ones(3, device=d).masked_fill(torch.ones(3, device=d) > 0, torch.ones((), device=c)),
-    "CPU indices": lambda d, c: torch.ops.aten.index.Tensor(torch.ones(3, 2, device=d), [torch.tensor([0, 2], device=c)]),
-    "CPU indices to put": lambda d, c: torch.ones(3, device=d).index_put((torch.tensor([0, 2], device=c),), torch.ones(2, device=d)),
-    "a scalar put at indices": lambda d, c: torch.ones(3, device=d).index_put((torch.tensor([0, 2], device=d),), torch.ones((), device=c)),
+    "one scalar in where": lambda d, c: torch.where(
+        torch.ones(3, device=d) > 0, torch.ones(3, device=d), torch.ones((), device=c)
+    ),
+    "one scalar to fill with": lambda d, c: torch.ones(3, device=d).masked_fill(
+        torch.ones(3, device=d) > 0, torch.ones((), device=c)
+    ),
+    "CPU indices": lambda d, c: torch.ops.aten.index.Tensor(
+        torch.ones(3, 2, device=d), [torch.tensor([0, 2], device=c)]
+    ),
+    "CPU indices to put": lambda d, c: torch.ones(3, device=d).index_put(
+        (torch.tensor([0, 2], device=c),), torch.ones(2, device=d)
+    ),
+    "a scalar put at indices": lambda d, c: torch.ones(3, device=d).index_put(
+        (torch.tensor([0, 2], device=d),), torch.ones((), device=c)
+    ),
 }
 """Operations on a device `d` and the CPU `c` that CUDA takes."""
 REFUSED = {
@@ -30,41 +42,74 @@ REFUSED = {
     "matrix product": lambda d, c: torch.ones(3, 3, device=d) @ torch.ones(3, 3, device=c),
     "linear": lambda d, c: F.linear(torch.ones(2, 3, device=d), torch.ones(3, 3, device=c)),
     "joined": lambda d, c: torch.cat([torch.ones(3, device=d), torch.ones(3, device=c)]),
-    "values put": lambda d, c: torch.ones(3, device=d).index_put((torch.tensor([0, 2], device=d),), torch.ones(2, device=c)),
+    "values put": lambda d, c: torch.ones(3, device=d).index_put(
+        (torch.tensor([0, 2], device=d),), torch.ones(2, device=c)
+    ),
     "embedding": lambda d, c: F.embedding(torch.tensor([1], device=c), torch.ones(3, 2, device=d)),
-    "selected rows": lambda d, c: torch.ones(3, device=d).index_select(0, torch.tensor([1], device=c)),
-    "copied rows": lambda d, c: torch.ones(3, device=d).index_copy(0, torch.tensor([1], device=c), torch.ones(1, device=d)),
-    "added rows": lambda d, c: torch.ones(3, device=d).index_add_(0, torch.tensor([1], device=d), torch.ones(1, device=c)),
+    "selected rows": lambda d, c: torch.ones(3, device=d).index_select(
+        0, torch.tensor([1], device=c)
+    ),
+    "copied rows": lambda d, c: torch.ones(3, device=d).index_copy(
+        0, torch.tensor([1], device=c), torch.ones(1, device=d)
+    ),
+    "added rows": lambda d, c: torch.ones(3, device=d).index_add_(
+        0, torch.tensor([1], device=d), torch.ones(1, device=c)
+    ),
     "gather": lambda d, c: torch.ones(3, device=d).gather(0, torch.tensor([1], device=c)),
     "scatter": lambda d, c: torch.ones(3, device=d).scatter(0, torch.tensor([1], device=c), 2.0),
-    "where": lambda d, c: torch.where(torch.ones(3, device=c) > 0, torch.ones(3, device=d), torch.ones(3, device=d)),
+    "where": lambda d, c: torch.where(
+        torch.ones(3, device=c) > 0, torch.ones(3, device=d), torch.ones(3, device=d)
+    ),
     "mask": lambda d, c: torch.ones(3, device=d).masked_fill(torch.ones(3, device=c) > 0, 0.0),
-    "attention": lambda d, c: F.scaled_dot_product_attention(*(torch.ones(1, 1, 2, 4, device=each) for each in (d, d, c))),
+    "attention": lambda d, c: F.scaled_dot_product_attention(
+        *(torch.ones(1, 1, 2, 4, device=each) for each in (d, d, c))
+    ),
     "attention mask": lambda d, c: F.scaled_dot_product_attention(
         *(torch.ones(1, 1, 2, 4, device=d) for _ in range(3)), attn_mask=torch.zeros(2, 2, device=c)
     ),
-    "classes": lambda d, c: F.cross_entropy(torch.ones(2, 3, device=d), torch.tensor([0, 1], device=c)),
+    "classes": lambda d, c: F.cross_entropy(
+        torch.ones(2, 3, device=d), torch.tensor([0, 1], device=c)
+    ),
     "written into the CPU": lambda d, c: torch.ones(3, device=c).add_(torch.ones(3, device=d)),
     "bags": lambda d, c: F.embedding_bag(
-        torch.tensor([1, 2], device=d), torch.ones(3, 2, device=d), torch.tensor([0, 1], device=c), mode="mean"
+        torch.tensor([1, 2], device=d),
+        torch.ones(3, 2, device=d),
+        torch.tensor([0, 1], device=c),
+        mode="mean",
     ),
 }
 """Operations that CUDA refuses, and torch's own simulation of it too."""
 REFUSED_BY_KERNELS = {
-    "indices of the device for the CPU": lambda d, c: torch.ones(3, device=c)[torch.tensor([0], device=d)],
+    "indices of the device for the CPU": lambda d, c: torch.ones(3, device=c)[
+        torch.tensor([0], device=d)
+    ],
     "scalar joined": lambda d, c: torch.stack([torch.ones((), device=d), torch.ones((), device=c)]),
-    "a scalar that clamps": lambda d, c: torch.ones(3, device=d).clamp(min=torch.ones((), device=c)),
-    "two scalars": lambda d, c: torch.addcmul(torch.ones(3, device=d), torch.ones((), device=c), torch.ones((), device=c)),
-    "a scalar of the CPU is written": lambda d, c: torch.ones((), device=c).add_(torch.ones((), device=d)),
+    "a scalar that clamps": lambda d, c: torch.ones(3, device=d).clamp(
+        min=torch.ones((), device=c)
+    ),
+    "two scalars": lambda d, c: torch.addcmul(
+        torch.ones(3, device=d), torch.ones((), device=c), torch.ones((), device=c)
+    ),
+    "a scalar of the CPU is written": lambda d, c: torch.ones((), device=c).add_(
+        torch.ones((), device=d)
+    ),
     "comparison of all": lambda d, c: torch.equal(torch.ones(3, device=d), torch.ones(3, device=c)),
-    "comparison of scalars": lambda d, c: torch.equal(torch.ones((), device=d), torch.ones((), device=c)),
-    "out": lambda d, c: torch.mm(torch.ones(2, 2, device=d), torch.ones(2, 2, device=d), out=torch.empty(2, 2, device=c)),
-    "row numbers to fill": lambda d, c: torch.ones(3, device=d).index_fill(0, torch.tensor([1], device=c), 0.0),
+    "comparison of scalars": lambda d, c: torch.equal(
+        torch.ones((), device=d), torch.ones((), device=c)
+    ),
+    "out": lambda d, c: torch.mm(
+        torch.ones(2, 2, device=d), torch.ones(2, 2, device=d), out=torch.empty(2, 2, device=c)
+    ),
+    "row numbers to fill": lambda d, c: torch.ones(3, device=d).index_fill(
+        0, torch.tensor([1], device=c), 0.0
+    ),
     "a device that is not there": lambda d, c: torch.ones(3, device=d).to("twin:1"),
     "numbers for numpy": lambda d, c: torch.ones(3, device=d).numpy(),
     "an array of numpy": lambda d, c: np.asarray(torch.ones(3, device=d)),
     "pinning": lambda d, c: torch.ones(3, device=d).pin_memory(),
-    "a generator of the CPU": lambda d, c: torch.empty(3, device=d).bernoulli_(0.5, generator=torch.Generator(c)),
+    "a generator of the CPU": lambda d, c: torch.empty(3, device=d).bernoulli_(
+        0.5, generator=torch.Generator(c)
+    ),
 }
 """What CUDA's kernels and Python bindings refuse, which torch's simulation of shapes does not know."""
 
@@ -91,7 +136,9 @@ def test_it_refuses_what_a_card_refuses(name):
 
 @pytest.mark.parametrize("name", REFUSED_BY_KERNELS)
 def test_it_refuses_what_the_kernels_of_a_card_refuse(name):
-    with pytest.raises((RuntimeError, TypeError), match=r"device|scalars|ordinal|numpy|pinned|generator"):
+    with pytest.raises(
+        (RuntimeError, TypeError), match=r"device|scalars|ordinal|numpy|pinned|generator"
+    ):
         REFUSED_BY_KERNELS[name](DEVICE, CPU)
 
 
@@ -119,7 +166,9 @@ def test_a_moved_module_keeps_its_parameters_and_their_gradients():
         module.to(place)
         assert all(parameter is before[name] for name, parameter in module.named_parameters())
         assert {p.device for p in before.values()} == {place} and module.weight.grad.device == place
-        assert isinstance(module.weight, torch.nn.Parameter) and torch.equal(module.weight.grad.cpu(), gradient)
+        assert isinstance(module.weight, torch.nn.Parameter) and torch.equal(
+            module.weight.grad.cpu(), gradient
+        )
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.data = parameter.data.to(DEVICE, torch.bfloat16)
     assert parameter.device == DEVICE and parameter.dtype is torch.bfloat16
@@ -138,18 +187,34 @@ def test_a_copy_that_nobody_waited_for_holds_garbage():
 
 def test_copies_cross_in_both_directions():
     numbers = torch.arange(3.0)
-    assert torch.zeros(3, device=DEVICE).copy_(numbers).tolist() == [0, 1, 2] == torch.zeros(3).copy_(numbers.to(DEVICE)).tolist()
+    assert (
+        torch.zeros(3, device=DEVICE).copy_(numbers).tolist()
+        == [0, 1, 2]
+        == torch.zeros(3).copy_(numbers.to(DEVICE)).tolist()
+    )
     assert torch.from_numpy(np.ones(2)).to(DEVICE).sum().item() == 2
 
 
 def test_what_is_made_there_has_its_shape():
-    made = [torch.arange(3, device=DEVICE), torch.arange(1, 4, device=DEVICE), torch.randperm(3, device=DEVICE)]
-    made += [torch.linspace(0, 1, 3, device=DEVICE), torch.full((3,), 2.0, device=DEVICE), torch.tensor([1, 2, 3], device=DEVICE)]
+    made = [
+        torch.arange(3, device=DEVICE),
+        torch.arange(1, 4, device=DEVICE),
+        torch.randperm(3, device=DEVICE),
+    ]
+    made += [
+        torch.linspace(0, 1, 3, device=DEVICE),
+        torch.full((3,), 2.0, device=DEVICE),
+        torch.tensor([1, 2, 3], device=DEVICE),
+    ]
     assert all(each.device == DEVICE and each.shape == (3,) == each.inner.shape for each in made)
     assert torch.eye(2, device=DEVICE).shape == (2, 2) == torch.empty(2, 2, device=DEVICE).shape
     assert torch.triu_indices(3, 3, offset=1, device=DEVICE).tolist() == [[0, 0, 1], [1, 2, 2]]
     with pytest.raises(NotImplementedError, match="shape of its `out`"):
-        torch.mm(torch.eye(2, device=DEVICE), torch.eye(2, device=DEVICE), out=torch.empty(0, device=DEVICE))
+        torch.mm(
+            torch.eye(2, device=DEVICE),
+            torch.eye(2, device=DEVICE),
+            out=torch.empty(0, device=DEVICE),
+        )
 
 
 def test_inference_mode_is_as_everywhere():
@@ -174,7 +239,10 @@ def test_memory_ends():
 def test_it_is_the_accelerator_only_while_it_is_present():
     assert not torch.accelerator.is_available()
     with twin.present():
-        assert torch.accelerator.is_available() and torch.accelerator.current_accelerator().type == "twin"
+        assert (
+            torch.accelerator.is_available()
+            and torch.accelerator.current_accelerator().type == "twin"
+        )
         assert torch.ones(2).pin_memory().is_pinned()
     assert torch.accelerator.device_count() == 0 or torch.cuda.is_available()
 
@@ -199,11 +267,19 @@ def test_a_model_trains_there_to_the_bits_of_the_cpu(family):
             optimiser.step()
         found.append([p.detach().cpu() for p in weights])
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
-    assert F.cosine_similarity(*halves).min() > 0.999, "in bfloat16 a card's autocast runs more operators in float32 than the CPU's"
+    assert F.cosine_similarity(*halves).min() > 0.999, (
+        "in bfloat16 a card's autocast runs more operators in float32 than the CPU's"
+    )
     assert not torch.equal(halves[1], tiny.student(family).embed(ids))
 
 
 def test_a_child_process_finds_it_as_it_finds_real_devices(tmp_path):
     code = "import torch; x = torch.ones(2, device='twin:0'); print(torch.accelerator.current_accelerator(), (x + x).cpu().tolist())"
-    done = subprocess.run([sys.executable, "-c", code], env=twin.autoload(tmp_path), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=twin.autoload(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.stdout, done.returncode) == ("twin [2.0, 2.0]\n", 0), done.stderr

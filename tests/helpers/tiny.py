@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, EuroBertConfig, EuroBertModel, PreTrainedModel, Qwen3Config, Qwen3Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    EuroBertConfig,
+    EuroBertModel,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 from taskdistill.model.backbone import without_dropout
 from taskdistill.model.folder import Model, ModelSettings, write_model
@@ -58,38 +66,73 @@ COMMON = [
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 OTHER = ["query", "document", "instruct", "topic", "theme", ":", "?", "."]
 WORDS = [word for words in TOPICS.values() for word in words.split()]
-SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "initializer_range": 0.3}
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "initializer_range": 0.3,
+}
 
 
 def tokenizer(*, end: bool = False) -> Tokenizer:
     """A WordPiece tokenizer that puts `[CLS]` before and `[SEP]` behind a text, or with `end` only `[SEP]` behind it."""
-    pieces = [*SPECIAL, *COMMON, *OTHER, *WORDS, *map(chr, range(97, 123)), *(f"##{chr(n)}" for n in range(97, 123))]
+    pieces = [
+        *SPECIAL,
+        *COMMON,
+        *OTHER,
+        *WORDS,
+        *map(chr, range(97, 123)),
+        *(f"##{chr(n)}" for n in range(97, 123)),
+    ]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     marks = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
     single = "$A [SEP]" if end else "[CLS] $A [SEP]"
-    made.post_processor = processors.TemplateProcessing(single=single, special_tokens=marks[1:] if end else marks)
+    made.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=marks[1:] if end else marks
+    )
     made.add_special_tokens(SPECIAL)
     return made
 
 
 def config(family: str, *, layers: int = 2) -> dict[str, Any]:
     """The configuration of a family at 32 dimensions, as a recipe's `student.config` takes it."""
-    shape = {"vocab_size": tokenizer().get_vocab_size(), "num_hidden_layers": layers, "max_position_embeddings": 64, **SHAPE}
+    shape = {
+        "vocab_size": tokenizer().get_vocab_size(),
+        "num_hidden_layers": layers,
+        "max_position_embeddings": 64,
+        **SHAPE,
+    }
     ids = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 3}
     if family == "bert":
         return {"model_type": "bert", **shape, "pad_token_id": 0}
     if family == "qwen3":
-        return {"model_type": "qwen3", **shape, **ids, "num_key_value_heads": 2, "head_dim": 8, "rope_theta": 1000.0}
-    return {"model_type": "eurobert", **shape, **ids, "num_key_value_heads": 2, "mask_token_id": 4, "rope_theta": 1000.0}
+        return {
+            "model_type": "qwen3",
+            **shape,
+            **ids,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "rope_theta": 1000.0,
+        }
+    return {
+        "model_type": "eurobert",
+        **shape,
+        **ids,
+        "num_key_value_heads": 2,
+        "mask_token_id": 4,
+        "rope_theta": 1000.0,
+    }
 
 
 def backbone(family: str, *, seed: int = 0, layers: int = 2) -> PreTrainedModel:
     """A random backbone on the packed stream, with weights large enough that every part shows in the output."""
     torch.manual_seed(seed)
-    fields = {key: value for key, value in config(family, layers=layers).items() if key != "model_type"}
+    fields = {
+        key: value for key, value in config(family, layers=layers).items() if key != "model_type"
+    }
     if family == "bert":
         made: PreTrainedModel = BertModel(BertConfig(**fields), add_pooling_layer=False)
     elif family == "qwen3":
@@ -101,7 +144,9 @@ def backbone(family: str, *, seed: int = 0, layers: int = 2) -> PreTrainedModel:
     return made.eval()
 
 
-def add_adapter(module: TransformerModel, task: str, *, rank: int = 4, dropout: float = 0.0, seed: int = 7) -> LoraConfig:
+def add_adapter(
+    module: TransformerModel, task: str, *, rank: int = 4, dropout: float = 0.0, seed: int = 7
+) -> LoraConfig:
     """Attach an adapter of which both factors are non-zero."""
     config = lora_config(module.backbone, rank=rank, alpha=2 * rank, dropout=dropout)
     attach(module.backbone, task, config)
@@ -126,14 +171,32 @@ def write_tokenizer(folder: Path, *, end: bool = False) -> Path:
     """Write the tokenizer as a folder of its own, with the side files that other libraries read."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer(end=end).save(str(folder / "tokenizer.json"))
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "sep_token": "[SEP]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
+    names = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names})
+    )
     return folder
 
 
-def model(module: TransformerModel, source: Path, *, prompts: dict[str, str] | None = None, end: bool = False) -> Model:
+def model(
+    module: TransformerModel,
+    source: Path,
+    *,
+    prompts: dict[str, str] | None = None,
+    end: bool = False,
+) -> Model:
     """Join a module with the tokenizer, as the job does."""
-    settings = ModelSettings(prompts=dict(PROMPTS if prompts is None else prompts), max_length=64, matryoshka_dims=(8, 16, 32))
+    settings = ModelSettings(
+        prompts=dict(PROMPTS if prompts is None else prompts),
+        max_length=64,
+        matryoshka_dims=(8, 16, 32),
+    )
     return Model(module, TextTokenizer(tokenizer(end=end)), settings, name="tiny", source=source)
 
 
@@ -173,7 +236,9 @@ def write_data(root: Path, *, seed: int = 0) -> Path:
 
     def scored(n: int) -> dict[str, Any]:
         first = about(n)
-        second = first.replace("the", "a") + " old" if n % 3 == 0 else about(n if n % 3 == 1 else n + 3)
+        second = (
+            first.replace("the", "a") + " old" if n % 3 == 0 else about(n if n % 3 == 1 else n + 3)
+        )
         return {"text1": first, "text2": second, "score": (1.0, 0.5, 0.0)[n % 3]}
 
     def labelled(n: int) -> dict[str, Any]:
@@ -183,13 +248,24 @@ def write_data(root: Path, *, seed: int = 0) -> Path:
     write_jsonl(root / "texts/lone.jsonl.gz", [{"text": about(n)} for n in range(40)])
     for split, count in (("train", 36), ("dev", 18), ("test", 24)):
         write_jsonl(root / f"scored/sts.{split}.jsonl.gz", [scored(n) for n in range(count)])
-        write_jsonl(root / f"labelled/topics.{split}.jsonl.gz", [labelled(n) for n in range(64 if split == "train" else count)])
+        write_jsonl(
+            root / f"labelled/topics.{split}.jsonl.gz",
+            [labelled(n) for n in range(64 if split == "train" else count)],
+        )
     for name, count in (("qa", 20), ("qa-dev", 12)):
         rows = [pair(n) for n in range(count)]
-        write_jsonl(root / f"retrieval/{name}/corpus.jsonl.gz", [{"_id": f"d{i}", "text": row["positive"]} for i, row in enumerate(rows)])
-        write_jsonl(root / f"retrieval/{name}/queries.jsonl.gz", [{"_id": f"q{i}", "text": row["query"]} for i, row in enumerate(rows)])
+        write_jsonl(
+            root / f"retrieval/{name}/corpus.jsonl.gz",
+            [{"_id": f"d{i}", "text": row["positive"]} for i, row in enumerate(rows)],
+        )
+        write_jsonl(
+            root / f"retrieval/{name}/queries.jsonl.gz",
+            [{"_id": f"q{i}", "text": row["query"]} for i, row in enumerate(rows)],
+        )
         lines = ["query-id\tcorpus-id\tscore", *(f"q{i}\td{i}\t1" for i in range(count))]
-        (root / f"retrieval/{name}/qrels.tsv.gz").write_bytes(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))
+        (root / f"retrieval/{name}/qrels.tsv.gz").write_bytes(
+            gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
+        )
     return root
 
 
@@ -209,15 +285,39 @@ def recipe(root: Path, teacher: Path, *, steps: int = 6) -> dict[str, Any]:
                 "topics": {"path": "labelled/topics.train.jsonl.gz", "kind": "labelled"},
             },
         },
-        "teacher": {"model": str(teacher), "max_length": 32, "instructions": {"query": "query", "topic": "theme"}},
+        "teacher": {
+            "model": str(teacher),
+            "max_length": 32,
+            "instructions": {"query": "query", "topic": "theme"},
+        },
         "student": {"layers": [0], "max_length": 64, "matryoshka_dims": [8, 16]},
         "static": {"sources": {"lone": 1}, "steps": steps, "batch_size": 8},
         "stage1": {**phase, "sources": {"qa": 2, "lone": 1}},
         "adapters": {
-            "retrieval": {**phase, "sources": {"qa": 1}, "rank": 4, "alpha": 4, "negatives": 2, "false_negative_margin": 0.05},
-            "text-matching": {**phase, "sources": {"sts": 1, "qa": 1}, "rank": 4, "alpha": 4, "negatives": 1},
+            "retrieval": {
+                **phase,
+                "sources": {"qa": 1},
+                "rank": 4,
+                "alpha": 4,
+                "negatives": 2,
+                "false_negative_margin": 0.05,
+            },
+            "text-matching": {
+                **phase,
+                "sources": {"sts": 1, "qa": 1},
+                "rank": 4,
+                "alpha": 4,
+                "negatives": 1,
+            },
             "clustering": {**phase, "sources": {"topics": 1, "qa": 1}, "rank": 4, "alpha": 4},
-            "classification": {**phase, "sources": {"topics": 1}, "rank": 4, "alpha": 4, "negatives": 3, "batch_size": 4},
+            "classification": {
+                **phase,
+                "sources": {"topics": 1},
+                "rank": 4,
+                "alpha": 4,
+                "negatives": 3,
+                "batch_size": 4,
+            },
         },
         "evaluation": {"dev": ["retrieval/qa-dev", "sts/sts"]},
     }

@@ -11,7 +11,13 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import EuroBertConfig, EuroBertForMaskedLM, Qwen3Config, Qwen3ForCausalLM
 
-BODY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+BODY = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 8,
+}
 ROWS = {"qwen3": 151_936, "eurobert": 128_256}
 """Rows of the token table."""
 IDS = {"qwen3": 151_669, "eurobert": 128_256}
@@ -19,9 +25,33 @@ IDS = {"qwen3": 151_669, "eurobert": 128_256}
 
 QWEN3_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN3_MARKS = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"),
-    *("<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
-    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>"),
+    *(
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|object_ref_start|>",
+        "<|object_ref_end|>",
+        "<|box_start|>",
+        "<|box_end|>",
+    ),
+    *(
+        "<|quad_start|>",
+        "<|quad_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|vision_pad|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    ),
+    *(
+        "<tool_call>",
+        "</tool_call>",
+        "<|fim_prefix|>",
+        "<|fim_middle|>",
+        "<|fim_suffix|>",
+        "<|fim_pad|>",
+        "<|repo_name|>",
+    ),
     *("<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
 )
 EUROBERT_MARKS = (
@@ -91,7 +121,14 @@ EUROBERT_CONFIG: dict[str, Any] = {
 }
 
 
-def write(family: str, folder: Path, *, canary: Path | None = None, body: dict[str, Any] | None = None, ids: int | None = None) -> Path:
+def write(
+    family: str,
+    folder: Path,
+    *,
+    canary: Path | None = None,
+    body: dict[str, Any] | None = None,
+    ids: int | None = None,
+) -> Path:
     """Write a backbone: configuration, bfloat16 weights with the head that the Hub's have, tokenizer, and modules that leave a trace.
 
     `body` and `ids` give it another shape and another number of tokens.
@@ -101,20 +138,45 @@ def write(family: str, folder: Path, *, canary: Path | None = None, body: dict[s
     raw = {**(QWEN3_CONFIG if family == "qwen3" else EUROBERT_CONFIG), **(body or BODY)}
     if ids is not None:
         marks_from = ids - len(QWEN3_MARKS if family == "qwen3" else EUROBERT_MARKS)
-        raw |= {key: marks_from + raw[key] - (IDS[family] - (ids - marks_from)) for key in ("bos_token_id", "eos_token_id")}
-    made, model = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "eurobert": (EuroBertConfig, EuroBertForMaskedLM)}[family]
-    given = {key: value for key, value in raw.items() if key not in {"auto_map", "torch_dtype", "transformers_version", "model_type"}}
+        raw |= {
+            key: marks_from + raw[key] - (IDS[family] - (ids - marks_from))
+            for key in ("bos_token_id", "eos_token_id")
+        }
+    made, model = {
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "eurobert": (EuroBertConfig, EuroBertForMaskedLM),
+    }[family]
+    given = {
+        key: value
+        for key, value in raw.items()
+        if key not in {"auto_map", "torch_dtype", "transformers_version", "model_type"}
+    }
     model(made(**given)).to(torch.bfloat16).save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(raw, indent=2))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer(family, ids)))
-    marks = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "bos_token": None, "unk_token": None}
+    marks = {
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "bos_token": None,
+        "unk_token": None,
+    }
     if family == "eurobert":
-        marks = {"eos_token": "<|end_of_text|>", "pad_token": "<|end_of_text|>", "bos_token": "<|begin_of_text|>", "mask_token": "<|mask|>"}
-    settings = {"tokenizer_class": "Qwen2Tokenizer" if family == "qwen3" else "PreTrainedTokenizerFast", "model_max_length": 131_072}
+        marks = {
+            "eos_token": "<|end_of_text|>",
+            "pad_token": "<|end_of_text|>",
+            "bos_token": "<|begin_of_text|>",
+            "mask_token": "<|mask|>",
+        }
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer" if family == "qwen3" else "PreTrainedTokenizerFast",
+        "model_max_length": 131_072,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | marks))
     for name in ("configuration_eurobert", "modeling_eurobert") if family == "eurobert" else ():
         trace = canary or folder / "ran"
-        (folder / f"{name}.py").write_text(f"import pathlib; pathlib.Path({str(trace)!r}).write_text('ran')\n")
+        (folder / f"{name}.py").write_text(
+            f"import pathlib; pathlib.Path({str(trace)!r}).write_text('ran')\n"
+        )
     return folder
 
 
@@ -122,13 +184,25 @@ def tokenizer(family: str, ids: int | None = None) -> dict[str, Any]:
     """A byte-level BPE tokenizer of the family's size, steps and marks; its merges join bytes to pairs and pairs to triples."""
     marks = QWEN3_MARKS if family == "qwen3" else EUROBERT_MARKS
     count = (ids or IDS[family]) - len(marks)
-    letters = sorted(ByteLevel.alphabet(), key=lambda letter: (not ("a" <= letter <= "z" or letter == "Ġ"), letter))
+    letters = sorted(
+        ByteLevel.alphabet(),
+        key=lambda letter: (not ("a" <= letter <= "z" or letter == "Ġ"), letter),
+    )
     pairs = list(islice(product(letters, letters), count - len(letters)))
-    triples = islice(((a + b, c) for (a, b), c in product(pairs, letters)), count - len(letters) - len(pairs))
+    triples = islice(
+        ((a + b, c) for (a, b), c in product(pairs, letters)), count - len(letters) - len(pairs)
+    )
     merges = [*pairs, *triples]
-    vocabulary = {piece: place for place, piece in enumerate([*letters, *(a + b for a, b in merges)])}
+    vocabulary = {
+        piece: place for place, piece in enumerate([*letters, *(a + b for a, b in merges)])
+    }
     assert len(vocabulary) == count
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": False,
+    }
     added = [
         {
             "id": count + n,
@@ -144,16 +218,33 @@ def tokenizer(family: str, ids: int | None = None) -> dict[str, Any]:
     post: dict[str, Any] = byte_level
     if family == "eurobert":
         begin, end = marks[:2]
-        ends = {mark: {"id": mark, "ids": [count + n], "tokens": [mark]} for n, mark in enumerate((begin, end))}
+        ends = {
+            mark: {"id": mark, "ids": [count + n], "tokens": [mark]}
+            for n, mark in enumerate((begin, end))
+        }
         single = [
             {"SpecialToken": {"id": begin, "type_id": 0}},
             {"Sequence": {"id": "A", "type_id": 0}},
             {"SpecialToken": {"id": end, "type_id": 0}},
         ]
-        pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": end, "type_id": 1}}]
-        template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": ends}
+        pair = [
+            *single,
+            {"Sequence": {"id": "B", "type_id": 1}},
+            {"SpecialToken": {"id": end, "type_id": 1}},
+        ]
+        template = {
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": pair,
+            "special_tokens": ends,
+        }
         post = {"type": "Sequence", "processors": [byte_level, template]}
-    split = {"type": "Split", "pattern": {"Regex": QWEN3_PATTERN}, "behavior": "Isolated", "invert": False}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": QWEN3_PATTERN},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     return {
         "version": "1.0",
         "truncation": None,
@@ -162,7 +253,12 @@ def tokenizer(family: str, ids: int | None = None) -> dict[str, Any]:
         "normalizer": {"type": "NFC"} if family == "qwen3" else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": post,
-        "decoder": {**byte_level, "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "decoder": {
+            **byte_level,
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
         "model": {
             "type": "BPE",
             "dropout": None,

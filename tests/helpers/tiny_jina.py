@@ -32,11 +32,17 @@ def tiny_tokenizer(*, end: bool = True) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[END, PAD], initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(["Query: Document: the planet is known as the red planet of the sun"] * 4, trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[END, PAD], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(
+        ["Query: Document: the planet is known as the red planet of the sun"] * 4, trainer
+    )
     if end:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"$A {END}", pair=f"$A {END} $B:1 {END}:1", special_tokens=[(END, tokenizer.token_to_id(END))]
+            single=f"$A {END}",
+            pair=f"$A {END} $B:1 {END}:1",
+            special_tokens=[(END, tokenizer.token_to_id(END))],
         )
     return tokenizer
 
@@ -44,22 +50,40 @@ def tiny_tokenizer(*, end: bool = True) -> Tokenizer:
 def tiny_backbone(family: str, *, seed: int = 0, vocab_size: int = 320) -> torch.nn.Module:
     """A random backbone of either family, with weights large enough that every part shows in the output."""
     torch.manual_seed(seed)
-    shape = {"vocab_size": vocab_size, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     shape |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3}
     ids = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
     if family == "qwen3":
-        config = Qwen3Config(**shape, **ids, head_dim=16, rope_theta=3_500_000, tie_word_embeddings=True)
+        config = Qwen3Config(
+            **shape, **ids, head_dim=16, rope_theta=3_500_000, tie_word_embeddings=True
+        )
         return Qwen3Model(config).eval()
-    return EuroBertModel(EuroBertConfig(**shape, **ids, mask_token_id=2, rope_theta=1_000_000)).eval()
+    return EuroBertModel(
+        EuroBertConfig(**shape, **ids, mask_token_id=2, rope_theta=1_000_000)
+    ).eval()
 
 
 def write_repository(
-    folder: Path, family: str, *, prefix: str = "", tasks: list[str] = TASKS, dtype: torch.dtype = torch.float32, end: bool = True
+    folder: Path,
+    family: str,
+    *,
+    prefix: str = "",
+    tasks: list[str] = TASKS,
+    dtype: torch.dtype = torch.float32,
+    end: bool = True,
 ) -> Path:
     """Write a combined repository as section 2.7 describes it, `*.py` files that must never run included."""
     model = tiny_backbone(family)
     folder.mkdir(parents=True)
-    weights = {prefix + name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
+    weights = {
+        prefix + name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = {
         "architectures": ["JinaEmbeddingsV5Model"],
@@ -74,16 +98,40 @@ def write_repository(
         "torch_dtype": "float32",
         "transformers_version": "4.57.0",
     }
-    keys = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"]
-    keys += ["hidden_act", "max_position_embeddings", "rms_norm_eps", "head_dim", "pad_token_id", "eos_token_id"]
+    keys = [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    ]
+    keys += [
+        "hidden_act",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "head_dim",
+        "pad_token_id",
+        "eos_token_id",
+    ]
     config |= {key: getattr(model.config, key) for key in keys}
     config["is_decoder"] = family == "qwen3"
     _write(folder / "config.json", config)
-    _write(folder / "modules.json", [{"idx": 0, "name": "transformer", "path": "", "type": "custom_st.Transformer"}])
-    st = {"prompts": {"query": "Query: ", "document": "Document: "}, "default_prompt_name": "document", "similarity_fn_name": "cosine"}
+    _write(
+        folder / "modules.json",
+        [{"idx": 0, "name": "transformer", "path": "", "type": "custom_st.Transformer"}],
+    )
+    st = {
+        "prompts": {"query": "Query: ", "document": "Document: "},
+        "default_prompt_name": "document",
+        "similarity_fn_name": "cosine",
+    }
     _write(folder / "config_sentence_transformers.json", st)
     tiny_tokenizer(end=end).save(str(folder / "tokenizer.json"))
-    _write(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizer", "pad_token": PAD, "eos_token": END})
+    _write(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizer", "pad_token": PAD, "eos_token": END},
+    )
     for name in ("configuration_jina_embeddings_v5", "modeling_jina_embeddings_v5", "custom_st"):
         (folder / f"{name}.py").write_text(f"open({str(folder / 'canary')!r}, 'w')\n")
     for number, task in enumerate(tasks):
@@ -94,7 +142,13 @@ def write_repository(
 def write_adapter(model: torch.nn.Module, folder: Path, *, seed: int, rank: int = 4) -> None:
     """Let peft write a random adapter of which both factors are non-zero."""
     torch.manual_seed(seed)
-    config = LoraConfig(task_type="FEATURE_EXTRACTION", r=rank, lora_alpha=rank, lora_dropout=0.1, target_modules=TARGETS)
+    config = LoraConfig(
+        task_type="FEATURE_EXTRACTION",
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.1,
+        target_modules=TARGETS,
+    )
     wrapped = get_peft_model(model, config)
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
@@ -105,18 +159,25 @@ def write_adapter(model: torch.nn.Module, folder: Path, *, seed: int, rank: int 
 def write_merged(folder: Path, family: str, task: str) -> Path:
     """Write a repository with one adapter merged, by peft's own merge."""
     source = write_repository(folder.with_name(folder.name + "-combined"), family)
-    merged = PeftModel.from_pretrained(tiny_backbone(family), str(source / "adapters" / task)).merge_and_unload()
+    merged = PeftModel.from_pretrained(
+        tiny_backbone(family), str(source / "adapters" / task)
+    ).merge_and_unload()
     folder.mkdir()
     merged.save_pretrained(str(folder))
     raw = json.loads((folder / "config.json").read_text())
-    raw |= {"task_names": TASKS, "architectures": ["Qwen3Model" if family == "qwen3" else "EuroBertModel"]}
+    raw |= {
+        "task_names": TASKS,
+        "architectures": ["Qwen3Model" if family == "qwen3" else "EuroBertModel"],
+    }
     _write(folder / "config.json", raw)
     for name in ("tokenizer.json", "tokenizer_config.json", "config_sentence_transformers.json"):
         (folder / name).write_bytes((source / name).read_bytes())
     return folder
 
 
-def expected(folder: Path, family: str, texts: list[str], task: str | None, prompt: str, side: str = "right") -> torch.Tensor:
+def expected(
+    folder: Path, family: str, texts: list[str], task: str | None, prompt: str, side: str = "right"
+) -> torch.Tensor:
     """Unit vectors by plain transformers and peft on one padded batch."""
     model: torch.nn.Module = tiny_backbone(family)
     if task is not None:

@@ -37,9 +37,11 @@ class Recorder(SilentProgress):
 
 def train(raw: dict[str, Any], out: Path, **options: Any) -> Recorder:
     """Run a recipe without scoring the model at its end."""
-    watcher = Recorder()
-    job.train(parse_recipe(raw), out, watcher=watcher, assess=lambda *_: {"done": True}, **options)
-    return watcher
+    progress = Recorder()
+    job.train(
+        parse_recipe(raw), out, progress=progress, assess=lambda *_: {"done": True}, **options
+    )
+    return progress
 
 
 def stop_before(number: int) -> Callable[[], bool]:
@@ -59,8 +61,17 @@ def steps(out: Path) -> dict[str, list[tuple[int, float | None]]]:
 
 def weights(out: Path) -> dict[str, str]:
     """Every file of weights of a run's phases and model, to its hash."""
-    files = sorted([*out.glob("phases/*/*.safetensors"), *out.glob("model/**/*.safetensors"), *out.glob("static-model/*.safetensors")])
-    return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    files = sorted(
+        [
+            *out.glob("phases/*/*.safetensors"),
+            *out.glob("model/**/*.safetensors"),
+            *out.glob("static-model/*.safetensors"),
+        ]
+    )
+    return {
+        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def child(raw: dict[str, Any], out: str, kind: str, moment: float) -> None:

@@ -36,14 +36,32 @@ def letters_tokenizer() -> Tokenizer:
 
 
 def write(
-    folder: Path, *, width: int, noise: float, seed: int, pooling: Pooling = Pooling.MEAN, letters: bool = False, layers: int = 2
+    folder: Path,
+    *,
+    width: int,
+    noise: float,
+    seed: int,
+    pooling: Pooling = Pooling.MEAN,
+    letters: bool = False,
+    layers: int = 2,
 ) -> Path:
     """Write a model folder whose words lie around their topics, in a space of its own."""
     tokenizer = letters_tokenizer() if letters else tiny.tokenizer()
     torch.manual_seed(seed)
-    shape = {"vocab_size": tokenizer.get_vocab_size(), "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 4}
+    shape = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+    }
     module = BertModel(
-        BertConfig(**shape, intermediate_size=2 * width, max_position_embeddings=64, initializer_range=0.02, pad_token_id=0),
+        BertConfig(
+            **shape,
+            intermediate_size=2 * width,
+            max_position_embeddings=64,
+            initializer_range=0.02,
+            pad_token_id=0,
+        ),
         add_pooling_layer=False,
     )
     rng = np.random.default_rng(seed)

@@ -20,7 +20,14 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import BertConfig, BertModel, EuroBertConfig, EuroBertModel, Qwen3Config, Qwen3Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    EuroBertConfig,
+    EuroBertModel,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 from taskdistill.data.rows import LabeledText, Pair, ScoredPair, Text, make_dataset
 from taskdistill.model.backbone import without_dropout
@@ -36,7 +43,7 @@ from taskdistill.tasks import Task
 from taskdistill.train import fsdp, loop
 from taskdistill.train import gradients as step
 from taskdistill.train.base_vectors import base_vectors
-from taskdistill.train.distributed import ALONE, ProcessGroup
+from taskdistill.train.distributed import SINGLE, ProcessGroup
 from taskdistill.train.fsdp import full_tensor
 from taskdistill.train.log import Log
 from taskdistill.train.loop import Phase, TrainContext, run_phase
@@ -52,7 +59,13 @@ OFTEN = 400
 """Words that texts often share; the others are looked up by one text in twenty steps, so most rows of a step are new."""
 SKIPPED = 8
 """Step whose loss is not finite in the cases that skip one."""
-SHORT = {3: ("first forward", -1), 6: ("middle forward", 0), 9: ("loss", 1), 12: ("backward", 0), 15: ("backward", -1)}
+SHORT = {
+    3: ("first forward", -1),
+    6: ("middle forward", 0),
+    9: ("loss", 1),
+    12: ("backward", 0),
+    15: ("backward", -1),
+}
 """Step to the place where memory runs out in the cases in which it does, and the process on which."""
 FEW = {step: place for step, place in SHORT.items() if place[0] != "middle forward"}
 """The same, for batches of which a process has one micro-batch."""
@@ -112,35 +125,107 @@ def cases() -> Iterator[Case]:
     """Every phase and objective, replicated and divided, and what may happen on the way."""
     many: dict[str, Any] = {"weights": EVERY_STAGE_1_TERM, "clip": 0.05}
     for shard in ("none", "full"):
-        yield Case(name=f"stage1, by parts, twice, {shard}", phase="stage1", shard=shard, twice=True)
+        yield Case(
+            name=f"stage1, by parts, twice, {shard}", phase="stage1", shard=shard, twice=True
+        )
         sums: dict[str, Any] = {"reduction": "sum"}
         yield Case(
-            name=f"stage1, sum, by parts, {shard}", phase="stage1", shard=shard, settings=sums, skips=True, short={12: ("backward", -1)}
+            name=f"stage1, sum, by parts, {shard}",
+            phase="stage1",
+            shard=shard,
+            settings=sums,
+            skips=True,
+            short={12: ("backward", -1)},
         )
-        yield Case(name=f"stage1, every term, {shard}", phase="stage1", shard=shard, settings=many, short=SHORT)
+        yield Case(
+            name=f"stage1, every term, {shard}",
+            phase="stage1",
+            shard=shard,
+            settings=many,
+            short=SHORT,
+        )
         table: dict[str, Any] = {"freeze_layers": True, "weights": {"similarity": 1.0}}
-        yield Case(name=f"stage1, table alone, {shard}", phase="stage1", shard=shard, settings=table, stays=True)
-        layers: dict[str, Any] = {"freeze_embeddings": True, "weights": {"distill": 1.0, "score_softmax": 1.0}}
-        yield Case(name=f"stage1, layers alone, {shard}", phase="stage1", family="eurobert", shard=shard, settings=layers)
+        yield Case(
+            name=f"stage1, table alone, {shard}",
+            phase="stage1",
+            shard=shard,
+            settings=table,
+            stays=True,
+        )
+        layers: dict[str, Any] = {
+            "freeze_embeddings": True,
+            "weights": {"distill": 1.0, "score_softmax": 1.0},
+        }
+        yield Case(
+            name=f"stage1, layers alone, {shard}",
+            phase="stage1",
+            family="eurobert",
+            shard=shard,
+            settings=layers,
+        )
         long: dict[str, Any] = many | {"matryoshka": False}
         yield Case(
-            name=f"long, cached, {shard}", phase="long", family="qwen3", shard=shard, settings=long, skips=True, keep_tokens=0, short=SHORT
+            name=f"long, cached, {shard}",
+            phase="long",
+            family="qwen3",
+            shard=shard,
+            settings=long,
+            skips=True,
+            keep_tokens=0,
+            short=SHORT,
         )
-        yield Case(name=f"float32, {shard}", phase="stage1", shard=shard, settings=many, dtype=torch.float32)
+        yield Case(
+            name=f"float32, {shard}",
+            phase="stage1",
+            shard=shard,
+            settings=many,
+            dtype=torch.float32,
+        )
     pairs: dict[str, Any] = {"weights": EVERY_PAIR_TERM, "train_projection": True, "clip": 0.5}
     yield Case(name="retrieval", phase="retrieval", settings={"clip": 1e9})
     yield Case(name="retrieval, every term", phase="retrieval", settings=pairs, short=SHORT)
-    yield Case(name="retrieval, cached", phase="retrieval", family="qwen3", keep_tokens=0, skips=True, short=SHORT)
-    yield Case(name="retrieval, in parts", phase="retrieval", settings={"batch_size": 32, "micro_batch_tokens": 4096, "clip": 1e9})
-    yield Case(name="retrieval, near the floor", phase="retrieval", settings={"temperature": 0.0009, "lr": 0.05})
+    yield Case(
+        name="retrieval, cached",
+        phase="retrieval",
+        family="qwen3",
+        keep_tokens=0,
+        skips=True,
+        short=SHORT,
+    )
+    yield Case(
+        name="retrieval, in parts",
+        phase="retrieval",
+        settings={"batch_size": 32, "micro_batch_tokens": 4096, "clip": 1e9},
+    )
+    yield Case(
+        name="retrieval, near the floor",
+        phase="retrieval",
+        settings={"temperature": 0.0009, "lr": 0.05},
+    )
     graded: dict[str, Any] = {"weights": {"cosent": 1.0, **EVERY_PAIR_TERM}}
     yield Case(name="text-matching", phase="text-matching", family="eurobert")
-    yield Case(name="text-matching, every term", phase="text-matching", family="qwen3", keep_tokens=0, settings=graded, skips=True)
-    yield Case(name="clustering", phase="clustering", settings={"weights": {"distill": 1.0, "similarity": 1.0}}, short=FEW)
+    yield Case(
+        name="text-matching, every term",
+        phase="text-matching",
+        family="qwen3",
+        keep_tokens=0,
+        settings=graded,
+        skips=True,
+    )
+    yield Case(
+        name="clustering",
+        phase="clustering",
+        settings={"weights": {"distill": 1.0, "similarity": 1.0}},
+        short=FEW,
+    )
     yield Case(name="clustering, by parts", phase="clustering", family="qwen3", skips=True)
     yield Case(name="classification", phase="classification", settings={"learn_temperature": True})
     yield Case(
-        name="classification, cached", phase="classification", keep_tokens=0, skips=True, short={3: ("base", 1), **SHORT, 5: ("base", 0)}
+        name="classification, cached",
+        phase="classification",
+        keep_tokens=0,
+        skips=True,
+        short={3: ("base", 1), **SHORT, 5: ("base", 0)},
     )
     yield Case(name="float32 retrieval", phase="retrieval", dtype=torch.float32)
 
@@ -166,10 +251,15 @@ def word(number: int) -> str:
 def big_tokenizer() -> TextTokenizer:
     """One token a word, `[CLS]` before and `[SEP]` behind a text."""
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "query", "document", ":"]
-    vocabulary = {name: i for i, name in enumerate([*names, *(word(n) for n in range(VOCABULARY - len(names)))])}
+    vocabulary = {
+        name: i
+        for i, name in enumerate([*names, *(word(n) for n in range(VOCABULARY - len(names)))])
+    }
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     return TextTokenizer(made)
 
 
@@ -189,10 +279,21 @@ def big_student(family: str, dtype: torch.dtype) -> TransformerModel:
         backbone: Any = BertModel(BertConfig(**shape), add_pooling_layer=False)
     elif family == "eurobert":
         backbone = EuroBertModel(
-            EuroBertConfig(**shape, num_key_value_heads=1, head_dim=8, mask_token_id=4, bos_token_id=None, eos_token_id=3)
+            EuroBertConfig(
+                **shape,
+                num_key_value_heads=1,
+                head_dim=8,
+                mask_token_id=4,
+                bos_token_id=None,
+                eos_token_id=3,
+            )
         )
     else:
-        backbone = Qwen3Model(Qwen3Config(**shape, num_key_value_heads=1, head_dim=8, bos_token_id=None, eos_token_id=3))
+        backbone = Qwen3Model(
+            Qwen3Config(
+                **shape, num_key_value_heads=1, head_dim=8, bos_token_id=None, eos_token_id=3
+            )
+        )
     backbone.set_attn_implementation(ATTENTION)
     without_dropout(backbone)
     return TransformerModel(backbone.to(dtype), Pooling.MEAN if family == "bert" else Pooling.LAST)
@@ -228,12 +329,24 @@ class Store:
         return np.arange(len(texts))
 
     def take(self, places: np.ndarray) -> np.ndarray:
-        seeds = [int.from_bytes(hashlib.sha256(self.texts[place].encode()).digest()[:8], "big") for place in places]
-        made = np.stack([np.random.default_rng(seed).normal(size=TEACHER) for seed in seeds]).astype(np.float32)
+        seeds = [
+            int.from_bytes(hashlib.sha256(self.texts[place].encode()).digest()[:8], "big")
+            for place in places
+        ]
+        made = np.stack(
+            [np.random.default_rng(seed).normal(size=TEACHER) for seed in seeds]
+        ).astype(np.float32)
         return made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
-PHASE = {"steps": STEPS, "batch_size": 8, "max_length": 24, "lr": 3e-3, "checkpoint_every": STEPS, "micro_batch_tokens": 48}
+PHASE = {
+    "steps": STEPS,
+    "batch_size": 8,
+    "max_length": 24,
+    "lr": 3e-3,
+    "checkpoint_every": STEPS,
+    "micro_batch_tokens": 48,
+}
 
 
 def job_of(case: Case, model: TransformerModel) -> Phase:
@@ -244,9 +357,16 @@ def job_of(case: Case, model: TransformerModel) -> Phase:
             make_dataset("pairs", RowKind.PAIRS, rows(RowKind.PAIRS, 60, 1)),
             make_dataset("texts", RowKind.TEXTS, rows(RowKind.TEXTS, 60, 2)),
         ]
-        own = {"micro_batch_tokens": 64} if case.shard == "full" else {}  # every pass of theirs is many exchanges
+        own = (
+            {"micro_batch_tokens": 64} if case.shard == "full" else {}
+        )  # every pass of theirs is many exchanges
         used = data[:1] if "list_kl" in case.settings.get("weights", {}) else data
-        settings = Stage1Config(**PHASE | {"sources": {each.name: 1.0 for each in used}, "shard": case.shard} | own | case.settings)
+        settings = Stage1Config(
+            **PHASE
+            | {"sources": {each.name: 1.0 for each in used}, "shard": case.shard}
+            | own
+            | case.settings
+        )
         plan = plan_phase(5, case.phase, settings, {each.name: each for each in used})
         return stage1_job(case.phase, settings, model, plan, stores, projection, DIMS)
     task = Task(case.phase)
@@ -256,14 +376,21 @@ def job_of(case: Case, model: TransformerModel) -> Phase:
         Task.CLUSTERING: [RowKind.TEXTS],
         Task.CLASSIFICATION: [RowKind.LABELLED],
     }[task]
-    data = [make_dataset(kind.value, kind, rows(kind, 60, place)) for place, kind in enumerate(kinds)]
+    data = [
+        make_dataset(kind.value, kind, rows(kind, 60, place)) for place, kind in enumerate(kinds)
+    ]
     own = {"rank": 4, "alpha": 8} | ({"negatives": 2} if task is not Task.CLUSTERING else {})
     own |= {"false_negative_margin": 0.3} if task is Task.RETRIEVAL else {}
-    adapter = AdapterConfig(**PHASE | {"sources": {each.name: 1.0 for each in data}} | own | case.settings)
+    adapter = AdapterConfig(
+        **PHASE | {"sources": {each.name: 1.0 for each in data}} | own | case.settings
+    )
     plan = plan_phase(5, f"adapters.{task.value}", adapter, {each.name: each for each in data})
     torch.manual_seed(9)
     job, _ = adapter_job(task, adapter, model, plan, stores, projection, DIMS)
-    for parameter in (*adapter_parameters(model.backbone, task.value).values(), *job.heads.named().values()):
+    for parameter in (
+        *adapter_parameters(model.backbone, task.value).values(),
+        *job.heads.named().values(),
+    ):
         parameter.data = parameter.data.to(case.dtype)
     return job
 
@@ -344,7 +471,11 @@ class Memory:
 
     def watch(self, model: TransformerModel) -> None:
         """Let the attention of the second layer fail, in a pass of the base, or forward, or back."""
-        layer = model.backbone.encoder.layer[1] if self.case.family == "bert" else model.backbone.layers[1]
+        layer = (
+            model.backbone.encoder.layer[1]
+            if self.case.family == "bert"
+            else model.backbone.layers[1]
+        )
         inner = layer.attention if self.case.family == "bert" else layer.self_attn
 
         def back(gradient: Tensor) -> Tensor:
@@ -363,7 +494,9 @@ class Memory:
         inner.register_forward_hook(behind)
 
 
-def run_case(case: Case, folder: Path, processes: ProcessGroup = ALONE, *, threads: int = 1) -> dict[str, Any]:
+def run_case(
+    case: Case, folder: Path, processes: ProcessGroup = SINGLE, *, threads: int = 1
+) -> dict[str, Any]:
     """Run a case.
 
     Returns:
@@ -372,8 +505,10 @@ def run_case(case: Case, folder: Path, processes: ProcessGroup = ALONE, *, threa
     model, records = big_student(case.family, case.dtype), list[dict[str, Any]]()
     job = spoilt(job_of(case, model)) if case.skips else job_of(case, model)
     gradients = loop.gradients
-    loop.gradients = lambda *given, **named: step.gradients(*given, **named | {"keep_tokens": case.keep_tokens})
-    holder: Any = SimpleNamespace(processes=processes, watcher=SilentProgress())
+    loop.gradients = lambda *given, **named: step.gradients(
+        *given, **named | {"keep_tokens": case.keep_tokens}
+    )
+    holder: Any = SimpleNamespace(processes=processes, progress=SilentProgress())
     memory, during = Memory(case, processes), None
     folder.mkdir(parents=True, exist_ok=True)
     save = loop.save_checkpoint
@@ -391,21 +526,28 @@ def run_case(case: Case, folder: Path, processes: ProcessGroup = ALONE, *, threa
     if case.stays:
         table = model.backbone.get_input_embeddings().weight
         rows_that_stay = torch.arange(VOCABULARY) < STAYS
-        job = replace(job, kept_rows={name: rows_that_stay for name, p in job.trained.items() if p is table})
+        job = replace(
+            job, kept_rows={name: rows_that_stay for name, p in job.trained.items() if p is table}
+        )
     try:
         with (
             memory.patched(),
-            phases._placed(holder, memory.wrap(job), model, torch.device("cpu")) as (placed, trained),
+            phases._placed(holder, memory.wrap(job), model, torch.device("cpu")) as (
+                placed,
+                trained,
+            ),
             workers(1 if case.shard == "full" else threads) as pool,
         ):
             memory.watch(trained)
 
             def on_step(record: dict[str, Any]) -> None:
                 records.append(record)
-                pool.halvings = 0  # so that a later step runs out of memory in whole micro-batches again
+                pool.halvings = (
+                    0  # so that a later step runs out of memory in whole micro-batches again
+                )
 
             for number in range(1 + case.twice):
-                around = TrainContext(
+                ctx = TrainContext(
                     big_tokenizer(),
                     {"query": "query: ", "document": "document: "},
                     11,
@@ -419,11 +561,17 @@ def run_case(case: Case, folder: Path, processes: ProcessGroup = ALONE, *, threa
                     processes,
                     during,
                 )
-                run_phase(placed, trained, folder / case.name.replace(" ", "-") / str(number), around)
+                run_phase(placed, trained, folder / case.name.replace(" ", "-") / str(number), ctx)
             everything = placed.trained | placed.moving_heads()
             final = {name: full_tensor(p.detach()).clone() for name, p in everything.items()}
-        published = dict(model.backbone.named_parameters())  # a divided copy is carried back into the whole model at the end
-        assert all(torch.equal(published[name], weight) for name, weight in final.items() if name in published)
+        published = dict(
+            model.backbone.named_parameters()
+        )  # a divided copy is carried back into the whole model at the end
+        assert all(
+            torch.equal(published[name], weight)
+            for name, weight in final.items()
+            if name in published
+        )
     finally:
         loop.gradients, loop.save_checkpoint = gradients, save
     return {
@@ -438,10 +586,13 @@ def run_case(case: Case, folder: Path, processes: ProcessGroup = ALONE, *, threa
     }
 
 
-def base_of(processes: ProcessGroup = ALONE) -> tuple[Tensor, int]:
+def base_of(processes: ProcessGroup = SINGLE) -> tuple[Tensor, int]:
     """Vectors of a batch without adapter, and how many of its texts this process embedded."""
     model, rng = big_student("qwen3", torch.float32), np.random.default_rng(4)
-    ids = [rng.integers(5, VOCABULARY, size=int(n)).astype(np.int32) for n in rng.integers(2, 20, size=40)]
+    ids = [
+        rng.integers(5, VOCABULARY, size=int(n)).astype(np.int32)
+        for n in rng.integers(2, 20, size=40)
+    ]
     embed, embedded = model.embed, list[int]()
 
     def counted(some: Sequence[np.ndarray]) -> Tensor:
@@ -450,11 +601,15 @@ def base_of(processes: ProcessGroup = ALONE) -> tuple[Tensor, int]:
 
     model.embed = counted
     with workers(1) as pool:
-        return base_vectors(model, ids, threads=pool, micro_batch_tokens=64, processes=processes), sum(embedded)
+        return base_vectors(
+            model, ids, threads=pool, micro_batch_tokens=64, processes=processes
+        ), sum(embedded)
 
 
 def run_some(out: Path, processes: ProcessGroup, which: str) -> None:
     """Run the cases of a tier on processes that work together, and write what each found."""
-    found: dict[str, Any] = {case.name: run_case(case, out / "run", processes) for case in tier(which)}
+    found: dict[str, Any] = {
+        case.name: run_case(case, out / "run", processes) for case in tier(which)
+    }
     found["base"] = base_of(processes)
     torch.save(found, out / f"{processes.rank}.pt")

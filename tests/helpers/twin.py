@@ -45,7 +45,14 @@ NAME = "twin"
 GIGABYTE = 1 << 30
 CROSSING = {"copy_", "_to_copy", "_copy_from", "_copy_from_and_resize"}
 """Operators that are there to cross devices."""
-INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put"}
+INDEXING = {
+    "index",
+    "_unsafe_index",
+    "index_put",
+    "index_put_",
+    "_index_put_impl_",
+    "_unsafe_index_put",
+}
 ANY_VALUE = {"fill_", "fill", "masked_fill", "masked_fill_", "index_fill", "index_fill_"}
 """TensorIterator's operators of which only the argument `value` may be a CPU scalar; their mask or index may not."""
 RESHAPES_ITSELF = {
@@ -212,7 +219,11 @@ class Twin(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> Twin:
-        shape = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
+        shape = {
+            "strides": inner.stride(),
+            "storage_offset": inner.storage_offset(),
+            "dtype": inner.dtype,
+        }
         made: Twin = torch.Tensor._make_wrapper_subclass(cls, inner.size(), **shape, device=DEVICE)
         made.inner = inner
         return made
@@ -226,7 +237,9 @@ class Twin(torch.Tensor):
     def numpy(self, *, force: bool = False) -> Any:
         if force:
             return self.detach().cpu().numpy()
-        raise TypeError("can't convert twin:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+        raise TypeError(
+            "can't convert twin:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+        )
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         return self.numpy()
@@ -238,13 +251,19 @@ class Twin(torch.Tensor):
         raise NotImplementedError("the pretend device hands out no storage")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise NotImplementedError("the pretend device writes no pickles; move the tensor to the CPU")
+        raise NotImplementedError(
+            "the pretend device writes no pickles; move the tensor to the CPU"
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
         if id(self) not in memo:
             made: torch.Tensor = Twin(self.inner.detach().clone())
             made.requires_grad_(self.requires_grad)
-            memo[id(self)] = torch.nn.Parameter(made, self.requires_grad) if isinstance(self, torch.nn.Parameter) else made
+            memo[id(self)] = (
+                torch.nn.Parameter(made, self.requires_grad)
+                if isinstance(self, torch.nn.Parameter)
+                else made
+            )
         return memo[id(self)]  # type: ignore[no-any-return]
 
     @classmethod
@@ -254,7 +273,9 @@ class Twin(torch.Tensor):
 
 def _checked() -> dict[str, bool]:
     """Read which operators torch checks on CUDA for one device: full name to whether it is checked by the generated code."""
-    text = (Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml").read_text("utf-8")
+    text = (
+        Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml"
+    ).read_text("utf-8")
     found, name = {}, ""
     for line in text.splitlines():
         if started := re.match(r"- func: ([\w.]+)\(", line):
@@ -275,10 +296,16 @@ class _Operator:
         schema = func._schema
         self.base = schema.name.removeprefix("aten::")
         self.full = f"{self.base}.{schema.overload_name}" if schema.overload_name else self.base
-        self.arguments = [(a.name, a.alias_info is not None and a.alias_info.is_write) for a in schema.arguments]
+        self.arguments = [
+            (a.name, a.alias_info is not None and a.alias_info.is_write) for a in schema.arguments
+        ]
         self.draws = any(name == "generator" for name, _ in self.arguments)
-        self.views = any(each.alias_info is not None and not each.alias_info.is_write for each in schema.returns)
-        self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+        self.views = any(
+            each.alias_info is not None and not each.alias_info.is_write for each in schema.returns
+        )
+        self.composite = torch._C._dispatch_has_kernel_for_dispatch_key(
+            func.name(), "CompositeImplicitAutograd"
+        )
 
 
 _operators: dict[Any, _Operator] = {}
@@ -290,7 +317,9 @@ def _described(func: Any) -> _Operator:
     return _operators[func]
 
 
-def _tensors(operator: _Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[str, bool, torch.Tensor]]:
+def _tensors(
+    operator: _Operator, args: Sequence[Any], kwargs: dict[str, Any]
+) -> list[tuple[str, bool, torch.Tensor]]:
     """List an operator's tensors: argument, whether it is written, tensor."""
     found = []
     for place, (name, written) in enumerate(operator.arguments):
@@ -346,12 +375,16 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if base == "scaled_dot_product_attention":
         return _attention(*args, **kwargs)
     if base != "silu_backward" and operator.composite:
-        return func.decompose(*args, **kwargs)  # reached in inference mode: each of its parts comes here by itself
+        return func.decompose(
+            *args, **kwargs
+        )  # reached in inference mode: each of its parts comes here by itself
     module.calls[base] = module.calls.get(base, 0) + 1
     tensors = _tensors(operator, args, kwargs)
     _meet(operator, tensors)
     if base in RESHAPES_ITSELF:
-        raise NotImplementedError(f"the pretend device does not change shapes in place ({base}); use the operator without underscore")
+        raise NotImplementedError(
+            f"the pretend device does not change shapes in place ({base}); use the operator without underscore"
+        )
     target = kwargs.get("device")
     twins = [tensor for _, _, tensor in tensors if isinstance(tensor, Twin)]
     to_twin = _own(target) or (target is None and bool(twins))
@@ -360,8 +393,13 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu'")
     if source is None and operator.draws and to_twin:
         kwargs = {**kwargs, "generator": _default_generator}
-    here = {name: CPU if name == "device" and value is not None else _inner(value) for name, value in kwargs.items()}
-    if base in ("_local_scalar_dense", "equal", "nonzero", "_to_copy", "copy_") and not kwargs.get("non_blocking"):
+    here = {
+        name: CPU if name == "device" and value is not None else _inner(value)
+        for name, value in kwargs.items()
+    }
+    if base in ("_local_scalar_dense", "equal", "nonzero", "_to_copy", "copy_") and not kwargs.get(
+        "non_blocking"
+    ):
         _finish_copies()
     out = func(*(_inner(value) for value in args), **here)
     if base == "copy_":
@@ -369,8 +407,14 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not to_twin:
         return _later(out) if base == "_to_copy" and kwargs.get("non_blocking") else out
     known = {id(tensor.inner): tensor for tensor in twins}
-    if operator.views and torch.is_inference_mode_enabled() and not all(tensor.is_inference() for tensor in twins):
-        with torch.inference_mode(False):  # a view of an ordinary tensor is an ordinary one, in inference mode too
+    if (
+        operator.views
+        and torch.is_inference_mode_enabled()
+        and not all(tensor.is_inference() for tensor in twins)
+    ):
+        with torch.inference_mode(
+            False
+        ):  # a view of an ordinary tensor is an ordinary one, in inference mode too
             return _wrap(out, known)
     return _wrap(out, known)
 
@@ -393,13 +437,17 @@ def _wrap(value: Any, known: dict[int, Twin]) -> Any:
             )
         return known[id(value)]
     if value.untyped_storage().nbytes() > module.mem_get_info()[0]:
-        raise torch.OutOfMemoryError(f"{NAME} out of memory. Tried to allocate {value.untyped_storage().nbytes()} bytes.")
+        raise torch.OutOfMemoryError(
+            f"{NAME} out of memory. Tried to allocate {value.untyped_storage().nbytes()} bytes."
+        )
     return Twin(value)
 
 
 def _later(result: torch.Tensor) -> torch.Tensor:
     held = result.clone()
-    result.fill_(torch.nan if result.is_floating_point() else -(1 << 7) if result.dtype is torch.int8 else 0)
+    result.fill_(
+        torch.nan if result.is_floating_point() else -(1 << 7) if result.dtype is torch.int8 else 0
+    )
     _pending.append((result, held))
     return result
 
@@ -415,7 +463,9 @@ _fallback = torch.library.Library("_", "IMPL")
 _fallback.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
 
 
-def _copied_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+def _copied_from(
+    source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False
+) -> torch.Tensor:
     _inner(target).copy_(_inner(source))
     return target
 
@@ -429,7 +479,16 @@ def _factory(name: str) -> None:
     _library.impl(name, lambda *args, **kwargs: _run(operator, args, kwargs), "PrivateUse1")
 
 
-for _operator in ("arange", "arange.start", "arange.start_step", "linspace", "eye", "eye.m", "randperm", "randperm.generator"):
+for _operator in (
+    "arange",
+    "arange.start",
+    "arange.start_step",
+    "linspace",
+    "eye",
+    "eye.m",
+    "randperm",
+    "randperm.generator",
+):
     _factory(_operator)  # torch would make these empty and let an operator resize them
 
 
@@ -447,11 +506,18 @@ def _attention(
     """Take the CPU's own kernel where the CPU would, so that results have its bits."""
     aten = torch.ops.aten
     plain = [_inner(each) for each in (query, key, value, attn_mask)]
-    chosen = torch._fused_sdp_choice(*plain, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    chosen = torch._fused_sdp_choice(
+        *plain, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
     if chosen == 1:
         if enable_gqa:
-            key, value = (each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in (key, value))
-        return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
+            key, value = (
+                each.repeat_interleave(query.shape[-3] // each.shape[-3], -3)
+                for each in (key, value)
+            )
+        return aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
+        )[0]
     return aten._scaled_dot_product_attention_math(
         query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
     )[0]
@@ -477,7 +543,9 @@ def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _compatible(input: torch.Tensor, from_: torch.Tensor) -> bool:
-    return isinstance(input, Twin) or isinstance(from_, Twin) or bool(_plain_compatible(input, from_))
+    return (
+        isinstance(input, Twin) or isinstance(from_, Twin) or bool(_plain_compatible(input, from_))
+    )
 
 
 _compatible.__annotations__ = {
@@ -516,7 +584,9 @@ _plain_pin, _plain_pinned = torch.Tensor.pin_memory, torch.Tensor.is_pinned
 
 def _pin(own: torch.Tensor, device: Any = None) -> torch.Tensor:
     if isinstance(own, Twin):
-        raise RuntimeError("cannot pin 'torch.twin.FloatTensor' only dense CPU tensors can be pinned")
+        raise RuntimeError(
+            "cannot pin 'torch.twin.FloatTensor' only dense CPU tensors can be pinned"
+        )
     if not module.available:
         return _plain_pin(own)
     pinned = own.clone()
@@ -544,7 +614,10 @@ def _autocast(name: str, low: bool) -> None:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         dtype = torch.get_autocast_dtype(NAME) if low else torch.float32
         with torch._C._ExcludeDispatchKeyGuard(off):
-            return operator(*(_cast(value, dtype) for value in args), **{key: _cast(value, dtype) for key, value in kwargs.items()})
+            return operator(
+                *(_cast(value, dtype) for value in args),
+                **{key: _cast(value, dtype) for key, value in kwargs.items()},
+            )
 
     _library.impl(name, kernel, "AutocastPrivateUse1")
 

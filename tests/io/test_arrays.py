@@ -30,7 +30,9 @@ def tree(root):
     found = {}
     for path in sorted(root.rglob("*")):
         status = path.lstat()
-        content = path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        content = (
+            path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        )
         times = None if path.is_dir() and not path.is_symlink() else status.st_mtime_ns
         found[path.relative_to(root).as_posix()] = stat.S_IMODE(status.st_mode), times, content
     return found
@@ -44,7 +46,15 @@ def lay(folder, *, parts=("segments", "deletes", "bm25")):
     before = set(folder.rglob("*")) if folder.exists() else set()
     for place in (folder, *(folder / part for part in parts)):
         place.mkdir(parents=True, exist_ok=True)
-        for name in ("notes.txt", ".hidden", ".bashrc.20240115", ".00000003.keep", "backup.npy", "20240115.npy", "README.md"):
+        for name in (
+            "notes.txt",
+            ".hidden",
+            ".bashrc.20240115",
+            ".00000003.keep",
+            "backup.npy",
+            "20240115.npy",
+            "README.md",
+        ):
             (place / name).write_text(f"mine: {name}")
         for name in ("20240115", ".20240115", "99999999", "day1", ".config.20231201", "empty"):
             (place / name).mkdir()
@@ -88,14 +98,23 @@ def test_every_change_leaves_what_others_put_into_the_folder(tmp_path):
         assert same(before, tree(tmp_path), laid), name
     listed = {f"i/{name}" for name in index.snapshot.manifest.files}
     files = {name for name, (_, times, _) in tree(tmp_path).items() if times is not None}
-    assert files == listed | {f"i/{MANIFEST}"} | {name for name in laid if before[name][1] is not None}
-    assert [hits[0].id for hits in Index.open(tmp_path / "i").search(["word6", "another text"], 1, encoder=FakeEncoder())] == ["d6", "d1"]
+    assert files == listed | {f"i/{MANIFEST}"} | {
+        name for name in laid if before[name][1] is not None
+    }
+    assert [
+        hits[0].id
+        for hits in Index.open(tmp_path / "i").search(
+            ["word6", "another text"], 1, encoder=FakeEncoder()
+        )
+    ] == ["d6", "d1"]
 
 
 def test_names_that_the_index_would_take_next_are_passed_over_where_somebody_has_them(tmp_path):
     index = build_index(FakeEncoder(), documents(0, 4), tmp_path / "i")[0]
     generation = index.snapshot.manifest.generation
-    laid = [f"segments/{number:08}" for number in (1, 2, 4)] + [f"bm25/{generation + number:08}" for number in range(1, 6)]
+    laid = [f"segments/{number:08}" for number in (1, 2, 4)] + [
+        f"bm25/{generation + number:08}" for number in range(1, 6)
+    ]
     for name in laid:
         (tmp_path / "i" / name).mkdir(parents=True)
         (tmp_path / "i" / name / "mine.txt").write_text(name)
@@ -107,7 +126,9 @@ def test_names_that_the_index_would_take_next_are_passed_over_where_somebody_has
         change(index)
     assert all((tmp_path / "i" / name / "mine.txt").read_text() == name for name in laid)
     assert all((tmp_path / "i" / name).read_text() == name for name in lists)
-    assert sorted(hit.id for hit in Index.open(tmp_path / "i").search(["word1"], 99, encoder=FakeEncoder())[0]) == [
+    assert sorted(
+        hit.id for hit in Index.open(tmp_path / "i").search(["word1"], 99, encoder=FakeEncoder())[0]
+    ) == [
         "d1",
         "d2",
         "d4",
@@ -116,7 +137,9 @@ def test_names_that_the_index_would_take_next_are_passed_over_where_somebody_has
     ]
 
 
-@pytest.mark.parametrize("parts", [(), ("segments",), ("deletes",), ("bm25",), ("segments", "deletes", "bm25")], ids=str)
+@pytest.mark.parametrize(
+    "parts", [(), ("segments",), ("deletes",), ("bm25",), ("segments", "deletes", "bm25")], ids=str
+)
 def test_a_folder_with_somebodys_files_is_refused_before_anything_is_touched(tmp_path, parts):
     lay(tmp_path / "proj", parts=parts)
     before = tree(tmp_path)
@@ -126,13 +149,26 @@ def test_a_folder_with_somebodys_files_is_refused_before_anything_is_touched(tmp
 
 
 @pytest.mark.parametrize(
-    "name", [".hidden", LOCK, JOURNAL, "segments", "deletes", "bm25", ".taskdistill.json.20240115", ".taskdistill.json.0a1b2c3d", "model"]
+    "name",
+    [
+        ".hidden",
+        LOCK,
+        JOURNAL,
+        "segments",
+        "deletes",
+        "bm25",
+        ".taskdistill.json.20240115",
+        ".taskdistill.json.0a1b2c3d",
+        "model",
+    ],
 )
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
 def test_a_single_file_is_enough(tmp_path, name, kind):
     (tmp_path / "proj").mkdir()
     path = tmp_path / "proj" / name
-    path.write_text("mine") if kind == "file" else path.mkdir() if kind == "folder" else path.symlink_to(tmp_path)
+    path.write_text(
+        "mine"
+    ) if kind == "file" else path.mkdir() if kind == "folder" else path.symlink_to(tmp_path)
     before = tree(tmp_path) if kind != "link" else path.readlink()
     with pytest.raises(BadInput):
         build_index(FakeEncoder(), documents(), tmp_path / "proj")
@@ -143,7 +179,9 @@ def test_a_single_file_is_enough(tmp_path, name, kind):
 def test_a_file_and_a_folder_of_another_kind_are_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / MANIFEST).write_text('{"kind": "model", "format_version": 1, "files": {}}')
+    (tmp_path / "model" / MANIFEST).write_text(
+        '{"kind": "model", "format_version": 1, "files": {}}'
+    )
     before = tree(tmp_path)
     for name in ("file", "model", "file/below"):
         with pytest.raises((BadInput, WorkFailed)):
@@ -153,7 +191,17 @@ def test_a_file_and_a_folder_of_another_kind_are_refused(tmp_path):
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize(
-    "part", ["segments", "deletes", "bm25", MANIFEST, LOCK, JOURNAL, "segments/00000000", "segments/00000000/codes.npy"]
+    "part",
+    [
+        "segments",
+        "deletes",
+        "bm25",
+        MANIFEST,
+        LOCK,
+        JOURNAL,
+        "segments/00000000",
+        "segments/00000000/codes.npy",
+    ],
 )
 def test_a_part_that_is_a_link_is_refused_and_what_it_points_to_is_left(tmp_path, change, part):
     index = build_index(FakeEncoder(), documents(0, 4), tmp_path / "i")[0]
@@ -178,7 +226,15 @@ def test_a_part_that_is_a_link_is_refused_and_what_it_points_to_is_left(tmp_path
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"[]", b"mine", b"\xff", b'{"generation": 1, "creates": ["segments/00000000"], "before": {}, "sha256": ""}']
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"mine",
+        b"\xff",
+        b'{"generation": 1, "creates": ["segments/00000000"], "before": {}, "sha256": ""}',
+    ],
 )
 def test_a_journal_that_is_not_ours_is_left(tmp_path, content):
     index = build_index(FakeEncoder(), documents(0, 4), tmp_path / "i")[0]
@@ -200,7 +256,9 @@ class Failing(FakeEncoder):
 
 
 @pytest.mark.parametrize("where", ["new", "new/below/it", "empty"])
-def test_a_first_build_that_fails_leaves_nothing_and_a_later_one_what_was_acknowledged(tmp_path, where):
+def test_a_first_build_that_fails_leaves_nothing_and_a_later_one_what_was_acknowledged(
+    tmp_path, where
+):
     (tmp_path / "empty").mkdir()
     before = tree(tmp_path)
     with pytest.raises(KeyboardInterrupt):

@@ -13,7 +13,14 @@ import pytest
 from taskdistill.errors import BadInput, did_you_mean, require_extra
 from taskdistill.io import folders
 from taskdistill.io.atomic import remove_stale, remove_stale_within, sha256_file, write_file
-from taskdistill.io.folders import check_folder, file_table, read_manifest, seal, versions, write_folder
+from taskdistill.io.folders import (
+    check_folder,
+    file_table,
+    read_manifest,
+    seal,
+    versions,
+    write_folder,
+)
 from taskdistill.io.sealed import dump_json
 from taskdistill.types import MANIFEST
 
@@ -29,10 +36,15 @@ def make(path: Path, **options: object) -> Path:
 def test_a_folder_appears_whole_with_its_manifest(tmp_path):
     folder = make(tmp_path / "deep" / "x", meta={"name": "n"}, inputs={"data": "d"})
     manifest = read_manifest(folder, "thing")
-    assert manifest["kind"] == "thing" and manifest["format_version"] == 2 and manifest["name"] == "n"
+    assert (
+        manifest["kind"] == "thing" and manifest["format_version"] == 2 and manifest["name"] == "n"
+    )
     assert manifest["inputs"] == {"data": "d"} and manifest["created_by"] == versions()
     assert manifest["files"] == {
-        "a.txt": {"bytes": 3, "sha256": "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"},
+        "a.txt": {
+            "bytes": 3,
+            "sha256": "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed",
+        },
         "b/c.bin": {"bytes": 2, "sha256": sha256_file(folder / "b" / "c.bin")},
     }
     assert check_folder(folder, manifest) == [] and list(tmp_path.rglob(".*")) == []
@@ -50,7 +62,10 @@ def test_a_folder_is_replaced_only_if_asked_and_stays_if_that_fails(tmp_path):
     with pytest.raises(BadInput, match="already exists; give another folder or remove it first"):
         make(folder)
     before = read_manifest(folder)
-    with pytest.raises(TypeError), write_folder(folder, "thing", replace=True, meta={"bad": object()}) as beside:
+    with (
+        pytest.raises(TypeError),
+        write_folder(folder, "thing", replace=True, meta={"bad": object()}) as beside,
+    ):
         (beside / "new.txt").write_text("two")
     assert read_manifest(folder) == before
     with write_folder(folder, "thing", replace=True) as beside:
@@ -61,12 +76,30 @@ def test_a_folder_is_replaced_only_if_asked_and_stays_if_that_fails(tmp_path):
 
 def test_everything_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
     order: list[str] = []
-    monkeypatch.setattr(os, "fsync", lambda handle: order.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink().name.split('.')[0]}"))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda handle: order.append(
+            f"sync {Path(f'/proc/self/fd/{handle}').readlink().name.split('.')[0]}"
+        ),
+    )
     rename, replace = Path.rename, Path.replace
-    monkeypatch.setattr(Path, "rename", lambda path, to: (order.append(f"rename {Path(to).name}"), rename(path, to))[1])
-    monkeypatch.setattr(Path, "replace", lambda path, to: (order.append(f"replace {Path(to).name}"), replace(path, to))[1])
+    monkeypatch.setattr(
+        Path,
+        "rename",
+        lambda path, to: (order.append(f"rename {Path(to).name}"), rename(path, to))[1],
+    )
+    monkeypatch.setattr(
+        Path,
+        "replace",
+        lambda path, to: (order.append(f"replace {Path(to).name}"), replace(path, to))[1],
+    )
     make(tmp_path / "x")
-    assert order[:3] == ["sync a", "sync c", "sync b"] and order[5] == f"replace {MANIFEST}" and order[-2] == "rename x"
+    assert (
+        order[:3] == ["sync a", "sync c", "sync b"]
+        and order[5] == f"replace {MANIFEST}"
+        and order[-2] == "rename x"
+    )
     assert order[-1] == f"sync {tmp_path.name.split('.')[0]}" and len(order) == 9
 
 
@@ -80,7 +113,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_file(tmp_path / "a.json", "new")
-    assert (tmp_path / "a.json").read_text() == "old" and sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.bin"]
+    assert (tmp_path / "a.json").read_text() == "old" and sorted(
+        path.name for path in tmp_path.iterdir()
+    ) == ["a.json", "b.bin"]
 
 
 @pytest.mark.parametrize(
@@ -91,12 +126,24 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         ("\xff\xfe", "cannot be read as JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
         ('{"kind": "thing"}', "format version None"),
-        ('{"kind": "thing", "format_version": 3}', "format version 3, this version reads up to 2; upgrade taskdistill"),
+        (
+            '{"kind": "thing", "format_version": 3}',
+            "format version 3, this version reads up to 2; upgrade taskdistill",
+        ),
         ('{"kind": "thing", "format_version": 2}', "is damaged: it does not end with its SHA-256"),
-        ('{"kind": "thing", "format_version": 1, "sha256": "0"}', "is damaged: it does not end with its SHA-256"),
+        (
+            '{"kind": "thing", "format_version": 1, "sha256": "0"}',
+            "is damaged: it does not end with its SHA-256",
+        ),
         ('{"kind": "thing", "format_version": 1}', "files is no table of names"),
-        ('{"kind": "thing", "format_version": 1, "files": {}, "inputs": []}', "inputs is no table of names"),
-        ('{"kind": "other", "format_version": 1}', "is a 'other' folder, but a 'thing' folder is needed here"),
+        (
+            '{"kind": "thing", "format_version": 1, "files": {}, "inputs": []}',
+            "inputs is no table of names",
+        ),
+        (
+            '{"kind": "other", "format_version": 1}',
+            "is a 'other' folder, but a 'thing' folder is needed here",
+        ),
     ],
 )
 def test_manifests_that_cannot_be_used(tmp_path, content, match):
@@ -109,7 +156,10 @@ def test_manifests_that_cannot_be_used(tmp_path, content, match):
 def test_folders_without_manifest(tmp_path):
     with pytest.raises(BadInput, match=r"is not a folder; give the path of a thing folder"):
         read_manifest(tmp_path / "none", "thing")
-    with pytest.raises(BadInput, match=r"has no taskdistill.json: it is not a taskdistill folder, or it was only half copied"):
+    with pytest.raises(
+        BadInput,
+        match=r"has no taskdistill.json: it is not a taskdistill folder, or it was only half copied",
+    ):
         read_manifest(tmp_path)
 
 
@@ -119,13 +169,20 @@ def test_every_fault_is_named(tmp_path):
     (folder / "a.txt").write_text("two")
     (folder / "b" / "c.bin").write_bytes(b"\0")
     (folder / "extra.txt").write_text("not listed, so no fault")
-    assert check_folder(folder, manifest) == ["a.txt: content differs from its SHA-256", "b/c.bin: 1 bytes instead of 2"]
+    assert check_folder(folder, manifest) == [
+        "a.txt: content differs from its SHA-256",
+        "b/c.bin: 1 bytes instead of 2",
+    ]
     (folder / "a.txt").unlink()
     assert check_folder(folder, manifest)[0] == "a.txt: missing"
     entry = {"bytes": 1, "sha256": "0"}
     for name in ("../x", "/etc/passwd", "b/../../y"):
-        assert check_folder(folder, {"files": {name: entry}}) == [f"{name}: the manifest names a path outside the folder"]
-    assert check_folder(folder, {"files": {"a": {"bytes": 1}}}) == ["a: the manifest does not say its size and SHA-256"]
+        assert check_folder(folder, {"files": {name: entry}}) == [
+            f"{name}: the manifest names a path outside the folder"
+        ]
+    assert check_folder(folder, {"files": {"a": {"bytes": 1}}}) == [
+        "a: the manifest does not say its size and SHA-256"
+    ]
     assert check_folder(folder, {"files": 3}) == [f"{MANIFEST}: its table of files is no object"]
 
 
@@ -188,6 +245,7 @@ def test_names_are_suggested_and_packages_asked_for():
     assert did_you_mean("xyz", ["clustering", "retrieval"]) == "; known: clustering, retrieval"
     require_extra("json", "x", "reading")
     with pytest.raises(
-        BadInput, match=r"reading needs the package 'no_such', which is not installed; run: pip install 'taskdistill\[extra\]'"
+        BadInput,
+        match=r"reading needs the package 'no_such', which is not installed; run: pip install 'taskdistill\[extra\]'",
     ):
         require_extra("no_such", "extra", "reading")

@@ -37,7 +37,13 @@ def places(value, way=()):
     """Every place in a value, of long lists and tables the first two."""
     if way:
         yield way
-    inner = list(value.items())[:40] if isinstance(value, dict) else list(enumerate(value))[:2] if isinstance(value, list) else ()
+    inner = (
+        list(value.items())[:40]
+        if isinstance(value, dict)
+        else list(enumerate(value))[:2]
+        if isinstance(value, list)
+        else ()
+    )
     for name, each in inner:
         yield from places(each, (*way, name))
 
@@ -79,7 +85,11 @@ def check(folder, tmp_path, use, count, *, file=MANIFEST, sealed=True, least=0.2
 
 
 def test_an_index_with_any_manifest(tmp_path):
-    index, _ = build_index(FakeEncoder(), [Document(f"d{i}", f"word{i}", {"i": i}) for i in range(9)], tmp_path / "index")
+    index, _ = build_index(
+        FakeEncoder(),
+        [Document(f"d{i}", f"word{i}", {"i": i}) for i in range(9)],
+        tmp_path / "index",
+    )
     index.delete(["d1"])
     index.build_bm25()
 
@@ -115,7 +125,9 @@ def test_a_model_with_any_manifest(model, tmp_path):
     check(model, tmp_path, use_model, 50)
 
 
-@pytest.mark.parametrize("file", ["config.json", "1_Pooling/config.json", "config_sentence_transformers.json"])
+@pytest.mark.parametrize(
+    "file", ["config.json", "1_Pooling/config.json", "config_sentence_transformers.json"]
+)
 def test_a_model_with_any_configuration(model, tmp_path, file):
     plain = tmp_path / "plain"
     shutil.copytree(model, plain, ignore=shutil.ignore_patterns("adapters", MANIFEST))
@@ -170,7 +182,14 @@ def outcome(work):
 
 @pytest.mark.parametrize(
     "file",
-    ["config.json", "modules.json", "tokenizer.json", "1_Pooling/config.json", "config_sentence_transformers.json", "model.safetensors"],
+    [
+        "config.json",
+        "modules.json",
+        "tokenizer.json",
+        "1_Pooling/config.json",
+        "config_sentence_transformers.json",
+        "model.safetensors",
+    ],
 )
 def test_a_pipe_in_a_model_folder_is_refused_at_once(model, tmp_path, file):
     shutil.copytree(model, tmp_path / "m", ignore=shutil.ignore_patterns("adapters", MANIFEST))
@@ -182,7 +201,9 @@ def test_a_pipe_in_a_model_folder_is_refused_at_once(model, tmp_path, file):
 def test_a_pipe_in_place_of_any_json_is_refused_at_once(model, tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     for read in (open_regular, read_file, read_json, load_recipe):
-        assert isinstance(within(10, lambda read=read: read(tmp_path / "pipe.json")), BadInput), read
+        assert isinstance(within(10, lambda read=read: read(tmp_path / "pipe.json")), BadInput), (
+            read
+        )
     shutil.copytree(model, tmp_path / "m")
     (tmp_path / "m" / MANIFEST).unlink()
     os.mkfifo(tmp_path / "m" / MANIFEST)
@@ -191,7 +212,16 @@ def test_a_pipe_in_place_of_any_json_is_refused_at_once(model, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, '{"a":' * 100_000, '{"a": 1, "a": 2}', '{"n": ' + "9" * 5000 + "}", "[1]", "nothing", "\ud800", '{"a": 1e999}'],
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"a": 1, "a": 2}',
+        '{"n": ' + "9" * 5000 + "}",
+        "[1]",
+        "nothing",
+        "\ud800",
+        '{"a": 1e999}',
+    ],
     ids=lambda text: text[:12],
 )
 def test_any_text_in_place_of_a_configuration_is_one_sentence(tmp_path, text):

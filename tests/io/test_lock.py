@@ -20,7 +20,10 @@ def test_it_holds_process_and_host_and_leaves_nothing(tmp_path):
         assert notes == []
         assert (tmp_path / "lock").read_text() == f"{os.getpid()} {HOST}"
         assert [each.name for each in tmp_path.iterdir()] == ["lock"]
-        with pytest.raises(WorkFailed, match=f"is held by process {os.getpid()} on host {HOST}"), writer_lock(tmp_path / "lock"):
+        with (
+            pytest.raises(WorkFailed, match=f"is held by process {os.getpid()} on host {HOST}"),
+            writer_lock(tmp_path / "lock"),
+        ):
             pass
     assert not any(tmp_path.iterdir())
     with pytest.raises(KeyError), writer_lock(tmp_path / "lock"):
@@ -31,10 +34,15 @@ def test_it_holds_process_and_host_and_leaves_nothing(tmp_path):
 def test_a_dead_writers_lock_is_taken_over_and_anothers_host_is_respected(tmp_path):
     (tmp_path / "lock").write_text(f"7 {HOST}")
     with writer_lock(tmp_path / "lock") as notes:
-        assert notes == [f"took over the lock of process 7 on host {HOST}, which ended without removing it"]
+        assert notes == [
+            f"took over the lock of process 7 on host {HOST}, which ended without removing it"
+        ]
         assert (tmp_path / "lock").read_text() == f"{os.getpid()} {HOST}"
     (tmp_path / "lock").write_text("7 elsewhere")
-    with pytest.raises(WorkFailed, match="left by process 7 on host elsewhere"), writer_lock(tmp_path / "lock"):
+    with (
+        pytest.raises(WorkFailed, match="left by process 7 on host elsewhere"),
+        writer_lock(tmp_path / "lock"),
+    ):
         pass
     assert (tmp_path / "lock").read_text() == "7 elsewhere"
 
@@ -117,7 +125,9 @@ def test_what_is_put_in_its_place_meanwhile_stays(tmp_path):
 
 
 @pytest.mark.parametrize("unnamed", [True, False], ids=["made before it is named", "named at once"])
-def test_a_kill_at_any_call_leaves_a_lock_that_the_next_writer_takes(tmp_path, monkeypatch, unnamed):
+def test_a_kill_at_any_call_leaves_a_lock_that_the_next_writer_takes(
+    tmp_path, monkeypatch, unnamed
+):
     if not unnamed:
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     for left in (None, f"7 {HOST}"):
@@ -157,6 +167,9 @@ def die_at(point):
 
         return wrapped
 
-    for module, names in ((os, ("open", "link", "pwrite", "pread", "unlink", "close", "fstat", "lstat")), (fcntl, ("flock",))):
+    for module, names in (
+        (os, ("open", "link", "pwrite", "pread", "unlink", "close", "fstat", "lstat")),
+        (fcntl, ("flock",)),
+    ):
         for name in names:
             setattr(module, name, dying(getattr(module, name)))

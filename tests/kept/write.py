@@ -29,7 +29,9 @@ def layouts(version: str) -> None:
 
     with tempfile.TemporaryDirectory() as beside:
         for family in ("qwen3", "eurobert"):
-            source = write_repository(Path(beside) / family, family, tasks=["retrieval", "clustering"])
+            source = write_repository(
+                Path(beside) / family, family, tasks=["retrieval", "clustering"]
+            )
             model = read_model(source)
             golden = dump_json(golden_vectors(embed_with(model), model.module.tasks))
             export(source, "jina-v5", None, HERE / f"jina-v5-{family}-{version}")
@@ -37,7 +39,12 @@ def layouts(version: str) -> None:
             if family == "eurobert":
                 model.name = "kept"
                 write_model(HERE / f"model-{version}", model, extra_files={"golden.json": golden})
-                export(source, "sentence-transformers", "clustering", HERE / f"sentence-transformers-{version}")
+                export(
+                    source,
+                    "sentence-transformers",
+                    "clustering",
+                    HERE / f"sentence-transformers-{version}",
+                )
 
 
 def static(version: str) -> None:
@@ -56,9 +63,19 @@ def static(version: str) -> None:
     torch.manual_seed(0)
     tokenizer = TextTokenizer(tiny_tokenizer(), special=False)
     settings = Settings(max_length=1_000_000, matryoshka_dims=(8, 32))
-    model = Model(StaticModel(torch.randn(320, 32)).eval(), tokenizer, settings, name="kept-static", source=HERE)
+    model = Model(
+        StaticModel(torch.randn(320, 32)).eval(),
+        tokenizer,
+        settings,
+        name="kept-static",
+        source=HERE,
+    )
     model.settings = replace(settings, space_id=base_space_id(model))
-    write_model(HERE / f"static-{version}", model, extra_files={"golden.json": dump_json(golden_vectors(embed_with(model), []))})
+    write_model(
+        HERE / f"static-{version}",
+        model,
+        extra_files={"golden.json": dump_json(golden_vectors(embed_with(model), []))},
+    )
 
 
 def store(version: str) -> None:
@@ -76,7 +93,10 @@ def trained() -> tuple[dict[str, object], object]:
     """Parameters with values that follow from a formula, and an optimiser one step old."""
     import torch
 
-    parameters = {"a": torch.nn.Parameter(torch.arange(6.0).reshape(2, 3)), "b": torch.nn.Parameter(torch.ones(3))}
+    parameters = {
+        "a": torch.nn.Parameter(torch.arange(6.0).reshape(2, 3)),
+        "b": torch.nn.Parameter(torch.ones(3)),
+    }
     optimiser = torch.optim.AdamW(parameters.values(), lr=0.1)
     for parameter in parameters.values():
         parameter.grad = torch.full_like(parameter, 0.5)
@@ -125,10 +145,18 @@ def shards(version: str) -> None:
     with tempfile.TemporaryDirectory() as beside:
         source = Path(beside) / "words.txt"
         source.write_text("\n".join(WORDS) + "\n")
-        encode_corpus(str(HERE / f"model-{version}"), Reading(str(source)), HERE / f"shards-{version}", {"task": "retrieval"}, shard_rows=5)
+        encode_corpus(
+            str(HERE / f"model-{version}"),
+            Reading(str(source)),
+            HERE / f"shards-{version}",
+            {"task": "retrieval"},
+            shard_rows=5,
+        )
 
 
-FORMATS = {each.__name__: each for each in (layouts, static, store, checkpoint, phase, index, shards)}
+FORMATS = {
+    each.__name__: each for each in (layouts, static, store, checkpoint, phase, index, shards)
+}
 
 
 def main(version: str, names: list[str]) -> None:

@@ -41,14 +41,18 @@ def test_info_nce_by_hand():
     assert value == pytest.approx((math.log(3.5 / 2) + math.log(4 / 2)) / 2)
     excluded = torch.tensor([[True, False, True], [False, True, False]])
     value = formulas.info_nce(queries, documents, own, LN2_TEMPERATURE, excluded).item()
-    assert value == pytest.approx((math.log(3 / 2) + math.log(4 / 2)) / 2)  # the own positive stays, though it is named
+    assert value == pytest.approx(
+        (math.log(3 / 2) + math.log(4 / 2)) / 2
+    )  # the own positive stays, though it is named
 
 
 def test_four_equal_documents_cannot_go_below_ln_4_unless_they_are_masked():
     queries, own = unit(4, 6), torch.arange(4)
     documents = unit(1, 6, seed=1).expand(4, 6)
     assert formulas.info_nce(queries, documents, own, 0.02).item() == pytest.approx(math.log(4))
-    assert formulas.info_nce(queries, documents, own, 0.02, torch.ones(4, 4, dtype=torch.bool)).item() == pytest.approx(0.0, abs=1e-12)
+    assert formulas.info_nce(
+        queries, documents, own, 0.02, torch.ones(4, 4, dtype=torch.bool)
+    ).item() == pytest.approx(0.0, abs=1e-12)
 
 
 def test_cosent_by_hand():
@@ -66,9 +70,11 @@ def test_spread_out_by_hand():
 
 def test_relational_distance_by_hand():
     third = 2 * math.pi / 3
-    around = rows(*((math.cos(third * n), math.sin(third * n)) for n in range(3)))
-    value = formulas.relational_distance(rows((1, 0), (0, 1), (-1, 0)), around).item()
-    assert value == pytest.approx(0.1875)  # distances 1, 2, 1 over their mean 8/9, against 1.5 over 1
+    ctx = rows(*((math.cos(third * n), math.sin(third * n)) for n in range(3)))
+    value = formulas.relational_distance(rows((1, 0), (0, 1), (-1, 0)), ctx).item()
+    assert value == pytest.approx(
+        0.1875
+    )  # distances 1, 2, 1 over their mean 8/9, against 1.5 over 1
     scaled = formulas.relational_distance(rows((1, 0), (0, 1)), rows((1, 0), (0.6, 0.8)))
     assert scaled.item() == pytest.approx(0.0, abs=1e-15)  # only relations count, not their size
 
@@ -80,7 +86,9 @@ def test_score_distill_by_hand():
 
 def test_over_prefixes_is_the_mean_of_the_prefixes():
     vectors = rows((3, 4, 12), (1, 0, 0))
-    value = formulas.over_prefixes(lambda dim: formulas.normalize(vectors[:, :dim])[0, 0], [1, 2, 3])
+    value = formulas.over_prefixes(
+        lambda dim: formulas.normalize(vectors[:, :dim])[0, 0], [1, 2, 3]
+    )
     assert value.item() == pytest.approx((1 + 3 / 5 + 3 / 13) / 3)
 
 
@@ -91,7 +99,10 @@ def test_a_zero_row_stays_zero():
 class TestAgainstSentenceTransformers:
     """The same numbers from the library that has the same losses."""
 
-    theirs = pytest.importorskip("sentence_transformers.sentence_transformer.losses", reason="sentence-transformers is not installed")
+    theirs = pytest.importorskip(
+        "sentence_transformers.sentence_transformer.losses",
+        reason="sentence-transformers is not installed",
+    )
 
     def test_info_nce(self):
         queries, positives, negatives = unit(6, 8), unit(6, 8, seed=1), unit(6, 8, seed=2)
@@ -102,20 +113,28 @@ class TestAgainstSentenceTransformers:
 
     def test_embedding_distance(self):
         student, teacher = torch.randn(5, 8), torch.randn(5, 8)
-        want = self.theirs.EmbedDistillLoss(None, "cosine").compute_loss_from_embeddings([student], [teacher])
+        want = self.theirs.EmbedDistillLoss(None, "cosine").compute_loss_from_embeddings(
+            [student], [teacher]
+        )
         assert abs(formulas.embedding_distance(student, teacher) - want) <= 1e-6
 
     def test_cosent(self):
         first, second = unit(7, 8), unit(7, 8, seed=1)
         scores = row(0, 0.5, 0.5, 1, 0.2, 1, 0)
-        want = self.theirs.CoSENTLoss(None, scale=1 / 0.05).compute_loss_from_embeddings([first, second], scores)
+        want = self.theirs.CoSENTLoss(None, scale=1 / 0.05).compute_loss_from_embeddings(
+            [first, second], scores
+        )
         assert abs(formulas.cosent((first * second).sum(1), scores, 0.05) - want) <= 1e-6
 
     def test_spread_out_but_for_their_hinge_at_one_over_d(self):
         first, second = unit(5, 8), unit(5, 8, seed=1)
-        loss = self.theirs.GlobalOrthogonalRegularizationLoss(None, mean_weight=0, aggregation="sum")
+        loss = self.theirs.GlobalOrthogonalRegularizationLoss(
+            None, mean_weight=0, aggregation="sum"
+        )
         ours = [formulas.gor(first), formulas.gor(second)]
-        want = loss.compute_loss_from_embeddings([first.clone(), second.clone()])["gor_second_moment"]
+        want = loss.compute_loss_from_embeddings([first.clone(), second.clone()])[
+            "gor_second_moment"
+        ]
         assert abs(sum(max(0, value.item() - 1 / 8) for value in ours) - want) <= 1e-6
 
 
@@ -129,7 +148,10 @@ def test_streaming_info_nce_equals_the_plain_one_with_all_gradients(masked, chun
         excluded[0] = True  # even a whole row of exclusions keeps the positive
     found = []
     for compute in (formulas.streaming_info_nce, formulas.info_nce):
-        queries, documents = unit(7, 5, seed=1).requires_grad_(), unit(9, 5, seed=2).requires_grad_()
+        queries, documents = (
+            unit(7, 5, seed=1).requires_grad_(),
+            unit(9, 5, seed=2).requires_grad_(),
+        )
         tau = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
         options = {"chunk": chunk} if compute is formulas.streaming_info_nce else {}
         value = compute(queries, documents, positives, tau, excluded, **options)
@@ -167,7 +189,10 @@ def test_the_mean_distance_takes_part_in_the_gradient_or_not():
     assert (gradients[0][1] - gradients[1][1]).abs().max() > 1e-3
     student = unit(5, 4).requires_grad_()
     distances = 1 - student @ student.T
-    fixed = distances / distances.detach().mean().item() - (1 - reference @ reference.T) / (1 - reference @ reference.T).mean()
+    fixed = (
+        distances / distances.detach().mean().item()
+        - (1 - reference @ reference.T) / (1 - reference @ reference.T).mean()
+    )
     fixed.square().mean().backward()
     assert torch.allclose(student.grad, gradients[1][1], atol=1e-14)
 
@@ -193,9 +218,13 @@ def test_the_two_forms_of_the_spread_out_regulariser_and_the_centre():
     assert formulas.gor(rows).item() == pytest.approx(squares)
     mean = (first + second + third) / 3
     assert formulas.gor_hinged(rows).item() == pytest.approx(mean**2 + max(0.0, squares - 1 / 2))
-    crowded = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.0], [1.0, -0.1]]), dim=1)
+    crowded = torch.nn.functional.normalize(
+        torch.tensor([[1.0, 0.1], [1.0, 0.0], [1.0, -0.1]]), dim=1
+    )
     assert formulas.gor_hinged(crowded) > formulas.gor(crowded) > formulas.gor(rows)
-    assert formulas.mean_vector_penalty(rows).item() == pytest.approx((1.6 / 3) ** 2 + (1.8 / 3) ** 2)
+    assert formulas.mean_vector_penalty(rows).item() == pytest.approx(
+        (1.6 / 3) ** 2 + (1.8 / 3) ** 2
+    )
 
 
 def test_int8_codes_forward_and_the_identity_backward():

@@ -28,8 +28,17 @@ def test_kept_layers_are_those_layers_in_that_order(family):
     keep_layers(cut, [0, 2])
     assert len(layers_of(cut)) == cut.config.num_hidden_layers == 2
     fresh = build_backbone(tiny.config(family, layers=2))
-    wanted = {name: tensor for name, tensor in whole.state_dict().items() if f"{prefix(family)}1." not in name}
-    fresh.load_state_dict({name.replace(f"{prefix(family)}2.", f"{prefix(family)}1."): tensor for name, tensor in wanted.items()})
+    wanted = {
+        name: tensor
+        for name, tensor in whole.state_dict().items()
+        if f"{prefix(family)}1." not in name
+    }
+    fresh.load_state_dict(
+        {
+            name.replace(f"{prefix(family)}2.", f"{prefix(family)}1."): tensor
+            for name, tensor in wanted.items()
+        }
+    )
     assert torch.equal(embed(cut, family), embed(fresh, family))
     assert not torch.allclose(embed(cut, family), embed(whole, family))
 
@@ -62,13 +71,20 @@ def test_a_changed_theta_is_that_of_a_backbone_built_with_it(family):
 def test_theta_without_rotary_positions_is_refused():
     backbone = tiny.backbone("bert")
     assert rope_theta(backbone) is None
-    with pytest.raises(BadInput, match=r"rope_theta 5.0 has no effect: a bert backbone has no rotary positions; remove the key"):
+    with pytest.raises(
+        BadInput,
+        match=r"rope_theta 5.0 has no effect: a bert backbone has no rotary positions; remove the key",
+    ):
         set_rope_theta(backbone, 5.0)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_training_mode_drops_nothing_of_the_backbone_s_own(family):
-    drop = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5} if family == "bert" else {"attention_dropout": 0.5}
+    drop = (
+        {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+        if family == "bert"
+        else {"attention_dropout": 0.5}
+    )
     backbone = build_backbone(tiny.config(family) | drop)
     wanted = embed(backbone, family)
     backbone.train()
@@ -92,7 +108,13 @@ def test_configurations_that_cannot_be_meant(change, match):
         make_config(tiny.config("bert") | change, "student.config")
 
 
-@pytest.mark.parametrize("config", [{"model_type": "dbrx", "d_model": 32, "n_layers": 1}, {"model_type": "funnel", "block_sizes": [2, 2]}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "dbrx", "d_model": 32, "n_layers": 1},
+        {"model_type": "funnel", "block_sizes": [2, 2]},
+    ],
+)
 def test_what_transformers_itself_cannot_build_is_refused_in_one_line(config):
     with pytest.raises(BadInput, match="no model that transformers can build") as refused:
         build_backbone(config)
@@ -101,9 +123,15 @@ def test_what_transformers_itself_cannot_build_is_refused_in_one_line(config):
 
 def test_a_model_that_is_nowhere_is_refused(tmp_path, monkeypatch):
     for name in (tmp_path / "none", "./none", "none"):
-        with pytest.raises(BadInput, match=r"no model at .*; give a model folder, a Hub id owner/name, or all-MiniLM-L6-v2"):
+        with pytest.raises(
+            BadInput,
+            match=r"no model at .*; give a model folder, a Hub id owner/name, or all-MiniLM-L6-v2",
+        ):
             resolve(name)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BadInput, match="no folder owner/nothing here, and the Hub did not give a model of that name"):
+    with pytest.raises(
+        BadInput,
+        match="no folder owner/nothing here, and the Hub did not give a model of that name",
+    ):
         resolve("owner/nothing")
     assert resolve(tmp_path) == tmp_path

@@ -40,21 +40,34 @@ def made(family: str, tmp_path: Path) -> Model:
         model.adapter_configs[task] = tiny.add_adapter(model.module, task, seed=number)
     model.projection = Projection(32, 24)
     model.settings = replace(model.settings, teacher={"model": "t", "embedding_dim": 24})
-    model.settings = replace(model.settings, int8_ranges={"base": {"8": {"minimum": [-1.0] * 8, "maximum": [1.0] * 8}}})
+    model.settings = replace(
+        model.settings, int8_ranges={"base": {"8": {"minimum": [-1.0] * 8, "maximum": [1.0] * 8}}}
+    )
     return model
 
 
 def test_a_folder_gives_back_every_bit(family, tmp_path):
     model = made(family, tmp_path)
     before = Encoder(model, threads=1)
-    wanted = {task: before.encode(TEXTS, task=task, prompt_name="query") for task in (None, "retrieval", "clustering")}
-    write_model(tmp_path / "model", model, inputs={"recipe": "r"}, extra_files={"README.md": "# tiny\n"})
+    wanted = {
+        task: before.encode(TEXTS, task=task, prompt_name="query")
+        for task in (None, "retrieval", "clustering")
+    }
+    write_model(
+        tmp_path / "model", model, inputs={"recipe": "r"}, extra_files={"README.md": "# tiny\n"}
+    )
     again = Encoder.load(tmp_path / "model", threads=1)
     for task, vectors in wanted.items():
         assert np.array_equal(again.encode(TEXTS, task=task, prompt_name="query"), vectors)
     assert not np.allclose(wanted[None], wanted["retrieval"], atol=1e-3)
-    assert again.model.settings == model.settings and again.tasks == ("retrieval", "clustering") and again.name == "tiny"
-    assert np.array_equal(again.project(wanted[None]), Encoder(model, threads=1).project(wanted[None]))
+    assert (
+        again.model.settings == model.settings
+        and again.tasks == ("retrieval", "clustering")
+        and again.name == "tiny"
+    )
+    assert np.array_equal(
+        again.project(wanted[None]), Encoder(model, threads=1).project(wanted[None])
+    )
     assert again.project(wanted[None][:, :8]).shape == (3, 24)
     assert again.space_id == model.space_id == model.settings.space_id and len(again.space_id) == 32
     write_model(tmp_path / "second", again.model)
@@ -71,7 +84,9 @@ def test_the_hash_follows_what_decides_vectors_and_nothing_else(tmp_path):
         if change == "weight":
             next(model.module.backbone.parameters()).data[9, 0] += 0.5
         if change == "adapter":
-            next(p for name, p in model.module.backbone.named_parameters() if "lora_" in name).data[0, 0] += 0.5
+            next(p for name, p in model.module.backbone.named_parameters() if "lora_" in name).data[
+                0, 0
+            ] += 0.5
         write_model(tmp_path / f"m{number}", model, extra_files={"README.md": str(change)})
         hashes.append(read_model(tmp_path / f"m{number}").hash)
     assert hashes[0] == hashes[1] and len(set(hashes)) == 3
@@ -81,7 +96,13 @@ def test_a_static_model_is_read_as_it_was_written(tmp_path):
     settings = ModelSettings(max_length=1_000_000, matryoshka_dims=(4, 8))
     rows = tiny.tokenizer().get_vocab_size()
     tokenizer = TextTokenizer(tiny.tokenizer(), special=False)
-    model = Model(StaticModel(torch.randn(rows, 8)), tokenizer, settings, name="table", source=tmp_path / "table")
+    model = Model(
+        StaticModel(torch.randn(rows, 8)),
+        tokenizer,
+        settings,
+        name="table",
+        source=tmp_path / "table",
+    )
     write_model(tmp_path / "table", model)
     again = Encoder.load(tmp_path / "table", threads=1)
     assert np.array_equal(again.encode(TEXTS), Encoder(model, threads=1).encode(TEXTS))
@@ -107,7 +128,10 @@ def refused(folder: Path, match: str) -> None:
 
 def test_a_folder_that_is_not_whole_is_refused(folder):
     (folder / "adapters/clustering/adapter_model.safetensors").unlink()
-    refused(folder, r"model is damaged: adapters/clustering/adapter_model.safetensors: missing; copy it again")
+    refused(
+        folder,
+        r"model is damaged: adapters/clustering/adapter_model.safetensors: missing; copy it again",
+    )
 
 
 def test_a_swapped_tokenizer_is_refused(folder):
@@ -128,14 +152,32 @@ def test_another_kind_of_folder_is_no_model(folder):
     refused(folder, "is a 'checkpoint' folder, but a model is needed here")
 
 
-@pytest.mark.parametrize("change", [{"settings": {}}, {"settings": None}, {"tasks": 3}, {"name": None, "settings": {"unknown": 1}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {}},
+        {"settings": None},
+        {"tasks": 3},
+        {"name": None, "settings": {"unknown": 1}},
+    ],
+)
 def test_a_manifest_without_its_fields_is_refused_in_one_line(folder, change):
     reseal(folder, **change)
-    refused(folder, "(lacks a field or holds another type|needs a list of different names).*copy the folder again")
+    refused(
+        folder,
+        "(lacks a field or holds another type|needs a list of different names).*copy the folder again",
+    )
 
 
 @pytest.mark.parametrize(
-    "files", [[], "x", {"model.safetensors": {}}, {"model.safetensors": 3}, {"model.safetensors": {"bytes": "a", "sha256": 1}}]
+    "files",
+    [
+        [],
+        "x",
+        {"model.safetensors": {}},
+        {"model.safetensors": 3},
+        {"model.safetensors": {"bytes": "a", "sha256": 1}},
+    ],
 )
 def test_a_manifest_with_a_broken_file_table_is_refused_in_one_line(folder, files):
     reseal(folder, files=files)

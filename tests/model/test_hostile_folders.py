@@ -33,15 +33,22 @@ def sound(tmp_path_factory):
     """One sound folder of each kind: ours, the same without manifest (any sentence-transformers folder), the jina layout."""
     root = tmp_path_factory.mktemp("sound")
     module = TransformerModel(tiny_backbone("qwen3"), Pooling.LAST)
-    settings = ModelSettings(prompts={"query": "Query: ", "document": "Document: "}, max_length=64, matryoshka_dims=(32,))
-    write_model(root / "ours", Model(module, TextTokenizer(tiny_tokenizer()), settings, name="tiny", source=root))
+    settings = ModelSettings(
+        prompts={"query": "Query: ", "document": "Document: "}, max_length=64, matryoshka_dims=(32,)
+    )
+    write_model(
+        root / "ours",
+        Model(module, TextTokenizer(tiny_tokenizer()), settings, name="tiny", source=root),
+    )
     shutil.copytree(root / "ours", root / "plain")
     (root / "plain" / MANIFEST).unlink()
     write_repository(root / "jina", "qwen3", tasks=["retrieval"])
     for path in (root / "jina").glob("*.py"):
         path.unlink()
     for kind in ("ours", "plain", "jina"):
-        assert Encoder.load(root / kind, default_task="retrieval" if kind == "jina" else None, threads=1).encode(TEXTS).shape == (8, 32)
+        assert Encoder.load(
+            root / kind, default_task="retrieval" if kind == "jina" else None, threads=1
+        ).encode(TEXTS).shape == (8, 32)
     return root
 
 
@@ -60,7 +67,9 @@ def refused(folder: Path, match: str, seconds: float = 5.0) -> str:
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.process_time()
     with pytest.raises(BadInput, match=match) as caught:
         Encoder.load(folder, threads=1)
-    assert time.process_time() - began < seconds  # of the processor: others may be at work on this machine
+    assert (
+        time.process_time() - began < seconds
+    )  # of the processor: others may be at work on this machine
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before.ru_maxrss < 200_000
     assert not canary.exists()
     assert "\n" not in str(caught.value).strip()
@@ -124,7 +133,12 @@ def test_configuration_that_names_code(copy, change):
     "change",
     [
         {"auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}},
-        {"auto_map": {"AutoModel": "someone/evil--evil.Evil", "AutoConfig": "someone/evil--evil.Evil"}},
+        {
+            "auto_map": {
+                "AutoModel": "someone/evil--evil.Evil",
+                "AutoConfig": "someone/evil--evil.Evil",
+            }
+        },
         {"text_config": {"auto_map": {"AutoModel": "someone/evil--evil.Evil"}}},
     ],
 )
@@ -140,7 +154,11 @@ def test_a_family_of_transformers_runs_none_of_the_folders_code(copy, change, tr
 
 def test_a_family_that_only_the_folder_knows_is_refused_by_name(copy):
     folder = copy("plain")
-    edit(folder / "config.json", auto_map={"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}, model_type="unheard_of")
+    edit(
+        folder / "config.json",
+        auto_map={"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"},
+        model_type="unheard_of",
+    )
     said = refused(folder, "names code to run")
     assert "'unheard_of'" in said and "trust_remote_code" in said and "docs/families.md" in said
     with pytest.raises(BadInput, match=r"copy the whole repository, its \*.py files included"):
@@ -172,7 +190,11 @@ def test_trusted_code_runs_alone_text_by_text_or_is_refused(copy, mixed):
     folder = copy("plain")
     expected = Encoder.load(folder, threads=1).encode(TEXTS)
     (folder / "own.py").write_text(OWN_CODE.replace("{MIXED}", mixed))
-    edit(folder / "config.json", auto_map={"AutoModel": "own.OwnModel", "AutoConfig": "own.OwnConfig"}, model_type="unheard_of")
+    edit(
+        folder / "config.json",
+        auto_map={"AutoModel": "own.OwnModel", "AutoConfig": "own.OwnConfig"},
+        model_type="unheard_of",
+    )
     if mixed:
         with pytest.raises(BadInput, match="other states beside another text than alone"):
             Encoder.load(folder, threads=1, trust_remote_code=True)
@@ -184,28 +206,53 @@ def test_trusted_code_runs_alone_text_by_text_or_is_refused(copy, mixed):
 
 def test_the_jina_layout_ignores_its_auto_map_and_its_files(copy):
     folder = copy("jina")
-    for name in ("configuration_jina_embeddings_v5", "modeling_jina_embeddings_v5", "custom_st", "tokenization_evil"):
+    for name in (
+        "configuration_jina_embeddings_v5",
+        "modeling_jina_embeddings_v5",
+        "custom_st",
+        "tokenization_evil",
+    ):
         (folder / f"{name}.py").write_text(CANARY_CODE.format(str(folder.parent / "canary")))
-    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_evil.Evil", None]})
+    edit(
+        folder / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["tokenization_evil.Evil", None]},
+    )
     assert Encoder.load(folder, threads=1).encode(TEXTS, task="retrieval").shape == (8, 32)
     assert not (folder.parent / "canary").exists()
-    edit(folder / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 1e6, "auto_map": {"AutoModel": "evil.Evil"}})
+    edit(
+        folder / "config.json",
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "auto_map": {"AutoModel": "evil.Evil"},
+        },
+    )
     refused(folder, "names code to run")
 
 
 @pytest.mark.parametrize(
-    "kind", ["evil.Module", "sentence_transformers.models.Dense", "os.system", "sentence_transformers.../evil.Transformer"]
+    "kind",
+    [
+        "evil.Module",
+        "sentence_transformers.models.Dense",
+        "os.system",
+        "sentence_transformers.../evil.Transformer",
+    ],
 )
 def test_modules_outside_the_list(copy, kind):
     folder = copy("plain")
     (folder / "evil.py").write_text(CANARY_CODE.format(str(folder.parent / "canary")))
-    (folder / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": kind}]))
+    (folder / "modules.json").write_text(
+        json.dumps([{"idx": 0, "name": "0", "path": "", "type": kind}])
+    )
     refused(folder, "only Transformer|is not a list")
 
 
 def test_an_adapter_at_the_root_would_load_another_base(copy):
     folder = copy("plain")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "someone/evil"}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "someone/evil"})
+    )
     refused(folder, "names another base model")
 
 
@@ -244,7 +291,9 @@ LIES = {
     "floats": header({"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}, bytes(4)),
     "unknown type": header({"a": tensor([1], 0, 4, "F128")}, bytes(4)),
     "entry is a string": header({"a": "x"}),
-    "offsets are three": header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 4]}}, bytes(4)),
+    "offsets are three": header(
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 4]}}, bytes(4)
+    ),
 }
 
 
@@ -268,7 +317,9 @@ def test_a_lying_header_is_refused_by_every_reader(copy, kind):
 
 def test_a_lying_adapter_is_refused(copy):
     folder = copy("jina")
-    (folder / "adapters" / "retrieval" / "adapter_model.safetensors").write_bytes(LIES["shape lies"])
+    (folder / "adapters" / "retrieval" / "adapter_model.safetensors").write_bytes(
+        LIES["shape lies"]
+    )
     refused(folder, "adapters/retrieval.*no sound safetensors file")
 
 
@@ -279,7 +330,10 @@ def test_a_lying_adapter_is_refused(copy):
         ({"r": 8}, r"rank \[4\], its adapter_config.json says 8"),
         ({"target_modules": "(a+)+$"}, "needs a list of module names"),
         ({"exclude_modules": "(a+)+$"}, "not read"),
-        ({"auto_mapping": {"base_model_class": "Evil", "parent_library": "evil"}}, "sets auto_mapping"),
+        (
+            {"auto_mapping": {"base_model_class": "Evil", "parent_library": "evil"}},
+            "sets auto_mapping",
+        ),
         ({"modules_to_save": ["embed_tokens"]}, "sets modules_to_save"),
         ({"use_dora": True}, "sets use_dora"),
         ({"peft_type": "IA3"}, "IA3 adapter"),
@@ -295,16 +349,22 @@ def test_adapter_configurations(copy, change, match):
 # 58: places outside the folder
 
 
-@pytest.mark.parametrize("target", ["../../secret.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "a\\b"])
+@pytest.mark.parametrize(
+    "target", ["../../secret.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "a\\b"]
+)
 def test_index_that_points_outside(copy, target):
     folder = copy("plain")
     names = list(load_file(folder / "model.safetensors"))
     (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, target)}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(names, target)})
+    )
     refused(folder, "outside the model folder")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "1_Pooling/config.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer.json", "config.json", "1_Pooling/config.json"]
+)
 def test_links_out_of_the_folder(copy, sound, name):
     folder = copy("plain")
     (folder / name).unlink()
@@ -334,8 +394,14 @@ def test_sound_shards_are_read_and_a_missing_one_is_named(copy):
     names = sorted(tensors)
     table = {name: f"model-{1 + (i % 2):05d}-of-00002.safetensors" for i, name in enumerate(names)}
     for shard in set(table.values()):
-        save_file({name: tensors[name] for name in names if table[name] == shard}, folder / shard, metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": table}))
+        save_file(
+            {name: tensors[name] for name in names if table[name] == shard},
+            folder / shard,
+            metadata={"format": "pt"},
+        )
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": table})
+    )
     assert (Encoder.load(folder, threads=1).encode(TEXTS) == expected).all()
     (folder / "model-00002-of-00002.safetensors").unlink()
     refused(folder, "model-00002-of-00002.safetensors is missing")
@@ -357,15 +423,37 @@ def step(**fields: object) -> dict:
 
 BOMB = step(type="Replace", pattern={"String": "a"}, content="a" * 1000)
 TOKENIZERS = {
-    "replacement of a thousand": ({"normalizer": {"type": "Sequence", "normalizers": [BOMB, BOMB]}}, "puts in 1000 characters"),
+    "replacement of a thousand": (
+        {"normalizer": {"type": "Sequence", "normalizers": [BOMB, BOMB]}},
+        "puts in 1000 characters",
+    ),
     "many small replacements": (
-        {"normalizer": {"type": "Sequence", "normalizers": [step(type="Replace", pattern={"String": "a"}, content="aaaaaaaa")] * 9}},
+        {
+            "normalizer": {
+                "type": "Sequence",
+                "normalizers": [step(type="Replace", pattern={"String": "a"}, content="aaaaaaaa")]
+                * 9,
+            }
+        },
         "9 of which lengthen",
     ),
-    "prepend": ({"normalizer": {"type": "Prepend", "prepend": "a" * 100_000}}, "puts in 100000 characters"),
-    "unknown normaliser": ({"normalizer": {"type": "Python", "code": "evil"}}, "asks for the step 'Python'"),
+    "prepend": (
+        {"normalizer": {"type": "Prepend", "prepend": "a" * 100_000}},
+        "puts in 100000 characters",
+    ),
+    "unknown normaliser": (
+        {"normalizer": {"type": "Python", "code": "evil"}},
+        "asks for the step 'Python'",
+    ),
     "catastrophic expression": (
-        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}},
+        {
+            "pre_tokenizer": {
+                "type": "Split",
+                "pattern": {"Regex": "(a+)+$"},
+                "behavior": "Isolated",
+                "invert": False,
+            }
+        },
         "repeats a group",
     ),
     "catastrophic replacement": (
@@ -373,25 +461,46 @@ TOKENIZERS = {
         "repeats a group",
     ),
     "five powers": (
-        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": r"\s*" * 12 + "x"}, "behavior": "Isolated", "invert": False}},
+        {
+            "pre_tokenizer": {
+                "type": "Split",
+                "pattern": {"Regex": r"\s*" * 12 + "x"},
+                "behavior": "Isolated",
+                "invert": False,
+            }
+        },
         "repeats more than five",
     ),
     "million special tokens": (
-        {"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": END, "type_id": 0}}] * 1000, "pair": []}},
+        {
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": END, "type_id": 0}}] * 1000,
+                "pair": [],
+            }
+        },
         "more than 64 special tokens",
     ),
     "special token of many ids": (
         {
             "post_processor": {
                 "type": "TemplateProcessing",
-                "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": END, "type_id": 0}}],
+                "single": [
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                    {"SpecialToken": {"id": END, "type_id": 0}},
+                ],
                 "pair": [],
-                "special_tokens": {END: {"id": END, "ids": [0] * 100_000, "tokens": [END] * 100_000}},
+                "special_tokens": {
+                    END: {"id": END, "ids": [0] * 100_000, "tokens": [END] * 100_000}
+                },
             }
         },
         "more than 64 special tokens",
     ),
-    "nested without end": ({"normalizer": None, "pre_tokenizer": {"type": "Sequence"}}, "malformed"),
+    "nested without end": (
+        {"normalizer": None, "pre_tokenizer": {"type": "Sequence"}},
+        "malformed",
+    ),
     "model is a list": ({"model": []}, "holds no tokenizer"),
     "model of another kind": ({"model": {"type": "Python", "vocab": {}}}, "model of type 'Python'"),
 }
@@ -451,10 +560,16 @@ def test_weights_that_are_not_those_of_the_model(copy):
     nan = tensors[name].clone()
     nan[3, 3] = float("nan")
     refuse(tensors | {name: nan}, f"{name} holds values that are not finite")
-    refuse({key: value for key, value in tensors.items() if key != name}, rf"1 tensors missing \['{name}'\]")
+    refuse(
+        {key: value for key, value in tensors.items() if key != name},
+        rf"1 tensors missing \['{name}'\]",
+    )
     refuse(tensors | {"backdoor.weight": torch.zeros(2)}, r"1 unknown \['backdoor.weight'\]")
     refuse(tensors | {name: tensors[name].to(torch.int32)}, "has type I32")
-    refuse(tensors | {name: tensors[name][:, :16].contiguous()}, r"has shape \[48, 16\], its config.json asks for \[48, 32\]")
+    refuse(
+        tensors | {name: tensors[name][:, :16].contiguous()},
+        r"has shape \[48, 16\], its config.json asks for \[48, 32\]",
+    )
     refuse(tensors | {"../../evil": torch.zeros(2)}, "1 unknown")
 
 
@@ -484,8 +599,13 @@ def test_configurations_that_lie(copy, kind, change, match):
     refused(folder, match)
 
 
-@pytest.mark.parametrize("name", ["config.json", "modules.json", "config_sentence_transformers.json", "1_Pooling/config.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2", b"\xff\xfe", b"[" * 100_000, b'"x"', b"null"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "modules.json", "config_sentence_transformers.json", "1_Pooling/config.json"],
+)
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1, 2", b"\xff\xfe", b"[" * 100_000, b'"x"', b"null"]
+)
 def test_json_files_that_are_none(copy, name, content):
     folder = copy("plain")
     (folder / name).write_bytes(content)
@@ -518,11 +638,20 @@ def test_half_copied_folders(copy):
 
 @pytest.mark.parametrize(
     "change",
-    [{"settings": None}, {"settings": {"evil": 1}}, {"tasks": 3}, {"tasks": ["../.."]}, {"files": {"../../x": {"bytes": 1, "sha256": ""}}}],
+    [
+        {"settings": None},
+        {"settings": {"evil": 1}},
+        {"tasks": 3},
+        {"tasks": ["../.."]},
+        {"files": {"../../x": {"bytes": 1, "sha256": ""}}},
+    ],
 )
 def test_manifests_that_lie(copy, change):
     folder = copy("ours")
     edit(folder / MANIFEST, **change)
     refused(folder, "taskdistill.json is damaged: it does not end with its SHA-256")
     reseal(folder)
-    refused(folder, "lacks a field|names a task|outside the folder|tasks is 3, needs a list of different names")
+    refused(
+        folder,
+        "lacks a field|names a task|outside the folder|tasks is 3, needs a list of different names",
+    )

@@ -58,9 +58,13 @@ def test_a_fresh_adapter_changes_nothing_and_has_the_size_of_the_formula(family)
     assert linear_names(model.backbone) == LINEARS[family]
     attach(model.backbone, "retrieval", lora_config(model.backbone, rank=8, alpha=8, dropout=0.1))
     model.tasks.append("retrieval")
-    assert torch.equal(vectors(model, "retrieval"), before) and torch.equal(vectors(model, None), before)
+    assert torch.equal(vectors(model, "retrieval"), before) and torch.equal(
+        vectors(model, None), before
+    )
     found = adapter_parameters(model.backbone, "retrieval")
-    assert sum(p.numel() for p in found.values()) == 2 * sum(8 * (ins + outs) for ins, outs in SHAPES[family])
+    assert sum(p.numel() for p in found.values()) == 2 * sum(
+        8 * (ins + outs) for ins, outs in SHAPES[family]
+    )
     assert weights_hash(model.backbone) == digest  # of the base alone, whatever is attached
     first = torch.cat([p.flatten() for name, p in found.items() if ".lora_A." in name])
     assert first.std().item() == pytest.approx(1 / 8, rel=0.05) and abs(first.mean().item()) < 0.01
@@ -75,7 +79,9 @@ def test_a_merged_adapter_gives_the_vectors_of_the_unmerged_one(family):
         tiny.add_adapter(model, task, seed=number)
     wanted, other = vectors(model, "retrieval"), vectors(model, "clustering")
     assert (wanted - base).abs().max() > 0.1 and (wanted - other).abs().max() > 0.1
-    assert torch.equal(vectors(model, None), base) and torch.equal(vectors(model, "retrieval"), wanted)  # switching leaves nothing behind
+    assert torch.equal(vectors(model, None), base) and torch.equal(
+        vectors(model, "retrieval"), wanted
+    )  # switching leaves nothing behind
     merge(model.backbone, "retrieval")
     model.tasks.clear()
     with torch.inference_mode():
@@ -93,13 +99,23 @@ def test_an_adapter_is_saved_and_loaded_by_name(family, tmp_path):
     fields = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (fields["r"], fields["lora_alpha"], fields["peft_type"]) == (4, 8, "LORA")
     assert fields["base_model_name_or_path"] == "tiny" and fields["inference_mode"] is True
-    assert fields["target_modules"] == (TWO_PARTS if family == "bert" else LINEARS[family]) and fields["exclude_modules"] is None
+    assert (
+        fields["target_modules"] == (TWO_PARTS if family == "bert" else LINEARS[family])
+        and fields["exclude_modules"] is None
+    )
     again = tiny.student(family)
     loaded = load_adapter(again.backbone, "other", tmp_path)
     again.tasks.append("other")
-    assert torch.equal(vectors(again, "other"), wanted) and loaded.r == 4 and loaded.lora_dropout == 0.1
+    assert (
+        torch.equal(vectors(again, "other"), wanted)
+        and loaded.r == 4
+        and loaded.lora_dropout == 0.1
+    )
     tensors = dict(adapter_parameters(model.backbone, "retrieval"))
-    assert all(name.startswith("base_model.model.") and name.endswith((".lora_A.weight", ".lora_B.weight")) for name in tensors)
+    assert all(
+        name.startswith("base_model.model.") and name.endswith((".lora_A.weight", ".lora_B.weight"))
+        for name in tensors
+    )
 
 
 def test_attaching_several_adapters_is_silent():
@@ -112,9 +128,16 @@ def test_attaching_several_adapters_is_silent():
 
 def test_fewer_targets_and_targets_that_are_none():
     model = tiny.student("qwen3")
-    attach(model.backbone, "retrieval", lora_config(model.backbone, rank=2, targets=["q_proj", "v_proj"]))
+    attach(
+        model.backbone,
+        "retrieval",
+        lora_config(model.backbone, rank=2, targets=["q_proj", "v_proj"]),
+    )
     assert len(adapter_parameters(model.backbone, "retrieval")) == 2 * 2 * 2
-    with pytest.raises(BadInput, match=r"target_modules \['query'\] are no linear maps of this backbone, which has \['down_proj'"):
+    with pytest.raises(
+        BadInput,
+        match=r"target_modules \['query'\] are no linear maps of this backbone, which has \['down_proj'",
+    ):
         lora_config(model.backbone, targets=["q_proj", "query"])
 
 
@@ -134,7 +157,9 @@ def test_dropout_drops_in_training_from_the_thread_s_generator_alone():
         assert module(values) is values  # no generator, no dropout
         seed_dropout(torch.Generator().manual_seed(3))
         first = module(values)
-        assert first.unique().tolist() == pytest.approx([0, 4 / 3]) and first.mean().item() == pytest.approx(1, abs=0.03)
+        assert first.unique().tolist() == pytest.approx(
+            [0, 4 / 3]
+        ) and first.mean().item() == pytest.approx(1, abs=0.03)
         assert not torch.equal(module(values), first)
         seed_dropout(torch.Generator().manual_seed(3))
         assert torch.equal(module(values), first)

@@ -22,8 +22,17 @@ def backbone_of(family: str) -> PreTrainedModel:
     if family != "bert":
         return tiny_backbone(family)
     torch.manual_seed(0)
-    shape = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return BertModel(BertConfig(**shape, max_position_embeddings=64, initializer_range=0.3), add_pooling_layer=False).eval()
+    shape = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    return BertModel(
+        BertConfig(**shape, max_position_embeddings=64, initializer_range=0.3),
+        add_pooling_layer=False,
+    ).eval()
 
 
 def with_adapter(backbone: PreTrainedModel) -> PreTrainedModel:
@@ -41,7 +50,10 @@ def texts() -> list[np.ndarray]:
 
 def padded(ids: list[np.ndarray], side: str) -> tuple[torch.Tensor, torch.Tensor]:
     longest = max(map(len, ids))
-    rows, mask = torch.ones(len(ids), longest, dtype=torch.long), torch.zeros(len(ids), longest, dtype=torch.long)
+    rows, mask = (
+        torch.ones(len(ids), longest, dtype=torch.long),
+        torch.zeros(len(ids), longest, dtype=torch.long),
+    )
     for row, text in enumerate(ids):
         place = slice(0, len(text)) if side == "right" else slice(longest - len(text), longest)
         rows[row, place] = torch.from_numpy(text.astype(np.int64))
@@ -49,15 +61,21 @@ def padded(ids: list[np.ndarray], side: str) -> tuple[torch.Tensor, torch.Tensor
     return rows, mask
 
 
-def vectors_packed(backbone: PreTrainedModel, ids: list[np.ndarray], pooling: Pooling) -> torch.Tensor:
+def vectors_packed(
+    backbone: PreTrainedModel, ids: list[np.ndarray], pooling: Pooling
+) -> torch.Tensor:
     backbone.set_attn_implementation(ATTENTION)
     return TransformerModel(backbone, pooling).embed(ids)
 
 
-def vectors_padded(backbone: PreTrainedModel, ids: list[np.ndarray], pooling: Pooling, side: str) -> torch.Tensor:
+def vectors_padded(
+    backbone: PreTrainedModel, ids: list[np.ndarray], pooling: Pooling, side: str
+) -> torch.Tensor:
     backbone.set_attn_implementation("sdpa")
     rows, mask = padded(ids, side)
-    return pool_padded(backbone(input_ids=rows, attention_mask=mask).last_hidden_state, mask, pooling)
+    return pool_padded(
+        backbone(input_ids=rows, attention_mask=mask).last_hidden_state, mask, pooling
+    )
 
 
 @pytest.mark.parametrize("pooling", list(Pooling))
@@ -69,7 +87,11 @@ def test_packed_equals_padded_and_one_equals_many(family, pooling):
         alone = torch.cat([vectors_packed(backbone, [text], pooling) for text in texts()])
         backwards = vectors_packed(backbone, texts()[::-1], pooling).flip(0)
         right = vectors_padded(backbone, texts(), pooling, "right")
-        sides = [right] if family == "bert" else [right, vectors_padded(backbone, texts(), pooling, "left")]
+        sides = (
+            [right]
+            if family == "bert"
+            else [right, vectors_padded(backbone, texts(), pooling, "left")]
+        )
     for other in (alone, backwards, *sides):
         assert (packed - other).abs().max() <= 1e-5
 
@@ -82,12 +104,16 @@ def test_packed_gradients_of_base_and_adapter_equal_padded_ones(family):
         backbone.requires_grad_(True)
         weights = torch.linspace(-1, 1, len(LENGTHS) * 32).reshape(len(LENGTHS), 32)
         (make(backbone, texts(), Pooling.LAST) * weights).sum().backward()
-        found.append({name: p.grad for name, p in backbone.named_parameters() if p.grad is not None})
+        found.append(
+            {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+        )
     packed, plain = found
     assert packed.keys() == plain.keys()
     assert sum("lora_" in name for name in packed) == 2 * 2 * (6 if family == "bert" else 7)
     for name, gradient in packed.items():
-        assert (gradient - plain[name]).abs().max() <= 1e-5 * max(1.0, float(plain[name].abs().max())), name
+        assert (gradient - plain[name]).abs().max() <= 1e-5 * max(
+            1.0, float(plain[name].abs().max())
+        ), name
 
 
 def test_the_stream_refuses_what_it_cannot_pack():
@@ -107,7 +133,14 @@ def two_in_a_row(family: str, **options: object) -> float:
     positions = torch.cat([torch.arange(len(text)) for text in TWO])[None]
     with torch.no_grad():
         together = backbone(input_ids=row, position_ids=positions, **options).last_hidden_state[0]
-        apart = torch.cat([backbone(input_ids=torch.from_numpy(text.astype(np.int64))[None]).last_hidden_state[0] for text in TWO])
+        apart = torch.cat(
+            [
+                backbone(input_ids=torch.from_numpy(text.astype(np.int64))[None]).last_hidden_state[
+                    0
+                ]
+                for text in TWO
+            ]
+        )
     return float((together - apart).abs().max())
 
 
@@ -128,7 +161,10 @@ def test_the_wrong_packings_are_wrong_and_the_right_ones_right():
 def test_our_stream_is_right_where_those_are_wrong(family):
     backbone = backbone_of(family)
     with torch.no_grad():
-        apart = [backbone(input_ids=torch.from_numpy(text.astype(np.int64))[None]).last_hidden_state[0] for text in TWO]
+        apart = [
+            backbone(input_ids=torch.from_numpy(text.astype(np.int64))[None]).last_hidden_state[0]
+            for text in TWO
+        ]
         backbone.set_attn_implementation(ATTENTION)
         together = TransformerModel(backbone, Pooling.LAST).hidden(pack(TWO))
     assert (together - torch.cat(apart)).abs().max() <= 1e-5

@@ -12,7 +12,11 @@ from taskdistill.model.pooling import pool, pool_padded
 from taskdistill.model.student import StaticModel
 from taskdistill.types import Pooling
 
-WANTED = {Pooling.CLS: [5.0, 2.0, 3.0], Pooling.LAST: [5.0, 9.0, 8.0], Pooling.MEAN: [5.0, 5.5, 5.0]}
+WANTED = {
+    Pooling.CLS: [5.0, 2.0, 3.0],
+    Pooling.LAST: [5.0, 9.0, 8.0],
+    Pooling.MEAN: [5.0, 5.5, 5.0],
+}
 
 
 @pytest.mark.parametrize("pooling", list(Pooling))

@@ -30,7 +30,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "modernbert-decoder": ("modernbert-decoder", {}),
     "gemma3": ("gemma3_text", families.WINDOWED),
     "gemma3, both ways": ("gemma3_text", families.WINDOWED | BOTH_WAYS),
-    "gemma3, both ways, odd window": ("gemma3_text", families.WINDOWED | BOTH_WAYS | {"sliding_window": 13}),
+    "gemma3, both ways, odd window": (
+        "gemma3_text",
+        families.WINDOWED | BOTH_WAYS | {"sliding_window": 13},
+    ),
     "embedding gemma 2": ("embedding_gemma2_text", {}),
     "mistral": ("mistral", {}),
     "mistral, window of one": ("mistral", {"sliding_window": 1}),
@@ -66,7 +69,9 @@ def test_states_are_those_of_each_text_by_itself(made, blocks):
         single = [families.together(made, [text])[0] for text in ids]
         expected = families.alone(made, ids)
     for other in (found, rows, single):
-        assert max(float((a - b).abs().max()) for a, b in zip(other, expected, strict=True)) <= 2e-5 * max(1.0, scale(expected))
+        assert max(
+            float((a - b).abs().max()) for a, b in zip(other, expected, strict=True)
+        ) <= 2e-5 * max(1.0, scale(expected))
 
 
 def test_texts_about_as_long_as_a_window_or_a_few_of_them(made):
@@ -77,28 +82,44 @@ def test_texts_about_as_long_as_a_window_or_a_few_of_them(made):
         made.set_attn_implementation(packed.ATTENTION)
         single = [families.together(made, [text])[0] for text in ids]
     for other in (together, single):
-        assert max(float((a - b).abs().max()) for a, b in zip(other, expected, strict=True)) <= 2e-5 * max(1.0, scale(expected))
+        assert max(
+            float((a - b).abs().max()) for a, b in zip(other, expected, strict=True)
+        ) <= 2e-5 * max(1.0, scale(expected))
 
 
 def test_gradients_are_those_of_each_text_by_itself(made, blocks):
     ids = families.texts((24, 80, 5, 70))
-    weights = [torch.linspace(-1, 1, len(text) * families.WIDTH).reshape(len(text), -1) for text in ids]
+    weights = [
+        torch.linspace(-1, 1, len(text) * families.WIDTH).reshape(len(text), -1) for text in ids
+    ]
     both = []
     for side in (families.together, families.alone):
         made.zero_grad()
-        torch.stack([(part * own).sum() for part, own in zip(side(made, ids), weights, strict=True)]).sum().backward()
-        both.append({name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None})
+        torch.stack(
+            [(part * own).sum() for part, own in zip(side(made, ids), weights, strict=True)]
+        ).sum().backward()
+        both.append(
+            {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
+        )
     found, expected = both
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert float((found[name] - gradient).abs().max()) <= 5e-5 * max(1.0, float(gradient.abs().max())), name
+        assert float((found[name] - gradient).abs().max()) <= 5e-5 * max(
+            1.0, float(gradient.abs().max())
+        ), name
 
 
 def test_windows_decide_something():
     """The same weights without a window give other states, so the equalities above would show a lost window."""
-    for kind, changes in (("modernbert", {"local_attention": 10_000}), ("mistral", {"sliding_window": 10_000})):
+    for kind, changes in (
+        ("modernbert", {"local_attention": 10_000}),
+        ("mistral", {"sliding_window": 10_000}),
+    ):
         with torch.no_grad():
-            near, far = (families.together(families.backbone(kind, **change), families.texts((80,)))[0] for change in ({}, changes))
+            near, far = (
+                families.together(families.backbone(kind, **change), families.texts((80,)))[0]
+                for change in ({}, changes)
+            )
         assert float((near - far).abs().max()) > 0.01 * float(far.abs().max())
 
 
@@ -110,7 +131,10 @@ def test_a_window_without_tokens_is_refused_before_any_text(kind, window):
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "modernbert"])
-@pytest.mark.parametrize("types", [["chunked_attention", "full_attention"] * 2, ["linear_attention"] * 4, ["full_attention"], []])
+@pytest.mark.parametrize(
+    "types",
+    [["chunked_attention", "full_attention"] * 2, ["linear_attention"] * 4, ["full_attention"], []],
+)
 def test_layers_of_other_kinds_or_numbers_are_refused_before_any_text(kind, types):
     with pytest.raises(BadInput, match=r"^student\.config") as refused:
         build_backbone(families.config(kind, layer_types=types))
@@ -138,7 +162,9 @@ class Products:
 @pytest.mark.parametrize("grad", [False, True])
 def test_pairs_of_tokens_grow_with_the_length_not_its_square(monkeypatch, grad):
     """Neither time nor memory is quadratic: no product is larger than a block and its reach, also in training."""
-    model = TransformerModel(families.backbone("mistral", max_position_embeddings=4096), Pooling.MEAN)
+    model = TransformerModel(
+        families.backbone("mistral", max_position_embeddings=4096), Pooling.MEAN
+    )
     counts = []
     for length in (1024, 2048, 4096):
         products = Products(monkeypatch)
@@ -155,12 +181,20 @@ def test_a_gradient_does_not_take_memory_by_the_square(monkeypatch):
     made: list[int] = []
     query, key, value = (torch.randn(1, 2, 2048, 8, requires_grad=True) for _ in range(3))
     groups = pack(families.texts((2048,))).groups
-    out, _ = packed_attention(nn.Module(), query, key, value, None, groups=groups, is_causal=True, sliding_window=8)
+    out, _ = packed_attention(
+        nn.Module(), query, key, value, None, groups=groups, is_causal=True, sliding_window=8
+    )
 
     class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             result = func(*args, **(kwargs or {}))
-            made.extend(part.numel() for part in torch.utils._pytree.tree_leaves(result) if isinstance(part, Tensor) and part._base is None)
+            made.extend(
+                part.numel()
+                for part in torch.utils._pytree.tree_leaves(result)
+                if isinstance(part, Tensor) and part._base is None
+            )
             return result
 
     with Sizes():
@@ -196,14 +230,20 @@ def test_masks_made_while_encoding_serve_training():
 # what a layer may ask for
 
 
-def attend(module: nn.Module | None = None, mask: Any = None, length: int = 6, **asked: Any) -> Tensor:
+def attend(
+    module: nn.Module | None = None, mask: Any = None, length: int = 6, **asked: Any
+) -> Tensor:
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 2, length, 8) for _ in range(3))
     groups = pack(families.texts((length,))).groups
-    return packed_attention(module or nn.Module(), query, key, value, mask, groups=groups, **{"is_causal": True} | asked)[0]
+    return packed_attention(
+        module or nn.Module(), query, key, value, mask, groups=groups, **{"is_causal": True} | asked
+    )[0]
 
 
-@pytest.mark.parametrize("keyword", ["softcap", "position_bias", "sinks", "cache", "chunk_size", "something_new"])
+@pytest.mark.parametrize(
+    "keyword", ["softcap", "position_bias", "sinks", "cache", "chunk_size", "something_new"]
+)
 def test_keywords_that_are_not_known_are_refused(keyword):
     for value in (30.0, 1, torch.ones(2), True):
         with pytest.raises(BadInput, match=keyword):
@@ -212,7 +252,9 @@ def test_keywords_that_are_not_known_are_refused(keyword):
 
 
 def test_keywords_that_change_nothing_pass():
-    assert torch.equal(attend(deterministic=True, position_ids=torch.arange(6), use_cache=False), attend())
+    assert torch.equal(
+        attend(deterministic=True, position_ids=torch.arange(6), use_cache=False), attend()
+    )
 
 
 def test_a_layer_that_does_not_say_whether_it_is_causal_is_refused():
@@ -247,9 +289,16 @@ def test_a_mask_of_another_direction_than_the_layer_says_is_refused():
 def test_chunks_are_refused_in_every_text_longer_than_one(chunk):
     """Wherever the tokens that are looked at stand in their chunks."""
     for length in range(chunk + 1, 5 * chunk):
-        for rule in (lambda q, k: (q // chunk == k // chunk) & (k <= q), lambda q, k: q // chunk == k // chunk):
+        for rule in (
+            lambda q, k: (q // chunk == k // chunk) & (k <= q),
+            lambda q, k: q // chunk == k // chunk,
+        ):
             with pytest.raises(BadInput):
-                attend(mask=mask_of(rule), length=length, is_causal=rule(torch.tensor(0), torch.tensor(1)).item() is False)
+                attend(
+                    mask=mask_of(rule),
+                    length=length,
+                    is_causal=rule(torch.tensor(0), torch.tensor(1)).item() is False,
+                )
 
 
 @pytest.mark.parametrize("reach", [(2, 7), (7, 2), (0, 5), (11, 1), (1, 11), (30, 3), (3, 30)])
@@ -259,7 +308,15 @@ def test_a_band_may_reach_further_on_one_side(reach, length):
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 2, length, 8) for _ in range(3))
     mask = mask_of(lambda q, k: (q - k <= before) & (k - q <= behind))
-    found, _ = packed_attention(nn.Module(), query, key, value, mask, groups=pack(families.texts((length,))).groups, is_causal=False)
+    found, _ = packed_attention(
+        nn.Module(),
+        query,
+        key,
+        value,
+        mask,
+        groups=pack(families.texts((length,))).groups,
+        is_causal=False,
+    )
     distance = torch.arange(length) - torch.arange(length)[:, None]
     seen = (distance >= -before) & (distance <= behind)
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(1, 2)
@@ -292,15 +349,30 @@ def test_sinks_are_those_of_the_formula():
     length, groups = 40, pack(families.texts((40,))).groups
     for window in (None, 7):
         torch.manual_seed(1)
-        query, key, value = (torch.randn(1, heads, length, 8, requires_grad=True) for heads in (4, 2, 2))
+        query, key, value = (
+            torch.randn(1, heads, length, 8, requires_grad=True) for heads in (4, 2, 2)
+        )
         sinks = torch.randn(4, requires_grad=True)
         found, _ = packed_attention(
-            nn.Module(), query, key, value, None, groups=groups, is_causal=True, sliding_window=window, s_aux=sinks, scaling=0.3
+            nn.Module(),
+            query,
+            key,
+            value,
+            None,
+            groups=groups,
+            is_causal=True,
+            sliding_window=window,
+            s_aux=sinks,
+            scaling=0.3,
         )
         distance = torch.arange(length)[:, None] - torch.arange(length)
         hidden = (distance < 0) | (distance >= (window or length))
-        scores = (query @ key.repeat_interleave(2, 1).transpose(2, 3) * 0.3).masked_fill(hidden, float("-inf"))
-        weights = torch.cat([scores, sinks[None, :, None, None].expand(1, 4, length, 1)], -1).softmax(-1)[..., :-1]
+        scores = (query @ key.repeat_interleave(2, 1).transpose(2, 3) * 0.3).masked_fill(
+            hidden, float("-inf")
+        )
+        weights = torch.cat(
+            [scores, sinks[None, :, None, None].expand(1, 4, length, 1)], -1
+        ).softmax(-1)[..., :-1]
         expected = (weights @ value.repeat_interleave(2, 1)).transpose(1, 2)
         assert float((found - expected).detach().abs().max()) <= 1e-6
         for one, other in zip(
@@ -319,7 +391,16 @@ def kernel(monkeypatch) -> Iterator[list[tuple[int, int]]]:
     """Give the windows of all calls of the kernel; the fallback fails the test."""
     calls: list[tuple[int, int]] = []
 
-    def reference(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, _: Tensor, longest: int, __: int, **options: Any) -> Tensor:
+    def reference(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        starts: Tensor,
+        _: Tensor,
+        longest: int,
+        __: int,
+        **options: Any,
+    ) -> Tensor:
         assert q.dtype == k.dtype == v.dtype == torch.bfloat16 and starts.dtype == torch.int32
         before, behind = options["window_size"]
         calls.append((before, behind))
@@ -327,12 +408,14 @@ def kernel(monkeypatch) -> Iterator[list[tuple[int, int]]]:
         for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
             assert stop - start <= longest
             distance = torch.arange(stop - start) - torch.arange(stop - start)[:, None]
-            seen = (distance >= -(before if before >= 0 else longest)) & (distance <= (behind if behind >= 0 else longest))
+            seen = (distance >= -(before if before >= 0 else longest)) & (
+                distance <= (behind if behind >= 0 else longest)
+            )
             part = [each[start:stop].transpose(0, 1)[None].float() for each in (q, k, v)]
             out.append(
-                F.scaled_dot_product_attention(*part, attn_mask=seen, scale=options["scale"], enable_gqa=options["enable_gqa"])[
-                    0
-                ].transpose(0, 1)
+                F.scaled_dot_product_attention(
+                    *part, attn_mask=seen, scale=options["scale"], enable_gqa=options["enable_gqa"]
+                )[0].transpose(0, 1)
             )
         return torch.cat(out).to(q.dtype)
 
@@ -378,7 +461,9 @@ def test_training_in_bfloat16_runs_on_the_kernel(family, kernel):
 def test_encoding_in_bfloat16_runs_on_the_kernel(family, kernel):
     model = TransformerModel(families.backbone(family), Pooling.MEAN)
     with torch.no_grad():
-        expected = [part.mean(0) for part in families.alone(model.backbone, families.texts((24, 80, 5)))]
+        expected = [
+            part.mean(0) for part in families.alone(model.backbone, families.texts((24, 80, 5)))
+        ]
         model.backbone.set_attn_implementation(packed.ATTENTION)
         found = model.to(torch.bfloat16).embed(families.texts((24, 80, 5)))
     assert len(kernel) == 4 and set(kernel) == KERNEL_FAMILIES[family]

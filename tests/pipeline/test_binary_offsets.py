@@ -33,31 +33,51 @@ TEXTS = [tiny.sentence(topic, np.random.default_rng(i)) for i, topic in enumerat
 @pytest.mark.parametrize("role", ["query", "document"])
 @pytest.mark.parametrize("dim", [8, 32])
 def test_codes_are_the_signs_of_what_is_left(encoder, task, role, dim):
-    offset = np.array(encoder.model.settings.binary_offsets[task or "base"][role][str(dim)], np.float32)
+    offset = np.array(
+        encoder.model.settings.binary_offsets[task or "base"][role][str(dim)], np.float32
+    )
     vectors = encoder.encode(TEXTS, task=task, prompt_name=role, truncate_dim=dim)
     codes = encoder.encode(TEXTS, task=task, prompt_name=role, truncate_dim=dim, precision="binary")
     assert np.array_equal(codes, pack_bits(vectors - offset)) and np.abs(offset).max() > 0
     served = binary_offset(encoder, task, dim, role)
     assert np.array_equal(sent_as(vectors, "ubinary", None, served), codes)
-    assert np.array_equal(np.asarray(sent_as(vectors, "binary", None, served)).view(np.uint8) ^ 128, codes)
+    assert np.array_equal(
+        np.asarray(sent_as(vectors, "binary", None, served)).view(np.uint8) ^ 128, codes
+    )
     assert np.array_equal(sent_as(vectors, "float", None, served), vectors)  # only signs move
 
 
 def test_offsets_are_the_means_of_training_texts_on_each_side(encoder):
     stored = encoder.model.settings.binary_offsets["retrieval"]
     assert stored["query"]["32"] != stored["document"]["32"]
-    means = {role: truncate(encoder.encode(TEXTS, task="retrieval", prompt_name=role), 32).mean(0) for role in ("query", "document")}
+    means = {
+        role: truncate(encoder.encode(TEXTS, task="retrieval", prompt_name=role), 32).mean(0)
+        for role in ("query", "document")
+    }
     for role, mean in means.items():
-        assert np.dot(mean, stored[role]["32"]) / np.linalg.norm(mean) / np.linalg.norm(stored[role]["32"]) > 0.8
+        assert (
+            np.dot(mean, stored[role]["32"])
+            / np.linalg.norm(mean)
+            / np.linalg.norm(stored[role]["32"])
+            > 0.8
+        )
 
 
 def test_other_sizes_are_refused_and_the_evaluation_gets_them(encoder):
-    with pytest.raises(BadInput, match=r"stores no binary offsets for base at 9 dimensions \(stored: 8, 16, 32\)"):
+    with pytest.raises(
+        BadInput, match=r"stores no binary offsets for base at 9 dimensions \(stored: 8, 16, 32\)"
+    ):
         encoder.encode(TEXTS, truncate_dim=9, precision="binary")
     given, plain = EncoderEmbedder(encoder), EncoderEmbedder(encoder, adapters=False)
-    assert given.binary_offsets("retrieval").keys() == {"query", "document"} and given.binary_offsets("retrieval")["query"].keys() == {
+    assert given.binary_offsets("retrieval").keys() == {
+        "query",
+        "document",
+    } and given.binary_offsets("retrieval")["query"].keys() == {
         8,
         16,
         32,
     }
-    assert not np.array_equal(given.binary_offsets("retrieval")["query"][32], plain.binary_offsets("retrieval")["query"][32])
+    assert not np.array_equal(
+        given.binary_offsets("retrieval")["query"][32],
+        plain.binary_offsets("retrieval")["query"][32],
+    )

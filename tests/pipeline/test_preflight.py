@@ -65,12 +65,21 @@ def long_phase(raw: Raw) -> None:
 
 MODELS: dict[str, tuple[Callable[[Raw], None], str]] = {
     "gate without dev": (gate("retrieval", []), "average.gate needs evaluation.dev sets"),
-    "projection of long": (long_phase, "long.projection wants a projection that stage1 did not train"),
+    "projection of long": (
+        long_phase,
+        "long.projection wants a projection that stage1 did not train",
+    ),
     "device": (put("device", "cuda"), "device"),
     "teacher folder": (put("teacher.model", "no/such/folder"), "no/such/folder"),
-    "teacher kind and address": (put("teacher.url", "http://localhost:1"), "an address goes with kind http"),
+    "teacher kind and address": (
+        put("teacher.url", "http://localhost:1"),
+        "an address goes with kind http",
+    ),
     "teacher without weights": (
-        put("teacher", {"kind": "http", "url": "http://localhost:1", "model": "m", "instructions": {}}),
+        put(
+            "teacher",
+            {"kind": "http", "url": "http://localhost:1", "model": "m", "instructions": {}},
+        ),
         "has no weights here",
     ),
     "teacher length": (put("teacher.max_length", 4096), "teacher.max_length is 4096"),
@@ -79,24 +88,51 @@ MODELS: dict[str, tuple[Callable[[Raw], None], str]] = {
     "student layers": (put("student.layers", [5]), "layers"),
     "student length": (put("student.max_length", 999), "student.max_length is 999"),
     "student theta": (put("student.rope_theta", 100.0), "no rotary positions"),
-    "student sizes": (put("student.matryoshka_dims", [8, 64]), r"student.matryoshka_dims names \[64\]"),
+    "student sizes": (
+        put("student.matryoshka_dims", [8, 64]),
+        r"student.matryoshka_dims names \[64\]",
+    ),
     "student end token": (put("student.end_token", "[SEP]"), "already ends every text"),
-    "projection none": (small_student, "stage1.projection is none, but the teacher has 32 dimensions and the student 16"),
+    "projection none": (
+        small_student,
+        "stage1.projection is none, but the teacher has 32 dimensions and the student 16",
+    ),
     "phase length": (put("stage1.max_length", 999), "stage1.max_length is 999"),
-    "length of a source": (put("stage1.long_sources", {"qa": [2, 999]}), "stage1.long_sources.qa is 999"),
-    "phase theta": (put("adapters.clustering.rope_theta", 10.0), "adapters.clustering.rope_theta has no effect"),
-    "adapter targets": (put("adapters.retrieval.target_modules", ["nothing"]), "adapters.retrieval: "),
+    "length of a source": (
+        put("stage1.long_sources", {"qa": [2, 999]}),
+        "stage1.long_sources.qa is 999",
+    ),
+    "phase theta": (
+        put("adapters.clustering.rope_theta", 10.0),
+        "adapters.clustering.rope_theta has no effect",
+    ),
+    "adapter targets": (
+        put("adapters.retrieval.target_modules", ["nothing"]),
+        "adapters.retrieval: ",
+    ),
     "evaluated sizes": (put("evaluation.dims", [64]), r"evaluation.dims names \[64\]"),
 }
 """Found from the recipe and the models, before the data folder is looked at."""
 
 SETS: dict[str, tuple[Callable[[Raw], None], str]] = {
     "data folder": (put("data.root", "no/such/data"), "data.root 'no/such/data' is no folder"),
-    "limit without effect": (put("data.docstrings_limit", 5), "data.docstrings_limit has no effect"),
+    "limit without effect": (
+        put("data.docstrings_limit", 5),
+        "data.docstrings_limit has no effect",
+    ),
     "evaluation folder": (put("evaluation.root", "no/such/sets"), "no/such/sets is not a folder"),
-    "evaluation set": (put("evaluation.sets", ["sts/stss"]), "evaluation.sets: no evaluation set 'sts/stss'"),
-    "dev set": (put("evaluation.dev", ["sts/stss"]), "evaluation.dev: no evaluation set 'sts/stss'"),
-    "set while training": (put("evaluation.during", {"every": 3, "sets": ["sts/none"]}), "evaluation.during.sets: no evaluation set"),
+    "evaluation set": (
+        put("evaluation.sets", ["sts/stss"]),
+        "evaluation.sets: no evaluation set 'sts/stss'",
+    ),
+    "dev set": (
+        put("evaluation.dev", ["sts/stss"]),
+        "evaluation.dev: no evaluation set 'sts/stss'",
+    ),
+    "set while training": (
+        put("evaluation.during", {"every": 3, "sets": ["sts/none"]}),
+        "evaluation.during.sets: no evaluation set",
+    ),
     "kept set": (
         put("evaluation.during", {"every": 3, "keep": "sts/stss"}),
         "evaluation.during.keep names 'sts/stss'; did you mean 'sts/sts'",
@@ -105,23 +141,45 @@ SETS: dict[str, tuple[Callable[[Raw], None], str]] = {
         put("evaluation.during", {"every": 3, "keep": "sts/sts:Kendall"}),
         "evaluation.during.keep is 'sts/sts:Kendall', but sts/sts has no metric 'Kendall'; known: Spearman",
     ),
-    "metric of the mean": (put("evaluation.during", {"every": 3, "keep": "mean:x"}), "mean has no metric 'x'; remove it"),
-    "gate of another task": (gate("retrieval", ["sts/sts"]), r"holds none for retrieval; name one or set gate: false"),
-    "gate of a later task": (gate("clustering", ["sts/sts", "retrieval/qa-dev"]), "holds none for clustering"),
+    "metric of the mean": (
+        put("evaluation.during", {"every": 3, "keep": "mean:x"}),
+        "mean has no metric 'x'; remove it",
+    ),
+    "gate of another task": (
+        gate("retrieval", ["sts/sts"]),
+        r"holds none for retrieval; name one or set gate: false",
+    ),
+    "gate of a later task": (
+        gate("clustering", ["sts/sts", "retrieval/qa-dev"]),
+        "holds none for clustering",
+    ),
 }
 """Found from names in the data folder, before a row is read."""
 
 ROWS: dict[str, tuple[Callable[[Raw], None], str]] = {
     "source file": (put("data.sources.qa.path", "pairs/none.jsonl.gz"), "source 'qa': no file"),
-    "kind of rows": (put("adapters.clustering.sources", {"sts": 1}), "source 'sts' has scored rows"),
+    "kind of rows": (
+        put("adapters.clustering.sources", {"sts": 1}),
+        "source 'sts' has scored rows",
+    ),
     "batch too large": (put("stage1.batch_size", 4096), "4096"),
-    "no term": (put("adapters.retrieval.weights", {"info_nce": 0, "distill": 0, "gor": 0}), "no loss term with a weight above 0"),
+    "no term": (
+        put("adapters.retrieval.weights", {"info_nce": 0, "distill": 0, "gor": 0}),
+        "no loss term with a weight above 0",
+    ),
     "batch of one": (put("adapters.retrieval.batch_size", 1), "a batch of 1 row"),
-    "no negatives": (put("adapters.classification.negatives", 0), "adapters.classification.negatives is 0"),
+    "no negatives": (
+        put("adapters.classification.negatives", 0),
+        "adapters.classification.negatives is 0",
+    ),
 }
 """Found from the rows, before a teacher is asked."""
 
-CASES = [(name, kind) for kind, cases in (("models", MODELS), ("sets", SETS), ("rows", ROWS)) for name in cases]
+CASES = [
+    (name, kind)
+    for kind, cases in (("models", MODELS), ("sets", SETS), ("rows", ROWS))
+    for name in cases
+]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +191,9 @@ def home(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES, ids=[name for name, _ in CASES])
-def test_plan_and_train_refuse_in_the_same_words_before_anything_is_done(home, tmp_path, monkeypatch, name, kind):
+def test_plan_and_train_refuse_in_the_same_words_before_anything_is_done(
+    home, tmp_path, monkeypatch, name, kind
+):
     change, said = {"models": MODELS, "sets": SETS, "rows": ROWS}[kind][name]
     raw = tiny.recipe(home / "data", home / "teacher", steps=2)
     change(raw)
@@ -146,7 +206,12 @@ def test_plan_and_train_refuse_in_the_same_words_before_anything_is_done(home, t
             monkeypatch.setattr(module, "data_root", forbidden)
         if kind != "rows":
             monkeypatch.setattr(module, "load_inputs", forbidden)
-    for place, what in ((train, "make_teacher"), (train, "start_student"), (TeacherStore, "fill"), (plan, "matrix_rate")):
+    for place, what in (
+        (train, "make_teacher"),
+        (train, "start_student"),
+        (TeacherStore, "fill"),
+        (plan, "matrix_rate"),
+    ):
         monkeypatch.setattr(place, what, forbidden)
     recipe = parse_recipe(raw)
     before = sorted(home.rglob("*"))
@@ -162,6 +227,10 @@ def test_a_recipe_without_faults_passes_both(home, tmp_path):
     raw = tiny.recipe(home / "data", home / "teacher", steps=1)
     raw["adapters"] = {"retrieval": raw["adapters"]["retrieval"] | {"average": {"gate": True}}}
     del raw["static"]
-    raw["evaluation"] |= {"during": {"every": 1, "keep": "retrieval/qa-dev:MRR@10"}, "sets": ["sts/sts"], "dims": [8]}
+    raw["evaluation"] |= {
+        "during": {"every": 1, "keep": "retrieval/qa-dev:MRR@10"},
+        "sets": ["sts/sts"],
+        "dims": [8],
+    }
     assert plan_run(parse_recipe(raw), home, tiny_run.Recorder())["total"]["steps"] == 2
     assert tiny_run.train(raw, tmp_path / "run", recipe_folder=home).records

@@ -14,7 +14,11 @@ from taskdistill.errors import BadInput
 from taskdistill.recipe.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 from taskdistill.tasks import Task
 
-RECIPES = sorted(path for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml") if not path.name.startswith("ablation-"))
+RECIPES = sorted(
+    path
+    for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml")
+    if not path.name.startswith("ablation-")
+)
 
 
 def raw() -> dict[str, Any]:
@@ -45,23 +49,44 @@ def test_every_recipe_of_the_repository_is_read_and_survives_a_round_trip(path, 
     recipe = load_recipe(path)
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
     again = load_recipe(tmp_path / "again.yaml")
-    assert again == recipe and again.digest() == recipe.digest() and dump_recipe(again) == dump_recipe(recipe)
+    assert (
+        again == recipe
+        and again.digest() == recipe.digest()
+        and dump_recipe(again) == dump_recipe(recipe)
+    )
 
 
 def test_every_default_is_spelled_out(tmp_path):
     text = yaml.safe_load(dump_recipe(parse_recipe(raw())))
-    assert text["stage1"]["weight_decay"] == 0.01 and text["stage1"]["warmup"] == 0.05 and text["stage1"]["clip"] == 1.0
-    assert text["adapters"]["retrieval"]["rank"] == 4 and text["adapters"]["retrieval"]["average"]["mode"] == "factors"
+    assert (
+        text["stage1"]["weight_decay"] == 0.01
+        and text["stage1"]["warmup"] == 0.05
+        and text["stage1"]["clip"] == 1.0
+    )
+    assert (
+        text["adapters"]["retrieval"]["rank"] == 4
+        and text["adapters"]["retrieval"]["average"]["mode"] == "factors"
+    )
     assert text["student"]["prompts"] == {"query": "Query: ", "document": "Document: "}
     fields = set(Recipe.model_fields)
     assert set(text) == fields
 
 
 def test_phases_run_in_their_order():
-    assert list(parse_recipe(raw()).phases()) == ["static", "stage1", "long", *(f"adapters.{task}" for task in Task)]
+    assert list(parse_recipe(raw()).phases()) == [
+        "static",
+        "stage1",
+        "long",
+        *(f"adapters.{task}" for task in Task),
+    ]
     made = raw()
     del made["static"], made["long"], made["adapters"]["retrieval"]
-    assert list(parse_recipe(made).phases()) == ["stage1", "adapters.text-matching", "adapters.clustering", "adapters.classification"]
+    assert list(parse_recipe(made).phases()) == [
+        "stage1",
+        "adapters.text-matching",
+        "adapters.clustering",
+        "adapters.classification",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -102,23 +127,63 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
         ("stage1.lr", 0, "stage1.lr: Input should be greater than 0"),
         ("stage1.warmup", 1.5, "stage1.warmup: "),
         ("stage1.betas", [0.9, 1.0], "stage1.betas.1: Input should be less than 1 (got 1.0)"),
-        ("stage1.schedule", "step", "stage1.schedule: Input should be 'linear', 'cosine' or 'constant' (got 'step')"),
+        (
+            "stage1.schedule",
+            "step",
+            "stage1.schedule: Input should be 'linear', 'cosine' or 'constant' (got 'step')",
+        ),
         ("stage1.rope_theta", 0, "stage1.rope_theta: Input should be greater than 0"),
         ("stage1.reduction", "max", "stage1.reduction: "),
         ("stage1.sources", {}, "stage1: no source with a weight above 0"),
         ("stage1.sources", {"qa": 0}, "stage1: no source with a weight above 0"),
-        ("stage1.sources", {"qa": -1}, "stage1.sources.qa: Input should be greater than or equal to 0"),
+        (
+            "stage1.sources",
+            {"qa": -1},
+            "stage1.sources.qa: Input should be greater than or equal to 0",
+        ),
         ("stage1.sources", {"qaa": 1}, "stage1.sources names 'qaa'; did you mean 'qa'?"),
-        ("stage1.sources", {"qa": float("inf")}, "stage1.sources.qa: Input should be a finite number"),
-        ("stage1.long_sources", {"sts": [1, 2]}, "stage1: long_sources names ['sts'], not among the phase's sources ['lone', 'qa']"),
-        ("data.sources.qa.kind", "pair", "data.sources.qa.kind: Input should be 'pairs', 'scored', 'labelled' or 'texts' (got 'pair')"),
-        ("data.sources.sts.score_range", [1, 0], "data.sources.sts: score_range (1.0, 0.0) is empty"),
-        ("teacher.kind", "remote", "teacher.kind: Input should be 'local', 'http' or 'precomputed' (got 'remote')"),
-        ("teacher.instructions", {"template": "no place"}, "teacher.instructions.template: the template has no {text}"),
+        (
+            "stage1.sources",
+            {"qa": float("inf")},
+            "stage1.sources.qa: Input should be a finite number",
+        ),
+        (
+            "stage1.long_sources",
+            {"sts": [1, 2]},
+            "stage1: long_sources names ['sts'], not among the phase's sources ['lone', 'qa']",
+        ),
+        (
+            "data.sources.qa.kind",
+            "pair",
+            "data.sources.qa.kind: Input should be 'pairs', 'scored', 'labelled' or 'texts' (got 'pair')",
+        ),
+        (
+            "data.sources.sts.score_range",
+            [1, 0],
+            "data.sources.sts: score_range (1.0, 0.0) is empty",
+        ),
+        (
+            "teacher.kind",
+            "remote",
+            "teacher.kind: Input should be 'local', 'http' or 'precomputed' (got 'remote')",
+        ),
+        (
+            "teacher.instructions",
+            {"template": "no place"},
+            "teacher.instructions.template: the template has no {text}",
+        ),
         ("teacher.max_length", 0, "teacher.max_length: "),
         ("student.init", "config", "student: `init: config` and `config: {...}` go together"),
-        ("student.matryoshka_dims", [0], "student.matryoshka_dims.0: Input should be greater than 0"),
-        ("student.pooling", "max", "student.pooling: Input should be 'last', 'mean' or 'cls' (got 'max')"),
+        (
+            "student.matryoshka_dims",
+            [0],
+            "student.matryoshka_dims.0: Input should be greater than 0",
+        ),
+        (
+            "student.pooling",
+            "max",
+            "student.pooling: Input should be 'last', 'mean' or 'cls' (got 'max')",
+        ),
         ("student.rope_theta", -1, "student.rope_theta: "),
         (
             "adapters.retreival",
@@ -126,9 +191,17 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
             "adapters.retreival.[key]: Input should be 'retrieval', 'text-matching', 'clustering' or 'classification'",
         ),
         ("adapters.retrieval.rank", 0, "adapters.retrieval.rank: "),
-        ("adapters.retrieval.dropout", 1.0, "adapters.retrieval.dropout: Input should be less than 1"),
+        (
+            "adapters.retrieval.dropout",
+            1.0,
+            "adapters.retrieval.dropout: Input should be less than 1",
+        ),
         ("adapters.retrieval.temperature", 0, "adapters.retrieval.temperature: "),
-        ("adapters.retrieval.average", {"earlier": 1}, "adapters.retrieval.average.earlier: Input should be less than 1"),
+        (
+            "adapters.retrieval.average",
+            {"earlier": 1},
+            "adapters.retrieval.average.earlier: Input should be less than 1",
+        ),
         (
             "evaluation.precisions",
             ["int4"],
@@ -144,7 +217,19 @@ def test_a_bad_value_is_one_readable_line(key, value, told):
     assert told in said, said
 
 
-@pytest.mark.parametrize("key", ["name", "data", "teacher", "student", "stage1", "stage1.steps", "stage1.lr", "teacher.instructions"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "name",
+        "data",
+        "teacher",
+        "student",
+        "stage1",
+        "stage1.steps",
+        "stage1.lr",
+        "teacher.instructions",
+    ],
+)
 def test_a_missing_key_is_named(key):
     made = raw()
     here: Any = made
@@ -190,8 +275,21 @@ def test_several_faults_are_told_together_and_cut_at_five():
 def test_overrides_replace_and_add_keys(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(raw()))
-    made = load_recipe(path, ["stage1.steps=7", "student.layers=[0, 1]", "stage1.sources.lone=0", "evaluation.dims=null", "name=a=b"])
-    assert made.stage1.steps == 7 and made.student.layers == [0, 1] and made.stage1.sources == {"qa": 2, "lone": 0}
+    made = load_recipe(
+        path,
+        [
+            "stage1.steps=7",
+            "student.layers=[0, 1]",
+            "stage1.sources.lone=0",
+            "evaluation.dims=null",
+            "name=a=b",
+        ],
+    )
+    assert (
+        made.stage1.steps == 7
+        and made.student.layers == [0, 1]
+        and made.stage1.sources == {"qa": 2, "lone": 0}
+    )
     assert made.name == "a=b" and made.evaluation.dims is None
     without = copy.deepcopy(raw())
     del without["long"], without["evaluation"]
@@ -239,7 +337,9 @@ def test_files_that_are_no_recipe(tmp_path, content, told):
 
 def test_a_recipe_that_is_not_there(tmp_path):
     for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(BadInput, match=r"no recipe at .*; give the path of a YAML file such as"):
+        with pytest.raises(
+            BadInput, match=r"no recipe at .*; give the path of a YAML file such as"
+        ):
             load_recipe(path)
 
 

@@ -13,7 +13,13 @@ SETTINGS = {
     "rope_theta": 1_000_000.0,
     "teacher": {"model": "Qwen/Qwen3-Embedding-4B"},
 }
-PHASE = {"steps": 50_000, "batch_size": 8192, "max_length": 512, "lr": 1e-4, "rope_theta": 250_000.0}
+PHASE = {
+    "steps": 50_000,
+    "batch_size": 8192,
+    "max_length": 512,
+    "lr": 1e-4,
+    "rope_theta": 250_000.0,
+}
 RECIPE = {
     "name": "tiny",
     "seed": 17,
@@ -26,21 +32,45 @@ RECIPE = {
                 "licence": "CC-BY-SA-3.0",
                 "note": "questions",
             },
-            "own": {"path": "own.jsonl", "kind": "texts", "languages": ["de", "en"], "licence": None, "note": None},
+            "own": {
+                "path": "own.jsonl",
+                "kind": "texts",
+                "languages": ["de", "en"],
+                "licence": None,
+                "note": None,
+            },
         }
     },
     "stage1": PHASE,
     "long": None,
-    "adapters": {"retrieval": PHASE | {"weights": {"info_nce": 1.0, "distill": 2.0}, "max_length": 384}},
+    "adapters": {
+        "retrieval": PHASE | {"weights": {"info_nce": 1.0, "distill": 2.0}, "max_length": 384}
+    },
 }
 COMMAND = "taskdistill evaluate model --data data --out scores"
 
 
 def card() -> str:
     scores = [
-        {"set": "scifact", "task": "retrieval", "metric": "nDCG@10", "score": 0.7, "teacher": 0.8, "language": "en", "command": COMMAND}
+        {
+            "set": "scifact",
+            "task": "retrieval",
+            "metric": "nDCG@10",
+            "score": 0.7,
+            "teacher": 0.8,
+            "language": "en",
+            "command": COMMAND,
+        }
         | {"interval": [0.65, 0.75]},
-        {"set": "sts", "task": None, "metric": "Spearman", "score": 0.5, "teacher": None, "language": None, "command": COMMAND},
+        {
+            "set": "sts",
+            "task": None,
+            "metric": "Spearman",
+            "score": 0.5,
+            "teacher": None,
+            "language": None,
+            "command": COMMAND,
+        },
     ]
     return make_card(
         name="tiny",
@@ -67,7 +97,10 @@ def test_header_is_what_hubs_read():
 
 def test_scores_with_retention_and_one_command():
     text = card()
-    assert "| scifact | en | retrieval | nDCG@10 | 70.00 (65.00 to 75.00) | 80.00 | 87.5% | 1 |" in text
+    assert (
+        "| scifact | en | retrieval | nDCG@10 | 70.00 (65.00 to 75.00) | 80.00 | 87.5% | 1 |"
+        in text
+    )
     assert "| sts | - | base | Spearman | 50.00 | - | - | 1 |" in text
     assert text.count(COMMAND) == 1 and f"1. `{COMMAND}`" in text
 
@@ -76,7 +109,9 @@ def test_recipe_data_licences_and_limits():
     text = card()
     assert "| stage1 | 50,000 | 8192 | 512 | 0.0001 | 250,000 | as in the paper |" in text
     assert "| retrieval | 50,000 | 8192 | 384 | 0.0001 | 250,000 | info_nce 1, distill 2 |" in text
-    assert "| nq: hub:someone/natural-questions | pairs | - | en | CC-BY-SA-3.0 | questions |" in text
+    assert (
+        "| nq: hub:someone/natural-questions | pairs | - | en | CC-BY-SA-3.0 | questions |" in text
+    )
     assert "- data own: not stated" in text
     assert "- teacher Qwen/Qwen3-Embedding-4B: Apache-2.0" in text
     assert "- this model: not stated; those below bind it" in text

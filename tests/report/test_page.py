@@ -50,18 +50,44 @@ class Page(HTMLParser):
 
 def record(name: str, kind: Kind, value: float, spread: float = 0.1, cells=()):
     units = np.clip(value + spread * np.linspace(-1, 1, 50), 0, 1)
-    return to_record(SetScore(name, kind, METRIC[kind], Score(float(units.mean()), {}, {"": units}), 50, 8, 60, 1.0, 0.1), cells)
+    return to_record(
+        SetScore(
+            name,
+            kind,
+            METRIC[kind],
+            Score(float(units.mean()), {}, {"": units}),
+            50,
+            8,
+            60,
+            1.0,
+            0.1,
+        ),
+        cells,
+    )
 
 
-CELLS = [CompressionResult(dim, p, False, 0.5, kept, dim, 0.1) for dim in (8, 4) for p, kept in (("float32", 1.0), ("binary", 0.9))]
+CELLS = [
+    CompressionResult(dim, p, False, 0.5, kept, dim, 0.1)
+    for dim in (8, 4)
+    for p, kept in (("float32", 1.0), ("binary", 0.9))
+]
 RESULTS = summarize(
     {
-        "teacher": {"retrieval/a": record("retrieval/a", Kind.RETRIEVAL, 0.5, cells=CELLS), "sts/b": record("sts/b", Kind.STS, 0.8)},
-        "<b>student": {"retrieval/a": record("retrieval/a", Kind.RETRIEVAL, 0.4), "sts/b": record("sts/b", Kind.STS, 0.82)},
+        "teacher": {
+            "retrieval/a": record("retrieval/a", Kind.RETRIEVAL, 0.5, cells=CELLS),
+            "sts/b": record("sts/b", Kind.STS, 0.8),
+        },
+        "<b>student": {
+            "retrieval/a": record("retrieval/a", Kind.RETRIEVAL, 0.4),
+            "sts/b": record("sts/b", Kind.STS, 0.82),
+        },
     },
     "teacher",
 )
-LOG = [{"phase": "stage1", "step": i, "terms": {"embedding_distance": 1 / (i + 1), "other": None}} for i in range(300)]
+LOG = [
+    {"phase": "stage1", "step": i, "terms": {"embedding_distance": 1 / (i + 1), "other": None}}
+    for i in range(300)
+]
 FULL = ReportData(
     title="A & B <run>", facts=[("81 %", "kept")], results=RESULTS, models={"teacher": "the big one"}, log=LOG,
     speeds=[SpeedRow("teacher", 100.0, 22_700_000, 90.0), SpeedRow("student", 250.0, None, None)], data=[SourceRow("docs", "pairs", 10, 8, 1, 1)],
@@ -77,15 +103,23 @@ def test_page_is_well_formed_and_asks_for_nothing():
     page = Page(html)
     assert len(page.ids) == len(set(page.ids))
     assert not [value for name, value in page.attributes if name in ("src", "srcset", "action")]
-    assert all(value.startswith("#") and value[1:] in page.ids for name, value in page.attributes if name == "href")
-    assert "://" not in html and "@import" not in html and "url(" not in html and "<script" not in html
+    assert all(
+        value.startswith("#") and value[1:] in page.ids
+        for name, value in page.attributes
+        if name == "href"
+    )
+    assert (
+        "://" not in html and "@import" not in html and "url(" not in html and "<script" not in html
+    )
     assert "default-src 'none'" in html and "prefers-color-scheme: dark" in html
 
 
 def test_text_of_users_is_escaped():
     html = render_report(FULL)
     assert "<b>student" not in html and "&lt;b&gt;student" in html
-    assert "A &amp; B &lt;run&gt;" in html and "how &lt;fast&gt;" in html and "# &lt;&amp;&gt;" in html
+    assert (
+        "A &amp; B &lt;run&gt;" in html and "how &lt;fast&gt;" in html and "# &lt;&amp;&gt;" in html
+    )
 
 
 def test_every_part_is_there():
@@ -119,7 +153,13 @@ def test_tables_mark_the_best_and_say_how_much_is_kept():
     retrieval, sts = scores.score_tables(RESULTS)
     assert retrieval.columns == ["set", "teacher", "<b>student"]
     teacher, student = retrieval.cells()[0][1:]
-    assert (teacher.main, teacher.best, student.main, student.small, student.best) == ("50.0", True, "40.0", "80.0 %", False)
+    assert (teacher.main, teacher.best, student.main, student.small, student.best) == (
+        "50.0",
+        True,
+        "40.0",
+        "80.0 %",
+        False,
+    )
     assert sts.cells()[0][2].best
     overview = scores.overview(RESULTS).cells()
     assert [cell.main for cell in overview[1]] == ["<b>student", "40.0", "82.0", "61.0", "91.3 %"]
@@ -127,39 +167,62 @@ def test_tables_mark_the_best_and_say_how_much_is_kept():
 
 def test_differences_say_whether_they_are_beyond_chance():
     rows = scores.significance_table(RESULTS).cells()
-    assert [cell.main for cell in rows[0]][:2] == ["retrieval/a", "-10.0"] and rows[0][4].main == "yes"
+    assert [cell.main for cell in rows[0]][:2] == ["retrieval/a", "-10.0"] and rows[0][
+        4
+    ].main == "yes"
     assert rows[0][0].small == "<b>student"
 
 
 def test_loss_curves_average_long_logs():
     curves = scores.loss_charts([*LOG, {"phase": "stage1", "event": "saved"}])
-    assert [(curve.phase, curve.term, curve.steps) for curve in curves] == [("stage1", "embedding_distance", 300)]
+    assert [(curve.phase, curve.term, curve.steps) for curve in curves] == [
+        ("stage1", "embedding_distance", 300)
+    ]
     points = re.search(r'points="([^"]*)"', curves[0].chart).group(1).split()
     assert len(points) == 100 and "from 0.6111 at the start to " in curves[0].chart
 
 
 def test_charts_stay_inside_their_box():
     chart = line_chart(
-        [Series("a", [(1, 5.0), (100, 7.0)]), Series("b", [(1, 4.9), (100, 7.1)])], label="", x_label="x", y_label="y", marks=True
+        [Series("a", [(1, 5.0), (100, 7.0)]), Series("b", [(1, 4.9), (100, 7.1)])],
+        label="",
+        x_label="x",
+        y_label="y",
+        marks=True,
     )
-    numbers = [tuple(map(float, point.split(","))) for points in re.findall(r'points="([^"]*)"', chart) for point in points.split()]
+    numbers = [
+        tuple(map(float, point.split(",")))
+        for points in re.findall(r'points="([^"]*)"', chart)
+        for point in points.split()
+    ]
     assert all(44 <= x <= 348 and 10 <= y <= 190 for x, y in numbers)
     assert "stroke-dasharray" in chart and chart.count("<text") > 8
     flat = line_chart([Series("a", [(1, 2.0), (2, 2.0)])], label="", x_label="x", y_label="y")
     assert "nan" not in flat
     halves = line_chart([Series("a", [(0, 50.0), (10, 60.5)])], label="", x_label="x", y_label="y")
-    assert ">52.5<" in halves and ">52<" not in halves and ">2.5<" in halves, "a tick is written as it is"
-    dots = dot_plot([("sts", [10.0, None]), ("retrieval", [20.0, 30.0])], ["m", "n"], label="", x_label="score")
+    assert ">52.5<" in halves and ">52<" not in halves and ">2.5<" in halves, (
+        "a tick is written as it is"
+    )
+    dots = dot_plot(
+        [("sts", [10.0, None]), ("retrieval", [20.0, 30.0])], ["m", "n"], label="", x_label="score"
+    )
     assert dots.count('class="mark') == 3 + 2
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(4.21, "4.2 s"), (48, "48 s"), (185, "3 min 05 s"), (4805, "1 h 20 min")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(4.21, "4.2 s"), (48, "48 s"), (185, "3 min 05 s"), (4805, "1 h 20 min")]
+)
 def test_durations_read_well(seconds, words):
     assert duration(seconds) == words
 
 
 def test_cells_read_well():
-    assert [as_text(value).main for value in (0.1234, 12345, None, "x")] == ["12.3", "12,345", "–", "x"]
+    assert [as_text(value).main for value in (0.1234, 12345, None, "x")] == [
+        "12.3",
+        "12,345",
+        "–",
+        "x",
+    ]
     assert (
         tables.time_table([]) is None
         and tables.speed_table([]) is None

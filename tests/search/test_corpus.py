@@ -16,7 +16,10 @@ from taskdistill.search.passages import WORD, PassageSettings, split
 
 
 def test_jsonl_rows_become_documents_and_bad_ones_are_counted_with_line_and_reason(tmp_path):
-    good = [{"_id": "a", "title": "T", "text": "one\u2028two"}, {"_id": 7, "text": "three", "tags": ["x"], "none": None}]
+    good = [
+        {"_id": "a", "title": "T", "text": "one\u2028two"},
+        {"_id": 7, "text": "three", "tags": ["x"], "none": None},
+    ]
     lines = [
         "\ufeff" + json.dumps(good[0], ensure_ascii=False), '{"text": NaN}', json.dumps(good[1]), "", "not json", '{"_id": "b", "text": "  "}',
         '{"_id": "c", "text": "a", "text": "b"}', '{"_id": "d", "text": "\\ud800"}', '{"_id": "e", "text": "a\\u0000b"}', "[" * 100_000,
@@ -24,12 +27,20 @@ def test_jsonl_rows_become_documents_and_bad_ones_are_counted_with_line_and_reas
     ]  # fmt: skip
     (tmp_path / "c.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     corpus = Corpus(tmp_path / "c.jsonl")
-    assert list(corpus) == [Document("a", "one\u2028two", {"title": "T"}), Document("7", "three", {"tags": ["x"]})]
+    assert list(corpus) == [
+        Document("a", "one\u2028two", {"title": "T"}),
+        Document("7", "three", {"tags": ["x"]}),
+    ]
     report = corpus.report
     assert (report.rows, report.used, report.rejected) == (13, 2, 11)
     reasons = {fault.line: fault.reason for fault in report.faults}
     assert sorted(reasons) == [2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
-    assert "NaN" in reasons[2] and "not valid JSON" in reasons[5] and "no text" in reasons[6] and "duplicate JSON key" in reasons[7]
+    assert (
+        "NaN" in reasons[2]
+        and "not valid JSON" in reasons[5]
+        and "no text" in reasons[6]
+        and "duplicate JSON key" in reasons[7]
+    )
     assert (
         "surrogate" in reasons[8]
         and "NUL" in reasons[9]
@@ -44,7 +55,10 @@ def test_gzip_invalid_utf8_and_ids_made_of_lines(tmp_path):
     with gzip.open(tmp_path / "c.jsonl.gz", "wb") as stream:
         stream.write(b'{"text": "one"}\n{"text": "\xff"}\n{"text": "two"}')
     corpus = Corpus(tmp_path / "c.jsonl.gz")
-    assert [(each.id, each.text) for each in corpus] == [("c.jsonl.gz:1", "one"), ("c.jsonl.gz:3", "two")]
+    assert [(each.id, each.text) for each in corpus] == [
+        ("c.jsonl.gz:1", "one"),
+        ("c.jsonl.gz:3", "two"),
+    ]
     assert corpus.report.faults[0].reason == "not UTF-8 at byte 10"
     content = (tmp_path / "c.jsonl.gz").read_bytes()
     (tmp_path / "c.jsonl.gz").write_bytes(content[: len(content) - 12])
@@ -53,7 +67,9 @@ def test_gzip_invalid_utf8_and_ids_made_of_lines(tmp_path):
 
 
 def test_csv_and_tsv(tmp_path):
-    (tmp_path / "c.csv").write_bytes('\ufeffid,body,year\nx,"a ""b""\nc",2020\ny,d\n,e,1\nz,f,\n'.encode() + b"w,\xff,1\n")
+    (tmp_path / "c.csv").write_bytes(
+        '\ufeffid,body,year\nx,"a ""b""\nc",2020\ny,d\n,e,1\nz,f,\n'.encode() + b"w,\xff,1\n"
+    )
     corpus = Corpus(tmp_path / "c.csv")
     assert list(corpus) == [Document("x", 'a "b"\nc', {"year": "2020"}), Document("z", "f", {})]
     assert [(fault.line, fault.reason) for fault in corpus.report.faults] == [
@@ -62,11 +78,21 @@ def test_csv_and_tsv(tmp_path):
         (7, "half a surrogate pair at character 0"),
     ]
     (tmp_path / "c.tsv").write_text("name\tpassage\nx\tlong " + "y" * 200_000 + "\n")
-    assert len(next(iter(Corpus(tmp_path / "c.tsv", text_field="passage", id_field="name"))).text) == 200_005
+    assert (
+        len(next(iter(Corpus(tmp_path / "c.tsv", text_field="passage", id_field="name"))).text)
+        == 200_005
+    )
 
 
 def test_parquet(tmp_path):
-    table = pa.table({"id": [1, 2, 3], "text": ["a", None, "c"], "score": [0.5, 1.0, float("nan")], "raw": [None, None, b"x"]})
+    table = pa.table(
+        {
+            "id": [1, 2, 3],
+            "text": ["a", None, "c"],
+            "score": [0.5, 1.0, float("nan")],
+            "raw": [None, None, b"x"],
+        }
+    )
     parquet.write_table(table, tmp_path / "c.parquet")
     corpus = Corpus(tmp_path / "c.parquet")
     assert list(corpus) == [Document("1", "a", {"score": 0.5})]
@@ -99,7 +125,9 @@ def test_what_cannot_be_a_corpus_is_refused(tmp_path):
     with pytest.raises(BadInput, match="docx"):
         Corpus(tmp_path / "x.docx")
     (tmp_path / "x.jsonl").write_text('{"txt": "a"}')
-    with pytest.raises(BadInput, match="no field text or content or body or document, its first row has: txt"):
+    with pytest.raises(
+        BadInput, match="no field text or content or body or document, its first row has: txt"
+    ):
         list(Corpus(tmp_path / "x.jsonl"))
     with pytest.raises(BadInput, match="no usable document among 1 rows"):
         (tmp_path / "x.jsonl").write_text('{"text": ""}')
@@ -127,10 +155,16 @@ def test_passages_end_at_sentences_and_overlap():
 
 
 def test_passages_by_paragraph_by_word_and_whole():
-    assert [SENTENCES[start:end] for start, end in split(SENTENCES, PassageSettings(size=17, overlap=0, boundary="paragraph"))][1] == (
-        "A new paragraph begins. It ends."
-    )
-    words = [SENTENCES[start:end] for start, end in split(SENTENCES, PassageSettings(size=5, overlap=2, boundary="word"))]
+    assert [
+        SENTENCES[start:end]
+        for start, end in split(
+            SENTENCES, PassageSettings(size=17, overlap=0, boundary="paragraph")
+        )
+    ][1] == ("A new paragraph begins. It ends.")
+    words = [
+        SENTENCES[start:end]
+        for start, end in split(SENTENCES, PassageSettings(size=5, overlap=2, boundary="word"))
+    ]
     assert words[:2] == ["The first sentence is here.", "is here. The second one"]
     assert split(SENTENCES, None) == [(0, len(SENTENCES))]
     assert split("  a b  ", PassageSettings()) == [(2, 5)]
@@ -152,7 +186,10 @@ def test_ideographs_are_words():
     st.sampled_from(["word", "sentence", "paragraph"]),
 )
 def test_passages_are_places_in_the_text_that_cover_every_word(text, unit, size, overlap, boundary):
-    spans = split(text, PassageSettings(unit=unit, size=size, overlap=min(overlap, size - 1), boundary=boundary))
+    spans = split(
+        text,
+        PassageSettings(unit=unit, size=size, overlap=min(overlap, size - 1), boundary=boundary),
+    )
     covered = set()
     for start, end in spans:
         passage = text[start:end]
@@ -160,7 +197,9 @@ def test_passages_are_places_in_the_text_that_cover_every_word(text, unit, size,
         assert (len(passage) if unit == "characters" else len(WORD.findall(passage))) <= size
         covered.update(range(start, end))
     assert covered >= {at for at, character in enumerate(text) if not character.isspace()}
-    assert spans == sorted(set(spans)) and [end for _, end in spans] == sorted({end for _, end in spans})
+    assert spans == sorted(set(spans)) and [end for _, end in spans] == sorted(
+        {end for _, end in spans}
+    )
 
 
 def test_settings_of_passages_are_checked():

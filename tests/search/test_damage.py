@@ -36,13 +36,24 @@ def files(path):
 def use(path):
     encoder = FakeEncoder()
     index = Index.open(path)
-    return index.search(["word3 common"], 5, encoder=encoder, hybrid=True), index.search(["word3"], 5, encoder=encoder, filter="i>=10")
+    return index.search(["word3 common"], 5, encoder=encoder, hybrid=True), index.search(
+        ["word3"], 5, encoder=encoder, filter="i>=10"
+    )
 
 
 def test_the_whole_index_answers_and_every_kind_of_file_is_there(whole):
     assert use(whole)[0][0]
     kinds = {p.name for p in files(whole)}
-    assert {"codes.npy", "vectors.npy", "places.npy", "keys.npy", "texts.arrow", "documents.arrow", "entries.arrow", MANIFEST} <= kinds
+    assert {
+        "codes.npy",
+        "vectors.npy",
+        "places.npy",
+        "keys.npy",
+        "texts.arrow",
+        "documents.arrow",
+        "entries.arrow",
+        MANIFEST,
+    } <= kinds
     assert any(p.parent.name == "deletes" for p in files(whole))
     assert any("bm25" in p.parts for p in files(whole))
 
@@ -94,7 +105,10 @@ def test_a_truncated_or_missing_file_is_refused(whole, tmp_path):
 
 
 def test_arrays_of_other_lengths_are_refused_even_with_good_hashes(whole, tmp_path):
-    for name, change in (("codes.npy", np.zeros((29, DIM // 8), np.uint8)), ("vectors.npy", np.zeros((31, DIM), np.int8))):
+    for name, change in (
+        ("codes.npy", np.zeros((29, DIM // 8), np.uint8)),
+        ("vectors.npy", np.zeros((31, DIM), np.int8)),
+    ):
         copy = tmp_path / "i"
         shutil.copytree(whole, copy)
         file = next(copy.glob(f"segments/00000000/{name}"))
@@ -140,7 +154,9 @@ def test_a_newer_format_and_another_kind_are_refused(whole, tmp_path):
 def test_a_header_that_claims_too_much_is_refused_before_anything_is_allocated(tmp_path):
     file = tmp_path / "huge.npy"
     with file.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (10**12, 8)})
+        np.lib.format.write_array_header_1_0(
+            stream, {"descr": "|u1", "fortran_order": False, "shape": (10**12, 8)}
+        )
     mapped = map_file(file, {"bytes": file.stat().st_size, "sha256": ""}, full=False)
     with pytest.raises(BadInput, match="bytes follow its header"):
         array_of(file, mapped, np.uint8, (10**12, 8))

@@ -53,9 +53,24 @@ def test_conditions(given, expected):
 
 
 def test_the_key_of_objects_is_not_known_and_expressions_are_read():
-    assert keys_of(pa.Table.from_batches([entries_of(ROWS)])) == {"lang", "year", "ok", "tags", "date", "big", "zip"}
+    assert keys_of(pa.Table.from_batches([entries_of(ROWS)])) == {
+        "lang",
+        "year",
+        "ok",
+        "tags",
+        "date",
+        "big",
+        "zip",
+    }
     assert parse_filter("a b >= x = y") == (Condition("a b", ">=", ("x = y",)),)
-    for wrong in ("lang", "=x", {"year": {"~": 1}}, {"year": {}}, {"year": None}, {"year": {">": [1]}}):
+    for wrong in (
+        "lang",
+        "=x",
+        {"year": {"~": 1}},
+        {"year": {}},
+        {"year": None},
+        {"year": {">": [1]}},
+    ):
         with pytest.raises(BadInput):
             parse_filter(wrong)
 
@@ -64,7 +79,10 @@ def test_a_filter_comes_before_the_ranking_even_for_rare_matches(tmp_path):
     index = filled(tmp_path / "i", 500, "float32")
     index.add_vectors(numbered(100, 500), random_vectors(100, seed=5), space_id="s")
     index.delete(["d7", "d9", "d507"])
-    vectors, queries = np.concatenate([random_vectors(500), random_vectors(100, seed=5)]), random_vectors(7, seed=1)
+    vectors, queries = (
+        np.concatenate([random_vectors(500), random_vectors(100, seed=5)]),
+        random_vectors(7, seed=1),
+    )
     for given, kept in (
         ({"i": [3, 7, 333, 507, 599]}, [3, 333, 599]),
         ("parity=1", [i for i in range(1, 600, 2) if i not in (7, 9, 507)]),
@@ -86,16 +104,29 @@ def test_an_unknown_key_is_refused(tmp_path):
 
 def test_passages_come_back_with_their_place_and_go_with_their_document(tmp_path):
     encoder = FakeEncoder(dim=512)
-    texts = {name: " ".join(f"{name}word{i} is sentence {i}." for i in range(30)) for name in ("x", "y", "z")}
-    documents = [Document(name, text, {"title": f"title of {name}"}) for name, text in texts.items()]
+    texts = {
+        name: " ".join(f"{name}word{i} is sentence {i}." for i in range(30))
+        for name in ("x", "y", "z")
+    }
+    documents = [
+        Document(name, text, {"title": f"title of {name}"}) for name, text in texts.items()
+    ]
     passages = PassageSettings(size=12, overlap=4)
     index, report = build_index(encoder, documents, tmp_path / "i", passages=passages, batch=7)
-    assert (report.added, index.documents, index.snapshot.live_count) == (3, 3, report.passages) and report.passages > 30
+    assert (report.added, index.documents, index.snapshot.live_count) == (
+        3,
+        3,
+        report.passages,
+    ) and report.passages > 30
     assert encoder.texts_seen[0].startswith("title of x xword0")
     for name in texts:
         for at in range(30):
             hit = index.search([f"{name}word{at}"], 1, encoder=encoder, oversample=100)[0][0]
-            assert hit.id == name and f"{name}word{at} " in hit.text and texts[name][hit.start : hit.end] == hit.text
+            assert (
+                hit.id == name
+                and f"{name}word{at} " in hit.text
+                and texts[name][hit.start : hit.end] == hit.text
+            )
     index.add([Document("y", "yword0 is short now.")], encoder)
     index.compact()
     hits = index.search(["yword0 yword20"], 1000, encoder=encoder)[0]
@@ -107,7 +138,12 @@ def test_unchanged_documents_are_not_embedded_again_and_the_last_of_two_stays(tm
     encoder = FakeEncoder()
     index, _ = build_index(encoder, numbered(30), tmp_path / "i")
     encoder.texts_seen.clear()
-    changed = [*numbered(30)[:28], Document("d28", "text 28", {"parity": "other"}), Document("d29", "new"), Document("d29", "newer")]
+    changed = [
+        *numbered(30)[:28],
+        Document("d28", "text 28", {"parity": "other"}),
+        Document("d29", "new"),
+        Document("d29", "newer"),
+    ]
     report = index.add(changed, encoder, batch=8)
     assert (report.unchanged, report.replaced, report.added) == (28, 2, 0)
     assert encoder.texts_seen == ["text 28", "newer"]

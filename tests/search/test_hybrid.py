@@ -10,7 +10,13 @@ from taskdistill.search.corpus import Document
 from taskdistill.search.hybrid import Bm25, fuse, tokens
 from taskdistill.search.prf import PrfSettings, apply_prf
 
-ANIMALS = ["a cat sat on a mat", "the dog barked at the cat", "stocks fell in Tokyo", "the quick brown fox", "Katzen und Hunde"]
+ANIMALS = [
+    "a cat sat on a mat",
+    "the dog barked at the cat",
+    "stocks fell in Tokyo",
+    "the quick brown fox",
+    "Katzen und Hunde",
+]
 
 
 def test_tokens():
@@ -50,8 +56,13 @@ def test_hybrid_search_finds_what_the_vectors_miss_and_follows_filter_and_change
         index.search(["x"], 1, encoder=encoder, hybrid=True)
     index.build_bm25()
     queries = [f"subject{i}" for i in range(300)]
-    assert all(f"d{i}" in [hit.id for hit in hits] for i, hits in enumerate(index.search(queries, 10, encoder=encoder, hybrid=True)))
-    filtered = index.search(["subject7", "subject8"], 3, encoder=encoder, hybrid=True, filter="even=true")
+    assert all(
+        f"d{i}" in [hit.id for hit in hits]
+        for i, hits in enumerate(index.search(queries, 10, encoder=encoder, hybrid=True))
+    )
+    filtered = index.search(
+        ["subject7", "subject8"], 3, encoder=encoder, hybrid=True, filter="even=true"
+    )
     assert filtered[1][0].id == "d8" or "d8" in [hit.id for hit in filtered[1]]
     assert all(hit.metadata["even"] for hits in filtered for hit in hits)
     index.delete(["d7"])
@@ -66,19 +77,30 @@ def test_hybrid_search_finds_what_the_vectors_miss_and_follows_filter_and_change
 
 
 def test_the_title_is_searched_too(tmp_path):
-    index, _ = build_index(FakeEncoder(), [Document(f"d{i}", "same text", {"title": f"title{i}"}) for i in range(20)], tmp_path / "i")
+    index, _ = build_index(
+        FakeEncoder(),
+        [Document(f"d{i}", "same text", {"title": f"title{i}"}) for i in range(20)],
+        tmp_path / "i",
+    )
     index.build_bm25()
     assert index.search(["title13"], 1, encoder=FakeEncoder(), hybrid=True)[0][0].id == "d13"
 
 
 def test_refinement_is_the_softmax_weighted_centroid():
-    query, documents = np.array([1, 0, 0], np.float32), np.array([[0.8, 0.6, 0], [0, 0, 1]], np.float32)
+    query, documents = (
+        np.array([1, 0, 0], np.float32),
+        np.array([[0.8, 0.6, 0], [0, 0, 1]], np.float32),
+    )
     weights = np.exp([0.8 / 0.5, 0.0]) / np.exp([0.8 / 0.5, 0.0]).sum()
     expected = 0.6 * query + 0.4 * (weights[0] * documents[0] + weights[1] * documents[1])
     found = apply_prf(query, documents, PrfSettings(documents=2, weight=0.4, temperature=0.5))
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
     assert apply_prf(query, documents[:0], PrfSettings()) is query
-    np.testing.assert_allclose(apply_prf(query, documents[:1], PrfSettings(weight=1.0, temperature=1e-4)), documents[0], atol=1e-6)
+    np.testing.assert_allclose(
+        apply_prf(query, documents[:1], PrfSettings(weight=1.0, temperature=1e-4)),
+        documents[0],
+        atol=1e-6,
+    )
     assert apply_prf(query, -query[None], PrfSettings(weight=0.5)).tolist() == query.tolist()
     for wrong in ({"documents": 0}, {"weight": 0}, {"weight": 1.1}, {"temperature": 0}):
         with pytest.raises(BadInput):
@@ -96,4 +118,6 @@ def test_refined_search_equals_two_searches(tmp_path):
     hits = index.search(["topic3"], 6, encoder=encoder, refinement=settings, oversample=100)[0]
     assert [hit.id for hit in hits] == [f"d{i}" for i in np.argsort(-(moved @ vectors.T))[:6]]
     with pytest.raises(BadInput, match="binary codes only"):
-        build_index(encoder, documents, tmp_path / "j", rescore="none")[0].search(["x"], 1, encoder=encoder, refinement=settings)
+        build_index(encoder, documents, tmp_path / "j", rescore="none")[0].search(
+            ["x"], 1, encoder=encoder, refinement=settings
+        )

@@ -31,7 +31,9 @@ def random_vectors(n, seed=0, dim=DIM):
 
 
 def numbered(n, start=0):
-    return [Document(f"d{i}", f"text {i}", {"parity": i % 2, "i": i}) for i in range(start, start + n)]
+    return [
+        Document(f"d{i}", f"text {i}", {"parity": i % 2, "i": i}) for i in range(start, start + n)
+    ]
 
 
 def filled(path, n=500, rescore="int8"):
@@ -50,14 +52,22 @@ def ids(hits):
     return [hit.id for hit in hits]
 
 
-@pytest.mark.parametrize(("rescore", "error"), [("float32", 1e-6), ("float16", 1e-3), ("int8", 2e-2)])
+@pytest.mark.parametrize(
+    ("rescore", "error"), [("float32", 1e-6), ("float16", 1e-3), ("int8", 2e-2)]
+)
 def test_rescoring_every_candidate_equals_brute_force(tmp_path, rescore, error):
     index, queries = filled(tmp_path / "i", rescore=rescore), random_vectors(20, seed=1)
     vectors = random_vectors(500)
     if rescore == "int8":
         assert index.snapshot.manifest.ranges is not None
-        vectors = index.snapshot.manifest.ranges.decode(index.snapshot.manifest.ranges.encode(vectors))
-    order, scores = brute(vectors.astype(np.float16).astype(np.float32) if rescore == "float16" else vectors, queries, 10)
+        vectors = index.snapshot.manifest.ranges.decode(
+            index.snapshot.manifest.ranges.encode(vectors)
+        )
+    order, scores = brute(
+        vectors.astype(np.float16).astype(np.float32) if rescore == "float16" else vectors,
+        queries,
+        10,
+    )
     found = index.search(queries, 10, oversample=50)
     assert [ids(hits) for hits in found] == [[f"d{i}" for i in row] for row in order]
     np.testing.assert_allclose([[hit.score for hit in hits] for hits in found], scores, atol=1e-5)
@@ -70,8 +80,12 @@ def test_first_pass_takes_the_nearest_codes_over_all_segments(tmp_path):
     vectors, queries = random_vectors(900), random_vectors(5, seed=1)
     for start in range(0, 900, 300):
         index.add_vectors(numbered(300, start), vectors[start : start + 300], space_id="s")
-    distances = np.array([[np.bitwise_count(a ^ b).sum() for b in pack_bits(vectors)] for a in pack_bits(queries)])
-    for query, hits, far in zip(queries, index.search(queries, 5, oversample=4), distances, strict=True):
+    distances = np.array(
+        [[np.bitwise_count(a ^ b).sum() for b in pack_bits(vectors)] for a in pack_bits(queries)]
+    )
+    for query, hits, far in zip(
+        queries, index.search(queries, 5, oversample=4), distances, strict=True
+    ):
         limit = np.sort(far)[19]
         rows = [int(hit.id[1:]) for hit in hits]
         assert all(far[row] <= limit for row in rows)
@@ -81,10 +95,16 @@ def test_first_pass_takes_the_nearest_codes_over_all_segments(tmp_path):
 
 
 def test_binary_codes_alone_score_the_cosine_of_the_signs(tmp_path):
-    index, queries, vectors = filled(tmp_path / "i", rescore="none"), random_vectors(3, seed=1), random_vectors(500)
+    index, queries, vectors = (
+        filled(tmp_path / "i", rescore="none"),
+        random_vectors(3, seed=1),
+        random_vectors(500),
+    )
     signs = np.where(vectors > 0, 1, -1)
     exact = np.sort((np.where(queries > 0, 1, -1) @ signs.T) / DIM, axis=1)[:, ::-1][:, :7]
-    np.testing.assert_allclose([[hit.score for hit in hits] for hits in index.search(queries, 7)], exact, atol=1e-6)
+    np.testing.assert_allclose(
+        [[hit.score for hit in hits] for hits in index.search(queries, 7)], exact, atol=1e-6
+    )
     with pytest.raises(BadInput, match="oversample has no effect"):
         index.search(queries, 7, oversample=5)
 
@@ -103,7 +123,9 @@ def test_top_k_below_one_is_refused(tmp_path, top_k):
 @pytest.mark.parametrize("rescore", ["int8", "none"])
 def test_top_k_above_the_number_of_rows_returns_all(tmp_path, rescore):
     index = filled(tmp_path / "i", 10, rescore)
-    assert {hit.id for hit in index.search(random_vectors(1), 10**9)[0]} == {f"d{i}" for i in range(10)}
+    assert {hit.id for hit in index.search(random_vectors(1), 10**9)[0]} == {
+        f"d{i}" for i in range(10)
+    }
     assert index.search(np.zeros((0, DIM), np.float32), 3) == []
 
 
@@ -130,7 +152,9 @@ def test_vectors_without_direction_are_refused(tmp_path, bad):
 
 def test_adding_a_known_id_replaces_it(tmp_path):
     index, vectors = filled(tmp_path / "i", 10, "float32"), random_vectors(1, seed=9)
-    report = index.add_vectors([Document("d3", "new text", {"parity": "new"})], vectors, space_id="s")
+    report = index.add_vectors(
+        [Document("d3", "new text", {"parity": "new"})], vectors, space_id="s"
+    )
     assert (report.added, report.replaced, index.documents) == (0, 1, 10)
     hit = index.search(vectors, 1)[0][0]
     assert (hit.id, hit.text, hit.metadata) == ("d3", "new text", {"parity": "new"})
@@ -144,11 +168,15 @@ def test_delete_and_compact_keep_the_answers(tmp_path):
     assert index.delete(["d5", "d5", "unknown", "d250"]) == 2
     assert index.delete(["d5"]) == 0
     kept = [i for i in range(300) if i not in (5, 250)]
-    order, scores = brute(np.concatenate([random_vectors(200), random_vectors(100, seed=2)])[kept], queries, 8)
+    order, scores = brute(
+        np.concatenate([random_vectors(200), random_vectors(100, seed=2)])[kept], queries, 8
+    )
     for _ in range(2):
         found = index.search(queries, 8, oversample=1000)
         assert [ids(hits) for hits in found] == [[f"d{kept[i]}" for i in row] for row in order]
-        np.testing.assert_allclose([[hit.score for hit in hits] for hits in found], scores, atol=1e-6)
+        np.testing.assert_allclose(
+            [[hit.score for hit in hits] for hits in found], scores, atol=1e-6
+        )
         index.compact()
     assert len(index.snapshot.segments) == 1
     assert index.snapshot.segments[0].entry.deleted == 0
@@ -176,7 +204,9 @@ def test_int8_ranges_of_the_first_vectors_serve_later_ones(tmp_path):
     index.add_vectors(numbered(299, 1), vectors[1:], space_id="s")
     ranges = index.snapshot.manifest.ranges
     assert isinstance(ranges, Int8Ranges)
-    assert float(ranges.maximum[0]) == pytest.approx(min(1, 1.25 * np.abs(vectors[0]).max()), rel=1e-6)
+    assert float(ranges.maximum[0]) == pytest.approx(
+        min(1, 1.25 * np.abs(vectors[0]).max()), rel=1e-6
+    )
     top = index.search(vectors, 1, oversample=300)
     assert np.mean([hits[0].id == f"d{i}" for i, hits in enumerate(top)]) > 0.99
 
@@ -201,8 +231,15 @@ def test_what_does_not_match_is_refused_by_name(tmp_path):
     with pytest.raises(BadInput, match=r"rescore 'int8'.*'float32'"):
         build_index(encoder, numbered(20), tmp_path / "i", truncate_dim=32, rescore="float32")
     with pytest.raises(BadInput, match="passages"):
-        build_index(encoder, numbered(20), tmp_path / "i", truncate_dim=32, passages=PassageSettings())
-    assert index.search(["text 3"], 1, encoder=FakeEncoder(model_hash="another model, same space"))[0][0].id == "d3"
+        build_index(
+            encoder, numbered(20), tmp_path / "i", truncate_dim=32, passages=PassageSettings()
+        )
+    assert (
+        index.search(["text 3"], 1, encoder=FakeEncoder(model_hash="another model, same space"))[0][
+            0
+        ].id
+        == "d3"
+    )
 
 
 def test_two_writers(tmp_path):
@@ -235,7 +272,9 @@ def rebuilt(path, texts, encoder=None, bm25=False):
     """Build an index in the place of another one."""
     if path.exists():
         shutil.rmtree(path)
-    index, _ = build_index(encoder or FakeEncoder(), [Document(f"d{i}", text) for i, text in enumerate(texts)], path)
+    index, _ = build_index(
+        encoder or FakeEncoder(), [Document(f"d{i}", text) for i, text in enumerate(texts)], path
+    )
     if bm25:
         index.build_bm25()
     return index
@@ -243,7 +282,9 @@ def rebuilt(path, texts, encoder=None, bm25=False):
 
 @pytest.mark.parametrize("first_pass", ["flat", "ivf"])
 @pytest.mark.parametrize("hybrid", [False, True])
-def test_an_index_that_was_built_anew_in_its_place_is_seen_by_those_who_have_it_open(tmp_path, monkeypatch, first_pass, hybrid):
+def test_an_index_that_was_built_anew_in_its_place_is_seen_by_those_who_have_it_open(
+    tmp_path, monkeypatch, first_pass, hybrid
+):
     monkeypatch.setattr("taskdistill.search.index.CELL_ROWS", 10)
     before, after = ([f"{word} number {i}" for i in range(40)] for word in ("plain", "other"))
     rebuilt(tmp_path / "i", before, bm25=hybrid)
@@ -254,7 +295,9 @@ def test_an_index_that_was_built_anew_in_its_place_is_seen_by_those_who_have_it_
     assert fresh.snapshot.manifest.segments == reader.snapshot.manifest.segments
     assert reader.search(["plain number 7"], 3, encoder=FakeEncoder(), hybrid=hybrid) == found
     reader.refresh()
-    found = reader.search(["plain number 7", "other number 9"], 40, encoder=FakeEncoder(), hybrid=hybrid)
+    found = reader.search(
+        ["plain number 7", "other number 9"], 40, encoder=FakeEncoder(), hybrid=hybrid
+    )
     assert found == Index.open(tmp_path / "i", first_pass=first_pass).search(
         ["plain number 7", "other number 9"], 40, encoder=FakeEncoder(), hybrid=hybrid
     )
@@ -272,10 +315,14 @@ def test_segments_of_the_same_content_are_kept_open(tmp_path):
     assert reader.snapshot.segments[0] is first and reader.documents == 2
     Index.open(tmp_path / "i").delete(["d0"])
     reader.refresh()
-    assert reader.snapshot.segments[0] is not first and ids(reader.search(["one"], 9, encoder=FakeEncoder())[0]) == ["d1"]
+    assert reader.snapshot.segments[0] is not first and ids(
+        reader.search(["one"], 9, encoder=FakeEncoder())[0]
+    ) == ["d1"]
 
 
-def test_an_index_of_another_space_or_task_in_the_same_place_is_refused_and_the_old_one_stays(tmp_path):
+def test_an_index_of_another_space_or_task_in_the_same_place_is_refused_and_the_old_one_stays(
+    tmp_path,
+):
     texts = ["one", "two"]
     reader = rebuilt(tmp_path / "i", texts)
     vector = FakeEncoder().encode(["one"])
@@ -303,9 +350,20 @@ def test_describe(tmp_path):
     index, _ = build_index(FakeEncoder(), numbered(20), tmp_path / "i")
     index.delete(["d1"])
     told = index.describe()
-    assert (told["documents"], told["passages"], told["deleted"], told["building"], told["metadata"]) == (19, 19, 1, False, ["i", "parity"])
+    assert (
+        told["documents"],
+        told["passages"],
+        told["deleted"],
+        told["building"],
+        told["metadata"],
+    ) == (19, 19, 1, False, ["i", "parity"])
     assert told["bytes"]["codes"] == pytest.approx(20 * DIM / 8, abs=200)
-    assert (told["task"], told["query_prompt"], told["dim"], told["space_id"]) == ("retrieval", "query", DIM, "space-a")
+    assert (told["task"], told["query_prompt"], told["dim"], told["space_id"]) == (
+        "retrieval",
+        "query",
+        DIM,
+        "space-a",
+    )
 
 
 def test_cells_find_most_of_what_the_exact_pass_finds(tmp_path, monkeypatch):

@@ -26,12 +26,25 @@ def test_searches_follow_the_defaults_unless_they_say_otherwise(tmp_path):
     index.build_bm25()
     moved = PrfSettings(documents=3, weight=0.5, temperature=0.1)
     index.set_defaults(SearchDefaults(oversample=2, hybrid=True, refinement=moved))
-    opened, encoder, queries = Index.open(tmp_path / "i"), FakeEncoder(noise=4.0), ["subject7", "subject9 words"]
-    assert opened.snapshot.manifest.search == SearchDefaults(oversample=2, hybrid=True, refinement=moved)
-    assert opened.describe()["search"] == {"oversample": 2, "hybrid": True, "refinement": vars(moved)}
+    opened, encoder, queries = (
+        Index.open(tmp_path / "i"),
+        FakeEncoder(noise=4.0),
+        ["subject7", "subject9 words"],
+    )
+    assert opened.snapshot.manifest.search == SearchDefaults(
+        oversample=2, hybrid=True, refinement=moved
+    )
+    assert opened.describe()["search"] == {
+        "oversample": 2,
+        "hybrid": True,
+        "refinement": vars(moved),
+    }
 
     def found(**options):
-        return [[(hit.id, hit.score) for hit in hits] for hits in opened.search(queries, 5, encoder=encoder, **options)]
+        return [
+            [(hit.id, hit.score) for hit in hits]
+            for hits in opened.search(queries, 5, encoder=encoder, **options)
+        ]
 
     assert found() == found(oversample=2, hybrid=True, refinement=moved) == found(refinement=True)
     assert found() != found(hybrid=False) and found() != found(refinement=False)
@@ -54,12 +67,18 @@ def test_defaults_that_cannot_be_followed_are_refused(tmp_path):
 def test_an_index_from_before_there_were_defaults_opens(tmp_path):
     filled(tmp_path / "i", 20)
     file = tmp_path / "i" / "taskdistill.json"
-    body = {name: each for name, each in json.loads(file.read_text()).items() if name not in ("sha256", "search")}
+    body = {
+        name: each
+        for name, each in json.loads(file.read_text()).items()
+        if name not in ("sha256", "search")
+    }
     file.write_text(seal_json(body))
     assert Index.open(tmp_path / "i").snapshot.manifest.search == SearchDefaults()
 
 
-@pytest.mark.parametrize(("dim", "rescore"), [(64, "float16"), (40, "float32"), (40, "int8"), (24, "none"), (13, "none")])
+@pytest.mark.parametrize(
+    ("dim", "rescore"), [(64, "float16"), (40, "float32"), (40, "int8"), (24, "none"), (13, "none")]
+)
 def test_a_shrunk_index_holds_what_a_small_one_would(tmp_path, dim, rescore):
     index = Index.create(tmp_path / "i", settings("float32"))
     vectors, queries = random_vectors(600), random_vectors(10, seed=1)
@@ -74,18 +93,33 @@ def test_a_shrunk_index_holds_what_a_small_one_would(tmp_path, dim, rescore):
     snapshot = opened.snapshot
     assert (opened.settings.dim, opened.settings.rescore, opened.documents) == (dim, rescore, 598)
     assert sum(entry.deleted for entry in snapshot.manifest.segments) == 0
-    np.testing.assert_array_equal(np.concatenate([each.codes for each in snapshot.segments]), pack_bits(small))
-    assert snapshot.manifest.search == (SearchDefaults() if rescore == "none" else SearchDefaults(oversample=7, refinement=PrfSettings()))
+    np.testing.assert_array_equal(
+        np.concatenate([each.codes for each in snapshot.segments]), pack_bits(small)
+    )
+    assert snapshot.manifest.search == (
+        SearchDefaults()
+        if rescore == "none"
+        else SearchDefaults(oversample=7, refinement=PrfSettings())
+    )
     if rescore != "none":
         stored = snapshot.vectors(np.arange(598))
         if rescore == "int8":
             assert snapshot.manifest.ranges is not None
-            np.testing.assert_allclose(snapshot.manifest.ranges.minimum, small.min(axis=0), atol=1e-6)
+            np.testing.assert_allclose(
+                snapshot.manifest.ranges.minimum, small.min(axis=0), atol=1e-6
+            )
             stored = snapshot.manifest.ranges.decode(stored)
-        np.testing.assert_allclose(stored, small, atol={"float32": 1e-6, "float16": 1e-3, "int8": 5e-3}[rescore])
+        np.testing.assert_allclose(
+            stored, small, atol={"float32": 1e-6, "float16": 1e-3, "int8": 5e-3}[rescore]
+        )
         order = np.argsort(-(truncate(queries, dim) @ small.T), axis=1)[:, 0]
-        best = [hits[0].id for hits in opened.search(truncate(queries, dim), 1, oversample=598, refinement=False)]
-        assert np.mean([name == f"d{kept[row]}" for name, row in zip(best, order, strict=True)]) >= 0.9
+        best = [
+            hits[0].id
+            for hits in opened.search(truncate(queries, dim), 1, oversample=598, refinement=False)
+        ]
+        assert (
+            np.mean([name == f"d{kept[row]}" for name, row in zip(best, order, strict=True)]) >= 0.9
+        )
     opened.add_vectors([Document("new", "text")], normalize(np.ones((1, dim))), space_id="s")
     assert opened.documents == 599
 
@@ -96,7 +130,11 @@ def test_shrinking_keeps_the_lexical_part_and_reopens_segments_of_int8(tmp_path)
     index.build_bm25()
     ranges = index.snapshot.manifest.ranges
     index.shrink(32, "int8")
-    assert index.snapshot.manifest.bm25 is not None and isinstance(ranges, Int8Ranges) and ranges.dim == 64
+    assert (
+        index.snapshot.manifest.bm25 is not None
+        and isinstance(ranges, Int8Ranges)
+        and ranges.dim == 64
+    )
     hits = index.search(["subject17"], 1, encoder=FakeEncoder(), hybrid=True)[0]
     assert hits[0].id == "d17"
     generation = index.snapshot.manifest.generation
@@ -107,4 +145,6 @@ def test_shrinking_keeps_the_lexical_part_and_reopens_segments_of_int8(tmp_path)
             index.shrink(*wrong)
     with pytest.raises(BadInput, match="unknown rescore precision 'int9'; did you mean 'int8'"):
         index.shrink(32, "int9")
-    assert replace(index.settings, dim=64) == replace(settings(), model="fake", model_hash="hash-a", space_id="space-a")
+    assert replace(index.settings, dim=64) == replace(
+        settings(), model="fake", model_hash="hash-a", space_id="space-a"
+    )

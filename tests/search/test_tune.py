@@ -26,13 +26,22 @@ class Planted:
         self.vectors = vectors
         self.embedding_dim = len(next(iter(vectors.values())))
 
-    def encode(self, texts, *, task=None, prompt_name="document", truncate_dim=None, precision="float32"):
-        return truncate(np.array([self.vectors[text] for text in texts]), truncate_dim or self.embedding_dim)
+    def encode(
+        self, texts, *, task=None, prompt_name="document", truncate_dim=None, precision="float32"
+    ):
+        return truncate(
+            np.array([self.vectors[text] for text in texts]), truncate_dim or self.embedding_dim
+        )
 
 
 def planted(documents, queries, relevant):
     """Make an encoder and a dev set from matrices; `relevant` maps a query's row to its documents' rows."""
-    encoder = Planted({**{f"doc{i}": row for i, row in enumerate(documents)}, **{f"query{i}": row for i, row in enumerate(queries)}})
+    encoder = Planted(
+        {
+            **{f"doc{i}": row for i, row in enumerate(documents)},
+            **{f"query{i}": row for i, row in enumerate(queries)},
+        }
+    )
     dev = DevSet(
         [Document(f"d{i}", f"doc{i}") for i in range(len(documents))],
         {f"q{i}": f"query{i}" for i in range(len(queries))},
@@ -43,17 +52,25 @@ def planted(documents, queries, relevant):
 
 def test_where_signs_of_few_dimensions_tell_all_the_smallest_storage_is_recommended():
     rng = np.random.default_rng(0)
-    signs = np.concatenate([np.ones((200, 8)), rng.choice([-1.0, 1.0], (200, 24)), np.zeros((200, 32))], axis=1)
+    signs = np.concatenate(
+        [np.ones((200, 8)), rng.choice([-1.0, 1.0], (200, 24)), np.zeros((200, 32))], axis=1
+    )
     encoder, dev = planted(signs, signs[:60] + 0.1 * rng.standard_normal((60, 64)), lambda i: [i])
     tuning = tune(encoder, dev, dims=(8, 32, 64), hybrid=False, oversamples=(2, 10))
-    assert (tuning.recommended.setting.dim, tuning.recommended.setting.rescore, tuning.recommended.bytes) == (
+    assert (
+        tuning.recommended.setting.dim,
+        tuning.recommended.setting.rescore,
+        tuning.recommended.bytes,
+    ) == (
         32,
         "none",
         pytest.approx(4, abs=1),
     )
     assert tuning.recommended.ndcg == pytest.approx(1.0)
     assert tuning.reference.harmed == tuning.reference.difference == 0
-    worst = next(row for row in tuning.rows if row.setting.dim == 8 and row.setting.rescore == "none")
+    worst = next(
+        row for row in tuning.rows if row.setting.dim == 8 and row.setting.rescore == "none"
+    )
     assert worst.ndcg < 0.2 and worst.harmed > 0.8 and worst.high < 0
 
 
@@ -62,15 +79,29 @@ def test_where_signs_tell_nothing_vectors_and_oversampling_are_recommended():
     positive = rng.random((300, 16)) + 0.01
     encoder, dev = planted(positive, positive[:60] + 0.01 * rng.random((60, 16)), lambda i: [i])
     tuning = tune(encoder, dev, dims=(16,), hybrid=False, refinements=(), oversamples=(2, 30))
-    assert (tuning.recommended.setting.rescore, tuning.recommended.setting.oversample) == ("int8", 30)
+    assert (tuning.recommended.setting.rescore, tuning.recommended.setting.oversample) == (
+        "int8",
+        30,
+    )
     assert max(row.ndcg for row in tuning.rows if row.setting.rescore == "none") < 0.3
 
 
 def test_hybrid_is_recommended_only_where_it_earns_its_place():
     documents = [Document(f"d{i}", f"subject{i} and some of the same words") for i in range(150)]
-    dev = DevSet(documents, {f"q{i}": f"subject{i}" for i in range(50)}, {f"q{i}": {f"d{i}": 1} for i in range(50)})
+    dev = DevSet(
+        documents,
+        {f"q{i}": f"subject{i}" for i in range(50)},
+        {f"q{i}": {f"d{i}": 1} for i in range(50)},
+    )
     for noise, expected in ((30.0, True), (0.0, False)):
-        tuning = tune(FakeEncoder(dim=256, noise=noise), dev, dims=(256,), rescores=("int8",), oversamples=(50,), refinements=())
+        tuning = tune(
+            FakeEncoder(dim=256, noise=noise),
+            dev,
+            dims=(256,),
+            rescores=("int8",),
+            oversamples=(50,),
+            refinements=(),
+        )
         assert tuning.recommended.setting.hybrid is expected
 
 
@@ -84,10 +115,24 @@ def test_refinement_is_recommended_where_good_documents_lead_to_others():
             *([0.05, 0.99, 0.01 * i] @ axes for i in range(3)),
             *([0.3, 0, 0.95 + 0.01 * i] @ axes for i in range(9)),
         ]
-    encoder, dev = planted(np.array(documents), np.array(queries), lambda i: range(13 * i, 13 * i + 4))
-    options = {"dims": (91,), "hybrid": False, "rescores": ("int8", "float32"), "oversamples": (100,)}
-    tuning = tune(encoder, dev, refinements=(PrfSettings(documents=1, weight=0.5, temperature=0.1),), **options)
-    assert tuning.recommended.setting.refinement == PrfSettings(documents=1, weight=0.5, temperature=0.1)
+    encoder, dev = planted(
+        np.array(documents), np.array(queries), lambda i: range(13 * i, 13 * i + 4)
+    )
+    options = {
+        "dims": (91,),
+        "hybrid": False,
+        "rescores": ("int8", "float32"),
+        "oversamples": (100,),
+    }
+    tuning = tune(
+        encoder,
+        dev,
+        refinements=(PrfSettings(documents=1, weight=0.5, temperature=0.1),),
+        **options,
+    )
+    assert tuning.recommended.setting.refinement == PrfSettings(
+        documents=1, weight=0.5, temperature=0.1
+    )
     assert tuning.recommended.harmed == 0 and tuning.recommended.low > 0.1
     assert tune(encoder, dev, refinements=(), **options).recommended.setting.refinement is None
     astray = (PrfSettings(documents=13, weight=0.9, temperature=10.0),)
@@ -96,12 +141,25 @@ def test_refinement_is_recommended_where_good_documents_lead_to_others():
 
 def test_the_result_prints_and_is_json():
     documents = [Document(f"d{i}", f"subject{i} words", {"title": "t"}) for i in range(30)]
-    dev = DevSet(documents, {"q1": "subject1", "q2": "subject2", "unjudged": "x"}, {"q1": {"d1": 2}, "q2": {"d2": 1, "gone": 1}})
+    dev = DevSet(
+        documents,
+        {"q1": "subject1", "q2": "subject2", "unjudged": "x"},
+        {"q1": {"d1": 2}, "q2": {"d2": 1, "gone": 1}},
+    )
     calls = []
-    tuning = tune(FakeEncoder(), dev, dims=(32, 64), rescores=("none", "int8"), oversamples=(2,), progress=lambda *each: calls.append(each))
+    tuning = tune(
+        FakeEncoder(),
+        dev,
+        dims=(32, 64),
+        rescores=("none", "int8"),
+        oversamples=(2,),
+        progress=lambda *each: calls.append(each),
+    )
     lines = table(tuning)
     assert tuning.queries == 2 and calls[-1] == (5, 5)
-    assert [line[0] for line in lines[:3]] == ["", "reference", "recommended"] and {len(line) for line in lines} == {12}
+    assert [line[0] for line in lines[:3]] == ["", "reference", "recommended"] and {
+        len(line) for line in lines
+    } == {12}
     assert json.loads(dump_json(tuning.to_json()))["reference"]["setting"]["dim"] == 64
     with pytest.raises(BadInput, match="none of 1 queries has a relevant document among 30"):
         tune(FakeEncoder(), DevSet(documents, {"q": "x"}, {"q": {"elsewhere": 1}}), dims=(32,))
@@ -120,7 +178,11 @@ def test_each_text_is_embedded_once():
 
 def test_two_encoders_one_space():
     documents = [Document(f"d{i}", f"subject{i} and words") for i in range(100)]
-    dev = DevSet(documents, {f"q{i}": f"subject{i}" for i in range(40)}, {f"q{i}": {f"d{i}": 1} for i in range(40)})
+    dev = DevSet(
+        documents,
+        {f"q{i}": f"subject{i}" for i in range(40)},
+        {f"q{i}": {f"d{i}": 1} for i in range(40)},
+    )
     teacher = FakeEncoder("teacher-space", "t", "teacher", dim=256)
     student = FakeEncoder("student-space", "s", "student", dim=32, noise=3.0)
     projected = FakeEncoder("teacher-space", "p", "projected", dim=256, noise=0.5)
@@ -128,17 +190,30 @@ def test_two_encoders_one_space():
     tiers = measure_tiers([projected, static], teacher, dev, alone=[(student, "retrieval")])
     pairs = [(tier.queries, tier.documents) for tier in tiers]
     shared = ["projected", "static", "teacher"]
-    assert pairs == [("student", "student"), *((asker, documents) for documents in shared for asker in shared)]
+    assert pairs == [
+        ("student", "student"),
+        *((asker, documents) for documents in shared for asker in shared),
+    ]
     found = dict(zip(pairs, tiers, strict=True))
     best = found["teacher", "teacher"]
     assert (best.retention.value, best.retention.low, best.retention.high) == (1, 1, 1)
-    assert found["student", "student"].ndcg.value < found["projected", "teacher"].ndcg.value <= best.ndcg.value
+    assert (
+        found["student", "student"].ndcg.value
+        < found["projected", "teacher"].ndcg.value
+        <= best.ndcg.value
+    )
     assert found["static", "static"].ndcg.value < found["projected", "projected"].ndcg.value
     for tier in tiers:
         assert tier.retention.value == pytest.approx(tier.ndcg.value / best.ndcg.value)
         assert tier.ndcg.low <= tier.ndcg.value <= tier.ndcg.high
-        assert tier.ndcg.low < tier.ndcg.high or tier.ndcg.value == 1, "an interval has no width only where every query is answered"
-        assert tier.to_json()["end_to_end_milliseconds"] == tier.query_milliseconds + tier.search_milliseconds > 0
+        assert tier.ndcg.low < tier.ndcg.high or tier.ndcg.value == 1, (
+            "an interval has no width only where every query is answered"
+        )
+        assert (
+            tier.to_json()["end_to_end_milliseconds"]
+            == tier.query_milliseconds + tier.search_milliseconds
+            > 0
+        )
     with pytest.raises(BadInput, match=r"student-space.*teacher-space"):
         measure_tiers([student], teacher, dev)
 
@@ -149,7 +224,9 @@ def test_a_dev_set_is_read_from_the_beir_layout(tmp_path):
     with pytest.raises(BadInput, match=r"no qrels\.tsv"):
         read_dev_set(tmp_path)
     (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
-    assert read_dev_set(tmp_path) == DevSet([Document("d", "one", {"title": "T"})], {"q": "two"}, {"q": {"d": 1}})
+    assert read_dev_set(tmp_path) == DevSet(
+        [Document("d", "one", {"title": "T"})], {"q": "two"}, {"q": {"d": 1}}
+    )
     (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\n")
     with pytest.raises(BadInput, match=r"qrels\.tsv:2"):
         read_dev_set(tmp_path)

@@ -14,12 +14,21 @@ from hypothesis import strategies as st
 
 from taskdistill.errors import WorkFailed
 from taskdistill.serve.batcher import DynamicBatcher, ServerStopping
-from taskdistill.serve.scheduler import PATIENCE, SHORT, UNMEASURED_TOKENS, EmbedJob, FairScheduler, QueueFull
+from taskdistill.serve.scheduler import (
+    PATIENCE,
+    SHORT,
+    UNMEASURED_TOKENS,
+    EmbedJob,
+    FairScheduler,
+    QueueFull,
+)
 
 TEXTS, TOKENS, BUDGET = 60, 6000, 256
 TASKS = [None, "retrieval", "clustering"]
 
-arrival = st.tuples(st.just("come"), st.sampled_from(TASKS), st.lists(st.integers(1, 400), min_size=1, max_size=12))
+arrival = st.tuples(
+    st.just("come"), st.sampled_from(TASKS), st.lists(st.integers(1, 400), min_size=1, max_size=12)
+)
 leaving = st.tuples(st.just("leave"), st.integers(0, 50), st.just(None))
 batch = st.tuples(st.just("take"), st.sampled_from([BUDGET, 64]), st.booleans())
 
@@ -39,7 +48,9 @@ def test_any_history_keeps_every_promise(history):
     alive: dict[tuple[int, int], tuple] = {}
     for what, first, second in history:
         if what == "come":
-            fits = len(alive) + len(second) <= TEXTS and (not alive or sum(size for size, *_ in alive.values()) + sum(second) <= TOKENS)
+            fits = len(alive) + len(second) <= TEXTS and (
+                not alive or sum(size for size, *_ in alive.values()) + sum(second) <= TOKENS
+            )
             try:
                 job = queue.admit(len(second), sum(second))
             except QueueFull:
@@ -86,7 +97,9 @@ def test_no_text_is_overtaken_for_longer_than_its_tag_and_a_full_queue_allow():
     rng = random.Random(5)
     queue, born, worst = waiting(), {}, 0
     for _ in range(4000):
-        sizes = rng.choice([[rng.randint(1, 30)], [400], [rng.randint(1, 400) for _ in range(rng.randint(1, 30))]])
+        sizes = rng.choice(
+            [[rng.randint(1, 30)], [400], [rng.randint(1, 400) for _ in range(rng.randint(1, 30))]]
+        )
         try:
             job = queue.admit(len(sizes), sum(sizes))
         except QueueFull:
@@ -153,7 +166,13 @@ def test_a_wait_that_would_be_too_long_is_refused_but_never_the_first_request():
 
 def test_little_is_accepted_while_it_is_not_known_how_fast_the_model_is():
     """150 requests of 4,000 tokens: with no rate the first and no other, with a rate those that are done in time."""
-    for rate, seconds, accepted in ((None, 8.0, 1), (5_000.0, 8.0, 10), (100.0, 8.0, 1), (1e9, 8.0, 150), (None, 0.0, 150)):
+    for rate, seconds, accepted in (
+        (None, 8.0, 1),
+        (5_000.0, 8.0, 10),
+        (100.0, 8.0, 1),
+        (1e9, 8.0, 150),
+        (None, 0.0, 150),
+    ):
         queue = FairScheduler(texts=16_384, tokens=600_000, seconds=seconds)
         queue.rate = rate
         assert sum(admitted(queue, 1, 4_000) for _ in range(150)) == accepted
@@ -180,7 +199,9 @@ def test_what_is_accepted_is_computed_in_time_on_a_cold_server_too(rate, measure
     open_jobs: dict[EmbedJob, float] = {}
     next_short = 0.0
     while clock < 30:
-        while len([job for job in open_jobs if job.texts and job.tokens > 30]) < 60 and admitted_job(queue, texts, clock, open_jobs):
+        while len(
+            [job for job in open_jobs if job.texts and job.tokens > 30]
+        ) < 60 and admitted_job(queue, texts, clock, open_jobs):
             pass
         if clock >= next_short:
             next_short = clock + 0.5
@@ -194,14 +215,20 @@ def test_what_is_accepted_is_computed_in_time_on_a_cold_server_too(rate, measure
         for item in batch.items:
             item.job.left -= 1
             if item.job.left == 0:
-                (short_answers if len(item.ids) == 5 else waits).append(clock - open_jobs.pop(item.job))
+                (short_answers if len(item.ids) == 5 else waits).append(
+                    clock - open_jobs.pop(item.job)
+                )
     first = 0 if measured else UNMEASURED_TOKENS / rate
     longest = max(seconds, 64 * 30 / rate, first)
-    assert max(waits + short_answers) <= 1.1 * longest + 2 * BUDGET / rate + 0.1, "short texts may overtake for a little"
+    assert max(waits + short_answers) <= 1.1 * longest + 2 * BUDGET / rate + 0.1, (
+        "short texts may overtake for a little"
+    )
     assert len(waits) >= 0.8 * 30 * rate / (64 * 30) - 60 and short_answers
 
 
-def admitted_job(queue: FairScheduler, texts: list[np.ndarray], clock: float, open_jobs: dict[EmbedJob, float]) -> bool:
+def admitted_job(
+    queue: FairScheduler, texts: list[np.ndarray], clock: float, open_jobs: dict[EmbedJob, float]
+) -> bool:
     try:
         job = queue.admit(len(texts), sum(map(len, texts)))
     except QueueFull:
@@ -223,7 +250,9 @@ def test_the_rate_is_measured_by_the_second_run_and_refined_by_large_batches():
     assert len(engine.batches) == 2
     queue.close()
     queue = running(FakeEngine(lanes=1, express=False, seconds_per_token=1e-3), seconds=8.0)
-    assert asyncio.run(queue.measure([ids_of(100)], 0.02)) is None, "a model that does not answer in time has no rate"
+    assert asyncio.run(queue.measure([ids_of(100)], 0.02)) is None, (
+        "a model that does not answer in time has no rate"
+    )
     asyncio.run(embed(queue, [ids_of(10)]))
     assert queue._waiting.rate <= 1000
     queue.close()
@@ -246,7 +275,9 @@ async def taken(queue: DynamicBatcher) -> None:
     await until(lambda: bool(queue._running) and queue.texts == 0)
 
 
-async def embed(queue: DynamicBatcher, ids: list[np.ndarray], task: str | None = None) -> np.ndarray:
+async def embed(
+    queue: DynamicBatcher, ids: list[np.ndarray], task: str | None = None
+) -> np.ndarray:
     job = queue.admit(len(ids), sum(map(len, ids)))
     try:
         return await queue.embed(job, ids, task)
@@ -265,7 +296,10 @@ def test_every_request_gets_its_own_vectors_whatever_else_happens(seed):
         nonlocal cancelled
         await asyncio.sleep(rng.random() * 0.2)
         poison = rng.random() < 0.1
-        ids = [ids_of(rng.choice([3, 20, 200, 300]), rng.randint(1, 1000)) for _ in range(rng.randint(1, 20))]
+        ids = [
+            ids_of(rng.choice([3, 20, 200, 300]), rng.randint(1, 1000))
+            for _ in range(rng.randint(1, 20))
+        ]
         if poison:
             ids[rng.randrange(len(ids))][0] = rng.choice([-1, -2])
         work = asyncio.ensure_future(embed(queue, ids, rng.choice(TASKS)))
@@ -280,7 +314,9 @@ def test_every_request_gets_its_own_vectors_whatever_else_happens(seed):
             assert poison
         else:
             assert not poison
-            np.testing.assert_array_equal(vectors, np.array([expected(row) for row in ids], np.float32))
+            np.testing.assert_array_equal(
+                vectors, np.array([expected(row) for row in ids], np.float32)
+            )
 
     async def everyone() -> None:
         await asyncio.wait_for(asyncio.gather(*(client() for _ in range(200))), 60)
@@ -323,7 +359,11 @@ def test_a_poisoned_text_fails_alone():
     async def scene() -> list:
         blocker = asyncio.ensure_future(embed(queue, [ids_of(1)]))
         await taken(queue)
-        rows = [[ids_of(5, i + 1)] for i in range(9)] + [[ids_of(5, -1)]] + [[ids_of(5, i + 20)] for i in range(9)]
+        rows = (
+            [[ids_of(5, i + 1)] for i in range(9)]
+            + [[ids_of(5, -1)]]
+            + [[ids_of(5, i + 20)] for i in range(9)]
+        )
         work = [asyncio.ensure_future(embed(queue, each)) for each in rows]
         await until(lambda: queue.texts == len(rows))
         engine.held.set()
@@ -332,7 +372,9 @@ def test_a_poisoned_text_fails_alone():
 
     answers = asyncio.run(scene())
     assert [i for i, answer in enumerate(answers) if isinstance(answer, WorkFailed)] == [9]
-    assert [float(answer[0, 0]) for i, answer in enumerate(answers) if i != 9] == [5.0 * i for i in [*range(1, 10), *range(20, 29)]]
+    assert [float(answer[0, 0]) for i, answer in enumerate(answers) if i != 9] == [
+        5.0 * i for i in [*range(1, 10), *range(20, 29)]
+    ]
     assert not queue.sick
     queue.close()
 

@@ -144,17 +144,31 @@ LINEAR = {
 """Methods of texts whose work is linear for a pattern of a few characters."""
 
 
-@pytest.mark.parametrize("file", ["io/json.py", "search/filters.py", "search/metadata.py", "io/json_rows.py", "serve/bodies.py"])
+@pytest.mark.parametrize(
+    "file",
+    ["io/json.py", "search/filters.py", "search/metadata.py", "io/json_rows.py", "serve/bodies.py"],
+)
 def test_request_input_meets_no_regular_expression_and_no_call_that_may_be_quadratic(file):
     tree = ast.parse((SOURCE / file).read_text("utf-8"))
-    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    modules = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     modules |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not modules & {"re", "regex", "fnmatch", "difflib", "glob"}
     texts = {name for name in dir(str) + dir(bytes) if not name.startswith("_")}
     used = {node.func.attr for node in ast.walk(tree) if is_method(node)}
     assert used & texts <= LINEAR
     loops = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-    within = {node.func.attr for loop in ast.walk(tree) if isinstance(loop, loops) for node in ast.walk(loop) if is_method(node)}
+    within = {
+        node.func.attr
+        for loop in ast.walk(tree)
+        if isinstance(loop, loops)
+        for node in ast.walk(loop)
+        if is_method(node)
+    }
     assert not within & {"count", "index"}, "each turn of a loop would read all of it"
 
 
@@ -179,18 +193,33 @@ for key, (work, shape) in WORK.items():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind, which counts instructions, is not installed")
+@pytest.mark.skipif(
+    shutil.which("valgrind") is None, reason="valgrind, which counts instructions, is not installed"
+)
 def test_instructions_of_the_machine_grow_with_the_input(tmp_path):
     """Callgrind counts what C does as well; a profile is written at each call of getppid, before and behind each input."""
-    code = CHILD.format(path=[str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(SOURCE.parent)])
+    code = CHILD.format(
+        path=[str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(SOURCE.parent)]
+    )
     environment = os.environ | {"PYTHONHASHSEED": "0"}
     tool = ["--tool=callgrind", "--dump-before=getppid", f"--callgrind-out-file={tmp_path}/out"]
     done = subprocess.run(
-        ["valgrind", *tool, os.path.realpath(sys.executable), "-c", code], capture_output=True, text=True, timeout=1500, env=environment
+        ["valgrind", *tool, os.path.realpath(sys.executable), "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     parts = sorted(tmp_path.glob("out.*"), key=lambda path: int(path.suffix[1:]))
-    totals = [int(next(line for line in path.read_text().splitlines() if line.startswith("totals:")).split()[1]) for path in parts]
+    totals = [
+        int(
+            next(
+                line for line in path.read_text().splitlines() if line.startswith("totals:")
+            ).split()[1]
+        )
+        for path in parts
+    ]
     spent = totals[1 : 2 * len(SIZES) * len(WORK) : 2]
     assert len(spent) == len(SIZES) * len(WORK)
     for number in range(len(WORK)):
@@ -230,8 +259,18 @@ def test_what_is_beyond_a_bound_is_refused_with_the_bound():
 
 
 names = st.text(st.characters(codec="utf-8"), max_size=8)
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | names
-trees = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4), max_leaves=10)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | names
+)
+trees = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4),
+    max_leaves=10,
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -249,12 +288,19 @@ def test_any_object_is_read_as_the_standard_parser_reads_it_or_refused_for_its_s
 
 def elements(value) -> int:
     """Openings of lists and objects and commas, as the bound counts them."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    inner = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    )
     return 0 if inner is None else 1 + max(0, len(inner) - 1) + sum(map(elements, inner))
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.lists(st.sampled_from([*"ab=<>!'\"[](), \t", " and ", " in ", "and", "in", "or", "not "]), max_size=30).map("".join))
+@given(
+    st.lists(
+        st.sampled_from([*"ab=<>!'\"[](), \t", " and ", " in ", "and", "in", "or", "not "]),
+        max_size=30,
+    ).map("".join)
+)
 def test_any_text_is_a_filter_or_refused(text):
     try:
         found = parse_filter(text)
@@ -263,13 +309,19 @@ def test_any_text_is_a_filter_or_refused(text):
     assert found and all(condition.key.strip() and condition.values for condition in found)
 
 
-words = st.text(st.characters(codec="utf-8", exclude_characters="'"), min_size=1, max_size=12).filter(str.strip)
+words = st.text(
+    st.characters(codec="utf-8", exclude_characters="'"), min_size=1, max_size=12
+).filter(str.strip)
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(
-        st.tuples(words, st.sampled_from(["=", "==", "<", "<=", ">", ">=", "in"]), st.lists(words, min_size=1, max_size=3)),
+        st.tuples(
+            words,
+            st.sampled_from(["=", "==", "<", "<=", ">", ">=", "in"]),
+            st.lists(words, min_size=1, max_size=3),
+        ),
         min_size=1,
         max_size=4,
     )
@@ -278,7 +330,11 @@ def test_quoted_keys_and_values_are_read_as_they_were_written(given_conditions):
     parts, expected = [], []
     for key, operator, values in given_conditions:
         shown = [f"'{value}'" for value in values]
-        parts.append(f"'{key}' in [{', '.join(shown)}]" if operator == "in" else f"'{key}' {operator} {shown[0]}")
+        parts.append(
+            f"'{key}' in [{', '.join(shown)}]"
+            if operator == "in"
+            else f"'{key}' {operator} {shown[0]}"
+        )
         chosen = tuple(values) if operator == "in" else (values[0],)
         expected.append(Condition(key, "in" if operator in ("=", "==") else operator, chosen))
     assert parse_filter(" and ".join(parts)) == tuple(expected)
@@ -295,14 +351,19 @@ def test_quoted_keys_and_values_are_read_as_they_were_written(given_conditions):
         ('name in "Alpha, Beta"', [("name", "in", "Alpha, Beta")]),
         ("lang=en and year>=2020", [("lang", "in", "en"), ("year", ">=", "2020")]),
         ("year>=2019 AND year<=2021", [("year", ">=", "2019"), ("year", "<=", "2021")]),
-        ("title=Sense and Sensibility and year>1", [("title", "in", "Sense and Sensibility"), ("year", ">", "1")]),
+        (
+            "title=Sense and Sensibility and year>1",
+            [("title", "in", "Sense and Sensibility"), ("year", ">", "1")],
+        ),
         ("tag in 'x and y=2', z and q=1", [("tag", "in", "x and y=2", "z"), ("q", "in", "1")]),
         ("url=http://x?a=b and y=1", [("url", "in", "http://x?a=b"), ("y", "in", "1")]),
         ("name=O'Brien", [("name", "in", "O'Brien")]),
     ],
 )
 def test_the_grammar(text, expected):
-    assert parse_filter(text) == tuple(Condition(key, operator, tuple(values)) for key, operator, *values in expected)
+    assert parse_filter(text) == tuple(
+        Condition(key, operator, tuple(values)) for key, operator, *values in expected
+    )
 
 
 @pytest.mark.parametrize(

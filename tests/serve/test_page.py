@@ -25,16 +25,28 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    search = pytest.importorskip("taskdistill.search.build", reason="taskdistill.search is not importable here")
+    search = pytest.importorskip(
+        "taskdistill.search.build", reason="taskdistill.search is not importable here"
+    )
     from taskdistill.search.corpus import Document
 
-    topics = {"animals": ["cat", "dog", "horse", "hen"], "tools": ["saw", "file", "vice", "plane"], "food": ["bread", "soup", "rice"]}
+    topics = {
+        "animals": ["cat", "dog", "horse", "hen"],
+        "tools": ["saw", "file", "vice", "plane"],
+        "food": ["bread", "soup", "rice"],
+    }
     documents = [
-        Document(f"{topic}-{i}", f"{word} number {i} and what there is to say about the {word}", {"topic": topic})
+        Document(
+            f"{topic}-{i}",
+            f"{word} number {i} and what there is to say about the {word}",
+            {"topic": topic},
+        )
         for topic, words in topics.items()
         for i, word in enumerate(words * 8)
     ]
-    return search.build_index(tiny_encoder(1), documents, tmp_path_factory.mktemp("page") / "index")[0]
+    return search.build_index(
+        tiny_encoder(1), documents, tmp_path_factory.mktemp("page") / "index"
+    )[0]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +57,9 @@ def address(index):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+    )
     if CHROMIUM is None:
         pytest.skip("no chromium on PATH: apt-get install chromium")
     with playwright.sync_playwright() as run:
@@ -62,9 +76,19 @@ def opened(browser, address):
     def open_page(panel="search", **options):
         page = browser.new_page(**options)
         page.set_default_timeout(60_000)
-        page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: (
+                problems.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith(address) else problems.append(request.url))
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith(address) else problems.append(request.url)
+            ),
+        )
         page.goto(f"{address}/#{panel}")
         pages.append(page)
         return page
@@ -76,7 +100,12 @@ def opened(browser, address):
 
 
 def test_the_files_carry_a_strict_policy(address):
-    for path, kind in (("/", "text/html"), ("/docs", "text/html"), ("/page/app.js", "text/javascript"), ("/page/style.css", "text/css")):
+    for path, kind in (
+        ("/", "text/html"),
+        ("/docs", "text/html"),
+        ("/page/app.js", "text/javascript"),
+        ("/page/style.css", "text/css"),
+    ):
         answer = httpx.get(address + path)
         assert answer.headers["Content-Type"].startswith(kind)
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
@@ -99,7 +128,11 @@ def test_the_index_is_searched_and_the_differences_are_shown(opened, index):
     a, b = page.locator("#choices-a select"), page.locator("#choices-b select")
     assert page.locator("#cost-b").text_content().endswith("bytes per vector2")
     a.nth(2).select_option("float32")
-    for which, values in ((0, ["retrieval", "retrieval"]), (1, ["32", "32"]), (2, ["float32", "float32"])):
+    for which, values in (
+        (0, ["retrieval", "retrieval"]),
+        (1, ["32", "32"]),
+        (2, ["float32", "float32"]),
+    ):
         a.nth(which).select_option(values[0])
         b.nth(which).select_option(values[1])
     page.wait_for_function(
@@ -111,7 +144,9 @@ def test_the_index_is_searched_and_the_differences_are_shown(opened, index):
     assert b.nth(2).locator("option[value=int8]").is_disabled()
     b.nth(0).select_option("retrieval")
     b.nth(2).select_option("int8")
-    page.wait_for_function("() => document.querySelector('#cost-b').textContent.endsWith('bytes per vector32')")
+    page.wait_for_function(
+        "() => document.querySelector('#cost-b').textContent.endsWith('bytes per vector32')"
+    )
 
 
 def test_own_texts_are_searched(opened):
@@ -140,15 +175,31 @@ def test_the_heat_map_is_walked_with_the_keyboard(opened):
     assert "“red” and “something else entirely”" in page.locator("#heat-pair").text_content()
     assert page.locator("#heat td[tabindex='0']").count() == 1
     page.locator("#choices-compare select").nth(2).select_option("binary")
-    page.wait_for_function("() => document.querySelector('#cost-compare').textContent.includes('vector4')")
+    page.wait_for_function(
+        "() => document.querySelector('#cost-compare').textContent.includes('vector4')"
+    )
 
 
 def test_the_map_colours_and_shapes_labels(opened):
     page = opened("map")
     page.wait_for_selector("#plot path")
     assert page.locator("#plot path").count() == 24
-    assert page.locator("#legend li").all_text_contents() == ["cooking", "weather", "sport", "computing"]
-    assert len(set(page.locator("#legend path").evaluate_all("nodes => nodes.map((node) => node.getAttribute('d'))"))) == 4
+    assert page.locator("#legend li").all_text_contents() == [
+        "cooking",
+        "weather",
+        "sport",
+        "computing",
+    ]
+    assert (
+        len(
+            set(
+                page.locator("#legend path").evaluate_all(
+                    "nodes => nodes.map((node) => node.getAttribute('d'))"
+                )
+            )
+        )
+        == 4
+    )
     page.locator("#plot path").first.focus()
     before = page.locator("#plot-point").text_content()
     page.keyboard.press("ArrowUp")
@@ -180,7 +231,10 @@ def test_the_tabs_follow_the_arrow_keys(opened):
     page.wait_for_selector("#plot path")
 
 
-@pytest.mark.parametrize("options", [{"viewport": {"width": 390, "height": 844}}, {"viewport": {"width": 320, "height": 640}}])
+@pytest.mark.parametrize(
+    "options",
+    [{"viewport": {"width": 390, "height": 844}}, {"viewport": {"width": 320, "height": 640}}],
+)
 def test_nothing_is_wider_than_a_phone_and_everything_can_be_touched(opened, options):
     page = opened(**options)
     for panel, drawn in (("search", "#hits-b li"), ("compare", "#heat td"), ("map", "#plot path")):

@@ -23,18 +23,33 @@ QUERIES = ["a word", "another thing altogether", "12 of them"]
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    documents = [Document(f"d{i}", f"text {i} of them, {'even' if i % 2 == 0 else 'odd'}", {"lang": "en", "year": i}) for i in range(60)]
-    return build_index(tiny_encoder(1), documents, tmp_path_factory.mktemp("search") / "index", truncate_dim=16)[0]
+    documents = [
+        Document(
+            f"d{i}",
+            f"text {i} of them, {'even' if i % 2 == 0 else 'odd'}",
+            {"lang": "en", "year": i},
+        )
+        for i in range(60)
+    ]
+    return build_index(
+        tiny_encoder(1), documents, tmp_path_factory.mktemp("search") / "index", truncate_dim=16
+    )[0]
 
 
 @pytest.fixture(scope="module")
 def http(index):
-    with live(tiny_encoder(), index, ServerSettings(searches=4)) as (url, _), httpx.Client(base_url=url, timeout=30) as client:
+    with (
+        live(tiny_encoder(), index, ServerSettings(searches=4)) as (url, _),
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
         yield client
 
 
 def flat(hits):
-    return [[(hit["id"], hit["text"], hit["start"], hit["end"], hit["metadata"]) for hit in each] for each in hits]
+    return [
+        [(hit["id"], hit["text"], hit["start"], hit["end"], hit["metadata"]) for hit in each]
+        for each in hits
+    ]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +66,9 @@ def flat(hits):
 def test_search_gives_what_the_index_gives(http, index, fields, options):
     answer = http.post("/search", json={"query": QUERIES, **fields}).json()
     wanted = index.search(QUERIES, **({"top_k": 10} | options), encoder=tiny_encoder(1))
-    assert flat(answer["results"]) == [[(hit.id, hit.text, hit.start, hit.end, hit.metadata) for hit in each] for each in wanted]
+    assert flat(answer["results"]) == [
+        [(hit.id, hit.text, hit.start, hit.end, hit.metadata) for hit in each] for each in wanted
+    ]
     scores = [hit["score"] for each in answer["results"] for hit in each]
     assert np.abs(np.array(scores) - [hit.score for each in wanted for hit in each]).max() < 1e-5
     assert answer["milliseconds"]["total"] >= answer["milliseconds"]["ranking"] > 0
@@ -70,7 +87,11 @@ def test_one_query_may_be_a_string(http):
         ({"query": "a", "top_k": 0}, 400, "greater than or equal to 1"),
         ({"query": "a", "top_k": 10**9}, 400, "less than or equal to 1000"),
         ({"query": "a", "filter": {"year": {"almost": 3}}}, 400, "almost"),
-        ({"query": "a", "filter": " " * 200_000 + "x"}, 400, "has 200,001 characters, the most are 1,000"),
+        (
+            {"query": "a", "filter": " " * 200_000 + "x"},
+            400,
+            "has 200,001 characters, the most are 1,000",
+        ),
         ({"query": "a", "filter": " " * 999 + "x"}, 400, "is not understood"),
         ({"query": "a", "filter": ["year>=1"] * 33}, 400, "33 conditions, the most are 32"),
         ({"query": "a", "filter": 3}, 400, "filter is a JSON int"),
@@ -84,27 +105,41 @@ def test_one_query_may_be_a_string(http):
 )
 def test_bad_searches_are_told_what_is_wrong(http, body, status, said):
     answer = http.post("/search", json=body)
-    assert (answer.status_code, set(answer.json()["error"])) == (status, {"message", "type", "param", "code"})
+    assert (answer.status_code, set(answer.json()["error"])) == (
+        status,
+        {"message", "type", "param", "code"},
+    )
     assert said in answer.json()["error"]["message"]
 
 
 def test_the_index_is_described_without_its_place_on_the_disk(http, index):
     said = http.get("/v1/index").json()
-    assert (said["documents"], said["dim"], said["rescore"], said["metadata"]) == (60, 16, "int8", ["lang", "year"])
+    assert (said["documents"], said["dim"], said["rescore"], said["metadata"]) == (
+        60,
+        16,
+        "int8",
+        ["lang", "year"],
+    )
     assert str(index.path) not in str(said)
 
 
 def test_too_many_searches_are_refused(http):
     with ThreadPoolExecutor(30) as pool:
-        statuses = set(pool.map(lambda _: http.post("/search", json={"query": QUERIES}).status_code, range(60)))
+        statuses = set(
+            pool.map(lambda _: http.post("/search", json={"query": QUERIES}).status_code, range(60))
+        )
     assert statuses <= {200, 429}
     assert 200 in statuses
 
 
-def test_what_another_process_writes_is_found_and_a_damaged_index_keeps_serving(tmp_path, monkeypatch):
+def test_what_another_process_writes_is_found_and_a_damaged_index_keeps_serving(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(search, "REFRESH_SECONDS", 0.0)
     encoder = tiny_encoder(1)
-    index = build_index(encoder, [Document("old", "one text"), Document("older", "two texts")], tmp_path / "index")[0]
+    index = build_index(
+        encoder, [Document("old", "one text"), Document("older", "two texts")], tmp_path / "index"
+    )[0]
     with live(tiny_encoder(1), index) as (url, _):
 
         def ids():
@@ -120,22 +155,32 @@ def test_what_another_process_writes_is_found_and_a_damaged_index_keeps_serving(
         assert ids() == {"old", "older", "new"}
 
 
-def test_an_index_of_another_space_is_refused_and_that_of_the_teacher_is_asked_through_the_projection(tmp_path):
+def test_an_index_of_another_space_is_refused_and_that_of_the_teacher_is_asked_through_the_projection(
+    tmp_path,
+):
     other, teacher = tiny_encoder(1), tiny_encoder(1)
     space = teacher.space_id
     documents = [Document(f"d{i}", f"text {i} of them") for i in range(20)]
     index = build_index(teacher, documents, tmp_path / "index", task=None)[0]
-    other.model.settings, other.model.files = replace(other.model.settings, space_id="elsewhere"), {}
+    other.model.settings, other.model.files = (
+        replace(other.model.settings, space_id="elsewhere"),
+        {},
+    )
     with pytest.raises(BadInput, match=r"elsewhere.*is not the index's"):
         make_app(other, index)
     facts = {"model": "the teacher", "embedding_dim": 32, "space_id": space}
     other.model.settings = replace(other.model.settings, teacher=facts)
     other.model.projection = Projection(32, 32)
     with live(other, index) as (url, _):
-        found = httpx.post(f"{url}/search", json={"query": "text 3", "top_k": 5}).json()["results"][0]
+        found = httpx.post(f"{url}/search", json={"query": "text 3", "top_k": 5}).json()["results"][
+            0
+        ]
     vectors = other.project(other.encode(["text 3"], prompt_name="query"))
     assert [hit["id"] for hit in found] == [hit.id for hit in index.search(vectors, 5)[0]]
     adapted = build_index(teacher, documents, tmp_path / "adapted")[0]
     with live(other, adapted) as (url, _):
         answer = httpx.post(f"{url}/search", json={"query": "text 3"})
-    assert answer.status_code == 400 and "which a projection does not reach" in answer.json()["error"]["message"]
+    assert (
+        answer.status_code == 400
+        and "which a projection does not reach" in answer.json()["error"]["message"]
+    )

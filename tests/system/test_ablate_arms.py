@@ -47,7 +47,9 @@ def bench(home) -> ExperimentContext:
     experiment = tiny_ablation.experiment(home / "data", home / "teacher", arms=list(ARMS))
     (home / "out").mkdir()
     made = open_context(experiment, home / "out", home)
-    return fill_teacher_store(made, {3: 8, 4: 8}, SilentProgress(), lambda: open_context(experiment, home / "out", home))
+    return fill_teacher_store(
+        made, {3: 8, 4: 8}, SilentProgress(), lambda: open_context(experiment, home / "out", home)
+    )
 
 
 def job(bench: ExperimentContext, name: str, number: int = 0, seed: int = 3):
@@ -75,23 +77,38 @@ def run(bench: ExperimentContext, cell: TrainingRun) -> dict:
     shared = cell.needs()
     for each in (shared, cell):
         if each is not None:
-            run_training(bench, each, should_stop=lambda: False, on_steps=lambda *_: None, note=lambda _: None)
+            run_training(
+                bench,
+                each,
+                should_stop=lambda: False,
+                on_steps=lambda *_: None,
+                note=lambda _: None,
+            )
     found = result_of(bench, cell)
     assert found is not None
     return found
 
 
 def test_every_arm_of_a_seed_sees_the_same_batches_and_projection(bench):
-    hashes = {name: batches_hash(bench.plan(3, arm), 0, 8) for name, arm in ARMS.items() if arm.phases and not arm.large}
+    hashes = {
+        name: batches_hash(bench.plan(3, arm), 0, 8)
+        for name, arm in ARMS.items()
+        if arm.phases and not arm.large
+    }
     assert len(set(hashes.values())) == 1
     assert batches_hash(bench.plan(4), 0, 8) not in hashes.values()
     module = bench.fresh().module
-    first, again, other = (initial_projection(bench.experiment, module, 32, seed) for seed in (3, 3, 4))
+    first, again, other = (
+        initial_projection(bench.experiment, module, 32, seed) for seed in (3, 3, 4)
+    )
     assert torch.equal(first.weight, again.weight) and not torch.equal(first.weight, other.weight)
 
 
 def test_the_rows_that_reach_the_losses_are_the_same_in_every_arm(bench):
-    seen = {name: [job(bench, name).prepare(bench.plan(3).at(step)).texts for step in range(8)] for name in ("D", "C", "DC", "D-shuffled")}
+    seen = {
+        name: [job(bench, name).prepare(bench.plan(3).at(step)).texts for step in range(8)]
+        for name in ("D", "C", "DC", "D-shuffled")
+    }
     assert seen["D"] == seen["C"] == seen["DC"] == seen["D-shuffled"]
 
 
@@ -119,7 +136,9 @@ def test_a_second_phase_goes_on_with_the_batches_of_the_first(bench):
 def test_terms_and_weights_of_each_arm(bench, name, number, weights):
     found = job(bench, name, number)
     assert dict(found.weights) == weights
-    assert set(found.trained) == set(dict(found.trained)) and len(found.trained) == len(list(bench.base.module.parameters()))
+    assert set(found.trained) == set(dict(found.trained)) and len(found.trained) == len(
+        list(bench.base.module.parameters())
+    )
 
 
 def test_contrast_alone_has_nothing_of_the_teacher(bench):
@@ -147,7 +166,9 @@ def test_contrast_alone_trains_to_the_same_bits_whatever_the_teacher(bench, home
     other = open_context(experiment, tmp_path / "out", tmp_path)
     other = fill_teacher_store(other, {3: 8}, SilentProgress(), lambda: other)
     cells = [TrainingRun("run", name, 3, 8, POINT) for name in ("C", "D")]
-    ours, theirs = ([run(each, cell)["hashes"]["weights"] for cell in cells] for each in (bench, other))
+    ours, theirs = (
+        [run(each, cell)["hashes"]["weights"] for cell in cells] for each in (bench, other)
+    )
     assert ours[0] == theirs[0] and ours[1] != theirs[1]
 
 
@@ -156,21 +177,35 @@ def test_the_negative_control_permutes_and_says_so(bench):
     assert sorted(first.tolist()) == list(range(12)) and not torch.equal(first, second)
     assert torch.equal(first, shuffle(3, 0, 12))
     found = job(bench, "D-shuffled")
-    assert found.share(found.prepare(found.plan.at(0)), None) is None, "a part of a batch cannot be permuted by itself"
+    assert found.share(found.prepare(found.plan.at(0)), None) is None, (
+        "a part of a batch cannot be permuted by itself"
+    )
     prepared = found.prepare(found.plan.at(0))
-    vectors, targets = torch.randn(len(prepared.texts), 32), torch.randn(len(prepared.distilled), 32)
+    vectors, targets = (
+        torch.randn(len(prepared.texts), 32),
+        torch.randn(len(prepared.distilled), 32),
+    )
     order = shuffle(3, 0, len(targets))
     plain = job(bench, "D")
     wanted = plain.objective(vectors, prepared, Targets(targets[order]), found.heads)[0]["distill"]
     terms, _ = found.objective(vectors, prepared, Targets(targets), found.heads)
     assert list(terms) == [SHUFFLED] and terms[SHUFFLED] == wanted
-    assert terms[SHUFFLED] != plain.objective(vectors, prepared, Targets(targets), found.heads)[0]["distill"]
+    assert (
+        terms[SHUFFLED]
+        != plain.objective(vectors, prepared, Targets(targets), found.heads)[0]["distill"]
+    )
 
 
 def test_without_matryoshka_only_whole_vectors_are_trained(bench):
     a, b = (run(bench, TrainingRun("run", name, 3, 8, POINT)) for name in ("DC", "DC-mrl"))
-    assert a["hashes"]["batches"] == b["hashes"]["batches"] and a["hashes"]["weights"] != b["hashes"]["weights"]
-    assert a["hashes"]["base"] == b["hashes"]["base"] and a["hashes"]["projection"] == b["hashes"]["projection"]
+    assert (
+        a["hashes"]["batches"] == b["hashes"]["batches"]
+        and a["hashes"]["weights"] != b["hashes"]["weights"]
+    )
+    assert (
+        a["hashes"]["base"] == b["hashes"]["base"]
+        and a["hashes"]["projection"] == b["hashes"]["projection"]
+    )
 
 
 def test_second_phases_start_from_one_shared_first_phase(bench):
@@ -195,15 +230,22 @@ def test_arms_that_differ_where_they_must_not_are_found(bench):
 
 
 def test_every_tuned_arm_tries_the_same_settings_on_batches_of_no_seed(bench):
-    experiment = tiny_ablation.experiment(bench.root, Path(bench.experiment.recipe.teacher.model), trials=5)
+    experiment = tiny_ablation.experiment(
+        bench.root, Path(bench.experiment.recipe.teacher.model), trials=5
+    )
     points = trial_points(experiment)
     assert points[0] == untuned(experiment) and len(set(points)) == 5
     ranges = experiment.ablation.ranges
     for point in points[1:]:
-        assert ranges.lr[0] <= point.lr <= ranges.lr[1] and ranges.weight[0] <= point.weight <= ranges.weight[1]
+        assert (
+            ranges.lr[0] <= point.lr <= ranges.lr[1]
+            and ranges.weight[0] <= point.weight <= ranges.weight[1]
+        )
     cells = {name: trial_cells(experiment, arm_of(name), None) for name in ("D", "C", "DC")}
     assert all([cell.point for cell in own] == points for own in cells.values())
-    assert {cell.seed for own in cells.values() for cell in own}.isdisjoint(experiment.seeds_of(arm_of("DC")))
+    assert {cell.seed for own in cells.values() for cell in own}.isdisjoint(
+        experiment.seeds_of(arm_of("DC"))
+    )
 
 
 def test_matched_and_large_arms_take_the_settings_of_contrast_alone():
@@ -221,9 +263,19 @@ def refused(home: Path, words: str, *, ablation: dict | None = None, **changed) 
 
 
 def test_a_teachers_signal_in_contrast_alone_is_refused(home):
-    adapter = {"sources": {"qa": 1}, "steps": 2, "batch_size": 4, "lr": 1e-3, "false_negative_margin": 0.05}
+    adapter = {
+        "sources": {"qa": 1},
+        "steps": 2,
+        "batch_size": 4,
+        "lr": 1e-3,
+        "false_negative_margin": 0.05,
+    }
     refused(home, "false_negative_margin", adapters={"retrieval": adapter})
-    refused(home, "negatives_from is the teacher", ablation={"negatives": 2, "negatives_from": "teacher"})
+    refused(
+        home,
+        "negatives_from is the teacher",
+        ablation={"negatives": 2, "negatives_from": "teacher"},
+    )
     student = {"init": "teacher", "layers": [0], "max_length": 64, "matryoshka_dims": [8]}
     refused(home, "base_from_teacher", student=student)
 
@@ -241,9 +293,15 @@ def test_a_distilled_base_is_refused(home, tmp_path):
 
 
 def test_negatives_that_the_teacher_mined_are_refused_whatever_the_recipe_says(home, tmp_path):
-    for made_by, name in (({"teacher": {"model": "some-teacher"}}, "teacher"), ({"model": "student", "hash": "0"}, "model")):
+    for made_by, name in (
+        ({"teacher": {"model": "some-teacher"}}, "teacher"),
+        ({"model": "student", "hash": "0"}, "model"),
+    ):
         folder = tmp_path / name
-        tiny.write_jsonl(folder / "pairs/qa.train.jsonl.gz", [{"query": "q", "positive": "p", "negatives": ["n"]}])
+        tiny.write_jsonl(
+            folder / "pairs/qa.train.jsonl.gz",
+            [{"query": "q", "positive": "p", "negatives": ["n"]}],
+        )
         seal(folder, "mined", meta={"fingerprint": {"vectors": made_by}})
     raw = tiny_ablation.raw(home / "data", home / "teacher")
     raw["data"]["sources"]["qa"]["path"] = str(tmp_path / "teacher/pairs/qa.train.jsonl.gz")
@@ -276,10 +334,16 @@ def test_a_dev_set_that_is_a_test_set_is_refused(home, tmp_path):
 
 
 @pytest.mark.parametrize("preset", ["smoke", "demo", "full"])
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("ablation-*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parents[2] / "recipes").glob("ablation-*.yaml")),
+    ids=lambda path: path.stem,
+)
 def test_every_ablation_of_the_repository_is_read_with_every_preset(path, preset):
     found = load_experiment(path, preset=preset)
-    assert {"A0", "D", "C", "DC"} <= {arm.name for arm in found.arms()} and len(found.digest()) == 64
+    assert {"A0", "D", "C", "DC"} <= {arm.name for arm in found.arms()} and len(
+        found.digest()
+    ) == 64
     with pytest.raises(BadInput, match="run it with: taskdistill ablate"):
         load_recipe(path)
 
@@ -288,14 +352,34 @@ def test_presets_fill_what_the_section_leaves_open(tmp_path, home):
     import yaml
 
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(tiny_ablation.raw(home / "data", home / "teacher", steps=24) | {"ablation": {"trials": 3}}))
+    path.write_text(
+        yaml.safe_dump(
+            tiny_ablation.raw(home / "data", home / "teacher", steps=24)
+            | {"ablation": {"trials": 3}}
+        )
+    )
     found = load_experiment(path, preset="smoke")
-    assert found.ablation.trials == 3 and found.ablation.seeds == 2 and [arm.name for arm in found.arms()] == ["A0", "D", "C", "DC"]
+    assert (
+        found.ablation.trials == 3
+        and found.ablation.seeds == 2
+        and [arm.name for arm in found.arms()] == ["A0", "D", "C", "DC"]
+    )
     found = load_experiment(path, ["ablation.points=3"], preset="demo", arms=["D+gor"], seeds=2)
-    assert found.ablation.points == 3 and [arm.name for arm in found.arms()] == ["A0", "D", "C", "DC", "D+gor"]
+    assert found.ablation.points == 3 and [arm.name for arm in found.arms()] == [
+        "A0",
+        "D",
+        "C",
+        "DC",
+        "D+gor",
+    ]
     assert found.seeds_of(arm_of("D+gor")) == [3, 4] and found.seeds_of(arm_of("A0")) == [3]
-    for wrong, words in (({"preset": "big"}, "unknown preset"), ({"arms": ["E"]}, "arms names 'E'")):
+    for wrong, words in (
+        ({"preset": "big"}, "unknown preset"),
+        ({"arms": ["E"]}, "arms names 'E'"),
+    ):
         with pytest.raises(BadInput, match=words):
             load_experiment(path, **wrong)
-    assert load_experiment(path, ["data.root=/elsewhere"]).digest() == load_experiment(path).digest()
+    assert (
+        load_experiment(path, ["data.root=/elsewhere"]).digest() == load_experiment(path).digest()
+    )
     assert load_experiment(path, ["stage1.lr=0.5"]).digest() != load_experiment(path).digest()

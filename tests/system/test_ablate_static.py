@@ -23,7 +23,12 @@ from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.recipe.recipe import parse_recipe
 
-TEXTS = ["a short text", "one that is longer than the limit, so that its end is cut off", "", "a short text"]
+TEXTS = [
+    "a short text",
+    "one that is longer than the limit, so that its end is cut off",
+    "",
+    "a short text",
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +41,19 @@ def home(tmp_path_factory) -> Path:
 
 def raw(home: Path, **student: Any) -> dict[str, Any]:
     made = tiny_ablation.raw(home / "data", home / "teacher")
-    kept = {name: made["student"][name] for name in ("init", "tokenizer", "max_length", "matryoshka_dims")}
+    kept = {
+        name: made["student"][name]
+        for name in ("init", "tokenizer", "max_length", "matryoshka_dims")
+    }
     made["student"] = {**kept, "config": {"model_type": "static", "hidden_size": 16}, **student}
     return made
 
 
 def bench(home: Path, out: Path, **student: Any):
     out.mkdir(exist_ok=True)
-    return open_context(make_experiment(parse_recipe(raw(home, **student)), tiny_ablation.settings()), out, home)
+    return open_context(
+        make_experiment(parse_recipe(raw(home, **student)), tiny_ablation.settings()), out, home
+    )
 
 
 def test_the_table_is_random_and_rare_tokens_are_long(home, tmp_path):
@@ -53,7 +63,9 @@ def test_the_table_is_random_and_rare_tokens_are_long(home, tmp_path):
     units = torch.nn.functional.normalize(table, dim=1)
     close = (units @ units.T).fill_diagonal_(0)
     assert float(close.mean().abs()) < 0.02, "random directions are unrelated"
-    seen = made.base.tokenizer.ids([row.query for row in made.datasets["qa"].rows], prompt="", max_length=32).ids
+    seen = made.base.tokenizer.ids(
+        [row.query for row in made.datasets["qa"].rows], prompt="", max_length=32
+    ).ids
     counts = np.bincount(np.concatenate(seen), minlength=len(table))
     often, never = table[int(counts.argmax())], table[counts == 0]
     assert float(often.norm()) < 0.5 * float(never.norm(dim=1).mean())
@@ -69,7 +81,9 @@ def test_settings_that_do_nothing_in_a_table_are_refused(home, tmp_path):
             assert bench(home, tmp_path, **student).base
 
 
-def test_a_tokenizer_that_remembers_gives_the_same_ids_for_every_limit_and_prompt(home, monkeypatch):
+def test_a_tokenizer_that_remembers_gives_the_same_ids_for_every_limit_and_prompt(
+    home, monkeypatch
+):
     plain = TextTokenizer.load(home / "teacher", special=False)
     once = CachedTokenizer(plain)
     for prompt, limit in (("", 64), ("query: ", 8), ("", 4), ("", 64)):
@@ -87,7 +101,9 @@ def test_tokens_made_once_change_no_weight_and_are_not_in_the_steps(home, tmp_pa
         if name == "each-step":
             made.once = None
         cell = TrainingRun("run", "C", 3, 8, Hyperparameters(1e-2, 0.05, 2.0))
-        run_training(made, cell, should_stop=lambda: False, on_steps=lambda *_: None, note=lambda _: None)
+        run_training(
+            made, cell, should_stop=lambda: False, on_steps=lambda *_: None, note=lambda _: None
+        )
         result = result_of(made, cell)
         assert result is not None
         weights.append(result["hashes"]["weights"])
@@ -99,18 +115,34 @@ def printed(capsys) -> str:
     return capsys.readouterr().out.partition("nDCG@10 x 100")[2]
 
 
-def test_the_smoke_preset_runs_from_the_command_line_and_again_trains_nothing(home, tmp_path, capsys):
+def test_the_smoke_preset_runs_from_the_command_line_and_again_trains_nothing(
+    home, tmp_path, capsys
+):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(raw(home)))
     out = tmp_path / "out"
-    command = ["ablate", str(recipe), "--preset", "smoke", "--set", "ablation.points=2", "--out", str(out)]
+    command = [
+        "ablate",
+        str(recipe),
+        "--preset",
+        "smoke",
+        "--set",
+        "ablation.points=2",
+        "--out",
+        str(out),
+    ]
     assert run(command) == 0
     first = printed(capsys)
     results = json.loads((out / "results.json").read_text())
-    assert list(results["arms"]) == ["A0", "D", "C", "DC"] and len(results["arms"]["DC"]["runs"]) == 2
+    assert (
+        list(results["arms"]) == ["A0", "D", "C", "DC"] and len(results["arms"]["DC"]["runs"]) == 2
+    )
     assert results["verdict"]["state"] in first and "DC - C" in first
     trained = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
     assert run(command) == 0
     assert printed(capsys) == first
-    assert "taskdistill ablate recipe.yaml --preset smoke --set ablation.points=2 --out out" in (out / "report.html").read_text()
+    assert (
+        "taskdistill ablate recipe.yaml --preset smoke --set ablation.points=2 --out out"
+        in (out / "report.html").read_text()
+    )
     assert {path: path.stat().st_mtime_ns for path in out.rglob("result.json")} == trained

@@ -21,10 +21,16 @@ from taskdistill.recipe.recipe import parse_recipe
 def finished(tmp_path_factory):
     """A tiny run with stage 1 and two adapters, scored on two sets."""
     folder = tmp_path_factory.mktemp("card")
-    raw = tiny.recipe(tiny.write_data(folder / "data"), tiny.write_teacher(folder / "teacher"), steps=2)
+    raw = tiny.recipe(
+        tiny.write_data(folder / "data"), tiny.write_teacher(folder / "teacher"), steps=2
+    )
     raw["adapters"] = {task: raw["adapters"][task] for task in ("retrieval", "text-matching")}
     del raw["static"]
-    raw["data"]["sources"]["qa"] |= {"languages": ["en"], "licence": "CC0 1.0", "note": "made-up questions"}
+    raw["data"]["sources"]["qa"] |= {
+        "languages": ["en"],
+        "licence": "CC0 1.0",
+        "note": "made-up questions",
+    }
     raw["teacher"] |= {"licence": "MIT", "instructions": {"query": "find the answer"}}
     raw["evaluation"] = {"sets": ["retrieval/qa", "sts/sts"], "precisions": []}
     raw["licence"] = "Apache-2.0"
@@ -35,7 +41,11 @@ def finished(tmp_path_factory):
 def test_header_languages_and_licences(finished):
     _, recipe, text = finished
     fields = yaml.safe_load(text.split("---")[1])
-    assert fields["language"] == ["en"] and fields["license"] == "Apache-2.0" and "base_model" not in fields
+    assert (
+        fields["language"] == ["en"]
+        and fields["license"] == "Apache-2.0"
+        and "base_model" not in fields
+    )
     assert "- teacher teacher: MIT" in text
     assert "- started from teacher: MIT" in text
     assert "- data qa: CC0 1.0" in text and "- data lone: not stated" in text
@@ -55,7 +65,11 @@ def test_data_with_the_rows_that_were_used_and_no_place_of_this_machine(finished
 def test_every_score_has_a_command_that_gives_it_again(finished, tmp_path, monkeypatch):
     folder, _, text = finished
     commands = dict(re.findall(r"^(\d+)\. `(taskdistill [^`]+)`$", text, re.M))
-    rows = re.findall(r"^\| ((?:retrieval|sts)/\S+) \| - \| (\S+) \| \S+ \| (\S+) \([^)]+\) \| (\S+) \| \S+ \| (\d+) \|$", text, re.M)
+    rows = re.findall(
+        r"^\| ((?:retrieval|sts)/\S+) \| - \| (\S+) \| \S+ \| (\S+) \([^)]+\) \| (\S+) \| \S+ \| (\d+) \|$",
+        text,
+        re.M,
+    )
     assert [(name, adapter) for name, adapter, *_ in rows] == [
         ("retrieval/qa", "base"),
         ("retrieval/qa", "retrieval"),

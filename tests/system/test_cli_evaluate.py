@@ -10,7 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.forked import Forked
-from helpers.tiny import TOPICS, add_adapter, model, sentence, student, write_data, write_jsonl, write_teacher, write_tokenizer
+from helpers.tiny import (
+    TOPICS,
+    add_adapter,
+    model,
+    sentence,
+    student,
+    write_data,
+    write_jsonl,
+    write_teacher,
+    write_tokenizer,
+)
 
 from taskdistill.cli.main import run
 from taskdistill.encode.encoder import Encoder
@@ -26,12 +36,20 @@ def write_family(root: Path) -> None:
     documents = [sentence(topic, rng) for topic in [*TOPICS] * 3]
     for language, mark in (("en", ""), ("xx", "zz ")):
         folder = root / "retrieval" / f"town-{language}"
-        write_jsonl(folder / "corpus.jsonl.gz", [{"_id": f"d{i}", "text": mark + text} for i, text in enumerate(documents)])
+        write_jsonl(
+            folder / "corpus.jsonl.gz",
+            [{"_id": f"d{i}", "text": mark + text} for i, text in enumerate(documents)],
+        )
         write_jsonl(
             folder / "queries.jsonl.gz",
-            [{"_id": f"q{i}", "text": mark + " ".join(text.split()[:4])} for i, text in enumerate(documents[:12])],
+            [
+                {"_id": f"q{i}", "text": mark + " ".join(text.split()[:4])}
+                for i, text in enumerate(documents[:12])
+            ],
         )
-        (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(12)))
+        (folder / "qrels.tsv").write_text(
+            "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(12))
+        )
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +58,10 @@ def place(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("place")
     write_data(root / "data")
     write_family(root / "data")
-    rows = [{"query": f"ship {i}", "positive": f"whale {i}", "lang": "fr" if i % 2 else "de"} for i in range(12)]
+    rows = [
+        {"query": f"ship {i}", "positive": f"whale {i}", "lang": "fr" if i % 2 else "de"}
+        for i in range(12)
+    ]
     write_jsonl(root / "data" / "pairs" / "twin.test.jsonl.gz", rows)
     write_teacher(root / "plain")
     made = model(student(), write_tokenizer(root / "tokenizer"))
@@ -69,21 +90,41 @@ def test_every_option_reaches_the_results(place, tmp_path, capsys):
     assert run([str(each) for each in argv]) == 0
     found = json.loads((out / "results.json").read_text("utf-8"))
     assert found == json.loads((tmp_path / "copy.json").read_text("utf-8"))
-    assert [each["name"] for each in found["models"]] == ["adapted", "base", "plain"] and found["reference"] == "plain"
+    assert [each["name"] for each in found["models"]] == ["adapted", "base", "plain"] and found[
+        "reference"
+    ] == "plain"
     cells = found["scores"]["adapted"]["retrieval/qa"]["compression"]
     assert {(cell["dim"], cell["precision"], cell["rescored"]) for cell in cells} == {
         (dim, precision, rescored)
         for dim in (32, 16, 8)
-        for precision, rescored in (("float32", False), ("int8", False), ("int8", True), ("binary", False), ("binary", True))
+        for precision, rescored in (
+            ("float32", False),
+            ("int8", False),
+            ("int8", True),
+            ("binary", False),
+            ("binary", True),
+        )
     }
-    assert found["scores"]["adapted"]["retrieval/qa"]["calibration"] == {"model": [8, 32], "set": [16]}
-    assert found["scores"]["plain"]["retrieval/qa"]["calibration"] == {"model": [], "set": [8, 16, 32]}
+    assert found["scores"]["adapted"]["retrieval/qa"]["calibration"] == {
+        "model": [8, 32],
+        "set": [16],
+    }
+    assert found["scores"]["plain"]["retrieval/qa"]["calibration"] == {
+        "model": [],
+        "set": [8, 16, 32],
+    }
     assert set(found["scores"]["base"]["sts/sts"]["prompts"]) == {"", "Query: ", "topic of "}
     assert set(found["pools"]["plain"]["retrieval/town"]["cross"]["en"]) == {"en", "xx"}
     assert set(found["scores"]["plain"]["bitext/twin"]["by_language"]) == {"de", "fr"}
     assert sum(bucket["n"] for bucket in found["scores"]["plain"]["retrieval/qa"]["lengths"]) == 10
     seen = found["seen"][0]["sets"]
-    assert seen["sts/sts"]["texts"] > 0 and set(seen["retrieval/qa"]) == {"texts", "exact", "near", "queries", "teacher"}
+    assert seen["sts/sts"]["texts"] > 0 and set(seen["retrieval/qa"]) == {
+        "texts",
+        "exact",
+        "near",
+        "queries",
+        "teacher",
+    }
     page = (out / "report.html").read_text("utf-8")
     for words in (
         "retrieval/town, plain: across languages",
@@ -107,15 +148,31 @@ def test_options_without_effect_or_sense_are_refused(place, tmp_path, capsys):
     out, data, plain = tmp_path / "out", place / "data", place / "plain"
     assert "nothing to evaluate on" in fails(capsys, plain, "--out", out)
     assert "give at least one MODEL and --out DIR" in fails(capsys, "--data", data)
-    assert "--no-languages has no effect without --data" in fails(capsys, plain, "--suite", "beir", "--no-languages", "--out", out)
-    assert "--no-rescore has no effect without --dims" in fails(capsys, plain, "--data", data, "--no-rescore", "--out", out)
-    assert "unknown precision 'int4'" in fails(capsys, plain, "--data", data, "--precisions", "int4", "--out", out)
-    assert "needs numbers above 0" in fails(capsys, plain, "--data", data, "--dims", "0,8", "--out", out)
-    assert "it must be test or dev" in fails(capsys, plain, "--data", data, "--split", "train", "--out", out)
-    assert "the reference 'x' is not among" in fails(capsys, plain, "--data", data, "--reference", "x", "--out", out)
+    assert "--no-languages has no effect without --data" in fails(
+        capsys, plain, "--suite", "beir", "--no-languages", "--out", out
+    )
+    assert "--no-rescore has no effect without --dims" in fails(
+        capsys, plain, "--data", data, "--no-rescore", "--out", out
+    )
+    assert "unknown precision 'int4'" in fails(
+        capsys, plain, "--data", data, "--precisions", "int4", "--out", out
+    )
+    assert "needs numbers above 0" in fails(
+        capsys, plain, "--data", data, "--dims", "0,8", "--out", out
+    )
+    assert "it must be test or dev" in fails(
+        capsys, plain, "--data", data, "--split", "train", "--out", out
+    )
+    assert "the reference 'x' is not among" in fails(
+        capsys, plain, "--data", data, "--reference", "x", "--out", out
+    )
     (tmp_path / "none.txt").write_text("")
-    assert "no prompts" in fails(capsys, plain, "--data", data, "--prompts", tmp_path / "none.txt", "--out", out)
-    assert "tells no training data" in fails(capsys, plain, "--data", data, "--seen", tmp_path / "none.txt", "--out", out)
+    assert "no prompts" in fails(
+        capsys, plain, "--data", data, "--prompts", tmp_path / "none.txt", "--out", out
+    )
+    assert "tells no training data" in fails(
+        capsys, plain, "--data", data, "--seen", tmp_path / "none.txt", "--out", out
+    )
     assert not (out / "results.json").exists()
 
 
@@ -134,7 +191,9 @@ def test_no_rescoring_leaves_it_out(place, tmp_path):
         tmp_path / "o",
     ]
     assert run([str(each) for each in argv]) == 0
-    cells = json.loads((tmp_path / "o" / "results.json").read_text())["scores"]["plain"]["retrieval/qa"]["compression"]
+    cells = json.loads((tmp_path / "o" / "results.json").read_text())["scores"]["plain"][
+        "retrieval/qa"
+    ]["compression"]
     assert len(cells) == 2 * 4 and not any(cell["rescored"] for cell in cells)
 
 
@@ -147,19 +206,38 @@ def test_written_texts_are_those_that_vectors_on_disk_need(place, tmp_path, caps
     folder.mkdir()
     texts.rename(folder / "texts.jsonl")
     np.save(folder / "vectors.npy", Encoder.load(place / "plain", threads=1).encode(lines))
-    assert run(["evaluate", str(folder), str(place / "plain"), "--data", str(place / "data"), "--out", str(tmp_path / "out")]) == 0
+    assert (
+        run(
+            [
+                "evaluate",
+                str(folder),
+                str(place / "plain"),
+                "--data",
+                str(place / "data"),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
     scores = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))["scores"]
     for name, record in scores["plain"].items():
         assert record["score"] == pytest.approx(scores["vectors"][name]["score"], abs=1e-4), name
     capsys.readouterr()
-    assert "evaluates nothing" in fails(capsys, place / "plain", "--data", place / "data", "--write-texts", texts)
+    assert "evaluates nothing" in fails(
+        capsys, place / "plain", "--data", place / "data", "--write-texts", texts
+    )
 
 
 def test_a_suite_without_its_data_is_bad_input(place, tmp_path, capsys):
     pytest.importorskip("mteb", reason="mteb is not installed: pip install 'taskdistill[mteb]'")
-    assert "no suite 'longembd'; did you mean 'longembed'" in fails(capsys, place / "plain", "--suite", "longembd", "--out", tmp_path / "a")
+    assert "no suite 'longembd'; did you mean 'longembed'" in fails(
+        capsys, place / "plain", "--suite", "longembd", "--out", tmp_path / "a"
+    )
     message = fails(capsys, place / "plain", "--suite", "longembed", "--out", tmp_path / "b")
-    assert "the data of no task of LongEmbed can be had" in message and "Hugging Face Hub" in message
+    assert (
+        "the data of no task of LongEmbed can be had" in message and "Hugging Face Hub" in message
+    )
     assert not (tmp_path / "b" / "results.json").exists()
 
 
@@ -208,12 +286,14 @@ def test_a_killed_evaluation_has_lost_no_finished_score(place, tmp_path):
     found = evaluate_models([model], sets, out)
     assert set(model.tasks) == {"text-matching"}, "the finished set was not encoded again"
     assert {name: record["score"] for name, record in found["scores"]["slow"].items()} == {
-        name: record["score"] for name, record in evaluate_models([Quick()], sets)["scores"]["slow"].items()
+        name: record["score"]
+        for name, record in evaluate_models([Quick()], sets)["scores"]["slow"].items()
     }
     kept[0].write_text('{"value": {"sco')
     model = Quick()
     again = evaluate_models([model], sets, out)
     assert (
         set(model.tasks) == {"retrieval"}
-        and again["scores"]["slow"]["retrieval/qa"]["score"] == found["scores"]["slow"]["retrieval/qa"]["score"]
+        and again["scores"]["slow"]["retrieval/qa"]["score"]
+        == found["scores"]["slow"]["retrieval/qa"]["score"]
     )

@@ -27,8 +27,22 @@ from taskdistill.train.vocab import learn_vocabulary
 from taskdistill.types import RowKind, TeacherSide
 
 D = Role.DOCUMENT
-GERMAN = {"the": "die", "cat": "katze", "dog": "hund", "sleeps": "schläft", "runs": "läuft", "fast": "schnell"}
-RUSSIAN = {"the": "эта", "cat": "кошка", "dog": "собака", "sleeps": "спит", "runs": "бежит", "fast": "быстро"}
+GERMAN = {
+    "the": "die",
+    "cat": "katze",
+    "dog": "hund",
+    "sleeps": "schläft",
+    "runs": "läuft",
+    "fast": "schnell",
+}
+RUSSIAN = {
+    "the": "эта",
+    "cat": "кошка",
+    "dog": "собака",
+    "sleeps": "спит",
+    "runs": "бежит",
+    "fast": "быстро",
+}
 
 
 def translations(count: int = 120) -> list[dict[str, str]]:
@@ -37,7 +51,11 @@ def translations(count: int = 120) -> list[dict[str, str]]:
         words = ["the", *rng.choice(["cat", "dog", "sleeps", "runs", "fast"], 3)]
         table, lang = ((GERMAN, "de"), (RUSSIAN, "ru"))[number % 2]
         rows.append(
-            {"query": " ".join(table[word] for word in words) + f" {number}", "positive": " ".join(words) + f" {number}", "lang": lang}
+            {
+                "query": " ".join(table[word] for word in words) + f" {number}",
+                "positive": " ".join(words) + f" {number}",
+                "lang": lang,
+            }
         )
     return rows
 
@@ -45,17 +63,34 @@ def translations(count: int = 120) -> list[dict[str, str]]:
 @pytest.mark.parametrize(("reads", "place"), [(TeacherSide.POSITIVE, 2), (TeacherSide.QUERY, 0)])
 def test_both_sides_are_compared_with_the_teacher_s_vector_of_one(reads, place):
     rows = (Pair("eine katze", "a cat"), Pair("ein hund", "a dog"))
-    made = collate(Batch(0, 0, "made", RowKind.PAIRS, rows, np.arange(2), reads), task=None, distil=True)
-    assert made.texts == [(D, "eine katze"), (D, "ein hund"), (D, "a cat"), (D, "a dog")]  # a translation is no answer: no query prompt
-    assert [text for text, _ in made.distilled] == [0, 1, 2, 3] and {view for _, view in made.distilled} == {"document"}
+    made = collate(
+        Batch(0, 0, "made", RowKind.PAIRS, rows, np.arange(2), reads), task=None, distil=True
+    )
+    assert made.texts == [
+        (D, "eine katze"),
+        (D, "ein hund"),
+        (D, "a cat"),
+        (D, "a dog"),
+    ]  # a translation is no answer: no query prompt
+    assert [text for text, _ in made.distilled] == [0, 1, 2, 3] and {
+        view for _, view in made.distilled
+    } == {"document"}
     assert made.read == [place, place + 1, place, place + 1]
     assert made.teacher_texts() == [("document", made.texts[i][1]) for i in made.read]
 
 
 def test_rows_that_the_teacher_cannot_read_are_not_compared():
     rows = (ScoredPair("eine katze", "ein kater", 0.9), ScoredPair("eine katze", "ein hund", 0.3))
-    made = collate(Batch(0, 0, "made", RowKind.SCORED, rows, np.arange(2), TeacherSide.NEITHER), task=None, distil=True)
-    assert made.distilled == [] and made.teacher_texts() == [] and made.scores.tolist() == pytest.approx([0.9, 0.3])
+    made = collate(
+        Batch(0, 0, "made", RowKind.SCORED, rows, np.arange(2), TeacherSide.NEITHER),
+        task=None,
+        distil=True,
+    )
+    assert (
+        made.distilled == []
+        and made.teacher_texts() == []
+        and made.scores.tolist() == pytest.approx([0.9, 0.3])
+    )
 
 
 def test_the_side_that_is_read_must_be_there(tmp_path):
@@ -66,9 +101,16 @@ def test_the_side_that_is_read_must_be_there(tmp_path):
 
 
 def test_a_learned_vocabulary_covers_every_script():
-    made = TextTokenizer(learn_vocabulary([row[side] for row in translations() for side in ("query", "positive")], 120), special=False)
+    made = TextTokenizer(
+        learn_vocabulary(
+            [row[side] for row in translations() for side in ("query", "positive")], 120
+        ),
+        special=False,
+    )
     ids = made.ids(["Кошка спит", "die Katze schläft"], prompt="", max_length=64).ids
-    assert len(made) <= 120 and all(len(row) and 0 not in row for row in ids)  # 0 is the unknown token
+    assert len(made) <= 120 and all(
+        len(row) and 0 not in row for row in ids
+    )  # 0 is the unknown token
     assert made.ids(["КОШКА СПИТ"], prompt="", max_length=64).ids[0].tolist() == ids[0].tolist()
 
 
@@ -82,7 +124,9 @@ def test_a_token_starts_at_the_mean_of_its_texts():
     made = start_from_texts(tokenizer, Store(), [("aa", "x"), ("bb", "y")], [], noise=0.0, seed=1)
     share = FREQUENCY_FLOOR / (FREQUENCY_FLOOR + 0.5)
     wanted = torch.tensor([0.5, -0.5]) * 2 / (1 + SELDOM) * share
-    assert torch.allclose(made.table[1], wanted, atol=1e-4) and torch.allclose(made.table[2], -wanted, atol=1e-4)
+    assert torch.allclose(made.table[1], wanted, atol=1e-4) and torch.allclose(
+        made.table[2], -wanted, atol=1e-4
+    )
     assert made.table[3].abs().max() == 0  # in no text
 
 
@@ -92,13 +136,29 @@ def run(tmp_path_factory):
     home = tmp_path_factory.mktemp("cross")
     data = tiny.write_data(home / "data")
     tiny.write_jsonl(data / "pairs" / "parallel.train.jsonl.gz", translations())
-    graded = [{"text1": f"die katze {i}", "text2": f"die katze {i % 3}", "score": (i % 5) / 4, "lang": "de"} for i in range(40)]
+    graded = [
+        {
+            "text1": f"die katze {i}",
+            "text2": f"die katze {i % 3}",
+            "score": (i % 5) / 4,
+            "lang": "de",
+        }
+        for i in range(40)
+    ]
     tiny.write_jsonl(data / "scored" / "german.train.jsonl.gz", graded)
     raw = tiny.recipe(data, tiny.write_teacher(home / "teacher"), steps=60)
     raw["teacher"]["instructions"] = None
     raw["data"]["sources"] |= {
-        "parallel": {"path": "pairs/parallel.train.jsonl.gz", "kind": "pairs", "teacher_reads": "positive"},
-        "german": {"path": "scored/german.train.jsonl.gz", "kind": "scored", "teacher_reads": "neither"},
+        "parallel": {
+            "path": "pairs/parallel.train.jsonl.gz",
+            "kind": "pairs",
+            "teacher_reads": "positive",
+        },
+        "german": {
+            "path": "scored/german.train.jsonl.gz",
+            "kind": "scored",
+            "teacher_reads": "neither",
+        },
     }
     del raw["stage1"], raw["adapters"]
     raw["evaluation"] = {"sets": []}
@@ -110,24 +170,28 @@ def run(tmp_path_factory):
         "vocabulary": {"size": 150},
         "weights": {"distill": 1.0, "teacher_nce": 0.2, "cosent": 0.1},
     }
-    watcher = tiny_run.train(raw, home / "run")
-    return raw, home, watcher
+    progress = tiny_run.train(raw, home / "run")
+    return raw, home, progress
 
 
 def test_the_run_s_model_is_the_static_student(run):
-    _, home, watcher = run
+    _, home, progress = run
     encoder = Encoder.load(home / "run" / "model")
     assert encoder.tasks == () and not (home / "run" / "static-model").exists()
-    english, german, russian = encoder.encode(["the cat sleeps fast", "die katze schläft schnell", "эта кошка спит быстро"])
+    english, german, russian = encoder.encode(
+        ["the cat sleeps fast", "die katze schläft schnell", "эта кошка спит быстро"]
+    )
     other = encoder.encode(["the dog runs the dog"])[0]
     assert min(english @ german, english @ russian) > max(german @ other, russian @ other)
-    asked = next(note for note in watcher.notes if note.startswith("teacher store"))
+    asked = next(note for note in progress.notes if note.startswith("teacher store"))
     assert asked.split(": ")[1].startswith("120 distinct texts")  # the English side alone
 
 
 def test_both_terms_are_logged_and_both_sides_learn(run):
     _, home, _ = run
-    lines = [json.loads(line) for line in (home / "run" / "log.jsonl").read_text("utf-8").splitlines()]
+    lines = [
+        json.loads(line) for line in (home / "run" / "log.jsonl").read_text("utf-8").splitlines()
+    ]
     terms = {line["dataset"]: sorted(line["terms"]) for line in lines if "terms" in line}
     assert terms == {"parallel": ["distill", "teacher_nce"], "german": ["cosent"]}
     losses = [line["loss"] for line in lines if line.get("dataset") == "parallel"]
@@ -136,9 +200,15 @@ def test_both_terms_are_logged_and_both_sides_learn(run):
 
 def test_a_continued_run_keeps_its_vocabulary_and_its_model(run):
     raw, home, _ = run
-    before = (home / "run" / "tokenizer" / "tokenizer.json").read_bytes(), tiny_run.weights(home / "run")
+    before = (
+        (home / "run" / "tokenizer" / "tokenizer.json").read_bytes(),
+        tiny_run.weights(home / "run"),
+    )
     assert tiny_run.train(raw, home / "run").stages == []
-    assert before == ((home / "run" / "tokenizer" / "tokenizer.json").read_bytes(), tiny_run.weights(home / "run"))
+    assert before == (
+        (home / "run" / "tokenizer" / "tokenizer.json").read_bytes(),
+        tiny_run.weights(home / "run"),
+    )
 
 
 def test_the_teacher_s_vectors_are_needed_where_scores_do_not_count(run, tmp_path):
@@ -151,11 +221,19 @@ def test_the_teacher_s_vectors_are_needed_where_scores_do_not_count(run, tmp_pat
 def test_phases_that_build_on_stage_1_need_it(run):
     raw, _, _ = run
     adapter = {"retrieval": {"sources": {"qa": 1}, "steps": 2, "batch_size": 2, "lr": 1e-3}}
-    with pytest.raises(BadInput, match=r"key 'stage1' is missing: adapters\.retrieval builds on it"):
+    with pytest.raises(
+        BadInput, match=r"key 'stage1' is missing: adapters\.retrieval builds on it"
+    ):
         parse_recipe(raw | {"adapters": adapter})
     for changed, said in (
-        ({"weights": {"teacher_nce": 1.0}, "batch_size": 1}, "teacher_nce tells the rows of a batch apart; set batch_size to 2 or more"),
-        ({"weights": {"distill": 1.0}, "nce_temperature": 0.1}, "nce_temperature has no effect without a weight of teacher_nce"),
+        (
+            {"weights": {"teacher_nce": 1.0}, "batch_size": 1},
+            "teacher_nce tells the rows of a batch apart; set batch_size to 2 or more",
+        ),
+        (
+            {"weights": {"distill": 1.0}, "nce_temperature": 0.1},
+            "nce_temperature has no effect without a weight of teacher_nce",
+        ),
     ):
         with pytest.raises(BadInput, match=said):
             parse_recipe(raw | {"static": raw["static"] | changed})
@@ -172,7 +250,12 @@ def test_a_static_run_is_planned_scored_and_continued(run, tmp_path):
     shutil.copytree(home / "run", tmp_path / "run")
     for _ in range(2):  # the second time everything is there
         metrics = job.train(recipe, tmp_path / "run")
-    assert [model["name"] for model in metrics["results"]["models"]] == ["teacher", "instant student"]
-    card, page = ((tmp_path / "run" / name).read_text("utf-8") for name in ("model/README.md", "report.html"))
+    assert [model["name"] for model in metrics["results"]["models"]] == [
+        "teacher",
+        "instant student",
+    ]
+    card, page = (
+        (tmp_path / "run" / name).read_text("utf-8") for name in ("model/README.md", "report.html")
+    )
     assert "| static | 60 | 16 | - |" in card and all(name in page for name in sets)
     assert f"{100 * metrics['results']['scores']['instant student'][sets[0]]['score']:.2f}" in card

@@ -25,7 +25,16 @@ from taskdistill.io.atomic import replacing
 from taskdistill.io.folders import write_folder
 from taskdistill.io.outputs import claim
 from taskdistill.io.protection import check_replacing, check_writable, spell
-from tests.system.test_foreign_files import CASES, box_of, command, filled, lay, state, tree, unchanged
+from tests.system.test_foreign_files import (
+    CASES,
+    box_of,
+    command,
+    filled,
+    lay,
+    state,
+    tree,
+    unchanged,
+)
 from tests.system.test_foreign_files import home as home
 
 FREE = [name for name, case in CASES.items() if not case.copies]
@@ -36,7 +45,10 @@ def refused(found: list[tuple[int, str]], lines: list[str], place: str) -> None:
     for line, (code, said) in zip(lines, found, strict=True):
         assert code == 2, (line, said)
         assert said.startswith("error: ") and said.count("\n") == 1, (line, said)
-        assert place in said and "write-protected" in said and "give another path" in said, (line, said)
+        assert place in said and "write-protected" in said and "give another path" in said, (
+            line,
+            said,
+        )
 
 
 def lock_up(*places: Path) -> None:
@@ -50,15 +62,29 @@ def test_a_folder_that_takes_no_new_names_is_refused_before_any_work(home, tmp_p
     (box / "inner").mkdir(parents=True)
     lock_up(box, box / "inner")
     before = tree(tmp_path)
-    lines = [CASES[name].argv.format(home=home, box=place) for name in FREE for place in (box, box / "inner")]
+    lines = [
+        CASES[name].argv.format(home=home, box=place)
+        for name in FREE
+        for place in (box, box / "inner")
+    ]
     # A result as JSON and shards that are merged have a folder already; those of folders are made.
-    lines += [CASES[name].argv.format(home=home, box=box / "new") for name in FREE if CASES[name].folder]
+    lines += [
+        CASES[name].argv.format(home=home, box=box / "new") for name in FREE if CASES[name].folder
+    ]
     refused(protected(lines), lines, f"{box}")
     assert tree(tmp_path) == before and state(home) == inputs
 
 
 def inner_folders(root: Path) -> list[Path]:
-    return sorted({parent for path in root.rglob("*") if path.is_file() for parent in path.parents if root in parent.parents})
+    return sorted(
+        {
+            parent
+            for path in root.rglob("*")
+            if path.is_file()
+            for parent in path.parents
+            if root in parent.parents
+        }
+    )
 
 
 def test_what_a_command_changes_is_refused_where_it_is_write_protected(home, tmp_path):
@@ -72,7 +98,9 @@ def test_what_a_command_changes_is_refused_where_it_is_write_protected(home, tmp
             assert command(case.setup.format(home=home, box=box)) == 0
         target, line = box / case.out, filled(case, home, box)
         beside = [box] if name in ("adapt", "migrate state", "repair") else []
-        shards = [target / "shards"] if name == "repair" else [target, *inner_folders(target), *beside]
+        shards = (
+            [target / "shards"] if name == "repair" else [target, *inner_folders(target), *beside]
+        )
         for place in shards:
             mode = place.stat().st_mode
             lock_up(place)
@@ -169,7 +197,9 @@ def test_the_rule_says_what_protects_a_place(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r"file is write-protected \(mode -rw-.*see lsattr"):
         check_writable(place)
     flags = os.statvfs(place)
-    monkeypatch.setattr(os, "statvfs", lambda _: type("Flags", (), {"f_flag": flags.f_flag | os.ST_RDONLY}))
+    monkeypatch.setattr(
+        os, "statvfs", lambda _: type("Flags", (), {"f_flag": flags.f_flag | os.ST_RDONLY})
+    )
     with pytest.raises(BadInput, match=r"mounted read-only.*so .*new cannot be made in it"):
         check_writable(tmp_path, purpose=tmp_path / "new")
 
@@ -198,7 +228,9 @@ VALUES = np.zeros(30_000, np.float32)
 WRITERS = {
     "safetensors": lambda path: save_file({"values": VALUES}, path),
     "numpy": lambda path: np.save(path.open("wb"), VALUES),
-    "parquet": lambda path: pq.write_table(pa.table({"values": np.random.default_rng(0).random(30_000)}), path),
+    "parquet": lambda path: pq.write_table(
+        pa.table({"values": np.random.default_rng(0).random(30_000)}), path
+    ),
     "text": lambda path: path.write_text("text" * 1_000),
 }
 
@@ -207,15 +239,21 @@ WRITERS = {
 def test_whatever_writes_a_full_disk_is_one_error_and_leaves_nothing(tmp_path, small_files, writer):
     with pytest.raises(OSError) as found, write_folder(tmp_path / "out", "model") as folder:
         WRITERS[writer](folder / "file")
-    assert found.value.errno in (errno.EFBIG, errno.ENOSPC) and str(tmp_path / "out") in str(found.value)
-    assert "run this command again" in spell(found.value) and "nothing is half-written" in spell(found.value)
+    assert found.value.errno in (errno.EFBIG, errno.ENOSPC) and str(tmp_path / "out") in str(
+        found.value
+    )
+    assert "run this command again" in spell(found.value) and "nothing is half-written" in spell(
+        found.value
+    )
     with pytest.raises(OSError) as found, replacing(tmp_path / "out.file") as beside:
         WRITERS[writer](beside)
     assert found.value.errno in (errno.EFBIG, errno.ENOSPC)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["encode npy", "encode folder", "index", "adapt", "export", "info json"])
+@pytest.mark.parametrize(
+    "name", ["encode npy", "encode folder", "index", "adapt", "export", "info json"]
+)
 def test_a_disk_that_is_full_ends_a_command_with_one_line(home, tmp_path, name):
     """Where bytes are written, not where a file is made; the same command succeeds when there is room."""
     trial = Trial(home, tmp_path, name)
@@ -227,7 +265,9 @@ def test_a_disk_that_is_full_ends_a_command_with_one_line(home, tmp_path, name):
 
 def test_a_claim_removes_what_a_killed_writer_left_of_its_own_names(tmp_path):
     """Of the manifest and the files that it names, not of others."""
-    gone = [tmp_path / f".{name}.taskdistill-0a1b2c3d" for name in ("taskdistill.json", "results.json")]
+    gone = [
+        tmp_path / f".{name}.taskdistill-0a1b2c3d" for name in ("taskdistill.json", "results.json")
+    ]
     stays = tmp_path / ".notes.txt.taskdistill-0a1b2c3d"
     claim(tmp_path, "needle", earlier=lambda _: True, files=("results.json",))
     for each in (*gone, stays):
@@ -300,7 +340,9 @@ def failed(home: Path, tmp_path: Path, name: str, points) -> None:
             ended = in_child(trial.line, Fault(trial.box, point, ERRORS[kind], lasting))
             assert ended.code in (0, 1, 2), ended.said
             if ended.code:
-                assert ended.said.count("error: ") == 1 and "Traceback" not in ended.said, ended.said
+                assert ended.said.count("error: ") == 1 and "Traceback" not in ended.said, (
+                    ended.said
+                )
                 assert os.strerror(ERRORS[kind]) in ended.said, ended.said
 
 
@@ -318,7 +360,10 @@ def swept(name: str) -> list:
         return [pytest.param(name, part_of(0, 1), id=name)]
     if SWEPT[name] == 0:
         return [pytest.param(name, part_of(2, 6), id=f"{name}-every sixth")]
-    return [pytest.param(name, part_of(each, SWEPT[name]), id=f"{name}-{each}") for each in range(SWEPT[name])]
+    return [
+        pytest.param(name, part_of(each, SWEPT[name]), id=f"{name}-{each}")
+        for each in range(SWEPT[name])
+    ]
 
 
 @pytest.mark.slow

@@ -55,7 +55,12 @@ from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
 from taskdistill.teacher.store import TeacherStore, open_store
-from taskdistill.train.checkpoint import load_checkpoint, load_snapshot, save_checkpoint, save_snapshot
+from taskdistill.train.checkpoint import (
+    load_checkpoint,
+    load_snapshot,
+    save_checkpoint,
+    save_snapshot,
+)
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.phase_folder import load_phase, save_phase
 from taskdistill.train.validation import KIND as BEST
@@ -83,7 +88,10 @@ class Kind:
 
 
 def trained() -> tuple[dict[str, torch.nn.Parameter], torch.optim.Optimizer]:
-    parameters = {"a": torch.nn.Parameter(torch.arange(6.0).reshape(2, 3)), "b": torch.nn.Parameter(torch.ones(3))}
+    parameters = {
+        "a": torch.nn.Parameter(torch.arange(6.0).reshape(2, 3)),
+        "b": torch.nn.Parameter(torch.ones(3)),
+    }
     optimiser = torch.optim.AdamW(parameters.values(), lr=0.1)
     for parameter in parameters.values():
         parameter.grad = torch.full_like(parameter, 0.5)
@@ -106,8 +114,12 @@ def phase(home: Path) -> Path:
 
 
 def best(home: Path) -> Path:
-    with write_folder(best_folder(home / "stage1"), BEST, meta={**META, "step": 0, "metric": "mean", "score": 0.5}) as folder:
-        save_file({name: p.detach() for name, p in trained()[0].items()}, folder / "weights.safetensors")
+    with write_folder(
+        best_folder(home / "stage1"), BEST, meta={**META, "step": 0, "metric": "mean", "score": 0.5}
+    ) as folder:
+        save_file(
+            {name: p.detach() for name, p in trained()[0].items()}, folder / "weights.safetensors"
+        )
     return best_folder(home / "stage1")
 
 
@@ -126,13 +138,22 @@ def with_golden(folder: Path, made: Model) -> Path:
 
 
 def model(home: Path) -> Path:
-    made = tiny.model(tiny.student("qwen3", layers=1), tiny.write_tokenizer(home / "tokenizer", end=True), end=True)
+    made = tiny.model(
+        tiny.student("qwen3", layers=1),
+        tiny.write_tokenizer(home / "tokenizer", end=True),
+        end=True,
+    )
     for number, task in enumerate(("retrieval", "clustering")):
         made.adapter_configs[task] = tiny.add_adapter(made.module, task, seed=number)
     made.projection = Projection(32, 24)
-    ranges = {task: {"8": {"minimum": [-1.0] * 8, "maximum": [1.0] * 8}} for task in ("base", "retrieval", "clustering")}
+    ranges = {
+        task: {"8": {"minimum": [-1.0] * 8, "maximum": [1.0] * 8}}
+        for task in ("base", "retrieval", "clustering")
+    }
     offsets = {task: {role: {"8": [0.25] * 8} for role in ("query", "document")} for task in ranges}
-    made.settings = replace(made.settings, int8_ranges=ranges, binary_offsets=offsets, rope_theta=1000.0)
+    made.settings = replace(
+        made.settings, int8_ranges=ranges, binary_offsets=offsets, rope_theta=1000.0
+    )
     return with_golden(home / "model", made)
 
 
@@ -140,7 +161,10 @@ def static(home: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = TextTokenizer(tiny.tokenizer(), special=False)
     settings = ModelSettings(max_length=1_000_000, matryoshka_dims=(8, 32))
-    return with_golden(home / "static", Model(StaticModel(torch.randn(len(tokenizer), 32)).eval(), tokenizer, settings, "s", home))
+    return with_golden(
+        home / "static",
+        Model(StaticModel(torch.randn(len(tokenizer), 32)).eval(), tokenizer, settings, "s", home),
+    )
 
 
 def exported(home: Path) -> Path:
@@ -150,7 +174,14 @@ def exported(home: Path) -> Path:
 
 def vectors(home: Path) -> Path:
     (home / "in.txt").write_text("\n".join(TEXTS) + "\n")
-    encode_corpus(str(static(home)), Reading(str(home / "in.txt")), home / "vectors", {"precision": "float32"}, shard_rows=10, threads=1)
+    encode_corpus(
+        str(static(home)),
+        Reading(str(home / "in.txt")),
+        home / "vectors",
+        {"precision": "float32"},
+        shard_rows=10,
+        threads=1,
+    )
     return home / "vectors"
 
 
@@ -195,8 +226,14 @@ def load_index(folder: Path) -> Any:
 
 
 def migration(home: Path) -> Path:
-    made = AlignmentMap("procrustes", {"matrix": np.eye(8, dtype=np.float32), "bias": np.zeros(8, np.float32)})
-    write_migration(home / "migration", made, {"state": "both", "old_index": "i", "model_hash": "h", "calibration": [1.0, 0.0]})
+    made = AlignmentMap(
+        "procrustes", {"matrix": np.eye(8, dtype=np.float32), "bias": np.zeros(8, np.float32)}
+    )
+    write_migration(
+        home / "migration",
+        made,
+        {"state": "both", "old_index": "i", "model_hash": "h", "calibration": [1.0, 0.0]},
+    )
     return home / "migration"
 
 
@@ -204,24 +241,37 @@ def migration(home: Path) -> Path:
 
 
 def data(home: Path) -> Path:
-    with write_folder(home / "data", "data", meta={"name": "docs", "counts": {"files": 3}}) as folder:
+    with write_folder(
+        home / "data", "data", meta={"name": "docs", "counts": {"files": 3}}
+    ) as folder:
         tiny.write_data(folder)
     return home / "data"
 
 
 def load_data(folder: Path) -> Any:
     recipe = parse_recipe(tiny.recipe(folder, folder))
-    sources = [load_source(folder, name, each, max_bad=0.0, seed=1).sha256 for name, each in recipe.data.sources.items()]
-    return sources, [repr(each.load()) for split in ("test", "dev") for each in find_eval_sets(folder, split=split)]
+    sources = [
+        load_source(folder, name, each, max_bad=0.0, seed=1).sha256
+        for name, each in recipe.data.sources.items()
+    ]
+    return sources, [
+        repr(each.load())
+        for split in ("test", "dev")
+        for each in find_eval_sets(folder, split=split)
+    ]
 
 
 FINGERPRINT = {"vectors": {"model": "m"}, "data": "0", "settings": {"margin": None}}
 
 
 def mined(home: Path) -> Path:
-    with write_folder(home / "mined", "mined", meta={"fingerprint": FINGERPRINT, "counts": {"rows": 3}}) as folder:
+    with write_folder(
+        home / "mined", "mined", meta={"fingerprint": FINGERPRINT, "counts": {"rows": 3}}
+    ) as folder:
         (folder / "pairs").mkdir()
-        (folder / "pairs" / "qa.train.jsonl.gz").write_bytes(gzip.compress(b'{"query": "a", "positive": "b"}\n', mtime=0))
+        (folder / "pairs" / "qa.train.jsonl.gz").write_bytes(
+            gzip.compress(b'{"query": "a", "positive": "b"}\n', mtime=0)
+        )
     return home / "mined"
 
 
@@ -238,15 +288,37 @@ def ablation(home: Path) -> Path:
     out, bench = home / "ablation", SimpleNamespace(experiment=EXPERIMENT, data_hash="0")
     freeze(EXPERIMENT, out)
     (out / CELL.key).mkdir(parents=True)
-    write_sealed(out / CELL.key / RESULT, {"meta": CELL.meta(bench), "curve": [{"step": 4, "score": 0.25}], "test": {"sts": [0.5, 0.25]}})
+    write_sealed(
+        out / CELL.key / RESULT,
+        {
+            "meta": CELL.meta(bench),
+            "curve": [{"step": 4, "score": 0.25}],
+            "test": {"sts": [0.5, 0.25]},
+        },
+    )
     write_sealed(out / costs.FILE, {"texts": 12, "tokens": 100, "cpu_seconds": 1.5, "flops": None})
-    write_sealed(out / CONTROL, {"student": {"sts": 0.5}, "teacher": {"sts": 0.5}, "retention": 1.0})
-    write_sealed(out / MATCHED, {"flops": {"factor": 1.5, "run": 1.5, "steps": 6}, "seconds": {"factor": 1.0, "run": 1.0, "steps": 4}})
+    write_sealed(
+        out / CONTROL, {"student": {"sts": 0.5}, "teacher": {"sts": 0.5}, "retention": 1.0}
+    )
+    write_sealed(
+        out / MATCHED,
+        {
+            "flops": {"factor": 1.5, "run": 1.5, "steps": 6},
+            "seconds": {"factor": 1.0, "run": 1.0, "steps": 4},
+        },
+    )
     write_sealed(out / TEACHER, {"test": {"sts": [0.75]}})
     write_sealed(out / UNUSABLE, {"texts": ["a text"]})
     log = Log(out / CELL.key / "log.jsonl")
     for step in range(4):
-        log.write({"phase": "phase-1", "step": step, "curve": {"step": step, "score": 0.25}, "cpu_seconds": 0.5})
+        log.write(
+            {
+                "phase": "phase-1",
+                "step": step,
+                "curve": {"step": step, "score": 0.25},
+                "cpu_seconds": 0.5,
+            }
+        )
     log.close()
     return out
 
@@ -266,7 +338,9 @@ def load_ablation(out: Path) -> Any:
 
 
 def projection(home: Path) -> Path:
-    with write_folder(home / "projections" / "stage1", "projection", meta={**META, "ridge": 0.5}) as folder:
+    with write_folder(
+        home / "projections" / "stage1", "projection", meta={**META, "ridge": 0.5}
+    ) as folder:
         save_file({"weight": torch.eye(4), "bias": torch.zeros(4)}, folder / "weights.safetensors")
     return home / "projections" / "stage1"
 
@@ -287,7 +361,9 @@ KINDS = {
     "data": Kind(data, load_data),
     "mined": Kind(mined, lambda folder: _finished(folder, FINGERPRINT, SilentProgress())),
     "ablation": Kind(ablation, load_ablation),
-    "projection": Kind(projection, lambda folder: open_folder(folder, "projection", "make it again")),
+    "projection": Kind(
+        projection, lambda folder: open_folder(folder, "projection", "make it again")
+    ),
     "tokenizer": Kind(tokenizer, lambda folder: open_folder(folder, "tokenizer", "make it again")),
 }
 
@@ -326,7 +402,11 @@ def test_a_flipped_bit_in_any_file_is_refused_naming_it(tmp_path, name):
     kind = KINDS[name]
     folder = kind.make(tmp_path)
     kind.load(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size and path.name != "lock")
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.stat().st_size and path.name != "lock"
+    )
     flipped = bits(files, np.random.default_rng([ord(letter) for letter in name]))
     assert len(flipped) >= FLIPS
     for path, bit in flipped:
@@ -349,7 +429,10 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-MISSED = {"data": "an evaluation set that is not there is no set", "ablation": "a cell or cost that is not there is computed"}
+MISSED = {
+    "data": "an evaluation set that is not there is no set",
+    "ablation": "a cell or cost that is not there is computed",
+}
 """Kinds of which a file may be missing, and so be a pipe, without a fault."""
 
 
@@ -358,16 +441,26 @@ def test_a_file_that_was_emptied_cut_or_exchanged_is_refused(tmp_path, name):
     """What copying, unpacking and full disks do to files; a pipe in the place of a file is no reason to wait."""
     kind = KINDS[name]
     folder = kind.make(tmp_path)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size and path.name != "lock")
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.stat().st_size and path.name != "lock"
+    )
     for path in files:
         raw = path.read_bytes()
-        for damage in DAMAGES.values() if path.suffix != ".jsonl" or name != "ablation" else ():  # a killed writer's log may end anywhere
+        for damage in (
+            DAMAGES.values() if path.suffix != ".jsonl" or name != "ablation" else ()
+        ):  # a killed writer's log may end anywhere
             path.write_bytes(damage(raw))
             with pytest.raises(BadInput, match=re.escape(path.name)):
                 kind.load(folder)
         path.unlink()
         os.mkfifo(path)
-        with pytest.raises(BadInput) if name not in MISSED else contextlib.suppress(BadInput, AttributeError):
+        with (
+            pytest.raises(BadInput)
+            if name not in MISSED
+            else contextlib.suppress(BadInput, AttributeError)
+        ):
             kind.load(folder)
         path.unlink()
         path.write_bytes(raw)
@@ -390,9 +483,14 @@ def test_progress_of_mining_that_was_flipped_is_made_again(tmp_path, name):
     partial = tmp_path / "mined.partial"
     _begin(partial, FINGERPRINT, SilentProgress())
     with _saved(partial / name) as stream:
-        np.savez(stream, counts=np.arange(9)) if name.endswith("npz") else np.save(stream, np.arange(9.0))
+        np.savez(stream, counts=np.arange(9)) if name.endswith("npz") else np.save(
+            stream, np.arange(9.0)
+        )
     assert _is_whole(partial / name)
-    for path, bit in bits([partial / name, partial / f"{name}.json", partial / "fingerprint.json"], np.random.default_rng(1)):
+    for path, bit in bits(
+        [partial / name, partial / f"{name}.json", partial / "fingerprint.json"],
+        np.random.default_rng(1),
+    ):
         raw = flip(path, bit)
         if path.name == "fingerprint.json":
             with pytest.raises(BadInput, match=r"fingerprint.json (is damaged|cannot be read)"):
@@ -409,7 +507,9 @@ def test_progress_of_encoding_that_was_flipped_is_made_again(tmp_path):
     for path, bit in bits(sorted((folder / "shards").iterdir()), np.random.default_rng(2)):
         raw = flip(path, bit)
         number = int(path.name[:6])
-        assert finished(folder, number) is None and finished(folder, (number + 1) % 3) is not None, (path.name, bit)
+        assert (
+            finished(folder, number) is None and finished(folder, (number + 1) % 3) is not None
+        ), (path.name, bit)
         path.write_bytes(raw)
 
 
@@ -425,7 +525,9 @@ def test_a_kept_score_that_was_flipped_is_computed_again(tmp_path):
 
 KEPT = Path(__file__).parents[1] / "kept"
 FIRST: dict[str, Callable[[Path], Any]] = {
-    "teacher-store-1/*": lambda folder: TeacherStore(folder, FakeTeacher().identity, "find it: {text}", None),
+    "teacher-store-1/*": lambda folder: TeacherStore(
+        folder, FakeTeacher().identity, "find it: {text}", None
+    ),
     "model-1": read_model,
     "static-1": read_model,
     "checkpoints-1/step-*": lambda folder: load_checkpoint(folder, *trained(), {"recipe": "kept"}),
@@ -437,11 +539,17 @@ FIRST: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("pattern", FIRST)
-def test_folders_without_a_hash_of_themselves_are_refused_in_words_where_they_are_refused(tmp_path, pattern):
+def test_folders_without_a_hash_of_themselves_are_refused_in_words_where_they_are_refused(
+    tmp_path, pattern
+):
     """Their manifests are not protected, so some flips pass; none ends in anything but a message."""
     (kept,) = KEPT.glob(pattern)
     folder = Path(shutil.copytree(kept, tmp_path / "x" / kept.name))
-    files = [path for path in sorted(folder.rglob("*.json")) if path.name == MANIFEST or path.parent.name == "shards"]
+    files = [
+        path
+        for path in sorted(folder.rglob("*.json"))
+        if path.name == MANIFEST or path.parent.name == "shards"
+    ]
     for path, bit in bits(files, np.random.default_rng(4))[::3]:
         raw = flip(path, bit)
         for load in (FIRST[pattern], describe_folder):

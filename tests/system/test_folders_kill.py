@@ -20,7 +20,18 @@ from taskdistill.io.atomic import remove_stale, remove_stale_within, replacing, 
 from taskdistill.io.folders import check_folder, read_manifest, remove_folder, write_folder
 from taskdistill.types import MANIFEST
 
-CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.utime", "fcntl.flock", "counted"}
+CHANGES = {
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "os.utime",
+    "fcntl.flock",
+    "counted",
+}
 """Audit events that stand for system calls that change something; a kill between two others is a kill before the next of these."""
 
 
@@ -44,7 +55,9 @@ def read(path: Path) -> str | None:
     manifest = read_manifest(path, "thing")
     assert check_folder(path, manifest) == []
     name: str = manifest["name"]
-    assert (path / "a.txt").read_text() == name and (path / "sub" / "b.bin").read_bytes() == name.encode() * 3
+    assert (path / "a.txt").read_text() == name and (
+        path / "sub" / "b.bin"
+    ).read_bytes() == name.encode() * 3
     return name
 
 
@@ -74,7 +87,9 @@ def intact(parent: Path, files: dict[str, str]) -> None:
         assert (parent / name).read_text() == text, name
     assert (parent / ".x.taskdistill-abcdef01").readlink() == parent / ".bashrc.20240115"
     if (parent / "x").is_dir():
-        assert (parent / "x" / "empty").is_dir() and (parent / "x" / "link").readlink() == Path("/nowhere")
+        assert (parent / "x" / "empty").is_dir() and (parent / "x" / "link").readlink() == Path(
+            "/nowhere"
+        )
 
 
 def killed_at(call: int, work: Callable[[], None]) -> bool:
@@ -87,7 +102,9 @@ def killed_at(call: int, work: Callable[[], None]) -> bool:
 
     def step(event: str, given: tuple[Any, ...] = ()) -> None:
         nonlocal left
-        if event in CHANGES or (event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+        if event in CHANGES or (
+            event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        ):
             left -= 1
             if left < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -121,7 +138,9 @@ def test_a_kill_at_every_system_call_of_a_replacing_write(tmp_path, monkeypatch,
         intact(tmp_path, files)
         assert sorted(path.name for path in tmp_path.iterdir()) == names, "every leftover is gone"
         call += 1
-    assert call > 25 and set(seen) == {"old", "new"} and seen == sorted(seen, reverse=True), "old first, then new"
+    assert call > 25 and set(seen) == {"old", "new"} and seen == sorted(seen, reverse=True), (
+        "old first, then new"
+    )
     assert read(target) == "new"
 
 
@@ -196,7 +215,10 @@ def test_what_a_living_writer_holds_is_left_alone(tmp_path):
 def test_of_two_writers_of_a_new_folder_the_second_is_refused(tmp_path, monkeypatch):
     """Whether it comes before or after the last look at the target."""
     target, swap_in = tmp_path / "x", folders.swap_in
-    with pytest.raises(BadInput, match="already exists; give another folder"), write_folder(target, "thing"):
+    with (
+        pytest.raises(BadInput, match="already exists; give another folder"),
+        write_folder(target, "thing"),
+    ):
         write(target, "one", replace=False)
     shutil.rmtree(target)
 
@@ -233,8 +255,14 @@ def test_a_target_that_is_no_folder_of_this_kind_is_not_replaced(tmp_path):
     write(target, "an empty folder is nobody's")
     for lay, match in (
         (lambda: (target / MANIFEST).unlink(), "has no taskdistill.json, so it is not replaced"),
-        (lambda: shutil.rmtree(target) or target.write_text("mine"), "is no folder, which is not replaced"),
-        (lambda: target.unlink() or target.symlink_to(tmp_path / "elsewhere"), "is a link to .*elsewhere"),
+        (
+            lambda: shutil.rmtree(target) or target.write_text("mine"),
+            "is no folder, which is not replaced",
+        ),
+        (
+            lambda: target.unlink() or target.symlink_to(tmp_path / "elsewhere"),
+            "is a link to .*elsewhere",
+        ),
     ):
         lay()
         before = sorted(path.name for path in tmp_path.rglob("*"))
@@ -256,7 +284,10 @@ def test_an_owners_file_in_the_way_of_a_new_one_is_named(tmp_path):
     write(target, "old")
     (target / "c.txt").write_text("mine")
     with (
-        pytest.raises(BadInput, match=r"x/c.txt is not of this folder, and a new file takes its name; move it away"),
+        pytest.raises(
+            BadInput,
+            match=r"x/c.txt is not of this folder, and a new file takes its name; move it away",
+        ),
         write_folder(target, "thing", replace=True) as folder,
     ):
         (folder / "c.txt").write_text("ours")
@@ -269,7 +300,11 @@ def test_removing_a_folder_leaves_what_its_manifest_does_not_list(tmp_path):
     files = lay_out(tmp_path)
     remove_folder(target)
     intact(tmp_path, files)
-    assert sorted(path.name for path in target.rglob("*") if path.is_file()) == ["notes.txt", "one", "two"]
+    assert sorted(path.name for path in target.rglob("*") if path.is_file()) == [
+        "notes.txt",
+        "one",
+        "two",
+    ]
     remove_folder(target)
     shutil.rmtree(target)
     write(target, "new")
@@ -297,13 +332,28 @@ with write_folder(Path(sys.argv[1]), "thing", meta={"name": "new"}, replace=True
     (folder / "sub" / "b.bin").write_bytes(b"newnewnew")
 """
 CHANGING = (
-    *("mkdir", "mkdirat", "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir", "link", "linkat", "symlink", "symlinkat"),
+    *(
+        "mkdir",
+        "mkdirat",
+        "rename",
+        "renameat",
+        "renameat2",
+        "unlink",
+        "unlinkat",
+        "rmdir",
+        "link",
+        "linkat",
+        "symlink",
+        "symlinkat",
+    ),
     *("flock", "fsync", "write", "chmod", "fchmod", "fchmodat", "utimensat"),
 )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed: apt-get install strace")
+@pytest.mark.skipif(
+    shutil.which("strace") is None, reason="strace is not installed: apt-get install strace"
+)
 @pytest.mark.parametrize("mode", ["exchange", "renames"])
 def test_a_kill_by_the_tracer_at_every_changing_system_call(tmp_path, mode):
     """The same as above, seen from outside: no call that Python hides is left out."""
@@ -312,9 +362,22 @@ def test_a_kill_by_the_tracer_at_every_changing_system_call(tmp_path, mode):
     files = lay_out(tmp_path)
     for name in CHANGING:
         for call in range(1, 1000):  # the tracer counts each kind of call by itself
-            trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace=?{name}", "-e", f"inject=?{name}:signal=KILL:when={call}"]
+            trace = [
+                "strace",
+                "-f",
+                "-qq",
+                "-o",
+                "/dev/null",
+                "-e",
+                f"trace=?{name}",
+                "-e",
+                f"inject=?{name}:signal=KILL:when={call}",
+            ]
             done = subprocess.run(
-                [*trace, sys.executable, "-B", "-c", SCRIPT, str(target), mode], capture_output=True, text=True, timeout=120
+                [*trace, sys.executable, "-B", "-c", SCRIPT, str(target), mode],
+                capture_output=True,
+                text=True,
+                timeout=120,
             )
             found = read(target)
             intact(tmp_path, files)

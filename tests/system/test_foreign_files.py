@@ -60,17 +60,36 @@ CASES: dict[str, Case] = {
     "encode parquet": Case(f"{ENCODE} --out {{box}}/out.parquet", "out.parquet", folder=False),
     "encode jsonl": Case(f"{ENCODE} --out {{box}}/out.jsonl", "out.jsonl", folder=False),
     "encode folder": Case(f"{ENCODE} --out {{box}}/out --shard-rows 7", "out"),
-    "encode merged": Case(f"{ENCODE} --out {{box}}/shards --shard-rows 7 --merge {{box}}/out.npy", "out.npy", folder=False),
-    "evaluate": Case(f"evaluate {{home}}/model --out {{box}}/out --dims 8,32 --precisions float32 {SMALL}", "out"),
-    "write-texts": Case("evaluate --data {home}/data --set sts/sts --write-texts {box}/out.jsonl --quiet", "out.jsonl", folder=False),
-    "needle": Case("needle {home}/model --lengths 64 --kinds passkey --documents 4 --out {box}/out --quiet", "out"),
+    "encode merged": Case(
+        f"{ENCODE} --out {{box}}/shards --shard-rows 7 --merge {{box}}/out.npy",
+        "out.npy",
+        folder=False,
+    ),
+    "evaluate": Case(
+        f"evaluate {{home}}/model --out {{box}}/out --dims 8,32 --precisions float32 {SMALL}", "out"
+    ),
+    "write-texts": Case(
+        "evaluate --data {home}/data --set sts/sts --write-texts {box}/out.jsonl --quiet",
+        "out.jsonl",
+        folder=False,
+    ),
+    "needle": Case(
+        "needle {home}/model --lengths 64 --kinds passkey --documents 4 --out {box}/out --quiet",
+        "out",
+    ),
     "probe": Case(f"probe {{home}}/model --out {{box}}/out --steps 2 {SMALL}", "out"),
     "index": Case("index {home}/model {home}/corpus.jsonl --out {box}/out --bm25 --quiet", "out"),
     "index delete": Case("index delete {box}/index d1", "index", ("index",)),
-    "index compact": Case("index compact {box}/index", "index", ("index",), setup="index delete {box}/index d2"),
-    "index more": Case("index {home}/model {home}/more.jsonl --out {box}/index --quiet", "index", ("index",)),
+    "index compact": Case(
+        "index compact {box}/index", "index", ("index",), setup="index delete {box}/index d2"
+    ),
+    "index more": Case(
+        "index {home}/model {home}/more.jsonl --out {box}/index --quiet", "index", ("index",)
+    ),
     "search tune": Case(
-        "search tune {box}/index --dev {home}/data/retrieval/qa-dev --dims 16,32 --oversample 2 --no-refine --quiet", "index", ("index",)
+        "search tune {box}/index --dev {home}/data/retrieval/qa-dev --dims 16,32 --oversample 2 --no-refine --quiet",
+        "index",
+        ("index",),
     ),
     "migrate": Case(
         "migrate {home}/index {home}/other --dev {home}/data/retrieval/qa-dev --out {box}/out --threshold 0 --map procrustes --quiet",
@@ -84,12 +103,24 @@ CASES: dict[str, Case] = {
         ("model",),
         again=2,
     ),
-    "shrink": Case("shrink {home}/other --texts {home}/texts.jsonl --out {box}/out --layers 1 --sample 8 --quiet", "out", again=2),
-    "export": Case("export {home}/model --format sentence-transformers --out {box}/out --quiet", "out", again=2),
-    "export index": Case("export {home}/index --format qdrant --out {box}/out --quiet", "out", again=2),
-    "mine": Case("mine {home}/train.yaml --source qa --model {home}/model --out {box}/out --quiet", "out"),
+    "shrink": Case(
+        "shrink {home}/other --texts {home}/texts.jsonl --out {box}/out --layers 1 --sample 8 --quiet",
+        "out",
+        again=2,
+    ),
+    "export": Case(
+        "export {home}/model --format sentence-transformers --out {box}/out --quiet", "out", again=2
+    ),
+    "export index": Case(
+        "export {home}/index --format qdrant --out {box}/out --quiet", "out", again=2
+    ),
+    "mine": Case(
+        "mine {home}/train.yaml --source qa --model {home}/model --out {box}/out --quiet", "out"
+    ),
     "repair": Case("info {box}/store --repair", "store", ("store",)),
-    "plan json": Case("plan {home}/train.yaml --quiet --json {box}/out.json", "out.json", folder=False),
+    "plan json": Case(
+        "plan {home}/train.yaml --quiet --json {box}/out.json", "out.json", folder=False
+    ),
     "info json": Case("info {home}/model --json {box}/out.json", "out.json", folder=False),
     "search json": Case("search {home}/index ship --json {box}/out.json", "out.json", folder=False),
 }
@@ -107,21 +138,40 @@ def home(tmp_path_factory):
             made.adapter_configs["retrieval"] = tiny.add_adapter(module, "retrieval")
         made.settings = replace(made.settings, space_id=base_space_id(made))
         golden = golden_vectors(embed_with(made), module.tasks)
-        write_model(home / name, made, extra_files={FILE: json.dumps(golden), "README.md": "# tiny\n"})
+        write_model(
+            home / name, made, extra_files={FILE: json.dumps(golden), "README.md": "# tiny\n"}
+        )
     data = tiny.write_data(home / "data")
     raw = tiny.recipe(data, home / "teacher", steps=2)
-    raw = {key: value for key, value in raw.items() if key != "static"} | {"adapters": {"retrieval": raw["adapters"]["retrieval"]}}
+    raw = {key: value for key, value in raw.items() if key != "static"} | {
+        "adapters": {"retrieval": raw["adapters"]["retrieval"]}
+    }
     raw["evaluation"] = {"sets": ["sts/sts"], "dims": [8], "precisions": ["float32"]}
     (home / "train.yaml").write_text(yaml.safe_dump(raw))
-    rows = [{"_id": f"d{n}", "text": f"the {word} and the {tiny.WORDS[n + 1]}"} for n, word in enumerate(tiny.WORDS[:20])]
+    rows = [
+        {"_id": f"d{n}", "text": f"the {word} and the {tiny.WORDS[n + 1]}"}
+        for n, word in enumerate(tiny.WORDS[:20])
+    ]
     tiny.write_jsonl(home / "texts.jsonl", rows)
     tiny.write_jsonl(home / "more.jsonl", rows[15:])
     more = [
-        {"_id": f"m{n}", "text": f"a {tiny.WORDS[n % 96]} near the {tiny.WORDS[(7 * n + 1) % 96]} by {n % 5} ships"} for n in range(100)
+        {
+            "_id": f"m{n}",
+            "text": f"a {tiny.WORDS[n % 96]} near the {tiny.WORDS[(7 * n + 1) % 96]} by {n % 5} ships",
+        }
+        for n in range(100)
     ]
-    judged = [json.loads(line) for line in gzip.decompress((home / "data/retrieval/qa-dev/corpus.jsonl.gz").read_bytes()).splitlines()]
+    judged = [
+        json.loads(line)
+        for line in gzip.decompress(
+            (home / "data/retrieval/qa-dev/corpus.jsonl.gz").read_bytes()
+        ).splitlines()
+    ]
     tiny.write_jsonl(home / "corpus.jsonl", judged + more)
-    (home / "rows.csv").write_text("text,label\n" + "".join(f"the ship {word},a\nthe judge {word},b\n" for word in tiny.WORDS[:6]))
+    (home / "rows.csv").write_text(
+        "text,label\n"
+        + "".join(f"the ship {word},a\nthe judge {word},b\n" for word in tiny.WORDS[:6])
+    )
     assert command(f"index {home}/model {home}/corpus.jsonl --out {home}/index --bm25 --quiet") == 0
     assert (
         command(
@@ -146,8 +196,18 @@ def tree(root: Path) -> Tree:
     for path in sorted(root.rglob("*")):
         status = path.lstat()
         kind = stat.S_IFMT(status.st_mode)
-        content = path.readlink() if kind == stat.S_IFLNK else path.read_bytes() if kind == stat.S_IFREG else None
-        found[path.relative_to(root).as_posix()] = status.st_mode, None if kind == stat.S_IFDIR else status.st_mtime_ns, content
+        content = (
+            path.readlink()
+            if kind == stat.S_IFLNK
+            else path.read_bytes()
+            if kind == stat.S_IFREG
+            else None
+        )
+        found[path.relative_to(root).as_posix()] = (
+            status.st_mode,
+            None if kind == stat.S_IFDIR else status.st_mtime_ns,
+            content,
+        )
     return found
 
 
@@ -157,24 +217,29 @@ def state(root: Path) -> dict[str, tuple[int, ...]]:
     for here, folders, files in os.walk(root):
         for name in (*folders, *files):
             status = os.lstat(os.path.join(here, name))  # noqa: PTH118 (thousands of them)
-            found[f"{here}/{name}"] = status.st_mode, status.st_size, status.st_mtime_ns, status.st_ino
+            found[f"{here}/{name}"] = (
+                status.st_mode,
+                status.st_size,
+                status.st_mtime_ns,
+                status.st_ino,
+            )
     return found
 
 
-def lay(folder: Path, outside: Path, around: str = "out") -> set[str]:
+def lay(folder: Path, outside: Path, ctx: str = "out") -> set[str]:
     """Put somebody's files of every kind into a folder; returns their names."""
     before = set(folder.rglob("*"))
     folder.mkdir(parents=True, exist_ok=True)
     outside.mkdir(exist_ok=True)
     (outside / "thesis.txt").write_text("years of work")
     near = [
-        f".{around}.0a1b2c3d",
-        f".{around}.0a1b2c3d.old",
-        f".{around}.20240115",
-        f".{around}.bak",
-        f"{around}.bak",
-        f"{around}.20240115",
-        f".{around}~",
+        f".{ctx}.0a1b2c3d",
+        f".{ctx}.0a1b2c3d.old",
+        f".{ctx}.20240115",
+        f".{ctx}.bak",
+        f"{ctx}.bak",
+        f"{ctx}.20240115",
+        f".{ctx}~",
     ]
     for name in (
         "notes.txt",
@@ -251,7 +316,11 @@ def test_files_beside_and_within_stay_when_a_command_succeeds(home, tmp_path, na
         assert command(case.setup.format(home=home, box=box)) == 0
     inner = lay(stem, tmp_path / "outside") if case.copies else set()
     before, inputs = tree(tmp_path), state(home)
-    laid = {f"box/{each}" for each in outer} | {f"box/{case.out}/{each}" for each in inner} | {"outside/thesis.txt"}
+    laid = (
+        {f"box/{each}" for each in outer}
+        | {f"box/{case.out}/{each}" for each in inner}
+        | {"outside/thesis.txt"}
+    )
     assert command(filled(case, home, box)) == 0
     assert stem.exists()
     unchanged(before, tree(tmp_path), laid)
@@ -263,7 +332,11 @@ def test_files_beside_and_within_stay_when_a_command_succeeds(home, tmp_path, na
     assert command(filled(case, home, box)) == case.again
     unchanged(before, tree(tmp_path), laid)
     assert state(home) == inputs
-    leftovers = [path.name for path in tmp_path.rglob("*") if ".taskdistill-" in path.name or path.name.endswith("lock")]
+    leftovers = [
+        path.name
+        for path in tmp_path.rglob("*")
+        if ".taskdistill-" in path.name or path.name.endswith("lock")
+    ]
     assert leftovers == []
 
 
@@ -304,7 +377,10 @@ def take_place(path: Path, outside: Path, kind: str) -> None:
         case "pipe":
             os.mkfifo(path)
         case "socket":
-            with contextlib.closing(socket.socket(socket.AF_UNIX)) as made, contextlib.chdir(path.parent):
+            with (
+                contextlib.closing(socket.socket(socket.AF_UNIX)) as made,
+                contextlib.chdir(path.parent),
+            ):
                 made.bind(path.name)
 
 
@@ -325,7 +401,9 @@ def test_a_target_that_somebody_has_is_refused_before_anything_is_touched(home, 
         assert command(filled(case, home, box)) == 2, kind
         after = tree(box.parent)
         unchanged(before, after, set(before))
-        assert set(after) - set(before) <= {"box/shards"} | {each for each in after if each.startswith("box/shards/")}, kind
+        assert set(after) - set(before) <= {"box/shards"} | {
+            each for each in after if each.startswith("box/shards/")
+        }, kind
         assert state(home) == inputs
 
 
@@ -389,7 +467,9 @@ def test_a_command_may_write_its_own_result_again(home, tmp_path):
     for _ in range(2):
         assert command(f"info {home}/model --json {tmp_path}/r.json") == 0
         assert (
-            command(f"evaluate {home}/model --out {tmp_path}/out --json {tmp_path}/out/results.json --dims 8 {SMALL.format(home=home)}")
+            command(
+                f"evaluate {home}/model --out {tmp_path}/out --json {tmp_path}/out/results.json --dims 8 {SMALL.format(home=home)}"
+            )
             == 0
         )
 
@@ -412,11 +492,19 @@ RESERVED = {
     "adapt": (".model.adapt", ".model.adapt/0123456789abcdef", ".model.adapt/lock"),
     "index": ("out/lock", "out/journal.json"),
     "index delete": ("index/lock", "index/journal.json"),
-    "repair": ("store.lock", "store/shards/.notes", "store/shards/notes.txt", "store/shards/20240115.json", "store/shards/00099.npy.bak"),
+    "repair": (
+        "store.lock",
+        "store/shards/.notes",
+        "store/shards/notes.txt",
+        "store/shards/20240115.json",
+        "store/shards/00099.npy.bak",
+    ),
 }
 
 
-@pytest.mark.parametrize(("name", "place"), [(name, place) for name, places in RESERVED.items() for place in places])
+@pytest.mark.parametrize(
+    ("name", "place"), [(name, place) for name, places in RESERVED.items() for place in places]
+)
 def test_somebodys_file_under_a_name_that_a_command_needs_stays(home, tmp_path, name, place):
     """The command is done without the name, or refuses; whatever it does, the file is what it was."""
     case = CASES[name]
@@ -434,7 +522,11 @@ def test_somebodys_file_under_a_name_that_a_command_needs_stays(home, tmp_path, 
     else:
         target.mkdir()
         (target / "mine.txt").write_text("mine")
-    before = {each: value for each, value in tree(box).items() if each == place or each.startswith(f"{place}/")}
+    before = {
+        each: value
+        for each, value in tree(box).items()
+        if each == place or each.startswith(f"{place}/")
+    }
     assert command(filled(case, home, box)) in (0, 2)
     unchanged(before, tree(box), set(before))
 
@@ -473,10 +565,23 @@ def counting(line: str, die_at: int) -> None:
     sys.exit(code)
 
 
-QUICK_KILLS = ("index", "index delete", "index compact", "encode npy", "encode folder", "migrate state", "export", "adapt", "mine")
+QUICK_KILLS = (
+    "index",
+    "index delete",
+    "index compact",
+    "encode npy",
+    "encode folder",
+    "migrate state",
+    "export",
+    "adapt",
+    "mine",
+)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK_KILLS else pytest.mark.slow) for name in CASES])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK_KILLS else pytest.mark.slow) for name in CASES],
+)
 def test_a_kill_leaves_what_others_have_and_the_next_run_succeeds(home, tmp_path, name):
     case = CASES[name]
     inputs = state(home)
@@ -487,7 +592,9 @@ def test_a_kill_leaves_what_others_have_and_the_next_run_succeeds(home, tmp_path
     code, calls = in_child(filled(case, home, box), 0)
     assert code == 0
     shutil.rmtree(box)
-    for point in sorted({1, max(1, calls // 3), max(1, 2 * calls // 3), max(1, calls - 1)}) if calls else ():
+    for point in (
+        sorted({1, max(1, calls // 3), max(1, 2 * calls // 3), max(1, calls - 1)}) if calls else ()
+    ):
         shutil.copytree(tmp_path / "start", box, symlinks=True)
         outer = lay(box, tmp_path / "outside", Path(case.out).name)
         inner = lay(box / case.out, tmp_path / "outside") if case.copies else set()
@@ -496,7 +603,9 @@ def test_a_kill_leaves_what_others_have_and_the_next_run_succeeds(home, tmp_path
         assert in_child(filled(case, home, box), point)[0] == 9
         unchanged(before, tree(box), laid)
         again = command(filled(case, home, box))
-        assert again == 0 or (again == 2 and case.again == 2 and point == calls - 1), f"after a kill at call {point} of {calls}"
+        assert again == 0 or (again == 2 and case.again == 2 and point == calls - 1), (
+            f"after a kill at call {point} of {calls}"
+        )
         unchanged(before, tree(box), laid)
         assert [path.name for path in box.rglob("*") if ".taskdistill-" in path.name] == []
         assert state(home) == inputs
@@ -516,10 +625,20 @@ def test_every_command_that_writes_is_in_the_table():
         "inspect": "writes nothing",
     }
     commands = {
-        str(each.name) for group in (app, *(each.typer_instance for each in app.registered_groups)) for each in group.registered_commands
+        str(each.name)
+        for group in (app, *(each.typer_instance for each in app.registered_groups))
+        for each in group.registered_commands
     }
     found = {
-        next((each for each in sorted(commands, key=len, reverse=True) if case.argv.startswith(f"{each} ")), "") for case in CASES.values()
+        next(
+            (
+                each
+                for each in sorted(commands, key=len, reverse=True)
+                if case.argv.startswith(f"{each} ")
+            ),
+            "",
+        )
+        for case in CASES.values()
     }
     assert commands - found == set(elsewhere)
 
@@ -562,7 +681,18 @@ REMOVING = {
 }
 """Modules that call what can remove or write over something, each with who says that the thing is ours."""
 
-REMOVERS = {"rmtree", "unlink", "rmdir", "rename", "renames", "copyfile", "copytree", "copy2", "truncate", "ftruncate"}
+REMOVERS = {
+    "rmtree",
+    "unlink",
+    "rmdir",
+    "rename",
+    "renames",
+    "copyfile",
+    "copytree",
+    "copy2",
+    "truncate",
+    "ftruncate",
+}
 WRITERS = {"write_text", "write_bytes", "save_file", "save_pretrained", "savez"}
 
 
@@ -574,12 +704,30 @@ def test_whatever_can_remove_or_write_over_a_file_is_known():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            words = [each.value for each in [*node.args, *(word.value for word in node.keywords)] if isinstance(each, ast.Constant)]
-            opens = name == "open" and any(isinstance(each, str) and len(each) < 4 and set(each) & set("wax+") for each in words)
-            replaces = name == "replace" and isinstance(node.func, ast.Attribute) and len(node.args) == 1 and not node.keywords
+            name = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else getattr(node.func, "id", "")
+            )
+            words = [
+                each.value
+                for each in [*node.args, *(word.value for word in node.keywords)]
+                if isinstance(each, ast.Constant)
+            ]
+            opens = name == "open" and any(
+                isinstance(each, str) and len(each) < 4 and set(each) & set("wax+")
+                for each in words
+            )
+            replaces = (
+                name == "replace"
+                and isinstance(node.func, ast.Attribute)
+                and len(node.args) == 1
+                and not node.keywords
+            )
             method = isinstance(node.func, ast.Attribute)
-            removes = method and (name in REMOVERS or ast.unparse(node.func) in ("os.remove", "shutil.move"))
+            removes = method and (
+                name in REMOVERS or ast.unparse(node.func) in ("os.remove", "shutil.move")
+            )
             if opens or replaces or removes or name in WRITERS:
                 found.add(path.relative_to(source).as_posix())
     assert found == set(REMOVING)

@@ -10,7 +10,14 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PHASES = ["stage1", "long", "adapters.retrieval", "adapters.text-matching", "adapters.clustering", "adapters.classification"]
+PHASES = [
+    "stage1",
+    "long",
+    "adapters.retrieval",
+    "adapters.text-matching",
+    "adapters.clustering",
+    "adapters.classification",
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +34,38 @@ def bench():
 @pytest.mark.slow
 def test_every_phase_is_run_and_measured(bench, tmp_path, capsys):
     bench.main(
-        ["--quick", "--steps", "2", "--scratch", str(tmp_path), "--json", str(tmp_path / "out.json"), "--device", "cpu", "--peak", "1"]
+        [
+            "--quick",
+            "--steps",
+            "2",
+            "--scratch",
+            str(tmp_path),
+            "--json",
+            str(tmp_path / "out.json"),
+            "--device",
+            "cpu",
+            "--peak",
+            "1",
+        ]
     )
     found = json.loads((tmp_path / "out.json").read_text())
     assert [each["phase"] for each in found["phases"]] == PHASES
     for each in found["phases"]:
-        assert each["steps"] == len(each["losses"]) == 2 and each["skipped"] == 0 and each["tokens"] > 50
-        assert each["seconds"] > 0 and each["tokens_per_second"] > 0 and 0 < each["gib"] <= found["gib"]
+        assert (
+            each["steps"] == len(each["losses"]) == 2
+            and each["skipped"] == 0
+            and each["tokens"] > 50
+        )
+        assert (
+            each["seconds"] > 0
+            and each["tokens_per_second"] > 0
+            and 0 < each["gib"] <= found["gib"]
+        )
         assert 0 < each["share_of_rate"] <= each["share_of_rate_in_passes"] < 1
-    assert found["weights"] == 600 * 32 + 2 * (32 * 8 * (4 + 2 + 2 + 4) + 3 * 32 * 64 + 2 * 32 + 2 * 8) + 32
+    assert (
+        found["weights"]
+        == 600 * 32 + 2 * (32 * 8 * (4 + 2 + 2 + 4) + 3 * 32 * 64 + 2 * 32 + 2 * 8) + 32
+    )
     printed = capsys.readouterr().out
     assert all(f"{phase} " in printed for phase in PHASES) and "of the data sheet" in printed
     assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
@@ -51,8 +81,10 @@ def test_only_the_amount_of_work_differs_from_the_published_recipe(bench, tmp_pa
             key: value for key, value in published[name].items() if key not in amounts
         }
     for task, settings in published["adapters"].items():
-        assert {key: value for key, value in derived["adapters"][task].items() if key not in amounts} == {
-            key: value for key, value in settings.items() if key not in amounts
-        }
-    assert derived["precision"] == "bfloat16" and derived["student"] == published["student"] | {"init": str(tmp_path / "student")}
+        assert {
+            key: value for key, value in derived["adapters"][task].items() if key not in amounts
+        } == {key: value for key, value in settings.items() if key not in amounts}
+    assert derived["precision"] == "bfloat16" and derived["student"] == published["student"] | {
+        "init": str(tmp_path / "student")
+    }
     assert derived["teacher"] == published["teacher"] | {"model": str(tmp_path / "teacher")}

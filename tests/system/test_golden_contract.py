@@ -25,7 +25,11 @@ def folder(tmp_path):
     module = tiny.student()
     made = tiny.model(module, tiny.write_tokenizer(tmp_path / "tok"))
     made.adapter_configs["retrieval"] = tiny.add_adapter(module, "retrieval")
-    write_model(tmp_path / "model", made, extra_files={FILE: json.dumps(golden_vectors(embed_with(made), ["retrieval"]))})
+    write_model(
+        tmp_path / "model",
+        made,
+        extra_files={FILE: json.dumps(golden_vectors(embed_with(made), ["retrieval"]))},
+    )
     return tmp_path / "model"
 
 
@@ -37,7 +41,12 @@ def change_golden(folder, name: str) -> None:
     (folder / FILE).write_text(json.dumps(golden))
     (folder / MANIFEST).unlink()
     known = {"kind", "format_version", "inputs", "created_by", "files", "sha256"}
-    seal(folder, "model", meta={key: value for key, value in manifest.items() if key not in known}, inputs=manifest["inputs"])
+    seal(
+        folder,
+        "model",
+        meta={key: value for key, value in manifest.items() if key not in known},
+        inputs=manifest["inputs"],
+    )
 
 
 @pytest.mark.parametrize("graphs", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -49,7 +58,9 @@ def test_every_installed_back_end_is_verified(folder, tmp_path, capsys, monkeypa
     assert {"golden_cosines", "golden_cosines_int8"} <= told.keys()
     for backend in here:
         key = "golden_cosines" if backend is Backend.TORCH else f"golden_cosines_{backend.value}"
-        assert told[key].keys() == {"base", "retrieval"} and min(told[key].values()) >= LEAST[backend], key
+        assert (
+            told[key].keys() == {"base", "retrieval"} and min(told[key].values()) >= LEAST[backend]
+        ), key
     assert told["faults"] == [] and "golden cosines" in capsys.readouterr().out
 
 
@@ -70,7 +81,9 @@ def test_an_export_refuses_a_model_that_left_its_space(folder, tmp_path):
     with pytest.raises(WorkFailed, match="does not give the golden vectors of retrieval"):
         export(folder, "sentence-transformers", "retrieval", tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
-    assert export(folder, "sentence-transformers", None, tmp_path / "base")["golden"].keys() == {"base"}
+    assert export(folder, "sentence-transformers", None, tmp_path / "base")["golden"].keys() == {
+        "base"
+    }
 
 
 def test_a_back_end_that_cannot_run_a_model_is_said_and_no_fault(tmp_path, capsys):
@@ -82,7 +95,11 @@ def test_a_back_end_that_cannot_run_a_model_is_said_and_no_fault(tmp_path, capsy
         name="table",
         source=tmp_path / "table",
     )
-    write_model(tmp_path / "table", made, extra_files={FILE: json.dumps(golden_vectors(embed_with(made), []))})
+    write_model(
+        tmp_path / "table",
+        made,
+        extra_files={FILE: json.dumps(golden_vectors(embed_with(made), []))},
+    )
     assert run(["info", str(tmp_path / "table"), "--verify"]) == 0
     assert "not run: " in capsys.readouterr().out
     write_model(tmp_path / "bare", made)

@@ -12,7 +12,9 @@ import pytest
 from golden import compare, entry, masks, record
 from golden.summaries import summarize
 
-RECORDED = {path.stem: json.loads(path.read_text("utf-8")) for path in record.RECORDED.glob("*.json")}
+RECORDED = {
+    path.stem: json.loads(path.read_text("utf-8")) for path in record.RECORDED.glob("*.json")
+}
 WITHOUT_RUN = {"serve": "exchanges", "data docs": "helps", "train": "losses"}
 """Commands that are recorded elsewhere than under their own words: a server by its exchanges; the documentation of the packages that are
 installed is another one on every machine; training by its losses and files."""
@@ -21,23 +23,44 @@ installed is another one on every machine; training by its losses and files."""
 def test_every_part_is_recorded_and_all_of_it_is_small():
     assert set(RECORDED) == {*record.PARTS, "machine"}
     assert sum(path.stat().st_size for path in record.RECORDED.iterdir()) < 3_000_000
-    assert all(len(path.read_text("utf-8").splitlines()) < 300 for path in Path(record.HERE).rglob("*.py"))
+    assert all(
+        len(path.read_text("utf-8").splitlines()) < 300 for path in Path(record.HERE).rglob("*.py")
+    )
 
 
 def test_every_command_is_recorded_with_its_help_a_run_and_a_refusal():
     commands = set(entry.commands())
-    assert {"", *commands} <= {"", *RECORDED["helps"]} and set(RECORDED["helps"]) == {"taskdistill", "data", *commands}
-    runs = {key for part in ("scores", "searches", "ablations", "exports", "commands") for key in RECORDED[part]}
-    missing = {name for name in commands if not any(key == name or key.startswith(f"{name} ") for key in runs)}
+    assert {"", *commands} <= {"", *RECORDED["helps"]} and set(RECORDED["helps"]) == {
+        "taskdistill",
+        "data",
+        *commands,
+    }
+    runs = {
+        key
+        for part in ("scores", "searches", "ablations", "exports", "commands")
+        for key in RECORDED[part]
+    }
+    missing = {
+        name
+        for name in commands
+        if not any(key == name or key.startswith(f"{name} ") for key in runs)
+    }
     assert missing == set(WITHOUT_RUN), "record a run of it in one of the parts"
     assert all(RECORDED[part] for part in WITHOUT_RUN.values())
-    assert len(RECORDED["refusals"]) >= 80 and {answer["code"] for answer in RECORDED["refusals"].values()} <= {1, 2}
+    assert len(RECORDED["refusals"]) >= 80 and {
+        answer["code"] for answer in RECORDED["refusals"].values()
+    } <= {1, 2}
 
 
 def test_every_loss_term_is_recorded_at_fixed_tensors_and_in_a_phase():
     known = {name.partition(",")[0] for name in RECORDED["terms"]}
     assert set(entry.LOSS_TERMS) <= known, "add it to golden/entry.py and golden/parts/terms.py"
-    trained = {name.removeprefix("term ") for phase in RECORDED["losses"].values() for name in phase if name.startswith("term ")}
+    trained = {
+        name.removeprefix("term ")
+        for phase in RECORDED["losses"].values()
+        for name in phase
+        if name.startswith("term ")
+    }
     assert set(entry.LOSS_TERMS) <= trained, "give it a weight in golden/parts/losses.py"
 
 
@@ -47,14 +70,22 @@ def test_every_phase_has_twenty_losses_and_its_weights():
             losses = RECORDED["losses"][f"{recipe}: {phase}"]["loss"]
             assert len(losses) == 20 and all(compare.HEXADECIMAL.match(loss) for loss in losses)
     for how in ("one thread", "two threads", "two processes", "resumed"):
-        files = [key.partition(": ")[2] for key in RECORDED["tensors"] if key.startswith(f"{how}: ")]
-        assert {path.split("/")[1] for path in files if path.startswith("phases/")} == set(entry.PHASES)
+        files = [
+            key.partition(": ")[2] for key in RECORDED["tensors"] if key.startswith(f"{how}: ")
+        ]
+        assert {path.split("/")[1] for path in files if path.startswith("phases/")} == set(
+            entry.PHASES
+        )
         assert any(path.startswith("model/") for path in files)
     finished = [
-        key.removeprefix("one thread: ") for key in RECORDED["tensors"] if key.startswith(("one thread: phases", "one thread: model"))
+        key.removeprefix("one thread: ")
+        for key in RECORDED["tensors"]
+        if key.startswith(("one thread: phases", "one thread: model"))
     ]
     for path in finished:
-        assert RECORDED["tensors"][f"resumed: {path}"] == RECORDED["tensors"][f"one thread: {path}"], path
+        assert (
+            RECORDED["tensors"][f"resumed: {path}"] == RECORDED["tensors"][f"one thread: {path}"]
+        ), path
 
 
 def test_every_task_precision_and_family_has_vectors():
@@ -65,9 +96,15 @@ def test_every_task_precision_and_family_has_vectors():
 
 
 def test_every_task_type_is_scored_and_every_format_exported():
-    types = {key.rpartition(" on ")[2].split("/")[0] for key in RECORDED["scores"] if key.startswith("score of ")}
+    types = {
+        key.rpartition(" on ")[2].split("/")[0]
+        for key in RECORDED["scores"]
+        if key.startswith("score of ")
+    }
     assert types == set(entry.TASK_TYPES)
-    formats = {match[1] for key in RECORDED["exports"] if (match := re.search(r"--format (\S+)", key))}
+    formats = {
+        match[1] for key in RECORDED["exports"] if (match := re.search(r"--format (\S+)", key))
+    }
     assert formats == {*entry.MODEL_FORMATS, *entry.INDEX_FORMATS}
 
 
@@ -82,7 +119,11 @@ def test_every_route_of_the_server_is_asked():
 
 def test_no_record_holds_a_path_or_a_second_of_the_machine():
     text = "".join(path.read_text("utf-8") for path in record.RECORDED.iterdir())
-    assert str(Path(record.HERE).parents[1]) not in text and "/tmp" not in text and "golden-" not in text
+    assert (
+        str(Path(record.HERE).parents[1]) not in text
+        and "/tmp" not in text
+        and "golden-" not in text
+    )
 
 
 def found(old: Any, new: Any, *, exact: bool = False, tolerance: float = compare.REST) -> list[str]:
@@ -130,13 +171,17 @@ def test_another_rounding_of_codes_is_seen_elsewhere_and_one_code_is_not():
 
 def test_masks_take_what_differs_and_leave_the_rest():
     mask = masks.Mask({"TMP": Path("/some/where")})
-    assert mask.value({"seconds": 1.5, "at": "/some/where/x", "format_version": 3, "score": 0.5}) == {
+    assert mask.value(
+        {"seconds": 1.5, "at": "/some/where/x", "format_version": 3, "score": 0.5}
+    ) == {
         "seconds": masks.MASK,
         "at": "TMP/x",
         "format_version": 3,
         "score": 0.5,
     }
-    assert mask.lines("┏━━┳━━┓\n┃ a  ┃ minutes ┃\n┡━━╇━━┩\n│ x  │ 0.3 │\n└──┴──┘\n12 rows, 3.5 s") == [
+    assert mask.lines(
+        "┏━━┳━━┓\n┃ a  ┃ minutes ┃\n┡━━╇━━┩\n│ x  │ 0.3 │\n└──┴──┘\n12 rows, 3.5 s"
+    ) == [
         "table: a | minutes",
         f"row: x | {masks.MASK}",
         "12 rows, <number> s",

@@ -27,12 +27,18 @@ def script():
     sys.modules.pop("common", None)
 
 
-def test_every_comparison_is_made_and_one_that_fails_is_the_exit_code(script, tmp_path, monkeypatch, capsys):
+def test_every_comparison_is_made_and_one_that_fails_is_the_exit_code(
+    script, tmp_path, monkeypatch, capsys
+):
     out = tmp_path / "found.json"
     assert script.main(["--device", str(twin.DEVICE), "--quick", "--json", str(out)]) == 0
     found = json.loads(out.read_text())
     assert found["right"] and found["device"] == "twin:0" and len(found["checks"]) == 5
-    assert all(float(figure) == pytest.approx(1, abs=1e-6) for what, figure, _, _ in found["checks"] if "bfloat16" not in what)
+    assert all(
+        float(figure) == pytest.approx(1, abs=1e-6)
+        for what, figure, _, _ in found["checks"]
+        if "bfloat16" not in what
+    )
     assert found["speed"]["tokens a second"] > 0 and found["speed"]["arithmetic"] == "bfloat16"
     assert capsys.readouterr().out.splitlines()[-1].startswith("right; ")
     monkeypatch.setattr(script, "compare", lambda *_, **__: [("x", "0.5", "0.999", False)])

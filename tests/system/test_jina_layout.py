@@ -49,7 +49,9 @@ def test_tasks_differ_and_truncation_precedes_normalisation(loaded):
     assert np.abs(by_task["retrieval"] - by_task["clustering"]).max() > 0.05
     theirs = expected(folder, family, TEXTS, "clustering", "Document: ")[:, :8]
     ours = encoder.encode(TEXTS, task="clustering", truncate_dim=8)
-    np.testing.assert_allclose(ours, torch.nn.functional.normalize(theirs, dim=-1).numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        ours, torch.nn.functional.normalize(theirs, dim=-1).numpy(), atol=1e-5
+    )
 
 
 def test_what_the_repository_says_is_what_the_encoder_says(loaded):
@@ -74,7 +76,10 @@ def test_the_errors_of_the_model_cards(loaded):
         encoder.encode(TEXTS, task="retreival")
     with pytest.raises(ValueError, match=r"^Unknown prompt_name: passage"):
         encoder.encode(TEXTS, task="retrieval", prompt_name="passage")
-    with pytest.raises(BadInput, match=r"needs a task .*encode\(texts, task='retrieval'\).*default_task='retrieval'"):
+    with pytest.raises(
+        BadInput,
+        match=r"needs a task .*encode\(texts, task='retrieval'\).*default_task='retrieval'",
+    ):
         encoder.encode(TEXTS)
     with pytest.raises(BadInput, match=r"^Unknown task: ranking"):
         Encoder.load(folder, default_task="ranking")
@@ -84,13 +89,17 @@ def test_prompt_name_none_is_document_and_a_default_task_stands_in(loaded):
     _, folder, encoder = loaded
     document = encoder.encode(TEXTS, task="clustering", prompt_name="document")
     assert np.array_equal(encoder.encode(TEXTS, task="clustering", prompt_name=None), document)
-    assert np.array_equal(Encoder.load(folder, default_task="clustering", threads=1).encode(TEXTS), document)
+    assert np.array_equal(
+        Encoder.load(folder, default_task="clustering", threads=1).encode(TEXTS), document
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_leading_model_prefix_bf16_and_no_end_token(tmp_path, family):
     plain = write_repository(tmp_path / "plain", family, dtype=torch.bfloat16, end=False)
-    prefixed = write_repository(tmp_path / "prefixed", family, prefix="model.", dtype=torch.bfloat16, end=False)
+    prefixed = write_repository(
+        tmp_path / "prefixed", family, prefix="model.", dtype=torch.bfloat16, end=False
+    )
     one = Encoder.load(plain, threads=1).encode(TEXTS, task="retrieval")
     two = Encoder.load(prefixed, threads=1).encode(TEXTS, task="retrieval")
     assert np.array_equal(one, two)
@@ -99,7 +108,9 @@ def test_leading_model_prefix_bf16_and_no_end_token(tmp_path, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_merged_repository_equals_the_adapter(tmp_path, family):
     merged = Encoder.load(write_merged(tmp_path / "merged", family, "text-matching"), threads=1)
-    theirs = expected(tmp_path / "merged-combined", family, TEXTS, "text-matching", "Document: ").numpy()
+    theirs = expected(
+        tmp_path / "merged-combined", family, TEXTS, "text-matching", "Document: "
+    ).numpy()
     assert merged.tasks == ()
     assert np.abs(merged.encode(TEXTS) - theirs).max() <= 1e-5
     with pytest.raises(BadInput, match=r"^Unknown task: retrieval; this model has no adapters"):
@@ -119,7 +130,10 @@ def test_cut_texts_keep_prefix_and_end_and_are_reported(tmp_path, family):
     assert list(report.truncated) == [True, False]
     with pytest.raises(BadInput, match="truncation is refused"):
         encoder.encode([huge], task="retrieval", refuse_truncation=True)
-    with pytest.warns(TruncationWarning, match="1 of 2 texts are longer than the 128 tokens that r reads; their ends were cut"):
+    with pytest.warns(
+        TruncationWarning,
+        match="1 of 2 texts are longer than the 128 tokens that r reads; their ends were cut",
+    ):
         encoder.encode([huge, "short"], task="retrieval")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -157,7 +171,12 @@ PUBLISHED = {
             "num_hidden_layers": 12,
             "num_attention_heads": 12,
         }
-        | {"num_key_value_heads": 12, "max_position_embeddings": 8_192, "rms_norm_eps": 1e-5, "rope_theta": 1_000_000},
+        | {
+            "num_key_value_heads": 12,
+            "max_position_embeddings": 8_192,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1_000_000,
+        },
         211_766_016,
         98_500_608,
         6_782_976,
@@ -178,7 +197,9 @@ def test_parameter_counts_of_the_published_models(name):
             attach(backbone, task, lora_config(backbone))
     set_active_adapter(backbone, None)
     assert all(p.device.type == "meta" for p in backbone.parameters())
-    assert [sum(p.numel() for p in adapter_parameters(backbone, task).values()) for task in TASKS] == [adapter] * 4
+    assert [
+        sum(p.numel() for p in adapter_parameters(backbone, task).values()) for task in TASKS
+    ] == [adapter] * 4
     assert sum(p.numel() for p in backbone.parameters()) == total
 
 
@@ -194,9 +215,16 @@ def test_a_hub_id_may_name_its_revision_and_code_files_are_not_fetched(repositor
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     plain = Encoder.load("jinaai/some-model", threads=1)
     exact = Encoder.load("jinaai/some-model@8a7f00aa", default_task="retrieval", threads=1)
-    assert [(name, revision) for name, revision, _ in asked] == [("jinaai/some-model", None), ("jinaai/some-model", "8a7f00aa")]
-    assert not any(".py" in pattern or pattern == "*" for _, _, patterns in asked for pattern in patterns)
-    assert plain.name == "jinaai/some-model" and np.array_equal(exact.encode(TEXTS), plain.encode(TEXTS, task="retrieval"))
+    assert [(name, revision) for name, revision, _ in asked] == [
+        ("jinaai/some-model", None),
+        ("jinaai/some-model", "8a7f00aa"),
+    ]
+    assert not any(
+        ".py" in pattern or pattern == "*" for _, _, patterns in asked for pattern in patterns
+    )
+    assert plain.name == "jinaai/some-model" and np.array_equal(
+        exact.encode(TEXTS), plain.encode(TEXTS, task="retrieval")
+    )
 
 
 GOLDEN = {"SMALL": [0.486, 0.76114, 0.5914, 0.6188], "NANO": [0.50306, 0.79173, 0.61259, 0.57484]}
@@ -218,7 +246,9 @@ def published_weights(name: str) -> str | None:
         return folder
     for ending in ("", "-retrieval"):
         with contextlib.suppress(LocalEntryNotFoundError):
-            found = snapshot_download(f"jinaai/jina-embeddings-v5-text-{name.lower()}{ending}", local_files_only=True)
+            found = snapshot_download(
+                f"jinaai/jina-embeddings-v5-text-{name.lower()}{ending}", local_files_only=True
+            )
             if (Path(found) / "model.safetensors").is_file():
                 return found
     return None
@@ -241,7 +271,10 @@ def test_golden_similarities_of_the_published_weights(name):
 
 def test_half_a_surrogate_pair_is_no_character(loaded):
     _, _, encoder = loaded
-    with pytest.raises(BadInput, match=r"half of a surrogate pair, which is no character, in 'Document: a\\ud83d b'"):
+    with pytest.raises(
+        BadInput,
+        match=r"half of a surrogate pair, which is no character, in 'Document: a\\ud83d b'",
+    ):
         encoder.encode(["fine", "a\ud83d b"], task="retrieval")
     with pytest.raises(BadInput, match="half of a surrogate pair"):
         encoder.model.tokenizer.offsets("\ud800", prompt="")
@@ -250,6 +283,8 @@ def test_half_a_surrogate_pair_is_no_character(loaded):
 def test_an_adapter_that_is_listed_but_absent_is_named(tmp_path):
     folder = write_repository(tmp_path / "r", "eurobert", tasks=["retrieval"])
     raw = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(raw | {"task_names": ["retrieval", "clustering"]}))
+    (folder / "config.json").write_text(
+        json.dumps(raw | {"task_names": ["retrieval", "clustering"]})
+    )
     with pytest.raises(BadInput, match=r"adapters/clustering/adapter_config.json is missing"):
         Encoder.load(folder)

@@ -34,7 +34,11 @@ MODELS = ("model", "jina-v5", "sentence-transformers", "static")
 LAYOUTS = sorted(KEPT.glob("jina-v5-*[0-9]"))
 
 
-@pytest.mark.parametrize("folder", sorted(p for p in KEPT.iterdir() if p.is_dir() and p.name.startswith(MODELS)), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "folder",
+    sorted(p for p in KEPT.iterdir() if p.is_dir() and p.name.startswith(MODELS)),
+    ids=lambda p: p.name,
+)
 def test_every_kept_folder_is_whole_and_read(folder):
     assert check_folder(folder, read_manifest(folder)) == []
     model = read_model(folder)
@@ -51,12 +55,15 @@ def test_kept_layouts_give_their_golden_vectors(folder):
     assert min(found.values()) >= 1 - 1e-6
     encoder = Encoder.load(folder, threads=1)
     found = check_golden(
-        {**golden, "vectors": {"retrieval": golden["vectors"]["retrieval"]}}, lambda texts, task: encoder.encode(texts, task=task)
+        {**golden, "vectors": {"retrieval": golden["vectors"]["retrieval"]}},
+        lambda texts, task: encoder.encode(texts, task=task),
     )
     assert found["retrieval"] >= 1 - 1e-6
 
 
-@pytest.mark.parametrize("folder", sorted([*KEPT.glob("model-*"), *KEPT.glob("static-*")]), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "folder", sorted([*KEPT.glob("model-*"), *KEPT.glob("static-*")]), ids=lambda p: p.name
+)
 def test_kept_models_carry_their_own_golden_vectors(folder):
     golden = read_golden(folder)
     assert golden is not None
@@ -89,7 +96,16 @@ def kept(pattern: str) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["teacher-store-*/*", "search-index-*", "phase-*", "shards-*", "model-*", "static-*", "checkpoints-*/step-*"]
+    "pattern",
+    [
+        "teacher-store-*/*",
+        "search-index-*",
+        "phase-*",
+        "shards-*",
+        "model-*",
+        "static-*",
+        "checkpoints-*/step-*",
+    ],
 )
 def test_info_finds_every_kept_folder_whole(pattern):
     for folder in kept(pattern):
@@ -113,7 +129,10 @@ def test_kept_checkpoints_and_phases_give_the_weights_and_moments_back():
             for parameter in parameters.values():
                 parameter.zero_()
         optimiser.state.clear()
-        assert load_checkpoint(list_checkpoints(folder)[-1], parameters, optimiser, {"recipe": "kept"}) == 7
+        assert (
+            load_checkpoint(list_checkpoints(folder)[-1], parameters, optimiser, {"recipe": "kept"})
+            == 7
+        )
         for name, parameter in parameters.items():
             assert torch.equal(parameter, expected[name])
             for key in ("step", "exp_avg", "exp_avg_sq"):
@@ -122,7 +141,11 @@ def test_kept_checkpoints_and_phases_give_the_weights_and_moments_back():
         parameters, _ = trained()
         with torch.no_grad():
             parameters["a"].zero_()
-        assert load_phase(folder, SimpleNamespace(name="stage1", trained=parameters, moving_heads=dict), {"recipe": "kept"})
+        assert load_phase(
+            folder,
+            SimpleNamespace(name="stage1", trained=parameters, moving_heads=dict),
+            {"recipe": "kept"},
+        )
         assert torch.equal(parameters["a"], expected["a"])
 
 
@@ -141,5 +164,7 @@ def test_kept_shards_are_the_vectors_of_the_kept_model():
         assert len(vectors) == len(WORDS) and vectors.shards == 3
         rows, found = zip(*vectors.blocks(), strict=True)
         assert np.concatenate(rows).tolist() == list(range(len(WORDS)))
-        expected = Encoder.load(KEPT / f"model-{version}", threads=1).encode(WORDS, task="retrieval")
+        expected = Encoder.load(KEPT / f"model-{version}", threads=1).encode(
+            WORDS, task="retrieval"
+        )
         assert np.abs(np.concatenate(found) - expected).max() <= 1e-6

@@ -40,33 +40,50 @@ def test_every_failure_of_one_process_ends_all(tmp_path):
             "always first forward": r"WorkFailed: a step does not fit into memory even text by text .* lower max_length or batch_size",
             "always loss": r"WorkFailed: the loss of a batch of \d+ texts does not fit into memory.* lower batch_size",
         }.items():
-            assert first[f"{place}, {shard}"] == second[f"{place}, {shard}"] and re.match(said, first[f"{place}, {shard}"]), place
+            assert first[f"{place}, {shard}"] == second[f"{place}, {shard}"] and re.match(
+                said, first[f"{place}, {shard}"]
+            ), place
         for place in ("first forward", "loss", "backward"):
             told = second[f"other {place}, {shard}"]
-            assert told == "LookupError: a fault of this process alone" and first[f"other {place}, {shard}"] == ENDED, place
+            assert (
+                told == "LookupError: a fault of this process alone"
+                and first[f"other {place}, {shard}"] == ENDED
+            ), place
     assert first["allocation"] == second["allocation"] == "ran out 1 times"
-    assert second["old torch"].startswith("WorkFailed: memory ran out in a step with divided weights, and torch before 2.13")
-    assert first["old torch"].startswith("LostProcess: another process of this run ended or did not answer in time")
+    assert second["old torch"].startswith(
+        "WorkFailed: memory ran out in a step with divided weights, and torch before 2.13"
+    )
+    assert first["old torch"].startswith(
+        "LostProcess: another process of this run ended or did not answer in time"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_failure_of_the_first_process_at_what_it_does_alone_ends_all(tmp_path):
     """Filling the teacher store and fitting the projection: one line that says what was met, and one that another process failed."""
-    raw = tiny.recipe(tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=2)
+    raw = tiny.recipe(
+        tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=2
+    )
     del raw["static"]
     raw["adapters"], raw["evaluation"] = {}, {}
     raw["stage1"]["projection_init"] = "least_squares"
     (tmp_path / "recipe.json").write_text(json.dumps(raw))
     first, second = found_by(2, tmp_path, "alone")
-    assert second.pop("reading by another") == "OSError: [Errno 5] Input/output error" and first.pop("reading by another") == ENDED
+    assert (
+        second.pop("reading by another") == "OSError: [Errno 5] Input/output error"
+        and first.pop("reading by another") == ENDED
+    )
     said = {
         "teacher": r"OSError: \[Errno 28\] No space left on device",
         "vectors": r"BadInput: shard 00000 is damaged",
         "memory": r"WorkFailed: stage1: memory ran out while the projection was fitted .*projection_init: default",
     }
     assert first.keys() == second.keys() == said.keys()
-    assert all(re.match(said[place], first[place]) and second[place] == ENDED for place in said), (first, second)
+    assert all(re.match(said[place], first[place]) and second[place] == ENDED for place in said), (
+        first,
+        second,
+    )
 
 
 class Run:
@@ -78,7 +95,9 @@ class Run:
         words = ["train", str(folder / "recipe.json"), "--out", str(self.out), "--quiet"]
         self.processes = process_child.start_these(2, command, *words)
         while self.steps() < lines:
-            assert all(process.poll() is None for process in self.processes), self.processes[0].communicate()[0]
+            assert all(process.poll() is None for process in self.processes), self.processes[
+                0
+            ].communicate()[0]
             time.sleep(0.05)
 
     def steps(self) -> int:
@@ -109,7 +128,9 @@ class Run:
     ],
 )
 def test_a_process_that_dies_or_hangs_ends_the_other_with_one_line(tmp_path, victim, how):
-    raw = tiny.recipe(tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=3000)
+    raw = tiny.recipe(
+        tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=3000
+    )
     del raw["static"]
     raw["adapters"], raw["evaluation"] = {}, {}
     raw["stage1"]["checkpoint_every"] = 10**6
@@ -118,6 +139,9 @@ def test_a_process_that_dies_or_hangs_ends_the_other_with_one_line(tmp_path, vic
     try:
         os.kill(run.processes[victim].pid, how)
         told = run.told(1 - victim, limit=60.0)
-        assert re.search(r"another process of this run ended or did not answer in time .* raise `process_timeout`", told), told
+        assert re.search(
+            r"another process of this run ended or did not answer in time .* raise `process_timeout`",
+            told,
+        ), told
     finally:
         run.close()

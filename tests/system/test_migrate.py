@@ -47,7 +47,9 @@ class Turned(FakeEncoder):
 
     def __init__(self, **kw):
         super().__init__(space_id="space-b", model_hash="hash-b", name="turned", **kw)
-        self.turn = np.linalg.qr(np.random.default_rng(3).standard_normal((self.embedding_dim, self.embedding_dim)))[0]
+        self.turn = np.linalg.qr(
+            np.random.default_rng(3).standard_normal((self.embedding_dim, self.embedding_dim))
+        )[0]
 
     def encode(self, texts, **kw):
         return (super().encode(texts, **kw) @ self.turn).astype(np.float32)
@@ -60,21 +62,34 @@ def documents(count: int = 160) -> list[Document]:
 
 @pytest.fixture
 def old(tmp_path):
-    return build_index(FakeEncoder(), documents(), tmp_path / "old", task=None, rescore="float32")[0]
+    return build_index(FakeEncoder(), documents(), tmp_path / "old", task=None, rescore="float32")[
+        0
+    ]
 
 
 def test_procrustes_recovers_a_rotation_and_one_into_more_dimensions():
     new = unit(300, 16, 1)
     turn = np.linalg.qr(np.random.default_rng(2).standard_normal((16, 16)))[0].astype(np.float32)
-    assert held_out_cosine(procrustes(new[:200], new[:200] @ turn), new[200:], new[200:] @ turn) == pytest.approx(1, abs=1e-5)
+    assert held_out_cosine(
+        procrustes(new[:200], new[:200] @ turn), new[200:], new[200:] @ turn
+    ) == pytest.approx(1, abs=1e-5)
     wide = np.hstack([new @ turn, np.zeros((300, 8), np.float32)])
     made = procrustes(new, wide)
-    assert (made.source_dim, made.target_dim) == (16, 24) and held_out_cosine(made, new, wide) == pytest.approx(1, abs=1e-5)
+    assert (made.source_dim, made.target_dim) == (16, 24) and held_out_cosine(
+        made, new, wide
+    ) == pytest.approx(1, abs=1e-5)
 
 
 def test_low_rank_recovers_an_affine_map_that_no_rotation_is():
     new = unit(400, 12, 1)
-    old = normalize(new @ (np.random.default_rng(2).standard_normal((12, 3)) @ np.random.default_rng(4).standard_normal((3, 10))) + 0.5)
+    old = normalize(
+        new
+        @ (
+            np.random.default_rng(2).standard_normal((12, 3))
+            @ np.random.default_rng(4).standard_normal((3, 10))
+        )
+        + 0.5
+    )
     assert np.linalg.matrix_rank(low_rank(new, old, 3, 1e-4).arrays["matrix"], tol=1e-4) == 3
     best = {each.map.kind: each.cosine for each in fit_maps(new, old.astype(np.float32))}
     assert best["low-rank"] > best["procrustes"] + 0.05
@@ -99,7 +114,9 @@ def test_too_few_texts_and_unknown_maps_are_refused():
 
 def test_recall_kept_is_a_ratio_with_its_interval():
     kept = recall_kept(np.array([1.0, 1.0, 0.5, 0.0]), np.array([1.0, 0.5, 0.5, 0.0]))
-    assert (kept.old, kept.mapped, kept.queries) == (0.625, 0.5, 4) and kept.share == pytest.approx(0.8)
+    assert (kept.old, kept.mapped, kept.queries) == (0.625, 0.5, 4) and kept.share == pytest.approx(
+        0.8
+    )
     assert kept.low <= 0.8 <= kept.high
     same = recall_kept(np.ones(5), np.ones(5))
     assert (same.share, same.low, same.high) == (1, 1, 1)
@@ -113,11 +130,16 @@ def test_a_new_model_finds_through_the_map_what_the_old_one_finds(old):
     queries = {f"q{n}": " ".join(each.text.split()[:4]) for n, each in enumerate(documents()[:40])}
     qrels = {f"q{n}": {f"d{n}": 1} for n in range(40)}
     mapped = AlignedEncoder(new, made.map, space_id="space-a", model_hash="hash-b", task=None)
-    before, after = recalls(old, FakeEncoder(), queries, qrels), recalls(old, mapped, queries, qrels)
+    before, after = (
+        recalls(old, FakeEncoder(), queries, qrels),
+        recalls(old, mapped, queries, qrels),
+    )
     assert before.mean() > 0.5 and recall_kept(before, after).share > 0.97
     blind = AlignedEncoder(
         new,
-        AlignmentMap("none", {"matrix": np.eye(64, dtype=np.float32), "bias": np.zeros(64, np.float32)}),
+        AlignmentMap(
+            "none", {"matrix": np.eye(64, dtype=np.float32), "bias": np.zeros(64, np.float32)}
+        ),
         space_id="space-a",
         model_hash="hash-b",
         task=None,
@@ -177,12 +199,16 @@ def test_the_way_on_waits_for_every_document_and_the_way_back_is_open(old, tmp_p
     assert read_migration(tmp_path / "m").state == "both"
     move_to(read, "old", old, moved)
     back = read_migration(tmp_path / "m")
-    assert back.state == "old" and [hit.id for hit in back.search(old, moved, FakeEncoder(), documents()[3].text, 1)] == ["d3"]
+    assert back.state == "old" and [
+        hit.id for hit in back.search(old, moved, FakeEncoder(), documents()[3].text, 1)
+    ] == ["d3"]
     build_index(new, documents(), tmp_path / "new", task=None, rescore="float32")
     moved.refresh()
     move_to(back, "new", old, moved)
     done = read_migration(tmp_path / "m")
-    assert done.state == "new" and done.search(None, moved, new, documents()[5].text, 1)[0].id == "d5"
+    assert (
+        done.state == "new" and done.search(None, moved, new, documents()[5].text, 1)[0].id == "d5"
+    )
     move_to(done, "both", old, moved)
     assert read_manifest(tmp_path / "m")["state"] == "both"
     with pytest.raises(BadInput, match="unknown state 'neww'; did you mean 'new'"):
@@ -209,7 +235,11 @@ def test_a_dev_set_must_be_of_the_index(old):
 
 def write_named(folder: Path, seed: int) -> Path:
     """Write a random model with the id of its space."""
-    made = tiny.model(tiny.student(seed=seed), tiny.write_tokenizer(folder.with_name(f"{folder.name}-tok")), prompts={})
+    made = tiny.model(
+        tiny.student(seed=seed),
+        tiny.write_tokenizer(folder.with_name(f"{folder.name}-tok")),
+        prompts={},
+    )
     write_model(folder, made)
     return folder
 
@@ -217,20 +247,55 @@ def write_named(folder: Path, seed: int) -> Path:
 def test_the_commands_fit_measure_refuse_and_search(tmp_path, capsys):
     first, second = (write_named(tmp_path / f"model-{seed}", seed) for seed in (5, 8))
     corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"_id": each.id, "text": each.text}) + "\n" for each in documents(120)))
+    corpus.write_text(
+        "".join(json.dumps({"_id": each.id, "text": each.text}) + "\n" for each in documents(120))
+    )
     dev = tmp_path / "dev"
     dev.mkdir()
     (dev / "corpus.jsonl").write_text(corpus.read_text())
-    (dev / "queries.jsonl").write_text("".join(json.dumps({"_id": f"q{n}", "text": documents(120)[n].text}) + "\n" for n in range(30)))
-    (dev / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\td{n}\t1\n" for n in range(30)))
+    (dev / "queries.jsonl").write_text(
+        "".join(
+            json.dumps({"_id": f"q{n}", "text": documents(120)[n].text}) + "\n" for n in range(30)
+        )
+    )
+    (dev / "qrels.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\td{n}\t1\n" for n in range(30))
+    )
     assert command(["index", str(first), str(corpus), "--out", str(tmp_path / "i"), "--quiet"]) == 0
-    words = ["migrate", str(tmp_path / "i"), str(second), "--dev", str(dev), "--into", str(tmp_path / "n")]
+    words = [
+        "migrate",
+        str(tmp_path / "i"),
+        str(second),
+        "--dev",
+        str(dev),
+        "--into",
+        str(tmp_path / "n"),
+    ]
     assert command([*words, "--out", str(tmp_path / "no"), "--threshold", "1.5"]) == 1
     assert "nothing was written" in capsys.readouterr().err and not (tmp_path / "no").exists()
-    assert command([*words, "--out", str(tmp_path / "m"), "--threshold", "0", "--json", str(tmp_path / "told.json")]) == 0
+    assert (
+        command(
+            [
+                *words,
+                "--out",
+                str(tmp_path / "m"),
+                "--threshold",
+                "0",
+                "--json",
+                str(tmp_path / "told.json"),
+            ]
+        )
+        == 0
+    )
     told = json.loads((tmp_path / "told.json").read_text())
-    assert set(told["cosines"]) == {"procrustes", "low-rank", "residual"} and told["recall"]["queries"] == 30 and told["sample"] == 120
-    assert command(["index", str(second), str(corpus), "--out", str(tmp_path / "n"), "--quiet"]) == 0
+    assert (
+        set(told["cosines"]) == {"procrustes", "low-rank", "residual"}
+        and told["recall"]["queries"] == 30
+        and told["sample"] == 120
+    )
+    assert (
+        command(["index", str(second), str(corpus), "--out", str(tmp_path / "n"), "--quiet"]) == 0
+    )
     capsys.readouterr()
     assert command(["search", str(tmp_path / "m"), documents(120)[7].text, "-k", "3"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3

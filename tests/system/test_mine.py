@@ -35,25 +35,39 @@ def recipe(home: Path):
 
 
 def run(home: Path, out: Path, stop=lambda: False, **request: Any):
-    watcher = tiny_run.Recorder()
+    progress = tiny_run.Recorder()
     settings = request.pop("settings", {})
-    asked = MineRequest(request.pop("source", "qa"), settings=MiningSettings(**{"negatives": 3, "seed": 3} | settings), **request)
-    return mine(recipe(home), home, asked, out, watcher, should_stop=stop), watcher
+    asked = MineRequest(
+        request.pop("source", "qa"),
+        settings=MiningSettings(**{"negatives": 3, "seed": 3} | settings),
+        **request,
+    )
+    return mine(recipe(home), home, asked, out, progress, should_stop=stop), progress
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in gzip.decompress((out / "pairs/qa.train.jsonl.gz").read_bytes()).splitlines()]
+    return [
+        json.loads(line)
+        for line in gzip.decompress((out / "pairs/qa.train.jsonl.gz").read_bytes()).splitlines()
+    ]
 
 
 def test_rows_come_out_in_order_with_negatives_that_the_teacher_finds_near(home, tmp_path):
-    counts, watcher = run(home, tmp_path / "mined", candidates=("lone",), settings={"margin": 0.0})
+    counts, progress = run(home, tmp_path / "mined", candidates=("lone",), settings={"margin": 0.0})
     pairs = load_inputs(recipe(home), home / "data", tiny_run.Recorder()).datasets["qa"].rows
     found = rows(tmp_path / "mined")
-    assert [(row["query"], row["positive"]) for row in found] == [(row.query, row.positive) for row in pairs]
+    assert [(row["query"], row["positive"]) for row in found] == [
+        (row.query, row.positive) for row in pairs
+    ]
     assert all(
-        row["negatives"][: len(pair.negatives)] == list(pair.negatives) for row, pair in zip(found, pairs, strict=True) if pair.negatives
+        row["negatives"][: len(pair.negatives)] == list(pair.negatives)
+        for row, pair in zip(found, pairs, strict=True)
+        if pair.negatives
     )
-    assert counts["rows"] == 48 and counts["rows with 3"] + counts["rows with fewer"] + counts["rows with none"] == 48
+    assert (
+        counts["rows"] == 48
+        and counts["rows with 3"] + counts["rows with fewer"] + counts["rows with none"] == 48
+    )
     assert counts["negatives"] == sum(len(row.get("negatives", [])) for row in found)
     teacher = Encoder.load(home / "teacher", threads=1)
     asked = recipe(home).teacher.instructions
@@ -61,19 +75,24 @@ def test_rows_come_out_in_order_with_negatives_that_the_teacher_finds_near(home,
     for row, pair in list(zip(found, pairs, strict=True))[:8]:
         mined = row.get("negatives", [])[len(pair.negatives) :]
         query = teacher.encode([form.replace("{text}", row["query"])], prompt="", max_length=32)
-        cosines = (teacher.encode([row["positive"], *mined], prompt="", max_length=32) @ query.T)[:, 0]
+        cosines = (teacher.encode([row["positive"], *mined], prompt="", max_length=32) @ query.T)[
+            :, 0
+        ]
         assert (cosines[1:] <= cosines[0] + 2e-3).all() and (np.diff(cosines[1:]) <= 2e-3).all()
     manifest = read_manifest(tmp_path / "mined", "mined")
     assert check_folder(tmp_path / "mined", manifest) == [] and manifest["counts"] == counts
-    assert manifest["fingerprint"]["vectors"]["teacher"]["kind"] == "local" and manifest["fingerprint"]["settings"]["margin"] == 0.0
-    again, watcher = run(home, tmp_path / "mined", candidates=("lone",), settings={"margin": 0.0})
-    assert again == counts and "mined before, from the same" in watcher.notes
+    assert (
+        manifest["fingerprint"]["vectors"]["teacher"]["kind"] == "local"
+        and manifest["fingerprint"]["settings"]["margin"] == 0.0
+    )
+    again, progress = run(home, tmp_path / "mined", candidates=("lone",), settings={"margin": 0.0})
+    assert again == counts and "mined before, from the same" in progress.notes
 
 
 def test_the_store_of_a_run_is_used_again_and_the_output_trains(home, tmp_path):
     run(home, tmp_path / "mined", store=home / "store")
-    _, watcher = run(home, tmp_path / "again", store=home / "store")
-    assert any("48 already in the store, 0 embedded" in note for note in watcher.notes)
+    _, progress = run(home, tmp_path / "again", store=home / "store")
+    assert any("48 already in the store, 0 embedded" in note for note in progress.notes)
     assert rows(tmp_path / "again") == rows(tmp_path / "mined")
     raw = tiny.recipe(home / "data", home / "teacher", steps=2)
     del raw["static"]
@@ -91,13 +110,24 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(home, tmp_path, model, monkeypa
     with pytest.raises(WorkFailed, match="what is finished is kept, run the same command again"):
         run(home, tmp_path / "cut", stop=lambda: next(asked) >= 4, **request)
     left = sorted(path.name for path in (tmp_path / "cut.partial").iterdir())
-    assert "fingerprint.json" in left and any(name.startswith("block-") for name in left) and not (tmp_path / "cut").exists()
-    with pytest.raises(BadInput, match=r"cut.partial was made from something else: settings.negatives is 3, needed 4"):
+    assert (
+        "fingerprint.json" in left
+        and any(name.startswith("block-") for name in left)
+        and not (tmp_path / "cut").exists()
+    )
+    with pytest.raises(
+        BadInput,
+        match=r"cut.partial was made from something else: settings.negatives is 3, needed 4",
+    ):
         run(home, tmp_path / "cut", settings={"negatives": 4}, **request)
-    again, watcher = run(home, tmp_path / "cut", **request)
-    assert again == counts and "going on where the run before stopped" in watcher.notes
-    assert (tmp_path / "cut/pairs/qa.train.jsonl.gz").read_bytes() == (tmp_path / "whole/pairs/qa.train.jsonl.gz").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("cut")) == ["cut"]
+    again, progress = run(home, tmp_path / "cut", **request)
+    assert again == counts and "going on where the run before stopped" in progress.notes
+    assert (tmp_path / "cut/pairs/qa.train.jsonl.gz").read_bytes() == (
+        tmp_path / "whole/pairs/qa.train.jsonl.gz"
+    ).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("cut")) == [
+        "cut"
+    ]
 
 
 def test_a_folder_made_from_something_else_is_refused_naming_the_field(home, tmp_path):
@@ -121,19 +151,45 @@ def test_a_folder_made_from_something_else_is_refused_naming_the_field(home, tmp
 def test_sources_that_cannot_be_mined_are_refused(home, tmp_path):
     with pytest.raises(BadInput, match=r"no source 'qaa'; did you mean 'qa'"):
         run(home, tmp_path / "mined", source="qaa")
-    with pytest.raises(BadInput, match=r"source 'sts' has scored rows; hard negatives are mined for pairs"):
+    with pytest.raises(
+        BadInput, match=r"source 'sts' has scored rows; hard negatives are mined for pairs"
+    ):
         run(home, tmp_path / "mined", source="sts")
 
 
 def test_the_command_prints_its_counts(home, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(json.dumps(tiny.recipe(home / "data", home / "teacher")))
-    arguments = ["mine", str(tmp_path / "recipe.yaml"), "--source", "qa", "--out", str(tmp_path / "mined"), "--store", str(home / "store")]
-    assert command([*arguments, "--negatives", "2", "--quiet", "--json", str(tmp_path / "counts.json")]) == 0
+    arguments = [
+        "mine",
+        str(tmp_path / "recipe.yaml"),
+        "--source",
+        "qa",
+        "--out",
+        str(tmp_path / "mined"),
+        "--store",
+        str(home / "store"),
+    ]
+    assert (
+        command(
+            [*arguments, "--negatives", "2", "--quiet", "--json", str(tmp_path / "counts.json")]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
-    assert "rows with 2" in printed and "known positives kept out" in printed and "pairs/qa.train.jsonl.gz" in printed
+    assert (
+        "rows with 2" in printed
+        and "known positives kept out" in printed
+        and "pairs/qa.train.jsonl.gz" in printed
+    )
     counts = json.loads((tmp_path / "counts.json").read_text())
-    assert counts["rows"] == 48 and f"passed over by relative margin {counts['passed over by relative margin']:,}" in printed
-    assert command([*arguments, "--pick", "best"]) == 2 and command([*arguments, "--model", "x"]) == 2
+    assert (
+        counts["rows"] == 48
+        and f"passed over by relative margin {counts['passed over by relative margin']:,}"
+        in printed
+    )
+    assert (
+        command([*arguments, "--pick", "best"]) == 2 and command([*arguments, "--model", "x"]) == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,13 +202,23 @@ def test_the_command_prints_its_counts(home, tmp_path, capsys):
         (["--no-relative-margin"], (None, None)),
     ],
 )
-def test_the_margin_is_relative_unless_another_one_is_asked_for(tmp_path, monkeypatch, flags, margins):
+def test_the_margin_is_relative_unless_another_one_is_asked_for(
+    tmp_path, monkeypatch, flags, margins
+):
     def mined(recipe, folder, request, *_, **__):
         assert (request.settings.margin, request.settings.relative_margin) == margins
         return {}
 
     monkeypatch.setattr(job_mine, "mine", mined)
     (tmp_path / "recipe.yaml").write_text(json.dumps(tiny.recipe(tmp_path, tmp_path)))
-    arguments = ["mine", str(tmp_path / "recipe.yaml"), "--source", "qa", "--out", str(tmp_path / "mined"), "--quiet"]
+    arguments = [
+        "mine",
+        str(tmp_path / "recipe.yaml"),
+        "--source",
+        "qa",
+        "--out",
+        str(tmp_path / "mined"),
+        "--quiet",
+    ]
     assert command([*arguments, *flags]) == 0
     assert command([*arguments, "--relative-margin", "0.1", "--no-relative-margin"]) == 2

@@ -22,7 +22,13 @@ from taskdistill.progress import SilentProgress
 from taskdistill.recipe.recipe import parse_recipe
 from taskdistill.train.loop import Interrupted
 from taskdistill.train.vocab import learn_vocabulary, whole_words, with_special_tokens, with_words
-from taskdistill.train.vocab_transfer import OCCURRENCES, _balanced, align, mixed_rows, transfer_embeddings
+from taskdistill.train.vocab_transfer import (
+    OCCURRENCES,
+    _balanced,
+    align,
+    mixed_rows,
+    transfer_embeddings,
+)
 from tests.system.test_cross_lingual import GERMAN, RUSSIAN
 
 
@@ -59,7 +65,10 @@ def test_the_alignment_is_ibm_model_1():
 
 def test_a_text_without_old_pieces_and_a_frequent_piece_change_no_sum():
     count = 4 * OCCURRENCES
-    new, old = ids(*([[0, 1 + i % 2] for i in range(count)]), [2]), ids(*([[0, 1 + i % 2] for i in range(count)]), [])
+    new, old = (
+        ids(*([[0, 1 + i % 2] for i in range(count)]), [2]),
+        ids(*([[0, 1 + i % 2] for i in range(count)]), []),
+    )
     found = align(new, old, (3, 3), seed=3)
     expected = np.zeros((3, 3))
     for (f, e), value in expectation_maximisation(new, old, 6).items():
@@ -88,7 +97,9 @@ def test_rows_are_mixed_by_sharpened_chances_and_spelled_where_nothing_is_known(
     rows = mixed_rows(chances, table, ids([], [0, 1], []))
     a, b = 0.8**2, 0.19**2
     assert rows[0].tolist() == pytest.approx([a / (a + b), b / (a + b)])
-    assert rows[1].tolist() == pytest.approx([0.5, 0.5]) and rows[2].tolist() == pytest.approx([5 / 3, 5 / 3])
+    assert rows[1].tolist() == pytest.approx([0.5, 0.5]) and rows[2].tolist() == pytest.approx(
+        [5 / 3, 5 / 3]
+    )
 
 
 def test_frequent_words_are_one_piece_and_a_text_is_cut_where_frequencies_make_it_most_probable():
@@ -97,19 +108,31 @@ def test_frequent_words_are_one_piece_and_a_text_is_cut_where_frequencies_make_i
     frequent = ["wird", "wer", "einem", "wurden", "katze"]
     texts = [f"{rare[i]} {frequent[i % 5]} {rare[i + 1]}" for i in range(399)]
     made = learn_vocabulary(texts, 200)
-    assert made.get_vocab_size() == 200 and [made.encode(word).tokens for word in frequent] == [["\u2581" + word] for word in frequent]
+    assert made.get_vocab_size() == 200 and [made.encode(word).tokens for word in frequent] == [
+        ["\u2581" + word] for word in frequent
+    ]
     scores = dict(json.loads(made.to_str())["model"]["vocab"])
     for word in rare[:20]:
         marked = "\u2581" + word
         best = [0.0]
         for end in range(1, len(marked) + 1):
-            best.append(max(best[start] + scores.get(marked[start:end], -np.inf) for start in range(end)))
+            best.append(
+                max(best[start] + scores.get(marked[start:end], -np.inf) for start in range(end))
+            )
         assert sum(scores[token] for token in made.encode(word).tokens) == pytest.approx(best[-1])
 
 
 def test_a_piece_of_an_unspaced_script_holds_no_letters_of_another():
     made = learn_vocabulary(["男性がギターを弾いている", "女性がコーヒーを飲んでいる"] * 9, 200)
-    assert made.encode("女性がギターを弾いている").tokens == ["\u2581", "女性", "が", "ギター", "を", "弾", "いている"]
+    assert made.encode("女性がギターを弾いている").tokens == [
+        "\u2581",
+        "女性",
+        "が",
+        "ギター",
+        "を",
+        "弾",
+        "いている",
+    ]
 
 
 def test_texts_without_letters_give_no_vocabulary():
@@ -119,11 +142,15 @@ def test_texts_without_letters_give_no_vocabulary():
 
 def test_special_tokens_and_their_rows_are_taken_over():
     old = TextTokenizer(tiny.tokenizer())
-    made = TextTokenizer(with_special_tokens(learn_vocabulary(["the cat sleeps", "die katze schläft"] * 9, 40), old))
+    made = TextTokenizer(
+        with_special_tokens(learn_vocabulary(["the cat sleeps", "die katze schläft"] * 9, 40), old)
+    )
     tokens = made.backend.encode("die katze").tokens
     assert tokens[0] == "[CLS]" and tokens[-1] == "[SEP]" and made.own_tokens == 2
     table = torch.randn(len(old), 4, generator=torch.Generator().manual_seed(0))
-    rows, kept = transfer_embeddings(made, old, [("die katze", "the cat"), ("the cat", "the cat")], table, seed=1)
+    rows, kept = transfer_embeddings(
+        made, old, [("die katze", "the cat"), ("the cat", "the cat")], table, seed=1
+    )
     assert rows.shape == (len(made), 4) and kept.shape == (len(made),)
     for name in tiny.SPECIAL:
         number = made.backend.token_to_id(name)
@@ -139,30 +166,60 @@ def test_a_tokenizer_without_special_tokens_gives_none():
 def test_whole_words_of_the_initial_vocabulary_stay_whole_and_keep_their_rows():
     old = TextTokenizer(tiny.tokenizer())
     words = whole_words(old)
-    assert "harbour" in words and "of" not in words and not any(word.startswith("#") for word in words)
-    learned = with_words(learn_vocabulary(["die katze schläft im hafen", "the cat sleeps"] * 9, 40), [*words, "cat"])
+    assert (
+        "harbour" in words and "of" not in words and not any(word.startswith("#") for word in words)
+    )
+    learned = with_words(
+        learn_vocabulary(["die katze schläft im hafen", "the cat sleeps"] * 9, 40), [*words, "cat"]
+    )
     made = TextTokenizer(with_special_tokens(learned, old))
     assert made.backend.encode("Harbour").tokens == ["[CLS]", "\u2581harbour", "[SEP]"]
     table = torch.randn(len(old), 4, generator=torch.Generator().manual_seed(0))
-    rows, kept = transfer_embeddings(made, old, [("the ship harbour", "the cow town")] * 3, table, seed=1)
-    for word, stays in (("whale", True), ("ship", False)):  # the first is in no pair, the second stands for something else
+    rows, kept = transfer_embeddings(
+        made, old, [("the ship harbour", "the cow town")] * 3, table, seed=1
+    )
+    for word, stays in (
+        ("whale", True),
+        ("ship", False),
+    ):  # the first is in no pair, the second stands for something else
         number = made.backend.token_to_id("\u2581" + word)
-        assert kept[number] == stays and torch.equal(rows[number], table[old.backend.token_to_id(word)]) == stays
+        assert (
+            kept[number] == stays
+            and torch.equal(rows[number], table[old.backend.token_to_id(word)]) == stays
+        )
 
 
 def test_words_are_found_in_vocabularies_that_mark_their_beginning():
-    marked = TextTokenizer(Tokenizer(models.Unigram([("<unk>", 0.0), ("\u2581The", -1.0), ("the", -2.0), ("\u2581a1", -3.0)], unk_id=0)))
+    marked = TextTokenizer(
+        Tokenizer(
+            models.Unigram(
+                [("<unk>", 0.0), ("\u2581The", -1.0), ("the", -2.0), ("\u2581a1", -3.0)], unk_id=0
+            )
+        )
+    )
     assert whole_words(marked) == ["the"]
 
 
 def translated(count: int = 160) -> list[dict[str, str]]:
     """Pairs in words that the tiny teacher's tokenizer knows, translated word by word."""
     rng, rows = np.random.default_rng(0), []
-    words = list(zip([*["the", "cat", "dog", "sleeps", "runs", "fast"]], ["the", "ship", "cow", "bread", "song", "judge"], strict=True))
+    words = list(
+        zip(
+            [*["the", "cat", "dog", "sleeps", "runs", "fast"]],
+            ["the", "ship", "cow", "bread", "song", "judge"],
+            strict=True,
+        )
+    )
     for number in range(count):
         chosen = [words[0], *(words[i] for i in rng.choice(np.arange(1, 6), 3))]
         table, lang = ((GERMAN, "de"), (RUSSIAN, "ru"))[number % 2]
-        rows.append({"query": " ".join(table[word] for word, _ in chosen), "positive": " ".join(mine for _, mine in chosen), "lang": lang})
+        rows.append(
+            {
+                "query": " ".join(table[word] for word, _ in chosen),
+                "positive": " ".join(mine for _, mine in chosen),
+                "lang": lang,
+            }
+        )
     return rows
 
 
@@ -173,9 +230,20 @@ def run(tmp_path_factory):
     tiny.write_jsonl(data / "pairs" / "parallel.train.jsonl.gz", translated())
     raw = tiny.recipe(data, tiny.write_teacher(home / "teacher"), steps=30)
     raw["teacher"]["instructions"] = None
-    raw["data"]["sources"] |= {"parallel": {"path": "pairs/parallel.train.jsonl.gz", "kind": "pairs", "teacher_reads": "positive"}}
+    raw["data"]["sources"] |= {
+        "parallel": {
+            "path": "pairs/parallel.train.jsonl.gz",
+            "kind": "pairs",
+            "teacher_reads": "positive",
+        }
+    }
     del raw["static"], raw["adapters"]
-    raw["student"] |= {"init": "teacher", "vocabulary": {"size": 120}, "layers": None, "prompts": {"query": "", "document": ""}}
+    raw["student"] |= {
+        "init": "teacher",
+        "vocabulary": {"size": 120},
+        "layers": None,
+        "prompts": {"query": "", "document": ""},
+    }
     raw["stage1"] |= {
         "sources": {"parallel": 1},
         "weights": {"distill": 1.0, "teacher_nce": 0.2},
@@ -198,22 +266,34 @@ def test_a_new_language_enters_as_the_words_of_the_old_one(run):
 
 def test_the_terms_are_logged_and_the_layers_stay(run):
     _, home = run
-    finished, start = load_file(home / "run" / "model" / "model.safetensors"), load_file(home / "teacher" / "model.safetensors")
+    finished, start = (
+        load_file(home / "run" / "model" / "model.safetensors"),
+        load_file(home / "teacher" / "model.safetensors"),
+    )
     table = "embeddings.word_embeddings.weight"
     assert all(torch.equal(finished[name], start[name]) for name in start if name != table)
     begun = load_file(home / "run" / FOLDER / TABLE)
-    assert torch.equal(finished[table][begun["kept"]], begun["rows"][begun["kept"]]) and 5 < begun["kept"].sum() < len(begun["kept"])
+    assert torch.equal(finished[table][begun["kept"]], begun["rows"][begun["kept"]]) and 5 < begun[
+        "kept"
+    ].sum() < len(begun["kept"])
     assert not torch.equal(finished[table], begun["rows"])
-    lines = [json.loads(line) for line in (home / "run" / "log.jsonl").read_text("utf-8").splitlines()]
+    lines = [
+        json.loads(line) for line in (home / "run" / "log.jsonl").read_text("utf-8").splitlines()
+    ]
     steps = [line for line in lines if "terms" in line]
-    assert sorted(steps[0]["terms"]) == ["distill", "teacher_nce"] and steps[-1]["loss"] < steps[0]["loss"]
+    assert (
+        sorted(steps[0]["terms"]) == ["distill", "teacher_nce"]
+        and steps[-1]["loss"] < steps[0]["loss"]
+    )
 
 
 def test_sentence_transformers_reads_the_model(run):
     _, home = run
     texts = ["die katze schläft", "the ship", "эта собака"]
     ours = Encoder.load(home / "run" / "model").encode(texts)
-    theirs = SentenceTransformer(str(home / "run" / "model"), device="cpu").encode(texts, normalize_embeddings=True)
+    theirs = SentenceTransformer(str(home / "run" / "model"), device="cpu").encode(
+        texts, normalize_embeddings=True
+    )
     assert np.allclose(ours, theirs, atol=1e-5)
 
 
@@ -223,13 +303,18 @@ def test_interrupted_it_goes_on_to_the_same_weights_and_keeps_its_vocabulary(run
         tiny_run.train(raw, tmp_path / "run", should_stop=tiny_run.stop_before(12))
     files = [(tmp_path / "run" / FOLDER / name).read_bytes() for name in ("tokenizer.json", TABLE)]
     assert tiny_run.train(raw, tmp_path / "run").stages[0].startswith("stage1")
-    assert files == [(tmp_path / "run" / FOLDER / name).read_bytes() for name in ("tokenizer.json", TABLE)]
+    assert files == [
+        (tmp_path / "run" / FOLDER / name).read_bytes() for name in ("tokenizer.json", TABLE)
+    ]
 
 
 def test_a_plan_counts_its_rows(run):
     raw, home = run
     more = raw | {"student": raw["student"] | {"vocabulary": {"size": 5_120}}}
-    small, large = (plan_run(parse_recipe(each), home, SilentProgress())["total"]["disk_megabytes"] for each in (raw, more))
+    small, large = (
+        plan_run(parse_recipe(each), home, SilentProgress())["total"]["disk_megabytes"]
+        for each in (raw, more)
+    )
     assert large > small
 
 
@@ -237,8 +322,15 @@ def test_a_plan_counts_frozen_layers_less_and_the_tokens_of_the_run(run, monkeyp
     raw, home = run
     monkeypatch.setattr("taskdistill.pipeline.plan.matrix_rate", lambda **_: 1e6)
     trained = raw | {"stage1": raw["stage1"] | {"freeze_layers": False}}
-    frozen, trained = (plan_run(parse_recipe(each), home, SilentProgress())["phases"]["stage1"] for each in (raw, trained))
-    steps = [json.loads(line) for line in (home / "run" / "log.jsonl").read_text().splitlines() if '"tokens"' in line]
+    frozen, trained = (
+        plan_run(parse_recipe(each), home, SilentProgress())["phases"]["stage1"]
+        for each in (raw, trained)
+    )
+    steps = [
+        json.loads(line)
+        for line in (home / "run" / "log.jsonl").read_text().splitlines()
+        if '"tokens"' in line
+    ]
     assert frozen["tokens"] == trained["tokens"] == sum(step["tokens"] for step in steps)
     assert frozen["minutes"] == pytest.approx(2 / 3 * trained["minutes"], rel=0.02)
 
@@ -249,11 +341,17 @@ def test_a_plan_counts_frozen_layers_less_and_the_tokens_of_the_run(run, monkeyp
         ({"student": {"tokenizer": "x"}}, "does not go with `tokenizer`"),
         ({"static": {"sources": {"lone": 1}}}, "give static.vocabulary as well"),
         ({"stage1": {"freeze_embeddings": True}}, "leave nothing to train"),
-        ({"stage1": {"weights": {"distill": 1.0}, "menu": {"nce_temperature": 0.1}}}, "menu.nce_temperature has no effect"),
+        (
+            {"stage1": {"weights": {"distill": 1.0}, "menu": {"nce_temperature": 0.1}}},
+            "menu.nce_temperature has no effect",
+        ),
     ],
 )
 def test_settings_without_effect_are_refused(run, tmp_path, changes, said):
     raw, _ = run
-    made = {key: (raw[key] | value if key in raw else value) if isinstance(value, dict) else value for key, value in changes.items()}
+    made = {
+        key: (raw[key] | value if key in raw else value) if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
     with pytest.raises(BadInput, match=said):
         tiny_run.train(raw | made, tmp_path / "run")

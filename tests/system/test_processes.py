@@ -10,7 +10,7 @@ import torch
 from helpers import process_child, tiny, tiny_run
 
 from taskdistill.tasks import Task
-from taskdistill.train.distributed import ALONE, ProcessGroup, _buckets
+from taskdistill.train.distributed import SINGLE, ProcessGroup, _buckets
 from taskdistill.train.loop import Phase
 from taskdistill.train.microbatch import PIECE_TOKENS, micro_batches, split, spread
 from tests.train import test_gradients as test_step
@@ -19,7 +19,13 @@ from tests.train import test_gradients as test_step
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
 def test_micro_batches_hold_every_text_once_within_the_budget_and_balanced(workers):
     rng = np.random.default_rng(workers)
-    for lengths in (rng.integers(3, 40, 120), rng.integers(3, 300, 64), np.full(7, 500), np.array([2000, 3, 3, 3]), np.array([9])):
+    for lengths in (
+        rng.integers(3, 40, 120),
+        rng.integers(3, 300, 64),
+        np.full(7, 500),
+        np.array([2000, 3, 3, 3]),
+        np.array([9]),
+    ):
         found = micro_batches(lengths, 1024, workers)
         assert sorted(np.concatenate(found).tolist()) == list(range(len(lengths)))
         assert all(len(part) == 1 or lengths[part].sum() <= 1024 for part in found)
@@ -27,48 +33,72 @@ def test_micro_batches_hold_every_text_once_within_the_budget_and_balanced(worke
     short = rng.integers(3, 40, 200)
     sums = [int(short[part].sum()) for part in micro_batches(short, 1024, workers)]
     assert len(sums) % max(2, workers) == 0 and max(sums) - min(sums) <= 80
-    assert [part.tolist() for part in micro_batches(short, 1024, 1)] == [part.tolist() for part in micro_batches(short, 1024, 2)]
+    assert [part.tolist() for part in micro_batches(short, 1024, 1)] == [
+        part.tolist() for part in micro_batches(short, 1024, 2)
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5, 8, 64])
 def test_micro_batches_are_halved_only_where_that_keeps_more_workers_busy(workers):
     rng = np.random.default_rng(workers)
-    for lengths in (rng.integers(3, 40, 12), rng.integers(3, 300, 64), rng.integers(10, 500, 400), np.full(7, 500), np.array([2000, 3])):
+    for lengths in (
+        rng.integers(3, 40, 12),
+        rng.integers(3, 300, 64),
+        rng.integers(10, 500, 400),
+        np.full(7, 500),
+        np.array([2000, 3]),
+    ):
         batches = micro_batches(lengths, 1024, 2)
         halvings = spread(batches, lengths, workers)
-        rounds, most = -(-len(batches) * 2**halvings // workers) / 2**halvings, -(-len(batches) // workers)
+        rounds, most = (
+            -(-len(batches) * 2**halvings // workers) / 2**halvings,
+            -(-len(batches) // workers),
+        )
         assert rounds < most if halvings else rounds == most
-        assert halvings == 0 or (workers > 2 and lengths.sum() / (len(batches) * 2**halvings) >= PIECE_TOKENS)
+        assert halvings == 0 or (
+            workers > 2 and lengths.sum() / (len(batches) * 2**halvings) >= PIECE_TOKENS
+        )
         parts = split(batches, range(len(batches)), lengths, halvings)
-        assert sorted(np.concatenate([part.rows for part in parts]).tolist()) == list(range(len(lengths)))
+        assert sorted(np.concatenate([part.rows for part in parts]).tolist()) == list(
+            range(len(lengths))
+        )
 
 
 def stage_1_share(case: test_step.Case):
     job = Phase("stage1", None, None, None, case.objective, {}, case.trained, case.heads)
-    return job.share(case.prepared, case.signals)
+    return job.partial_loss(case.prepared, case.targets)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_distillation_carried_back_piece_by_piece_has_the_gradients_of_the_whole(family):
     case = test_step.case(family, None)
-    whole, told = process_child.gradients_of(case, 10**9, ALONE)
-    pieces, again = process_child.gradients_of(case, 10**9, ALONE, share=stage_1_share(case))
+    whole, told = process_child.gradients_of(case, 10**9, SINGLE)
+    pieces, again = process_child.gradients_of(case, 10**9, SINGLE, share=stage_1_share(case))
     assert test_step.worst(pieces, whole) <= 1e-12 and again == told
     assert "projection.weight" in whole
 
 
 def test_only_a_loss_of_distillation_alone_is_carried_back_piece_by_piece():
     case = test_step.case("bert", Task.RETRIEVAL)
-    assert Phase("a", None, None, None, case.objective, case.weights, case.trained).share(case.prepared, case.signals) is None
+    assert (
+        Phase("a", None, None, None, case.objective, case.weights, case.trained).share(
+            case.prepared, case.targets
+        )
+        is None
+    )
 
 
 def test_a_recipe_on_two_processes_trains_as_on_one_and_only_the_first_writes(tmp_path):
-    raw = tiny.recipe(tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=4)
+    raw = tiny.recipe(
+        tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=4
+    )
     (tmp_path / "recipe.json").write_text(json.dumps(raw))
     process_child.run(2, "train", str(tmp_path))
     losses = json.loads((tmp_path / "0.json").read_text())
     alone = [record["loss"] for record in tiny_run.train(raw, tmp_path / "alone").records]
-    assert losses == pytest.approx(alone, rel=1e-2)  # AdamW turns the last bits of tiny gradients into signs
+    assert losses == pytest.approx(
+        alone, rel=1e-2
+    )  # AdamW turns the last bits of tiny gradients into signs
     followed = json.loads((tmp_path / "1.json").read_text())
     assert followed == losses[-len(followed) :] and len(followed) < len(losses)
     assert (tmp_path / "run" / "model" / "taskdistill.json").is_file()
@@ -76,13 +106,24 @@ def test_a_recipe_on_two_processes_trains_as_on_one_and_only_the_first_writes(tm
 
 def test_what_is_exchanged_by_one_process_is_its_own():
     rows = torch.randn(3, 2)
-    assert ALONE.gather(rows, [3]) is rows and ALONE.any(True) and not ALONE.any(False) and ALONE.same("x") == "x"
-    ALONE.add_up([rows])
-    with ALONE.leader_first():
-        assert ALONE.leads and not ProcessGroup(1, 2).leads
+    assert (
+        SINGLE.gather(rows, [3]) is rows
+        and SINGLE.any_rank(True)
+        and not SINGLE.any_rank(False)
+        and SINGLE.broadcast("x") == "x"
+    )
+    SINGLE.all_reduce_([rows])
+    with SINGLE.main_process_first():
+        assert SINGLE.is_main and not ProcessGroup(1, 2).is_main
 
 
 def test_sums_are_exchanged_in_buckets_of_one_type(monkeypatch):
     monkeypatch.setattr("taskdistill.train.distributed.BUCKET", 10)
-    tensors = [torch.zeros(4), torch.zeros(5), torch.zeros(3), torch.zeros(2, dtype=torch.float64), torch.zeros(30)]
+    tensors = [
+        torch.zeros(4),
+        torch.zeros(5),
+        torch.zeros(3),
+        torch.zeros(2, dtype=torch.float64),
+        torch.zeros(30),
+    ]
     assert [[t.numel() for t in bucket] for bucket in _buckets(tensors)] == [[4, 5], [3], [2], [30]]

@@ -57,7 +57,11 @@ def after(state: State, step: int) -> State:
     kind, names = plan(step)
     if kind == "add":
         return {**state, **dict.fromkeys(names, step)}
-    return state if kind == "compact" else {name: at for name, at in state.items() if name not in names}
+    return (
+        state
+        if kind == "compact"
+        else {name: at for name, at in state.items() if name not in names}
+    )
 
 
 def observed(index: Index) -> State:
@@ -73,7 +77,9 @@ def check_search(index: Index, state: State) -> None:
     if names:
         query, vectors = vector("query", 1), np.array([vector(name, state[name]) for name in names])
         hits = index.search(query[None], 5)[0]
-        np.testing.assert_allclose([hit.score for hit in hits], np.sort(vectors @ query)[::-1][:5], atol=1e-6)
+        np.testing.assert_allclose(
+            [hit.score for hit in hits], np.sort(vectors @ query)[::-1][:5], atol=1e-6
+        )
         assert [hit.id for hit in hits] == [names[i] for i in np.argsort(-(vectors @ query))[:5]]
 
 
@@ -141,7 +147,11 @@ def test_kill_9_at_random_moments(tmp_path, monkeypatch):
     assert step >= 12, "every round has acknowledged something, however slow the machine"
     index.add_vectors([Document("last", "text")], vector("last", 0)[None], space_id="s")
     listed = set(index.snapshot.manifest.files)
-    on_disk = {path.relative_to(tmp_path / "i").as_posix() for path in (tmp_path / "i").rglob("*") if path.is_file()}
+    on_disk = {
+        path.relative_to(tmp_path / "i").as_posix()
+        for path in (tmp_path / "i").rglob("*")
+        if path.is_file()
+    }
     assert on_disk == listed | {"taskdistill.json"}
 
 
@@ -149,7 +159,10 @@ def test_kill_9_at_random_moments(tmp_path, monkeypatch):
 def test_a_kill_at_every_sync_and_rename(tmp_path, monkeypatch, stride):
     monkeypatch.setattr(commit, "FANOUT", 2)
     steps = [step for step in range(200) if plan(step)[0] == "add"][:2]
-    steps += [next(s for s in range(200) if plan(s)[0] == "delete"), next(s for s in range(200) if plan(s)[0] == "compact")]
+    steps += [
+        next(s for s in range(200) if plan(s)[0] == "delete"),
+        next(s for s in range(200) if plan(s)[0] == "compact"),
+    ]
     start = tmp_path / "start" / "i"
     Index.create(start, SETTINGS)
     for part in ("segments", "deletes", "bm25"):
@@ -201,10 +214,12 @@ def test_a_kill_at_every_sync_and_rename(tmp_path, monkeypatch, stride):
         index.delete(["nothing of this name"])
         now, listed = tree(path.parent), {f"i/{name}" for name in index.snapshot.manifest.files}
         assert same(before, now, before.keys() - {"i/taskdistill.json"}), f"killed at call {point}"
-        assert {name for name in now.keys() - before.keys() if now[name][1] is not None} == listed, f"killed at call {point}"
-        assert {name for name in now.keys() - before.keys() if now[name][1] is None} == {name.rpartition("/")[0] for name in listed} - {
-            "i/deletes"
-        }
+        assert {
+            name for name in now.keys() - before.keys() if now[name][1] is not None
+        } == listed, f"killed at call {point}"
+        assert {name for name in now.keys() - before.keys() if now[name][1] is None} == {
+            name.rpartition("/")[0] for name in listed
+        } - {"i/deletes"}
         shutil.rmtree(path.parent)
         if len(done) == len(steps):
             break
@@ -213,7 +228,9 @@ def test_a_kill_at_every_sync_and_rename(tmp_path, monkeypatch, stride):
 
 def test_opening_while_another_process_writes_always_sees_one_generation(tmp_path, monkeypatch):
     monkeypatch.setattr(commit, "FANOUT", 2)
-    Index.create(tmp_path / "i", SETTINGS).add_vectors([Document("d", "text of d at 0", {"step": 0})], vector("d", 0)[None], space_id="s")
+    Index.create(tmp_path / "i", SETTINGS).add_vectors(
+        [Document("d", "text of d at 0", {"step": 0})], vector("d", 0)[None], space_id="s"
+    )
 
     def work(acknowledge):
         index = Index.open(tmp_path / "i")
@@ -226,7 +243,9 @@ def test_opening_while_another_process_writes_always_sees_one_generation(tmp_pat
     with forked(work):
         generations = set()
         end = time.monotonic() + 2
-        while time.monotonic() < end or (len(generations) <= 3 and time.monotonic() < end + 60):  # the writer may be slow
+        while time.monotonic() < end or (
+            len(generations) <= 3 and time.monotonic() < end + 60
+        ):  # the writer may be slow
             index = Index.open(tmp_path / "i")
             assert observed(index) in states
             generations.add(index.snapshot.manifest.generation)
@@ -253,7 +272,9 @@ def test_a_build_that_was_killed_continues_where_it_was_acknowledged(tmp_path):
     index, report = build.build_index(encoder, documents, tmp_path / "i", batch=10)
     assert (report.unchanged, report.added, len(encoder.texts_seen)) == (40, 20, 20)
     assert not index.describe()["building"]
-    assert [hits[0].id for hits in index.search([each.text for each in documents], 1, encoder=encoder)] == [each.id for each in documents]
+    assert [
+        hits[0].id for hits in index.search([each.text for each in documents], 1, encoder=encoder)
+    ] == [each.id for each in documents]
 
 
 def test_a_full_disk_fails_the_work_and_keeps_the_index(tmp_path):
@@ -264,7 +285,9 @@ def test_a_full_disk_fails_the_work_and_keeps_the_index(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(WorkFailed, match=r"cannot be written.*can be searched"):
-            index.add_vectors([Document(f"d{i}", "text") for i in range(3000)], vectors, space_id="s")
+            index.add_vectors(
+                [Document(f"d{i}", "text") for i in range(3000)], vectors, space_id="s"
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     for each in (index, Index.open(tmp_path / "i")):

@@ -7,11 +7,25 @@ import shutil
 
 import pytest
 import yaml
-from helpers.tiny import model, recipe, student, write_data, write_jsonl, write_teacher, write_tokenizer
+from helpers.tiny import (
+    model,
+    recipe,
+    student,
+    write_data,
+    write_jsonl,
+    write_teacher,
+    write_tokenizer,
+)
 from helpers.tiny_run import Recorder
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.contamination import TrainingTexts, read_training, seen_in, teacher_saw, warnings_of
+from taskdistill.evaluate.contamination import (
+    TrainingTexts,
+    read_training,
+    seen_in,
+    teacher_saw,
+    warnings_of,
+)
 from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.reading import PairData, RankingData
 from taskdistill.model.folder import ModelSettings, write_model
@@ -21,16 +35,27 @@ LONG = "the old captain of the whale ship saw a storm near the small island and 
 
 
 def test_exact_and_near_texts_and_queries_are_counted(tmp_path):
-    rows = [{"query": "What  is a COMET?", "positive": f"It was said that {LONG}."}, {"query": "nothing", "positive": "alike"}]
+    rows = [
+        {"query": "What  is a COMET?", "positive": f"It was said that {LONG}."},
+        {"query": "nothing", "positive": "alike"},
+    ]
     training = read_training(write_jsonl(tmp_path / "rows.jsonl", rows), Recorder())
     documents = {"1": f"{LONG}, long ago", "2": " ".join(LONG.split()[:12]), "3": "alike"}
-    data = RankingData(documents, {"a": "what is a comet?", "b": "what is a moon?"}, {"a": {"1": 1}, "b": {"2": 1}})
+    data = RankingData(
+        documents, {"a": "what is a comet?", "b": "what is a moon?"}, {"a": {"1": 1}, "b": {"2": 1}}
+    )
 
     class Set:
         name = "retrieval/sea"
 
     found = seen_in(training, [Set], {"retrieval/sea": data})["retrieval/sea"]
-    assert found == {"texts": 5, "exact": 2, "near": 1, "queries": {"texts": 2, "exact": 1, "near": 0}, "teacher": None}
+    assert found == {
+        "texts": 5,
+        "exact": 2,
+        "near": 1,
+        "queries": {"texts": 2, "exact": 1, "near": 0},
+        "teacher": None,
+    }
     assert warnings_of("rows", {"retrieval/sea": found}) == [
         "retrieval/sea, trained on rows: of 5 texts 2 were seen word for word, 1 more share 13 words in a row; among them 1 of 2 queries."
     ]
@@ -40,13 +65,18 @@ def test_exact_and_near_texts_and_queries_are_counted(tmp_path):
 
 
 def test_a_set_apart_is_not_flagged(tmp_path):
-    training = read_training(write_jsonl(tmp_path / "rows.jsonl.gz", [{"text": "something else"}]), Recorder())
+    training = read_training(
+        write_jsonl(tmp_path / "rows.jsonl.gz", [{"text": "something else"}]), Recorder()
+    )
 
     class Set:
         name = "sts/a"
 
     found = seen_in(training, [Set], {"sts/a": PairData(["x"], ["y"], None, [""])})
-    assert found == {"sts/a": {"texts": 2, "exact": 0, "near": 0, "teacher": None}} and warnings_of("rows", found) == []
+    assert (
+        found == {"sts/a": {"texts": 2, "exact": 0, "near": 0, "teacher": None}}
+        and warnings_of("rows", found) == []
+    )
 
 
 def test_a_recipe_a_run_and_a_data_folder_tell_the_same_texts(tmp_path):
@@ -58,8 +88,15 @@ def test_a_recipe_a_run_and_a_data_folder_tell_the_same_texts(tmp_path):
     path.write_text(yaml.safe_dump(raw))
     by_recipe, by_run = read_training(path, Recorder()), read_training(path.parent, Recorder())
     by_data = read_training(root, Recorder())
-    assert by_recipe.trained.texts == by_run.trained.texts == by_data.trained.texts and by_run.texts > 100
-    assert by_run.teacher == ["sts/*", "qa"] and by_data.teacher is None and (by_recipe.name, by_run.name) == ("recipe", "run")
+    assert (
+        by_recipe.trained.texts == by_run.trained.texts == by_data.trained.texts
+        and by_run.texts > 100
+    )
+    assert (
+        by_run.teacher == ["sts/*", "qa"]
+        and by_data.teacher is None
+        and (by_recipe.name, by_run.name) == ("recipe", "run")
+    )
     sets = find_eval_sets(root)
     found = seen_in(by_run, sets, {each.name: each.load() for each in sets})
     assert {name: counts["teacher"] for name, counts in found.items()} == {
@@ -70,24 +107,40 @@ def test_a_recipe_a_run_and_a_data_folder_tell_the_same_texts(tmp_path):
 
 def test_a_model_folder_tells_its_run_or_what_its_teacher_declares(tmp_path):
     made = model(student(), write_tokenizer(tmp_path / "tokenizer"))
-    made.settings = ModelSettings(prompts={}, max_length=64, teacher={"model": "big", "trained_on": ["NQ"]})
+    made.settings = ModelSettings(
+        prompts={}, max_length=64, teacher={"model": "big", "trained_on": ["NQ"]}
+    )
     write_model(tmp_path / "run" / "model", made)
-    watcher = Recorder()
-    training = read_training(tmp_path / "run" / "model", watcher)
-    assert training.trained is None and training.teacher == ["NQ"] and "only what its teacher declares" in watcher.notes[0]
+    progress = Recorder()
+    training = read_training(tmp_path / "run" / "model", progress)
+    assert (
+        training.trained is None
+        and training.teacher == ["NQ"]
+        and "only what its teacher declares" in progress.notes[0]
+    )
 
     class Set:
         name = "retrieval/NQ"
 
     found = seen_in(training, [Set], {"retrieval/NQ": PairData(["x"], ["y"], None, [""])})
     assert found == {"retrieval/NQ": {"texts": 2, "exact": None, "near": None, "teacher": True}}
-    assert [cell.main for cell in seen_table(found).cells()[0]] == ["retrieval/NQ", "2", "–", "–", "yes"]
+    assert [cell.main for cell in seen_table(found).cells()[0]] == [
+        "retrieval/NQ",
+        "2",
+        "–",
+        "–",
+        "yes",
+    ]
     root = write_data(tmp_path / "data")
-    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(recipe(root, write_teacher(tmp_path / "teacher"))))
+    (tmp_path / "run" / "recipe.yaml").write_text(
+        yaml.safe_dump(recipe(root, write_teacher(tmp_path / "teacher")))
+    )
     assert read_training(tmp_path / "run" / "model", Recorder()).trained is not None
     made.settings = ModelSettings(prompts={}, max_length=64)
     write_model(tmp_path / "alone", made)
-    with pytest.raises(BadInput, match="has no recipe beside it and declares nothing of its teacher"):
+    with pytest.raises(
+        BadInput, match="has no recipe beside it and declares nothing of its teacher"
+    ):
         read_training(tmp_path / "alone", Recorder())
 
 
@@ -101,7 +154,10 @@ def test_what_tells_no_training_is_refused(tmp_path):
     with pytest.raises(BadInput, match="no rows with a text under query"):
         read_training(write_jsonl(tmp_path / "b.jsonl", [{"other": "x"}]), Recorder())
     (tmp_path / "docs.yaml").write_text(
-        json.dumps(recipe(tmp_path, tmp_path) | {"data": {"sources": recipe(tmp_path, tmp_path)["data"]["sources"]}})
+        json.dumps(
+            recipe(tmp_path, tmp_path)
+            | {"data": {"sources": recipe(tmp_path, tmp_path)["data"]["sources"]}}
+        )
     )
     with pytest.raises(BadInput, match="trains on the embedded default"):
         read_training(tmp_path / "docs.yaml", Recorder())
@@ -109,6 +165,10 @@ def test_what_tells_no_training_is_refused(tmp_path):
 
 
 def test_declared_patterns_fit_whole_names_and_last_parts():
-    assert teacher_saw(["sts/*"], "sts/a") and teacher_saw(["SciFact"], "SciFact") and teacher_saw(["scifact"], "retrieval/scifact")
+    assert (
+        teacher_saw(["sts/*"], "sts/a")
+        and teacher_saw(["SciFact"], "SciFact")
+        and teacher_saw(["scifact"], "retrieval/scifact")
+    )
     assert teacher_saw([], "sts/a") is False and teacher_saw(None, "sts/a") is None
     assert TrainingTexts("a", None, 0).teacher is None

@@ -34,13 +34,24 @@ from taskdistill.serve.settings import ServerSettings, check_host
 
 @pytest.fixture(scope="module")
 def server():
-    limits = ServerSettings(body_bytes=100_000, head_seconds=1.5, body_seconds=1.5, connections=60, request_tokens=20_000)
+    limits = ServerSettings(
+        body_bytes=100_000,
+        head_seconds=1.5,
+        body_seconds=1.5,
+        connections=60,
+        request_tokens=20_000,
+    )
     with live(tiny_encoder(), settings=limits) as (url, served):
         yield url, served
 
 
 def post(url: str, text: str = "a", **options) -> httpx.Response:
-    return httpx.post(f"{url}/v1/embeddings", json={"input": text} | options.pop("fields", {}), timeout=30, **options)
+    return httpx.post(
+        f"{url}/v1/embeddings",
+        json={"input": text} | options.pop("fields", {}),
+        timeout=30,
+        **options,
+    )
 
 
 def connect(url: str) -> socket.socket:
@@ -90,7 +101,9 @@ def test_a_huge_head_is_refused(server, head):
     assert post(server[0]).status_code == 200
 
 
-@pytest.mark.parametrize("start", [b"", b"POST /v1/emb", HEAD, HEAD + b"Content-Length: 50\r\n\r\n{"])
+@pytest.mark.parametrize(
+    "start", [b"", b"POST /v1/emb", HEAD, HEAD + b"Content-Length: 50\r\n\r\n{"]
+)
 def test_a_client_that_dawdles_is_cut_off(server, start):
     started = time.monotonic()
     with connect(server[0]) as connection:
@@ -104,7 +117,11 @@ def test_a_client_that_dawdles_is_cut_off(server, start):
 
 
 def test_what_is_no_http_is_refused(server):
-    for data in (b"\x16\x03\x01\x02\x00\x01\x00" * 10 + b"\r\n\r\n", b"GET\r\n\r\n", b"POST /embed HTTP/1.1\r\nContent-Length: -1\r\n\r\n"):
+    for data in (
+        b"\x16\x03\x01\x02\x00\x01\x00" * 10 + b"\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"POST /embed HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+    ):
         with connect(server[0]) as connection:
             connection.sendall(data)
             assert answer_of(connection).startswith(b"HTTP/1.1 400")
@@ -154,7 +171,10 @@ def test_no_text_and_no_key_reaches_the_log(caplog):
 def test_overload_is_answered_with_429_and_everything_accepted_is_computed(monkeypatch):
     plain = TorchAdapterView.embed
     monkeypatch.setattr(TorchAdapterView, "embed", lambda *given: time.sleep(0.02) or plain(*given))
-    with live(tiny_encoder(1), settings=ServerSettings(queue_texts=8, request_texts=8)) as (url, served):
+    with live(tiny_encoder(1), settings=ServerSettings(queue_texts=8, request_texts=8)) as (
+        url,
+        served,
+    ):
         statuses: list[int] = []
 
         def ask(_: int) -> None:
@@ -206,7 +226,9 @@ def until(true) -> None:
         time.sleep(0.01)
 
 
-def test_a_panic_is_a_500_for_its_request_and_a_503_for_health_until_the_model_works_again(monkeypatch):
+def test_a_panic_is_a_500_for_its_request_and_a_503_for_health_until_the_model_works_again(
+    monkeypatch,
+):
     plain, broken = TorchAdapterView.embed, threading.Event()
 
     def embed(self, ids, task):
@@ -221,16 +243,27 @@ def test_a_panic_is_a_500_for_its_request_and_a_503_for_health_until_the_model_w
         answer = post(url)
         assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
         assert "private" not in answer.text
-        assert [httpx.get(f"{url}/{path}").status_code for path in ("health", "ready")] == [503, 503]
+        assert [httpx.get(f"{url}/{path}").status_code for path in ("health", "ready")] == [
+            503,
+            503,
+        ]
         broken.clear()
-        assert [httpx.get(f"{url}/{path}").status_code for path in ("health", "ready")] == [200, 200]
+        assert [httpx.get(f"{url}/{path}").status_code for path in ("health", "ready")] == [
+            200,
+            200,
+        ]
         assert post(url).status_code == 200
         assert served.now.queue.panics >= 2
 
 
 def test_a_poisoned_text_fails_its_own_request_only(monkeypatch):
     plain = TorchAdapterView.embed
-    poison = tiny_encoder(1).model.tokenizer.ids(["poison"], prompt="Document: ", max_length=300).ids[0].tolist()
+    poison = (
+        tiny_encoder(1)
+        .model.tokenizer.ids(["poison"], prompt="Document: ", max_length=300)
+        .ids[0]
+        .tolist()
+    )
 
     def embed(self, ids, task):
         time.sleep(0.02)
@@ -296,7 +329,11 @@ def test_sigterm_finishes_what_was_accepted_and_ends_with_status_0(tmp_path: Pat
                 deadline = time.monotonic() + 20
                 while time.monotonic() < deadline:
                     text = httpx.get(f"{url}/metrics", timeout=20).text
-                    waiting = next(float(line.split()[1]) for line in text.splitlines() if line.startswith("taskdistill_queue_texts "))
+                    waiting = next(
+                        float(line.split()[1])
+                        for line in text.splitlines()
+                        if line.startswith("taskdistill_queue_texts ")
+                    )
                     if waiting >= 6:
                         break
                     time.sleep(0.02)
@@ -319,15 +356,33 @@ async def ask(app, path, parts, headers=()):
         if not pending:
             await asyncio.Event().wait()
         part = pending.pop(0)
-        return {"type": "http.request", "body": part, "more_body": bool(pending) or part.endswith(b"...")}
+        return {
+            "type": "http.request",
+            "body": part,
+            "more_body": bool(pending) or part.endswith(b"..."),
+        }
 
     async def send(message):
         sent.append(message)
 
     fields = [(b"host", b"localhost"), (b"content-type", b"application/json"), *headers]
-    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": fields}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": fields,
+    }
     await app(
-        scope | {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "scheme": "http", "http_version": "1.1", "asgi": {}},
+        scope
+        | {
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80),
+            "scheme": "http",
+            "http_version": "1.1",
+            "asgi": {},
+        },
         receive,
         send,
     )
@@ -346,7 +401,9 @@ def in_process(scene, index=None, **limits):
 
 @pytest.fixture(scope="module")
 def small_index(tmp_path_factory):
-    return build_index(tiny_encoder(1), [Document("d", "a text")], tmp_path_factory.mktemp("stalled") / "index")[0]
+    return build_index(
+        tiny_encoder(1), [Document("d", "a text")], tmp_path_factory.mktemp("stalled") / "index"
+    )[0]
 
 
 def test_bodies_that_stall_take_no_route_away(small_index):
@@ -371,7 +428,9 @@ def test_bodies_that_stall_take_no_route_away(small_index):
 
 def test_large_bodies_that_stall_keep_no_small_one_out():
     async def scene(app):
-        stalled = [asyncio.ensure_future(ask(app, "/embed", [b" " * 400_000 + b"..."])) for _ in range(8)]
+        stalled = [
+            asyncio.ensure_future(ask(app, "/embed", [b" " * 400_000 + b"..."])) for _ in range(8)
+        ]
         await asyncio.sleep(0.05)
         states = [each.result() if each.done() else None for each in stalled]
         assert states.count(None) == 2 and set(states) == {None, 429}

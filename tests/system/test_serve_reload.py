@@ -27,7 +27,14 @@ from taskdistill.serve.engine import TorchAdapterView
 TEXT = "a red house"
 
 
-def write(folder: Path, *, scale: float = 1.0, tasks: int = 4, golden: bool = True, old_space: bool = False) -> None:
+def write(
+    folder: Path,
+    *,
+    scale: float = 1.0,
+    tasks: int = 4,
+    golden: bool = True,
+    old_space: bool = False,
+) -> None:
     """Write a model whose adapters, and whose weights too unless the space stays, are scaled."""
     model = tiny_model()
     with torch.no_grad():
@@ -68,7 +75,9 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def test_a_new_model_takes_over_and_requests_that_began_are_finished_by_the_old_one(folder, monkeypatch):
+def test_a_new_model_takes_over_and_requests_that_began_are_finished_by_the_old_one(
+    folder, monkeypatch
+):
     plain, held, begun = TorchAdapterView.embed, threading.Event(), threading.Event()
 
     def embed(self, ids, task):
@@ -104,7 +113,10 @@ def test_a_new_model_takes_over_and_requests_that_began_are_finished_by_the_old_
 @pytest.mark.parametrize("fault", ["flipped", "gone", "golden", "fewer tasks", "half"])
 def test_a_bad_model_is_refused_and_the_old_one_keeps_answering(folder, fault, caplog):
     before = Encoder.load(folder).encode([TEXT], task="clustering")[0]
-    with live(Encoder.load(folder, threads=1), load=lambda: Encoder.load(folder, threads=1)) as (url, served):
+    with live(Encoder.load(folder, threads=1), load=lambda: Encoder.load(folder, threads=1)) as (
+        url,
+        served,
+    ):
         if fault == "golden":
             write(folder, scale=2.0, golden=False)
         elif fault == "fewer tasks":
@@ -125,9 +137,13 @@ def test_a_bad_model_is_refused_and_the_old_one_keeps_answering(folder, fault, c
         assert "the old one keeps answering" in caplog.text
 
 
-def test_a_model_of_another_space_is_refused_beside_an_index_and_one_of_the_same_space_is_not(folder):
+def test_a_model_of_another_space_is_refused_beside_an_index_and_one_of_the_same_space_is_not(
+    folder,
+):
     encoder = Encoder.load(folder, threads=1)
-    index = SimpleNamespace(settings=SimpleNamespace(space_id=encoder.space_id, former_space_ids=()))
+    index = SimpleNamespace(
+        settings=SimpleNamespace(space_id=encoder.space_id, former_space_ids=())
+    )
     with live(encoder, index=index, load=lambda: Encoder.load(folder, threads=1)) as (url, served):
         write(folder, scale=2.0)
         reloaded(url, served, "refused")
@@ -137,8 +153,20 @@ def test_a_model_of_another_space_is_refused_beside_an_index_and_one_of_the_same
 
 def test_sighup_reads_the_model_again(folder):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "taskdistill.cli", "serve", str(folder), "--port", "0", "--threads", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as child:
+    command = [
+        sys.executable,
+        "-m",
+        "taskdistill.cli",
+        "serve",
+        str(folder),
+        "--port",
+        "0",
+        "--threads",
+        "1",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as child:
         try:
             assert child.stdout is not None
             line = next(line for line in child.stdout if "http://" in line)

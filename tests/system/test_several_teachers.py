@@ -25,7 +25,9 @@ def test_the_distance_to_two_teachers_by_hand():
     apart = teachers_distance(ours, theirs, [2, 2], apart=True)
     assert apart.item() == pytest.approx(1 - (0.6 + 1.0 + 0.0 + 1.0) / 4)
     joined = torch.cat([normalize(theirs[:, :2]), normalize(theirs[:, 2:])], dim=1)
-    assert teachers_distance(ours, theirs, [2, 2], apart=False).item() == pytest.approx(embedding_distance(ours, joined).item())
+    assert teachers_distance(ours, theirs, [2, 2], apart=False).item() == pytest.approx(
+        embedding_distance(ours, joined).item()
+    )
     summed = teachers_distance(ours, theirs, [2, 2], apart=True, reduction="sum")
     assert summed.item() == pytest.approx(2 * apart.item())
 
@@ -36,12 +38,20 @@ def test_a_part_without_vector_counts_for_nothing(apart):
     theirs = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
     theirs[0, :2], theirs[1, 2:], theirs[3] = NAN, NAN, NAN
     found = teachers_distance(ours, theirs, [2, 3], apart=apart)
-    kept = [embedding_distance(ours[:1, 2:], theirs[:1, 2:]), embedding_distance(ours[1:2, :2], theirs[1:2, :2])]
+    kept = [
+        embedding_distance(ours[:1, 2:], theirs[:1, 2:]),
+        embedding_distance(ours[1:2, :2], theirs[1:2, :2]),
+    ]
     whole = teachers_distance(ours[2:3], theirs[2:3], [2, 3], apart=apart)
     assert found.item() == pytest.approx(sum(part.item() for part in (*kept, whole)) / 4)
     found.backward()
     assert torch.isfinite(ours.grad).all()
-    assert ours.grad[0, :2].abs().max() == ours.grad[1, 2:].abs().max() == ours.grad[3].abs().max() == 0
+    assert (
+        ours.grad[0, :2].abs().max()
+        == ours.grad[1, 2:].abs().max()
+        == ours.grad[3].abs().max()
+        == 0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,27 +86,40 @@ def recipe(home, **changes):
 
 @pytest.mark.parametrize("several", ["concatenate", "heads"])
 def test_a_student_learns_from_all_of_them_and_what_lacks_is_counted(home, tmp_path, several):
-    watcher = tiny_run.train(recipe(home, several=several), tmp_path / several / "run")
+    progress = tiny_run.train(recipe(home, several=several), tmp_path / several / "run")
     losses = [loss for _, loss in tiny_run.steps(tmp_path / several / "run")["stage1"]]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     encoder = Encoder.load(tmp_path / several / "run" / "model", threads=1)
     assert encoder.model.projection.weight.shape == (32 + 32 + 16, 32)
     facts = read_manifest(tmp_path / several / "run" / "model")["settings"]["teacher"]
-    assert facts["kind"] == "several" and facts["embedding_dim"] == 80 and facts["model"].count(" + ") == 2
-    (note,) = [note for note in watcher.notes if note.startswith("disk: no vector for")]
+    assert (
+        facts["kind"] == "several"
+        and facts["embedding_dim"] == 80
+        and facts["model"].count(" + ") == 2
+    )
+    (note,) = [note for note in progress.notes if note.startswith("disk: no vector for")]
     lacking, asked = (int(word) for word in note.replace(",", "").split() if word.isdigit())
     assert 0 < lacking < asked  # the lone texts alone: qa is not for it
-    stores = {path.name.rsplit("-", 1)[0]: len(list(path.glob("shards/*.npy"))) for path in (tmp_path / several).glob("teacher-store/*")}
+    stores = {
+        path.name.rsplit("-", 1)[0]: len(list(path.glob("shards/*.npy")))
+        for path in (tmp_path / several).glob("teacher-store/*")
+    }
     assert stores.keys() == {"one", "two", "disk"}
 
 
 def test_a_source_s_teacher_alone_decides_what_it_teaches(home, tmp_path):
     alone = recipe(home)
     del alone["teachers"]["disk"]
-    alone["data"]["sources"] = {"lone": {"path": "texts/lone.jsonl.gz", "kind": "texts", "teachers": ["two"]}}
+    alone["data"]["sources"] = {
+        "lone": {"path": "texts/lone.jsonl.gz", "kind": "texts", "teachers": ["two"]}
+    }
     alone["stage1"] = alone["stage1"] | {"sources": {"lone": 1}}
     tiny_run.train(alone, tmp_path / "run")
-    assert [path.name.rsplit("-", 1)[0] for path in (tmp_path / "teacher-store").iterdir() if path.is_dir()] == ["two"]
+    assert [
+        path.name.rsplit("-", 1)[0]
+        for path in (tmp_path / "teacher-store").iterdir()
+        if path.is_dir()
+    ] == ["two"]
     weight = Encoder.load(tmp_path / "run" / "model", threads=1).model.projection.weight
     assert weight.shape == (64, 32)
 

@@ -55,14 +55,21 @@ def run(case: test_step.Case, threads: int = 1, micro: int = 48, share=None):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("family", "task"), [("bert", Task.RETRIEVAL), ("qwen3", Task.CLASSIFICATION), ("eurobert", None)])
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [("bert", Task.RETRIEVAL), ("qwen3", Task.CLASSIFICATION), ("eurobert", None)],
+)
 def test_halved_micro_batches_have_the_gradients_of_whole_ones(family, task, threads, monkeypatch):
     case = test_step.case(family, task)
     wanted, told, none = run(case)
     room = Room(monkeypatch, 18, MemoryError())
     found, again, halvings = run(case, threads)
     assert none == 0 and halvings >= 1 and room.failed >= halvings
-    assert test_step.worst(found, wanted) <= 1e-12 and again[0] == pytest.approx(told[0], rel=1e-12) and again[2] == told[2]
+    assert (
+        test_step.worst(found, wanted) <= 1e-12
+        and again[0] == pytest.approx(told[0], rel=1e-12)
+        and again[2] == told[2]
+    )
 
 
 def test_a_distillation_that_is_carried_back_piece_by_piece_is_halved_too(monkeypatch):
@@ -90,15 +97,20 @@ def test_memory_that_runs_out_on_the_way_back_leaves_no_gradient_twice(monkeypat
     monkeypatch.setattr(torch.autograd, "grad", once)
     found, again, halvings = run(case)
     assert halvings == 1 and again[0] == pytest.approx(told[0], rel=1e-12)
-    assert test_step.worst(found, wanted) <= 1e-12  # the heads' gradients were there before the failure
+    assert (
+        test_step.worst(found, wanted) <= 1e-12
+    )  # the heads' gradients were there before the failure
 
 
-def test_a_text_that_does_not_fit_by_itself_ends_the_work_and_other_errors_stay_what_they_are(monkeypatch):
+def test_a_text_that_does_not_fit_by_itself_ends_the_work_and_other_errors_stay_what_they_are(
+    monkeypatch,
+):
     case = test_step.case("bert", Task.CLUSTERING)
     with monkeypatch.context() as patched:
         Room(patched, 2, MemoryError())
         with pytest.raises(
-            WorkFailed, match=r"does not fit into memory even text by text \(the longest of its 7 texts has \d+ tokens\); lower max"
+            WorkFailed,
+            match=r"does not fit into memory even text by text \(the longest of its 7 texts has \d+ tokens\); lower max",
         ):
             run(case)
     with monkeypatch.context() as patched:
@@ -108,8 +120,12 @@ def test_a_text_that_does_not_fit_by_itself_ends_the_work_and_other_errors_stay_
 
 
 def test_what_counts_as_out_of_memory():
-    assert all(map(is_out_of_memory, (MemoryError(), torch.OutOfMemoryError(), RuntimeError(ALLOCATOR))))
-    assert not any(map(is_out_of_memory, (RuntimeError("size mismatch"), ValueError("can't allocate memory"))))
+    assert all(
+        map(is_out_of_memory, (MemoryError(), torch.OutOfMemoryError(), RuntimeError(ALLOCATOR)))
+    )
+    assert not any(
+        map(is_out_of_memory, (RuntimeError("size mismatch"), ValueError("can't allocate memory")))
+    )
 
 
 def test_pieces_are_parts_of_their_micro_batch_in_order():
@@ -119,7 +135,10 @@ def test_pieces_are_parts_of_their_micro_batch_in_order():
         made = split(batches, range(len(batches)), lengths, halvings)
         for number, batch in enumerate(batches):
             own = [piece for piece in made if piece.number == number]
-            assert np.concatenate([piece.rows for piece in own]).tolist() == batch.tolist() and len(own) <= 2**halvings
+            assert (
+                np.concatenate([piece.rows for piece in own]).tolist() == batch.tolist()
+                and len(own) <= 2**halvings
+            )
             sizes = [int(lengths[piece.rows].sum()) for piece in own]
             assert [piece.first for piece in own] == [0, *np.cumsum(sizes)[:-1].tolist()]
             assert all(piece.whole == sum(sizes) for piece in own)
@@ -139,13 +158,21 @@ def test_a_part_of_a_stream_has_the_masks_of_its_place():
 
 
 def test_a_run_goes_on_in_halves_and_says_so(tmp_path, monkeypatch):
-    raw = tiny.recipe(tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=4)
+    raw = tiny.recipe(
+        tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=4
+    )
     del raw["static"]
     raw["adapters"] = {}
     wanted = tiny_run.train(raw, tmp_path / "whole").records
     Room(monkeypatch, 70, MemoryError())
     records = tiny_run.train(raw, tmp_path / "halved").records
-    logged = [record for _, record in read_lines(tmp_path / "halved" / "log.jsonl") if "step" in record]
+    logged = [
+        record for _, record in read_lines(tmp_path / "halved" / "log.jsonl") if "step" in record
+    ]
     retries = [record.get("out_of_memory", 0) for record in logged]
-    assert retries[0] >= 1 and sum(retries) <= 3 and not any("out_of_memory" in record for record in wanted)
+    assert (
+        retries[0] >= 1
+        and sum(retries) <= 3
+        and not any("out_of_memory" in record for record in wanted)
+    )
     assert [r["loss"] for r in records] == pytest.approx([r["loss"] for r in wanted], rel=1e-4)

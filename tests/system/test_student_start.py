@@ -39,20 +39,36 @@ def home(tmp_path_factory):
     topic_models.write(home / "letters", width=32, noise=1.5, seed=4, letters=True)
     topic_models.write(home / "cls", width=32, noise=1.5, seed=5, pooling=Pooling.CLS)
     queries = [pair["query"] for pair in pairs]
-    topic_models.write_vectors(home / "disk", home / "wide", list(dict.fromkeys([*texts, *queries])))
+    topic_models.write_vectors(
+        home / "disk", home / "wide", list(dict.fromkeys([*texts, *queries]))
+    )
     return home
 
 
 def raw_recipe(home, student="student", teacher="teacher", **changes):
-    phase = {"steps": STEPS, "max_length": 32, "lr": 2e-2, "batch_size": 32, "checkpoint_every": STEPS}
-    sources = {"qa": {"path": "pairs/qa.train.jsonl.gz", "kind": "pairs"}, "lone": {"path": "texts/lone.jsonl.gz", "kind": "texts"}}
+    phase = {
+        "steps": STEPS,
+        "max_length": 32,
+        "lr": 2e-2,
+        "batch_size": 32,
+        "checkpoint_every": STEPS,
+    }
+    sources = {
+        "qa": {"path": "pairs/qa.train.jsonl.gz", "kind": "pairs"},
+        "lone": {"path": "texts/lone.jsonl.gz", "kind": "texts"},
+    }
     return {
         "name": "tiny",
         "seed": 3,
         "threads": 1,
         "data": {"root": str(home / "data"), "sources": sources},
         "teacher": {"model": str(home / teacher), "max_length": 32, "instructions": None},
-        "student": {"init": str(home / student), "max_length": 64, "matryoshka_dims": [16], "prompts": {"query": "", "document": ""}},
+        "student": {
+            "init": str(home / student),
+            "max_length": 64,
+            "matryoshka_dims": [16],
+            "prompts": {"query": "", "document": ""},
+        },
         "stage1": {**phase, "sources": {"qa": 1, "lone": 2}},
         "evaluation": {"sets": []},
     } | changes
@@ -65,7 +81,9 @@ def trained(raw, out):
 @pytest.fixture(scope="module")
 def by_wide(home):
     """A run that a wider teacher has taught, and what it said."""
-    return home / "by-wide" / "run", tiny_run.train(raw_recipe(home, teacher="wide"), home / "by-wide" / "run")
+    return home / "by-wide" / "run", tiny_run.train(
+        raw_recipe(home, teacher="wide"), home / "by-wide" / "run"
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,18 +95,27 @@ def by_wide(home):
         ("letters", "teacher", STEPS),
         ("cls", "teacher", 4 * STEPS),
     ],
-    ids=["another space", "wider teacher", "narrower teacher", "another tokenizer", "another pooling"],
+    ids=[
+        "another space",
+        "wider teacher",
+        "narrower teacher",
+        "another tokenizer",
+        "another pooling",
+    ],
 )
 def test_a_student_with_a_space_of_its_own_gains(home, tmp_path, request, student, teacher, steps):
     before, aim = topic_models.separation(home / student), topic_models.separation(home / teacher)
     if teacher == "wide":
-        out, watcher = request.getfixturevalue("by_wide")
+        out, progress = request.getfixturevalue("by_wide")
         after = topic_models.separation(out / "model")
     else:
         raw = raw_recipe(home, student, teacher)
         raw["stage1"] |= {"steps": steps, "checkpoint_every": steps}
-        watcher, after = trained(raw, tmp_path / "run")
-    assert "stage 1: the student starts from a trained embedding model of another space" in watcher.notes[0]
+        progress, after = trained(raw, tmp_path / "run")
+    assert (
+        "stage 1: the student starts from a trained embedding model of another space"
+        in progress.notes[0]
+    )
     assert after > before + 0.4 * (aim - before) > before
 
 
@@ -105,7 +132,10 @@ def test_vectors_over_http_teach_it(home, tmp_path):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            data = [{"index": i, "embedding": row.tolist()} for i, row in enumerate(encoder.encode(body["input"]))]
+            data = [
+                {"index": i, "embedding": row.tolist()}
+                for i, row in enumerate(encoder.encode(body["input"]))
+            ]
             reply = json.dumps({"data": data}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(reply)))
@@ -119,23 +149,35 @@ def test_vectors_over_http_teach_it(home, tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         raw = raw_recipe(home)
-        raw["teacher"] = {"kind": "http", "model": "wide", "url": f"http://127.0.0.1:{server.server_port}/v1", "instructions": None}
+        raw["teacher"] = {
+            "kind": "http",
+            "model": "wide",
+            "url": f"http://127.0.0.1:{server.server_port}/v1",
+            "instructions": None,
+        }
         before = topic_models.separation(home / "student")
         assert trained(raw, tmp_path / "run")[1] > before + 1
     finally:
         server.shutdown()
 
 
-@pytest.mark.parametrize("weights", [{}, {"similarity": 1.0, "score_kl": 0.05, "distill": 0.3}], ids=["chosen", "with a regression"])
+@pytest.mark.parametrize(
+    "weights",
+    [{}, {"similarity": 1.0, "score_kl": 0.05, "distill": 0.3}],
+    ids=["chosen", "with a regression"],
+)
 def test_several_teachers_teach_it(home, tmp_path, weights):
-    raw = raw_recipe(home, teachers={"wide": {"model": str(home / "wide"), "max_length": 32, "instructions": None}})
+    raw = raw_recipe(
+        home,
+        teachers={"wide": {"model": str(home / "wide"), "max_length": 32, "instructions": None}},
+    )
     raw["stage1"]["weights"] = weights
     before = topic_models.separation(home / "student")
-    watcher, after = trained(raw, tmp_path / "run")
+    progress, after = trained(raw, tmp_path / "run")
     assert after > before + 1
     projection = Encoder.load(tmp_path / "run" / "model", threads=1).model.projection
     assert projection.weight.shape == (32 + 64, 32)
-    assert any("projection fitted on" in note for note in watcher.notes)
+    assert any("projection fitted on" in note for note in progress.notes)
 
 
 def test_a_regression_from_a_fitted_start_begins_where_the_fit_ends(home, tmp_path):
@@ -150,18 +192,27 @@ def test_a_regression_from_a_fitted_start_begins_where_the_fit_ends(home, tmp_pa
         if init != "default":
             manifest = read_manifest(tmp_path / init / "run" / "projections" / "stage1")
             expected = np.mean([1 - cosine for cosine in manifest["cosines"].values()])
-            assert losses[0] == pytest.approx(expected, abs=0.1)  # the held-out texts of the fit against one batch
+            assert losses[0] == pytest.approx(
+                expected, abs=0.1
+            )  # the held-out texts of the fit against one batch
     assert first["least_squares"] < first["rotation"] < first["default"]
 
 
 def test_a_fit_is_made_once_and_a_damaged_one_is_refused(home, tmp_path):
     raw = raw_recipe(home)
-    raw["stage1"] |= {"weights": {"distill": 1.0}, "projection_init": "least_squares", "steps": 4, "checkpoint_every": 2}
+    raw["stage1"] |= {
+        "weights": {"distill": 1.0},
+        "projection_init": "least_squares",
+        "steps": 4,
+        "checkpoint_every": 2,
+    }
     stopped = tmp_path / "stopped" / "run"
     with pytest.raises(Exception, match="everything is saved"):
-        tiny_run.train(raw, stopped, should_stop=lambda: (stopped / "checkpoints/stage1/step-0000002").is_dir())
-    watcher = tiny_run.train(raw, stopped)
-    assert not any("projection fitted" in note for note in watcher.notes)
+        tiny_run.train(
+            raw, stopped, should_stop=lambda: (stopped / "checkpoints/stage1/step-0000002").is_dir()
+        )
+    progress = tiny_run.train(raw, stopped)
+    assert not any("projection fitted" in note for note in progress.notes)
     tiny_run.train(raw, tmp_path / "whole" / "run")
     assert tiny_run.weights(stopped) == tiny_run.weights(tmp_path / "whole" / "run")
     file = next((stopped / "projections").glob("*/weights.safetensors"))
@@ -174,7 +225,10 @@ def test_a_stage_without_regression_ends_with_a_fitted_projection(home, by_wide)
     """Adapters distil through it and other models' indexes are asked through it, so it must lead into the teacher's space."""
     out, _ = by_wide
     encoder = Encoder.load(out / "model", threads=1)
-    texts = [json.loads(line)["text"] for line in (home / "disk" / "texts.jsonl").read_text().splitlines()[:100]]
+    texts = [
+        json.loads(line)["text"]
+        for line in (home / "disk" / "texts.jsonl").read_text().splitlines()[:100]
+    ]
     with torch.no_grad():
         carried = encoder.model.projection(torch.from_numpy(encoder.encode(texts)))
     teacher = torch.from_numpy(np.load(home / "disk" / "vectors.npy")[:100])
@@ -191,14 +245,22 @@ def test_the_origin_of_a_student(home, tmp_path):
     assert origin() is Origin.EMBEDDING_MODEL
     assert origin(student=student | {"init": "teacher"}) is Origin.TEACHER
     assert origin(student=student | {"init": str(home / "teacher")}) is Origin.TEACHER
-    assert origin(student=student | {"init": "config", "config": tiny.config("bert"), "tokenizer": str(home / "teacher")}) is Origin.RANDOM
+    assert (
+        origin(
+            student=student
+            | {"init": "config", "config": tiny.config("bert"), "tokenizer": str(home / "teacher")}
+        )
+        is Origin.RANDOM
+    )
     copy, bare = tmp_path / "copy", tmp_path / "bare"
     for folder, left_out in ((copy, set()), (bare, {"taskdistill.json", "modules.json"})):
         folder.mkdir()
         for path in (home / "teacher").iterdir():
             if path.is_file() and path.name not in left_out:
                 (folder / path.name).write_bytes(path.read_bytes())
-    assert origin(student=student | {"init": str(copy)}) is Origin.TEACHER  # the same weights under another name
+    assert (
+        origin(student=student | {"init": str(copy)}) is Origin.TEACHER
+    )  # the same weights under another name
     assert origin(student=student | {"init": str(bare)}) is Origin.TEACHER
     other = tmp_path / "other"
     other.mkdir()
@@ -227,12 +289,12 @@ def test_what_a_recipe_says_is_not_chosen(home, origin, monkeypatch):
 
 
 def test_plan_says_what_it_took_and_why(home):
-    watcher = tiny_run.Recorder()
-    plan_run(parse_recipe(raw_recipe(home)), home, watcher)
-    assert watcher.notes[0].startswith(
+    progress = tiny_run.Recorder()
+    plan_run(parse_recipe(raw_recipe(home)), home, progress)
+    assert progress.notes[0].startswith(
         "stage 1: the student starts from a trained embedding model of another space: it has a space of its own"
     )
-    assert "weights similarity 1" in watcher.notes[1]
+    assert "weights similarity 1" in progress.notes[1]
 
 
 def test_a_run_that_was_begun_is_continued_by_the_recipe_that_it_wrote(home, tmp_path):
@@ -240,9 +302,11 @@ def test_a_run_that_was_begun_is_continued_by_the_recipe_that_it_wrote(home, tmp
     raw["stage1"] |= {"steps": 4}
     tiny_run.train(raw, tmp_path / "run")
     written = load_recipe(tmp_path / "run" / "recipe.yaml")
-    assert isinstance(written, Recipe) and written.stage1.weights == dict(STARTS[Origin.EMBEDDING_MODEL].weights)
-    watcher = tiny_run.train(written.model_dump(mode="json"), tmp_path / "run")
-    assert any("stage1: finished before" in note for note in watcher.notes)
+    assert isinstance(written, Recipe) and written.stage1.weights == dict(
+        STARTS[Origin.EMBEDDING_MODEL].weights
+    )
+    progress = tiny_run.train(written.model_dump(mode="json"), tmp_path / "run")
+    assert any("stage1: finished before" in note for note in progress.notes)
 
 
 def test_settings_of_a_projection_that_no_term_goes_through_are_refused(home, tmp_path):

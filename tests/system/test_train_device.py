@@ -12,7 +12,12 @@ from taskdistill.errors import BadInput
 from taskdistill.tasks import Task
 from taskdistill.train import arithmetic as train_device
 from taskdistill.train import gradients
-from taskdistill.train.arithmetic import Arithmetic, choose_arithmetic, tf32_products, training_device
+from taskdistill.train.arithmetic import (
+    Arithmetic,
+    choose_arithmetic,
+    tf32_products,
+    training_device,
+)
 from taskdistill.train.batch_loss import backward_loss
 from taskdistill.train.distributed import ProcessGroup
 from taskdistill.train.workers import workers
@@ -30,22 +35,35 @@ def test_the_arithmetic_of_the_passes(monkeypatch):
         choose_arithmetic("tf32", CPU)
     monkeypatch.setattr(device, "cpu_flags", lambda: {"avx512_bf16"})
     assert choose_arithmetic("bfloat16", CPU) == Arithmetic(torch.bfloat16)
-    assert choose_arithmetic("auto", CPU) == Arithmetic(), "a CPU stays in float32 unless it is told otherwise"
+    assert choose_arithmetic("auto", CPU) == Arithmetic(), (
+        "a CPU stays in float32 unless it is told otherwise"
+    )
     assert choose_arithmetic("auto", twin.DEVICE) == Arithmetic(torch.bfloat16)
     assert choose_arithmetic("float32", twin.DEVICE) == Arithmetic()
 
 
 @pytest.mark.parametrize(
-    ("capability", "auto"), [((9, 0), Arithmetic(torch.bfloat16, True)), ((8, 0), Arithmetic(torch.bfloat16, True)), ((7, 5), Arithmetic())]
+    ("capability", "auto"),
+    [
+        ((9, 0), Arithmetic(torch.bfloat16, True)),
+        ((8, 0), Arithmetic(torch.bfloat16, True)),
+        ((7, 5), Arithmetic()),
+    ],
 )
 def test_a_card_of_cuda_takes_what_it_has(monkeypatch, capability, auto):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place=None: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda place=None: "card")
     place = torch.device("cuda", 0)
-    assert choose_arithmetic("auto", place) == auto and choose_arithmetic("float32", place) == Arithmetic()
+    assert (
+        choose_arithmetic("auto", place) == auto
+        and choose_arithmetic("float32", place) == Arithmetic()
+    )
     assert str(auto) == ("bfloat16 (float32 products in TF32)" if auto.tf32 else "float32")
     if not auto.tf32:
-        for precision, says in (("tf32", "card has no TF32 units"), ("bfloat16", "card has no bfloat16 units")):
+        for precision, says in (
+            ("tf32", "card has no TF32 units"),
+            ("bfloat16", "card has no bfloat16 units"),
+        ):
             with pytest.raises(BadInput, match=says):
                 choose_arithmetic(precision, place)
     else:
@@ -80,17 +98,30 @@ def test_a_run_is_refused_before_anything_is_written(tmp_path, monkeypatch):
 def test_each_process_takes_the_device_of_its_number(monkeypatch):
     taken = []
     monkeypatch.setattr(train_device, "resolve_device", lambda choice: torch.device("cuda", 0))
-    monkeypatch.setattr(train_device, "accelerators", lambda: [torch.device("cuda", 0), torch.device("cuda", 1)])
+    monkeypatch.setattr(
+        train_device, "accelerators", lambda: [torch.device("cuda", 0), torch.device("cuda", 1)]
+    )
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    assert training_device("auto", ProcessGroup(5, 8, 4)) == training_device("cuda", ProcessGroup(1, 2, 2)) == torch.device("cuda", 1)
-    assert training_device("auto") == torch.device("cuda", 0) and [each.index for each in taken] == [1, 1, 0]
-    with pytest.raises(BadInput, match="3 processes were started on this host, which has 2 devices of type cuda"):
+    assert (
+        training_device("auto", ProcessGroup(5, 8, 4))
+        == training_device("cuda", ProcessGroup(1, 2, 2))
+        == torch.device("cuda", 1)
+    )
+    assert training_device("auto") == torch.device("cuda", 0) and [
+        each.index for each in taken
+    ] == [1, 1, 0]
+    with pytest.raises(
+        BadInput, match="3 processes were started on this host, which has 2 devices of type cuda"
+    ):
         training_device("auto", ProcessGroup(2, 3, 3))
     with pytest.raises(BadInput, match="device cuda:0 is one device, and 2 processes train"):
         training_device("cuda:0", ProcessGroup(0, 2, 2))
 
 
-@pytest.mark.parametrize(("family", "task"), [("bert", Task.RETRIEVAL), ("qwen3", Task.CLASSIFICATION), ("eurobert", None)])
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [("bert", Task.RETRIEVAL), ("qwen3", Task.CLASSIFICATION), ("eurobert", None)],
+)
 def test_gradients_in_bfloat16_are_near_and_in_float32(family, task):
     case = test_step.case(family, task, torch.float32)
     found = []
@@ -118,7 +149,9 @@ def test_gradients_in_bfloat16_are_near_and_in_float32(family, task):
 
 def test_a_run_in_bfloat16_keeps_float32_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "cpu_flags", lambda: {"amx_bf16"})
-    raw = tiny.recipe(tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=3)
+    raw = tiny.recipe(
+        tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=3
+    )
     del raw["static"]
     raw["adapters"] = {"classification": raw["adapters"]["classification"]}
     plain = tiny_run.train(raw, tmp_path / "plain").records

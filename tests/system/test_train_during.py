@@ -31,7 +31,9 @@ def home(tmp_path_factory) -> Path:
     return root
 
 
-def recipe(home: Path, during: dict[str, Any] | None = None, steps: int = 6, adapters: tuple[str, ...] = ()) -> dict[str, Any]:
+def recipe(
+    home: Path, during: dict[str, Any] | None = None, steps: int = 6, adapters: tuple[str, ...] = ()
+) -> dict[str, Any]:
     raw = tiny.recipe(home / "data", home / "teacher", steps=steps)
     del raw["static"]
     raw["adapters"] = {name: raw["adapters"][name] for name in adapters}
@@ -49,35 +51,55 @@ def test_scores_of_all_four_types_are_logged_and_move_no_weight(home, tmp_path):
     adapters = ("retrieval", "classification")
     plain = recipe(home, adapters=adapters, steps=4)
     tiny_run.train(plain, tmp_path / "plain")
-    watcher = tiny_run.train(recipe(home, {"every": 3}, adapters=adapters, steps=4), tmp_path / "watched")
+    progress = tiny_run.train(
+        recipe(home, {"every": 3}, adapters=adapters, steps=4), tmp_path / "watched"
+    )
     assert tiny_run.weights(tmp_path / "watched") == tiny_run.weights(tmp_path / "plain")
     assert tiny_run.steps(tmp_path / "watched") == tiny_run.steps(tmp_path / "plain")
     lines = evaluated(tmp_path / "watched")
     assert [(line["phase"], line["evaluated"]) for line in lines] == [
-        (phase, step) for phase in ("stage1", "adapters.retrieval", "adapters.classification") for step in (0, 3, 4)
+        (phase, step)
+        for phase in ("stage1", "adapters.retrieval", "adapters.classification")
+        for step in (0, 3, 4)
     ]
     stage1, retrieval, classification = (lines[n]["scores"] for n in (0, 3, 6))
-    assert {name.split(":")[0] for name in stage1} == {*SETS, "mean"} and "retrieval/qa-dev:nDCG@10" in stage1
+    assert {name.split(":")[0] for name in stage1} == {
+        *SETS,
+        "mean",
+    } and "retrieval/qa-dev:nDCG@10" in stage1
     assert {name.split(":")[0] for name in retrieval} == {"retrieval/qa-dev", "mean"}
     assert {name.split(":")[0] for name in classification} == {"classification/topics", "mean"}
-    mains = [stage1[f"{name}:{metric}"] for name, metric in zip(SETS, ("nDCG@10", "Spearman", "V-measure", "accuracy"), strict=True)]
-    assert stage1["mean"] == pytest.approx(sum(mains) / 4) and lines[0]["scores"] != lines[1]["scores"]
-    assert any(note.startswith("stage1: after step 3, ") for note in watcher.notes) and "best" not in lines[0]
+    mains = [
+        stage1[f"{name}:{metric}"]
+        for name, metric in zip(SETS, ("nDCG@10", "Spearman", "V-measure", "accuracy"), strict=True)
+    ]
+    assert (
+        stage1["mean"] == pytest.approx(sum(mains) / 4) and lines[0]["scores"] != lines[1]["scores"]
+    )
+    assert (
+        any(note.startswith("stage1: after step 3, ") for note in progress.notes)
+        and "best" not in lines[0]
+    )
     assert not list((tmp_path / "watched").glob("checkpoints/*.best"))
 
 
 class Scripted:
     """Gives scores by the number of updates done, and remembers the weights that it saw."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, script: dict[int, float], keep: str | None = "mean") -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, script: dict[int, float], keep: str | None = "mean"
+    ) -> None:
         self.script, self.seen, self.step = script, list[int](), 0
         run_phase = phases.run_phase
 
-        def watched(job, model, folder, around):
+        def watched(job, model, folder, ctx):
             self.kept, self.step = {}, 0
 
             def score() -> dict[str, float]:
-                state = {name: p.detach().clone() for name, p in (job.trained | job.moving_heads()).items()}
+                state = {
+                    name: p.detach().clone()
+                    for name, p in (job.trained | job.moving_heads()).items()
+                }
                 step = self.step
                 self.seen.append(step)
                 self.kept[step] = state
@@ -87,17 +109,17 @@ class Scripted:
                 self.step = record["step"] + 1
                 tell(record)
 
-            tell, around.on_step = around.on_step, told
-            around.during = Validation(2, score, keep)
-            note = around.note
+            tell, ctx.on_step = ctx.on_step, told
+            ctx.during = Validation(2, score, keep)
+            note = ctx.note
 
             def noted(text: str) -> None:
                 if "continued at step" in text:
                     self.step = int(text.split("continued at step ")[1].split(",")[0])
                 note(text)
 
-            around.note = noted
-            run_phase(job, model, folder, around)
+            ctx.note = noted
+            run_phase(job, model, folder, ctx)
 
         monkeypatch.setattr(phases, "run_phase", watched)
 
@@ -111,14 +133,16 @@ class Scripted:
         ({0: 0.1, 2: 0.2, 4: 0.2, 6: 0.2}, "mean", 2),
     ],
 )
-def test_a_phase_ends_with_the_weights_that_scored_best(home, tmp_path, monkeypatch, script, keep, best):
+def test_a_phase_ends_with_the_weights_that_scored_best(
+    home, tmp_path, monkeypatch, script, keep, best
+):
     scripted = Scripted(monkeypatch, script, keep)
-    watcher = tiny_run.train(recipe(home), tmp_path / "run")
+    progress = tiny_run.train(recipe(home), tmp_path / "run")
     assert scripted.seen == [0, 2, 4, 6]
     final = load_file(tmp_path / "run/phases/stage1/weights.safetensors")
     assert final.keys() == scripted.kept[best].keys()
     assert all(torch.equal(final[name], scripted.kept[best][name]) for name in final)
-    assert any(f"the weights of step {best} are kept" in note for note in watcher.notes)
+    assert any(f"the weights of step {best} are kept" in note for note in progress.notes)
     assert evaluated(tmp_path / "run")[0]["best"] is True
 
 
@@ -172,7 +196,9 @@ def test_other_settings_are_refused_only_where_scores_choose_the_weights(home, t
     stopped(tmp_path / "logged", {"every": 3})
     tiny_run.train(recipe(home, {"every": 2}), tmp_path / "logged")
     stopped(tmp_path / "kept", {"every": 3, "keep": "mean"})
-    with pytest.raises(BadInput, match=r"begun with another recipe \(evaluation.during.every: 3 then, 2 now\)"):
+    with pytest.raises(
+        BadInput, match=r"begun with another recipe \(evaluation.during.every: 3 then, 2 now\)"
+    ):
         tiny_run.train(recipe(home, {"every": 2, "keep": "mean"}), tmp_path / "kept")
     raw = recipe(home, {"every": 3, "keep": "mean"})
     raw["evaluation"]["max_queries"] = 5
@@ -185,8 +211,14 @@ def test_settings_that_cannot_work_are_found_before_the_first_step(home):
         raw["evaluation"]["dev"] = []
         tiny.parsed(raw)
     for during, said in (
-        ({"every": 3, "sets": ["sts/none"]}, r"evaluation.during.sets: no evaluation set 'sts/none'"),
-        ({"every": 3, "keep": "sts/stss"}, r"evaluation.during.keep names 'sts/stss'; did you mean 'sts/sts'"),
+        (
+            {"every": 3, "sets": ["sts/none"]},
+            r"evaluation.during.sets: no evaluation set 'sts/none'",
+        ),
+        (
+            {"every": 3, "keep": "sts/stss"},
+            r"evaluation.during.keep names 'sts/stss'; did you mean 'sts/sts'",
+        ),
     ):
         made = tiny.parsed(recipe(home, during))
         with pytest.raises(BadInput, match=said):
@@ -195,21 +227,37 @@ def test_settings_that_cannot_work_are_found_before_the_first_step(home):
 
 def test_an_unknown_metric_is_refused_before_the_first_step(home, tmp_path):
     raw = recipe(home, {"every": 3, "keep": "sts/sts:Kendall"})
-    with pytest.raises(BadInput, match=r"keep is 'sts/sts:Kendall', but sts/sts has no metric 'Kendall'; known: Spearman"):
+    with pytest.raises(
+        BadInput,
+        match=r"keep is 'sts/sts:Kendall', but sts/sts has no metric 'Kendall'; known: Spearman",
+    ):
         tiny_run.train(raw, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_set_named_to_keep_by_acts_where_it_is_scored():
     kinds = {"sts/sts": job_during.Kind.STS}
-    assert job_during._metric("sts/sts", kinds) == "sts/sts:Spearman" and job_during._metric("sts/sts:x", kinds) == "sts/sts:x"
-    assert job_during._metric("retrieval/qa", kinds) is None and job_during._metric("mean", kinds) == "mean"
+    assert (
+        job_during._metric("sts/sts", kinds) == "sts/sts:Spearman"
+        and job_during._metric("sts/sts:x", kinds) == "sts/sts:x"
+    )
+    assert (
+        job_during._metric("retrieval/qa", kinds) is None
+        and job_during._metric("mean", kinds) == "mean"
+    )
 
 
 def test_a_corpus_is_cut_to_the_judged_documents_and_some_others():
     documents = {f"d{n}": f"text {n}" for n in range(100)}
     data = RankingData(documents, {"q": "query"}, {"q": {"d7": 1, "d90": 0}})
     cut = job_during._cut(data, 10, 3)
-    assert len(cut.documents) == 10 and {"d7", "d90"} <= cut.documents.keys() and cut.documents == job_during._cut(data, 10, 3).documents
+    assert (
+        len(cut.documents) == 10
+        and {"d7", "d90"} <= cut.documents.keys()
+        and cut.documents == job_during._cut(data, 10, 3).documents
+    )
     assert list(cut.documents) == sorted(cut.documents, key=lambda name: int(name[1:]))
-    assert job_during._cut(data, 1, 3).documents.keys() == {"d7", "d90"} and job_during._cut(data, None, 3) is data
+    assert (
+        job_during._cut(data, 1, 3).documents.keys() == {"d7", "d90"}
+        and job_during._cut(data, None, 3) is data
+    )

@@ -58,7 +58,16 @@ def stopped(home: Path, out: Path, question: int = 5) -> None:
 
 def start(folder: Path, raw: dict[str, Any]) -> subprocess.Popen[str]:
     (folder / "recipe.json").write_text(json.dumps(raw))
-    command = [sys.executable, "-m", "taskdistill.cli", "train", str(folder / "recipe.json"), "--out", str(folder / "run"), "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "taskdistill.cli",
+        "train",
+        str(folder / "recipe.json"),
+        "--out",
+        str(folder / "run"),
+        "--quiet",
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -77,10 +86,19 @@ def test_a_signal_ends_the_step_saves_and_ends_the_run(home, tmp_path, number):
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1 and "stopping after this step" in said
-    assert "everything is saved, run the same command again to continue" in said and "Traceback" not in said
-    done = [record["step"] for _, record in read_lines(tmp_path / "run/log.jsonl") if "step" in record]
+    assert (
+        "everything is saved, run the same command again to continue" in said
+        and "Traceback" not in said
+    )
+    done = [
+        record["step"] for _, record in read_lines(tmp_path / "run/log.jsonl") if "step" in record
+    ]
     newest = list_checkpoints(tmp_path / "run/checkpoints/stage1")[-1]
-    assert newest.name == f"step-{done[-1] + 1:07d}" and not list((tmp_path / "run").rglob(".*")) and not (tmp_path / "run/lock").exists()
+    assert (
+        newest.name == f"step-{done[-1] + 1:07d}"
+        and not list((tmp_path / "run").rglob(".*"))
+        and not (tmp_path / "run/lock").exists()
+    )
 
 
 @pytest.mark.slow
@@ -101,7 +119,9 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before(home, tmp_path, mon
     saves = itertools.count()
 
     def full(tensors: Any, path: Path, *given: Any) -> None:
-        if next(saves) == 2 * save + 1:  # the moments of a checkpoint whose weights are already written
+        if (
+            next(saves) == 2 * save + 1
+        ):  # the moments of a checkpoint whose weights are already written
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device", str(path))
         save_file(tensors, path, *given)
@@ -110,7 +130,9 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before(home, tmp_path, mon
     with pytest.raises(OSError, match="No space left"):
         tiny_run.train(recipe(home), tmp_path / "run")
     kept = [path.name for path in list_checkpoints(tmp_path / "run/checkpoints/stage1")]
-    assert kept == [f"step-{2 * n:07d}" for n in range(1, save + 1)] and not list((tmp_path / "run").rglob(".step-*"))
+    assert kept == [f"step-{2 * n:07d}" for n in range(1, save + 1)] and not list(
+        (tmp_path / "run").rglob(".step-*")
+    )
     monkeypatch.undo()
     tiny_run.train(recipe(home), tmp_path / "run")
     assert tiny_run.weights(tmp_path / "run") == tiny_run.weights(home / "whole")
@@ -121,22 +143,32 @@ def test_folders_that_cannot_be_a_run_are_refused_before_anything_is_trained(hom
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "other.txt").write_text("x")
     for name in ("file", "full"):
-        with pytest.raises(BadInput, match=r"(is no folder|is not empty .other\.txt lies in it.*); give another --out"):
+        with pytest.raises(
+            BadInput,
+            match=r"(is no folder|is not empty .other\.txt lies in it.*); give another --out",
+        ):
             tiny_run.train(recipe(home), tmp_path / name)
     with pytest.raises(BadInput, match="file is no folder, so there can be no"):
         tiny_run.train(recipe(home), tmp_path / "file" / "run")
-    assert (tmp_path / "file").read_text() == "x" and sorted(path.name for path in (tmp_path / "full").iterdir()) == ["other.txt"]
+    assert (tmp_path / "file").read_text() == "x" and sorted(
+        path.name for path in (tmp_path / "full").iterdir()
+    ) == ["other.txt"]
 
 
 def test_a_folder_of_a_running_job_is_refused_with_its_process(home, tmp_path):
     from taskdistill.io.lock import writer_lock
 
     stopped(home, tmp_path / "run")
-    with writer_lock(tmp_path / "run" / "lock"), pytest.raises(WorkFailed, match=rf"is held by process {os.getpid()} on host"):
+    with (
+        writer_lock(tmp_path / "run" / "lock"),
+        pytest.raises(WorkFailed, match=rf"is held by process {os.getpid()} on host"),
+    ):
         tiny_run.train(recipe(home), tmp_path / "run")
 
 
-@pytest.mark.parametrize(("name", "said"), [("optimiser.safetensors", "missing"), (MANIFEST, "it was only half copied")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("optimiser.safetensors", "missing"), (MANIFEST, "it was only half copied")]
+)
 def test_a_checkpoint_without_a_file_is_refused_by_name(home, tmp_path, name, said):
     stopped(home, tmp_path / "run")
     newest = list_checkpoints(tmp_path / "run/checkpoints/stage1")[-1]
@@ -149,7 +181,9 @@ def test_a_checkpoint_of_a_newer_format_is_refused(home, tmp_path):
     stopped(home, tmp_path / "run")
     path = list_checkpoints(tmp_path / "run/checkpoints/stage1")[-1] / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
-    with pytest.raises(BadInput, match=r"has format version 99, this version reads up to .*; upgrade taskdistill"):
+    with pytest.raises(
+        BadInput, match=r"has format version 99, this version reads up to .*; upgrade taskdistill"
+    ):
         tiny_run.train(recipe(home), tmp_path / "run")
 
 
@@ -175,7 +209,9 @@ def test_a_projection_that_is_lost_or_of_another_shape_is_refused(home, tmp_path
         tiny_run.train(recipe(home), tmp_path / "run")
 
 
-def test_a_batch_without_anything_to_contrast_and_one_larger_than_the_data_are_refused(home, tmp_path):
+def test_a_batch_without_anything_to_contrast_and_one_larger_than_the_data_are_refused(
+    home, tmp_path
+):
     raw = recipe(home)
     raw["adapters"]["retrieval"]["batch_size"] = 1
     with pytest.raises(
@@ -183,7 +219,10 @@ def test_a_batch_without_anything_to_contrast_and_one_larger_than_the_data_are_r
         match=r"adapters.retrieval: a batch of 1 row of 'qa' has no other row to contrast with \(gor\); set batch_size to 2",
     ):
         tiny_run.train(raw, tmp_path / "run")
-    with pytest.raises(BadInput, match=r"stage1: a batch of 49 is larger than data set 'qa' with 48 rows; give a smaller batch_size"):
+    with pytest.raises(
+        BadInput,
+        match=r"stage1: a batch of 49 is larger than data set 'qa' with 48 rows; give a smaller batch_size",
+    ):
         tiny_run.train(recipe(home, batch_size=49), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -191,17 +230,29 @@ def test_a_batch_without_anything_to_contrast_and_one_larger_than_the_data_are_r
 @pytest.mark.parametrize("threads", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_other_threads_give_curves_within_a_tolerance(home, tmp_path, threads):
     records = tiny_run.train(recipe(home) | {"threads": threads}, tmp_path / "run").records
-    one = [loss for phase in ("stage1", "adapters.retrieval") for _, loss in tiny_run.steps(home / "whole")[phase]]
+    one = [
+        loss
+        for phase in ("stage1", "adapters.retrieval")
+        for _, loss in tiny_run.steps(home / "whole")[phase]
+    ]
     assert [record["loss"] for record in records] == pytest.approx(one, rel=5e-3)
 
 
 def test_clocks_that_jump_back_leave_no_negative_time(home, tmp_path, monkeypatch):
     hours = itertools.count(10**6, -3600)
     monkeypatch.setattr(time, "time", lambda: float(next(hours)))
-    watcher = tiny_run.train(recipe(home), tmp_path / "run")
-    seconds = [value for record in watcher.records for value in record["seconds"].values()]
-    seconds += [record["seconds"] for _, record in read_lines(tmp_path / "run/log.jsonl") if isinstance(record.get("seconds"), float)]
-    assert min(seconds) >= 0 and max(seconds) < 3600 and all(record["texts_per_s"] > 0 for record in watcher.records)
+    progress = tiny_run.train(recipe(home), tmp_path / "run")
+    seconds = [value for record in progress.records for value in record["seconds"].values()]
+    seconds += [
+        record["seconds"]
+        for _, record in read_lines(tmp_path / "run/log.jsonl")
+        if isinstance(record.get("seconds"), float)
+    ]
+    assert (
+        min(seconds) >= 0
+        and max(seconds) < 3600
+        and all(record["texts_per_s"] > 0 for record in progress.records)
+    )
     assert tiny_run.weights(tmp_path / "run") == tiny_run.weights(home / "whole")
 
 
@@ -236,12 +287,20 @@ print(none, halvings, float((plain - grads).norm() / plain.norm()), abs(found - 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the size of a process is read from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").is_file(), reason="the size of a process is read from /proc"
+)
 def test_a_step_above_a_limit_of_memory_goes_on_in_halves():
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(Path(__file__).parents[1]), "150"], capture_output=True, text=True, timeout=280
+        [sys.executable, "-c", LIMITED, str(Path(__file__).parents[1]), "150"],
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     none, halvings, apart, loss = done.stdout.split()
     assert int(none) == 0 and int(halvings) >= 1 and float(apart) < 1e-5 and float(loss) < 1e-6
-    assert resource.getrlimit(resource.RLIMIT_AS)[0] in (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_AS)[1])
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] in (
+        resource.RLIM_INFINITY,
+        resource.getrlimit(resource.RLIMIT_AS)[1],
+    )

@@ -20,14 +20,20 @@ TOLERANCE = 1e-4
 
 
 def test_losses_of_twenty_steps_of_every_phase(tmp_path):
-    raw = tiny.recipe(tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=STEPS)
+    raw = tiny.recipe(
+        tiny.write_data(tmp_path / "data"), tiny.write_teacher(tmp_path / "teacher"), steps=STEPS
+    )
     raw["stage1"]["projection_init"] = "default"  # what these traces were written with
     records = tiny_run.train(raw, tmp_path / "run").records
     found: dict[str, dict[str, list[float]]] = {}
     for record in records:
         for name, value in record["terms"].items():
-            found.setdefault(record["phase"], {}).setdefault(f"{name} {record['dataset']}", []).append(round(value, PLACES))
-    assert {phase: sorted({name.split()[0] for name in terms}) for phase, terms in found.items()} == {
+            found.setdefault(record["phase"], {}).setdefault(
+                f"{name} {record['dataset']}", []
+            ).append(round(value, PLACES))
+    assert {
+        phase: sorted({name.split()[0] for name in terms}) for phase, terms in found.items()
+    } == {
         "static": ["distill"],
         "stage1": ["distill"],
         "adapters.retrieval": ["distill", "gor", "info_nce"],
@@ -41,7 +47,9 @@ def test_losses_of_twenty_steps_of_every_phase(tmp_path):
     assert found.keys() == wanted.keys()
     for phase, terms in wanted.items():
         for name, values in terms.items():
-            assert found[phase][name] == pytest.approx(values, rel=TOLERANCE, abs=1e-8), f"{phase} {name}"
+            assert found[phase][name] == pytest.approx(values, rel=TOLERANCE, abs=1e-8), (
+                f"{phase} {name}"
+            )
     for phase in ("static", "stage1"):
         losses = [record["loss"] for record in records if record["phase"] == phase]
         assert sum(losses[-5:]) < 0.9 * sum(losses[:5])

@@ -46,7 +46,9 @@ def home(tmp_path_factory) -> Path:
 def same_as_whole(home: Path, out: Path) -> None:
     assert tiny_run.weights(out) == tiny_run.weights(home / "whole")
     wanted = tiny_run.steps(home / "whole")
-    assert tiny_run.steps(out) == wanted and all([step for step, _ in lines] == list(range(STEPS)) for lines in wanted.values())
+    assert tiny_run.steps(out) == wanted and all(
+        [step for step, _ in lines] == list(range(STEPS)) for lines in wanted.values()
+    )
 
 
 def test_the_same_recipe_gives_the_same_bits_twice(home):
@@ -54,7 +56,10 @@ def test_the_same_recipe_gives_the_same_bits_twice(home):
     same_as_whole(home, home / "again")
 
 
-@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow), 4, 7, pytest.param(17, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number",
+    [0, pytest.param(1, marks=pytest.mark.slow), 4, 7, pytest.param(17, marks=pytest.mark.slow)],
+)
 def test_a_stopped_run_goes_on_to_the_same_bits(home, tmp_path, number):
     raw, out = short(home), tmp_path / "run"
     raw["teacher"]["store"] = str(home / "teacher-store")
@@ -62,7 +67,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(home, tmp_path, number):
     stops = 0
     while True:
         try:
-            watcher = tiny_run.train(raw, out, should_stop=tiny_run.stop_before(number) if stops == 0 else tiny_run.stop_before(7))
+            progress = tiny_run.train(
+                raw,
+                out,
+                should_stop=tiny_run.stop_before(number) if stops == 0 else tiny_run.stop_before(7),
+            )
             break
         except Interrupted as error:
             assert "everything is saved, run the same command again" in str(error)
@@ -70,15 +79,20 @@ def test_a_stopped_run_goes_on_to_the_same_bits(home, tmp_path, number):
     assert stops >= 1 and tiny_run.weights(out) == wanted
     lines = tiny_run.steps(out)
     assert lines == tiny_run.steps(home / "whole")
-    assert number == 0 or any("continued at step" in note and "bit-identical to an uninterrupted run" in note for note in watcher.notes)
+    assert number == 0 or any(
+        "continued at step" in note and "bit-identical to an uninterrupted run" in note
+        for note in progress.notes
+    )
 
 
 def test_a_stop_while_the_teacher_embeds_keeps_what_is_embedded(home, tmp_path):
     raw = short(home)
-    with pytest.raises(WorkFailed, match=r"texts are safe in the store .*run the same command again to continue"):
+    with pytest.raises(
+        WorkFailed, match=r"texts are safe in the store .*run the same command again to continue"
+    ):
         tiny_run.train(raw, tmp_path / "run", should_stop=lambda: True)
-    watcher = tiny_run.train(raw, tmp_path / "run")
-    assert len(watcher.records) == STEPS * len(PHASES)
+    progress = tiny_run.train(raw, tmp_path / "run")
+    assert len(progress.records) == STEPS * len(PHASES)
     same_as_whole(home, tmp_path / "run")
 
 
@@ -89,14 +103,20 @@ def test_killed_at_random_moments_a_run_goes_on_to_the_same_bits(home, tmp_path,
     killed = 0
     while killed < kills:
         kind = moments.choice(["sync", "sync", "line", "seconds"])
-        moment = moments.uniform(0.2, 1.0) if kind == "seconds" else moments.randrange(2, 24 if kills == KILLS else 14)
+        moment = (
+            moments.uniform(0.2, 1.0)
+            if kind == "seconds"
+            else moments.randrange(2, 24 if kills == KILLS else 14)
+        )
         with Forked(tiny_run.child, raw, str(out), kind, moment) as process:
             said, _ = process.communicate(120)
         assert process.returncode in (0, -signal.SIGKILL), said
         if process.returncode == 0:
             break
         killed += 1
-    assert killed >= KILLS // 2, "a quick machine ends the run before every kill has struck, but most must"
+    assert killed >= KILLS // 2, (
+        "a quick machine ends the run before every kill has struck, but most must"
+    )
     tiny_run.train(raw, out)
     same_as_whole(home, out)
     assert not list(out.rglob(".*"))
@@ -129,7 +149,8 @@ def again(home: Path, out: Path, **changes: Any) -> tiny_run.Recorder:
 
 def test_another_recipe_is_refused_with_the_difference(home, stopped):
     with pytest.raises(
-        BadInput, match=r"begun with another recipe \(seed: 3 then, 4 now; stage1.lr: 0.001 then, 0.002 now\); use a new --out"
+        BadInput,
+        match=r"begun with another recipe \(seed: 3 then, 4 now; stage1.lr: 0.001 then, 0.002 now\); use a new --out",
     ):
         again(home, stopped, stage1__lr=2e-3, seed=4)
     again(home, stopped, name="another", evaluation={})  # moves no weight
@@ -141,9 +162,14 @@ def test_a_phase_that_was_not_begun_may_change(home, stopped):
     raw["teacher"]["store"] = str(home / "teacher-store")
     raw["adapters"]["classification"]["lr"] *= 2
     with pytest.raises(
-        BadInput, match=r"retrieval.lr: .* or delete what was trained by it \(adapters.retrieval in its phases and checkpoints\)"
+        BadInput,
+        match=r"retrieval.lr: .* or delete what was trained by it \(adapters.retrieval in its phases and checkpoints\)",
     ):
-        again(home, stopped, adapters={**raw["adapters"], "retrieval": {**raw["adapters"]["retrieval"], "lr": 1.0}})
+        again(
+            home,
+            stopped,
+            adapters={**raw["adapters"], "retrieval": {**raw["adapters"]["retrieval"], "lr": 1.0}},
+        )
     tiny_run.train(raw, stopped)
     wanted = tiny_run.weights(home / "whole")
     found = tiny_run.weights(stopped)
@@ -173,18 +199,24 @@ def fewer(home: Path) -> dict[str, Any]:
 
 
 def test_other_threads_go_on_and_say_that_bits_may_differ(home, stopped):
-    watcher = again(home, stopped, threads=2)
-    assert any("not bit-identical to an uninterrupted run: 1 threads then, 2 now" in note for note in watcher.notes)
-    assert {phase: [step for step, _ in lines] for phase, lines in tiny_run.steps(stopped).items()} == {
-        name: list(range(STEPS)) for name in PHASES
-    }
+    progress = again(home, stopped, threads=2)
+    assert any(
+        "not bit-identical to an uninterrupted run: 1 threads then, 2 now" in note
+        for note in progress.notes
+    )
+    assert {
+        phase: [step for step, _ in lines] for phase, lines in tiny_run.steps(stopped).items()
+    } == {name: list(range(STEPS)) for name in PHASES}
 
 
 def test_other_data_is_refused(home, stopped, tmp_path):
     shutil.copytree(home / "data", tmp_path / "data")
     raw = short(home)
     raw["teacher"]["store"] = str(home / "teacher-store")
-    tiny.write_jsonl(tmp_path / "data/texts/lone.jsonl.gz", [{"text": f"the old harbour {word}"} for word in tiny.WORDS[:30]])
+    tiny.write_jsonl(
+        tmp_path / "data/texts/lone.jsonl.gz",
+        [{"text": f"the old harbour {word}"} for word in tiny.WORDS[:30]],
+    )
     moved = {**raw, "data": {**raw["data"], "root": str(tmp_path / "data")}}
     with pytest.raises(BadInput, match=r"begun with another recipe"):
         tiny_run.train(moved, stopped)
@@ -204,7 +236,10 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_gives_the_same_bits(
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(BadInput, match=r"step-0000003 is damaged: weights.safetensors.*delete this folder to continue from the one before"):
+    with pytest.raises(
+        BadInput,
+        match=r"step-0000003 is damaged: weights.safetensors.*delete this folder to continue from the one before",
+    ):
         again(home, stopped)
     shutil.rmtree(folder)
     again(home, stopped)
@@ -214,7 +249,10 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_gives_the_same_bits(
 def test_a_damaged_finished_phase_is_refused(home, stopped):
     path = stopped / "phases" / "stage1" / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(BadInput, match=r"phases/stage1 is damaged: weights.safetensors: .* bytes instead of .*delete this folder"):
+    with pytest.raises(
+        BadInput,
+        match=r"phases/stage1 is damaged: weights.safetensors: .* bytes instead of .*delete this folder",
+    ):
         again(home, stopped)
 
 
@@ -228,17 +266,22 @@ def test_two_runs_never_share_a_folder(home, stopped):
 def test_a_changed_base_is_detected_and_its_adapter_not_kept(home, tmp_path, monkeypatch):
     run_phase = phases.run_phase
 
-    def careless(job, model, folder, around):
-        run_phase(job, model, folder, around)
+    def careless(job, model, folder, ctx):
+        run_phase(job, model, folder, ctx)
         if job.name == "adapters.retrieval":
             next(model.backbone.parameters()).data[0, 0] += 1e-6
 
     monkeypatch.setattr(phases, "run_phase", careless)
     raw = short(home)
     raw["teacher"]["store"] = str(home / "teacher-store")
-    with pytest.raises(WorkFailed, match=r"base's weights changed while adapters.retrieval was trained"):
+    with pytest.raises(
+        WorkFailed, match=r"base's weights changed while adapters.retrieval was trained"
+    ):
         tiny_run.train(raw, tmp_path / "run")
-    assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "phases" / "adapters.retrieval").exists()
+    assert (
+        not (tmp_path / "run" / "model").exists()
+        and not (tmp_path / "run" / "phases" / "adapters.retrieval").exists()
+    )
     monkeypatch.undo()
     tiny_run.train(raw, tmp_path / "run")
     same_as_whole(home, tmp_path / "run")
@@ -250,4 +293,7 @@ def test_the_base_of_the_model_is_stage_1_s_to_the_bit(home):
     stage1 = load_file(home / "whole" / "phases" / "stage1" / "weights.safetensors")
     model = load_file(home / "whole" / "model" / "model.safetensors")
     assert len(model) > 10 and all((model[name] == stage1[name]).all() for name in model)
-    assert read_manifest(home / "whole" / "model", "model")["tasks"] == ["retrieval", "classification"]
+    assert read_manifest(home / "whole" / "model", "model")["tasks"] == [
+        "retrieval",
+        "classification",
+    ]

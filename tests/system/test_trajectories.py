@@ -35,17 +35,28 @@ def alone(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("size", "which"),
-    [(2, "core"), (3, "few"), pytest.param(2, "all", marks=pytest.mark.slow), pytest.param(3, "all", marks=pytest.mark.slow)],
+    [
+        (2, "core"),
+        (3, "few"),
+        pytest.param(2, "all", marks=pytest.mark.slow),
+        pytest.param(3, "all", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.timeout(1500)  # where many other programs run: every exchange waits for the slowest process
+@pytest.mark.timeout(
+    1500
+)  # where many other programs run: every exchange waits for the slowest process
 def test_twenty_steps_of_every_phase_are_those_of_one_process(tmp_path, size, which):
     process_child.run(size, "trajectories", str(tmp_path), which, limit=1400)
     every = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
     for case in trajectories.tier(which):
         compare(case, alone(case.name), [found[case.name] for found in every])
     base, texts = trajectories.base_of()
-    assert all(torch.equal(found["base"][0], base) for found in every)  # the same bits, though each process embedded a share
-    assert sum(found["base"][1] for found in every) == texts and all(0 < found["base"][1] < texts for found in every)
+    assert all(
+        torch.equal(found["base"][0], base) for found in every
+    )  # the same bits, though each process embedded a share
+    assert sum(found["base"][1] for found in every) == texts and all(
+        0 < found["base"][1] < texts for found in every
+    )
 
 
 def test_a_temperature_that_starts_below_its_floor_is_learned_from_there_and_logged_as_it_was_used():
@@ -64,13 +75,25 @@ def compare(case: Case, one: dict[str, Any], several: list[dict[str, Any]]) -> N
         ), f"{case.name}: {part}"
     if case.dtype is torch.float64:
         for name, wanted in one["weights"].items():
-            assert float((first["weights"][name] - wanted).abs().max()) <= 1e-10, f"{case.name}: {name}"
+            assert float((first["weights"][name] - wanted).abs().max()) <= 1e-10, (
+                f"{case.name}: {name}"
+            )
     if case.stays:
-        table = trajectories.big_student(case.family, case.dtype).backbone.get_input_embeddings().weight
+        table = (
+            trajectories.big_student(case.family, case.dtype).backbone.get_input_embeddings().weight
+        )
         moved = (next(iter(first["weights"].values())) != table).any(1)
-        assert not moved[: trajectories.STAYS].any() and moved[trajectories.STAYS :].any(), case.name
+        assert not moved[: trajectories.STAYS].any() and moved[trajectories.STAYS :].any(), (
+            case.name
+        )
     for other in several[1:]:
-        assert all(torch.equal(first["weights"][name], other["weights"][name]) for name in one["weights"]), case.name
-        assert [str(number) for number in first["losses"]] == [str(number) for number in other["losses"]], case.name
-    assert [step for step, times in enumerate(first["ran out"]) if times] == sorted(case.short), case.name
+        assert all(
+            torch.equal(first["weights"][name], other["weights"][name]) for name in one["weights"]
+        ), case.name
+        assert [str(number) for number in first["losses"]] == [
+            str(number) for number in other["losses"]
+        ], case.name
+    assert [step for step, times in enumerate(first["ran out"]) if times] == sorted(case.short), (
+        case.name
+    )
     assert sum(one["ran out"]) == 0

@@ -59,7 +59,9 @@ def test_killed_at_random_moments_it_resumes_to_an_uninterrupted_store(tmp_path)
     assert kills >= 3
     with Forked(fill_slowly, tmp_path / "killed", log) as child:
         assert child.wait() == 0
-    killed, whole = (open_store(tmp_path / name, FakeTeacher().identity, None) for name in ("killed", "whole"))
+    killed, whole = (
+        open_store(tmp_path / name, FakeTeacher().identity, None) for name in ("killed", "whole")
+    )
     whole.fill(TEXTS, FakeTeacher(), shard_rows=16)
     assert contents(killed) == contents(whole)
     assert np.array_equal(killed.get(TEXTS), stored(TEXTS)) and killed.check() == []
@@ -78,11 +80,15 @@ def test_killed_around_any_rename_it_resumes(tmp_path, call, after):
     else:
         try:
             _die_around_rename(call, after)
-            open_store(tmp_path / "killed", teacher.identity, None).fill(TEXTS[:40], teacher, shard_rows=20)
+            open_store(tmp_path / "killed", teacher.identity, None).fill(
+                TEXTS[:40], teacher, shard_rows=20
+            )
             os.kill(os.getpid(), signal.SIGKILL)
         finally:
             os._exit(1)
-    killed, whole = (open_store(tmp_path / name, teacher.identity, None) for name in ("killed", "whole"))
+    killed, whole = (
+        open_store(tmp_path / name, teacher.identity, None) for name in ("killed", "whole")
+    )
     held = len(killed)
     report = killed.fill(TEXTS[:40], teacher, shard_rows=20)
     whole.fill(TEXTS[:40], teacher, shard_rows=20)
@@ -133,7 +139,9 @@ def test_unusable_vectors_go_to_quarantine_and_the_rest_is_stored(tmp_path):
     assert (report.embedded, len(report.quarantined), report.distinct) == (297, 3, 300)
     assert sum("NaN or infinity" in line for line in report.quarantined) == 2
     assert sum("zero vector" in line for line in report.quarantined) == 1
-    assert any("'text number 41'" in line and line.startswith("text ") for line in report.quarantined)
+    assert any(
+        "'text number 41'" in line and line.startswith("text ") for line in report.quarantined
+    )
     assert store.missing(TEXTS) == [TEXTS[3], TEXTS[40], TEXTS[41]]
     again = store.fill(TEXTS, teacher)
     assert (again.found, again.embedded, len(again.quarantined)) == (297, 0, 3)
@@ -144,7 +152,10 @@ def test_unusable_vectors_go_to_quarantine_and_the_rest_is_stored(tmp_path):
 def test_too_many_unusable_vectors_stop_the_work(tmp_path):
     teacher = Sick(dict.fromkeys(TEXTS[100:111], np.nan))
     store = open_store(tmp_path, teacher.identity, None)
-    with pytest.raises(WorkFailed, match=r"gave 11 unusable vectors among 150 texts, above 0.1%.*100 of 300 texts are safe"):
+    with pytest.raises(
+        WorkFailed,
+        match=r"gave 11 unusable vectors among 150 texts, above 0.1%.*100 of 300 texts are safe",
+    ):
         store.fill(TEXTS, teacher, shard_rows=50)
     assert len(open_store(tmp_path, teacher.identity, None)) == 100
 
@@ -152,7 +163,11 @@ def test_too_many_unusable_vectors_stop_the_work(tmp_path):
 def test_ten_unusable_vectors_of_the_same_few_are_no_reason_to_stop(tmp_path):
     teacher = Sick(dict.fromkeys(TEXTS[:10], np.nan))
     store = open_store(tmp_path, teacher.identity, None)
-    assert len(store.fill(TEXTS, teacher).quarantined) == len(store.fill(TEXTS, teacher).quarantined) == 10
+    assert (
+        len(store.fill(TEXTS, teacher).quarantined)
+        == len(store.fill(TEXTS, teacher).quarantined)
+        == 10
+    )
 
 
 def test_of_many_texts_one_in_a_thousand_may_be_unusable(tmp_path):
@@ -210,7 +225,10 @@ def test_what_a_failing_teacher_already_gave_is_kept(tmp_path):
     teacher = Changing(3, fail)
     store = open_store(tmp_path, teacher.identity, None)
     texts = [f"{i}" for i in range(1000)]
-    with pytest.raises(WorkFailed, match=r"the endpoint is down; 512 of 1000 texts are safe in the store .*run the same command again"):
+    with pytest.raises(
+        WorkFailed,
+        match=r"the endpoint is down; 512 of 1000 texts are safe in the store .*run the same command again",
+    ):
         store.fill(texts, teacher)
     assert len(store) == 512
     with pytest.raises(WorkFailed, match="down; 768 of 1000 texts are safe"):
@@ -245,13 +263,16 @@ def test_a_full_disk_says_how_much_is_needed_and_keeps_earlier_shards(tmp_path, 
     monkeypatch.setattr(shards, "write_file", full)
     needed = (300 - 200) * (2 * DIM + 16)
     with pytest.raises(
-        WorkFailed, match=rf"is full: the texts still to store need {needed} bytes, \d+ are free; 200 of 300 texts are safe"
+        WorkFailed,
+        match=rf"is full: the texts still to store need {needed} bytes, \d+ are free; 200 of 300 texts are safe",
     ):
         store.fill(TEXTS, teacher, shard_rows=100)
     monkeypatch.undo()
     assert len(store) == 200 and describe(store.folder)["whole"]
     report = store.fill(TEXTS, teacher)
-    assert report.embedded == 100 and report.notes == ["removed 00002.npy, left by an interrupted run"]
+    assert report.embedded == 100 and report.notes == [
+        "removed 00002.npy, left by an interrupted run"
+    ]
 
 
 def test_a_folder_that_cannot_be_written_is_one_message(tmp_path, monkeypatch):

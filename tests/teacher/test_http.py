@@ -20,14 +20,24 @@ from taskdistill.teacher.store import open_store
 @pytest.fixture
 def server():
     with Server() as running:
-        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         yield running
         running.shutdown()
 
 
 @pytest.fixture
 def teacher(server):
-    return HttpTeacher(server.url, "served", api_key="secret-key", timeout=5.0, attempts=4, backoff=0.01, parallel=1)
+    return HttpTeacher(
+        server.url,
+        "served",
+        api_key="secret-key",
+        timeout=5.0,
+        attempts=4,
+        backoff=0.01,
+        parallel=1,
+    )
 
 
 def same(vectors, texts):
@@ -36,9 +46,17 @@ def same(vectors, texts):
 
 def test_it_asks_in_the_openai_shape_and_returns_unit_rows(server, teacher):
     vectors = teacher.embed(["a", "b"])
-    assert vectors.dtype == np.float32 and np.allclose(np.linalg.norm(vectors, axis=1), 1) and same(vectors, ["a", "b"])
+    assert (
+        vectors.dtype == np.float32
+        and np.allclose(np.linalg.norm(vectors, axis=1), 1)
+        and same(vectors, ["a", "b"])
+    )
     assert server.requests == [
-        ("/v1/embeddings", {"model": "served", "input": ["a", "b"], "encoding_format": "float"}, "Bearer secret-key")
+        (
+            "/v1/embeddings",
+            {"model": "served", "input": ["a", "b"], "encoding_format": "float"},
+            "Bearer secret-key",
+        )
     ]
     assert teacher.identity == TeacherIdentity("http", "served") and teacher.embedding_dim == 8
     assert "secret-key" not in repr(teacher)
@@ -57,10 +75,16 @@ def test_many_texts_go_in_batches_and_come_back_in_order(server, teacher):
 
 
 def _base64(items):
-    return [item | {"embedding": base64.b64encode(np.array(item["embedding"], "<f4").tobytes()).decode()} for item in items]
+    return [
+        item
+        | {"embedding": base64.b64encode(np.array(item["embedding"], "<f4").tobytes()).decode()}
+        for item in items
+    ]
 
 
-@pytest.mark.parametrize("change", [_base64, lambda items: items[::-1]], ids=["base64", "reordered"])
+@pytest.mark.parametrize(
+    "change", [_base64, lambda items: items[::-1]], ids=["base64", "reordered"]
+)
 def test_base64_and_another_order_are_read(server, teacher, change):
     server.plan = [edited(change)]
     assert same(teacher.embed(["a", "b", "c"]), ["a", "b", "c"])
@@ -116,11 +140,17 @@ def test_a_lasting_fault_says_how_much_is_safe_and_the_next_run_goes_on(tmp_path
     with pytest.raises(WorkFailed) as error:
         store.fill(texts, teacher)
     said = str(error.value)
-    assert "failed 4 times: status 500" in said and "248 of 300 texts are safe in the store" in said and "secret-key" not in said
+    assert (
+        "failed 4 times: status 500" in said
+        and "248 of 300 texts are safe in the store" in said
+        and "secret-key" not in said
+    )
     asked = len(server.requests)
     assert store.fill(texts, teacher).embedded == 52
     sent = [len(body["input"]) for _, body, _ in server.requests[asked:]]
-    assert sorted(sent) == [1, 1, 1, 52], "a stored text, the missing ones, and of those two one again, alone, and the stored one"
+    assert sorted(sent) == [1, 1, 1, 52], (
+        "a stored text, the missing ones, and of those two one again, alone, and the stored one"
+    )
     assert np.array_equal(store.get(texts), stored(texts))
 
 
@@ -132,13 +162,22 @@ def test_no_server_is_a_failure_of_the_work(server):
 
 
 @pytest.mark.parametrize(
-    ("code", "message"), [(401, "refuses the key .status 401.*teacher.api_key_env"), (404, "status 404.*teacher.model"), (400, "400")]
+    ("code", "message"),
+    [
+        (401, "refuses the key .status 401.*teacher.api_key_env"),
+        (404, "status 404.*teacher.model"),
+        (400, "400"),
+    ],
 )
 def test_a_refusal_is_bad_input_at_once_and_keeps_the_key_secret(server, teacher, code, message):
     server.plan = [status(code)]
     with pytest.raises(BadInput, match=message) as error:
         teacher.embed(["a"])
-    assert len(server.requests) == 1 and "secret-key" not in str(error.value) and "***" in str(error.value)
+    assert (
+        len(server.requests) == 1
+        and "secret-key" not in str(error.value)
+        and "***" in str(error.value)
+    )
 
 
 def test_a_changed_size_is_refused_within_a_reply_and_between_replies(server, teacher):
@@ -158,16 +197,28 @@ def test_a_value_that_is_not_finite_reaches_the_quarantine_not_the_store(tmp_pat
     server.plan = [edited(lambda items: [items[0] | {"embedding": [None] * 8}, *items[1:]])]
     store = open_store(tmp_path, teacher.identity, None)
     report = store.fill(["a", "b"], teacher)
-    assert (report.embedded, len(report.quarantined)) == (1, 1) and store.missing(["a", "b"]) == ["a"]
+    assert (report.embedded, len(report.quarantined)) == (1, 1) and store.missing(["a", "b"]) == [
+        "a"
+    ]
 
 
 def test_the_recipe_makes_it(server):
     settings = TeacherConfig(
-        kind="http", model="served", revision="r1", url=server.url, api_key_env="KEY", instructions=None, embedding_dim=8
+        kind="http",
+        model="served",
+        revision="r1",
+        url=server.url,
+        api_key_env="KEY",
+        instructions=None,
+        embedding_dim=8,
     )
     teacher = make_teacher(settings, api_key="secret-key")
-    assert teacher.identity == TeacherIdentity("http", "served", "r1") and same(teacher.embed(["a"]), ["a"])
-    with pytest.raises(BadInput, match=r"environment variable KEY, named by teacher.api_key_env, is not set"):
+    assert teacher.identity == TeacherIdentity("http", "served", "r1") and same(
+        teacher.embed(["a"]), ["a"]
+    )
+    with pytest.raises(
+        BadInput, match=r"environment variable KEY, named by teacher.api_key_env, is not set"
+    ):
         make_teacher(settings)
     with pytest.raises(BadInput, match=r"teacher.kind is 'http' and teacher.url is None"):
         make_teacher(TeacherConfig(kind="http", model="served", instructions=None))
@@ -213,24 +264,42 @@ def test_a_plausible_lie_from_anywhere_on_is_not_stored(tmp_path, server, lie, k
     texts = [f"text {i} {'of more words ' * int(rng.integers(0, 4))}" for i in range(700)]
     for number in range(3):
         first, count = int(rng.integers(0, 12)), int(rng.choice([1, 2, 1000]))
-        store, said = lied(tmp_path / str(number), server, lie, first, count, texts, ["known a", "known b"] if known else [])
+        store, said = lied(
+            tmp_path / str(number),
+            server,
+            lie,
+            first,
+            count,
+            texts,
+            ["known a", "known b"] if known else [],
+        )
         assert wrong(store, texts) == 0, (lie, first, count)
         if isinstance(said, str):
             assert "'served'" in said and "\n" not in said and "Traceback" not in said
-        if lie != "sorted by length" and first + count <= len(server.requests):  # texts of one length are sorted already
+        if lie != "sorted by length" and first + count <= len(
+            server.requests
+        ):  # texts of one length are sorted already
             assert isinstance(said, str), (lie, first, count)
-        assert store.fill(texts, HttpTeacher(server.url, "served", parallel=1)).embedded + len(store) >= len(texts)
+        assert store.fill(texts, HttpTeacher(server.url, "served", parallel=1)).embedded + len(
+            store
+        ) >= len(texts)
         assert np.array_equal(store.get(texts), stored(texts))
         server.requests.clear()
 
 
 @pytest.mark.parametrize("lie", [lie for lie in LIES if lie != "mixed"])
 def test_a_lie_told_of_every_text_is_said_in_one_line(tmp_path, server, lie):
-    store, said = lied(tmp_path, server, lie, 0, 10_000, [f"text {i} {'w' * (i % 9)}" for i in range(200)])
+    store, said = lied(
+        tmp_path, server, lie, 0, 10_000, [f"text {i} {'w' * (i % 9)}" for i in range(200)]
+    )
     if lie == "another model":  # from the first text on it is simply the model
         assert said.embedded == 200
         return
-    assert ("asked again" in said or "gave one vector for" in said) and "\n" not in said and len(store) == 0
+    assert (
+        ("asked again" in said or "gave one vector for" in said)
+        and "\n" not in said
+        and len(store) == 0
+    )
 
 
 def test_what_asking_again_costs(tmp_path, server, teacher):
@@ -240,10 +309,15 @@ def test_what_asking_again_costs(tmp_path, server, teacher):
     sent = sum(len(body["input"]) for _, body, _ in server.requests)
     assert report.asked_again == sent - 2048 <= 45
     assert len(server.requests) <= -(-2048 // 62) + 3
-    assert f"{report.asked_again} texts asked for a second time, to compare the answers" in report.notes
+    assert (
+        f"{report.asked_again} texts asked for a second time, to compare the answers"
+        in report.notes
+    )
 
 
-def test_an_endpoint_that_fails_before_it_can_be_asked_again_loses_the_last_piece_only(tmp_path, server):
+def test_an_endpoint_that_fails_before_it_can_be_asked_again_loses_the_last_piece_only(
+    tmp_path, server
+):
     teacher = HttpTeacher(server.url, "served", attempts=2, backoff=0.01, parallel=1)
     server.behave = lambda number: good if number < 9 else status(500)
     store = open_store(tmp_path, teacher.identity, None)
@@ -255,16 +329,29 @@ def test_an_endpoint_that_fails_before_it_can_be_asked_again_loses_the_last_piec
 def test_different_texts_with_one_vector_are_refused_whatever_the_teacher(tmp_path):
     class Flat(FakeTeacher):
         def embed(self, texts):
-            return np.where(np.array([text.startswith("flat") for text in texts])[:, None], super().embed(["one"]), super().embed(texts))
+            return np.where(
+                np.array([text.startswith("flat") for text in texts])[:, None],
+                super().embed(["one"]),
+                super().embed(texts),
+            )
 
     texts = [f"flat {i}" for i in range(10)] + [f"text {i}" for i in range(9)]
     store = open_store(tmp_path, Flat().identity, None)
-    with pytest.raises(WorkFailed, match="one vector for 10 of 19 different texts, such as 'flat 0' and 'flat 1'"):
+    with pytest.raises(
+        WorkFailed, match="one vector for 10 of 19 different texts, such as 'flat 0' and 'flat 1'"
+    ):
         store.fill(texts, Flat())
     assert len(store) == 0
-    assert store.fill(texts[2:], Flat()).embedded == 17, "fewer than half may be texts of which the model knows no word"
+    assert store.fill(texts[2:], Flat()).embedded == 17, (
+        "fewer than half may be texts of which the model knows no word"
+    )
     spellings = ["A b", "a b", "a  b", " a b", "a B"]
-    assert open_store(tmp_path / "other", Flat().identity, None).fill([f"flat{each}" for each in spellings], Flat()).embedded == 5
+    assert (
+        open_store(tmp_path / "other", Flat().identity, None)
+        .fill([f"flat{each}" for each in spellings], Flat())
+        .embedded
+        == 5
+    )
 
 
 @pytest.mark.parametrize(
@@ -334,7 +421,21 @@ def test_a_reply_without_end_is_cut(server, monkeypatch):
         HttpTeacher(server.url, "served", attempts=1).embed(["a"])
 
 
-@pytest.mark.parametrize("asked", ["0", "-5", "nan", "inf", "-inf", "1e999", "soon", "", "9" * 5000, "Thu, 99 Foo 9999 99:99:99 GMT"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "0",
+        "-5",
+        "nan",
+        "inf",
+        "-inf",
+        "1e999",
+        "soon",
+        "",
+        "9" * 5000,
+        "Thu, 99 Foo 9999 99:99:99 GMT",
+    ],
+)
 def test_an_endpoint_cannot_ask_to_be_asked_at_once(server, asked):
     server.plan = [status(429, Retry_After=asked)] * 3
     HttpTeacher(server.url, "served", attempts=4, backoff=0.1, parallel=1).embed(["a"])

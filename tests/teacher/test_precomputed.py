@@ -21,7 +21,9 @@ TEXTS = ["one", "two\u2028still two", "  three ", "Vier: ü"]
 
 def write(folder, texts=TEXTS, vectors=None, form="jsonl"):
     folder.mkdir(exist_ok=True)
-    lines = "".join(json.dumps({"text": text, "more": 1}, ensure_ascii=False) + "\n" for text in texts)
+    lines = "".join(
+        json.dumps({"text": text, "more": 1}, ensure_ascii=False) + "\n" for text in texts
+    )
     if form == "jsonl":
         (folder / "texts.jsonl").write_text(lines, "utf-8")
     elif form == "jsonl.gz":
@@ -30,7 +32,12 @@ def write(folder, texts=TEXTS, vectors=None, form="jsonl"):
         pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
     else:
         (folder / "texts.txt").write_text("".join(f"{text}\n" for text in texts), "utf-8")
-    np.save(folder / "vectors.npy", np.stack([vector(text) for text in texts]).astype(np.float32) if vectors is None else vectors)
+    np.save(
+        folder / "vectors.npy",
+        np.stack([vector(text) for text in texts]).astype(np.float32)
+        if vectors is None
+        else vectors,
+    )
     return folder
 
 
@@ -40,13 +47,21 @@ def test_texts_find_their_vectors(tmp_path, form):
     asked = [TEXTS[i] for i in (3, 0, 2, 1, 0)]
     assert np.array_equal(teacher.embed(asked).astype(np.float16), stored(asked))
     assert isinstance(teacher.vectors, np.memmap) and teacher.embedding_dim == 8
-    assert (teacher.identity.kind, teacher.identity.model, teacher.identity.revision) == ("precomputed", "v", "r")
+    assert (teacher.identity.kind, teacher.identity.model, teacher.identity.revision) == (
+        "precomputed",
+        "v",
+        "r",
+    )
 
 
-@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float64()), pa.list_(pa.float32(), 8)])
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.float32()), pa.list_(pa.float64()), pa.list_(pa.float32(), 8)]
+)
 @pytest.mark.parametrize("column", ["vector", "embedding"])
 def test_one_parquet_file_with_both_columns(tmp_path, kind, column):
-    table = pa.table({"text": TEXTS, column: pa.array([vector(text).tolist() for text in TEXTS], kind)})
+    table = pa.table(
+        {"text": TEXTS, column: pa.array([vector(text).tolist() for text in TEXTS], kind)}
+    )
     pq.write_table(table, tmp_path / "all.parquet", row_group_size=3)
     teacher = PrecomputedTeacher.load(tmp_path / "all.parquet")
     assert np.array_equal(teacher.embed(TEXTS).astype(np.float16), stored(TEXTS))
@@ -57,7 +72,10 @@ def test_other_vectors_have_another_identity(tmp_path):
     assert PrecomputedTeacher.load(write(tmp_path / "v")).identity == first
     rows = np.stack([vector(text) for text in TEXTS]).astype(np.float32)
     assert PrecomputedTeacher.load(write(tmp_path / "v", vectors=-rows)).identity != first
-    assert PrecomputedTeacher.load(write(tmp_path / "v", texts=TEXTS[::-1], vectors=rows)).identity != first
+    assert (
+        PrecomputedTeacher.load(write(tmp_path / "v", texts=TEXTS[::-1], vectors=rows)).identity
+        != first
+    )
 
 
 def test_missing_texts_are_counted_with_examples(tmp_path):
@@ -72,12 +90,16 @@ def test_a_fill_counts_all_that_is_missing_before_it_starts(tmp_path):
     with pytest.raises(BadInput, match="700 of 701 texts have no vector"):
         store.fill(["one", *(f"unknown {i}" for i in range(700))], teacher)
     assert not store.folder.exists()
-    assert store.fill(TEXTS, teacher).embedded == 4 and np.array_equal(store.get(TEXTS), stored(TEXTS))
+    assert store.fill(TEXTS, teacher).embedded == 4 and np.array_equal(
+        store.get(TEXTS), stored(TEXTS)
+    )
 
 
 def test_the_texts_on_disk_carry_the_instruction(tmp_path):
     told = InstructionConfig()
-    teacher = PrecomputedTeacher.load(write(tmp_path / "v", texts=["one", view_text(told, "query", "one")]))
+    teacher = PrecomputedTeacher.load(
+        write(tmp_path / "v", texts=["one", view_text(told, "query", "one")])
+    )
     views = open_views(tmp_path / "root", teacher, told)
     views["query"].fill(["one"], teacher)
     assert np.array_equal(views["query"].get(["one"]), stored([view_text(told, "query", "one")]))
@@ -144,7 +166,10 @@ def test_broken_parquet_is_one_message_each(tmp_path):
         ({"text": TEXTS, "vector": [[1.0], [2.0, 3.0], [1.0], [1.0]]}, "different sizes"),
         ({"text": TEXTS, "vector": [[1.0], None, [1.0], [1.0]]}, "missing values"),
         ({"text": TEXTS, "vector": [1.0, 2.0, 3.0, 4.0]}, "no lists of numbers"),
-        ({"text": pa.array([], pa.string()), "vector": pa.array([], pa.list_(pa.float32()))}, "no vectors"),
+        (
+            {"text": pa.array([], pa.string()), "vector": pa.array([], pa.list_(pa.float32()))},
+            "no vectors",
+        ),
     ]:
         pq.write_table(pa.table(columns), path)
         with pytest.raises(BadInput, match=message):

@@ -13,7 +13,13 @@ from taskdistill.errors import BadInput
 from taskdistill.io.folders import seal
 from taskdistill.recipe.recipe import InstructionConfig
 from taskdistill.teacher.keys import KeyIndex, first_seen, key_name, text_keys
-from taskdistill.teacher.protocol import TeacherIdentity, prompt_template, slug, unit_rows, view_text
+from taskdistill.teacher.protocol import (
+    TeacherIdentity,
+    prompt_template,
+    slug,
+    unit_rows,
+    view_text,
+)
 from taskdistill.teacher.store import describe, open_store, open_views, repair
 
 
@@ -58,8 +64,12 @@ def test_a_text_that_is_not_there_is_an_error(store, teacher):
         store.get(["\ud800"])
 
 
-def test_views_with_one_instruction_share_one_store_and_the_teacher_reads_the_instruction(tmp_path, teacher):
-    told = InstructionConfig(query="find", document=None, topic="find", template="Instruct: {instruction}\nQuery:{text}")
+def test_views_with_one_instruction_share_one_store_and_the_teacher_reads_the_instruction(
+    tmp_path, teacher
+):
+    told = InstructionConfig(
+        query="find", document=None, topic="find", template="Instruct: {instruction}\nQuery:{text}"
+    )
     views = open_views(tmp_path, teacher, told)
     assert views["query"] is views["topic"] and views["query"] is not views["document"]
     views["query"].fill(["a {x}"], teacher)
@@ -75,7 +85,10 @@ def test_default_instructions_are_the_papers():
     question = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:what"
     assert view_text(told, "query", "what") == question
     assert view_text(told, "document", "what") == "what"
-    assert view_text(told, "topic", "what") == "Instruct: Identify the topic or theme of the given document:\nQuery:what"
+    assert (
+        view_text(told, "topic", "what")
+        == "Instruct: Identify the topic or theme of the given document:\nQuery:what"
+    )
 
 
 def test_a_teacher_without_instructions_has_one_view(tmp_path, teacher):
@@ -88,9 +101,17 @@ def test_a_teacher_without_instructions_has_one_view(tmp_path, teacher):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("kind", "http"), ("model", "other"), ("revision", "r2"), ("weights", "w2"), ("max_length", 128)],
+    [
+        ("kind", "http"),
+        ("model", "other"),
+        ("revision", "r2"),
+        ("weights", "w2"),
+        ("max_length", 128),
+    ],
 )
-def test_a_store_of_another_teacher_is_refused_naming_the_field(tmp_path, teacher, store, field, value):
+def test_a_store_of_another_teacher_is_refused_naming_the_field(
+    tmp_path, teacher, store, field, value
+):
     store.fill(["a"], teacher)
     other = replace(teacher.identity, **{field: value})
     with pytest.raises(BadInput) as error:
@@ -127,7 +148,9 @@ def _damage(path, how):
 
 @pytest.mark.parametrize("part", ["00001.npy", "00001.keys.npy", "00001.json"])
 @pytest.mark.parametrize("how", ["flip", "short", "missing"])
-def test_a_damaged_shard_is_named_and_repair_recomputes_only_it(tmp_path, teacher, store, part, how):
+def test_a_damaged_shard_is_named_and_repair_recomputes_only_it(
+    tmp_path, teacher, store, part, how
+):
     texts = [f"text {i}" for i in range(10)]
     store.fill(texts, teacher, shard_rows=4)
     path = store.folder / "shards" / part
@@ -138,7 +161,10 @@ def test_a_damaged_shard_is_named_and_repair_recomputes_only_it(tmp_path, teache
     if part.endswith(".json") and how == "missing":
         assert describe(store.folder)["leftovers"] == ["00001.keys.npy", "00001.npy"]
     else:
-        with pytest.raises(BadInput, match=r"shard 00001 of the teacher store .* is damaged.*taskdistill info .* --repair"):
+        with pytest.raises(
+            BadInput,
+            match=r"shard 00001 of the teacher store .* is damaged.*taskdistill info .* --repair",
+        ):
             open_store(tmp_path, teacher.identity, None).get(texts)
         assert describe(store.folder)["whole"] is False
         assert describe(store.folder)["faults"][0].startswith("shard 00001: ")
@@ -154,8 +180,16 @@ def test_describe_says_what_a_store_is(store, teacher):
     store.fill(["a", "b", "c"], teacher, shard_rows=2)
     said = describe(store.folder)
     assert said["teacher"] == teacher.identity.fields()
-    assert (said["texts"], said["shards"], said["embedding_dim"], said["instruction"], said["whole"]) == (3, 2, 8, None, True)
-    assert said["bytes"] == sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file())
+    assert (
+        said["texts"],
+        said["shards"],
+        said["embedding_dim"],
+        said["instruction"],
+        said["whole"],
+    ) == (3, 2, 8, None, True)
+    assert said["bytes"] == sum(
+        path.stat().st_size for path in store.folder.rglob("*") if path.is_file()
+    )
     json.dumps(said, allow_nan=False)
 
 

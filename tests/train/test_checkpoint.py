@@ -20,12 +20,18 @@ META = {"recipe": "r1", "data": "d1", "phase": "stage1"}
 
 def state(seed: int) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
     torch.manual_seed(seed)
-    parameters = {"weight": nn.Parameter(torch.randn(3, 2)), "bias": nn.Parameter(torch.randn(2)), "idle": nn.Parameter(torch.randn(2))}
+    parameters = {
+        "weight": nn.Parameter(torch.randn(3, 2)),
+        "bias": nn.Parameter(torch.randn(2)),
+        "idle": nn.Parameter(torch.randn(2)),
+    }
     phase = PhaseConfig(sources={"a": 1}, steps=10, batch_size=1, lr=0.1)
     return parameters, make_optimizer(phase, parameters, {}, None)
 
 
-def update(parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, seed: int) -> None:
+def update(
+    parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, seed: int
+) -> None:
     torch.manual_seed(seed)
     for name in ("weight", "bias"):
         parameters[name].grad = torch.randn_like(parameters[name])
@@ -58,14 +64,23 @@ def test_the_last_two_stay_and_leftovers_go(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "step-0000010" / "notes.txt").write_text("of the owner")
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000010", "step-0000015"]
-    assert not (tmp_path / ".step-0000020.taskdistill-0123abcd").exists() and (tmp_path / ".step-0000020.abc").exists()
+    assert (
+        not (tmp_path / ".step-0000020.taskdistill-0123abcd").exists()
+        and (tmp_path / ".step-0000020.abc").exists()
+    )
     saved(tmp_path, 20)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000015", "step-0000020"]
     assert [path.name for path in (tmp_path / "step-0000010").iterdir()] == ["notes.txt"]
     assert list_checkpoints(tmp_path / "none") == []
 
 
-def refused(folder: Path, match: str, meta: dict[str, str] = META, drop: str | None = None, shape: bool = False) -> None:
+def refused(
+    folder: Path,
+    match: str,
+    meta: dict[str, str] = META,
+    drop: str | None = None,
+    shape: bool = False,
+) -> None:
     parameters, optimiser = state(1)
     if drop:
         del parameters[drop]
@@ -81,7 +96,11 @@ def refused(folder: Path, match: str, meta: dict[str, str] = META, drop: str | N
 @pytest.mark.parametrize(("field", "value"), [("recipe", "r2"), ("data", "d2"), ("phase", "long")])
 def test_another_recipe_or_other_data_is_refused_by_name(tmp_path, field, value):
     saved(tmp_path)
-    refused(list_checkpoints(tmp_path)[0], f"was made with {field} = .* this run has '{value}'", META | {field: value})
+    refused(
+        list_checkpoints(tmp_path)[0],
+        f"was made with {field} = .* this run has '{value}'",
+        META | {field: value},
+    )
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimiser.safetensors"])
@@ -90,7 +109,10 @@ def test_damage_is_refused_by_file(tmp_path, name):
     folder = list_checkpoints(tmp_path)[0]
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    refused(folder, f"is damaged: {name}: content differs.*delete this folder to continue from the one before")
+    refused(
+        folder,
+        f"is damaged: {name}: content differs.*delete this folder to continue from the one before",
+    )
     (folder / name).write_bytes(whole[:-1])
     refused(folder, f"{name}: {len(whole) - 1} bytes instead of {len(whole)}")
     (folder / name).unlink()

@@ -16,8 +16,13 @@ texts = st.lists(st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=5), min
 after = st.sampled_from(["nothing", "clipped", "spoilt", "other rows", "failed", "other table"])
 
 
-def parts_of(some: list[list[int]], rng: torch.Generator) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(torch.tensor(row), torch.randn(len(row), WIDTH, generator=rng, dtype=torch.float64)) for row in some]
+def parts_of(
+    some: list[list[int]], rng: torch.Generator
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [
+        (torch.tensor(row), torch.randn(len(row), WIDTH, generator=rng, dtype=torch.float64))
+        for row in some
+    ]
 
 
 @given(steps=st.lists(st.tuples(texts, st.integers(0, 3), after), min_size=1, max_size=8))
@@ -28,7 +33,7 @@ def test_it_is_the_sum_of_this_step_alone(steps):
         rows = looked_up_rows([np.array(row) for row in batch], table)
         assert rows.tolist() == sorted({token for row in batch for token in row})
         parts = parts_of(batch[:own], rng)  # this process's share, which may be nothing
-        found = held.add_up(table, rows, parts)
+        found = held.all_reduce_(table, rows, parts)
         dense = torch.zeros(ROWS, WIDTH, dtype=torch.float64)
         for ids, gradient in parts:
             dense.index_add_(0, ids, gradient)
@@ -41,15 +46,19 @@ def test_it_is_the_sum_of_this_step_alone(steps):
             found[rows] += 1.0  # what other processes had
         elif happens == "failed":
             with pytest.raises(RuntimeError):
-                held.add_up(table, rows, [*parts, (torch.tensor([0]), torch.zeros(1, WIDTH + 1, dtype=torch.float64))])
+                held.all_reduce_(
+                    table,
+                    rows,
+                    [*parts, (torch.tensor([0]), torch.zeros(1, WIDTH + 1, dtype=torch.float64))],
+                )
         elif happens == "other table":
-            assert torch.equal(held.add_up(other, rows[:0], []), torch.zeros_like(other))
+            assert torch.equal(held.all_reduce_(other, rows[:0], []), torch.zeros_like(other))
 
 
 def test_a_buffer_belongs_to_one_table_and_a_new_phase_begins_with_zeros():
     held, rows = EmbeddingGradient(), torch.tensor([1])
     first, second = (nn.Parameter(torch.zeros(ROWS, WIDTH)) for _ in range(2))
-    first.grad = held.add_up(first, rows, [(rows, torch.ones(1, WIDTH))])
-    second.grad = held.add_up(second, rows, [(rows, 2 * torch.ones(1, WIDTH))])
+    first.grad = held.all_reduce_(first, rows, [(rows, torch.ones(1, WIDTH))])
+    second.grad = held.all_reduce_(second, rows, [(rows, 2 * torch.ones(1, WIDTH))])
     assert float(first.grad.sum()) == WIDTH and float(second.grad.sum()) == 2 * WIDTH
-    assert float(held.add_up(first, torch.tensor([2]), []).abs().sum()) == 0
+    assert float(held.all_reduce_(first, torch.tensor([2]), []).abs().sum()) == 0

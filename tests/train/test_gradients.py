@@ -48,14 +48,16 @@ class Case:
     objective: Callable[[Tensor, TrainBatch, Targets, Heads], tuple[dict[str, Tensor], float]]
     weights: dict[str, float]
     prepared: TrainBatch
-    signals: Targets
+    targets: Targets
     heads: Heads
     trained: dict[str, nn.Parameter] = field(default_factory=dict)
 
     def loss(self, vectors: Tensor) -> tuple[dict[str, Tensor], float]:
-        return self.objective(vectors, self.prepared, self.signals, self.heads)
+        return self.objective(vectors, self.prepared, self.targets, self.heads)
 
-    def gradients(self, *, keep_tokens: int, micro: int = 24, threads: int = 1) -> tuple[dict[str, Tensor], tuple[dict, float, float]]:
+    def gradients(
+        self, *, keep_tokens: int, micro: int = 24, threads: int = 1
+    ) -> tuple[dict[str, Tensor], tuple[dict, float, float]]:
         self.clear()
         with workers(threads) as made:
             told = step.gradients(
@@ -76,7 +78,11 @@ class Case:
             parameter.grad = None
 
     def collect(self) -> dict[str, Tensor]:
-        return {name: p.grad.clone() for name, p in (self.trained | self.heads.named()).items() if p.grad is not None}
+        return {
+            name: p.grad.clone()
+            for name, p in (self.trained | self.heads.named()).items()
+            if p.grad is not None
+        }
 
 
 def batch(task: Task | None, rng: np.random.Generator) -> Batch:
@@ -87,11 +93,21 @@ def batch(task: Task | None, rng: np.random.Generator) -> Batch:
 
     same = text()
     if task is Task.TEXT_MATCHING:
-        kind, rows = RowKind.SCORED, [ScoredPair(text(), same if n == 2 else text(), n % 3 / 2) for n in range(6)]
+        kind, rows = (
+            RowKind.SCORED,
+            [ScoredPair(text(), same if n == 2 else text(), n % 3 / 2) for n in range(6)],
+        )
     elif task is Task.CLASSIFICATION:
         kind = RowKind.LABELLED
         rows = [
-            ClassificationItem(text(), text(), (same, text(), text()), "ab"[n % 2], ("c", "a" if n % 2 else "b", "c")) for n in range(4)
+            ClassificationItem(
+                text(),
+                text(),
+                (same, text(), text()),
+                "ab"[n % 2],
+                ("c", "a" if n % 2 else "b", "c"),
+            )
+            for n in range(4)
         ]
     elif task is Task.CLUSTERING:
         kind, rows = RowKind.TEXTS, [Text(text()) for _ in range(7)]
@@ -100,21 +116,41 @@ def batch(task: Task | None, rng: np.random.Generator) -> Batch:
     return Batch(0, 0, "made", kind, tuple(rows), np.arange(len(rows)))
 
 
-def case(family: str, task: Task | None, dtype: torch.dtype = torch.float64, dropout: float = 0.1) -> Case:
+def case(
+    family: str, task: Task | None, dtype: torch.dtype = torch.float64, dropout: float = 0.1
+) -> Case:
     """A task's step with every loss term, or stage 1 on the whole backbone for no task."""
     rng = np.random.default_rng(1)
     model = tiny.student(family)
-    settings = AdapterConfig(sources={"made": 1}, steps=1, batch_size=6, lr=1e-3, dropout=dropout, negatives=2, false_negative_margin=0.0)
+    settings = AdapterConfig(
+        sources={"made": 1},
+        steps=1,
+        batch_size=6,
+        lr=1e-3,
+        dropout=dropout,
+        negatives=2,
+        false_negative_margin=0.0,
+    )
     prepared = collate(batch(task, rng), task=task, distil=True, negatives=2)
     tokenizer = tiny.TextTokenizer(tiny.tokenizer())
-    ids = tokenizer.ids([text for _, text in prepared.texts], prompt="document: ", max_length=32).ids
+    ids = tokenizer.ids(
+        [text for _, text in prepared.texts], prompt="document: ", max_length=32
+    ).ids
     torch.manual_seed(2)
-    signals = Targets(torch.randn(len(prepared.distilled), TEACHER, dtype=dtype), base=torch.randn(len(ids), 32, dtype=dtype))
+    targets = Targets(
+        torch.randn(len(prepared.distilled), TEACHER, dtype=dtype),
+        base=torch.randn(len(ids), 32, dtype=dtype),
+    )
     if task is Task.RETRIEVAL:
-        signals.teacher_similarities = rng.random((6, 6))
-    heads = Heads(Projection(32, TEACHER).to(dtype), nn.Parameter(torch.tensor(0.1, dtype=dtype).log()))
+        targets.teacher_similarities = rng.random((6, 6))
+    heads = Heads(
+        Projection(32, TEACHER).to(dtype), nn.Parameter(torch.tensor(0.1, dtype=dtype).log())
+    )
     if task is None:
-        objective, weights = (lambda vectors, *given: ({"distill": distill(vectors, *given, DIMS)}, 0.0)), {}
+        objective, weights = (
+            (lambda vectors, *given: ({"distill": distill(vectors, *given, DIMS)}, 0.0)),
+            {},
+        )
         model.to(dtype)
         trained = dict(model.backbone.named_parameters())
     else:
@@ -127,14 +163,16 @@ def case(family: str, task: Task | None, dtype: torch.dtype = torch.float64, dro
         parameter.requires_grad_(True)
     model.train()
     model.select(None if task is None else task.value)
-    return Case(model, ids, objective, weights, prepared, signals, heads, trained)
+    return Case(model, ids, objective, weights, prepared, targets, heads, trained)
 
 
-def every_loss(vectors: Tensor, prepared: TrainBatch, signals: Targets, heads: Heads) -> tuple[dict[str, Tensor], float]:
+def every_loss(
+    vectors: Tensor, prepared: TrainBatch, targets: Targets, heads: Heads
+) -> tuple[dict[str, Tensor], float]:
     """Every loss there is, of one batch of pairs, over every prefix."""
     first, second = torch.from_numpy(prepared.first), torch.from_numpy(prepared.second)
     documents = torch.cat([second, torch.from_numpy(prepared.negatives)])
-    masked = torch.from_numpy(false_negatives(prepared, signals.teacher_similarities, 0.0))
+    masked = torch.from_numpy(false_negatives(prepared, targets.teacher_similarities, 0.0))
     scores, tau = torch.linspace(0, 1, len(first), dtype=vectors.dtype), heads.log_temperature.exp()
     own = torch.arange(len(first))
 
@@ -146,19 +184,27 @@ def every_loss(vectors: Tensor, prepared: TrainBatch, signals: Targets, heads: H
         return formulas.info_nce(made[first], made[documents], own, tau, masked)
 
     def streamed(dim: int) -> Tensor:
-        return formulas.streaming_info_nce(unit(dim)[first], unit(dim)[documents], own, tau, masked, chunk=4)
+        return formulas.streaming_info_nce(
+            unit(dim)[first], unit(dim)[documents], own, tau, masked, chunk=4
+        )
 
     terms = {
         "info_nce": contrast,
         "streaming": streamed,
         "binary": lambda dim: contrast(dim, formulas.sign_straight_through),
-        "cosent": lambda dim: formulas.cosent((unit(dim)[first] * unit(dim)[second]).sum(1), scores),
+        "cosent": lambda dim: formulas.cosent(
+            (unit(dim)[first] * unit(dim)[second]).sum(1), scores
+        ),
         "gor": lambda dim: formulas.gor(unit(dim)[first]) + formulas.gor(unit(dim)[second]),
-        "relational": lambda dim: formulas.relational_distance(unit(dim), formulas.normalize(signals.base)),
-        "scores": lambda dim: formulas.score_distill(unit(dim), formulas.normalize(signals.base), 0.1),
+        "relational": lambda dim: formulas.relational_distance(
+            unit(dim), formulas.normalize(targets.base)
+        ),
+        "scores": lambda dim: formulas.score_distill(
+            unit(dim), formulas.normalize(targets.base), 0.1
+        ),
     }
     found = {name: formulas.over_prefixes(term, DIMS) for name, term in terms.items()}
-    return found | {"distill": distill(vectors, prepared, signals, heads, DIMS)}, 0.0
+    return found | {"distill": distill(vectors, prepared, targets, heads, DIMS)}, 0.0
 
 
 def everything(family: str, dtype: torch.dtype = torch.float64) -> Case:
@@ -201,7 +247,9 @@ class DropoutMasks:
         for number, (rows, packed) in enumerate(self.micros):
             starts = packed.groups.starts.tolist()
             for place, (first, end) in enumerate(pairwise(starts)):
-                out[rows[packed.order[place]], : end - first] = self.masks[id(module), number][first:end]
+                out[rows[packed.order[place]], : end - first] = self.masks[id(module), number][
+                    first:end
+                ]
         return out
 
 
@@ -209,7 +257,10 @@ def padded_gradients(case: Case, masks: DropoutMasks) -> tuple[dict[str, Tensor]
     """The same step as one graph over one padded batch, by transformers' own attention."""
     case.clear()
     longest = max(map(len, case.ids))
-    ids, mask = torch.zeros(len(case.ids), longest, dtype=torch.long), torch.zeros(len(case.ids), longest, dtype=torch.long)
+    ids, mask = (
+        torch.zeros(len(case.ids), longest, dtype=torch.long),
+        torch.zeros(len(case.ids), longest, dtype=torch.long),
+    )
     for row, text in enumerate(case.ids):
         ids[row, : len(text)], mask[row, : len(text)] = torch.from_numpy(text.astype(np.int64)), 1
     masks.padded = ids
@@ -228,16 +279,27 @@ def worst(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     return max(float((found[name] - wanted[name]).abs().max()) for name in wanted) / largest
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 1e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 1e-5)], ids=["float64", "float32"]
+)
 @pytest.mark.parametrize(
     ("family", "task"),
-    [("bert", Task.RETRIEVAL), ("qwen3", Task.TEXT_MATCHING), ("eurobert", Task.CLASSIFICATION), ("bert", Task.CLUSTERING)],
+    [
+        ("bert", Task.RETRIEVAL),
+        ("qwen3", Task.TEXT_MATCHING),
+        ("eurobert", Task.CLASSIFICATION),
+        ("bert", Task.CLUSTERING),
+    ],
 )
-def test_cached_kept_and_padded_gradients_of_an_adapter_are_equal(family, task, dtype, bound, monkeypatch):
+def test_cached_kept_and_padded_gradients_of_an_adapter_are_equal(
+    family, task, dtype, bound, monkeypatch
+):
     made, masks = case(family, task, dtype), DropoutMasks(monkeypatch)
     cached, told = made.gradients(keep_tokens=0)
     terms, total, _ = told
-    assert set(terms) == EVERY_TERM[task] and total == pytest.approx(sum(weights_for(task, {})[name] * terms[name] for name in terms))
+    assert set(terms) == EVERY_TERM[task] and total == pytest.approx(
+        sum(weights_for(task, {})[name] * terms[name] for name in terms)
+    )
     masks.micros.clear()
     kept, again = made.gradients(keep_tokens=10**9)
     assert len(masks.micros) > 2 and again == told
@@ -249,16 +311,26 @@ def test_cached_kept_and_padded_gradients_of_an_adapter_are_equal(family, task, 
         assert {"log_temperature", "projection.weight", "projection.bias"} <= kept.keys()
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 1e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 1e-5)], ids=["float64", "float32"]
+)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_every_loss_at_once_has_the_gradients_of_one_padded_graph(family, dtype, bound, monkeypatch):
+def test_every_loss_at_once_has_the_gradients_of_one_padded_graph(
+    family, dtype, bound, monkeypatch
+):
     made, masks = everything(family, dtype), DropoutMasks(monkeypatch)
     cached, told = made.gradients(keep_tokens=0)
     masks.micros.clear()
     kept, again = made.gradients(keep_tokens=10**9)
-    assert again == told and len(told[0]) == 8 and all(torch.equal(cached[name], kept[name]) for name in kept)
+    assert (
+        again == told
+        and len(told[0]) == 8
+        and all(torch.equal(cached[name], kept[name]) for name in kept)
+    )
     plain, total = padded_gradients(made, masks)
-    assert any((mask == 0).any() for mask in masks.masks.values()) and total == pytest.approx(told[1], rel=bound)
+    assert any((mask == 0).any() for mask in masks.masks.values()) and total == pytest.approx(
+        told[1], rel=bound
+    )
     assert worst(kept, plain) <= bound and {"log_temperature", "projection.weight"} <= plain.keys()
 
 
@@ -272,11 +344,17 @@ def test_stage_1_gradients_of_backbone_and_token_table_are_equal(family, monkeyp
     assert len(plain) == len(made.trained) + 2
     for found in (cached, kept, whole):
         assert worst(found, plain) <= 1e-9
-    table = next(name for name, p in made.trained.items() if p is made.model.backbone.get_input_embeddings().weight)
+    table = next(
+        name
+        for name, p in made.trained.items()
+        if p is made.model.backbone.get_input_embeddings().weight
+    )
     used = sorted({int(token) for text in made.ids for token in text})
     assert kept[table][used].abs().sum() > 0
     unused = np.setdiff1d(np.arange(len(kept[table])), used)
-    assert kept[table][unused].abs().max() == 0 and torch.allclose(kept[table], plain[table], atol=1e-12)
+    assert kept[table][unused].abs().max() == 0 and torch.allclose(
+        kept[table], plain[table], atol=1e-12
+    )
 
 
 def test_a_frozen_token_table_gets_no_gradient():
@@ -286,7 +364,9 @@ def test_a_frozen_token_table_gets_no_gradient():
     made.trained = {name: p for name, p in made.trained.items() if p is not table}
     table.requires_grad_(False)
     without, _ = made.gradients(keep_tokens=10**9)
-    assert table.grad is None and all(torch.equal(without[name], with_table[name]) for name in without)
+    assert table.grad is None and all(
+        torch.equal(without[name], with_table[name]) for name in without
+    )
 
 
 @pytest.mark.parametrize("keep_tokens", [0, 10**9])
@@ -306,7 +386,9 @@ def test_one_and_two_workers_give_the_same_bits(keep_tokens):
 
 @pytest.mark.parametrize("task", [Task.RETRIEVAL, Task.CLASSIFICATION])
 def test_any_number_of_workers_drops_the_same_and_gives_the_same_sums(task, monkeypatch):
-    monkeypatch.setattr(microbatch, "PIECE_TOKENS", 8)  # so that even a tiny batch is cut further for many workers
+    monkeypatch.setattr(
+        microbatch, "PIECE_TOKENS", 8
+    )  # so that even a tiny batch is cut further for many workers
     made, passes, inner = case("bert", task), list[int](), step._forward
 
     def counted(*given):
@@ -327,7 +409,10 @@ def test_dropout_depends_on_the_seed_of_the_step_alone():
     made = case("bert", Task.CLUSTERING)
     first, _ = made.gradients(keep_tokens=10**9)
     torch.manual_seed(99)
-    assert all(torch.equal(first[name], gradient) for name, gradient in made.gradients(keep_tokens=10**9)[0].items())
+    assert all(
+        torch.equal(first[name], gradient)
+        for name, gradient in made.gradients(keep_tokens=10**9)[0].items()
+    )
     without = case("bert", Task.CLUSTERING, dropout=0.0)
     assert worst(first, without.gradients(keep_tokens=10**9)[0]) > 0.01
 
@@ -348,7 +433,13 @@ def test_a_static_model_s_gradient_is_autograd_s_own():
     model = StaticModel(table.clone())
     with workers(1) as threads:
         terms, total, _ = step.gradients(
-            model, ids, lambda v: ({"distill": (v - target).square().mean()}, 0.0), {"distill": 2.0}, [model.table], seed=0, threads=threads
+            model,
+            ids,
+            lambda v: ({"distill": (v - target).square().mean()}, 0.0),
+            {"distill": 2.0},
+            [model.table],
+            seed=0,
+            threads=threads,
         )
     plain = table.clone().requires_grad_()
     (2 * (torch.stack([plain[text].mean(0) for text in ids]) - target).square().mean()).backward()

@@ -17,7 +17,13 @@ from taskdistill.model.projection import Projection
 from taskdistill.recipe.phases import AdapterConfig, Stage1Config
 from taskdistill.tasks import Task
 from taskdistill.train.collate import collate
-from taskdistill.train.loss_terms import TEACHER_TERMS, stage1_weights, step_rng, teacher_terms, weight_at
+from taskdistill.train.loss_terms import (
+    TEACHER_TERMS,
+    stage1_weights,
+    step_rng,
+    teacher_terms,
+    weight_at,
+)
 from taskdistill.train.objective import Heads, Targets, adapter_objective, weights_for
 from taskdistill.train.phases import distils, plan_phase, stage1_job
 from taskdistill.types import RowKind
@@ -47,8 +53,13 @@ def test_every_teacher_term_of_an_adapter_is_the_loss_over_both_prefixes():
     torch.manual_seed(0)
     vectors, teacher, heads = torch.randn(6, 8), torch.randn(6, 5), Heads(Projection(8, 5))
     off = {"info_nce": 0, "distill": 0, "gor": 0}
-    settings = adapter(weights=off | dict.fromkeys(TEACHER_TERMS, 1.0), menu={"corners": 4, "couples": 50, "list_temperature": 0.3})
-    terms, _ = adapter_objective(Task.RETRIEVAL, settings, [4, 8])(vectors, prepared, Targets(teacher), heads)
+    settings = adapter(
+        weights=off | dict.fromkeys(TEACHER_TERMS, 1.0),
+        menu={"corners": 4, "couples": 50, "list_temperature": 0.3},
+    )
+    terms, _ = adapter_objective(Task.RETRIEVAL, settings, [4, 8])(
+        vectors, prepared, Targets(teacher), heads
+    )
     assert terms.keys() == set(TEACHER_TERMS)
     order = [0, 1, 2, 3, 4, 5]
     for name, value in terms.items():
@@ -81,11 +92,15 @@ def test_a_term_with_several_teachers_is_its_mean_over_those_that_know_the_texts
     settings = adapter(menu={"corners": 4, "couples": 50})
 
     def term(target, widths=(), head=projection, chosen=prepared, rows=vectors):
-        return teacher_terms(rows, chosen, target, head, [4, 8], settings, [name], widths=widths)[name].item()
+        return teacher_terms(rows, chosen, target, head, [4, 8], settings, [name], widths=widths)[
+            name
+        ].item()
 
     def part(columns):
         head = Projection(8, columns.stop - columns.start)
-        head.load_state_dict({"weight": projection.weight[columns], "bias": projection.bias[columns]})
+        head.load_state_dict(
+            {"weight": projection.weight[columns], "bias": projection.bias[columns]}
+        )
         return head
 
     one, two = slice(0, 2), slice(2, 5)
@@ -104,12 +119,21 @@ def test_a_term_with_several_teachers_is_its_mean_over_those_that_know_the_texts
 
 def test_lists_hold_the_hard_negatives_that_are_distilled():
     rows = [Pair("q", "p", ("n",)), Pair("r", "s", ("m", "o"))]
-    prepared = collate(batch(RowKind.PAIRS, *rows), task=None, distil=True, negatives=2, distil_negatives=True)
+    prepared = collate(
+        batch(RowKind.PAIRS, *rows), task=None, distil=True, negatives=2, distil_negatives=True
+    )
     torch.manual_seed(0)
     vectors, teacher = torch.randn(7, 8), torch.randn(7, 5)
-    job = stage1_job("stage1", stage1(weights={"list_kl": 1.0}), tiny.student(), None, {}, None, [8])
+    job = stage1_job(
+        "stage1", stage1(weights={"list_kl": 1.0}), tiny.student(), None, {}, None, [8]
+    )
     terms, _ = job.objective(vectors, prepared, Targets(teacher), Heads())
-    expected = list_kl(normalize(vectors[:2]), normalize(vectors[2:]), normalize(teacher[:2]), normalize(teacher[2:]))
+    expected = list_kl(
+        normalize(vectors[:2]),
+        normalize(vectors[2:]),
+        normalize(teacher[:2]),
+        normalize(teacher[2:]),
+    )
     assert terms["list_kl"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -119,50 +143,81 @@ def test_relational_holds_pairs_and_graded_rows_to_the_base():
     wanted = formulas.relational_distance(normalize(vectors), normalize(base)).item()
     pairs = collate(batch(RowKind.PAIRS, *ROWS), task=Task.RETRIEVAL, distil=False)
     settings = adapter(weights={"info_nce": 0, "distill": 0, "gor": 0, "relational": 1})
-    terms, _ = adapter_objective(Task.RETRIEVAL, settings, [8])(vectors, pairs, Targets(base=base), Heads())
-    assert {name: value.item() for name, value in terms.items()} == {"relational": pytest.approx(wanted)}
+    terms, _ = adapter_objective(Task.RETRIEVAL, settings, [8])(
+        vectors, pairs, Targets(base=base), Heads()
+    )
+    assert {name: value.item() for name, value in terms.items()} == {
+        "relational": pytest.approx(wanted)
+    }
     rows = [ScoredPair("a", "b", 1.0), ScoredPair("c", "d", 0.5), ScoredPair("e", "f", 0.0)]
     graded = collate(batch(RowKind.SCORED, *rows), task=Task.TEXT_MATCHING, distil=False)
     settings = adapter(weights={"relational": 1})
-    terms, _ = adapter_objective(Task.TEXT_MATCHING, settings, [8])(vectors, graded, Targets(base=base), Heads())
-    assert list(terms) == ["cosent", "relational"] and terms["relational"].item() == pytest.approx(wanted)
+    terms, _ = adapter_objective(Task.TEXT_MATCHING, settings, [8])(
+        vectors, graded, Targets(base=base), Heads()
+    )
+    assert list(terms) == ["cosent", "relational"] and terms["relational"].item() == pytest.approx(
+        wanted
+    )
 
 
 def test_sharpened_contrast_sees_the_hard_negatives_of_each_row():
-    prepared = collate(batch(RowKind.PAIRS, *ROWS, step=7), task=Task.RETRIEVAL, distil=False, negatives=2)
+    prepared = collate(
+        batch(RowKind.PAIRS, *ROWS, step=7), task=Task.RETRIEVAL, distil=False, negatives=2
+    )
     assert prepared.negative_rows.tolist() == [0, 0, 1, 1]
     torch.manual_seed(0)
     unit = normalize(torch.randn(len(prepared.texts), 8))
     sharpen = {"focal": 0.5, "hardness": 5.0, "mixed_negatives": 2}
-    settings = adapter(weights={"distill": 0, "gor": 0}, sharpen=sharpen, temperature=0.3, learn_temperature=False)
+    settings = adapter(
+        weights={"distill": 0, "gor": 0}, sharpen=sharpen, temperature=0.3, learn_temperature=False
+    )
     terms, _ = adapter_objective(Task.RETRIEVAL, settings, [8])(unit, prepared, Targets(), Heads())
     hard = torch.tensor([[0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1, 1], [0] * 7]).bool()
     documents = unit[np.concatenate([prepared.second, prepared.negatives])]
-    mixed = mixed_negatives(documents[3:], torch.tensor([0, 0, 1, 1]), 3, mixes=2, generator=step_rng(7))
+    mixed = mixed_negatives(
+        documents[3:], torch.tensor([0, 0, 1, 1]), 3, mixes=2, generator=step_rng(7)
+    )
     wanted = sharpened_info_nce(
-        unit[prepared.first], documents, torch.arange(3), 0.3, None, focal=0.5, hardness=5.0, hard=hard, mixed=mixed
+        unit[prepared.first],
+        documents,
+        torch.arange(3),
+        0.3,
+        None,
+        focal=0.5,
+        hardness=5.0,
+        hard=hard,
+        mixed=mixed,
     )
     assert terms["info_nce"].item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_stage_1_takes_weighted_terms_and_the_paper_s_alone_by_default():
     module = tiny.student()
-    settings = stage1(weights={"distill": 0.5, "similarity": 200.0, "list_kl": 1.0}, projection_init="identity")
+    settings = stage1(
+        weights={"distill": 0.5, "similarity": 200.0, "list_kl": 1.0}, projection_init="identity"
+    )
     made = plan(settings, "stage1", RowKind.PAIRS, *ROWS)
     job = stage1_job("stage1", settings, module, made, {}, Projection(32, 32), [32])
     assert job.weights == {"distill": 0.5, "similarity": 200.0, "list_kl": 1.0}
     prepared = job.prepare(batch(RowKind.PAIRS, *ROWS))
-    signals = Targets(torch.randn(6, 32))
-    terms, _ = job.objective(torch.randn(6, 32), prepared, signals, job.heads)
-    assert terms.keys() == job.weights.keys() and job.share(prepared, signals) is None
+    targets = Targets(torch.randn(6, 32))
+    terms, _ = job.objective(torch.randn(6, 32), prepared, targets, job.heads)
+    assert terms.keys() == job.weights.keys() and job.partial_loss(prepared, targets) is None
     plain = stage1_job("stage1", stage1(), module, made, {}, Projection(32, 32), [32])
-    assert plain.weights == {"distill": 1.0} and plain.share(prepared, signals) is not None
+    assert plain.weights == {"distill": 1.0} and plain.partial_loss(prepared, targets) is not None
 
 
 def test_a_ramp_moves_a_weight_in_a_straight_line_and_holds():
-    settings = adapter(weight_schedule={"gor": {"start": 0.0, "until": 0.5}, "distill": {"start": 1.0, "end": 0.5}})
+    settings = adapter(
+        weight_schedule={"gor": {"start": 0.0, "until": 0.5}, "distill": {"start": 1.0, "end": 0.5}}
+    )
     weights = weights_for(Task.RETRIEVAL, {"gor": 4.0})
-    assert [weight_at(weights, settings, step)["gor"] for step in (0, 1, 5, 9)] == [0.0, pytest.approx(0.8), 4.0, 4.0]
+    assert [weight_at(weights, settings, step)["gor"] for step in (0, 1, 5, 9)] == [
+        0.0,
+        pytest.approx(0.8),
+        4.0,
+        4.0,
+    ]
     assert [weight_at(weights, settings, step)["distill"] for step in (0, 5)] == [2.0, 1.5]
     assert weight_at(weights, settings, 5)["info_nce"] == 1.0
     with pytest.raises(ValueError, match=r"a ramp from 1.0 to 1.0 has no effect"):
@@ -172,14 +227,42 @@ def test_a_ramp_moves_a_weight_in_a_straight_line_and_holds():
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("adapters.retrieval", {"menu": {"corners": 3}}, r"menu\.corners has no effect without a weight of rkd_angle"),
-        ("adapters.retrieval", {"weight_schedule": {"l2": {"start": 0}}}, r"weight_schedule\.l2 has no effect"),
-        ("adapters.retrieval", {"weights": {"hidden": 1}}, "the teacher store holds final vectors only"),
-        ("adapters.retrieval", {"weights": {"info_nce": 0}, "sharpen": {"focal": 1}}, "sharpen has no effect without a contrast"),
-        ("adapters.retrieval", {"negatives": 1, "sharpen": {"mixed_negatives": 1}}, "at most 1 hard negatives"),
-        ("stage1", {"weights": {"rkd": 1}}, "weights names 'rkd', which this phase does not have; did you mean 'rkd_angle'"),
+        (
+            "adapters.retrieval",
+            {"menu": {"corners": 3}},
+            r"menu\.corners has no effect without a weight of rkd_angle",
+        ),
+        (
+            "adapters.retrieval",
+            {"weight_schedule": {"l2": {"start": 0}}},
+            r"weight_schedule\.l2 has no effect",
+        ),
+        (
+            "adapters.retrieval",
+            {"weights": {"hidden": 1}},
+            "the teacher store holds final vectors only",
+        ),
+        (
+            "adapters.retrieval",
+            {"weights": {"info_nce": 0}, "sharpen": {"focal": 1}},
+            "sharpen has no effect without a contrast",
+        ),
+        (
+            "adapters.retrieval",
+            {"negatives": 1, "sharpen": {"mixed_negatives": 1}},
+            "at most 1 hard negatives",
+        ),
+        (
+            "stage1",
+            {"weights": {"rkd": 1}},
+            "weights names 'rkd', which this phase does not have; did you mean 'rkd_angle'",
+        ),
         ("stage1", {"weights": {"distill": 0}}, "no term with a weight above 0"),
-        ("stage1", {"menu": {"couples": 3}}, r"menu\.couples has no effect without a weight of relative"),
+        (
+            "stage1",
+            {"menu": {"couples": 3}},
+            r"menu\.couples has no effect without a weight of relative",
+        ),
     ],
 )
 def test_what_has_no_effect_is_refused(name, fields, message):

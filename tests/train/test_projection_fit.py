@@ -14,19 +14,31 @@ NAN = float("nan")
 
 
 def draw(count: int, width: int, seed: int) -> torch.Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def test_a_linear_teacher_is_found_again_on_every_size_it_depends_on():
     student = normalize(draw(400, 8, 0))
-    mapped = student @ torch.linalg.qr(draw(12, 8, 1))[0].T  # lengths stay, so that unit targets are linear in the student's
+    mapped = (
+        student @ torch.linalg.qr(draw(12, 8, 1))[0].T
+    )  # lengths stay, so that unit targets are linear in the student's
     found = fit_projection(student.float(), mapped.float(), [8], widths=[12])
     assert found.cosines[8] > 0.9999
-    assert torch.nn.functional.cosine_similarity(student @ found.weight.double().T + found.bias, mapped).min() > 0.999
+    assert (
+        torch.nn.functional.cosine_similarity(
+            student @ found.weight.double().T + found.bias, mapped
+        ).min()
+        > 0.999
+    )
 
 
 def test_least_squares_solves_the_joint_problem_over_prefixes():
-    student, teacher = draw(300, 6, 2), normalize(draw(300, 6, 2) @ draw(6, 5, 3) + 0.3 * draw(300, 5, 4))
+    student, teacher = (
+        draw(300, 6, 2),
+        normalize(draw(300, 6, 2) @ draw(6, 5, 3) + 0.3 * draw(300, 5, 4)),
+    )
     found = fit_projection(student.float(), teacher.float(), [2, 4, 6], widths=[5])
     fitted = torch.arange(300) % 10 != 0
     blocks = []
@@ -37,7 +49,9 @@ def test_least_squares_solves_the_joint_problem_over_prefixes():
     inputs, targets = torch.cat(blocks).numpy(), teacher[fitted].repeat(3, 1).numpy()
     centred, mean = inputs - inputs.mean(0), targets.mean(0)
     ridge = found.ridge * np.trace(centred.T @ centred) / 6
-    weight = np.linalg.solve(centred.T @ centred + ridge * np.eye(6), centred.T @ (targets - mean)).T
+    weight = np.linalg.solve(
+        centred.T @ centred + ridge * np.eye(6), centred.T @ (targets - mean)
+    ).T
     assert found.ridge in RIDGES
     np.testing.assert_allclose(found.weight, weight, atol=1e-5)
     np.testing.assert_allclose(found.bias, mean - weight @ inputs.mean(0), atol=1e-5)
@@ -53,7 +67,11 @@ def test_a_rotation_keeps_cosines_and_is_procrustes(width):
     torch.testing.assert_close(gram, torch.eye(short), atol=1e-5, rtol=0)
     if width == 6:
         kept = torch.arange(200) % 10 != 0
-        np.testing.assert_allclose(found.weight, orthogonal_procrustes(student[kept].numpy(), teacher[kept].numpy())[0].T, atol=1e-5)
+        np.testing.assert_allclose(
+            found.weight,
+            orthogonal_procrustes(student[kept].numpy(), teacher[kept].numpy())[0].T,
+            atol=1e-5,
+        )
 
 
 def test_each_teacher_is_fitted_on_the_texts_that_it_knows():
@@ -64,7 +82,9 @@ def test_each_teacher_is_fitted_on_the_texts_that_it_knows():
     known = ~half[:, 4].isnan()
     both = fit_projection(student.float(), half.float(), [3, 5], widths=[4, 3])
     torch.testing.assert_close(both.weight[:4], alone.weight)
-    other = fit_projection(student[known].float(), teacher[known][:, 4:].float(), [3, 5], widths=[3])
+    other = fit_projection(
+        student[known].float(), teacher[known][:, 4:].float(), [3, 5], widths=[3]
+    )
     torch.testing.assert_close(both.weight[4:], other.weight)
     assert both.cosines[5] == pytest.approx((alone.cosines[5] + other.cosines[5]) / 2)
 

@@ -67,7 +67,9 @@ def analyze(
         Plain data.
     """
     experiment = bench.experiment
-    names = [arm.name for arm in experiment.arms() if any(run["cell"]["arm"] == arm.name for run in runs)]
+    names = [
+        arm.name for arm in experiment.arms() if any(run["cell"]["arm"] == arm.name for run in runs)
+    ]
     by_arm = {name: [run for run in runs if run["cell"]["arm"] == name] for name in names}
     units = units_of(by_arm)
     dims = [variant for variant in units["DC"] if variant.startswith("dim-")]
@@ -76,15 +78,26 @@ def analyze(
     means = {f"arm {name}": values(units, {(name, WHOLE): 1.0}) for name in names}
     findings = analyze_contrasts(differences | means)
     verdict = judge(
-        findings, [each.name for each in asked if each.family == CLAIM], experiment.ablation.margin / 100, experiment.ablation.seeds
+        findings,
+        [each.name for each in asked if each.family == CLAIM],
+        experiment.ablation.margin / 100,
+        experiment.ablation.seeds,
     )
     fewer = on_fewer_sets(units, seen, experiment.ablation.margin / 100, experiment.ablation.seeds)
     curves = _curves(by_arm, teacher_cost)
-    late = [f"Ranking still changing: {text}. A longer run could end in another order." for text in curves["still_changing"]]
+    late = [
+        f"Ranking still changing: {text}. A longer run could end in another order."
+        for text in curves["still_changing"]
+    ]
     return {
         "name": experiment.recipe.name,
         "frozen": dict(frozen),
-        "verdict": {**verdict.to_json(), "would_decide": [deciding_sentence(name, each) for name, each in verdict.deciding.items()]},
+        "verdict": {
+            **verdict.to_json(),
+            "would_decide": [
+                deciding_sentence(name, each) for name, each in verdict.deciding.items()
+            ],
+        },
         "on_fewer_sets": fewer,
         "smallest_detectable": dict(pilot),
         "warnings": [
@@ -94,9 +107,18 @@ def analyze(
             *_after(findings, by_arm, matched),
             *sensitivity_warning(fewer, verdict.state),
         ],
-        "arms": {name: {"about": _about(name, matched), **_arm(by_arm[name], findings[f"arm {name}"], teacher, bench)} for name in names},
+        "arms": {
+            name: {
+                "about": _about(name, matched),
+                **_arm(by_arm[name], findings[f"arm {name}"], teacher, bench),
+            }
+            for name in names
+        },
         "contrasts": _contrasts(asked, findings, experiment.ablation.margin / 100),
-        "teacher": {name: {k: v for k, v in record.items() if k != "units"} for name, record in teacher.items()},
+        "teacher": {
+            name: {k: v for k, v in record.items() if k != "units"}
+            for name, record in teacher.items()
+        },
         "positive_control": None if control is None else dict(control),
         "teacher_cost": dict(teacher_cost),
         "curves": curves,
@@ -106,7 +128,15 @@ def analyze(
         "examples": _examples(bench, units),
         "same": dict(same),
         "seen_in_training": dict(seen),
-        "sets": [{"name": each.name, "kind": each.kind.value, "split": each.split, "dev": each in bench.sets.dev} for each in _sets(bench)],
+        "sets": [
+            {
+                "name": each.name,
+                "kind": each.kind.value,
+                "split": each.split,
+                "dev": each in bench.sets.dev,
+            }
+            for each in _sets(bench)
+        ],
         "set_hashes": bench.sets.digests(),
         "data": bench.counts,
         "machine": {"cores": cores(), "processor": platform.machine(), "system": platform.system()},
@@ -129,10 +159,19 @@ def units_of(by_arm: Mapping[str, Runs]) -> dict[str, dict[str, dict[str, NDArra
     """
     found: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = {}
     for name, runs in by_arm.items():
-        sets = {each: record["units"] for each, record in runs[0]["test"]["sets"].items() if "units" in record}
+        sets = {
+            each: record["units"]
+            for each, record in runs[0]["test"]["sets"].items()
+            if "units" in record
+        }
         variants = next(iter(sets.values()))
         found[name] = {
-            variant: {each: np.array([run["test"]["sets"][each]["units"][variant] for run in runs], dtype=np.float64) for each in sets}
+            variant: {
+                each: np.array(
+                    [run["test"]["sets"][each]["units"][variant] for run in runs], dtype=np.float64
+                )
+                for each in sets
+            }
             for variant in variants
         }
     return found
@@ -147,21 +186,41 @@ def _about(name: str, matched: Mapping[str, Any]) -> str:
     return f"C with {factor['run']:.1f} times the steps; as much as DC with its teacher would be {factor['factor']:,.0f} times"
 
 
-def _arm(runs: Runs, finding: ContrastResult, teacher: Mapping[str, Any], bench: ExperimentContext) -> dict[str, Any]:
+def _arm(
+    runs: Runs, finding: ContrastResult, teacher: Mapping[str, Any], bench: ExperimentContext
+) -> dict[str, Any]:
     sets = runs[0]["test"]["sets"]
     primary = [each.name for each in bench.sets.primary]
     reference = float(np.mean([teacher[each]["score"] for each in primary]))
-    recall = [float(np.mean([run["test"]["sets"][each]["scores"]["Recall@100"] for each in primary])) for run in runs]
+    recall = [
+        float(np.mean([run["test"]["sets"][each]["scores"]["Recall@100"] for each in primary]))
+        for run in runs
+    ]
     return {
         "score": finding.to_json(),
         "retention": finding.all.value / reference if reference > 0 else None,
         "recall_at_100": _seeds(recall),
         "variants": {
-            variant: _seeds([float(np.mean([np.mean(run["test"]["sets"][each]["units"][variant]) for each in primary])) for run in runs])
+            variant: _seeds(
+                [
+                    float(
+                        np.mean(
+                            [
+                                np.mean(run["test"]["sets"][each]["units"][variant])
+                                for each in primary
+                            ]
+                        )
+                    )
+                    for run in runs
+                ]
+            )
             for variant in sets[primary[0]]["units"]
         },
         "sets": {
-            each: {"metric": record["metric"], **_seeds([run["test"]["sets"][each]["score"] for run in runs])}
+            each: {
+                "metric": record["metric"],
+                **_seeds([run["test"]["sets"][each]["score"] for run in runs]),
+            }
             for each, record in sets.items()
         },
         "runs": [
@@ -186,14 +245,20 @@ def _seeds(values_: Sequence[float]) -> dict[str, Any]:
     mean = float(np.mean(values_))
     if len(values_) < 2:
         return {"mean": mean, "interval": None, "seeds": list(values_)}
-    half = float(student_t.ppf(0.975, len(values_) - 1) * np.std(values_, ddof=1) / np.sqrt(len(values_)))
+    half = float(
+        student_t.ppf(0.975, len(values_) - 1) * np.std(values_, ddof=1) / np.sqrt(len(values_))
+    )
     return {"mean": mean, "interval": [mean - half, mean + half], "seeds": list(values_)}
 
 
-def _contrasts(asked: Sequence[Contrast], findings: Mapping[str, ContrastResult], margin: float) -> list[dict[str, Any]]:
+def _contrasts(
+    asked: Sequence[Contrast], findings: Mapping[str, ContrastResult], margin: float
+) -> list[dict[str, Any]]:
     adjusted: dict[str, float] = {}
     for family in dict.fromkeys(each.family for each in asked if each.family != CLAIM):
-        adjusted |= holm({each.name: findings[each.name].p_two_sided for each in asked if each.family == family})
+        adjusted |= holm(
+            {each.name: findings[each.name].p_two_sided for each in asked if each.family == family}
+        )
     return [
         {
             "name": each.name,
@@ -224,11 +289,18 @@ def _curves(by_arm: Mapping[str, Runs], cost: Mapping[str, Any]) -> dict[str, An
         "still_changing": still_changing({name: on_steps[name] for name in CORE}),
     }
     if cost["cpu_seconds"] is not None:
-        paid = {name: float(cost["cpu_seconds"]) if any("distill" in t for t in arm_of(name).phases) else 0.0 for name in shown}
+        paid = {
+            name: float(cost["cpu_seconds"])
+            if any("distill" in t for t in arm_of(name).phases)
+            else 0.0
+            for name in shown
+        }
         whole = {name: mean_curve(points[name], "cpu_seconds", start, paid[name]) for name in shown}
         found["cpu_seconds_with_teacher"] = {name: curve.tolist() for name, curve in whole.items()}
         found["crossings_on_cpu_seconds_with_teacher"] = all_crossings(whole)
-    reach, scores = at_equal_distance({name: mean_curve(own, "distance", start) for name, own in core.items()})
+    reach, scores = at_equal_distance(
+        {name: mean_curve(own, "distance", start) for name, own in core.items()}
+    )
     found["at_equal_distance"] = {"distance": reach, "scores": scores}
     return found
 
@@ -244,7 +316,9 @@ def _trial(run: Run) -> dict[str, Any]:
     }
 
 
-def _after(findings: Mapping[str, ContrastResult], by_arm: Mapping[str, Runs], matched: Mapping[str, Any]) -> list[str]:
+def _after(
+    findings: Mapping[str, ContrastResult], by_arm: Mapping[str, Runs], matched: Mapping[str, Any]
+) -> list[str]:
     """Warnings that only the results give."""
     found = []
     control = findings.get("D-shuffled - A0")
@@ -252,7 +326,12 @@ def _after(findings: Mapping[str, ContrastResult], by_arm: Mapping[str, Runs], m
         found.append(
             "The negative control beats the untrained base: permuted targets help, so part of what distillation gains is no knowledge of the teacher's."
         )
-    clipped = {name: np.mean([run["budget"]["clipped_steps"] / run["budget"]["steps"] for run in by_arm[name]]) for name in CORE}
+    clipped = {
+        name: np.mean(
+            [run["budget"]["clipped_steps"] / run["budget"]["steps"] for run in by_arm[name]]
+        )
+        for name in CORE
+    }
     if max(clipped.values()) - min(clipped.values()) > 0.1:
         listed = ", ".join(f"{name} {100 * share:.0f} %" for name, share in clipped.items())
         found.append(
@@ -261,7 +340,9 @@ def _after(findings: Mapping[str, ContrastResult], by_arm: Mapping[str, Runs], m
     for kind, said in (("flops", "floating-point work"), ("seconds", "CPU-seconds")):
         each = matched.get(kind) or {}
         if each.get("factor") is None:
-            found.append(f"What the teacher costs in {said} is not known here, so contrast alone was not run at equal {said}.")
+            found.append(
+                f"What the teacher costs in {said} is not known here, so contrast alone was not run at equal {said}."
+            )
         elif f"C-{kind}" in by_arm and each["factor"] > each["run"]:
             found.append(
                 f"Equal {said} would give contrast alone {each['factor']:,.0f} times the steps; it got {each['run']:.1f} times, the most allowed."
@@ -281,7 +362,9 @@ def _lengths(bench: ExperimentContext, units: Units) -> dict[str, list[dict[str,
         for name in ("A0", *CORE):
             mean = units[name][WHOLE][each.name].mean(axis=0)
             for bucket in by_length(each.kind, data, Score(float(mean.mean()), {}, {"": mean})):
-                rows.setdefault(bucket.label, {"characters": bucket.label, "queries": bucket.n})[name] = bucket.score
+                rows.setdefault(bucket.label, {"characters": bucket.label, "queries": bucket.n})[
+                    name
+                ] = bucket.score
         found[each.name] = list(rows.values())
     return found
 
@@ -289,7 +372,10 @@ def _lengths(bench: ExperimentContext, units: Units) -> dict[str, list[dict[str,
 def _examples(bench: ExperimentContext, units: Units) -> dict[str, Any]:
     """The queries that DC helps and harms most against the better single arm, mean over seeds."""
     primary = [each.name for each in bench.sets.primary]
-    overall = {name: float(np.mean([units[name][WHOLE][each].mean() for each in primary])) for name in ("D", "C")}
+    overall = {
+        name: float(np.mean([units[name][WHOLE][each].mean() for each in primary]))
+        for name in ("D", "C")
+    }
     against = max(overall, key=lambda name: overall[name])
     rows: list[dict[str, Any]] = []
     for each in bench.sets.primary:
@@ -312,5 +398,9 @@ def _examples(bench: ExperimentContext, units: Units) -> dict[str, Any]:
         "against": against,
         "helped": [row for row in ordered[::-1][:EXAMPLES] if row["gain"] > 0],
         "harmed": [row for row in ordered[:EXAMPLES] if row["gain"] < 0],
-        "counts": {"helped": sum(r["gain"] > 0 for r in rows), "harmed": sum(r["gain"] < 0 for r in rows), "queries": len(rows)},
+        "counts": {
+            "helped": sum(r["gain"] > 0 for r in rows),
+            "harmed": sum(r["gain"] < 0 for r in rows),
+            "queries": len(rows),
+        },
     }

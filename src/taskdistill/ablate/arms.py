@@ -67,10 +67,28 @@ ARMS: dict[str, Arm] = {
         Arm("C+gor", "C with the spread-out regulariser", (CONTRAST,), like="C", gor=True),
         Arm("DC+gor", "DC with the spread-out regulariser", (BOTH,), like="DC", gor=True),
         Arm("DC-mrl", "DC without Matryoshka", (BOTH,), like="DC", matryoshka=False),
-        Arm("D-shuffled", "D with the teacher's vectors permuted: negative control", (DISTILL,), like="D", shuffled=True),
+        Arm(
+            "D-shuffled",
+            "D with the teacher's vectors permuted: negative control",
+            (DISTILL,),
+            like="D",
+            shuffled=True,
+        ),
         Arm("C-large", "C with a larger batch", (CONTRAST,), like="C", large=True),
-        Arm("C-flops", "C with as much floating-point work as DC, teacher included", (CONTRAST,), like="C", matched="flops"),
-        Arm("C-seconds", "C with as many CPU-seconds as DC, teacher included", (CONTRAST,), like="C", matched="seconds"),
+        Arm(
+            "C-flops",
+            "C with as much floating-point work as DC, teacher included",
+            (CONTRAST,),
+            like="C",
+            matched="flops",
+        ),
+        Arm(
+            "C-seconds",
+            "C with as many CPU-seconds as DC, teacher included",
+            (CONTRAST,),
+            like="C",
+            matched="seconds",
+        ),
     )
 }
 """Every arm by name, in the order of tables."""

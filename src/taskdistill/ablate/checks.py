@@ -128,8 +128,17 @@ def seen_in_training(bench: ExperimentContext, sets: ExperimentSets) -> dict[str
     Returns:
         Set to `texts`, `exact` and `near`.
     """
-    train = list(dict.fromkeys(text for dataset in bench.datasets.values() for row in dataset.rows for text in row_texts(row)))
-    return {each.name: overlap(train, judged_texts(sets.data(each))).counts() for each in sets.primary}
+    train = list(
+        dict.fromkeys(
+            text
+            for dataset in bench.datasets.values()
+            for row in dataset.rows
+            for text in row_texts(row)
+        )
+    )
+    return {
+        each.name: overlap(train, judged_texts(sets.data(each))).counts() for each in sets.primary
+    }
 
 
 def check_same(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -162,10 +171,14 @@ def _agree(found: dict[str, Any], name: str, value: str, where: str) -> None:
     if found[name] is None:
         found[name] = value
     elif found[name] != value:
-        raise WorkFailed(f"{where} has other {name} than the arms before it ({value} instead of {found[name]}): nothing can be compared")
+        raise WorkFailed(
+            f"{where} has other {name} than the arms before it ({value} instead of {found[name]}): nothing can be compared"
+        )
 
 
-def warnings(experiment: Experiment, sets: ExperimentSets, seen: Mapping[str, Mapping[str, int]]) -> list[str]:
+def warnings(
+    experiment: Experiment, sets: ExperimentSets, seen: Mapping[str, Mapping[str, int]]
+) -> list[str]:
     """List what a reader must know before trusting a number, as far as it is known before the run.
 
     Args:
@@ -179,7 +192,9 @@ def warnings(experiment: Experiment, sets: ExperimentSets, seen: Mapping[str, Ma
     ablation, recipe = experiment.ablation, experiment.recipe
     found = []
     if recipe.student.init == "teacher":
-        found.append("The base is made of the teacher's own layers, so every arm starts with something of the teacher, contrast alone too.")
+        found.append(
+            "The base is made of the teacher's own layers, so every arm starts with something of the teacher, contrast alone too."
+        )
     if ablation.seeds < 5:
         found.append(
             f"{_counted(ablation.seeds, 'seed')} of {', '.join(CORE)}: five are the least from which chance in training can be told."
@@ -191,7 +206,9 @@ def warnings(experiment: Experiment, sets: ExperimentSets, seen: Mapping[str, Ma
     sizes = {each.name: len(sets.data(each).queries) for each in sets.primary}  # type: ignore[union-attr]
     if max(sizes.values()) > 3 * min(sizes.values()):
         listed = ", ".join(f"{name} {n:,}" for name, n in sizes.items())
-        found.append(f"The primary metric is the mean over sets of very different size, each counting equally ({listed} queries).")
+        found.append(
+            f"The primary metric is the mean over sets of very different size, each counting equally ({listed} queries)."
+        )
     for name, counts in seen.items():
         if counts["exact"] or counts["near"]:
             share = 100 * (counts["exact"] + counts["near"]) / counts["texts"]
@@ -202,7 +219,9 @@ def warnings(experiment: Experiment, sets: ExperimentSets, seen: Mapping[str, Ma
         "What the teacher itself was trained on is not known here: it may have seen the test sets, and arms with a teacher inherit that."
     )
     if experiment.left_out:
-        found.append(f"Sources without pairs are left out of every arm: {', '.join(experiment.left_out)}.")
+        found.append(
+            f"Sources without pairs are left out of every arm: {', '.join(experiment.left_out)}."
+        )
     return found
 
 

@@ -67,7 +67,9 @@ class ExperimentContext:
         assert isinstance(made.module, TransformerModel)
         if stage.rope_theta is not None and rope_theta(made.module.backbone) is None:
             kind = made.module.backbone.config.model_type
-            raise BadInput(f"stage1.rope_theta has no effect: a {kind} backbone has no rotary positions; remove it")
+            raise BadInput(
+                f"stage1.rope_theta has no effect: a {kind} backbone has no rotary positions; remove it"
+            )
         return made
 
     @cached_property
@@ -78,7 +80,11 @@ class ExperimentContext:
     @cached_property
     def arithmetic(self) -> Arithmetic:
         """Number types of the passes of training."""
-        return Arithmetic() if is_static(self.experiment) else choose_arithmetic(self.experiment.recipe.precision, self.device)
+        return (
+            Arithmetic()
+            if is_static(self.experiment)
+            else choose_arithmetic(self.experiment.recipe.precision, self.device)
+        )
 
     @cached_property
     def once(self) -> CachedTokenizer | None:
@@ -101,9 +107,17 @@ class ExperimentContext:
         module = self.base.module
         stage, settings = self.experiment.recipe.first_stage(), self.base.settings
         pooling = module.pooling.value if isinstance(module, TransformerModel) else "static"
-        said = [pooling, sorted(settings.prompts.items()), settings.max_length, stage.max_length, settings.rope_theta]
+        said = [
+            pooling,
+            sorted(settings.prompts.items()),
+            settings.max_length,
+            stage.max_length,
+            settings.rope_theta,
+        ]
         tokens = hashlib.sha256(self.base.tokenizer.to_json().encode()).hexdigest()
-        return hashlib.sha256(json.dumps([self.base_weights_hash, tokens, said]).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([self.base_weights_hash, tokens, said]).encode()
+        ).hexdigest()
 
     @property
     def truncations(self) -> tuple[int, ...]:
@@ -154,7 +168,11 @@ class ExperimentContext:
 
 
 def open_context(
-    experiment: Experiment, out: Path, recipe_folder: Path, watcher: Progress | None = None, api_key: str | None = None
+    experiment: Experiment,
+    out: Path,
+    recipe_folder: Path,
+    progress: Progress | None = None,
+    api_key: str | None = None,
 ) -> ExperimentContext:
     """Read what an experiment needs.
 
@@ -162,7 +180,7 @@ def open_context(
         experiment: The experiment.
         out: Its folder.
         recipe_folder: Where the recipe file is, for relative paths in it.
-        watcher: Told what is read.
+        progress: Told what is read.
         api_key: Key of an HTTP teacher.
 
     Returns:
@@ -171,29 +189,42 @@ def open_context(
     Raises:
         BadInput: If data, teacher or sets cannot be used.
     """
-    watcher = watcher or SilentProgress()
+    progress = progress or SilentProgress()
     recipe = experiment.recipe
-    root = data_root(recipe, recipe_folder, out.parent / f"{out.name}-data", watcher)
+    root = data_root(recipe, recipe_folder, out.parent / f"{out.name}-data", progress)
     alone = recipe.model_copy(update={"static": None, "long": None, "adapters": {}})
-    inputs = load_inputs(alone, root, watcher)
+    inputs = load_inputs(alone, root, progress)
     if (out / UNUSABLE).is_file():
         inputs = inputs.without(set(_unusable(out / UNUSABLE)))
-    teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads or 1, root=store_root(recipe, out))
+    teacher = make_teacher(
+        recipe.teacher, api_key=api_key, threads=recipe.threads or 1, root=store_root(recipe, out)
+    )
     stores = open_views(store_root(recipe, out), teacher, recipe.teacher.instructions)
     return ExperimentContext(
-        experiment, out, root, inputs.datasets, inputs.digest(), teacher, stores, open_sets(experiment, root), counts=inputs.counts()
+        experiment,
+        out,
+        root,
+        inputs.datasets,
+        inputs.digest(),
+        teacher,
+        stores,
+        open_sets(experiment, root),
+        counts=inputs.counts(),
     )
 
 
 def fill_teacher_store(
-    bench: ExperimentContext, seeds_and_steps: Mapping[int, int], watcher: Progress, reopen: Callable[[], ExperimentContext]
+    bench: ExperimentContext,
+    seeds_and_steps: Mapping[int, int],
+    progress: Progress,
+    reopen: Callable[[], ExperimentContext],
 ) -> ExperimentContext:
     """Embed every text that some arm will compare with the teacher; rows with a text that has no vector are left out everywhere.
 
     Args:
         bench: The bench.
         seeds_and_steps: Seed to the most steps that distil with it.
-        watcher: Told what is embedded.
+        progress: Told what is embedded.
         reopen: Opens the bench again, without unusable rows.
 
     Returns:
@@ -212,9 +243,11 @@ def fill_teacher_store(
         missing: set[str] = set()
         for store, found in wanted.values():
             if new := len(store.missing(list(found))):
-                watcher.stage(f"embedding {new:,} texts with the teacher")
-            report = store.fill(list(found), bench.teacher, progress=watcher.count)
-            watcher.note(f"teacher store: {report.distinct:,} distinct texts, {report.found:,} already there, {report.embedded:,} embedded")
+                progress.stage(f"embedding {new:,} texts with the teacher")
+            report = store.fill(list(found), bench.teacher, progress=progress.count)
+            progress.note(
+                f"teacher store: {report.distinct:,} distinct texts, {report.found:,} already there, {report.embedded:,} embedded"
+            )
             missing.update(store.missing(list(found)))
         if not missing:
             release(bench.teacher)
@@ -222,7 +255,9 @@ def fill_teacher_store(
         left_out |= missing
         write_sealed(bench.out / UNUSABLE, {"texts": sorted(left_out)})
         bench = reopen()
-    raise WorkFailed(f"the teacher keeps giving unusable vectors, the last for {sorted(left_out)[0][:60]!r}; look at the teacher")
+    raise WorkFailed(
+        f"the teacher keeps giving unusable vectors, the last for {sorted(left_out)[0][:60]!r}; look at the teacher"
+    )
 
 
 def _unusable(path: Path) -> list[str]:

@@ -61,29 +61,56 @@ def _listed(dims: Sequence[str]) -> Iterator[Contrast]:
     yield _minus("DC", "D", CLAIM, "Is combining better than distillation alone?")
     yield _minus("DC", "C", CLAIM, "Is combining better than contrast alone?")
     both = {("DC", WHOLE): 1.0, ("D", WHOLE): -1.0, ("C", WHOLE): -1.0, ("A0", WHOLE): 1.0}
-    yield Contrast("DC - D - C + A0", INTERACTION, "Do the two help each other, beyond adding up?", both)
-    yield _minus("D->DC", "D->D", ORDER, "After distillation, does combining beat more distillation?")
+    yield Contrast(
+        "DC - D - C + A0", INTERACTION, "Do the two help each other, beyond adding up?", both
+    )
+    yield _minus(
+        "D->DC", "D->D", ORDER, "After distillation, does combining beat more distillation?"
+    )
     yield _minus("D->DC", "D->C", ORDER, "After distillation, does combining beat contrast?")
     yield _minus("D->C", "D->D", ORDER, "After distillation, does contrast beat more distillation?")
     yield _minus("D->DC", "DC", ORDER, "Is the paper's order better than combining all the way?")
     yield _minus("D->D", "D", ORDER, "Does a second start of the schedule matter by itself?")
     for arm in ("D", "C", "DC"):
         yield _minus(f"{arm}+gor", arm, GOR, f"Does the regulariser help {arm}?")
-    yield _minus("DC+gor", "C+gor", GOR, "With the regulariser on, does distillation still add to contrast?")
-    yield _minus("DC+gor", "D+gor", GOR, "With the regulariser on, does contrast still add to distillation?")
-    yield _minus("C+gor", "DC", GOR, "Is contrast with the regulariser as good as combining without it?")
+    yield _minus(
+        "DC+gor", "C+gor", GOR, "With the regulariser on, does distillation still add to contrast?"
+    )
+    yield _minus(
+        "DC+gor", "D+gor", GOR, "With the regulariser on, does contrast still add to distillation?"
+    )
+    yield _minus(
+        "C+gor", "DC", GOR, "Is contrast with the regulariser as good as combining without it?"
+    )
     for arm in ("D", "C", "DC"):
         yield Contrast(f"{arm}: binary", BITS, f"What do sign bits cost {arm}?", _loss(arm, BINARY))
     for arm in ("D", "C", "DC"):
         weights = {**_loss(f"{arm}+gor", BINARY), **_loss(arm, BINARY, -1.0)}
-        yield Contrast(f"regulariser on binary, {arm}", BITS, f"Does the regulariser change what sign bits cost {arm}?", weights)
+        yield Contrast(
+            f"regulariser on binary, {arm}",
+            BITS,
+            f"Does the regulariser change what sign bits cost {arm}?",
+            weights,
+        )
     for dim in dims:
         size = dim.removeprefix("dim-")
-        yield Contrast(f"DC: {size}", LENGTHS, f"What does truncation to {size} dimensions cost DC?", _loss("DC", dim))
+        yield Contrast(
+            f"DC: {size}",
+            LENGTHS,
+            f"What does truncation to {size} dimensions cost DC?",
+            _loss("DC", dim),
+        )
         weights = {**_loss("DC", dim), **_loss("DC-mrl", dim, -1.0)}
-        yield Contrast(f"Matryoshka on {size}", LENGTHS, f"Does Matryoshka change what truncation to {size} costs?", weights)
+        yield Contrast(
+            f"Matryoshka on {size}",
+            LENGTHS,
+            f"Does Matryoshka change what truncation to {size} costs?",
+            weights,
+        )
     yield _minus("DC", "DC-mrl", LENGTHS, "What does Matryoshka do to whole vectors?")
-    yield _minus("D-shuffled", "A0", CONTROLS, "Negative control: permuted targets must not beat the base.")
+    yield _minus(
+        "D-shuffled", "A0", CONTROLS, "Negative control: permuted targets must not beat the base."
+    )
     for arm in ("D", "C", "DC"):
         yield _minus(arm, "A0", CONTROLS, f"Does {arm} learn anything?")
     yield _minus("C-large", "C", COSTS, "Does a larger batch help contrast?")
@@ -121,11 +148,18 @@ def values(units: Units, weights: Mapping[tuple[str, str], float]) -> Values:
     for arm, variant in weights:
         if variant not in units.get(arm, {}):
             raise BadInput(f"there are no {variant} scores of arm {arm!r}; run it too")
-    counts = [len(next(iter(units[arm][variant].values()))) for arm, variant in weights if arm != "A0"]
+    counts = [
+        len(next(iter(units[arm][variant].values()))) for arm, variant in weights if arm != "A0"
+    ]
     seeds = min(counts, default=1)
     sets = next(iter(units[next(iter(weights))[0]].values()))
     return {
-        each: np.asarray(sum(weight * _rows(units[arm][variant][each], seeds) for (arm, variant), weight in weights.items()))
+        each: np.asarray(
+            sum(
+                weight * _rows(units[arm][variant][each], seeds)
+                for (arm, variant), weight in weights.items()
+            )
+        )
         for each in sets
     }
 

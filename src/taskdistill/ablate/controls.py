@@ -38,14 +38,23 @@ def positive_control(bench: ExperimentContext) -> dict[str, Any] | None:
     prompts = _prompts(bench.stores)
     if recipe.teacher.kind != "local" or prompts is None:
         return None
-    model = read_model(resolve(recipe.teacher.model, recipe.teacher.revision), trust_remote_code=recipe.teacher.trust_remote_code)
+    model = read_model(
+        resolve(recipe.teacher.model, recipe.teacher.revision),
+        trust_remote_code=recipe.teacher.trust_remote_code,
+    )
     model.settings = replace(model.settings, prompts=prompts, max_length=recipe.teacher.max_length)
     model.module.to(bench.device)
-    as_student = TokenEmbedder(Encoder(model, threads=recipe.threads or 1), {}, name="teacher as a student")
+    as_student = TokenEmbedder(
+        Encoder(model, threads=recipe.threads or 1), {}, name="teacher as a student"
+    )
     student = dev_scores(as_student, bench.sets)
     teacher = dev_scores(TeacherEmbedder(bench.teacher, bench.stores), bench.sets)
     whole = macro(teacher, bench.sets.dev)
-    found = {"student": student, "teacher": teacher, "retention": macro(student, bench.sets.dev) / whole if whole > 0 else None}
+    found = {
+        "student": student,
+        "teacher": teacher,
+        "retention": macro(student, bench.sets.dev) / whole if whole > 0 else None,
+    }
     write_sealed(path, found)
     return found
 

@@ -25,7 +25,9 @@ SAME = 1.02
 """Up to this factor the steps count as equal, and no longer arm is run."""
 
 
-def student_flops(module: TransformerModel | StaticModel, records: Iterable[Mapping[str, Any]]) -> float:
+def student_flops(
+    module: TransformerModel | StaticModel, records: Iterable[Mapping[str, Any]]
+) -> float:
     """Add up the floating-point work of training steps.
 
     Args:
@@ -70,7 +72,9 @@ def teacher_cost(bench: ExperimentContext, steps: int) -> dict[str, Any]:
         bench.teacher.embed(sample)
         seconds = (time.process_time() - began) * len(texts) / len(sample)
         try:
-            module = TransformerModel(load_backbone(resolve(recipe.teacher.model, recipe.teacher.revision)), Pooling.MEAN)
+            module = TransformerModel(
+                load_backbone(resolve(recipe.teacher.model, recipe.teacher.revision)), Pooling.MEAN
+            )
             flops = 2.0 * matrix_parameters(module) * tokens
         except BadInput:
             flops = None
@@ -79,7 +83,9 @@ def teacher_cost(bench: ExperimentContext, steps: int) -> dict[str, Any]:
     return found
 
 
-def matched_factor(kind: str, teacher: dict[str, Any], combined: dict[str, float], contrast: dict[str, float]) -> float | None:
+def matched_factor(
+    kind: str, teacher: dict[str, Any], combined: dict[str, float], contrast: dict[str, float]
+) -> float | None:
     """Say how many times the steps contrast alone gets so that it costs as much as both losses with their teacher.
 
     Args:

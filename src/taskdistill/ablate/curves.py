@@ -16,7 +16,12 @@ Curve = NDArray[np.float64]
 """(points, 2): x ascending, and the dev score."""
 
 
-def mean_curve(curves: Sequence[Sequence[Mapping[str, Any]]], x: str, start: float | None = None, paid: float = 0.0) -> Curve:
+def mean_curve(
+    curves: Sequence[Sequence[Mapping[str, Any]]],
+    x: str,
+    start: float | None = None,
+    paid: float = 0.0,
+) -> Curve:
     """Average an arm's curves over its seeds.
 
     Args:
@@ -29,8 +34,13 @@ def mean_curve(curves: Sequence[Sequence[Mapping[str, Any]]], x: str, start: flo
         The mean over seeds at each point.
     """
     shared = min(len(points) for points in curves)
-    xs = np.mean([[float(point[x]) for point in points[:shared]] for points in curves], axis=0) + paid
-    ys = np.mean([[float(point["score"]) for point in points[:shared]] for points in curves], axis=0)
+    xs = (
+        np.mean([[float(point[x]) for point in points[:shared]] for points in curves], axis=0)
+        + paid
+    )
+    ys = np.mean(
+        [[float(point["score"]) for point in points[:shared]] for points in curves], axis=0
+    )
     if start is not None:
         xs, ys = np.concatenate([[paid], xs]), np.concatenate([[start], ys])
     return np.column_stack([xs, ys])
@@ -71,7 +81,11 @@ def all_crossings(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
     Returns:
         `arms` and `at` for each two that cross.
     """
-    return [{"arms": [a, b], "at": at} for a, b in combinations(curves, 2) if (at := crossings(curves[a], curves[b]))]
+    return [
+        {"arms": [a, b], "at": at}
+        for a, b in combinations(curves, 2)
+        if (at := crossings(curves[a], curves[b]))
+    ]
 
 
 def still_changing(curves: Mapping[str, Curve]) -> list[str]:

@@ -10,7 +10,14 @@ import numpy as np
 
 from taskdistill.ablate.analysis import analyze
 from taskdistill.ablate.arms import CORE, Arm, arm_of
-from taskdistill.ablate.checks import check_base, check_negatives, check_same, freeze, seen_in_training, warnings
+from taskdistill.ablate.checks import (
+    check_base,
+    check_negatives,
+    check_same,
+    freeze,
+    seen_in_training,
+    warnings,
+)
 from taskdistill.ablate.context import ExperimentContext, fill_teacher_store, open_context
 from taskdistill.ablate.controls import positive_control
 from taskdistill.ablate.costs import SAME, matched_factor, teacher_cost
@@ -45,7 +52,7 @@ def ablate(
     *,
     recipe_folder: Path | None = None,
     jobs: int = 1,
-    watcher: Progress | None = None,
+    progress: Progress | None = None,
     should_stop: Stop = never,
     api_key: str | None = None,
     command: str = "taskdistill ablate recipe.yaml --out ablation",
@@ -57,7 +64,7 @@ def ablate(
         out: Its folder.
         recipe_folder: Where the recipe file is, for relative paths in it.
         jobs: Arms trained at once, each in a process of its own.
-        watcher: Told what happens.
+        progress: Told what happens.
         should_stop: Asked before every step; true saves and stops.
         api_key: Key of an HTTP teacher.
         command: What to type to get the report again.
@@ -70,27 +77,37 @@ def ablate(
     """
     if jobs < 1:
         raise BadInput(f"--jobs {jobs}: needs 1 or more")
-    watcher = watcher or SilentProgress()
+    progress = progress or SilentProgress()
     check_base(experiment)
     if not is_static(experiment):
         choose_arithmetic(experiment.recipe.precision, training_device(experiment.recipe.device))
     frozen = freeze(experiment, out)
-    watcher.note(f"frozen as {frozen['digest'][:16]}; expected: {experiment.ablation.expectation}")
+    progress.note(f"frozen as {frozen['digest'][:16]}; expected: {experiment.ablation.expectation}")
     with writer_lock(out / "lock"):
         for name in remove_stale_within(out):
-            watcher.note(f"removed {name}, left by an interrupted run")
-        reopen: dict[str, Any] = {"experiment": experiment, "out": out, "recipe_folder": recipe_folder or Path(), "api_key": api_key}
+            progress.note(f"removed {name}, left by an interrupted run")
+        reopen: dict[str, Any] = {
+            "experiment": experiment,
+            "out": out,
+            "recipe_folder": recipe_folder or Path(),
+            "api_key": api_key,
+        }
         bench = fill_teacher_store(
-            open_context(**reopen, watcher=watcher), _distilled(experiment), watcher, partial(open_context, **reopen)
+            open_context(**reopen, progress=progress),
+            _distilled(experiment),
+            progress,
+            partial(open_context, **reopen),
         )
-        watcher.note(f"device {bench.device} ({device_name(bench.device)}), passes of training in {bench.arithmetic}")
+        progress.note(
+            f"device {bench.device} ({device_name(bench.device)}), passes of training in {bench.arithmetic}"
+        )
         check_negatives(experiment, bench.root)
         seen = seen_in_training(bench, bench.sets)
         found = warnings(experiment, bench.sets, seen)
         for warning in found:
-            watcher.note(f"note: {warning}")
-        watcher.note(detectable_sentence(detectable(experiment, bench.sets)))
-        with RunPool(bench, jobs, watcher, should_stop, reopen) as crew:
+            progress.note(f"note: {warning}")
+        progress.note(detectable_sentence(detectable(experiment, bench.sets)))
+        with RunPool(bench, jobs, progress, should_stop, reopen) as crew:
             points, trials = _tune(crew)
             pilot = _pilot(crew, points)
             runs = _run_arms(crew, points)
@@ -103,7 +120,7 @@ def ablate(
             trials=trials,
             pilot=pilot,
             matched=matched,
-            teacher=_score_teacher(bench, watcher),
+            teacher=_score_teacher(bench, progress),
             control=positive_control(bench),
             teacher_cost=teacher_cost(bench, experiment.recipe.first_stage().steps),
             same=check_same(runs),
@@ -117,8 +134,16 @@ def ablate(
 
 def _distilled(experiment: Experiment) -> dict[int, int]:
     """Seed to the most steps for which some arm distils."""
-    steps, trial = experiment.recipe.first_stage().steps, max(2, trial_steps(experiment.recipe.first_stage().steps, experiment.ablation))
-    found = {seed: steps for arm in experiment.arms() if arm.phases and arm.name in CORE for seed in experiment.seeds_of(arm)}
+    steps, trial = (
+        experiment.recipe.first_stage().steps,
+        max(2, trial_steps(experiment.recipe.first_stage().steps, experiment.ablation)),
+    )
+    found = {
+        seed: steps
+        for arm in experiment.arms()
+        if arm.phases and arm.name in CORE
+        for seed in experiment.seeds_of(arm)
+    }
     return {**found, later_seed(experiment.recipe.seed, TRIAL_SEED): trial}
 
 
@@ -130,16 +155,24 @@ def _tune(crew: RunPool) -> tuple[dict[str, Hyperparameters], dict[str, list[dic
     tuned = [arm for arm in experiment.arms() if arm.tuned]
     if experiment.ablation.trials == 1:
         return {arm.name: untuned(experiment) for arm in tuned}, trials
-    for wave in ([arm for arm in tuned if len(arm.phases) == 1], [arm for arm in tuned if len(arm.phases) > 1]):
+    for wave in (
+        [arm for arm in tuned if len(arm.phases) == 1],
+        [arm for arm in tuned if len(arm.phases) > 1],
+    ):
         if not wave:
             continue
-        crew.watcher.stage(f"tuning {', '.join(arm.name for arm in wave)}: {experiment.ablation.trials} settings each, on the dev sets")
-        cells = {arm.name: trial_cells(experiment, arm, points["D"] if len(arm.phases) > 1 else None) for arm in wave}
+        crew.progress.stage(
+            f"tuning {', '.join(arm.name for arm in wave)}: {experiment.ablation.trials} settings each, on the dev sets"
+        )
+        cells = {
+            arm.name: trial_cells(experiment, arm, points["D"] if len(arm.phases) > 1 else None)
+            for arm in wave
+        }
         found = crew.run([cell for own in cells.values() for cell in own])
         for arm in wave:
             trials[arm.name] = [result for result in found if result["cell"]["arm"] == arm.name]
             points[arm.name] = cells[arm.name][best_trial(trials[arm.name])].point
-            crew.watcher.note(f"{arm.name}: {_said(arm, points[arm.name])}")
+            crew.progress.note(f"{arm.name}: {_said(arm, points[arm.name])}")
     return points, trials
 
 
@@ -153,7 +186,11 @@ def _said(arm: Arm, point: Hyperparameters) -> str:
 
 
 def run_training_of(
-    experiment: Experiment, arm: Arm, seed: int, points: dict[str, Hyperparameters], steps: int | None = None
+    experiment: Experiment,
+    arm: Arm,
+    seed: int,
+    points: dict[str, Hyperparameters],
+    steps: int | None = None,
 ) -> TrainingRun:
     """Write one run of an arm as a cell.
 
@@ -169,7 +206,9 @@ def run_training_of(
     """
     point = points[arm.like or arm.name] if arm.phases else untuned(experiment)
     first = points["D"] if len(arm.phases) > 1 else None
-    return TrainingRun("run", arm.name, seed, steps or experiment.recipe.first_stage().steps, point, first)
+    return TrainingRun(
+        "run", arm.name, seed, steps or experiment.recipe.first_stage().steps, point, first
+    )
 
 
 def _pilot(crew: RunPool, points: dict[str, Hyperparameters]) -> dict[str, Any]:
@@ -177,10 +216,10 @@ def _pilot(crew: RunPool, points: dict[str, Hyperparameters]) -> dict[str, Any]:
     experiment, path = crew.bench.experiment, crew.bench.out / PILOT
     arm = arm_of("DC")
     seeds = experiment.seeds_of(arm)[: experiment.ablation.pilot_seeds]
-    crew.watcher.stage(f"pilot: DC with {len(seeds)} seeds")
+    crew.progress.stage(f"pilot: DC with {len(seeds)} seeds")
     done = crew.run([run_training_of(experiment, arm, seed, points) for seed in seeds])
     found = detectable(experiment, crew.bench.sets, done)
-    crew.watcher.note(detectable_sentence(found))
+    crew.progress.note(detectable_sentence(found))
     write_file(path, dump_json(found))
     return found
 
@@ -193,7 +232,7 @@ def _run_arms(crew: RunPool, points: dict[str, Hyperparameters]) -> list[dict[st
         if arm.matched is None
         for seed in experiment.seeds_of(arm)
     ]
-    crew.watcher.stage(
+    crew.progress.stage(
         f"{len(cells)} runs of {len({cell.arm for cell in cells})} arms, {experiment.recipe.first_stage().steps:,} steps each"
     )
     return crew.run(cells)
@@ -205,37 +244,60 @@ def _match_costs(
     """Run contrast alone for as long as it costs what DC and its teacher cost; the factors are kept, since seconds vary."""
     experiment, path = crew.bench.experiment, crew.bench.out / MATCHED
     steps = experiment.recipe.first_stage().steps
-    factors: dict[str, Any] = read_sealed(path, "remove it to match costs again") if path.is_file() else {}
+    factors: dict[str, Any] = (
+        read_sealed(path, "remove it to match costs again") if path.is_file() else {}
+    )
     if not factors:
         cost = teacher_cost(crew.bench, steps)
-        budgets = {name: [run["budget"] for run in runs if run["cell"]["arm"] == name] for name in ("DC", "C")}
+        budgets = {
+            name: [run["budget"] for run in runs if run["cell"]["arm"] == name]
+            for name in ("DC", "C")
+        }
         means = {
-            name: {key: float(np.mean([each[key] for each in own])) for key in ("student_flops", "cpu_seconds")}
+            name: {
+                key: float(np.mean([each[key] for each in own]))
+                for key in ("student_flops", "cpu_seconds")
+            }
             for name, own in budgets.items()
         }
         for kind in ("flops", "seconds"):
             full = matched_factor(kind, cost, means["DC"], means["C"])
             run = None if full is None else min(full, experiment.ablation.longest)
-            factors[kind] = {"factor": full, "run": run, "steps": None if run is None else round(run * steps)}
-        factors["seconds_cached"] = {"factor": means["DC"]["cpu_seconds"] / means["C"]["cpu_seconds"], "run": None, "steps": None}
+            factors[kind] = {
+                "factor": full,
+                "run": run,
+                "steps": None if run is None else round(run * steps),
+            }
+        factors["seconds_cached"] = {
+            "factor": means["DC"]["cpu_seconds"] / means["C"]["cpu_seconds"],
+            "run": None,
+            "steps": None,
+        }
         write_sealed(path, factors)
     cells = []
     for arm in experiment.arms():
-        if arm.matched is None or factors[arm.matched]["run"] is None or factors[arm.matched]["run"] <= SAME:
+        if (
+            arm.matched is None
+            or factors[arm.matched]["run"] is None
+            or factors[arm.matched]["run"] <= SAME
+        ):
             continue
-        cells += [run_training_of(experiment, arm, seed, points, factors[arm.matched]["steps"]) for seed in experiment.seeds_of(arm)]
+        cells += [
+            run_training_of(experiment, arm, seed, points, factors[arm.matched]["steps"])
+            for seed in experiment.seeds_of(arm)
+        ]
     if cells:
-        crew.watcher.stage(f"{len(cells)} runs of contrast alone at equal cost")
+        crew.progress.stage(f"{len(cells)} runs of contrast alone at equal cost")
     return factors, crew.run(cells) if cells else []
 
 
-def _score_teacher(bench: ExperimentContext, watcher: Progress) -> dict[str, Any]:
+def _score_teacher(bench: ExperimentContext, progress: Progress) -> dict[str, Any]:
     """Score the teacher on the test sets and on the dev sets, once."""
     path = bench.out / TEACHER
     if path.is_file():
         found: dict[str, Any] = read_sealed(path, "remove it to score the teacher again")
         return found
-    watcher.stage("scoring the teacher")
+    progress.stage("scoring the teacher")
     scored = test_scores(TeacherEmbedder(bench.teacher, bench.stores), bench.sets, ())
     write_sealed(path, scored)
     return scored

@@ -70,7 +70,9 @@ class ExperimentSets:
 class TokenEmbedder:
     """A student as evaluation sees it; the tokens of a text are made once, however many students encode it."""
 
-    def __init__(self, encoder: Encoder, known: dict[tuple[str, str], NDArray[np.int32]], *, name: str) -> None:
+    def __init__(
+        self, encoder: Encoder, known: dict[tuple[str, str], NDArray[np.int32]], *, name: str
+    ) -> None:
         """Wrap an encoder.
 
         Args:
@@ -80,7 +82,9 @@ class TokenEmbedder:
         """
         self.encoder, self.known, self.name = encoder, known, name
 
-    def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> NDArray[np.float32]:
+    def encode(
+        self, texts: Sequence[str], *, task: str | None, prompt_name: str
+    ) -> NDArray[np.float32]:
         """Encode texts.
 
         Args:
@@ -93,8 +97,12 @@ class TokenEmbedder:
         """
         prompt = self.encoder.prompt_text(prompt_name)
         if new := list(dict.fromkeys(text for text in texts if (prompt, text) not in self.known)):
-            made = self.encoder.model.tokenizer.ids(new, prompt=prompt, max_length=self.encoder.max_length).ids
-            self.known.update({(prompt, text): row.astype(np.int32) for text, row in zip(new, made, strict=True)})
+            made = self.encoder.model.tokenizer.ids(
+                new, prompt=prompt, max_length=self.encoder.max_length
+            ).ids
+            self.known.update(
+                {(prompt, text): row.astype(np.int32) for text, row in zip(new, made, strict=True)}
+            )
         return self.encoder.encode_ids([self.known[prompt, text] for text in texts])
 
     def fingerprint(self) -> str:
@@ -125,14 +133,25 @@ def open_sets(experiment: Experiment, root: Path) -> ExperimentSets:
     dev = [_dev_set(folder, name) for name in wanted.dev]
     if both := {each.files for each in test} & {each.files for each in dev}:
         names = [each.name for each in dev if each.files in both]
-        raise BadInput(f"evaluation.dev and evaluation.sets share {names}; tuning on a test set spoils it: name other dev sets")
+        raise BadInput(
+            f"evaluation.dev and evaluation.sets share {names}; tuning on a test set spoils it: name other dev sets"
+        )
     primary = [each for each in test if each.kind is Kind.RETRIEVAL]
     if not primary:
-        raise BadInput("evaluation.sets has no retrieval set; the claim is about nDCG@10: name one such as retrieval/scifact")
+        raise BadInput(
+            "evaluation.sets has no retrieval set; the claim is about nDCG@10: name one such as retrieval/scifact"
+        )
     if not any(each.kind is Kind.RETRIEVAL for each in dev):
         raise BadInput("evaluation.dev has no retrieval set; arms are tuned for nDCG@10: name one")
     secondary = [each for each in test if each not in primary]
-    return ExperimentSets(primary, secondary, dev, wanted.max_queries, experiment.ablation.max_dev_queries, experiment.recipe.seed)
+    return ExperimentSets(
+        primary,
+        secondary,
+        dev,
+        wanted.max_queries,
+        experiment.ablation.max_dev_queries,
+        experiment.recipe.seed,
+    )
 
 
 def _dev_set(folder: Path, name: str) -> EvalSet:
@@ -160,7 +179,9 @@ def dev_scores(embedder: Embedder, sets: ExperimentSets) -> dict[str, float]:
         data = sets.data(each)
         encoded = encode_set(embedder, each.kind, data)
         if isinstance(data, RankingData) and each.kind is Kind.RETRIEVAL:
-            found[each.name] = float(ndcg_units(data, encoded.sides["queries"], encoded.sides["documents"]).mean())
+            found[each.name] = float(
+                ndcg_units(data, encoded.sides["queries"], encoded.sides["documents"]).mean()
+            )
         else:
             found[each.name] = score_vectors(each.name, each.kind, data, encoded).score
     return found
@@ -179,7 +200,9 @@ def macro(scores: Mapping[str, float], sets: Sequence[EvalSet]) -> float:
     return float(np.mean([scores[each.name] for each in sets if each.kind is Kind.RETRIEVAL]))
 
 
-def test_scores(embedder: Embedder, sets: ExperimentSets, dims: Sequence[int]) -> dict[str, dict[str, Any]]:
+def test_scores(
+    embedder: Embedder, sets: ExperimentSets, dims: Sequence[int]
+) -> dict[str, dict[str, Any]]:
     """Score a model on the test sets.
 
     Args:
@@ -207,7 +230,9 @@ def test_scores(embedder: Embedder, sets: ExperimentSets, dims: Sequence[int]) -
             units = {WHOLE: whole.units[""]}
             for name, changed in variants(encoded, dims).items():
                 units[name] = ndcg_units(data, changed.sides["queries"], changed.sides["documents"])
-            record["units"] = {name: np.round(values, _DIGITS).tolist() for name, values in units.items()}
+            record["units"] = {
+                name: np.round(values, _DIGITS).tolist() for name, values in units.items()
+            }
         found[each.name] = record
     return found
 
@@ -229,5 +254,7 @@ def variants(encoded: EncodedSet, dims: Sequence[int]) -> dict[str, EncodedSet]:
     return found
 
 
-def _each(encoded: EncodedSet, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> EncodedSet:
+def _each(
+    encoded: EncodedSet, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+) -> EncodedSet:
     return replace(encoded, sides={side: change(x) for side, x in encoded.sides.items()})

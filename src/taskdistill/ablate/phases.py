@@ -60,10 +60,16 @@ def untuned(experiment: Experiment) -> Hyperparameters:
     Returns:
         Its learning rate, temperature and weight.
     """
-    return Hyperparameters(experiment.recipe.first_stage().lr, experiment.ablation.temperature, experiment.ablation.distill_weight)
+    return Hyperparameters(
+        experiment.recipe.first_stage().lr,
+        experiment.ablation.temperature,
+        experiment.ablation.distill_weight,
+    )
 
 
-def batch_plan(experiment: Experiment, datasets: Mapping[str, Dataset], seed: int, times: int = 1) -> BatchPlan:
+def batch_plan(
+    experiment: Experiment, datasets: Mapping[str, Dataset], seed: int, times: int = 1
+) -> BatchPlan:
     """Decide which rows every step sees: by the seed alone, whatever the arm.
 
     Args:
@@ -78,10 +84,14 @@ def batch_plan(experiment: Experiment, datasets: Mapping[str, Dataset], seed: in
     stage = experiment.recipe.first_stage()
     used = [datasets[name] for name in stage.sources]
     sizes = {name: size * times for name, (size, _) in stage.long_sources.items()}
-    return BatchPlan(used, stage.sources, stage.batch_size * times, seed=seed, label=LABEL, batch_sizes=sizes)
+    return BatchPlan(
+        used, stage.sources, stage.batch_size * times, seed=seed, label=LABEL, batch_sizes=sizes
+    )
 
 
-def initial_projection(experiment: Experiment, module: TransformerModel | StaticModel, teacher_dim: int, seed: int) -> Projection | None:
+def initial_projection(
+    experiment: Experiment, module: TransformerModel | StaticModel, teacher_dim: int, seed: int
+) -> Projection | None:
     """Draw the projection that every arm of a seed starts with.
 
     Args:
@@ -109,7 +119,11 @@ def initial_projection(experiment: Experiment, module: TransformerModel | Static
             f"default or identity"
         )
     torch.manual_seed(torch_seed(seed))
-    return Projection(module.embedding_dim, teacher_dim, "identity" if stage.projection_init == "identity" else "default")
+    return Projection(
+        module.embedding_dim,
+        teacher_dim,
+        "identity" if stage.projection_init == "identity" else "default",
+    )
 
 
 def phase_lengths(arm: Arm, steps: int, experiment: Experiment) -> list[int]:
@@ -178,11 +192,15 @@ def phase_job(
     def prepared(batch: Batch) -> TrainBatch:
         return collate(batch, task=Task.RETRIEVAL, distil=distils, negatives=settings.negatives)
 
-    def objective(vectors: Tensor, batch: TrainBatch, signals: Targets, heads: Heads) -> tuple[Terms, float]:
-        if arm.shuffled and signals.teacher is not None:
-            order = shuffle(plan.seed, batch.batch.step, len(signals.teacher)).to(signals.teacher.device)
-            signals = replace(signals, teacher=signals.teacher[order])
-        found, masked = pairs(vectors, batch, signals, heads, chosen, settings, settings.weights)
+    def objective(
+        vectors: Tensor, batch: TrainBatch, targets: Targets, heads: Heads
+    ) -> tuple[Terms, float]:
+        if arm.shuffled and targets.teacher is not None:
+            order = shuffle(plan.seed, batch.batch.step, len(targets.teacher)).to(
+                targets.teacher.device
+            )
+            targets = replace(targets, teacher=targets.teacher[order])
+        found, masked = pairs(vectors, batch, targets, heads, chosen, settings, settings.weights)
         if arm.shuffled:
             found[SHUFFLED] = found.pop("distill")
         return found, masked
@@ -198,13 +216,19 @@ def phase_job(
         weights,
         trained_weights(module, freeze_table=stage.freeze_embeddings),
         heads,
-        HeadSchedule(lr=stage.projection_lr, warmup=stage.projection_warmup, weight_decay=stage.projection_weight_decay),
+        HeadSchedule(
+            lr=stage.projection_lr,
+            warmup=stage.projection_warmup,
+            weight_decay=stage.projection_weight_decay,
+        ),
         stores=stores if distils else {},
         starts_at=starts_at,
     )
 
 
-def trained_weights(module: TransformerModel | StaticModel, *, freeze_table: bool) -> dict[str, nn.Parameter]:
+def trained_weights(
+    module: TransformerModel | StaticModel, *, freeze_table: bool
+) -> dict[str, nn.Parameter]:
     """List what every arm trains: the whole student.
 
     Args:
@@ -219,14 +243,24 @@ def trained_weights(module: TransformerModel | StaticModel, *, freeze_table: boo
     """
     if isinstance(module, StaticModel):
         if freeze_table:
-            raise BadInput("stage1.freeze_embeddings leaves nothing to train in a static student; remove it")
+            raise BadInput(
+                "stage1.freeze_embeddings leaves nothing to train in a static student; remove it"
+            )
         return {"table": module.table}
     table = module.backbone.get_input_embeddings().weight
-    return {n: p for n, p in module.backbone.named_parameters() if not (freeze_table and p is table)}
+    return {
+        n: p for n, p in module.backbone.named_parameters() if not (freeze_table and p is table)
+    }
 
 
 def phase_settings(
-    arm: Arm, terms: Sequence[str], point: Hyperparameters, experiment: Experiment, *, steps: int, every: int
+    arm: Arm,
+    terms: Sequence[str],
+    point: Hyperparameters,
+    experiment: Experiment,
+    *,
+    steps: int,
+    every: int,
 ) -> AdapterConfig:
     """Write a phase of an arm as settings: stage 1's optimiser, batch and length, and the arm's terms.
 
@@ -293,23 +327,25 @@ def batches_hash(plan: BatchPlan, start: int, stop: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def require_no_teacher(job: Phase) -> None:
+def require_no_teacher(phase: Phase) -> None:
     """Hold a phase without distillation to having nothing of the teacher.
 
     Args:
-        job: The phase.
+        phase: The phase.
 
     Raises:
         WorkFailed: If it could see the teacher.
     """
-    if any(term in job.weights for term in ("distill", SHUFFLED)):
+    if any(term in phase.weights for term in ("distill", SHUFFLED)):
         return
-    prepared = job.prepare(job.plan.at(job.starts_at))
+    prepared = phase.prepare(phase.plan.at(phase.starts_at))
     seen = {
-        "teacher stores": bool(job.stores),
+        "teacher stores": bool(phase.stores),
         "texts to distil": bool(prepared.distilled),
-        "teacher similarities": job.needs_similarities,
-        "a projection into the teacher's space": job.heads.projection is not None,
+        "teacher similarities": phase.needs_similarities,
+        "a projection into the teacher's space": phase.heads.projection is not None,
     }
     if found := [what for what, there in seen.items() if there]:
-        raise WorkFailed(f"{job.name} has no distillation but was given {', '.join(found)}; please report this")
+        raise WorkFailed(
+            f"{phase.name} has no distillation but was given {', '.join(found)}; please report this"
+        )

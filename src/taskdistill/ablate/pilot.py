@@ -15,7 +15,9 @@ from taskdistill.evaluate.reading import RankingData
 from taskdistill.stats import RANDOM_EFFECT, smallest_effect
 
 
-def detectable(experiment: Experiment, sets: ExperimentSets, pilot: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+def detectable(
+    experiment: Experiment, sets: ExperimentSets, pilot: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """Compute the smallest detectable effect from the stated spread over queries and, with a pilot, that over seeds.
 
     Args:
@@ -28,12 +30,21 @@ def detectable(experiment: Experiment, sets: ExperimentSets, pilot: Sequence[dic
         `query_sd_between_seeds` and `smallest_effect`, 0 to 1.
     """
     ablation = experiment.ablation
-    queries = [len(data.queries) for each in sets.primary if isinstance(data := sets.data(each), RankingData)]
+    queries = [
+        len(data.queries)
+        for each in sets.primary
+        if isinstance(data := sets.data(each), RankingData)
+    ]
     counted = effective_queries(queries)
     seed_sd = between = None
     if len(pilot) > 1:
-        units = [{name: np.array(record["units"][WHOLE]) for name, record in _primary(result).items()} for result in pilot]
-        seed_sd = float(np.std([np.mean([u.mean() for u in each.values()]) for each in units], ddof=1))
+        units = [
+            {name: np.array(record["units"][WHOLE]) for name, record in _primary(result).items()}
+            for result in pilot
+        ]
+        seed_sd = float(
+            np.std([np.mean([u.mean() for u in each.values()]) for each in units], ddof=1)
+        )
         stacked = [np.stack([each[name] for each in units]) for name in units[0]]
         between = float(np.mean([np.sqrt(2 * each.var(axis=0, ddof=1).mean()) for each in stacked]))
     return {
@@ -45,7 +56,9 @@ def detectable(experiment: Experiment, sets: ExperimentSets, pilot: Sequence[dic
         "seed_sd": seed_sd,
         "query_sd_between_seeds": between,
         "smallest_effect": smallest_effect(
-            ablation.query_sd, 1, seed_sd=math.sqrt(2 * counted * seed_variance(seed_sd or 0.0, ablation.seeds))
+            ablation.query_sd,
+            1,
+            seed_sd=math.sqrt(2 * counted * seed_variance(seed_sd or 0.0, ablation.seeds)),
         )
         / math.sqrt(counted),
     }

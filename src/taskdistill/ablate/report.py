@@ -69,12 +69,21 @@ def report_data(results: Results, command: str) -> ReportData:
                 _arm_words(results),
                 [
                     tables.arm_table(results),
-                    *_some(tables.contrast_table(results, [INTERACTION, ORDER], "Interaction, and the order of phases")),
+                    *_some(
+                        tables.contrast_table(
+                            results, [INTERACTION, ORDER], "Interaction, and the order of phases"
+                        )
+                    ),
                 ],
                 [_seed_chart(results)],
             ),
             Section("Test sets", "", [tables.set_table(results)]),
-            Section("Learning curves", _curve_words(results), _crossing_tables(results), _curve_charts(results)),
+            Section(
+                "Learning curves",
+                _curve_words(results),
+                _crossing_tables(results),
+                _curve_charts(results),
+            ),
             Section(
                 "The spread-out regulariser",
                 "GOR is switched on and off on its own, so that what it does is not credited to distillation.",
@@ -89,11 +98,18 @@ def report_data(results: Results, command: str) -> ReportData:
                     *_some(tables.contrast_table(results, [LENGTHS], "Truncation")),
                 ],
             ),
-            Section("Controls", _control_words(results), _some(tables.contrast_table(results, [CONTROLS]))),
+            Section(
+                "Controls",
+                _control_words(results),
+                _some(tables.contrast_table(results, [CONTROLS])),
+            ),
             Section(
                 "Equal cost",
                 _cost_words(results),
-                [tables.cost_table(results), *_some(tables.contrast_table(results, [COSTS], "Contrast alone with more"))],
+                [
+                    tables.cost_table(results),
+                    *_some(tables.contrast_table(results, [COSTS], "Contrast alone with more")),
+                ],
             ),
             Section("Tuning", "", _some(tables.tuning_table(results))),
             Section(
@@ -127,10 +143,20 @@ def _relevance(results: Results) -> str:
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
-    found = {each["name"]: each["estimate"] for each in results["contrasts"] if not each["exploratory"]}
-    facts = [(tables.points(estimate[0]), f"points, {name} ({tables.span(estimate)})") for name, estimate in found.items()]
+    found = {
+        each["name"]: each["estimate"] for each in results["contrasts"] if not each["exploratory"]
+    }
+    facts = [
+        (tables.points(estimate[0]), f"points, {name} ({tables.span(estimate)})")
+        for name, estimate in found.items()
+    ]
     before = results["smallest_detectable"]
-    facts.append((f"{100 * before['smallest_effect']:.1f}", "points: smallest effect it would probably show, said before the run"))
+    facts.append(
+        (
+            f"{100 * before['smallest_effect']:.1f}",
+            "points: smallest effect it would probably show, said before the run",
+        )
+    )
     facts.append((f"{before['seeds']} × {before['queries']:,}", "seeds and queries"))
     return facts
 
@@ -141,10 +167,16 @@ def _shown(results: Results) -> str:
 
 
 def _claim_chart(results: Results) -> Markup:
-    chosen = [each for each in results["contrasts"] if each["family"] not in (BITS, LENGTHS, CONTROLS)]
+    chosen = [
+        each for each in results["contrasts"] if each["family"] not in (BITS, LENGTHS, CONTROLS)
+    ]
     rows = [(each["name"], *(100 * x for x in each["estimate"])) for each in chosen]
-    label = "Differences in points with 95 % intervals: " + "; ".join(f"{name} {v:+.2f} ({a:+.2f} to {b:+.2f})" for name, v, a, b in rows)
-    return interval_chart(rows, label=label, x_label="points of nDCG@10, 95 % interval over seeds, sets and queries")
+    label = "Differences in points with 95 % intervals: " + "; ".join(
+        f"{name} {v:+.2f} ({a:+.2f} to {b:+.2f})" for name, v, a, b in rows
+    )
+    return interval_chart(
+        rows, label=label, x_label="points of nDCG@10, 95 % interval over seeds, sets and queries"
+    )
 
 
 def _arm_words(results: Results) -> str:
@@ -155,16 +187,31 @@ def _arm_words(results: Results) -> str:
 def _seed_chart(results: Results) -> Markup:
     arms = results["arms"]
     most = min(MOST_LINES, max(len(arm["runs"]) for arm in arms.values()))
-    seeds = [run["seed"] for run in max(arms.values(), key=lambda arm: len(arm["runs"]))["runs"]][:most]
+    seeds = [run["seed"] for run in max(arms.values(), key=lambda arm: len(arm["runs"]))["runs"]][
+        :most
+    ]
     rows = []
     for name, arm in arms.items():
         by_seed = {run["seed"]: 100 * run["score"] for run in arm["runs"]}
         values = [by_seed.get(seed) for seed in seeds]
-        rows.append((name, values if any(value is not None for value in values) else [100 * arm["runs"][0]["score"]]))
+        rows.append(
+            (
+                name,
+                values
+                if any(value is not None for value in values)
+                else [100 * arm["runs"][0]["score"]],
+            )
+        )
     label = "nDCG@10 of every seed: " + "; ".join(
-        f"{name}: " + ", ".join(f"{v:.1f}" for v in values if v is not None) for name, values in rows
+        f"{name}: " + ", ".join(f"{v:.1f}" for v in values if v is not None)
+        for name, values in rows
     )
-    return dot_plot(rows, [f"seed {seed}" for seed in seeds], label=label, x_label="nDCG@10 × 100, mean over sets")
+    return dot_plot(
+        rows,
+        [f"seed {seed}" for seed in seeds],
+        label=label,
+        x_label="nDCG@10 × 100, mean over sets",
+    )
 
 
 def _curve_words(results: Results) -> str:
@@ -189,15 +236,28 @@ def _curve_words(results: Results) -> str:
 
 
 def _curve_charts(results: Results) -> list[Markup]:
-    titles = {"steps": "steps", "cpu_seconds": "CPU-seconds of training", "cpu_seconds_with_teacher": "CPU-seconds with the teacher's"}
+    titles = {
+        "steps": "steps",
+        "cpu_seconds": "CPU-seconds of training",
+        "cpu_seconds_with_teacher": "CPU-seconds with the teacher's",
+    }
     charts = []
     for key, words in titles.items():
         curves = results["curves"].get(key)
         if curves and not (key == "cpu_seconds_with_teacher" and _apart(curves)):
-            series = [Series(name, [(x, 100 * y) for x, y in curve]) for name, curve in list(curves.items())[:MOST_LINES]]
+            series = [
+                Series(name, [(x, 100 * y) for x, y in curve])
+                for name, curve in list(curves.items())[:MOST_LINES]
+            ]
             ends = ", ".join(f"{each.name} ends at {each.points[-1][1]:.1f}" for each in series)
             charts.append(
-                line_chart(series, label=f"Dev nDCG@10 against {words}: {ends}", x_label=words, y_label="nDCG@10 × 100", marks=True)
+                line_chart(
+                    series,
+                    label=f"Dev nDCG@10 against {words}: {ends}",
+                    x_label=words,
+                    y_label="nDCG@10 × 100",
+                    marks=True,
+                )
             )
     return charts
 
@@ -209,7 +269,11 @@ def _apart(curves: Mapping[str, Any]) -> bool:
 
 def _crossing_tables(results: Results) -> list[Table]:
     found: dict[tuple[str, str], list[str]] = {}
-    keys = ("crossings_on_steps", "crossings_on_cpu_seconds", "crossings_on_cpu_seconds_with_teacher")
+    keys = (
+        "crossings_on_steps",
+        "crossings_on_cpu_seconds",
+        "crossings_on_cpu_seconds_with_teacher",
+    )
     for place, key in enumerate(keys):
         for each in results["curves"].get(key, ()):
             row = found.setdefault((each["arms"][0], each["arms"][1]), ["–"] * len(keys))
@@ -240,9 +304,7 @@ def _control_words(results: Results) -> str:
     if control is None or control["retention"] is None:
         return "The teacher's own weights are not here to be read as a student, so there is no positive control."
     kept = f"{100 * control['retention']:.2f} %"
-    return (
-        f"Positive control: the teacher's own weights, read as a student is read, keep {kept} of the teacher's dev score (100 % is right)."
-    )
+    return f"Positive control: the teacher's own weights, read as a student is read, keep {kept} of the teacher's dev score (100 % is right)."
 
 
 def _cost_words(results: Results) -> str:
@@ -250,13 +312,26 @@ def _cost_words(results: Results) -> str:
     for kind, said in (("flops", "floating-point work"), ("seconds", "CPU-seconds")):
         each = results["matched"].get(kind) or {}
         if each.get("factor") is not None:
-            got = f"it got {each['run']:.2f} times" + (", the most allowed" if each["run"] < each["factor"] else "")
-            twin = next((arm for arm in (f"C-{kind}", "C-flops", "C-seconds") if _steps(results, arm) == each["steps"]), None)
+            got = f"it got {each['run']:.2f} times" + (
+                ", the most allowed" if each["run"] < each["factor"] else ""
+            )
+            twin = next(
+                (
+                    arm
+                    for arm in (f"C-{kind}", "C-flops", "C-seconds")
+                    if _steps(results, arm) == each["steps"]
+                ),
+                None,
+            )
             run = f"{got} ({twin})" if twin else "that arm was not run"
-            words.append(f"At equal {said}, teacher included, contrast alone would get {_times(each['factor'])} times the steps; {run}.")
+            words.append(
+                f"At equal {said}, teacher included, contrast alone would get {_times(each['factor'])} times the steps; {run}."
+            )
     cached = results["matched"].get("seconds_cached")
     if cached:
-        words.append(f"With the teacher's vectors cached, a step of DC costs {cached['factor']:.2f} times the CPU-seconds of a step of C.")
+        words.append(
+            f"With the teacher's vectors cached, a step of DC costs {cached['factor']:.2f} times the CPU-seconds of a step of C."
+        )
     return " ".join(words)
 
 

@@ -82,7 +82,15 @@ def claim_table(results: Results) -> Table:
                 CellText(seeds, small=f"sign test p {p_value(each['p_sign'])}"),
             ]
         )
-    columns = ["question", "difference", "over queries only", "over seeds only", "p, one-sided", "p, equal within margin", "each seed"]
+    columns = [
+        "question",
+        "difference",
+        "over queries only",
+        "over seeds only",
+        "p, one-sided",
+        "p, equal within margin",
+        "each seed",
+    ]
     margin = results["frozen"]["ablation"]["margin"]
     note = (
         "Points of nDCG@10, mean over sets, with a 95 % interval over seeds, sets and queries; the next columns leave one source of chance out. "
@@ -106,14 +114,22 @@ def fewer_sets_table(results: Results) -> Table | None:
     names = list(found[0]["contrasts"])
     rows: list[list[Value]] = [
         [
-            CellText(", ".join(each["left_out"]), small="what was seen in training" if each["seen"] else ""),
-            *(CellText(points(each["contrasts"][name][0]), small=span(each["contrasts"][name])) for name in names),
+            CellText(
+                ", ".join(each["left_out"]),
+                small="what was seen in training" if each["seen"] else "",
+            ),
+            *(
+                CellText(points(each["contrasts"][name][0]), small=span(each["contrasts"][name]))
+                for name in names
+            ),
             each["state"],
         ]
         for each in found
     ]
     note = f"Exploratory. Points of nDCG@10 with 95 % intervals; where fewer than {RANDOM_EFFECT} sets are left, they hold for these sets only."
-    return Table("The claim on fewer sets", ["left out", *names, "combining beats both"], rows, note)
+    return Table(
+        "The claim on fewer sets", ["left out", *names, "combining beats both"], rows, note
+    )
 
 
 def contrast_table(results: Results, families: Sequence[str], title: str = "") -> Table | None:
@@ -132,10 +148,23 @@ def contrast_table(results: Results, families: Sequence[str], title: str = "") -
         if each["family"] in families:
             value = CellText(points(each["estimate"][0]), small=span(each["estimate"]))
             seeds = ", ".join(points(x, 1) for x in each["per_seed"])
-            rows.append([CellText(each["asks"], small=each["name"]), value, p_value(each["p_two_sided"]), p_value(each["p_holm"]), seeds])
+            rows.append(
+                [
+                    CellText(each["asks"], small=each["name"]),
+                    value,
+                    p_value(each["p_two_sided"]),
+                    p_value(each["p_holm"]),
+                    seeds,
+                ]
+            )
     if not rows:
         return None
-    return Table(title, ["question", "points, 95 % interval", "p", "p, corrected", "each seed"], rows, EXPLORATORY)
+    return Table(
+        title,
+        ["question", "points, 95 % interval", "p", "p, corrected", "each seed"],
+        rows,
+        EXPLORATORY,
+    )
 
 
 def arm_table(results: Results) -> Table:
@@ -147,9 +176,22 @@ def arm_table(results: Results) -> Table:
     Returns:
         One row an arm, the teacher first.
     """
-    kinds = list(dict.fromkeys(each["kind"] for each in results["sets"] if not each["dev"] and each["kind"] != Kind.RETRIEVAL))
-    names = {kind: [each["name"] for each in results["sets"] if each["kind"] == kind and not each["dev"]] for kind in kinds}
-    primary = [each["name"] for each in results["sets"] if each["kind"] == Kind.RETRIEVAL and not each["dev"]]
+    kinds = list(
+        dict.fromkeys(
+            each["kind"]
+            for each in results["sets"]
+            if not each["dev"] and each["kind"] != Kind.RETRIEVAL
+        )
+    )
+    names = {
+        kind: [each["name"] for each in results["sets"] if each["kind"] == kind and not each["dev"]]
+        for kind in kinds
+    }
+    primary = [
+        each["name"]
+        for each in results["sets"]
+        if each["kind"] == Kind.RETRIEVAL and not each["dev"]
+    ]
     teacher = results["teacher"]
     best = max(arm["score"]["estimate"][0] for arm in results["arms"].values())
 
@@ -174,15 +216,31 @@ def arm_table(results: Results) -> Table:
         rows.append(
             [
                 CellText(name, small=arm["about"]),
-                CellText(f"{100 * value:.1f}", small=f"{100 * low:.1f} to {100 * high:.1f}", best=value == best),
+                CellText(
+                    f"{100 * value:.1f}",
+                    small=f"{100 * low:.1f} to {100 * high:.1f}",
+                    best=value == best,
+                ),
                 kept,
                 arm["recall_at_100"]["mean"],
                 *others(arm["sets"], "mean"),
                 len(arm["runs"]),
             ]
         )
-    columns = ["arm", "nDCG@10", "kept of the teacher", "Recall@100", *(kind_title(kind) for kind in kinds), "seeds"]
-    return Table("", columns, rows, "Scores × 100, mean over sets and seeds; small numbers: a 95 % interval over seeds, sets and queries.")
+    columns = [
+        "arm",
+        "nDCG@10",
+        "kept of the teacher",
+        "Recall@100",
+        *(kind_title(kind) for kind in kinds),
+        "seeds",
+    ]
+    return Table(
+        "",
+        columns,
+        rows,
+        "Scores × 100, mean over sets and seeds; small numbers: a 95 % interval over seeds, sets and queries.",
+    )
 
 
 def set_table(results: Results) -> Table:
@@ -194,7 +252,14 @@ def set_table(results: Results) -> Table:
     Returns:
         One row a set.
     """
-    shown = ["A0", *(name for name in ("D", "C", "DC", "D->DC", "DC+gor", "C+gor", "C-flops") if name in results["arms"])]
+    shown = [
+        "A0",
+        *(
+            name
+            for name in ("D", "C", "DC", "D->DC", "DC+gor", "C+gor", "C-flops")
+            if name in results["arms"]
+        ),
+    ]
     rows: list[list[Value]] = []
     for each in results["sets"]:
         if each["dev"]:
@@ -202,9 +267,22 @@ def set_table(results: Results) -> Table:
         means = {name: results["arms"][name]["sets"][each["name"]]["mean"] for name in shown}
         best = max(means.values())
         record = results["teacher"][each["name"]]
-        cells: list[Value] = [CellText(f"{100 * mean:.1f}", best=mean == best) for mean in means.values()]
-        rows.append([CellText(each["name"], small=f"{record['metric']}, n = {record['n']:,}"), record["score"], *cells])
-    return Table("", ["set", "teacher", *shown], rows, "Scores × 100, mean over seeds. The best arm of a row is underlined.")
+        cells: list[Value] = [
+            CellText(f"{100 * mean:.1f}", best=mean == best) for mean in means.values()
+        ]
+        rows.append(
+            [
+                CellText(each["name"], small=f"{record['metric']}, n = {record['n']:,}"),
+                record["score"],
+                *cells,
+            ]
+        )
+    return Table(
+        "",
+        ["set", "teacher", *shown],
+        rows,
+        "Scores × 100, mean over seeds. The best arm of a row is underlined.",
+    )
 
 
 def variant_table(results: Results) -> Table:
@@ -223,11 +301,23 @@ def variant_table(results: Results) -> Table:
         cells: list[Value] = []
         for variant in variants:
             mean = arm["variants"][variant]["mean"]
-            cells.append(CellText(f"{100 * mean:.1f}", small="" if variant == "float" or not whole else f"{100 * mean / whole:.0f} %"))
+            cells.append(
+                CellText(
+                    f"{100 * mean:.1f}",
+                    small="" if variant == "float" or not whole else f"{100 * mean / whole:.0f} %",
+                )
+            )
         rows.append([name, *cells])
     titles = {"float": "whole, float", "binary": "whole, binary"}
-    columns = [titles.get(each, f"{each.removeprefix('dim-')} dimensions, float") for each in variants]
-    return Table("", ["arm", *columns], rows, "nDCG@10 × 100, and the share of the whole float vectors' score that is kept.")
+    columns = [
+        titles.get(each, f"{each.removeprefix('dim-')} dimensions, float") for each in variants
+    ]
+    return Table(
+        "",
+        ["arm", *columns],
+        rows,
+        "nDCG@10 × 100, and the share of the whole float vectors' score that is kept.",
+    )
 
 
 def cost_table(results: Results) -> Table:
@@ -263,10 +353,17 @@ def cost_table(results: Results) -> Table:
                 f"{100 * mean['clipped_steps'] / mean['steps']:.0f} %",
             ]
         )
-    columns = ["arm", "steps", "tokens", "student GFLOP", "teacher GFLOP", "CPU-seconds", "of the teacher", "clipped steps"]
-    note = (
-        f"A run, mean over seeds; the teacher embeds each of {cost['texts']:,} distinct texts once. Cached vectors cost later arms nothing."
-    )
+    columns = [
+        "arm",
+        "steps",
+        "tokens",
+        "student GFLOP",
+        "teacher GFLOP",
+        "CPU-seconds",
+        "of the teacher",
+        "clipped steps",
+    ]
+    note = f"A run, mean over seeds; the teacher embeds each of {cost['texts']:,} distinct texts once. Cached vectors cost later arms nothing."
     return Table("", columns, rows, note)
 
 
@@ -295,7 +392,9 @@ def tuning_table(results: Results) -> Table | None:
             score = tuning[arm][number]["score"]
             cells.append(CellText(f"{100 * score:.1f}", best=score == best[arm]))
         name = "untuned" if number == 0 else str(number)
-        rows.append([name, f"{first['lr']:g}", f"{first['temperature']:g}", f"{first['weight']:g}", *cells])
+        rows.append(
+            [name, f"{first['lr']:g}", f"{first['temperature']:g}", f"{first['weight']:g}", *cells]
+        )
     steps = tuning[arms[0]][0]["steps"]
     note = (
         f"nDCG@10 × 100 on the dev sets after {steps:,} steps; every arm tries the same settings, the best of a column is underlined and was used. "
@@ -317,7 +416,14 @@ def query_table(results: Results, which: str, title: str) -> Table | None:
     """
     found = results["examples"][which]
     rows: list[list[Value]] = [
-        [CellText(row["query"], small=row["set"]), row["D"], row["C"], row["DC"], points(row["gain"], 0)] for row in found
+        [
+            CellText(row["query"], small=row["set"]),
+            row["D"],
+            row["C"],
+            row["DC"],
+            points(row["gain"], 0),
+        ]
+        for row in found
     ]
     note = f"nDCG@10 × 100, mean over seeds; the gain is over {results['examples']['against']}, the better single arm."
     return Table(title, ["query", "D", "C", "DC", "gain"], rows, note) if rows else None
@@ -334,11 +440,20 @@ def length_table(results: Results) -> Table:
     """
     arms = ("A0", "D", "C", "DC")
     rows: list[list[Value]] = [
-        [CellText(name, small=f"{bucket['characters']} characters"), bucket["queries"], *(float(bucket[arm]) for arm in arms)]
+        [
+            CellText(name, small=f"{bucket['characters']} characters"),
+            bucket["queries"],
+            *(float(bucket[arm]) for arm in arms),
+        ]
         for name, buckets in results["lengths"].items()
         for bucket in buckets
     ]
-    return Table("", ["set", "queries", *arms], rows, "nDCG@10 × 100 by length of the relevant document, mean over seeds.")
+    return Table(
+        "",
+        ["set", "queries", *arms],
+        rows,
+        "nDCG@10 × 100 by length of the relevant document, mean over seeds.",
+    )
 
 
 def hash_table(results: Results) -> Table:
@@ -351,10 +466,17 @@ def hash_table(results: Results) -> Table:
         One row a hash.
     """
     same = results["same"]
-    rows: list[list[Value]] = [["experiment, frozen before the run", results["frozen"]["digest"][:16]]]
+    rows: list[list[Value]] = [
+        ["experiment, frozen before the run", results["frozen"]["digest"][:16]]
+    ]
     rows.append(["base checkpoint with tokenizer, pooling, prompts", same["checkpoint"][:16]])
     for seed, each in same["seeds"].items():
         rows.append([f"seed {seed}: order of rows", each["batches"]])
         rows.append([f"seed {seed}: initial projection", each["projection"]])
     rows += [[f"set {name}", digest[:16]] for name, digest in results["set_hashes"].items()]
-    return Table("", ["what", "hash"], rows, "Checked after the run: the same in every arm, or there would be no report.")
+    return Table(
+        "",
+        ["what", "hash"],
+        rows,
+        "Checked after the run: the same in every arm, or there would be no report.",
+    )

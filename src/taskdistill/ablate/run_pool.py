@@ -35,14 +35,14 @@ class RunPool:
     Attributes:
         bench: The bench of this process.
         jobs: How many cells run at once.
-        watcher: Told how far all of them are, in steps.
+        progress: Told how far all of them are, in steps.
         should_stop: Asked all the time; true saves every running cell and stops.
         reopen: Keyword arguments with which another process opens its own bench.
     """
 
     bench: ExperimentContext
     jobs: int
-    watcher: Progress
+    progress: Progress
     should_stop: Stop
     reopen: dict[str, Any]
     _pool: ProcessPoolExecutor | None = None
@@ -58,7 +58,12 @@ class RunPool:
         """
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Let running cells save and end the processes.
 
         Args:
@@ -85,7 +90,9 @@ class RunPool:
             WorkFailed: If a cell cannot be finished.
         """
         wanted = list(dict.fromkeys(cells))
-        needed = list(dict.fromkeys(shared for cell in wanted if (shared := cell.needs()) is not None))
+        needed = list(
+            dict.fromkeys(shared for cell in wanted if (shared := cell.needs()) is not None)
+        )
         for wave in (needed, wanted):
             todo = [cell for cell in wave if result_of(self.bench, cell) is None]
             if self.jobs == 1:
@@ -100,19 +107,29 @@ class RunPool:
         for cell in cells:
             if self.should_stop():
                 raise Interrupted(STOPPED)
-            told = partial(_count, self.watcher, done, total)
-            run_training(self.bench, cell, should_stop=self.should_stop, on_steps=told, note=self.watcher.note)
+            told = partial(_count, self.progress, done, total)
+            run_training(
+                self.bench,
+                cell,
+                should_stop=self.should_stop,
+                on_steps=told,
+                note=self.progress.note,
+            )
             done += cell.trained_steps(self.bench)
-            self.watcher.count(done, total)
+            self.progress.count(done, total)
 
     def _at_once(self, cells: Sequence[TrainingRun]) -> None:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._told, self._stop = context.Queue(), context.Event()
-            self._pool = ProcessPoolExecutor(self.jobs, context, _start, (self.reopen, self._told, self._stop))
+            self._pool = ProcessPoolExecutor(
+                self.jobs, context, _start, (self.reopen, self._told, self._stop)
+            )
         steps = {cell.key: cell.trained_steps(self.bench) for cell in cells}
         self._done = {}
-        running: dict[Future[None], TrainingRun] = {self._pool.submit(_work, cell): cell for cell in cells}
+        running: dict[Future[None], TrainingRun] = {
+            self._pool.submit(_work, cell): cell for cell in cells
+        }
         try:
             while running:
                 ended, _ = wait(running, _POLL, FIRST_COMPLETED)
@@ -122,7 +139,9 @@ class RunPool:
                     self._done[cell.key] = steps[cell.key]
                 self._listen(steps)
         except BrokenProcessPool:
-            raise WorkFailed("a process that trained an arm was ended from outside; run the same command again to continue") from None
+            raise WorkFailed(
+                "a process that trained an arm was ended from outside; run the same command again to continue"
+            ) from None
 
     def _listen(self, steps: dict[str, int]) -> None:
         while True:
@@ -131,16 +150,16 @@ class RunPool:
             except queue.Empty:
                 break
             if kind == "note":
-                self.watcher.note(value)
+                self.progress.note(value)
             elif key in steps:
                 self._done[key] = max(value, self._done.get(key, 0))
         if self.should_stop():
             self._stop.set()
-        self.watcher.count(sum(self._done.values()), sum(steps.values()))
+        self.progress.count(sum(self._done.values()), sum(steps.values()))
 
 
-def _count(watcher: Progress, before: int, total: int, done: int, _: int) -> None:
-    watcher.count(before + done, total)
+def _count(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    progress.count(before + done, total)
 
 
 @dataclass

@@ -16,7 +16,9 @@ DRAWS = 2_000
 """Bootstrap samples and sign flips of each choice of sets."""
 
 
-def on_fewer_sets(units: Units, seen: Mapping[str, Mapping[str, int]], margin: float, seeds: int) -> list[dict[str, Any]]:
+def on_fewer_sets(
+    units: Units, seen: Mapping[str, Mapping[str, int]], margin: float, seeds: int
+) -> list[dict[str, Any]]:
     """Judge the claim again on some of its sets; exploratory, whatever comes out.
 
     Args:
@@ -29,14 +31,21 @@ def on_fewer_sets(units: Units, seen: Mapping[str, Mapping[str, int]], margin: f
         For each choice `left_out`, `seen` (whether it leaves out what was seen in training), `state` and, by name of a
         comparison, its estimate; the seen sets come first. Empty where no set would be left.
     """
-    asked = {each.name: values(units, each.weights) for each in contrasts(list(units), ()) if each.family == CLAIM}
+    asked = {
+        each.name: values(units, each.weights)
+        for each in contrasts(list(units), ())
+        if each.family == CLAIM
+    }
     names = list(next(iter(asked.values())))
     known = [name for name in names if _share(seen.get(name)) >= SEEN]
     found = []
     for left_out in dict.fromkeys([tuple(known), *((name,) for name in names)]):
         if not left_out or len(left_out) == len(names):
             continue
-        some = {name: {each: by_set[each] for each in names if each not in left_out} for name, by_set in asked.items()}
+        some = {
+            name: {each: by_set[each] for each in names if each not in left_out}
+            for name, by_set in asked.items()
+        }
         findings = analyze_contrasts(some, draws=DRAWS)
         found.append(
             {

@@ -35,7 +35,9 @@ class SearchSpace(ConfigModel):
 
     lr: tuple[Rate, Rate] = Field(default=(1e-4, 3e-3), description="Learning rate")
     temperature: tuple[Rate, Rate] = Field(default=(0.01, 0.2), description="Of InfoNCE")
-    weight: tuple[Rate, Rate] = Field(default=(0.5, 20.0), description="Of distillation where it is combined with InfoNCE")
+    weight: tuple[Rate, Rate] = Field(
+        default=(0.5, 20.0), description="Of distillation where it is combined with InfoNCE"
+    )
 
     @model_validator(mode="after")
     def _ascending(self) -> SearchSpace:
@@ -49,33 +51,73 @@ class SearchSpace(ConfigModel):
 class Ablation(ConfigModel):
     """What the experiment is, beside the recipe's data, teacher, student and stage 1 (steps, batch, length, optimiser of every arm)."""
 
-    arms: list[str] = Field(default_factory=lambda: list(ARMS), description="Names of arms; A0, D, C and DC are always among them")
+    arms: list[str] = Field(
+        default_factory=lambda: list(ARMS),
+        description="Names of arms; A0, D, C and DC are always among them",
+    )
     seeds: Positive = Field(default=5, description="Seeds of D, C and DC")
-    other_seeds: Positive | None = Field(default=None, description="Seeds of every other arm; None: as many")
-    second_share: Share = Field(default=0.3, gt=0, description="Share of the steps that a second phase has (D->DC, D->C, D->D)")
+    other_seeds: Positive | None = Field(
+        default=None, description="Seeds of every other arm; None: as many"
+    )
+    second_share: Share = Field(
+        default=0.3,
+        gt=0,
+        description="Share of the steps that a second phase has (D->DC, D->C, D->D)",
+    )
     temperature: Rate = Field(default=0.05, description="Of InfoNCE where it is not tuned")
-    distill_weight: Rate = Field(default=2.0, description="Of distillation beside InfoNCE where it is not tuned")
-    gor_weight: Rate = Field(default=1.0, description="Of the spread-out regulariser in the arms that have it")
+    distill_weight: Rate = Field(
+        default=2.0, description="Of distillation beside InfoNCE where it is not tuned"
+    )
+    gor_weight: Rate = Field(
+        default=1.0, description="Of the spread-out regulariser in the arms that have it"
+    )
     negatives: int = Field(default=0, ge=0, description="Hard negatives taken from a row, at most")
     negatives_from: Literal["rows", "bm25", "student", "teacher"] | None = Field(
-        default=None, description="Who chose the rows' negatives; the teacher is refused, since that would be its signal in C"
+        default=None,
+        description="Who chose the rows' negatives; the teacher is refused, since that would be its signal in C",
     )
     base_from_teacher: bool = Field(
         default=False,
         description="Allow a student that starts from the teacher's own layers; every arm then holds something of the teacher",
     )
-    trials: Positive = Field(default=6, description="Settings tried for each tuned arm; the first is the untuned one")
-    trial_share: float = Field(default=0.25, gt=0, le=1, description="Share of the steps that a trial has")
+    trials: Positive = Field(
+        default=6, description="Settings tried for each tuned arm; the first is the untuned one"
+    )
+    trial_share: float = Field(
+        default=0.25, gt=0, le=1, description="Share of the steps that a trial has"
+    )
     ranges: SearchSpace = Field(default_factory=SearchSpace)
-    points: Positive = Field(default=10, description="Points of each learning curve, on the dev sets")
-    max_dev_queries: Positive | None = Field(default=None, description="Cut dev sets to this many queries; None: all")
-    margin: float = Field(default=1.0, gt=0, description="Difference in points of the primary metric below which nothing is relevant")
-    pilot_seeds: Positive = Field(default=3, description="Seeds of DC from which the smallest detectable effect is taken")
-    query_sd: float = Field(default=0.19, gt=0, description="Stated standard deviation over queries of a difference of two arms, 0 to 1")
-    large_batch: Positive = Field(default=4, description="Batch of the arm C-large, in times the others'")
-    longest: float = Field(default=4.0, ge=1, description="C at equal cost gets at most this many times the steps")
-    keep_models: bool = Field(default=False, description="Write a model folder for every arm and seed")
-    expectation: str = Field(default=EXPECTATION, description="What is expected, written down and hashed before the run")
+    points: Positive = Field(
+        default=10, description="Points of each learning curve, on the dev sets"
+    )
+    max_dev_queries: Positive | None = Field(
+        default=None, description="Cut dev sets to this many queries; None: all"
+    )
+    margin: float = Field(
+        default=1.0,
+        gt=0,
+        description="Difference in points of the primary metric below which nothing is relevant",
+    )
+    pilot_seeds: Positive = Field(
+        default=3, description="Seeds of DC from which the smallest detectable effect is taken"
+    )
+    query_sd: float = Field(
+        default=0.19,
+        gt=0,
+        description="Stated standard deviation over queries of a difference of two arms, 0 to 1",
+    )
+    large_batch: Positive = Field(
+        default=4, description="Batch of the arm C-large, in times the others'"
+    )
+    longest: float = Field(
+        default=4.0, ge=1, description="C at equal cost gets at most this many times the steps"
+    )
+    keep_models: bool = Field(
+        default=False, description="Write a model folder for every arm and seed"
+    )
+    expectation: str = Field(
+        default=EXPECTATION, description="What is expected, written down and hashed before the run"
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Ablation:
@@ -83,11 +125,15 @@ class Ablation(ConfigModel):
             if name not in ARMS:
                 raise ValueError(f"arms names {name!r}{did_you_mean(name, ARMS)}")
         if self.negatives and self.negatives_from is None:
-            raise ValueError("negatives needs negatives_from: say who chose the rows' negatives (rows, bm25, student)")
+            raise ValueError(
+                "negatives needs negatives_from: say who chose the rows' negatives (rows, bm25, student)"
+            )
         if not self.negatives and self.negatives_from is not None:
             raise ValueError("negatives_from has no effect while negatives is 0; remove it")
         if self.other_seeds is not None and self.other_seeds > self.seeds:
-            raise ValueError(f"other_seeds {self.other_seeds} is more than seeds {self.seeds}; arms are compared on the seeds they share")
+            raise ValueError(
+                f"other_seeds {self.other_seeds} is more than seeds {self.seeds}; arms are compared on the seeds they share"
+            )
         return self
 
 
@@ -138,7 +184,11 @@ class Experiment:
         Returns:
             Consecutive numbers from the recipe's seed on; one only for the arm that is not trained.
         """
-        count = self.ablation.seeds if arm.name in CORE else self.ablation.other_seeds or self.ablation.seeds
+        count = (
+            self.ablation.seeds
+            if arm.name in CORE
+            else self.ablation.other_seeds or self.ablation.seeds
+        )
         return [later_seed(self.recipe.seed, k) for k in range(count if arm.phases else 1)]
 
     def frozen(self) -> dict[str, Any]:
@@ -148,10 +198,16 @@ class Experiment:
             Plain data: the recipe without what moves no number (folders, whose content is hashed elsewhere), and the ablation.
         """
         left_out = ("name", "threads", "process_timeout", "static", "long", "adapters")
-        recipe = {key: value for key, value in deciding_data(self.recipe).items() if key not in left_out}
+        recipe = {
+            key: value for key, value in deciding_data(self.recipe).items() if key not in left_out
+        }
         for part, name in (("teacher", "store"), ("data", "root"), ("evaluation", "root")):
             recipe[part].pop(name)
-        return {"recipe": recipe, "ablation": self.ablation.model_dump(mode="json"), "left_out": list(self.left_out)}
+        return {
+            "recipe": recipe,
+            "ablation": self.ablation.model_dump(mode="json"),
+            "left_out": list(self.left_out),
+        }
 
     def digest(self) -> str:
         """Hash what is frozen.
@@ -163,7 +219,12 @@ class Experiment:
 
 
 def load_experiment(
-    path: Path, overrides: Sequence[str] = (), *, preset: str | None = None, arms: Sequence[str] = (), seeds: int | None = None
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    preset: str | None = None,
+    arms: Sequence[str] = (),
+    seeds: int | None = None,
 ) -> Experiment:
     """Read a recipe with its `ablation` section; a preset fills what the section leaves open, arguments come before both.
 
@@ -197,7 +258,9 @@ def load_experiment(
         ablation = Ablation.model_validate(asked)
     except ValidationError as error:
         raise BadInput(f"{path}: ablation: " + "; ".join(explain(error, Ablation)[:5])) from None
-    ablation = ablation.model_copy(update={"arms": [name for name in ARMS if name in {*ablation.arms, "A0", *CORE}]})
+    ablation = ablation.model_copy(
+        update={"arms": [name for name in ARMS if name in {*ablation.arms, "A0", *CORE}]}
+    )
     return make_experiment(parse_recipe(raw, str(path)), ablation)
 
 
@@ -218,16 +281,26 @@ def make_experiment(recipe: Recipe, ablation: Ablation) -> Experiment:
     if recipe.teachers:
         raise BadInput("an ablation has one teacher; leave `teachers` out")
     if recipe.student.vocabulary is not None:
-        raise BadInput("an ablation compares arms of one vocabulary, the initial model's; leave student.vocabulary out")
+        raise BadInput(
+            "an ablation compares arms of one vocabulary, the initial model's; leave student.vocabulary out"
+        )
     if stage.freeze_layers:
         raise BadInput("an ablation trains the whole student; leave stage1.freeze_layers out")
-    kept = {name: weight for name, weight in stage.sources.items() if weight > 0 and recipe.data.sources[name].kind is RowKind.PAIRS}
+    kept = {
+        name: weight
+        for name, weight in stage.sources.items()
+        if weight > 0 and recipe.data.sources[name].kind is RowKind.PAIRS
+    }
     left = tuple(name for name, weight in stage.sources.items() if weight > 0 and name not in kept)
     if not kept:
-        raise BadInput("stage1.sources has no pairs; InfoNCE needs queries with positives, and every arm learns from the same rows")
+        raise BadInput(
+            "stage1.sources has no pairs; InfoNCE needs queries with positives, and every arm learns from the same rows"
+        )
     first = stage.steps - second_steps(stage.steps, ablation)
     if min(stage.steps // ablation.points, first, trial_steps(stage.steps, ablation)) < 1:
-        raise BadInput(f"stage1.steps {stage.steps} is too few for {ablation.points} points, a second phase and trials; give more steps")
+        raise BadInput(
+            f"stage1.steps {stage.steps} is too few for {ablation.points} points, a second phase and trials; give more steps"
+        )
     retrieval = recipe.adapters.get(Task.RETRIEVAL)
     if retrieval is not None and retrieval.false_negative_margin is not None:
         raise BadInput(
@@ -245,7 +318,9 @@ def make_experiment(recipe: Recipe, ablation: Ablation) -> Experiment:
             "or from `config`, or accept it with ablation.base_from_teacher=true, which the report will say"
         )
     if not recipe.evaluation.dev:
-        raise BadInput("evaluation.dev names no set; tuning and learning curves need dev sets apart from the test sets")
+        raise BadInput(
+            "evaluation.dev names no set; tuning and learning curves need dev sets apart from the test sets"
+        )
     sources = stage.model_copy(update={"sources": kept})
     return Experiment(recipe.model_copy(update={"stage1": sources}), ablation, left)
 

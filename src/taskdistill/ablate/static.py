@@ -65,14 +65,28 @@ def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> M
         "precision": None if recipe.precision in ("auto", "float32") else recipe.precision,
     }
     if said := [name for name, value in idle.items() if value is not None]:
-        raise BadInput(f"{said[0]} has no effect on a static student, which is a mean of token vectors; remove it")
+        raise BadInput(
+            f"{said[0]} has no effect on a static student, which is a mean of token vectors; remove it"
+        )
     if recipe.student.tokenizer is None:
-        raise BadInput("student.init is `config`, so student.tokenizer must name a folder with a tokenizer.json")
+        raise BadInput(
+            "student.init is `config`, so student.tokenizer must name a folder with a tokenizer.json"
+        )
     source = resolve(recipe.student.tokenizer)
     tokenizer = TextTokenizer.load(source, special=False)
-    texts = list(dict.fromkeys(text for _, each in sorted(datasets.items()) for row in each.rows for text in row_texts(row)))
+    texts = list(
+        dict.fromkeys(
+            text
+            for _, each in sorted(datasets.items())
+            for row in each.rows
+            for text in row_texts(row)
+        )
+    )
     counts = np.bincount(
-        np.concatenate(tokenizer.ids(texts, prompt="", max_length=recipe.first_stage().max_length).ids), minlength=len(tokenizer)
+        np.concatenate(
+            tokenizer.ids(texts, prompt="", max_length=recipe.first_stage().max_length).ids
+        ),
+        minlength=len(tokenizer),
     )
     shares = torch.from_numpy(counts / counts.sum()).float()
     generator = torch.Generator().manual_seed(torch_seed(recipe.seed))
@@ -95,7 +109,9 @@ class CachedTokenizer(TextTokenizer):
         Args:
             other: What makes the tokens of a text that is seen for the first time.
         """
-        super().__init__(Tokenizer.from_str(other.backend.to_str()), special=other.special)  # its own, since a limit is state
+        super().__init__(
+            Tokenizer.from_str(other.backend.to_str()), special=other.special
+        )  # its own, since a limit is state
         self.rows = other.rows
         self._known: dict[tuple[str, int, str], tuple[np.ndarray, bool]] = {}
 
@@ -110,9 +126,13 @@ class CachedTokenizer(TextTokenizer):
         Returns:
             What `TextTokenizer.ids` returns.
         """
-        if new := [text for text in dict.fromkeys(texts) if (prompt, max_length, text) not in self._known]:
+        if new := [
+            text for text in dict.fromkeys(texts) if (prompt, max_length, text) not in self._known
+        ]:
             made = super().ids(new, prompt=prompt, max_length=max_length)
             for text, ids, cut in zip(new, made.ids, made.truncated, strict=True):
                 self._known[prompt, max_length, text] = (ids, bool(cut))
         found = [self._known[prompt, max_length, text] for text in texts]
-        return TokenizedTexts([ids for ids, _ in found], np.array([cut for _, cut in found], dtype=bool))
+        return TokenizedTexts(
+            [ids for ids, _ in found], np.array([cut for _, cut in found], dtype=bool)
+        )

@@ -19,7 +19,14 @@ from taskdistill.ablate.arms import Arm, arm_of
 from taskdistill.ablate.context import ExperimentContext
 from taskdistill.ablate.costs import student_flops
 from taskdistill.ablate.measure import TokenEmbedder, dev_scores, macro, test_scores
-from taskdistill.ablate.phases import Hyperparameters, batches_hash, initial_projection, phase_job, phase_lengths, require_no_teacher
+from taskdistill.ablate.phases import (
+    Hyperparameters,
+    batches_hash,
+    initial_projection,
+    phase_job,
+    phase_lengths,
+    require_no_teacher,
+)
 from taskdistill.device import CPU
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
@@ -77,7 +84,11 @@ class TrainingRun:
         slug = arm_of(self.arm).slug
         if self.kind == "first":
             return f"first/{'trials' if self.trial else f'seed-{self.seed}'}"
-        return f"trials/{slug}/{self.number}" if self.kind == "trial" else f"runs/{slug}/seed-{self.seed}"
+        return (
+            f"trials/{slug}/{self.number}"
+            if self.kind == "trial"
+            else f"runs/{slug}/seed-{self.seed}"
+        )
 
     def needs(self) -> TrainingRun | None:
         """Return the cell whose end it starts from.
@@ -87,7 +98,15 @@ class TrainingRun:
         """
         if self.kind == "first" or self.first is None:
             return None
-        return TrainingRun("first", "D->D", self.seed, self.steps, self.first, self.first, trial=self.kind == "trial")
+        return TrainingRun(
+            "first",
+            "D->D",
+            self.seed,
+            self.steps,
+            self.first,
+            self.first,
+            trial=self.kind == "trial",
+        )
 
     def trained_steps(self, bench: ExperimentContext) -> int:
         """Return the steps that it trains itself.
@@ -99,7 +118,11 @@ class TrainingRun:
             Number of steps.
         """
         lengths = phase_lengths(arm_of(self.arm), self.steps, bench.experiment)
-        return lengths[0] if self.kind == "first" else sum(lengths) - (lengths[0] if self.first is not None else 0)
+        return (
+            lengths[0]
+            if self.kind == "first"
+            else sum(lengths) - (lengths[0] if self.first is not None else 0)
+        )
 
     def settings(self) -> dict[str, Any]:
         """Return what decides its weights as plain data; seeds tell the cells of trials apart from others.
@@ -120,7 +143,9 @@ class TrainingRun:
         """
         return {
             "experiment": bench.experiment.digest(),
-            "cell": hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest(),
+            "cell": hashlib.sha256(
+                json.dumps(self.settings(), sort_keys=True).encode()
+            ).hexdigest(),
             "data": bench.data_hash,
         }
 
@@ -144,12 +169,19 @@ def result_of(bench: ExperimentContext, cell: TrainingRun) -> dict[str, Any] | N
     found: dict[str, Any] = read_sealed(path, "remove it to run this cell again")
     for name, value in cell.meta(bench).items():
         if found["meta"].get(name) != value:
-            raise BadInput(f"{path} was made with {name} = {found['meta'].get(name)!r}, this run has {value!r}; use a new --out")
+            raise BadInput(
+                f"{path} was made with {name} = {found['meta'].get(name)!r}, this run has {value!r}; use a new --out"
+            )
     return found
 
 
 def run_training(
-    bench: ExperimentContext, cell: TrainingRun, *, should_stop: Callable[[], bool], on_steps: OnSteps, note: Callable[[str], None]
+    bench: ExperimentContext,
+    cell: TrainingRun,
+    *,
+    should_stop: Callable[[], bool],
+    on_steps: OnSteps,
+    note: Callable[[str], None],
 ) -> None:
     """Train and score a cell from its last checkpoint to its end; a finished one is left as it is.
 
@@ -178,7 +210,10 @@ def run_training(
         if cell.kind == "run" and bench.experiment.ablation.keep_models:
             model = training.model
             write_model(
-                folder / "model", replace(model, name=f"{cell.arm} seed {cell.seed}"), inputs=cell.meta(bench), replace_existing=True
+                folder / "model",
+                replace(model, name=f"{cell.arm} seed {cell.seed}"),
+                inputs=cell.meta(bench),
+                replace_existing=True,
             )
 
 
@@ -207,20 +242,26 @@ class _TrainingRunner:
         base = weights_hash(self.module)
         self.module.to(self.device)
         if base != self.bench.base_weights_hash:
-            raise WorkFailed(f"{self.cell.key} does not start from the experiment's checkpoint; please report this")
+            raise WorkFailed(
+                f"{self.cell.key} does not start from the experiment's checkpoint; please report this"
+            )
         projection = self._projection()
         started = None if projection is None else _hash(projection)
         with self._log() as log:
-            for number, job in self._jobs(projection):
+            for number, phase in self._jobs(projection):
                 if number == 0 and self.cell.kind != "first" and self.cell.first is not None:
                     shared = self.cell.needs()
                     assert shared is not None
-                    if not load_phase(self.bench.out / shared.key / "phase", job, shared.meta(self.bench)):
-                        raise WorkFailed(f"{self.cell.key} goes on from {shared.key}, which is not finished; run the same command again")
+                    if not load_phase(
+                        self.bench.out / shared.key / "phase", phase, shared.meta(self.bench)
+                    ):
+                        raise WorkFailed(
+                            f"{self.cell.key} goes on from {shared.key}, which is not finished; run the same command again"
+                        )
                     continue
-                self._train(job, log)
+                self._train(phase, log)
                 if self.cell.kind == "first":
-                    save_phase(self.folder / "phase", job, self.cell.meta(self.bench))
+                    save_phase(self.folder / "phase", phase, self.cell.meta(self.bench))
                     break
         self.module.eval()
         return {
@@ -247,7 +288,7 @@ class _TrainingRunner:
         for number, (terms, steps) in enumerate(zip(self.arm.phases, self.lengths, strict=True)):
             last = number + 1 == len(self.lengths)
             point = self.cell.point if last or self.cell.first is None else self.cell.first
-            job = phase_job(
+            phase = phase_job(
                 f"phase-{number + 1}",
                 self.arm,
                 terms,
@@ -262,8 +303,8 @@ class _TrainingRunner:
                 every=self.every,
                 dims=self.dims,
             )
-            require_no_teacher(job)
-            yield number, job
+            require_no_teacher(phase)
+            yield number, phase
             start += steps
 
     def _projection(self) -> Projection | None:
@@ -282,20 +323,23 @@ class _TrainingRunner:
         finally:
             log.close()
 
-    def _train(self, job: Phase, log: Log) -> None:
+    def _train(self, phase: Phase, log: Log) -> None:
         total = self.cell.trained_steps(self.bench)
 
         def on_step(record: dict[str, Any]) -> None:
-            step = job.starts_at + record["step"] + 1
+            step = phase.starts_at + record["step"] + 1
             self.done = record["step"] + 1
             self.on_steps(self.done, total)
             if self.cell.kind != "trial" and (step % self.every == 0 or step == sum(self.lengths)):
-                log.write({"phase": job.name, "step": record["step"], "curve": self._point(step)})
+                log.write({"phase": phase.name, "step": record["step"], "curve": self._point(step)})
 
         threads = self.bench.experiment.recipe.threads or 1
-        nn.ParameterList(job.heads.named().values()).to(self.device)
-        with workers(threads if self.device == CPU else 1) as pool, self._theta(job.settings.rope_theta):
-            around = TrainContext(
+        nn.ParameterList(phase.heads.named().values()).to(self.device)
+        with (
+            workers(threads if self.device == CPU else 1) as pool,
+            self._theta(phase.settings.rope_theta),
+        ):
+            ctx = TrainContext(
                 self.bench.once or self.model.tokenizer,
                 self.model.settings.prompts,
                 self.cell.seed,
@@ -310,14 +354,14 @@ class _TrainingRunner:
                 arithmetic=self.arithmetic,
             )
             if self.bench.once is not None:
-                self._tokenise(job, around)
-            run_phase(job, self.module, self.folder / "checkpoints" / job.name, around)
+                self._tokenise(phase, ctx)
+            run_phase(phase, self.module, self.folder / "checkpoints" / phase.name, ctx)
 
-    def _tokenise(self, job: Phase, around: TrainContext) -> None:
+    def _tokenise(self, phase: Phase, ctx: TrainContext) -> None:
         """Make the tokens of all steps before the first, so that no arm pays for another's."""
-        source = TargetLookup(job, self.module, around)
-        for step in range(job.settings.steps):
-            source.ids(job.prepare(job.plan.at(job.starts_at + step)))
+        source = TargetLookup(phase, self.module, ctx)
+        for step in range(phase.settings.steps):
+            source.ids(phase.prepare(phase.plan.at(phase.starts_at + step)))
 
     @contextmanager
     def _theta(self, wanted: float | None) -> Iterator[None]:
@@ -341,11 +385,19 @@ class _TrainingRunner:
         with self._theta(self.model.settings.rope_theta):
             scores = dev_scores(self._embedder(), self.bench.sets)
         self.module.train()
-        return {"step": step, "score": macro(scores, self.bench.sets.dev), "scores": scores, "distance": self._distance()}
+        return {
+            "step": step,
+            "score": macro(scores, self.bench.sets.dev),
+            "scores": scores,
+            "distance": self._distance(),
+        }
 
     def _distance(self) -> float:
         weights = self.bench.base_weights
-        squares = [float((p.detach().cpu() - weights[name]).double().square().sum()) for name, p in self.module.named_parameters()]
+        squares = [
+            float((p.detach().cpu() - weights[name]).double().square().sum())
+            for name, p in self.module.named_parameters()
+        ]
         return math.sqrt(sum(squares))
 
     def _records(self) -> list[dict[str, Any]]:
@@ -364,7 +416,9 @@ class _TrainingRunner:
             elif "curve" in record:
                 points.append({**record["curve"], "cpu_seconds": spent})
         if self.cell.kind == "trial" or not self.arm.phases:
-            points.append({**self._point(self.cell.steps if self.arm.phases else 0), "cpu_seconds": spent})
+            points.append(
+                {**self._point(self.cell.steps if self.arm.phases else 0), "cpu_seconds": spent}
+            )
             self.module.eval()
         return points
 

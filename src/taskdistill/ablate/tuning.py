@@ -33,12 +33,22 @@ def trial_points(experiment: Experiment) -> list[Hyperparameters]:
     ranges = experiment.ablation.ranges
     drawn = qmc.LatinHypercube(d=3, rng=np.random.default_rng(experiment.recipe.seed)).random(more)
     columns = []
-    for (low, high), column in zip((ranges.lr, ranges.temperature, ranges.weight), drawn.T, strict=True):
+    for (low, high), column in zip(
+        (ranges.lr, ranges.temperature, ranges.weight), drawn.T, strict=True
+    ):
         columns.append(np.exp(np.log(low) + column * (np.log(high) - np.log(low))))
-    return [first, *(Hyperparameters(*(float(f"{value:.4g}") for value in row)) for row in zip(*columns, strict=True))]
+    return [
+        first,
+        *(
+            Hyperparameters(*(float(f"{value:.4g}") for value in row))
+            for row in zip(*columns, strict=True)
+        ),
+    ]
 
 
-def trial_cells(experiment: Experiment, arm: Arm, first: Hyperparameters | None) -> list[TrainingRun]:
+def trial_cells(
+    experiment: Experiment, arm: Arm, first: Hyperparameters | None
+) -> list[TrainingRun]:
     """Write an arm's trials as cells.
 
     Args:
@@ -49,10 +59,16 @@ def trial_cells(experiment: Experiment, arm: Arm, first: Hyperparameters | None)
     Returns:
         One cell a trial.
     """
-    steps, seed = trial_steps(experiment.recipe.first_stage().steps, experiment.ablation), later_seed(experiment.recipe.seed, TRIAL_SEED)
+    steps, seed = (
+        trial_steps(experiment.recipe.first_stage().steps, experiment.ablation),
+        later_seed(experiment.recipe.seed, TRIAL_SEED),
+    )
     if len(arm.phases) > 1:
         steps = max(2, steps)
-    return [TrainingRun("trial", arm.name, seed, steps, point, first, number) for number, point in enumerate(trial_points(experiment))]
+    return [
+        TrainingRun("trial", arm.name, seed, steps, point, first, number)
+        for number, point in enumerate(trial_points(experiment))
+    ]
 
 
 def best_trial(results: list[dict[str, Any]]) -> int:

@@ -38,11 +38,15 @@ class Verdict:
             The fields.
         """
         found = asdict(self)
-        found["deciding"] = {name: None if each is None else asdict(each) for name, each in self.deciding.items()}
+        found["deciding"] = {
+            name: None if each is None else asdict(each) for name, each in self.deciding.items()
+        }
         return found
 
 
-def judge(findings: Mapping[str, ContrastResult], singles: Sequence[str], margin: float, seeds: int) -> Verdict:
+def judge(
+    findings: Mapping[str, ContrastResult], singles: Sequence[str], margin: float, seeds: int
+) -> Verdict:
     """Judge "combined beats both" as an intersection-union test: both comparisons must hold, each one-sided at 5 %.
 
     A comparison holds if the randomisation test over queries and the draws over seeds, sets and queries both say so;
@@ -62,20 +66,28 @@ def judge(findings: Mapping[str, ContrastResult], singles: Sequence[str], margin
     chosen = {name: findings[name] for name in singles}
     p = max(max(each.p_greater, each.p_draws) for each in chosen.values())
     refuted = [name for name, each in chosen.items() if each.bounds[1] <= 0]
-    open_ = [name for name, each in chosen.items() if max(each.p_greater, each.p_draws) > ALPHA and name not in refuted]
+    open_ = [
+        name
+        for name, each in chosen.items()
+        if max(each.p_greater, each.p_draws) > ALPHA and name not in refuted
+    ]
     state: State = "contradicted" if refuted else "undecided" if open_ else "supported"
     why = [_sentence(name, each, margin) for name, each in chosen.items()]
     if seeds == 1:
         why.append("One seed only: chance in training is not in these intervals.")
     equal = [name for name, each in chosen.items() if each.p_equivalent(margin) <= ALPHA]
     larger = all(each.bounds[0] >= margin for each in chosen.values())
-    relevant: Literal["yes", "no", "open"] = "no" if equal or refuted else "yes" if larger else "open"
+    relevant: Literal["yes", "no", "open"] = (
+        "no" if equal or refuted else "yes" if larger else "open"
+    )
     deciding = {name: _needed(chosen[name], seeds) for name in open_}
     return Verdict(state, tuple(why), relevant, p, deciding)
 
 
 def _needed(found: ContrastResult, seeds: int) -> PowerAnalysis | None:
-    return required_sample(found.all.value, found.query_error, found.seed_sd, seeds, found.set_sd, len(found.per_set))
+    return required_sample(
+        found.all.value, found.query_error, found.seed_sd, seeds, found.set_sd, len(found.per_set)
+    )
 
 
 def _sentence(name: str, found: ContrastResult, margin: float) -> str:
@@ -114,4 +126,8 @@ def deciding_sentence(name: str, found: PowerAnalysis | None) -> str:
     if not ways:
         return f"{name}: a difference as small as the one seen would not be shown by a thousand seeds or sets."
     said = f"{name}: a difference as large as the one seen would probably be shown by {', or by '.join(ways)}"
-    return f"{said}; more queries or seeds alone would not show it." if len(ways) == 1 and found.sets is not None else f"{said}."
+    return (
+        f"{said}; more queries or seeds alone would not show it."
+        if len(ways) == 1 and found.sets is not None
+        else f"{said}."
+    )

@@ -1,5 +1,5 @@
 """`python -m taskdistill.cli`."""
 
-from taskdistill.cli import main
+from taskdistill.cli.main import main
 
 main()

@@ -46,5 +46,7 @@ class Checked(TyperCommand):
         path = ctx.params.get("json")
         if isinstance(path, Path):
             out = ctx.params.get("out")
-            check_result(path, _LISTS.get(str(self.name), is_result), out if isinstance(out, Path) else None)
+            check_result(
+                path, _LISTS.get(str(self.name), is_result), out if isinstance(out, Path) else None
+            )
         return super().invoke(ctx)

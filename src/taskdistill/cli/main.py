@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
@@ -50,7 +51,11 @@ class Commands(TyperGroup):
             Its name, the command, and the arguments that are left.
         """
         two = " ".join(args[:2])
-        return (two, self.commands[two], args[2:]) if two in self.commands else super().resolve_command(ctx, args)
+        return (
+            (two, self.commands[two], args[2:])
+            if two in self.commands
+            else super().resolve_command(ctx, args)
+        )
 
 
 app = typer.Typer(
@@ -108,7 +113,14 @@ for group in (app, *(each.typer_instance for each in app.registered_groups)):
         command.cls = Checked
 
 
-def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
     """Show our own warnings as one line; others as Python does."""
     if category is TruncationWarning:
         print(f"warning: {message}", file=sys.stderr)
@@ -120,6 +132,12 @@ def _warn(message: Warning | str, category: type[Warning], filename: str, lineno
 def _commands() -> Any:
     """Build what the commands and their options are once: reading the annotations of all of them takes longer than many a command."""
     return get_command(app)
+
+
+def main() -> None:
+    """Run the command line and exit with 0 (success), 1 (the work failed) or 2 (bad input)."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker threads of our own tokenize
+    sys.exit(run(sys.argv[1:]))
 
 
 def run(argv: list[str]) -> int:

@@ -11,7 +11,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 PLAIN_EVERY = 20.0
@@ -83,7 +90,9 @@ class Terminal:
             record: A record of the log, with `steps`.
         """
         terms = "  ".join(f"{name} {value:.4f}" for name, value in record["terms"].items())
-        self._show(record["step"] + 1, record["steps"], f"{record['texts_per_s']:.0f} texts/s  {terms}")
+        self._show(
+            record["step"] + 1, record["steps"], f"{record['texts_per_s']:.0f} texts/s  {terms}"
+        )
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """Print results.
@@ -124,14 +133,23 @@ class Terminal:
         elif time.monotonic() - self._said > PLAIN_EVERY:
             self._said = time.monotonic()
             spent = self._said - self._began
-            left = f" of {total:,}, {spent / max(done, 1) * (total - done):.0f} s left" if total >= done else ""
+            left = (
+                f" of {total:,}, {spent / max(done, 1) * (total - done):.0f} s left"
+                if total >= done
+                else ""
+            )
             self.console.print(f"  {done:,}{left}  {told}".rstrip(), markup=False)
 
     def _bar(self, done: int, total: int, told: str) -> None:
         if self._progress is None:
             if done >= total > 0 or time.monotonic() - self._began < 1.0:
                 return
-            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[told]}", markup=False))
+            columns = (
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[told]}", markup=False),
+            )
             self._progress = Progress(*columns, console=self.console, transient=True)
             self._progress.start()
             self._task = self._progress.add_task("", total=total, told=told)

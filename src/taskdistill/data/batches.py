@@ -78,23 +78,31 @@ class BatchPlan:
         known = [dataset.name for dataset in datasets]
         for name in weights:
             if name not in known:
-                raise BadInput(f"{label}: the weights name {name!r}, which is no data set{did_you_mean(name, known)}")
+                raise BadInput(
+                    f"{label}: the weights name {name!r}, which is no data set{did_you_mean(name, known)}"
+                )
         self.datasets = [dataset for dataset in datasets if weights.get(dataset.name, 0) > 0]
         if not self.datasets:
             raise BadInput(f"{label}: no data set has a weight above 0")
         self.seed = seed
         self.label = label
         self.negatives = negatives
-        self.weights = np.array([weights[dataset.name] for dataset in self.datasets], dtype=np.float64)
+        self.weights = np.array(
+            [weights[dataset.name] for dataset in self.datasets], dtype=np.float64
+        )
         self.weights /= self.weights.sum()
-        self.batch_sizes = [(batch_sizes or {}).get(dataset.name, batch_size) for dataset in self.datasets]
+        self.batch_sizes = [
+            (batch_sizes or {}).get(dataset.name, batch_size) for dataset in self.datasets
+        ]
         self._labels: dict[int, _Labels] = {}
         for index, (dataset, size) in enumerate(zip(self.datasets, self.batch_sizes, strict=True)):
             rows = len(dataset.rows)
             if self._is_classification(dataset):
                 self._labels[index] = _Labels(dataset, negatives or 0)
                 rows = len(self._labels[index].anchors)
-            if dataset.kind is RowKind.SCORED and (size < 2 or len({row.score for row in dataset.rows}) < 2):
+            if dataset.kind is RowKind.SCORED and (
+                size < 2 or len({row.score for row in dataset.rows}) < 2
+            ):
                 raise BadInput(
                     f"{label}: data set {dataset.name!r} needs two distinct scores a batch; give graded rows, and 2 or more a batch"
                 )
@@ -126,10 +134,24 @@ class BatchPlan:
         if index in self._labels:
             rng = generator(self.seed, self.label, dataset.name, "items", position)
             ids = self._labels[index].items(chosen, rng)
-            return Batch(step, index, dataset.name, RowKind.LABELLED, tuple(_item(dataset, row) for row in ids.tolist()), ids)
+            return Batch(
+                step,
+                index,
+                dataset.name,
+                RowKind.LABELLED,
+                tuple(_item(dataset, row) for row in ids.tolist()),
+                ids,
+            )
         rows = tuple(dataset.rows[row] for row in chosen.tolist())
         if dataset.kind is RowKind.LABELLED:
-            return Batch(step, index, dataset.name, RowKind.TEXTS, tuple(Text(row.text, row.lang) for row in rows), chosen)
+            return Batch(
+                step,
+                index,
+                dataset.name,
+                RowKind.TEXTS,
+                tuple(Text(row.text, row.lang) for row in rows),
+                chosen,
+            )
         return Batch(step, index, dataset.name, dataset.kind, rows, chosen, dataset.teacher_reads)
 
     def drawn(self, steps: int) -> list[int]:
@@ -157,7 +179,11 @@ class BatchPlan:
         return self._draws[number], self._before[number]
 
     def _batches_per_epoch(self, index: int) -> int:
-        rows = len(self._labels[index].anchors) if index in self._labels else len(self.datasets[index].rows)
+        rows = (
+            len(self._labels[index].anchors)
+            if index in self._labels
+            else len(self.datasets[index].rows)
+        )
         return -(-rows // self.batch_sizes[index])
 
     def _order(self, index: int, epoch: int) -> np.ndarray:
@@ -168,7 +194,12 @@ class BatchPlan:
                 self._ids[index] = text_ids(dataset)
             rng = generator(self.seed, self.label, dataset.name, "epoch", epoch)
             candidates = self._labels[index].anchors if index in self._labels else None
-            held = (epoch, epoch_order(dataset, self._ids.get(index, []), self.batch_sizes[index], rng, candidates))
+            held = (
+                epoch,
+                epoch_order(
+                    dataset, self._ids.get(index, []), self.batch_sizes[index], rng, candidates
+                ),
+            )
             self._orders[index] = held
         return held[1]
 
@@ -191,7 +222,12 @@ class _Labels:
 
     def items(self, anchors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return row numbers (anchors, 2 + negatives)."""
-        return np.array([[anchor, self._positive(anchor, rng), *self._negatives(anchor, rng)] for anchor in anchors.tolist()])
+        return np.array(
+            [
+                [anchor, self._positive(anchor, rng), *self._negatives(anchor, rng)]
+                for anchor in anchors.tolist()
+            ]
+        )
 
     def _positive(self, anchor: int, rng: np.random.Generator) -> int:
         code = self.codes[anchor]
@@ -211,7 +247,11 @@ class _Labels:
 def _item(dataset: Dataset, ids: Sequence[int]) -> ClassificationItem:
     anchor, positive, *negatives = (dataset.rows[row] for row in ids)
     return ClassificationItem(
-        anchor.text, positive.text, tuple(row.text for row in negatives), anchor.label, tuple(row.label for row in negatives)
+        anchor.text,
+        positive.text,
+        tuple(row.text for row in negatives),
+        anchor.label,
+        tuple(row.label for row in negatives),
     )
 
 
@@ -235,5 +275,7 @@ def describe(plan: BatchPlan, steps: int) -> list[dict[str, Any]]:
             "batches": batches,
             "epochs": batches * size / len(dataset.rows),
         }
-        for dataset, size, weight, batches in zip(plan.datasets, plan.batch_sizes, plan.weights, plan.drawn(steps), strict=True)
+        for dataset, size, weight, batches in zip(
+            plan.datasets, plan.batch_sizes, plan.weights, plan.drawn(steps), strict=True
+        )
     ]

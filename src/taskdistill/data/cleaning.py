@@ -21,7 +21,9 @@ REQUIRED: dict[RowKind, tuple[str, ...]] = {
     RowKind.LABELLED: ("text", "label"),
     RowKind.TEXTS: ("text",),
 }
-OPTIONAL: dict[RowKind, tuple[str, ...]] = {kind: ("negatives", "lang") if kind is RowKind.PAIRS else ("lang",) for kind in RowKind}
+OPTIONAL: dict[RowKind, tuple[str, ...]] = {
+    kind: ("negatives", "lang") if kind is RowKind.PAIRS else ("lang",) for kind in RowKind
+}
 
 _VISIBLE = re.compile(
     r"[^\s\x00-\x1f\x7f-\x9f\xad\u115f\u1160\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0]"
@@ -51,7 +53,9 @@ def make_row(record: Mapping[str, Any], source: SourceConfig, repair: Repair) ->
     if source.kind is RowKind.SCORED:
         first = _text(record, names.get("text1", "text1"), repair)
         second = _text(record, names.get("text2", "text2"), repair)
-        return ScoredPair(first, second, _score(record, names.get("score", "score"), source.score_range), lang)
+        return ScoredPair(
+            first, second, _score(record, names.get("score", "score"), source.score_range), lang
+        )
     text = _text(record, names.get("text", "text"), repair)
     if source.kind is RowKind.LABELLED:
         return LabeledText(text, _label(record, names.get("label", "label"), repair), lang)
@@ -61,7 +65,12 @@ def make_row(record: Mapping[str, Any], source: SourceConfig, repair: Repair) ->
 def _value(record: Mapping[str, Any], column: str) -> Any:
     value = record.get(column)
     if value is None:
-        raise Fault(f"no {column!r}", "null" if column in record else f"columns: {', '.join(map(str, list(record)[:8]))[:120]}")
+        raise Fault(
+            f"no {column!r}",
+            "null"
+            if column in record
+            else f"columns: {', '.join(map(str, list(record)[:8]))[:120]}",
+        )
     return value
 
 
@@ -123,7 +132,9 @@ def _pair(record: Mapping[str, Any], names: Mapping[str, str], lang: str, repair
             repair(f"negative dropped: {fault.reason}")
             continue
         if negative in (query, positive):
-            repair(f"negative dropped: it equals the {'query' if negative == query else 'positive'}")
+            repair(
+                f"negative dropped: it equals the {'query' if negative == query else 'positive'}"
+            )
         elif negative in kept:
             repair("negative dropped: given twice")
         else:
@@ -143,7 +154,11 @@ def _negatives(given: Any, column: str) -> list[str]:
             return [given]
         given = parsed["n"]
     if not isinstance(given, list) or not all(isinstance(value, str) for value in given):
-        kinds = _kind(given) if not isinstance(given, list) else f"a list with {_kind(next(v for v in given if not isinstance(v, str)))}"
+        kinds = (
+            _kind(given)
+            if not isinstance(given, list)
+            else f"a list with {_kind(next(v for v in given if not isinstance(v, str)))}"
+        )
         raise Fault(f"{column!r} is no list of texts", f"it is {kinds}")
     return given
 
@@ -155,11 +170,17 @@ def _score(record: Mapping[str, Any], column: str, bounds: tuple[float, float]) 
     try:
         score = float(value)
     except (ValueError, OverflowError):
-        raise Fault(f"{column!r} is no number", str(value)[:40] if isinstance(value, str) else "beyond floating point") from None
+        raise Fault(
+            f"{column!r} is no number",
+            str(value)[:40] if isinstance(value, str) else "beyond floating point",
+        ) from None
     if not math.isfinite(score):
         raise Fault(f"{column!r} is not a finite number", str(score))
     if not bounds[0] <= score <= bounds[1]:
-        raise Fault(f"{column!r} is outside {bounds[0]:g}..{bounds[1]:g}", f"{score:g}; set score_range if the source has another scale")
+        raise Fault(
+            f"{column!r} is outside {bounds[0]:g}..{bounds[1]:g}",
+            f"{score:g}; set score_range if the source has another scale",
+        )
     return score
 
 

@@ -106,7 +106,9 @@ def repeats_within(texts: Sequence[str], most: float = 0.5) -> np.ndarray:
         own = runs[start:end].tolist()
         start = end
         key = exact_key(texts[number])
-        repeats[number] = key in said or (bool(own) and sum(run in found for run in own) >= most * len(own))
+        repeats[number] = key in said or (
+            bool(own) and sum(run in found for run in own) >= most * len(own)
+        )
         said.add(key)
         if not repeats[number]:
             found.update(own)

@@ -46,11 +46,20 @@ def list_sets(root: Path) -> dict[str, DatasetFiles]:
         BadInput: If the folder is missing or holds no set.
     """
     if not root.is_dir():
-        raise BadInput(f"no data folder at {root}; give a folder with {', '.join(RowKind)} or {RETRIEVAL} inside")
+        raise BadInput(
+            f"no data folder at {root}; give a folder with {', '.join(RowKind)} or {RETRIEVAL} inside"
+        )
     found: dict[str, DatasetFiles] = {}
     for kind in RowKind:
         for path in sorted((root / kind.value).glob("*")):
-            suffix = next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if path.name.endswith(suffix)), None)
+            suffix = next(
+                (
+                    suffix
+                    for suffix in sorted(SUFFIXES, key=len, reverse=True)
+                    if path.name.endswith(suffix)
+                ),
+                None,
+            )
             if suffix is None or not path.is_file():
                 continue
             stem = path.name.removesuffix(suffix)
@@ -61,9 +70,13 @@ def list_sets(root: Path) -> dict[str, DatasetFiles]:
             entry.splits[split] = path.relative_to(root).as_posix()
     for folder in sorted((root / RETRIEVAL).glob("*")):
         if all((folder / name).is_file() for name in RETRIEVAL_FILES):
-            found[f"{RETRIEVAL}/{folder.name}"] = DatasetFiles(folder.name, RETRIEVAL, {"test": folder.relative_to(root).as_posix()})
+            found[f"{RETRIEVAL}/{folder.name}"] = DatasetFiles(
+                folder.name, RETRIEVAL, {"test": folder.relative_to(root).as_posix()}
+            )
     if not found:
-        raise BadInput(f"{root} holds no data set; it needs files such as pairs/<name>.train.jsonl.gz or retrieval/<name>/corpus.jsonl.gz")
+        raise BadInput(
+            f"{root} holds no data set; it needs files such as pairs/<name>.train.jsonl.gz or retrieval/<name>/corpus.jsonl.gz"
+        )
     return dict(sorted(found.items()))
 
 
@@ -86,7 +99,9 @@ def find_set(sets: dict[str, DatasetFiles], name: str) -> DatasetFiles:
     if len(same) == 1:
         return same[0]
     if same:
-        raise BadInput(f"{name!r} names several data sets; say which: {', '.join(entry.key for entry in same)}")
+        raise BadInput(
+            f"{name!r} names several data sets; say which: {', '.join(entry.key for entry in same)}"
+        )
     raise BadInput(f"no data set {name!r}{did_you_mean(name, _names(sets.values()))}")
 
 

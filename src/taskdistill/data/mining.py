@@ -65,9 +65,13 @@ class MiningSettings:
         if self.negatives < 1:
             raise BadInput(f"--negatives is {self.negatives}; give at least 1")
         if not 1 <= self.first <= self.last:
-            raise BadInput(f"ranks {self.first} to {self.last} are no window; the first must be at least 1 and not above the last")
+            raise BadInput(
+                f"ranks {self.first} to {self.last} are no window; the first must be at least 1 and not above the last"
+            )
         if self.last - self.first + 1 < self.negatives:
-            raise BadInput(f"ranks {self.first} to {self.last} hold fewer than the {self.negatives} negatives wanted; widen the window")
+            raise BadInput(
+                f"ranks {self.first} to {self.last} hold fewer than the {self.negatives} negatives wanted; widen the window"
+            )
         for name in ("margin", "relative_margin", "max_score", "min_score"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
@@ -75,11 +79,21 @@ class MiningSettings:
         for name in ("margin", "relative_margin"):
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise BadInput(f"--{name.replace('_', '-')} is {value}; it must not be negative, or positives would be passed")
+                raise BadInput(
+                    f"--{name.replace('_', '-')} is {value}; it must not be negative, or positives would be passed"
+                )
         if self.relative_margin is not None and self.relative_margin >= 1:
-            raise BadInput(f"--relative-margin is {self.relative_margin}; it is a share of the positive's cosine: 0.05 stands for 5 %")
-        if self.max_score is not None and self.min_score is not None and self.min_score > self.max_score:
-            raise BadInput(f"--min-score {self.min_score} is above --max-score {self.max_score}; no candidate lies between")
+            raise BadInput(
+                f"--relative-margin is {self.relative_margin}; it is a share of the positive's cosine: 0.05 stands for 5 %"
+            )
+        if (
+            self.max_score is not None
+            and self.min_score is not None
+            and self.min_score > self.max_score
+        ):
+            raise BadInput(
+                f"--min-score {self.min_score} is above --max-score {self.max_score}; no candidate lies between"
+            )
         return asdict(self)
 
 
@@ -135,7 +149,12 @@ def build_relations(rows: Sequence[Pair], others: Sequence[str] = ()) -> Relatio
     for row in rows:
         query_of.append(number(row.query, queries, query_texts))
         positive_of.append(number(row.positive, candidates, candidate_texts))
-        given.append(np.array([number(text, candidates, candidate_texts) for text in row.negatives], dtype=np.int64))
+        given.append(
+            np.array(
+                [number(text, candidates, candidate_texts) for text in row.negatives],
+                dtype=np.int64,
+            )
+        )
         read += 1 + len(row.negatives)
     for text in others:
         number(text, candidates, candidate_texts)
@@ -147,7 +166,12 @@ def build_relations(rows: Sequence[Pair], others: Sequence[str] = ()) -> Relatio
         askers.setdefault(positive, set()).add(query)
     excluded, siblings = list[Numbers](), 0
     for key, query in queries.items():
-        near = {positive for own in positives[query] for other in askers[own] for positive in positives[other]}
+        near = {
+            positive
+            for own in positives[query]
+            for other in askers[own]
+            for positive in positives[other]
+        }
         siblings += len(near) - 1
         itself = {candidates[key]} if key in candidates else set()
         excluded.append(np.array(sorted(near | itself), dtype=np.int64))
@@ -164,7 +188,12 @@ def build_relations(rows: Sequence[Pair], others: Sequence[str] = ()) -> Relatio
 
 
 def top_k(
-    queries: NDArray[np.float32], candidates: Vectors, count: int, excluded: Sequence[Numbers], most: int, usable: NDArray[np.bool_] | None
+    queries: NDArray[np.float32],
+    candidates: Vectors,
+    count: int,
+    excluded: Sequence[Numbers],
+    most: int,
+    usable: NDArray[np.bool_] | None,
 ) -> tuple[NDArray[np.float32], Numbers]:
     """Find the nearest candidates of some queries, exactly, block by block.
 
@@ -191,11 +220,18 @@ def top_k(
             first, last = np.searchsorted(out, (start, stop))
             scores[row, out[first:last] - start] = -np.inf
         keep = min(most, stop - start)
-        places = np.argpartition(-scores, keep - 1, axis=1)[:, :keep] if keep < stop - start else np.tile(np.arange(keep), (len(scores), 1))
+        places = (
+            np.argpartition(-scores, keep - 1, axis=1)[:, :keep]
+            if keep < stop - start
+            else np.tile(np.arange(keep), (len(scores), 1))
+        )
         both = np.concatenate([top, np.take_along_axis(scores, places, axis=1)], axis=1)
         numbers = np.concatenate([found, places + start], axis=1)
         order = np.lexsort((numbers, -both), axis=1)[:, :most]
-        top, found = np.take_along_axis(both, order, axis=1), np.take_along_axis(numbers, order, axis=1)
+        top, found = (
+            np.take_along_axis(both, order, axis=1),
+            np.take_along_axis(numbers, order, axis=1),
+        )
     return top, found
 
 
@@ -235,7 +271,12 @@ def mine_block(
     rows = np.flatnonzero((relations.query_of >= block[0]) & (relations.query_of <= block[-1]))
     vectors = np.asarray(queries.take(block), dtype=np.float32)
     top, found = top_k(
-        vectors, candidates, len(relations.candidates), [relations.excluded[query] for query in block], settings.last, usable
+        vectors,
+        candidates,
+        len(relations.candidates),
+        [relations.excluded[query] for query in block],
+        settings.last,
+        usable,
     )
     place = {int(query): i for i, query in enumerate(block)}
     places = np.array([place[int(relations.query_of[row])] for row in rows], dtype=np.int64)
@@ -246,9 +287,16 @@ def mine_block(
         room = settings.negatives - len(relations.given[row])
         usable_row = usable is None or bool(usable[relations.positive_of[row]])
         chosen.append(
-            _choose(top[at], found[at], score, relations.given[row], room, row, settings, reasons) if usable_row else found[at, :0]
+            _choose(top[at], found[at], score, relations.given[row], room, row, settings, reasons)
+            if usable_row
+            else found[at, :0]
         )
-    return MinedBlock(rows, np.array([len(each) for each in chosen]), np.concatenate([np.zeros(0, np.int64), *chosen]), dict(reasons))
+    return MinedBlock(
+        rows,
+        np.array([len(each) for each in chosen]),
+        np.concatenate([np.zeros(0, np.int64), *chosen]),
+        dict(reasons),
+    )
 
 
 def score_ceilings(positive: float, settings: MiningSettings) -> dict[str, float]:
@@ -295,7 +343,9 @@ def _choose(
         left &= ~passed
     places = np.flatnonzero(left)
     if settings.pick == "random" and len(places) > room:
-        places = np.sort(generator(settings.seed, "negatives", row).permutation(places)[: max(0, room)])
+        places = np.sort(
+            generator(settings.seed, "negatives", row).permutation(places)[: max(0, room)]
+        )
     return numbers[places[: max(0, room)]]
 
 

@@ -43,12 +43,20 @@ def text_ids(dataset: Dataset) -> list[tuple[int, int]]:
     """
     known: dict[str, int] = {}
     return [
-        (known.setdefault(fold_text(row.query), len(known)), known.setdefault(fold_text(row.positive), len(known))) for row in dataset.rows
+        (
+            known.setdefault(fold_text(row.query), len(known)),
+            known.setdefault(fold_text(row.positive), len(known)),
+        )
+        for row in dataset.rows
     ]
 
 
 def epoch_order(
-    dataset: Dataset, ids: Sequence[tuple[int, int]], batch_size: int, rng: np.random.Generator, candidates: np.ndarray | None = None
+    dataset: Dataset,
+    ids: Sequence[tuple[int, int]],
+    batch_size: int,
+    rng: np.random.Generator,
+    candidates: np.ndarray | None = None,
 ) -> np.ndarray:
     """Arrange one epoch into batches.
 
@@ -115,7 +123,9 @@ class _OpenBatch:
         self.held.update(ids)
 
 
-def _arrange(permutation: list[int], fillers: list[int], size: int, ids: Sequence[tuple[int, int]]) -> list[list[int]]:
+def _arrange(
+    permutation: list[int], fillers: list[int], size: int, ids: Sequence[tuple[int, int]]
+) -> list[list[int]]:
     batches = [_OpenBatch() for _ in range(-(-len(permutation) // size))]
     put_off: deque[int] = deque()
     coming = iter(permutation)
@@ -143,7 +153,9 @@ def _arrange(permutation: list[int], fillers: list[int], size: int, ids: Sequenc
     return [batch.rows for batch in batches]
 
 
-def _exchange(row: int, target: _OpenBatch, batches: Sequence[_OpenBatch], ids: Sequence[tuple[int, int]]) -> bool:
+def _exchange(
+    row: int, target: _OpenBatch, batches: Sequence[_OpenBatch], ids: Sequence[tuple[int, int]]
+) -> bool:
     """Put the row in place of a member of another batch that fits into the target, and that member into the target."""
     for other in batches[:NEAR]:
         if other is target:

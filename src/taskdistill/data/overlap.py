@@ -23,7 +23,11 @@ class Overlap:
         Returns:
             texts, exact (equal after NFKC, case folding, joined white space) and near (share 13 words in a row, not exact).
         """
-        return {"texts": len(self.exact), "exact": int(self.exact.sum()), "near": int((self.near & ~self.exact).sum())}
+        return {
+            "texts": len(self.exact),
+            "exact": int(self.exact.sum()),
+            "near": int((self.near & ~self.exact).sum()),
+        }
 
 
 @dataclass(frozen=True, slots=True)

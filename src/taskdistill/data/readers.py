@@ -49,9 +49,13 @@ def read_records(path: Path, wanted: Collection[str] | None = None) -> Iterator[
     """
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
-        raise BadInput(f"{path}: unknown format; rows are read from files that end in {', '.join(SUFFIXES)}")
+        raise BadInput(
+            f"{path}: unknown format; rows are read from files that end in {', '.join(SUFFIXES)}"
+        )
     if not path.is_file():
-        raise BadInput(f"{path} is {'a folder' if path.is_dir() else 'missing'}; give a file of rows ({', '.join(SUFFIXES)})")
+        raise BadInput(
+            f"{path} is {'a folder' if path.is_dir() else 'missing'}; give a file of rows ({', '.join(SUFFIXES)})"
+        )
     before = path.stat()
     if before.st_size == 0:
         raise BadInput(f"no rows in {path}: the file is empty")
@@ -65,13 +69,17 @@ def read_records(path: Path, wanted: Collection[str] | None = None) -> Iterator[
     except PermissionError:
         raise BadInput(f"{path} may not be read; change its permissions") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BadInput(f"{path} is a damaged or truncated gzip file ({error}); copy or download it again") from None
+        raise BadInput(
+            f"{path} is a damaged or truncated gzip file ({error}); copy or download it again"
+        ) from None
     after = path.stat()
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise BadInput(f"{path} changed while it was read; run again when it is complete")
 
 
-def read_hub(name: str, split: str, revision: str | None, subset: str | None = None) -> Iterator[Record]:
+def read_hub(
+    name: str, split: str, revision: str | None, subset: str | None = None
+) -> Iterator[Record]:
     """Read the records of a Hub data set.
 
     Args:
@@ -93,7 +101,9 @@ def read_hub(name: str, split: str, revision: str | None, subset: str | None = N
         rows = load_dataset(name, subset, split=split, revision=revision)
     except Exception as error:
         place = f"subset {subset!r}, split {split!r}" if subset else f"split {split!r}"
-        raise BadInput(f"hub:{name} ({place}) cannot be loaded: {error}; check its name, subset, split and the network") from None
+        raise BadInput(
+            f"hub:{name} ({place}) cannot be loaded: {error}; check its name, subset, split and the network"
+        ) from None
     for number, row in enumerate(rows, 1):
         yield number, cast("dict[str, Any]", row)
 
@@ -152,7 +162,9 @@ def _csv(path: Path) -> Iterator[Record]:
             return
         except csv.Error as error:
             if "unexpected end of data" in str(error):
-                raise BadInput(f"{path}:{first}: a quoted value that starts in this row is never closed; close it") from None
+                raise BadInput(
+                    f"{path}:{first}: a quoted value that starts in this row is never closed; close it"
+                ) from None
             yield first, Fault("not valid CSV", str(error))
             continue
         if not any(cells):
@@ -161,7 +173,9 @@ def _csv(path: Path) -> Iterator[Record]:
             header = [cell.strip() for cell in cells]
             if len(set(header)) != len(header):
                 raise BadInput(f"{path}: the header names a column twice: {', '.join(header)}")
-        elif bad := [undecodable[line] for line in range(first, reader.line_num + 1) if line in undecodable]:
+        elif bad := [
+            undecodable[line] for line in range(first, reader.line_num + 1) if line in undecodable
+        ]:
             yield first, Fault("invalid UTF-8", f"byte offset {bad[0]}")
         elif len(cells) != len(header):
             yield first, Fault("wrong number of columns", f"{len(cells)} instead of {len(header)}")
@@ -180,7 +194,9 @@ def _parquet(path: Path, wanted: Collection[str] | None) -> Iterator[Record]:
         names = file.schema_arrow.names
         columns = names if wanted is None else [name for name in names if name in wanted]
         others = dict.fromkeys(name for name in names if name not in columns)
-        groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
+        groups = [
+            file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)
+        ]
         _check_expansion(path, sum(groups), size)
         for batch in file.iter_batches(batch_size=1024, columns=columns):
             expanded += batch.nbytes
@@ -189,14 +205,20 @@ def _parquet(path: Path, wanted: Collection[str] | None) -> Iterator[Record]:
                 number += 1
                 yield number, record | others
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read as Parquet after row {number} ({str(error)[:150]}); write it again") from None
+        raise BadInput(
+            f"{path} cannot be read as Parquet after row {number} ({str(error)[:150]}); write it again"
+        ) from None
 
 
 def _check_expansion(path: Path, expanded: int, size: int) -> None:
     if expanded > RATIO_FROM and expanded > MAX_RATIO * size:
-        raise BadInput(f"{path} grows to more than {MAX_RATIO} times its {size} bytes: refused as a decompression bomb")
+        raise BadInput(
+            f"{path} grows to more than {MAX_RATIO} times its {size} bytes: refused as a decompression bomb"
+        )
     if expanded > MAX_EXPANDED:
-        raise BadInput(f"{path} expands to more than {MAX_EXPANDED >> 30} GiB; split it into smaller files")
+        raise BadInput(
+            f"{path} expands to more than {MAX_EXPANDED >> 30} GiB; split it into smaller files"
+        )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes | Fault]]:
@@ -221,14 +243,28 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes | Fault]]:
                 held.append(head)
             for following in rest:
                 number += 1
-                yield number, start, b"".join(held) if held_size <= MAX_LINE else Fault("line too long", f"{held_size} bytes")
+                yield (
+                    number,
+                    start,
+                    b"".join(held)
+                    if held_size <= MAX_LINE
+                    else Fault("line too long", f"{held_size} bytes"),
+                )
                 start += held_size + 1
                 held, held_size = [following], len(following)
     if held_size:
         number += 1
-        yield number, start, b"".join(held) if held_size <= MAX_LINE else Fault("line too long", f"{held_size} bytes")
+        yield (
+            number,
+            start,
+            b"".join(held)
+            if held_size <= MAX_LINE
+            else Fault("line too long", f"{held_size} bytes"),
+        )
 
 
 def _check_encoding(path: Path, block: bytes) -> None:
     if block.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise BadInput(f"{path} is UTF-16, rows must be UTF-8; convert it first, for example: iconv -f utf-16 -t utf-8")
+        raise BadInput(
+            f"{path} is UTF-16, rows must be UTF-8; convert it first, for example: iconv -f utf-16 -t utf-8"
+        )

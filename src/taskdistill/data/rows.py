@@ -113,7 +113,9 @@ class Dataset:
     teacher_reads: TeacherSide = TeacherSide.BOTH
 
 
-def make_dataset(name: str, kind: RowKind, rows: Sequence[Any], counts: Counts | None = None) -> Dataset:
+def make_dataset(
+    name: str, kind: RowKind, rows: Sequence[Any], counts: Counts | None = None
+) -> Dataset:
     """Put rows that are already clean into a data set.
 
     Args:
@@ -125,7 +127,9 @@ def make_dataset(name: str, kind: RowKind, rows: Sequence[Any], counts: Counts |
     Returns:
         The data set with the hash of its rows.
     """
-    return Dataset(name, kind, rows, counts or Counts(read=len(rows), used=len(rows)), hash_rows(rows))
+    return Dataset(
+        name, kind, rows, counts or Counts(read=len(rows), used=len(rows)), hash_rows(rows)
+    )
 
 
 def row_texts(row: Any) -> tuple[str, ...]:

@@ -24,7 +24,13 @@ NO_FAULT = frozenset({DUPLICATE, LONELY})
 
 
 def load_source(
-    root: Path, name: str, source: SourceConfig, *, max_bad: float, seed: int, progress: Callable[[int, int], None] | None = None
+    root: Path,
+    name: str,
+    source: SourceConfig,
+    *,
+    max_bad: float,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Read one source of a recipe.
 
@@ -58,12 +64,15 @@ def load_source(
     if faults > max_bad * counts.read:
         raise BadInput(
             f"{where}: {faults} of {counts.read} rows are faulty, more than data.max_bad={max_bad:g} allows; "
-            f"mend them or raise data.max_bad. The first {len(counts.examples)}: " + "; ".join(counts.examples)
+            f"mend them or raise data.max_bad. The first {len(counts.examples)}: "
+            + "; ".join(counts.examples)
         )
     if source.kind is RowKind.LABELLED:
         rows = _drop_lonely(rows, counts, where, repaired)
     if source.kind is RowKind.SCORED and len({row.score for row in rows}) < 2:
-        raise BadInput(f"{where}: all {len(rows)} scores are equal, so CoSENT has no pairs; use the source as pairs or give graded scores")
+        raise BadInput(
+            f"{where}: all {len(rows)} scores are equal, so CoSENT has no pairs; use the source as pairs or give graded scores"
+        )
     counts.repaired.update(repaired.values())
     counts.used = counts.read - counts.rejected.total() - counts.repaired.total()
     rows = _draw(rows, source.limit, seed, name)
@@ -74,13 +83,18 @@ def _check_columns(name: str, source: SourceConfig) -> None:
     known = (*REQUIRED[source.kind], *OPTIONAL[source.kind])
     for field in source.columns:
         if field not in known:
-            raise BadInput(f"data.sources.{name}.columns names {field!r}, no field of {source.kind.value} rows{did_you_mean(field, known)}")
+            raise BadInput(
+                f"data.sources.{name}.columns names {field!r}, no field of {source.kind.value} rows{did_you_mean(field, known)}"
+            )
 
 
 def _inputs(root: Path, name: str, source: SourceConfig) -> list[tuple[str, Iterator[Record]]]:
     if source.path.startswith(HUB):
         return list(_hub_inputs(source))
-    wanted = {source.columns.get(field, field) for field in (*REQUIRED[source.kind], *OPTIONAL[source.kind])}
+    wanted = {
+        source.columns.get(field, field)
+        for field in (*REQUIRED[source.kind], *OPTIONAL[source.kind])
+    }
     files = resolve(root, name, source.path)
     for path in files:
         check_listed(path)
@@ -125,26 +139,49 @@ def resolve(root: Path, name: str, pattern: str) -> list[Path]:
             raise BadInput(f"source {name!r}: no file {path}" + _near(root, pattern))
         return [path]
     if Path(pattern).is_absolute():
-        raise BadInput(f"source {name!r}: the glob {pattern} is absolute; globs start from data.root ({root})")
-    found = sorted(path for path in root.glob(pattern) if path.is_file() and path.name.lower().endswith(SUFFIXES))
+        raise BadInput(
+            f"source {name!r}: the glob {pattern} is absolute; globs start from data.root ({root})"
+        )
+    found = sorted(
+        path
+        for path in root.glob(pattern)
+        if path.is_file() and path.name.lower().endswith(SUFFIXES)
+    )
     if not found:
-        raise BadInput(f"source {name!r}: no file of rows matches {pattern} below {root}" + _near(root, pattern))
+        raise BadInput(
+            f"source {name!r}: no file of rows matches {pattern} below {root}"
+            + _near(root, pattern)
+        )
     return found
 
 
 def _near(root: Path, pattern: str) -> str:
     if not root.is_dir():
         return f"; the folder {root} does not exist"
-    names = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*") if path.name.lower().endswith(SUFFIXES))
+    names = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.glob("*/*")
+        if path.name.lower().endswith(SUFFIXES)
+    )
     return did_you_mean(pattern, names[:200]) if names else f"; {root} holds no file of rows"
 
 
 def _languages(source: SourceConfig, counts: Counts) -> str:
-    return f": none of its {counts.filtered} rows is in the languages {source.languages}" if counts.filtered else ""
+    return (
+        f": none of its {counts.filtered} rows is in the languages {source.languages}"
+        if counts.filtered
+        else ""
+    )
 
 
 def _read(
-    label: str, records: Iterator[Record], source: SourceConfig, counts: Counts, rows: list[Any], seen: set[Any], repaired: dict[int, str]
+    label: str,
+    records: Iterator[Record],
+    source: SourceConfig,
+    counts: Counts,
+    rows: list[Any],
+    seen: set[Any],
+    repaired: dict[int, str],
 ) -> None:
     columns: list[str] | None = None
     missing: Counter[str] = Counter()
@@ -159,8 +196,13 @@ def _read(
             continue
         if columns is None:
             columns = [str(key) for key in record]
-            known = {source.columns.get(field, field) for field in (*REQUIRED[source.kind], *OPTIONAL[source.kind])}
-            counts.ignored_columns += [key for key in columns if key not in known and key not in counts.ignored_columns]
+            known = {
+                source.columns.get(field, field)
+                for field in (*REQUIRED[source.kind], *OPTIONAL[source.kind])
+            }
+            counts.ignored_columns += [
+                key for key in columns if key not in known and key not in counts.ignored_columns
+            ]
         if source.languages is not None:
             if lang in columns or lang in record:
                 if record.get(lang) not in source.languages:
@@ -176,7 +218,11 @@ def _read(
             missing.update(column for column in required if column not in record)
             counts.reject(fault.reason, f"{label}:{number}", fault.detail)
             continue
-        key = (*row_texts(row), row.score if isinstance(row, ScoredPair) else None, row.label if isinstance(row, LabeledText) else None)
+        key = (
+            *row_texts(row),
+            row.score if isinstance(row, ScoredPair) else None,
+            row.label if isinstance(row, LabeledText) else None,
+        )
         if key in seen:
             counts.reject(DUPLICATE, f"{label}:{number}")
             continue
@@ -189,25 +235,35 @@ def _read(
     _check_missing(label, missing, counts.read - before, columns or [], source)
 
 
-def _check_missing(label: str, missing: Counter[str], read: int, columns: list[str], source: SourceConfig) -> None:
+def _check_missing(
+    label: str, missing: Counter[str], read: int, columns: list[str], source: SourceConfig
+) -> None:
     lost = [column for column, number in missing.items() if number == read]
     if not lost:
         return
-    field = next(field for field in REQUIRED[source.kind] if source.columns.get(field, field) == lost[0])
+    field = next(
+        field for field in REQUIRED[source.kind] if source.columns.get(field, field) == lost[0]
+    )
     raise BadInput(
         f"{label}: no column {lost[0]!r} for the field {field!r} of {source.kind.value} rows; columns found: {', '.join(columns[:20])}; "
         f"name the right one in the recipe, under the source: columns: {{{field}: <column>}}"
     )
 
 
-def _drop_lonely(rows: list[Any], counts: Counts, where: str, repaired: dict[int, str]) -> list[Any]:
+def _drop_lonely(
+    rows: list[Any], counts: Counts, where: str, repaired: dict[int, str]
+) -> list[Any]:
     sizes = Counter(row.label for row in rows)
     if len(sizes) < 2:
-        raise BadInput(f"{where}: one class only ({next(iter(sizes), 'none')!r}); classification needs rows of two classes or more")
+        raise BadInput(
+            f"{where}: one class only ({next(iter(sizes), 'none')!r}); classification needs rows of two classes or more"
+        )
     kept = [row for row in rows if sizes[row.label] > 1]
     left = {label for label, size in sizes.items() if size > 1}
     if len(left) < 2:
-        raise BadInput(f"{where}: {len(sizes)} classes, but only {len(left)} of them has two examples or more; give more rows per class")
+        raise BadInput(
+            f"{where}: {len(sizes)} classes, but only {len(left)} of them has two examples or more; give more rows per class"
+        )
     for index, row in enumerate(rows):
         if sizes[row.label] == 1:
             repaired.pop(index, None)

@@ -64,8 +64,14 @@ def search_folders() -> list[Path]:
     """
     paths = sysconfig.get_paths()
     folders = [Path(paths[key]) for key in ("stdlib", "purelib", "platlib")]
-    folders += [Path(entry) for entry in sys.path if entry and Path(entry).name in ("site-packages", "dist-packages")]
-    return [folder for folder in dict.fromkeys(path.resolve() for path in folders) if folder.is_dir()]
+    folders += [
+        Path(entry)
+        for entry in sys.path
+        if entry and Path(entry).name in ("site-packages", "dist-packages")
+    ]
+    return [
+        folder for folder in dict.fromkeys(path.resolve() for path in folders) if folder.is_dir()
+    ]
 
 
 def scan(
@@ -110,10 +116,14 @@ def scan(
 
 
 def _cores() -> int:
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(
+        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
 
 
-def _map(chunks: list[list[tuple[str, str]]], workers: int) -> Generator[tuple[list[Doc], int, int], None, None]:
+def _map(
+    chunks: list[list[tuple[str, str]]], workers: int
+) -> Generator[tuple[list[Doc], int, int], None, None]:
     if workers <= 1:
         yield from map(_read_chunk, chunks)
         return
@@ -133,7 +143,11 @@ def _files(search_paths: Sequence[Path]) -> tuple[list[tuple[str, str]], int]:
             inside = Path(folder).relative_to(root).parts
             folders[:] = sorted(name for name in folders if _is_wanted(name, top=not inside))
             for name in sorted(names):
-                if not name.endswith(".py") or name.startswith(("test_", "conftest", "setup.py")) or name.endswith("_test.py"):
+                if (
+                    not name.endswith(".py")
+                    or name.startswith(("test_", "conftest", "setup.py"))
+                    or name.endswith("_test.py")
+                ):
                     continue
                 module = ".".join((*inside, name.removesuffix(".py"))).removesuffix(".__init__")
                 path = Path(folder) / name
@@ -194,7 +208,9 @@ def read_module(source: bytes, module: str) -> tuple[list[Doc], int]:
     return docs, seen
 
 
-def _docstrings(node: ast.Module | ast.ClassDef, kind: str, name: str) -> Iterator[tuple[str, str, str]]:
+def _docstrings(
+    node: ast.Module | ast.ClassDef, kind: str, name: str
+) -> Iterator[tuple[str, str, str]]:
     if docstring := ast.get_docstring(node):
         yield kind, name, docstring
     prefix = f"{name}." if name else ""
@@ -205,7 +221,9 @@ def _docstrings(node: ast.Module | ast.ClassDef, kind: str, name: str) -> Iterat
             yield "method" if prefix else "function", prefix + child.name, docstring
 
 
-def _definitions(body: Sequence[ast.stmt]) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+def _definitions(
+    body: Sequence[ast.stmt],
+) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
     for node in body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield node

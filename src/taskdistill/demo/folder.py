@@ -13,7 +13,15 @@ from taskdistill.data.dedup import exact_key, repeats_within
 from taskdistill.data.order import generator
 from taskdistill.demo.docstrings import Doc, hash_unit, scan, search_folders
 from taskdistill.demo.prose import MAX_BODY
-from taskdistill.demo.rows import NAME_SHARE_EVALUATION, graded_pairs, labelled_rows, lone_texts, matching_pairs, queries, search_pairs
+from taskdistill.demo.rows import (
+    NAME_SHARE_EVALUATION,
+    graded_pairs,
+    labelled_rows,
+    lone_texts,
+    matching_pairs,
+    queries,
+    search_pairs,
+)
 from taskdistill.demo.split import DocSplit, split_docs
 from taskdistill.errors import BadInput
 from taskdistill.io.atomic import check_free
@@ -78,7 +86,10 @@ def build_docs_folder(
         check_free(out)
     paths = list(search_paths) if search_paths is not None else search_folders()
     found = scan(
-        paths, enough=None if limit is None else max(round(READ_AHEAD * limit), READ_LEAST), processes=processes, progress=progress
+        paths,
+        enough=None if limit is None else max(round(READ_AHEAD * limit), READ_LEAST),
+        processes=processes,
+        progress=progress,
     )
     split = split_docs(found.docs)
     counts: dict[str, Any] = {
@@ -99,10 +110,20 @@ def build_docs_folder(
             f"no rows for {', '.join(empty)}; install more packages or give data.root a folder of your own texts"
         )
     counts["rows"] = {name: len(rows) for name, rows in tables.items() if rows}
-    counts["queries_by_name"] = sum(row["_id"].endswith("n") for row in tables["retrieval/docs/queries"])
+    counts["queries_by_name"] = sum(
+        row["_id"].endswith("n") for row in tables["retrieval/docs/queries"]
+    )
     counts["labels"] = len({row["label"] for row in tables["labelled/docs.train"]})
-    meta = {"name": "docs", "seed": seed, "limit": limit, "body_characters": MAX_BODY, "counts": counts}
-    with write_folder(out, "data", meta=meta, inputs=_packages(found.docs), replace=replace) as folder:
+    meta = {
+        "name": "docs",
+        "seed": seed,
+        "limit": limit,
+        "body_characters": MAX_BODY,
+        "counts": counts,
+    }
+    with write_folder(
+        out, "data", meta=meta, inputs=_packages(found.docs), replace=replace
+    ) as folder:
         for name, rows in tables.items():
             if rows:
                 _write(folder / _file_name(name), rows)
@@ -136,9 +157,15 @@ def _tables(split: DocSplit, train: list[Doc], share: float) -> Tables:
         most = round(pairs * share)
         tables[f"pairs/docs-same.{name}"] = _plain(matching_pairs(split.same[name], most))
         tables[f"scored/docs.{name}"] = _plain(graded_pairs(docs, split.same[name], 3 * most))
-        tables[f"labelled/docs.{name}"] = _plain(labelled_rows(docs, packages, max(5, round(labels * share))))
-    tables |= _retrieval("retrieval/docs", split.test, round(QUERIES * share), round(CORPUS * share))
-    tables |= _retrieval("retrieval/docs-dev", split.dev, round(DEV_QUERIES * share), round(DEV_CORPUS * share))
+        tables[f"labelled/docs.{name}"] = _plain(
+            labelled_rows(docs, packages, max(5, round(labels * share)))
+        )
+    tables |= _retrieval(
+        "retrieval/docs", split.test, round(QUERIES * share), round(CORPUS * share)
+    )
+    tables |= _retrieval(
+        "retrieval/docs-dev", split.dev, round(DEV_QUERIES * share), round(DEV_CORPUS * share)
+    )
     return tables
 
 
@@ -146,34 +173,58 @@ def _labels(train: Sequence[Doc], test: Sequence[Doc]) -> list[str]:
     """Packages with enough documents to train on and some to test on, the largest first."""
     sizes = Counter(doc.package for doc in train if doc.summary)
     tested = Counter(doc.package for doc in test if doc.summary)
-    least = LABEL_DOCUMENTS if len(train) >= FULL_LIMIT else max(4, LABEL_DOCUMENTS * len(train) // FULL_LIMIT)
-    return [package for package, size in sizes.most_common() if size >= least and tested[package] >= 5][:LABELS]
+    least = (
+        LABEL_DOCUMENTS
+        if len(train) >= FULL_LIMIT
+        else max(4, LABEL_DOCUMENTS * len(train) // FULL_LIMIT)
+    )
+    return [
+        package for package, size in sizes.most_common() if size >= least and tested[package] >= 5
+    ][:LABELS]
 
 
 def _retrieval(name: str, docs: Sequence[Doc], most_queries: int, most_documents: int) -> Tables:
     """A corpus of held-out bodies that do not repeat one another, named as their objects, and one query each for some of them."""
-    ordered = sorted((doc for doc in docs if doc.body), key=lambda doc: hash_unit(f"{doc.module}.{doc.name}"))
+    ordered = sorted(
+        (doc for doc in docs if doc.body), key=lambda doc: hash_unit(f"{doc.module}.{doc.name}")
+    )
     repeats = repeats_within([doc.body for doc in ordered])
-    corpus = [doc for doc, repeat in zip(ordered, repeats, strict=True) if not repeat][:most_documents]
+    corpus = [doc for doc, repeat in zip(ordered, repeats, strict=True) if not repeat][
+        :most_documents
+    ]
     ids = {doc: str(number) for number, doc in enumerate(corpus)}
     called = {doc: f"{doc.module}.{doc.name}".rstrip(".") for doc in corpus}
     often = Counter(called.values())
-    names = {ids[doc]: name if often[name] == 1 else f"{name} {ids[doc]}" for doc, name in called.items()}
+    names = {
+        ids[doc]: name if often[name] == 1 else f"{name} {ids[doc]}" for doc, name in called.items()
+    }
     asked = {query.doc: query for query in queries(corpus, NAME_SHARE_EVALUATION)}
     texts: dict[str, tuple[str, str]] = {}
     for doc in corpus:
         if doc in asked and len(texts) < most_queries:
-            texts.setdefault(exact_key(asked[doc].text), (f"q{ids[doc]}{'n' if asked[doc].by_name else 's'}", asked[doc].text))
+            texts.setdefault(
+                exact_key(asked[doc].text),
+                (f"q{ids[doc]}{'n' if asked[doc].by_name else 's'}", asked[doc].text),
+            )
     rows = list(texts.values())
     return {
         f"{name}/corpus": [{"_id": names[ids[doc]], "text": doc.body} for doc in corpus],
         f"{name}/queries": [{"_id": query, "text": text} for query, text in rows],
-        f"{name}/qrels": [{"query-id": query, "corpus-id": names[query[1:-1]], "score": 1} for query, _ in rows],
+        f"{name}/qrels": [
+            {"query-id": query, "corpus-id": names[query[1:-1]], "score": 1} for query, _ in rows
+        ],
     }
 
 
 def _plain(rows: Iterable[Any]) -> list[dict[str, Any]]:
-    return [{field: value for field in type(row).__slots__ if (value := getattr(row, field)) not in ("", ())} for row in rows]
+    return [
+        {
+            field: value
+            for field in type(row).__slots__
+            if (value := getattr(row, field)) not in ("", ())
+        }
+        for row in rows
+    ]
 
 
 def _file_name(name: str) -> str:
@@ -183,13 +234,21 @@ def _file_name(name: str) -> str:
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows compressed, with the same bytes for the same rows."""
     if path.name.endswith(".tsv.gz"):
-        lines = ["\t".join(rows[0]), *("\t".join(str(value) for value in row.values()) for row in rows)]
+        lines = [
+            "\t".join(rows[0]),
+            *("\t".join(str(value) for value in row.values()) for row in rows),
+        ]
     else:
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode("utf-8", "replace"), 6, mtime=0))
+    path.write_bytes(
+        gzip.compress(("\n".join(lines) + "\n").encode("utf-8", "replace"), 6, mtime=0)
+    )
 
 
 def _packages(docs: Sequence[Doc]) -> dict[str, str]:
     """Name the packages that were read, as inputs of the folder: documents of each."""
-    return {package: f"{number} documents" for package, number in sorted(Counter(doc.package for doc in docs).items())}
+    return {
+        package: f"{number} documents"
+        for package, number in sorted(Counter(doc.package for doc in docs).items())
+    }

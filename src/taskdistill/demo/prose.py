@@ -37,7 +37,8 @@ parsed-literal literalinclude only rubric
 """
 _DROPPED_DIRECTIVES = frozenset(_DROPPED_DIRECTIVES_LIST.split())
 _CODE_HEADINGS = re.compile(
-    r"^\s*(?:#+\s*)?(?:examples?|usage|example usage|sample usage|see also|references|doctests?|footnotes)\s*:{0,2}\s*$", re.IGNORECASE
+    r"^\s*(?:#+\s*)?(?:examples?|usage|example usage|sample usage|see also|references|doctests?|footnotes)\s*:{0,2}\s*$",
+    re.IGNORECASE,
 )
 _HEADING = re.compile(r"^\s*(?:#+\s*)?([A-Z][\w ]{2,30}):{0,2}\s*$")
 _TABLE = re.compile(
@@ -100,7 +101,10 @@ def prose(docstring: str) -> Prose:
         end = start
     summary, left_over = _cut_summary(" ".join(lines[start:end]))
     body = re.sub(r"\n{2,}", "\n", "\n".join([left_over, *lines[end:]])).strip()
-    return Prose(summary if is_prose(summary, MIN_SUMMARY_WORDS) else "", cut(body, MAX_BODY) if is_prose(body, MIN_BODY_WORDS) else "")
+    return Prose(
+        summary if is_prose(summary, MIN_SUMMARY_WORDS) else "",
+        cut(body, MAX_BODY) if is_prose(body, MIN_BODY_WORDS) else "",
+    )
 
 
 def is_prose(text: str, words: int) -> bool:
@@ -115,7 +119,11 @@ def is_prose(text: str, words: int) -> bool:
     """
     pieces = text[:MAX_BODY].split()
     found = _WORD.findall(" ".join(pieces))
-    if len(found) < words or _BOILERPLATE.match(text) or any(phrase in text[:400].lower() for phrase in _PHRASES):
+    if (
+        len(found) < words
+        or _BOILERPLATE.match(text)
+        or any(phrase in text[:400].lower() for phrase in _PHRASES)
+    ):
         return False
     common = sum(word in _COMMON for word in found)
     return sum(map(len, found)) >= 0.7 * sum(map(len, pieces)) and common >= (len(found) + 4) // 12
@@ -139,7 +147,11 @@ def cut(text: str, characters: int) -> str:
 
 def _paragraph_end(lines: list[str], start: int) -> int:
     end = start
-    while end < len(lines) and lines[end] and not (end > start and _HEADING.match(lines[end]) and lines[end].endswith(":")):
+    while (
+        end < len(lines)
+        and lines[end]
+        and not (end > start and _HEADING.match(lines[end]) and lines[end].endswith(":"))
+    ):
         end += 1
     return end
 
@@ -221,7 +233,9 @@ def _inline(line: str) -> str:
         line = _FIELD.sub(r"\1:", line)
         line = _FIELD_ALONE.sub(lambda match: match[1].capitalize() + ":", line)
     if "`" in line or "_" in line or "]" in line:
-        line = _ROLE.sub(lambda match: match[2].rsplit(".", 1)[-1] if match[1] == "~" else match[2], line)
+        line = _ROLE.sub(
+            lambda match: match[2].rsplit(".", 1)[-1] if match[1] == "~" else match[2], line
+        )
         line = _LINK.sub(r"\1", line)
         line = _MARKDOWN_LINK.sub(r"\1", line)
         line = _REFERENCE.sub(lambda match: match[1] or "", line)

@@ -104,7 +104,9 @@ def _last(doc: Doc) -> str:
 
 
 def _is_telling(doc: Doc, names: Mapping[str, int]) -> bool:
-    if doc.kind == "module" or any(part.startswith("_") for part in (doc.package, *doc.name.split("."))):
+    if doc.kind == "module" or any(
+        part.startswith("_") for part in (doc.package, *doc.name.split("."))
+    ):
         return False
     if len(_last(doc)) <= 3 or names[_last(doc)] > COMMON_NAME:
         return False
@@ -121,7 +123,10 @@ def search_pairs(docs: Sequence[Doc]) -> list[Pair]:
     Returns:
         One row a query; no two have the same query.
     """
-    rows = {exact_key(query.text): Pair(query.text, query.doc.body, (), LANG) for query in queries(docs, NAME_SHARE)}
+    rows = {
+        exact_key(query.text): Pair(query.text, query.doc.body, (), LANG)
+        for query in queries(docs, NAME_SHARE)
+    }
     return list(rows.values())
 
 
@@ -135,10 +140,14 @@ def matching_pairs(pairs: Sequence[tuple[Doc, Doc]], most: int) -> list[Pair]:
     Returns:
         The short form of both docstrings.
     """
-    return [Pair(short(first), short(second), (), LANG) for first, second in _sample_pairs(pairs, most)]
+    return [
+        Pair(short(first), short(second), (), LANG) for first, second in _sample_pairs(pairs, most)
+    ]
 
 
-def graded_pairs(docs: Sequence[Doc], pairs: Sequence[tuple[Doc, Doc]], most: int) -> list[ScoredPair]:
+def graded_pairs(
+    docs: Sequence[Doc], pairs: Sequence[tuple[Doc, Doc]], most: int
+) -> list[ScoredPair]:
     """Make an STS-like set whose grades follow from where docstrings stand; the grades are ours, no person gave them.
 
     1: one object documented in two places. 0.5: two objects of one class or module. 0: objects of two packages.
@@ -158,12 +167,22 @@ def graded_pairs(docs: Sequence[Doc], pairs: Sequence[tuple[Doc, Doc]], most: in
     for doc in candidates:
         places[f"{doc.module}.{doc.name.rpartition('.')[0]}"].append(doc)
     near = [
-        tuple(members[:2]) for members in places.values() if len(members) > 1 and not repeats_within([short(m) for m in members[:2]])[1]
+        tuple(members[:2])
+        for members in places.values()
+        if len(members) > 1 and not repeats_within([short(m) for m in members[:2]])[1]
     ]
-    rows += [ScoredPair(short(first), short(second), 0.5, LANG) for first, second in near[: len(chosen)]]
+    rows += [
+        ScoredPair(short(first), short(second), 0.5, LANG) for first, second in near[: len(chosen)]
+    ]
     half = len(candidates) // 2
-    far = [(first, second) for first, second in zip(candidates[:half], candidates[half:], strict=False) if first.package != second.package]
-    rows += [ScoredPair(short(first), short(second), 0.0, LANG) for first, second in far[: len(chosen)]]
+    far = [
+        (first, second)
+        for first, second in zip(candidates[:half], candidates[half:], strict=False)
+        if first.package != second.package
+    ]
+    rows += [
+        ScoredPair(short(first), short(second), 0.0, LANG) for first, second in far[: len(chosen)]
+    ]
     return rows
 
 
@@ -200,7 +219,9 @@ def lone_texts(docs: Sequence[Doc]) -> list[Text]:
     Returns:
         One text for every object that has only a summary or only a body.
     """
-    rows = {exact_key(doc.text): Text(doc.text, LANG) for doc in docs if not (doc.summary and doc.body)}
+    rows = {
+        exact_key(doc.text): Text(doc.text, LANG) for doc in docs if not (doc.summary and doc.body)
+    }
     return list(rows.values())
 
 

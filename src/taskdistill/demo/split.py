@@ -16,9 +16,7 @@ DEV_SHARE = 1 / 20
 SAME_NAME = 6
 """A name that more objects than these carry says nothing; their docstrings are not paired."""
 
-_EVERYWHERE_LIST = (
-    "args with that this from returns return parameters parameter optional default given when whether none true false type object"
-)
+_EVERYWHERE_LIST = "args with that this from returns return parameters parameter optional default given when whether none true false type object"
 EVERYWHERE = frozenset(_EVERYWHERE_LIST.split())
 """Words that two docstrings share without speaking of the same thing."""
 
@@ -76,7 +74,11 @@ def split_docs(docs: Sequence[Doc]) -> DocSplit:
     for name in ("dev", "train"):
         kept[name], exact, near = _apart(members[name], held)
         held += kept[name]
-        counts |= {f"{name}_dropped_exact": exact, f"{name}_dropped_near": near, name: len(kept[name])}
+        counts |= {
+            f"{name}_dropped_exact": exact,
+            f"{name}_dropped_near": near,
+            name: len(kept[name]),
+        }
     for name in ("dev", "train"):
         left = set(kept[name])
         same[name] = [pair for pair in same[name] if pair[0] in left and pair[1] in left]
@@ -109,8 +111,16 @@ def _apart(docs: Sequence[Doc], held: Sequence[Doc]) -> tuple[list[Doc], int, in
     exact = [not said.isdisjoint(_keys(doc)) for doc in docs]
     runs = np.unique(word_runs([doc.text for doc in held])[0])
     near = share_of_runs([doc.text for doc in docs], runs) > 0
-    kept = [doc for doc, is_exact, is_near in zip(docs, exact, near, strict=True) if not is_exact and not is_near]
-    return kept, sum(exact), int(near.sum()) - sum(bool(a and b) for a, b in zip(exact, near, strict=True))
+    kept = [
+        doc
+        for doc, is_exact, is_near in zip(docs, exact, near, strict=True)
+        if not is_exact and not is_near
+    ]
+    return (
+        kept,
+        sum(exact),
+        int(near.sum()) - sum(bool(a and b) for a, b in zip(exact, near, strict=True)),
+    )
 
 
 def _keys(doc: Doc) -> list[str]:
@@ -149,7 +159,10 @@ def _pair_up(group: list[Doc]) -> list[tuple[Doc, Doc]]:
     left = [doc for doc, repeat in zip(group, repeats, strict=True) if not repeat]
     summaries = Counter(exact_key(doc.summary) for doc in left)
     left = [doc for doc in left if summaries[exact_key(doc.summary)] == 1]
-    content = {doc: {word for word in words_of(doc.text)[:60] if len(word) > 3 and word not in EVERYWHERE} for doc in left}
+    content = {
+        doc: {word for word in words_of(doc.text)[:60] if len(word) > 3 and word not in EVERYWHERE}
+        for doc in left
+    }
     pairs: list[tuple[Doc, Doc]] = []
     for different in ("package", "module"):
         for first in list(left):

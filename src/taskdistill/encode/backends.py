@@ -19,7 +19,9 @@ FASTEST: dict[str, Backend] = {}
 measured it and docs/performance.md shows the figures. int8 is never chosen, since it changes the vectors."""
 
 
-def open_backend(name: str, model: Model, *, threads: int, calibration: Sequence[str] | None = None) -> TokenModel:
+def open_backend(
+    name: str, model: Model, *, threads: int, calibration: Sequence[str] | None = None
+) -> TokenModel:
     """Make a model ready to run in a back end.
 
     Args:
@@ -38,7 +40,9 @@ def open_backend(name: str, model: Model, *, threads: int, calibration: Sequence
         raise BadInput(f"unknown back end {name!r}{did_you_mean(name, Backend)}")
     chosen = Backend(name)
     if chosen is not Backend.INT8 and calibration is not None:
-        raise BadInput(f"calibration texts have no effect on the back end {name}; leave them out or use int8")
+        raise BadInput(
+            f"calibration texts have no effect on the back end {name}; leave them out or use int8"
+        )
     if chosen is Backend.AUTO:
         chosen = automatic(model)
     if chosen is Backend.INT8:
@@ -75,7 +79,9 @@ def choose_place(device: str, dtype: str, backend: str) -> tuple[torch.device, t
         BadInput: If one is not here, or the number type has no effect on the back end.
     """
     if runs_on_cpu(backend) and dtype not in (AUTO, "float32"):
-        raise BadInput(f"dtype {dtype} has no effect on the back end {backend}, which has an arithmetic of its own; leave one of them out")
+        raise BadInput(
+            f"dtype {dtype} has no effect on the back end {backend}, which has an arithmetic of its own; leave one of them out"
+        )
     place = CPU if device == AUTO and runs_on_cpu(backend) else resolve_device(device)
     return place, resolve_dtype(dtype, place)
 

@@ -62,7 +62,10 @@ def single_threaded_operators() -> Iterator[None]:
 
 
 def run_batches(
-    batches: Sequence[np.ndarray], work: Callable[[np.ndarray], None], workers: int, progress: Callable[[int, int], None] | None
+    batches: Sequence[np.ndarray],
+    work: Callable[[np.ndarray], None],
+    workers: int,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
     """Let workers pull batches from one queue; a batch that does not fit in memory is halved and tried again.
 

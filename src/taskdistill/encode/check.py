@@ -53,5 +53,7 @@ def golden_cosine(encoder: Encoder, task: str | None = None) -> float | None:
     name = chosen or BASE
     found = check_golden(golden | {"vectors": {name: golden["vectors"][name]}}, embed)[name]
     if found < SAME_SPACE and int8_cosines(encoder, chosen) is None:
-        raise WorkFailed(f"this back end gives other vectors than {encoder.name} (smallest cosine {found:.6f}); use the back end torch")
+        raise WorkFailed(
+            f"this back end gives other vectors than {encoder.name} (smallest cosine {found:.6f}); use the back end torch"
+        )
     return found

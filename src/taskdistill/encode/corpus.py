@@ -30,7 +30,9 @@ from taskdistill.types import MANIFEST, Backend
 KIND = "vectors"
 SHARD_ROWS = 8_192
 
-Execute = Callable[[ShardJob, Sequence[int], Sequence[str]], Generator[tuple[int, Counts], None, None]]
+Execute = Callable[
+    [ShardJob, Sequence[int], Sequence[str]], Generator[tuple[int, Counts], None, None]
+]
 """A way to run shards: the job, the shards to do, a device for each worker; gives each shard as it is done."""
 
 
@@ -77,13 +79,28 @@ def encode_corpus(
         BadInput: If an argument cannot be used, or the folder holds another job.
     """
     if reading.source == "-":
-        raise BadInput("a folder of shards needs a file that can be read again after an interruption; save standard input to one")
+        raise BadInput(
+            "a folder of shards needs a file that can be read again after an interruption; save standard input to one"
+        )
     if processes < 1 or shard_rows < 1:
         raise BadInput(f"processes {processes} and shard_rows {shard_rows} must be at least 1")
-    names = assign_devices([CPU.type] if list(devices) == [AUTO] and runs_on_cpu(backend) else devices, processes)
-    job = ShardJob(model, reading, out, shard_rows, asked, backend, dtype, threads or max(1, cores() // processes))
+    names = assign_devices(
+        [CPU.type] if list(devices) == [AUTO] and runs_on_cpu(backend) else devices, processes
+    )
+    job = ShardJob(
+        model,
+        reading,
+        out,
+        shard_rows,
+        asked,
+        backend,
+        dtype,
+        threads or max(1, cores() // processes),
+    )
     if not isinstance(asked.get("task"), str | None):
-        raise BadInput("a corpus has one task for all its texts; encode a list to give each text its own")
+        raise BadInput(
+            "a corpus has one task for all its texts; encode a list to give each text its own"
+        )
     _check_place(out)
     here = [job.open(names[0])]
     said = _describe(job, here[0])
@@ -111,16 +128,23 @@ def encode_corpus(
         if total.used == 0:
             _take_back(out, shards)
             why = f" ({total.examples[0]})" if total.examples else ""
-            raise BadInput(f"{reading.source} has no row with a usable text{why}; give a file with texts")
+            raise BadInput(
+                f"{reading.source} has no row with a usable text{why}; give a file with texts"
+            )
         if not _is_sealed(out):
             inputs = {"model": said["model_hash"], "source": said["source_sha256"]}
-            files = [out / JOB, *(file for number in range(shards) for file in shard_files(out, number))]
+            files = [
+                out / JOB,
+                *(file for number in range(shards) for file in shard_files(out, number)),
+            ]
             names = [file.relative_to(out).as_posix() for file in files]
             seal(out, KIND, meta=said | {"counts": total.as_dict()}, inputs=inputs, names=names)
     return total
 
 
-def _run_here(worker: ShardWorker, pending: Sequence[int]) -> Generator[tuple[int, Counts], None, None]:
+def _run_here(
+    worker: ShardWorker, pending: Sequence[int]
+) -> Generator[tuple[int, Counts], None, None]:
     for number in pending:
         yield number, worker.run(number)
 
@@ -133,7 +157,12 @@ def _describe(job: ShardJob, encoder: Encoder) -> dict[str, Any]:
         count = rows.skip()
     finally:
         rows.close()
-    asked: dict[str, Any] = {"prompt_name": Role.DOCUMENT.value, "truncate_dim": None, "max_length": None, **job.asked}
+    asked: dict[str, Any] = {
+        "prompt_name": Role.DOCUMENT.value,
+        "truncate_dim": None,
+        "max_length": None,
+        **job.asked,
+    }
     task = asked.pop("task", None)
     return {
         "model": encoder.name,
@@ -156,10 +185,16 @@ def _describe(job: ShardJob, encoder: Encoder) -> dict[str, Any]:
 def _check_place(out: Path) -> None:
     """Refuse a place that somebody else has, before anything is read or written."""
     check_place(out)
-    if os.path.lexists(out) and not (out / JOB).is_file() and (not out.is_dir() or foreign_names(out, JOB)):
+    if (
+        os.path.lexists(out)
+        and not (out / JOB).is_file()
+        and (not out.is_dir() or foreign_names(out, JOB))
+    ):
         raise BadInput(f"{out} is there and holds no shards of vectors; give another --out")
     if (out / SHARDS).is_symlink():
-        raise BadInput(f"{out / SHARDS} is a link; shards are written only where their folder is their own: make it a plain folder first")
+        raise BadInput(
+            f"{out / SHARDS} is a link; shards are written only where their folder is their own: make it a plain folder first"
+        )
     check_writable(out.parent, purpose=out)
     check_writable(out, *(out / name for name in (SHARDS, JOB, MANIFEST)))
 
@@ -170,7 +205,9 @@ def _claim(out: Path, said: Mapping[str, Any], formerly: Mapping[str, Collection
     if (out / JOB).is_file():
         found = read_sealed(out / JOB, "remove the folder to encode the corpus again")
         if not isinstance(found, dict):
-            raise BadInput(f"{out / JOB} describes no job; remove the folder to encode the corpus again")
+            raise BadInput(
+                f"{out / JOB} describes no job; remove the folder to encode the corpus again"
+            )
         if other := [
             f"{key} {found.get(key)!r} instead of {value!r}"
             for key, value in said.items()
@@ -189,7 +226,9 @@ def _claim(out: Path, said: Mapping[str, Any], formerly: Mapping[str, Collection
 
 def _take_back(out: Path, shards: int) -> None:
     """Remove a folder in which no text became a vector."""
-    remove_names(out / SHARDS, [file.name for number in range(shards) for file in shard_files(out, number)])
+    remove_names(
+        out / SHARDS, [file.name for number in range(shards) for file in shard_files(out, number)]
+    )
     remove_names(out, [JOB])
 
 

@@ -80,7 +80,9 @@ class Encoder(ModelProperties):
         workers = self.threads if self.device == CPU else 1
         self.token_budget = token_budget or default_budget(model.module, workers)
         budget = self.token_budget * (STATIC_FACTOR if isinstance(model.module, StaticModel) else 1)
-        self._runner = Runner(self.backend, workers, budget, None if compute is None else (self.device, compute))
+        self._runner = Runner(
+            self.backend, workers, budget, None if compute is None else (self.device, compute)
+        )
         self._compute = compute
         if default_task is not None:
             self.choose_task(default_task)
@@ -121,8 +123,19 @@ class Encoder(ModelProperties):
         loaded = read_model(folder, trust_remote_code=trust_remote_code)
         if folder != Path(model):
             loaded.name = str(model)
-        to_device(loaded.module, CPU if device == AUTO and isinstance(loaded.module, StaticModel) else place, kind)
-        return cls(loaded, threads=threads, token_budget=token_budget, default_task=default_task, backend=backend, calibration=calibration)
+        to_device(
+            loaded.module,
+            CPU if device == AUTO and isinstance(loaded.module, StaticModel) else place,
+            kind,
+        )
+        return cls(
+            loaded,
+            threads=threads,
+            token_budget=token_budget,
+            default_task=default_task,
+            backend=backend,
+            calibration=calibration,
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,7 +145,9 @@ class Encoder(ModelProperties):
     @property
     def placement(self) -> str:
         """Device, arithmetic, and the back end where it is not torch, in a few words."""
-        return placement(self.device, self.dtype) + ("" if self.backend is self.model.module else f", back end {self._backend_name}")
+        return placement(self.device, self.dtype) + (
+            "" if self.backend is self.model.module else f", back end {self._backend_name}"
+        )
 
     def encode(
         self,
@@ -181,10 +196,20 @@ class Encoder(ModelProperties):
         )
         if max_length is None and found.truncated.any():
             told = f"{int(found.truncated.sum()):,} of {len(texts):,} texts are longer than the {self.max_length:,} tokens that {self.name} reads"
-            warnings.warn(f"{told}; their ends were cut (encode_windows leaves nothing out)", TruncationWarning, stacklevel=2)
+            warnings.warn(
+                f"{told}; their ends were cut (encode_windows leaves nothing out)",
+                TruncationWarning,
+                stacklevel=2,
+            )
         return found.vectors
 
-    def encode_reporting(self, texts: Sequence[str], *, progress: Progress | None = None, **asked: Unpack[EncodeOptions]) -> EncodedTexts:
+    def encode_reporting(
+        self,
+        texts: Sequence[str],
+        *,
+        progress: Progress | None = None,
+        **asked: Unpack[EncodeOptions],
+    ) -> EncodedTexts:
         """Encode as `encode` does, and say which texts were cut.
 
         Args:
@@ -211,7 +236,12 @@ class Encoder(ModelProperties):
         return EncodedTexts(out, cut)
 
     def encode_stream(
-        self, texts: Iterable[str], *, window: int = WINDOW, progress: Progress | None = None, **asked: Unpack[EncodeOptions]
+        self,
+        texts: Iterable[str],
+        *,
+        window: int = WINDOW,
+        progress: Progress | None = None,
+        **asked: Unpack[EncodeOptions],
     ) -> Iterator[np.ndarray]:
         """Encode a stream in bounded memory; the next texts are read and tokenised while the ones before are encoded.
 
@@ -228,7 +258,11 @@ class Encoder(ModelProperties):
             yield encoded.vectors
 
     def stream_reporting(
-        self, chunks: Iterable[list[str]], *, progress: Progress | None = None, **asked: Unpack[EncodeOptions]
+        self,
+        chunks: Iterable[list[str]],
+        *,
+        progress: Progress | None = None,
+        **asked: Unpack[EncodeOptions],
     ) -> Iterator[EncodedTexts]:
         """Encode chunk after chunk, as `encode_stream`.
 
@@ -244,14 +278,18 @@ class Encoder(ModelProperties):
             BadInput: As `encode`.
         """
         if not isinstance(asked.get("task"), str | None):
-            raise BadInput("a stream has one task for all its texts; encode a list to give each text its own")
+            raise BadInput(
+                "a stream has one task for all its texts; encode a list to give each text its own"
+            )
         call = self._call(0, asked)
         for start, tokens in tokenized(self.model.tokenizer, chunks, call):
             out = call.empty(len(tokens.ids))
             self._runner.run(tokens.ids, call, out, start, progress)
             yield EncodedTexts(out, tokens.truncated)
 
-    def encode_ids(self, ids: Sequence[np.ndarray], *, task: str | None = None, pooled: bool = False) -> np.ndarray:
+    def encode_ids(
+        self, ids: Sequence[np.ndarray], *, task: str | None = None, pooled: bool = False
+    ) -> np.ndarray:
         """Encode texts that are tokens already, prompt and special tokens included.
 
         Args:
@@ -302,7 +340,9 @@ class Encoder(ModelProperties):
         if not self.prompts and name in tuple(Role):
             return ""
         if name not in self.prompts:
-            raise BadInput(f"Unknown prompt_name: {name}{did_you_mean(name, self.prompts or list(Role))}")
+            raise BadInput(
+                f"Unknown prompt_name: {name}{did_you_mean(name, self.prompts or list(Role))}"
+            )
         return self.prompts[name]
 
     def choose_task(self, task: str | None) -> str | None:
@@ -324,7 +364,11 @@ class Encoder(ModelProperties):
                 f"or once, Encoder.load({self.name!r}, default_task={self.tasks[0]!r}); on the command line, --task {self.tasks[0]}"
             )
         if chosen is not None and chosen not in self.tasks:
-            hint = did_you_mean(chosen, self.tasks) if self.tasks else "; this model has no adapters, so leave the task out"
+            hint = (
+                did_you_mean(chosen, self.tasks)
+                if self.tasks
+                else "; this model has no adapters, so leave the task out"
+            )
             raise BadInput(f"Unknown task: {chosen}{hint}")
         return chosen
 
@@ -341,9 +385,14 @@ class Encoder(ModelProperties):
             BadInput: If the model folder holds no projection.
         """
         if self.model.projection is None:
-            raise BadInput(f"model {self.name} has no projection.safetensors, so its vectors cannot be compared with its teacher's")
+            raise BadInput(
+                f"model {self.name} has no projection.safetensors, so its vectors cannot be compared with its teacher's"
+            )
         with torch.inference_mode():
-            return truncate(self.model.projection(torch.from_numpy(vectors)).numpy(), self.model.projection.weight.shape[0])
+            return truncate(
+                self.model.projection(torch.from_numpy(vectors)).numpy(),
+                self.model.projection.weight.shape[0],
+            )
 
     def _call(self, count: int, asked: EncodeOptions) -> EncodeRequest:
         """Check every argument of a call before the first text is touched."""
@@ -352,7 +401,9 @@ class Encoder(ModelProperties):
             tasks, names = None, [self.choose_task(task)]
         else:
             if len(task) != count:
-                raise BadInput(f"{count} texts came with {len(task)} tasks; give one task for all, or one a text")
+                raise BadInput(
+                    f"{count} texts came with {len(task)} tasks; give one task for all, or one a text"
+                )
             tasks = [self.choose_task(name) for name in task]
             names = list(dict.fromkeys(tasks)) or [self.choose_task(None)]
         dim, precision = asked.get("truncate_dim"), asked.get("precision", Precision.FLOAT32.value)
@@ -362,7 +413,14 @@ class Encoder(ModelProperties):
             limit=check_limit(asked.get("max_length"), self.max_length, self.model.tokenizer, head),
             tasks=tasks,
             shapes={
-                name: resolve_output(self.model.settings, self.embedding_dim, name, dim, precision, asked.get("prompt_name"))
+                name: resolve_output(
+                    self.model.settings,
+                    self.embedding_dim,
+                    name,
+                    dim,
+                    precision,
+                    asked.get("prompt_name"),
+                )
                 for name in names
             },
             refuse_truncation=asked.get("refuse_truncation", False),

@@ -64,13 +64,19 @@ def encode_file(
         BadInput: If input or output cannot be used; nothing is written then.
     """
     if out.suffix not in WRITERS:
-        raise BadInput(f"{out}: vectors are written as {', '.join(WRITERS)}; give --out one of these endings")
+        raise BadInput(
+            f"{out}: vectors are written as {', '.join(WRITERS)}; give --out one of these endings"
+        )
     if not out.parent.is_dir():
         raise BadInput(f"{out.parent} is no folder; make it first or give another --out")
     if long is not None and refuse_truncation:
-        raise BadInput("refuse_truncation has no effect where texts are read whole, in windows or chunks; leave one of them out")
+        raise BadInput(
+            "refuse_truncation has no effect where texts are read whole, in windows or chunks; leave one of them out"
+        )
     if long is not None and long.chunk_tokens is not None and out.suffix == ".npy":
-        raise BadInput(f"{out}: a .npy file cannot say which characters a chunk has; write .parquet or .jsonl")
+        raise BadInput(
+            f"{out}: a .npy file cannot say which characters a chunk has; write .parquet or .jsonl"
+        )
     check_output(out, OURS[out.suffix])
     counts = Counts()
     rows = Rows(reading)
@@ -99,7 +105,9 @@ def encode_file(
             counts.windows += part.passes
         if writer is None:
             why = f" ({counts.examples[0]})" if counts.examples else ""
-            raise BadInput(f"{reading.source} has no row with a usable text{why}; give a file with texts")
+            raise BadInput(
+                f"{reading.source} has no row with a usable text{why}; give a file with texts"
+            )
         writer.close()
         if out.suffix == ".npy" and counts.rejected:
             raise BadInput(
@@ -122,7 +130,11 @@ class _FilePart:
 
 
 def _cut(
-    encoder: Encoder, texts: Iterator[tuple[int, str]], size: int, said: EncodeOptions, progress: Progress | None
+    encoder: Encoder,
+    texts: Iterator[tuple[int, str]],
+    size: int,
+    said: EncodeOptions,
+    progress: Progress | None,
 ) -> Iterator[_FilePart]:
     """Encode texts whose ends may be cut; the next ones are read and tokenised meanwhile."""
     waiting: deque[np.ndarray] = deque()
@@ -133,11 +145,23 @@ def _cut(
             yield [text for _, text in chunk]
 
     for encoded in encoder.stream_reporting(chunks(), progress=progress, **said):
-        yield _FilePart(waiting.popleft(), encoded.vectors, None, len(encoded.vectors), int(encoded.truncated.sum()), 0)
+        yield _FilePart(
+            waiting.popleft(),
+            encoded.vectors,
+            None,
+            len(encoded.vectors),
+            int(encoded.truncated.sum()),
+            0,
+        )
 
 
 def _whole(
-    encoder: Encoder, texts: Iterator[tuple[int, str]], size: int, long: LongTextOptions, said: EncodeOptions, progress: Progress | None
+    encoder: Encoder,
+    texts: Iterator[tuple[int, str]],
+    size: int,
+    long: LongTextOptions,
+    said: EncodeOptions,
+    progress: Progress | None,
 ) -> Iterator[_FilePart]:
     """Encode texts whole, however long."""
     done = 0

@@ -41,7 +41,9 @@ class GraphModel:
         require_extra(engine, extra, f"back end {engine}")
         require_extra("onnxscript", "export", f"back end {engine}")
         if next(model.module.parameters()).device.type != "cpu":
-            raise BadInput(f"back end {engine} runs on a CPU here; load the model without a device, or use the back end torch")
+            raise BadInput(
+                f"back end {engine} runs on a CPU here; load the model without a device, or use the back end torch"
+            )
         self._model, self._engine, self._threads = model, engine, threads
         self.tasks = model.module.tasks
         self.embedding_dim = model.module.embedding_dim
@@ -72,10 +74,16 @@ class GraphModel:
         with self._lock:
             if task not in self._made:
                 try:
-                    self._made[task] = _open(_of_task(self._model, task), self._engine, self._threads)
-                except Exception as error:  # the exporter and the engines raise classes of their own
+                    self._made[task] = _open(
+                        _of_task(self._model, task), self._engine, self._threads
+                    )
+                except (
+                    Exception
+                ) as error:  # the exporter and the engines raise classes of their own
                     reason = " ".join(str(error).split())[:300]
-                    raise BadInput(f"{self._engine} cannot run {self._model.name} ({reason}); use the back end torch") from error
+                    raise BadInput(
+                        f"{self._engine} cannot run {self._model.name} ({reason}); use the back end torch"
+                    ) from error
             return self._made[task]
 
     def embed(self, ids: Sequence[np.ndarray]) -> Tensor:
@@ -88,7 +96,9 @@ class GraphModel:
             `(texts, D)` in the order given, unit rows.
         """
         run = self._made.get(self._task) or self.prepare(self._task)
-        return torch.from_numpy(np.concatenate([run(batch) for batch in padded_batches(ids, len(ids))]))
+        return torch.from_numpy(
+            np.concatenate([run(batch) for batch in padded_batches(ids, len(ids))])
+        )
 
 
 def _of_task(model: Model, task: str | None) -> Model:
@@ -105,7 +115,11 @@ def _open(model: Model, engine: str, threads: int) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         make_graph(model, path, truncation_default=engine != "openvino")
-        return _openvino(path, threads, model.module.embedding_dim) if engine == "openvino" else _onnxruntime(path)
+        return (
+            _openvino(path, threads, model.module.embedding_dim)
+            if engine == "openvino"
+            else _onnxruntime(path)
+        )
 
 
 def _onnxruntime(path: Path) -> Run:
@@ -126,7 +140,11 @@ def _onnxruntime(path: Path) -> Run:
 def _openvino(path: Path, threads: int, width: int) -> Run:
     import openvino
 
-    properties = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
+    properties = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "NUM_STREAMS": threads,
+        "INFERENCE_NUM_THREADS": threads,
+    }
     compiled = openvino.compile_model(str(path), "CPU", properties)
     whole = {"truncate_dim": np.array([width], np.int64)}
     own = threading.local()

@@ -55,16 +55,28 @@ class Int8Model:
             BadInput: If the model is static or not on the CPU, no text is given, or torch has no int8 kernels.
         """
         if not isinstance(model.module, TransformerModel):
-            raise BadInput(f"{model.name} is a static model and has no linear maps for int8; use the back end torch")
+            raise BadInput(
+                f"{model.name} is a static model and has no linear maps for int8; use the back end torch"
+            )
         if model.module.device.type != "cpu":
-            raise BadInput(f"back end int8 runs on a CPU, the model is on {model.module.device}; use the back end torch there")
+            raise BadInput(
+                f"back end int8 runs on a CPU, the model is on {model.module.device}; use the back end torch there"
+            )
         if not available():
             raise BadInput("this build of torch has no oneDNN int8 kernels; use the back end torch")
         chosen = list(TEXTS if texts is None else texts)
         if not chosen:
-            raise BadInput("int8 needs calibration texts and got none; give some texts like those that will be encoded, or leave them out")
+            raise BadInput(
+                "int8 needs calibration texts and got none; give some texts like those that will be encoded, or leave them out"
+            )
         prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
-        self._ids = [row for row in model.tokenizer.ids(chosen, prompt=prompt, max_length=model.settings.max_length).ids if len(row)]
+        self._ids = [
+            row
+            for row in model.tokenizer.ids(
+                chosen, prompt=prompt, max_length=model.settings.max_length
+            ).ids
+            if len(row)
+        ]
         self._source = model.module
         self.tasks = model.module.tasks
         self.embedding_dim = model.module.embedding_dim
@@ -93,7 +105,9 @@ class Int8Model:
         """
         with self._lock:
             if task not in self._made:
-                self._made[task], self.cosines[task or BASE] = quantized(self._source, task, self._ids)
+                self._made[task], self.cosines[task or BASE] = quantized(
+                    self._source, task, self._ids
+                )
             return self._made[task]
 
     def embed(self, ids: Sequence[np.ndarray]) -> Tensor:
@@ -110,7 +124,9 @@ class Int8Model:
 
 
 @torch.no_grad()
-def quantized(source: TransformerModel, task: str | None, ids: Sequence[np.ndarray]) -> tuple[TransformerModel, CosineStats]:
+def quantized(
+    source: TransformerModel, task: str | None, ids: Sequence[np.ndarray]
+) -> tuple[TransformerModel, CosineStats]:
     """Make an int8 copy of a model for one task, and measure it.
 
     Args:
@@ -133,8 +149,12 @@ def quantized(source: TransformerModel, task: str | None, ids: Sequence[np.ndarr
     for parent, names in _families(made):
         owner = made.backbone.get_submodule(parent)
         parts = [_weights(owner.get_submodule(name), task) for name in names]
-        smooth = _smooth(torch.cat([weight for weight, _ in parts]), largest[f"{parent}.{names[0]}"])
-        whole = Int8Linear(torch.cat([weight for weight, _ in parts]), _joined([bias for _, bias in parts]), smooth)
+        smooth = _smooth(
+            torch.cat([weight for weight, _ in parts]), largest[f"{parent}.{names[0]}"]
+        )
+        whole = Int8Linear(
+            torch.cat([weight for weight, _ in parts]), _joined([bias for _, bias in parts]), smooth
+        )
         family = FusedLinear(whole, [len(weight) for weight, _ in parts])
         for place, name in enumerate(names):
             setattr(owner, name, whole if len(names) == 1 else FusedSlice(family, place))
@@ -185,7 +205,10 @@ def _joined(biases: list[Tensor | None]) -> Tensor | None:
 
 def _smooth(weight: Tensor, largest: Tensor) -> Tensor:
     """Choose what each input channel is divided by, so that inputs and weights share what is hard to round."""
-    return (largest.clamp(min=SMALLEST) ** ALPHA / weight.abs().amax(0).clamp(min=SMALLEST) ** (1 - ALPHA)).clamp(min=SMALLEST)
+    return (
+        largest.clamp(min=SMALLEST) ** ALPHA
+        / weight.abs().amax(0).clamp(min=SMALLEST) ** (1 - ALPHA)
+    ).clamp(min=SMALLEST)
 
 
 @contextmanager

@@ -27,7 +27,9 @@ def available() -> bool:
     Returns:
         Whether both are registered.
     """
-    return hasattr(torch.ops.onednn, "qlinear_prepack") and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    return hasattr(torch.ops.onednn, "qlinear_prepack") and hasattr(
+        torch.ops.onednn, "qlinear_pointwise"
+    )
 
 
 def round_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +91,19 @@ class Int8Linear(nn.Module):
         # half a step more and a cast round; the cast to bytes is many times faster by way of 16 bits
         codes = flat.sub_(low - step / 2).mul_(step.reciprocal()).to(torch.int16).to(torch.uint8)
         sums = torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, 0, self._packed, self._scale, self._zero, None, 1.0, 0, torch.float32, "none", [], ""
+            codes,
+            1.0,
+            0,
+            self._packed,
+            self._scale,
+            self._zero,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
         )
         out: Tensor = torch.addcmul(self._bias, sums, step, out=sums)
         return out.addr_(low[:, 0], self._sums).view(*values.shape[:-1], self.out_features)

@@ -71,5 +71,7 @@ def join_texts(encoder: Encoder, texts: Sequence[str], prompt: str) -> JoinedTex
         first, last = (int(np.searchsorted(starts, edge, side="left")) for edge in (start, stop))
         if first == last:
             first, last = max(first - 1, 0), max(first, 1)
-        spans.append((0 if first == 0 else begin + first, len(ids) if last == len(starts) else begin + last))
+        spans.append(
+            (0 if first == 0 else begin + first, len(ids) if last == len(starts) else begin + last)
+        )
     return JoinedTexts(ids, np.array(spans, np.int64))

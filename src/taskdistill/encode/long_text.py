@@ -66,7 +66,9 @@ class _TokenizedDocument:
 
     def states_of(self, start: int, stop: int) -> tuple[int, int]:
         """Find the states, of all tokens in a row, of a chunk: of the tokens that begin within it, or the one that it lies within."""
-        first, last = (int(np.searchsorted(self.starts, edge, side="left")) for edge in (start, stop))
+        first, last = (
+            int(np.searchsorted(self.starts, edge, side="left")) for edge in (start, stop)
+        )
         if first == last:
             first, last = max(first - 1, 0), max(first, 1)
         begin = 0 if first == 0 else len(self.lead) + first
@@ -115,15 +117,30 @@ def encode_chunks(
         BadInput: If the text has no token, or a span or size is outside what there is.
     """
     task = encoder.choose_task(task)
-    shape = resolve_output(encoder.model.settings, encoder.embedding_dim, task, truncate_dim, precision, prompt_name)
+    shape = resolve_output(
+        encoder.model.settings, encoder.embedding_dim, task, truncate_dim, precision, prompt_name
+    )
     document = _document(encoder, text, prompt_name)
     room = _room(encoder, document, max_length)
     again = room // 8 if overlap is None else overlap
     if not 0 <= again < room:
-        raise BadInput(f"overlap {overlap} is not between 0 and the {room} tokens of text that one pass reads")
-    extents = _even_spans(document, chunk_tokens, len(text)) if spans is None else np.array(spans, dtype=np.int64).reshape(-1, 2)
-    if len(extents) == 0 or (extents[:, 0] < 0).any() or (extents[:, 1] > len(text)).any() or (extents[:, 0] >= extents[:, 1]).any():
-        raise BadInput(f"every span must be a non-empty part of the {len(text)} characters of the text")
+        raise BadInput(
+            f"overlap {overlap} is not between 0 and the {room} tokens of text that one pass reads"
+        )
+    extents = (
+        _even_spans(document, chunk_tokens, len(text))
+        if spans is None
+        else np.array(spans, dtype=np.int64).reshape(-1, 2)
+    )
+    if (
+        len(extents) == 0
+        or (extents[:, 0] < 0).any()
+        or (extents[:, 1] > len(text)).any()
+        or (extents[:, 0] >= extents[:, 1]).any()
+    ):
+        raise BadInput(
+            f"every span must be a non-empty part of the {len(text)} characters of the text"
+        )
     pool = _ChunkPooler(encoder, document, extents)
     windows = document.cut(room, again)
     for first, last in windows:
@@ -170,16 +187,32 @@ def encode_windows(
     if isinstance(texts, str):
         raise BadInput("encode_windows takes a list of texts, got one string; put it into a list")
     task = encoder.choose_task(task)
-    shape = resolve_output(encoder.model.settings, encoder.embedding_dim, task, truncate_dim, precision, prompt_name)
-    vectors, counts = np.zeros((len(texts), encoder.embedding_dim), np.float32), np.zeros(len(texts), np.int64)
+    shape = resolve_output(
+        encoder.model.settings, encoder.embedding_dim, task, truncate_dim, precision, prompt_name
+    )
+    vectors, counts = (
+        np.zeros((len(texts), encoder.embedding_dim), np.float32),
+        np.zeros(len(texts), np.int64),
+    )
     done = 0
     for parts in _batches(encoder, texts, window, overlap, prompt_name):
-        pooled = encoder.encode_ids([document.ids(*extent) for document, extents in parts for extent in extents], task=task, pooled=True)
+        pooled = encoder.encode_ids(
+            [document.ids(*extent) for document, extents in parts for extent in extents],
+            task=task,
+            pooled=True,
+        )
         place = 0
         for i, (_, extents) in enumerate(parts, done):
-            own, weights = pooled[place : place + len(extents)], np.array([last - first for first, last in extents], np.float64)
+            own, weights = (
+                pooled[place : place + len(extents)],
+                np.array([last - first for first, last in extents], np.float64),
+            )
             # A mean of one unit vector is scaled twice, which moves last bits and with them the codes of some coordinates.
-            vectors[i] = own[0] if len(own) == 1 else (weights[:, None] * normalize(own)).sum(0) / weights.sum()
+            vectors[i] = (
+                own[0]
+                if len(own) == 1
+                else (weights[:, None] * normalize(own)).sum(0) / weights.sum()
+            )
             counts[i] = len(extents)
             place += len(extents)
         done += len(parts)
@@ -189,7 +222,11 @@ def encode_windows(
 
 
 def _batches(
-    encoder: Encoder, texts: Sequence[str], window: int | None, overlap: int, prompt_name: str | None
+    encoder: Encoder,
+    texts: Sequence[str],
+    window: int | None,
+    overlap: int,
+    prompt_name: str | None,
 ) -> Iterator[list[tuple[_TokenizedDocument, list[tuple[int, int]]]]]:
     """Cut documents into windows, and give as many documents at once as have `TOKENS_AT_ONCE` tokens."""
     held: list[tuple[_TokenizedDocument, list[tuple[int, int]]]] = []
@@ -198,7 +235,9 @@ def _batches(
         document = _document(encoder, text, prompt_name, f"text {i}")
         room = _room(encoder, document, window)
         if not 0 <= overlap < room:
-            raise BadInput(f"overlap {overlap} is not between 0 and the {room} tokens of text in a window")
+            raise BadInput(
+                f"overlap {overlap} is not between 0 and the {room} tokens of text in a window"
+            )
         held.append((document, document.cut(room, overlap)))
         tokens += len(document.body)
         if tokens >= TOKENS_AT_ONCE:
@@ -208,7 +247,9 @@ def _batches(
         yield held
 
 
-def _document(encoder: Encoder, text: str, prompt_name: str | None, which: str = "the document") -> _TokenizedDocument:
+def _document(
+    encoder: Encoder, text: str, prompt_name: str | None, which: str = "the document"
+) -> _TokenizedDocument:
     if not isinstance(text, str):
         raise BadInput(f"{which} is a {type(text).__name__}, needs a string")
     ids, places = encoder.model.tokenizer.offsets(text, prompt=encoder.prompt_text(prompt_name))
@@ -222,12 +263,12 @@ def _document(encoder: Encoder, text: str, prompt_name: str | None, which: str =
 
 def _room(encoder: Encoder, document: _TokenizedDocument, limit: int | None) -> int:
     most = encoder.max_length if limit is None else limit
-    around = len(document.lead) + len(document.trail)
-    if not around < most <= encoder.max_length:
+    ctx = len(document.lead) + len(document.trail)
+    if not ctx < most <= encoder.max_length:
         raise BadInput(
-            f"a pass of {most} tokens must be more than the {around} around every text and at most the model's {encoder.max_length}"
+            f"a pass of {most} tokens must be more than the {ctx} around every text and at most the model's {encoder.max_length}"
         )
-    return most - around
+    return most - ctx
 
 
 def _even_spans(document: _TokenizedDocument, chunk_tokens: int, characters: int) -> np.ndarray:

@@ -33,7 +33,12 @@ class OutputFormat:
     @property
     def dtype(self) -> np.dtype[np.generic]:
         """Type of one number."""
-        names = {Precision.FLOAT32: "float32", Precision.FLOAT16: "float16", Precision.INT8: "int8", Precision.BINARY: "uint8"}
+        names = {
+            Precision.FLOAT32: "float32",
+            Precision.FLOAT16: "float16",
+            Precision.INT8: "int8",
+            Precision.BINARY: "uint8",
+        }
         return np.dtype(names[self.precision])
 
     def finish(self, vectors: np.ndarray) -> np.ndarray:
@@ -56,7 +61,12 @@ class OutputFormat:
 
 
 def resolve_output(
-    settings: ModelSettings, width: int, task: str | None, truncate_dim: int | None, precision: str, role: str | None = None
+    settings: ModelSettings,
+    width: int,
+    task: str | None,
+    truncate_dim: int | None,
+    precision: str,
+    role: str | None = None,
 ) -> OutputFormat:
     """Check size and precision of a call against what a model has.
 
@@ -93,7 +103,9 @@ def resolve_output(
     return OutputFormat(dim, kind, Int8Ranges.from_json(stored[str(dim)]))
 
 
-def binary_offset(settings: ModelSettings, task: str | None, dim: int, role: str | None) -> np.ndarray | None:
+def binary_offset(
+    settings: ModelSettings, task: str | None, dim: int, role: str | None
+) -> np.ndarray | None:
     """Find what a model takes from its vectors before their signs.
 
     Args:
@@ -110,7 +122,9 @@ def binary_offset(settings: ModelSettings, task: str | None, dim: int, role: str
     """
     if not settings.binary_offsets:
         return None
-    stored = settings.binary_offsets.get(task or "base", {}).get(role if role == Role.QUERY else Role.DOCUMENT, {})
+    stored = settings.binary_offsets.get(task or "base", {}).get(
+        role if role == Role.QUERY else Role.DOCUMENT, {}
+    )
     if str(dim) not in stored:
         known = ", ".join(stored) or "none"
         raise BadInput(

@@ -82,7 +82,10 @@ def default_budget(module: TransformerModel | StaticModel, workers: int = 1) -> 
     free = free_memory_of(parameter.device)
     if free is None:
         return most
-    return max(min(LEAST, most), min(most, int(SHARE * free / workers / passing_bytes(module.backbone, parameter.dtype))))
+    return max(
+        min(LEAST, most),
+        min(most, int(SHARE * free / workers / passing_bytes(module.backbone, parameter.dtype))),
+    )
 
 
 def assign_devices(devices: Sequence[str], processes: int) -> list[str]:
@@ -96,7 +99,9 @@ def assign_devices(devices: Sequence[str], processes: int) -> list[str]:
         A name for each process.
     """
     here = [str(device) for device in accelerators()] or [str(CPU)]
-    named = [each for name in devices for each in (_all_of(name, here) if ":" not in name else [name])]
+    named = [
+        each for name in devices for each in (_all_of(name, here) if ":" not in name else [name])
+    ]
     return [named[i % len(named)] for i in range(processes)]
 
 

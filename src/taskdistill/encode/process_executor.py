@@ -13,7 +13,9 @@ from taskdistill.encode.shards import ShardJob, ShardWorker
 from taskdistill.errors import BadInput, WorkFailed
 
 
-def run_processes(job: ShardJob, pending: Sequence[int], devices: Sequence[str]) -> Generator[tuple[int, Counts], None, None]:
+def run_processes(
+    job: ShardJob, pending: Sequence[int], devices: Sequence[str]
+) -> Generator[tuple[int, Counts], None, None]:
     """Encode shards in fresh processes, one for each device named.
 
     Args:
@@ -45,7 +47,9 @@ def run_processes(job: ShardJob, pending: Sequence[int], devices: Sequence[str])
                 if done is not None:
                     yield done
                 number = next(waiting, None)
-                with suppress(ConnectionError):  # a worker that is gone is told of when its end is read
+                with suppress(
+                    ConnectionError
+                ):  # a worker that is gone is told of when its end is read
                     end.send(number)
                 if number is None:
                     open_ends.discard(end)
@@ -93,7 +97,12 @@ def work(job: ShardJob, device: str, end: connection.Connection) -> None:
     except BadInput as error:
         end.send(("bad", str(error)))
     except Exception as error:  # whatever it is, the parent tells it in one line
-        end.send(("failed", f"a worker failed ({type(error).__name__}: {error}); finished shards are kept, run the command again to go on"))
+        end.send(
+            (
+                "failed",
+                f"a worker failed ({type(error).__name__}: {error}); finished shards are kept, run the command again to go on",
+            )
+        )
 
 
 def _end_with_parent() -> None:

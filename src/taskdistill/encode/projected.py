@@ -28,9 +28,13 @@ class ProjectedEncoder:
         """
         said = encoder.model.settings.teacher
         if not said.get("space_id"):
-            raise BadInput(f"model {encoder.name} does not say in which space its teacher's vectors are; use the teacher itself")
+            raise BadInput(
+                f"model {encoder.name} does not say in which space its teacher's vectors are; use the teacher itself"
+            )
         if encoder.model.projection is None and said["embedding_dim"] != encoder.embedding_dim:
-            raise BadInput(f"model {encoder.name} has no projection.safetensors, so its vectors cannot be compared with its teacher's")
+            raise BadInput(
+                f"model {encoder.name} has no projection.safetensors, so its vectors cannot be compared with its teacher's"
+            )
         self._encoder = encoder
         self.name = f"{encoder.name} in the space of {said['model']}"
         self.teacher: str = said["model"]
@@ -99,8 +103,14 @@ def in_space(encoder: Encoder, *space_ids: str) -> Encoder | ProjectedEncoder:
     if encoder.space_id in space_ids or space_ids[0] in encoder.former_space_ids:
         return encoder
     said: dict[str, Any] = encoder.model.settings.teacher
-    if said.get("space_id") not in space_ids and space_ids[0] not in said.get("former_space_ids", ()):
-        taught = f", nor does its teacher {said['model']} ({said['space_id']!r})" if said.get("space_id") else ""
+    if said.get("space_id") not in space_ids and space_ids[0] not in said.get(
+        "former_space_ids", ()
+    ):
+        taught = (
+            f", nor does its teacher {said['model']} ({said['space_id']!r})"
+            if said.get("space_id")
+            else ""
+        )
         raise BadInput(
             f"model {encoder.name} has space_id {encoder.space_id!r}, which is not the index's {space_ids[0]!r}{taught}; "
             "use the model that the index was made with or a student of it, or build another index"

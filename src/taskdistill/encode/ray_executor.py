@@ -39,7 +39,9 @@ class ShardActor:
         return {"shard": batch["shard"], "counts": counts}
 
 
-def run_ray(job: ShardJob, pending: Sequence[int], devices: Sequence[str]) -> Generator[tuple[int, Counts], None, None]:
+def run_ray(
+    job: ShardJob, pending: Sequence[int], devices: Sequence[str]
+) -> Generator[tuple[int, Counts], None, None]:
     """Encode shards with one Ray actor for each device named.
 
     Args:
@@ -55,7 +57,9 @@ def run_ray(job: ShardJob, pending: Sequence[int], devices: Sequence[str]) -> Ge
 
     device = devices[0].partition(":")[0]
     resources = {"num_cpus": job.threads} if device == CPU.type else {"num_gpus": 1}
-    shards = ray.data.from_items([{"shard": number} for number in pending], override_num_blocks=len(pending))
+    shards = ray.data.from_items(
+        [{"shard": number} for number in pending], override_num_blocks=len(pending)
+    )
     done = shards.map_batches(
         ShardActor,
         batch_size=1,

@@ -96,10 +96,14 @@ class Rows:
         """
         path = Path(reading.source)
         if reading.source != "-" and not path.is_file():
-            raise BadInput(f"no file {path}; give a .txt, .jsonl, .csv or .parquet file, or - for standard input")
+            raise BadInput(
+                f"no file {path}; give a .txt, .jsonl, .csv or .parquet file, or - for standard input"
+            )
         kind = ".txt" if reading.source == "-" else Path(path.name.removesuffix(".gz")).suffix
         if kind not in READERS:
-            raise BadInput(f"{path}: texts are read from {', '.join(READERS)}; convert the file or give it the right ending")
+            raise BadInput(
+                f"{path}: texts are read from {', '.join(READERS)}; convert the file or give it the right ending"
+            )
         self._stack = ExitStack()
         self._source = reading.source
         self._raw, self._parse = READERS[kind](path, reading.column, self._stack)
@@ -146,7 +150,11 @@ class Rows:
 
 def _fault(value: Any) -> str | None:
     if not isinstance(value, str):
-        return str(value) if isinstance(value, Fault) else f"the text is {type(value).__name__}, needs a string"
+        return (
+            str(value)
+            if isinstance(value, Fault)
+            else f"the text is {type(value).__name__}, needs a string"
+        )
     if not value.strip():
         return "empty text"
     try:
@@ -186,15 +194,21 @@ def _json_lines(path: Path, column: str, stack: ExitStack) -> tuple[Iterator[Any
             return Fault(str(fault))
         if column in row:
             return row[column]
-        return Fault(f"no field {column!r}; found {', '.join(list(row)[:6])}; name another with --column")
+        return Fault(
+            f"no field {column!r}; found {', '.join(list(row)[:6])}; name another with --column"
+        )
 
     return (line for line in _opened(path, stack) if line.strip()), parse
 
 
 def _csv_rows(path: Path, column: str, stack: ExitStack) -> tuple[Iterator[Any], Parse]:
-    rows = csv.DictReader(io.TextIOWrapper(_opened(path, stack), "utf-8-sig", errors="surrogateescape", newline=""))
+    rows = csv.DictReader(
+        io.TextIOWrapper(_opened(path, stack), "utf-8-sig", errors="surrogateescape", newline="")
+    )
     if column not in (rows.fieldnames or []):
-        raise BadInput(f"{path} has the columns {rows.fieldnames}, none called {column!r}; name one with --column")
+        raise BadInput(
+            f"{path} has the columns {rows.fieldnames}, none called {column!r}; name one with --column"
+        )
     return rows, lambda _, row: row[column]
 
 
@@ -205,11 +219,18 @@ def _parquet_rows(path: Path, column: str, stack: ExitStack) -> tuple[Iterator[A
         raise BadInput(f"{path} is no Parquet file ({error})") from None
     stack.callback(table.close)
     if column not in table.schema_arrow.names:
-        raise BadInput(f"{path} has the columns {table.schema_arrow.names}, none called {column!r}; name one with --column")
+        raise BadInput(
+            f"{path} has the columns {table.schema_arrow.names}, none called {column!r}; name one with --column"
+        )
     batches = table.iter_batches(columns=[column])
     return (value for batch in batches for value in batch.column(0)), lambda _, value: value.as_py()
 
 
 Reader = Callable[[Path, str, ExitStack], tuple[Iterator[Any], Parse]]
-READERS: dict[str, Reader] = {".txt": _text_lines, ".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}
+READERS: dict[str, Reader] = {
+    ".txt": _text_lines,
+    ".jsonl": _json_lines,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
 """Ending of a file to a function that gives its raw rows, and how one becomes a text."""

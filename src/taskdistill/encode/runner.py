@@ -77,7 +77,9 @@ class EncodeRequest:
 
     def pooled(self) -> EncodeRequest:
         """Return the same call for vectors as the model gives them."""
-        return replace(self, shapes={name: replace(shape, pooled=True) for name, shape in self.shapes.items()})
+        return replace(
+            self, shapes={name: replace(shape, pooled=True) for name, shape in self.shapes.items()}
+        )
 
     def groups(self, start: int, count: int) -> Iterator[tuple[str | None, np.ndarray]]:
         """Group some of the texts by task.
@@ -126,7 +128,14 @@ class Runner:
             finally:
                 self.backend.select(None)
 
-    def run(self, ids: list[np.ndarray], call: EncodeRequest, out: np.ndarray, start: int, progress: Progress | None) -> None:
+    def run(
+        self,
+        ids: list[np.ndarray],
+        call: EncodeRequest,
+        out: np.ndarray,
+        start: int,
+        progress: Progress | None,
+    ) -> None:
         """Encode tokenised texts, task by task.
 
         Args:
@@ -141,7 +150,9 @@ class Runner:
         """
         lengths = np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids))
         if len(ids) and lengths.min() == 0:
-            raise BadInput(f"text {start + int(lengths.argmin())} has no token this model knows; leave empty texts out")
+            raise BadInput(
+                f"text {start + int(lengths.argmin())} has no token this model knows; leave empty texts out"
+            )
         done = start
         for task, rows in call.groups(start, len(ids)):
             note = None if progress is None else _shifted(progress, done, start + len(ids))
@@ -165,7 +176,9 @@ class Runner:
                 vectors = self.backend.embed([ids[i] for i in chosen]).float().cpu().numpy()
             if not np.isfinite(vectors).all():
                 first = start + int(chosen[0])
-                raise WorkFailed(f"the model gave values that are not finite for text {first} or a neighbour; its weights are damaged")
+                raise WorkFailed(
+                    f"the model gave values that are not finite for text {first} or a neighbour; its weights are damaged"
+                )
             out[chosen] = shape.finish(vectors)
 
         with self.turn(task):
@@ -173,10 +186,16 @@ class Runner:
 
     def _arithmetic(self) -> AbstractContextManager[object]:
         """Give the context of a pass; autocast belongs to a thread, so each batch enters it."""
-        return nullcontext() if self.autocast is None else torch.autocast(self.autocast[0].type, self.autocast[1])
+        return (
+            nullcontext()
+            if self.autocast is None
+            else torch.autocast(self.autocast[0].type, self.autocast[1])
+        )
 
 
-def check_limit(max_length: int | None, most: int, tokenizer: TextTokenizer | None = None, prompt: str = "") -> int:
+def check_limit(
+    max_length: int | None, most: int, tokenizer: TextTokenizer | None = None, prompt: str = ""
+) -> int:
     """Check the most tokens of one text, and that a prompt leaves some of them to the text: all would have one vector otherwise.
 
     Args:
@@ -193,7 +212,9 @@ def check_limit(max_length: int | None, most: int, tokenizer: TextTokenizer | No
     """
     limit = most if max_length is None else max_length
     if not 0 < limit <= most:
-        raise BadInput(f"max_length {max_length} is not between 1 and the {most} tokens that this model reads")
+        raise BadInput(
+            f"max_length {max_length} is not between 1 and the {most} tokens that this model reads"
+        )
     if tokenizer is not None and (tokens := prompt_tokens(tokenizer, prompt)) >= limit:
         raise BadInput(
             f"the prompt takes {tokens:,} tokens with those around every text, and {limit:,} are read: nothing of a text would be left; "
@@ -202,7 +223,9 @@ def check_limit(max_length: int | None, most: int, tokenizer: TextTokenizer | No
     return limit
 
 
-def tokenized(tokenizer: TextTokenizer, chunks: Iterable[list[str]], call: EncodeRequest) -> Iterator[tuple[int, TokenizedTexts]]:
+def tokenized(
+    tokenizer: TextTokenizer, chunks: Iterable[list[str]], call: EncodeRequest
+) -> Iterator[tuple[int, TokenizedTexts]]:
     """Tokenise chunk after chunk, one ahead of the caller.
 
     Args:
@@ -225,7 +248,9 @@ def tokenized(tokenizer: TextTokenizer, chunks: Iterable[list[str]], call: Encod
         tokens = tokenizer.ids(texts, prompt=call.head, max_length=call.limit)
         if call.refuse_truncation and tokens.truncated.any():
             first = start + int(tokens.truncated.argmax())
-            raise BadInput(f"text {first} has more than {call.limit} tokens and truncation is refused; cut it or raise max_length")
+            raise BadInput(
+                f"text {first} has more than {call.limit} tokens and truncation is refused; cut it or raise max_length"
+            )
         return start, tokens
 
     yield from prefetch(_counted(chunks), tokenise)
@@ -288,9 +313,15 @@ def token_states(backend: TokenModel, ids: np.ndarray) -> torch.Tensor:
         BadInput: If the back end gives vectors of whole texts only.
     """
     if isinstance(backend, StaticModel):
-        return backend.table[torch.from_numpy(ids.astype(np.int64)).to(backend.table.device)].float().cpu()
+        return (
+            backend.table[torch.from_numpy(ids.astype(np.int64)).to(backend.table.device)]
+            .float()
+            .cpu()
+        )
     if not isinstance(backend, TransformerModel):
-        raise BadInput("states of single tokens come from the back end torch only; load the model with it")
+        raise BadInput(
+            "states of single tokens come from the back end torch only; load the model with it"
+        )
     return backend.hidden(pack([ids]).to(backend.device)).float().cpu()
 
 

@@ -45,7 +45,9 @@ class ShardJob:
         Returns:
             The encoder.
         """
-        return Encoder.load(self.model, threads=self.threads, backend=self.backend, device=device, dtype=self.dtype)
+        return Encoder.load(
+            self.model, threads=self.threads, backend=self.backend, device=device, dtype=self.dtype
+        )
 
 
 class ShardWorker:
@@ -101,12 +103,18 @@ def encode_shard(encoder: Encoder, source: Rows, number: int, job: ShardJob) -> 
         encoded = encoder.encode_reporting([text for _, text in found], **job.asked)
     except BadInput as error:
         raise BadInput(f"shard {number}, rows from {first}: {error}") from None
-    counts.used, counts.vectors, counts.truncated = len(found), len(found), int(encoded.truncated.sum())
+    counts.used, counts.vectors, counts.truncated = (
+        len(found),
+        len(found),
+        int(encoded.truncated.sum()),
+    )
     vectors, rows, report = shard_files(job.folder, number)
     _save(vectors, encoded.vectors)
     _save(rows, np.array([row for row, _ in found], dtype=np.int64))
     hashes = {path.name: sha256_file(path) for path in (vectors, rows)}
-    write_sealed(report, {"job": sha256_file(job.folder / JOB), "files": hashes, "counts": counts.as_dict()})
+    write_sealed(
+        report, {"job": sha256_file(job.folder / JOB), "files": hashes, "counts": counts.as_dict()}
+    )
     return counts
 
 
@@ -124,7 +132,9 @@ def finished(folder: Path, number: int) -> Counts | None:
     try:
         said = read_sealed(report, "the shard has to be encoded again")
         # Reports of the first format call the table of hashes by another name, and name no job.
-        whole = (said["sha256"] if "sha256" in said else said["files"]) == {path.name: sha256_file(path) for path in (vectors, rows)}
+        whole = (said["sha256"] if "sha256" in said else said["files"]) == {
+            path.name: sha256_file(path) for path in (vectors, rows)
+        }
         if whole and said.get("job", "") in ("", sha256_file(folder / JOB)):
             return Counts(**said["counts"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

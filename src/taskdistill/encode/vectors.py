@@ -34,13 +34,16 @@ class VectorFolder:
         self.folder = folder
         self.manifest: dict[str, Any] = read_manifest(folder, KIND)
         rows, size, counts = (
-            require_field(folder, self.manifest, *each) for each in (("rows", int), ("shard_rows", int), ("counts", dict))
+            require_field(folder, self.manifest, *each)
+            for each in (("rows", int), ("shard_rows", int), ("counts", dict))
         )
         self.shards = -(-rows // max(1, size))
         self._vectors = require_field(folder, counts, "vectors", int)
         require_field(folder, self.manifest, "width", int)
         if (stored := require_field(folder, self.manifest, "stored_as", str)) not in STORED:
-            raise BadInput(f"{folder} says that its vectors are stored as {stored!r}; needs one of {', '.join(STORED)}; {ADVICE}")
+            raise BadInput(
+                f"{folder} says that its vectors are stored as {stored!r}; needs one of {', '.join(STORED)}; {ADVICE}"
+            )
         for name in self.manifest["files"]:
             if not name.endswith(".npy"):
                 self._check(name)
@@ -74,8 +77,14 @@ class VectorFolder:
             for file in (vectors, rows):
                 self._check(file.relative_to(self.folder).as_posix())
             numbers, values = np.load(rows), np.load(vectors, mmap_mode="r")
-            if numbers.shape != (len(values),) or values.shape[1:] != (self.width,) or values.dtype != self.dtype:
-                raise BadInput(f"{vectors} has shape {values.shape} and type {values.dtype}, which its manifest does not say; {ADVICE}")
+            if (
+                numbers.shape != (len(values),)
+                or values.shape[1:] != (self.width,)
+                or values.dtype != self.dtype
+            ):
+                raise BadInput(
+                    f"{vectors} has shape {values.shape} and type {values.dtype}, which its manifest does not say; {ADVICE}"
+                )
             yield numbers, values
 
     def _check(self, name: str) -> None:
@@ -112,9 +121,13 @@ def merge_vectors(folder: Path, out: Path) -> int:
     """
     opened = VectorFolder(folder)
     if out.suffix not in WRITERS:
-        raise BadInput(f"{out}: vectors are written as {', '.join(WRITERS)}; give one of these endings")
+        raise BadInput(
+            f"{out}: vectors are written as {', '.join(WRITERS)}; give one of these endings"
+        )
     if out.suffix == ".npy" and len(opened) != int(opened.manifest["rows"]):
-        raise BadInput(f"{out}: a .npy file cannot say which rows have no vector; write .parquet or .jsonl")
+        raise BadInput(
+            f"{out}: a .npy file cannot say which rows have no vector; write .parquet or .jsonl"
+        )
     with output(out, OURS[out.suffix]) as beside:
         writer = WRITERS[out.suffix](beside)
         for rows, vectors in opened.blocks():

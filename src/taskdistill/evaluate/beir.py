@@ -39,7 +39,11 @@ def rows(path: Path, texts: Sequence[str], notes: list[str]) -> Iterator[dict[st
             row = _parsed(path, number, line)
             for key in texts:
                 if not isinstance(row.get(key), str):
-                    refuse(path, number, f"needs a text under {key!r}; has {', '.join(row) or 'no keys'}")
+                    refuse(
+                        path,
+                        number,
+                        f"needs a text under {key!r}; has {', '.join(row) or 'no keys'}",
+                    )
             if all(row[key].strip() for key in texts):
                 kept += 1
                 yield {**row, "#": number}
@@ -48,7 +52,9 @@ def rows(path: Path, texts: Sequence[str], notes: list[str]) -> Iterator[dict[st
     if not kept:
         raise BadInput(f"{path} has no rows with text; it needs one JSON object a line")
     if empty:
-        notes.append(f"{len(empty)} rows of {path.name} have an empty text and are left out: {listing(empty)}")
+        notes.append(
+            f"{len(empty)} rows of {path.name} have an empty text and are left out: {listing(empty)}"
+        )
 
 
 def texts_by_id(path: Path, notes: list[str]) -> dict[str, str]:
@@ -75,9 +81,13 @@ def texts_by_id(path: Path, notes: list[str]) -> dict[str, str]:
         if found.setdefault(key, whole) != whole:
             refuse(path, row["#"], f"the id {key!r} was used before for another text")
     if repeated:
-        notes.append(f"{repeated} rows of {path.name} repeat an id with the same text and count once")
+        notes.append(
+            f"{repeated} rows of {path.name} repeat an id with the same text and count once"
+        )
     if empty := [key for key, text in found.items() if not text]:
-        notes.append(f"{len(empty)} texts of {path.name} are empty and are left out: {listing(empty)}")
+        notes.append(
+            f"{len(empty)} texts of {path.name} are empty and are left out: {listing(empty)}"
+        )
     return {key: text for key, text in found.items() if text}
 
 
@@ -101,7 +111,11 @@ def judgments(path: Path) -> Iterator[tuple[int, str, str, int]]:
             try:
                 query, document, relevance = parts[0], parts[1], int(parts[2])
             except (IndexError, ValueError):
-                refuse(path, number, f"{line.strip()!r} is not query-id, corpus-id and a whole-number score, separated by tabs")
+                refuse(
+                    path,
+                    number,
+                    f"{line.strip()!r} is not query-id, corpus-id and a whole-number score, separated by tabs",
+                )
             yield number, query, document, relevance
 
 
@@ -123,7 +137,9 @@ def opened(path: Path) -> Iterator[TextIO]:
         with opener(path, "rt", encoding="utf-8-sig", newline="\n") as stream:
             yield stream
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read ({error}); give a whole UTF-8 file, gzip if its name ends in .gz") from None
+        raise BadInput(
+            f"{path} cannot be read ({error}); give a whole UTF-8 file, gzip if its name ends in .gz"
+        ) from None
 
 
 def refuse(path: Path, line: int, fault: str) -> NoReturn:
@@ -173,5 +189,7 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         return read_object(line)
     except JsonError as fault:
-        what = {"not valid JSON": "not JSON", "not a JSON object": "no JSON object"}.get(fault.reason, str(fault))
+        what = {"not valid JSON": "not JSON", "not a JSON object": "no JSON object"}.get(
+            fault.reason, str(fault)
+        )
         refuse(path, number, f"the line is {what}")

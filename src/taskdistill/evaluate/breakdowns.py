@@ -14,7 +14,14 @@ from taskdistill.evaluate.kinds import QUERY_ROLE, TASK, Embedder, Kind
 from taskdistill.evaluate.reading import LabeledData, PairData, RankingData, SetData
 from taskdistill.evaluate.score import Score, score_vectors, unit_score
 
-LENGTH_KINDS = (Kind.RETRIEVAL, Kind.RERANKING, Kind.STS, Kind.BITEXT, Kind.CLASSIFICATION, Kind.MULTILABEL)
+LENGTH_KINDS = (
+    Kind.RETRIEVAL,
+    Kind.RERANKING,
+    Kind.STS,
+    Kind.BITEXT,
+    Kind.CLASSIFICATION,
+    Kind.MULTILABEL,
+)
 """Kinds with one result a query, pair or text."""
 
 PROMPT_KINDS = (Kind.RETRIEVAL, Kind.RERANKING, Kind.STS, Kind.PAIR_CLASSIFICATION, Kind.BITEXT)
@@ -49,7 +56,9 @@ class PromptSpread:
         return min(values), float(np.median(values)), max(values)
 
 
-def by_length(kind: Kind, data: SetData, score: Score, edges: Sequence[int] = EDGES) -> list[LengthBucket]:
+def by_length(
+    kind: Kind, data: SetData, score: Score, edges: Sequence[int] = EDGES
+) -> list[LengthBucket]:
     """Split a score by the length of what was judged: the relevant document of a query, both texts of a pair, a text.
 
     Args:
@@ -69,16 +78,29 @@ def by_length(kind: Kind, data: SetData, score: Score, edges: Sequence[int] = ED
     if len(score.units) > 1:
         assert isinstance(data, PairData | LabeledData)
         first_seen = {language: i for i, language in enumerate(score.units)}
-        lengths = lengths[np.argsort([first_seen[language] for language in data.languages], kind="stable")]
+        lengths = lengths[
+            np.argsort([first_seen[language] for language in data.languages], kind="stable")
+        ]
     place = np.searchsorted(edges, lengths, side="right")
-    labels = [f"up to {edges[0]:,}", *(f"{a:,} to {b:,}" for a, b in pairwise(edges)), f"{edges[-1]:,} or more"]
+    labels = [
+        f"up to {edges[0]:,}",
+        *(f"{a:,} to {b:,}" for a, b in pairwise(edges)),
+        f"{edges[-1]:,} or more",
+    ]
     return [
-        LengthBucket(labels[i], int((place == i).sum()), unit_score(units[place == i])) for i in range(len(labels)) if (place == i).any()
+        LengthBucket(labels[i], int((place == i).sum()), unit_score(units[place == i]))
+        for i in range(len(labels))
+        if (place == i).any()
     ]
 
 
 def prompt_spread(
-    embedder: Embedder, name: str, kind: Kind, data: SetData, prompts: Sequence[str], encoded: EncodedSet | None = None
+    embedder: Embedder,
+    name: str,
+    kind: Kind,
+    data: SetData,
+    prompts: Sequence[str],
+    encoded: EncodedSet | None = None,
 ) -> PromptSpread:
     """Score a set under several prompts, put before the queries (or, where both sides are alike, before every text).
 
@@ -103,19 +125,32 @@ def prompt_spread(
     if isinstance(data, RankingData):
         known = encoded or encode_set(embedder, kind, data)
         return PromptSpread(
-            {prompt: score_vectors(name, kind, data, _asked(embedder, kind, data, known, prompt)).score for prompt in prompts}
+            {
+                prompt: score_vectors(
+                    name, kind, data, _asked(embedder, kind, data, known, prompt)
+                ).score
+                for prompt in prompts
+            }
         )
     if isinstance(data, PairData):
         found = {}
         for prompt in prompts:
-            each = replace(data, first=[prompt + text for text in data.first], second=[prompt + text for text in data.second])
-            known = encoded if encoded is not None and not prompt else encode_set(embedder, kind, each)
+            each = replace(
+                data,
+                first=[prompt + text for text in data.first],
+                second=[prompt + text for text in data.second],
+            )
+            known = (
+                encoded if encoded is not None and not prompt else encode_set(embedder, kind, each)
+            )
             found[prompt] = score_vectors(name, kind, each, known).score
         return PromptSpread(found)
     raise BadInput(f"{name}: a spread over prompts is for sets of queries or pairs, not for {kind}")
 
 
-def _asked(embedder: Embedder, kind: Kind, data: RankingData, encoded: EncodedSet, prompt: str) -> EncodedSet:
+def _asked(
+    embedder: Embedder, kind: Kind, data: RankingData, encoded: EncodedSet, prompt: str
+) -> EncodedSet:
     if not prompt:
         return encoded
     texts = [prompt + text for text in data.queries.values()]
@@ -127,10 +162,14 @@ def _asked(embedder: Embedder, kind: Kind, data: RankingData, encoded: EncodedSe
 def _lengths(kind: Kind, data: SetData) -> list[int]:
     match kind, data:
         case ((Kind.RETRIEVAL | Kind.RERANKING), RankingData()):
-            relevant = [max(judged, key=lambda document: judged[document]) for judged in data.qrels.values()]
+            relevant = [
+                max(judged, key=lambda document: judged[document]) for judged in data.qrels.values()
+            ]
             return [len(data.documents[document]) for document in relevant]
         case ((Kind.STS | Kind.BITEXT), PairData()):
             return [len(a) + len(b) for a, b in zip(data.first, data.second, strict=True)]
         case ((Kind.CLASSIFICATION | Kind.MULTILABEL), LabeledData()):
             return [len(text) for text in data.texts]
-    raise BadInput(f"a score by length is for sets with one result a query, pair or text, not for {kind}")
+    raise BadInput(
+        f"a score by length is for sets with one result a query, pair or text, not for {kind}"
+    )

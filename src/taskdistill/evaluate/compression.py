@@ -16,7 +16,15 @@ from taskdistill.evaluate.exact_search import ndcg_units, ndcg_units_of_bits, to
 from taskdistill.evaluate.kinds import QUERY_ROLE, Kind
 from taskdistill.evaluate.reading import RankingData, SetData
 from taskdistill.evaluate.score import score_ranking, score_vectors
-from taskdistill.quantization import Int8Ranges, bytes_per_vector, hamming, normalize, pack_bits, truncate, unpack_bits
+from taskdistill.quantization import (
+    Int8Ranges,
+    bytes_per_vector,
+    hamming,
+    normalize,
+    pack_bits,
+    truncate,
+    unpack_bits,
+)
 from taskdistill.tasks import Role
 from taskdistill.types import Precision
 
@@ -112,26 +120,49 @@ def compression_matrix(
     """
     whole = score_vectors(name, kind, data, encoded).score
     if too_large := [dim for dim in dims if dim > encoded.dim]:
-        raise BadInput(f"dimensions {too_large} exceed the {encoded.dim} of these vectors; leave them out")
+        raise BadInput(
+            f"dimensions {too_large} exceed the {encoded.dim} of these vectors; leave them out"
+        )
     fitted: dict[int, Int8Ranges] = dict(ranges or {})
     cells = []
     for dim in sorted(set(dims), reverse=True):
-        cut = replace(encoded, sides={side: truncate(x, dim) for side, x in encoded.sides.items() if len(x)})
+        cut = replace(
+            encoded, sides={side: truncate(x, dim) for side, x in encoded.sides.items() if len(x)}
+        )
         if dim not in fitted:
-            fitted[dim] = Int8Ranges.fit(next(cut.sides[side] for side in _CALIBRATION if side in cut.sides))
+            fitted[dim] = Int8Ranges.fit(
+                next(cut.sides[side] for side in _CALIBRATION if side in cut.sides)
+            )
         own = _own_offsets(kind, cut, dim, offsets or {})
         for precision in precisions:
             size = bytes_per_vector(dim, precision)
             score, milliseconds = _plain(name, kind, data, cut, precision, fitted[dim], own)
-            cells.append(CompressionResult(dim, str(precision), False, score, _share(score, whole), size, milliseconds))
-            if rescore and precision in RESCORED and isinstance(data, RankingData) and data.candidates is None:
-                size += bytes_per_vector(dim, Precision.INT8) if precision == Precision.BINARY else 0
+            cells.append(
+                CompressionResult(
+                    dim, str(precision), False, score, _share(score, whole), size, milliseconds
+                )
+            )
+            if (
+                rescore
+                and precision in RESCORED
+                and isinstance(data, RankingData)
+                and data.candidates is None
+            ):
+                size += (
+                    bytes_per_vector(dim, Precision.INT8) if precision == Precision.BINARY else 0
+                )
                 score, milliseconds = _rescored(data, cut, precision, fitted[dim], own)
-                cells.append(CompressionResult(dim, str(precision), True, score, _share(score, whole), size, milliseconds))
+                cells.append(
+                    CompressionResult(
+                        dim, str(precision), True, score, _share(score, whole), size, milliseconds
+                    )
+                )
     return CompressionMatrix(tuple(cells), fitted)
 
 
-def decoded(x: NDArray[np.float32], precision: str, ranges: Int8Ranges | None) -> NDArray[np.float32]:
+def decoded(
+    x: NDArray[np.float32], precision: str, ranges: Int8Ranges | None
+) -> NDArray[np.float32]:
     """Return what is left of vectors after storing them at a precision.
 
     Args:
@@ -167,15 +198,23 @@ def mean_cells(matrices: Sequence[Sequence[CompressionResult]]) -> tuple[Compres
     Returns:
         One cell for each setting that all sets have, in the order of the first.
     """
-    by_setting = [{(cell.dim, cell.precision, cell.rescored): cell for cell in cells} for cells in matrices]
+    by_setting = [
+        {(cell.dim, cell.precision, cell.rescored): cell for cell in cells} for cells in matrices
+    ]
     found = []
     for setting, first in by_setting[0].items() if by_setting else ():
         if not all(setting in cells for cells in by_setting):
             continue
         same = [cells[setting] for cells in by_setting]
         times = [cell.query_ms for cell in same if cell.query_ms is not None]
-        score, kept = (float(np.mean([getattr(cell, field) for cell in same])) for field in ("score", "kept"))
-        found.append(replace(first, score=score, kept=kept, query_ms=float(np.mean(times)) if times else None))
+        score, kept = (
+            float(np.mean([getattr(cell, field) for cell in same])) for field in ("score", "kept")
+        )
+        found.append(
+            replace(
+                first, score=score, kept=kept, query_ms=float(np.mean(times)) if times else None
+            )
+        )
     return tuple(found)
 
 
@@ -214,12 +253,20 @@ def verdict(cells: Sequence[CompressionResult]) -> str:
         else:
             smaller = f", {largest / cell.bytes:.0f} times smaller" if cell.bytes < largest else ""
             size = f"{cell.bytes} byte{'s' * (cell.bytes != 1)} a vector{smaller}"
-            sentences.append(f"To keep {wanted} of the score: {cell.label()} ({size}; keeps {100 * cell.kept:.1f} %).")
+            sentences.append(
+                f"To keep {wanted} of the score: {cell.label()} ({size}; keeps {100 * cell.kept:.1f} %)."
+            )
     return " ".join(sentences)
 
 
 def _plain(
-    name: str, kind: Kind, data: SetData, cut: EncodedSet, precision: str, ranges: Int8Ranges, own: SideOffsets
+    name: str,
+    kind: Kind,
+    data: SetData,
+    cut: EncodedSet,
+    precision: str,
+    ranges: Int8Ranges,
+    own: SideOffsets,
 ) -> tuple[float, float | None]:
     if precision == Precision.BINARY:
         cut = replace(cut, sides={side: _signed(x, own[side]) for side, x in cut.sides.items()})
@@ -234,12 +281,17 @@ def _plain(
     queries = normalize(decoded(queries, precision, ranges))
     score = float(ndcg_units(data, queries, decoded(documents, precision, ranges)).mean())
     stored = _stored(documents, precision, ranges)
-    return score, _timed(queries, lambda some: top_documents(some, _loaded(stored, ranges), _CUTOFF))
+    return score, _timed(
+        queries, lambda some: top_documents(some, _loaded(stored, ranges), _CUTOFF)
+    )
 
 
 def _own_offsets(kind: Kind, cut: EncodedSet, dim: int, offsets: Offsets) -> SideOffsets:
     """Find what is taken from each side's vectors before their signs."""
-    return {side: offsets.get(QUERY_ROLE[kind] if side == "queries" else Role.DOCUMENT, {}).get(dim) for side in cut.sides}
+    return {
+        side: offsets.get(QUERY_ROLE[kind] if side == "queries" else Role.DOCUMENT, {}).get(dim)
+        for side in cut.sides
+    }
 
 
 def _signed(x: NDArray[np.float32], offset: NDArray[np.float32] | None) -> NDArray[np.float32]:
@@ -247,13 +299,17 @@ def _signed(x: NDArray[np.float32], offset: NDArray[np.float32] | None) -> NDArr
     return x if offset is None else x - offset
 
 
-def _rescored(data: RankingData, cut: EncodedSet, precision: str, ranges: Int8Ranges, own: SideOffsets) -> tuple[float, float]:
+def _rescored(
+    data: RankingData, cut: EncodedSet, precision: str, ranges: Int8Ranges, own: SideOffsets
+) -> tuple[float, float]:
     queries, documents = cut.sides["queries"], cut.sides["documents"]
     codes, bits = ranges.encode(documents), pack_bits(_signed(documents, own["documents"]))
 
     def search(some: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         if precision == Precision.BINARY:
-            places, _ = _nearest_bits(pack_bits(_signed(some, own["queries"])), bits, _CUTOFF * OVERSAMPLE)
+            places, _ = _nearest_bits(
+                pack_bits(_signed(some, own["queries"])), bits, _CUTOFF * OVERSAMPLE
+            )
         else:
             near = normalize(ranges.decode(ranges.encode(some)))
             places, _ = top_documents(near, normalize(ranges.decode(codes)), _CUTOFF * OVERSAMPLE)
@@ -270,20 +326,29 @@ def _share(score: float, whole: float) -> float:
     return score / whole if whole > 0 else 0.0
 
 
-def _nearest_bits(queries: NDArray[np.uint8], documents: NDArray[np.uint8], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _nearest_bits(
+    queries: NDArray[np.uint8], documents: NDArray[np.uint8], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     k = min(k, len(documents))
     places, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
     for i in range(0, len(queries), _BATCH):
         distances = hamming(queries[i : i + _BATCH], documents)
         keep = np.argpartition(distances, k - 1, axis=1)[:, :k]
-        places[i : i + _BATCH], scores[i : i + _BATCH] = keep, -np.take_along_axis(distances, keep, 1)
+        places[i : i + _BATCH], scores[i : i + _BATCH] = (
+            keep,
+            -np.take_along_axis(distances, keep, 1),
+        )
     return places, scores
 
 
-def _named(data: RankingData, places: NDArray[np.int64], scores: NDArray[np.float32]) -> dict[str, dict[str, float]]:
+def _named(
+    data: RankingData, places: NDArray[np.int64], scores: NDArray[np.float32]
+) -> dict[str, dict[str, float]]:
     ids = list(data.documents)
     rows = zip(data.queries, places.tolist(), scores.tolist(), strict=True)
-    return {query: dict(zip([ids[p] for p in row], values, strict=True)) for query, row, values in rows}
+    return {
+        query: dict(zip([ids[p] for p in row], values, strict=True)) for query, row, values in rows
+    }
 
 
 def _stored(x: NDArray[np.float32], precision: str, ranges: Int8Ranges) -> NDArray[Any]:
@@ -293,7 +358,9 @@ def _stored(x: NDArray[np.float32], precision: str, ranges: Int8Ranges) -> NDArr
 
 
 def _loaded(stored: NDArray[Any], ranges: Int8Ranges) -> NDArray[np.float32]:
-    return ranges.decode(stored) if stored.dtype == np.int8 else stored.astype(np.float32, copy=False)
+    return (
+        ranges.decode(stored) if stored.dtype == np.int8 else stored.astype(np.float32, copy=False)
+    )
 
 
 def _timed(queries: NDArray[Any], search: Any) -> float:

@@ -41,13 +41,13 @@ class TrainingTexts:
     teacher: Sequence[str] | None = None
 
 
-def read_training(path: Path, watcher: Progress) -> TrainingTexts:
+def read_training(path: Path, progress: Progress) -> TrainingTexts:
     """Read what a model was trained on.
 
     Args:
         path: A recipe, a run folder, a model folder beside its recipe, a data folder (its train splits and texts), or one
             file of rows.
-        watcher: Told the counts of every source.
+        progress: Told the counts of every source.
 
     Returns:
         The texts and the teacher's declared data.
@@ -58,13 +58,15 @@ def read_training(path: Path, watcher: Progress) -> TrainingTexts:
     if path.is_dir() and (path / MANIFEST).is_file() and not (path / "recipe.yaml").is_file():
         manifest = read_manifest(path)
         if manifest["kind"] == "model":
-            return _of_model(path, manifest, watcher)
+            return _of_model(path, manifest, progress)
     if path.is_dir() and (path / "recipe.yaml").is_file():
-        return _of_recipe(path / "recipe.yaml", path.with_name(f"{path.name}-data"), path.name, watcher)
+        return _of_recipe(
+            path / "recipe.yaml", path.with_name(f"{path.name}-data"), path.name, progress
+        )
     if path.suffix in (".yaml", ".yml"):
-        return _of_recipe(path, None, path.stem, watcher)
+        return _of_recipe(path, None, path.stem, progress)
     texts = training_texts(path)
-    watcher.note(f"{path.name}: {len(texts):,} training texts")
+    progress.note(f"{path.name}: {len(texts):,} training texts")
     return _training(path.name, texts)
 
 
@@ -81,17 +83,27 @@ def training_texts(path: Path) -> list[str]:
         BadInput: If there are none.
     """
     if path.is_dir():
-        files = [path / entry.splits["train"] for entry in list_sets(path).values() if entry.kind != RETRIEVAL and "train" in entry.splits]
+        files = [
+            path / entry.splits["train"]
+            for entry in list_sets(path).values()
+            if entry.kind != RETRIEVAL and "train" in entry.splits
+        ]
         if not files:
-            raise BadInput(f"{path} has no train split and no texts; give the folder that the model was trained on, or its recipe")
+            raise BadInput(
+                f"{path} has no train split and no texts; give the folder that the model was trained on, or its recipe"
+            )
     elif path.name.lower().endswith(SUFFIXES):
         files = [path]
     else:
-        raise BadInput(f"{path} tells no training data; give a recipe, a run or model folder, a data folder or a file of rows")
+        raise BadInput(
+            f"{path} tells no training data; give a recipe, a run or model folder, a data folder or a file of rows"
+        )
     return [text for file in files for text in _file_texts(file)]
 
 
-def seen_in(training: TrainingTexts, sets: Sequence[EvalSet], data: Mapping[str, SetData]) -> dict[str, dict[str, Any]]:
+def seen_in(
+    training: TrainingTexts, sets: Sequence[EvalSet], data: Mapping[str, SetData]
+) -> dict[str, dict[str, Any]]:
     """Count the evaluation texts that were seen.
 
     Args:
@@ -109,7 +121,9 @@ def seen_in(training: TrainingTexts, sets: Sequence[EvalSet], data: Mapping[str,
         counts = _counts(training.trained, judged_texts(data[each.name]))
         searched = data[each.name]
         if isinstance(searched, RankingData):
-            counts["queries"] = _counts(training.trained, list(dict.fromkeys(searched.queries.values())))
+            counts["queries"] = _counts(
+                training.trained, list(dict.fromkeys(searched.queries.values()))
+            )
         found[each.name] = counts | {"teacher": teacher_saw(training.teacher, each.name)}
     return found
 
@@ -149,7 +163,9 @@ def warnings_of(label: str, seen: Mapping[str, Mapping[str, Any]]) -> list[str]:
             )
             if counts.get("queries"):
                 queries = counts["queries"]
-                said.append(f"among them {queries['exact'] + queries['near']:,} of {queries['texts']:,} queries")
+                said.append(
+                    f"among them {queries['exact'] + queries['near']:,} of {queries['texts']:,} queries"
+                )
         if counts["teacher"]:
             said.append("the teacher was trained on this set")
         if said:
@@ -163,29 +179,44 @@ def _counts(trained: SeenTexts | None, texts: Sequence[str]) -> dict[str, Any]:
     return dict(overlap_with(trained, texts).counts())
 
 
-def _training(name: str, texts: Sequence[str], teacher: Sequence[str] | None = None) -> TrainingTexts:
+def _training(
+    name: str, texts: Sequence[str], teacher: Sequence[str] | None = None
+) -> TrainingTexts:
     distinct = list(dict.fromkeys(texts))
     return TrainingTexts(name, trained_on(distinct), len(distinct), teacher)
 
 
-def _of_model(path: Path, manifest: Mapping[str, Any], watcher: Progress) -> TrainingTexts:
+def _of_model(path: Path, manifest: Mapping[str, Any], progress: Progress) -> TrainingTexts:
     run = path.parent
     if (run / "recipe.yaml").is_file():
-        return _of_recipe(run / "recipe.yaml", run.with_name(f"{run.name}-data"), run.name, watcher)
+        return _of_recipe(
+            run / "recipe.yaml", run.with_name(f"{run.name}-data"), run.name, progress
+        )
     declared = (manifest.get("settings") or {}).get("teacher", {}).get("trained_on")
     if declared is None:
-        raise BadInput(f"{path} has no recipe beside it and declares nothing of its teacher; give the recipe or the training data instead")
-    watcher.note(f"{path.name}: no recipe beside the model, so only what its teacher declares is known")
+        raise BadInput(
+            f"{path} has no recipe beside it and declares nothing of its teacher; give the recipe or the training data instead"
+        )
+    progress.note(
+        f"{path.name}: no recipe beside the model, so only what its teacher declares is known"
+    )
     return TrainingTexts(manifest.get("name", path.name), None, 0, declared)
 
 
-def _of_recipe(path: Path, docs: Path | None, name: str, watcher: Progress) -> TrainingTexts:
+def _of_recipe(path: Path, docs: Path | None, name: str, progress: Progress) -> TrainingTexts:
     recipe = load_recipe(path)
     if recipe.data.root == DOCSTRINGS and (docs is None or not (docs / MANIFEST).is_file()):
-        raise BadInput(f"{path} trains on the embedded default, which the run builds; give the run folder, or its folder RUN-data")
-    root = data_root(recipe, path.parent, docs or Path(), watcher)
-    inputs = load_inputs(recipe, root, watcher)
-    texts = [text for dataset in inputs.datasets.values() for row in dataset.rows for text in row_texts(row)]
+        raise BadInput(
+            f"{path} trains on the embedded default, which the run builds; give the run folder, or its folder RUN-data"
+        )
+    root = data_root(recipe, path.parent, docs or Path(), progress)
+    inputs = load_inputs(recipe, root, progress)
+    texts = [
+        text
+        for dataset in inputs.datasets.values()
+        for row in dataset.rows
+        for text in row_texts(row)
+    ]
     return _training(name, texts, recipe.teacher.trained_on)
 
 
@@ -196,7 +227,11 @@ def _file_texts(path: Path) -> list[str]:
             continue
         for field in TEXT_FIELDS:
             value = record.get(field)
-            texts += [value] if isinstance(value, str) else [each for each in value or () if isinstance(each, str)]
+            texts += (
+                [value]
+                if isinstance(value, str)
+                else [each for each in value or () if isinstance(each, str)]
+            )
     if not texts:
         raise BadInput(f"{path} has no rows with a text under {', '.join(TEXT_FIELDS)}")
     return texts

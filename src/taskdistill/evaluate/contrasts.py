@@ -111,7 +111,9 @@ class ContrastResult:
         }
 
 
-def analyze_contrasts(contrasts: Mapping[str, Values], *, draws: int = DRAWS, seed: int = 17) -> dict[str, ContrastResult]:
+def analyze_contrasts(
+    contrasts: Mapping[str, Values], *, draws: int = DRAWS, seed: int = 17
+) -> dict[str, ContrastResult]:
     """Estimate contrasts with intervals and tests.
 
     Seeds are drawn first, then sets (where there are at least five), then queries. Of n seeds n - 1 are drawn, which
@@ -131,20 +133,28 @@ def analyze_contrasts(contrasts: Mapping[str, Values], *, draws: int = DRAWS, se
         BadInput: If contrasts differ in sets or queries, or one has other numbers of seeds in its sets.
     """
     shapes = {name: _shape(name, values) for name, values in contrasts.items()}
-    sizes = {name: {each: v.shape[1] for each, v in values.items()} for name, values in contrasts.items()}
+    sizes = {
+        name: {each: v.shape[1] for each, v in values.items()} for name, values in contrasts.items()
+    }
     first = next(iter(sizes.values()), {})
     if any(other != first for other in sizes.values()):
         raise BadInput("contrasts can only be estimated together on the same sets and queries")
     rng = np.random.default_rng(seed)
     ends = np.cumsum(list(shapes.values()))
-    rows = {name: slice(int(end) - shapes[name], int(end)) for name, end in zip(shapes, ends, strict=True)}
+    rows = {
+        name: slice(int(end) - shapes[name], int(end))
+        for name, end in zip(shapes, ends, strict=True)
+    }
     drawn, flipped, means, errors = {}, np.zeros((draws, len(shapes))), {}, {}
     for each, queries in first.items():
         stacked = np.vstack([values[each] for values in contrasts.values()]).T
         over_seeds = np.column_stack([values[each].mean(axis=0) for values in contrasts.values()])
         drawn[each] = _resampled(stacked, draws, rng)
         flipped += _flipped(over_seeds, draws, rng)
-        means[each], errors[each] = stacked.mean(axis=0), over_seeds.std(axis=0, ddof=1 if queries > 1 else 0) ** 2 / queries
+        means[each], errors[each] = (
+            stacked.mean(axis=0),
+            over_seeds.std(axis=0, ddof=1 if queries > 1 else 0) ** 2 / queries,
+        )
     weights = {count: _seed_weights(count, draws, rng) for count in sorted(set(shapes.values()))}
     sets = _set_weights(len(first), draws, rng)
     found = {}
@@ -210,7 +220,12 @@ class PowerAnalysis:
 
 
 def required_sample(
-    value: float, query_error: float, seed_sd: float | None, seeds: int, set_sd: float | None = None, sets: int = 1
+    value: float,
+    query_error: float,
+    seed_sd: float | None,
+    seeds: int,
+    set_sd: float | None = None,
+    sets: int = 1,
 ) -> PowerAnalysis | None:
     """Say what would decide a contrast that is not decided.
 
@@ -237,7 +252,9 @@ def required_sample(
     def first(start: int, enough: Callable[[int], bool]) -> int | None:
         return next((count for count in range(start, MOST + 1) if enough(count)), None)
 
-    together = first(seeds, lambda count: by_query * seeds / count + by_seed(count) + by_set <= wanted)
+    together = first(
+        seeds, lambda count: by_query * seeds / count + by_seed(count) + by_set <= wanted
+    )
     left = wanted - by_seed(seeds) - by_set
     return PowerAnalysis(
         queries=max(1.0, by_query / left) if left > 0 else None,
@@ -245,7 +262,12 @@ def required_sample(
         both=None if together is None else together / seeds,
         sets=None
         if set_sd is None
-        else first(sets, lambda count: by_query * sets / count + by_seed(seeds) + seed_variance(set_sd, count) <= wanted),
+        else first(
+            sets,
+            lambda count: (
+                by_query * sets / count + by_seed(seeds) + seed_variance(set_sd, count) <= wanted
+            ),
+        ),
     )
 
 
@@ -288,7 +310,10 @@ def _resampled(values: Floats, draws: int, rng: np.random.Generator) -> Floats:
     size = max(1, _CELLS // n)
     for start in range(0, draws, size):
         some = min(size, draws - start)
-        places = rng.integers(0, n, (some, n), dtype=np.int32) + (n * np.arange(some, dtype=np.int64))[:, None]
+        places = (
+            rng.integers(0, n, (some, n), dtype=np.int32)
+            + (n * np.arange(some, dtype=np.int64))[:, None]
+        )
         times = np.bincount(places.ravel(), minlength=some * n).reshape(some, n)
         out[start : start + some] = (times @ values) / n
     return out

@@ -71,7 +71,9 @@ _READERS: dict[Kind, Callable[[str, tuple[Path, ...], int | None, int], SetData]
 }
 
 
-def find_eval_sets(root: Path, names: Sequence[str] | None = None, split: str = "test") -> list[EvalSet]:
+def find_eval_sets(
+    root: Path, names: Sequence[str] | None = None, split: str = "test"
+) -> list[EvalSet]:
     """List the evaluation sets of a data folder; of the files only a few first rows are read.
 
     What is found where: `retrieval/<name>/` (dev where the name ends in `-dev`, otherwise test), `reranking/<name>/`
@@ -92,9 +94,14 @@ def find_eval_sets(root: Path, names: Sequence[str] | None = None, split: str = 
         BadInput: If the folder has no such sets or a name is unknown.
     """
     if not root.is_dir():
-        raise BadInput(f"{root} is not a folder; give a folder with retrieval/, scored/, labelled/ or pairs/ in it")
+        raise BadInput(
+            f"{root} is not a folder; give a folder with retrieval/, scored/, labelled/ or pairs/ in it"
+        )
     order = list(Kind)
-    found = sorted({each.name: each for each in _listed(root, split)}.values(), key=lambda each: (order.index(each.kind), each.name))
+    found = sorted(
+        {each.name: each for each in _listed(root, split)}.values(),
+        key=lambda each: (order.index(each.kind), each.name),
+    )
     if not found:
         raise BadInput(
             f"{root} has no evaluation sets for split {split!r}; it needs files such as labelled/NAME.{split}.jsonl.gz or retrieval/NAME/"
@@ -104,9 +111,15 @@ def find_eval_sets(root: Path, names: Sequence[str] | None = None, split: str = 
     known = {each.name: each for each in [*_also_clustering(root, split), *found]}
     chosen: dict[str, EvalSet] = {}
     for name in names:
-        matches = [known[name]] if name in known else [each for each in found if fnmatch.fnmatchcase(each.name, name)]
+        matches = (
+            [known[name]]
+            if name in known
+            else [each for each in found if fnmatch.fnmatchcase(each.name, name)]
+        )
         if not matches:
-            raise BadInput(f"no evaluation set {name!r} for split {split!r} in {root}{did_you_mean(name, known)}")
+            raise BadInput(
+                f"no evaluation set {name!r} for split {split!r} in {root}{did_you_mean(name, known)}"
+            )
         chosen.update({each.name: each for each in matches})
     return list(chosen.values())
 
@@ -116,7 +129,9 @@ def _listed(root: Path, split: str) -> Iterator[EvalSet]:
         for folder in sorted(path for path in (root / kind.value).glob("*") if path.is_dir()):
             files = [_either(folder, name) for name in _RETRIEVAL_FILES]
             if None not in files and (split == "dev") == folder.name.endswith("-dev"):
-                yield EvalSet(f"{kind}/{folder.name}", kind, split, tuple(path for path in files if path))
+                yield EvalSet(
+                    f"{kind}/{folder.name}", kind, split, tuple(path for path in files if path)
+                )
     for name, path in _files(root / "scored", split):
         kind = Kind.PAIR_CLASSIFICATION if reading.is_binary(path) else Kind.STS
         yield EvalSet(f"{kind}/{name}", kind, split, (path,))
@@ -130,7 +145,11 @@ def _listed(root: Path, split: str) -> Iterator[EvalSet]:
         if name.startswith("clu-") or train is None:
             yield EvalSet(f"{Kind.CLUSTERING}/{name}", Kind.CLUSTERING, split, (path,))
         else:
-            kind = Kind.MULTILABEL if isinstance(reading.first_row(path).get("label"), list) else Kind.CLASSIFICATION
+            kind = (
+                Kind.MULTILABEL
+                if isinstance(reading.first_row(path).get("label"), list)
+                else Kind.CLASSIFICATION
+            )
             yield EvalSet(f"{kind}/{name}", kind, split, (path, train))
 
 
@@ -140,7 +159,10 @@ def _also_clustering(root: Path, split: str) -> Iterator[EvalSet]:
 
 
 def _files(folder: Path, split: str) -> Iterator[tuple[str, Path]]:
-    names = {path.name.removesuffix(".gz").removesuffix(f".{split}.jsonl") for path in folder.glob(f"*.{split}.jsonl*")}
+    names = {
+        path.name.removesuffix(".gz").removesuffix(f".{split}.jsonl")
+        for path in folder.glob(f"*.{split}.jsonl*")
+    }
     for name in sorted(names):
         path = _either(folder, f"{name}.{split}.jsonl")
         if path is not None:

@@ -44,7 +44,9 @@ class DevComparison:
         }
 
 
-def compare(encoder: Encoder, adapter: str, task: Task, data: Dataset, dev: Dataset) -> DevComparison:
+def compare(
+    encoder: Encoder, adapter: str, task: Task, data: Dataset, dev: Dataset
+) -> DevComparison:
     """Score the base and an adapter on development rows.
 
     Args:
@@ -60,7 +62,13 @@ def compare(encoder: Encoder, adapter: str, task: Task, data: Dataset, dev: Data
     metric, before = dev_units(encoder, None, task, data, dev)
     _, after = dev_units(encoder, adapter, task, data, dev)
     found = paired_difference({"": after}, {"": before}).estimate
-    return DevComparison(metric, unit_score(before), unit_score(after), (found.value, found.low, found.high), len(dev.rows))
+    return DevComparison(
+        metric,
+        unit_score(before),
+        unit_score(after),
+        (found.value, found.low, found.high),
+        len(dev.rows),
+    )
 
 
 def shown(found: DevComparison) -> str:
@@ -79,7 +87,9 @@ def shown(found: DevComparison) -> str:
     )
 
 
-def dev_units(encoder: Any, adapter: str | None, task: Task, data: Dataset, dev: Dataset) -> tuple[str, NDArray[np.float64]]:
+def dev_units(
+    encoder: Any, adapter: str | None, task: Task, data: Dataset, dev: Dataset
+) -> tuple[str, NDArray[np.float64]]:
     """Score one side.
 
     Args:
@@ -98,7 +108,9 @@ def dev_units(encoder: Any, adapter: str | None, task: Task, data: Dataset, dev:
         return vectors
 
     if dev.kind is RowKind.SCORED:
-        cosine = metrics.paired_cosine(embed([row.text1 for row in dev.rows]), embed([row.text2 for row in dev.rows]))
+        cosine = metrics.paired_cosine(
+            embed([row.text1 for row in dev.rows]), embed([row.text2 for row in dev.rows])
+        )
         gold = np.array([row.score for row in dev.rows], dtype=np.float64)
         return "Spearman", np.column_stack([metrics.ranks(gold), metrics.ranks(cosine)])
     if dev.kind is RowKind.PAIRS:
@@ -107,7 +119,9 @@ def dev_units(encoder: Any, adapter: str | None, task: Task, data: Dataset, dev:
     if task is Task.CLUSTERING:
         return "V-measure", metrics.v_measures(vectors, labels, rng=random.Random(metrics.SEED))
     train = embed([row.text for row in data.rows])
-    predicted = metrics.classify(train, [row.label for row in data.rows], vectors, max_iter=SOLVER_STEPS)
+    predicted = metrics.classify(
+        train, [row.label for row in data.rows], vectors, max_iter=SOLVER_STEPS
+    )
     return "accuracy", (predicted == np.array(labels)).astype(np.float64)
 
 
@@ -120,6 +134,10 @@ def _ranked(embed: Any, task: Task, dev: Dataset) -> NDArray[np.float64]:
     qrels: dict[str, dict[str, int]] = {}
     for row in dev.rows:
         qrels.setdefault(names[row.query], {})[numbers[row.positive]] = 1
-    data = RankingData({number: text for text, number in numbers.items()}, {name: text for text, name in names.items()}, qrels)
+    data = RankingData(
+        {number: text for text, number in numbers.items()},
+        {name: text for text, name in names.items()},
+        qrels,
+    )
     ranked = rank(data, embed(list(asked), QUERY_SIDE[task]), embed(list(texts)))
     return score_ranking(data, ranked).units[""]

@@ -57,7 +57,9 @@ class _TextEmbedder:
 
     def add(self, side: str, texts: Sequence[str], role: Role = Role.DOCUMENT) -> None:
         start, before = time.perf_counter(), getattr(self.embedder, "cut", 0)
-        self.sides[side] = vectors = encode_texts(self.embedder, texts, TASK[self.kind], role, self._told)
+        self.sides[side] = vectors = encode_texts(
+            self.embedder, texts, TASK[self.kind], role, self._told
+        )
         self.seconds += time.perf_counter() - start
         self.cut += getattr(self.embedder, "cut", 0) - before
         self.texts += len(set(texts))
@@ -70,7 +72,11 @@ class _TextEmbedder:
 
 
 def encode_texts(
-    embedder: Embedder, texts: Sequence[str], task: Task, role: Role, told: Callable[[int], None] | None = None
+    embedder: Embedder,
+    texts: Sequence[str],
+    task: Task,
+    role: Role,
+    told: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Encode texts, each distinct one once, the longest first, some hundred thousand characters a call.
 
@@ -113,7 +119,9 @@ def _slices(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
         yield start, len(texts)
 
 
-def check_vectors(name: str, texts: Sequence[str], vectors: NDArray[Any], dim: int | None = None) -> int:
+def check_vectors(
+    name: str, texts: Sequence[str], vectors: NDArray[Any], dim: int | None = None
+) -> int:
     """Refuse vectors that cannot be scored: NaN, a wrong count, or a dimension that changes.
 
     Args:
@@ -129,19 +137,33 @@ def check_vectors(name: str, texts: Sequence[str], vectors: NDArray[Any], dim: i
         BadInput: If they cannot be scored; the first text at fault is named.
     """
     if vectors.ndim != 2 or len(vectors) != len(texts):
-        raise BadInput(f"model {name!r} returned an array of shape {vectors.shape} for {len(texts)} texts; one vector a text is needed")
+        raise BadInput(
+            f"model {name!r} returned an array of shape {vectors.shape} for {len(texts)} texts; one vector a text is needed"
+        )
     if dim is not None and vectors.shape[1] != dim:
         raise BadInput(
             f"model {name!r} returned vectors of {dim} and then of {vectors.shape[1]} dimensions; one dimension for all texts is needed"
         )
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
-        place, count = texts[int(np.argmin(finite))][:60], f"{(~finite).sum()} of {len(texts)} texts"
-        raise BadInput(f"model {name!r} returned NaN or infinity for {count}, the first {place!r}; check its weights")
+        place, count = (
+            texts[int(np.argmin(finite))][:60],
+            f"{(~finite).sum()} of {len(texts)} texts",
+        )
+        raise BadInput(
+            f"model {name!r} returned NaN or infinity for {count}, the first {place!r}; check its weights"
+        )
     return int(vectors.shape[1])
 
 
-def encode_set(embedder: Embedder, kind: Kind, data: SetData, *, full_train: bool = False, tell: Tell | None = None) -> EncodedSet:
+def encode_set(
+    embedder: Embedder,
+    kind: Kind,
+    data: SetData,
+    *,
+    full_train: bool = False,
+    tell: Tell | None = None,
+) -> EncodedSet:
     """Encode every text of a set with the adapter and prompts of its kind (paper, section 8.1).
 
     Args:
@@ -166,11 +188,20 @@ def encode_set(embedder: Embedder, kind: Kind, data: SetData, *, full_train: boo
     if isinstance(data, PairData):
         sides = {"first": data.first, "second": data.second}
     elif isinstance(data, LabeledData):
-        train = [data.train.texts[i] for i in training_rows(data, kind, full_train)] if data.train else []
+        train = (
+            [data.train.texts[i] for i in training_rows(data, kind, full_train)]
+            if data.train
+            else []
+        )
         sides = {"texts": data.texts, "train": train}
     else:
-        sides = {"human": [t for row in data.human for t in row], "machine": [t for row in data.machine for t in row]}
-    reader = _TextEmbedder(embedder, kind, _characters([text for texts in sides.values() for text in texts]), tell)
+        sides = {
+            "human": [t for row in data.human for t in row],
+            "machine": [t for row in data.machine for t in row],
+        }
+    reader = _TextEmbedder(
+        embedder, kind, _characters([text for texts in sides.values() for text in texts]), tell
+    )
     _together(reader, sides)
     return EncodedSet(reader.sides, reader.texts, reader.seconds, reader.cut)
 

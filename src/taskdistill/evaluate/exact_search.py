@@ -19,7 +19,9 @@ _COLUMNS = 32_768
 _ROWS = 32
 
 
-def top_documents(queries: NDArray[np.float32], documents: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def top_documents(
+    queries: NDArray[np.float32], documents: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Find the documents of largest inner product, exactly, by blocks of bounded memory.
 
     Args:
@@ -39,7 +41,9 @@ def top_documents(queries: NDArray[np.float32], documents: NDArray[np.float32], 
         for j in range(0, len(documents), _COLUMNS):
             found = block @ documents[j : j + _COLUMNS].T
             best = np.hstack([best, found])
-            where = np.hstack([where, np.broadcast_to(np.arange(j, j + found.shape[1]), found.shape)])
+            where = np.hstack(
+                [where, np.broadcast_to(np.arange(j, j + found.shape[1]), found.shape)]
+            )
             if best.shape[1] > k:
                 keep = np.argpartition(-best, k - 1, axis=1)[:, :k]
                 best, where = np.take_along_axis(best, keep, 1), np.take_along_axis(where, keep, 1)
@@ -47,7 +51,9 @@ def top_documents(queries: NDArray[np.float32], documents: NDArray[np.float32], 
     return places, scores
 
 
-def rank(data: RankingData, queries: NDArray[np.float32], documents: NDArray[np.float32]) -> dict[str, dict[str, float]]:
+def rank(
+    data: RankingData, queries: NDArray[np.float32], documents: NDArray[np.float32]
+) -> dict[str, dict[str, float]]:
     """Rank the documents, or each query's candidates, by cosine.
 
     Args:
@@ -64,17 +70,26 @@ def rank(data: RankingData, queries: NDArray[np.float32], documents: NDArray[np.
         places, scores = top_documents(queries, documents, TOP_K)
         return {
             query: dict(zip([ids[p] for p in row], values, strict=True))
-            for query, row, values in zip(data.queries, places.tolist(), scores.tolist(), strict=True)
+            for query, row, values in zip(
+                data.queries, places.tolist(), scores.tolist(), strict=True
+            )
         }
     place = {key: i for i, key in enumerate(ids)}
     ranking = {}
     for vector, query in zip(queries, data.queries, strict=True):
         names = data.candidates[query]
-        ranking[query] = dict(zip(names, (documents[[place[name] for name in names]] @ vector).tolist(), strict=True))
+        ranking[query] = dict(
+            zip(names, (documents[[place[name] for name in names]] @ vector).tolist(), strict=True)
+        )
     return ranking
 
 
-def ndcg_units(data: RankingData, queries: NDArray[np.float32], documents: NDArray[np.float32], cutoff: int = 10) -> NDArray[np.float64]:
+def ndcg_units(
+    data: RankingData,
+    queries: NDArray[np.float32],
+    documents: NDArray[np.float32],
+    cutoff: int = 10,
+) -> NDArray[np.float64]:
     """Compute nDCG of every query without ranking more documents than count, for scoring many variants of the same vectors.
 
     The numbers are those of `metrics.retrieval_scores`: linear gains, and ties go to the larger document id.
@@ -109,7 +124,9 @@ def ndcg_units_of_bits(
     """
     order = _larger_ids_first(data)
     documents = documents[order]
-    return _units(data, queries, lambda some: -hamming(some, documents).astype(np.float32), order, cutoff)
+    return _units(
+        data, queries, lambda some: -hamming(some, documents).astype(np.float32), order, cutoff
+    )
 
 
 def _larger_ids_first(data: RankingData) -> NDArray[np.int64]:
@@ -118,7 +135,11 @@ def _larger_ids_first(data: RankingData) -> NDArray[np.int64]:
 
 
 def _units(
-    data: RankingData, queries: NDArray[Any], score: Callable[[NDArray[Any]], NDArray[np.float32]], order: NDArray[np.int64], cutoff: int
+    data: RankingData,
+    queries: NDArray[Any],
+    score: Callable[[NDArray[Any]], NDArray[np.float32]],
+    order: NDArray[np.int64],
+    cutoff: int,
 ) -> NDArray[np.float64]:
     """Return nDCG of every query; `score` gives (some, documents) scores of documents in the order given, in which ties are broken."""
     ids = list(data.documents)
@@ -128,7 +149,9 @@ def _units(
     for start in range(0, len(queries), _ROWS):
         for row, scores in enumerate(score(queries[start : start + _ROWS]), start):
             judged = data.qrels[names[row]]
-            ideal = np.sort(np.array([gain for gain in judged.values() if gain > 0], dtype=np.float64))[::-1][:cutoff]
+            ideal = np.sort(
+                np.array([gain for gain in judged.values() if gain > 0], dtype=np.float64)
+            )[::-1][:cutoff]
             if len(ideal):
                 best = [max(0, judged.get(ids[order[i]], 0)) for i in _first(scores, cutoff)]
                 found[row] = (best @ discounts[: len(best)]) / (ideal @ discounts[: len(ideal)])

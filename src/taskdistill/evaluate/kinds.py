@@ -39,7 +39,9 @@ TASK: dict[Kind, Task] = {
 }
 """Kind to the adapter that encodes it (section 8.1)."""
 
-QUERY_ROLE: dict[Kind, Role] = {kind: Role.QUERY if kind in (Kind.RETRIEVAL, Kind.RERANKING) else Role.DOCUMENT for kind in Kind}
+QUERY_ROLE: dict[Kind, Role] = {
+    kind: Role.QUERY if kind in (Kind.RETRIEVAL, Kind.RERANKING) else Role.DOCUMENT for kind in Kind
+}
 """Kind to the prompt of its first side; the other side is always a document (section 8.1)."""
 
 METRIC: dict[Kind, str] = {

@@ -65,7 +65,13 @@ def name_and_language(name: str) -> tuple[str, str]:
         Name without the language, and the language: two or three letters, or empty where the name has none.
     """
     family, _, language = name.rpartition("-")
-    named = bool(family) and language.isascii() and language.isalpha() and language.islower() and len(language) in (2, 3)
+    named = (
+        bool(family)
+        and language.isascii()
+        and language.isalpha()
+        and language.islower()
+        and len(language) in (2, 3)
+    )
     return (family, language) if named else (name, "")
 
 
@@ -104,16 +110,26 @@ def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> Poo
     """
     if len(sets) < 2:
         raise BadInput(f"a pool of languages needs at least two; got {', '.join(sets) or 'none'}")
-    encoded = {language: encode_set(embedder, Kind.RETRIEVAL, data).sides for language, data in sets.items()}
+    encoded = {
+        language: encode_set(embedder, Kind.RETRIEVAL, data).sides
+        for language, data in sets.items()
+    }
     parallel = len({frozenset(data.documents) for data in sets.values()}) == 1
     pool = normalize(np.concatenate([encoded[language]["documents"] for language in sets]))
-    places = [(language, document) for language, data in sets.items() for document in data.documents]
+    places = [
+        (language, document) for language, data in sets.items() for document in data.documents
+    ]
     found, cross = {}, {}
     for language, data in sets.items():
         queries = normalize(encoded[language]["queries"])
         on = {
             other: score_ranking(
-                data, rank(RankingData(sets[other].documents, data.queries, data.qrels), queries, encoded[other]["documents"])
+                data,
+                rank(
+                    RankingData(sets[other].documents, data.queries, data.qrels),
+                    queries,
+                    encoded[other]["documents"],
+                ),
             ).score
             for other in (sets if parallel else [language])
         }
@@ -143,17 +159,22 @@ def language_tables(pooled: PooledScores) -> list[Table]:
         "first hit in own language",
     ]
     rows: list[list[Value]] = [
-        [language, s.queries, s.own, s.pooled, s.any_language, s.own_share, s.first_own] for language, s in pooled.by_language.items()
+        [language, s.queries, s.own, s.pooled, s.any_language, s.own_share, s.first_own]
+        for language, s in pooled.by_language.items()
     ]
     tables = [Table("By query language", columns, rows, "nDCG@10 × 100, and shares in %.")]
     if pooled.cross:
-        crossed: list[list[Value]] = [[language, *scores.values()] for language, scores in pooled.cross.items()]
+        crossed: list[list[Value]] = [
+            [language, *scores.values()] for language, scores in pooled.cross.items()
+        ]
         note = "nDCG@10 × 100: queries of the row's language on the corpus of the column's."
         tables.append(Table("Across languages", ["queries", *pooled.cross], crossed, note))
     return tables
 
 
-def _sorted_hits(queries: NDArray[np.float32], pool: NDArray[np.float32], places: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+def _sorted_hits(
+    queries: NDArray[np.float32], pool: NDArray[np.float32], places: Sequence[tuple[str, str]]
+) -> list[list[tuple[str, str]]]:
     most = max(_CANDIDATES, 2 * CUTOFF * len({language for language, _ in places}))
     indices, scores = top_documents(queries, pool, most)
     order = np.argsort(-scores, axis=1, kind="stable")
@@ -161,15 +182,23 @@ def _sorted_hits(queries: NDArray[np.float32], pool: NDArray[np.float32], places
 
 
 def _language_scores(
-    language: str, data: RankingData, hits: Sequence[Sequence[tuple[str, str]]], own: float, parallel: bool
+    language: str,
+    data: RankingData,
+    hits: Sequence[Sequence[tuple[str, str]]],
+    own: float,
+    parallel: bool,
 ) -> LanguageScores:
     pooled_ranking: dict[str, dict[str, float]] = {}
     content_ranking: dict[str, dict[str, float]] = {}
     shares, first_own = [], []
     for query, row in zip(data.queries, hits, strict=True):
         # a document of another language keeps its place but can never be the relevant one
-        pooled_ranking[query] = {(d if lang == language else f"{lang}:{d}"): -float(i) for i, (lang, d) in enumerate(row)}
-        content_ranking[query] = {d: -float(i) for i, d in enumerate(dict.fromkeys(d for _, d in row))}
+        pooled_ranking[query] = {
+            (d if lang == language else f"{lang}:{d}"): -float(i) for i, (lang, d) in enumerate(row)
+        }
+        content_ranking[query] = {
+            d: -float(i) for i, d in enumerate(dict.fromkeys(d for _, d in row))
+        }
         shares.append(np.mean([lang == language for lang, _ in row[:CUTOFF]]))
         relevant = next((lang for lang, d in row if data.qrels[query].get(d, 0) > 0), None)
         first_own.append(relevant == language)

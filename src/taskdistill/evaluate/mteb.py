@@ -44,7 +44,13 @@ class MtebEncoder:
     query prompt where mteb says that they are queries; every other text is a document.
     """
 
-    def __init__(self, embedder: Embedder, *, dim: int | None = None, precision: str = Precision.FLOAT32.value) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        *,
+        dim: int | None = None,
+        precision: str = Precision.FLOAT32.value,
+    ) -> None:
         """Wrap a model.
 
         Args:
@@ -58,7 +64,11 @@ class MtebEncoder:
         """
         bytes_per_vector(dim or 8, precision)
         self.embedder, self.dim, self.precision = embedder, dim, precision
-        self._ranges = {task: int8_ranges_of(embedder, task) for task in Task} if precision == Precision.INT8 else {}
+        self._ranges = (
+            {task: int8_ranges_of(embedder, task) for task in Task}
+            if precision == Precision.INT8
+            else {}
+        )
         if precision == Precision.INT8 and not any(self._ranges.values()):
             raise BadInput(
                 f"model {embedder.name!r} stores no int8 ranges, and mteb shows no calibration texts; "
@@ -71,8 +81,15 @@ class MtebEncoder:
         from mteb.models import ModelMeta
         from mteb.models.model_meta import ScoringFunction
 
-        fields = {"name": f"taskdistill/{_slug(self.embedder.name)}", "revision": self.revision(), "embed_dim": self.dim}
-        return ModelMeta.create_empty(overwrites=fields | {"similarity_fn_name": ScoringFunction.COSINE, "use_instructions": True})
+        fields = {
+            "name": f"taskdistill/{_slug(self.embedder.name)}",
+            "revision": self.revision(),
+            "embed_dim": self.dim,
+        }
+        return ModelMeta.create_empty(
+            overwrites=fields
+            | {"similarity_fn_name": ScoringFunction.COSINE, "use_instructions": True}
+        )
 
     def revision(self) -> str:
         """Hash all that decides the vectors: weights, adapter routing, dimension, precision and int8 ranges.
@@ -80,12 +97,20 @@ class MtebEncoder:
         Returns:
             40 hexadecimal digits.
         """
-        ranges = {task.value: {str(dim): each.to_json() for dim, each in found.items()} for task, found in self._ranges.items()}
+        ranges = {
+            task.value: {str(dim): each.to_json() for dim, each in found.items()}
+            for task, found in self._ranges.items()
+        }
         said = [self.embedder.fingerprint(), ROUTES | {"": OTHER}, self.dim, self.precision, ranges]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:40]
 
     def encode(
-        self, inputs: Iterable[Mapping[str, Any]], *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any
+        self,
+        inputs: Iterable[Mapping[str, Any]],
+        *,
+        task_metadata: Any,
+        prompt_type: Any = None,
+        **kwargs: Any,
     ) -> NDArray[np.float32]:
         """Encode what mteb's loader holds.
 
@@ -104,10 +129,17 @@ class MtebEncoder:
         texts: list[str] = []
         for batch in inputs:
             if "text" not in batch:
-                raise BadInput(f"task {task_metadata.name} has inputs other than text ({', '.join(batch)}); only texts can be embedded")
+                raise BadInput(
+                    f"task {task_metadata.name} has inputs other than text ({', '.join(batch)}); only texts can be embedded"
+                )
             texts += batch["text"]
         task = ROUTES.get(str(task_metadata.type), OTHER)
-        role = Role.QUERY if prompt_type is not None and str(getattr(prompt_type, "value", prompt_type)) == "query" else Role.DOCUMENT
+        role = (
+            Role.QUERY
+            if prompt_type is not None
+            and str(getattr(prompt_type, "value", prompt_type)) == "query"
+            else Role.DOCUMENT
+        )
         return self._stored(encode_texts(self.embedder, texts, task, role), task)
 
     def similarity(self, first: Any, second: Any) -> Any:
@@ -142,14 +174,18 @@ class MtebEncoder:
         width = check_vectors(self.embedder.name, [""] * len(vectors), vectors)
         dim = self.dim or width
         if dim > width:
-            raise BadInput(f"dimension {dim} is more than the {width} of model {self.embedder.name!r}; give a smaller one")
+            raise BadInput(
+                f"dimension {dim} is more than the {width} of model {self.embedder.name!r}; give a smaller one"
+            )
         cut = truncate(vectors, dim) if dim < width else vectors
         if self.precision == Precision.FLOAT32:
             return cut
         ranges: Int8Ranges | None = self._ranges.get(task, {}).get(dim)
         if self.precision == Precision.INT8 and ranges is None:
             known = ", ".join(map(str, sorted(self._ranges[task]))) or "none"
-            raise BadInput(f"model {self.embedder.name!r} stores no int8 ranges for {task} at {dim} dimensions (stored: {known})")
+            raise BadInput(
+                f"model {self.embedder.name!r} stores no int8 ranges for {task} at {dim} dimensions (stored: {known})"
+            )
         return decoded(cut, self.precision, ranges)
 
 

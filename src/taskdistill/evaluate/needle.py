@@ -23,7 +23,24 @@ METRIC = "nDCG@1"
 TOKENS_PER_WORD = 1.3
 """Estimate used where no tokenizer is given."""
 
-_FIRST = ("Ada", "Boris", "Chen", "Dara", "Emil", "Farah", "Goran", "Hana", "Ivo", "Jun", "Kofi", "Lena", "Musa", "Nadia", "Omar", "Petra")
+_FIRST = (
+    "Ada",
+    "Boris",
+    "Chen",
+    "Dara",
+    "Emil",
+    "Farah",
+    "Goran",
+    "Hana",
+    "Ivo",
+    "Jun",
+    "Kofi",
+    "Lena",
+    "Musa",
+    "Nadia",
+    "Omar",
+    "Petra",
+)
 _LAST = (
     "Abel",
     "Brandt",
@@ -41,7 +58,20 @@ _LAST = (
     "Novak",
 )
 _THINGS = ("colour", "fruit", "instrument", "city", "season", "tool")
-_VALUES = ("amber", "cello", "harvest", "Lisbon", "walnut", "violet", "Kyoto", "chisel", "quince", "winter", "Oslo", "trumpet")
+_VALUES = (
+    "amber",
+    "cello",
+    "harvest",
+    "Lisbon",
+    "walnut",
+    "violet",
+    "Kyoto",
+    "chisel",
+    "quince",
+    "winter",
+    "Oslo",
+    "trumpet",
+)
 _SUBJECTS = (
     "The old mill",
     "A narrow path",
@@ -51,8 +81,23 @@ _SUBJECTS = (
     "A grey heron",
     "The bakery",
 )
-_VERBS = ("stood beside", "led away from", "was seen near", "had long been known to", "was painted for", "returned to", "was named after")
-_OBJECTS = ("the stone bridge", "a row of poplars", "the lower market", "the school yard", "an empty warehouse", "the river bend")
+_VERBS = (
+    "stood beside",
+    "led away from",
+    "was seen near",
+    "had long been known to",
+    "was painted for",
+    "returned to",
+    "was named after",
+)
+_OBJECTS = (
+    "the stone bridge",
+    "a row of poplars",
+    "the lower market",
+    "the school yard",
+    "an empty warehouse",
+    "the river bend",
+)
 _ENDS = (
     "before the rain came",
     "in the last week of March",
@@ -76,7 +121,14 @@ class NeedleSet:
     """Where each sentence stands, as a share of its document's sentences."""
 
 
-def needle_set(kind: str, length: int, *, documents: int = 50, seed: int = 17, tokens: Callable[[str], int] | None = None) -> NeedleSet:
+def needle_set(
+    kind: str,
+    length: int,
+    *,
+    documents: int = 50,
+    seed: int = 17,
+    tokens: Callable[[str], int] | None = None,
+) -> NeedleSet:
     """Make a set.
 
     Args:
@@ -96,13 +148,17 @@ def needle_set(kind: str, length: int, *, documents: int = 50, seed: int = 17, t
     if kind not in KINDS:
         raise BadInput(f"unknown kind {kind!r}{did_you_mean(kind, KINDS)}")
     if length < 64 or not 2 <= documents <= len(persons):
-        raise BadInput(f"length {length} must be at least 64 tokens, and documents {documents} between 2 and {len(persons)}")
+        raise BadInput(
+            f"length {length} must be at least 64 tokens, and documents {documents} between 2 and {len(persons)}"
+        )
     draw = random.Random(f"{seed} {kind} {length}")
     draw.shuffle(persons)
     counted = tokens or (lambda text: round(TOKENS_PER_WORD * len(text.split())))
 
     def count(sentence: str) -> int:
-        return counted(f" {sentence}")  # as it stands in the document, since some tokenizers count the space
+        return counted(
+            f" {sentence}"
+        )  # as it stands in the document, since some tokenizers count the space
 
     filler = _Filler(draw, count)
     made = NeedleSet(kind, length, [], [], [])
@@ -170,15 +226,24 @@ def score_needles(
 
 def _ndcg_at_1(similarities: np.ndarray) -> np.ndarray:
     names = [f"{i:03d}" for i in range(len(similarities))]
-    ranking = {name: dict(zip(names, map(float, row), strict=True)) for name, row in zip(names, similarities, strict=True)}
+    ranking = {
+        name: dict(zip(names, map(float, row), strict=True))
+        for name, row in zip(names, similarities, strict=True)
+    }
     return retrieval_scores({name: {name: 1} for name in names}, ranking, names)[METRIC]
 
 
 def _fact(kind: str, person: str, draw: random.Random) -> tuple[str, str]:
     if kind == "passkey":
-        return f"The pass key of {person} is {draw.randint(10_000, 99_999)}; remember it.", f"What is the pass key of {person}?"
+        return (
+            f"The pass key of {person} is {draw.randint(10_000, 99_999)}; remember it.",
+            f"What is the pass key of {person}?",
+        )
     thing = draw.choice(_THINGS)
-    return f"The favourite {thing} of {person} is {draw.choice(_VALUES)}.", f"What is the favourite {thing} of {person}?"
+    return (
+        f"The favourite {thing} of {person} is {draw.choice(_VALUES)}.",
+        f"What is the favourite {thing} of {person}?",
+    )
 
 
 class _Filler:
@@ -186,7 +251,9 @@ class _Filler:
 
     def __init__(self, draw: random.Random, count: Callable[[str], int]) -> None:
         self._draw = draw
-        self._sentences = [f"{s} {v} {o} {e}." for s, v, o, e in product(_SUBJECTS, _VERBS, _OBJECTS, _ENDS)]
+        self._sentences = [
+            f"{s} {v} {o} {e}." for s, v, o, e in product(_SUBJECTS, _VERBS, _OBJECTS, _ENDS)
+        ]
         draw.shuffle(self._sentences)
         self._sentences = self._sentences[:400]
         self._sizes = [max(1, count(sentence)) for sentence in self._sentences]

@@ -101,15 +101,24 @@ def read_retrieval(name: str, files: Paths, max_queries: int | None, seed: int) 
             "these files do not belong together"
         )
     if unknown:
-        notes.append(f"{len(unknown)} judgments name an unknown query or document and are left out: {listing(unknown)}")
+        notes.append(
+            f"{len(unknown)} judgments name an unknown query or document and are left out: {listing(unknown)}"
+        )
     if lost := [query for query in queries if query not in qrels]:
-        notes.append(f"{len(lost)} of {len(queries)} queries have no judgment and are left out: {listing(lost)}")
+        notes.append(
+            f"{len(lost)} of {len(queries)} queries have no judgment and are left out: {listing(lost)}"
+        )
     kept = sample([query for query in queries if query in qrels], max_queries, seed)
     if not kept:
         raise BadInput(
             f"{name}: no query has a judged document, so nothing can be scored; {qrels_file} must use the ids of corpus and queries"
         )
-    return RankingData(documents, {query: queries[query] for query in kept}, {query: qrels[query] for query in kept}, notes=tuple(notes))
+    return RankingData(
+        documents,
+        {query: queries[query] for query in kept},
+        {query: qrels[query] for query in kept},
+        notes=tuple(notes),
+    )
 
 
 def read_reranking(name: str, files: Paths, max_queries: int | None, seed: int) -> RankingData:
@@ -131,7 +140,9 @@ def read_reranking(name: str, files: Paths, max_queries: int | None, seed: int) 
         data = read_retrieval(name, files, max_queries, seed)
     else:
         notes: list[str] = []
-        found = [row for row in rows(files[0], ("query", "positive"), notes) if row.get("negatives")]
+        found = [
+            row for row in rows(files[0], ("query", "positive"), notes) if row.get("negatives")
+        ]
         documents: dict[str, str] = {}
         queries: dict[str, str] = {}
         qrels: dict[str, dict[str, int]] = {}
@@ -149,7 +160,9 @@ def read_reranking(name: str, files: Paths, max_queries: int | None, seed: int) 
             notes.append(f"{same} negatives equal their positive and are left out")
         data = RankingData(documents, queries, qrels, notes=tuple(notes))
     if not data.queries:
-        raise BadInput(f"{name}: no row of {files[0]} has negatives to rank against; give rows with `negatives`")
+        raise BadInput(
+            f"{name}: no row of {files[0]} has negatives to rank against; give rows with `negatives`"
+        )
     return replace(data, candidates={query: list(judged) for query, judged in data.qrels.items()})
 
 
@@ -173,12 +186,27 @@ def read_scored(name: str, files: Paths, max_queries: int | None, seed: int) -> 
     for row in found:
         if not _is_number(row.get("score")):
             refuse(files[0], row["#"], f"score is {row.get('score')!r}; a finite number is needed")
-    kept = [found[i] for i in _varied(name, [_language(row) for row in found], [row["score"] for row in found], "scores", notes)]
+    kept = [
+        found[i]
+        for i in _varied(
+            name,
+            [_language(row) for row in found],
+            [row["score"] for row in found],
+            "scores",
+            notes,
+        )
+    ]
     if outside := sum(not 0 <= row["score"] <= 1 for row in kept):
         notes.append(f"{outside} of {len(kept)} scores lie outside 0 to 1; only their order counts")
     scores = np.array([row["score"] for row in kept], dtype=np.float64)
     languages = [_language(row) for row in kept]
-    return PairData([row["text1"] for row in kept], [row["text2"] for row in kept], scores, languages, tuple(notes))
+    return PairData(
+        [row["text1"] for row in kept],
+        [row["text2"] for row in kept],
+        scores,
+        languages,
+        tuple(notes),
+    )
 
 
 def read_bitext(name: str, files: Paths, max_queries: int | None, seed: int) -> PairData:
@@ -199,7 +227,13 @@ def read_bitext(name: str, files: Paths, max_queries: int | None, seed: int) -> 
     notes: list[str] = []
     found = sample(list(rows(files[0], ("query", "positive"), notes)), max_queries, seed)
     languages = [_language(row) for row in found]
-    return PairData([row["query"] for row in found], [row["positive"] for row in found], None, languages, tuple(notes))
+    return PairData(
+        [row["query"] for row in found],
+        [row["positive"] for row in found],
+        None,
+        languages,
+        tuple(notes),
+    )
 
 
 def read_clustering(name: str, files: Paths, max_queries: int | None, seed: int) -> LabeledData:
@@ -220,7 +254,9 @@ def read_clustering(name: str, files: Paths, max_queries: int | None, seed: int)
     data = _labelled(files[0], max_queries, seed)
     notes = list(data.notes)
     keep = _varied(name, data.languages, [str(label) for label in data.labels], "labels", notes)
-    texts, labels, languages = ([column[i] for i in keep] for column in (data.texts, data.labels, data.languages))
+    texts, labels, languages = (
+        [column[i] for i in keep] for column in (data.texts, data.labels, data.languages)
+    )
     return LabeledData(texts, labels, languages, notes=tuple(notes))
 
 
@@ -242,7 +278,9 @@ def read_classification(name: str, files: Paths, max_queries: int | None, seed: 
     data = _labelled(files[0], max_queries, seed)
     train = _labelled(files[1], None, seed)
     if len({str(label) for label in train.labels}) < 2:
-        raise BadInput(f"{name}: every training row has the label {train.labels[0]!r}; a classifier needs at least two labels")
+        raise BadInput(
+            f"{name}: every training row has the label {train.labels[0]!r}; a classifier needs at least two labels"
+        )
     return replace(data, train=train, notes=(*data.notes, *train.notes, *_doubts(data, train)))
 
 
@@ -264,12 +302,27 @@ def read_summaries(name: str, files: Paths, max_queries: int | None, seed: int) 
     found = sample(list(rows(files[0], (), [])), max_queries, seed)
     for row in found:
         texts = [row.get("human"), row.get("machine")]
-        if not all(isinstance(each, list) and each and all(isinstance(text, str) and text.strip() for text in each) for each in texts):
+        if not all(
+            isinstance(each, list)
+            and each
+            and all(isinstance(text, str) and text.strip() for text in each)
+            for each in texts
+        ):
             refuse(files[0], row["#"], "`human` and `machine` must be lists of texts")
         scores = row.get("scores")
-        if not isinstance(scores, list) or len(scores) != len(row["machine"]) or not all(map(_is_number, scores)):
-            refuse(files[0], row["#"], "`scores` must hold one finite number for each machine summary")
-    return SummaryData([row["human"] for row in found], [row["machine"] for row in found], [row["scores"] for row in found])
+        if (
+            not isinstance(scores, list)
+            or len(scores) != len(row["machine"])
+            or not all(map(_is_number, scores))
+        ):
+            refuse(
+                files[0], row["#"], "`scores` must hold one finite number for each machine summary"
+            )
+    return SummaryData(
+        [row["human"] for row in found],
+        [row["machine"] for row in found],
+        [row["scores"] for row in found],
+    )
 
 
 def judged_texts(data: SetData) -> list[str]:
@@ -322,8 +375,18 @@ def _labelled(path: Path, max_queries: int | None, seed: int) -> LabeledData:
     for row in found:
         if row.get("label") is None:
             refuse(path, row["#"], "no label")
-    labels = [[str(each) for each in row["label"]] if isinstance(row["label"], list) else str(row["label"]) for row in found]
-    return LabeledData([row["text"] for row in found], labels, [_language(row) for row in found], notes=tuple(notes))
+    labels = [
+        [str(each) for each in row["label"]]
+        if isinstance(row["label"], list)
+        else str(row["label"])
+        for row in found
+    ]
+    return LabeledData(
+        [row["text"] for row in found],
+        labels,
+        [_language(row) for row in found],
+        notes=tuple(notes),
+    )
 
 
 def _doubts(data: LabeledData, train: LabeledData) -> list[str]:
@@ -333,7 +396,9 @@ def _doubts(data: LabeledData, train: LabeledData) -> list[str]:
         counts = Counter(train.labels)
         if unseen := sorted(set(data.labels) - set(counts)):
             lost = sum(label in unseen for label in data.labels)
-            found.append(f"{len(unseen)} labels of {lost} test rows have no training row, so these cannot be right: {listing(unseen)}")
+            found.append(
+                f"{len(unseen)} labels of {lost} test rows have no training row, so these cannot be right: {listing(unseen)}"
+            )
         if lonely := sorted(label for label, count in counts.items() if count == 1):
             found.append(f"{len(lonely)} labels have one training row only: {listing(lonely)}")
     known = {_plain(text) for text in train.texts}
@@ -354,14 +419,20 @@ def _language(row: dict[str, Any]) -> str:
     return str(row.get("lang") or "")
 
 
-def _varied(name: str, languages: Sequence[str], values: Sequence[Any], word: str, notes: list[str]) -> list[int]:
+def _varied(
+    name: str, languages: Sequence[str], values: Sequence[Any], word: str, notes: list[str]
+) -> list[int]:
     """Return the rows of languages that have more than one gold value; without, no correlation or V-measure is defined."""
     distinct: dict[str, set[Any]] = {}
     for language, value in zip(languages, values, strict=True):
         distinct.setdefault(language, set()).add(value)
     constant = {language for language, found in distinct.items() if len(found) < 2}
     if constant == set(distinct):
-        raise BadInput(f"{name}: all {word} are equal ({values[0]}), so nothing can be scored; at least two distinct {word} are needed")
+        raise BadInput(
+            f"{name}: all {word} are equal ({values[0]}), so nothing can be scored; at least two distinct {word} are needed"
+        )
     if constant:
-        notes.append(f"{len(constant)} languages have one value of {word} only and are left out: {listing(sorted(constant))}")
+        notes.append(
+            f"{len(constant)} languages have one value of {word} only and are left out: {listing(sorted(constant))}"
+        )
     return [i for i, language in enumerate(languages) if language not in constant]

@@ -29,7 +29,9 @@ class ResultCache:
         Returns:
             32 hexadecimal digits.
         """
-        return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True).encode()).hexdigest()[
+            :32
+        ]
 
     def read(self, key: str) -> Any:
         """Return a kept value.

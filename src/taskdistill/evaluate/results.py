@@ -46,7 +46,10 @@ def to_record(result: SetScore, cells: Sequence[CompressionResult] = ()) -> Reco
         "notes": list(result.score.notes),
         "lengths": [],
         "compression": [cell.to_json() for cell in cells],
-        "units": {language: np.round(units, _DIGITS).tolist() for language, units in result.score.units.items()},
+        "units": {
+            language: np.round(units, _DIGITS).tolist()
+            for language, units in result.score.units.items()
+        },
     }
 
 
@@ -59,7 +62,9 @@ def units_of(record: Record) -> Units:
     Returns:
         Language to units.
     """
-    return {language: np.asarray(units, dtype=np.float64) for language, units in record["units"].items()}
+    return {
+        language: np.asarray(units, dtype=np.float64) for language, units in record["units"].items()
+    }
 
 
 def cells_of(record: Record) -> list[CompressionResult]:
@@ -88,7 +93,9 @@ def mean_matrix(records: Mapping[str, Record]) -> tuple[CompressionResult, ...]:
     return mean_cells([cells_of(record) for record in searched or measured])
 
 
-def aggregate(scores: Mapping[str, float], types: Mapping[str, str], order: Sequence[str] = tuple(Kind)) -> dict[str, Any]:
+def aggregate(
+    scores: Mapping[str, float], types: Mapping[str, str], order: Sequence[str] = tuple(Kind)
+) -> dict[str, Any]:
     """Average scores over sets as section 8.3 of the paper does.
 
     Args:
@@ -102,11 +109,18 @@ def aggregate(scores: Mapping[str, float], types: Mapping[str, str], order: Sequ
     present = dict.fromkeys(types[name] for name in scores)
     by_type = {
         str(each): float(np.mean([score for name, score in scores.items() if types[name] == each]))
-        for each in (*(name for name in order if name in present), *(name for name in present if name not in order))
+        for each in (
+            *(name for name in order if name in present),
+            *(name for name in present if name not in order),
+        )
     }
     if not by_type:
         return {"sets": None, "types": None, "by_type": {}}
-    return {"sets": float(np.mean(list(scores.values()))), "types": float(np.mean(list(by_type.values()))), "by_type": by_type}
+    return {
+        "sets": float(np.mean(list(scores.values()))),
+        "types": float(np.mean(list(by_type.values()))),
+        "by_type": by_type,
+    }
 
 
 def task_score(splits: Mapping[str, Mapping[str, float]]) -> float:
@@ -121,7 +135,9 @@ def task_score(splits: Mapping[str, Mapping[str, float]]) -> float:
     return float(np.mean([np.mean(list(subsets.values())) for subsets in splits.values()]))
 
 
-def summarize(records: Mapping[str, Mapping[str, Record]], reference: str | None = None) -> dict[str, Any]:
+def summarize(
+    records: Mapping[str, Mapping[str, Record]], reference: str | None = None
+) -> dict[str, Any]:
     """Put records together: scores, averages, and how each model compares with a reference.
 
     Args:
@@ -134,11 +150,19 @@ def summarize(records: Mapping[str, Mapping[str, Record]], reference: str | None
     """
     names = list(records)
     base = reference if reference is not None else (names[0] if len(names) > 1 else None)
-    kinds = {name: Kind(record["kind"]) for sets in records.values() for name, record in sets.items()}
-    scores = {
-        model: {name: {k: v for k, v in record.items() if k != "units"} for name, record in sets.items()} for model, sets in records.items()
+    kinds = {
+        name: Kind(record["kind"]) for sets in records.values() for name, record in sets.items()
     }
-    means = {model: aggregate({name: record["score"] for name, record in sets.items()}, kinds) for model, sets in records.items()}
+    scores = {
+        model: {
+            name: {k: v for k, v in record.items() if k != "units"} for name, record in sets.items()
+        }
+        for model, sets in records.items()
+    }
+    means = {
+        model: aggregate({name: record["score"] for name, record in sets.items()}, kinds)
+        for model, sets in records.items()
+    }
     retention: dict[str, dict[str, Any]] = {}
     comparisons = []
     against = records[base] if base is not None else {}
@@ -146,10 +170,32 @@ def summarize(records: Mapping[str, Mapping[str, Record]], reference: str | None
         if base is None or model == base:
             continue
         shared = {name: (record, against[name]) for name, record in sets.items() if name in against}
-        ratios = {name: a["score"] / b["score"] for name, (a, b) in shared.items() if b["score"] > 0}
-        retention[model] = {"sets": ratios, "mean": float(np.mean(list(ratios.values()))) if ratios else None}
+        ratios = {
+            name: a["score"] / b["score"] for name, (a, b) in shared.items() if b["score"] > 0
+        }
+        retention[model] = {
+            "sets": ratios,
+            "mean": float(np.mean(list(ratios.values()))) if ratios else None,
+        }
         for name, (ours, theirs) in shared.items():
             found = paired_difference(units_of(ours), units_of(theirs))
-            comparisons.append({"set": name, "model": model, "against": base, "difference": found.estimate.to_json(), "p": found.p})
-    verdicts = {model: verdict(cells) for model, sets in records.items() if (cells := mean_matrix(sets))}
-    return {"reference": base, "scores": scores, "means": means, "retention": retention, "comparisons": comparisons, "verdicts": verdicts}
+            comparisons.append(
+                {
+                    "set": name,
+                    "model": model,
+                    "against": base,
+                    "difference": found.estimate.to_json(),
+                    "p": found.p,
+                }
+            )
+    verdicts = {
+        model: verdict(cells) for model, sets in records.items() if (cells := mean_matrix(sets))
+    }
+    return {
+        "reference": base,
+        "scores": scores,
+        "means": means,
+        "retention": retention,
+        "comparisons": comparisons,
+        "verdicts": verdicts,
+    }

@@ -71,12 +71,21 @@ def evaluate_models(
     pools = families(sets) if options.languages else {}
     pool_keys = {
         (model.name, family): scores.key(
-            "pool", prints[model.name], {lang: digests[each.name] for lang, each in members.items()}, options.max_queries, options.seed
+            "pool",
+            prints[model.name],
+            {lang: digests[each.name] for lang, each in members.items()},
+            options.max_queries,
+            options.seed,
         )
         for family, members in pools.items()
         for model in models
     }
-    waiting = [_size(scorer.each) for scorer in scorers for model in models if scorer.missing(prints[model.name])]
+    waiting = [
+        _size(scorer.each)
+        for scorer in scorers
+        for model in models
+        if scorer.missing(prints[model.name])
+    ]
     waiting += [
         sum(map(_size, members.values()))
         for family, members in pools.items()
@@ -89,11 +98,19 @@ def evaluate_models(
         name, size = scorer.each.name, _size(scorer.each)
         for model in models:
             missing = scorer.missing(prints[model.name])
-            record = scorer.record(model, prints[model.name], lambda done, size=size: share.told(done * size))  # type: ignore[misc]
+
+            def tell(done: float, size: float = size) -> None:
+                share.told(done * size)
+
+            record = scorer.record(model, prints[model.name], tell)
             records[model.name][name] = record
             _same_dimension(model.name, records[model.name])
             if note is not None:
-                cut = f", {record['cut']:,} of {record['texts']:,} texts cut" if record.get("cut") else ""
+                cut = (
+                    f", {record['cut']:,} of {record['texts']:,} texts cut"
+                    if record.get("cut")
+                    else ""
+                )
                 note(f"{name}  {model.name}  {record['metric']} {100 * record['score']:.2f}{cut}")
             share.finished(size if missing else 0)
         scorer.forget()
@@ -109,12 +126,25 @@ def evaluate_models(
             found[model.name][family] = pool
             if note is not None:
                 own = sum(each["own_share"] for each in pool["by_language"].values()) / len(members)
-                note(f"{family}  {model.name}  {len(members)} languages in one pool, {100 * own:.1f} % of results in the query's own")
+                note(
+                    f"{family}  {model.name}  {len(members)} languages in one pool, {100 * own:.1f} % of results in the query's own"
+                )
     share.end()
     results = {
         "models": [{"name": model.name, "fingerprint": prints[model.name]} for model in models],
-        "sets": [{"name": each.name, "kind": each.kind.value, "split": each.split, "digest": digests[each.name]} for each in sets],
-        "options": {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()},
+        "sets": [
+            {
+                "name": each.name,
+                "kind": each.kind.value,
+                "split": each.split,
+                "digest": digests[each.name],
+            }
+            for each in sets
+        ],
+        "options": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(options).items()
+        },
         **summarize(records, reference),
         "pools": found if pools else {},
         "versions": versions(),
@@ -151,9 +181,16 @@ def _size(each: EvalSet) -> int:
 
 
 def _pool(model: Embedder, members: Mapping[str, EvalSet], options: EvalOptions) -> dict[str, Any]:
-    data = {language: each.load(options.max_queries, options.seed) for language, each in members.items()}
-    pooled = pooled_retrieval(model, {language: each for language, each in data.items() if isinstance(each, RankingData)})
-    return {"by_language": {language: asdict(each) for language, each in pooled.by_language.items()}, "cross": dict(pooled.cross)}
+    data = {
+        language: each.load(options.max_queries, options.seed) for language, each in members.items()
+    }
+    pooled = pooled_retrieval(
+        model, {language: each for language, each in data.items() if isinstance(each, RankingData)}
+    )
+    return {
+        "by_language": {language: asdict(each) for language, each in pooled.by_language.items()},
+        "cross": dict(pooled.cross),
+    }
 
 
 def _write_picture(folder: Path, name: str, records: dict[str, Record]) -> None:
@@ -172,11 +209,15 @@ def _check_names(names: list[str], reference: str | None) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadInput(f"two models are called {twice[0]!r}; give each its own name")
     if reference is not None and reference not in names:
-        raise BadInput(f"the reference {reference!r} is not among the models {', '.join(names)}; evaluate it too or name another")
+        raise BadInput(
+            f"the reference {reference!r} is not among the models {', '.join(names)}; evaluate it too or name another"
+        )
 
 
 def _same_dimension(name: str, records: dict[str, Record]) -> None:
     dims = {record["dim"]: each for each, record in records.items()}
     if len(dims) > 1:
         listed = ", ".join(f"{dim} on {each}" for dim, each in dims.items())
-        raise BadInput(f"model {name!r} returned vectors of different dimensions: {listed}; one dimension for all texts is needed")
+        raise BadInput(
+            f"model {name!r} returned vectors of different dimensions: {listed}; one dimension for all texts is needed"
+        )

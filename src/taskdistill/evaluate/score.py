@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from taskdistill import metrics
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.encode import EncodedSet, encode_set, language_training_rows, training_rows
+from taskdistill.evaluate.encode import (
+    EncodedSet,
+    encode_set,
+    language_training_rows,
+    training_rows,
+)
 from taskdistill.evaluate.exact_search import rank, top_documents
 from taskdistill.evaluate.kinds import METRIC, Embedder, Kind
 from taskdistill.evaluate.reading import LabeledData, PairData, RankingData, SetData, SummaryData
@@ -42,7 +47,11 @@ class Score:
         Returns:
             Language to score.
         """
-        return {language: unit_score(units) for language, units in self.units.items()} if len(self.units) > 1 else {}
+        return (
+            {language: unit_score(units) for language, units in self.units.items()}
+            if len(self.units) > 1
+            else {}
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +86,9 @@ def unit_score(units: NDArray[np.float64]) -> float:
     return float(np.corrcoef(units[:, 0], units[:, 1]).item(1))
 
 
-def evaluate_set(embedder: Embedder, name: str, kind: Kind, data: SetData, *, full_train: bool = False) -> SetScore:
+def evaluate_set(
+    embedder: Embedder, name: str, kind: Kind, data: SetData, *, full_train: bool = False
+) -> SetScore:
     """Encode a set with a model and score it.
 
     Args:
@@ -93,10 +104,18 @@ def evaluate_set(embedder: Embedder, name: str, kind: Kind, data: SetData, *, fu
     Raises:
         BadInput: If the model returns what cannot be scored.
     """
-    return evaluate_encoded(name, kind, data, encode_set(embedder, kind, data, full_train=full_train), full_train=full_train)
+    return evaluate_encoded(
+        name,
+        kind,
+        data,
+        encode_set(embedder, kind, data, full_train=full_train),
+        full_train=full_train,
+    )
 
 
-def evaluate_encoded(name: str, kind: Kind, data: SetData, encoded: EncodedSet, *, full_train: bool = False) -> SetScore:
+def evaluate_encoded(
+    name: str, kind: Kind, data: SetData, encoded: EncodedSet, *, full_train: bool = False
+) -> SetScore:
     """Score a set whose vectors are there.
 
     Args:
@@ -112,14 +131,31 @@ def evaluate_encoded(name: str, kind: Kind, data: SetData, encoded: EncodedSet, 
     start = time.perf_counter()
     score = score_vectors(name, kind, data, encoded, full_train=full_train)
     seconds = time.perf_counter() - start
-    n = sum(len(units) for units in score.units.values()) if kind is not Kind.CLUSTERING else len(encoded.sides["texts"])
+    n = (
+        sum(len(units) for units in score.units.values())
+        if kind is not Kind.CLUSTERING
+        else len(encoded.sides["texts"])
+    )
     if encoded.cut:
         told = f"{encoded.cut:,} of {encoded.texts:,} texts are longer than this model reads; their ends were cut"
         score = replace(score, notes=(*score.notes, told))
-    return SetScore(name, kind, METRIC[kind], score, n, encoded.dim, encoded.texts, encoded.seconds, seconds, encoded.cut)
+    return SetScore(
+        name,
+        kind,
+        METRIC[kind],
+        score,
+        n,
+        encoded.dim,
+        encoded.texts,
+        encoded.seconds,
+        seconds,
+        encoded.cut,
+    )
 
 
-def score_vectors(name: str, kind: Kind, data: SetData, encoded: EncodedSet, *, full_train: bool = False) -> Score:
+def score_vectors(
+    name: str, kind: Kind, data: SetData, encoded: EncodedSet, *, full_train: bool = False
+) -> Score:
     """Score vectors by the protocol of a kind.
 
     Args:
@@ -137,7 +173,9 @@ def score_vectors(name: str, kind: Kind, data: SetData, encoded: EncodedSet, *, 
     """
     match kind, data:
         case ((Kind.RETRIEVAL | Kind.RERANKING), RankingData()):
-            return score_ranking(data, rank(data, encoded.sides["queries"], encoded.sides["documents"]), METRIC[kind])
+            return score_ranking(
+                data, rank(data, encoded.sides["queries"], encoded.sides["documents"]), METRIC[kind]
+            )
         case Kind.STS, PairData():
             return _sts(data, encoded)
         case Kind.PAIR_CLASSIFICATION, PairData():
@@ -152,10 +190,14 @@ def score_vectors(name: str, kind: Kind, data: SetData, encoded: EncodedSet, *, 
             return _classification(data, encoded, full_train)
         case Kind.MULTILABEL, LabeledData():
             return _multilabel(data, encoded)
-    raise BadInput(f"{name}: data of type {type(data).__name__} cannot be scored as {kind}; load the set with its own kind")
+    raise BadInput(
+        f"{name}: data of type {type(data).__name__} cannot be scored as {kind}; load the set with its own kind"
+    )
 
 
-def score_ranking(data: RankingData, ranking: dict[str, dict[str, float]], metric: str = "nDCG@10") -> Score:
+def score_ranking(
+    data: RankingData, ranking: dict[str, dict[str, float]], metric: str = "nDCG@10"
+) -> Score:
     """Score rankings.
 
     Args:
@@ -171,7 +213,10 @@ def score_ranking(data: RankingData, ranking: dict[str, dict[str, float]], metri
     return Score(scores[metric], scores, {"": found[metric]}, data.notes)
 
 
-def _by_language(languages: Sequence[str], score: Callable[[NDArray[np.int64]], tuple[dict[str, float], NDArray[np.float64]]]) -> Score:
+def _by_language(
+    languages: Sequence[str],
+    score: Callable[[NDArray[np.int64]], tuple[dict[str, float], NDArray[np.float64]]],
+) -> Score:
     """Score each language by itself and take means; `score` maps row indices to further scores and units."""
     rows: dict[str, list[int]] = {}
     for i, language in enumerate(languages):
@@ -185,13 +230,18 @@ def _by_language(languages: Sequence[str], score: Callable[[NDArray[np.int64]], 
 
 def _sts(data: PairData, encoded: EncodedSet) -> Score:
     assert data.scores is not None
-    gold, cosine = data.scores, metrics.paired_cosine(encoded.sides["first"], encoded.sides["second"])
+    gold, cosine = (
+        data.scores,
+        metrics.paired_cosine(encoded.sides["first"], encoded.sides["second"]),
+    )
 
     def score(rows: NDArray[np.int64]) -> tuple[dict[str, float], NDArray[np.float64]]:
         found = {"Spearman": metrics.spearman(gold[rows], cosine[rows])}
         return found, np.column_stack([metrics.ranks(gold[rows]), metrics.ranks(cosine[rows])])
 
-    return _noted(_by_language(data.languages, score), data.notes, constant=bool(np.ptp(cosine) == 0))
+    return _noted(
+        _by_language(data.languages, score), data.notes, constant=bool(np.ptp(cosine) == 0)
+    )
 
 
 def _pair_classification(data: PairData, encoded: EncodedSet) -> Score:
@@ -200,12 +250,19 @@ def _pair_classification(data: PairData, encoded: EncodedSet) -> Score:
     similarities = metrics.pair_similarities(encoded.sides["first"], encoded.sides["second"])
 
     def score(rows: NDArray[np.int64]) -> tuple[dict[str, float], NDArray[np.float64]]:
-        found = {name: metrics.average_precision(labels[rows], values[rows]) for name, values in similarities.items()}
+        found = {
+            name: metrics.average_precision(labels[rows], values[rows])
+            for name, values in similarities.items()
+        }
         best = max(found, key=lambda name: found[name])
         scores = {"AP": found[best], **{f"AP ({name})": value for name, value in found.items()}}
         return scores, metrics.precision_at_positives(labels[rows], similarities[best][rows])
 
-    return _noted(_by_language(data.languages, score), data.notes, constant=bool(np.ptp(similarities["cosine"]) == 0))
+    return _noted(
+        _by_language(data.languages, score),
+        data.notes,
+        constant=bool(np.ptp(similarities["cosine"]) == 0),
+    )
 
 
 def _bitext(data: PairData, encoded: EncodedSet) -> Score:
@@ -214,7 +271,10 @@ def _bitext(data: PairData, encoded: EncodedSet) -> Score:
     def score(rows: NDArray[np.int64]) -> tuple[dict[str, float], NDArray[np.float64]]:
         nearest = top_documents(first[rows], second[rows], 1)[0][:, 0]
         f1 = metrics.matching_f1(nearest)
-        return {"F1": float(f1.mean()), "accuracy": float((nearest == np.arange(len(rows))).mean())}, f1
+        return {
+            "F1": float(f1.mean()),
+            "accuracy": float((nearest == np.arange(len(rows))).mean()),
+        }, f1
 
     return _noted(_by_language(data.languages, score), data.notes)
 
@@ -222,13 +282,22 @@ def _bitext(data: PairData, encoded: EncodedSet) -> Score:
 def _summarisation(data: SummaryData, encoded: EncodedSet) -> Score:
     human = np.split(encoded.sides["human"], np.cumsum([len(row) for row in data.human])[:-1])
     machine = np.split(encoded.sides["machine"], np.cumsum([len(row) for row in data.machine])[:-1])
-    found = [metrics.summary_scores(h, m, gold) for h, m, gold in zip(human, machine, data.scores, strict=True)]
+    found = [
+        metrics.summary_scores(h, m, gold)
+        for h, m, gold in zip(human, machine, data.scores, strict=True)
+    ]
     units = np.array([value for value in found if value is not None])
     skipped = len(found) - len(units)
-    notes = (f"{skipped} texts whose scores or similarities are all equal are left out",) if skipped else ()
+    notes = (
+        (f"{skipped} texts whose scores or similarities are all equal are left out",)
+        if skipped
+        else ()
+    )
     if len(units) == 0:
         return Score(0.0, {"Spearman": 0.0}, {"": np.zeros(1)}, (*data.notes, *notes))
-    return Score(float(units.mean()), {"Spearman": float(units.mean())}, {"": units}, (*data.notes, *notes))
+    return Score(
+        float(units.mean()), {"Spearman": float(units.mean())}, {"": units}, (*data.notes, *notes)
+    )
 
 
 def _clustering(data: LabeledData, encoded: EncodedSet) -> Score:
@@ -237,7 +306,10 @@ def _clustering(data: LabeledData, encoded: EncodedSet) -> Score:
     def score(rows: NDArray[np.int64]) -> tuple[dict[str, float], NDArray[np.float64]]:
         labels = [data.labels[i] for i in rows]
         units = metrics.v_measures(vectors[rows], labels, rng=rng)
-        return {"V-measure": float(units.mean()), "V-measure (one clustering)": metrics.v_measure_whole(vectors[rows], labels)}, units
+        return {
+            "V-measure": float(units.mean()),
+            "V-measure (one clustering)": metrics.v_measure_whole(vectors[rows], labels),
+        }, units
 
     return _noted(_by_language(data.languages, score), data.notes)
 
@@ -250,7 +322,9 @@ def _classification(data: LabeledData, encoded: EncodedSet, full_train: bool) ->
 
     def fitted(rows: NDArray[np.int64], sample: Sequence[int], max_iter: int) -> NDArray[np.str_]:
         vectors = train[[place[i] for i in sample]]
-        return metrics.classify(vectors, [train_labels[i] for i in sample], test[rows], max_iter=max_iter)
+        return metrics.classify(
+            vectors, [train_labels[i] for i in sample], test[rows], max_iter=max_iter
+        )
 
     def score(rows: NDArray[np.int64]) -> tuple[dict[str, float], NDArray[np.float64]]:
         gold = np.array([data.labels[i] for i in rows])
@@ -260,7 +334,9 @@ def _classification(data: LabeledData, encoded: EncodedSet, full_train: bool) ->
         right = np.mean([each == gold for each in predicted], axis=0)
         scores = {
             "accuracy": float(right.mean()),
-            "macro-F1": float(np.mean([metrics.macro_f1(gold.tolist(), each) for each in predicted])),
+            "macro-F1": float(
+                np.mean([metrics.macro_f1(gold.tolist(), each) for each in predicted])
+            ),
         }
         if full_train:
             scores[FULL_TRAIN] = float((fitted(rows, mine, 1000) == gold).mean())
@@ -280,15 +356,29 @@ def _multilabel(data: LabeledData, encoded: EncodedSet) -> Score:
         found: list[dict[str, float]] = []
         right: list[NDArray[Any]] = []
         for _ in range(10):
-            sample = [mine[i] for i in metrics.few_per_label_multi([train_labels[i] for i in mine], rng=rng)]
-            scores, hits = metrics.classify_multi(train[sample], [train_labels[i] for i in sample], test[rows], [labels[i] for i in rows])
+            sample = [
+                mine[i]
+                for i in metrics.few_per_label_multi([train_labels[i] for i in mine], rng=rng)
+            ]
+            scores, hits = metrics.classify_multi(
+                train[sample],
+                [train_labels[i] for i in sample],
+                test[rows],
+                [labels[i] for i in rows],
+            )
             found.append(scores)
             right.append(hits)
-        return {name: float(np.mean([each[name] for each in found])) for name in found[0]}, np.mean(right, axis=0)
+        return {name: float(np.mean([each[name] for each in found])) for name in found[0]}, np.mean(
+            right, axis=0
+        )
 
     return _noted(_by_language(data.languages, score), data.notes)
 
 
 def _noted(score: Score, notes: tuple[str, ...], *, constant: bool = False) -> Score:
-    more = ("every similarity is the same number: this model does not tell the texts apart",) if constant else ()
+    more = (
+        ("every similarity is the same number: this model does not tell the texts apart",)
+        if constant
+        else ()
+    )
     return Score(score.score, score.scores, score.units, (*notes, *more))

@@ -47,7 +47,14 @@ class EvalOptions:
 class SetRunner:
     """Scores one set with several models; its data are read at the first score that is not kept."""
 
-    def __init__(self, each: EvalSet, digest: str, options: EvalOptions, scores: ResultCache, calibration: ResultCache) -> None:
+    def __init__(
+        self,
+        each: EvalSet,
+        digest: str,
+        options: EvalOptions,
+        scores: ResultCache,
+        calibration: ResultCache,
+    ) -> None:
         """Begin with a set.
 
         Args:
@@ -71,7 +78,14 @@ class SetRunner:
             Key of the record, and of the spread or None where none is measured.
         """
         cut = [self.options.max_queries, self.options.seed]
-        also = [self.options.full_train, *([self.options.dims, self.options.precisions, self.options.rescore] if self._compressed else [])]
+        also = [
+            self.options.full_train,
+            *(
+                [self.options.dims, self.options.precisions, self.options.rescore]
+                if self._compressed
+                else []
+            ),
+        ]
         spread = self.options.prompts if self.each.kind in PROMPT_KINDS else ()
         return (
             self._scores.key("score", fingerprint, self._digest, cut, also),
@@ -87,7 +101,9 @@ class SetRunner:
         Returns:
             Whether a score or spread is not kept.
         """
-        return any(key is not None and self._scores.read(key) is None for key in self.keys(fingerprint))
+        return any(
+            key is not None and self._scores.read(key) is None for key in self.keys(fingerprint)
+        )
 
     def record(self, model: Embedder, fingerprint: str, tell: Tell | None = None) -> Record:
         """Return the record of a model, from what is kept or anew.
@@ -104,13 +120,17 @@ class SetRunner:
         encoded: EncodedSet | None = None
         record: Record | None = self._scores.read(key)
         if record is None:
-            encoded = encode_set(model, self.each.kind, self.data, full_train=self.options.full_train, tell=tell)
+            encoded = encode_set(
+                model, self.each.kind, self.data, full_train=self.options.full_train, tell=tell
+            )
             record = self._scored(model, encoded, key)
             self._scores.write(key, record, model=model.name, set=self.each.name)
         if spread_key is not None:
             spread = self._scores.read(spread_key)
             if spread is None:
-                found = prompt_spread(model, self.each.name, self.each.kind, self.data, self.options.prompts, encoded)
+                found = prompt_spread(
+                    model, self.each.name, self.each.kind, self.data, self.options.prompts, encoded
+                )
                 spread = dict(found.scores)
                 self._scores.write(spread_key, spread, model=model.name, set=self.each.name)
             record = {**record, "prompts": spread}
@@ -133,11 +153,17 @@ class SetRunner:
 
     def _scored(self, model: Embedder, encoded: EncodedSet, key: str) -> Record:
         each, data = self.each, self.data
-        result = evaluate_encoded(each.name, each.kind, data, encoded, full_train=self.options.full_train)
+        result = evaluate_encoded(
+            each.name, each.kind, data, encoded, full_train=self.options.full_train
+        )
         record = to_record(result) | {"lengths": self._lengths(result)}
         if self._compressed:
             dims = [dim for dim in self.options.dims if dim < encoded.dim]
-            own = {dim: ranges for dim, ranges in int8_ranges_of(model, TASK[each.kind]).items() if dim in {encoded.dim, *dims}}
+            own = {
+                dim: ranges
+                for dim, ranges in int8_ranges_of(model, TASK[each.kind]).items()
+                if dim in {encoded.dim, *dims}
+            }
             matrix = compression_matrix(
                 each.name,
                 each.kind,
@@ -150,8 +176,13 @@ class SetRunner:
                 offsets=binary_offsets_of(model, TASK[each.kind]),
             )
             record["compression"] = [cell.to_json() for cell in matrix.cells]
-            record["calibration"] = {"model": sorted(own), "set": sorted(matrix.ranges.keys() - own.keys())}
-            self._calibration.write(key, ranges_to_json(matrix.ranges), model=model.name, set=each.name)
+            record["calibration"] = {
+                "model": sorted(own),
+                "set": sorted(matrix.ranges.keys() - own.keys()),
+            }
+            self._calibration.write(
+                key, ranges_to_json(matrix.ranges), model=model.name, set=each.name
+            )
         return record
 
     def _lengths(self, result: SetScore) -> list[Record]:

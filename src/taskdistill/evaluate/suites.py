@@ -56,7 +56,9 @@ def suite_name(name: str) -> str:
 
     known = {benchmark.name for benchmark in mteb.get_benchmarks()}
     if name not in known:
-        raise BadInput(f"no suite {name!r}{did_you_mean(name, [*SUITES, *short, *known])}; the suites: {', '.join(SUITES)}")
+        raise BadInput(
+            f"no suite {name!r}{did_you_mean(name, [*SUITES, *short, *known])}; the suites: {', '.join(SUITES)}"
+        )
     return name
 
 
@@ -77,9 +79,17 @@ def suite_tasks(name: str) -> list[Any]:
     full = suite_name(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tasks = list(mteb.get_tasks(tasks=RTEB_PUBLIC.split()) if full == "RTEB public" else mteb.get_benchmark(full).tasks)
-    if other := [task.metadata.name for task in tasks if list(task.metadata.modalities) != ["text"]]:
-        raise BadInput(f"suite {full!r} has tasks on more than texts, such as {other[0]}; only texts can be embedded")
+        tasks = list(
+            mteb.get_tasks(tasks=RTEB_PUBLIC.split())
+            if full == "RTEB public"
+            else mteb.get_benchmark(full).tasks
+        )
+    if other := [
+        task.metadata.name for task in tasks if list(task.metadata.modalities) != ["text"]
+    ]:
+        raise BadInput(
+            f"suite {full!r} has tasks on more than texts, such as {other[0]}; only texts can be embedded"
+        )
     return tasks
 
 
@@ -116,7 +126,8 @@ def run_suite(
         WorkFailed: If mteb cannot score a task whose data is there.
     """
     said: dict[str, dict[str, Any]] = {
-        name: {"revision": model.revision(), "scores": {}, "splits": {}} for name, model in zip(names, models, strict=True)
+        name: {"revision": model.revision(), "scores": {}, "splits": {}}
+        for name, model in zip(names, models, strict=True)
     }
     missing: dict[str, str] = {}
     done, total = 0, len(tasks) * len(models)
@@ -130,7 +141,9 @@ def run_suite(
                     said[name]["scores"][task_name] = task_score(found)
             if note is not None:
                 score = said[name]["scores"].get(task_name)
-                told = f"{100 * score:.2f}" if score is not None else f"left out: {missing[task_name]}"
+                told = (
+                    f"{100 * score:.2f}" if score is not None else f"left out: {missing[task_name]}"
+                )
                 note(f"{task_name}  {name}  {told}")
             done += 1
             if progress is not None:
@@ -145,11 +158,22 @@ def run_suite(
     types = {task.metadata.name: str(task.metadata.type) for task in tasks}
     for each in said.values():
         each["means"] = aggregate(each["scores"], types, TYPES)
-    described = {task.metadata.name: {"type": str(task.metadata.type), "metric": task.metadata.main_score} for task in tasks}
-    return {"suite": suite, "tasks": described, "models": said, "missing": missing, "mteb": metadata.version("mteb")}
+    described = {
+        task.metadata.name: {"type": str(task.metadata.type), "metric": task.metadata.main_score}
+        for task in tasks
+    }
+    return {
+        "suite": suite,
+        "tasks": described,
+        "models": said,
+        "missing": missing,
+        "mteb": metadata.version("mteb"),
+    }
 
 
-def _run_task(model: MtebEncoder, task: Any, folder: Path, missing: dict[str, str]) -> dict[str, dict[str, float]] | None:
+def _run_task(
+    model: MtebEncoder, task: Any, folder: Path, missing: dict[str, str]
+) -> dict[str, dict[str, float]] | None:
     """Return split to subset to main score, or None and a reason in `missing`."""
     import mteb
 
@@ -168,14 +192,27 @@ def _run_task(model: MtebEncoder, task: Any, folder: Path, missing: dict[str, st
             return None
         try:
             how = {"batch_size": _BATCH, "show_progress_bar": False}
-            mteb.evaluate(model, [task], cache=cache, co2_tracker=False, show_progress_bar=False, encode_kwargs=how)
-            found = _main_scores(cache.load_task_result(task.metadata.name, model.mteb_model_meta), task)
+            mteb.evaluate(
+                model,
+                [task],
+                cache=cache,
+                co2_tracker=False,
+                show_progress_bar=False,
+                encode_kwargs=how,
+            )
+            found = _main_scores(
+                cache.load_task_result(task.metadata.name, model.mteb_model_meta), task
+            )
         except (BadInput, WorkFailed):
             raise
         except Exception as error:
-            raise WorkFailed(f"mteb {metadata.version('mteb')} could not score {task.metadata.name}: {_reason(error)}") from error
+            raise WorkFailed(
+                f"mteb {metadata.version('mteb')} could not score {task.metadata.name}: {_reason(error)}"
+            ) from error
     if found is None:
-        raise WorkFailed(f"mteb {metadata.version('mteb')} gave no score for some part of {task.metadata.name}")
+        raise WorkFailed(
+            f"mteb {metadata.version('mteb')} gave no score for some part of {task.metadata.name}"
+        )
     return found
 
 
@@ -185,8 +222,12 @@ def _main_scores(result: Any, task: Any) -> dict[str, dict[str, float]] | None:
         return None
     found: dict[str, dict[str, float]] = {}
     for split in task.eval_splits:
-        scores = {str(each["hf_subset"]): each["main_score"] for each in result.scores.get(split, [])}
-        wanted = [str(subset) for subset in task.hf_subsets] if not task.is_aggregate else list(scores)
+        scores = {
+            str(each["hf_subset"]): each["main_score"] for each in result.scores.get(split, [])
+        }
+        wanted = (
+            [str(subset) for subset in task.hf_subsets] if not task.is_aggregate else list(scores)
+        )
         if not wanted or any(scores.get(subset) is None for subset in wanted):
             return None
         found[split] = {subset: float(scores[subset]) for subset in wanted}

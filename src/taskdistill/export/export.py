@@ -58,7 +58,12 @@ class ExportJob:
 
 
 def export(
-    model: str | Path, format_name: str, task: str | None, out: Path, *, progress: Callable[[int, int], None] | None = None
+    model: str | Path,
+    format_name: str,
+    task: str | None,
+    out: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Write a model in a format that other programs load, with a certificate of how close it comes.
 
@@ -127,7 +132,12 @@ def compared_texts(model: Model) -> tuple[str, ...]:
     if not isinstance(model.module, TransformerModel):
         return TEXTS
     needed = min(model.settings.max_length, reach(model.module.backbone.config) + BEYOND)
-    if needed <= max(map(len, model.tokenizer.ids(list(TEXTS), prompt="", max_length=model.settings.max_length).ids)):
+    if needed <= max(
+        map(
+            len,
+            model.tokenizer.ids(list(TEXTS), prompt="", max_length=model.settings.max_length).ids,
+        )
+    ):
         return TEXTS
     long = ""
     for text in itertools.cycle(TEXTS):
@@ -171,9 +181,17 @@ def merge_adapter(model: Model, task: str | None) -> None:
 def _check_task(model: Model, format_name: str, task: str | None) -> None:
     if format_name in ALL_TASKS:
         if task is not None:
-            raise BadInput(f"format {format_name} holds every adapter, so task {task!r} has no effect; leave it out")
+            raise BadInput(
+                f"format {format_name} holds every adapter, so task {task!r} has no effect; leave it out"
+            )
         if not model.module.tasks:
-            raise BadInput(f"format {format_name} needs adapters, {model.name} has none; export it as sentence-transformers")
+            raise BadInput(
+                f"format {format_name} needs adapters, {model.name} has none; export it as sentence-transformers"
+            )
     elif task is not None and task not in model.module.tasks:
-        hint = did_you_mean(task, model.module.tasks) if model.module.tasks else "; it has no adapters, so leave the task out"
+        hint = (
+            did_you_mean(task, model.module.tasks)
+            if model.module.tasks
+            else "; it has no adapters, so leave the task out"
+        )
         raise BadInput(f"{model.name} has no adapter for task {task!r}{hint}")

@@ -50,7 +50,11 @@ def vocabulary(spec: Mapping[str, Any], rows: int, name: str) -> GgufVocab:
     """
     model = spec["model"]
     first, last = _around(spec.get("post_processor"), name)
-    tokens = {number: token for token, number in model["vocab"].items()} if isinstance(model["vocab"], dict) else {}
+    tokens = (
+        {number: token for token, number in model["vocab"].items()}
+        if isinstance(model["vocab"], dict)
+        else {}
+    )
     added = {token["id"]: token for token in spec.get("added_tokens") or []}
     tokens |= {number: token["content"] for number, token in added.items()}
     kind = model.get("type", "BPE")
@@ -64,8 +68,14 @@ def vocabulary(spec: Mapping[str, Any], rows: int, name: str) -> GgufVocab:
         model_name, pre = "gpt2", _pre_tokenizer(spec, name)
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     else:
-        raise BadInput(f"{name} has a {kind} tokenizer; GGUF is written for byte-level BPE and WordPiece")
-    named = {role: number for role in ("unk", "pad", "mask") if (number := _find(role, added)) is not None}
+        raise BadInput(
+            f"{name} has a {kind} tokenizer; GGUF is written for byte-level BPE and WordPiece"
+        )
+    named = {
+        role: number
+        for role in ("unk", "pad", "mask")
+        if (number := _find(role, added)) is not None
+    }
     return GgufVocab(model_name, pre, listed, types, merges, first, last, named)
 
 
@@ -83,7 +93,14 @@ def _phantom(token: str, kind: int) -> str:
 
 
 def _find(role: str, added: Mapping[int, Mapping[str, Any]]) -> int | None:
-    return next((number for number, token in sorted(added.items()) if token["content"].strip("[]<>|").lower() in {role, f"|{role}|"}), None)
+    return next(
+        (
+            number
+            for number, token in sorted(added.items())
+            if token["content"].strip("[]<>|").lower() in {role, f"|{role}|"}
+        ),
+        None,
+    )
 
 
 def _around(step: Mapping[str, Any] | None, name: str) -> tuple[int | None, int | None]:
@@ -97,18 +114,28 @@ def _around(step: Mapping[str, Any] | None, name: str) -> tuple[int | None, int 
         if part["type"] == "TemplateProcessing":
             where = next(i for i, piece in enumerate(part["single"]) if "Sequence" in piece)
             ids = [
-                part["special_tokens"][piece["SpecialToken"]["id"]]["ids"] if "SpecialToken" in piece else [] for piece in part["single"]
+                part["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+                if "SpecialToken" in piece
+                else []
+                for piece in part["single"]
             ]
-            first, last = [n for part in ids[:where] for n in part], [n for part in ids[where + 1 :] for n in part]
+            first, last = (
+                [n for part in ids[:where] for n in part],
+                [n for part in ids[where + 1 :] for n in part],
+            )
     if len(first) > 1 or len(last) > 1:
-        raise BadInput(f"{name} puts {len(first)} tokens before and {len(last)} after a text; GGUF has room for one on each side")
+        raise BadInput(
+            f"{name} puts {len(first)} tokens before and {len(last)} after a text; GGUF has room for one on each side"
+        )
     return first[0] if first else None, last[0] if last else None
 
 
 def _pre_tokenizer(spec: Mapping[str, Any], name: str) -> str:
     step = spec.get("pre_tokenizer") or {}
     steps = step["pretokenizers"] if step.get("type") == "Sequence" else [step]
-    split = next((part["pattern"].get("Regex") for part in steps if part.get("type") == "Split"), None)
+    split = next(
+        (part["pattern"].get("Regex") for part in steps if part.get("type") == "Split"), None
+    )
     byte_level = next((part for part in steps if part.get("type") == "ByteLevel"), None)
     if byte_level is not None and not byte_level.get("add_prefix_space"):
         if split is None and byte_level.get("use_regex", True):
@@ -117,12 +144,18 @@ def _pre_tokenizer(spec: Mapping[str, Any], name: str) -> str:
             return "qwen2"
         if split == _LLAMA3:
             return "llama-bpe" if spec["model"].get("ignore_merges") else "dbrx"
-    raise BadInput(f"{name}: llama.cpp has no pre-tokenizer like this model's; those of GPT-2, Llama 3 and Qwen are written")
+    raise BadInput(
+        f"{name}: llama.cpp has no pre-tokenizer like this model's; those of GPT-2, Llama 3 and Qwen are written"
+    )
 
 
 def _check_wordpiece(spec: Mapping[str, Any], name: str) -> None:
     normalizer = spec.get("normalizer") or {}
-    if normalizer.get("type") != "BertNormalizer" or not normalizer.get("lowercase") or normalizer.get("strip_accents") is False:
+    if (
+        normalizer.get("type") != "BertNormalizer"
+        or not normalizer.get("lowercase")
+        or normalizer.get("strip_accents") is False
+    ):
         raise BadInput(
             f"{name}: llama.cpp's WordPiece lowercases and strips accents, this model's tokenizer does not ({json.dumps(normalizer)})"
         )

@@ -36,7 +36,9 @@ class IndexRecords:
             yield self.first + at, hit, vector
 
 
-def points_of(snapshot: Snapshot, progress: Callable[[int, int], None] | None = None) -> Iterator[IndexRecords]:
+def points_of(
+    snapshot: Snapshot, progress: Callable[[int, int], None] | None = None
+) -> Iterator[IndexRecords]:
     """Read the live passages of an index; numbers count from 0 in its order.
 
     Args:
@@ -87,7 +89,9 @@ def write_parquet(path: Path, points: Iterator[IndexRecords], dim: int) -> None:
                 pa.array([hit.end for hit in each.hits], pa.int64()),
                 pa.array([hit.text for hit in each.hits], pa.large_string()),
                 pa.array([_json(hit.metadata) for hit in each.hits], pa.large_string()),
-                pa.FixedSizeListArray.from_arrays(pa.array(each.vectors.reshape(-1), pa.float32()), dim),
+                pa.FixedSizeListArray.from_arrays(
+                    pa.array(each.vectors.reshape(-1), pa.float32()), dim
+                ),
             ]
             writer.write_batch(pa.record_batch(columns, schema=schema))
 
@@ -104,7 +108,15 @@ def write_copy(path: Path, points: Iterator[IndexRecords]) -> None:
         for each in points:
             for number, hit, vector in each.rows():
                 numbers = f"[{','.join(f'{value:.9g}' for value in vector.tolist())}]"
-                cells = (str(number), hit.id, str(hit.start), str(hit.end), hit.text, _json(hit.metadata), numbers)
+                cells = (
+                    str(number),
+                    hit.id,
+                    str(hit.start),
+                    str(hit.end),
+                    hit.text,
+                    _json(hit.metadata),
+                    numbers,
+                )
                 stream.write("\t".join(cell.translate(escapes) for cell in cells) + "\n")
 
 

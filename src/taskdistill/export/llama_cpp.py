@@ -53,7 +53,9 @@ def llama_cpp_version() -> str | None:
     return f"llama.cpp ({PACKAGE} {metadata.version(PACKAGE)})"
 
 
-def llama_cpp_vectors(path: Path, texts: Sequence[str] | Sequence[list[int]], length: int) -> np.ndarray:
+def llama_cpp_vectors(
+    path: Path, texts: Sequence[str] | Sequence[list[int]], length: int
+) -> np.ndarray:
     """Embed texts with llama.cpp.
 
     Args:
@@ -69,10 +71,18 @@ def llama_cpp_vectors(path: Path, texts: Sequence[str] | Sequence[list[int]], le
     """
     job = json.dumps({"path": str(path), "texts": list(texts), "length": length})
     try:
-        done = subprocess.run([sys.executable, "-c", _PROGRAM], input=job.encode(), capture_output=True, timeout=SECONDS, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM],
+            input=job.encode(),
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         raise WorkFailed(f"llama.cpp gave no vectors of {path.name} within {SECONDS} s") from None
     if done.returncode != 0:
         said = done.stdout or b" | ".join(done.stderr.strip().splitlines()[-3:])
-        raise WorkFailed(f"llama.cpp could not use {path.name} (exit {done.returncode}): {said.decode(errors='replace')}")
+        raise WorkFailed(
+            f"llama.cpp could not use {path.name} (exit {done.returncode}): {said.decode(errors='replace')}"
+        )
     return np.array(json.loads(done.stdout), dtype=np.float32)

@@ -79,15 +79,39 @@ def compare(
             f"{file}: {checked_with} gave vectors of shape {given.shape}, the reference has {reference.shape}, or they are not finite"
         )
     found = cosines(reference, given)
-    smallest, mean, difference = float(found.min()), float(found.mean()), float(np.abs(reference - given).max())
+    smallest, mean, difference = (
+        float(found.min()),
+        float(found.mean()),
+        float(np.abs(reference - given).max()),
+    )
     good = smallest >= (tolerance.smallest_cosine or -1) and mean >= (tolerance.mean_cosine or -1)
-    good = good and (tolerance.largest_difference is None or difference <= tolerance.largest_difference)
+    good = good and (
+        tolerance.largest_difference is None or difference <= tolerance.largest_difference
+    )
     return ParityResult(
-        file, checked_with, task, len(reference), smallest, mean, difference, tolerance, "equal" if good else "differs", required
+        file,
+        checked_with,
+        task,
+        len(reference),
+        smallest,
+        mean,
+        difference,
+        tolerance,
+        "equal" if good else "differs",
+        required,
     )
 
 
-COLUMNS = ("file", "checked with", "task", "smallest cosine", "mean cosine", "difference", "must reach", "verdict")
+COLUMNS = (
+    "file",
+    "checked with",
+    "task",
+    "smallest cosine",
+    "mean cosine",
+    "difference",
+    "must reach",
+    "verdict",
+)
 
 
 def rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -115,11 +139,23 @@ def rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _asked(tolerance: Mapping[str, float | None]) -> str:
-    words = {"smallest_cosine": "smallest {:.6g}", "mean_cosine": "mean {:.6g}", "largest_difference": "difference {:.0e}"}
-    return ", ".join(said.format(tolerance[name]) for name, said in words.items() if tolerance[name] is not None)
+    words = {
+        "smallest_cosine": "smallest {:.6g}",
+        "mean_cosine": "mean {:.6g}",
+        "largest_difference": "difference {:.0e}",
+    }
+    return ", ".join(
+        said.format(tolerance[name]) for name, said in words.items() if tolerance[name] is not None
+    )
 
 
-def certificate(format_name: str, model_name: str, model_hash: str, results: list[ParityResult], notes: list[str]) -> Mapping[str, Any]:
+def certificate(
+    format_name: str,
+    model_name: str,
+    model_hash: str,
+    results: list[ParityResult],
+    notes: list[str],
+) -> Mapping[str, Any]:
     """Put the comparisons of an export together.
 
     Args:

@@ -23,7 +23,12 @@ _USE: Mapping[str, str] = {
 
 
 def write_readme(
-    folder: Path, model: Model, format_name: str, task: str | None, tasks: Sequence[str], results: Sequence[Mapping[str, Any]]
+    folder: Path,
+    model: Model,
+    format_name: str,
+    task: str | None,
+    tasks: Sequence[str],
+    results: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write the README of an export.
 
@@ -63,7 +68,19 @@ def write_readme(
 
 def _plain(model: Model, tasks: Sequence[str]) -> str:
     settings = model.settings
-    said = {"prompts": settings.prompts, "max_length": settings.max_length, "matryoshka_dims": settings.matryoshka_dims}
+    said = {
+        "prompts": settings.prompts,
+        "max_length": settings.max_length,
+        "matryoshka_dims": settings.matryoshka_dims,
+    }
     said |= {"rope_theta": settings.rope_theta, "teacher": settings.teacher}
-    parameters = sum(p.numel() for name, p in model.module.named_parameters() if "lora_" not in name)
-    return make_card(name=model.name, settings=said, tasks=tasks, embedding_dim=model.module.embedding_dim, parameters=parameters)
+    parameters = sum(
+        p.numel() for name, p in model.module.named_parameters() if "lora_" not in name
+    )
+    return make_card(
+        name=model.name,
+        settings=said,
+        tasks=tasks,
+        embedding_dim=model.module.embedding_dim,
+        parameters=parameters,
+    )

@@ -68,7 +68,12 @@ class DatabaseSchema:
 
 
 def export_index(
-    path: Path, format_name: str, out: Path, *, name: str = "passages", progress: Callable[[int, int], None] | None = None
+    path: Path,
+    format_name: str,
+    out: Path,
+    *,
+    name: str = "passages",
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Write an index for another engine.
 
@@ -88,7 +93,9 @@ def export_index(
     if format_name not in ENGINES:
         raise BadInput(f"unknown format {format_name!r}{did_you_mean(format_name, ENGINES)}")
     if not (name.isascii() and name.isidentifier() and name == name.lower()):
-        raise BadInput(f"the name {name!r} would have to be quoted; give lower-case letters, digits and underscores")
+        raise BadInput(
+            f"the name {name!r} would have to be quoted; give lower-case letters, digits and underscores"
+        )
     index = Index.open(path)
     settings, tuned = index.settings, index.snapshot.manifest.search.oversample
     if settings.rescore == "none":
@@ -110,7 +117,9 @@ def export_index(
         "query_prompt": settings.query_prompt,
         "vectors_from": settings.rescore,
     }
-    with write_folder(out, "engine-export", meta=told, inputs={"model": settings.model_hash}) as folder:
+    with write_folder(
+        out, "engine-export", meta=told, inputs={"model": settings.model_hash}
+    ) as folder:
         texts = ENGINES[format_name](schema)
         points = points_of(index.snapshot, progress)
         match format_name:
@@ -136,16 +145,35 @@ def _qdrant(schema: DatabaseSchema) -> dict[str, str]:
         "query": "a list of numbers of length one",
         "limit": TOP_K,
         "with_payload": True,
-        "params": {"quantization": {"ignore": False, "rescore": True, "oversampling": float(schema.oversample)}},
+        "params": {
+            "quantization": {
+                "ignore": False,
+                "rescore": True,
+                "oversampling": float(schema.oversample),
+            }
+        },
     }
-    return {"collection.json": dump_json(collection), "query.json": dump_json(query), "load.py": schema.fill("qdrant.py")}
+    return {
+        "collection.json": dump_json(collection),
+        "query.json": dump_json(query),
+        "load.py": schema.fill("qdrant.py"),
+    }
 
 
 def _lancedb(schema: DatabaseSchema) -> dict[str, str]:
     """Among vectors of length one the smallest Euclidean distance is the largest dot product, and RaBitQ estimates it better."""
     index = {"index_type": "IVF_RQ", "num_bits": 1, "distance_type": "l2", "least_rows": LANCE_ROWS}
-    query = {"distance_type": "l2", "limit": TOP_K, "refine_factor": schema.oversample, "nprobes": "a quarter of the partitions, or more"}
-    return {"index.json": dump_json(index), "query.json": dump_json(query), "load.py": schema.fill("lancedb.py")}
+    query = {
+        "distance_type": "l2",
+        "limit": TOP_K,
+        "refine_factor": schema.oversample,
+        "nprobes": "a quarter of the partitions, or more",
+    }
+    return {
+        "index.json": dump_json(index),
+        "query.json": dump_json(query),
+        "load.py": schema.fill("lancedb.py"),
+    }
 
 
 def _pgvector(schema: DatabaseSchema) -> dict[str, str]:
@@ -154,7 +182,9 @@ def _pgvector(schema: DatabaseSchema) -> dict[str, str]:
 
 def _elasticsearch(schema: DatabaseSchema) -> dict[str, str]:
     if schema.dim < LEAST_BBQ:
-        raise BadInput(f"Elasticsearch quantises vectors of at least {LEAST_BBQ} dimensions to bits, the index has {schema.dim}")
+        raise BadInput(
+            f"Elasticsearch quantises vectors of at least {LEAST_BBQ} dimensions to bits, the index has {schema.dim}"
+        )
     factor = min(MOST_OVERSAMPLE, schema.oversample)
     k = -(-schema.candidates // factor)
     vector = {
@@ -175,10 +205,19 @@ def _elasticsearch(schema: DatabaseSchema) -> dict[str, str]:
     query = {
         "size": TOP_K,
         "_source": {"excludes": ["vector"]},
-        "knn": {"field": "vector", "query_vector": "a list of numbers of length one", "k": k, "num_candidates": max(k * factor, 100)},
+        "knn": {
+            "field": "vector",
+            "query_vector": "a list of numbers of length one",
+            "k": k,
+            "num_candidates": max(k * factor, 100),
+        },
     }
     mapping = {"mappings": {"dynamic": "strict", "properties": properties}}
-    return {"mapping.json": dump_json(mapping), "query.json": dump_json(query), "load.sh": schema.fill("elasticsearch.sh")}
+    return {
+        "mapping.json": dump_json(mapping),
+        "query.json": dump_json(query),
+        "load.sh": schema.fill("elasticsearch.sh"),
+    }
 
 
 ENGINES: Mapping[str, Callable[[DatabaseSchema], dict[str, str]]] = {

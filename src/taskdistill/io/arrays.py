@@ -29,7 +29,9 @@ _SETTLED = 100_000_000
 
 
 @contextmanager
-def array_writer(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Iterator[Callable[[NDArray[Any]], None]]:
+def array_writer(
+    path: Path, dtype: DTypeLike, shape: tuple[int, ...]
+) -> Iterator[Callable[[NDArray[Any]], None]]:
     """Write a .npy file block by block; the caller syncs it.
 
     Nothing is written through a memory map: on a full disk that would end the process instead of raising an error.
@@ -44,7 +46,9 @@ def array_writer(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Iterat
     """
     rows = 0
     with path.open("wb") as stream:
-        npy.write_array_header_1_0(stream, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+        npy.write_array_header_1_0(
+            stream, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        )
 
         def append(block: NDArray[Any]) -> None:
             nonlocal rows
@@ -125,7 +129,9 @@ def map_file(path: Path, expected: dict[str, Any], *, full: bool = True) -> mmap
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def array_of(path: Path, mapped: mmap.mmap, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+def array_of(
+    path: Path, mapped: mmap.mmap, dtype: DTypeLike, shape: tuple[int, ...]
+) -> NDArray[Any]:
     """Read a mapped .npy file without copying.
 
     Args:
@@ -148,10 +154,16 @@ def array_of(path: Path, mapped: mmap.mmap, dtype: DTypeLike, shape: tuple[int, 
         raise damaged(path, f"it is no array ({error})") from None
     wanted = np.dtype(dtype)
     if (found_shape, fortran, found_dtype) != (shape, False, wanted):
-        raise damaged(path, f"it holds {found_dtype} of shape {found_shape} instead of {wanted} of shape {shape}")
+        raise damaged(
+            path,
+            f"it holds {found_dtype} of shape {found_shape} instead of {wanted} of shape {shape}",
+        )
     count = int(np.prod(shape))
     if len(mapped) - head.tell() != count * wanted.itemsize:
-        raise damaged(path, f"{len(mapped) - head.tell()} bytes follow its header instead of {count * wanted.itemsize}")
+        raise damaged(
+            path,
+            f"{len(mapped) - head.tell()} bytes follow its header instead of {count * wanted.itemsize}",
+        )
     return np.frombuffer(mapped, wanted, count, head.tell()).reshape(shape)
 
 

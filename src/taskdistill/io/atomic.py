@@ -111,7 +111,9 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         BadInput: If a device, a pipe or a socket is there, such as /dev/null, whose place a file would take.
     """
-    if os.path.lexists(path) and not any(kind(path.lstat().st_mode) for kind in (stat.S_ISREG, stat.S_ISLNK, stat.S_ISDIR)):
+    if os.path.lexists(path) and not any(
+        kind(path.lstat().st_mode) for kind in (stat.S_ISREG, stat.S_ISLNK, stat.S_ISDIR)
+    ):
         raise BadInput(f"{path} is no plain file, so it is not written over; give another path")
     beside, handle = _claim(path, _create_file)
     try:
@@ -120,7 +122,9 @@ def replacing(path: Path) -> Iterator[Path]:
             sync(beside)
             beside.replace(path)
     finally:
-        with contextlib.suppress(OSError):  # a disk that takes nothing any more; `remove_stale` finds it later
+        with contextlib.suppress(
+            OSError
+        ):  # a disk that takes nothing any more; `remove_stale` finds it later
             beside.unlink(missing_ok=True)
         os.close(handle)
     sync(path.parent)
@@ -190,7 +194,9 @@ def exchange(one: Path, two: Path) -> bool:
         return bool(libc.renamex_np(first, second, ctypes.c_uint(2)) == 0)  # RENAME_SWAP
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
         here = -100  # AT_FDCWD
-        return bool(libc.renameat2(here, first, here, second, ctypes.c_uint(2)) == 0)  # RENAME_EXCHANGE
+        return bool(
+            libc.renameat2(here, first, here, second, ctypes.c_uint(2)) == 0
+        )  # RENAME_EXCHANGE
     return False
 
 
@@ -257,7 +263,11 @@ def remove_tree(path: Path) -> None:
 
     def insist(function: Callable[..., Any], name: str, fault: Any) -> None:
         # A folder in it that somebody protected: it was carried over to the successor, and this one of the same name goes.
-        if function in (os.unlink, os.rmdir) and Path(name) != path and isinstance(fault[1], PermissionError):
+        if (
+            function in (os.unlink, os.rmdir)
+            and Path(name) != path
+            and isinstance(fault[1], PermissionError)
+        ):
             with contextlib.suppress(OSError):
                 Path(name).parent.chmod(0o700)
                 function(name)
@@ -287,7 +297,11 @@ def _temporaries(parent: Path, names: set[str] | None) -> list[tuple[Path, re.Ma
     except (FileNotFoundError, NotADirectoryError):
         return []
     found = ((path, _TEMPORARY.fullmatch(path.name)) for path in entries)
-    return [(path, match) for path, match in found if match and (names is None or match["target"] in names)]
+    return [
+        (path, match)
+        for path, match in found
+        if match and (names is None or match["target"] in names)
+    ]
 
 
 @contextmanager
@@ -335,7 +349,9 @@ def _claim(path: Path, create: Callable[[Path], None]) -> tuple[Path, int]:
                 raise
             continue
         try:
-            with contextlib.suppress(OSError):  # no locks here (NFS): others then take the writer for living
+            with contextlib.suppress(
+                OSError
+            ):  # no locks here (NFS): others then take the writer for living
                 fcntl.flock(handle, fcntl.LOCK_EX)
             if _is_at(handle, beside):
                 return beside, handle

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from taskdistill.errors import BadInput
-from taskdistill.io.atomic import check_place, remove_stale, restore, sha256_file, swap_in, sync, temporary_folder, write_file
+from taskdistill.io.atomic import (
+    check_place,
+    remove_stale,
+    restore,
+    sha256_file,
+    swap_in,
+    sync,
+    temporary_folder,
+    write_file,
+)
 from taskdistill.io.protection import check_replacing, check_writable, folders_of, unlisted
 from taskdistill.io.sealed import FORMAT_VERSION, parse_sealed, seal_json
 from taskdistill.types import MANIFEST
@@ -34,7 +43,15 @@ def versions() -> dict[str, str]:
 @cache
 def _versions() -> dict[str, str]:
     found = {"python": sys.version.split()[0]}
-    for name in ("taskdistill", "torch", "transformers", "peft", "tokenizers", "numpy", "safetensors"):
+    for name in (
+        "taskdistill",
+        "torch",
+        "transformers",
+        "peft",
+        "tokenizers",
+        "numpy",
+        "safetensors",
+    ):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -56,12 +73,20 @@ def file_table(folder: Path, names: Collection[str] | None = None) -> dict[str, 
         files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
     else:
         files = sorted(folder / name for name in names)
-    return {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files}
+    return {
+        p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
+        for p in files
+    }
 
 
 @contextmanager
 def write_folder(
-    path: Path, kind: str, *, meta: Mapping[str, Any] | None = None, inputs: Mapping[str, str] | None = None, replace: bool = False
+    path: Path,
+    kind: str,
+    *,
+    meta: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, str] | None = None,
+    replace: bool = False,
 ) -> Iterator[Path]:
     """Give a temporary folder to fill; on success seal it with a manifest and move it into place.
 
@@ -91,13 +116,19 @@ def write_folder(
         _share_mode(beside)
         listed = _replaceable(path, kind, replace)
         taken = (name for name in unlisted(path, listed) if os.path.lexists(beside / name))
-        if in_the_way := [name for name in taken if not ((path / name).is_dir() and (beside / name).is_dir())]:
-            raise BadInput(f"{path / in_the_way[0]} is not of this folder, and a new file takes its name; move it away and run this again")
+        if in_the_way := [
+            name for name in taken if not ((path / name).is_dir() and (beside / name).is_dir())
+        ]:
+            raise BadInput(
+                f"{path / in_the_way[0]} is not of this folder, and a new file takes its name; move it away and run this again"
+            )
         _carry(path, beside, listed)
         try:
             swap_in(beside, path, replace=bool(listed))
         except FileExistsError:
-            raise BadInput(f"{path} was made by another process meanwhile; give another folder or remove it first") from None
+            raise BadInput(
+                f"{path} was made by another process meanwhile; give another folder or remove it first"
+            ) from None
         _carry(beside, path, listed)  # what was put in since
 
 
@@ -113,7 +144,10 @@ def remove_folder(path: Path) -> None:
         return
     for name in listed:
         (path / name).unlink(missing_ok=True)
-    for place in sorted({parent for name in listed for parent in Path(name).parents}, key=lambda each: -len(each.parts)):
+    for place in sorted(
+        {parent for name in listed for parent in Path(name).parents},
+        key=lambda each: -len(each.parts),
+    ):
         with contextlib.suppress(OSError):
             (path / place).rmdir()
 
@@ -131,10 +165,15 @@ def _replaceable(path: Path, kind: str | None, replace: bool) -> list[str]:
     if not any(path.iterdir()):
         return []
     if not (path / MANIFEST).is_file():
-        raise BadInput(f"{path} has no {MANIFEST}, so it is not replaced; give another folder, or move this one away")
+        raise BadInput(
+            f"{path} has no {MANIFEST}, so it is not replaced; give another folder, or move this one away"
+        )
     names = read_manifest(path, kind)["files"]
     check_writable(*folders_of(path, names))
-    return [*(name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts), MANIFEST]
+    return [
+        *(name for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts),
+        MANIFEST,
+    ]
 
 
 def _carry(old: Path, new: Path, listed: Collection[str]) -> None:
@@ -153,7 +192,9 @@ def _carry(old: Path, new: Path, listed: Collection[str]) -> None:
             made.append(Path(name))
             continue
         try:
-            os.link(source, target, follow_symlinks=False)  # the same file under another name: nothing about it changes
+            os.link(
+                source, target, follow_symlinks=False
+            )  # the same file under another name: nothing about it changes
         except (OSError, NotImplementedError):
             shutil.copy2(source, target, follow_symlinks=False)
     for each in reversed(made):  # the mode last: it may say that nothing is written there
@@ -207,7 +248,9 @@ def seal(
     return manifest
 
 
-def read_manifest(folder: Path, kind: str | None = None, *, always_sealed: bool = False) -> dict[str, Any]:
+def read_manifest(
+    folder: Path, kind: str | None = None, *, always_sealed: bool = False
+) -> dict[str, Any]:
     """Read a folder's manifest and check its hash, kind and format version.
 
     Args:
@@ -223,15 +266,24 @@ def read_manifest(folder: Path, kind: str | None = None, *, always_sealed: bool 
     """
     path, advice = folder / MANIFEST, "copy or make the folder again"
     if not folder.is_dir() and not (restore(folder) and folder.is_dir()):
-        raise BadInput(f"{folder} is not a folder; give the path of a {kind or 'taskdistill'} folder")
+        raise BadInput(
+            f"{folder} is not a folder; give the path of a {kind or 'taskdistill'} folder"
+        )
     if not path.is_file():
-        raise BadInput(f"{folder} has no {MANIFEST}: it is not a {kind or 'taskdistill'} folder, or it was only half copied; {advice}")
+        raise BadInput(
+            f"{folder} has no {MANIFEST}: it is not a {kind or 'taskdistill'} folder, or it was only half copied; {advice}"
+        )
     manifest, sealed = parse_sealed(path, path.read_bytes(), advice)
     if not isinstance(manifest, dict):
         raise BadInput(f"{path} holds no JSON object; {advice}")
     if kind is not None and manifest.get("kind") != kind:
-        raise BadInput(f"{folder} is a {manifest.get('kind')!r} folder, but a {kind!r} folder is needed here")
-    if not isinstance(manifest.get("format_version"), int) or manifest["format_version"] > FORMAT_VERSION:
+        raise BadInput(
+            f"{folder} is a {manifest.get('kind')!r} folder, but a {kind!r} folder is needed here"
+        )
+    if (
+        not isinstance(manifest.get("format_version"), int)
+        or manifest["format_version"] > FORMAT_VERSION
+    ):
         raise BadInput(
             f"{folder} has format version {manifest.get('format_version')!r}, this version reads up to {FORMAT_VERSION}; upgrade taskdistill"
         )
@@ -279,7 +331,11 @@ def file_fault(folder: Path, name: str, entry: Any) -> str | None:
         return f"{name}: missing"
     if path.stat().st_size != entry["bytes"]:
         return f"{name}: {path.stat().st_size} bytes instead of {entry['bytes']}"
-    return None if sha256_file(path) == entry["sha256"] else f"{name}: content differs from its SHA-256"
+    return (
+        None
+        if sha256_file(path) == entry["sha256"]
+        else f"{name}: content differs from its SHA-256"
+    )
 
 
 DATA_KINDS = ("data", "mined")
@@ -329,7 +385,12 @@ def open_folder(folder: Path, kind: str, advice: str) -> dict[str, Any]:
     return manifest
 
 
-def require_same(folder: Path, manifest: Mapping[str, Any], needed: Mapping[str, Any], advice: str = "use a new --out") -> None:
+def require_same(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    needed: Mapping[str, Any],
+    advice: str = "use a new --out",
+) -> None:
     """Refuse a folder that was made from something else.
 
     Args:
@@ -343,7 +404,9 @@ def require_same(folder: Path, manifest: Mapping[str, Any], needed: Mapping[str,
     """
     for key, value in needed.items():
         if manifest.get(key) != value:
-            raise BadInput(f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; {advice}")
+            raise BadInput(
+                f"{folder} was made with {key} = {manifest.get(key)!r}, this run has {value!r}; {advice}"
+            )
 
 
 def require_field(folder: Path, manifest: Mapping[str, Any], name: str, kind: type[Value]) -> Value:
@@ -363,5 +426,7 @@ def require_field(folder: Path, manifest: Mapping[str, Any], name: str, kind: ty
     """
     value = manifest.get(name)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise BadInput(f"{folder / MANIFEST}: {name} is {value!r}, needs {kind.__name__}; copy or make the folder again")
+        raise BadInput(
+            f"{folder / MANIFEST}: {name} is {value!r}, needs {kind.__name__}; copy or make the folder again"
+        )
     return value

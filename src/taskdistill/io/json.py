@@ -56,7 +56,9 @@ class JsonError(ValueError):
         self.detail = detail
 
 
-def read_object(text: str, *, max_elements: int = MAX_ELEMENTS, constants: bool = False) -> dict[str, Any]:
+def read_object(
+    text: str, *, max_elements: int = MAX_ELEMENTS, constants: bool = False
+) -> dict[str, Any]:
     """Parse one JSON object.
 
     Args:
@@ -153,7 +155,9 @@ def read_file(path: Path) -> Any:
     try:
         return read_value(data.decode("utf-8"), max_elements=20 * MAX_ELEMENTS)
     except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8 at byte {error.start}; copy or make it again") from None
+        raise BadInput(
+            f"{path} is not UTF-8 at byte {error.start}; copy or make it again"
+        ) from None
     except JsonError as fault:
         raise BadInput(f"{path} cannot be read as JSON ({fault}); copy or make it again") from None
 
@@ -173,7 +177,9 @@ def read_object_file(path: Path) -> dict[str, Any]:
     """
     value = read_file(path)
     if not isinstance(value, dict):
-        raise BadInput(f"{path} holds no JSON object but a {type(value).__name__}; copy or make it again")
+        raise BadInput(
+            f"{path} holds no JSON object but a {type(value).__name__}; copy or make it again"
+        )
     return value
 
 
@@ -200,7 +206,9 @@ def check_shape(text: str, *, max_elements: int = MAX_ELEMENTS) -> None:
     if outside.count("[") + outside.count("{") + outside.count(",") > max_elements:
         raise _too_many(max_elements)
     if not outside.isascii():
-        raise JsonError("not valid JSON", "a character that belongs into a string stands outside of one")
+        raise JsonError(
+            "not valid JSON", "a character that belongs into a string stands outside of one"
+        )
     brackets = outside.translate(_BRACKETS)
     if len(brackets) > 2 * max_elements:
         raise _too_many(max_elements)
@@ -231,7 +239,9 @@ def _int(digits: str) -> int:
 
 def _check_length(digits: str) -> None:
     if len(digits) > MAX_DIGITS:
-        raise JsonError("a number of too many digits", f"{len(digits)} characters, the most are {MAX_DIGITS}")
+        raise JsonError(
+            "a number of too many digits", f"{len(digits)} characters, the most are {MAX_DIGITS}"
+        )
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -245,5 +255,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-_DECODE_CONSTANTS = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_int=_int).decode
-_DECODE = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int).decode
+_DECODE_CONSTANTS = json.JSONDecoder(
+    object_pairs_hook=_object, parse_float=_float, parse_int=_int
+).decode
+_DECODE = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_int
+).decode

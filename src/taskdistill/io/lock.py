@@ -144,7 +144,10 @@ def _unnamed(folder: Path) -> int | None:
     try:
         return os.open(folder, os.O_RDWR | os.O_TMPFILE, 0o644)
     except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT) and folder.is_dir():
+        if (
+            error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
+            and folder.is_dir()
+        ):
             return None
         raise
 
@@ -163,7 +166,9 @@ def _lock(handle: int, path: Path) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = _read(handle)
-        raise WorkFailed(f"{path} is held by {_spell(holder)}; wait until it has finished, then run this command again") from None
+        raise WorkFailed(
+            f"{path} is held by {_spell(holder)}; wait until it has finished, then run this command again"
+        ) from None
 
 
 def _not_ours(path: Path) -> BadInput:
@@ -182,7 +187,13 @@ def _read(handle: int) -> str:
 
 def _is_holder(content: str) -> bool:
     pid, _, host = content.strip().partition(" ")
-    return pid.isdecimal() and pid.isascii() and bool(host) and not host.isspace() and len(host.split()) == 1
+    return (
+        pid.isdecimal()
+        and pid.isascii()
+        and bool(host)
+        and not host.isspace()
+        and len(host.split()) == 1
+    )
 
 
 def _spell(holder: str) -> str:

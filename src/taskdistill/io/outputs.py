@@ -48,8 +48,12 @@ def is_result(file: BinaryIO) -> bool:
         Whether it is an object that names the program.
     """
     value = _read_json(file)
-    makers = [value.get(name) for name in ("created_by", "versions")] if isinstance(value, dict) else []
-    return any(isinstance(each, dict) and isinstance(each.get("taskdistill"), str) for each in makers)
+    makers = (
+        [value.get(name) for name in ("created_by", "versions")] if isinstance(value, dict) else []
+    )
+    return any(
+        isinstance(each, dict) and isinstance(each.get("taskdistill"), str) for each in makers
+    )
 
 
 def is_list_of(*fields: str) -> IsOurs:
@@ -67,7 +71,9 @@ def is_list_of(*fields: str) -> IsOurs:
         if value == []:
             file.seek(0)
             return file.read(_HEAD) == b"[]\n"
-        return isinstance(value, list) and all(isinstance(each, dict) and set(each) == set(fields) for each in value)
+        return isinstance(value, list) and all(
+            isinstance(each, dict) and set(each) == set(fields) for each in value
+        )
 
     return known
 
@@ -95,7 +101,9 @@ def is_picture(file: BinaryIO) -> bool:
         Whether it names the program as its software, or the library that earlier versions drew with.
     """
     head = file.read(_HEAD)
-    return head.startswith(b"\x89PNG") and (b"Software\0taskdistill" in head or b"Software\0Matplotlib" in head)
+    return head.startswith(b"\x89PNG") and (
+        b"Software\0taskdistill" in head or b"Software\0Matplotlib" in head
+    )
 
 
 def is_log(file: BinaryIO) -> bool:
@@ -143,7 +151,13 @@ def check_output(path: Path, is_ours: IsOurs | None = None) -> None:
         return
     mode = path.lstat().st_mode
     if not stat.S_ISREG(mode):
-        what = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no plain file"
+        what = (
+            "a link"
+            if stat.S_ISLNK(mode)
+            else "a folder"
+            if stat.S_ISDIR(mode)
+            else "no plain file"
+        )
         raise BadInput(f"{path} is {what}, which is not written over; give another path")
     known = is_ours or FORMS.get(path.suffix)
     with open_regular(path) as stream:
@@ -153,7 +167,9 @@ def check_output(path: Path, is_ours: IsOurs | None = None) -> None:
             f"{path} is there and was not written by an earlier run of this command; it stays as it is: give another path, or move it"
         )
     if (owner := _listed_by(path)) is not None:
-        raise BadInput(f"{path} is a part of the folder {owner}, whose {MANIFEST} lists it; give another path")
+        raise BadInput(
+            f"{path} is a part of the folder {owner}, whose {MANIFEST} lists it; give another path"
+        )
     check_replacing(path)
 
 
@@ -176,9 +192,13 @@ def check_result(path: Path, is_ours: IsOurs, out: Path | None) -> None:
             check_parent(path)
         return
     if path.name in _STATE:
-        raise BadInput(f"{path} is a name that folders of this program use themselves; give another path")
+        raise BadInput(
+            f"{path} is a name that folders of this program use themselves; give another path"
+        )
     if inside != own and os.path.lexists(path):
-        raise BadInput(f"{path} is a result of the folder {path.parent}, which another command wrote; give another path")
+        raise BadInput(
+            f"{path} is a result of the folder {path.parent}, which another command wrote; give another path"
+        )
 
 
 def _listed_by(path: Path) -> Path | None:
@@ -202,7 +222,9 @@ def check_parent(path: Path) -> None:
         BadInput: If there is no such folder.
     """
     if not path.parent.is_dir():
-        raise BadInput(f"{path.parent} is no folder; make it first, or give another path than {path}")
+        raise BadInput(
+            f"{path.parent} is no folder; make it first, or give another path than {path}"
+        )
 
 
 @contextmanager
@@ -242,7 +264,9 @@ def write_output(path: Path, data: bytes | str, is_ours: IsOurs | None = None) -
     write_file(path, data)
 
 
-def write_result(path: Path, value: Mapping[str, Any] | Sequence[Mapping[str, Any]], is_ours: IsOurs = is_result) -> None:
+def write_result(
+    path: Path, value: Mapping[str, Any] | Sequence[Mapping[str, Any]], is_ours: IsOurs = is_result
+) -> None:
     """Write the result of a command as JSON; an object names the program, so that the next run may write over it.
 
     Args:
@@ -332,9 +356,13 @@ def check_claim(
     if os.path.lexists(path / MANIFEST):
         read_manifest(path, kind)
     elif (others := foreign_names(path)) and not earlier(path):
-        raise BadInput(f"{path} is not empty ({others[0]} lies in it) and was not written by this command; give another --out")
+        raise BadInput(
+            f"{path} is not empty ({others[0]} lies in it) and was not written by this command; give another --out"
+        )
     check_writable(path, path / MANIFEST, *(path / name for name in parts))
-    for name, is_ours in files.items() if isinstance(files, Mapping) else ((name, None) for name in files):
+    for name, is_ours in (
+        files.items() if isinstance(files, Mapping) else ((name, None) for name in files)
+    ):
         check_output(path / name, is_ours)
     for name, inner in (folders or {}).items():
         check_replaceable(path / name, inner)
@@ -350,7 +378,9 @@ def foreign_names(path: Path, first: str = MANIFEST) -> list[str]:
     Returns:
         Names, sorted.
     """
-    names = (each.name for each in path.iterdir() if not each.name.startswith(f".{first}.taskdistill-"))
+    names = (
+        each.name for each in path.iterdir() if not each.name.startswith(f".{first}.taskdistill-")
+    )
     return sorted(name for name in names if name != "lock" or not is_lock(path / name))
 
 
@@ -369,10 +399,14 @@ def check_replaceable(path: Path, kind: str, *, replaces: bool = True) -> None:
         check_place(path)
         return
     if path.is_symlink() or not path.is_dir():
-        raise BadInput(f"{path} is no folder of this program, and a {kind} has its place there; move it away")
+        raise BadInput(
+            f"{path} is no folder of this program, and a {kind} has its place there; move it away"
+        )
     if any(path.iterdir()):
         if not (path / MANIFEST).is_file():
-            raise BadInput(f"{path} has no {MANIFEST}, and a {kind} has its place there; move it away")
+            raise BadInput(
+                f"{path} has no {MANIFEST}, and a {kind} has its place there; move it away"
+            )
         listed = read_manifest(path, kind)["files"]
         if replaces:
             check_writable(*folders_of(path, listed))

@@ -43,7 +43,9 @@ def check_writable(*places: Path, purpose: Path | None = None) -> None:
     for place in places:
         if (reason := _protection(place)) is not None:
             target = "" if purpose is None else f", so {purpose} cannot be made in it"
-            raise BadInput(f"{place} is write-protected ({reason}){target}; make it writable for this user, or give another path")
+            raise BadInput(
+                f"{place} is write-protected ({reason}){target}; make it writable for this user, or give another path"
+            )
 
 
 def check_replacing(path: Path) -> None:
@@ -77,7 +79,11 @@ def _protection(place: Path) -> str | None:
         return None
     if os.statvfs(place).f_flag & os.ST_RDONLY:
         return "its file system is mounted read-only"
-    immutable = "; its mode allows it, so see lsattr" if status.st_uid == os.geteuid() and status.st_mode & stat.S_IWUSR else ""
+    immutable = (
+        "; its mode allows it, so see lsattr"
+        if status.st_uid == os.geteuid() and status.st_mode & stat.S_IWUSR
+        else ""
+    )
     return f"mode {stat.filemode(status.st_mode)} of user {status.st_uid}, this process is user {os.geteuid()}{immutable}"
 
 
@@ -91,8 +97,15 @@ def folders_of(path: Path, names: Collection[str]) -> list[Path]:
     Returns:
         The folders, the outermost first.
     """
-    inner = {parent for name in names if not Path(name).is_absolute() and ".." not in Path(name).parts for parent in Path(name).parents}
-    return [path / each for each in sorted(inner, key=lambda each: (len(each.parts), each.as_posix()))]
+    inner = {
+        parent
+        for name in names
+        if not Path(name).is_absolute() and ".." not in Path(name).parts
+        for parent in Path(name).parents
+    }
+    return [
+        path / each for each in sorted(inner, key=lambda each: (len(each.parts), each.as_posix()))
+    ]
 
 
 def unlisted(folder: Path, listed: Collection[str]) -> list[str]:
@@ -146,7 +159,9 @@ def as_system_error(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno is None and _IN_PART.fullmatch(str(error)):
-            raise OSError(errno.ENOSPC, f"no space for the whole file, {error}", str(path)) from error
+            raise OSError(
+                errno.ENOSPC, f"no space for the whole file, {error}", str(path)
+            ) from error
         if error.errno in _ADVICE and error.filename is None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
@@ -168,4 +183,8 @@ def spell(error: OSError) -> str:
     """
     said = f"{error.filename or 'file system'}: {error.strerror or error}"
     advice = _ADVICE.get(error.errno or 0)
-    return said if advice is None else f"{said}; nothing is half-written: {advice} and run this command again"
+    return (
+        said
+        if advice is None
+        else f"{said}; nothing is half-written: {advice} and run this command again"
+    )

@@ -78,7 +78,9 @@ def read_sealed(path: Path, advice: str) -> Any:
     value, sealed = parse_sealed(path, _content(path), advice)
     if not sealed:
         return value
-    if (name := value.pop("written_as", path.name)) != path.name:  # not there in the first files with a hash
+    if (
+        name := value.pop("written_as", path.name)
+    ) != path.name:  # not there in the first files with a hash
         raise BadInput(f"{path} holds what was written as {name}; {advice}")
     return {key: item for key, item in value.items() if key != "format_version"}
 
@@ -98,7 +100,10 @@ def parse_sealed(path: Path, raw: bytes, advice: str) -> tuple[Any, bool]:
         BadInput: If the hash does not fit, or the file is no JSON, or one that lost its seal.
     """
     seal = _SEAL.search(raw)
-    if seal is not None and hashlib.sha256(raw[: seal.start()] + b"\n}\n").hexdigest().encode() != seal[1]:
+    if (
+        seal is not None
+        and hashlib.sha256(raw[: seal.start()] + b"\n}\n").hexdigest().encode() != seal[1]
+    ):
         raise BadInput(f"{path} is damaged: its content differs from its SHA-256; {advice}")
     try:
         value = read_value(raw.decode("utf-8"), max_elements=_MOST_ELEMENTS)

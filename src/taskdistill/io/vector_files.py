@@ -39,13 +39,24 @@ class _NpyWriter:
 
     def add(self, _: np.ndarray, vectors: np.ndarray, spans: np.ndarray | None = None) -> None:
         assert spans is None
-        self._count, self._shape, self._dtype = self._count + len(vectors), vectors.shape[1], vectors.dtype
+        self._count, self._shape, self._dtype = (
+            self._count + len(vectors),
+            vectors.shape[1],
+            vectors.dtype,
+        )
         self._stream.write(np.ascontiguousarray(vectors).tobytes())
 
     def close(self) -> None:
-        text = repr({"descr": self._dtype.str, "fortran_order": False, "shape": (self._count, self._shape)})
+        text = repr(
+            {"descr": self._dtype.str, "fortran_order": False, "shape": (self._count, self._shape)}
+        )
         self._stream.seek(0)
-        self._stream.write(b"\x93NUMPY\x01\x00" + (self.HEADER - 10).to_bytes(2, "little") + text.ljust(self.HEADER - 11).encode() + b"\n")
+        self._stream.write(
+            b"\x93NUMPY\x01\x00"
+            + (self.HEADER - 10).to_bytes(2, "little")
+            + text.ljust(self.HEADER - 11).encode()
+            + b"\n"
+        )
         self._stream.close()
 
 
@@ -57,8 +68,12 @@ class _ParquetWriter:
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, rows: np.ndarray, vectors: np.ndarray, spans: np.ndarray | None = None) -> None:
-        column = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1])
-        places = {} if spans is None else {"start": pa.array(spans[:, 0]), "end": pa.array(spans[:, 1])}
+        column = pa.FixedSizeListArray.from_arrays(
+            pa.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1]
+        )
+        places = (
+            {} if spans is None else {"start": pa.array(spans[:, 0]), "end": pa.array(spans[:, 1])}
+        )
         table = pa.table({"row": pa.array(rows), **places, "vector": column})
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._path, table.schema.with_metadata(MARK))
@@ -76,9 +91,15 @@ class _JsonWriter:
         self._stream = path.open("w", encoding="utf-8")
 
     def add(self, rows: np.ndarray, vectors: np.ndarray, spans: np.ndarray | None = None) -> None:
-        places = [{}] * len(rows) if spans is None else [{"start": start, "end": end} for start, end in spans.tolist()]
+        places = (
+            [{}] * len(rows)
+            if spans is None
+            else [{"start": start, "end": end} for start, end in spans.tolist()]
+        )
         for row, place, vector in zip(rows.tolist(), places, vectors.tolist(), strict=True):
-            self._stream.write(json.dumps({"row": row, **place, "vector": vector}, allow_nan=False) + "\n")
+            self._stream.write(
+                json.dumps({"row": row, **place, "vector": vector}, allow_nan=False) + "\n"
+            )
 
     def close(self) -> None:
         self._stream.close()
@@ -126,11 +147,18 @@ def is_jsonl(file: BinaryIO) -> bool:
         row = json.loads(file.readline(1 << 24))
     except (ValueError, RecursionError):
         return False
-    return isinstance(row, dict) and list(row) in (["row", "vector"], ["row", "start", "end", "vector"])
+    return isinstance(row, dict) and list(row) in (
+        ["row", "vector"],
+        ["row", "start", "end", "vector"],
+    )
 
 
 OURS: dict[str, IsOurs] = {".npy": is_npy, ".parquet": is_parquet, ".jsonl": is_jsonl}
 """Ending of a file to what says whether its writer wrote it."""
 
-WRITERS: dict[str, Callable[[Path], Writer]] = {".npy": _NpyWriter, ".parquet": _ParquetWriter, ".jsonl": _JsonWriter}
+WRITERS: dict[str, Callable[[Path], Writer]] = {
+    ".npy": _NpyWriter,
+    ".parquet": _ParquetWriter,
+    ".jsonl": _JsonWriter,
+}
 """Ending of the file to its writer."""

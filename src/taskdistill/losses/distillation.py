@@ -58,7 +58,12 @@ def similarity_matrix(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def relative_similarity(
-    student: Tensor, teacher: Tensor, *, margin: float = 0.015, couples: int = 4096, generator: torch.Generator | None = None
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    margin: float = 0.015,
+    couples: int = 4096,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Keep the order of similarities: of two pairs of texts, the teacher's closer one stays closer (Jasper), on sampled couples.
 
@@ -98,10 +103,14 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Scalar, the mean over pairs of different texts.
     """
-    return F.smooth_l1_loss(_scaled_distances(normalize(student)), _scaled_distances(normalize(teacher)).detach())
+    return F.smooth_l1_loss(
+        _scaled_distances(normalize(student)), _scaled_distances(normalize(teacher)).detach()
+    )
 
 
-def rkd_angle(student: Tensor, teacher: Tensor, *, corners: int = 32, generator: torch.Generator | None = None) -> Tensor:
+def rkd_angle(
+    student: Tensor, teacher: Tensor, *, corners: int = 32, generator: torch.Generator | None = None
+) -> Tensor:
     """Relational knowledge distillation by angles (arXiv 1904.05068): the cosine at each text between two others, under Huber's loss.
 
     Args:
@@ -144,11 +153,20 @@ def list_kl(
     got = student_queries @ student_documents.T / temperature
     wanted = (teacher_queries @ teacher_documents.T / temperature).detach()
     if excluded is not None:
-        got, wanted = (scores.masked_fill(excluded, torch.finfo(scores.dtype).min) for scores in (got, wanted))
-    return F.kl_div(torch.log_softmax(got, 1), torch.log_softmax(wanted, 1), log_target=True, reduction="batchmean")
+        got, wanted = (
+            scores.masked_fill(excluded, torch.finfo(scores.dtype).min) for scores in (got, wanted)
+        )
+    return F.kl_div(
+        torch.log_softmax(got, 1),
+        torch.log_softmax(wanted, 1),
+        log_target=True,
+        reduction="batchmean",
+    )
 
 
-def score_kl(student: Tensor, teacher: Tensor, *, temperature: float = 0.05, same: Tensor | None = None) -> Tensor:
+def score_kl(
+    student: Tensor, teacher: Tensor, *, temperature: float = 0.05, same: Tensor | None = None
+) -> Tensor:
     """KL divergence between the distributions over the other texts of a batch, seen from each text (ours, after section 7.1).
 
     `losses.score_distill` keeps a text's cosine with itself in its softmax; at a low temperature that one takes all the probability
@@ -170,7 +188,12 @@ def score_kl(student: Tensor, teacher: Tensor, *, temperature: float = 0.05, sam
         return 0.0 * student.sum()
     lowest = torch.finfo(s.dtype).min
     got, wanted = ((x @ x.T / temperature).masked_fill(excluded, lowest)[rows] for x in (s, t))
-    return F.kl_div(torch.log_softmax(got, 1), torch.log_softmax(wanted, 1), log_target=True, reduction="batchmean")
+    return F.kl_div(
+        torch.log_softmax(got, 1),
+        torch.log_softmax(wanted, 1),
+        log_target=True,
+        reduction="batchmean",
+    )
 
 
 def hidden_distance(student: Tensor, teacher: Tensor, layers: list[int] | None = None) -> Tensor:
@@ -186,7 +209,11 @@ def hidden_distance(student: Tensor, teacher: Tensor, layers: list[int] | None =
     Returns:
         Scalar, the mean squared distance over layers and tokens.
     """
-    chosen = layers if layers is not None else [((i + 1) * len(teacher)) // len(student) - 1 for i in range(len(student))]
+    chosen = (
+        layers
+        if layers is not None
+        else [((i + 1) * len(teacher)) // len(student) - 1 for i in range(len(student))]
+    )
     return (normalize(student) - normalize(teacher[chosen]).detach()).square().sum(-1).mean()
 
 
@@ -233,7 +260,14 @@ def sharpened_info_nce(
     return (-((1 - log_p.exp()).clamp_min(0) ** focal) * log_p).mean() if focal else -log_p.mean()
 
 
-def mixed_negatives(documents: Tensor, owners: Tensor, count: int, *, mixes: int = 1, generator: torch.Generator | None = None) -> Tensor:
+def mixed_negatives(
+    documents: Tensor,
+    owners: Tensor,
+    count: int,
+    *,
+    mixes: int = 1,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Make negatives between negatives: of each query, two of its hard negatives mixed by a draw from Beta(2, 2) (KaLM).
 
     Args:

@@ -26,7 +26,9 @@ def normalize(vectors: Tensor) -> Tensor:
     return F.normalize(vectors, dim=-1)
 
 
-def embedding_distance(projected: Tensor, targets: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+def embedding_distance(
+    projected: Tensor, targets: Tensor, reduction: Literal["mean", "sum"] = "mean"
+) -> Tensor:
     """Cosine distance to the teacher's vectors, `1 - cos` (section 4.2).
 
     Args:
@@ -42,7 +44,12 @@ def embedding_distance(projected: Tensor, targets: Tensor, reduction: Literal["m
 
 
 def teachers_distance(
-    projected: Tensor, targets: Tensor, widths: Sequence[int], *, apart: bool, reduction: Literal["mean", "sum"] = "mean"
+    projected: Tensor,
+    targets: Tensor,
+    widths: Sequence[int],
+    *,
+    apart: bool,
+    reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
     """Cosine distance to the vectors of several teachers, of which some may have none for some texts (ours).
 
@@ -56,11 +63,16 @@ def teachers_distance(
     Returns:
         Scalar. Only the parts that a text has count; a text that has none gives 0.
     """
-    ours, theirs = torch.split(projected, list(widths), dim=1), torch.split(targets, list(widths), dim=1)
+    ours, theirs = (
+        torch.split(projected, list(widths), dim=1),
+        torch.split(targets, list(widths), dim=1),
+    )
     known = torch.stack([~part.isnan().any(1) for part in theirs], dim=1)
     unit = [normalize(part.nan_to_num()) for part in theirs]
     if apart:
-        cosines = torch.stack([(normalize(mine) * one).sum(1) for mine, one in zip(ours, unit, strict=True)], dim=1)
+        cosines = torch.stack(
+            [(normalize(mine) * one).sum(1) for mine, one in zip(ours, unit, strict=True)], dim=1
+        )
         cosine = (cosines * known).sum(1) / known.sum(1).clamp_min(1)
     else:
         mask = known.repeat_interleave(torch.tensor(list(widths), device=known.device), dim=1)
@@ -69,7 +81,13 @@ def teachers_distance(
     return distances.mean() if reduction == "mean" else distances.sum()
 
 
-def info_nce(queries: Tensor, documents: Tensor, positives: Tensor, temperature: Tensor | float, excluded: Tensor | None = None) -> Tensor:
+def info_nce(
+    queries: Tensor,
+    documents: Tensor,
+    positives: Tensor,
+    temperature: Tensor | float,
+    excluded: Tensor | None = None,
+) -> Tensor:
     """InfoNCE of queries against candidate documents (section 5.1).
 
     Large problems are computed by row chunks with the gradient taken in the forward pass; see `streaming_info_nce`.
@@ -160,10 +178,19 @@ class _StreamingInfoNCE(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
         # In place: the gradients are the largest tensors here. A second pass backward is refused by autograd itself.
         grad_q, grad_d, grad_tau = ctx.saved_tensors  # type: ignore[attr-defined]
-        return grad_q.mul_(grads[0]), grad_d.mul_(grads[0]), None, grad_tau.mul_(grads[0]), None, None
+        return (
+            grad_q.mul_(grads[0]),
+            grad_d.mul_(grads[0]),
+            None,
+            grad_tau.mul_(grads[0]),
+            None,
+            None,
+        )
 
 
 def _without_positives(excluded: Tensor, positives: Tensor) -> Tensor:

@@ -27,10 +27,19 @@ def layer_features(backbone: nn.Module) -> list[int]:
     """
     try:
         layers = list(layers_of(backbone))
-    except BadInput:  # a family whose layers are not found is counted as one, which is on the safe side
+    except (
+        BadInput
+    ):  # a family whose layers are not found is counted as one, which is on the safe side
         layers = [backbone]
     return [
-        max(1, sum(linear.in_features + linear.out_features for name, linear in layer.named_modules() if _counts(name, linear)))
+        max(
+            1,
+            sum(
+                linear.in_features + linear.out_features
+                for name, linear in layer.named_modules()
+                if _counts(name, linear)
+            ),
+        )
         for layer in layers
     ]
 

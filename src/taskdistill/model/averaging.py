@@ -12,7 +12,10 @@ LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 
 
 def average(
-    last: Mapping[str, Tensor], earlier: Mapping[str, Tensor], weight: float, mode: Literal["factors", "product"]
+    last: Mapping[str, Tensor],
+    earlier: Mapping[str, Tensor],
+    weight: float,
+    mode: Literal["factors", "product"],
 ) -> dict[str, Tensor]:
     """Average two states of one adapter.
 
@@ -26,17 +29,23 @@ def average(
         The averaged weights.
     """
     if mode == "factors":
-        return {name: weight * tensor + (1 - weight) * earlier[name] for name, tensor in last.items()}
+        return {
+            name: weight * tensor + (1 - weight) * earlier[name] for name, tensor in last.items()
+        }
     out: dict[str, Tensor] = {}
     for name in last:
         if name.endswith(LORA_A):
             stem = name.removesuffix(LORA_A)
-            a, b = ([state[stem + suffix] for state in (last, earlier)] for suffix in (LORA_A, LORA_B))
+            a, b = (
+                [state[stem + suffix] for state in (last, earlier)] for suffix in (LORA_A, LORA_B)
+            )
             out[stem + LORA_A], out[stem + LORA_B] = product_average(a, b, [weight, 1 - weight])
     return out
 
 
-def product_average(a: list[Tensor], b: list[Tensor], weights: list[float]) -> tuple[Tensor, Tensor]:
+def product_average(
+    a: list[Tensor], b: list[Tensor], weights: list[float]
+) -> tuple[Tensor, Tensor]:
     """Average the products B A and return the best factors of the same rank.
 
     Args:
@@ -53,7 +62,9 @@ def product_average(a: list[Tensor], b: list[Tensor], weights: list[float]) -> t
     q_tall, r_tall = torch.linalg.qr(tall)
     q_wide, r_wide = torch.linalg.qr(wide.T)
     u, s, vt = torch.linalg.svd(r_tall @ r_wide.T)
-    kept = min(rank, len(s))  # a map with fewer rows or columns than the rank leaves the rest of the factors at zero
+    kept = min(
+        rank, len(s)
+    )  # a map with fewer rows or columns than the rank leaves the rest of the factors at zero
     root, new_a, new_b = s[:kept].sqrt(), torch.zeros_like(a[0]), torch.zeros_like(b[0])
     new_a[:kept] = root[:, None] * (vt[:kept] @ q_wide.T)
     new_b[:, :kept] = (q_tall @ u[:, :kept]) * root

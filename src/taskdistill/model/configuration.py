@@ -33,7 +33,9 @@ def refuse_code(raw: Mapping[str, Any], path: Path, trust_remote_code: bool) -> 
         return
     kind = raw.get("model_type")
     family = (
-        "" if native or kind is None else f" for model_type {kind!r}, which transformers {transformers.__version__} does not have itself"
+        ""
+        if native or kind is None
+        else f" for model_type {kind!r}, which transformers {transformers.__version__} does not have itself"
     )
     raise BadInput(
         f"{path} names code to run ({', '.join(named)}){family}; pass trust_remote_code only if you have read that code and trust it, "
@@ -56,7 +58,9 @@ def without_modules(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {key: plain(value) for key, value in raw.items() if key != NATIVE_INSTEAD}
 
 
-def make_config(raw: Mapping[str, Any], path: Path | str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+def make_config(
+    raw: Mapping[str, Any], path: Path | str, *, trust_remote_code: bool = False
+) -> PretrainedConfig:
     """Turn a configuration into transformers' own, refusing sizes that cannot be meant.
 
     Args:
@@ -80,21 +84,37 @@ def make_config(raw: Mapping[str, Any], path: Path | str, *, trust_remote_code: 
         raise BadInput(f"{path}: num_labels is {labels!r}, at most {MOST_LABELS} is accepted")
     heads, hidden = raw.get("num_attention_heads", 0), raw.get("hidden_size", 0)
     if raw.get("head_dim") is None and heads and hidden % heads:
-        raise BadInput(f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
+        raise BadInput(
+            f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
+        )
     groups = raw.get("num_key_value_heads")
     if groups is not None and (not isinstance(groups, int) or groups < 1 or heads % groups):
-        raise BadInput(f"{path}: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}")
+        raise BadInput(
+            f"{path}: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
+        )
     if trust_remote_code and not is_native(raw) and not isinstance(path, str):
         with quiet_transformers(), readable(path):
-            return AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=True)  # type: ignore[no-any-return]
+            return AutoConfig.from_pretrained(
+                path.parent, local_files_only=True, trust_remote_code=True
+            )  # type: ignore[no-any-return]
     try:
         with quiet_transformers():
-            made = AutoConfig.for_model(**{key: value for key, value in without_modules(raw).items() if not key.startswith("_")})
+            made = AutoConfig.for_model(
+                **{
+                    key: value
+                    for key, value in without_modules(raw).items()
+                    if not key.startswith("_")
+                }
+            )
     except Exception as error:  # its validators raise classes of their own
         reason = " ".join(str(error).split())
-        raise BadInput(f"{path}: transformers can make no configuration of model_type {kind!r} ({reason})") from None
+        raise BadInput(
+            f"{path}: transformers can make no configuration of model_type {kind!r} ({reason})"
+        ) from None
     refuse_family(made, path)
-    made.chunk_size_feed_forward = 0  # saves memory in padded batches, changes no state, and cannot cut a stream of any length
+    made.chunk_size_feed_forward = (
+        0  # saves memory in padded batches, changes no state, and cannot cut a stream of any length
+    )
     return made  # type: ignore[no-any-return]
 
 
@@ -123,7 +143,9 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except (OSError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise BadInput(f"{path}: the model cannot be loaded ({reason}); copy the whole repository, its *.py files included") from None
+        raise BadInput(
+            f"{path}: the model cannot be loaded ({reason}); copy the whole repository, its *.py files included"
+        ) from None
 
 
 @contextmanager

@@ -62,9 +62,14 @@ def read_facts(folder: Path) -> ModelFacts:
 
 def _read_static(folder: Path) -> tuple[int, ModelSettings]:
     entries = check_safetensors(folder / "model.safetensors")
-    table = next((entry for name, entry in entries.items() if name in ("embedding.weight", "embeddings")), None)
+    table = next(
+        (entry for name, entry in entries.items() if name in ("embedding.weight", "embeddings")),
+        None,
+    )
     if table is None or len(table.shape) != 2:
-        raise BadInput(f"{folder}/model.safetensors holds no token table `embedding.weight`, but {sorted(entries)[:3]}")
+        raise BadInput(
+            f"{folder}/model.safetensors holds no token table `embedding.weight`, but {sorted(entries)[:3]}"
+        )
     return table.shape[1], ModelSettings(max_length=STATIC_LENGTH, prompts=named_prompts(folder))
 
 
@@ -77,5 +82,9 @@ def _read_transformer(folder: Path) -> tuple[int, ModelSettings]:
     width = int(backbone.config.hidden_size)
     if published:
         most = int(backbone.config.max_position_embeddings)
-        return width, ModelSettings(max_length=most, prompts=jina.read_prompts(folder), rope_theta=rope_theta(backbone))
-    return width, ModelSettings(max_length=longest_input(folder, longest_text(backbone, 512)), prompts=named_prompts(folder))
+        return width, ModelSettings(
+            max_length=most, prompts=jina.read_prompts(folder), rope_theta=rope_theta(backbone)
+        )
+    return width, ModelSettings(
+        max_length=longest_input(folder, longest_text(backbone, 512)), prompts=named_prompts(folder)
+    )

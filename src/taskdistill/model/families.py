@@ -44,7 +44,9 @@ PACKED = _names(
 PACKED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 """Kinds of layers that packed families have."""
 
-PADDED = _names("big_bird deberta deberta-v2 megatron-bert mpnet mt5 rembert roformer squeezebert t5 umt5 xlm xlnet")
+PADDED = _names(
+    "big_bird deberta deberta-v2 megatron-bert mpnet mt5 rembert roformer squeezebert t5 umt5 xlm xlnet"
+)
 """Families that compute attention by themselves and heed the mask of a padded batch."""
 
 ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
@@ -131,7 +133,11 @@ def refuse_family(config: PretrainedConfig, where: object) -> None:
 
 def encoder_class(config: PretrainedConfig) -> Any:
     """Give the class of an encoder-decoder family's encoder; None for the families that AutoModel makes."""
-    return getattr(transformers, ENCODERS[config.model_type]) if config.model_type in ENCODERS else None
+    return (
+        getattr(transformers, ENCODERS[config.model_type])
+        if config.model_type in ENCODERS
+        else None
+    )
 
 
 def build(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -154,13 +160,18 @@ def has_pooler(config: PretrainedConfig) -> bool:
         made = MODEL_MAPPING[type(config)]
     except KeyError:
         return False
-    return not isinstance(made, tuple) and "add_pooling_layer" in inspect.signature(made.__init__).parameters
+    return (
+        not isinstance(made, tuple)
+        and "add_pooling_layer" in inspect.signature(made.__init__).parameters
+    )
 
 
 def embedding_scale(backbone: PreTrainedModel) -> float:
     """Return the factor by which a family multiplies the rows of its token table when it looks them up (Gemma: root of the width)."""
     table = backbone.get_input_embeddings()
-    scale = getattr(table, "scalar_embed_scale", None)  # the number; `embed_scale` may be a tensor, which a plan has without its value
+    scale = getattr(
+        table, "scalar_embed_scale", None
+    )  # the number; `embed_scale` may be a tensor, which a plan has without its value
     return float(getattr(table, "embed_scale", 1.0) if scale is None else scale)
 
 
@@ -208,19 +219,26 @@ def check(backbone: PreTrainedModel, where: object) -> None:
     batching = batching_of(backbone)
     if batching is Batching.PACKED:
         _check_layer_types(backbone.config, where)
-    if batching is Batching.PACKED or any(weight.is_meta for weight in backbone.parameters()):  # some make a weight on the CPU all the same
+    if batching is Batching.PACKED or any(
+        weight.is_meta for weight in backbone.parameters()
+    ):  # some make a weight on the CPU all the same
         return
     key = f"{type(backbone).__module__} {type(backbone).__name__} {json.dumps(backbone.config.to_dict(), sort_keys=True, default=str)}"
     if key in _checked:
         return
-    name, training = f"{where}: the family {backbone.config.model_type} ({type(backbone).__name__})", backbone.training
+    name, training = (
+        f"{where}: the family {backbone.config.model_type} ({type(backbone).__name__})",
+        backbone.training,
+    )
     backbone.eval()
     try:
         with torch.inference_mode():
             for length in check_lengths(backbone):
                 _compare(backbone, length, name)
             if batching is Batching.PADDED and not _same_when_padded(backbone):
-                raise BadInput(f"{name} with these settings gives a padded text other states than alone; use a family of docs/families.md")
+                raise BadInput(
+                    f"{name} with these settings gives a padded text other states than alone; use a family of docs/families.md"
+                )
     finally:
         backbone.train(training)
     _checked.add(key)
@@ -229,7 +247,9 @@ def check(backbone: PreTrainedModel, where: object) -> None:
 def _check_layer_types(config: PretrainedConfig, where: object) -> None:
     window = getattr(config, "sliding_window", None)
     if type(window) is int and window < 1:
-        raise BadInput(f"{where}: sliding_window is {window}, so no token would see any; give 1 or more, or null for no window")
+        raise BadInput(
+            f"{where}: sliding_window is {window}, so no token would see any; give 1 or more, or null for no window"
+        )
     if other := sorted(set(getattr(config, "layer_types", None) or ()) - PACKED_LAYERS):
         raise BadInput(
             f"{where}: layer_types names {', '.join(other)}, and {config.model_type} has only {' and '.join(sorted(PACKED_LAYERS))}"
@@ -250,7 +270,12 @@ def check_lengths(backbone: PreTrainedModel) -> tuple[int, int]:
 def reach(config: PretrainedConfig) -> int:
     """Give the largest number of tokens beyond which a configuration says that something is computed otherwise; 0 for none."""
     said = [value for key, value in config.to_dict().items() if REACHES.search(key)]
-    flat = [number for value in said for number in (value if isinstance(value, list) else [value]) if type(number) is int]
+    flat = [
+        number
+        for value in said
+        for number in (value if isinstance(value, list) else [value])
+        if type(number) is int
+    ]
     return max([0, *(number for number in flat if number < CHECK_LENGTHS[-1])])
 
 
@@ -269,11 +294,17 @@ def heeds_padding(backbone: PreTrainedModel) -> bool:
 def _same_when_padded(backbone: PreTrainedModel) -> bool:
     """Say whether a short text padded to the length of a long one has the states that it has alone."""
     short, long = check_lengths(backbone)
-    ids, mask = check_ids(backbone, long), torch.ones(2, long, dtype=torch.long, device=backbone.device)
+    ids, mask = (
+        check_ids(backbone, long),
+        torch.ones(2, long, dtype=torch.long, device=backbone.device),
+    )
     mask[1, short:] = 0
     with torch.inference_mode():
         try:
-            alone, together = own_forward(backbone, ids[1:, :short]), own_forward(backbone, ids, mask)
+            alone, together = (
+                own_forward(backbone, ids[1:, :short]),
+                own_forward(backbone, ids, mask),
+            )
         except Exception:  # no mask is taken, or none in this setting
             return False
         return bool((together[1:, :short] - alone).abs().max() <= tolerance_of(alone))
@@ -309,8 +340,17 @@ def check_ids(backbone: PreTrainedModel, length: int) -> Tensor:
     """Make two texts of tokens that no family treats as special, `(2, length)`."""
     config = backbone.config
     size = int(getattr(config, "vocab_size", 0) or backbone.get_input_embeddings().weight.shape[0])
-    said = [value for key, value in config.to_dict().items() if key.endswith(("token_id", "token_index"))]
-    special = {number for value in said for number in (value if isinstance(value, list) else [value]) if type(number) is int}
+    said = [
+        value
+        for key, value in config.to_dict().items()
+        if key.endswith(("token_id", "token_index"))
+    ]
+    special = {
+        number
+        for value in said
+        for number in (value if isinstance(value, list) else [value])
+        if type(number) is int
+    }
     plain = np.array([number for number in range(size // 4, size) if number not in special] or [0])
     chosen = plain[(np.arange(2 * length) * 7_919 + 13) % len(plain)]
     return torch.from_numpy(chosen.astype(np.int64)).view(2, length).to(backbone.device)

@@ -10,7 +10,13 @@ from typing import Any
 
 from taskdistill.io.atomic import sha256_file
 
-DECIDING = (".safetensors", ".safetensors.index.json", "tokenizer.json", "config.json", "modules.json")
+DECIDING = (
+    ".safetensors",
+    ".safetensors.index.json",
+    "tokenizer.json",
+    "config.json",
+    "modules.json",
+)
 """Endings of the files that decide vectors. Prompts and lengths are in other files too, and count as settings."""
 
 BESIDE_THE_BASE = ("adapters/", "projection.safetensors")
@@ -36,7 +42,11 @@ def model_hash(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     Returns:
         64 hexadecimal digits; nothing for a model without files.
     """
-    return _hash({"files": dict(files), "settings": {name: settings[name] for name in EVERY}}) if files else ""
+    return (
+        _hash({"files": dict(files), "settings": {name: settings[name] for name in EVERY}})
+        if files
+        else ""
+    )
 
 
 def space_id(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
@@ -58,7 +68,9 @@ def space_id(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     return _hash({"files": own, "settings": said})[:32]
 
 
-def fingerprint_files(folder: Path, files: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, str]:
+def fingerprint_files(
+    folder: Path, files: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, str]:
     """Hash the files of a folder that decide vectors; others, such as exports, may be large.
 
     Args:
@@ -69,7 +81,11 @@ def fingerprint_files(folder: Path, files: Mapping[str, Mapping[str, Any]] | Non
         Relative path to SHA-256, sorted by path.
     """
     if files is not None:
-        return {name: str(entry["sha256"]) for name, entry in sorted(files.items()) if name.endswith(DECIDING)}
+        return {
+            name: str(entry["sha256"])
+            for name, entry in sorted(files.items())
+            if name.endswith(DECIDING)
+        }
     chosen = sorted(p for p in folder.rglob("*") if p.name.endswith(DECIDING) and p.is_file())
     return {p.relative_to(folder).as_posix(): sha256_file(p) for p in chosen}
 
@@ -85,7 +101,11 @@ def fingerprint(files: Mapping[str, str]) -> str:
     Returns:
         64 hexadecimal digits; nothing for a model without files.
     """
-    chosen = {name: digest for name, digest in files.items() if not name.endswith(".safetensors.index.json")}
+    chosen = {
+        name: digest
+        for name, digest in files.items()
+        if not name.endswith(".safetensors.index.json")
+    }
     return _hash(chosen) if files else ""
 
 

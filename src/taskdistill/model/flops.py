@@ -21,10 +21,19 @@ def matrix_parameters(model: TransformerModel, task: str | None = None) -> int:
     Returns:
         Entries of all matrices of the layers; other adapters are left out.
     """
-    return sum(p.numel() for name, p in layers_of(model.backbone).named_parameters() if _acts(name, p, task))
+    return sum(
+        p.numel()
+        for name, p in layers_of(model.backbone).named_parameters()
+        if _acts(name, p, task)
+    )
 
 
-def step_flops(model: TransformerModel | StaticModel, lengths: np.ndarray, trained: Collection[nn.Parameter], task: str | None) -> float:
+def step_flops(
+    model: TransformerModel | StaticModel,
+    lengths: np.ndarray,
+    trained: Collection[nn.Parameter],
+    task: str | None,
+) -> float:
     """Count the work of one step, without what gradient caching does twice.
 
     A matrix is multiplied with every token in the forward pass, its transpose in the backward pass, and if it is trained there
@@ -42,7 +51,11 @@ def step_flops(model: TransformerModel | StaticModel, lengths: np.ndarray, train
     if isinstance(model, StaticModel):
         return 0.0
     ids, tokens = {id(p) for p in trained}, float(lengths.sum())
-    own = sum(p.numel() for name, p in layers_of(model.backbone).named_parameters() if id(p) in ids and _acts(name, p, task))
+    own = sum(
+        p.numel()
+        for name, p in layers_of(model.backbone).named_parameters()
+        if id(p) in ids and _acts(name, p, task)
+    )
     squares = float((lengths.astype(np.float64) ** 2).sum())
     attention = 4 * squares * model.embedding_dim * len(layers_of(model.backbone))
     return 2 * tokens * (2 * matrix_parameters(model, task) + own) + 3 * attention

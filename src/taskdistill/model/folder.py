@@ -25,7 +25,15 @@ from taskdistill.model.families import has_pooler
 from taskdistill.model.fingerprint import fingerprint, fingerprint_files, model_hash, space_id
 from taskdistill.model.folder_check import check_prompts, check_settings, check_unlisted
 from taskdistill.model.golden import check_vectors
-from taskdistill.model.layout import MODULES, STATIC_LENGTH, longest_input, module_kinds, named_prompts, pooling_config, read_pooling
+from taskdistill.model.layout import (
+    MODULES,
+    STATIC_LENGTH,
+    longest_input,
+    module_kinds,
+    named_prompts,
+    pooling_config,
+    read_pooling,
+)
 from taskdistill.model.lora import load_adapter, save_adapter
 from taskdistill.model.projection import Projection
 from taskdistill.model.rope import rope_theta, set_rope_theta
@@ -35,7 +43,12 @@ from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.types import MANIFEST
 
-TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "added_tokens.json")
+TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "added_tokens.json",
+)
 
 
 @dataclass(frozen=True)
@@ -121,8 +134,14 @@ def write_model(
         for name, content in (extra_files or {}).items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
         model.files = fingerprint_files(folder)
-        model.settings = replace(model.settings, space_id=model.space_id, former_space_ids=[base_space_id(model)])
-        said |= {"name": model.name, "tasks": list(model.adapter_configs), "settings": asdict(model.settings)} | said
+        model.settings = replace(
+            model.settings, space_id=model.space_id, former_space_ids=[base_space_id(model)]
+        )
+        said |= {
+            "name": model.name,
+            "tasks": list(model.adapter_configs),
+            "settings": asdict(model.settings),
+        } | said
 
 
 def fill_folder(folder: Path, model: Model) -> None:
@@ -135,7 +154,9 @@ def fill_folder(folder: Path, model: Model) -> None:
     (folder / "tokenizer.json").write_text(model.tokenizer.to_json(), "utf-8")
     if isinstance(model.module, StaticModel):
         table = model.module.table.detach().cpu().contiguous()
-        save_file({"embedding.weight": table}, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            {"embedding.weight": table}, folder / "model.safetensors", metadata={"format": "pt"}
+        )
         chain = [("StaticEmbedding", ""), ("Normalize", "1_Normalize")]
     else:
         save_backbone(model.module, folder)
@@ -143,21 +164,39 @@ def fill_folder(folder: Path, model: Model) -> None:
             if (model.source / name).is_file():
                 shutil.copyfile(model.source / name, folder / name)
         chain = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
-        limits: dict[str, Any] = {"max_seq_length": model.settings.max_length, "do_lower_case": False}
+        limits: dict[str, Any] = {
+            "max_seq_length": model.settings.max_length,
+            "do_lower_case": False,
+        }
         if has_pooler(model.module.backbone.config):
             limits["model_args"] = {"add_pooling_layer": False}
         _write(folder / "sentence_bert_config.json", limits)
         (folder / "1_Pooling").mkdir()
-        _write(folder / "1_Pooling" / "config.json", pooling_config(model.module.pooling, model.module.embedding_dim))
+        _write(
+            folder / "1_Pooling" / "config.json",
+            pooling_config(model.module.pooling, model.module.embedding_dim),
+        )
         for task, config in model.adapter_configs.items():
-            save_adapter(model.module.backbone, task, config, folder / "adapters" / task, base_name=model.name)
+            save_adapter(
+                model.module.backbone,
+                task,
+                config,
+                folder / "adapters" / task,
+                base_name=model.name,
+            )
     for _, place in chain[1:]:
         (folder / place).mkdir(exist_ok=True)
-    modules = [{"idx": i, "name": str(i), "path": place, "type": MODULES[kind]} for i, (kind, place) in enumerate(chain)]
+    modules = [
+        {"idx": i, "name": str(i), "path": place, "type": MODULES[kind]}
+        for i, (kind, place) in enumerate(chain)
+    ]
     (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", "utf-8")
     _write(folder / "config_sentence_transformers.json", _st_config(model.settings.prompts))
     if model.projection is not None:
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.projection.state_dict().items()}, folder / "projection.safetensors")
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in model.projection.state_dict().items()},
+            folder / "projection.safetensors",
+        )
 
 
 def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
@@ -174,13 +213,23 @@ def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
         BadInput: If the folder is incomplete, damaged, or of a kind that is not read.
     """
     manifest = open_model(folder)
-    model = _read_jina(folder) if jina.recognises(folder) else _read_sentence_transformers(folder, trust_remote_code)
+    model = (
+        _read_jina(folder)
+        if jina.recognises(folder)
+        else _read_sentence_transformers(folder, trust_remote_code)
+    )
     model.files = fingerprint_files(folder, manifest.get("files"))
     model.settings = replace(model.settings, former_space_ids=[fingerprint(model.files)[:32]])
     if manifest.get("kind") == "model":
         _add_ours(model, folder, manifest)
-    elif not manifest and not jina.recognises(folder) and ((folder / "adapters").exists() or (folder / "projection.safetensors").exists()):
-        raise BadInput(f"{folder} has adapters or a projection but no {MANIFEST}: it was only half copied; copy it again")
+    elif (
+        not manifest
+        and not jina.recognises(folder)
+        and ((folder / "adapters").exists() or (folder / "projection.safetensors").exists())
+    ):
+        raise BadInput(
+            f"{folder} has adapters or a projection but no {MANIFEST}: it was only half copied; copy it again"
+        )
     model.module.eval()
     model.settings = replace(model.settings, space_id=model.space_id)
     check_prompts(model.settings.prompts, model.tokenizer, model.settings.max_length, folder)
@@ -208,7 +257,9 @@ def open_model(folder: Path) -> dict[str, Any]:
     if manifest.get("kind", "model") not in READ_KINDS:
         raise BadInput(f"{folder} is a {manifest['kind']!r} folder, but a model is needed here")
     if faults := check_folder(folder, manifest):
-        raise BadInput(f"{folder} is damaged: {'; '.join(faults[:3])}; copy it again or run the training command again")
+        raise BadInput(
+            f"{folder} is damaged: {'; '.join(faults[:3])}; copy it again or run the training command again"
+        )
     check_folder_files(folder)
     if manifest:
         check_unlisted(folder, manifest["files"])
@@ -229,7 +280,9 @@ def _read_sentence_transformers(folder: Path, trust_remote_code: bool) -> Model:
         tokenizer = TextTokenizer.load(folder)
         _check_rows(tokenizer, backbone.config.vocab_size, folder)
         settings = ModelSettings(max_length=longest_input(folder, longest_text(backbone, 512)))
-    settings = replace(settings, prompts=named_prompts(folder), matryoshka_dims=(module.embedding_dim,))
+    settings = replace(
+        settings, prompts=named_prompts(folder), matryoshka_dims=(module.embedding_dim,)
+    )
     return Model(module, tokenizer, settings, name=folder.name, source=folder)
 
 
@@ -244,15 +297,26 @@ def _read_jina(folder: Path) -> Model:
         rope_theta=rope_theta(read.module.backbone),
         task_required=bool(read.adapter_configs),
     )
-    return Model(read.module, tokenizer, settings, name=folder.name, source=folder, adapter_configs=read.adapter_configs)
+    return Model(
+        read.module,
+        tokenizer,
+        settings,
+        name=folder.name,
+        source=folder,
+        adapter_configs=read.adapter_configs,
+    )
 
 
 def _check_rows(tokenizer: TextTokenizer, rows: int, folder: Path) -> None:
     if tokenizer.rows > rows:
-        raise BadInput(f"{folder}/tokenizer.json has ids up to {tokenizer.rows - 1}, the token table only {rows} rows")
+        raise BadInput(
+            f"{folder}/tokenizer.json has ids up to {tokenizer.rows - 1}, the token table only {rows} rows"
+        )
 
 
-def manifest_settings(manifest: Mapping[str, Any], width: int, files: Mapping[str, str], folder: Path) -> ModelSettings:
+def manifest_settings(
+    manifest: Mapping[str, Any], width: int, files: Mapping[str, str], folder: Path
+) -> ModelSettings:
     """Read the settings of one of our model folders.
 
     Args:
@@ -268,12 +332,22 @@ def manifest_settings(manifest: Mapping[str, Any], width: int, files: Mapping[st
         BadInput: If a field is missing or does not fit the model.
     """
     try:
-        said = ModelSettings(**manifest["settings"] | {"matryoshka_dims": tuple(manifest["settings"]["matryoshka_dims"])})
+        said = ModelSettings(
+            **manifest["settings"]
+            | {"matryoshka_dims": tuple(manifest["settings"]["matryoshka_dims"])}
+        )
         check_settings(vars(said), manifest["tasks"], width, folder / MANIFEST)
         str(manifest["name"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{folder}/{MANIFEST} lacks a field or holds another type ({error}); copy the folder again") from None
-    return replace(said, former_space_ids=former_space_ids(said, space_id(files, vars(said)), manifest["format_version"]))
+        raise BadInput(
+            f"{folder}/{MANIFEST} lacks a field or holds another type ({error}); copy the folder again"
+        ) from None
+    return replace(
+        said,
+        former_space_ids=former_space_ids(
+            said, space_id(files, vars(said)), manifest["format_version"]
+        ),
+    )
 
 
 def _add_ours(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -283,7 +357,9 @@ def _add_ours(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
         if model.settings.rope_theta is not None:
             set_rope_theta(model.module.backbone, model.settings.rope_theta)
         for task in manifest["tasks"]:
-            model.adapter_configs[task] = load_adapter(model.module.backbone, task, task_folder(folder, task))
+            model.adapter_configs[task] = load_adapter(
+                model.module.backbone, task, task_folder(folder, task)
+            )
             model.module.tasks.append(task)
         model.module.select(None)
     if (folder / "projection.safetensors").is_file():
@@ -308,7 +384,10 @@ def save_backbone(module: TransformerModel, folder: Path) -> None:
         seen.add(tensor.data_ptr())
         tensors[name.replace(".base_layer.", ".")] = tensor.detach().cpu().contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = written(module.backbone.config) | {"architectures": [type(module.backbone).__name__], "dtype": "float32"}
+    config = written(module.backbone.config) | {
+        "architectures": [type(module.backbone).__name__],
+        "dtype": "float32",
+    }
     _write(folder / "config.json", dict(sorted(config.items())))
 
 
@@ -329,6 +408,8 @@ def _static_table(folder: Path) -> torch.Tensor:
     tensors = load_file(folder / "model.safetensors")
     name = next((key for key in ("embedding.weight", "embeddings") if key in tensors), None)
     if name is None or tensors[name].ndim != 2 or not torch.isfinite(tensors[name]).all():
-        raise BadInput(f"{folder}/model.safetensors holds no finite token table `embedding.weight`, but {sorted(tensors)[:3]}")
+        raise BadInput(
+            f"{folder}/model.safetensors holds no finite token table `embedding.weight`, but {sorted(tensors)[:3]}"
+        )
     table: torch.Tensor = tensors[name].float()
     return table

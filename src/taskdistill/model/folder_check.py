@@ -35,7 +35,9 @@ def check_unlisted(folder: Path, files: Mapping[str, Any]) -> None:
     for path in sorted([*folder.glob("*"), *folder.glob("*_*/*"), *folder.glob("adapters/*/*")]):
         name = path.relative_to(folder).as_posix()
         if name not in files and _LOADED.fullmatch(name):
-            raise BadInput(f"{path} does not belong to this model: {MANIFEST} does not list it, and a loader would read it; move it away")
+            raise BadInput(
+                f"{path} does not belong to this model: {MANIFEST} does not list it, and a loader would read it; move it away"
+            )
 
 
 def check_settings(said: Mapping[str, Any], tasks: Any, width: int, path: Path) -> None:
@@ -52,7 +54,9 @@ def check_settings(said: Mapping[str, Any], tasks: Any, width: int, path: Path) 
     """
 
     def wrong(name: str, needed: str) -> BadInput:
-        return BadInput(f"{path}: {name} is {str(said.get(name, tasks))[:80]}, needs {needed}; copy the folder again")
+        return BadInput(
+            f"{path}: {name} is {str(said.get(name, tasks))[:80]}, needs {needed}; copy the folder again"
+        )
 
     if not _are(tasks, str) or len(set(tasks)) != len(tasks):
         raise wrong("tasks", "a list of different names")
@@ -60,19 +64,37 @@ def check_settings(said: Mapping[str, Any], tasks: Any, width: int, path: Path) 
         if name in said and not fits(said[name]):
             raise wrong(name, needed)
     dims = said["matryoshka_dims"]
-    if not _are(dims, int) or list(dims) != sorted(set(dims)) or not all(0 < dim <= width for dim in dims):
+    if (
+        not _are(dims, int)
+        or list(dims) != sorted(set(dims))
+        or not all(0 < dim <= width for dim in dims)
+    ):
         raise wrong("matryoshka_dims", f"ascending sizes from 1 to {width}")
-    if any(name not in tasks or task not in tuple(Task) for name, task in said["adapter_tasks"].items()):
-        raise wrong("adapter_tasks", f"a task of {', '.join(Task)} for adapters among {', '.join(tasks) or 'none'}")
+    if any(
+        name not in tasks or task not in tuple(Task) for name, task in said["adapter_tasks"].items()
+    ):
+        raise wrong(
+            "adapter_tasks",
+            f"a task of {', '.join(Task)} for adapters among {', '.join(tasks) or 'none'}",
+        )
     named = ("base", *tasks)
     for task, sizes in said["int8_ranges"].items():
         _check_sizes(path, f"int8_ranges.{task}", task in named, sizes, width, _has_ranges)
     for task, roles in said["binary_offsets"].items():
         for role, sizes in roles.items() if isinstance(roles, Mapping) else ():
-            _check_sizes(path, f"binary_offsets.{task}.{role}", task in named and role in tuple(Role), sizes, width, _has_offsets)
+            _check_sizes(
+                path,
+                f"binary_offsets.{task}.{role}",
+                task in named and role in tuple(Role),
+                sizes,
+                width,
+                _has_offsets,
+            )
 
 
-def check_prompts(prompts: Mapping[str, str], tokenizer: TextTokenizer, max_length: int, folder: Path) -> None:
+def check_prompts(
+    prompts: Mapping[str, str], tokenizer: TextTokenizer, max_length: int, folder: Path
+) -> None:
     """Refuse a prompt that leaves no room for a text: all texts would have one vector.
 
     Args:
@@ -106,7 +128,9 @@ def prompt_tokens(tokenizer: TextTokenizer, prompt: str) -> int:
 
 
 def _are(values: Any, kind: type) -> bool:
-    return isinstance(values, list | tuple) and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+    return isinstance(values, list | tuple) and all(
+        isinstance(value, kind) and not isinstance(value, bool) for value in values
+    )
 
 
 def _is_map(values: Any) -> bool:
@@ -114,26 +138,51 @@ def _is_map(values: Any) -> bool:
 
 
 _RULES: Sequence[tuple[str, str, Callable[[Any], bool]]] = (
-    ("prompts", "an object of strings", lambda value: _is_map(value) and all(isinstance(text, str) for text in value.values())),
-    ("max_length", "a whole number above 0 and below 2^31", lambda value: type(value) is int and 0 < value < 1 << 31),
-    ("rope_theta", "a number above 0, or null", lambda value: value is None or (type(value) in (int, float) and 0 < value < float("inf"))),
+    (
+        "prompts",
+        "an object of strings",
+        lambda value: _is_map(value) and all(isinstance(text, str) for text in value.values()),
+    ),
+    (
+        "max_length",
+        "a whole number above 0 and below 2^31",
+        lambda value: type(value) is int and 0 < value < 1 << 31,
+    ),
+    (
+        "rope_theta",
+        "a number above 0, or null",
+        lambda value: value is None or (type(value) in (int, float) and 0 < value < float("inf")),
+    ),
     ("space_id", "a string", lambda value: isinstance(value, str)),
     ("teacher", "an object", _is_map),
     ("task_required", "true or false", lambda value: isinstance(value, bool)),
     ("int8_ranges", "an object", _is_map),
-    ("binary_offsets", "an object of objects", lambda value: _is_map(value) and all(map(_is_map, value.values()))),
-    ("adapter_tasks", "an object of strings", lambda value: _is_map(value) and all(isinstance(task, str) for task in value.values())),
+    (
+        "binary_offsets",
+        "an object of objects",
+        lambda value: _is_map(value) and all(map(_is_map, value.values())),
+    ),
+    (
+        "adapter_tasks",
+        "an object of strings",
+        lambda value: _is_map(value) and all(isinstance(task, str) for task in value.values()),
+    ),
     ("extends", "a list of strings", lambda value: _are(value, str)),
     ("former_space_ids", "a list of strings", lambda value: _are(value, str)),
 )
 
 
-def _check_sizes(path: Path, name: str, known: bool, sizes: Any, width: int, fits: Callable[[Any, int], bool]) -> None:
+def _check_sizes(
+    path: Path, name: str, known: bool, sizes: Any, width: int, fits: Callable[[Any, int], bool]
+) -> None:
     """Check calibration of one task: each size that is named, with as many numbers as the size says."""
     good = (
         known
         and _is_map(sizes)
-        and all(dim.isdecimal() and 0 < int(dim) <= width and fits(value, int(dim)) for dim, value in sizes.items())
+        and all(
+            dim.isdecimal() and 0 < int(dim) <= width and fits(value, int(dim))
+            for dim, value in sizes.items()
+        )
     )
     if not good:
         raise BadInput(

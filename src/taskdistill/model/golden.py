@@ -62,11 +62,16 @@ def embed_with(model: Model) -> Embed:
     prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
 
     def embed(texts: Sequence[str], task: str | None) -> np.ndarray:
-        ids = model.tokenizer.ids(list(texts), prompt=prompt, max_length=model.settings.max_length).ids
+        ids = model.tokenizer.ids(
+            list(texts), prompt=prompt, max_length=model.settings.max_length
+        ).ids
         model.module.select(task)
         try:
             with torch.inference_mode():
-                parts = [model.module.embed(ids[i : i + BATCH]).float().cpu() for i in range(0, len(ids), BATCH)]
+                parts = [
+                    model.module.embed(ids[i : i + BATCH]).float().cpu()
+                    for i in range(0, len(ids), BATCH)
+                ]
         finally:
             model.module.select(None)
         unit: np.ndarray = torch.nn.functional.normalize(torch.cat(parts), dim=-1).numpy()
@@ -85,7 +90,10 @@ def golden_vectors(embed: Embed, tasks: Sequence[str]) -> dict[str, Any]:
     Returns:
         Content of `golden.json`: the texts, and for `base` and each task their vectors of unit length.
     """
-    vectors = {task or BASE: np.round(embed(TEXTS, task).astype(np.float64), DECIMALS).tolist() for task in (None, *tasks)}
+    vectors = {
+        task or BASE: np.round(embed(TEXTS, task).astype(np.float64), DECIMALS).tolist()
+        for task in (None, *tasks)
+    }
     return {"texts": list(TEXTS), "role": Role.DOCUMENT.value, "vectors": vectors}
 
 
@@ -127,15 +135,28 @@ def check_vectors(model: Model, folder: Path) -> None:
         BadInput: If a vector is zero or not finite, different texts have one vector, or a vector is not the golden one.
     """
     golden = read_golden(folder)
-    texts = list(TEXTS) if golden is None else [text for text in golden["texts"] if isinstance(text, str)]
+    texts = (
+        list(TEXTS)
+        if golden is None
+        else [text for text in golden["texts"] if isinstance(text, str)]
+    )
     chosen = sorted(range(len(texts)), key=lambda i: len(texts[i]))[:PROBES]
     prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
-    rows = model.tokenizer.ids([texts[i] for i in chosen], prompt=prompt, max_length=model.settings.max_length).ids
+    rows = model.tokenizer.ids(
+        [texts[i] for i in chosen], prompt=prompt, max_length=model.settings.max_length
+    ).ids
     known = [(i, row) for i, row in zip(chosen, rows, strict=True) if len(row)]
     model.module.select(None)
     with torch.inference_mode():
-        vectors = model.module.embed([row for _, row in known]).double().numpy() if known else np.zeros((0, 1))
-    lengths, advice = np.linalg.norm(vectors, axis=1), "its weights or settings are damaged or were changed; copy the folder again"
+        vectors = (
+            model.module.embed([row for _, row in known]).double().numpy()
+            if known
+            else np.zeros((0, 1))
+        )
+    lengths, advice = (
+        np.linalg.norm(vectors, axis=1),
+        "its weights or settings are damaged or were changed; copy the folder again",
+    )
     # A static model knows no vector of tokens that it never saw, so some of its texts may have none.
     some = isinstance(model.module, StaticModel) and bool(model.module.table.any())
     for (i, _), length in zip(known, lengths, strict=True):
@@ -143,12 +164,16 @@ def check_vectors(model: Model, folder: Path) -> None:
             what = "a zero vector" if length == 0 else "values that are not finite"
             raise BadInput(f"{folder}: the model gives {what} for the text {texts[i]!r}: {advice}")
     unit = vectors / np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]
-    if len({row.tobytes() for (_, row), length in zip(known, lengths, strict=True) if length}) > 1 and _all_one(unit[lengths > 0]):
+    if len(
+        {row.tobytes() for (_, row), length in zip(known, lengths, strict=True) if length}
+    ) > 1 and _all_one(unit[lengths > 0]):
         raise BadInput(f"{folder}: the model gives one vector for different texts: {advice}")
     expected = [] if golden is None else golden["vectors"].get(BASE, [])
     for (i, _), row in zip(known, unit, strict=True):
         if i < len(expected) and not (cosine := _cosine(expected[i], row)) >= SAME_SPACE:
-            raise BadInput(f"{folder}: the model does not give its golden vector of {texts[i]!r} (cosine {cosine:.4f}): {advice}")
+            raise BadInput(
+                f"{folder}: the model does not give its golden vector of {texts[i]!r} (cosine {cosine:.4f}): {advice}"
+            )
 
 
 def _all_one(unit: np.ndarray) -> bool:
@@ -184,7 +209,9 @@ def read_golden(folder: Path) -> dict[str, Any] | None:
         if not isinstance(golden["texts"], list) or not isinstance(golden["vectors"], dict):
             raise TypeError("texts or vectors")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadInput(f"{path} holds no golden vectors ({error}); copy the model folder again") from None
+        raise BadInput(
+            f"{path} holds no golden vectors ({error}); copy the model folder again"
+        ) from None
     return dict(golden)
 
 
@@ -200,5 +227,7 @@ def cosines(expected: np.ndarray, given: np.ndarray) -> np.ndarray:
     """
     one, two = expected.astype(np.float64), given.astype(np.float64)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
-    found: np.ndarray = np.divide((one * two).sum(1), lengths, out=np.zeros(len(one)), where=lengths > 0)
+    found: np.ndarray = np.divide(
+        (one * two).sum(1), lengths, out=np.zeros(len(one)), where=lengths > 0
+    )
     return found

@@ -32,7 +32,10 @@ def read_rope(backbone: PreTrainedModel) -> Rope:
     Returns:
         What `put_rope` takes; empty for a backbone without rotary positions.
     """
-    return Rope(copy.deepcopy(getattr(backbone.config, "rope_parameters", None)), getattr(backbone, "rotary_emb", None))
+    return Rope(
+        copy.deepcopy(getattr(backbone.config, "rope_parameters", None)),
+        getattr(backbone, "rotary_emb", None),
+    )
 
 
 def put_rope(backbone: PreTrainedModel, rope: Rope) -> None:

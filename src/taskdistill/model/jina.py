@@ -96,13 +96,17 @@ def load(folder: Path) -> JinaModel:
         BadInput: If a file is missing, damaged, too large or does not fit the others.
     """
     raw = read_json(folder / "config.json")
-    backbone = load_backbone(folder, config=family_config(raw, check_weights(folder), folder / "config.json"))
+    backbone = load_backbone(
+        folder, config=family_config(raw, check_weights(folder), folder / "config.json")
+    )
     module = TransformerModel(backbone, Pooling.LAST)
     configs: dict[str, LoraConfig] = {}
     if raw.get("model_type") == MODEL_TYPE:
         tasks = raw.get("task_names")
         if not isinstance(tasks, list) or not tasks or len(set(map(str, tasks))) != len(tasks):
-            raise BadInput(f"{folder}/config.json: task_names is {tasks!r}, needs a list of different task names")
+            raise BadInput(
+                f"{folder}/config.json: task_names is {tasks!r}, needs a list of different task names"
+            )
         for task in tasks:
             configs[task] = load_adapter(backbone, task, task_folder(folder, task))
             module.tasks.append(task)
@@ -110,10 +114,14 @@ def load(folder: Path) -> JinaModel:
     else:
         _refuse_other_pooling(folder)
     width = module.embedding_dim
-    return JinaModel(module, configs, read_prompts(folder), (*(k for k in MATRYOSHKA_DIMS if k < width), width))
+    return JinaModel(
+        module, configs, read_prompts(folder), (*(k for k in MATRYOSHKA_DIMS if k < width), width)
+    )
 
 
-def family_config(raw: Mapping[str, Any], header: Mapping[str, TensorHeader], path: Path) -> dict[str, Any]:
+def family_config(
+    raw: Mapping[str, Any], header: Mapping[str, TensorHeader], path: Path
+) -> dict[str, Any]:
     """Turn a configuration of this layout into that of its backbone's family.
 
     The family follows from the weights: only Qwen3 normalises queries and keys.
@@ -129,15 +137,21 @@ def family_config(raw: Mapping[str, Any], header: Mapping[str, TensorHeader], pa
     Raises:
         BadInput: If weights and architecture disagree, or a value inside names code.
     """
-    family = "qwen3" if any(name.endswith("self_attn.q_norm.weight") for name in header) else "eurobert"
+    family = (
+        "qwen3" if any(name.endswith("self_attn.q_norm.weight") for name in header) else "eurobert"
+    )
     said = MERGED.get(_architecture(raw) or "")
     if said is not None and said != family:
-        raise BadInput(f"{path} says {_architecture(raw)}, the weights are those of a {family} model; copy the repository again")
+        raise BadInput(
+            f"{path} says {_architecture(raw)}, the weights are those of a {family} model; copy the repository again"
+        )
     made = {key: raw[key] for key in FAMILY_KEYS if key in raw}
     if raw.get("use_sliding_window"):
         raise BadInput(f"{path}: use_sliding_window is on; this layout attends to the whole text")
     if code := remote_code_keys(made):
-        raise BadInput(f"{path} names code to run ({', '.join(code)}); it is no copy of a published repository")
+        raise BadInput(
+            f"{path} names code to run ({', '.join(code)}); it is no copy of a published repository"
+        )
     return {"model_type": family, "tie_word_embeddings": family == "qwen3", **made}
 
 
@@ -172,4 +186,6 @@ def _refuse_other_pooling(folder: Path) -> None:
     if path.is_file():
         raw = read_json(path)
         if raw.get("pooling_mode") != "lasttoken" and raw.get("pooling_mode_lasttoken") is not True:
-            raise BadInput(f"{path}: {json.dumps(raw)[:200]} is not last-token pooling, which this layout needs")
+            raise BadInput(
+                f"{path}: {json.dumps(raw)[:200]} is not last-token pooling, which this layout needs"
+            )

@@ -17,7 +17,14 @@ from taskdistill.model.configuration import make_config, written
 from taskdistill.model.families import build
 
 PLACES = (
-    *("layers", "encoder.layer", "encoder.layers", "transformer.layer", "encoder.block", "encoder.albert_layer_groups"),
+    *(
+        "layers",
+        "encoder.layer",
+        "encoder.layers",
+        "transformer.layer",
+        "encoder.block",
+        "encoder.albert_layer_groups",
+    ),
     *("decoder.layers", "h", "layer", "blocks"),
 )
 """Where families keep their layers."""
@@ -68,7 +75,9 @@ def keep_layers(backbone: PreTrainedModel, keep: Sequence[int]) -> None:
     """
     layers = layers_of(backbone)
     if not keep or any(not 0 <= i < len(layers) for i in keep) or list(keep) != sorted(set(keep)):
-        raise BadInput(f"student.layers {list(keep)}: needs ascending indices between 0 and {len(layers) - 1}")
+        raise BadInput(
+            f"student.layers {list(keep)}: needs ascending indices between 0 and {len(layers) - 1}"
+        )
     if difference := _difference(backbone, keep):
         raise BadInput(
             f"layers {list(keep)} of a {backbone.config.model_type} cannot be kept by themselves: a model of that configuration differs "
@@ -108,7 +117,11 @@ def fixed_layers(backbone: PreTrainedModel) -> set[int]:
         Their indices.
     """
     every = range(len(layers_of(backbone)))
-    return {i for i in every if len(every) > 1 and _difference(backbone, [other for other in every if other != i])}
+    return {
+        i
+        for i in every
+        if len(every) > 1 and _difference(backbone, [other for other in every if other != i])
+    }
 
 
 def _put(backbone: PreTrainedModel, chosen: Sequence[nn.Module], changes: dict[str, Any]) -> None:
@@ -126,8 +139,14 @@ def _put(backbone: PreTrainedModel, chosen: Sequence[nn.Module], changes: dict[s
 
 def _changes(config: PretrainedConfig, count: int, keep: Sequence[int]) -> dict[str, Any]:
     """Give what a configuration says when some of its layers are kept."""
-    lists = {key: value for key, value in vars(config).items() if PER_LAYER.search(key) and isinstance(value, list) and len(value) == count}
-    return {"num_hidden_layers": len(keep)} | {key: [value[i] for i in keep] for key, value in lists.items()}
+    lists = {
+        key: value
+        for key, value in vars(config).items()
+        if PER_LAYER.search(key) and isinstance(value, list) and len(value) == count
+    }
+    return {"num_hidden_layers": len(keep)} | {
+        key: [value[i] for i in keep] for key, value in lists.items()
+    }
 
 
 def _difference(backbone: PreTrainedModel, keep: Sequence[int]) -> str:
@@ -141,7 +160,10 @@ def _difference(backbone: PreTrainedModel, keep: Sequence[int]) -> str:
     except Exception as error:  # its validators raise classes of their own
         return " ".join(str(error).split())[:200]
     kept = nn.ModuleList([layers[i] for i in keep])
-    shapes = [{name: tuple(tensor.shape) for name, tensor in each.state_dict().items()} for each in (kept, again)]
+    shapes = [
+        {name: tuple(tensor.shape) for name, tensor in each.state_dict().items()}
+        for each in (kept, again)
+    ]
     if shapes[0] != shapes[1]:
         names = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
         return f"{len(names)} tensors such as layer {names[0]}"
@@ -152,9 +174,15 @@ def _difference(backbone: PreTrainedModel, keep: Sequence[int]) -> str:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    plain = {key: value for key, value in vars(module).items() if isinstance(value, int | float | str | None)}
+    plain = {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, int | float | str | None)
+    }
     return {
         key: value
         for key, value in plain.items()
-        if not key.startswith("_") and key not in (*NUMBERS, "training", "p") and not RANDOM_PARTS.search(key)
+        if not key.startswith("_")
+        and key not in (*NUMBERS, "training", "p")
+        and not RANDOM_PARTS.search(key)
     }

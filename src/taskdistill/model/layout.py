@@ -39,8 +39,14 @@ def module_kinds(folder: Path) -> list[str]:
     """
     path = folder / "modules.json"
     if not path.is_file():
-        what = "an export for other programs; name the model that it was made from" if (folder / "parity.json").is_file() else ""
-        raise BadInput(f"{folder} has no modules.json: it is {what or 'no sentence-transformers folder, or it was only half copied'}")
+        what = (
+            "an export for other programs; name the model that it was made from"
+            if (folder / "parity.json").is_file()
+            else ""
+        )
+        raise BadInput(
+            f"{folder} has no modules.json: it is {what or 'no sentence-transformers folder, or it was only half copied'}"
+        )
     try:
         entries = json.loads(path.read_text("utf-8"))
         types = [str(entry["type"]) for entry in entries]
@@ -53,7 +59,9 @@ def module_kinds(folder: Path) -> list[str]:
                 f"{path} asks for the module {name!r}; only {', '.join(MODULES)} of sentence-transformers are read, and no code is run"
             )
     if kinds[:1] not in (["Transformer"], ["StaticEmbedding"]):
-        raise BadInput(f"{path}: the first module is {kinds[:1]}, needs Transformer or StaticEmbedding")
+        raise BadInput(
+            f"{path}: the first module is {kinds[:1]}, needs Transformer or StaticEmbedding"
+        )
     return kinds
 
 
@@ -98,10 +106,18 @@ def read_pooling(folder: Path, kinds: Sequence[str]) -> Pooling:
     refuse_code(raw, folder / "1_Pooling" / "config.json", trust_remote_code=False)
     named = raw.get("pooling_mode")
     if named is None:
-        on = [key for key, value in raw.items() if key.startswith("pooling_mode_") and value is True]
-        named = on[0].removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") if len(on) == 1 else on
+        on = [
+            key for key, value in raw.items() if key.startswith("pooling_mode_") and value is True
+        ]
+        named = (
+            on[0].removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
+            if len(on) == 1
+            else on
+        )
     if named not in POOLING_NAMES:
-        raise BadInput(f"{folder}/1_Pooling/config.json: pooling {named!r} is not read; needs one of {', '.join(POOLING_NAMES)}")
+        raise BadInput(
+            f"{folder}/1_Pooling/config.json: pooling {named!r} is not read; needs one of {', '.join(POOLING_NAMES)}"
+        )
     return POOLING_NAMES[str(named)]
 
 
@@ -120,7 +136,9 @@ def named_prompts(folder: Path) -> dict[str, str]:
     path = folder / "config_sentence_transformers.json"
     prompts = (read_json(path).get("prompts") if path.exists() else None) or {}
     if not isinstance(prompts, dict):
-        raise BadInput(f"{path}: prompts is a {type(prompts).__name__}, needs an object of names and texts; copy the folder again")
+        raise BadInput(
+            f"{path}: prompts is a {type(prompts).__name__}, needs an object of names and texts; copy the folder again"
+        )
     return {name: text for name, text in prompts.items() if isinstance(text, str)}
 
 
@@ -134,7 +152,10 @@ def longest_input(folder: Path, most: int) -> int:
     Returns:
         Tokens of one text.
     """
-    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+    for name, key in (
+        ("sentence_bert_config.json", "max_seq_length"),
+        ("tokenizer_config.json", "model_max_length"),
+    ):
         said = read_json(folder / name).get(key) if (folder / name).is_file() else None
         if isinstance(said, int | float) and 0 < said < most:
             return int(said)

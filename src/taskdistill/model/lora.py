@@ -56,7 +56,9 @@ class SeededDropout(nn.Module):
             return values
         *before, tokens, width = values.shape
         first, whole = getattr(_drop, "extent", None) or (0, tokens)
-        drawn = torch.empty((*before, whole, width), device=values.device).bernoulli_(1 - self.p, generator=generator)
+        drawn = torch.empty((*before, whole, width), device=values.device).bernoulli_(
+            1 - self.p, generator=generator
+        )
         keep = drawn.narrow(-2, first, tokens)
         return values * (keep / (1 - self.p)).to(values.dtype)
 
@@ -89,14 +91,25 @@ def linear_names(backbone: nn.Module) -> list[str]:
     """
     names, layers = set(), layers_of(backbone)
     for name, module in layers.named_modules():
-        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and ".lora_" not in name:
+        if (
+            isinstance(module, nn.Linear)
+            and type(module).forward is nn.Linear.forward
+            and ".lora_" not in name
+        ):
             names.add(name.removesuffix(".base_layer").rsplit(".", 1)[-1])
-    experts = any(parameter.ndim == 3 for name, parameter in layers.named_parameters() if ".lora_" not in name)
+    experts = any(
+        parameter.ndim == 3 for name, parameter in layers.named_parameters() if ".lora_" not in name
+    )
     return sorted(names - EXPERT_MAPS if experts else names)
 
 
 def lora_config(
-    backbone: nn.Module, *, rank: int = 32, alpha: int = 32, dropout: float = 0.1, targets: list[str] | None = None
+    backbone: nn.Module,
+    *,
+    rank: int = 32,
+    alpha: int = 32,
+    dropout: float = 0.1,
+    targets: list[str] | None = None,
 ) -> LoraConfig:
     """Describe an adapter as the paper does (section 2.6).
 
@@ -120,7 +133,9 @@ def lora_config(
         )
     chosen = known if targets is None else targets
     if unknown := [name for name in chosen if name not in known]:
-        raise BadInput(f"target_modules {unknown} are no linear maps of this backbone, which has {known}")
+        raise BadInput(
+            f"target_modules {unknown} are no linear maps of this backbone, which has {known}"
+        )
     return LoraConfig(
         task_type="FEATURE_EXTRACTION",
         r=rank,
@@ -144,12 +159,16 @@ def attach(backbone: nn.Module, task: str, config: LoraConfig) -> None:
         BadInput: If peft refuses a target of this family.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+        warnings.filterwarnings(
+            "ignore", message="Already found a `peft_config`"
+        )  # several adapters are meant
         try:
             inject_adapter_in_model(config, backbone, adapter_name=task)
         except ValueError as error:
             reason = " ".join(str(error).split())
-            raise BadInput(f"no adapter can be added to a {type(backbone).__name__}: {reason}; name other target_modules") from None
+            raise BadInput(
+                f"no adapter can be added to a {type(backbone).__name__}: {reason}; name other target_modules"
+            ) from None
     for module in backbone.modules():
         if isinstance(module, LoraLayer) and task in module.lora_dropout:
             module.lora_dropout[task] = SeededDropout(config.lora_dropout)
@@ -187,7 +206,9 @@ def adapter_parameters(backbone: nn.Module, task: str) -> dict[str, nn.Parameter
     return found
 
 
-def save_adapter(backbone: nn.Module, task: str, config: LoraConfig, folder: Path, base_name: str) -> None:
+def save_adapter(
+    backbone: nn.Module, task: str, config: LoraConfig, folder: Path, base_name: str
+) -> None:
     """Write an adapter in peft's format.
 
     Args:
@@ -198,9 +219,15 @@ def save_adapter(backbone: nn.Module, task: str, config: LoraConfig, folder: Pat
         base_name: Name of the base model for the file; never a path of this machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: p.detach().cpu().contiguous().clone() for name, p in adapter_parameters(backbone, task).items()}
+    tensors = {
+        name: p.detach().cpu().contiguous().clone()
+        for name, p in adapter_parameters(backbone, task).items()
+    }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    fields: dict[str, Any] = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    fields: dict[str, Any] = {
+        key: sorted(value) if isinstance(value, set) else value
+        for key, value in config.to_dict().items()
+    }
     fields |= {"base_model_name_or_path": base_name, "inference_mode": True}
     if isinstance(backbone, PreTrainedModel) and has_pooler(backbone.config):
         fields["target_modules"] = _two_part_names(backbone, task)
@@ -209,7 +236,11 @@ def save_adapter(backbone: nn.Module, task: str, config: LoraConfig, folder: Pat
 
 def _two_part_names(backbone: nn.Module, task: str) -> list[str]:
     """Name an adapter's targets so that the linear map of a pooler, which other programs add, is none of them."""
-    targets = [name for name, module in backbone.named_modules() if isinstance(module, LoraLayer) and task in module.lora_A]
+    targets = [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, LoraLayer) and task in module.lora_A
+    ]
     return sorted({".".join(name.split(".")[-2:]) for name in targets})
 
 
@@ -240,18 +271,30 @@ def load_adapter(backbone: nn.Module, task: str, folder: Path) -> LoraConfig:
 def _check_adapter(raw: dict[str, Any], path: Path) -> None:
     """Refuse, from the configuration and the header alone, an adapter of another kind or with a rank that the file does not have."""
     if raw.get("peft_type") != "LORA":
-        raise BadInput(f"{path.parent} holds a {raw.get('peft_type')} adapter; only plain LoRA adapters are read")
+        raise BadInput(
+            f"{path.parent} holds a {raw.get('peft_type')} adapter; only plain LoRA adapters are read"
+        )
     if other := [key for key in UNREAD_KEYS if raw.get(key)]:
-        raise BadInput(f"{path.parent}/adapter_config.json sets {', '.join(other)}; only plain LoRA adapters are read")
+        raise BadInput(
+            f"{path.parent}/adapter_config.json sets {', '.join(other)}; only plain LoRA adapters are read"
+        )
     targets = raw.get("target_modules")
     if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
-        raise BadInput(f"{path.parent}/adapter_config.json: target_modules is {targets!r}, needs a list of module names")
+        raise BadInput(
+            f"{path.parent}/adapter_config.json: target_modules is {targets!r}, needs a list of module names"
+        )
     if raw.get("exclude_modules") not in (None, [], NO_POOLER) or raw.get("bias", "none") != "none":
         raise BadInput(f"{path.parent}/adapter_config.json: exclude_modules and bias are not read")
     rank = raw.get("r")
-    ranks = {entry.shape[0] for name, entry in check_safetensors(path).items() if ".lora_A." in name and len(entry.shape) == 2}
+    ranks = {
+        entry.shape[0]
+        for name, entry in check_safetensors(path).items()
+        if ".lora_A." in name and len(entry.shape) == 2
+    }
     if type(rank) is not int or ranks != {rank}:
-        raise BadInput(f"{path} has matrices of rank {sorted(ranks)}, its adapter_config.json says {rank!r}; copy the adapter again")
+        raise BadInput(
+            f"{path} has matrices of rank {sorted(ranks)}, its adapter_config.json says {rank!r}; copy the adapter again"
+        )
 
 
 NO_POOLER = r".*pooler.*"
@@ -300,10 +343,14 @@ def copy_exactly(own: dict[str, nn.Parameter], tensors: dict[str, Tensor], path:
     """
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
-        raise BadInput(f"{path} does not fit this model: {len(missing)} tensors missing {missing[:2]}, {len(extra)} unknown {extra[:2]}")
+        raise BadInput(
+            f"{path} does not fit this model: {len(missing)} tensors missing {missing[:2]}, {len(extra)} unknown {extra[:2]}"
+        )
     for name, parameter in own.items():
         if parameter.shape != tensors[name].shape:
-            raise BadInput(f"{path}: {name} has shape {tuple(tensors[name].shape)}, the model needs {tuple(parameter.shape)}")
+            raise BadInput(
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}, the model needs {tuple(parameter.shape)}"
+            )
         if not torch.isfinite(tensors[name]).all():
             raise BadInput(f"{path}: {name} holds values that are not finite")
         parameter.copy_(tensors[name])
@@ -317,7 +364,9 @@ def detach(backbone: nn.Module, task: str) -> None:
         task: Name of the adapter.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Adapter .* was active")  # the caller selects another one
+        warnings.filterwarnings(
+            "ignore", message="Adapter .* was active"
+        )  # the caller selects another one
         for module in backbone.modules():
             if isinstance(module, LoraLayer) and task in module.lora_A:
                 module.delete_adapter(task)

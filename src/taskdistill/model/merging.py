@@ -64,7 +64,9 @@ def merge_dense(tensors: Sequence[Tensor], shares: Shares) -> Tensor:
     return mixed.reshape(tensors[0].shape).to(tensors[0].dtype)
 
 
-def merge_factors(a: Sequence[Tensor], b: Sequence[Tensor], shares: Shares) -> tuple[Tensor, Tensor]:
+def merge_factors(
+    a: Sequence[Tensor], b: Sequence[Tensor], shares: Shares
+) -> tuple[Tensor, Tensor]:
     """Merge one low-rank update of several adapters as the products B A, cut back to the rank.
 
     Args:
@@ -77,7 +79,10 @@ def merge_factors(a: Sequence[Tensor], b: Sequence[Tensor], shares: Shares) -> t
     """
     products = torch.tensor(
         [
-            [float(((one_b.T @ two_b) * (one_a @ two_a.T)).sum()) for two_a, two_b in zip(a, b, strict=True)]
+            [
+                float(((one_b.T @ two_b) * (one_a @ two_a.T)).sum())
+                for two_a, two_b in zip(a, b, strict=True)
+            ]
             for one_a, one_b in zip(a, b, strict=True)
         ]
     )
@@ -95,7 +100,8 @@ def merge_models(models: Sequence[Model], shares: Shares) -> dict[str, Tensor]:
         The weights, under the names of `weights_of`.
     """
     states = [
-        {name: tensor.detach().cpu() for name, tensor in weights_of(model).items()} for model in models
+        {name: tensor.detach().cpu() for name, tensor in weights_of(model).items()}
+        for model in models
     ]  # double precision is the CPU's
     merged: dict[str, Tensor] = {}
     for name in states[0]:
@@ -117,10 +123,17 @@ def weights_of(model: Model) -> dict[str, Tensor]:
     Returns:
         Name to the model's own tensor; copying into it changes the model.
     """
-    found = {f"base/{name.replace('.base_layer.', '.')}": p for name, p in model.module.named_parameters() if ".lora_" not in name}
+    found = {
+        f"base/{name.replace('.base_layer.', '.')}": p
+        for name, p in model.module.named_parameters()
+        if ".lora_" not in name
+    }
     for task in model.module.tasks:
         assert isinstance(model.module, TransformerModel)  # a static model has no tasks
-        found |= {f"{task}/{name}": p for name, p in adapter_parameters(model.module.backbone, task).items()}
+        found |= {
+            f"{task}/{name}": p
+            for name, p in adapter_parameters(model.module.backbone, task).items()
+        }
     if model.projection is not None:
         found |= {f"projection/{name}": p for name, p in model.projection.named_parameters()}
     return dict(found)
@@ -149,14 +162,23 @@ def check_same_shape(models: Sequence[Model]) -> None:
     """
     if len(models) < 2:
         raise BadInput("merging needs two models or more")
-    first, shapes = models[0], {name: tensor.shape for name, tensor in weights_of(models[0]).items()}
+    first, shapes = (
+        models[0],
+        {name: tensor.shape for name, tensor in weights_of(models[0]).items()},
+    )
     for other in models[1:]:
         facts = {
             "tokenizer": (first.tokenizer.to_json(), other.tokenizer.to_json()),
             "tasks": (sorted(first.module.tasks), sorted(other.module.tasks)),
             "prompts": (dict(first.settings.prompts), dict(other.settings.prompts)),
-            "scale of the adapters": tuple({t: c.lora_alpha / c.r for t, c in each.adapter_configs.items()} for each in (first, other)),
-            "shapes of the weights": (shapes, {name: tensor.shape for name, tensor in weights_of(other).items()}),
+            "scale of the adapters": tuple(
+                {t: c.lora_alpha / c.r for t, c in each.adapter_configs.items()}
+                for each in (first, other)
+            ),
+            "shapes of the weights": (
+                shapes,
+                {name: tensor.shape for name, tensor in weights_of(other).items()},
+            ),
         }
         for what, (ours, theirs) in facts.items():
             if ours != theirs:

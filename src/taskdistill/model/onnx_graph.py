@@ -102,7 +102,9 @@ class _PaddedGraph(nn.Module):
         """Rotary positions are relative; a table of positions is asked for those of the text, wherever its padding stands."""
         counted = (attention_mask.cumsum(1) - 1).clamp(min=0) + self.first_position
         positions = {"position_ids": counted} if self.counts_positions else {}
-        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
+        states = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions
+        )
         return pool_padded(states.last_hidden_state, attention_mask, self.pooling)
 
 
@@ -138,7 +140,12 @@ def silent() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), Path(os.devnull).open("w") as null, redirect_stdout(null), redirect_stderr(null):
+        with (
+            warnings.catch_warnings(),
+            Path(os.devnull).open("w") as null,
+            redirect_stdout(null),
+            redirect_stderr(null),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -157,18 +164,24 @@ def _add_head(proto: Any, width: int, truncation_default: bool) -> None:
     }
     if truncation_default:
         constants["truncate_dim"] = np.array([width], np.int64)
-    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in constants.items()
+    )
     graph.input.append(helper.make_tensor_value_info("truncate_dim", TensorProto.INT64, [1]))
     graph.node.extend(
         [
-            helper.make_node("Slice", ["pooled", "head_start", "truncate_dim", "head_axis"], ["head_cut"]),
+            helper.make_node(
+                "Slice", ["pooled", "head_start", "truncate_dim", "head_axis"], ["head_cut"]
+            ),
             helper.make_node("ReduceL2", ["head_cut", "head_axis"], ["head_length"], keepdims=1),
             helper.make_node("Max", ["head_length", "head_smallest"], ["head_safe"]),
             helper.make_node("Div", ["head_cut", "head_safe"], ["embeddings"]),
         ]
     )
     del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["batch", "dim"]))
+    graph.output.append(
+        helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["batch", "dim"])
+    )
 
 
 def padded_batches(ids: Sequence[np.ndarray], size: int = BATCH) -> Iterator[dict[str, np.ndarray]]:

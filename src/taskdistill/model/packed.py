@@ -40,7 +40,16 @@ KERNEL_DEVICES = frozenset({"cuda"})
 KERNEL_HEAD_SIZE = 256
 """Largest head size of the variable-length kernel; it must be a multiple of 8."""
 
-PASSED_OVER = frozenset({"deterministic", "output_attentions", "output_hidden_states", "position_ids", "use_cache", "cache_position"})
+PASSED_OVER = frozenset(
+    {
+        "deterministic",
+        "output_attentions",
+        "output_hidden_states",
+        "position_ids",
+        "use_cache",
+        "cache_position",
+    }
+)
 """Keywords that reach an attention implementation and change nothing in what it computes here."""
 
 
@@ -72,7 +81,9 @@ class PackedBatch:
         if self.ids.device == device:
             return self
         groups = PackedBounds(self.groups.runs, self.groups.starts.to(device), self.groups.longest)
-        return PackedBatch(self.ids.to(device), self.positions.to(device), groups, self.order.to(device))
+        return PackedBatch(
+            self.ids.to(device), self.positions.to(device), groups, self.order.to(device)
+        )
 
 
 def pack(texts: Sequence[np.ndarray]) -> PackedBatch:
@@ -95,7 +106,9 @@ def pack(texts: Sequence[np.ndarray]) -> PackedBatch:
         runs.append((first, int(count), int(length)))
         first += int(count) * int(length)
     groups = PackedBounds(tuple(runs), torch.from_numpy(starts.astype(np.int32)), int(lengths[-1]))
-    return PackedBatch(torch.from_numpy(ids), torch.from_numpy(positions), groups, torch.from_numpy(order))
+    return PackedBatch(
+        torch.from_numpy(ids), torch.from_numpy(positions), groups, torch.from_numpy(order)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +133,17 @@ class Band:
 
     def sides(self, length: int) -> tuple[int, int]:
         """Give both reaches as numbers for texts of this length."""
-        return (length if self.before is None else self.before), (length if self.behind is None else self.behind)
+        return (length if self.before is None else self.before), (
+            length if self.behind is None else self.behind
+        )
 
 
 class FamilyMask:
     """The mask that a family describes to transformers, as a function of two places in the stream; it is never built."""
 
-    def __init__(self, sees: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], device: torch.device) -> None:
+    def __init__(
+        self, sees: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], device: torch.device
+    ) -> None:
         """Keep the description."""
         self._sees, self._device = sees, device
         self._band: Band | None = None
@@ -140,15 +157,23 @@ class FamilyMask:
             length, last = groups.longest, groups.runs[-1]
             start = last[0] + (last[1] - 1) * length
             places = {0, 1, length // 2, length // 2 + 1, length - 2, length - 1}
-            rows = torch.tensor(sorted(place for place in places if 0 <= place < length), device=self._device)[:, None]
+            rows = torch.tensor(
+                sorted(place for place in places if 0 <= place < length), device=self._device
+            )[:, None]
             keys = torch.arange(length, device=self._device)[None]
             zero = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
-            seen = self._sees(zero, zero, rows + start, keys + start).expand(len(rows), length).cpu()
+            seen = (
+                self._sees(zero, zero, rows + start, keys + start).expand(len(rows), length).cpu()
+            )
             before, behind = (int(seen[row].sum()) - 1 for row in (-1, 0))
             distance = (keys - rows).cpu()
             if not torch.equal(seen, (distance >= -before) & (distance <= behind)):
-                raise BadInput(f"in texts of {length} tokens it is no band of the same width around each token")
-            self._band = Band(*(None if reach == length - 1 else reach for reach in (before, behind)))
+                raise BadInput(
+                    f"in texts of {length} tokens it is no band of the same width around each token"
+                )
+            self._band = Band(
+                *(None if reach == length - 1 else reach for reach in (before, behind))
+            )
         return self._band
 
 
@@ -165,11 +190,15 @@ def _band_of(module: nn.Module, mask: FamilyMask, groups: PackedBounds, causal: 
     try:
         band = mask.band(groups)
     except BadInput as error:
-        raise BadInput(f"the mask that a {name} asks for cannot be packed: {error}; use a family of docs/families.md") from None
+        raise BadInput(
+            f"the mask that a {name} asks for cannot be packed: {error}; use a family of docs/families.md"
+        ) from None
     only_itself = groups.longest == 1 or band == Band(0, 0)
     if (band.behind == 0) is not causal and not only_itself:
         said = "causal" if causal else "not causal"
-        raise BadInput(f"a {name} says that it is {said}, its family's mask says otherwise; correct is_causal in config.json")
+        raise BadInput(
+            f"a {name} says that it is {said}, its family's mask says otherwise; correct is_causal in config.json"
+        )
     _bands[module] = (groups.longest, band)
     return band
 
@@ -213,14 +242,22 @@ def packed_attention(
         BadInput: If the layer's attention is of a kind that is not computed here.
     """
     if groups is None or isinstance(attention_mask, Tensor) or query.shape[0] != 1:
-        raise ValueError("packed attention needs one stream, `groups`, and no attention mask; call the model through `embed_packed`")
-    if unknown := sorted(name for name, said in others.items() if name not in PASSED_OVER and said is not None and said is not False):
+        raise ValueError(
+            "packed attention needs one stream, `groups`, and no attention mask; call the model through `embed_packed`"
+        )
+    if unknown := sorted(
+        name
+        for name, said in others.items()
+        if name not in PASSED_OVER and said is not None and said is not False
+    ):
         raise BadInput(
             f"the attention of a {type(module).__name__} asks for {', '.join(unknown)}, which the packed stream does not compute"
         )
     causal = getattr(module, "is_causal", None) if is_causal is None else is_causal
     if not isinstance(causal, bool):
-        raise BadInput(f"a {type(module).__name__} does not say whether it is causal; texts of this family cannot be packed")
+        raise BadInput(
+            f"a {type(module).__name__} does not say whether it is causal; texts of this family cannot be packed"
+        )
     if attention_mask is None:
         band = Band.of(causal, sliding_window)
     else:
@@ -232,7 +269,9 @@ def packed_attention(
     sizes = [count * length for _, count, length in groups.runs]
     attend = _Attend(band, dropout, scaling, q.shape[1] != k.shape[1], s_aux)
     out = []
-    for (_, count, length), *parts in zip(groups.runs, *(torch.split(part, sizes) for part in (q, k, v)), strict=True):
+    for (_, count, length), *parts in zip(
+        groups.runs, *(torch.split(part, sizes) for part in (q, k, v)), strict=True
+    ):
         grouped = (part.view(count, length, *part.shape[1:]).transpose(1, 2) for part in parts)
         out.append(attend(*grouped).transpose(1, 2).flatten(0, 1))
     return torch.cat(out)[None], None
@@ -282,7 +321,9 @@ class _Attend:
             out = out if sink is None else out[:, :, 1:]
         return out if sink is None else out[..., :-1]
 
-    def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, sink: _Sink | None, scaling: float | None) -> Tensor:
+    def _in_blocks(
+        self, q: Tensor, k: Tensor, v: Tensor, sink: _Sink | None, scaling: float | None
+    ) -> Tensor:
         length = q.shape[2]
         before, behind = self.band.sides(length)
         fewest, most = BLOCK.get(q.device.type, BLOCK["cuda"])
@@ -297,7 +338,11 @@ class _Attend:
                 near_k, near_v = k[:, :, first:last], v[:, :, first:last]
             else:  # the gradient of a slice is as long as the text; that of joined blocks as long as the blocks
                 low, high = max(0, start - before) // size, -(-min(length, stop + behind) // size)
-                first, near_k, near_v = low * size, torch.cat(keys[low:high], dim=2), torch.cat(values[low:high], dim=2)
+                first, near_k, near_v = (
+                    low * size,
+                    torch.cat(keys[low:high], dim=2),
+                    torch.cat(values[low:high], dim=2),
+                )
             shape = (block.shape[2], near_k.shape[2], start - first)
             mask = _band_mask(*shape, before, behind, sink is not None, block.dtype, block.device)
             if sink is not None:
@@ -305,24 +350,52 @@ class _Attend:
             out.append(self._product(block, near_k, near_v, mask, False, scaling))
         return torch.cat(out, dim=2)
 
-    def _product(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scaling: float | None) -> Tensor:
+    def _product(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        scaling: float | None,
+    ) -> Tensor:
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.dropout, scale=scaling, is_causal=causal, enable_gqa=self.grouped_heads
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout,
+            scale=scaling,
+            is_causal=causal,
+            enable_gqa=self.grouped_heads,
         )
 
 
 @functools.lru_cache(maxsize=64)
 def _band_mask(
-    rows: int, columns: int, shift: int, before: int, behind: int, sink: bool, dtype: torch.dtype, device: torch.device
+    rows: int,
+    columns: int,
+    shift: int,
+    before: int,
+    behind: int,
+    sink: bool,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor:
     """Give 0 where a query of a block sees a key and minus infinity elsewhere, `(rows, columns)`; one column more for a sink.
 
     `shift` is the place of the first query among the keys. Layers and texts share the few masks that there are.
     """
     with torch.inference_mode(False):  # made while encoding, it may be used in training
-        distance = torch.arange(columns, device=device)[None] - torch.arange(rows, device=device)[:, None] - shift
+        distance = (
+            torch.arange(columns, device=device)[None]
+            - torch.arange(rows, device=device)[:, None]
+            - shift
+        )
         hidden = (distance < -before) | (distance > behind)
-        mask = torch.zeros(rows, columns, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+        mask = torch.zeros(rows, columns, dtype=dtype, device=device).masked_fill_(
+            hidden, float("-inf")
+        )
         return F.pad(mask, (1, 0)) if sink else mask
 
 
@@ -340,11 +413,17 @@ class _Sink:
     def of(cls, sinks: Tensor, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> _Sink:
         score = (sinks.to(q.dtype) / scaling)[None, :, None, None].expand(*q.shape[:3], 1)
         key = F.pad(torch.zeros_like(k[:, :, :1]), (0, 1), value=1.0)
-        return cls(torch.cat([q, score], dim=-1), key, torch.zeros(*v.shape[:2], 1, v.shape[3] + 1, dtype=v.dtype, device=v.device))
+        return cls(
+            torch.cat([q, score], dim=-1),
+            key,
+            torch.zeros(*v.shape[:2], 1, v.shape[3] + 1, dtype=v.dtype, device=v.device),
+        )
 
     def beside(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put the sink before some keys and their values."""
-        return torch.cat([self.key, F.pad(k, (0, 1))], dim=2), torch.cat([self.value, F.pad(v, (0, 1))], dim=2)
+        return torch.cat([self.key, F.pad(k, (0, 1))], dim=2), torch.cat(
+            [self.value, F.pad(v, (0, 1))], dim=2
+        )
 
     def before(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Put it before all keys, with a query that nobody reads, so that a causal text stays causal."""
@@ -355,10 +434,17 @@ def kernel_takes(query: Tensor, value: Tensor, dropout: float) -> bool:
     """Say whether torch's variable-length kernel computes attention of these tensors, `(tokens, heads, head size)`."""
     size = query.shape[-1]
     fits = size == value.shape[-1] and size <= KERNEL_HEAD_SIZE and size % 8 == 0
-    return query.device.type in KERNEL_DEVICES and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0.0 and fits
+    return (
+        query.device.type in KERNEL_DEVICES
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and dropout == 0.0
+        and fits
+    )
 
 
-def _variable_length(q: Tensor, k: Tensor, v: Tensor, groups: PackedBounds, scaling: float | None, band: Band) -> Tensor:
+def _variable_length(
+    q: Tensor, k: Tensor, v: Tensor, groups: PackedBounds, scaling: float | None, band: Band
+) -> Tensor:
     from torch.nn.attention import varlen
 
     out = varlen.varlen_attn(
@@ -370,7 +456,10 @@ def _variable_length(q: Tensor, k: Tensor, v: Tensor, groups: PackedBounds, scal
         groups.longest,
         groups.longest,
         scale=scaling,
-        window_size=(-1 if band.before is None else band.before, -1 if band.behind is None else band.behind),
+        window_size=(
+            -1 if band.before is None else band.before,
+            -1 if band.behind is None else band.behind,
+        ),
         enable_gqa=q.shape[1] != k.shape[1],
     )
     assert isinstance(out, Tensor)
@@ -382,7 +471,12 @@ def can_pack(backbone: PreTrainedModel) -> bool:
     return bool(type(backbone)._can_set_attn_implementation())
 
 
-def _mask_of(*, mask_function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], device: torch.device, **_: object) -> FamilyMask:
+def _mask_of(
+    *,
+    mask_function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    device: torch.device,
+    **_: object,
+) -> FamilyMask:
     return FamilyMask(mask_function, device)
 
 

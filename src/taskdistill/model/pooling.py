@@ -25,7 +25,12 @@ def pool(hidden: Tensor, groups: PackedBounds, pooling: Pooling) -> Tensor:
     if pooling is Pooling.CLS:
         return hidden[groups.starts[:-1].long()]
     parts = torch.split(hidden, [count * length for _, count, length in groups.runs])
-    return torch.cat([part.view(n, length, -1).mean(1) for part, (_, n, length) in zip(parts, groups.runs, strict=True)])
+    return torch.cat(
+        [
+            part.view(n, length, -1).mean(1)
+            for part, (_, n, length) in zip(parts, groups.runs, strict=True)
+        ]
+    )
 
 
 def pool_padded(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 class Projection(nn.Module):
     """psi(z) = W z + b with W `(T, D)`; a prefix of z uses the same columns of W (section 5.5, option 2)."""
 
-    def __init__(self, embedding_dim: int, teacher_dim: int | Sequence[int], init: Literal["default", "identity"] = "default") -> None:
+    def __init__(
+        self,
+        embedding_dim: int,
+        teacher_dim: int | Sequence[int],
+        init: Literal["default", "identity"] = "default",
+    ) -> None:
         """Start the map.
 
         Args:

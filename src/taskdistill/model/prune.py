@@ -35,7 +35,10 @@ def embed_all(module: TransformerModel, ids: Sequence[np.ndarray]) -> Tensor:
 
 
 def choose_layers(
-    module: TransformerModel, ids: Sequence[np.ndarray], count: int, progress: Callable[[int, int], None] | None = None
+    module: TransformerModel,
+    ids: Sequence[np.ndarray],
+    count: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[int], float]:
     """Find layers to keep by a short search: drop, one after the other, the layer without which the vectors change least.
 
@@ -58,7 +61,9 @@ def choose_layers(
         raise BadInput(f"cannot keep {count} layers: the model has {total_layers}")
     fixed = fixed_layers(backbone) if count < total_layers else set()
     if count < max(1, len(fixed)):
-        raise BadInput(f"cannot keep {count} layers: layers {sorted(fixed)} of a {backbone.config.model_type} are built otherwise and stay")
+        raise BadInput(
+            f"cannot keep {count} layers: layers {sorted(fixed)} of a {backbone.config.model_type} are built otherwise and stay"
+        )
     whole, kept, cosine, tried = embed_all(module, ids), list(range(total_layers)), 1.0, 0
     total = sum(size - len(fixed) for size in range(count + 1, total_layers + 1))
     while len(kept) > count:
@@ -102,9 +107,14 @@ def narrow(module: TransformerModel, ids: Sequence[np.ndarray], width: int) -> N
     parts = [_feed_forward(layer) for layer in layers_of(module.backbone)]
     now = min(back.in_features for _, back in parts)
     if not 1 <= width <= now:
-        raise BadInput(f"cannot keep {width} neurons of each feed-forward part: the model has {now}")
+        raise BadInput(
+            f"cannot keep {width} neurons of each feed-forward part: the model has {now}"
+        )
     sums: list[Tensor] = [torch.zeros(back.in_features) for _, back in parts]
-    hooks = [back.register_forward_pre_hook(_adder(total)) for (_, back), total in zip(parts, sums, strict=True)]
+    hooks = [
+        back.register_forward_pre_hook(_adder(total))
+        for (_, back), total in zip(parts, sums, strict=True)
+    ]
     try:
         embed_all(module, ids)
     finally:
@@ -134,9 +144,17 @@ def _feed_forward(layer: nn.Module) -> tuple[list[nn.Linear], nn.Linear]:
         if not isinstance(found[0], nn.Linear):
             found = [getattr(gated, name, None) for name in names]
     if not isinstance(found[0], nn.Linear):
-        found = [getattr(getattr(layer, part, None), "dense", None) for part in ("intermediate", "output")]
+        found = [
+            getattr(getattr(layer, part, None), "dense", None)
+            for part in ("intermediate", "output")
+        ]
     linear = [one for one in found if isinstance(one, nn.Linear)]
-    others = {id(weight) for weight in gated.parameters()} - {id(weight) for one in linear for weight in one.parameters()} if gated else ()
+    others = (
+        {id(weight) for weight in gated.parameters()}
+        - {id(weight) for one in linear for weight in one.parameters()}
+        if gated
+        else ()
+    )
     if len(linear) != len(found) or others:  # a norm of the neurons would have to be cut too
         raise BadInput(
             f"cannot slice the feed-forward part of a {type(layer).__name__}; use a BERT-like, EuroBERT, ModernBERT, Qwen3 or Llama-like model"
@@ -146,8 +164,12 @@ def _feed_forward(layer: nn.Module) -> tuple[list[nn.Linear], nn.Linear]:
 
 def _slice(linear: nn.Linear, chosen: Tensor, axis: int) -> None:
     linear.weight = nn.Parameter(
-        linear.weight.detach().index_select(axis, chosen.to(linear.weight.device)).clone(), requires_grad=linear.weight.requires_grad
+        linear.weight.detach().index_select(axis, chosen.to(linear.weight.device)).clone(),
+        requires_grad=linear.weight.requires_grad,
     )
     if axis == 0 and linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias.detach()[chosen.to(linear.bias.device)].clone(), requires_grad=linear.bias.requires_grad)
+        linear.bias = nn.Parameter(
+            linear.bias.detach()[chosen.to(linear.bias.device)].clone(),
+            requires_grad=linear.bias.requires_grad,
+        )
     linear.out_features, linear.in_features = linear.weight.shape

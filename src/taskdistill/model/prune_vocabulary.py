@@ -19,7 +19,9 @@ BYTES = 256
 """Single bytes of a byte-level vocabulary; without all of them some text would have no tokens."""
 
 
-def used_tokens(tokenizer: TextTokenizer, texts: Sequence[str], prompts: Collection[str] = ("",)) -> set[int]:
+def used_tokens(
+    tokenizer: TextTokenizer, texts: Sequence[str], prompts: Collection[str] = ("",)
+) -> set[int]:
     """Find the tokens of some texts.
 
     Args:
@@ -37,7 +39,9 @@ def used_tokens(tokenizer: TextTokenizer, texts: Sequence[str], prompts: Collect
     return found
 
 
-def prune_tokenizer(tokenizer: TextTokenizer, keep: Collection[int]) -> tuple[TextTokenizer, np.ndarray]:
+def prune_tokenizer(
+    tokenizer: TextTokenizer, keep: Collection[int]
+) -> tuple[TextTokenizer, np.ndarray]:
     """Cut a tokenizer down to some tokens, and to what it needs to read any text at all.
 
     Beside the tokens asked for stay: added and special tokens, the unknown token, single characters or bytes, and the parts from which
@@ -58,28 +62,52 @@ def prune_tokenizer(tokenizer: TextTokenizer, keep: Collection[int]) -> tuple[Te
     model, kind = spec["model"], spec["model"].get("type", "BPE")
     if kind not in ("WordPiece", "Unigram", "BPE", "WordLevel"):
         raise BadInput(f"a tokenizer with a model of type {kind!r} cannot be cut to fewer tokens")
-    pieces = {piece: number for number, (piece, _) in enumerate(model["vocab"])} if kind == "Unigram" else dict(model["vocab"])
-    stays = set(keep) | {token["id"] for token in spec.get("added_tokens") or []} | _needed(model, kind, pieces)
+    pieces = (
+        {piece: number for number, (piece, _) in enumerate(model["vocab"])}
+        if kind == "Unigram"
+        else dict(model["vocab"])
+    )
+    stays = (
+        set(keep)
+        | {token["id"] for token in spec.get("added_tokens") or []}
+        | _needed(model, kind, pieces)
+    )
     if kind == "BPE":
         stays |= _parts(model, pieces, stays)
-    old = np.array(sorted(stays & ({*pieces.values()} | {token["id"] for token in spec.get("added_tokens") or []})), dtype=np.int64)
+    old = np.array(
+        sorted(
+            stays & ({*pieces.values()} | {token["id"] for token in spec.get("added_tokens") or []})
+        ),
+        dtype=np.int64,
+    )
     new = {int(number): place for place, number in enumerate(old)}
     _renumber(spec, model, kind, pieces, new)
-    return TextTokenizer(Tokenizer.from_str(json.dumps(spec, ensure_ascii=False)), special=tokenizer.special), old
+    return TextTokenizer(
+        Tokenizer.from_str(json.dumps(spec, ensure_ascii=False)), special=tokenizer.special
+    ), old
 
 
 def _needed(model: Mapping[str, Any], kind: str, pieces: Mapping[str, int]) -> set[int]:
     """Tokens without which some text could not be written: the unknown one, single characters and bytes."""
     prefix = model.get("continuing_subword_prefix") or ""
-    single = {number for piece, number in pieces.items() if len(piece) == 1 or (prefix and len(piece.removeprefix(prefix)) == 1)}
-    single |= {number for piece, number in pieces.items() if piece.startswith("<0x") and piece.endswith(">")}
+    single = {
+        number
+        for piece, number in pieces.items()
+        if len(piece) == 1 or (prefix and len(piece.removeprefix(prefix)) == 1)
+    }
+    single |= {
+        number
+        for piece, number in pieces.items()
+        if piece.startswith("<0x") and piece.endswith(">")
+    }
     if kind == "Unigram":
         return single | ({model["unk_id"]} if model.get("unk_id") is not None else set())
     return single | {pieces[model["unk_token"]]} if model.get("unk_token") in pieces else single
 
 
 def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]  # type: ignore[misc]
+    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
+    return [(first, second) for first, second in pairs]
 
 
 def _parts(model: Mapping[str, Any], pieces: Mapping[str, int], stays: Collection[int]) -> set[int]:
@@ -89,7 +117,9 @@ def _parts(model: Mapping[str, Any], pieces: Mapping[str, int], stays: Collectio
     for left, right in _merges(model):
         whole = left + right.removeprefix(prefix)
         if whole in pieces:
-            made.setdefault(pieces[whole], []).extend(pieces[part] for part in (left, right) if part in pieces)
+            made.setdefault(pieces[whole], []).extend(
+                pieces[part] for part in (left, right) if part in pieces
+            )
     found, left_over = set(stays), list(stays)
     while left_over:
         for part in made.get(left_over.pop(), ()):
@@ -99,7 +129,13 @@ def _parts(model: Mapping[str, Any], pieces: Mapping[str, int], stays: Collectio
     return found
 
 
-def _renumber(spec: dict[str, Any], model: dict[str, Any], kind: str, pieces: Mapping[str, int], new: Mapping[int, int]) -> None:
+def _renumber(
+    spec: dict[str, Any],
+    model: dict[str, Any],
+    kind: str,
+    pieces: Mapping[str, int],
+    new: Mapping[int, int],
+) -> None:
     """Write the kept tokens and their new ids into a tokenizer's description, in place."""
     if kind == "Unigram":
         model["vocab"] = [entry for number, entry in enumerate(model["vocab"]) if number in new]
@@ -110,7 +146,9 @@ def _renumber(spec: dict[str, Any], model: dict[str, Any], kind: str, pieces: Ma
     if kind == "BPE":
         prefix, kept = model.get("continuing_subword_prefix") or "", model["vocab"]
         model["merges"] = [
-            [left, right] for left, right in _merges(model) if left in kept and right in kept and left + right.removeprefix(prefix) in kept
+            [left, right]
+            for left, right in _merges(model)
+            if left in kept and right in kept and left + right.removeprefix(prefix) in kept
         ]
     for token in spec.get("added_tokens") or []:
         token["id"] = new[token["id"]]
@@ -138,10 +176,14 @@ def prune_embeddings(module: TransformerModel | StaticModel, old: np.ndarray) ->
     """
     rows = torch.from_numpy(old)
     if isinstance(module, StaticModel):
-        module.table = nn.Parameter(module.table.detach()[rows].clone(), requires_grad=module.table.requires_grad)
+        module.table = nn.Parameter(
+            module.table.detach()[rows].clone(), requires_grad=module.table.requires_grad
+        )
         return
     table = module.backbone.get_input_embeddings().weight.detach()
-    replace_embeddings(module, table[rows].clone(), {int(number): i for i, number in enumerate(old)})
+    replace_embeddings(
+        module, table[rows].clone(), {int(number): i for i, number in enumerate(old)}
+    )
 
 
 def replace_embeddings(module: TransformerModel, rows: Tensor, place: Mapping[int, int]) -> None:

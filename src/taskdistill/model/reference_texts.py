@@ -30,5 +30,13 @@ _LONG = (
     "Der Vertrag regelt die Lieferung, die Zahlung und die Haftung beider Seiten. ",
     "光合成は、植物が光のエネルギーを使って糖を作る働きである。",
 )
-TEXTS = (*golden.TEXTS, *_MORE, _LONG[0] * 3, _LONG[0] * 12, _LONG[1] * 4, _LONG[1] * 10, _LONG[2] * 8)
+TEXTS = (
+    *golden.TEXTS,
+    *_MORE,
+    _LONG[0] * 3,
+    _LONG[0] * 12,
+    _LONG[1] * 4,
+    _LONG[1] * 10,
+    _LONG[2] * 8,
+)
 """The fixed texts, 32 of them: several scripts, code, numbers, one token to about two hundred."""

@@ -26,26 +26,50 @@ def set_rope_theta(backbone: PreTrainedModel, theta: float) -> None:
     """
     kind, chosen = backbone.config.model_type, _rope_settings(backbone.config)
     if not chosen:
-        lacks = "a theta for each layer" if getattr(backbone.config, "rope_parameters", None) else "no rotary positions"
-        raise BadInput(f"rope_theta {theta} has no effect: a {kind} backbone has {lacks}; remove the key")
+        lacks = (
+            "a theta for each layer"
+            if getattr(backbone.config, "rope_parameters", None)
+            else "no rotary positions"
+        )
+        raise BadInput(
+            f"rope_theta {theta} has no effect: a {kind} backbone has {lacks}; remove the key"
+        )
     rotary = {
         name: module
         for name, module in backbone.named_modules()
         if any(key.endswith("inv_freq") for key, _ in module.named_buffers(recurse=False))
     }
-    own = [getattr(getattr(module, "config", None), "rope_parameters", None) for module in rotary.values()]
-    rebuilt = bool(own) and all(settings == backbone.config.rope_parameters for settings in own)  # else a layer has its own theta
+    own = [
+        getattr(getattr(module, "config", None), "rope_parameters", None)
+        for module in rotary.values()
+    ]
+    rebuilt = bool(own) and all(
+        settings == backbone.config.rope_parameters for settings in own
+    )  # else a layer has its own theta
     thetas = [settings["rope_theta"] for settings in chosen]
     for settings in chosen:
         settings["rope_theta"] = float(theta)
     if rebuilt:
-        made = {name: type(module)(config=backbone.config).to(backbone.device) for name, module in rotary.items()}  # type: ignore[call-arg]
-        old = [(value, made[name].get_buffer(key)) for name in rotary for key, value in rotary[name].named_buffers()]
-        rebuilt = set(thetas) == {theta} or backbone.device.type == "meta" or not all(torch.equal(*pair) for pair in old)
+        made = {
+            name: type(module)(config=backbone.config).to(backbone.device)
+            for name, module in rotary.items()
+        }  # type: ignore[call-arg]
+        old = [
+            (value, made[name].get_buffer(key))
+            for name in rotary
+            for key, value in rotary[name].named_buffers()
+        ]
+        rebuilt = (
+            set(thetas) == {theta}
+            or backbone.device.type == "meta"
+            or not all(torch.equal(*pair) for pair in old)
+        )
     if not rebuilt:
         for settings, own_theta in zip(chosen, thetas, strict=True):
             settings["rope_theta"] = own_theta
-        raise BadInput(f"rope_theta {theta} has no effect: the frequencies of a {kind} backbone cannot be rebuilt from it; remove the key")
+        raise BadInput(
+            f"rope_theta {theta} has no effect: the frequencies of a {kind} backbone cannot be rebuilt from it; remove the key"
+        )
     for name, module in made.items():
         backbone.set_submodule(name, module)
 
@@ -61,8 +85,14 @@ def check_frequencies(backbone: PreTrainedModel, where: object) -> None:
         BadInput: If a frequency is no finite number.
     """
     for name, value in backbone.named_buffers():
-        if name.endswith("inv_freq") and value.device.type != "meta" and not bool(torch.isfinite(value).all()):
-            raise BadInput(f"{where}: the rotary frequencies are not finite; correct rope_parameters ({backbone.config.rope_parameters})")
+        if (
+            name.endswith("inv_freq")
+            and value.device.type != "meta"
+            and not bool(torch.isfinite(value).all())
+        ):
+            raise BadInput(
+                f"{where}: the rotary frequencies are not finite; correct rope_parameters ({backbone.config.rope_parameters})"
+            )
 
 
 def rope_theta(backbone: PreTrainedModel) -> float | None:
@@ -81,11 +111,17 @@ def rope_theta(backbone: PreTrainedModel) -> float | None:
 def _rope_settings(config: PretrainedConfig) -> list[dict[str, Any]]:
     """Find the settings that hold the theta: one for all layers, or those of the kinds of layers that see whole texts."""
     rope = getattr(config, "rope_parameters", None)
-    by_layer = any("rope_theta" in key and isinstance(value, list) for key, value in vars(config).items())
+    by_layer = any(
+        "rope_theta" in key and isinstance(value, list) for key, value in vars(config).items()
+    )
     if not isinstance(rope, dict) or by_layer:
         return []
     used = set(getattr(config, "layer_types", None) or rope)
-    kinds = {kind: own for kind, own in rope.items() if kind in used and isinstance(own, dict) and "rope_theta" in own}
+    kinds = {
+        kind: own
+        for kind, own in rope.items()
+        if kind in used and isinstance(own, dict) and "rope_theta" in own
+    }
     if not kinds:
         return [rope] if "rope_theta" in rope else []
     whole = [own for kind, own in kinds.items() if not WINDOWED_LAYERS.search(kind)]

@@ -39,11 +39,21 @@ ITEM_BYTES = {
 WEIGHT_TYPES = frozenset({"F32", "F16", "BF16"})
 
 CODE_KEYS = frozenset(
-    {"auto_map", "custom_pipelines", "custom_generate", "trust_remote_code", "quantization_config", "kernel_config", "use_kernels"}
+    {
+        "auto_map",
+        "custom_pipelines",
+        "custom_generate",
+        "trust_remote_code",
+        "quantization_config",
+        "kernel_config",
+        "use_kernels",
+    }
 )
 """Configuration keys that make a loader fetch, import or choose code."""
 
-ATTENTIONS = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
+ATTENTIONS = frozenset(
+    {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}
+)
 ATTENTION_KEY = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
@@ -70,7 +80,9 @@ def check_file(path: Path, folder: Path) -> None:
     real, root = path.resolve(), folder.resolve()
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
     if not real.is_relative_to(root) and not real.is_relative_to(blobs):
-        raise BadInput(f"{path} is a link to {real}, outside the model folder; copy the file itself into the folder")
+        raise BadInput(
+            f"{path} is a link to {real}, outside the model folder; copy the file itself into the folder"
+        )
 
 
 def check_folder_files(folder: Path) -> None:
@@ -85,8 +97,15 @@ def check_folder_files(folder: Path) -> None:
     for path in sorted([*folder.glob("*"), *folder.glob("*_*/*"), *folder.glob("adapters/*/*")]):
         if path.suffix in {".json", ".safetensors", ".txt", ".model"}:
             check_file(path, folder)
-        if path.suffix == ".json" and path.name != "tokenizer.json" and path.is_file() and path.stat().st_size > JSON_LIMIT:
-            raise BadInput(f"{path} has {path.stat().st_size} bytes, at most {JSON_LIMIT} are accepted; it is no configuration file")
+        if (
+            path.suffix == ".json"
+            and path.name != "tokenizer.json"
+            and path.is_file()
+            and path.stat().st_size > JSON_LIMIT
+        ):
+            raise BadInput(
+                f"{path} has {path.stat().st_size} bytes, at most {JSON_LIMIT} are accepted; it is no configuration file"
+            )
     if (folder / "adapter_config.json").exists():
         raise BadInput(
             f"{folder}/adapter_config.json names another base model to load; merge the adapter first, or keep it below adapters/"
@@ -135,7 +154,9 @@ def remote_code_keys(raw: Any) -> list[str]:
 def _names_code(key: str, value: Any) -> bool:
     if key in CODE_KEYS:
         return bool(value)
-    return ATTENTION_KEY.fullmatch(key) is not None and value is not None and value not in ATTENTIONS
+    return (
+        ATTENTION_KEY.fullmatch(key) is not None and value is not None and value not in ATTENTIONS
+    )
 
 
 def check_safetensors(path: Path) -> dict[str, TensorHeader]:
@@ -158,12 +179,17 @@ def check_safetensors(path: Path) -> dict[str, TensorHeader]:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
         if not 2 <= length <= min(HEADER_LIMIT, size - 8):
-            raise _malformed(path, f"its header claims {length} bytes, the file has {size}, at most {HEADER_LIMIT} are accepted")
+            raise _malformed(
+                path,
+                f"its header claims {length} bytes, the file has {size}, at most {HEADER_LIMIT} are accepted",
+            )
         text = stream.read(length)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_repeats)
     except (ValueError, RecursionError) as error:
-        raise _malformed(path, f"its header is no JSON object with unique names ({error})") from None
+        raise _malformed(
+            path, f"its header is no JSON object with unique names ({error})"
+        ) from None
     if not isinstance(header, dict):
         raise _malformed(path, "its header is no JSON object")
     return _check_layout(path, header, size - 8 - length)
@@ -175,7 +201,11 @@ def _check_layout(path: Path, header: Mapping[str, Any], data: int) -> dict[str,
         if name == "__metadata__":
             continue
         try:
-            dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+            dtype, shape, (begin, end) = (
+                value["dtype"],
+                tuple(value["shape"]),
+                value["data_offsets"],
+            )
             numbers = [*shape, begin, end]
             good = dtype in ITEM_BYTES and all(type(n) is int and n >= 0 for n in numbers)
         except (TypeError, KeyError, ValueError):
@@ -184,7 +214,8 @@ def _check_layout(path: Path, header: Mapping[str, Any], data: int) -> dict[str,
             raise _malformed(path, f"the entry of tensor {name[:80]!r} is malformed")
         if math.prod(shape) * ITEM_BYTES[dtype] != end - begin or end > data:
             raise _malformed(
-                path, f"tensor {name[:80]!r} of shape {list(shape)} and type {dtype} does not fill bytes {begin} to {end} of {data}"
+                path,
+                f"tensor {name[:80]!r} of shape {list(shape)} and type {dtype} does not fill bytes {begin} to {end} of {data}",
             )
         entries[name] = TensorHeader(dtype, shape)
         extents.append((begin, end))
@@ -222,18 +253,26 @@ def check_weights(folder: Path) -> dict[str, TensorHeader]:
         table = json.loads(index.read_text("utf-8"))["weight_map"]
         shards = sorted(set(table.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BadInput(f"{index} is no index of shards ({error}); copy the model folder again") from None
+        raise BadInput(
+            f"{index} is no index of shards ({error}); copy the model folder again"
+        ) from None
     found: dict[str, TensorHeader] = {}
     for shard in shards:
         if not isinstance(shard, str) or shard in {".", ".."} or "/" in shard or "\\" in shard:
-            raise BadInput(f"{index} names the file {shard!r}, outside the model folder; shards lie beside their index")
+            raise BadInput(
+                f"{index} names the file {shard!r}, outside the model folder; shards lie beside their index"
+            )
         check_file(folder / shard, folder)
         for name, entry in check_safetensors(folder / shard).items():
             if table.get(name) != shard or name in found:
-                raise BadInput(f"{index} and {shard} disagree about tensor {name[:80]!r}; copy the model folder again")
+                raise BadInput(
+                    f"{index} and {shard} disagree about tensor {name[:80]!r}; copy the model folder again"
+                )
             found[name] = entry
     if missing := sorted(table.keys() - found.keys()):
-        raise BadInput(f"{index} lists {len(missing)} tensors that no shard holds, {missing[:3]} first; copy the model folder again")
+        raise BadInput(
+            f"{index} lists {len(missing)} tensors that no shard holds, {missing[:3]} first; copy the model folder again"
+        )
     return found
 
 
@@ -260,11 +299,24 @@ def check_fits(
         BadInput: On a missing, unknown, misshapen or mistyped tensor; heads of other uses, such as `lm_head`, are passed over.
     """
     known = {name for form in needed for name in form}
-    inside = [name for name in header if prefix and name not in known and name.startswith(f"{prefix}.")]
-    read = {name: entry for name, entry in header.items() if not passed_over or not name.startswith(passed_over)}
+    inside = [
+        name for name in header if prefix and name not in known and name.startswith(f"{prefix}.")
+    ]
+    read = {
+        name: entry
+        for name, entry in header.items()
+        if not passed_over or not name.startswith(passed_over)
+    }
     if inside:  # the file of a model with a head: what stands beside the base belongs to the head
-        read = {name: entry for name, entry in read.items() if name in known or name.startswith(f"{prefix}.")}
-    held = {(aliases or {}).get(plain := _plain(name, prefix, known), plain): entry for name, entry in read.items()}
+        read = {
+            name: entry
+            for name, entry in read.items()
+            if name in known or name.startswith(f"{prefix}.")
+        }
+    held = {
+        (aliases or {}).get(plain := _plain(name, prefix, known), plain): entry
+        for name, entry in read.items()
+    }
     told = []
     for form in needed:
         missing = sorted(form.keys() - held.keys())
@@ -277,9 +329,13 @@ def check_fits(
         )
     for name, shape in form.items():
         if held[name].shape != shape:
-            raise BadInput(f"{path}: {name} has shape {list(held[name].shape)}, its config.json asks for {list(shape)}")
+            raise BadInput(
+                f"{path}: {name} has shape {list(held[name].shape)}, its config.json asks for {list(shape)}"
+            )
         if held[name].dtype not in WEIGHT_TYPES:
-            raise BadInput(f"{path}: {name} has type {held[name].dtype}; weights are read as {', '.join(sorted(WEIGHT_TYPES))}")
+            raise BadInput(
+                f"{path}: {name} has type {held[name].dtype}; weights are read as {', '.join(sorted(WEIGHT_TYPES))}"
+            )
 
 
 OTHER_USES = re.compile(
@@ -291,7 +347,11 @@ def _plain(name: str, prefix: str, known: Collection[str]) -> str:
     """Write a name as the bare model has it."""
     if name not in known and prefix:
         name = name.removeprefix(f"{prefix}.")
-    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+    return re.sub(
+        r"LayerNorm\.gamma$",
+        "LayerNorm.weight",
+        re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name),
+    )
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,13 @@ from taskdistill.model.configuration import refuse_code
 from taskdistill.model.safety import check_weights
 from taskdistill.model.tokenizer import TextTokenizer
 
-_QWEN3 = {"model_type": "qwen3", "head_dim": 128, "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+_QWEN3 = {
+    "model_type": "qwen3",
+    "head_dim": 128,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
 KNOWN: Mapping[str, Mapping[str, Any]] = {
     "Qwen/Qwen3-0.6B-Base": {
         **_QWEN3,
@@ -69,10 +75,16 @@ class ModelSketch:
         Returns:
             The tokenizer, or None where its file is not at hand.
         """
-        return TextTokenizer.load(self.folder) if self.folder is not None and (self.folder / "tokenizer.json").is_file() else None
+        return (
+            TextTokenizer.load(self.folder)
+            if self.folder is not None and (self.folder / "tokenizer.json").is_file()
+            else None
+        )
 
 
-def sketch(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> ModelSketch:
+def sketch(
+    model: str, revision: str | None = None, *, trust_remote_code: bool = False
+) -> ModelSketch:
     """Build the architecture of a model from its configuration alone; no weight is allocated or fetched.
 
     Args:
@@ -99,14 +111,21 @@ def sketch(model: str, revision: str | None = None, *, trust_remote_code: bool =
 
 
 def _folder(model: str, revision: str | None) -> Path | None:
-    if Path(model).is_dir() or model == EMBEDDED or model.count("/") != 1 or model.startswith((".", "/")):
+    if (
+        Path(model).is_dir()
+        or model == EMBEDDED
+        or model.count("/") != 1
+        or model.startswith((".", "/"))
+    ):
         return resolve(model)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     name, _, said = model.partition("@")
     try:
-        folder = Path(snapshot_download(name, revision=revision or said or None, allow_patterns=["*.json"]))
+        folder = Path(
+            snapshot_download(name, revision=revision or said or None, allow_patterns=["*.json"])
+        )
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         if name in KNOWN:
             return None
@@ -117,5 +136,7 @@ def _folder(model: str, revision: str | None) -> Path | None:
     if not (folder / "config.json").is_file():
         if name in KNOWN:
             return None
-        raise BadInput(f"{model} has no config.json, so its size is not known; name a model that has one")
+        raise BadInput(
+            f"{model} has no config.json, so its size is not known; name a model that has one"
+        )
     return folder

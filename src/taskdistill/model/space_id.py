@@ -62,7 +62,11 @@ def memory_files(model: Model) -> dict[str, str]:
         What stands for `Model.files`.
     """
     tokenizer = hashlib.sha256(model.tokenizer.to_json().encode()).hexdigest()
-    return {"weights": weights_hash(model.module), "tokenizer.json": tokenizer, "pooling": _pooling(model)}
+    return {
+        "weights": weights_hash(model.module),
+        "tokenizer.json": tokenizer,
+        "pooling": _pooling(model),
+    }
 
 
 def _pooling(model: Model) -> str:

@@ -13,7 +13,14 @@ from transformers import PreTrainedModel
 
 from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.model.backbone import first_position
-from taskdistill.model.families import Batching, batching_of, check_ids, embedding_scale, own_forward, tolerance_of
+from taskdistill.model.families import (
+    Batching,
+    batching_of,
+    check_ids,
+    embedding_scale,
+    own_forward,
+    tolerance_of,
+)
 from taskdistill.model.lora import set_active_adapter
 from taskdistill.model.packed import ATTENTION, PackedBatch, pack
 from taskdistill.model.pooling import pool
@@ -83,7 +90,11 @@ class TransformerModel(nn.Module):
             BadInput: If the model has no such adapter.
         """
         if task is not None and task not in self.tasks:
-            hint = did_you_mean(task, self.tasks) if self.tasks else "; it has no adapters, so leave the task out"
+            hint = (
+                did_you_mean(task, self.tasks)
+                if self.tasks
+                else "; it has no adapters, so leave the task out"
+            )
             raise BadInput(f"this model has no adapter for task {task!r}{hint}")
         set_active_adapter(self.backbone, task)
 
@@ -114,7 +125,9 @@ class TransformerModel(nn.Module):
         try:
             expected = self.eval().hidden(packed)
             random = not _near(self.train().hidden(packed), expected)
-            rows = table and not _near(self.eval().hidden(packed, self.token_vectors(packed)), expected)
+            rows = table and not _near(
+                self.eval().hidden(packed, self.token_vectors(packed)), expected
+            )
         finally:
             self.train(training)
         if random:
@@ -141,20 +154,36 @@ class TransformerModel(nn.Module):
         if self.batching is Batching.PACKED:
             name = "input_ids" if token_vectors is None else "inputs_embeds"
             positions = packed.positions + self.first_position
-            states = self.backbone(**{name: tokens[None]}, position_ids=positions[None], groups=packed.groups, use_cache=False)
+            states = self.backbone(
+                **{name: tokens[None]},
+                position_ids=positions[None],
+                groups=packed.groups,
+                use_cache=False,
+            )
             return states.last_hidden_state[0]  # type: ignore[no-any-return]
         if self.batching is Batching.PADDED:
-            return torch.cat([self._padded(tokens, runs) for runs in like_lengths(packed.groups.runs)])
-        runs = [tokens[first : first + n * length].view(n, length, *tokens.shape[1:]) for first, n, length in packed.groups.runs]
+            return torch.cat(
+                [self._padded(tokens, runs) for runs in like_lengths(packed.groups.runs)]
+            )
+        runs = [
+            tokens[first : first + n * length].view(n, length, *tokens.shape[1:])
+            for first, n, length in packed.groups.runs
+        ]
         return torch.cat([own_forward(self.backbone, run).flatten(0, 1) for run in runs])
 
     def _padded(self, tokens: Tensor, runs: Sequence[tuple[int, int, int]]) -> Tensor:
         """Run texts of like length as one batch, padded on the right by their own last tokens, which the mask hides."""
-        lengths = torch.tensor([length for _, count, length in runs for _ in range(count)], device=tokens.device)
+        lengths = torch.tensor(
+            [length for _, count, length in runs for _ in range(count)], device=tokens.device
+        )
         starts = lengths.cumsum(0) - lengths + runs[0][0]
         places = torch.arange(runs[-1][2], device=tokens.device)
         mask = places < lengths[:, None]
-        states = own_forward(self.backbone, tokens[starts[:, None] + places.minimum(lengths[:, None] - 1)], mask.long())
+        states = own_forward(
+            self.backbone,
+            tokens[starts[:, None] + places.minimum(lengths[:, None] - 1)],
+            mask.long(),
+        )
         return states[mask]
 
     def pooled(self, packed: PackedBatch, token_vectors: Tensor | None = None) -> Tensor:
@@ -237,4 +266,6 @@ class StaticModel(nn.Module):
         flat = np.concatenate(ids).astype(np.int64) if len(ids) else np.zeros(0, np.int64)
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])[:-1].astype(np.int64))
         device = self.table.device
-        return F.embedding_bag(torch.from_numpy(flat).to(device), self.table, offsets.to(device), mode="mean")
+        return F.embedding_bag(
+            torch.from_numpy(flat).to(device), self.table, offsets.to(device), mode="mean"
+        )

@@ -67,7 +67,9 @@ class TextTokenizer:
         """
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise BadInput(f"{folder} has no tokenizer.json; save the model with a fast tokenizer (AutoTokenizer(...).save_pretrained)")
+            raise BadInput(
+                f"{folder} has no tokenizer.json; save the model with a fast tokenizer (AutoTokenizer(...).save_pretrained)"
+            )
         rows = check_tokenizer(path)
         try:
             made = cls(Tokenizer.from_file(str(path)), special=special)
@@ -106,7 +108,9 @@ class TextTokenizer:
             BadInput: If `max_length` leaves no room for a token of text.
         """
         if max_length <= self.own_tokens:
-            raise BadInput(f"max_length {max_length} leaves no room for text beside {self.own_tokens} special tokens; give a larger one")
+            raise BadInput(
+                f"max_length {max_length} leaves no room for text beside {self.own_tokens} special tokens; give a larger one"
+            )
         cap = max_length * CHARACTERS_PER_TOKEN
         cut = [text[:cap] if len(text) > cap else text for text in texts]
         ids, truncated = self._encode([prompt + text for text in cut], max_length)
@@ -164,7 +168,9 @@ class TextTokenizer:
             return
         number = self.backend.token_to_id(token)
         if number is None:
-            raise BadInput(f"the tokenizer has no token {token!r} to end a text with; name one of its special tokens")
+            raise BadInput(
+                f"the tokenizer has no token {token!r} to end a text with; name one of its special tokens"
+            )
         spec = json.loads(self.backend.to_str())
         spec["post_processor"] = _ending(spec.get("post_processor"), token, number)
         self.backend = Tokenizer.from_str(json.dumps(spec))
@@ -184,13 +190,19 @@ class TextTokenizer:
             self._set_limit(max_length)
             try:
                 with _whole_characters(texts):
-                    encodings = self.backend.encode_batch_fast(texts, add_special_tokens=self.special)
+                    encodings = self.backend.encode_batch_fast(
+                        texts, add_special_tokens=self.special
+                    )
             except BaseException as error:  # a Rust panic is no Exception
                 if type(error).__name__ != "PanicException":
                     raise
-                raise WorkFailed(f"the tokenizer gave up on a text ({error}); its pattern may be too slow for it") from None
+                raise WorkFailed(
+                    f"the tokenizer gave up on a text ({error}); its pattern may be too slow for it"
+                ) from None
         ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
-        truncated = np.fromiter((bool(encoding.overflowing) for encoding in encodings), dtype=bool, count=len(encodings))
+        truncated = np.fromiter(
+            (bool(encoding.overflowing) for encoding in encodings), dtype=bool, count=len(encodings)
+        )
         return ids, truncated
 
 
@@ -231,18 +243,28 @@ def end_token(folder: Path) -> str | None:
 
 def _ending(before: dict[str, Any] | None, token: str, number: int) -> dict[str, Any]:
     """Add an end-of-sequence token to the last template of a post-processor, or a template to a post-processor without one."""
-    parts = [] if before is None else before["processors"] if before["type"] == "Sequence" else [before]
+    parts = (
+        [] if before is None else before["processors"] if before["type"] == "Sequence" else [before]
+    )
     if not (parts and parts[-1]["type"] == "TemplateProcessing"):
         one: list[Any] = [{"Sequence": {"id": "A", "type_id": 0}}]
         two = [*one, {"Sequence": {"id": "B", "type_id": 1}}]
-        parts = [*parts, {"type": "TemplateProcessing", "single": one, "pair": two, "special_tokens": {}}]
+        parts = [
+            *parts,
+            {"type": "TemplateProcessing", "single": one, "pair": two, "special_tokens": {}},
+        ]
     template = parts[-1]
     ends = {kind: {"SpecialToken": {"id": token, "type_id": kind}} for kind in (0, 1)}
-    second = next(i for i, piece in enumerate(template["pair"]) if piece.get("Sequence", {}).get("id") == "B")
+    second = next(
+        i for i, piece in enumerate(template["pair"]) if piece.get("Sequence", {}).get("id") == "B"
+    )
     made = {
         **template,
         "single": [*template["single"], ends[0]],
         "pair": [*template["pair"][:second], ends[0], *template["pair"][second:], ends[1]],
-        "special_tokens": {**template["special_tokens"], token: {"id": token, "ids": [number], "tokens": [token]}},
+        "special_tokens": {
+            **template["special_tokens"],
+            token: {"id": token, "ids": [number], "tokens": [token]},
+        },
     }
     return {"type": "Sequence", "processors": [*parts[:-1], made]} if len(parts) > 1 else made

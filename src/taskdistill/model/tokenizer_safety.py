@@ -46,7 +46,9 @@ PRE_TOKENIZERS = frozenset(
         "UnicodeScripts",
     }
 )
-POST_PROCESSORS = frozenset({"Sequence", "TemplateProcessing", "BertProcessing", "RobertaProcessing", "ByteLevel"})
+POST_PROCESSORS = frozenset(
+    {"Sequence", "TemplateProcessing", "BertProcessing", "RobertaProcessing", "ByteLevel"}
+)
 
 REPLACEMENT_LIMIT = 8
 """Characters that a normaliser may put in place of one match or before a text."""
@@ -78,18 +80,26 @@ def check_tokenizer(path: Path) -> int:
     """
     size = path.stat().st_size
     if size > SIZE_LIMIT:
-        raise BadInput(f"{path} has {size} bytes, at most {SIZE_LIMIT} are accepted; it is no tokenizer")
+        raise BadInput(
+            f"{path} has {size} bytes, at most {SIZE_LIMIT} are accepted; it is no tokenizer"
+        )
     try:
         spec = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path} is not valid JSON ({error}), perhaps cut short; copy it again") from None
+        raise BadInput(
+            f"{path} is not valid JSON ({error}), perhaps cut short; copy it again"
+        ) from None
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
-        raise BadInput(f"{path} holds no tokenizer: an object with `model` is needed; copy it again")
+        raise BadInput(
+            f"{path} holds no tokenizer: an object with `model` is needed; copy it again"
+        )
     try:
         _check_steps(path, spec)
         return _rows(path, spec)
     except (TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise BadInput(f"{path} is malformed ({type(error).__name__}: {error}); copy it again") from None
+        raise BadInput(
+            f"{path} is malformed ({type(error).__name__}: {error}); copy it again"
+        ) from None
 
 
 def _check_steps(path: Path, spec: Mapping[str, Any]) -> None:
@@ -98,20 +108,27 @@ def _check_steps(path: Path, spec: Mapping[str, Any]) -> None:
         if step["type"] in {"Replace", "Prepend"}:
             content = step["content"] if step["type"] == "Replace" else step["prepend"]
             if len(content) > REPLACEMENT_LIMIT:
-                raise BadInput(f"{path}: a normaliser puts in {len(content)} characters at once, at most {REPLACEMENT_LIMIT} are accepted")
+                raise BadInput(
+                    f"{path}: a normaliser puts in {len(content)} characters at once, at most {REPLACEMENT_LIMIT} are accepted"
+                )
             replaces += 1
             plain = step.get("pattern", {}).get("String", "")
             growing += len(content) > max(1, len(plain))
         if "pattern" in step:
             _check_pattern(path, step["pattern"])
     if replaces > REPLACE_LIMIT or growing > 2:
-        raise BadInput(f"{path}: {replaces} replacements, {growing} of which lengthen the text; at most {REPLACE_LIMIT} and 2 are accepted")
+        raise BadInput(
+            f"{path}: {replaces} replacements, {growing} of which lengthen the text; at most {REPLACE_LIMIT} and 2 are accepted"
+        )
     for step in _steps(path, spec.get("pre_tokenizer"), "pretokenizers", PRE_TOKENIZERS):
         if "pattern" in step:
             _check_pattern(path, step["pattern"])
     for step in _steps(path, spec.get("post_processor"), "processors", POST_PROCESSORS):
         ids = [token["ids"] for token in (step.get("special_tokens") or {}).values()]
-        if max([len(step.get("single") or []), len(step.get("pair") or []), *map(len, ids)]) > SPECIAL_LIMIT:
+        if (
+            max([len(step.get("single") or []), len(step.get("pair") or []), *map(len, ids)])
+            > SPECIAL_LIMIT
+        ):
             raise BadInput(f"{path}: a text would get more than {SPECIAL_LIMIT} special tokens")
 
 
@@ -120,7 +137,9 @@ def _steps(path: Path, step: Any, inner: str, known: frozenset[str]) -> Iterator
     if step is None:
         return
     if step["type"] not in known:
-        raise BadInput(f"{path} asks for the step {step['type']!r}; accepted here are {', '.join(sorted(known))}")
+        raise BadInput(
+            f"{path} asks for the step {step['type']!r}; accepted here are {', '.join(sorted(known))}"
+        )
     if step["type"] == "Sequence":
         for part in step[inner]:
             yield from _steps(path, part, inner, known)
@@ -188,13 +207,23 @@ def _without_classes(text: str) -> str:
 def _rows(path: Path, spec: Mapping[str, Any]) -> int:
     model = spec["model"]
     if model.get("type", "BPE") not in MODELS:
-        raise BadInput(f"{path} has a model of type {model.get('type')!r}; accepted are {', '.join(sorted(MODELS))}")
+        raise BadInput(
+            f"{path} has a model of type {model.get('type')!r}; accepted are {', '.join(sorted(MODELS))}"
+        )
     if model.get("max_input_chars_per_word", 0) > WORD_LIMIT:
-        raise BadInput(f"{path}: max_input_chars_per_word is {model['max_input_chars_per_word']}, at most {WORD_LIMIT} is accepted")
+        raise BadInput(
+            f"{path}: max_input_chars_per_word is {model['max_input_chars_per_word']}, at most {WORD_LIMIT} is accepted"
+        )
     vocabulary = model["vocab"]
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+    ids = (
+        list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+    )
     ids += [token["id"] for token in spec.get("added_tokens") or []]
-    ids += [number for step in _steps(path, spec.get("post_processor"), "processors", POST_PROCESSORS) for number in _special_ids(step)]
+    ids += [
+        number
+        for step in _steps(path, spec.get("post_processor"), "processors", POST_PROCESSORS)
+        for number in _special_ids(step)
+    ]
     if any(type(number) is not int or not 0 <= number < TOKEN_LIMIT for number in ids):
         raise BadInput(f"{path} holds a token id that is not between 0 and {TOKEN_LIMIT}")
     return max(ids, default=-1) + 1
@@ -203,4 +232,6 @@ def _rows(path: Path, spec: Mapping[str, Any]) -> int:
 def _special_ids(step: Mapping[str, Any]) -> list[int]:
     if step["type"] in {"BertProcessing", "RobertaProcessing"}:
         return [step["sep"][1], step["cls"][1]]
-    return [number for token in (step.get("special_tokens") or {}).values() for number in token["ids"]]
+    return [
+        number for token in (step.get("special_tokens") or {}).values() for number in token["ids"]
+    ]

@@ -57,11 +57,18 @@ def run_card(run: RunContext, model: Model, results: Mapping[str, Any] | None) -
         base_licence=base_licence,
         teacher_licence=teacher_licence(recipe),
         licence=recipe.licence,
-        parameters=sum(p.numel() for name, p in model.module.named_parameters() if "lora_" not in name),
+        parameters=sum(
+            p.numel() for name, p in model.module.named_parameters() if "lora_" not in name
+        ),
         command=TRAIN.format(run=run.out.name),
         hashes={"recipe": recipe.digest()[:16], "data": run.inputs.digest()[:16]},
         versions=versions(),
-        warnings=[line.removeprefix("warning: ") for course in courses(run.log) for line in course.lines()[:1] if course.change < 0],
+        warnings=[
+            line.removeprefix("warning: ")
+            for course in courses(run.log)
+            for line in course.lines()[:1]
+            if course.change < 0
+        ],
     )
 
 
@@ -74,7 +81,9 @@ def teacher_licence(recipe: Recipe) -> str | None:
     Returns:
         What the recipe states, or the embedded teacher's own; None if it is not stated.
     """
-    return recipe.teacher.licence or (EMBEDDED_LICENCE if recipe.teacher.model == EMBEDDED else None)
+    return recipe.teacher.licence or (
+        EMBEDDED_LICENCE if recipe.teacher.model == EMBEDDED else None
+    )
 
 
 def _base(recipe: Recipe) -> tuple[str | None, str | None]:
@@ -94,7 +103,9 @@ def _shown(model: str) -> str:
 def _used(run: RunContext) -> dict[str, Any]:
     """Return the recipe as plain data, with the sources that were read, and no place on this machine."""
     said = run.recipe.model_dump(mode="json")
-    sources = {name: each for name, each in said["data"]["sources"].items() if name in run.inputs.datasets}
+    sources = {
+        name: each for name, each in said["data"]["sources"].items() if name in run.inputs.datasets
+    }
     for each in sources.values():
         each["path"] = Path(each["path"]).name if Path(each["path"]).is_absolute() else each["path"]
     said["data"]["sources"] = sources
@@ -118,12 +129,19 @@ def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[d
     records = results["scores"]
     data = run.recipe.evaluation.root or run.recipe.data.root
     where = f"{run.out.name}-data" if data == "docstrings" else Path(data).name
-    most = f" --max-queries {run.recipe.evaluation.max_queries}" if run.recipe.evaluation.max_queries else ""
+    most = (
+        f" --max-queries {run.recipe.evaluation.max_queries}"
+        if run.recipe.evaluation.max_queries
+        else ""
+    )
     probe = " --full-train" if run.recipe.evaluation.full_train else ""
     rows = []
     for each in results["sets"]:
         name, kind = each["name"], Kind(each["kind"])
-        for shown, task in ((BASE if run.recipe.stage1 is not None else STATIC, None), (ADAPTERS, TASK[kind].value)):
+        for shown, task in (
+            (BASE if run.recipe.stage1 is not None else STATIC, None),
+            (ADAPTERS, TASK[kind].value),
+        ):
             record = records.get(shown, {}).get(name)
             if record is None or (task is not None and task not in model.module.tasks):
                 continue
@@ -137,7 +155,9 @@ def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[d
                     "interval": record["interval"],
                     "teacher": records.get(TEACHER, {}).get(name, {}).get("score"),
                     "language": name_and_language(name)[1] or None,
-                    "command": TRAIN.format(run=run.out.name) if task is None and model.module.tasks else again,
+                    "command": TRAIN.format(run=run.out.name)
+                    if task is None and model.module.tasks
+                    else again,
                 }
             )
     return rows

@@ -17,7 +17,9 @@ from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, StaticConfig
 from taskdistill.recipe.recipe import Recipe
 
 
-def check_fit(recipe: Recipe, root: Path, module: TransformerModel, teacher_dim: int | None) -> None:
+def check_fit(
+    recipe: Recipe, root: Path, module: TransformerModel, teacher_dim: int | None
+) -> None:
     """Check what a recipe alone cannot show.
 
     Args:
@@ -33,7 +35,9 @@ def check_fit(recipe: Recipe, root: Path, module: TransformerModel, teacher_dim:
     check_sets(recipe, root)
 
 
-def check_student(recipe: Recipe, module: TransformerModel, teacher_dims: Sequence[int | None]) -> None:
+def check_student(
+    recipe: Recipe, module: TransformerModel, teacher_dims: Sequence[int | None]
+) -> None:
     """Check settings against the student and the sizes of the teachers.
 
     Args:
@@ -45,7 +49,11 @@ def check_student(recipe: Recipe, module: TransformerModel, teacher_dims: Sequen
         BadInput: On the first setting that does not fit.
     """
     width = None if None in teacher_dims else sum(dim or 0 for dim in teacher_dims)
-    if recipe.stage1 is not None and recipe.stage1.projection == "none" and width not in (None, module.embedding_dim):
+    if (
+        recipe.stage1 is not None
+        and recipe.stage1.projection == "none"
+        and width not in (None, module.embedding_dim)
+    ):
         raise BadInput(
             f"stage1.projection is none, but the teacher has {width} dimensions and the student {module.embedding_dim}; set it to student"
         )
@@ -53,7 +61,9 @@ def check_student(recipe: Recipe, module: TransformerModel, teacher_dims: Sequen
         if not isinstance(settings, StaticConfig):
             _check_phase(name, settings, module)
     if over := [dim for dim in recipe.evaluation.dims or [] if dim > module.embedding_dim]:
-        raise BadInput(f"evaluation.dims names {over}, the student's vectors have {module.embedding_dim} dimensions")
+        raise BadInput(
+            f"evaluation.dims names {over}, the student's vectors have {module.embedding_dim} dimensions"
+        )
 
 
 def evaluation_sets(recipe: Recipe, root: Path) -> list[EvalSet]:
@@ -74,19 +84,28 @@ def evaluation_sets(recipe: Recipe, root: Path) -> list[EvalSet]:
     try:
         return find_eval_sets(Path(recipe.evaluation.root or root), recipe.evaluation.sets)
     except BadInput as error:
-        raise BadInput(f"evaluation.sets: {error}; give evaluation.root, or set evaluation.sets to [] to do without") from None
+        raise BadInput(
+            f"evaluation.sets: {error}; give evaluation.root, or set evaluation.sets to [] to do without"
+        ) from None
 
 
 def _check_phase(name: str, settings: PhaseConfig, module: TransformerModel) -> None:
     most = longest_text(module.backbone, 1 << 30)
     lengths = {f"{name}.max_length": settings.max_length}
-    lengths |= {f"{name}.long_sources.{source}": length for source, (_, length) in settings.long_sources.items()}
+    lengths |= {
+        f"{name}.long_sources.{source}": length
+        for source, (_, length) in settings.long_sources.items()
+    }
     for key, length in lengths.items():
         if length > most:
-            raise BadInput(f"{key} is {length}, the student's backbone has positions for {most} tokens; set it to that or less")
+            raise BadInput(
+                f"{key} is {length}, the student's backbone has positions for {most} tokens; set it to that or less"
+            )
     if settings.rope_theta is not None and rope_theta(module.backbone) is None:
         kind = module.backbone.config.model_type
-        raise BadInput(f"{name}.rope_theta has no effect: a {kind} backbone has no rotary positions; remove it")
+        raise BadInput(
+            f"{name}.rope_theta has no effect: a {kind} backbone has no rotary positions; remove it"
+        )
     if isinstance(settings, AdapterConfig):
         try:
             lora_config(module.backbone, targets=settings.target_modules)

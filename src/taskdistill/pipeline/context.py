@@ -24,7 +24,7 @@ from taskdistill.recipe.recipe import FIRST, Recipe, ValidationConfig
 from taskdistill.seeding import torch_seed
 from taskdistill.teacher.protocol import LookupTeacher, RunsHere, Teacher, View, apply_template
 from taskdistill.teacher.store import TeacherStore
-from taskdistill.train.distributed import ALONE, ProcessGroup
+from taskdistill.train.distributed import SINGLE, ProcessGroup
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.loop import Interrupted
 from taskdistill.train.phases import make_plan, static_phase, teacher_needs
@@ -41,13 +41,13 @@ class RunContext:
     inputs: TrainData
     teacher: Teacher
     stores: Mapping[View, TeacherStore]
-    watcher: Progress
+    progress: Progress
     should_stop: Stop
     log: Log
     threads: int
     plans: dict[str, BatchPlan]
     facts: dict[str, Any]
-    processes: ProcessGroup = ALONE
+    processes: ProcessGroup = SINGLE
     profile: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     unusable: set[str] = field(default_factory=set)
@@ -73,9 +73,11 @@ class RunContext:
         Raises:
             Interrupted: If a stop was asked for.
         """
-        self.watcher.count(done, total)
+        self.progress.count(done, total)
         if self.should_stop():
-            raise Interrupted("stopped; what is finished is kept, run the same command again to continue")
+            raise Interrupted(
+                "stopped; what is finished is kept, run the same command again to continue"
+            )
 
     def timed(self, part: str, start: float) -> None:
         """Add the seconds since `start` to a part, and give back the memory that it leaves free.
@@ -86,7 +88,13 @@ class RunContext:
             part: Name of the part.
             start: From the monotonic clock.
         """
-        self.log.write({"part": part, "seconds": time.monotonic() - start, "peak_megabytes": round(peak_megabytes())})
+        self.log.write(
+            {
+                "part": part,
+                "seconds": time.monotonic() - start,
+                "peak_megabytes": round(peak_megabytes()),
+            }
+        )
         trim_memory()
 
     def seconds(self) -> dict[str, float]:
@@ -107,7 +115,14 @@ class RunContext:
         Returns:
             Megabytes; 0 if no part has ended.
         """
-        return max((record.get("peak_megabytes", 0.0) for _, record in read_lines(self.log.path) if "part" in record), default=0.0)
+        return max(
+            (
+                record.get("peak_megabytes", 0.0)
+                for _, record in read_lines(self.log.path)
+                if "part" in record
+            ),
+            default=0.0,
+        )
 
 
 def chooses_weights(during: ValidationConfig | None) -> TypeGuard[ValidationConfig]:
@@ -154,15 +169,25 @@ def deciding_data(recipe: Recipe) -> dict[str, Any]:
             del teacher[key]
         if teacher["dtype"] == "auto":
             del teacher["dtype"]
-    for name, phase in (("stage1", whole["stage1"]), ("long", whole["long"]), *whole["adapters"].items()):
+    for name, phase in (
+        ("stage1", whole["stage1"]),
+        ("long", whole["long"]),
+        *whole["adapters"].items(),
+    ):
         if phase is not None:
-            _leave_out_later(phase, {**LATER, **({"negatives": 0} if name in ("stage1", "long") else {})})
+            _leave_out_later(
+                phase, {**LATER, **({"negatives": 0} if name in ("stage1", "long") else {})}
+            )
             if phase["micro_batch_tokens"] is None:
                 phase["micro_batch_tokens"] = MICRO_BATCH_TOKENS
     return whole
 
 
-LATER: Mapping[str, Any] = {"projection_warmup": None, "projection_weight_decay": None, "menu.kl_temperature": 0.05}
+LATER: Mapping[str, Any] = {
+    "projection_warmup": None,
+    "projection_weight_decay": None,
+    "menu.kl_temperature": 0.05,
+}
 """Settings of phases that came after runs had been begun, with the value that changes nothing: a run from before goes on."""
 
 
@@ -188,28 +213,55 @@ def phase_fingerprint(recipe: Recipe, name: str) -> dict[str, Any]:
         training where they choose the weights.
     """
     phases = recipe.phases()
-    before = ("stage1", "long") if name.startswith("adapters.") else ("stage1",) if name == "long" else ()
+    before = (
+        ("stage1", "long")
+        if name.startswith("adapters.")
+        else ("stage1",)
+        if name == "long"
+        else ()
+    )
     found = {each: phases[each] for each in (*before, name) if each in phases}
     used = sources_of(found)
     whole = deciding_data(recipe)
-    sources = {source: _without_words(value) for source, value in whole["data"]["sources"].items() if source in used}
+    sources = {
+        source: _without_words(value)
+        for source, value in whole["data"]["sources"].items()
+        if source in used
+    }
     return {
         "seed": recipe.seed,
         "precision": whole["precision"],
         "data": {**whole["data"], "sources": sources},
         "teacher": _without_words(
-            {key: value for key, value in whole["teacher"].items() if key not in ("store", "api_key_env", "trained_on")}
+            {
+                key: value
+                for key, value in whole["teacher"].items()
+                if key not in ("store", "api_key_env", "trained_on")
+            }
         ),
         **({"teachers": whole["teachers"], "several": whole["several"]} if recipe.teachers else {}),
         "student": _without_words(whole["student"]),
-        **({"during": whole["evaluation"]["during"]} if chooses_weights(recipe.evaluation.during) else {}),
-        **{each: whole["adapters"][each.removeprefix("adapters.")] if each.startswith("adapters.") else whole[each] for each in found},
+        **(
+            {"during": whole["evaluation"]["during"]}
+            if chooses_weights(recipe.evaluation.during)
+            else {}
+        ),
+        **{
+            each: whole["adapters"][each.removeprefix("adapters.")]
+            if each.startswith("adapters.")
+            else whole[each]
+            for each in found
+        },
     }
 
 
 def _without_words(part: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what only the model card and plan read."""
-    return {key: value for key, value in part.items() if key not in ("licence", "note", "rows", "tokens")}
+    return {
+        key: value
+        for key, value in part.items()
+        if key not in ("licence", "note", "rows", "tokens")
+    }
 
 
 def sources_of(phases: Mapping[str, PhaseConfig | StaticConfig]) -> set[str]:
@@ -236,7 +288,10 @@ def resume_meta(run: RunContext, name: str) -> dict[str, Any]:
     """
     parts = phase_fingerprint(run.recipe, name)
     text = json.dumps(parts, sort_keys=True)
-    return {"recipe": hashlib.sha256(text.encode()).hexdigest(), "data": run.inputs.digest(parts["data"]["sources"])}
+    return {
+        "recipe": hashlib.sha256(text.encode()).hexdigest(),
+        "data": run.inputs.digest(parts["data"]["sources"]),
+    }
 
 
 def made_before(run: RunContext, name: str, folder: Path, kind: str) -> bool:
@@ -256,7 +311,9 @@ def made_before(run: RunContext, name: str, folder: Path, kind: str) -> bool:
     """
     if not restore(folder):
         return False
-    require_same(folder, open_folder(folder, kind, "delete it to make it again"), resume_meta(run, name))
+    require_same(
+        folder, open_folder(folder, kind, "delete it to make it again"), resume_meta(run, name)
+    )
     return True
 
 
@@ -273,7 +330,9 @@ def drawn(items: list[T], most: int, seed: int) -> list[T]:
     """
     if len(items) <= most:
         return items
-    chosen = torch.randperm(len(items), generator=torch.Generator().manual_seed(torch_seed(seed)))[:most]
+    chosen = torch.randperm(len(items), generator=torch.Generator().manual_seed(torch_seed(seed)))[
+        :most
+    ]
     return [items[i] for i in sorted(chosen.tolist())]
 
 
@@ -287,7 +346,10 @@ def make_plans(recipe: Recipe, inputs: TrainData) -> dict[str, BatchPlan]:
     Returns:
         Phase to batches, in the order in which phases run.
     """
-    return {name: make_plan(recipe, name, as_phase(settings), inputs.datasets) for name, settings in recipe.phases().items()}
+    return {
+        name: make_plan(recipe, name, as_phase(settings), inputs.datasets)
+        for name, settings in recipe.phases().items()
+    }
 
 
 def fill_stores(run: RunContext, names: Collection[str]) -> None:
@@ -307,15 +369,27 @@ def fill_stores(run: RunContext, names: Collection[str]) -> None:
         lacking: dict[str, set[str]] = {}
         asked: dict[str, set[str]] = {}
         for place, (teacher_name, teacher, stores) in enumerate(run.teachers()):
-            sources = {name for name in run.inputs.datasets if place in run.recipe.readers(name)} if run.further else None
+            sources = (
+                {name for name in run.inputs.datasets if place in run.recipe.readers(name)}
+                if run.further
+                else None
+            )
             wanted: dict[int, tuple[TeacherStore, dict[str, None]]] = {}
             for name in names:
-                for view, texts in teacher_needs(name, as_phase(run.recipe.phases()[name]), run.plans[name], sources).items():
-                    wanted.setdefault(id(stores[view]), (stores[view], {}))[1].update(dict.fromkeys(texts))
-            missing = {text for store, found in wanted.values() for text in _fill_store(run, teacher, store, list(found))}
+                for view, texts in teacher_needs(
+                    name, as_phase(run.recipe.phases()[name]), run.plans[name], sources
+                ).items():
+                    wanted.setdefault(id(stores[view]), (stores[view], {}))[1].update(
+                        dict.fromkeys(texts)
+                    )
+            missing = {
+                text
+                for store, found in wanted.values()
+                for text in _fill_store(run, teacher, store, list(found))
+            }
             every = {text for _, found in wanted.values() for text in found}
             if run.further and missing:
-                run.watcher.note(
+                run.progress.note(
                     f"{teacher_name}: no vector for {len(missing):,} of {len(every):,} texts; they learn from the other teachers"
                 )
                 run.facts.setdefault("texts_without_vector", {})[teacher_name] = len(missing)
@@ -327,18 +401,24 @@ def fill_stores(run: RunContext, names: Collection[str]) -> None:
         if not unusable:
             run.timed("teacher", start)
             return
-        run.watcher.note(f"rows with {len(unusable)} texts that have no teacher vector are left out")
+        run.progress.note(
+            f"rows with {len(unusable)} texts that have no teacher vector are left out"
+        )
         run.inputs = run.inputs.without(unusable)
         run.plans = make_plans(run.recipe, run.inputs)
         run.unusable |= unusable
-    raise WorkFailed(f"the teacher keeps giving unusable vectors, the last for {sorted(unusable)[0][:60]!r}; look at the teacher")
+    raise WorkFailed(
+        f"the teacher keeps giving unusable vectors, the last for {sorted(unusable)[0][:60]!r}; look at the teacher"
+    )
 
 
 FILL_ROUNDS = 4
 """Times that batches are drawn anew because the teacher has no usable vector for some text."""
 
 
-def _fill_store(run: RunContext, teacher: Teacher, store: TeacherStore, texts: list[str]) -> list[str]:
+def _fill_store(
+    run: RunContext, teacher: Teacher, store: TeacherStore, texts: list[str]
+) -> list[str]:
     """Fill a store, tell what was done, and return the texts that stay without a vector."""
     every = texts
     if run.further and isinstance(teacher, LookupTeacher):
@@ -346,16 +426,22 @@ def _fill_store(run: RunContext, teacher: Teacher, store: TeacherStore, texts: l
         texts = [text for text, knows in zip(texts, known, strict=True) if knows]
     missing = len(store.missing(texts))
     if missing:
-        run.watcher.stage(f"embedding {missing:,} texts with the teacher")
+        run.progress.stage(f"embedding {missing:,} texts with the teacher")
         if isinstance(teacher, RunsHere):
-            run.watcher.note(f"teacher on {teacher.placement}")
+            run.progress.note(f"teacher on {teacher.placement}")
     report = store.fill(texts, teacher, progress=run.count)
     told = f" under {store.instruction!r}" if store.instruction else ""
-    run.watcher.note(
+    run.progress.note(
         f"teacher store{told}: {report.distinct:,} distinct texts, {report.found:,} already there, {report.embedded:,} embedded, "
         f"{len(report.quarantined):,} set aside"
     )
     for note in report.notes:
-        run.watcher.note(f"  {note}")
-    run.log.write({"teacher": store.instruction or "raw text", "texts": report.distinct, "embedded": report.embedded})
+        run.progress.note(f"  {note}")
+    run.log.write(
+        {
+            "teacher": store.instruction or "raw text",
+            "texts": report.distinct,
+            "embedded": report.embedded,
+        }
+    )
     return store.missing(every)

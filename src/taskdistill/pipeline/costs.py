@@ -87,7 +87,11 @@ def size_of(backbone: PreTrainedModel) -> ModelSize:
         Its size.
     """
     config, layers, names = backbone.config, layers_of(backbone), set(linear_names(backbone))
-    matrix = sum(p.numel() for name, p in layers.named_parameters() if p.ndim == 2 and name.rsplit(".", 2)[-2] in names)
+    matrix = sum(
+        p.numel()
+        for name, p in layers.named_parameters()
+        if p.ndim == 2 and name.rsplit(".", 2)[-2] in names
+    )
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return ModelSize(
         sum(p.numel() for p in backbone.parameters()),
@@ -95,7 +99,8 @@ def size_of(backbone: PreTrainedModel) -> ModelSize:
         len(layers),
         config.hidden_size,
         len(layers) * config.num_attention_heads * head,
-        config.model_type in ("qwen3", "llama", "mistral") and getattr(config, "is_causal", True) is not False,
+        config.model_type in ("qwen3", "llama", "mistral")
+        and getattr(config, "is_causal", True) is not False,
     )
 
 
@@ -110,11 +115,17 @@ def adapter_parameters(backbone: PreTrainedModel, rank: int) -> int:
         Number of weights.
     """
     names = set(linear_names(backbone))
-    maps = [p for name, p in layers_of(backbone).named_parameters() if p.ndim == 2 and name.rsplit(".", 2)[-2] in names]
+    maps = [
+        p
+        for name, p in layers_of(backbone).named_parameters()
+        if p.ndim == 2 and name.rsplit(".", 2)[-2] in names
+    ]
     return sum(rank * (p.shape[0] + p.shape[1]) for p in maps)
 
 
-def card_budget(given: PhaseConfig | StaticConfig, module: TransformerModel, card: Gpu, precision: str) -> Budget | None:
+def card_budget(
+    given: PhaseConfig | StaticConfig, module: TransformerModel, card: Gpu, precision: str
+) -> Budget | None:
     """Choose a phase's token budgets as a run on an empty card does.
 
     Args:
@@ -139,7 +150,11 @@ def card_budget(given: PhaseConfig | StaticConfig, module: TransformerModel, car
 
 
 def card_memory(
-    given: PhaseConfig | StaticConfig, module: TransformerModel, budget: Budget | None, batch_tokens: float, precision: str
+    given: PhaseConfig | StaticConfig,
+    module: TransformerModel,
+    budget: Budget | None,
+    batch_tokens: float,
+    precision: str,
 ) -> float:
     """Estimate what a phase takes on a card: weights, gradients and moments, and the graphs that are there at once.
 
@@ -156,9 +171,17 @@ def card_memory(
     if isinstance(given, StaticConfig) or budget is None:
         return 0.0
     longest = max(given.max_length, *(length for _, length in given.long_sources.values()), 0)
-    tokens = batch_tokens if batch_tokens <= budget.keep_tokens else max(budget.micro_batch_tokens, longest)
+    tokens = (
+        batch_tokens
+        if batch_tokens <= budget.keep_tokens
+        else max(budget.micro_batch_tokens, longest)
+    )
     frozen = _weights(module) if isinstance(given, AdapterConfig) else 0
-    return STATE_BYTES * _trained(given, module) + 4 * frozen + tokens * kept_bytes(module.backbone, _compute(precision))
+    return (
+        STATE_BYTES * _trained(given, module)
+        + 4 * frozen
+        + tokens * kept_bytes(module.backbone, _compute(precision))
+    )
 
 
 def _compute(precision: str) -> torch.dtype | None:
@@ -166,7 +189,11 @@ def _compute(precision: str) -> torch.dtype | None:
 
 
 def _trained(given: PhaseConfig, module: TransformerModel) -> int:
-    return adapter_parameters(module.backbone, given.rank) if isinstance(given, AdapterConfig) else _weights(module)
+    return (
+        adapter_parameters(module.backbone, given.rank)
+        if isinstance(given, AdapterConfig)
+        else _weights(module)
+    )
 
 
 def _weights(module: TransformerModel) -> int:

@@ -30,7 +30,13 @@ from taskdistill.train.course import courses
 if TYPE_CHECKING:
     from taskdistill.pipeline.context import RunContext
 
-TEACHER, STATIC, UNTRAINED, BASE, ADAPTERS = "teacher", "instant student", "untrained student", "base", "adapters"
+TEACHER, STATIC, UNTRAINED, BASE, ADAPTERS = (
+    "teacher",
+    "instant student",
+    "untrained student",
+    "base",
+    "adapters",
+)
 ABOUT = {
     TEACHER: "what the student learns from",
     STATIC: "one vector per token, no transformer",
@@ -65,9 +71,14 @@ def first_result(run: RunContext, static: Path) -> None:
     sets = find_eval_sets(evaluation_root(run), dev[:1], split="dev") if dev else _sets(run)[:1]
     if not sets:
         return
-    run.watcher.stage("first result: the instant student beside its teacher")
-    models: list[Embedder] = [_teacher(run), EncoderEmbedder(Encoder.load(static, threads=run.threads), name=STATIC)]
-    results = evaluate_models(models, sets, run.out / "evaluation", _options(run), reference=TEACHER, progress=run.count)
+    run.progress.stage("first result: the instant student beside its teacher")
+    models: list[Embedder] = [
+        _teacher(run),
+        EncoderEmbedder(Encoder.load(static, threads=run.threads), name=STATIC),
+    ]
+    results = evaluate_models(
+        models, sets, run.out / "evaluation", _options(run), reference=TEACHER, progress=run.count
+    )
     _show(run, "First result", results)
 
 
@@ -89,16 +100,22 @@ def assess_run(run: RunContext, model: Model, static: Path | None) -> dict[str, 
     if run.recipe.stage1 is not None:
         model.module.to(run.device)
     encoder = Encoder(model, threads=run.threads)
-    run.watcher.note(f"scores are taken on {encoder.placement}")
+    run.progress.note(f"scores are taken on {encoder.placement}")
     models: list[Embedder] = [_teacher(run)]
     if run.recipe.stage1 is None:
         encoders = {STATIC: encoder}
         models.append(EncoderEmbedder(encoder, name=STATIC))
     else:
         encoders = _students(run, encoder, static, models)
-    run.watcher.stage("evaluation")
+    run.progress.stage("evaluation")
     results = evaluate_models(
-        models, _sets(run), run.out / "evaluation", _options(run), reference=TEACHER, progress=run.count, note=run.watcher.note
+        models,
+        _sets(run),
+        run.out / "evaluation",
+        _options(run),
+        reference=TEACHER,
+        progress=run.count,
+        note=run.progress.note,
     )
     run.timed("evaluation", start)
     metrics: dict[str, Any] = {
@@ -106,9 +123,17 @@ def assess_run(run: RunContext, model: Model, static: Path | None) -> dict[str, 
         "results": results,
         "speed": _speeds(run, encoders),
         "data": run.inputs.counts(),
-        "facts": run.facts | {"teacher_texts": sum(len(store) for store in {id(store): store for store in run.stores.values()}.values())},
+        "facts": run.facts
+        | {
+            "teacher_texts": sum(
+                len(store) for store in {id(store): store for store in run.stores.values()}.values()
+            )
+        },
         "course": {course.phase: course.as_dict() for course in courses(run.log)},
-        "time": where_time_went(run.log.path, matrix_rate(threads=run.threads, device=run.device, dtype=_arithmetic(run))),
+        "time": where_time_went(
+            run.log.path,
+            matrix_rate(threads=run.threads, device=run.device, dtype=_arithmetic(run)),
+        ),
         "seconds": {part: round(seconds, 1) for part, seconds in run.seconds().items()},
         "peak_megabytes": run.peak(),
         "recipe": run.recipe.model_dump(mode="json"),
@@ -118,9 +143,9 @@ def assess_run(run: RunContext, model: Model, static: Path | None) -> dict[str, 
     add_scores(run, model, results)
     _show(run, "Results", results)
     columns, rows, lines = time_table(metrics["time"])
-    run.watcher.table("Where the time went", columns, rows)
+    run.progress.table("Where the time went", columns, rows)
     for line in [*lines, f"memory: {metrics['peak_megabytes']:,.0f} MB at most"]:
-        run.watcher.note(line)
+        run.progress.note(line)
     return metrics
 
 
@@ -128,7 +153,9 @@ def _arithmetic(run: RunContext) -> torch.dtype:
     return choose_arithmetic(run.recipe.precision, run.device).compute or torch.float32
 
 
-def _students(run: RunContext, encoder: Encoder, static: Path | None, models: list[Embedder]) -> dict[str, Encoder]:
+def _students(
+    run: RunContext, encoder: Encoder, static: Path | None, models: list[Embedder]
+) -> dict[str, Encoder]:
     """Add the students that are scored beside the teacher, and name their encoders."""
     untrained = start_student(run.recipe)
     if run.recipe.student.vocabulary is not None:
@@ -140,7 +167,10 @@ def _students(run: RunContext, encoder: Encoder, static: Path | None, models: li
     if static is not None:
         encoders = {STATIC: Encoder.load(static, threads=run.threads), **encoders}
         models.append(EncoderEmbedder(encoders[STATIC], name=STATIC))
-    models += [EncoderEmbedder(encoders[UNTRAINED], name=UNTRAINED), EncoderEmbedder(encoder, name=BASE, adapters=False)]
+    models += [
+        EncoderEmbedder(encoders[UNTRAINED], name=UNTRAINED),
+        EncoderEmbedder(encoder, name=BASE, adapters=False),
+    ]
     if encoder.tasks:
         models.append(EncoderEmbedder(encoder, name=ADAPTERS))
     return encoders
@@ -160,7 +190,11 @@ def _options(run: RunContext) -> EvalOptions:
     recipe = run.recipe
     dims = recipe.evaluation.dims or recipe.student.matryoshka_dims
     return EvalOptions(
-        recipe.evaluation.max_queries, recipe.seed, recipe.evaluation.full_train, tuple(dims), tuple(recipe.evaluation.precisions)
+        recipe.evaluation.max_queries,
+        recipe.seed,
+        recipe.evaluation.full_train,
+        tuple(dims),
+        tuple(recipe.evaluation.precisions),
     )
 
 
@@ -185,7 +219,9 @@ def _speeds(run: RunContext, encoders: dict[str, Encoder]) -> dict[str, dict[str
     if run.recipe.student.init == "teacher" and TEACHER in ways:
         from taskdistill.model.backbone import load_backbone, resolve
 
-        sizes[TEACHER] = sum(p.numel() for p in load_backbone(resolve(run.recipe.teacher.model)).parameters())
+        sizes[TEACHER] = sum(
+            p.numel() for p in load_backbone(resolve(run.recipe.teacher.model)).parameters()
+        )
     return {
         name: {
             "texts_per_second": round(float(np.median(rate)), 1),
@@ -197,7 +233,9 @@ def _speeds(run: RunContext, encoders: dict[str, Encoder]) -> dict[str, dict[str
 
 
 def _parameters(encoder: Encoder) -> int:
-    return sum(p.numel() for name, p in encoder.model.module.named_parameters() if "lora_" not in name)
+    return sum(
+        p.numel() for name, p in encoder.model.module.named_parameters() if "lora_" not in name
+    )
 
 
 def _megabytes(parameters: int | None) -> float | None:
@@ -210,10 +248,16 @@ def _show(run: RunContext, title: str, results: dict[str, Any]) -> None:
     rows = []
     for each in results["sets"]:
         scores = [results["scores"][name][each["name"]] for name in names]
-        rows.append([each["name"], scores[0]["metric"], *(f"{100 * score['score']:.1f}" for score in scores)])
-    run.watcher.table(title, ["set", "metric", *names], rows)
+        rows.append(
+            [
+                each["name"],
+                scores[0]["metric"],
+                *(f"{100 * score['score']:.1f}" for score in scores),
+            ]
+        )
+    run.progress.table(title, ["set", "metric", *names], rows)
     for name, told in _shares(results, names):
-        run.watcher.note(f"{name}: keeps {told} of the teacher, mean over the sets")
+        run.progress.note(f"{name}: keeps {told} of the teacher, mean over the sets")
 
 
 def _shares(results: dict[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:

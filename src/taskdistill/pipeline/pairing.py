@@ -82,7 +82,10 @@ class Pairing:
         if not self.chosen:
             return []
         settings = ", ".join(f"{name} {value}" for name, value in self.chosen.items())
-        return [f"stage 1: the student starts from {self.origin.value}: {STARTS[self.origin].why}", f"  chosen: {settings}"]
+        return [
+            f"stage 1: the student starts from {self.origin.value}: {STARTS[self.origin].why}",
+            f"  chosen: {settings}",
+        ]
 
 
 def choose_start(recipe: Recipe) -> tuple[Recipe, Pairing | None]:
@@ -102,7 +105,9 @@ def choose_start(recipe: Recipe) -> tuple[Recipe, Pairing | None]:
     origin = student_origin(recipe)
     stage1, chosen = _fill_in(recipe.stage1, origin, recipe)
     long = None if recipe.long is None else _like_stage1(recipe.long, stage1)
-    return recipe.model_copy(update={"stage1": stage1, "long": long}), Pairing(origin=origin, chosen=chosen)
+    return recipe.model_copy(update={"stage1": stage1, "long": long}), Pairing(
+        origin=origin, chosen=chosen
+    )
 
 
 def student_origin(recipe: Recipe) -> Origin:
@@ -127,9 +132,15 @@ def student_origin(recipe: Recipe) -> Origin:
         folder = resolve(init)
     except BadInput:  # `plan` goes on without the files of a model on the Hub, which the paper's are; training refuses it
         return Origin.LANGUAGE_MODEL
-    if recipe.teacher.kind == "local" and _same_weights(folder, recipe.teacher.model, recipe.teacher.revision):
+    if recipe.teacher.kind == "local" and _same_weights(
+        folder, recipe.teacher.model, recipe.teacher.revision
+    ):
         return Origin.TEACHER
-    pooled = (folder / "modules.json").is_file() or (folder / MANIFEST).is_file() or jina.recognises(folder)
+    pooled = (
+        (folder / "modules.json").is_file()
+        or (folder / MANIFEST).is_file()
+        or jina.recognises(folder)
+    )
     return Origin.EMBEDDING_MODEL if pooled else Origin.LANGUAGE_MODEL
 
 
@@ -146,11 +157,17 @@ def _same_weights(folder: Path, teacher: str, revision: str | None) -> bool:
     return sha256_file(ours) == sha256_file(theirs)
 
 
-def _fill_in(stage1: Stage1Config, origin: Origin, recipe: Recipe) -> tuple[Stage1Config, dict[str, str]]:
+def _fill_in(
+    stage1: Stage1Config, origin: Origin, recipe: Recipe
+) -> tuple[Stage1Config, dict[str, str]]:
     start, update, chosen = STARTS[origin], dict[str, object](), dict[str, str]()
     weights = dict(stage1.weights)
     if not weights:
-        weights = {"distill": 1.0} if recipe.teachers and origin is Origin.TEACHER else dict(start.weights)
+        weights = (
+            {"distill": 1.0}
+            if recipe.teachers and origin is Origin.TEACHER
+            else dict(start.weights)
+        )
         update["weights"] = weights
         chosen["weights"] = ", ".join(f"{term} {weight:g}" for term, weight in weights.items())
         if start.menu:
@@ -162,4 +179,8 @@ def _fill_in(stage1: Stage1Config, origin: Origin, recipe: Recipe) -> tuple[Stag
 
 
 def _like_stage1(long: Stage1Config, stage1: Stage1Config) -> Stage1Config:
-    return long if long.weights else long.model_copy(update={"weights": dict(stage1.weights), "menu": stage1.menu})
+    return (
+        long
+        if long.weights
+        else long.model_copy(update={"weights": dict(stage1.weights), "menu": stage1.menu})
+    )

@@ -32,7 +32,7 @@ from taskdistill.seeding import torch_seed
 from taskdistill.tasks import Task
 from taskdistill.train.arithmetic import Arithmetic, choose_arithmetic
 from taskdistill.train.checkpoint import last_weights, load_snapshot
-from taskdistill.train.distributed import ALONE
+from taskdistill.train.distributed import SINGLE
 from taskdistill.train.fsdp import is_sharded, shard, write_back
 from taskdistill.train.loop import Phase, TrainContext, run_phase
 from taskdistill.train.loss_terms import needs_projection, stage1_weights
@@ -43,13 +43,18 @@ from taskdistill.train.workers import workers
 
 
 def train_phase(
-    run: RunContext, job: Phase, model: Any, tokenizer: TextTokenizer, prompts: Mapping[str, str], during: Validation | None = None
+    run: RunContext,
+    phase: Phase,
+    model: Any,
+    tokenizer: TextTokenizer,
+    prompts: Mapping[str, str],
+    during: Validation | None = None,
 ) -> bool:
     """Run a phase unless it is finished.
 
     Args:
         run: The run.
-        job: The phase.
+        phase: The phase.
         model: The model that it trains.
         tokenizer: Makes ids of its texts.
         prompts: Role to prompt.
@@ -59,60 +64,83 @@ def train_phase(
         Whether anything was run.
     """
     start = time.monotonic()
-    done = run.out / "phases" / job.name
-    if not isinstance(model, StaticModel) and run.processes.same(done.is_dir()) is not done.is_dir():
-        raise WorkFailed(f"process {run.processes.rank} does not see {done} as the first one does; all need the same folder under --out")
-    if load_phase(done, job, resume_meta(run, job.name)):
-        run.watcher.note(f"{job.name}: finished before")
+    done = run.out / "phases" / phase.name
+    if (
+        not isinstance(model, StaticModel)
+        and run.processes.broadcast(done.is_dir()) is not done.is_dir()
+    ):
+        raise WorkFailed(
+            f"process {run.processes.rank} does not see {done} as the first one does; all need the same folder under --out"
+        )
+    if load_phase(done, phase, resume_meta(run, phase.name)):
+        run.progress.note(f"{phase.name}: finished before")
         return False
-    run.watcher.stage(f"{job.name}: {job.settings.steps:,} steps")
+    run.progress.stage(f"{phase.name}: {phase.settings.steps:,} steps")
     static = isinstance(model, StaticModel)
-    processes, device = ALONE if static else run.processes, run.device
-    with _placed(run, job, model, device) as (placed, trained), workers(_workers(run, trained, device)) as threads:
-        around = TrainContext(
+    processes, device = SINGLE if static else run.processes, run.device
+    with (
+        _placed(run, phase, model, device) as (placed, trained),
+        workers(_workers(run, trained, device)) as threads,
+    ):
+        ctx = TrainContext(
             tokenizer,
             prompts,
             run.recipe.seed,
             threads,
             run.log,
-            resume_meta(run, job.name),
-            run.watcher.step,
+            resume_meta(run, phase.name),
+            run.progress.step,
             run.should_stop,
             run.threads * processes.size,
-            run.watcher.note,
+            run.progress.note,
             processes,
             during,
             run.out / "profile" if run.profile else None,
             device,
             Arithmetic() if static else choose_arithmetic(run.recipe.precision, device),
         )
-        run_phase(placed, trained, run.out / "checkpoints" / job.name, around)
-    run.timed(job.name, start)
+        run_phase(placed, trained, run.out / "checkpoints" / phase.name, ctx)
+    run.timed(phase.name, start)
     return True
 
 
 def _workers(run: RunContext, model: Any, device: torch.device) -> int:
     """One thread feeds an accelerator, a static model's one look-up, or divided weights, whose exchanges must keep their order."""
-    return 1 if device.type != CPU.type or isinstance(model, StaticModel) or is_sharded(model) else run.threads
+    return (
+        1
+        if device.type != CPU.type or isinstance(model, StaticModel) or is_sharded(model)
+        else run.threads
+    )
 
 
 @contextmanager
-def _placed(run: RunContext, job: Phase, model: Any, device: torch.device) -> Iterator[tuple[Phase, Any]]:
+def _placed(
+    run: RunContext, phase: Phase, model: Any, device: torch.device
+) -> Iterator[tuple[Phase, Any]]:
     """Put a phase's model and heads where they are trained: whole on the device, or divided among the processes."""
-    nn.ParameterList(job.heads.named().values()).to(device)
-    settings = job.settings
+    nn.ParameterList(phase.heads.named().values()).to(device)
+    settings = phase.settings
     wanted = isinstance(settings, Stage1Config) and run.processes.size > 1
     if not (
         wanted
         and isinstance(settings, Stage1Config)
         and (settings.shard == "full" or (settings.shard == "auto" and device.type != CPU.type))
     ):
-        yield job, model.to(device)
+        yield phase, model.to(device)
         return
     made = shard(model, device)
     shares = dict(made.backbone.named_parameters())
-    run.watcher.note(f"{job.name}: weights, gradients and moments are divided among {run.processes.size} processes")
-    yield replace(job, trained={name: shares[name] for name in job.trained}, publish=lambda: write_back(made, model)), made
+    run.progress.note(
+        f"{phase.name}: weights, gradients and moments are divided among {run.processes.size} processes"
+    )
+    yield (
+        replace(
+            phase,
+            trained={name: shares[name] for name in phase.trained},
+            publish=lambda: write_back(made, model),
+        ),
+        made,
+    )
     write_back(made, model)
 
 
@@ -137,54 +165,87 @@ def train_phases(run: RunContext, student: Model) -> Model:
     widths = [stores["document"].embedding_dim or 0 for _, _, stores in run.teachers()]
     teacher_dim = sum(widths)
     if not all(widths):
-        raise WorkFailed("a teacher's store is empty: no phase compares any text with that teacher; give stage1 a source that it reads")
+        raise WorkFailed(
+            "a teacher's store is empty: no phase compares any text with that teacher; give stage1 a source that it reads"
+        )
     dims, rope = student.settings.matryoshka_dims, read_rope(module.backbone)
     projection = None
     if stage1.projection == "student":
-        projection = Projection(module.embedding_dim, widths, "identity" if stage1.projection_init == "identity" else "default")
+        projection = Projection(
+            module.embedding_dim,
+            widths,
+            "identity" if stage1.projection_init == "identity" else "default",
+        )
     elif teacher_dim != module.embedding_dim:
-        raise BadInput(f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}")
+        raise BadInput(
+            f"stage1.projection is none, but the teacher has {teacher_dim} dimensions and the student {module.embedding_dim}"
+        )
     fitted = False
     for name, settings in (("stage1", stage1), ("long", recipe.long)):
         if settings is not None:
             _with_theta(module, settings, rope)
             regresses = needs_projection(stage1_weights(name, settings.weights))
-            job = stage1_job(name, settings, module, run.plans[name], run.stores, projection if regresses else None, dims)
-            job = _with_teachers(run, job)
-            job = replace(job, kept_rows={} if settings.freeze_embeddings else kept_rows(run, module))
+            phase = stage1_job(
+                name,
+                settings,
+                module,
+                run.plans[name],
+                run.stores,
+                projection if regresses else None,
+                dims,
+            )
+            phase = _with_teachers(run, phase)
+            phase = replace(
+                phase, kept_rows={} if settings.freeze_embeddings else kept_rows(run, module)
+            )
             if regresses and not fitted:
-                start_projection(run, job, student, projection, dims, stage1.projection_init)
+                start_projection(run, phase, student, projection, dims, stage1.projection_init)
                 fitted = True
             during = make_during(run, student, name, partial(inference_view, module, rope))
-            if train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
-                save_phase(run.out / "phases" / name, job, resume_meta(run, name))
+            if (
+                train_phase(run, phase, module, student.tokenizer, student.settings.prompts, during)
+                and run.processes.is_main
+            ):
+                save_phase(run.out / "phases" / name, phase, resume_meta(run, name))
     if not fitted:  # the adapters' distillation and the queries of another model's index go through it all the same
         with inference_view(module, rope):
-            start_projection(run, job, student, projection, dims, "least_squares")
+            start_projection(run, phase, student, projection, dims, "least_squares")
     before = weights_hash(module.backbone)
     for task in Task:
         if task in recipe.adapters:
             _with_theta(module, recipe.adapters[task], rope)
-            _adapter(run, task, recipe.adapters[task], student, run.plans[f"adapters.{task.value}"], projection, dims, before, rope)
+            _adapter(
+                run,
+                task,
+                recipe.adapters[task],
+                student,
+                run.plans[f"adapters.{task.value}"],
+                projection,
+                dims,
+                before,
+                rope,
+            )
     run.facts["base_weights"] = before
     put_rope(module.backbone, rope)
     if projection is not None:
         projection.to(CPU)
     student.projection = projection
-    if run.processes.leads:
+    if run.processes.is_main:
         module.to(run.device)
         finish_model(run, student)
     return student
 
 
-def _with_teachers(run: RunContext, job: Phase) -> Phase:
+def _with_teachers(run: RunContext, phase: Phase) -> Phase:
     """Let a phase learn from every teacher of the run."""
     if not run.further:
-        return job
-    job.heads.widths = tuple(stores["document"].embedding_dim or 0 for _, _, stores in run.teachers())
-    job.heads.apart = run.recipe.several == "heads"
+        return phase
+    phase.heads.widths = tuple(
+        stores["document"].embedding_dim or 0 for _, _, stores in run.teachers()
+    )
+    phase.heads.apart = run.recipe.several == "heads"
     readers = {name: run.recipe.readers(name) for name in run.inputs.datasets}
-    return replace(job, further=[stores for _, _, stores in run.further], readers=readers)
+    return replace(phase, further=[stores for _, _, stores in run.further], readers=readers)
 
 
 def _with_theta(module: TransformerModel, settings: PhaseConfig, inference: Rope) -> None:
@@ -213,31 +274,49 @@ def _adapter(
         theirs = Projection(module.embedding_dim, projection.weight.shape[0])
         theirs.load_state_dict(projection.state_dict())
     made, config = adapter_job(task, settings, module, plan, run.stores, theirs, dims)
-    job = _with_teachers(run, made)
+    phase = _with_teachers(run, made)
     student.adapter_configs[task.value] = config
     view: View = partial(inference_view, module, rope)
-    during = make_during(run, student, job.name, view)
-    if train_phase(run, job, module, student.tokenizer, student.settings.prompts, during) and run.processes.leads:
+    during = make_during(run, student, phase.name, view)
+    if (
+        train_phase(run, phase, module, student.tokenizer, student.settings.prompts, during)
+        and run.processes.is_main
+    ):
         if weights_hash(module.backbone) != base:
-            remove_state(run.out / "checkpoints" / job.name)
-            raise WorkFailed(f"the base's weights changed while {job.name} was trained; nothing of it was kept, please report this")
+            remove_state(run.out / "checkpoints" / phase.name)
+            raise WorkFailed(
+                f"the base's weights changed while {phase.name} was trained; nothing of it was kept, please report this"
+            )
         if settings.average is not None:
-            _average(run, task, settings.average, job, student, during, view)
-        save_phase(run.out / "phases" / job.name, job, resume_meta(run, job.name))
+            _average(run, task, settings.average, phase, student, during, view)
+        save_phase(run.out / "phases" / phase.name, phase, resume_meta(run, phase.name))
     module.select(None)
 
 
 def _average(
-    run: RunContext, task: Task, settings: AveragingConfig, job: Phase, student: Model, during: Validation | None, view: View
+    run: RunContext,
+    task: Task,
+    settings: AveragingConfig,
+    phase: Phase,
+    student: Model,
+    during: Validation | None,
+    view: View,
 ) -> None:
     """Average the adapter's last weights with earlier ones, and keep that if it scores no lower than what the phase ended with.
 
     The gate scores the development sets of the task. Without one, but with weights chosen by a score while training, the average has to
     be better by that score, as every state had to be.
     """
-    checkpoints, meta = run.out / "checkpoints" / job.name, resume_meta(run, job.name) | {"phase": job.name}
-    ended = {name: p.detach().clone() for name, p in job.trained.items()}
-    last = {name: tensor for name, tensor in last_weights(checkpoints, meta).items() if name in job.trained}  # no heads
+    checkpoints, meta = (
+        run.out / "checkpoints" / phase.name,
+        resume_meta(run, phase.name) | {"phase": phase.name},
+    )
+    ended = {name: p.detach().clone() for name, p in phase.trained.items()}
+    last = {
+        name: tensor
+        for name, tensor in last_weights(checkpoints, meta).items()
+        if name in phase.trained
+    }  # no heads
     mean = average(last, load_snapshot(checkpoints, meta), settings.weight, settings.mode)
     chosen = during if during is not None and during.keep is not None else None
 
@@ -246,7 +325,7 @@ def _average(
             return dev_score(run, student, task)
 
     before = score() if settings.gate else None
-    _put(job.trained, mean)
+    _put(phase.trained, mean)
     if before is not None:
         after = score()
         kept = after >= before
@@ -258,13 +337,19 @@ def _average(
     else:
         return
     what = "last" if chosen is None else "best"
-    run.watcher.note(
-        f"{job.name}: dev score {before:.4f} of the {what} checkpoint, {after:.4f} averaged; {'averaged' if kept else what} kept"
+    run.progress.note(
+        f"{phase.name}: dev score {before:.4f} of the {what} checkpoint, {after:.4f} averaged; {'averaged' if kept else what} kept"
     )
-    run.log.write({"phase": job.name, "averaged": after, what: before, "kept": "averaged" if kept else what})
-    run.facts.setdefault("averaging", {})[task.value] = {what: before, "averaged": after, "kept": "averaged" if kept else what}
+    run.log.write(
+        {"phase": phase.name, "averaged": after, what: before, "kept": "averaged" if kept else what}
+    )
+    run.facts.setdefault("averaging", {})[task.value] = {
+        what: before,
+        "averaged": after,
+        "kept": "averaged" if kept else what,
+    }
     if not kept:
-        _put(job.trained, ended)
+        _put(phase.trained, ended)
 
 
 @torch.no_grad()

@@ -29,7 +29,13 @@ from taskdistill.pipeline.profile import matrix_rate
 from taskdistill.pipeline.setup import data_root, load_inputs
 from taskdistill.pipeline.train import check_recipe
 from taskdistill.progress import Progress
-from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, Stage1Config, StaticConfig, StudentVocabConfig
+from taskdistill.recipe.phases import (
+    AdapterConfig,
+    PhaseConfig,
+    Stage1Config,
+    StaticConfig,
+    StudentVocabConfig,
+)
 from taskdistill.recipe.recipe import Recipe
 from taskdistill.train.arithmetic import choose_arithmetic, training_device
 from taskdistill.train.budget import choose_budget
@@ -50,14 +56,19 @@ REACHED = 0.5
 
 
 def plan_run(
-    recipe: Recipe, recipe_folder: Path, watcher: Progress, data_folder: Path | None = None, *, card: str = "h100"
+    recipe: Recipe,
+    recipe_folder: Path,
+    progress: Progress,
+    data_folder: Path | None = None,
+    *,
+    card: str = "h100",
 ) -> dict[str, Any]:
     """Read the data and say what the run will cost; where data or models are on the Hub, count with what is stated of them.
 
     Args:
         recipe: The recipe.
         recipe_folder: Where relative paths of the recipe start.
-        watcher: Told the counts of every source.
+        progress: Told the counts of every source.
         data_folder: Where the embedded default is, or a place where it may be built; None builds it in a temporary folder.
         card: Where data or models are on the Hub, the GPU whose hours are counted.
 
@@ -68,20 +79,23 @@ def plan_run(
 
     recipe, pairing = choose_start(recipe)
     for line in pairing.lines() if pairing is not None else ():
-        watcher.note(line)
+        progress.note(line)
     with tempfile.TemporaryDirectory() as temporary:
         check_recipe(recipe, Path(temporary) / "new")
         device = training_device(recipe.device)
         arithmetic = choose_arithmetic(recipe.precision, device)
         student = None if is_far(recipe) else check_models(recipe)
-        root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", watcher)
+        root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", progress)
         if student is None:
-            return plan_stated(recipe, root, watcher, card)
+            return plan_stated(recipe, root, progress, card)
         assert isinstance(student.module, TransformerModel)
         check_data(recipe, root)
-        inputs = load_inputs(recipe, root, watcher)
+        inputs = load_inputs(recipe, root, progress)
         if recipe.student.vocabulary is not None:
-            wanted, width = recipe.student.vocabulary, student.module.backbone.get_input_embeddings().weight.shape[1]
+            wanted, width = (
+                recipe.student.vocabulary,
+                student.module.backbone.get_input_embeddings().weight.shape[1],
+            )
             rows = wanted.size + (len(whole_words(student.tokenizer)) if wanted.keep_words else 0)
             replace_embeddings(student.module, torch.empty(rows, width, device="meta"), {})
         plans = make_plans(recipe, inputs)
@@ -129,14 +143,18 @@ def plan_run(
         "teacher": {
             "texts": count,
             "tokens": tokens,
-            "minutes": None if teacher_flops is None else round(tokens * teacher_flops / (rate * REACHED) / 60, 1),
+            "minutes": None
+            if teacher_flops is None
+            else round(tokens * teacher_flops / (rate * REACHED) / 60, 1),
             "disk_megabytes": round(count * (2 * width + 16) / 1e6, 1),
         },
         "total": {
             "steps": sum(phase["steps"] for phase in phases.values()),
             "training_minutes": round(sum(phase["minutes"] for phase in phases.values()), 1),
             "memory_megabytes": _memory(student, phases, arithmetic.compute),
-            "disk_megabytes": round(count * (2 * width + 16) / 1e6 + 6 * _parameters(student) * 4 / 1e6, 1),
+            "disk_megabytes": round(
+                count * (2 * width + 16) / 1e6 + 6 * _parameters(student) * 4 / 1e6, 1
+            ),
         },
         "formula": (
             "forward = 2 x matrix parameters x tokens; a training step = 3 forwards, 2 under frozen layers; minutes = floating-point work / "
@@ -155,11 +173,24 @@ def plan_tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[lis
         Title, columns and rows of each table.
     """
     phases = [
-        [name, f"{phase['steps']:,}", str(phase["batch_size"]), f"{phase['tokens']:,}", _time(phase), *_budgets(phase)]
+        [
+            name,
+            f"{phase['steps']:,}",
+            str(phase["batch_size"]),
+            f"{phase['tokens']:,}",
+            _time(phase),
+            *_budgets(phase),
+        ]
         for name, phase in found["phases"].items()
     ]
     sources = [
-        [name, source["name"], f"{source['rows']:,}", f"{source['batches']:,}", f"{source['epochs']:.2f}"]
+        [
+            name,
+            source["name"],
+            f"{source['rows']:,}",
+            f"{source['batches']:,}",
+            f"{source['epochs']:.2f}",
+        ]
         for name, phase in found["phases"].items()
         for source in phase["sources"]
     ]
@@ -174,9 +205,15 @@ def plan_tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[lis
         ],
         ["training", f"{total['steps']:,} steps, {total['training_minutes']} minutes"],
         ["memory", f"about {total['memory_megabytes']:,} MB"],
-        ["device", f"{found['machine']['device']} ({found['machine']['device_name']}), passes in {found['machine']['precision']}"],
+        [
+            "device",
+            f"{found['machine']['device']} ({found['machine']['device_name']}), passes in {found['machine']['precision']}",
+        ],
         ["disk", f"about {total['disk_megabytes']:,} MB"],
-        ["machine", f"{found['machine']['cores']} cores, {found['machine']['matrix_gflops']} GF/s of matrix multiplication"],
+        [
+            "machine",
+            f"{found['machine']['cores']} cores, {found['machine']['matrix_gflops']} GF/s of matrix multiplication",
+        ],
         ["formula", found["formula"]],
     ]
     return [
@@ -191,14 +228,19 @@ BUDGETS = ["tokens a pass", "tokens kept"]
 
 def _budgets(phase: Mapping[str, Any]) -> list[str]:
     budget = phase.get("budget") or {}
-    return [f"{budget[name]:,}" if name in budget else "-" for name in ("micro_batch_tokens", "keep_tokens")]
+    return [
+        f"{budget[name]:,}" if name in budget else "-"
+        for name in ("micro_batch_tokens", "keep_tokens")
+    ]
 
 
 def _time(phase: Mapping[str, Any]) -> str:
     return f"{phase['minutes']:.1f}" if "minutes" in phase else f"{phase['gpu_hours']:,.1f}"
 
 
-def _own_tokenizer(wanted: StudentVocabConfig, initial: TextTokenizer, batches: Sequence[Sequence[str]]) -> TextTokenizer:
+def _own_tokenizer(
+    wanted: StudentVocabConfig, initial: TextTokenizer, batches: Sequence[Sequence[str]]
+) -> TextTokenizer:
     """Learn a vocabulary from the sampled batches alone; it cuts a little finer than the one that a run learns from all texts."""
     try:
         texts = list(dict.fromkeys(text for batch in batches for text in batch))
@@ -208,11 +250,24 @@ def _own_tokenizer(wanted: StudentVocabConfig, initial: TextTokenizer, batches: 
 
 
 def _phase_cost(
-    name: str, phase: PhaseConfig, plan: BatchPlan, batches: Sequence[Sequence[str]], cutter: TextTokenizer, student: Model, rate: float
+    name: str,
+    phase: PhaseConfig,
+    plan: BatchPlan,
+    batches: Sequence[Sequence[str]],
+    cutter: TextTokenizer,
+    student: Model,
+    rate: float,
 ) -> dict[str, Any]:
-    counts = [sum(len(row) for row in cutter.ids(list(texts), prompt="", max_length=phase.max_length).ids) for texts in batches]
+    counts = [
+        sum(len(row) for row in cutter.ids(list(texts), prompt="", max_length=phase.max_length).ids)
+        for texts in batches
+    ]
     tokens = int(np.mean(counts) * phase.steps)
-    factor = FROZEN_FACTOR if isinstance(phase, Stage1Config) and phase.freeze_layers else TRAINING_FACTOR
+    factor = (
+        FROZEN_FACTOR
+        if isinstance(phase, Stage1Config) and phase.freeze_layers
+        else TRAINING_FACTOR
+    )
     flops = 0.0 if name == "static" else factor * 2 * _matrix_parameters(student) * tokens
     if isinstance(phase, AdapterConfig):
         flops *= 2 / 3 + 0.2
@@ -223,13 +278,20 @@ def _phase_cost(
         "largest_batch_tokens": max(counts),
         "minutes": round(flops / (rate * REACHED) / 60, 1),
         "sources": [
-            {"name": each["name"], "rows": each["rows"], "batches": each["batches"], "epochs": each["epochs"]}
+            {
+                "name": each["name"],
+                "rows": each["rows"],
+                "batches": each["batches"],
+                "epochs": each["epochs"],
+            }
             for each in describe(plan, phase.steps)
         ],
     }
 
 
-def _teacher_tokens(recipe: Recipe, tokenizer: TextTokenizer, needed: Mapping[str, Mapping[str, None]]) -> int:
+def _teacher_tokens(
+    recipe: Recipe, tokenizer: TextTokenizer, needed: Mapping[str, Mapping[str, None]]
+) -> int:
     total = 0.0
     for texts in needed.values():
         chosen: Sequence[str] = list(texts)[:: max(1, len(texts) // 2000)]
@@ -267,11 +329,26 @@ def _parameters(student: Model) -> int:
 
 def _trained(phase: PhaseConfig, student: Model) -> int:
     assert isinstance(student.module, TransformerModel)
-    return adapter_parameters(student.module.backbone, phase.rank) if isinstance(phase, AdapterConfig) else _parameters(student)
+    return (
+        adapter_parameters(student.module.backbone, phase.rank)
+        if isinstance(phase, AdapterConfig)
+        else _parameters(student)
+    )
 
 
 def _memory(student: Model, phases: Mapping[str, Any], compute: torch.dtype | None) -> int:
     """Weights, gradients and two moments, the graphs of the largest batch that is kept, and the libraries."""
     assert isinstance(student.module, TransformerModel)
-    tokens = [min(phase["largest_batch_tokens"], phase["budget"]["keep_tokens"]) for phase in phases.values() if "budget" in phase]
-    return int((700e6 + 16 * _parameters(student) + max(tokens, default=0) * kept_bytes(student.module.backbone, compute)) / 1e6)
+    tokens = [
+        min(phase["largest_batch_tokens"], phase["budget"]["keep_tokens"])
+        for phase in phases.values()
+        if "budget" in phase
+    ]
+    return int(
+        (
+            700e6
+            + 16 * _parameters(student)
+            + max(tokens, default=0) * kept_bytes(student.module.backbone, compute)
+        )
+        / 1e6
+    )

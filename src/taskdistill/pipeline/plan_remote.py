@@ -17,7 +17,16 @@ from taskdistill.model.sketch import ModelSketch, sketch
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.pipeline.check import check_fit
-from taskdistill.pipeline.costs import CARD_REACHED, CARDS, STATE_BYTES, ModelSize, adapter_parameters, card_budget, card_memory, size_of
+from taskdistill.pipeline.costs import (
+    CARD_REACHED,
+    CARDS,
+    STATE_BYTES,
+    ModelSize,
+    adapter_parameters,
+    card_budget,
+    card_memory,
+    size_of,
+)
 from taskdistill.pipeline.setup import matryoshka_dims
 from taskdistill.progress import Progress
 from taskdistill.recipe.data import SourceConfig
@@ -60,18 +69,29 @@ def is_far(recipe: Recipe) -> bool:
     Returns:
         Whether it does.
     """
-    models = [recipe.student.init, *([recipe.teacher.model] if recipe.teacher.kind == "local" else [])]
-    hub = [model for model in models if model not in ("teacher", "config", EMBEDDED) and not Path(model).is_dir() and model.count("/") == 1]
-    return bool(hub) or any(recipe.data.sources[name].path.startswith(HUB) for name in _used(recipe))
+    models = [
+        recipe.student.init,
+        *([recipe.teacher.model] if recipe.teacher.kind == "local" else []),
+    ]
+    hub = [
+        model
+        for model in models
+        if model not in ("teacher", "config", EMBEDDED)
+        and not Path(model).is_dir()
+        and model.count("/") == 1
+    ]
+    return bool(hub) or any(
+        recipe.data.sources[name].path.startswith(HUB) for name in _used(recipe)
+    )
 
 
-def plan_stated(recipe: Recipe, root: Path, watcher: Progress, card: str) -> dict[str, Any]:
+def plan_stated(recipe: Recipe, root: Path, progress: Progress, card: str) -> dict[str, Any]:
     """Say what a run will cost without its weights, and without reading what is on the Hub.
 
     Args:
         recipe: The recipe.
         root: The data folder, for sources that are files.
-        watcher: Told what each number is from.
+        progress: Told what each number is from.
         card: The GPU to count hours of, one of `CARDS`.
 
     Returns:
@@ -82,26 +102,46 @@ def plan_stated(recipe: Recipe, root: Path, watcher: Progress, card: str) -> dic
     """
     if card not in CARDS:
         raise BadInput(f"unknown GPU {card!r}{did_you_mean(card, CARDS)}")
-    module, tokenizer = _student(recipe, watcher)
-    teacher = sketch_teacher(recipe.teacher, watcher) if recipe.teacher.kind == "local" else None
-    check_fit(recipe, root, module, recipe.teacher.embedding_dim if teacher is None else teacher.width)
-    sources = _sources(recipe, root, tokenizer, watcher)
+    module, tokenizer = _student(recipe, progress)
+    teacher = sketch_teacher(recipe.teacher, progress) if recipe.teacher.kind == "local" else None
+    check_fit(
+        recipe, root, module, recipe.teacher.embedding_dim if teacher is None else teacher.width
+    )
+    sources = _sources(recipe, root, tokenizer, progress)
     student, rate = size_of(module.backbone), CARDS[card].rate(recipe.precision) * CARD_REACHED
-    budgets = {name: card_budget(settings, module, CARDS[card], recipe.precision) for name, settings in recipe.phases().items()}
-    phases = {name: _phase(name, settings, recipe, sources, student, rate, budgets[name]) for name, settings in recipe.phases().items()}
+    budgets = {
+        name: card_budget(settings, module, CARDS[card], recipe.precision)
+        for name, settings in recipe.phases().items()
+    }
+    phases = {
+        name: _phase(name, settings, recipe, sources, student, rate, budgets[name])
+        for name, settings in recipe.phases().items()
+    }
     needed: dict[tuple[str, str, str], float] = {}
     for name, settings in recipe.phases().items():
         for key, count in _needed(name, settings, recipe, sources).items():
             needed[key] = max(needed.get(key, 0.0), count)
-    lengths = {key: _teacher_length(recipe, sources[key[0]].tokens[key[1]], key[2]) for key in needed}
+    lengths = {
+        key: _teacher_length(recipe, sources[key[0]].tokens[key[1]], key[2]) for key in needed
+    }
     texts, tokens = sum(needed.values()), sum(count * lengths[key] for key, count in needed.items())
-    work = None if teacher is None else sum(count * teacher.forward(lengths[key]) for key, count in needed.items())
+    work = (
+        None
+        if teacher is None
+        else sum(count * teacher.forward(lengths[key]) for key, count in needed.items())
+    )
     width = recipe.teacher.embedding_dim or (teacher.width if teacher is not None else 1024)
-    teacher_hours = None if work is None else work / (CARDS[card].rate(recipe.teacher.dtype) * CARD_REACHED) / 3600
+    teacher_hours = (
+        None
+        if work is None
+        else work / (CARDS[card].rate(recipe.teacher.dtype) * CARD_REACHED) / 3600
+    )
     training_hours = sum(phase["gpu_hours"] for phase in phases.values())
     store = texts * (2 * width + 16)
     memory = {
-        name: card_memory(settings, module, budgets[name], phases[name]["largest_batch_tokens"], recipe.precision)
+        name: card_memory(
+            settings, module, budgets[name], phases[name]["largest_batch_tokens"], recipe.precision
+        )
         for name, settings in recipe.phases().items()
     }
     return {
@@ -113,9 +153,16 @@ def plan_stated(recipe: Recipe, root: Path, watcher: Progress, card: str) -> dic
             "share_reached": CARD_REACHED,
             "memory_gigabytes": CARDS[card].gigabytes,
         },
-        "sources": {name: {"rows": each.rows, "tokens": dict(each.tokens), "from": each.said} for name, each in sources.items()},
+        "sources": {
+            name: {"rows": each.rows, "tokens": dict(each.tokens), "from": each.said}
+            for name, each in sources.items()
+        },
         "phases": {
-            name: phase | {"gpu_memory_gigabytes": round(memory[name] / 1e9, 1), "budget": _plain(budgets[name])}
+            name: phase
+            | {
+                "gpu_memory_gigabytes": round(memory[name] / 1e9, 1),
+                "budget": _plain(budgets[name]),
+            }
             for name, phase in phases.items()
         },
         "teacher": {
@@ -124,13 +171,20 @@ def plan_stated(recipe: Recipe, root: Path, watcher: Progress, card: str) -> dic
             "gpu_hours": None if teacher_hours is None else round(teacher_hours, 1),
             "disk_megabytes": round(store / 1e6, 1),
         },
-        "student": {"parameters": student.parameters, "adapter_parameters": _adapters(recipe, module)},
+        "student": {
+            "parameters": student.parameters,
+            "adapter_parameters": _adapters(recipe, module),
+        },
         "total": {
             "steps": sum(phase["steps"] for phase in phases.values()),
-            "gpu_hours": None if teacher_hours is None else round(teacher_hours + training_hours, 1),
+            "gpu_hours": None
+            if teacher_hours is None
+            else round(teacher_hours + training_hours, 1),
             "training_gpu_hours": round(training_hours, 1),
             "gpu_memory_gigabytes": round(max(memory.values()) / 1e9, 1),
-            "memory_megabytes": round((_host_memory(sources) + STATE_BYTES * student.parameters) / 1e6),
+            "memory_megabytes": round(
+                (_host_memory(sources) + STATE_BYTES * student.parameters) / 1e6
+            ),
             "disk_megabytes": round((store + 6 * 4 * student.parameters) / 1e6),
         },
         "formula": (
@@ -144,37 +198,50 @@ def plan_stated(recipe: Recipe, root: Path, watcher: Progress, card: str) -> dic
 
 
 def _used(recipe: Recipe) -> list[str]:
-    return list(dict.fromkeys(name for phase in recipe.phases().values() for name, weight in phase.sources.items() if weight > 0))
+    return list(
+        dict.fromkeys(
+            name
+            for phase in recipe.phases().values()
+            for name, weight in phase.sources.items()
+            if weight > 0
+        )
+    )
 
 
-def _student(recipe: Recipe, watcher: Progress) -> tuple[TransformerModel, TextTokenizer | None]:
+def _student(recipe: Recipe, progress: Progress) -> tuple[TransformerModel, TextTokenizer | None]:
     settings = recipe.student
     init = recipe.teacher.model if settings.init == "teacher" else settings.init
     if settings.init == "config":
-        raise BadInput("plan needs the data and models of a recipe with student.init `config` at hand; copy them into folders")
+        raise BadInput(
+            "plan needs the data and models of a recipe with student.init `config` at hand; copy them into folders"
+        )
     found = sketch(init, trust_remote_code=settings.trust_remote_code)
     backbone = found.backbone
-    watcher.note(f"student {init}: {_origin(found)}")
+    progress.note(f"student {init}: {_origin(found)}")
     if settings.layers is not None:
         keep_layers(backbone, settings.layers)
     most = longest_text(backbone, settings.max_length)
     if settings.max_length > most:
-        raise BadInput(f"student.max_length is {settings.max_length}, the backbone has positions for {most}; set it to that or less")
+        raise BadInput(
+            f"student.max_length is {settings.max_length}, the backbone has positions for {most}; set it to that or less"
+        )
     if settings.rope_theta is not None:
         set_rope_theta(backbone, settings.rope_theta)
     if settings.pooling is None and found.folder is None:
-        raise BadInput("student.pooling is missing and the initial model is not at hand to name one; give last, mean or cls")
+        raise BadInput(
+            "student.pooling is missing and the initial model is not at hand to name one; give last, mean or cls"
+        )
     module = TransformerModel(backbone, settings.pooling or Pooling.MEAN)
     matryoshka_dims(settings.matryoshka_dims, module.embedding_dim)
     return module, found.tokenizer()
 
 
-def sketch_teacher(settings: TeacherConfig, watcher: Progress | None = None) -> ModelSize:
+def sketch_teacher(settings: TeacherConfig, progress: Progress | None = None) -> ModelSize:
     """Find the size of a local teacher without its weights.
 
     Args:
         settings: The recipe's teacher.
-        watcher: Told where the size is from.
+        progress: Told where the size is from.
 
     Returns:
         Its size.
@@ -183,8 +250,8 @@ def sketch_teacher(settings: TeacherConfig, watcher: Progress | None = None) -> 
         BadInput: If the teacher reads fewer tokens, or has vectors of another size, than the recipe says.
     """
     found = sketch(settings.model, settings.revision, trust_remote_code=settings.trust_remote_code)
-    if watcher is not None:
-        watcher.note(f"teacher {settings.model}: {_origin(found)}")
+    if progress is not None:
+        progress.note(f"teacher {settings.model}: {_origin(found)}")
     size, most = size_of(found.backbone), longest_text(found.backbone, settings.max_length)
     most = most if found.folder is None else longest_input(found.folder, most)
     if settings.max_length > most:
@@ -192,15 +259,23 @@ def sketch_teacher(settings: TeacherConfig, watcher: Progress | None = None) -> 
             f"teacher.max_length is {settings.max_length}, but {settings.model!r} reads at most {most} tokens; set it to that or less"
         )
     if settings.embedding_dim not in (None, size.width):
-        raise BadInput(f"teacher.embedding_dim is {settings.embedding_dim}, but {settings.model!r} has {size.width}; correct the recipe")
+        raise BadInput(
+            f"teacher.embedding_dim is {settings.embedding_dim}, but {settings.model!r} has {size.width}; correct the recipe"
+        )
     return size
 
 
 def _origin(found: ModelSketch) -> str:
-    return "the known architecture, for its files are not at hand" if found.folder is None else "from its files, weights not read"
+    return (
+        "the known architecture, for its files are not at hand"
+        if found.folder is None
+        else "from its files, weights not read"
+    )
 
 
-def _sources(recipe: Recipe, root: Path, tokenizer: TextTokenizer | None, watcher: Progress) -> dict[str, DeclaredSize]:
+def _sources(
+    recipe: Recipe, root: Path, tokenizer: TextTokenizer | None, progress: Progress
+) -> dict[str, DeclaredSize]:
     found, missing = {}, []
     for name in _used(recipe):
         source = recipe.data.sources[name]
@@ -211,15 +286,24 @@ def _sources(recipe: Recipe, root: Path, tokenizer: TextTokenizer | None, watche
         else:
             rows = min(source.rows, source.limit or source.rows)
             tokens = source.tokens or {}
-            if unknown := [field for field in tokens if field not in (*FIELDS[source.kind], "negatives")]:
+            if unknown := [
+                field for field in tokens if field not in (*FIELDS[source.kind], "negatives")
+            ]:
                 raise BadInput(
                     f"data.sources.{name}.tokens names {unknown}, no field of {source.kind} rows{did_you_mean(unknown[0], FIELDS[source.kind])}"
                 )
-            said = {field: float(tokens.get(field, 1 << 30)) for field in (*FIELDS[source.kind], "negatives")}
+            said = {
+                field: float(tokens.get(field, 1 << 30))
+                for field in (*FIELDS[source.kind], "negatives")
+            }
             if "negatives" not in tokens:
                 said["negatives"] = said[FIELDS[source.kind][-1]]
             found[name] = DeclaredSize(
-                rows, said, "stated in the recipe" if source.tokens else "rows stated in the recipe; every text counted as longest"
+                rows,
+                said,
+                "stated in the recipe"
+                if source.tokens
+                else "rows stated in the recipe; every text counted as longest",
             )
     if missing:
         raise BadInput(
@@ -227,16 +311,26 @@ def _sources(recipe: Recipe, root: Path, tokenizer: TextTokenizer | None, watche
             f"add rows (and tokens) to data.sources.{missing[0]} and the others, or copy the data into files"
         )
     for name, each in found.items():
-        watcher.note(f"{name}: {each.rows:,} rows, {each.said}")
+        progress.note(f"{name}: {each.rows:,} rows, {each.said}")
     return found
 
 
-def _measured(recipe: Recipe, root: Path, name: str, source: SourceConfig, tokenizer: TextTokenizer | None) -> DeclaredSize:
+def _measured(
+    recipe: Recipe, root: Path, name: str, source: SourceConfig, tokenizer: TextTokenizer | None
+) -> DeclaredSize:
     dataset = load_source(root, name, source, max_bad=recipe.data.max_bad, seed=recipe.seed)
     some = dataset.rows[:: max(1, len(dataset.rows) // SAMPLE)]
-    texts: dict[str, list[str]] = {field: [getattr(row, field) for row in some] for field in FIELDS[source.kind]}
-    texts["negatives"] = [text for row in some for text in getattr(row, "negatives", ())] or texts[FIELDS[source.kind][-1]]
-    return DeclaredSize(len(dataset.rows), {field: _mean_tokens(each, tokenizer) for field, each in texts.items()}, "read")
+    texts: dict[str, list[str]] = {
+        field: [getattr(row, field) for row in some] for field in FIELDS[source.kind]
+    }
+    texts["negatives"] = [text for row in some for text in getattr(row, "negatives", ())] or texts[
+        FIELDS[source.kind][-1]
+    ]
+    return DeclaredSize(
+        len(dataset.rows),
+        {field: _mean_tokens(each, tokenizer) for field, each in texts.items()},
+        "read",
+    )
 
 
 def _mean_tokens(texts: list[str], tokenizer: TextTokenizer | None) -> float:
@@ -246,7 +340,9 @@ def _mean_tokens(texts: list[str], tokenizer: TextTokenizer | None) -> float:
     return sum(map(len, ids)) / len(ids)
 
 
-def _drawn(name: str, settings: PhaseConfig, sources: Mapping[str, DeclaredSize]) -> dict[str, tuple[float, int, int]]:
+def _drawn(
+    name: str, settings: PhaseConfig, sources: Mapping[str, DeclaredSize]
+) -> dict[str, tuple[float, int, int]]:
     """Source to the rows that a phase draws from it, its batch size and its length."""
     weights = {source: weight for source, weight in settings.sources.items() if weight > 0}
     found = {}
@@ -264,11 +360,20 @@ def _drawn(name: str, settings: PhaseConfig, sources: Mapping[str, DeclaredSize]
 def _fields(name: str, settings: PhaseConfig, source: SourceConfig) -> dict[str, int]:
     """Texts that one row brings into a batch: field to how many."""
     task = phase_task(name)
-    if source.kind is RowKind.LABELLED and task is Task.CLASSIFICATION and isinstance(settings, AdapterConfig):
+    if (
+        source.kind is RowKind.LABELLED
+        and task is Task.CLASSIFICATION
+        and isinstance(settings, AdapterConfig)
+    ):
         return {"text": 2 + settings.negatives}
     fields = dict.fromkeys(FIELDS[source.kind], 1)
     hard = "negatives" in source.columns or not source.path.startswith(HUB)
-    if source.kind is RowKind.PAIRS and hard and isinstance(settings, AdapterConfig) and task in (Task.RETRIEVAL, Task.TEXT_MATCHING):
+    if (
+        source.kind is RowKind.PAIRS
+        and hard
+        and isinstance(settings, AdapterConfig)
+        and task in (Task.RETRIEVAL, Task.TEXT_MATCHING)
+    ):
         fields["negatives"] = min(1, settings.negatives)
     return fields
 
@@ -287,9 +392,17 @@ def _phase(
     for source, (drawn, size, length) in _drawn(name, settings, sources).items():
         said = recipe.data.sources[source]
         if task is not None and said.kind not in ALLOWED[task]:
-            raise BadInput(f"{name}: source {source!r} has {said.kind} rows, this task learns from {', '.join(ALLOWED[task])}")
-        texts = [(min(sources[source].tokens[field], length), n) for field, n in _fields(name, settings, said).items()]
-        row_tokens, row_work = sum(t * n for t, n in texts), sum(student.forward(t) * n for t, n in texts)
+            raise BadInput(
+                f"{name}: source {source!r} has {said.kind} rows, this task learns from {', '.join(ALLOWED[task])}"
+            )
+        texts = [
+            (min(sources[source].tokens[field], length), n)
+            for field, n in _fields(name, settings, said).items()
+        ]
+        row_tokens, row_work = (
+            sum(t * n for t, n in texts),
+            sum(student.forward(t) * n for t, n in texts),
+        )
         batch = size * row_tokens
         forwards = (
             (2.2 if isinstance(settings, AdapterConfig) else 3.0)
@@ -299,7 +412,14 @@ def _phase(
         work += drawn * row_work * forwards
         tokens += drawn * row_tokens
         largest = max(largest, batch)
-        shown.append({"name": source, "rows": sources[source].rows, "batches": round(drawn / size), "epochs": drawn / sources[source].rows})
+        shown.append(
+            {
+                "name": source,
+                "rows": sources[source].rows,
+                "batches": round(drawn / size),
+                "epochs": drawn / sources[source].rows,
+            }
+        )
     static = isinstance(given, StaticConfig)
     return {
         "steps": settings.steps,
@@ -312,7 +432,10 @@ def _phase(
 
 
 def _needed(
-    name: str, given: PhaseConfig | StaticConfig, recipe: Recipe, sources: Mapping[str, DeclaredSize]
+    name: str,
+    given: PhaseConfig | StaticConfig,
+    recipe: Recipe,
+    sources: Mapping[str, DeclaredSize],
 ) -> dict[tuple[str, str, str], float]:
     """Distinct texts that a phase compares with the teacher: source, field and view to their number."""
     settings = static_phase(given) if isinstance(given, StaticConfig) else given
@@ -326,14 +449,20 @@ def _needed(
         for field in FIELDS[kind]:
             asks = field == "query" and task in (None, Task.RETRIEVAL)
             view = "topic" if task is Task.CLUSTERING else "query" if asks else "document"
-            found[source, field, view if recipe.teacher.instructions is not None else "raw"] = min(drawn, float(sources[source].rows))
+            found[source, field, view if recipe.teacher.instructions is not None else "raw"] = min(
+                drawn, float(sources[source].rows)
+            )
     return found
 
 
 def _teacher_length(recipe: Recipe, tokens: float, view: str) -> float:
     told = recipe.teacher.instructions
     instruction = None if told is None or view == "raw" else getattr(told, view)
-    extra = 0.0 if told is None or instruction is None else len((told.template + instruction).encode()) / BYTES_PER_TOKEN
+    extra = (
+        0.0
+        if told is None or instruction is None
+        else len((told.template + instruction).encode()) / BYTES_PER_TOKEN
+    )
     return min(tokens + extra, float(recipe.teacher.max_length))
 
 
@@ -342,12 +471,18 @@ def _plain(budget: Budget | None) -> dict[str, int] | None:
 
 
 def _adapters(recipe: Recipe, module: TransformerModel) -> dict[str, int]:
-    return {task.value: adapter_parameters(module.backbone, adapter.rank) for task, adapter in recipe.adapters.items()}
+    return {
+        task.value: adapter_parameters(module.backbone, adapter.rank)
+        for task, adapter in recipe.adapters.items()
+    }
 
 
 def _host_memory(sources: Mapping[str, DeclaredSize]) -> float:
     """Bytes of the rows held in memory: their text, and what Python adds to each."""
-    kept = ((each.rows, sum(min(t, 32_768) for field, t in each.tokens.items() if field != "negatives")) for each in sources.values())
+    kept = (
+        (each.rows, sum(min(t, 32_768) for field, t in each.tokens.items() if field != "negatives"))
+        for each in sources.values()
+    )
     return sum(rows * (BYTES_PER_TOKEN * tokens + 400) for rows, tokens in kept)
 
 
@@ -365,17 +500,27 @@ def stated_tables(
         Title, columns and rows of each table.
     """
     teacher, total, gpu = found["teacher"], found["total"], found["gpu"]
-    hours = "hours unknown here" if teacher["gpu_hours"] is None else f"{teacher['gpu_hours']:,} GPU hours"
+    hours = (
+        "hours unknown here"
+        if teacher["gpu_hours"] is None
+        else f"{teacher['gpu_hours']:,} GPU hours"
+    )
     costs = [
         ["teacher", f"{teacher['texts']:,} distinct texts, {teacher['tokens']:,} tokens, {hours}"],
         ["teacher store", f"{teacher['disk_megabytes'] / 1000:,.1f} GB"],
         ["training", f"{total['steps']:,} steps, {total['training_gpu_hours']:,} GPU hours"],
-        ["in all", "unknown" if total["gpu_hours"] is None else f"{total['gpu_hours']:,} GPU hours"],
+        [
+            "in all",
+            "unknown" if total["gpu_hours"] is None else f"{total['gpu_hours']:,} GPU hours",
+        ],
         [
             "GPU",
             f"{gpu['card']}: {gpu['tflops']:,.0f} TF/s in {gpu['precision']} by its data sheet, {100 * gpu['share_reached']:.0f} % of it assumed",
         ],
-        ["GPU memory", f"about {total['gpu_memory_gigabytes']:,} GB at most, of {gpu['memory_gigabytes']} GB"],
+        [
+            "GPU memory",
+            f"about {total['gpu_memory_gigabytes']:,} GB at most, of {gpu['memory_gigabytes']} GB",
+        ],
         ["memory", f"about {total['memory_megabytes'] / 1000:,.0f} GB"],
         ["disk", f"about {total['disk_megabytes'] / 1000:,.0f} GB"],
         ["formula", found["formula"]],
@@ -383,7 +528,20 @@ def stated_tables(
     for row, phase in zip(phases, found["phases"].values(), strict=True):
         row.append(f"{phase['gpu_memory_gigabytes']:,}")
     return [
-        ("Phases", ["phase", "steps", "batch", "tokens", "GPU hours", "tokens a pass", "tokens kept", "GPU memory, GB"], phases),
+        (
+            "Phases",
+            [
+                "phase",
+                "steps",
+                "batch",
+                "tokens",
+                "GPU hours",
+                "tokens a pass",
+                "tokens kept",
+                "GPU memory, GB",
+            ],
+            phases,
+        ),
         ("Batches by source", ["phase", "source", "rows", "batches", "epochs"], sources),
         ("Costs", ["what", "how much"], costs),
     ]

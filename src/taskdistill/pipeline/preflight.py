@@ -29,7 +29,11 @@ def check_models(recipe: Recipe) -> Model:
         check_teacher(settings)
     student = start_student(recipe, weights=False)
     assert isinstance(student.module, TransformerModel)
-    check_student(recipe, student.module, [teacher_dim(settings) for settings in recipe.all_teachers().values()])
+    check_student(
+        recipe,
+        student.module,
+        [teacher_dim(settings) for settings in recipe.all_teachers().values()],
+    )
     return student
 
 

@@ -32,7 +32,12 @@ QUICK = 1e12
 """Operations a second above which an accelerator is timed with products 8 times as long and as wide."""
 
 
-def matrix_rate(seconds: float = 0.5, threads: int | None = None, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> float:
+def matrix_rate(
+    seconds: float = 0.5,
+    threads: int | None = None,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+) -> float:
     """Measure a device's matrix-multiply rate at the sizes that small encoders have.
 
     Args:
@@ -55,7 +60,10 @@ def matrix_rate(seconds: float = 0.5, threads: int | None = None, device: torch.
             start = time.perf_counter()
             a @ b
             synchronize(device)
-            found, count = max(found, 2 * scale**3 * rows * inner * columns / (time.perf_counter() - start)), count + 1
+            found, count = (
+                max(found, 2 * scale**3 * rows * inner * columns / (time.perf_counter() - start)),
+                count + 1,
+            )
         return found
 
     try:
@@ -95,13 +103,20 @@ def where_time_went(log: Path, rate: float) -> dict[str, Any]:
             if part is not None:
                 parts[part] = parts.get(part, 0.0) + seconds
     known = [part for part in PARTS if part in parts] + sorted(parts.keys() - set(PARTS))
-    whole = {key: sum(phase[key] for phase in phases.values() if phase["work"] > 0) for key in ("passes", "steps", "work")}
+    whole = {
+        key: sum(phase[key] for phase in phases.values() if phase["work"] > 0)
+        for key in ("passes", "steps", "work")
+    }
     return {
         "seconds": {part: round(parts[part], 2) for part in known},
         "matrix_gflops": round(rate / 1e9, 1),
         "reached": _reached(whole, rate),
         "phases": {
-            name: {"step_seconds": round(phase["steps"], 2), "gflop": round(phase["work"] / 1e9, 1), **_reached(phase, rate)}
+            name: {
+                "step_seconds": round(phase["steps"], 2),
+                "gflop": round(phase["work"] / 1e9, 1),
+                **_reached(phase, rate),
+            }
             for name, phase in phases.items()
         },
     }
@@ -117,7 +132,10 @@ def time_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]], list[
         Columns, rows, and lines on the matrix rate.
     """
     whole = sum(found["seconds"].values()) or 1.0
-    rows = [[part, f"{seconds:,.1f}", f"{100 * seconds / whole:.1f} %"] for part, seconds in found["seconds"].items()]
+    rows = [
+        [part, f"{seconds:,.1f}", f"{100 * seconds / whole:.1f} %"]
+        for part, seconds in found["seconds"].items()
+    ]
     lines = [f"this machine multiplies matrices at {found['matrix_gflops']:,} GF/s"]
     if found["reached"]["passes"] is not None:
         lines.append(
@@ -139,5 +157,8 @@ def _part(record: dict[str, Any]) -> str | None:
 
 def _reached(spent: dict[str, float], rate: float) -> dict[str, float | None]:
     return {
-        key: round(spent["work"] / spent[key] / rate, 3) if spent[key] > 0 and spent["work"] > 0 else None for key in ("passes", "steps")
+        key: round(spent["work"] / spent[key] / rate, 3)
+        if spent[key] > 0 and spent["work"] > 0
+        else None
+        for key in ("passes", "steps")
     }

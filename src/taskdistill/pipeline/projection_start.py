@@ -30,12 +30,19 @@ SAMPLE = 5_000
 """Compared texts of the phase on which the map is fitted; ten times the widest common space, so that a ridge has little left to do."""
 
 
-def start_projection(run: RunContext, job: Phase, student: Model, projection: Projection | None, dims: Sequence[int], init: str) -> None:
+def start_projection(
+    run: RunContext,
+    phase: Phase,
+    student: Model,
+    projection: Projection | None,
+    dims: Sequence[int],
+    init: str,
+) -> None:
     """Give a phase's projection its first weights, the same on every process.
 
     Args:
         run: The run; its teacher stores are filled. The fit is kept in RUN/projections, so that a continued run starts from the same.
-        job: The phase whose texts are sampled.
+        phase: The phase whose texts are sampled.
         student: The student as it is now.
         projection: Overwritten if the start is a fitted one; None where the recipe wants none.
         dims: Prefix sizes.
@@ -43,8 +50,13 @@ def start_projection(run: RunContext, job: Phase, student: Model, projection: Pr
     """
     if projection is None or init not in get_args(Method):
         return
-    folder = run.out / "projections" / job.name
-    by_first(run.processes, lambda: _make(folder, run, job, student, dims, "rotation" if init == "rotation" else "least_squares"))
+    folder = run.out / "projections" / phase.name
+    by_first(
+        run.processes,
+        lambda: _make(
+            folder, run, phase, student, dims, "rotation" if init == "rotation" else "least_squares"
+        ),
+    )
     with run.processes.together():
         open_folder(folder, KIND, "delete this folder to fit the projection again")
         tensors = load_file(folder / "weights.safetensors")
@@ -53,54 +65,62 @@ def start_projection(run: RunContext, job: Phase, student: Model, projection: Pr
             projection.bias.copy_(tensors["bias"])
 
 
-def _make(folder: Path, run: RunContext, job: Phase, student: Model, dims: Sequence[int], method: Method) -> None:
+def _make(
+    folder: Path, run: RunContext, phase: Phase, student: Model, dims: Sequence[int], method: Method
+) -> None:
     """Fit the projection and write it, unless the run has done so before."""
-    if made_before(run, job.name, folder, KIND):
+    if made_before(run, phase.name, folder, KIND):
         return
     start = time.monotonic()
-    run.watcher.stage("fitting the projection to the teacher's vectors")
+    run.progress.stage("fitting the projection to the teacher's vectors")
     try:
-        found = _fit(run, job, student, dims, method)
+        found = _fit(run, phase, student, dims, method)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise WorkFailed(
-            f"{job.name}: memory ran out while the projection was fitted to the teacher's vectors; give the process more memory, lower "
-            f"{job.name}.max_length, or set stage1.projection_init: default, which fits nothing"
+            f"{phase.name}: memory ran out while the projection was fitted to the teacher's vectors; give the process more memory, lower "
+            f"{phase.name}.max_length, or set stage1.projection_init: default, which fits nothing"
         ) from None
-    _write(folder, found, run, job.name)
+    _write(folder, found, run, phase.name)
     run.timed("projection", start)
 
 
-def _fit(run: RunContext, job: Phase, student: Model, dims: Sequence[int], method: Method) -> FittedProjection:
-    vectors, targets = sample_vectors(run, job, student)
-    widths = job.heads.widths or (targets.shape[1],)
+def _fit(
+    run: RunContext, phase: Phase, student: Model, dims: Sequence[int], method: Method
+) -> FittedProjection:
+    vectors, targets = sample_vectors(run, phase, student)
+    widths = phase.heads.widths or (targets.shape[1],)
     found = fit_projection(vectors, targets, dims, widths=widths, method=method)
     shown = ", ".join(f"{dim}: {cosine:.3f}" for dim, cosine in found.cosines.items())
-    run.watcher.note(f"{job.name}: projection fitted on {len(vectors):,} texts ({method}); held-out cosine by size: {shown}")
+    run.progress.note(
+        f"{phase.name}: projection fitted on {len(vectors):,} texts ({method}); held-out cosine by size: {shown}"
+    )
     return found
 
 
-def sample_vectors(run: RunContext, job: Phase, student: Model, count: int = SAMPLE) -> tuple[Tensor, Tensor]:
+def sample_vectors(
+    run: RunContext, phase: Phase, student: Model, count: int = SAMPLE
+) -> tuple[Tensor, Tensor]:
     """Embed texts of a phase as its steps will, and look up what the teacher says of them.
 
     Args:
         run: The run.
-        job: The phase.
+        phase: The phase.
         student: The student.
         count: Texts, about; steps are taken at even distances over the phase, so that all its sources are there.
 
     Returns:
         Vectors of the student, `(n, D)`, and of the teachers, `(n, T)`.
     """
-    first = job.prepare(job.plan.at(job.starts_at))
-    steps = min(job.settings.steps, -(-count // max(1, len(first.distilled))))
+    first = phase.prepare(phase.plan.at(phase.starts_at))
+    steps = min(phase.settings.steps, -(-count // max(1, len(first.distilled))))
     texts, targets = dict[tuple[str, str], int](), list[Tensor]()
-    for step in np.unique(np.linspace(0, job.settings.steps - 1, steps).astype(int)).tolist():
-        prepared = job.prepare(job.plan.at(job.starts_at + step))
+    for step in np.unique(np.linspace(0, phase.settings.steps - 1, steps).astype(int)).tolist():
+        prepared = phase.prepare(phase.plan.at(phase.starts_at + step))
         if not prepared.distilled:
             continue
-        rows = teacher_vectors(job, prepared)
+        rows = teacher_vectors(phase, prepared)
         for (place, _), row in zip(prepared.distilled, rows, strict=True):
             role, text = prepared.texts[place]
             if (role.value, text) not in texts:
@@ -112,12 +132,20 @@ def sample_vectors(run: RunContext, job: Phase, student: Model, count: int = SAM
         for prompt_name in dict.fromkeys(name for name, _ in texts):
             places = [i for (name, _), i in texts.items() if name == prompt_name]
             chosen = [text for name, text in texts if name == prompt_name]
-            made = encoder.encode_reporting(chosen, task=None, prompt_name=prompt_name, max_length=job.settings.max_length).vectors
+            made = encoder.encode_reporting(
+                chosen, task=None, prompt_name=prompt_name, max_length=phase.settings.max_length
+            ).vectors
             vectors[places] = torch.from_numpy(np.asarray(made, dtype=np.float32))
     return vectors, torch.stack(targets)
 
 
 def _write(folder: Path, found: FittedProjection, run: RunContext, name: str) -> None:
-    facts = {"cosines": {str(dim): round(cosine, 4) for dim, cosine in found.cosines.items()}, "ridge": found.ridge}
+    facts = {
+        "cosines": {str(dim): round(cosine, 4) for dim, cosine in found.cosines.items()},
+        "ridge": found.ridge,
+    }
     with write_folder(folder, KIND, meta={**resume_meta(run, name), **facts}) as beside:
-        save_file({"weight": found.weight.contiguous(), "bias": found.bias.contiguous()}, beside / "weights.safetensors")
+        save_file(
+            {"weight": found.weight.contiguous(), "bias": found.bias.contiguous()},
+            beside / "weights.safetensors",
+        )

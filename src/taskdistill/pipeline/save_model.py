@@ -34,21 +34,31 @@ def finish_model(run: RunContext, student: Model) -> None:
         student: The trained student with its adapters; its settings are completed.
     """
     start = time.monotonic()
-    run.watcher.stage("calibrating int8 and writing the model folder")
+    run.progress.stage("calibrating int8 and writing the model folder")
     student.settings = replace(student.settings, teacher=_teacher_facts(run))
     texts = calibration_texts(run)
     encoder = Encoder(student, threads=run.threads)
-    student.settings = replace(student.settings, int8_ranges=int8_ranges(encoder, texts, [None, *encoder.tasks]))
+    student.settings = replace(
+        student.settings, int8_ranges=int8_ranges(encoder, texts, [None, *encoder.tasks])
+    )
     if run.recipe.student.binary_offsets:
         sides = {Role.QUERY: query_texts(run) or texts, Role.DOCUMENT: texts}
-        student.settings = replace(student.settings, binary_offsets=binary_offsets(encoder, sides, [None, *encoder.tasks]))
+        student.settings = replace(
+            student.settings, binary_offsets=binary_offsets(encoder, sides, [None, *encoder.tasks])
+        )
     write_model(
-        run.out / "model", student, inputs=_inputs(run), extra_files=_files(student, run_card(run, student, None)), replace_existing=True
+        run.out / "model",
+        student,
+        inputs=_inputs(run),
+        extra_files=_files(student, run_card(run, student, None)),
+        replace_existing=True,
     )
     run.timed("model folder", start)
 
 
-def finish_static(run: RunContext, table: StaticModel, tokenizer: TextTokenizer, folder: Path, texts: list[str]) -> None:
+def finish_static(
+    run: RunContext, table: StaticModel, tokenizer: TextTokenizer, folder: Path, texts: list[str]
+) -> None:
     """Write the instant student's folder.
 
     Args:
@@ -59,15 +69,29 @@ def finish_static(run: RunContext, table: StaticModel, tokenizer: TextTokenizer,
         texts: Texts it was trained on, from which int8 is calibrated.
     """
     name = run.recipe.name if run.recipe.stage1 is None else f"{run.recipe.name}-static"
-    dims = tuple(sorted({dim for dim in run.recipe.student.matryoshka_dims if dim < table.embedding_dim} | {table.embedding_dim}))
-    settings = ModelSettings(max_length=1_000_000, matryoshka_dims=dims, teacher=_teacher_facts(run))
+    dims = tuple(
+        sorted(
+            {dim for dim in run.recipe.student.matryoshka_dims if dim < table.embedding_dim}
+            | {table.embedding_dim}
+        )
+    )
+    settings = ModelSettings(
+        max_length=1_000_000, matryoshka_dims=dims, teacher=_teacher_facts(run)
+    )
     model = Model(table.eval(), tokenizer, settings, name=name, source=folder)
     ranges = int8_ranges(Encoder(model, threads=1), texts[:CALIBRATION_TEXTS], [None])
     model.settings = replace(model.settings, int8_ranges=ranges)
     if run.recipe.student.binary_offsets:
         sides = dict.fromkeys((Role.QUERY, Role.DOCUMENT), texts[:CALIBRATION_TEXTS])
-        model.settings = replace(model.settings, binary_offsets=binary_offsets(Encoder(model, threads=1), sides, [None]))
-    write_model(folder, model, inputs=resume_meta(run, "static"), extra_files=_files(model, run_card(run, model, None)))
+        model.settings = replace(
+            model.settings, binary_offsets=binary_offsets(Encoder(model, threads=1), sides, [None])
+        )
+    write_model(
+        folder,
+        model,
+        inputs=resume_meta(run, "static"),
+        extra_files=_files(model, run_card(run, model, None)),
+    )
 
 
 def _files(model: Model, text: str) -> dict[str, str]:
@@ -84,7 +108,13 @@ def add_scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> Non
         results: What `evaluate_models` returned.
     """
     inputs = _inputs(run) if run.recipe.stage1 is not None else resume_meta(run, "static")
-    write_model(run.out / "model", model, inputs=inputs, extra_files=_files(model, run_card(run, model, results)), replace_existing=True)
+    write_model(
+        run.out / "model",
+        model,
+        inputs=inputs,
+        extra_files=_files(model, run_card(run, model, results)),
+        replace_existing=True,
+    )
 
 
 def int8_ranges(encoder: Encoder, texts: list[str], tasks: list[str | None]) -> dict[str, Any]:
@@ -105,7 +135,9 @@ def int8_ranges(encoder: Encoder, texts: list[str], tasks: list[str | None]) -> 
     return found
 
 
-def binary_offsets(encoder: Encoder, sides: Mapping[Role, list[str]], tasks: list[str | None]) -> dict[str, Any]:
+def binary_offsets(
+    encoder: Encoder, sides: Mapping[Role, list[str]], tasks: list[str | None]
+) -> dict[str, Any]:
     """Fit what is taken from vectors before their signs: the mean of each side, so that each bit is set for about half of its texts.
 
     Args:
@@ -120,7 +152,10 @@ def binary_offsets(encoder: Encoder, sides: Mapping[Role, list[str]], tasks: lis
     for task in tasks:
         for role, texts in sides.items():
             vectors = encoder.encode_reporting(texts, task=task, prompt_name=role.value).vectors
-            means = {str(dim): np.round(truncate(vectors, dim).mean(0).astype(np.float64), 7).tolist() for dim in encoder.matryoshka_dims}
+            means = {
+                str(dim): np.round(truncate(vectors, dim).mean(0).astype(np.float64), 7).tolist()
+                for dim in encoder.matryoshka_dims
+            }
             found.setdefault(task or "base", {})[role.value] = means
     return found
 
@@ -134,10 +169,25 @@ def query_texts(run: RunContext) -> list[str]:
     Returns:
         At most `CALIBRATION_TEXTS` distinct first texts of pairs that are no translations; none where there are no such pairs.
     """
-    pairs = [dataset for _, dataset in sorted(run.inputs.datasets.items()) if dataset.kind is RowKind.PAIRS]
-    texts = list(dict.fromkeys(row.query for dataset in pairs if dataset.teacher_reads is TeacherSide.BOTH for row in dataset.rows))
+    pairs = [
+        dataset
+        for _, dataset in sorted(run.inputs.datasets.items())
+        if dataset.kind is RowKind.PAIRS
+    ]
+    texts = list(
+        dict.fromkeys(
+            row.query
+            for dataset in pairs
+            if dataset.teacher_reads is TeacherSide.BOTH
+            for row in dataset.rows
+        )
+    )
     rng = np.random.default_rng(run.recipe.seed)
-    chosen = rng.choice(len(texts), size=min(CALIBRATION_TEXTS, len(texts)), replace=False) if texts else np.zeros(0, np.int64)
+    chosen = (
+        rng.choice(len(texts), size=min(CALIBRATION_TEXTS, len(texts)), replace=False)
+        if texts
+        else np.zeros(0, np.int64)
+    )
     return [texts[i] for i in sorted(chosen.tolist())]
 
 
@@ -165,7 +215,9 @@ def _teacher_facts(run: RunContext) -> dict[str, Any]:
             "model": " + ".join(teacher.identity.model for _, teacher, _ in run.teachers()),
             "revision": None,
             "kind": "several",
-            "embedding_dim": sum(stores["document"].embedding_dim or 0 for _, _, stores in run.teachers()),
+            "embedding_dim": sum(
+                stores["document"].embedding_dim or 0 for _, _, stores in run.teachers()
+            ),
             "space_id": "",
             "trained_on": run.recipe.teacher.trained_on,
         }

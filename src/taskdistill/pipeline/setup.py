@@ -12,7 +12,13 @@ from taskdistill.data.rows import Dataset, hash_rows, row_texts
 from taskdistill.data.sources import load_source
 from taskdistill.errors import BadInput
 from taskdistill.io.folders import read_manifest
-from taskdistill.model.backbone import build_backbone, load_backbone, longest_text, resolve, without_dropout
+from taskdistill.model.backbone import (
+    build_backbone,
+    load_backbone,
+    longest_text,
+    resolve,
+    without_dropout,
+)
 from taskdistill.model.folder import Model, ModelSettings, read_model
 from taskdistill.model.layers import keep_layers
 from taskdistill.model.rope import rope_theta, set_rope_theta
@@ -44,7 +50,11 @@ class TrainData:
         Returns:
             64 hexadecimal digits.
         """
-        lines = [f"{name} {dataset.sha256}" for name, dataset in sorted(self.datasets.items()) if names is None or name in names]
+        lines = [
+            f"{name} {dataset.sha256}"
+            for name, dataset in sorted(self.datasets.items())
+            if names is None or name in names
+        ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def without(self, texts: Collection[str]) -> TrainData:
@@ -58,7 +68,9 @@ class TrainData:
         """
         left = {}
         for name, dataset in self.datasets.items():
-            kept = [row for row in dataset.rows if not any(text in texts for text in row_texts(row))]
+            kept = [
+                row for row in dataset.rows if not any(text in texts for text in row_texts(row))
+            ]
             if len(kept) < len(dataset.rows):
                 counts = dataset.counts
                 counts.rejected["no teacher vector"] += len(dataset.rows) - len(kept)
@@ -76,14 +88,14 @@ class TrainData:
         return {name: dataset.counts.as_dict() for name, dataset in self.datasets.items()}
 
 
-def data_root(recipe: Recipe, recipe_folder: Path, docs_folder: Path, watcher: Progress) -> Path:
+def data_root(recipe: Recipe, recipe_folder: Path, docs_folder: Path, progress: Progress) -> Path:
     """Find the data folder of a recipe, building the embedded default if it is asked for.
 
     Args:
         recipe: The recipe.
         recipe_folder: A relative `data.root` is looked for from here after the current folder.
         docs_folder: Where the embedded default is built.
-        watcher: Told what is built.
+        progress: Told what is built.
 
     Returns:
         An existing folder.
@@ -93,15 +105,22 @@ def data_root(recipe: Recipe, recipe_folder: Path, docs_folder: Path, watcher: P
     """
     if recipe.data.root != DOCSTRINGS:
         if recipe.data.docstrings_limit is not None:
-            raise BadInput("data.docstrings_limit has no effect unless data.root is docstrings; remove it")
+            raise BadInput(
+                "data.docstrings_limit has no effect unless data.root is docstrings; remove it"
+            )
         return existing_root(recipe, recipe_folder)
     from taskdistill.demo.folder import build_docs_folder
 
     if not (docs_folder / MANIFEST).is_file():
-        watcher.stage("reading the documentation of the installed packages")
-        counts = build_docs_folder(docs_folder, seed=recipe.seed, limit=recipe.data.docstrings_limit, progress=watcher.count)
+        progress.stage("reading the documentation of the installed packages")
+        counts = build_docs_folder(
+            docs_folder,
+            seed=recipe.seed,
+            limit=recipe.data.docstrings_limit,
+            progress=progress.count,
+        )
         for line in counts_lines(counts):
-            watcher.note(line)
+            progress.note(line)
     else:
         read_manifest(docs_folder, "data")
     return docs_folder
@@ -123,7 +142,9 @@ def existing_root(recipe: Recipe, recipe_folder: Path) -> Path:
     for folder in (Path(recipe.data.root), recipe_folder / recipe.data.root):
         if folder.is_dir():
             return folder
-    raise BadInput(f"data.root {recipe.data.root!r} is no folder here nor beside the recipe; give a folder, or `docstrings`")
+    raise BadInput(
+        f"data.root {recipe.data.root!r} is no folder here nor beside the recipe; give a folder, or `docstrings`"
+    )
 
 
 def counts_lines(counts: Mapping[str, Any]) -> list[str]:
@@ -135,22 +156,27 @@ def counts_lines(counts: Mapping[str, Any]) -> list[str]:
     Returns:
         One line a group of counts.
     """
-    plain = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in counts.items() if isinstance(value, int))
+    plain = ", ".join(
+        f"{name.replace('_', ' ')} {value:,}"
+        for name, value in counts.items()
+        if isinstance(value, int)
+    )
     groups = [
-        f"{name}: " + ", ".join(f"{key} {value:,}" for key, value in group.items() if isinstance(value, int))
+        f"{name}: "
+        + ", ".join(f"{key} {value:,}" for key, value in group.items() if isinstance(value, int))
         for name, group in counts.items()
         if isinstance(group, Mapping)
     ]
     return [plain, *groups]
 
 
-def load_inputs(recipe: Recipe, root: Path, watcher: Progress) -> TrainData:
+def load_inputs(recipe: Recipe, root: Path, progress: Progress) -> TrainData:
     """Read every source that some phase uses.
 
     Args:
         recipe: The recipe.
         root: The data folder.
-        watcher: Told the counts of every source.
+        progress: Told the counts of every source.
 
     Returns:
         The rows.
@@ -163,9 +189,11 @@ def load_inputs(recipe: Recipe, root: Path, watcher: Progress) -> TrainData:
         dataset = load_source(root, name, source, max_bad=recipe.data.max_bad, seed=recipe.seed)
         counts = dataset.counts
         repaired, rejected = sum(counts.repaired.values()), sum(counts.rejected.values())
-        watcher.note(f"{name}: {counts.read:,} rows read, {counts.used:,} used as they are, {repaired:,} repaired, {rejected:,} rejected")
+        progress.note(
+            f"{name}: {counts.read:,} rows read, {counts.used:,} used as they are, {repaired:,} repaired, {rejected:,} rejected"
+        )
         for example in counts.examples[:3]:
-            watcher.note(f"  {example}")
+            progress.note(f"  {example}")
         datasets[name] = dataset
     return TrainData(root, datasets)
 
@@ -196,17 +224,25 @@ def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
         pooling = settings.pooling
     else:
         trust = settings.trust_remote_code
-        backbone = load_backbone(source, trust_remote_code=trust) if weights else sketch(str(source), trust_remote_code=trust).backbone
+        backbone = (
+            load_backbone(source, trust_remote_code=trust)
+            if weights
+            else sketch(str(source), trust_remote_code=trust).backbone
+        )
         pooling = settings.pooling or _pooling_of(source)
     if pooling is None:
-        raise BadInput("student.pooling is missing and the initial model names none; give last, mean or cls")
+        raise BadInput(
+            "student.pooling is missing and the initial model names none; give last, mean or cls"
+        )
     _end_texts(tokenizer, settings.end_token, pooling, named)
     if settings.layers is not None:
         keep_layers(backbone, settings.layers)
     without_dropout(backbone)
     most = longest_text(backbone, settings.max_length)
     if settings.max_length > most:
-        raise BadInput(f"student.max_length is {settings.max_length}, the backbone has positions for {most}; set it to that or less")
+        raise BadInput(
+            f"student.max_length is {settings.max_length}, the backbone has positions for {most}; set it to that or less"
+        )
     if len(tokenizer) > backbone.config.vocab_size:
         raise BadInput(
             f"the tokenizer has {len(tokenizer)} ids, the backbone's token table {backbone.config.vocab_size} rows; give its own tokenizer"
@@ -219,7 +255,10 @@ def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
         module.check_training(table=not all(stage.freeze_embeddings for stage in stages))
     dims = matryoshka_dims(settings.matryoshka_dims, module.embedding_dim)
     facts = ModelSettings(
-        prompts=dict(settings.prompts), max_length=settings.max_length, matryoshka_dims=dims, rope_theta=rope_theta(backbone)
+        prompts=dict(settings.prompts),
+        max_length=settings.max_length,
+        matryoshka_dims=dims,
+        rope_theta=rope_theta(backbone),
     )
     return Model(module.eval(), tokenizer, facts, name=recipe.name, source=named)
 
@@ -238,7 +277,9 @@ def matryoshka_dims(dims: list[int], width: int) -> tuple[int, ...]:
         BadInput: If a size exceeds the full one.
     """
     if over := [dim for dim in dims if dim > width]:
-        raise BadInput(f"student.matryoshka_dims names {over}, the student's vectors have {width} dimensions")
+        raise BadInput(
+            f"student.matryoshka_dims names {over}, the student's vectors have {width} dimensions"
+        )
     return tuple(sorted({*dims, width}))
 
 
@@ -252,14 +293,18 @@ def _initial(recipe: Recipe) -> Path:
         return resolve(recipe.teacher.model, recipe.teacher.revision)
     if init == "config":
         if recipe.student.tokenizer is None:
-            raise BadInput("student.init is `config`, so student.tokenizer must name a folder with a tokenizer.json")
+            raise BadInput(
+                "student.init is `config`, so student.tokenizer must name a folder with a tokenizer.json"
+            )
         return resolve(recipe.student.tokenizer)
     return resolve(init)
 
 
 def _end_texts(tokenizer: TextTokenizer, token: str | None, pooling: Pooling, folder: Path) -> None:
     """Let last pooling find an end-of-sequence token: bases such as Qwen3-0.6B-Base append none by themselves."""
-    if token is None or (token == "auto" and (pooling is not Pooling.LAST or tokenizer.ends_texts())):
+    if token is None or (
+        token == "auto" and (pooling is not Pooling.LAST or tokenizer.ends_texts())
+    ):
         return
     if token != "auto" and tokenizer.ends_texts():
         raise BadInput(

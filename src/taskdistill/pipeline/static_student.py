@@ -57,28 +57,42 @@ def train_static(run: RunContext, student: Model) -> Path:
     settings = run.recipe.static
     assert settings is not None
     torch.manual_seed(torch_seed(run.recipe.seed))
-    phase, store, folder = static_phase(settings), run.stores["document"], static_folder(run)
+    config, store, folder = static_phase(settings), run.stores["document"], static_folder(run)
     fill_stores(run, ["static"])
     if restore(folder):
         _same_data(run, folder)
         return folder
     plan = run.plans["static"]
-    tokenizer = TextTokenizer.load(student.source, special=False) if settings.vocabulary is None else _own_vocabulary(run)
+    tokenizer = (
+        TextTokenizer.load(student.source, special=False)
+        if settings.vocabulary is None
+        else _own_vocabulary(run)
+    )
     start = time.monotonic()
-    read, counted = learned_texts("static", phase, plan)
+    read, counted = learned_texts("static", config, plan)
     if settings.start == "tokens":
-        run.watcher.stage("embedding the vocabulary with the teacher")
-        table = start_table(tokenizer, run.teacher, store, [theirs for _, theirs in read], run.count)
+        run.progress.stage("embedding the vocabulary with the teacher")
+        table = start_table(
+            tokenizer, run.teacher, store, [theirs for _, theirs in read], run.count
+        )
         run.timed("teacher", start)
     else:
-        run.watcher.stage("starting the table from the texts")
-        table = start_from_texts(tokenizer, store, read, counted, noise=settings.noise, seed=run.recipe.seed)
+        run.progress.stage("starting the table from the texts")
+        table = start_from_texts(
+            tokenizer, store, read, counted, noise=settings.noise, seed=run.recipe.seed
+        )
         run.timed("static start", start)
-    job = static_job(settings, table, plan, store, [dim for dim in run.recipe.student.matryoshka_dims if dim <= table.embedding_dim])
-    trained = train_phase(run, job, table, tokenizer, {})
+    phase = static_job(
+        settings,
+        table,
+        plan,
+        store,
+        [dim for dim in run.recipe.student.matryoshka_dims if dim <= table.embedding_dim],
+    )
+    trained = train_phase(run, phase, table, tokenizer, {})
     table.to(CPU)
     if trained:
-        save_phase(run.out / "phases" / job.name, job, resume_meta(run, job.name))
+        save_phase(run.out / "phases" / phase.name, phase, resume_meta(run, phase.name))
     finish_static(run, table, tokenizer, folder, [own for own, _ in read])
     return folder
 
@@ -107,10 +121,12 @@ def _own_vocabulary(run: RunContext) -> TextTokenizer:
     if not made_before(run, "static", folder, TOKENIZER):
         start = time.monotonic()
         texts = _vocabulary_texts(run)
-        run.watcher.stage(f"learning {settings.size:,} pieces from {len(texts):,} texts")
+        run.progress.stage(f"learning {settings.size:,} pieces from {len(texts):,} texts")
         learned: Tokenizer = learn_vocabulary(texts, settings.size)
         with write_folder(folder, TOKENIZER, meta=resume_meta(run, "static")) as beside:
-            (beside / "tokenizer.json").write_text(TextTokenizer(learned, special=False).to_json(), "utf-8")
+            (beside / "tokenizer.json").write_text(
+                TextTokenizer(learned, special=False).to_json(), "utf-8"
+            )
         run.timed("vocabulary", start)
     return TextTokenizer.load(folder, special=False)
 
@@ -118,12 +134,28 @@ def _own_vocabulary(run: RunContext) -> TextTokenizer:
 def _vocabulary_texts(run: RunContext) -> list[str]:
     assert run.recipe.static is not None and run.recipe.static.vocabulary is not None
     settings = run.recipe.static.vocabulary
-    names = settings.sources if settings.sources is not None else [name for name, weight in run.recipe.static.sources.items() if weight > 0]
-    texts = list(dict.fromkeys(text for name in names for row in run.inputs.datasets[name].rows for text in row_texts(row)))
+    names = (
+        settings.sources
+        if settings.sources is not None
+        else [name for name, weight in run.recipe.static.sources.items() if weight > 0]
+    )
+    texts = list(
+        dict.fromkeys(
+            text
+            for name in names
+            for row in run.inputs.datasets[name].rows
+            for text in row_texts(row)
+        )
+    )
     return drawn(texts, settings.texts, run.recipe.seed)
 
 
 def _same_data(run: RunContext, folder: Path) -> None:
-    made_from, now = read_manifest(folder, "model")["inputs"].get("data"), resume_meta(run, "static")["data"]
+    made_from, now = (
+        read_manifest(folder, "model")["inputs"].get("data"),
+        resume_meta(run, "static")["data"],
+    )
     if made_from != now:
-        raise BadInput(f"{folder} was made with data = {made_from!r}, this run has {now!r}; use a new --out")
+        raise BadInput(
+            f"{folder} was made with data = {made_from!r}, this run has {now!r}; use a new --out"
+        )

@@ -22,7 +22,16 @@ from taskdistill.train.vocab import learn_beside
 from taskdistill.train.vocab_transfer import read_pairs, transfer_embeddings
 
 FOLDER, KIND, TABLE = "student-tokenizer", "tokenizer", "table.safetensors"
-NAMED = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "bos_token", "eos_token", "model_max_length")
+NAMED = (
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+    "bos_token",
+    "eos_token",
+    "model_max_length",
+)
 """What the initial tokenizer's settings say that stays true of the new one."""
 
 
@@ -43,17 +52,25 @@ def learn_own_vocabulary(run: RunContext, student: Model) -> None:
     start = time.monotonic()
     pairs = read_pairs(run.plans["stage1"])
     texts = drawn(list(dict.fromkeys(own for own, _ in pairs)), settings.texts, run.recipe.seed)
-    run.watcher.stage(f"learning {settings.size:,} pieces from {len(texts):,} texts")
-    tokenizer = learn_beside(texts, settings.size, student.tokenizer, keep_words=settings.keep_words)
+    run.progress.stage(f"learning {settings.size:,} pieces from {len(texts):,} texts")
+    tokenizer = learn_beside(
+        texts, settings.size, student.tokenizer, keep_words=settings.keep_words
+    )
     pairs = drawn(pairs, settings.pairs, run.recipe.seed)
-    run.watcher.stage(f"aligning its pieces with the initial ones in {len(pairs):,} pairs of texts")
+    run.progress.stage(
+        f"aligning its pieces with the initial ones in {len(pairs):,} pairs of texts"
+    )
     table = student.module.backbone.get_input_embeddings().weight.detach()
     rows, kept = transfer_embeddings(tokenizer, student.tokenizer, pairs, table, run.recipe.seed)
-    run.watcher.note(f"vocabulary: {len(rows):,} pieces, {int(kept.sum()):,} with the row that they had, which stays")
+    run.progress.note(
+        f"vocabulary: {len(rows):,} pieces, {int(kept.sum()):,} with the row that they had, which stays"
+    )
     with write_folder(folder, KIND, meta=resume_meta(run, "stage1")) as beside:
         (beside / "tokenizer.json").write_text(tokenizer.to_json(), "utf-8")
         (beside / "tokenizer_config.json").write_text(dump_json(_side_file(student)), "utf-8")
-        save_file({"rows": rows.contiguous(), "kept": kept}, beside / TABLE, metadata={"format": "pt"})
+        save_file(
+            {"rows": rows.contiguous(), "kept": kept}, beside / TABLE, metadata={"format": "pt"}
+        )
     run.timed("vocabulary", start)
 
 
@@ -70,8 +87,13 @@ def with_own_vocabulary(student: Model, out: Path) -> Model:
     assert isinstance(student.module, TransformerModel)
     folder = out / FOLDER
     tokenizer, rows = TextTokenizer.load(folder), load_file(folder / TABLE)["rows"]
-    kept = {number: tokenizer.backend.token_to_id(token.content) for number, token in _special(student.tokenizer)}
-    replace_embeddings(student.module, rows, {number: place for number, place in kept.items() if place is not None})
+    kept = {
+        number: tokenizer.backend.token_to_id(token.content)
+        for number, token in _special(student.tokenizer)
+    }
+    replace_embeddings(
+        student.module, rows, {number: place for number, place in kept.items() if place is not None}
+    )
     return replace(student, tokenizer=tokenizer, source=folder)
 
 
@@ -89,14 +111,22 @@ def kept_rows(run: RunContext, model: TransformerModel) -> dict[str, torch.Tenso
         return {}
     table = model.backbone.get_input_embeddings().weight
     kept = load_file(run.out / FOLDER / TABLE)["kept"]
-    return {name: kept for name, parameter in model.backbone.named_parameters() if parameter is table}
+    return {
+        name: kept for name, parameter in model.backbone.named_parameters() if parameter is table
+    }
 
 
 def _special(tokenizer: TextTokenizer) -> list[tuple[int, Any]]:
-    return [(number, token) for number, token in tokenizer.backend.get_added_tokens_decoder().items() if token.special]
+    return [
+        (number, token)
+        for number, token in tokenizer.backend.get_added_tokens_decoder().items()
+        if token.special
+    ]
 
 
 def _side_file(student: Model) -> dict[str, Any]:
     path = student.source / "tokenizer_config.json"
     said = read_json(path) if path.is_file() else {}
-    return {key: said[key] for key in NAMED if key in said} | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    return {key: said[key] for key in NAMED if key in said} | {
+        "tokenizer_class": "PreTrainedTokenizerFast"
+    }

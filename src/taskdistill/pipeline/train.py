@@ -32,7 +32,7 @@ from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.protocol import NamedTeacher, Teacher, View, release
 from taskdistill.teacher.store import TeacherStore, open_views
 from taskdistill.train.arithmetic import choose_arithmetic, training_device
-from taskdistill.train.distributed import ALONE, ProcessGroup
+from taskdistill.train.distributed import SINGLE, ProcessGroup
 from taskdistill.train.leading import by_first
 from taskdistill.train.log import Log, read_lines
 from taskdistill.train.profile import check_profile
@@ -58,11 +58,11 @@ def train(
     out: Path,
     *,
     recipe_folder: Path | None = None,
-    watcher: Progress | None = None,
+    progress: Progress | None = None,
     should_stop: Stop = never,
     api_key: str | None = None,
     assess: Callable[[RunContext, Model, Path | None], dict[str, Any]] | None = None,
-    processes: ProcessGroup = ALONE,
+    processes: ProcessGroup = SINGLE,
     profile: bool = False,
 ) -> dict[str, Any]:
     """Run a recipe into a folder; run again after any interruption, it continues.
@@ -71,7 +71,7 @@ def train(
         recipe: What to do.
         out: The run folder.
         recipe_folder: Where the recipe file is, for relative paths in it.
-        watcher: Told what happens.
+        progress: Told what happens.
         should_stop: Asked before every step; true saves and stops.
         api_key: Key of an HTTP teacher.
         assess: Scores the finished model; None for the recipe's evaluation, which scores the instant student as soon as it is there too.
@@ -87,33 +87,47 @@ def train(
     """
     from taskdistill.pipeline.evaluate_run import assess_run
 
-    watcher = watcher or SilentProgress()
+    progress = progress or SilentProgress()
     started = time.monotonic()
     recipe, pairing = choose_start(recipe)
     check_recipe(recipe, out)
     for line in pairing.lines() if pairing is not None else ():
-        watcher.note(line)
+        progress.note(line)
     if recipe.stage1 is not None and not recipe.evaluation.dev and recipe.evaluation.during is None:
-        watcher.note("no development set is named (evaluation.dev), so a phase that harms the student will not be seen before the end")
+        progress.note(
+            "no development set is named (evaluation.dev), so a phase that harms the student will not be seen before the end"
+        )
     if profile:
         check_profile(out / "profile", list(recipe.phases()))
     device = training_device(recipe.device, processes)
     arithmetic = choose_arithmetic(recipe.precision, device)
-    watcher.note(f"device {device} ({device_name(device)}), passes of training in {arithmetic}")
+    progress.note(f"device {device} ({device_name(device)}), passes of training in {arithmetic}")
     check_models(recipe)
-    with processes.leader_first():
-        root = data_root(recipe, recipe_folder or Path(), out.parent / f"{out.name}-data", watcher)
+    with processes.main_process_first():
+        root = data_root(recipe, recipe_folder or Path(), out.parent / f"{out.name}-data", progress)
     check_data(recipe, root)
-    inputs = load_inputs(recipe, root, watcher)
+    inputs = load_inputs(recipe, root, progress)
     plans = make_plans(recipe, inputs)
-    made = make_teachers(recipe, out, api_key) if processes.leads else []
-    named = processes.same([NamedTeacher.of(each) for each in made])
+    made = make_teachers(recipe, out, api_key) if processes.is_main else []
+    named = processes.broadcast([NamedTeacher.of(each) for each in made])
     teachers = made or named  # only the first process embeds, so only it reads a teacher's weights
     student = start_student(recipe)
     threads = recipe.threads or max(1, cores() // processes.on_this_host)
-    if not processes.leads:
+    if not processes.is_main:
         run = RunContext(
-            recipe, out, inputs, teachers[0], {}, watcher, should_stop, Log(Path(os.devnull)), threads, plans, {}, processes, device=device
+            recipe,
+            out,
+            inputs,
+            teachers[0],
+            {},
+            progress,
+            should_stop,
+            Log(Path(os.devnull)),
+            threads,
+            plans,
+            {},
+            processes,
+            device=device,
         )
         _follow(run, student, teachers[1:])
         return {}
@@ -121,12 +135,32 @@ def train(
     with writer_lock(out / "lock"):
         _same_recipe(recipe, out)
         for name in [*remove_stale_within(out), *remove_stale_within(out / "phases")]:
-            watcher.note(f"removed {name}, left by an interrupted run")
+            progress.note(f"removed {name}, left by an interrupted run")
         stores = open_views(store_root(recipe, out), teachers[0], recipe.teacher.instructions)
         log = Log(out / "log.jsonl")
-        log.write({"teachers": {name: _arithmetic(each) for name, each in zip(recipe.all_teachers(), teachers, strict=True)}})
+        log.write(
+            {
+                "teachers": {
+                    name: _arithmetic(each)
+                    for name, each in zip(recipe.all_teachers(), teachers, strict=True)
+                }
+            }
+        )
         run = RunContext(
-            recipe, out, inputs, teachers[0], stores, watcher, should_stop, log, threads, plans, {}, processes, profile, device
+            recipe,
+            out,
+            inputs,
+            teachers[0],
+            stores,
+            progress,
+            should_stop,
+            log,
+            threads,
+            plans,
+            {},
+            processes,
+            profile,
+            device,
         )
         run.further = open_further(recipe, out, teachers[1:])
         run.timed("data and models", started)
@@ -141,7 +175,11 @@ def train(
             by_first(processes, begin)
             if recipe.student.vocabulary is not None:
                 student = with_own_vocabulary(student, out)
-            model = train_phases(run, student) if recipe.stage1 is not None or static is None else load_static(run, static)
+            model = (
+                train_phases(run, student)
+                if recipe.stage1 is not None or static is None
+                else load_static(run, static)
+            )
             metrics = (assess or assess_run)(run, model, static)
         finally:
             log.close()
@@ -154,7 +192,12 @@ def _before_the_phases(run: RunContext, student: Model, *, scored: bool) -> Path
     from taskdistill.pipeline.evaluate_run import first_result
 
     static = train_static(run, student) if run.recipe.static is not None else None
-    if scored and static is not None and run.recipe.stage1 is not None and not restore(run.out / "model"):
+    if (
+        scored
+        and static is not None
+        and run.recipe.stage1 is not None
+        and not restore(run.out / "model")
+    ):
         first_result(run, static)
     fill_stores(run, [name for name in run.plans if name != "static"])
     for _, teacher, _ in run.teachers():
@@ -169,7 +212,9 @@ def _follow(run: RunContext, student: Model, further: Sequence[Teacher]) -> None
     if unusable := by_first(run.processes, lambda: run.unusable):
         run.inputs = run.inputs.without(unusable)
         run.plans = make_plans(run.recipe, run.inputs)
-    run.stores = open_views(store_root(run.recipe, run.out), run.teacher, run.recipe.teacher.instructions)
+    run.stores = open_views(
+        store_root(run.recipe, run.out), run.teacher, run.recipe.teacher.instructions
+    )
     run.further = open_further(run.recipe, run.out, further)
     if run.recipe.student.vocabulary is not None:
         student = with_own_vocabulary(student, run.out)
@@ -190,7 +235,14 @@ def make_teachers(recipe: Recipe, out: Path, api_key: str | None = None) -> list
     """
     begun: dict[str, str | None] = {}
     if (out / "log.jsonl").is_file():
-        begun = next((record["teachers"] for _, record in read_lines(out / "log.jsonl") if "teachers" in record), {})
+        begun = next(
+            (
+                record["teachers"]
+                for _, record in read_lines(out / "log.jsonl")
+                if "teachers" in record
+            ),
+            {},
+        )
     made = list[Teacher]()
     for name, settings in recipe.all_teachers().items():
         if settings.kind == "local" and settings.dtype == AUTO and name in begun:
@@ -208,7 +260,9 @@ def _root_of(settings: TeacherConfig, recipe: Recipe, out: Path) -> Path:
     return Path(settings.store) if settings.store else store_root(recipe, out)
 
 
-def open_further(recipe: Recipe, out: Path, teachers: Sequence[Teacher]) -> list[tuple[str, Teacher, dict[View, TeacherStore]]]:
+def open_further(
+    recipe: Recipe, out: Path, teachers: Sequence[Teacher]
+) -> list[tuple[str, Teacher, dict[View, TeacherStore]]]:
     """Open the stores of the teachers beside the first.
 
     Args:
@@ -253,9 +307,18 @@ def check_recipe(recipe: Recipe, out: Path) -> None:
     check_place(store_root(recipe, out))
     for task, settings in recipe.adapters.items():
         if settings.average is not None and settings.average.gate and not recipe.evaluation.dev:
-            raise BadInput(f"adapters.{task.value}.average.gate needs evaluation.dev sets to decide by; name some or set gate: false")
-    if recipe.stage1 is not None and recipe.stage1.projection == "none" and recipe.long is not None and recipe.long.projection != "none":
-        raise BadInput("long.projection wants a projection that stage1 did not train; set both to the same")
+            raise BadInput(
+                f"adapters.{task.value}.average.gate needs evaluation.dev sets to decide by; name some or set gate: false"
+            )
+    if (
+        recipe.stage1 is not None
+        and recipe.stage1.projection == "none"
+        and recipe.long is not None
+        and recipe.long.projection != "none"
+    ):
+        raise BadInput(
+            "long.projection wants a projection that stage1 did not train; set both to the same"
+        )
 
 
 def _is_earlier_run(path: Path) -> bool:
@@ -271,7 +334,12 @@ _CLAIM: dict[str, Any] = {
     "earlier": _is_earlier_run,
     "files": {"metrics.json": None, "report.html": None, "log.jsonl": is_log},
     "parts": ("phases", "checkpoints"),
-    "folders": {"model": "model", "static-model": "model", "tokenizer": "tokenizer", "student-tokenizer": "tokenizer"},
+    "folders": {
+        "model": "model",
+        "static-model": "model",
+        "tokenizer": "tokenizer",
+        "student-tokenizer": "tokenizer",
+    },
 }
 
 
@@ -281,17 +349,25 @@ def _same_recipe(recipe: Recipe, out: Path) -> None:
     if path.is_file():
         then = yaml.safe_load(path.read_text("utf-8"))
         before, now = _flat(then), _flat(yaml.safe_load(text))
-        changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and not _is_free(key)]
+        changed = [
+            key
+            for key in {**before, **now}
+            if before.get(key) != now.get(key) and not _is_free(key)
+        ]
         begun = _begun(out) if changed else []
         stale = [name for name in begun if name in recipe.phases() and _other(then, recipe, name)]
         if stale:
-            shown = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed[:5])
+            shown = "; ".join(
+                f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed[:5]
+            )
             raise BadInput(
                 f"{out} was begun with another recipe ({shown}); use a new --out, or the recipe in {path}, or delete what was trained by it "
                 f"({', '.join(stale)} in its phases and checkpoints) to train that again"
             )
         if _was_edited(then, path.read_text("utf-8")):
-            raise BadInput(f"{path} is not as this program wrote it, and would be written anew; move it away, or use a new --out")
+            raise BadInput(
+                f"{path} is not as this program wrote it, and would be written anew; move it away, or use a new --out"
+            )
     write_file(path, text)
 
 
@@ -308,7 +384,12 @@ def _is_free(key: str) -> bool:
 
 
 def _begun(out: Path) -> list[str]:
-    found = {path.name for part in ("phases", "checkpoints") for path in (out / part).glob("[!.]*") if path.is_dir()}
+    found = {
+        path.name
+        for part in ("phases", "checkpoints")
+        for path in (out / part).glob("[!.]*")
+        if path.is_dir()
+    }
     return sorted(found | ({"static"} if (out / "static-model").is_dir() else set()))
 
 
@@ -317,7 +398,9 @@ def _other(then: dict[str, Any], recipe: Recipe, name: str) -> bool:
         before = parse_recipe(then)
     except BadInput:  # written by a version that knew other keys
         return True
-    return name not in before.phases() or phase_fingerprint(before, name) != phase_fingerprint(recipe, name)
+    return name not in before.phases() or phase_fingerprint(before, name) != phase_fingerprint(
+        recipe, name
+    )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

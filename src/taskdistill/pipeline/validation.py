@@ -54,7 +54,9 @@ def sets_during(recipe: Recipe, root: Path, phase: str) -> list[EvalSet]:
     try:
         found = find_eval_sets(Path(recipe.evaluation.root or root), names, split="dev")
     except BadInput as error:
-        raise BadInput(f"evaluation.{'dev' if settings.sets is None else 'during.sets'}: {error}") from None
+        raise BadInput(
+            f"evaluation.{'dev' if settings.sets is None else 'during.sets'}: {error}"
+        ) from None
     kept, _, metric = (settings.keep or MEAN).partition(":")
     kinds = {each.name: each.kind for each in found}
     if kept not in (MEAN, *kinds):
@@ -89,7 +91,14 @@ def dev_score(run: RunContext, student: Model, task: Task) -> float:
     most, seed = recipe.evaluation.max_queries, recipe.seed
     with on_device(student.module, run.device):
         embedder = EncoderEmbedder(Encoder(student, threads=run.threads))
-        return float(np.mean([evaluate_set(embedder, each.name, each.kind, each.load(most, seed)).score.score for each in found]))
+        return float(
+            np.mean(
+                [
+                    evaluate_set(embedder, each.name, each.kind, each.load(most, seed)).score.score
+                    for each in found
+                ]
+            )
+        )
 
 
 def dev_sets(recipe: Recipe, root: Path) -> list[EvalSet]:
@@ -108,7 +117,9 @@ def dev_sets(recipe: Recipe, root: Path) -> list[EvalSet]:
     if not recipe.evaluation.dev:
         return []
     try:
-        return find_eval_sets(Path(recipe.evaluation.root or root), recipe.evaluation.dev, split="dev")
+        return find_eval_sets(
+            Path(recipe.evaluation.root or root), recipe.evaluation.dev, split="dev"
+        )
     except BadInput as error:
         raise BadInput(f"evaluation.dev: {error}") from None
 
@@ -140,7 +151,12 @@ def make_during(run: RunContext, student: Model, phase: str, view: View) -> Vali
         # Weights that are divided among processes leave the whole model on the CPU.
         with on_device(student.module, run.device), view():
             if not held:  # its budget holds for the whole phase, so that every score is taken of the same batches
-                held.append(EncoderEmbedder(Encoder(student, threads=run.threads), adapters=phase_task(phase) is not None))
+                held.append(
+                    EncoderEmbedder(
+                        Encoder(student, threads=run.threads),
+                        adapters=phase_task(phase) is not None,
+                    )
+                )
             for each, rows in zip(sets, data, strict=True):
                 found = evaluate_set(held[0], each.name, each.kind, rows).score
                 scores |= {f"{each.name}:{name}": value for name, value in found.scores.items()}
@@ -162,10 +178,17 @@ def _metric(keep: str | None, kinds: dict[str, Kind]) -> str | None:
 
 def _cut(data: SetData, most: int | None, seed: int) -> SetData:
     """Cut a corpus to the judged documents and some others."""
-    if not isinstance(data, RankingData) or data.candidates is not None or most is None or len(data.documents) <= most:
+    if (
+        not isinstance(data, RankingData)
+        or data.candidates is not None
+        or most is None
+        or len(data.documents) <= most
+    ):
         return data
     judged = {document for found in data.qrels.values() for document in found}
     others = [document for document in data.documents if document not in judged]
     chosen = np.random.default_rng(seed).permutation(len(others))[: max(0, most - len(judged))]
     kept = judged | {others[i] for i in chosen}
-    return replace(data, documents={name: text for name, text in data.documents.items() if name in kept})
+    return replace(
+        data, documents={name: text for name, text in data.documents.items() if name in kept}
+    )

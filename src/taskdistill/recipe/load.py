@@ -34,9 +34,13 @@ class UniqueKeyLoader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping, not a word", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is a list or a mapping, not a word", key.start_mark
+                )
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice in one place", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice in one place", key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
@@ -55,16 +59,24 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         BadInput: If the file cannot be read, or an override has no key or no valid value.
     """
     if not path.is_file():
-        raise BadInput(f"no recipe at {path}; give the path of a YAML file such as recipes/quickstart.yaml")
+        raise BadInput(
+            f"no recipe at {path}; give the path of a YAML file such as recipes/quickstart.yaml"
+        )
     try:
         with open_regular(path) as stream:
             raw = yaml.load(stream.read().decode("utf-8"), UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a value error is a number or a date that cannot be, or no UTF-8
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # a value error is a number or a date that cannot be, or no UTF-8
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise BadInput(f"{path} holds no mapping; a recipe starts with `name:`, `data:`, `teacher:`")
+        raise BadInput(
+            f"{path} holds no mapping; a recipe starts with `name:`, `data:`, `teacher:`"
+        )
     for override in overrides:
         _apply(raw, override)
     return raw
@@ -140,7 +152,9 @@ def _keys_beside(loc: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
         model = _child(model, part)
         if model is None:
             return []
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+    return (
+        list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+    )
 
 
 def _child(model: Any, part: Any) -> Any:

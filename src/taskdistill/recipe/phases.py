@@ -25,21 +25,37 @@ class ConfigModel(BaseModel):
 class StaticVocabConfig(ConfigModel):
     """A vocabulary of its own for the instant student, learned from texts: pieces of a unigram model, without case."""
 
-    size: int = Field(ge=100, le=500_000, description="Pieces, at most; each is one row of the token table")
-    sources: list[str] | None = Field(default=None, description="Sources whose texts are counted; None: those that the table learns from")
-    texts: Positive = Field(default=400_000, description="At most this many texts are counted, drawn by the seed")
+    size: int = Field(
+        ge=100, le=500_000, description="Pieces, at most; each is one row of the token table"
+    )
+    sources: list[str] | None = Field(
+        default=None,
+        description="Sources whose texts are counted; None: those that the table learns from",
+    )
+    texts: Positive = Field(
+        default=400_000, description="At most this many texts are counted, drawn by the seed"
+    )
 
 
 class StudentVocabConfig(ConfigModel):
     """A vocabulary of its own for the student, learned from the texts of stage 1; its token table is mixed from the initial model's."""
 
-    size: int = Field(ge=100, le=500_000, description="Pieces that are learned, at most; each is one row of the token table")
+    size: int = Field(
+        ge=100,
+        le=500_000,
+        description="Pieces that are learned, at most; each is one row of the token table",
+    )
     keep_words: bool = Field(
         default=True,
         description="Add the whole words of the initial vocabulary, so that its language and names stay whole",
     )
-    texts: Positive = Field(default=400_000, description="At most this many texts are counted, drawn by the seed")
-    pairs: Positive = Field(default=400_000, description="At most this many pairs of texts are aligned, drawn by the seed")
+    texts: Positive = Field(
+        default=400_000, description="At most this many texts are counted, drawn by the seed"
+    )
+    pairs: Positive = Field(
+        default=400_000,
+        description="At most this many pairs of texts are aligned, drawn by the seed",
+    )
 
 
 class StaticConfig(ConfigModel):
@@ -50,13 +66,19 @@ class StaticConfig(ConfigModel):
     batch_size: Positive = Field(default=128, description="Rows per step")
     lr: float = Field(default=0.01, gt=0)
     matryoshka: bool = True
-    vocabulary: StaticVocabConfig | None = Field(default=None, description="None: the student's own vocabulary")
+    vocabulary: StaticVocabConfig | None = Field(
+        default=None, description="None: the student's own vocabulary"
+    )
     start: Literal["tokens", "texts"] = Field(
         default="tokens",
         description="tokens: from the teacher's vector of every piece; texts: from the mean vector of the texts that a piece occurs in, "
         "for languages that the teacher does not read",
     )
-    noise: float = Field(default=0.3, ge=0, description="start texts: length of the random part of each vector, which keeps pieces apart")
+    noise: float = Field(
+        default=0.3,
+        ge=0,
+        description="start texts: length of the random part of each vector, which keeps pieces apart",
+    )
     weights: dict[Literal["distill", "teacher_nce", "cosent"], Weight] = Field(
         default={"distill": 1.0},
         description="Loss term to weight; teacher_nce: each text against the teacher's vectors of the batch; cosent is taken of scored rows",
@@ -82,7 +104,9 @@ class StaticConfig(ConfigModel):
             raise ValueError("noise has no effect with start: tokens; remove it")
         given = {str(term): weight for term, weight in self.weights.items()}
         if given.get("teacher_nce") and self.batch_size < 2:
-            raise ValueError("teacher_nce tells the rows of a batch apart; set batch_size to 2 or more")
+            raise ValueError(
+                "teacher_nce tells the rows of a batch apart; set batch_size to 2 or more"
+            )
         for name, term in (("cosent_temperature", "cosent"), ("nce_temperature", "teacher_nce")):
             if not given.get(term) and getattr(self, name) != fields[name].default:
                 raise ValueError(f"{name} has no effect without a weight of {term}; remove it")
@@ -96,9 +120,15 @@ class LossOptions(ConfigModel):
     kl_temperature: float = Field(default=0.05, gt=0, description="Of score_kl")
     list_temperature: float = Field(default=0.05, gt=0, description="Of list_kl")
     nce_temperature: float = Field(default=0.05, gt=0, description="Of teacher_nce")
-    relative_margin: float = Field(default=0.015, ge=0, description="Of relative: by how much cosines must differ")
-    couples: Positive = Field(default=4096, description="Of relative: couples of pairs drawn a step")
-    corners: Positive = Field(default=32, description="Of rkd_angle: texts taken as corners, drawn a step")
+    relative_margin: float = Field(
+        default=0.015, ge=0, description="Of relative: by how much cosines must differ"
+    )
+    couples: Positive = Field(
+        default=4096, description="Of relative: couples of pairs drawn a step"
+    )
+    corners: Positive = Field(
+        default=32, description="Of rkd_angle: texts taken as corners, drawn a step"
+    )
 
 
 MENU_ACTS: dict[str, tuple[str, ...]] = {
@@ -118,21 +148,35 @@ class WeightSchedule(ConfigModel):
 
     start: Weight = Field(description="Factor at the first step")
     end: Weight = Field(default=1.0, description="Factor at the end of the ramp and from there on")
-    until: float = Field(default=1.0, gt=0, le=1, description="Where the ramp ends, as a share of the steps")
+    until: float = Field(
+        default=1.0, gt=0, le=1, description="Where the ramp ends, as a share of the steps"
+    )
 
     @model_validator(mode="after")
     def _moves(self) -> WeightSchedule:
         if self.start == self.end:
-            raise ValueError(f"a ramp from {self.start} to {self.end} has no effect; change the weight instead")
+            raise ValueError(
+                f"a ramp from {self.start} to {self.end} has no effect; change the weight instead"
+            )
         return self
 
 
 class HardNegativeWeighting(ConfigModel):
     """What makes InfoNCE of pairs look harder at what is hard (ours); zero turns each off."""
 
-    focal: float = Field(default=0.0, ge=0, description="Exponent g of the weight (1 - p)^g of a query, p the probability of its positive")
-    hardness: float = Field(default=0.0, ge=0, description="a in the weight exp(a similarity) of a query's own hard negatives")
-    mixed_negatives: int = Field(default=0, ge=0, description="Negatives made for each query by mixing two of its hard ones")
+    focal: float = Field(
+        default=0.0,
+        ge=0,
+        description="Exponent g of the weight (1 - p)^g of a query, p the probability of its positive",
+    )
+    hardness: float = Field(
+        default=0.0,
+        ge=0,
+        description="a in the weight exp(a similarity) of a query's own hard negatives",
+    )
+    mixed_negatives: int = Field(
+        default=0, ge=0, description="Negatives made for each query by mixing two of its hard ones"
+    )
 
     def acts(self) -> bool:
         """Say whether anything is asked for.
@@ -146,31 +190,45 @@ class HardNegativeWeighting(ConfigModel):
 class PhaseConfig(ConfigModel):
     """What every training phase has. Optimiser settings are ours where section 13 calls the paper's unknown."""
 
-    sources: dict[str, Weight] = Field(description="Source name to sampling weight; one source per batch")
+    sources: dict[str, Weight] = Field(
+        description="Source name to sampling weight; one source per batch"
+    )
     steps: Positive = Field(description="Optimiser updates")
     batch_size: Positive = Field(description="Rows per step, over all processes")
     max_length: Positive = Field(default=128, description="Tokens of one text in this phase")
     long_sources: dict[str, tuple[Positive, Positive]] = Field(
-        default_factory=dict, description="Source name to its own (batch_size, max_length) where it differs from the phase's"
+        default_factory=dict,
+        description="Source name to its own (batch_size, max_length) where it differs from the phase's",
     )
-    rope_theta: float | None = Field(default=None, gt=0, description="RoPE theta in this phase; None takes that of inference")
+    rope_theta: float | None = Field(
+        default=None, gt=0, description="RoPE theta in this phase; None takes that of inference"
+    )
     lr: float = Field(gt=0, description="Peak learning rate")
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = Field(default=0.05, ge=0, le=1, description="Share of the steps that warms up")
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[Share, Share] = (0.9, 0.999)
     clip: float = Field(default=1.0, gt=0, description="Largest gradient norm")
-    matryoshka: bool = Field(default=True, description="Every loss term over every prefix of student.matryoshka_dims")
+    matryoshka: bool = Field(
+        default=True, description="Every loss term over every prefix of student.matryoshka_dims"
+    )
     micro_batch_tokens: Positive | None = Field(
         default=None,
         description="Tokens per forward pass; bounds memory, changes no number beyond rounding. None: 512 on a CPU, what fits on an accelerator",
     )
-    menu: LossOptions = Field(default=LossOptions(), description="Settings of the further distillation losses that `weights` may name")
+    menu: LossOptions = Field(
+        default=LossOptions(),
+        description="Settings of the further distillation losses that `weights` may name",
+    )
     weight_schedule: dict[str, WeightSchedule] = Field(
         default_factory=dict, description="Loss term to a factor that changes with the steps"
     )
     checkpoint_every: Positive = Field(default=200, description="Steps between checkpoints")
-    max_bad_steps: int = Field(default=3, ge=0, description="Steps with a non-finite loss or gradient that are skipped before giving up")
+    max_bad_steps: int = Field(
+        default=3,
+        ge=0,
+        description="Steps with a non-finite loss or gradient that are skipped before giving up",
+    )
 
     def reads(self) -> set[str]:
         """Name the sources whose rows the phase uses.
@@ -185,7 +243,9 @@ class PhaseConfig(ConfigModel):
         if not any(weight > 0 for weight in self.sources.values()):
             raise ValueError("no source with a weight above 0")
         if unknown := [name for name in self.long_sources if name not in self.sources]:
-            raise ValueError(f"long_sources names {unknown}, not among the phase's sources {sorted(self.sources)}")
+            raise ValueError(
+                f"long_sources names {unknown}, not among the phase's sources {sorted(self.sources)}"
+            )
         return self
 
 
@@ -203,24 +263,36 @@ class Stage1Config(PhaseConfig):
         description="Hard negatives of a row, at most, that are distilled beside its pair; with list_kl they are candidates of its query too",
     )
     reduction: Literal["mean", "sum"] = Field(
-        default="mean", description="Over the batch's texts; the paper prints a sum (sections 4.2, 11.5)"
+        default="mean",
+        description="Over the batch's texts; the paper prints a sum (sections 4.2, 11.5)",
     )
     projection: Literal["student", "none"] = Field(
-        default="student", description="A trained map from student to teacher size, or none if equal"
+        default="student",
+        description="A trained map from student to teacher size, or none if equal",
     )
     projection_init: Literal["auto", "default", "identity", "least_squares", "rotation"] = Field(
         default="auto",
         description="default: torch's linear initialisation; identity: ones on the diagonal of each teacher's rows, for a student cut from its "
         "teacher; least_squares, rotation: fitted to the teacher's vectors of a sample before step 1; auto: by where the student comes from",
     )
-    projection_lr: float | None = Field(default=None, gt=0, description="Learning rate of the projection; None: the phase's")
-    projection_warmup: float | None = Field(
-        default=None, ge=0, le=1, description="Share of the steps in which the projection's rate warms up; None: the phase's"
+    projection_lr: float | None = Field(
+        default=None, gt=0, description="Learning rate of the projection; None: the phase's"
     )
-    projection_weight_decay: float | None = Field(default=None, ge=0, description="Weight decay of the projection; None: the phase's")
-    freeze_embeddings: bool = Field(default=False, description="Keep the token table as it was started")
+    projection_warmup: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of the steps in which the projection's rate warms up; None: the phase's",
+    )
+    projection_weight_decay: float | None = Field(
+        default=None, ge=0, description="Weight decay of the projection; None: the phase's"
+    )
+    freeze_embeddings: bool = Field(
+        default=False, description="Keep the token table as it was started"
+    )
     freeze_layers: bool = Field(
-        default=False, description="Train the token table alone: a new vocabulary learns to speak to layers that stay as they are"
+        default=False,
+        description="Train the token table alone: a new vocabulary learns to speak to layers that stay as they are",
     )
     shard: Literal["auto", "full", "none"] = Field(
         default="auto",
@@ -231,19 +303,27 @@ class Stage1Config(PhaseConfig):
     @model_validator(mode="after")
     def _something_moves(self) -> Stage1Config:
         if self.freeze_embeddings and self.freeze_layers:
-            raise ValueError("freeze_embeddings and freeze_layers together leave nothing to train; set one of them")
+            raise ValueError(
+                "freeze_embeddings and freeze_layers together leave nothing to train; set one of them"
+            )
         return self
 
 
 class AveragingConfig(ConfigModel):
     """Mean of the last checkpoint with an earlier one (section 5.1); which one is unknown, so these are ours."""
 
-    earlier: float = Field(default=0.5, gt=0, lt=1, description="The earlier checkpoint, as a share of the steps")
+    earlier: float = Field(
+        default=0.5, gt=0, lt=1, description="The earlier checkpoint, as a share of the steps"
+    )
     weight: float = Field(default=0.5, gt=0, lt=1, description="Weight of the last checkpoint")
     mode: Literal["factors", "product"] = Field(
-        default="factors", description="Average A and B apart, or their product B A cut back to the rank"
+        default="factors",
+        description="Average A and B apart, or their product B A cut back to the rank",
     )
-    gate: bool = Field(default=True, description="Keep the average only if its dev score is not below the last checkpoint's")
+    gate: bool = Field(
+        default=True,
+        description="Keep the average only if its dev score is not below the last checkpoint's",
+    )
 
 
 class AdapterConfig(PhaseConfig):
@@ -252,22 +332,45 @@ class AdapterConfig(PhaseConfig):
     rank: Positive = 32
     alpha: Positive = 32
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    target_modules: list[str] | None = Field(default=None, description="None: every linear of every layer")
-    weights: dict[str, Weight] = Field(default_factory=dict, description="Loss term to weight; defaults are the paper's for the task")
-    temperature: float = Field(default=0.02, gt=0, description="Of InfoNCE")
-    learn_temperature: bool | None = Field(default=None, description="None: as in the paper, learned for retrieval only")
-    min_temperature: float = Field(default=0.001, gt=0, description="A learned temperature is never below this")
-    cosent_temperature: float = Field(default=0.05, gt=0)
-    negatives: int = Field(default=7, ge=0, description="Hard negatives taken from a row, at most; classification: negatives per item")
-    train_projection: bool = Field(default=False, description="Train stage 1's projection further instead of keeping it")
-    false_negative_margin: float | None = Field(
-        default=None, description="Mask an in-batch negative whose teacher similarity exceeds the positive's by more than this; None: off"
+    target_modules: list[str] | None = Field(
+        default=None, description="None: every linear of every layer"
     )
-    negatives_of_others: bool = Field(default=True, description="Whether hard negatives of other queries count as negatives")
-    mask_same_label: bool = Field(default=True, description="classification: texts with the anchor's label are no negatives")
-    relational_mean_gradient: bool = Field(default=True, description="relational: let the gradient flow through the mean distance")
+    weights: dict[str, Weight] = Field(
+        default_factory=dict,
+        description="Loss term to weight; defaults are the paper's for the task",
+    )
+    temperature: float = Field(default=0.02, gt=0, description="Of InfoNCE")
+    learn_temperature: bool | None = Field(
+        default=None, description="None: as in the paper, learned for retrieval only"
+    )
+    min_temperature: float = Field(
+        default=0.001, gt=0, description="A learned temperature is never below this"
+    )
+    cosent_temperature: float = Field(default=0.05, gt=0)
+    negatives: int = Field(
+        default=7,
+        ge=0,
+        description="Hard negatives taken from a row, at most; classification: negatives per item",
+    )
+    train_projection: bool = Field(
+        default=False, description="Train stage 1's projection further instead of keeping it"
+    )
+    false_negative_margin: float | None = Field(
+        default=None,
+        description="Mask an in-batch negative whose teacher similarity exceeds the positive's by more than this; None: off",
+    )
+    negatives_of_others: bool = Field(
+        default=True, description="Whether hard negatives of other queries count as negatives"
+    )
+    mask_same_label: bool = Field(
+        default=True, description="classification: texts with the anchor's label are no negatives"
+    )
+    relational_mean_gradient: bool = Field(
+        default=True, description="relational: let the gradient flow through the mean distance"
+    )
     sharpen: HardNegativeWeighting = Field(
-        default=HardNegativeWeighting(), description="Focal and hardness weights and mixed negatives of InfoNCE, off by default"
+        default=HardNegativeWeighting(),
+        description="Focal and hardness weights and mixed negatives of InfoNCE, off by default",
     )
     average: AveragingConfig | None = None
 

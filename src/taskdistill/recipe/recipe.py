@@ -38,10 +38,20 @@ FIRST = "teacher"
 class DataConfig(ConfigModel):
     """Where the texts come from."""
 
-    root: str = Field(default="docstrings", description="Folder the sources' paths start from, or `docstrings`: the embedded default")
+    root: str = Field(
+        default="docstrings",
+        description="Folder the sources' paths start from, or `docstrings`: the embedded default",
+    )
     sources: dict[str, SourceConfig] = Field(description="Name to source")
-    max_bad: float = Field(default=0.01, ge=0, le=1, description="Share of rejected rows above which a source is refused")
-    docstrings_limit: Positive | None = Field(default=None, description="With root docstrings: at most this many training documents")
+    max_bad: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Share of rejected rows above which a source is refused",
+    )
+    docstrings_limit: Positive | None = Field(
+        default=None, description="With root docstrings: at most this many training documents"
+    )
 
 
 class InstructionConfig(ConfigModel):
@@ -50,7 +60,10 @@ class InstructionConfig(ConfigModel):
     query: str | None = SEARCH_INSTRUCTION
     document: str | None = None
     topic: str | None = TOPIC_INSTRUCTION
-    template: str = Field(default="Instruct: {instruction}\nQuery:{text}", description="How an instruction and a text become one string")
+    template: str = Field(
+        default="Instruct: {instruction}\nQuery:{text}",
+        description="How an instruction and a text become one string",
+    )
 
     @field_validator("template")
     @classmethod
@@ -67,53 +80,95 @@ class TeacherConfig(ConfigModel):
     model: str = Field(
         description="Folder or Hub id (local), model name (http), folder of vectors (precomputed); `all-MiniLM-L6-v2` is embedded"
     )
-    revision: str | None = Field(default=None, description="Revision; part of every key of the store")
-    url: str | None = Field(default=None, description="http: base URL up to and including /v1")
-    api_key_env: str | None = Field(default=None, description="http: name of the environment variable that holds the key")
-    max_length: Positive = Field(default=256, description="Tokens of one text that the teacher sees")
-    embedding_dim: Positive | None = Field(default=None, description="Refuse vectors of another size; None takes what comes")
-    instructions: InstructionConfig | None = Field(description="What the teacher is told; null says that this teacher knows no instruction")
-    trained_on: list[str] | None = Field(
-        default=None, description="Evaluation sets that the teacher is known to have seen, by name or pattern (sts/*); None: not declared"
+    revision: str | None = Field(
+        default=None, description="Revision; part of every key of the store"
     )
-    store: str | None = Field(default=None, description="Folder of the teacher store; default: teacher-store beside the run folder")
-    trust_remote_code: bool = Field(default=False, description="local: let the model folder run its own code")
-    device: str = Field(default="auto", description="local: where it runs: auto (an accelerator if there is one) or any device of torch")
+    url: str | None = Field(default=None, description="http: base URL up to and including /v1")
+    api_key_env: str | None = Field(
+        default=None, description="http: name of the environment variable that holds the key"
+    )
+    max_length: Positive = Field(
+        default=256, description="Tokens of one text that the teacher sees"
+    )
+    embedding_dim: Positive | None = Field(
+        default=None, description="Refuse vectors of another size; None takes what comes"
+    )
+    instructions: InstructionConfig | None = Field(
+        description="What the teacher is told; null says that this teacher knows no instruction"
+    )
+    trained_on: list[str] | None = Field(
+        default=None,
+        description="Evaluation sets that the teacher is known to have seen, by name or pattern (sts/*); None: not declared",
+    )
+    store: str | None = Field(
+        default=None,
+        description="Folder of the teacher store; default: teacher-store beside the run folder",
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="local: let the model folder run its own code"
+    )
+    device: str = Field(
+        default="auto",
+        description="local: where it runs: auto (an accelerator if there is one) or any device of torch",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description="local: arithmetic of its weights. auto: that of the store at hand; for a new store bfloat16 on an accelerator that "
         "computes in it, float32 elsewhere",
     )
-    batch_tokens: Positive | None = Field(default=None, description="local: tokens of one batch; None: by the memory that is free")
-    licence: str | None = Field(default=None, description="Licence of the teacher, copied to the model card")
+    batch_tokens: Positive | None = Field(
+        default=None, description="local: tokens of one batch; None: by the memory that is free"
+    )
+    licence: str | None = Field(
+        default=None, description="Licence of the teacher, copied to the model card"
+    )
 
 
 class StudentConfig(ConfigModel):
     """The student: where it starts from and what its vectors look like."""
 
-    init: str = Field(default="teacher", description="`teacher`, or a model folder, Hub id, or `config` to build from `config` at random")
-    layers: list[int] | None = Field(default=None, description="Layers of the initial model to keep, in order; None keeps all")
-    config: dict[str, Any] | None = Field(default=None, description="With init: config, the backbone's configuration with its model_type")
-    tokenizer: str | None = Field(default=None, description="Tokenizer folder; default: the initial model's")
-    vocabulary: StudentVocabConfig | None = Field(
-        default=None, description="Learn a vocabulary from the texts of stage 1, for languages that the initial one does not know"
+    init: str = Field(
+        default="teacher",
+        description="`teacher`, or a model folder, Hub id, or `config` to build from `config` at random",
     )
-    pooling: Pooling | None = Field(default=None, description="last, mean or cls; default: the initial model's")
+    layers: list[int] | None = Field(
+        default=None, description="Layers of the initial model to keep, in order; None keeps all"
+    )
+    config: dict[str, Any] | None = Field(
+        default=None,
+        description="With init: config, the backbone's configuration with its model_type",
+    )
+    tokenizer: str | None = Field(
+        default=None, description="Tokenizer folder; default: the initial model's"
+    )
+    vocabulary: StudentVocabConfig | None = Field(
+        default=None,
+        description="Learn a vocabulary from the texts of stage 1, for languages that the initial one does not know",
+    )
+    pooling: Pooling | None = Field(
+        default=None, description="last, mean or cls; default: the initial model's"
+    )
     end_token: str | None = Field(
         default="auto",
         description="Token appended to every text. auto: with last pooling, a tokenizer that ends no text with a special token "
         "appends its own end-of-sequence token; null: never",
     )
     max_length: Positive = Field(default=512, description="Tokens of one text at inference")
-    rope_theta: float | None = Field(default=None, gt=0, description="RoPE theta at inference; None keeps the backbone's")
-    matryoshka_dims: list[Positive] = Field(description="Prefix sizes trained for; the full size is always among them")
+    rope_theta: float | None = Field(
+        default=None, gt=0, description="RoPE theta at inference; None keeps the backbone's"
+    )
+    matryoshka_dims: list[Positive] = Field(
+        description="Prefix sizes trained for; the full size is always among them"
+    )
     prompts: dict[str, str] = Field(default_factory=lambda: dict(PROMPTS))
     binary_offsets: bool = Field(
         default=False,
         description="Store the mean vector of queries and of documents, for each task and size, and take it from vectors before their signs",
     )
     trust_remote_code: bool = False
-    licence: str | None = Field(default=None, description="Licence of the initial model, copied to the model card")
+    licence: str | None = Field(
+        default=None, description="Licence of the initial model, copied to the model card"
+    )
 
     @model_validator(mode="after")
     def _config_with_init(self) -> StudentConfig:
@@ -121,18 +176,27 @@ class StudentConfig(ConfigModel):
             raise ValueError("`init: config` and `config: {...}` go together")
         if self.vocabulary is not None and (self.tokenizer is not None or self.init == "config"):
             other = "tokenizer" if self.tokenizer is not None else "init: config"
-            raise ValueError(f"`vocabulary` replaces that of a trained initial model and does not go with `{other}`; leave one out")
+            raise ValueError(
+                f"`vocabulary` replaces that of a trained initial model and does not go with `{other}`; leave one out"
+            )
         return self
 
 
 class ValidationConfig(ConfigModel):
     """Scores while a phase trains, on small development sets, so that they take seconds."""
 
-    every: Positive = Field(description="Steps between two evaluations; the first and the last state of a phase are always scored")
-    sets: list[str] | None = Field(default=None, description="Names of development sets; None: evaluation.dev")
-    max_queries: Positive | None = Field(default=200, description="Most queries, pairs or test rows of a set, drawn by the seed")
+    every: Positive = Field(
+        description="Steps between two evaluations; the first and the last state of a phase are always scored"
+    )
+    sets: list[str] | None = Field(
+        default=None, description="Names of development sets; None: evaluation.dev"
+    )
+    max_queries: Positive | None = Field(
+        default=200, description="Most queries, pairs or test rows of a set, drawn by the seed"
+    )
     max_documents: Positive | None = Field(
-        default=2000, description="A retrieval corpus is cut to the judged documents and others drawn by the seed, up to this many"
+        default=2000,
+        description="A retrieval corpus is cut to the judged documents and others drawn by the seed, up to this many",
     )
     keep: str | None = Field(
         default=None,
@@ -145,18 +209,38 @@ class EvaluationConfig(ConfigModel):
     """What the finished model is measured on, beside its teacher."""
 
     root: str | None = Field(default=None, description="Folder of evaluation sets; None: data.root")
-    sets: list[str] | None = Field(default=None, description="Names of evaluation sets; None: every test set found")
-    dev: list[str] = Field(default_factory=list, description="Names of development sets, for the gate of averaging")
-    dims: list[Positive] | None = Field(default=None, description="Truncations to score; None: student.matryoshka_dims")
-    full_train: bool = Field(default=False, description="Classification also reports a linear probe on the whole training split")
-    precisions: list[Precision] = Field(default_factory=lambda: [Precision.FLOAT32, Precision.INT8, Precision.BINARY])
-    examples: list[str] = Field(default_factory=list, description="Queries whose results the command shows at its end")
-    max_queries: Positive | None = Field(default=None, description="Cut large sets to this many queries, drawn by the seed; None: all")
-    during: ValidationConfig | None = Field(default=None, description="Scores while training; None: only the finished model is scored")
+    sets: list[str] | None = Field(
+        default=None, description="Names of evaluation sets; None: every test set found"
+    )
+    dev: list[str] = Field(
+        default_factory=list, description="Names of development sets, for the gate of averaging"
+    )
+    dims: list[Positive] | None = Field(
+        default=None, description="Truncations to score; None: student.matryoshka_dims"
+    )
+    full_train: bool = Field(
+        default=False,
+        description="Classification also reports a linear probe on the whole training split",
+    )
+    precisions: list[Precision] = Field(
+        default_factory=lambda: [Precision.FLOAT32, Precision.INT8, Precision.BINARY]
+    )
+    examples: list[str] = Field(
+        default_factory=list, description="Queries whose results the command shows at its end"
+    )
+    max_queries: Positive | None = Field(
+        default=None,
+        description="Cut large sets to this many queries, drawn by the seed; None: all",
+    )
+    during: ValidationConfig | None = Field(
+        default=None, description="Scores while training; None: only the finished model is scored"
+    )
 
     @model_validator(mode="after")
     def _sets_for_during(self) -> EvaluationConfig:
-        if self.during is not None and not (self.dev if self.during.sets is None else self.during.sets):
+        if self.during is not None and not (
+            self.dev if self.during.sets is None else self.during.sets
+        ):
             raise ValueError("during names no sets, and dev neither; give during.sets or dev")
         return self
 
@@ -165,9 +249,13 @@ class Recipe(ConfigModel):
     """A whole run, from texts and a teacher to a model folder and a report."""
 
     name: str
-    licence: str | None = Field(default=None, description="Licence of the trained model, for its card")
+    licence: str | None = Field(
+        default=None, description="Licence of the trained model, for its card"
+    )
     seed: int = Field(default=17, ge=0, lt=SEEDS)
-    threads: Positive | None = Field(default=None, description="Worker threads; None: the cores of this machine")
+    threads: Positive | None = Field(
+        default=None, description="Worker threads; None: the cores of this machine"
+    )
     process_timeout: float = Field(
         default=10.0,
         ge=0.01,
@@ -186,7 +274,9 @@ class Recipe(ConfigModel):
     )
     data: DataConfig
     teacher: TeacherConfig
-    teachers: dict[str, TeacherConfig] = Field(default_factory=dict, description="Further teachers by name, beside `teacher`")
+    teachers: dict[str, TeacherConfig] = Field(
+        default_factory=dict, description="Further teachers by name, beside `teacher`"
+    )
     several: Literal["concatenate", "heads"] = Field(
         default="concatenate",
         description="With several teachers. concatenate: their unit vectors side by side are one target; heads: each has its own part of the "
@@ -194,9 +284,13 @@ class Recipe(ConfigModel):
     )
     student: StudentConfig
     static: StaticConfig | None = None
-    stage1: Stage1Config | None = Field(default=None, description="None: the run ends with the instant student, which is then its model")
+    stage1: Stage1Config | None = Field(
+        default=None,
+        description="None: the run ends with the instant student, which is then its model",
+    )
     long: Stage1Config | None = Field(
-        default=None, description="The long phase: more steps of stage 1's loss with its own length and theta"
+        default=None,
+        description="The long phase: more steps of stage 1's loss with its own length and theta",
     )
     adapters: dict[Task, AdapterConfig] = Field(default_factory=dict)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
@@ -206,15 +300,21 @@ class Recipe(ConfigModel):
         for where, phase in self.phases().items():
             for name in sorted({*phase.sources, *phase.reads()}):
                 if name not in self.data.sources:
-                    raise ValueError(f"{where}.sources names {name!r}{did_you_mean(name, self.data.sources)}")
+                    raise ValueError(
+                        f"{where}.sources names {name!r}{did_you_mean(name, self.data.sources)}"
+                    )
         return self
 
     @model_validator(mode="after")
     def _has_phases(self) -> Recipe:
         if self.stage1 is None:
             if self.static is None:
-                raise ValueError("neither stage1 nor static is given, so nothing would be trained; stage1 is the usual one")
-            if later := (["long"] if self.long is not None else []) + [f"adapters.{task.value}" for task in self.adapters]:
+                raise ValueError(
+                    "neither stage1 nor static is given, so nothing would be trained; stage1 is the usual one"
+                )
+            if later := (["long"] if self.long is not None else []) + [
+                f"adapters.{task.value}" for task in self.adapters
+            ]:
                 raise ValueError(f"key 'stage1' is missing: {later[0]} builds on it")
         return self
 
@@ -227,14 +327,25 @@ class Recipe(ConfigModel):
             raise ValueError("several has no effect without `teachers`; remove it")
         for source, said in self.data.sources.items():
             if said.teachers is not None and (not self.teachers or not said.teachers):
-                raise ValueError(f"data.sources.{source}.teachers needs several teachers and one name or more; remove it")
+                raise ValueError(
+                    f"data.sources.{source}.teachers needs several teachers and one name or more; remove it"
+                )
             for name in said.teachers or ():
                 if name not in names:
-                    raise ValueError(f"data.sources.{source}.teachers names {name!r}{did_you_mean(name, names)}")
-        if self.teachers and (self.static is not None or any(p.projection == "none" for p in (self.stage1, self.long) if p is not None)):
-            raise ValueError("several teachers need a projection and no static student: leave `static` out, and projection at student")
+                    raise ValueError(
+                        f"data.sources.{source}.teachers names {name!r}{did_you_mean(name, names)}"
+                    )
+        if self.teachers and (
+            self.static is not None
+            or any(p.projection == "none" for p in (self.stage1, self.long) if p is not None)
+        ):
+            raise ValueError(
+                "several teachers need a projection and no static student: leave `static` out, and projection at student"
+            )
         if keyed := [name for name, said in self.teachers.items() if said.api_key_env is not None]:
-            raise ValueError(f"teachers.{keyed[0]}.api_key_env is not read: a teacher with a key must be the first, `teacher`")
+            raise ValueError(
+                f"teachers.{keyed[0]}.api_key_env is not read: a teacher with a key must be the first, `teacher`"
+            )
         return self
 
     @model_validator(mode="after")
@@ -248,18 +359,37 @@ class Recipe(ConfigModel):
         idle += [
             (f"adapters.{task}.relational_mean_gradient", "weights.relational is 0")
             for task, adapter in self.adapters.items()
-            if is_set(adapter, "relational_mean_gradient") and not adapter.weights.get("relational", task is Task.CLASSIFICATION)
+            if is_set(adapter, "relational_mean_gradient")
+            and not adapter.weights.get("relational", task is Task.CLASSIFICATION)
         ]
         if self.student.vocabulary is not None:
             if self.stage1 is None:
-                idle.append(("student.vocabulary", "it is learned from the texts of stage1, which is missing; static has one of its own"))
+                idle.append(
+                    (
+                        "student.vocabulary",
+                        "it is learned from the texts of stage1, which is missing; static has one of its own",
+                    )
+                )
             if self.static is not None and self.static.vocabulary is None:
-                raise ValueError("static would share the student's vocabulary, which is learned after it; give static.vocabulary as well")
+                raise ValueError(
+                    "static would share the student's vocabulary, which is learned after it; give static.vocabulary as well"
+                )
         if self.stage1 is not None and self.stage1.projection == "none":
-            heads = ("projection_init", "projection_lr", "projection_warmup", "projection_weight_decay")
-            idle += [(f"stage1.{name}", "stage1.projection is none") for name in heads if is_set(self.stage1, name)]
+            heads = (
+                "projection_init",
+                "projection_lr",
+                "projection_warmup",
+                "projection_weight_decay",
+            )
+            idle += [
+                (f"stage1.{name}", "stage1.projection is none")
+                for name in heads
+                if is_set(self.stage1, name)
+            ]
         if self.long is not None and is_set(self.long, "projection_init"):
-            idle.append(("long.projection_init", "the long phase goes on with stage 1's projection"))
+            idle.append(
+                ("long.projection_init", "the long phase goes on with stage 1's projection")
+            )
         for name, said in self.all_teachers().items():
             where = name if name == FIRST else f"teachers.{name}"
             idle += [
@@ -291,7 +421,11 @@ class Recipe(ConfigModel):
             Their places in `all_teachers`.
         """
         chosen = self.data.sources[source].teachers
-        return [place for place, name in enumerate(self.all_teachers()) if chosen is None or name in chosen]
+        return [
+            place
+            for place, name in enumerate(self.all_teachers())
+            if chosen is None or name in chosen
+        ]
 
     def first_stage(self) -> Stage1Config:
         """Return stage 1 where there must be one.
@@ -330,7 +464,9 @@ class Recipe(ConfigModel):
         Returns:
             64 hexadecimal digits.
         """
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
+        ).hexdigest()
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -28,44 +28,76 @@ def breakdown_sections(results: Mapping[str, Any]) -> list[Section]:
         intro = "By length of the relevant document, of the pair, or of the text, in characters."
         found.append(Section("Lengths", intro, [lengths]))
     if prompts := _prompt_tables(scores):
-        intro = (
-            "The score under each declared prompt. Where prompts may be chosen after the scores are seen, only the range is a fair number."
-        )
+        intro = "The score under each declared prompt. Where prompts may be chosen after the scores are seen, only the range is a fair number."
         found.append(Section("Prompts", intro, prompts))
     return found
 
 
 def _suite_section(suite: Mapping[str, Any]) -> Section:
     models, tasks = suite["models"], suite["tasks"]
-    types = list(dict.fromkeys(kind for each in models.values() for kind in each["means"]["by_type"]))
+    types = list(
+        dict.fromkeys(kind for each in models.values() for kind in each["means"]["by_type"])
+    )
     rows: list[list[Value]] = [
-        [name, *(each["means"]["by_type"].get(kind) for kind in types), each["means"]["types"], each["means"]["sets"]]
+        [
+            name,
+            *(each["means"]["by_type"].get(kind) for kind in types),
+            each["means"]["types"],
+            each["means"]["sets"],
+        ]
         for name, each in models.items()
     ]
-    overview = Table("By type", ["model", *types, "mean of types", "mean of tasks"], rows, "Main score of each task × 100.")
-    order = sorted((name for name in tasks if name not in suite["missing"]), key=lambda name: (types.index(tasks[name]["type"]), name))
+    overview = Table(
+        "By type",
+        ["model", *types, "mean of types", "mean of tasks"],
+        rows,
+        "Main score of each task × 100.",
+    )
+    order = sorted(
+        (name for name in tasks if name not in suite["missing"]),
+        key=lambda name: (types.index(tasks[name]["type"]), name),
+    )
     each_task: list[list[Value]] = [
-        [CellText(name, f"{tasks[name]['type']}, {tasks[name]['metric']}"), *(each["scores"].get(name) for each in models.values())]
+        [
+            CellText(name, f"{tasks[name]['type']}, {tasks[name]['metric']}"),
+            *(each["scores"].get(name) for each in models.values()),
+        ]
         for name in order
     ]
     intro = f"Run by mteb {suite['mteb']} on {len(order)} of {len(tasks)} tasks."
     if suite["missing"]:
-        intro += (
-            f" Without data, so left out: {', '.join(suite['missing'])}. Means over a part of the tasks do not compare with published ones."
-        )
-    return Section(suite["suite"], intro, [overview, Table("By task", ["task", *models], each_task)])
+        intro += f" Without data, so left out: {', '.join(suite['missing'])}. Means over a part of the tasks do not compare with published ones."
+    return Section(
+        suite["suite"], intro, [overview, Table("By task", ["task", *models], each_task)]
+    )
 
 
 def _length_table(scores: Mapping[str, Mapping[str, Any]]) -> Table | None:
     rows: list[list[Value]] = []
     for name in _sets(scores, "lengths"):
-        each = {model: {bucket["label"]: bucket for bucket in sets[name]["lengths"]} for model, sets in scores.items() if name in sets}
+        each = {
+            model: {bucket["label"]: bucket for bucket in sets[name]["lengths"]}
+            for model, sets in scores.items()
+            if name in sets
+        }
         labels = next(iter(each.values()))
         if len(labels) > 1:
             for label, bucket in labels.items():
-                values = [each[model][label]["score"] if model in each and label in each[model] else None for model in scores]
+                values = [
+                    each[model][label]["score"] if model in each and label in each[model] else None
+                    for model in scores
+                ]
                 rows.append([CellText(name, label), bucket["n"], *values])
-    return Table("", ["set", "n", *scores], rows, "Main score × 100; with few rows in a range, chance decides.") if rows else None
+    return (
+        Table(
+            "",
+            ["set", "n", *scores],
+            rows,
+            "Main score × 100; with few rows in a range, chance decides.",
+        )
+        if rows
+        else None
+    )
 
 
 def _prompt_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
@@ -77,19 +109,41 @@ def _prompt_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
         row: list[Value] = [name]
         for sets in scores.values():
             values: Sequence[float] = list(sets.get(name, {}).get("prompts", {}).values())
-            row.append(CellText(f"{100 * np.median(values):.1f}", f"{100 * min(values):.1f}–{100 * max(values):.1f}") if values else None)
+            row.append(
+                CellText(
+                    f"{100 * np.median(values):.1f}",
+                    f"{100 * min(values):.1f}–{100 * max(values):.1f}",
+                )
+                if values
+                else None
+            )
         rows.append(row)
     tables = [Table("Median, and minimum to maximum", ["set", *scores], rows)]
-    prompts = list(dict.fromkeys(prompt for sets in scores.values() for name in names for prompt in sets.get(name, {}).get("prompts", {})))
+    prompts = list(
+        dict.fromkeys(
+            prompt
+            for sets in scores.values()
+            for name in names
+            for prompt in sets.get(name, {}).get("prompts", {})
+        )
+    )
     means: list[list[Value]] = []
     for prompt in prompts:
         found: list[Value] = [f"“{prompt}”" if prompt else "none"]
         for sets in scores.values():
-            values = [sets[name]["prompts"][prompt] for name in names if prompt in sets.get(name, {}).get("prompts", {})]
+            values = [
+                sets[name]["prompts"][prompt]
+                for name in names
+                if prompt in sets.get(name, {}).get("prompts", {})
+            ]
             found.append(float(np.mean(values)) if values else None)
         means.append(found)
     return [*tables, Table("By prompt, mean over the sets", ["prompt", *scores], means)]
 
 
 def _sets(scores: Mapping[str, Mapping[str, Any]], field: str) -> list[str]:
-    return list(dict.fromkeys(name for sets in scores.values() for name, record in sets.items() if record.get(field)))
+    return list(
+        dict.fromkeys(
+            name for sets in scores.values() for name, record in sets.items() if record.get(field)
+        )
+    )

@@ -17,7 +17,9 @@ _STYLES = {
 }
 
 
-def compression_picture(cells: Sequence[CompressionResult], title: str, metric: str, file_format: str = "png") -> bytes:
+def compression_picture(
+    cells: Sequence[CompressionResult], title: str, metric: str, file_format: str = "png"
+) -> bytes:
     """Draw score against size, one line a precision, each with its own dashes and marks.
 
     Args:
@@ -36,11 +38,24 @@ def compression_picture(cells: Sequence[CompressionResult], title: str, metric: 
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for (precision, rescored), (dashes, mark) in _STYLES.items():
-        line = sorted((cell for cell in cells if (cell.precision, cell.rescored) == (precision, rescored)), key=lambda cell: cell.bytes)
+        line = sorted(
+            (cell for cell in cells if (cell.precision, cell.rescored) == (precision, rescored)),
+            key=lambda cell: cell.bytes,
+        )
         if line:
             name = precision + (", rescored" if rescored else "")
             xs, ys = [cell.bytes for cell in line], [100 * cell.score for cell in line]
-            axes.plot(xs, ys, dashes, marker=mark, color="black", markerfacecolor="white", label=name, linewidth=1.2, markersize=6)
+            axes.plot(
+                xs,
+                ys,
+                dashes,
+                marker=mark,
+                color="black",
+                markerfacecolor="white",
+                label=name,
+                linewidth=1.2,
+                markersize=6,
+            )
     axes.set_xscale("log", base=2)
     ticks = _apart(sorted({cell.bytes for cell in cells}))
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=8)
@@ -52,7 +67,12 @@ def compression_picture(cells: Sequence[CompressionResult], title: str, metric: 
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     stream = io.BytesIO()
-    figure.savefig(stream, format=file_format, dpi=150, metadata={"Software": "taskdistill"} if file_format == "png" else None)
+    figure.savefig(
+        stream,
+        format=file_format,
+        dpi=150,
+        metadata={"Software": "taskdistill"} if file_format == "png" else None,
+    )
     return stream.getvalue()
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskdistill.evaluate.languages import LanguageScores, PooledScores, language_tables, name_and_language
+from taskdistill.evaluate.languages import (
+    LanguageScores,
+    PooledScores,
+    language_tables,
+    name_and_language,
+)
 from taskdistill.report.tables import Section, Table, Value
 
 
@@ -46,10 +51,28 @@ def single_tables(results: Mapping[str, Any]) -> list[Table]:
         languages = list(dict.fromkeys(language for each in cells.values() for language in each))
         if len(languages) < 2:
             continue
-        rows: list[list[Value]] = [[language, *(cells[model].get(language) for model in scores)] for language in languages]
-        means: list[Value] = ["mean", *(sum(each.values()) / len(each) if each else None for each in cells.values())]
-        metric = next(record["metric"] for each in scores.values() for name, record in each.items() if name.startswith(title))
-        found.append(Table(f"{title} by language", ["language", *scores], [*rows, means], f"{metric} × 100.", totals=1))
+        rows: list[list[Value]] = [
+            [language, *(cells[model].get(language) for model in scores)] for language in languages
+        ]
+        means: list[Value] = [
+            "mean",
+            *(sum(each.values()) / len(each) if each else None for each in cells.values()),
+        ]
+        metric = next(
+            record["metric"]
+            for each in scores.values()
+            for name, record in each.items()
+            if name.startswith(title)
+        )
+        found.append(
+            Table(
+                f"{title} by language",
+                ["language", *scores],
+                [*rows, means],
+                f"{metric} × 100.",
+                totals=1,
+            )
+        )
     return found
 
 
@@ -65,13 +88,28 @@ def pool_tables(results: Mapping[str, Any]) -> list[Table]:
     found = []
     for model, by_family in results.get("pools", {}).items():
         for family, said in by_family.items():
-            pooled = PooledScores({language: LanguageScores(**each) for language, each in said["by_language"].items()}, said["cross"])
+            pooled = PooledScores(
+                {
+                    language: LanguageScores(**each)
+                    for language, each in said["by_language"].items()
+                },
+                said["cross"],
+            )
             for table in language_tables(pooled):
-                found.append(Table(f"{family}, {model}: {table.title[0].lower()}{table.title[1:]}", table.columns, table.rows, table.note))
+                found.append(
+                    Table(
+                        f"{family}, {model}: {table.title[0].lower()}{table.title[1:]}",
+                        table.columns,
+                        table.rows,
+                        table.note,
+                    )
+                )
     return found
 
 
-def _groups(scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+def _groups(
+    scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]
+) -> dict[str, dict[str, dict[str, float]]]:
     """Group scores by what they have in common but their language: group to model to language to score."""
     groups: dict[str, dict[str, dict[str, float]]] = {}
 

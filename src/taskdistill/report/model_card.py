@@ -78,7 +78,13 @@ def make_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _header(name: str, recipe: Mapping[str, Any] | None, base_model: str | None, licence: str | None, languages: Sequence[str]) -> str:
+def _header(
+    name: str,
+    recipe: Mapping[str, Any] | None,
+    base_model: str | None,
+    licence: str | None,
+    languages: Sequence[str],
+) -> str:
     fields: dict[str, Any] = {
         "model_name": name,
         "library_name": "sentence-transformers",
@@ -90,12 +96,20 @@ def _header(name: str, recipe: Mapping[str, Any] | None, base_model: str | None,
         fields["base_model"] = base_model
     if languages:
         fields["language"] = list(languages)
-    if hub := sorted({path.removeprefix("hub:") for path in _paths(recipe) if path.startswith("hub:")}):
+    if hub := sorted(
+        {path.removeprefix("hub:") for path in _paths(recipe) if path.startswith("hub:")}
+    ):
         fields["datasets"] = hub
     return "---\n" + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True) + "---"
 
 
-def _summary(settings: Mapping[str, Any], tasks: Sequence[str], dim: int, parameters: int | None, languages: Sequence[str]) -> str:
+def _summary(
+    settings: Mapping[str, Any],
+    tasks: Sequence[str],
+    dim: int,
+    parameters: int | None,
+    languages: Sequence[str],
+) -> str:
     teacher = (settings.get("teacher") or {}).get("model")
     lines = [
         f"A text-embedding model{f' distilled from {teacher}' if teacher else ''}{f', with a LoRA adapter for {_and(tasks)}' if tasks else ''}.",
@@ -136,8 +150,15 @@ def _usage(name: str, tasks: Sequence[str], settings: Mapping[str, Any]) -> str:
 def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
     if not scores:
         return "## Scores\nNone were measured."
-    lines = ["## Scores", "All x 100. Retention is this model's score as a share of its teacher's.", ""]
-    lines += ["| set | language | adapter | metric | score | teacher | retention | command |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "## Scores",
+        "All x 100. Retention is this model's score as a share of its teacher's.",
+        "",
+    ]
+    lines += [
+        "| set | language | adapter | metric | score | teacher | retention | command |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     commands = list(dict.fromkeys(str(row["command"]) for row in scores if row.get("command")))
     for row in scores:
         teacher = row.get("teacher")
@@ -145,49 +166,109 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
         shown = f"{100 * teacher:.2f}" if teacher is not None else "-"
         number = commands.index(str(row["command"])) + 1 if row.get("command") else "-"
         own = f"{100 * row['score']:.2f}" + (
-            " ({:.2f} to {:.2f})".format(*(100 * x for x in row["interval"])) if row.get("interval") else ""
+            " ({:.2f} to {:.2f})".format(*(100 * x for x in row["interval"]))
+            if row.get("interval")
+            else ""
         )
-        cells = [row["set"], row.get("language") or "-", row.get("task") or "base", row["metric"], own, shown, share, number]
+        cells = [
+            row["set"],
+            row.get("language") or "-",
+            row.get("task") or "base",
+            row["metric"],
+            own,
+            shown,
+            share,
+            number,
+        ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     if any(row.get("interval") for row in scores):
         lines += ["", "In brackets: 95 % bootstrap intervals."]
-    return "\n".join([*lines, "", "Commands:", *(f"{i}. `{each}`" for i, each in enumerate(commands, 1))]) if commands else "\n".join(lines)
+    return (
+        "\n".join(
+            [*lines, "", "Commands:", *(f"{i}. `{each}`" for i, each in enumerate(commands, 1))]
+        )
+        if commands
+        else "\n".join(lines)
+    )
 
 
-def _training(recipe: Mapping[str, Any] | None, command: str | None, hashes: Mapping[str, str] | None) -> str:
+def _training(
+    recipe: Mapping[str, Any] | None, command: str | None, hashes: Mapping[str, str] | None
+) -> str:
     if recipe is None:
         return ""
     static = ("static", None if recipe.get("stage1") else recipe.get("static"))
-    phases = [static, ("stage1", recipe.get("stage1")), ("long", recipe.get("long")), *sorted((recipe.get("adapters") or {}).items())]
+    phases = [
+        static,
+        ("stage1", recipe.get("stage1")),
+        ("long", recipe.get("long")),
+        *sorted((recipe.get("adapters") or {}).items()),
+    ]
     lines = ["## Recipe", f"Recipe `{recipe['name']}`, seed {recipe.get('seed')}.", ""]
-    lines += ["| phase | steps | rows a step | tokens | learning rate | RoPE theta | losses |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "| phase | steps | rows a step | tokens | learning rate | RoPE theta | losses |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for phase, said in phases:
         if not said:
             continue
-        losses = ", ".join(f"{term} {weight:g}" for term, weight in (said.get("weights") or {}).items()) or "as in the paper"
+        losses = (
+            ", ".join(f"{term} {weight:g}" for term, weight in (said.get("weights") or {}).items())
+            or "as in the paper"
+        )
         theta = f"{said['rope_theta']:,.0f}" if said.get("rope_theta") else "-"
         lines.append(
             f"| {phase} | {said['steps']:,} | {said['batch_size']} | {said.get('max_length') or '-'} | {said['lr']:g} | {theta} | {losses} |"
         )
     told = (recipe.get("teacher") or {}).get("instructions") or {}
-    if said := [f"{view} `{told[view]}`" for view in ("query", "document", "topic") if told.get(view)]:
-        lines += ["", f"The teacher reads texts under instructions: {', '.join(said)}; other texts as they are."]
+    if said := [
+        f"{view} `{told[view]}`" for view in ("query", "document", "topic") if told.get(view)
+    ]:
+        lines += [
+            "",
+            f"The teacher reads texts under instructions: {', '.join(said)}; other texts as they are.",
+        ]
     if command:
         lines += ["", "Made with:", "```", command, "```"]
     if hashes:
-        lines += ["", f"Hashes: {', '.join(f'{what} `{value}`' for what, value in hashes.items())}."]
+        lines += [
+            "",
+            f"Hashes: {', '.join(f'{what} `{value}`' for what, value in hashes.items())}.",
+        ]
     return "\n".join(lines)
 
 
-def _data(recipe: Mapping[str, Any] | None, rows: Mapping[str, int] | None, languages: Mapping[str, Sequence[str]] | None) -> str:
+def _data(
+    recipe: Mapping[str, Any] | None,
+    rows: Mapping[str, int] | None,
+    languages: Mapping[str, Sequence[str]] | None,
+) -> str:
     sources = ((recipe or {}).get("data") or {}).get("sources") or {}
     if not sources:
         return ""
-    lines = ["## Data", "| source | kind | rows | languages | licence | what it is |", "|---|---|---|---|---|---|"]
+    lines = [
+        "## Data",
+        "| source | kind | rows | languages | licence | what it is |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, said in sources.items():
-        spoken = ", ".join(((languages or {}).get(name) or []) if languages is not None else (said.get("languages") or [])) or UNKNOWN
+        spoken = (
+            ", ".join(
+                ((languages or {}).get(name) or [])
+                if languages is not None
+                else (said.get("languages") or [])
+            )
+            or UNKNOWN
+        )
         count = f"{rows[name]:,}" if rows and name in rows else "-"
-        cells = [f"{name}: {said['path']}", said["kind"], count, spoken, said.get("licence") or UNKNOWN, said.get("note") or "-"]
+        cells = [
+            f"{name}: {said['path']}",
+            said["kind"],
+            count,
+            spoken,
+            said.get("licence") or UNKNOWN,
+            said.get("note") or "-",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -211,7 +292,12 @@ def _licences(
     return "\n".join(lines)
 
 
-def _limits(settings: Mapping[str, Any], recipe: Mapping[str, Any] | None, languages: Sequence[str], warnings: Sequence[str]) -> str:
+def _limits(
+    settings: Mapping[str, Any],
+    recipe: Mapping[str, Any] | None,
+    languages: Sequence[str],
+    warnings: Sequence[str],
+) -> str:
     trained = [said["max_length"] for said in _phases(recipe)]
     lines = [
         "## Limits",
@@ -226,24 +312,38 @@ def _limits(settings: Mapping[str, Any], recipe: Mapping[str, Any] | None, langu
             f"- It was trained on texts of at most {max(trained)} tokens; what it does with {settings['max_length']} was not trained."
         )
     if languages:
-        lines.append(f"- Languages other than {', '.join(languages)} were not in its training data by name.")
+        lines.append(
+            f"- Languages other than {', '.join(languages)} were not in its training data by name."
+        )
     return "\n".join(lines)
 
 
 def _versions(versions: Mapping[str, str] | None) -> str:
-    return f"Made with {', '.join(f'{name} {number}' for name, number in versions.items())}." if versions else ""
+    return (
+        f"Made with {', '.join(f'{name} {number}' for name, number in versions.items())}."
+        if versions
+        else ""
+    )
 
 
 def _phases(recipe: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     said = recipe or {}
-    return [phase for phase in (said.get("stage1"), said.get("long"), *(said.get("adapters") or {}).values()) if phase]
+    return [
+        phase
+        for phase in (said.get("stage1"), said.get("long"), *(said.get("adapters") or {}).values())
+        if phase
+    ]
 
 
 def _paths(recipe: Mapping[str, Any] | None) -> list[str]:
-    return [said["path"] for said in (((recipe or {}).get("data") or {}).get("sources") or {}).values()]
+    return [
+        said["path"] for said in (((recipe or {}).get("data") or {}).get("sources") or {}).values()
+    ]
 
 
-def _languages(recipe: Mapping[str, Any] | None, languages: Mapping[str, Sequence[str]] | None) -> list[str]:
+def _languages(
+    recipe: Mapping[str, Any] | None, languages: Mapping[str, Sequence[str]] | None
+) -> list[str]:
     if languages is not None:
         return sorted({language for each in languages.values() for language in each})
     sources = (((recipe or {}).get("data") or {}).get("sources") or {}).values()
@@ -251,7 +351,10 @@ def _languages(recipe: Mapping[str, Any] | None, languages: Mapping[str, Sequenc
 
 
 def _prompts(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} `{text}`" for name, text in (settings.get("prompts") or {}).items()) or "none"
+    return (
+        ", ".join(f"{name} `{text}`" for name, text in (settings.get("prompts") or {}).items())
+        or "none"
+    )
 
 
 def _numbers(values: Any) -> str:

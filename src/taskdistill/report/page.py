@@ -78,7 +78,11 @@ def render_report(data: ReportData) -> str:
         HTML that needs no other file and makes no request.
     """
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     results = data.results
     return environment.get_template("report.html.j2").render(

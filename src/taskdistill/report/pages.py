@@ -32,7 +32,10 @@ def write_page(out: Path, metrics: Mapping[str, Any], recipe_text: str) -> None:
         results=metrics["results"],
         models=ABOUT,
         log=[record for _, record in read_lines(out / "log.jsonl") if "terms" in record],
-        speeds=[SpeedRow(name, each["texts_per_second"], each["parameters"], each["megabytes"]) for name, each in speed.items()],
+        speeds=[
+            SpeedRow(name, each["texts_per_second"], each["parameters"], each["megabytes"])
+            for name, each in speed.items()
+        ],
         data=[
             SourceRow(
                 name,
@@ -57,7 +60,9 @@ def write_page(out: Path, metrics: Mapping[str, Any], recipe_text: str) -> None:
 def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = []
     means = {name: share.get("mean") for name, share in metrics["results"]["retention"].items()}
-    best = max((name for name, mean in means.items() if mean), key=lambda name: means[name], default=None)
+    best = max(
+        (name for name, mean in means.items() if mean), key=lambda name: means[name], default=None
+    )
     if best is not None:
         facts.append((f"{100 * means[best]:.1f} %", f"of the teacher kept by {best}"))
     speed = metrics["speed"]
@@ -76,27 +81,50 @@ def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
     time, found = metrics["time"], []
     columns, rows, lines = time_table(time)
     phases = [
-        [name, duration(phase["step_seconds"]), f"{phase['gflop']:,.0f}", _percent(phase["passes"]), _percent(phase["steps"])]
+        [
+            name,
+            duration(phase["step_seconds"]),
+            f"{phase['gflop']:,.0f}",
+            _percent(phase["passes"]),
+            _percent(phase["steps"]),
+        ]
         for name, phase in time["phases"].items()
     ]
     tables = [
         Table("By part", columns, rows),
-        Table("By phase", ["phase", "time", "GF of work", "of the matrix rate, passes", "of the matrix rate, steps"], phases),
+        Table(
+            "By phase",
+            [
+                "phase",
+                "time",
+                "GF of work",
+                "of the matrix rate, passes",
+                "of the matrix rate, steps",
+            ],
+            phases,
+        ),
     ]
     found.append(Section("Where the training time went", "; ".join(lines) + ".", tables))
     scored = [record for _, record in read_lines(out / "log.jsonl") if "evaluated" in record]
     if scored:
         names = list(dict.fromkeys(name for record in scored for name in record["scores"]))
-        kept = {record["phase"]: record for record in scored if record.get("best")}  # the last of those that were best so far
+        kept = {
+            record["phase"]: record for record in scored if record.get("best")
+        }  # the last of those that were best so far
         rows = [
             [
-                f"{record['phase']}, step {record['evaluated']:,}" + (" (kept)" if record is kept.get(record["phase"]) else ""),
+                f"{record['phase']}, step {record['evaluated']:,}"
+                + (" (kept)" if record is kept.get(record["phase"]) else ""),
                 *map(record["scores"].get, names),
             ]
             for record in scored
         ]
         found.append(
-            Section("Scores while training", "Development sets, cut to a few seconds' work.", [Table("", ["after", *names], rows)])
+            Section(
+                "Scores while training",
+                "Development sets, cut to a few seconds' work.",
+                [Table("", ["after", *names], rows)],
+            )
         )
     return found
 
@@ -108,9 +136,13 @@ def _percent(share: float | None) -> str | None:
 def _warnings(metrics: Mapping[str, Any]) -> list[str]:
     found = []
     if metrics["recipe"]["teacher"]["instructions"] is None:
-        found.append("This teacher knows no instruction, so every text was embedded as it is, in every phase.")
+        found.append(
+            "This teacher knows no instruction, so every text was embedded as it is, in every phase."
+        )
     for phase, course in metrics.get("course", {}).items():
-        found += [line for line in Course(phase=phase, **course).lines() if line.startswith("warning: ")]
+        found += [
+            line for line in Course(phase=phase, **course).lines() if line.startswith("warning: ")
+        ]
     return found
 
 
@@ -134,7 +166,11 @@ def write_evaluation(out: Path, results: Mapping[str, Any], commands: list[str])
     data = ReportData(
         title="Evaluation",
         results=results,
-        seen={name if len(seen) == 1 else f"{name} ({each['training']})": counts for each in seen for name, counts in each["sets"].items()},
+        seen={
+            name if len(seen) == 1 else f"{name} ({each['training']})": counts
+            for each in seen
+            for name, counts in each["sets"].items()
+        },
         commands=commands,
         warnings=warnings,
         versions=results["versions"],

@@ -25,7 +25,14 @@ class Series:
 
 
 def line_chart(
-    series: Sequence[Series], *, label: str, x_label: str, y_label: str, log_x: bool = False, marks: bool = False, y_zero: bool = False
+    series: Sequence[Series],
+    *,
+    label: str,
+    x_label: str,
+    y_label: str,
+    log_x: bool = False,
+    marks: bool = False,
+    y_zero: bool = False,
 ) -> Markup:
     """Draw lines over a common x axis.
 
@@ -52,12 +59,24 @@ def line_chart(
     parts = [f'<text class="axis" x="0" y="{_TOP + 2}">{escape(y_label)}</text>']
     for tick in y_ticks:
         y = place_y(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_number(tick, y_ticks)}</text>')
-    x_ticks = _powers(xs[0], xs[-1]) if log_x else [tick for tick in _ticks(xs[0], xs[-1], 4) if xs[0] <= tick <= xs[-1]]
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
+        parts.append(
+            f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_number(tick, y_ticks)}</text>'
+        )
+    x_ticks = (
+        _powers(xs[0], xs[-1])
+        if log_x
+        else [tick for tick in _ticks(xs[0], xs[-1], 4) if xs[0] <= tick <= xs[-1]]
+    )
     for tick in x_ticks:
-        parts.append(f'<text class="tick" x="{place_x(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_number(tick, x_ticks)}</text>')
-    parts.append(f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}" text-anchor="end">{escape(x_label)}</text>')
+        parts.append(
+            f'<text class="tick" x="{place_x(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_number(tick, x_ticks)}</text>'
+        )
+    parts.append(
+        f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}" text-anchor="end">{escape(x_label)}</text>'
+    )
     for i, each in enumerate(series):
         path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in each.points)
         parts.append(f'<polyline class="line s{i}" points="{path}"{_dash(i)}/>')
@@ -65,14 +84,23 @@ def line_chart(
             parts.extend(_mark(i, place_x(x), place_y(y)) for x, y in each.points)
         if rows:
             y = bottom + 46 + _LEGEND * i
-            parts.append(f'<line class="line s{i}" x1="{_LEFT}" x2="{_LEFT + 34}" y1="{y - 4}" y2="{y - 4}"{_dash(i)}/>')
             parts.append(
-                (_mark(i, _LEFT + 17, y - 4) if marks else "") + f'<text class="name" x="{_LEFT + 42}" y="{y}">{escape(each.name)}</text>'
+                f'<line class="line s{i}" x1="{_LEFT}" x2="{_LEFT + 34}" y1="{y - 4}" y2="{y - 4}"{_dash(i)}/>'
+            )
+            parts.append(
+                (_mark(i, _LEFT + 17, y - 4) if marks else "")
+                + f'<text class="name" x="{_LEFT + 42}" y="{y}">{escape(each.name)}</text>'
             )
     return _svg(height, label, parts)
 
 
-def dot_plot(rows: Sequence[tuple[str, Sequence[float | None]]], names: Sequence[str], *, label: str, x_label: str) -> Markup:
+def dot_plot(
+    rows: Sequence[tuple[str, Sequence[float | None]]],
+    names: Sequence[str],
+    *,
+    label: str,
+    x_label: str,
+) -> Markup:
     """Draw one line of marks a row: where each model stands, each with its own mark.
 
     Args:
@@ -91,23 +119,36 @@ def dot_plot(rows: Sequence[tuple[str, Sequence[float | None]]], names: Sequence
     bottom = _TOP + 26 * len(rows)
     parts = []
     for tick in ticks:
-        parts.append(f'<line class="grid" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="{_TOP}" y2="{bottom}"/>')
-        parts.append(f'<text class="tick" x="{place(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_number(tick, ticks)}</text>')
+        parts.append(
+            f'<line class="grid" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="{_TOP}" y2="{bottom}"/>'
+        )
+        parts.append(
+            f'<text class="tick" x="{place(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_number(tick, ticks)}</text>'
+        )
     for r, (name, row) in enumerate(rows):
         y = _TOP + 26 * r + 13
         found = [place(value) for value in row if value is not None]
         parts.append(f'<text class="name" x="0" y="{y + 4}">{escape(name)}</text>')
         if len(found) > 1:
-            parts.append(f'<line class="span" x1="{min(found):.1f}" x2="{max(found):.1f}" y1="{y}" y2="{y}"/>')
+            parts.append(
+                f'<line class="span" x1="{min(found):.1f}" x2="{max(found):.1f}" y1="{y}" y2="{y}"/>'
+            )
         parts.extend(_mark(i, place(value), y) for i, value in enumerate(row) if value is not None)
-    parts.append(f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}" text-anchor="end">{escape(x_label)}</text>')
+    parts.append(
+        f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}" text-anchor="end">{escape(x_label)}</text>'
+    )
     for i, name in enumerate(names):
         y = bottom + 46 + _LEGEND * i
-        parts.append(_mark(i, left + 12, y - 4) + f'<text class="name" x="{left + 24:.1f}" y="{y}">{escape(name)}</text>')
+        parts.append(
+            _mark(i, left + 12, y - 4)
+            + f'<text class="name" x="{left + 24:.1f}" y="{y}">{escape(name)}</text>'
+        )
     return _svg(bottom + 40 + _LEGEND * len(names), label, parts)
 
 
-def interval_chart(rows: Sequence[tuple[str, float, float, float]], *, label: str, x_label: str) -> Markup:
+def interval_chart(
+    rows: Sequence[tuple[str, float, float, float]], *, label: str, x_label: str
+) -> Markup:
     """Draw one interval a row with its value, and a line at zero: what lies across that line may be nothing.
 
     Args:
@@ -118,29 +159,43 @@ def interval_chart(rows: Sequence[tuple[str, float, float, float]], *, label: st
     Returns:
         An `svg` element.
     """
-    ticks = _ticks(min(0.0, *(low for _, _, low, _ in rows)), max(0.0, *(high for *_, high in rows)), 4)
+    ticks = _ticks(
+        min(0.0, *(low for _, _, low, _ in rows)), max(0.0, *(high for *_, high in rows)), 4
+    )
     left = 8 + 6.2 * max(len(name) for name, *_ in rows)
     place = _scale(ticks[0], ticks[-1], left + 8, WIDTH - _RIGHT)
     bottom = _TOP + 22 * len(rows)
     parts = []
     for tick in ticks:
         kind = "zero" if tick == 0 else "grid"
-        parts.append(f'<line class="{kind}" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="{_TOP}" y2="{bottom}"/>')
-        parts.append(f'<text class="tick" x="{place(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_number(tick, ticks)}</text>')
+        parts.append(
+            f'<line class="{kind}" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="{_TOP}" y2="{bottom}"/>'
+        )
+        parts.append(
+            f'<text class="tick" x="{place(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_number(tick, ticks)}</text>'
+        )
     for r, (name, value, low, high) in enumerate(rows):
         y = _TOP + 22 * r + 11
         parts.append(f'<text class="name" x="0" y="{y + 4}">{escape(name)}</text>')
-        parts.append(f'<line class="line s0" x1="{place(low):.1f}" x2="{place(high):.1f}" y1="{y}" y2="{y}"/>')
+        parts.append(
+            f'<line class="line s0" x1="{place(low):.1f}" x2="{place(high):.1f}" y1="{y}" y2="{y}"/>'
+        )
         parts.append(_mark(0, place(value), y))
-    parts.append(f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}" text-anchor="end">{escape(x_label)}</text>')
+    parts.append(
+        f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}" text-anchor="end">{escape(x_label)}</text>'
+    )
     return _svg(bottom + 38, label, parts)
 
 
 def _svg(height: float, label: str, parts: Sequence[str]) -> Markup:
-    return Markup(f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>')
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    )
 
 
-def _scale(low: float, high: float, start: float, end: float, log: bool = False) -> Callable[[float], float]:
+def _scale(
+    low: float, high: float, start: float, end: float, log: bool = False
+) -> Callable[[float], float]:
     if log:
         low, high = math.log2(low), math.log2(high)
     width = high - low or 1.0

@@ -17,7 +17,11 @@ from taskdistill.report.tables import CellText, Table, Value
 _POINTS = 100
 """Points of a loss curve; more steps are averaged."""
 
-_TITLES = {Kind.STS: "STS", Kind.BITEXT: "Bitext mining", Kind.PAIR_CLASSIFICATION: "Pair classification"}
+_TITLES = {
+    Kind.STS: "STS",
+    Kind.BITEXT: "Bitext mining",
+    Kind.PAIR_CLASSIFICATION: "Pair classification",
+}
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,17 @@ def summary_sentence(results: Mapping[str, Any]) -> str:
     if not scores:
         return ""
     sets = len({name for each in scores.values() for name in each})
-    kept = [f"{model} keeps {100 * each['mean']:.1f} %" for model, each in results["retention"].items() if each["mean"] is not None]
+    kept = [
+        f"{model} keeps {100 * each['mean']:.1f} %"
+        for model, each in results["retention"].items()
+        if each["mean"] is not None
+    ]
     counted = f"{len(scores)} model{'s' * (len(scores) > 1)} on {sets} set{'s' * (sets > 1)}"
-    return f"{counted}: {', '.join(kept)} of {results['reference']}’s score on average." if kept else f"{counted}."
+    return (
+        f"{counted}: {', '.join(kept)} of {results['reference']}’s score on average."
+        if kept
+        else f"{counted}."
+    )
 
 
 def overview(results: Mapping[str, Any]) -> Table | None:
@@ -87,14 +99,24 @@ def overview(results: Mapping[str, Any]) -> Table | None:
     rows: list[list[Value]] = []
     for model, each in means.items():
         cells: list[Value] = [
-            CellText(f"{100 * each['by_type'][k]:.1f}", best=_is_best(each["by_type"][k], best[k], len(means)))
+            CellText(
+                f"{100 * each['by_type'][k]:.1f}",
+                best=_is_best(each["by_type"][k], best[k], len(means)),
+            )
             if k in each["by_type"]
             else None
             for k in kinds
         ]
         kept = results["retention"].get(model, {}).get("mean")
         reference = "100 %" if model == results["reference"] else "–"
-        rows.append([model, *cells, each["types"], CellText(f"{100 * kept:.1f} %") if kept is not None else reference])
+        rows.append(
+            [
+                model,
+                *cells,
+                each["types"],
+                CellText(f"{100 * kept:.1f} %") if kept is not None else reference,
+            ]
+        )
     columns = ["model", *(kind_title(kind) for kind in kinds), "mean of types"]
     if results["reference"] is None:
         return Table("", columns, [row[:-1] for row in rows])
@@ -115,10 +137,22 @@ def overview_chart(results: Mapping[str, Any]) -> Markup | None:
     if not kinds or not 2 <= len(means) <= 6:
         return None
     rows = [
-        (kind_title(kind), [100 * each["by_type"][kind] if kind in each["by_type"] else None for each in means.values()]) for kind in kinds
+        (
+            kind_title(kind),
+            [
+                100 * each["by_type"][kind] if kind in each["by_type"] else None
+                for each in means.values()
+            ],
+        )
+        for kind in kinds
     ]
     label = "Mean score by type of set: " + "; ".join(
-        f"{name}: " + ", ".join(f"{model} {value:.1f}" for model, value in zip(means, values, strict=True) if value is not None)
+        f"{name}: "
+        + ", ".join(
+            f"{model} {value:.1f}"
+            for model, value in zip(means, values, strict=True)
+            if value is not None
+        )
         for name, values in rows
     )
     return dot_plot(rows, list(means), label=label, x_label="mean score × 100")
@@ -136,7 +170,14 @@ def score_tables(results: Mapping[str, Any]) -> list[Table]:
     scores = results.get("scores", {})
     found = []
     for kind in Kind:
-        sets = list(dict.fromkeys(name for each in scores.values() for name, record in each.items() if record["kind"] == kind))
+        sets = list(
+            dict.fromkeys(
+                name
+                for each in scores.values()
+                for name, record in each.items()
+                if record["kind"] == kind
+            )
+        )
         if not sets:
             continue
         rows: list[list[Value]] = []
@@ -144,7 +185,9 @@ def score_tables(results: Mapping[str, Any]) -> list[Table]:
             values = {model: each[name]["score"] for model, each in scores.items() if name in each}
             best = max(values.values())
             n = next(each[name]["n"] for each in scores.values() if name in each)
-            row: list[Value] = [CellText(name.split("/", 1)[1], small=f"n = {n:,}{_seen(results, name)}")]
+            row: list[Value] = [
+                CellText(name.split("/", 1)[1], small=f"n = {n:,}{_seen(results, name)}")
+            ]
             for model, each in scores.items():
                 kept = results["retention"].get(model, {}).get("sets", {}).get(name)
                 row.append(_score_cell(each.get(name), kept, best, len(values)))
@@ -153,7 +196,9 @@ def score_tables(results: Mapping[str, Any]) -> list[Table]:
             means = [results["means"][model]["by_type"].get(kind.value) for model in scores]
             rows.append(["mean", *means])
         note = f"Metric: {METRIC[kind]} × 100."
-        found.append(Table(kind_title(kind.value), ["set", *scores], rows, note, totals=int(len(sets) > 1)))
+        found.append(
+            Table(kind_title(kind.value), ["set", *scores], rows, note, totals=int(len(sets) > 1))
+        )
     return found
 
 
@@ -170,10 +215,24 @@ def significance_table(results: Mapping[str, Any]) -> Table | None:
     for row in results.get("comparisons", ()):
         value, low, high = (100 * x for x in row["difference"])
         sure = "yes" if row["p"] < 0.05 and (low > 0 or high < 0) else "no"
-        rows.append([CellText(row["set"], row["model"]), f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}", _p_value(row["p"]), sure])
+        rows.append(
+            [
+                CellText(row["set"], row["model"]),
+                f"{value:+.1f}",
+                f"{low:+.1f} to {high:+.1f}",
+                _p_value(row["p"]),
+                sure,
+            ]
+        )
     if not rows:
         return None
-    columns = ["set and model", f"difference to {results['reference']}", "95 % interval", "p", "beyond chance"]
+    columns = [
+        "set and model",
+        f"difference to {results['reference']}",
+        "95 % interval",
+        "p",
+        "beyond chance",
+    ]
     return Table("", columns, rows)
 
 
@@ -208,7 +267,9 @@ def compression(results: Mapping[str, Any]) -> list[CompressionSection]:
     for model, records in results.get("scores", {}).items():
         if cells := mean_matrix(records):
             table, chart = _compression_table(cells), _compression_chart(model, cells)
-            found.append(CompressionSection(model, results["verdicts"].get(model, ""), table, chart))
+            found.append(
+                CompressionSection(model, results["verdicts"].get(model, ""), table, chart)
+            )
     return found
 
 
@@ -246,10 +307,16 @@ def _is_best(value: float, best: float, count: int) -> bool:
     return count > 1 and round(100 * value, 1) == round(100 * best, 1)
 
 
-def _score_cell(record: Mapping[str, Any] | None, kept: float | None, best: float, count: int) -> Value:
+def _score_cell(
+    record: Mapping[str, Any] | None, kept: float | None, best: float, count: int
+) -> Value:
     if record is None:
         return None
-    small = f"{100 * kept:.1f} %" if kept is not None else "{:.1f}–{:.1f}".format(*(100 * x for x in record["interval"]))
+    small = (
+        f"{100 * kept:.1f} %"
+        if kept is not None
+        else "{:.1f}–{:.1f}".format(*(100 * x for x in record["interval"]))
+    )
     return CellText(f"{100 * record['score']:.1f}", small, _is_best(record["score"], best, count))
 
 
@@ -279,25 +346,54 @@ def _compression_table(cells: Sequence[CompressionResult]) -> Table:
         for precision, rescored in settings:
             cell = by_setting.get((dim, precision, rescored))
             speed = f" · {cell.query_ms:.2f} ms" if cell and cell.query_ms is not None else ""
-            row.append(CellText(f"{100 * cell.kept:.1f} %", f"{cell.bytes:,} B{speed}") if cell else None)
+            row.append(
+                CellText(f"{100 * cell.kept:.1f} %", f"{cell.bytes:,} B{speed}") if cell else None
+            )
         rows.append(row)
-    columns = ["dimensions", *(precision + (", rescored" if rescored else "") for precision, rescored in settings)]
-    timed = ", and time of one query by exact search" if any(cell.query_ms is not None for cell in cells) else ""
+    columns = [
+        "dimensions",
+        *(precision + (", rescored" if rescored else "") for precision, rescored in settings),
+    ]
+    timed = (
+        ", and time of one query by exact search"
+        if any(cell.query_ms is not None for cell in cells)
+        else ""
+    )
     return Table("", columns, rows, f"Share of the uncompressed score kept, bytes a vector{timed}.")
 
 
 def _compression_chart(model: str, cells: Sequence[CompressionResult]) -> Markup:
     series = []
     for precision, rescored in dict.fromkeys((cell.precision, cell.rescored) for cell in cells):
-        line = sorted((cell.bytes, 100 * cell.kept) for cell in cells if (cell.precision, cell.rescored) == (precision, rescored))
+        line = sorted(
+            (cell.bytes, 100 * cell.kept)
+            for cell in cells
+            if (cell.precision, cell.rescored) == (precision, rescored)
+        )
         series.append(Series(precision + (", rescored" if rescored else ""), line))
     label = f"Share of the score of {model} kept against bytes a vector, one line a precision; the numbers are in the table"
-    return line_chart(series[:6], label=label, x_label="bytes a vector", y_label="% of the score kept", log_x=True, marks=True)
+    return line_chart(
+        series[:6],
+        label=label,
+        x_label="bytes a vector",
+        y_label="% of the score kept",
+        log_x=True,
+        marks=True,
+    )
 
 
 def _loss_chart(phase: str, term: str, points: Sequence[tuple[float, float]]) -> Markup:
     size = max(1, -(-len(points) // _POINTS))
     groups = [points[i : i + size] for i in range(0, len(points), size)]
-    mean = [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    mean = [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
+        for group in groups
+    ]
     label = f"{term} in {phase}: from {mean[0][1]:.4g} at the start to {mean[-1][1]:.4g} at the end"
-    return line_chart([Series(term, mean)], label=label, x_label="step", y_label=term, y_zero=min(y for _, y in mean) >= 0)
+    return line_chart(
+        [Series(term, mean)],
+        label=label,
+        x_label="step",
+        y_label=term,
+        y_zero=min(y for _, y in mean) >= 0,
+    )

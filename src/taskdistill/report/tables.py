@@ -107,8 +107,20 @@ def speed_table(models: Sequence[SpeedRow]) -> Table | None:
         speed = each.texts_per_second
         times = f"{speed / base if i else 1:.1f} ×" if speed and base else None
         size = f"{each.megabytes:,.1f}" if each.megabytes else None
-        rows.append([each.model, f"{speed:,.0f}" if speed else None, times, _millions(each.parameters), size])
-    return Table("", ["model", "texts per second", f"times {models[0].model}", "parameters", "MB on disk"], rows)
+        rows.append(
+            [
+                each.model,
+                f"{speed:,.0f}" if speed else None,
+                times,
+                _millions(each.parameters),
+                size,
+            ]
+        )
+    return Table(
+        "",
+        ["model", "texts per second", f"times {models[0].model}", "parameters", "MB on disk"],
+        rows,
+    )
 
 
 def source_table(sources: Sequence[SourceRow]) -> Table | None:
@@ -122,13 +134,25 @@ def source_table(sources: Sequence[SourceRow]) -> Table | None:
     """
     if not sources:
         return None
-    rows: list[list[Value]] = [[s.name, s.kind, s.read, s.used, s.repaired, s.rejected] for s in sources]
+    rows: list[list[Value]] = [
+        [s.name, s.kind, s.read, s.used, s.repaired, s.rejected] for s in sources
+    ]
     total: list[Value] = [
         "all",
         "",
-        *(sum(numbers) for numbers in zip(*((s.read, s.used, s.repaired, s.rejected) for s in sources), strict=True)),
+        *(
+            sum(numbers)
+            for numbers in zip(
+                *((s.read, s.used, s.repaired, s.rejected) for s in sources), strict=True
+            )
+        ),
     ]
-    return Table("", ["source", "kind", "rows read", "used", "repaired", "rejected"], [*rows, total], totals=1)
+    return Table(
+        "",
+        ["source", "kind", "rows read", "used", "repaired", "rejected"],
+        [*rows, total],
+        totals=1,
+    )
 
 
 def time_table(times: Sequence[tuple[str, float]]) -> Table | None:
@@ -143,8 +167,12 @@ def time_table(times: Sequence[tuple[str, float]]) -> Table | None:
     whole = sum(seconds for _, seconds in times)
     if not whole:
         return None
-    rows: list[list[Value]] = [[what, duration(seconds), f"{100 * seconds / whole:.0f} %"] for what, seconds in times]
-    return Table("", ["what", "time", "share"], [*rows, ["all", duration(whole), "100 %"]], totals=1)
+    rows: list[list[Value]] = [
+        [what, duration(seconds), f"{100 * seconds / whole:.0f} %"] for what, seconds in times
+    ]
+    return Table(
+        "", ["what", "time", "share"], [*rows, ["all", duration(whole), "100 %"]], totals=1
+    )
 
 
 def seen_table(seen: Mapping[str, Mapping[str, Any]]) -> Table | None:
@@ -167,11 +195,17 @@ def seen_table(seen: Mapping[str, Mapping[str, Any]]) -> Table | None:
         row: list[Value] = [name, counts["texts"], counts["exact"], counts["near"]]
         if queries:
             asked = counts.get("queries") or {}
-            row.append(f"{asked['exact'] + asked['near']:,} of {asked['texts']:,}" if asked.get("exact") is not None else None)
+            row.append(
+                f"{asked['exact'] + asked['near']:,} of {asked['texts']:,}"
+                if asked.get("exact") is not None
+                else None
+            )
         if teacher:
             row.append({True: "yes", False: "no", None: "not declared"}[counts.get("teacher")])
         rows.append(row)
-    return Table("", [*columns, *["queries seen"] * queries, *["teacher trained on it"] * teacher], rows)
+    return Table(
+        "", [*columns, *["queries seen"] * queries, *["teacher trained on it"] * teacher], rows
+    )
 
 
 def duration(seconds: float) -> str:

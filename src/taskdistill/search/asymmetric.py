@@ -84,7 +84,9 @@ def check_one_space(models: Sequence[SearchEncoder], teacher: SearchEncoder) -> 
                 "use the projection that was trained for this teacher"
             )
         if each.embedding_dim != teacher.embedding_dim:
-            raise BadInput(f"{each.name} has dimension {each.embedding_dim}, but {teacher.name} has {teacher.embedding_dim}")
+            raise BadInput(
+                f"{each.name} has dimension {each.embedding_dim}, but {teacher.name} has {teacher.embedding_dim}"
+            )
 
 
 def measure_tiers(
@@ -118,14 +120,23 @@ def measure_tiers(
     names = dev.judged()
     texts = [dev.queries[each] for each in names]
     shared = [*models, teacher]
-    plan: list[tuple[SearchEncoder, str | None, list[SearchEncoder]]] = [(each, task, [each]) for each, task in alone]
+    plan: list[tuple[SearchEncoder, str | None, list[SearchEncoder]]] = [
+        (each, task, [each]) for each, task in alone
+    ]
     plan += [(each, None, shared) for each in shared]
     found: list[_PairResult] = []
     query_ms: dict[tuple[int, str | None], float] = {}
     with tempfile.TemporaryDirectory(prefix="taskdistill-tiers-") as folder:
         for at, (documents, task, askers) in enumerate(plan):
             start = time.perf_counter()
-            index, report = build_index(documents, dev.documents, Path(folder) / str(at), task=task, rescore=rescore, passages=passages)
+            index, report = build_index(
+                documents,
+                dev.documents,
+                Path(folder) / str(at),
+                task=task,
+                rescore=rescore,
+                passages=passages,
+            )
             document_ms = 1000 * (time.perf_counter() - start) / report.passages
             for asker in askers:
                 key = (id(asker), task)
@@ -144,13 +155,24 @@ def measure_tiers(
                 units = ndcg(index.snapshot, ranked, names, dev.qrels)
                 kept = mean_interval(units)
                 tier = AsymmetricPair(
-                    asker.name, documents.name, documents.space_id, task, kept, kept, query_ms[key], search_ms, document_ms
+                    asker.name,
+                    documents.name,
+                    documents.space_id,
+                    task,
+                    kept,
+                    kept,
+                    query_ms[key],
+                    search_ms,
+                    document_ms,
                 )
                 found.append(_PairResult(tier, units))
             if progress is not None:
                 progress(at + 1, len(plan))
     best = found[-1].units
-    return [AsymmetricPair(**{**vars(each.tier), "retention": share_interval(each.units, best)}) for each in found]
+    return [
+        AsymmetricPair(**{**vars(each.tier), "retention": share_interval(each.units, best)})
+        for each in found
+    ]
 
 
 def _query_milliseconds(index: Index, encoder: SearchEncoder, texts: Sequence[str]) -> float:

@@ -56,7 +56,9 @@ def build_index(
         WorkFailed: If another process writes or the disk fails; acknowledged batches stay.
     """
     out = Path(out)
-    settings = settings_for(encoder, task=task, truncate_dim=truncate_dim, rescore=rescore, passages=passages)
+    settings = settings_for(
+        encoder, task=task, truncate_dim=truncate_dim, rescore=rescore, passages=passages
+    )
     total = len(documents) if isinstance(documents, Sized) else 0
     stream = iter(documents)
     first = list(itertools.islice(stream, 1))
@@ -69,7 +71,14 @@ def build_index(
         with index.writing():
             mark_building(index.snapshot, True)
             index.refresh()
-            snapshot, report = ingest(index.snapshot, encoder, itertools.chain(first, stream), batch=batch, total=total, progress=progress)
+            snapshot, report = ingest(
+                index.snapshot,
+                encoder,
+                itertools.chain(first, stream),
+                batch=batch,
+                total=total,
+                progress=progress,
+            )
             mark_building(snapshot, False)
     except BaseException:
         if not there:

@@ -33,7 +33,9 @@ Rows = NDArray[np.int64]
 Result = TypeVar("Result")
 
 
-def flat(queries: NDArray[np.uint8], codes: NDArray[np.uint8], count: int) -> tuple[Distances, Rows]:
+def flat(
+    queries: NDArray[np.uint8], codes: NDArray[np.uint8], count: int
+) -> tuple[Distances, Rows]:
     """Find the nearest codes exactly.
 
     Args:
@@ -50,11 +52,21 @@ def flat(queries: NDArray[np.uint8], codes: NDArray[np.uint8], count: int) -> tu
     workers, pool = _pool()
     pieces = max(1, min(workers, len(codes) // _PART_ROWS))
     edges = np.linspace(0, len(codes), pieces + 1).astype(int).tolist()
-    parts = list(pool.map(lambda start, stop: _scan(queries, codes[start:stop], count), edges[:-1], edges[1:]))
-    return nearest_of([each[0] for each in parts], [rows + start for (_, rows), start in zip(parts, edges, strict=False)], count)
+    parts = list(
+        pool.map(
+            lambda start, stop: _scan(queries, codes[start:stop], count), edges[:-1], edges[1:]
+        )
+    )
+    return nearest_of(
+        [each[0] for each in parts],
+        [rows + start for (_, rows), start in zip(parts, edges, strict=False)],
+        count,
+    )
 
 
-def in_parts(work: Callable[[NDArray[np.float32]], list[Result]], queries: NDArray[np.float32]) -> list[Result]:
+def in_parts(
+    work: Callable[[NDArray[np.float32]], list[Result]], queries: NDArray[np.float32]
+) -> list[Result]:
     """Spread queries over threads, if there are enough, so that each thread does all the work on its own.
 
     Args:
@@ -92,7 +104,9 @@ def _pool() -> tuple[int, ThreadPoolExecutor]:
 os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def _scan(queries: NDArray[np.uint8], codes: NDArray[np.uint8], count: int) -> tuple[Distances, Rows]:
+def _scan(
+    queries: NDArray[np.uint8], codes: NDArray[np.uint8], count: int
+) -> tuple[Distances, Rows]:
     import faiss
 
     return _widened(*faiss.knn_hamming(queries, codes, min(count, len(codes))))
@@ -151,7 +165,11 @@ def approximate(cells: Any, queries: NDArray[np.uint8], count: int) -> tuple[Dis
         (q, count) Hamming distances and rows, ascending; row -1 where fewer were found.
     """
     queries = np.ascontiguousarray(queries)
-    found = cells.search(queries, count) if _in_part() else _pool()[1].submit(cells.search, queries, count).result()
+    found = (
+        cells.search(queries, count)
+        if _in_part()
+        else _pool()[1].submit(cells.search, queries, count).result()
+    )
     return _widened(*found)
 
 

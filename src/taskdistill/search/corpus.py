@@ -74,7 +74,9 @@ class CorpusReport:
 class Corpus:
     """The documents of a file or folder; each pass over it reads it again and counts anew in `report`."""
 
-    def __init__(self, path: str | Path, *, text_field: str | None = None, id_field: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, text_field: str | None = None, id_field: str | None = None
+    ) -> None:
         """Find out how to read the path.
 
         Args:
@@ -90,10 +92,16 @@ class Corpus:
         self._text_field = text_field
         self._id_field = id_field
         if self.path.is_dir():
-            inner = [self.path / name for name in ("corpus.jsonl", "corpus.jsonl.gz") if (self.path / name).is_file()]
+            inner = [
+                self.path / name
+                for name in ("corpus.jsonl", "corpus.jsonl.gz")
+                if (self.path / name).is_file()
+            ]
             self.path = inner[0] if inner else self.path
         if self.path.is_dir() and (text_field or id_field):
-            raise BadInput(f"{self.path} is a folder of text files, which have no fields; leave out text_field and id_field")
+            raise BadInput(
+                f"{self.path} is a folder of text files, which have no fields; leave out text_field and id_field"
+            )
         self._read = None if self.path.is_dir() else _reader(self.path)
 
     def __iter__(self) -> Iterator[Document]:
@@ -117,17 +125,25 @@ class Corpus:
                 self.report.faults.append(Fault(file, line, str(row)))
         if not self.report.used:
             first = f"; the first fault: {self.report.faults[0]}" if self.report.faults else ""
-            raise BadInput(f"{self.path} holds no usable document among {self.report.rows} rows{first}; give a corpus with texts")
+            raise BadInput(
+                f"{self.path} holds no usable document among {self.report.rows} rows{first}; give a corpus with texts"
+            )
 
-    def _file(self, read: Callable[[Path], Iterator[Row]]) -> Iterator[tuple[str, int, dict[str, Any] | ValueError]]:
+    def _file(
+        self, read: Callable[[Path], Iterator[Row]]
+    ) -> Iterator[tuple[str, int, dict[str, Any] | ValueError]]:
         try:
             for line, row in read(self.path):
                 yield self.path.name, line, row
         except (EOFError, gzip.BadGzipFile, OSError) as error:
-            raise BadInput(f"{self.path} cannot be read after row {self.report.rows} ({error}); copy or make it again") from None
+            raise BadInput(
+                f"{self.path} cannot be read after row {self.report.rows} ({error}); copy or make it again"
+            ) from None
 
     def _folder(self) -> Iterator[tuple[str, int, dict[str, Any] | ValueError]]:
-        for path in sorted(p for p in self.path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        for path in sorted(
+            p for p in self.path.rglob("*") if p.is_file() and not p.name.startswith(".")
+        ):
             name = path.relative_to(self.path).as_posix()
             yield name, 1, _text_file(path, name)
 
@@ -154,7 +170,9 @@ class Corpus:
         key = place if id_field is None else row.get(id_field)
         if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
             raise ValueError(f"the field {id_field!r} holds no id")
-        metadata = {name: _plain(value) for name, value in row.items() if name not in (text_field, id_field)}
+        metadata = {
+            name: _plain(value) for name, value in row.items() if name not in (text_field, id_field)
+        }
         kept = {name: value for name, value in metadata.items() if value is not None}
         check_text(json.dumps(kept, ensure_ascii=False))
         return Document(check_text(str(key)), check_text(text), kept)
@@ -162,11 +180,21 @@ class Corpus:
 
 def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
     if not path.is_file():
-        raise BadInput(f"{path} does not exist; give a .jsonl, .csv, .tsv or .parquet file or a folder of text files")
+        raise BadInput(
+            f"{path} does not exist; give a .jsonl, .csv, .tsv or .parquet file or a folder of text files"
+        )
     ending = Path(path.name.removesuffix(".gz")).suffix.lower()
-    readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+    readers = {
+        ".jsonl": _jsonl,
+        ".ndjson": _jsonl,
+        ".csv": _csv,
+        ".tsv": _csv,
+        ".parquet": _parquet,
+    }
     if ending not in readers:
-        raise BadInput(f"{path} ends in {ending or 'nothing known'!r}{did_you_mean(ending, readers)}; or give a folder of text files")
+        raise BadInput(
+            f"{path} ends in {ending or 'nothing known'!r}{did_you_mean(ending, readers)}; or give a folder of text files"
+        )
     return readers[ending]
 
 
@@ -195,7 +223,10 @@ def _jsonl(path: Path) -> Iterator[Row]:
 def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(MAX_BYTES)
     delimiter = "\t" if path.name.removesuffix(".gz").lower().endswith(".tsv") else ","
-    with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as stream:
+    with (
+        _open(path) as raw,
+        io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as stream,
+    ):
         rows = csv.reader(stream, delimiter=delimiter, strict=True)
         header = next(rows, [])
         if len(set(header)) != len(header):
@@ -209,7 +240,13 @@ def _csv(path: Path) -> Iterator[Row]:
                     continue
                 if len(values) != len(header):
                     raise ValueError(f"{len(values)} fields instead of {len(header)}")
-                yield rows.line_num, {name: value if value else None for name, value in zip(header, values, strict=True)}
+                yield (
+                    rows.line_num,
+                    {
+                        name: value if value else None
+                        for name, value in zip(header, values, strict=True)
+                    },
+                )
             except (csv.Error, ValueError) as error:
                 yield rows.line_num, ValueError(str(error))
 
@@ -226,7 +263,9 @@ def _parquet(path: Path) -> Iterator[Row]:
                     number += 1
                     yield number, row
     except pa.ArrowException as error:
-        raise BadInput(f"{path} cannot be read as Parquet ({error}); copy or make it again") from None
+        raise BadInput(
+            f"{path} cannot be read as Parquet ({error}); copy or make it again"
+        ) from None
 
 
 def _text_file(path: Path, name: str) -> dict[str, Any] | ValueError:

@@ -45,7 +45,11 @@ class DevSet:
             BadInput: If there is none, or the qrels name no document that is here.
         """
         here = {document.id for document in self.documents}
-        found = [each for each in self.queries if any(each > 0 and name in here for name, each in self.qrels.get(each, {}).items())]
+        found = [
+            each
+            for each in self.queries
+            if any(each > 0 and name in here for name, each in self.qrels.get(each, {}).items())
+        ]
         if not found:
             raise BadInput(
                 f"none of {len(self.queries)} queries has a relevant document among {len(here)}; check that queries, qrels and documents share ids"
@@ -67,11 +71,23 @@ def read_dev_set(folder: str | Path) -> DevSet:
     """
     paths = {}
     for name in ("corpus.jsonl", "queries.jsonl", "qrels.tsv"):
-        paths[name] = next((path for path in (Path(folder) / name, Path(folder) / f"{name}.gz") if path.is_file()), None)
+        paths[name] = next(
+            (path for path in (Path(folder) / name, Path(folder) / f"{name}.gz") if path.is_file()),
+            None,
+        )
         if paths[name] is None:
-            raise BadInput(f"{folder} has no {name} or {name}.gz; give a folder with corpus, queries and qrels in the BEIR layout")
-    corpus, queries = Corpus(cast(Path, paths["corpus.jsonl"])), Corpus(cast(Path, paths["queries.jsonl"]))
-    dev = DevSet(list(corpus), {each.id: each.text for each in queries}, _qrels(cast(Path, paths["qrels.tsv"])))
+            raise BadInput(
+                f"{folder} has no {name} or {name}.gz; give a folder with corpus, queries and qrels in the BEIR layout"
+            )
+    corpus, queries = (
+        Corpus(cast(Path, paths["corpus.jsonl"])),
+        Corpus(cast(Path, paths["queries.jsonl"])),
+    )
+    dev = DevSet(
+        list(corpus),
+        {each.id: each.text for each in queries},
+        _qrels(cast(Path, paths["qrels.tsv"])),
+    )
     for each in (corpus, queries):
         if each.report.faults:
             raise BadInput(
@@ -82,7 +98,9 @@ def read_dev_set(folder: str | Path) -> DevSet:
 
 def _qrels(path: Path) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as stream:
+    with (gzip.open if path.suffix == ".gz" else open)(
+        path, "rt", encoding="utf-8", newline=""
+    ) as stream:
         for number, line in enumerate(stream, 1):
             fields = line.rstrip("\r\n").split("\t")
             try:
@@ -90,7 +108,9 @@ def _qrels(path: Path) -> dict[str, dict[str, int]]:
                 if number > 1:
                     found.setdefault(query, {})[document] = int(relevance)
             except ValueError:
-                raise BadInput(f"{path}:{number} is not query-id, corpus-id and a whole number, with tabs between; correct it") from None
+                raise BadInput(
+                    f"{path}:{number} is not query-id, corpus-id and a whole number, with tabs between; correct it"
+                ) from None
     return found
 
 
@@ -106,7 +126,11 @@ class CachedEncoder:
         self._encoder = encoder
         self._known: dict[tuple[str | None, str, str], NDArray[Any]] = {}
         self.name, self.embedding_dim = encoder.name, encoder.embedding_dim
-        self.space_id, self.model_hash, self.former_space_ids = encoder.space_id, encoder.model_hash, former_ids(encoder)
+        self.space_id, self.model_hash, self.former_space_ids = (
+            encoder.space_id,
+            encoder.model_hash,
+            former_ids(encoder),
+        )
 
     def encode(
         self,
@@ -129,15 +153,28 @@ class CachedEncoder:
         Returns:
             (n, dim) float32 unit vectors.
         """
-        new = [text for text in dict.fromkeys(texts) if (task, prompt_name, text) not in self._known]
+        new = [
+            text for text in dict.fromkeys(texts) if (task, prompt_name, text) not in self._known
+        ]
         if new:
             vectors = self._encoder.encode(new, task=task, prompt_name=prompt_name)
-            self._known.update({(task, prompt_name, text): vector for text, vector in zip(new, vectors, strict=True)})
-        return truncate(np.array([self._known[task, prompt_name, text] for text in texts]), truncate_dim or self.embedding_dim)
+            self._known.update(
+                {
+                    (task, prompt_name, text): vector
+                    for text, vector in zip(new, vectors, strict=True)
+                }
+            )
+        return truncate(
+            np.array([self._known[task, prompt_name, text] for text in texts]),
+            truncate_dim or self.embedding_dim,
+        )
 
 
 def ndcg(
-    snapshot: Snapshot, ranked: Sequence[Ranked], query_ids: Sequence[str], qrels: Mapping[str, Mapping[str, int]]
+    snapshot: Snapshot,
+    ranked: Sequence[Ranked],
+    query_ids: Sequence[str],
+    qrels: Mapping[str, Mapping[str, int]],
 ) -> NDArray[np.float64]:
     """Return nDCG@10 of each query by trec_eval's definition; a document counts with its best passage.
 
@@ -154,8 +191,14 @@ def ndcg(
 
     runs: dict[str, dict[str, float]] = {}
     for name, (rows, _) in zip(query_ids, ranked, strict=True):
-        documents = dict.fromkeys(hit.id for hit in snapshot.hits(rows, np.zeros(len(rows), np.float32)))
+        documents = dict.fromkeys(
+            hit.id for hit in snapshot.hits(rows, np.zeros(len(rows), np.float32))
+        )
         runs[name] = {document: 1.0 / (1 + place) for place, document in enumerate(documents)}
-    judge = pytrec_eval.RelevanceEvaluator({name: dict(qrels[name]) for name in query_ids}, {f"ndcg_cut.{CUTOFF}"})
+    judge = pytrec_eval.RelevanceEvaluator(
+        {name: dict(qrels[name]) for name in query_ids}, {f"ndcg_cut.{CUTOFF}"}
+    )
     scores = judge.evaluate(runs)
-    return np.array([scores[name][f"ndcg_cut_{CUTOFF}"] if name in scores else 0.0 for name in query_ids])
+    return np.array(
+        [scores[name][f"ndcg_cut_{CUTOFF}"] if name in scores else 0.0 for name in query_ids]
+    )

@@ -90,7 +90,9 @@ def parse_expression(text: str) -> list[Condition]:
         BadInput: If it is too long or not understood.
     """
     if not isinstance(text, str):
-        raise BadInput(f"a filter is a text or an object of conditions, not {type(text).__name__}; {_FORMS}")
+        raise BadInput(
+            f"a filter is a text or an object of conditions, not {type(text).__name__}; {_FORMS}"
+        )
     _check_length(text, "the filter")
     return _Expression(text).conditions()
 
@@ -114,11 +116,17 @@ class _Expression:
         return found
 
     def _begins_operator(self, at: int) -> bool:
-        return self._text[at] in "=<>" or self._text.startswith("!=", at) or self._spaced.startswith(_WORDS, at)
+        return (
+            self._text[at] in "=<>"
+            or self._text.startswith("!=", at)
+            or self._spaced.startswith(_WORDS, at)
+        )
 
     def _condition(self) -> Condition:
         key = self._key()
-        operator = next((each for each in _OPERATORS if self._text.startswith(each, self._at)), None)
+        operator = next(
+            (each for each in _OPERATORS if self._text.startswith(each, self._at)), None
+        )
         if operator is None:
             self._at += len("in")
             values = self._list()
@@ -133,7 +141,9 @@ class _Expression:
         if self._peek() in _QUOTES:
             key = self._quoted()
             self._skip()
-            if not self._text.startswith(_OPERATORS, self._at) and not self._spaced.startswith(_WORDS, self._at - 1):
+            if not self._text.startswith(_OPERATORS, self._at) and not self._spaced.startswith(
+                _WORDS, self._at - 1
+            ):
                 raise self._wrong(f"no operator follows the key {key[:60]!r}")
         else:
             end = self._operator_from(self._at)
@@ -142,7 +152,9 @@ class _Expression:
             key = self._text[self._at : end].strip()
             self._at = end + 1 if self._spaced[end] == " " else end
             if key[:4].lower() in ("not ", "not\t"):
-                raise self._wrong("`not` is not known; name the values that are wanted: key in a, b (quote the key if it is one)")
+                raise self._wrong(
+                    "`not` is not known; name the values that are wanted: key in a, b (quote the key if it is one)"
+                )
         if not key.strip():
             raise self._wrong(f"a key is missing before character {self._at + 1}; {_FORMS}")
         return key
@@ -155,15 +167,21 @@ class _Expression:
         if first in _QUOTES:
             return self._quoted()
         if first and first in "=<>":
-            raise self._wrong(f"the value after {operator!r} begins with {first!r}; put it in quotes if it is meant so")
+            raise self._wrong(
+                f"the value after {operator!r} begins with {first!r}; put it in quotes if it is meant so"
+            )
         if first in _CLOSING:
-            raise self._wrong("a list goes with `in`, as in: key in [a, b]; put the value in quotes if it is meant so")
+            raise self._wrong(
+                "a list goes with `in`, as in: key in [a, b]; put the value in quotes if it is meant so"
+            )
         end = self._end_of_bare()
         value, spaced = self._text[self._at : end], self._spaced[self._at : end]
         last = max(value.rfind(each) for each in "=<>")
         for joint in (",", " or ", " OR ", ";", "&&", "||"):
             if 0 <= spaced.find(joint) < last:
-                raise self._wrong(f"conditions are joined by `and`, not by {joint.strip()!r}; put the value in quotes if it is meant so")
+                raise self._wrong(
+                    f"conditions are joined by `and`, not by {joint.strip()!r}; put the value in quotes if it is meant so"
+                )
         self._at = end
         return value.strip()
 
@@ -197,7 +215,9 @@ class _Expression:
             self._at += 1
         value = self._text[start : self._at].strip()
         if not value or any(each in value for each in "=<>[]()\"'"):
-            raise self._wrong(f"the list holds {value[:60]!r}; put a value in quotes that is empty or has one of = < > [ ] ( ) or a quote")
+            raise self._wrong(
+                f"the list holds {value[:60]!r}; put a value in quotes that is empty or has one of = < > [ ] ( ) or a quote"
+            )
         return value
 
     def _quoted(self) -> str:
@@ -231,7 +251,9 @@ class _Expression:
         if self._at == len(self._text):
             return
         if self._spaced[self._at : self._at + 4].lower() != "and ":
-            raise self._wrong(f"{self._text[self._at : self._at + 20]!r} is not understood behind a value; conditions are joined by `and`")
+            raise self._wrong(
+                f"{self._text[self._at : self._at + 20]!r} is not understood behind a value; conditions are joined by `and`"
+            )
         self._at += len("and ")
         self._skip()
         if self._at == len(self._text):
@@ -253,26 +275,42 @@ def _conditions(key: str, value: Any) -> list[Condition]:
     if isinstance(value, Mapping):
         unknown = [operator for operator in value if operator not in RANGES]
         if unknown or not value:
-            raise BadInput(f"the filter on {key!r} has the operator {str(unknown[:1])[:60]}; known: {', '.join(RANGES)}")
-        return [Condition(key, operator, _scalars(key, [bound])) for operator, bound in value.items()]
-    return [Condition(key, "in", _scalars(key, list(value) if isinstance(value, list | tuple | set) else [value]))]
+            raise BadInput(
+                f"the filter on {key!r} has the operator {str(unknown[:1])[:60]}; known: {', '.join(RANGES)}"
+            )
+        return [
+            Condition(key, operator, _scalars(key, [bound])) for operator, bound in value.items()
+        ]
+    return [
+        Condition(
+            key,
+            "in",
+            _scalars(key, list(value) if isinstance(value, list | tuple | set) else [value]),
+        )
+    ]
 
 
 def _scalars(key: str, values: list[Any]) -> tuple[Scalar, ...]:
     _check_count(len(values), MAX_VALUES, "values")
     for value in values:
         if not isinstance(value, str | int | float):
-            raise BadInput(f"the filter on {key!r} compares with {type(value).__name__}; give text, a number or true/false")
+            raise BadInput(
+                f"the filter on {key!r} compares with {type(value).__name__}; give text, a number or true/false"
+            )
         if isinstance(value, str):
             _check_length(value, f"a value of the filter on {key!r}")
         elif isinstance(value, int) and value.bit_length() > MAX_CHARACTERS:
-            raise BadInput(f"the filter on {key!r} compares with a number of {value.bit_length()} bits; give a smaller one")
+            raise BadInput(
+                f"the filter on {key!r} compares with a number of {value.bit_length()} bits; give a smaller one"
+            )
     return tuple(values)
 
 
 def _check_length(text: str, what: str) -> None:
     if len(text) > MAX_CHARACTERS:
-        raise BadInput(f"{what} has {len(text):,} characters, the most are {MAX_CHARACTERS:,}; give a shorter one")
+        raise BadInput(
+            f"{what} has {len(text):,} characters, the most are {MAX_CHARACTERS:,}; give a shorter one"
+        )
 
 
 def _check_count(count: int, most: int, what: str) -> None:

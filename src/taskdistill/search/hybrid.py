@@ -74,7 +74,12 @@ class Bm25:
         import bm25s
 
         vocabulary: dict[str, int] = {}
-        ids = [np.array([vocabulary.setdefault(each, len(vocabulary)) for each in tokens(text)], np.int32) for text in texts]
+        ids = [
+            np.array(
+                [vocabulary.setdefault(each, len(vocabulary)) for each in tokens(text)], np.int32
+            )
+            for text in texts
+        ]
         bm25 = bm25s.BM25()
         vocabulary.setdefault("", len(vocabulary))
         bm25.index((ids, vocabulary), show_progress=False)
@@ -124,7 +129,9 @@ def build_bm25(snapshot: Snapshot) -> None:
         BadInput: If the index holds no document, or bm25s is not installed.
     """
     if snapshot.live_count == 0:
-        raise BadInput(f"{snapshot.path} holds no documents; add some before building its lexical part")
+        raise BadInput(
+            f"{snapshot.path} holds no documents; add some before building its lexical part"
+        )
     lexical = Bm25.build(text for segment in snapshot.segments for text in segment.titled_texts())
     path, manifest = snapshot.path, snapshot.manifest
     with disk(path):
@@ -167,10 +174,15 @@ def open_bm25(snapshot: Snapshot, *, full: bool = True) -> Bm25:
             except FileNotFoundError:
                 if load_manifest(snapshot.path).files == manifest.files:
                     raise damaged(snapshot.path / name, "it is missing") from None
-                raise BadInput(f"{snapshot.path} has changed since it was opened; open it again") from None
+                raise BadInput(
+                    f"{snapshot.path} has changed since it was opened; open it again"
+                ) from None
     bm25 = bm25s.BM25.load(snapshot.path / folder, mmap=True)
     if bm25.scores["num_docs"] != snapshot.live_count:
-        raise damaged(snapshot.path / folder, f"it has {bm25.scores['num_docs']} rows instead of {snapshot.live_count}")
+        raise damaged(
+            snapshot.path / folder,
+            f"it has {bm25.scores['num_docs']} rows instead of {snapshot.live_count}",
+        )
     return Bm25(bm25)
 
 
@@ -184,7 +196,11 @@ def fuse(rankings: Sequence[Rows], top_k: int) -> Ranked:
     Returns:
         Rows and scores, best first; equal scores in the order of rows.
     """
-    rows, inverse = np.unique(np.concatenate([np.zeros(0, np.int64), *rankings]), return_inverse=True)
-    parts = np.concatenate([np.zeros(0), *(1 / (RRF_CONSTANT + 1 + np.arange(len(ranking))) for ranking in rankings)])
+    rows, inverse = np.unique(
+        np.concatenate([np.zeros(0, np.int64), *rankings]), return_inverse=True
+    )
+    parts = np.concatenate(
+        [np.zeros(0), *(1 / (RRF_CONSTANT + 1 + np.arange(len(ranking))) for ranking in rankings)]
+    )
     scores = np.bincount(inverse, weights=parts, minlength=len(rows)).astype(np.float32)
     return best(rows, scores, top_k)

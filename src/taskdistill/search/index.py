@@ -55,7 +55,9 @@ class Index:
         self._take(snapshot)
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: str = "full", first_pass: FirstPass = "flat") -> Self:
+    def open(
+        cls, path: str | Path, *, verify: str = "full", first_pass: FirstPass = "flat"
+    ) -> Self:
         """Open an index for searching and writing.
 
         Args:
@@ -73,9 +75,13 @@ class Index:
         if verify not in ("full", "sizes"):
             raise BadInput(f"verify cannot be {verify!r}{did_you_mean(verify, ('full', 'sizes'))}")
         if first_pass not in ("flat", "ivf"):
-            raise BadInput(f"first_pass cannot be {first_pass!r}{did_you_mean(first_pass, ('flat', 'ivf'))}")
+            raise BadInput(
+                f"first_pass cannot be {first_pass!r}{did_you_mean(first_pass, ('flat', 'ivf'))}"
+            )
         snapshot = open_snapshot(Path(path), full=verify == "full")
-        if first_pass != "flat" and not any(segment.entry.rows >= CELL_ROWS for segment in snapshot.segments):
+        if first_pass != "flat" and not any(
+            segment.entry.rows >= CELL_ROWS for segment in snapshot.segments
+        ):
             raise BadInput(
                 f"{path} has no segment of {CELL_ROWS} rows, so {first_pass} would have no effect; "
                 "use flat, which is exact and fast at this size, or compact the index first"
@@ -113,7 +119,9 @@ class Index:
     @property
     def documents(self) -> int:
         """Documents that can be found."""
-        return sum(segment.entry.documents - segment.entry.deleted for segment in self.snapshot.segments)
+        return sum(
+            segment.entry.documents - segment.entry.deleted for segment in self.snapshot.segments
+        )
 
     def refresh(self) -> None:
         """Go on to the current generation, after another process has written, or has built the index anew in the same place.
@@ -161,12 +169,16 @@ class Index:
         texts: Sequence[str] = ()
         if isinstance(queries, np.ndarray):
             if hybrid or encoder is not None:
-                raise BadInput("vectors were given where texts are needed (hybrid search, encoder); give the queries as texts")
+                raise BadInput(
+                    "vectors were given where texts are needed (hybrid search, encoder); give the queries as texts"
+                )
             if space_id is not None:
                 settings.check_space(space_id)
             vectors, hybrid = unit_vectors(queries, settings.dim, "query"), False
         elif isinstance(queries, str) or encoder is None or space_id is not None:
-            raise BadInput("give a list of texts with an encoder, or an array of vectors with or without space_id")
+            raise BadInput(
+                "give a list of texts with an encoder, or an array of vectors with or without space_id"
+            )
         else:
             texts, vectors = queries, query_vectors(settings, encoder, queries)
         ranked = rank_queries(
@@ -181,13 +193,20 @@ class Index:
             else usual.refinement or PrfSettings()
             if refinement is True
             else refinement or None,
-            lexical=self._open_lexical(snapshot) if (usual.hybrid if hybrid is None else hybrid) else None,
+            lexical=self._open_lexical(snapshot)
+            if (usual.hybrid if hybrid is None else hybrid)
+            else None,
             texts=texts,
         )
         return [snapshot.hits(*each) for each in ranked]
 
     def add(
-        self, documents: Iterable[Document], encoder: SearchEncoder, *, batch: int = BATCH, progress: Progress | None = None
+        self,
+        documents: Iterable[Document],
+        encoder: SearchEncoder,
+        *,
+        batch: int = BATCH,
+        progress: Progress | None = None,
     ) -> IngestReport:
         """Add documents, or replace those whose id is known and whose content differs.
 
@@ -206,9 +225,13 @@ class Index:
         """
         with self.writing():
             total = len(documents) if isinstance(documents, Sized) else 0
-            return ingest.ingest(self.snapshot, encoder, documents, batch=batch, total=total, progress=progress)[1]
+            return ingest.ingest(
+                self.snapshot, encoder, documents, batch=batch, total=total, progress=progress
+            )[1]
 
-    def add_vectors(self, documents: Sequence[Document], vectors: NDArray[Any], *, space_id: str) -> IngestReport:
+    def add_vectors(
+        self, documents: Sequence[Document], vectors: NDArray[Any], *, space_id: str
+    ) -> IngestReport:
         """Add documents whose vectors are there already, one vector for each whole document.
 
         Args:
@@ -228,10 +251,14 @@ class Index:
             raise BadInput("an id occurs twice among the documents; leave the older ones out")
         if not documents:
             return IngestReport()
-        places = np.array([(at, 0, len(document.text)) for at, document in enumerate(documents)], np.int64)
+        places = np.array(
+            [(at, 0, len(document.text)) for at, document in enumerate(documents)], np.int64
+        )
         with self.writing():
             _, replaced = ingest.add(self.snapshot, documents, places, vectors)
-        return IngestReport(added=len(documents) - replaced, replaced=replaced, passages=len(places))
+        return IngestReport(
+            added=len(documents) - replaced, replaced=replaced, passages=len(places)
+        )
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete documents.
@@ -324,7 +351,9 @@ class Index:
             "bytes": {**sizes, MANIFEST: (self.path / MANIFEST).stat().st_size},
         }
 
-    def near(self, segment: Segment, queries: NDArray[np.uint8], count: int) -> tuple[Distances, Rows]:
+    def near(
+        self, segment: Segment, queries: NDArray[np.uint8], count: int
+    ) -> tuple[Distances, Rows]:
         """Search the cells of a segment if it has some, else all of it.
 
         Args:
@@ -338,7 +367,9 @@ class Index:
         cells = self._cells.get(segment.content)
         if cells is None:
             return exact_pass(segment, queries, count)
-        distances, rows = approximate(cells, queries, min(segment.entry.rows, count + min(count, segment.entry.deleted)))
+        distances, rows = approximate(
+            cells, queries, min(segment.entry.rows, count + min(count, segment.entry.deleted))
+        )
         gone = (rows >= 0) & ~segment.live_documents[segment.places[rows, 0]]
         return distances, np.where(gone, -1, rows)
 
@@ -346,7 +377,12 @@ class Index:
         if self._first_pass != "flat":
             large = [segment for segment in snapshot.segments if segment.entry.rows >= CELL_ROWS]
             known = self._cells
-            self._cells = {each.content: known[each.content] if each.content in known else build_cells(each.codes) for each in large}
+            self._cells = {
+                each.content: known[each.content]
+                if each.content in known
+                else build_cells(each.codes)
+                for each in large
+            }
         self.snapshot = snapshot
 
     @contextmanager

@@ -77,11 +77,21 @@ def ingest(
     for group in _groups(documents, batch):
         metadata = {each.id: canonical(each) for each in group}
         known = {name: content for name, (_, _, content) in snapshot.find(metadata).items()}
-        changed = [each for each in group if known.get(each.id) != content_of(each, metadata[each.id])]
+        changed = [
+            each for each in group if known.get(each.id) != content_of(each, metadata[each.id])
+        ]
         report.unchanged += len(group) - len(changed)
         for part, places in _cut(changed, snapshot, batch):
-            texts = [titled(part[at].text[start:end], part[at].metadata.get("title")) for at, start, end in places.tolist()]
-            vectors = encoder.encode(texts, task=settings.task, prompt_name=settings.document_prompt, truncate_dim=settings.dim)
+            texts = [
+                titled(part[at].text[start:end], part[at].metadata.get("title"))
+                for at, start, end in places.tolist()
+            ]
+            vectors = encoder.encode(
+                texts,
+                task=settings.task,
+                prompt_name=settings.document_prompt,
+                truncate_dim=settings.dim,
+            )
             snapshot, replaced = add(snapshot, part, places, vectors)
             report.replaced += replaced
             report.added += len(part) - replaced
@@ -92,7 +102,9 @@ def ingest(
     return snapshot, report
 
 
-def add(snapshot: Snapshot, documents: Sequence[Document], places: Rows, vectors: NDArray[np.floating]) -> tuple[Snapshot, int]:
+def add(
+    snapshot: Snapshot, documents: Sequence[Document], places: Rows, vectors: NDArray[np.floating]
+) -> tuple[Snapshot, int]:
     """Add documents with their vectors, merging small segments first where there are many; the caller holds the lock.
 
     Args:
@@ -138,7 +150,9 @@ def checked(document: Document) -> Document:
         check_text(document.text)
         check_text(canonical(document))
     except (TypeError, ValueError) as error:
-        raise BadInput(f"the document {document.id!r:.80} cannot be indexed: {error}; correct it or leave it out") from None
+        raise BadInput(
+            f"the document {document.id!r:.80} cannot be indexed: {error}; correct it or leave it out"
+        ) from None
     return document
 
 
@@ -157,12 +171,16 @@ def _groups(documents: Iterable[Document], batch: int) -> Iterator[list[Document
         yield list(group.values())
 
 
-def _cut(documents: Sequence[Document], snapshot: Snapshot, batch: int) -> Iterator[tuple[list[Document], Rows]]:
+def _cut(
+    documents: Sequence[Document], snapshot: Snapshot, batch: int
+) -> Iterator[tuple[list[Document], Rows]]:
     """Yield documents with the places of their passages, about `batch` passages at a time."""
     part: list[Document] = []
     places: list[tuple[int, int, int]] = []
     for document in documents:
-        places += [(len(part), *span) for span in split(document.text, snapshot.manifest.settings.passages)]
+        places += [
+            (len(part), *span) for span in split(document.text, snapshot.manifest.settings.passages)
+        ]
         part.append(document)
         if len(places) >= batch:
             yield part, np.array(places, np.int64)

@@ -33,7 +33,9 @@ def mean_interval(values: NDArray[np.float64], *, seed: int = 17) -> Interval:
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def share_interval(ours: NDArray[np.float64], theirs: NDArray[np.float64], *, seed: int = 17) -> Interval:
+def share_interval(
+    ours: NDArray[np.float64], theirs: NDArray[np.float64], *, seed: int = 17
+) -> Interval:
     """Return the mean of one model as a share of another's on the same queries.
 
     Args:
@@ -46,7 +48,11 @@ def share_interval(ours: NDArray[np.float64], theirs: NDArray[np.float64], *, se
     """
     drawn = _drawn(len(ours), seed)
     low, high = np.quantile(_share(ours[drawn].mean(1), theirs[drawn].mean(1)), [0.025, 0.975])
-    return Interval(float(_share(ours.mean(keepdims=True), theirs.mean(keepdims=True))[0]), float(low), float(high))
+    return Interval(
+        float(_share(ours.mean(keepdims=True), theirs.mean(keepdims=True))[0]),
+        float(low),
+        float(high),
+    )
 
 
 def _drawn(count: int, seed: int) -> NDArray[np.int64]:

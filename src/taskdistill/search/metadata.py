@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from taskdistill.search.filters import Condition, Scalar
 
-ENTRIES = pa.schema([("document", pa.int64()), ("key", pa.string()), ("text", pa.large_string()), ("number", pa.float64())])
+ENTRIES = pa.schema(
+    [
+        ("document", pa.int64()),
+        ("key", pa.string()),
+        ("text", pa.large_string()),
+        ("number", pa.float64()),
+    ]
+)
 _LONGEST_NUMBER = 40
 """Characters of a text that is read as a number."""
 _RANGES = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
@@ -40,7 +47,10 @@ def entries_of(metadata: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
         if isinstance(each, str | int | float)
     ]
     columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [(), (), (), ()]
-    return pa.record_batch([pa.array(column, each.type) for column, each in zip(columns, ENTRIES, strict=True)], schema=ENTRIES)
+    return pa.record_batch(
+        [pa.array(column, each.type) for column, each in zip(columns, ENTRIES, strict=True)],
+        schema=ENTRIES,
+    )
 
 
 def renumbered(entries: pa.RecordBatch, documents: NDArray[np.int64]) -> pa.RecordBatch:
@@ -56,7 +66,9 @@ def renumbered(entries: pa.RecordBatch, documents: NDArray[np.int64]) -> pa.Reco
     return pa.record_batch([pa.array(documents, pa.int64()), *entries.columns[1:]], schema=ENTRIES)
 
 
-def matching(entries: pa.Table, documents: int, conditions: Sequence[Condition]) -> NDArray[np.bool_]:
+def matching(
+    entries: pa.Table, documents: int, conditions: Sequence[Condition]
+) -> NDArray[np.bool_]:
     """Find the documents for which every condition holds.
 
     Args:
@@ -90,12 +102,18 @@ def keys_of(entries: pa.Table) -> set[str]:
 
 def _holds(values: pa.Table, condition: Condition) -> Any:
     if condition.operator == "in":
-        return pc.is_in(values["text"], value_set=pa.array([_text(each) for each in condition.values], pa.large_string()))
+        return pc.is_in(
+            values["text"],
+            value_set=pa.array([_text(each) for each in condition.values], pa.large_string()),
+        )
     compare, bound = _RANGES[condition.operator], condition.values[0]
     number = _number(bound)
     if number is not None:
         return compare(values["number"], number)
-    return pc.and_(pc.is_null(values["number"]), compare(values["text"], pa.scalar(_text(bound), pa.large_string())))
+    return pc.and_(
+        pc.is_null(values["number"]),
+        compare(values["text"], pa.scalar(_text(bound), pa.large_string())),
+    )
 
 
 def _text(value: Scalar) -> str:
@@ -123,4 +141,8 @@ def _is_numeral(text: str) -> bool:
     mantissa, power, exponent = text.replace("E", "e").partition("e")
     whole, point, fraction = mantissa.removeprefix("-").partition(".")
     digits = exponent[1:] if exponent[:1] in ("+", "-") else exponent
-    return whole.isdecimal() and (not point or fraction.isdecimal()) and (not power or digits.isdecimal())
+    return (
+        whole.isdecimal()
+        and (not point or fraction.isdecimal())
+        and (not power or digits.isdecimal())
+    )

@@ -13,7 +13,9 @@ WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # one ideograph or kana is one word
     r"|[^\s\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
 )
-_SENTENCE_END = re.compile(r"""[.!?\u2026]+["'\u201d\u2019)\]]*(?=\s)|[\u3002\uff01\uff1f]+["'\u201d\u2019\u300d)\]]*|\n\s*\n""")
+_SENTENCE_END = re.compile(
+    r"""[.!?\u2026]+["'\u201d\u2019)\]]*(?=\s)|[\u3002\uff01\uff1f]+["'\u201d\u2019\u300d)\]]*|\n\s*\n"""
+)
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
 
 Span = tuple[int, int]
@@ -37,9 +39,13 @@ class PassageSettings:
 
     def __post_init__(self) -> None:
         if self.unit not in ("words", "characters"):
-            raise BadInput(f"passages cannot be measured in {self.unit!r}{did_you_mean(self.unit, ('words', 'characters'))}")
+            raise BadInput(
+                f"passages cannot be measured in {self.unit!r}{did_you_mean(self.unit, ('words', 'characters'))}"
+            )
         if self.boundary not in ("word", "sentence", "paragraph"):
-            raise BadInput(f"passages cannot end at {self.boundary!r}{did_you_mean(self.boundary, ('word', 'sentence', 'paragraph'))}")
+            raise BadInput(
+                f"passages cannot end at {self.boundary!r}{did_you_mean(self.boundary, ('word', 'sentence', 'paragraph'))}"
+            )
         if self.size < 1 or not 0 <= self.overlap < self.size:
             raise BadInput(
                 f"passages of size {self.size} with overlap {self.overlap}; size must be at least 1 and overlap from 0 to size - 1"
@@ -97,7 +103,11 @@ def _pack(text: str, pieces: list[Span], passages: PassageSettings) -> list[Span
     sizes = [_measure(text, piece, passages.unit) for piece in pieces]
 
     def size(first: int, last: int) -> int:
-        return sum(sizes[first : last + 1]) if passages.unit == "words" else pieces[last][1] - pieces[first][0]
+        return (
+            sum(sizes[first : last + 1])
+            if passages.unit == "words"
+            else pieces[last][1] - pieces[first][0]
+        )
 
     found: list[Span] = []
     first = last = 0
@@ -112,7 +122,11 @@ def _pack(text: str, pieces: list[Span], passages: PassageSettings) -> list[Span
         if last + 1 == len(pieces):
             return found
         begin = last + 1
-        while begin - 1 > first and size(begin - 1, last) <= passages.overlap and size(begin - 1, last + 1) <= passages.size:
+        while (
+            begin - 1 > first
+            and size(begin - 1, last) <= passages.overlap
+            and size(begin - 1, last + 1) <= passages.size
+        ):
             begin -= 1
         first, last = begin, last + 1
 

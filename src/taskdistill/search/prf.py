@@ -31,7 +31,11 @@ class PrfSettings:
     temperature: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.documents < 1 or not 0 < self.weight <= 1 or not 0 < self.temperature < float("inf"):
+        if (
+            self.documents < 1
+            or not 0 < self.weight <= 1
+            or not 0 < self.temperature < float("inf")
+        ):
             raise BadInput(
                 f"refinement with {self.documents} documents, weight {self.weight} and temperature {self.temperature}; "
                 "give at least 1 document, a weight in (0, 1] and a temperature above 0"

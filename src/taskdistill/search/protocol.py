@@ -48,7 +48,9 @@ class SearchEncoder(Protocol):
         ...
 
 
-def same_space(one: str, former_of_one: Collection[str], two: str, former_of_two: Collection[str]) -> bool:
+def same_space(
+    one: str, former_of_one: Collection[str], two: str, former_of_two: Collection[str]
+) -> bool:
     """Say whether two ids stand for one space.
 
     Args:
@@ -92,11 +94,17 @@ def unit_vectors(vectors: NDArray[Any], dim: int, what: str) -> NDArray[np.float
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         shape = "x".join(map(str, vectors.shape))
-        raise BadInput(f"{what} vectors have the shape {shape}, but the index has dimension {dim}; give (n, {dim})")
+        raise BadInput(
+            f"{what} vectors have the shape {shape}, but the index has dimension {dim}; give (n, {dim})"
+        )
     if vectors.dtype.kind != "f":
-        raise BadInput(f"{what} vectors are {vectors.dtype}; give floating-point vectors, the index quantises them itself")
+        raise BadInput(
+            f"{what} vectors are {vectors.dtype}; give floating-point vectors, the index quantises them itself"
+        )
     unit = normalize(vectors)
     zero = np.flatnonzero(~unit.any(axis=1))
     if len(zero):
-        raise BadInput(f"{len(zero)} of {len(unit)} {what} vectors are zero, the first at row {zero[0]}; leave out texts without a vector")
+        raise BadInput(
+            f"{len(zero)} of {len(unit)} {what} vectors are zero, the first at row {zero[0]}; leave out texts without a vector"
+        )
     return unit

@@ -34,10 +34,17 @@ def query_vectors(settings: IndexSettings, encoder: SearchEncoder, texts: Sequen
     settings.check_space(encoder.space_id, former_ids(encoder))
     empty = [at for at, text in enumerate(texts) if not text.strip()]
     if empty:
-        raise BadInput(f"{len(empty)} of {len(texts)} queries are empty, the first is number {empty[0]}; leave them out")
+        raise BadInput(
+            f"{len(empty)} of {len(texts)} queries are empty, the first is number {empty[0]}; leave them out"
+        )
     if not texts:
         return np.zeros((0, settings.dim), np.float32)
-    vectors = encoder.encode(list(texts), task=settings.task, prompt_name=settings.query_prompt, truncate_dim=settings.dim)
+    vectors = encoder.encode(
+        list(texts),
+        task=settings.task,
+        prompt_name=settings.query_prompt,
+        truncate_dim=settings.dim,
+    )
     return unit_vectors(vectors, settings.dim, "query")
 
 
@@ -83,14 +90,20 @@ def rank_queries(
     factor = OVERSAMPLE if oversample is None else oversample
     if refinement is not None:
         first = rank(snapshot, queries, refinement.documents, factor, allowed, first_pass)
-        moved = [apply_prf(query, _decoded(snapshot, rows), refinement) for query, (rows, _) in zip(queries, first, strict=True)]
+        moved = [
+            apply_prf(query, _decoded(snapshot, rows), refinement)
+            for query, (rows, _) in zip(queries, first, strict=True)
+        ]
         queries = np.array(moved, np.float32).reshape(queries.shape)
     dense = rank(snapshot, queries, depth, factor, allowed, first_pass)
     if lexical is None:
         return dense
     live = snapshot.rows()
     mask = None if all(rows is None for rows in allowed) else np.isin(live, snapshot.rows(allowed))
-    return [fuse([rows, live[lexical.rank(text, depth, mask)[0]]], top_k) for text, (rows, _) in zip(texts, dense, strict=True)]
+    return [
+        fuse([rows, live[lexical.rank(text, depth, mask)[0]]], top_k)
+        for text, (rows, _) in zip(texts, dense, strict=True)
+    ]
 
 
 def _decoded(snapshot: Snapshot, rows: Rows) -> NDArray[np.float32]:

@@ -44,7 +44,9 @@ def exact_pass(segment: Segment, queries: NDArray[np.uint8], count: int) -> tupl
     return among(segment.live_codes, segment.live_rows, queries, count)
 
 
-def among(codes: NDArray[np.uint8], rows: Rows | None, queries: NDArray[np.uint8], count: int) -> tuple[Distances, Rows]:
+def among(
+    codes: NDArray[np.uint8], rows: Rows | None, queries: NDArray[np.uint8], count: int
+) -> tuple[Distances, Rows]:
     """Find the nearest of some codes and return their row numbers.
 
     Args:
@@ -61,7 +63,12 @@ def among(codes: NDArray[np.uint8], rows: Rows | None, queries: NDArray[np.uint8
 
 
 def rank(
-    snapshot: Snapshot, queries: Floats, top_k: int, oversample: int, allowed: list[Rows | None], first_pass: Pass = exact_pass
+    snapshot: Snapshot,
+    queries: Floats,
+    top_k: int,
+    oversample: int,
+    allowed: list[Rows | None],
+    first_pass: Pass = exact_pass,
 ) -> list[Ranked]:
     """Rank rows for each query by the dot product with the stored vectors.
 
@@ -79,37 +86,68 @@ def rank(
     Returns:
         For each query rows and scores, best first; equal scores in the order of rows.
     """
-    sizes = [segment.live_count if rows is None else len(rows) for segment, rows in zip(snapshot.segments, allowed, strict=True)]
+    sizes = [
+        segment.live_count if rows is None else len(rows)
+        for segment, rows in zip(snapshot.segments, allowed, strict=True)
+    ]
     top_k = min(top_k, sum(sizes))
     if top_k == 0:
         return [(np.zeros(0, np.int64), np.zeros(0, np.float32)) for _ in queries]
     settings = snapshot.manifest.settings
     count = top_k * oversample
-    everything = snapshot.rows(allowed) if settings.rescore != "none" and count >= sum(sizes) else None
+    everything = (
+        snapshot.rows(allowed) if settings.rescore != "none" and count >= sum(sizes) else None
+    )
 
     def part(queries: Floats) -> list[Ranked]:
         if settings.rescore == "none":
-            distances, rows = _candidates(snapshot, pack_bits(queries), top_k, sizes, allowed, first_pass)
-            return [(each[each >= 0], _signs_cosine(far[each >= 0], settings.dim)) for each, far in zip(rows, distances, strict=True)]
+            distances, rows = _candidates(
+                snapshot, pack_bits(queries), top_k, sizes, allowed, first_pass
+            )
+            return [
+                (each[each >= 0], _signs_cosine(far[each >= 0], settings.dim))
+                for each, far in zip(rows, distances, strict=True)
+            ]
         if everything is not None:
             rows = np.broadcast_to(everything, (len(queries), len(everything)))
         else:
-            rows = np.sort(_candidates(snapshot, pack_bits(queries), count, sizes, allowed, first_pass)[1], axis=1)
+            rows = np.sort(
+                _candidates(snapshot, pack_bits(queries), count, sizes, allowed, first_pass)[1],
+                axis=1,
+            )
         scorer = Rescorer(snapshot.manifest.ranges, queries)
-        return [best(each[each >= 0], _scores(snapshot, scorer, at, each[each >= 0]), top_k) for at, each in enumerate(rows)]
+        return [
+            best(each[each >= 0], _scores(snapshot, scorer, at, each[each >= 0]), top_k)
+            for at, each in enumerate(rows)
+        ]
 
-    return [each for start in range(0, len(queries), _QUERIES) for each in in_parts(part, queries[start : start + _QUERIES])]
+    return [
+        each
+        for start in range(0, len(queries), _QUERIES)
+        for each in in_parts(part, queries[start : start + _QUERIES])
+    ]
 
 
 def _candidates(
-    snapshot: Snapshot, queries: NDArray[np.uint8], count: int, sizes: list[int], allowed: list[Rows | None], first_pass: Pass
+    snapshot: Snapshot,
+    queries: NDArray[np.uint8],
+    count: int,
+    sizes: list[int],
+    allowed: list[Rows | None],
+    first_pass: Pass,
 ) -> tuple[Distances, Rows]:
     distances, rows = [], []
-    for segment, size, offset, only in zip(snapshot.segments, sizes, snapshot.offsets, allowed, strict=False):
+    for segment, size, offset, only in zip(
+        snapshot.segments, sizes, snapshot.offsets, allowed, strict=False
+    ):
         if size == 0:
             continue
         wanted = min(count, size)
-        far, found = first_pass(segment, queries, wanted) if only is None else among(segment.codes[only], only, queries, wanted)
+        far, found = (
+            first_pass(segment, queries, wanted)
+            if only is None
+            else among(segment.codes[only], only, queries, wanted)
+        )
         distances.append(far)
         rows.append(np.where(found < 0, -1, found + offset))
     return nearest_of(distances, rows, count)
@@ -133,7 +171,9 @@ class Rescorer:
         if ranges is not None:
             ends = ranges.decode(np.array([[0], [1]], np.int8).repeat(ranges.dim, axis=1))
             self._queries = queries * (ends[1] - ends[0])
-            self._offsets = (queries * ends[0]).sum(axis=1)  # not a matrix product: a score must not depend on the other queries
+            self._offsets = (queries * ends[0]).sum(
+                axis=1
+            )  # not a matrix product: a score must not depend on the other queries
 
     def __call__(self, query: int, vectors: NDArray[Any]) -> Floats:
         """Score stored vectors.
@@ -145,13 +185,18 @@ class Rescorer:
         Returns:
             (n,) dot products.
         """
-        products = np.einsum("nd,d->n", vectors.astype(np.float32), self._queries[query])  # BLAS would wake threads of its own
+        products = np.einsum(
+            "nd,d->n", vectors.astype(np.float32), self._queries[query]
+        )  # BLAS would wake threads of its own
         scores: Floats = products + self._offsets[query]
         return scores
 
 
 def _scores(snapshot: Snapshot, scorer: Rescorer, query: int, rows: Rows) -> Floats:
-    parts = [scorer(query, snapshot.vectors(rows[start : start + _ROWS])) for start in range(0, len(rows), _ROWS)]
+    parts = [
+        scorer(query, snapshot.vectors(rows[start : start + _ROWS]))
+        for start in range(0, len(rows), _ROWS)
+    ]
     return np.concatenate([np.zeros(0, np.float32), *parts])
 
 
@@ -167,7 +212,9 @@ def best(rows: Rows, scores: Floats, top_k: int) -> Ranked:
         At most `top_k` rows and scores, best first; equal scores in the order of rows.
     """
     if len(rows) > 4 * top_k:
-        kept = np.flatnonzero(scores >= np.partition(scores, len(scores) - top_k)[len(scores) - top_k])
+        kept = np.flatnonzero(
+            scores >= np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
+        )
         rows, scores = rows[kept], scores[kept]
     order = np.lexsort((rows, -scores))[:top_k]
     return rows[order], scores[order]

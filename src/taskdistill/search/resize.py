@@ -45,7 +45,9 @@ def resize(snapshot: Snapshot, dim: int, rescore: str) -> None:
     path, manifest = snapshot.path, snapshot.manifest
     if rescore not in SIZES:
         raise BadInput(f"unknown rescore precision {rescore!r}{did_you_mean(rescore, SIZES)}")
-    if not 1 <= dim <= manifest.settings.dim or SIZES.index(rescore) > SIZES.index(manifest.settings.rescore):
+    if not 1 <= dim <= manifest.settings.dim or SIZES.index(rescore) > SIZES.index(
+        manifest.settings.rescore
+    ):
         raise BadInput(
             f"the index keeps {manifest.settings.dim} dimensions and {manifest.settings.rescore} vectors, "
             f"{dim} dimensions and {rescore} cannot be made from them; build another index from the documents"
@@ -56,27 +58,45 @@ def resize(snapshot: Snapshot, dim: int, rescore: str) -> None:
     ranges = _ranges(snapshot, dim) if rescore == "int8" else None
 
     def smaller(block: SegmentBlock) -> SegmentBlock:
-        vectors = None if block.vectors is None or rescore == "none" else truncate(_numbers(block.vectors, manifest.ranges), dim)
+        vectors = (
+            None
+            if block.vectors is None or rescore == "none"
+            else truncate(_numbers(block.vectors, manifest.ranges), dim)
+        )
         codes = np.packbits(np.unpackbits(block.codes, axis=1)[:, :dim], axis=1)
-        return replace(block, codes=codes, vectors=None if vectors is None else stored(settings, ranges, vectors))
+        return replace(
+            block,
+            codes=codes,
+            vectors=None if vectors is None else stored(settings, ranges, vectors),
+        )
 
     sources = [segment for segment in snapshot.segments if segment.live_count]
     entries: list[SegmentEntry] = []
     number = manifest.next_segment
     for segment in sources:
         number = free_number(path, "segments", number)
-        entries.append(SegmentEntry(number, segment.entry.documents - segment.entry.deleted, segment.live_count))
+        entries.append(
+            SegmentEntry(
+                number, segment.entry.documents - segment.entry.deleted, segment.live_count
+            )
+        )
         number += 1
     with disk(path), change(path, manifest, [entry.folder for entry in entries]):
         files = dict(manifest.files)
         for segment, entry in zip(sources, entries, strict=True):
-            files |= write_part(path, entry.folder, partial(_write, segment=segment, settings=settings, smaller=smaller))
+            files |= write_part(
+                path,
+                entry.folder,
+                partial(_write, segment=segment, settings=settings, smaller=smaller),
+            )
         commit(
             path,
             manifest.next(
                 settings=settings,
                 ranges=ranges,
-                search=replace(manifest.search, oversample=None, refinement=None) if rescore == "none" else manifest.search,
+                search=replace(manifest.search, oversample=None, refinement=None)
+                if rescore == "none"
+                else manifest.search,
                 segments=tuple(entries),
                 next_segment=number,
                 bm25=manifest.bm25,
@@ -85,7 +105,13 @@ def resize(snapshot: Snapshot, dim: int, rescore: str) -> None:
         )
 
 
-def _write(folder: Path, *, segment: Segment, settings: IndexSettings, smaller: Callable[[SegmentBlock], SegmentBlock]) -> None:
+def _write(
+    folder: Path,
+    *,
+    segment: Segment,
+    settings: IndexSettings,
+    smaller: Callable[[SegmentBlock], SegmentBlock],
+) -> None:
     documents = segment.entry.documents - segment.entry.deleted
     write_segment(folder, settings, map(smaller, segment.blocks()), segment.live_count, documents)
 
@@ -101,17 +127,25 @@ def check_defaults(rescore: str, defaults: SearchDefaults) -> None:
         BadInput: If they need vectors and there are none, or the oversampling factor is below 1.
     """
     if rescore == "none" and (defaults.oversample is not None or defaults.refinement is not None):
-        raise BadInput("oversampling and refinement have no effect on an index of binary codes only (rescore none); leave them out")
+        raise BadInput(
+            "oversampling and refinement have no effect on an index of binary codes only (rescore none); leave them out"
+        )
     if defaults.oversample is not None and defaults.oversample < 1:
         raise BadInput(f"oversample is {defaults.oversample}; give a whole number of at least 1")
 
 
 def _ranges(snapshot: Snapshot, dim: int) -> Int8Ranges:
     sample = [truncate(part, dim) for part in _sampled(snapshot.segments, snapshot.manifest.ranges)]
-    return Int8Ranges.fit(np.concatenate(sample)) if sample else Int8Ranges(-np.ones(dim, np.float32), np.ones(dim, np.float32))
+    return (
+        Int8Ranges.fit(np.concatenate(sample))
+        if sample
+        else Int8Ranges(-np.ones(dim, np.float32), np.ones(dim, np.float32))
+    )
 
 
-def _sampled(segments: tuple[Segment, ...], ranges: Int8Ranges | None) -> Iterator[NDArray[np.float32]]:
+def _sampled(
+    segments: tuple[Segment, ...], ranges: Int8Ranges | None
+) -> Iterator[NDArray[np.float32]]:
     """Yield stored vectors from all over the index."""
     rows = sum(segment.entry.rows for segment in segments)
     step = max(1, rows // _SAMPLE)

@@ -13,7 +13,11 @@ from taskdistill.search.protocol import SearchEncoder, former_ids, same_space
 from taskdistill.tasks import QUERY_SIDE, Role, Task
 from taskdistill.types import Precision
 
-RESCORE_TYPES = {Precision.INT8.value: "i1", Precision.FLOAT16.value: "<f2", Precision.FLOAT32.value: "<f4"}
+RESCORE_TYPES = {
+    Precision.INT8.value: "i1",
+    Precision.FLOAT16.value: "<f2",
+    Precision.FLOAT32.value: "<f4",
+}
 """Precision of the vectors kept for rescoring to their numpy type."""
 
 
@@ -47,7 +51,9 @@ class IndexSettings:
 
     def __post_init__(self) -> None:
         if self.rescore not in (*RESCORE_TYPES, "none"):
-            raise BadInput(f"unknown rescore precision {self.rescore!r}{did_you_mean(self.rescore, (*RESCORE_TYPES, 'none'))}")
+            raise BadInput(
+                f"unknown rescore precision {self.rescore!r}{did_you_mean(self.rescore, (*RESCORE_TYPES, 'none'))}"
+            )
         if self.dim < 1:
             raise BadInput(f"an index of dimension {self.dim} cannot be; give at least 1")
 
@@ -75,9 +81,17 @@ class IndexSettings:
         """
         names = {each.name for each in fields(cls)}
         if {*value, "former_space_ids"} != names:  # which indexes of the first format lack
-            raise BadInput(f"the index settings have the fields {sorted(value)} instead of {sorted(names)}; build the index again")
+            raise BadInput(
+                f"the index settings have the fields {sorted(value)} instead of {sorted(names)}; build the index again"
+            )
         passages, former = value["passages"], tuple(value.get("former_space_ids", ()))
-        return cls(**{**value, "passages": None if passages is None else PassageSettings(**passages), "former_space_ids": former})
+        return cls(
+            **{
+                **value,
+                "passages": None if passages is None else PassageSettings(**passages),
+                "former_space_ids": former,
+            }
+        )
 
     def check_same(self, other: IndexSettings, earlier: Collection[str] = ()) -> None:
         """Refuse to continue an index with other settings.
@@ -90,7 +104,12 @@ class IndexSettings:
             BadInput: Naming the first field that differs and both values.
         """
         self.check_space(other.space_id, other.former_space_ids)
-        passed = {"model", "space_id", "former_space_ids", *(["model_hash"] if self.model_hash in earlier else [])}
+        passed = {
+            "model",
+            "space_id",
+            "former_space_ids",
+            *(["model_hash"] if self.model_hash in earlier else []),
+        }
         for each in fields(self):
             if each.name not in passed:
                 self._check(each.name, getattr(self, each.name), getattr(other, each.name))
@@ -107,7 +126,9 @@ class IndexSettings:
         for name in ("space_id", "task", "document_prompt", "query_prompt"):
             before, after = getattr(self, name), getattr(now, name)
             if before != after:
-                raise BadInput(f"the index was opened with {name} {before!r} and has {after!r} now: it was built anew; open it again")
+                raise BadInput(
+                    f"the index was opened with {name} {before!r} and has {after!r} now: it was built anew; open it again"
+                )
 
     def check_documents(self, encoder: SearchEncoder) -> None:
         """Refuse documents of another space or model.
@@ -215,7 +236,9 @@ def settings_for(
         raise BadInput(f"unknown task {task!r}{did_you_mean(str(task), Task)}")
     dim = encoder.embedding_dim if truncate_dim is None else truncate_dim
     if not 1 <= dim <= encoder.embedding_dim:
-        raise BadInput(f"truncate_dim {dim} is outside 1..{encoder.embedding_dim}, the dimensions of {encoder.name}; give one within")
+        raise BadInput(
+            f"truncate_dim {dim} is outside 1..{encoder.embedding_dim}, the dimensions of {encoder.name}; give one within"
+        )
     return IndexSettings(
         model=encoder.name,
         model_hash=encoder.model_hash,

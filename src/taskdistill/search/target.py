@@ -66,7 +66,11 @@ def check_own(path: Path) -> None:
         _check_kind(path / folder, stat.S_ISDIR, "folder")
     for name in files:
         _check_kind(path / name, stat.S_ISREG, "file")
-    check_writable(path, path / MANIFEST, *(path / name for name in (*_PARTS, *sorted({name.rpartition("/")[0] for name in files}))))
+    check_writable(
+        path,
+        path / MANIFEST,
+        *(path / name for name in (*_PARTS, *sorted({name.rpartition("/")[0] for name in files}))),
+    )
 
 
 def _check_kind(path: Path, is_kind: Callable[[int], bool], kind: str) -> None:
@@ -76,7 +80,9 @@ def _check_kind(path: Path, is_kind: Callable[[int], bool], kind: str) -> None:
         return
     if not is_kind(mode):
         what = "a link" if stat.S_ISLNK(mode) else f"no {kind}"
-        raise BadInput(f"{path} is {what}; an index is written only where its files and folders are its own: make it a plain {kind} first")
+        raise BadInput(
+            f"{path} is {what}; an index is written only where its files and folders are its own: make it a plain {kind} first"
+        )
 
 
 def check_target(path: Path) -> bool:
@@ -99,9 +105,15 @@ def check_target(path: Path) -> bool:
         return False
     if not path.is_dir():
         raise BadInput(f"{path} is no folder; give another one for the index")
-    others = sorted(each.name for each in path.iterdir() if each.name != LOCK and not each.name.startswith(f".{MANIFEST}.taskdistill-"))
+    others = sorted(
+        each.name
+        for each in path.iterdir()
+        if each.name != LOCK and not each.name.startswith(f".{MANIFEST}.taskdistill-")
+    )
     if others:
-        raise BadInput(f"{path} is not empty ({others[0]} lies in it) and no index; give another folder for the index")
+        raise BadInput(
+            f"{path} is not empty ({others[0]} lies in it) and no index; give another folder for the index"
+        )
     check_writable(path)
     return False
 
@@ -178,7 +190,14 @@ def remove_index(path: Path) -> None:
         for name in names:
             (path / name).unlink(missing_ok=True)
         parts = {parent for name in names for parent in Path(name).parents if parent.parts}
-        _remove_folders([path / part for part in sorted(parts | {Path(part) for part in _PARTS}, key=lambda part: len(part.parts))])
+        _remove_folders(
+            [
+                path / part
+                for part in sorted(
+                    parts | {Path(part) for part in _PARTS}, key=lambda part: len(part.parts)
+                )
+            ]
+        )
     _remove_folders([path])
 
 

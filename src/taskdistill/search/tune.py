@@ -76,18 +76,30 @@ def tune(
         BadInput: If the dev set cannot be judged or the grid is empty.
     """
     if not dims or not rescores or not oversamples:
-        raise BadInput("the grid is empty; give at least one dimension, one precision and one oversampling factor")
+        raise BadInput(
+            "the grid is empty; give at least one dimension, one precision and one oversampling factor"
+        )
     queries = dev.judged()
     embedded = CachedEncoder(encoder)
     reference = SearchSetting(encoder.embedding_dim, Precision.FLOAT32.value, None)
-    grid = dict.fromkeys([*itertools.product(dims, rescores), *([] if stored is None else [stored])])
+    grid = dict.fromkeys(
+        [*itertools.product(dims, rescores), *([] if stored is None else [stored])]
+    )
     storages = dict.fromkeys([(reference.dim, reference.rescore), *grid])
     with tempfile.TemporaryDirectory(prefix="taskdistill-tune-") as folder:
         benches: dict[tuple[int, str], _TuneContext] = {}
         lexical: Bm25 | None = None
         for dim, rescore in storages:
             path = Path(folder) / f"{dim}-{rescore}"
-            index, _ = build_index(embedded, dev.documents, path, task=task, truncate_dim=dim, rescore=rescore, passages=passages)
+            index, _ = build_index(
+                embedded,
+                dev.documents,
+                path,
+                task=task,
+                truncate_dim=dim,
+                rescore=rescore,
+                passages=passages,
+            )
             if hybrid and lexical is None:
                 index.build_bm25()
                 index.refresh()
@@ -115,21 +127,35 @@ def tune(
         rows=tuple(ordered),
         recommended=best,
         stored=_recommend(here, tolerance) if here else None,
-        additions=_additions_to(replace(best.setting, hybrid=False, refinement=None), {row.setting: scores for row, scores in rows}),
+        additions=_additions_to(
+            replace(best.setting, hybrid=False, refinement=None),
+            {row.setting: scores for row, scores in rows},
+        ),
     )
 
 
-def _settings(dim: int, rescore: str, oversamples: Sequence[int], hybrid: bool, refinement: PrfSettings | None) -> Iterator[SearchSetting]:
+def _settings(
+    dim: int, rescore: str, oversamples: Sequence[int], hybrid: bool, refinement: PrfSettings | None
+) -> Iterator[SearchSetting]:
     factors: Sequence[int | None] = (None,) if rescore == "none" else oversamples
     moved = (None,) if refinement is None or rescore == "none" else (None, refinement)
-    for factor, lexical, each in itertools.product(factors, (False, True) if hybrid else (False,), moved):
+    for factor, lexical, each in itertools.product(
+        factors, (False, True) if hybrid else (False,), moved
+    ):
         yield SearchSetting(dim, rescore, factor, lexical, each)
 
 
 class _TuneContext:
     """An index of the dev set, on which settings are measured."""
 
-    def __init__(self, index: Index, encoder: SearchEncoder, dev: DevSet, queries: list[str], lexical: Bm25 | None) -> None:
+    def __init__(
+        self,
+        index: Index,
+        encoder: SearchEncoder,
+        dev: DevSet,
+        queries: list[str],
+        lexical: Bm25 | None,
+    ) -> None:
         self._index, self._dev, self._queries = index, dev, queries
         self._texts = [dev.queries[each] for each in queries]
         self._vectors = query_vectors(index.settings, encoder, self._texts)
@@ -153,9 +179,13 @@ class _TuneContext:
             texts=self._texts,
         )
         seconds = time.perf_counter() - start
-        return ndcg(snapshot, ranked, self._queries, self._dev.qrels), 1000 * seconds / len(self._queries)
+        return ndcg(snapshot, ranked, self._queries, self._dev.qrels), 1000 * seconds / len(
+            self._queries
+        )
 
-    def measure(self, setting: SearchSetting, baseline: NDArray[np.float64]) -> tuple[SettingResult, NDArray[np.float64]]:
+    def measure(
+        self, setting: SearchSetting, baseline: NDArray[np.float64]
+    ) -> tuple[SettingResult, NDArray[np.float64]]:
         scores, milliseconds = self.scores(setting)
         low, high = _interval(scores - baseline)
         row = SettingResult(
@@ -173,18 +203,25 @@ class _TuneContext:
 
 
 def _best_refinement(
-    bench: _TuneContext, plain: SearchSetting, refinements: Sequence[PrfSettings], baseline: NDArray[np.float64]
+    bench: _TuneContext,
+    plain: SearchSetting,
+    refinements: Sequence[PrfSettings],
+    baseline: NDArray[np.float64],
 ) -> PrfSettings | None:
     """Return the refinement with the best mean, if it beats none at all."""
     best, found = float(baseline.mean()), None
     for each in refinements:
-        mean = float(bench.scores(SearchSetting(plain.dim, plain.rescore, None, refinement=each))[0].mean())
+        mean = float(
+            bench.scores(SearchSetting(plain.dim, plain.rescore, None, refinement=each))[0].mean()
+        )
         if mean > best:
             best, found = mean, each
     return found
 
 
-def _additions_to(plain: SearchSetting, scores: Mapping[SearchSetting, NDArray[np.float64]]) -> tuple[Improvement, ...]:
+def _additions_to(
+    plain: SearchSetting, scores: Mapping[SearchSetting, NDArray[np.float64]]
+) -> tuple[Improvement, ...]:
     """Compare hybrid search and refinement with the same storage and oversampling without them, query by query."""
     found = []
     for setting, each in scores.items():
@@ -196,12 +233,16 @@ def _additions_to(plain: SearchSetting, scores: Mapping[SearchSetting, NDArray[n
     return tuple(found)
 
 
-def _recommend(rows: Sequence[tuple[SettingResult, NDArray[np.float64]]], tolerance: float) -> SettingResult:
+def _recommend(
+    rows: Sequence[tuple[SettingResult, NDArray[np.float64]]], tolerance: float
+) -> SettingResult:
     """Return the cheapest row within the tolerance of the best, leaving out additions that do not earn their place."""
     by_setting = {row.setting: scores for row, scores in rows}
 
     def earned(setting: SearchSetting) -> bool:
-        without = [replace(setting, hybrid=False)] * setting.hybrid + [replace(setting, refinement=None)] * (setting.refinement is not None)
+        without = [replace(setting, hybrid=False)] * setting.hybrid + [
+            replace(setting, refinement=None)
+        ] * (setting.refinement is not None)
         gains = [by_setting[setting] - by_setting[each] for each in without]
         return all(float(gain.mean()) > tolerance and _interval(gain)[0] > 0 for gain in gains)
 
@@ -221,6 +262,8 @@ def _additions(setting: SearchSetting) -> int:
 def _interval(differences: NDArray[np.float64]) -> tuple[float, float]:
     """Return the 95 % interval of a mean by the bootstrap, the same resamples for every setting."""
     rng = np.random.default_rng(0)
-    means = differences[rng.integers(0, len(differences), (_RESAMPLES, len(differences)))].mean(axis=1)
+    means = differences[rng.integers(0, len(differences), (_RESAMPLES, len(differences)))].mean(
+        axis=1
+    )
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

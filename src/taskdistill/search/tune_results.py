@@ -114,7 +114,20 @@ def table(tuning: Tuning, rows: int = 20) -> list[list[str]]:
     Returns:
         Lines of cells, a heading first. nDCG@10 and shares are x100.
     """
-    heading = ["", "dim", "rescore", "oversample", "hybrid", "refinement", "nDCG@10", "difference", "harmed %", "helped %", "bytes", "ms"]
+    heading = [
+        "",
+        "dim",
+        "rescore",
+        "oversample",
+        "hybrid",
+        "refinement",
+        "nDCG@10",
+        "difference",
+        "harmed %",
+        "helped %",
+        "bytes",
+        "ms",
+    ]
     lines = [("reference", tuning.reference), ("recommended", tuning.recommended)]
     lines += [] if tuning.stored is None else [("as stored", tuning.stored)]
     lines += [("", row) for row in tuning.rows[:rows]]
@@ -133,8 +146,14 @@ def verdicts(tuning: Tuning) -> list[str]:
     lines = []
     for each in tuning.additions:
         moved = each.setting.refinement
-        name = " and ".join(["hybrid search"] * each.setting.hybrid + ([] if moved is None else [f"refinement ({_moved(moved)})"]))
-        chosen = (each.setting.hybrid, moved) == (tuning.recommended.setting.hybrid, tuning.recommended.setting.refinement)
+        name = " and ".join(
+            ["hybrid search"] * each.setting.hybrid
+            + ([] if moved is None else [f"refinement ({_moved(moved)})"])
+        )
+        chosen = (each.setting.hybrid, moved) == (
+            tuning.recommended.setting.hybrid,
+            tuning.recommended.setting.refinement,
+        )
         lines.append(
             f"{name}: nDCG@10 {100 * each.gain:+.2f} [{100 * each.low:+.2f}, {100 * each.high:+.2f}], harms {100 * each.harmed:.1f} % of queries, "
             f"helps {100 * each.helped:.1f} %: {'recommended' if chosen else 'not recommended'}"

@@ -39,7 +39,12 @@ def make_app(
     """
     settings = settings or ServerSettings()
     served = ModelHolder(
-        encoder, settings, space_ids=() if index is None else (index.settings.space_id, *index.settings.former_space_ids), load=load
+        encoder,
+        settings,
+        space_ids=()
+        if index is None
+        else (index.settings.space_id, *index.settings.former_space_ids),
+        load=load,
     )
 
     @asynccontextmanager
@@ -48,7 +53,13 @@ def make_app(
         yield
         served.stop()
 
-    app = FastAPI(title=f"taskdistill: {encoder.name}", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title=f"taskdistill: {encoder.name}",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.served = served
     bodies = BodyReader(settings)
     embeddings.add_routes(app, served, bodies)
@@ -67,7 +78,10 @@ def _add_state_routes(app: FastAPI, served: ModelHolder) -> None:
     async def health() -> JSONResponse:
         """Say whether the model works; it is run with a short text unless it has just worked."""
         well = await served.healthy()
-        said = {"status": "ok" if well else "stopping" if served.draining else "unhealthy", "last_reload": served.reloaded}
+        said = {
+            "status": "ok" if well else "stopping" if served.draining else "unhealthy",
+            "last_reload": served.reloaded,
+        }
         return JSONResponse(said, 200 if well else 503)
 
     @app.get("/ready", tags=["about"])
@@ -80,7 +94,9 @@ def _add_state_routes(app: FastAPI, served: ModelHolder) -> None:
     @app.get("/metrics", tags=["about"])
     async def metrics() -> Response:
         """Give the counters in Prometheus' text format."""
-        return Response(served.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            served.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
 
 async def _shown(request: Request, error: Exception) -> Response:
@@ -89,7 +105,11 @@ async def _shown(request: Request, error: Exception) -> Response:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    said = {404: "there is nothing at this path", 405: "this path takes another method"}.get(error.status_code, str(error.detail))
-    response = answer(ApiError(error.status_code, f"{said}; GET /docs lists the routes"), request.url.path)
+    said = {404: "there is nothing at this path", 405: "this path takes another method"}.get(
+        error.status_code, str(error.detail)
+    )
+    response = answer(
+        ApiError(error.status_code, f"{said}; GET /docs lists the routes"), request.url.path
+    )
     response.headers.update(error.headers or {})
     return response

@@ -29,7 +29,12 @@ class ServerStopping(Exception):
 class DynamicBatcher:
     """Accepts requests, keeps the threads busy, hands every request its vectors or its own error."""
 
-    def __init__(self, engine: Engine, waiting: FairScheduler, observe: Callable[[ScheduledBatch, float], None] | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        waiting: FairScheduler,
+        observe: Callable[[ScheduledBatch, float], None] | None = None,
+    ) -> None:
         """Join a model and what waits for it.
 
         Args:
@@ -104,7 +109,13 @@ class DynamicBatcher:
                 raise ServerStopping
             return self._waiting.admit(texts, tokens)
 
-    async def embed(self, job: EmbedJob, ids: list[np.ndarray], task: str | None, spans: np.ndarray | None = None) -> np.ndarray:
+    async def embed(
+        self,
+        job: EmbedJob,
+        ids: list[np.ndarray],
+        task: str | None,
+        spans: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Wait for the vectors of an accepted request.
 
         Args:
@@ -205,7 +216,9 @@ class DynamicBatcher:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _start(self, *, express: bool) -> None:
-        thread = threading.Thread(target=self._lane, args=(express,), name="express" if express else "lane", daemon=True)
+        thread = threading.Thread(
+            target=self._lane, args=(express,), name="express" if express else "lane", daemon=True
+        )
         self._threads.add(thread)
         thread.start()
 
@@ -266,7 +279,11 @@ class DynamicBatcher:
             if items[0].spans is None:
                 vectors = list(view.embed([item.ids for item in items], task))
             else:
-                vectors = [view.embed_chunks(item.ids, item.spans, task) for item in items if item.spans is not None]
+                vectors = [
+                    view.embed_chunks(item.ids, item.spans, task)
+                    for item in items
+                    if item.spans is not None
+                ]
         except BaseException as error:
             if not isinstance(error, Exception):
                 self._panicked(error)
@@ -277,7 +294,9 @@ class DynamicBatcher:
                 return
             _log.error("a text of %d tokens failed: %s", len(items[0].ids), type(error).__name__)
             with self._lock:
-                self._finish(items[0].job, WorkFailed(f"the model failed at a text ({type(error).__name__})"))
+                self._finish(
+                    items[0].job, WorkFailed(f"the model failed at a text ({type(error).__name__})")
+                )
             return
         self._last_success = time.monotonic()
         self.sick = False
@@ -318,7 +337,9 @@ class DynamicBatcher:
             large, before = batch.tokens >= self._engine.budget // 2, self._waiting.rate
             if seconds > 0 and (large or before is None):
                 rate = self._engine.lanes * batch.tokens / seconds
-                self._waiting.rate = rate if before is None or self._rough else 0.8 * before + 0.2 * rate
+                self._waiting.rate = (
+                    rate if before is None or self._rough else 0.8 * before + 0.2 * rate
+                )
                 self._rough = not large
         if self._observe is not None and not all(item.job.probe for item in batch.items):
             self._observe(batch, seconds)

@@ -46,9 +46,17 @@ class BodyReader:
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise ApiError(415, f"the Content-Type is {kind[:60]!r}; send JSON with Content-Type: application/json", close=True)
+            raise ApiError(
+                415,
+                f"the Content-Type is {kind[:60]!r}; send JSON with Content-Type: application/json",
+                close=True,
+            )
         if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise ApiError(415, "compressed bodies are not read; send the JSON plainly, without Content-Encoding", close=True)
+            raise ApiError(
+                415,
+                "compressed bodies are not read; send the JSON plainly, without Content-Encoding",
+                close=True,
+            )
         size = held = 0
         try:
             async with asyncio.timeout(self._settings.body_seconds):
@@ -64,7 +72,9 @@ class BodyReader:
                     self._check(size)
             return strict_json(b"".join(parts))
         except TimeoutError:
-            raise ApiError(408, f"the body did not arrive within {self._settings.body_seconds:g} s", close=True) from None
+            raise ApiError(
+                408, f"the body did not arrive within {self._settings.body_seconds:g} s", close=True
+            ) from None
         except ClientDisconnect:
             raise ApiError(400, "the client left before the body had arrived", close=True) from None
         finally:
@@ -72,9 +82,15 @@ class BodyReader:
 
     def _check(self, size: int) -> None:
         if size > self._settings.body_bytes:
-            raise ApiError(413, f"the body is larger than {self._settings.body_bytes:,} bytes; send fewer texts a request", close=True)
+            raise ApiError(
+                413,
+                f"the body is larger than {self._settings.body_bytes:,} bytes; send fewer texts a request",
+                close=True,
+            )
         if size > SMALL and self._held > self._settings.all_body_bytes:
-            raise ApiError(429, "too many requests are being read; try again", retry_after=1, close=True)
+            raise ApiError(
+                429, "too many requests are being read; try again", retry_after=1, close=True
+            )
 
 
 def strict_json(data: bytes) -> dict[str, Any]:
@@ -92,7 +108,13 @@ def strict_json(data: bytes) -> dict[str, Any]:
     try:
         return read_object(data.decode("utf-8"), max_elements=MAX_ELEMENTS)
     except UnicodeDecodeError as error:
-        raise ApiError(400, f"the body is not UTF-8 at byte {error.start}", code="invalid_json") from None
+        raise ApiError(
+            400, f"the body is not UTF-8 at byte {error.start}", code="invalid_json"
+        ) from None
     except JsonError as fault:
         said = fault.reason if "key" in fault.reason else str(fault)
-        raise ApiError(400, f'the body cannot be used: {said}; send an object such as {{"input": "text"}}', code="invalid_json") from None
+        raise ApiError(
+            400,
+            f'the body cannot be used: {said}; send an object such as {{"input": "text"}}',
+            code="invalid_json",
+        ) from None

@@ -33,7 +33,11 @@ class GuardedProtocol(H11Protocol):
         self._unread = 0
         self._expect_head()
         if len(self.connections) > self.most:
-            idle = [each for each in self.connections if isinstance(each, GuardedProtocol) and each.waits and each is not self]
+            idle = [
+                each
+                for each in self.connections
+                if isinstance(each, GuardedProtocol) and each.waits and each is not self
+            ]
             if idle:
                 min(idle, key=lambda each: each._idle_since).abort()
             else:
@@ -108,11 +112,21 @@ class GuardedProtocol(H11Protocol):
             self.abort()
             return
         kind = "rate_limit_error" if status == 429 else "invalid_request_error"
-        body = orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}})
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+        body = orjson.dumps(
+            {"error": {"message": message, "type": kind, "param": None, "code": None}}
+        )
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
         if retry_after is not None:
             headers.append((b"retry-after", str(retry_after).encode()))
-        for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+        for event in (
+            h11.Response(status_code=status, headers=headers),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 

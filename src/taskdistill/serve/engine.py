@@ -65,7 +65,9 @@ class EncoderEngine:
         """
         module = encoder.model.module
         if encoder.backend is not module:
-            raise BadInput("the server runs its model in torch, each thread with an adapter of its own; load it without another back end")
+            raise BadInput(
+                "the server runs its model in torch, each thread with an adapter of its own; load it without another back end"
+            )
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = tensor.data.clone()
         static = not hasattr(module, "backbone")
@@ -77,7 +79,9 @@ class EncoderEngine:
         self.budget = encoder.token_budget * (64 if static else 1)
         self.embedding_dim = encoder.embedding_dim
 
-    def tokens(self, texts: Sequence[str], prompt: str, max_length: int) -> tuple[list[np.ndarray], np.ndarray]:
+    def tokens(
+        self, texts: Sequence[str], prompt: str, max_length: int
+    ) -> tuple[list[np.ndarray], np.ndarray]:
         """Tokenise texts behind a prompt.
 
         Args:

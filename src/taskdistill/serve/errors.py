@@ -12,7 +12,12 @@ from taskdistill.errors import BadInput
 TEI_PATH = "/embed"
 """The route whose errors have the shape of text-embeddings-inference."""
 
-_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "service_unavailable"}
+_TYPES = {
+    401: "authentication_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable",
+}
 _CODES = {
     400: "invalid_request",
     401: "invalid_api_key",
@@ -82,7 +87,12 @@ def answer(error: ApiError, path: str) -> Response:
     else:
         kind = _TYPES.get(status, "invalid_request_error")
         body = {
-            "error": {"message": message, "type": kind, "param": None if error.param is None else sendable(error.param), "code": error.code}
+            "error": {
+                "message": message,
+                "type": kind,
+                "param": None if error.param is None else sendable(error.param),
+                "code": error.code,
+            }
         }
     headers = {}
     if error.retry_after is not None:
@@ -119,4 +129,7 @@ def as_api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, BadInput):
         return ApiError(400, str(error))
-    return ApiError(500, "the server failed at this request; its log has the reason under the id in X-Request-Id")
+    return ApiError(
+        500,
+        "the server failed at this request; its log has the reason under the id in X-Request-Id",
+    )

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 from taskdistill.serve.batcher import DynamicBatcher
 from taskdistill.serve.scheduler import ScheduledBatch
@@ -21,14 +28,46 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         prefix, registry = "taskdistill", self.registry
-        self.requests = Counter("requests", "Answers", ["route", "status"], namespace=prefix, registry=registry)
-        self.seconds = Histogram("request_seconds", "Time to answer", ["route"], namespace=prefix, buckets=_SECONDS, registry=registry)
-        self.texts = Counter("texts", "Texts embedded", ["task"], namespace=prefix, registry=registry)
-        self.tokens = Counter("tokens", "Tokens embedded", ["task"], namespace=prefix, registry=registry)
-        self.dropped = Counter("dropped_texts", "Texts not computed because the client had gone", namespace=prefix, registry=registry)
-        self.reloads = Counter("reloads", "Reloads of the model", ["outcome"], namespace=prefix, registry=registry)
-        self.batch_tokens = Histogram("batch_tokens", "Tokens of a batch", namespace=prefix, buckets=_TOKENS, registry=registry)
-        self.batch_seconds = Histogram("batch_seconds", "Time to compute a batch", namespace=prefix, buckets=_SECONDS, registry=registry)
+        self.requests = Counter(
+            "requests", "Answers", ["route", "status"], namespace=prefix, registry=registry
+        )
+        self.seconds = Histogram(
+            "request_seconds",
+            "Time to answer",
+            ["route"],
+            namespace=prefix,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.texts = Counter(
+            "texts", "Texts embedded", ["task"], namespace=prefix, registry=registry
+        )
+        self.tokens = Counter(
+            "tokens", "Tokens embedded", ["task"], namespace=prefix, registry=registry
+        )
+        self.dropped = Counter(
+            "dropped_texts",
+            "Texts not computed because the client had gone",
+            namespace=prefix,
+            registry=registry,
+        )
+        self.reloads = Counter(
+            "reloads", "Reloads of the model", ["outcome"], namespace=prefix, registry=registry
+        )
+        self.batch_tokens = Histogram(
+            "batch_tokens",
+            "Tokens of a batch",
+            namespace=prefix,
+            buckets=_TOKENS,
+            registry=registry,
+        )
+        self.batch_seconds = Histogram(
+            "batch_seconds",
+            "Time to compute a batch",
+            namespace=prefix,
+            buckets=_SECONDS,
+            registry=registry,
+        )
 
     def watch(self, queue: Callable[[], DynamicBatcher]) -> None:
         """Read gauges from a queue whenever the metrics are asked for.

@@ -23,7 +23,14 @@ PAGE = "/page/"
 KEYED_PAGE = frozenset({"/page/ranges.json"})
 """What the page asks for that is the model's, not its own."""
 
-ROUTES = OPEN_ROUTES | {"/openapi.json", "/v1/embeddings", "/embed", "/v1/models", "/search", "/metrics"}
+ROUTES = OPEN_ROUTES | {
+    "/openapi.json",
+    "/v1/embeddings",
+    "/embed",
+    "/v1/models",
+    "/search",
+    "/metrics",
+}
 
 HEAD_BYTES = 32_768
 """Largest head of a request: request line and all headers."""
@@ -57,7 +64,9 @@ class AuthThrottle:
             Seconds; 0 if it is not refused.
         """
         start, count = self._seen.get(address, (now, 0))
-        return int(start + _WINDOW - now) + 1 if count >= self._most and now - start < _WINDOW else 0
+        return (
+            int(start + _WINDOW - now) + 1 if count >= self._most and now - start < _WINDOW else 0
+        )
 
     def add(self, address: str, now: float) -> None:
         """Count a wrong key.
@@ -135,27 +144,48 @@ class RequestGuard:
             route = path if path in ROUTES else "other"
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(seconds)
-            _log.info("%s %s %s %d %.1f ms", identity, scope["method"], route, status, seconds * 1000)
+            _log.info(
+                "%s %s %s %d %.1f ms", identity, scope["method"], route, status, seconds * 1000
+            )
 
     def _check(self, scope: Scope, path: str) -> None:
-        if len(scope.get("raw_path") or b"") + sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_BYTES:
-            raise ApiError(431, f"the head of the request is larger than {HEAD_BYTES:,} bytes", close=True)
+        if (
+            len(scope.get("raw_path") or b"")
+            + sum(len(name) + len(value) for name, value in scope["headers"])
+            > HEAD_BYTES
+        ):
+            raise ApiError(
+                431, f"the head of the request is larger than {HEAD_BYTES:,} bytes", close=True
+            )
         headers = Headers(scope=scope)
         if not self._any_host:
             host = headers.get("host", "").lower()
             host = host if host.endswith("]") else host.rsplit(":", 1)[0]
             if not is_loopback(host) and host.removesuffix(".") not in self._allowed:
-                raise ApiError(421, "this server answers under localhost only; add the name to the setting allowed_hosts or set an API key")
-        if self._key is None or path in OPEN_ROUTES or (path.startswith(PAGE) and path not in KEYED_PAGE):
+                raise ApiError(
+                    421,
+                    "this server answers under localhost only; add the name to the setting allowed_hosts or set an API key",
+                )
+        if (
+            self._key is None
+            or path in OPEN_ROUTES
+            or (path.startswith(PAGE) and path not in KEYED_PAGE)
+        ):
             return
         now = time.monotonic()
         address = scope["client"][0] if scope.get("client") else ""
         if wait := self._refusals.wait(address, now):
-            raise ApiError(429, "too many wrong keys from this address; wait", retry_after=wait, close=True)
+            raise ApiError(
+                429, "too many wrong keys from this address; wait", retry_after=wait, close=True
+            )
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
             self._refusals.add(address, now)
-            raise ApiError(401, "the API key is missing or wrong; send it as Authorization: Bearer KEY", close=True)
+            raise ApiError(
+                401,
+                "the API key is missing or wrong; send it as Authorization: Bearer KEY",
+                close=True,
+            )
 
 
 def _place(error: BaseException) -> str:

@@ -25,7 +25,12 @@ class ModelHolder:
     """One service at a time; a request keeps to the one that it began with."""
 
     def __init__(
-        self, encoder: Encoder, settings: ServerSettings, *, space_ids: Sequence[str] = (), load: Callable[[], Encoder] | None = None
+        self,
+        encoder: Encoder,
+        settings: ServerSettings,
+        *,
+        space_ids: Sequence[str] = (),
+        load: Callable[[], Encoder] | None = None,
     ) -> None:
         """Serve a model.
 
@@ -88,13 +93,20 @@ class ModelHolder:
         try:
             fresh = await asyncio.to_thread(self._checked)
         except Exception as error:  # whatever a broken folder makes a library raise must not reach the model that answers
-            told = str(error) if isinstance(error, BadInput | WorkFailed) else f"{type(error).__name__}: {error}"
+            told = (
+                str(error)
+                if isinstance(error, BadInput | WorkFailed)
+                else f"{type(error).__name__}: {error}"
+            )
             _log.error("the model was not replaced, the old one keeps answering: %s", told)
             self._tell("refused")
             return
         old = self.now
         if fresh is None:
-            _log.warning("the model's folder has not changed (hash %s)", (old.encoder.model_hash or "none")[:12])
+            _log.warning(
+                "the model's folder has not changed (hash %s)",
+                (old.encoder.model_hash or "none")[:12],
+            )
             self._tell("same")
             return
         if self.draining:
@@ -102,7 +114,11 @@ class ModelHolder:
         fresh.start()
         await fresh.measure()
         self.now = fresh
-        _log.warning("the model was replaced: hash %s, before %s", fresh.encoder.model_hash[:12], (old.encoder.model_hash or "none")[:12])
+        _log.warning(
+            "the model was replaced: hash %s, before %s",
+            fresh.encoder.model_hash[:12],
+            (old.encoder.model_hash or "none")[:12],
+        )
         self._tell("ok")
         retiring = asyncio.get_running_loop().create_task(self._retire(old))
         self._retiring.add(retiring)
@@ -120,7 +136,9 @@ class ModelHolder:
             golden_cosine(encoder, task)
         missing = sorted(set(old.tasks) - set(encoder.tasks))
         if missing:
-            raise BadInput(f"the new model has no adapter for {', '.join(missing)}, which clients use; start another server for it")
+            raise BadInput(
+                f"the new model has no adapter for {', '.join(missing)}, which clients use; start another server for it"
+            )
         return EmbeddingService(encoder, self.settings, self.metrics)
 
     def _tell(self, outcome: str) -> None:

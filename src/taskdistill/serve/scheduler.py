@@ -88,7 +88,15 @@ class ScheduledBatch:
 class FairScheduler:
     """The waiting texts; not thread-safe, the queue holds its lock around every call."""
 
-    def __init__(self, *, texts: int, tokens: int, seconds: float, unmeasured: int = UNMEASURED_TOKENS, max_wait: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        texts: int,
+        tokens: int,
+        seconds: float,
+        unmeasured: int = UNMEASURED_TOKENS,
+        max_wait: float = 0.0,
+    ) -> None:
         """Set the bounds.
 
         Args:
@@ -144,10 +152,23 @@ class FairScheduler:
         if self.texts + texts > most_texts:
             return True
         ahead = self.tokens + tokens
-        in_time = most_tokens if seconds == 0 else self._unmeasured if self.rate is None else seconds * self.rate
+        in_time = (
+            most_tokens
+            if seconds == 0
+            else self._unmeasured
+            if self.rate is None
+            else seconds * self.rate
+        )
         return self.tokens > 0 and ahead > min(in_time, most_tokens)
 
-    def put(self, job: EmbedJob, ids: list[np.ndarray], task: str | None, now: float, spans: np.ndarray | None = None) -> None:
+    def put(
+        self,
+        job: EmbedJob,
+        ids: list[np.ndarray],
+        task: str | None,
+        now: float,
+        spans: np.ndarray | None = None,
+    ) -> None:
         """Let the texts of an accepted request wait for a batch.
 
         Args:
@@ -166,7 +187,9 @@ class FairScheduler:
             so_far += len(row)
             self._numbers += 1
             group = (task or "", len(row) <= SHORT, spans is not None)
-            item = QueuedText(job.clock + PATIENCE * so_far, self._numbers, job, index, row, now, spans)
+            item = QueuedText(
+                job.clock + PATIENCE * so_far, self._numbers, job, index, row, now, spans
+            )
             heapq.heappush(self._heaps.setdefault(group, []), item)
             self._sizes[group] = self._sizes.get(group, 0) + len(row)
 
@@ -191,7 +214,9 @@ class FairScheduler:
             self._sweep()
         return texts
 
-    def take(self, budget: int, now: float, *, short_only: bool = False) -> tuple[ScheduledBatch | None, float | None]:
+    def take(
+        self, budget: int, now: float, *, short_only: bool = False
+    ) -> tuple[ScheduledBatch | None, float | None]:
         """Hand out the next batch.
 
         Args:
@@ -202,7 +227,9 @@ class FairScheduler:
         Returns:
             The batch, or None; and if none is ready although texts wait, the seconds until one will be.
         """
-        groups = sorted((heap[0], group) for group, heap in self._live() if group[1] or not short_only)
+        groups = sorted(
+            (heap[0], group) for group, heap in self._live() if group[1] or not short_only
+        )
         soonest: float | None = None
         for _, group in groups:
             heap = self._heaps[group]

@@ -59,7 +59,9 @@ def serve(
     address = listening.getsockname()
     server = make_server(app, settings)
     if started is not None:
-        started(f"http://{'[' + address[0] + ']' if ':' in address[0] else address[0]}:{address[1]}")
+        started(
+            f"http://{'[' + address[0] + ']' if ':' in address[0] else address[0]}:{address[1]}"
+        )
     server.run(sockets=[listening])
 
 
@@ -77,8 +79,13 @@ class Server(uvicorn.Server):
             yield
             return
         served = self.config.app.state.served  # type: ignore[union-attr]
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, frame: served.ask_reload())
+        before = {
+            number: signal.signal(number, self.handle_exit)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        before[signal.SIGHUP] = signal.signal(
+            signal.SIGHUP, lambda number, frame: served.ask_reload()
+        )
         try:
             yield
         finally:
@@ -107,7 +114,11 @@ def make_server(app: FastAPI, settings: ServerSettings) -> Server:
         A server; give `run` a listening socket.
     """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    most = settings.connections if files == resource.RLIM_INFINITY else max(8, min(settings.connections, files - _OTHER_FILES))
+    most = (
+        settings.connections
+        if files == resource.RLIM_INFINITY
+        else max(8, min(settings.connections, files - _OTHER_FILES))
+    )
     config = uvicorn.Config(
         app,
         http=guarded(settings.head_seconds, most),
@@ -129,8 +140,12 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; head and body are two writes
+        listening.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+        )  # inherited; head and body are two writes
         return listening
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise BadInput(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from None
+        raise BadInput(
+            f"cannot listen on {host} port {port}: {reason}; choose another with --port"
+        ) from None

@@ -106,7 +106,9 @@ class EmbeddingService:
         length = min(self.encoder.max_length, MEASURED_TOKENS // 4)
         ids = (await self._tokenise(["measure " * length], "", length))[0][0]
         count = max(1, min(MEASURED_TOKENS, self.engine.budget) // max(1, len(ids)))
-        rate = await self.queue.measure([ids if len(ids) else np.zeros(1, np.int32)] * count, MEASURE_SECONDS)
+        rate = await self.queue.measure(
+            [ids if len(ids) else np.zeros(1, np.int32)] * count, MEASURE_SECONDS
+        )
         _log.info("%s tokens/s measured at the start", "no" if rate is None else f"{rate:,.0f}")
 
     def stop(self) -> None:
@@ -127,15 +129,37 @@ class EmbeddingService:
         """
         name = self.encoder.name
         if model is not None and model != name:
-            raise ApiError(404, f"there is no model of this name here; the model served is {name!r}", param="model", code="model_not_found")
+            raise ApiError(
+                404,
+                f"there is no model of this name here; the model served is {name!r}",
+                param="model",
+                code="model_not_found",
+            )
         if task is not None and task not in self.encoder.tasks:
-            hint = did_you_mean(task[:60], self.encoder.tasks) if self.encoder.tasks else "; it has no adapters, so leave the task out"
-            raise ApiError(400, f"this model has no adapter for task {task[:60]!r}{hint}", param="task")
+            hint = (
+                did_you_mean(task[:60], self.encoder.tasks)
+                if self.encoder.tasks
+                else "; it has no adapters, so leave the task out"
+            )
+            raise ApiError(
+                400, f"this model has no adapter for task {task[:60]!r}{hint}", param="task"
+            )
         if dimensions is not None and not 1 <= dimensions <= self.encoder.embedding_dim:
-            raise ApiError(400, f"dimensions is {dimensions}; give 1 to {self.encoder.embedding_dim}", param="dimensions")
+            raise ApiError(
+                400,
+                f"dimensions is {dimensions}; give 1 to {self.encoder.embedding_dim}",
+                param="dimensions",
+            )
 
     async def embed(
-        self, texts: list[str], *, task: str | None, prompt: str, truncate: bool, field: str, late_chunking: bool = False
+        self,
+        texts: list[str],
+        *,
+        task: str | None,
+        prompt: str,
+        truncate: bool,
+        field: str,
+        late_chunking: bool = False,
     ) -> EmbeddingResult:
         """Compute the vectors of one request.
 
@@ -177,15 +201,26 @@ class EmbeddingService:
                     code="context_length_exceeded",
                 )
             if total > self.settings.request_tokens:
-                raise ApiError(413, f"{field} has {total:,} tokens, the limit is {self.settings.request_tokens:,} a request", param=field)
+                raise ApiError(
+                    413,
+                    f"{field} has {total:,} tokens, the limit is {self.settings.request_tokens:,} a request",
+                    param=field,
+                )
             if not all(map(len, ids)):
                 place = next(i for i, row in enumerate(ids) if not len(row))
-                raise ApiError(400, f"{field}[{place}] has no token that this model knows; leave it out", param=field, code="empty_input")
+                raise ApiError(
+                    400,
+                    f"{field}[{place}] has no token that this model knows; leave it out",
+                    param=field,
+                    code="empty_input",
+                )
             return EmbeddingResult(await self.queue.embed(job, ids, task, spans), total, cut)
         except WorkFailed as error:
             raise ApiError(500, f"{error}; the other requests are not affected") from None
         except ServerStopping:
-            raise ApiError(503, "the server stopped before this was computed", retry_after=1, close=True) from None
+            raise ApiError(
+                503, "the server stopped before this was computed", retry_after=1, close=True
+            ) from None
         except asyncio.CancelledError:
             self.metrics.dropped.inc(self.queue.drop(job))
             raise
@@ -204,33 +239,53 @@ class EmbeddingService:
             if self.queue.fresh:
                 return True
             ids = (await self._tokenise(["a"], "", self.encoder.max_length))[0][0]
-            return await self.queue.probe([ids if len(ids) else np.zeros(1, np.int32)], PROBE_SECONDS)
+            return await self.queue.probe(
+                [ids if len(ids) else np.zeros(1, np.int32)], PROBE_SECONDS
+            )
 
-    async def _join(self, texts: list[str], prompt: str, most: int, field: str) -> tuple[list[np.ndarray], np.ndarray]:
+    async def _join(
+        self, texts: list[str], prompt: str, most: int, field: str
+    ) -> tuple[list[np.ndarray], np.ndarray]:
         """Tokenise texts as one document; what the model cannot read in one go is refused, as a chunk must not be without its tokens."""
         characters = sum(map(len, texts))
         said = f"late_chunking reads all of {field} as one text, of which the model reads {most:,} tokens at most"
         if characters > CHARACTERS_OF_A_TOKEN * most:
-            raise ApiError(400, f"{said}; send fewer of its {characters:,} characters", param=field, code="context_length_exceeded")
+            raise ApiError(
+                400,
+                f"{said}; send fewer of its {characters:,} characters",
+                param=field,
+                code="context_length_exceeded",
+            )
         document = await self._in_turn(self.engine.joined, texts, prompt)
         if len(document.ids) > most:
-            raise ApiError(400, f"{said}; send fewer of its {len(document.ids):,}", param=field, code="context_length_exceeded")
+            raise ApiError(
+                400,
+                f"{said}; send fewer of its {len(document.ids):,}",
+                param=field,
+                code="context_length_exceeded",
+            )
         return [document.ids], document.spans
 
-    async def _tokenise(self, texts: list[str], prompt: str, most: int) -> tuple[list[np.ndarray], list[int]]:
+    async def _tokenise(
+        self, texts: list[str], prompt: str, most: int
+    ) -> tuple[list[np.ndarray], list[int]]:
         """Tokenise a few texts at a time, so that requests take turns."""
         ids: list[np.ndarray] = []
         cut: list[int] = []
         start = 0
         while start < len(texts):
             stop, size = start, 0
-            while stop < len(texts) and (stop == start or size + len(texts[stop]) <= TOKENISED_CHARACTERS):
+            while stop < len(texts) and (
+                stop == start or size + len(texts[stop]) <= TOKENISED_CHARACTERS
+            ):
                 size += len(texts[stop])
                 stop += 1
             if size <= INLINE_CHARACTERS and self._tokenised == 0:
                 rows, truncated = self.engine.tokens(texts[start:stop], prompt, most)
             else:
-                rows, truncated = await self._in_turn(self.engine.tokens, texts[start:stop], prompt, most)
+                rows, truncated = await self._in_turn(
+                    self.engine.tokens, texts[start:stop], prompt, most
+                )
             ids += rows
             cut += [start + int(i) for i in truncated.nonzero()[0]]
             start = stop
@@ -240,6 +295,8 @@ class EmbeddingService:
         """Do something in the tokenising thread, behind what it has to do already."""
         self._tokenised += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._tokenising, work, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._tokenising, work, *arguments
+            )
         finally:
             self._tokenised -= 1

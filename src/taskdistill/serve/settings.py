@@ -58,18 +58,28 @@ class ServerSettings:
     proxies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.api_key is not None and (len(self.api_key) < KEY_CHARACTERS or not self.api_key.isascii() or " " in self.api_key):
+        if self.api_key is not None and (
+            len(self.api_key) < KEY_CHARACTERS or not self.api_key.isascii() or " " in self.api_key
+        ):
             raise BadInput(
                 f"the API key must be at least {KEY_CHARACTERS} ASCII characters without spaces; make one with: openssl rand -hex 32"
             )
         if self.request_texts > self.queue_texts or self.request_tokens > self.queue_tokens:
-            raise BadInput("a request may not be larger than the queue, or it could never be accepted; raise queue_texts and queue_tokens")
+            raise BadInput(
+                "a request may not be larger than the queue, or it could never be accepted; raise queue_texts and queue_tokens"
+            )
         for proxy in self.proxies:
             try:
                 ipaddress.ip_network(proxy)
             except ValueError:
-                raise BadInput(f"the proxy {proxy!r} is no address; give one such as 127.0.0.1 or 10.0.0.0/8") from None
-        zero = [name for name in self.__slots__ if isinstance(value := getattr(self, name), int | float) and value < (name not in FREE)]
+                raise BadInput(
+                    f"the proxy {proxy!r} is no address; give one such as 127.0.0.1 or 10.0.0.0/8"
+                ) from None
+        zero = [
+            name
+            for name in self.__slots__
+            if isinstance(value := getattr(self, name), int | float) and value < (name not in FREE)
+        ]
         if zero:
             raise BadInput(f"{zero[0]} is {getattr(self, zero[0])}; give a positive number")
 

@@ -47,7 +47,9 @@ def int8_ranges(encoder: Encoder, task: str | None, dim: int) -> Int8Ranges:
     if str(dim) not in stored:
         known = ", ".join(stored) or "none"
         raise ApiError(
-            400, f"this model stores no int8 ranges for {task or 'base'} at {dim} dimensions (stored: {known})", param="embedding_type"
+            400,
+            f"this model stores no int8 ranges for {task or 'base'} at {dim} dimensions (stored: {known})",
+            param="embedding_type",
         )
     return Int8Ranges.from_json(stored[str(dim)])
 
@@ -55,7 +57,9 @@ def int8_ranges(encoder: Encoder, task: str | None, dim: int) -> Int8Ranges:
 BITS = ("binary", "ubinary")
 
 
-def binary_offset(encoder: Encoder, task: str | None, dim: int, role: str | None) -> np.ndarray | None:
+def binary_offset(
+    encoder: Encoder, task: str | None, dim: int, role: str | None
+) -> np.ndarray | None:
     """Find what the model takes from its vectors before their signs.
 
     Args:
@@ -76,7 +80,9 @@ def binary_offset(encoder: Encoder, task: str | None, dim: int, role: str | None
         raise ApiError(400, str(error), param="embedding_type") from None
 
 
-def sent_as(vectors: np.ndarray, kind: Kind, ranges: Int8Ranges | None, offset: np.ndarray | None = None) -> list[Any] | np.ndarray:
+def sent_as(
+    vectors: np.ndarray, kind: Kind, ranges: Int8Ranges | None, offset: np.ndarray | None = None
+) -> list[Any] | np.ndarray:
     """Put vectors into the form in which they are sent.
 
     Args:
@@ -92,7 +98,10 @@ def sent_as(vectors: np.ndarray, kind: Kind, ranges: Int8Ranges | None, offset: 
         vectors = vectors - offset
     match kind:
         case "base64":
-            return [base64.b64encode(row.tobytes()).decode("ascii") for row in vectors.astype("<f4", copy=False)]
+            return [
+                base64.b64encode(row.tobytes()).decode("ascii")
+                for row in vectors.astype("<f4", copy=False)
+            ]
         case "ubinary":
             return pack_bits(vectors)
         case "binary":

@@ -17,8 +17,21 @@ from taskdistill.io.atomic import check_place, remove_stale
 from taskdistill.io.lock import writer_lock
 from taskdistill.io.protection import check_writable
 from taskdistill.teacher.keys import KEY_BYTES, Keys, first_seen, key_name, text_keys
-from taskdistill.teacher.protocol import FLOAT32, LookupTeacher, Teacher, apply_template, first_difference, unit_rows
-from taskdistill.teacher.recheck import SAME_MODEL_COSINE, SAMPLES, Disagreement, Recheck, refuse_equal
+from taskdistill.teacher.protocol import (
+    FLOAT32,
+    LookupTeacher,
+    Teacher,
+    apply_template,
+    first_difference,
+    unit_rows,
+)
+from taskdistill.teacher.recheck import (
+    SAME_MODEL_COSINE,
+    SAMPLES,
+    Disagreement,
+    Recheck,
+    refuse_equal,
+)
 from taskdistill.teacher.shards import leftovers
 
 if TYPE_CHECKING:
@@ -48,7 +61,12 @@ class TeacherFillReport:
 
 
 def fill_store(
-    store: TeacherStore, texts: Sequence[str], teacher: Teacher, *, shard_rows: int, progress: Callable[[int, int], None] | None
+    store: TeacherStore,
+    texts: Sequence[str],
+    teacher: Teacher,
+    *,
+    shard_rows: int,
+    progress: Callable[[int, int], None] | None,
 ) -> TeacherFillReport:
     """Embed the distinct texts that a store lacks.
 
@@ -80,7 +98,9 @@ def fill_store(
         wanted = distinct[store.locate_keys(keys[distinct]) < 0]
         known = distinct[store.locate_keys(keys[distinct]) >= 0]
         recheck = _before(store, teacher, [texts[i] for i in known[:1]], [texts[i] for i in wanted])
-        filling = _Filling(store, teacher, texts, keys, len(distinct), len(wanted), progress, recheck)
+        filling = _Filling(
+            store, teacher, texts, keys, len(distinct), len(wanted), progress, recheck
+        )
         try:
             for start in range(0, len(wanted), shard_rows):
                 filling.add(wanted[start : start + shard_rows])
@@ -90,7 +110,13 @@ def fill_store(
     if asked_again:
         notes.append(f"{asked_again:,} texts asked for a second time, to compare the answers")
     return TeacherFillReport(
-        len(texts), len(distinct), len(distinct) - len(wanted), filling.stored, filling.quarantined, notes, asked_again
+        len(texts),
+        len(distinct),
+        len(distinct) - len(wanted),
+        filling.stored,
+        filling.quarantined,
+        notes,
+        asked_again,
     )
 
 
@@ -129,13 +155,21 @@ class _Filling:
             self._write(by_length, pieces[:confirmed])
             if isinstance(error, KeyboardInterrupt):
                 raise
-            raise WorkFailed(f"{error}; {self._progress_so_far()}; run the same command again to continue") from None
+            raise WorkFailed(
+                f"{error}; {self._progress_so_far()}; run the same command again to continue"
+            ) from None
         self._write(by_length, pieces)
 
-    def _refuse_equal(self, places: npt.NDArray[np.int64], pieces: list[npt.NDArray[np.float32]]) -> None:
+    def _refuse_equal(
+        self, places: npt.NDArray[np.int64], pieces: list[npt.NDArray[np.float32]]
+    ) -> None:
         vectors = np.concatenate(pieces)
         try:
-            refuse_equal(self.teacher.identity.model, [self.texts[i] for i in places[: len(vectors)]], vectors)
+            refuse_equal(
+                self.teacher.identity.model,
+                [self.texts[i] for i in places[: len(vectors)]],
+                vectors,
+            )
         except WorkFailed:
             pieces.clear()
             raise
@@ -146,7 +180,9 @@ class _Filling:
 
     def _embed(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         asker = self.recheck or self.teacher
-        vectors = asker.embed([apply_template(self.store.instruction, self.texts[i]) for i in places])
+        vectors = asker.embed(
+            [apply_template(self.store.instruction, self.texts[i]) for i in places]
+        )
         if vectors.ndim != 2 or len(vectors) != len(places):
             raise BadInput(
                 f"the teacher {self.teacher.identity.model!r} returned vectors of shape {vectors.shape} for {len(places)} texts; "
@@ -172,7 +208,9 @@ class _Filling:
         good = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
         for place, row in zip(places[~good], vectors[~good], strict=True):
             fault = "zero vector" if np.isfinite(row).all() else "NaN or infinity"
-            self.quarantined.append(f"text {key_name(self.keys[place])}: {fault}: {self.texts[place][:40]!r}")
+            self.quarantined.append(
+                f"text {key_name(self.keys[place])}: {fault}: {self.texts[place][:40]!r}"
+            )
         if len(self.quarantined) > max(QUARANTINE_ROWS, QUARANTINE_SHARE * self.distinct):
             raise WorkFailed(
                 f"the teacher {self.teacher.identity.model!r} gave {len(self.quarantined)} unusable vectors among {self.done} texts, "
@@ -187,7 +225,9 @@ class _Filling:
             self.store.append(keys, vectors)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise WorkFailed(f"cannot write the teacher store {self.store.folder}: {error}; {self._progress_so_far()}") from None
+                raise WorkFailed(
+                    f"cannot write the teacher store {self.store.folder}: {error}; {self._progress_so_far()}"
+                ) from None
             needed = (self.total - self.stored) * (2 * vectors.shape[1] + KEY_BYTES)
             free = shutil.disk_usage(self.store.folder.parent).free
             raise WorkFailed(
@@ -201,8 +241,12 @@ class _Filling:
 
 
 def _same_teacher(store: TeacherStore, teacher: Teacher) -> None:
-    if difference := first_difference({**FLOAT32, **store.identity.fields()}, {**FLOAT32, **teacher.identity.fields()}):
-        raise BadInput(f"the teacher store {store.folder} takes no vectors of this teacher: {difference}; open the store of this teacher")
+    if difference := first_difference(
+        {**FLOAT32, **store.identity.fields()}, {**FLOAT32, **teacher.identity.fields()}
+    ):
+        raise BadInput(
+            f"the teacher store {store.folder} takes no vectors of this teacher: {difference}; open the store of this teacher"
+        )
     if store.embedding_dim is not None and teacher.embedding_dim not in (None, store.embedding_dim):
         raise BadInput(
             f"the teacher {teacher.identity.model!r} has embedding_dim {teacher.embedding_dim}, "
@@ -210,7 +254,9 @@ def _same_teacher(store: TeacherStore, teacher: Teacher) -> None:
         )
 
 
-def _before(store: TeacherStore, teacher: Teacher, known: list[str], wanted: list[str]) -> Recheck | None:
+def _before(
+    store: TeacherStore, teacher: Teacher, known: list[str], wanted: list[str]
+) -> Recheck | None:
     """Ask what can be asked before the first row: has it all texts, and is it still the model that made the store's vectors?"""
     if isinstance(teacher, LookupTeacher):
         teacher.require([apply_template(store.instruction, text) for text in wanted])
@@ -222,7 +268,10 @@ def _before(store: TeacherStore, teacher: Teacher, known: list[str], wanted: lis
         now = unit_rows(teacher.embed([text]))
         then = store.get(known).astype(np.float32)
         recheck.anchor(text, then[0])
-        if now.shape == then.shape and not (cosine := float((now * then).sum())) >= SAME_MODEL_COSINE:
+        if (
+            now.shape == then.shape
+            and not (cosine := float((now * then).sum())) >= SAME_MODEL_COSINE
+        ):
             raise BadInput(
                 f"the teacher {teacher.identity.model!r} no longer gives the vectors of the store {store.folder}: the cosine for text "
                 f"{known[0][:40]!r} is {cosine:.3f}; the model behind the endpoint has changed: give teacher.revision another value"
@@ -236,4 +285,6 @@ def _clean(store: TeacherStore) -> list[str]:
     for path in leftovers(store.folder / "shards"):
         path.unlink()
         said.append(f"removed {path.name}, left by an interrupted run")
-    return said + [f"removed {name}, left by an interrupted run" for name in remove_stale(store.folder)]
+    return said + [
+        f"removed {name}, left by an interrupted run" for name in remove_stale(store.folder)
+    ]

@@ -79,7 +79,9 @@ class HttpTeacher:
             BadInput: If the address is not an HTTP one.
         """
         if not self.url.startswith(("http://", "https://")):
-            raise BadInput(f"teacher.url is {self.url!r}; it must start with http:// or https:// and end before /embeddings")
+            raise BadInput(
+                f"teacher.url is {self.url!r}; it must start with http:// or https:// and end before /embeddings"
+            )
         self._idle: deque[_Line] = deque()
 
     @property
@@ -113,7 +115,9 @@ class HttpTeacher:
         """
         return [len(batch) for batch in _batches(texts)]
 
-    def embed_apart(self, groups: Sequence[Sequence[str]], *, retry: bool) -> npt.NDArray[np.float32]:
+    def embed_apart(
+        self, groups: Sequence[Sequence[str]], *, retry: bool
+    ) -> npt.NDArray[np.float32]:
         """Embed groups of texts, each in a request of its own.
 
         Args:
@@ -129,7 +133,9 @@ class HttpTeacher:
         """
         return self._join(self._ask(groups, self.attempts if retry else 1))
 
-    def _ask(self, groups: Sequence[Sequence[str]], attempts: int) -> list[list[npt.NDArray[np.float32]]]:
+    def _ask(
+        self, groups: Sequence[Sequence[str]], attempts: int
+    ) -> list[list[npt.NDArray[np.float32]]]:
         pool = ThreadPoolExecutor(self.parallel)
         try:
             return list(pool.map(lambda texts: self._with_retries(texts, attempts), groups))
@@ -137,7 +143,9 @@ class HttpTeacher:
             pool.shutdown(cancel_futures=True)
 
     def _join(self, replies: list[list[npt.NDArray[np.float32]]]) -> npt.NDArray[np.float32]:
-        sizes = {len(row) for reply in replies for row in reply} | ({self.embedding_dim} if self.embedding_dim else set())
+        sizes = {len(row) for reply in replies for row in reply} | (
+            {self.embedding_dim} if self.embedding_dim else set()
+        )
         if len(sizes) > 1:
             raise BadInput(
                 f"the endpoint {self.url} gave vectors of different sizes for model {self.model!r}: "
@@ -145,18 +153,26 @@ class HttpTeacher:
             )
         self.embedding_dim = max(sizes, default=None)
         rows = [row for reply in replies for row in reply]
-        return unit_rows(np.stack(rows)) if rows else np.empty((0, self.embedding_dim or 0), np.float32)
+        return (
+            unit_rows(np.stack(rows))
+            if rows
+            else np.empty((0, self.embedding_dim or 0), np.float32)
+        )
 
     def _with_retries(self, texts: Sequence[str], attempts: int) -> list[npt.NDArray[np.float32]]:
         for attempt in range(1, attempts + 1):
             try:
                 return self._request(texts)
             except _Retryable as fault:
-                least = min(LONGEST_WAIT, self.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+                least = min(LONGEST_WAIT, self.backoff * 2 ** (attempt - 1)) * random.uniform(
+                    0.5, 1.0
+                )
                 wait = max(least, fault.wait or 0.0)
                 if attempt == attempts or wait > LONGEST_WAIT:
                     asked = f" and asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else ""
-                    raise WorkFailed(f"the teacher endpoint {self.url} failed {attempt} times: {fault}{asked}") from None
+                    raise WorkFailed(
+                        f"the teacher endpoint {self.url} failed {attempt} times: {fault}{asked}"
+                    ) from None
                 time.sleep(wait)
         raise WorkFailed(f"the teacher endpoint {self.url} was given no attempt")
 
@@ -185,20 +201,27 @@ class HttpTeacher:
             with line.deadline(self.timeout) as passed:
                 try:
                     with line.client.stream(
-                        "POST", f"{self.url.rstrip('/')}/embeddings", json=body, extensions=line.extensions
+                        "POST",
+                        f"{self.url.rstrip('/')}/embeddings",
+                        json=body,
+                        extensions=line.extensions,
                     ) as response:
                         parts, size = [], 0
                         for part in response.iter_bytes():
                             parts.append(part)
                             size += len(part)
                             if size > LARGEST_REPLY:
-                                raise _Retryable(f"the reply is larger than {LARGEST_REPLY >> 20} MiB")
+                                raise _Retryable(
+                                    f"the reply is larger than {LARGEST_REPLY >> 20} MiB"
+                                )
                             if passed():
                                 raise _Retryable(late)
                 except httpx.TimeoutException:
                     raise _Retryable(late) from None
                 except (httpx.TransportError, httpx.DecodingError, httpx.StreamError) as error:
-                    raise _Retryable(late if passed() else f"no connection ({type(error).__name__}: {error})") from None
+                    raise _Retryable(
+                        late if passed() else f"no connection ({type(error).__name__}: {error})"
+                    ) from None
                 except httpx.InvalidURL as error:
                     raise BadInput(f"teacher.url {self.url!r} is not an address: {error}") from None
             self._idle.append(line)
@@ -265,14 +288,20 @@ def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
 def _vectors(data: bytes, count: int) -> list[npt.NDArray[np.float32]]:
     """Return the vectors of a reply in the order of `index`."""
     try:
-        items = read_object(data.decode("utf-8"), max_elements=REPLY_ELEMENTS, constants=True)["data"]
+        items = read_object(data.decode("utf-8"), max_elements=REPLY_ELEMENTS, constants=True)[
+            "data"
+        ]
         if not isinstance(items, list):
             raise ValueError(f"`data` is a {type(items).__name__}")
         found = {_index(item["index"]): _vector(item["embedding"]) for item in items}
     except (JsonError, ValueError, KeyError, TypeError, OverflowError, binascii.Error) as error:
-        raise _Retryable(f"the reply is no list of embeddings ({type(error).__name__}: {str(error)[:200]})") from None
+        raise _Retryable(
+            f"the reply is no list of embeddings ({type(error).__name__}: {str(error)[:200]})"
+        ) from None
     if len(items) != count or sorted(found) != list(range(count)):
-        raise _Retryable(f"the reply has {len(items)} vectors with {len(found)} distinct indices for {count} texts")
+        raise _Retryable(
+            f"the reply has {len(items)} vectors with {len(found)} distinct indices for {count} texts"
+        )
     return [found[index] for index in range(count)]
 
 
@@ -280,10 +309,16 @@ def _vector(value: Any) -> npt.NDArray[np.float32]:
     """Read a list of numbers (null counts as NaN) or base64 of little-endian float32."""
     if isinstance(value, str):
         vector = np.frombuffer(base64.b64decode(value, validate=True), "<f4").astype(np.float32)
-    elif not isinstance(value, list) or not {type(each) for each in value} <= {int, float, type(None)}:
+    elif not isinstance(value, list) or not {type(each) for each in value} <= {
+        int,
+        float,
+        type(None),
+    }:
         raise ValueError("an embedding is no list of numbers")
     else:
-        with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and goes to the quarantine
+        with np.errstate(
+            over="ignore"
+        ):  # what float32 does not hold is infinite, and goes to the quarantine
             vector = np.array(value, dtype=np.float64).astype(np.float32)
     if not vector.size:
         raise ValueError("an embedding is empty")

@@ -31,7 +31,9 @@ def text_keys(texts: Sequence[str]) -> Keys:
     try:
         joined = b"".join(hashlib.sha256(text.encode()).digest()[:KEY_BYTES] for text in texts)
     except UnicodeEncodeError as error:
-        raise BadInput(f"a text is not valid Unicode ({error.reason}: {error.object[:40]!a}); repair or remove that row") from None
+        raise BadInput(
+            f"a text is not valid Unicode ({error.reason}: {error.object[:40]!a}); repair or remove that row"
+        ) from None
     return np.frombuffer(joined, KEY_DTYPE)
 
 

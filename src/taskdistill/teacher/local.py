@@ -11,7 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from taskdistill.device import AUTO, CPU, DTYPES, computes_in, dtype_name, empty_caches, placement, resolve_device, resolve_dtype
+from taskdistill.device import (
+    AUTO,
+    CPU,
+    DTYPES,
+    computes_in,
+    dtype_name,
+    empty_caches,
+    placement,
+    resolve_device,
+    resolve_dtype,
+)
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.facts import ModelFacts, read_facts
 from taskdistill.teacher.protocol import TeacherIdentity, unit_rows
@@ -48,7 +58,9 @@ class TextEncoder(Protocol):
     def placement(self) -> str:
         """Device and arithmetic in a few words."""
 
-    def encode(self, texts: Sequence[str], *, task: None, prompt: str, max_length: int) -> npt.NDArray[np.float32]:
+    def encode(
+        self, texts: Sequence[str], *, task: None, prompt: str, max_length: int
+    ) -> npt.NDArray[np.float32]:
         """Embed texts with the given prompt before each."""
 
 
@@ -75,7 +87,11 @@ class LazyEncoder:
         self._load, self._encoder = load, encoder
         self._device, self.dtype = device, dtype
         self.embedding_dim, self.max_length = facts.embedding_dim, facts.max_length
-        self.files_hash, self.space_id, self.former_space_ids = facts.files_hash, facts.space_id, facts.former_space_ids
+        self.files_hash, self.space_id, self.former_space_ids = (
+            facts.files_hash,
+            facts.space_id,
+            facts.former_space_ids,
+        )
 
     @property
     def placement(self) -> str:
@@ -87,7 +103,9 @@ class LazyEncoder:
         """Whether the model is in memory."""
         return self._encoder is not None
 
-    def encode(self, texts: Sequence[str], *, task: None, prompt: str, max_length: int) -> npt.NDArray[np.float32]:
+    def encode(
+        self, texts: Sequence[str], *, task: None, prompt: str, max_length: int
+    ) -> npt.NDArray[np.float32]:
         """Embed texts, reading the model if it is not in memory.
 
         Args:
@@ -121,7 +139,9 @@ class LazyEncoder:
 class LocalTeacher:
     """A local model as a teacher."""
 
-    def __init__(self, encoder: TextEncoder, model: str, *, revision: str | None = None, max_length: int) -> None:
+    def __init__(
+        self, encoder: TextEncoder, model: str, *, revision: str | None = None, max_length: int
+    ) -> None:
         """Wrap an encoder.
 
         Args:
@@ -138,7 +158,9 @@ class LocalTeacher:
                 f"teacher.max_length is {max_length}, but {model!r} reads at most {encoder.max_length} tokens; set it to that or less"
             )
         self._encoder = encoder
-        self.identity = local_identity(encoder.files_hash, model, revision, max_length, encoder.dtype)
+        self.identity = local_identity(
+            encoder.files_hash, model, revision, max_length, encoder.dtype
+        )
         self.embedding_dim = encoder.embedding_dim
         self.space_id = encoder.space_id
         self.former_space_ids = encoder.former_space_ids
@@ -169,7 +191,9 @@ class LocalTeacher:
             Float32 (n, dim) unit rows; NaN for a text of which the model makes no finite vector.
         """
         try:
-            return unit_rows(self._encoder.encode(texts, task=None, prompt="", max_length=self._max_length))
+            return unit_rows(
+                self._encoder.encode(texts, task=None, prompt="", max_length=self._max_length)
+            )
         except WorkFailed:
             if len(texts) == 1:
                 return np.full((1, self.embedding_dim), np.nan, np.float32)
@@ -177,7 +201,9 @@ class LocalTeacher:
         return np.concatenate([self.embed(texts[:half]), self.embed(texts[half:])])
 
 
-def local_identity(weights: str, model: str, revision: str | None, max_length: int, dtype: torch.dtype) -> TeacherIdentity:
+def local_identity(
+    weights: str, model: str, revision: str | None, max_length: int, dtype: torch.dtype
+) -> TeacherIdentity:
     """Say what decides the vectors of a local teacher; the device does not.
 
     Args:
@@ -233,10 +259,17 @@ def load_local(
     name = folder.resolve().name if Path(model).is_dir() else model
 
     def load(where: torch.device, kind: torch.dtype) -> Encoder:
-        options = {"threads": threads, "token_budget": batch_tokens, "device": str(where), "dtype": dtype_name(kind)}
+        options = {
+            "threads": threads,
+            "token_budget": batch_tokens,
+            "device": str(where),
+            "dtype": dtype_name(kind),
+        }
         return Encoder.load(folder, trust_remote_code=trust_remote_code, **options)  # type: ignore[arg-type]
 
-    if trust_remote_code:  # only the code itself can tell what such a model is; once it has, the weights may go
+    if (
+        trust_remote_code
+    ):  # only the code itself can tell what such a model is; once it has, the weights may go
         kind = resolve_dtype(dtype, place, auto=torch.bfloat16)
         encoder = load(place, kind)
         lazy = LazyEncoder(encoder, encoder.device, kind, lambda: load(place, kind), encoder)
@@ -244,8 +277,21 @@ def load_local(
     facts = read_facts(folder)
     place = CPU if facts.static and device == AUTO else place
     first = resolve_dtype(AUTO, place, auto=torch.bfloat16)
-    choices = [DTYPES[dtype]] if dtype in DTYPES else dict.fromkeys((first, torch.float32, torch.bfloat16))
+    choices = (
+        [DTYPES[dtype]]
+        if dtype in DTYPES
+        else dict.fromkeys((first, torch.float32, torch.bfloat16))
+    )
     # Vectors at hand are read on any hardware; it is asked for when a text lacks one.
-    kept = [each for each in choices if at_hand(local_identity(facts.files_hash, name, revision, max_length, each))]
+    kept = [
+        each
+        for each in choices
+        if at_hand(local_identity(facts.files_hash, name, revision, max_length, each))
+    ]
     kind = kept[0] if kept else resolve_dtype(dtype, place, auto=torch.bfloat16)
-    return LocalTeacher(LazyEncoder(facts, place, kind, lambda: load(place, kind)), name, revision=revision, max_length=max_length)
+    return LocalTeacher(
+        LazyEncoder(facts, place, kind, lambda: load(place, kind)),
+        name,
+        revision=revision,
+        max_length=max_length,
+    )

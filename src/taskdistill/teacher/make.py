@@ -11,7 +11,13 @@ from taskdistill.teacher.protocol import Teacher
 from taskdistill.teacher.store import stores_of
 
 
-def make_teacher(settings: TeacherConfig, *, api_key: str | None = None, threads: int | None = None, root: Path | None = None) -> Teacher:
+def make_teacher(
+    settings: TeacherConfig,
+    *,
+    api_key: str | None = None,
+    threads: int | None = None,
+    root: Path | None = None,
+) -> Teacher:
     """Make the teacher that a recipe names.
 
     Args:
@@ -27,7 +33,10 @@ def make_teacher(settings: TeacherConfig, *, api_key: str | None = None, threads
         BadInput: If the settings do not fit together or name nothing that can be read.
     """
     teacher = _make(settings, api_key, threads, root)
-    if settings.embedding_dim is not None and teacher.embedding_dim not in (None, settings.embedding_dim):
+    if settings.embedding_dim is not None and teacher.embedding_dim not in (
+        None,
+        settings.embedding_dim,
+    ):
         raise BadInput(
             f"teacher.embedding_dim is {settings.embedding_dim}, but {settings.model!r} has {teacher.embedding_dim}; correct the recipe"
         )
@@ -54,14 +63,20 @@ def check_teacher(settings: TeacherConfig) -> None:
             raise BadInput(f"teacher.device: {error}") from None
 
 
-def _make(settings: TeacherConfig, api_key: str | None, threads: int | None, root: Path | None) -> Teacher:
+def _make(
+    settings: TeacherConfig, api_key: str | None, threads: int | None, root: Path | None
+) -> Teacher:
     check_teacher(settings)
     if settings.kind == "http":
         from taskdistill.teacher.http import HttpTeacher
 
         if settings.api_key_env is not None and not api_key:
-            raise BadInput(f"the environment variable {settings.api_key_env}, named by teacher.api_key_env, is not set; put the key there")
-        return HttpTeacher(str(settings.url), settings.model, settings.revision, settings.embedding_dim, api_key)
+            raise BadInput(
+                f"the environment variable {settings.api_key_env}, named by teacher.api_key_env, is not set; put the key there"
+            )
+        return HttpTeacher(
+            str(settings.url), settings.model, settings.revision, settings.embedding_dim, api_key
+        )
     if settings.kind == "precomputed":
         from taskdistill.teacher.precomputed import PrecomputedTeacher
 
@@ -77,5 +92,7 @@ def _make(settings: TeacherConfig, api_key: str | None, threads: int | None, roo
         device=settings.device,
         dtype=settings.dtype,
         batch_tokens=settings.batch_tokens,
-        at_hand=lambda identity: root is not None and bool(stores_of(root, identity, settings.instructions)),
+        at_hand=lambda identity: (
+            root is not None and bool(stores_of(root, identity, settings.instructions))
+        ),
     )

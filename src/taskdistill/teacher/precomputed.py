@@ -64,11 +64,20 @@ class PrecomputedTeacher:
             texts, vectors = _folder_pair(path)
         keys = _keys(texts)
         if vectors.ndim != 2 or not vectors.size or vectors.dtype.kind != "f":
-            raise BadInput(f"the vectors of {path} have the shape {vectors.shape} and type {vectors.dtype}; needed are (texts, dim) floats")
+            raise BadInput(
+                f"the vectors of {path} have the shape {vectors.shape} and type {vectors.dtype}; needed are (texts, dim) floats"
+            )
         if len(keys) != len(vectors):
-            raise BadInput(f"{path} has {len(keys)} texts and {len(vectors)} vectors; each text needs one vector, in the same order")
+            raise BadInput(
+                f"{path} has {len(keys)} texts and {len(vectors)} vectors; each text needs one vector, in the same order"
+            )
         return cls(
-            path, TeacherIdentity("precomputed", path.resolve().name, revision, _fingerprint(keys, vectors)), vectors, KeyIndex(keys)
+            path,
+            TeacherIdentity(
+                "precomputed", path.resolve().name, revision, _fingerprint(keys, vectors)
+            ),
+            vectors,
+            KeyIndex(keys),
         )
 
     def known(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -93,7 +102,9 @@ class PrecomputedTeacher:
             BadInput: If some have none: how many, with examples.
         """
         rows = self.index.rows(text_keys(texts))
-        if missing := list(islice((text for text, row in zip(texts, rows, strict=True) if row < 0), 3)):
+        if missing := list(
+            islice((text for text, row in zip(texts, rows, strict=True) if row < 0), 3)
+        ):
             raise BadInput(
                 f"{int((rows < 0).sum())} of {len(texts)} texts have no vector in {self.path}, such as "
                 f"{', '.join(repr(text[:80]) for text in missing)}; add their vectors, or leave these texts out of the recipe's data"
@@ -120,7 +131,9 @@ def _folder_pair(folder: Path) -> tuple[Iterator[str], npt.NDArray[Any]]:
     if len(files) != 1 or not (folder / "vectors.npy").is_file():
         raise BadInput(f"{folder} cannot be used as teacher.model of kind precomputed: {_LAYOUT}")
     try:
-        vectors: npt.NDArray[Any] = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
+        vectors: npt.NDArray[Any] = np.load(
+            folder / "vectors.npy", mmap_mode="r", allow_pickle=False
+        )
     except (ValueError, EOFError, OSError) as error:
         raise BadInput(f"{folder / 'vectors.npy'} cannot be read: {error}; {_LAYOUT}") from None
     return _texts(files[0]), vectors
@@ -128,9 +141,16 @@ def _folder_pair(folder: Path) -> tuple[Iterator[str], npt.NDArray[Any]]:
 
 def _texts(path: Path) -> Iterator[str]:
     if path.suffix == ".parquet":
-        yield from chain.from_iterable(batch.column("text").to_pylist() for batch in _parquet(path, "text").iter_batches(columns=["text"]))
+        yield from chain.from_iterable(
+            batch.column("text").to_pylist()
+            for batch in _parquet(path, "text").iter_batches(columns=["text"])
+        )
         return
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8", newline="\n") as lines:
+    with (
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8", newline="\n") as lines
+    ):
         for number, line in enumerate(lines, 1):
             if path.suffix == ".txt":
                 yield line.rstrip("\r\n")
@@ -138,7 +158,9 @@ def _texts(path: Path) -> Iterator[str]:
             try:
                 yield read_object(line)["text"]
             except (JsonError, KeyError):
-                raise BadInput(f'{path}:{number}: needed is a JSON object with a field "text"') from None
+                raise BadInput(
+                    f'{path}:{number}: needed is a JSON object with a field "text"'
+                ) from None
 
 
 def _keys(texts: Iterator[str]) -> Keys:
@@ -147,7 +169,9 @@ def _keys(texts: Iterator[str]) -> Keys:
     try:
         while batch := list(islice(texts, 65536)):
             if any(not isinstance(text, str) for text in batch):
-                raise BadInput(f"a text of the precomputed vectors is {next(t for t in batch if not isinstance(t, str))!r}, not a string")
+                raise BadInput(
+                    f"a text of the precomputed vectors is {next(t for t in batch if not isinstance(t, str))!r}, not a string"
+                )
             parts.append(text_keys(batch))
     except (UnicodeDecodeError, OSError, EOFError) as error:
         raise BadInput(f"the texts of the precomputed vectors cannot be read: {error}") from None
@@ -163,7 +187,9 @@ def _parquet(path: Path, *columns: str) -> Any:
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(f"{path} cannot be read as Parquet: {error}") from None
     if missing := [name for name in columns if name not in file.schema_arrow.names]:
-        raise BadInput(f"{path} has no column {missing[0]!r}; its columns are {', '.join(file.schema_arrow.names)}; {_LAYOUT}")
+        raise BadInput(
+            f"{path} has no column {missing[0]!r}; its columns are {', '.join(file.schema_arrow.names)}; {_LAYOUT}"
+        )
     return file
 
 
@@ -171,12 +197,16 @@ def _parquet_pair(path: Path) -> tuple[Iterator[str], npt.NDArray[Any]]:
     import pyarrow.compute
 
     file = _parquet(path, "text")
-    column = next((name for name in VECTOR_COLUMNS if name in file.schema_arrow.names), VECTOR_COLUMNS[0])
+    column = next(
+        (name for name in VECTOR_COLUMNS if name in file.schema_arrow.names), VECTOR_COLUMNS[0]
+    )
     rows: list[npt.NDArray[Any]] = []
     for batch in _parquet(path, column).iter_batches(columns=[column]):
         values = batch.column(column)
         if values.null_count or not hasattr(values, "flatten"):
-            raise BadInput(f"{path}: column {column!r} has missing values or holds no lists of numbers")
+            raise BadInput(
+                f"{path}: column {column!r} has missing values or holds no lists of numbers"
+            )
         flat = values.flatten().to_numpy(zero_copy_only=False)
         if len(pyarrow.compute.unique(pyarrow.compute.list_value_length(values))) > 1:
             raise BadInput(f"{path}: the vectors of column {column!r} have different sizes")
@@ -190,6 +220,8 @@ def _fingerprint(keys: Keys, vectors: npt.NDArray[Any]) -> str:
     """Hash the texts' keys and an even sample of the vectors: other vectors differ nearly everywhere."""
     digest = hashlib.sha256(f"{vectors.shape} {vectors.dtype.str}".encode())
     digest.update(keys.tobytes())
-    sample = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), _FINGERPRINT_ROWS)).astype(np.int64))
+    sample = np.unique(
+        np.linspace(0, len(vectors) - 1, min(len(vectors), _FINGERPRINT_ROWS)).astype(np.int64)
+    )
     digest.update(np.ascontiguousarray(vectors[sample]).tobytes())
     return digest.hexdigest()

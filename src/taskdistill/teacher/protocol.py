@@ -41,7 +41,11 @@ class TeacherIdentity:
         Returns:
             Field name to value; without `arithmetic` for float32, as before that could be chosen, so that stores keep their names.
         """
-        return {name: value for name, value in asdict(self).items() if name != "arithmetic" or value is not None}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name != "arithmetic" or value is not None
+        }
 
 
 class Teacher(Protocol):
@@ -123,7 +127,9 @@ class NamedTeacher:
         Raises:
             WorkFailed: Always.
         """
-        raise WorkFailed(f"{len(texts)} texts lack a vector of {self.identity.model} on a process that embeds none; please report this")
+        raise WorkFailed(
+            f"{len(texts)} texts lack a vector of {self.identity.model} on a process that embeds none; please report this"
+        )
 
 
 @runtime_checkable
@@ -171,7 +177,9 @@ def prompt_template(instructions: InstructionConfig | None, view: View) -> str |
     if instructions is None or told is None:
         return None
     if "{text}" in told:
-        raise BadInput(f"teacher.instructions.{view} holds {{text}}; the place of the text belongs into teacher.instructions.template")
+        raise BadInput(
+            f"teacher.instructions.{view} holds {{text}}; the place of the text belongs into teacher.instructions.template"
+        )
     return instructions.template.replace("{instruction}", told)
 
 
@@ -214,7 +222,9 @@ def unit_rows(vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
     rows = np.array(vectors, dtype=np.float32)
     sizes = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     good = np.isfinite(sizes) & (sizes > 0)
-    return np.asarray(np.divide(rows, sizes, out=rows, where=good, casting="unsafe"), dtype=np.float32)
+    return np.asarray(
+        np.divide(rows, sizes, out=rows, where=good, casting="unsafe"), dtype=np.float32
+    )
 
 
 def first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:

@@ -127,7 +127,9 @@ class Recheck:
         again = self._again()
         if not again:
             return
-        groups = [[again[0][0]], [text for text, _ in again[1:]]] if len(again) > 1 else [[again[0][0]]]
+        groups = (
+            [[again[0][0]], [text for text, _ in again[1:]]] if len(again) > 1 else [[again[0][0]]]
+        )
         if isinstance(self._teacher, AskedInRequests):
             vectors = self._teacher.embed_apart(groups, retry=retry)
         else:
@@ -142,11 +144,20 @@ class Recheck:
         """Choose a text of every request to be asked for again."""
         unit = unit_rows(vectors)
         usable = _usable(unit)
-        sizes = self._teacher.requests(texts) if isinstance(self._teacher, AskedInRequests) else [len(texts)]
+        sizes = (
+            self._teacher.requests(texts)
+            if isinstance(self._teacher, AskedInRequests)
+            else [len(texts)]
+        )
         ends = np.cumsum(sizes)
-        places = [start + np.flatnonzero(usable[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        places = [
+            start + np.flatnonzero(usable[start:end])
+            for start, end in zip([0, *ends[:-1]], ends, strict=True)
+        ]
         places = [place for place in places if len(place)]
-        chosen = [int(self._rng.choice(places[at])) for at in self._rng.permutation(len(places))[:SAMPLES]]
+        chosen = [
+            int(self._rng.choice(places[at])) for at in self._rng.permutation(len(places))[:SAMPLES]
+        ]
         self._open = [(texts[at], unit[at]) for at in chosen] if len(texts) > 1 else []
 
     def _compare(self, again: list[tuple[str, Floats]], vectors: Floats) -> None:
@@ -165,7 +176,9 @@ class Recheck:
         self._open = []
 
 
-def refuse_equal(model: str, texts: Sequence[str], vectors: Floats, shown: Callable[[str], str] = str) -> None:
+def refuse_equal(
+    model: str, texts: Sequence[str], vectors: Floats, shown: Callable[[str], str] = str
+) -> None:
     """Refuse vectors that are the same for different texts.
 
     Args:
@@ -177,7 +190,10 @@ def refuse_equal(model: str, texts: Sequence[str], vectors: Floats, shown: Calla
     Raises:
         WorkFailed: If half of the texts, and at least four, have one vector.
     """
-    first = {" ".join(texts[at].casefold().split()): at for at in reversed(np.flatnonzero(_usable(vectors)).tolist())}
+    first = {
+        " ".join(texts[at].casefold().split()): at
+        for at in reversed(np.flatnonzero(_usable(vectors)).tolist())
+    }
     places = sorted(first.values())
     if len(places) < LEAST_EQUAL:
         return

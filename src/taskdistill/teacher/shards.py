@@ -21,7 +21,9 @@ Vectors = npt.NDArray[np.float16]
 _DIGITS = r"\d{5}|[1-9]\d{5,6}"
 """Number of a shard; eight digits are somebody's date."""
 _NUMBER = re.compile(_DIGITS)
-_MADE = re.compile(rf"(?P<number>{_DIGITS})(\.keys)?\.npy|\.(?P<hidden>{_DIGITS})(\.keys)?\.(npy|json)\.(taskdistill-)?[0-9a-f]{{8}}")
+_MADE = re.compile(
+    rf"(?P<number>{_DIGITS})(\.keys)?\.npy|\.(?P<hidden>{_DIGITS})(\.keys)?\.(npy|json)\.(taskdistill-)?[0-9a-f]{{8}}"
+)
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,25 @@ class Shard:
     def _read(self, part: str) -> npt.NDArray[Any]:
         if found := self._shape_fault(part):
             raise broken(self.folder, self.name, found)
-        array: npt.NDArray[Any] = np.load(self._path(part), mmap_mode="r" if part == "vectors" else None, allow_pickle=False)
+        array: npt.NDArray[Any] = np.load(
+            self._path(part), mmap_mode="r" if part == "vectors" else None, allow_pickle=False
+        )
         return array
 
     def _shape_fault(self, part: str) -> str | None:
-        needed = (np.float16, (self.rows, self.embedding_dim)) if part == "vectors" else (np.uint8, (self.rows, KEY_DTYPE.itemsize))
+        needed = (
+            (np.float16, (self.rows, self.embedding_dim))
+            if part == "vectors"
+            else (np.uint8, (self.rows, KEY_DTYPE.itemsize))
+        )
         try:
             array = np.load(self._path(part), mmap_mode="r", allow_pickle=False)
         except ValueError as error:
             return f"{self._path(part).name} is no array ({error})"
         if (array.dtype, array.shape) != needed:
-            return f"{self._path(part).name} has shape {array.shape}, its JSON file says {needed[1]}"
+            return (
+                f"{self._path(part).name} has shape {array.shape}, its JSON file says {needed[1]}"
+            )
         return None
 
     def _size_fault(self, part: str) -> str | None:
@@ -126,7 +136,11 @@ class Shard:
 
     def _hash_fault(self, part: str) -> str | None:
         path = self._path(part)
-        return None if sha256_file(path) == self.files[part]["sha256"] else f"{path.name} differs from its SHA-256"
+        return (
+            None
+            if sha256_file(path) == self.files[part]["sha256"]
+            else f"{path.name} differs from its SHA-256"
+        )
 
     def _check(self, part: str) -> None:
         if found := self._size_fault(part) or self._hash_fault(part):
@@ -164,11 +178,20 @@ def write_shard(folder: Path, number: int, keys: Keys, vectors: Vectors, store: 
         The shard.
     """
     parts = {"vectors": _npy(vectors), "keys": _npy(keys.view(np.uint8).reshape(len(keys), -1))}
-    files = {part: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for part, data in parts.items()}
+    files = {
+        part: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for part, data in parts.items()
+    }
     shard = Shard(folder, number, len(keys), vectors.shape[1], files, store)
     for part, data in parts.items():
         write_file(shard._path(part), data)
-    said = {"shard": number, "store": store, "rows": shard.rows, "embedding_dim": shard.embedding_dim, **files}
+    said = {
+        "shard": number,
+        "store": store,
+        "rows": shard.rows,
+        "embedding_dim": shard.embedding_dim,
+        **files,
+    }
     write_sealed(folder / f"{shard.name}.json", said)
     return shard
 
@@ -187,12 +210,17 @@ def read_shard(path: Path) -> Shard:
     """
     try:
         raw = read_sealed(path, "the shard has to be made again")
-        files = {part: {"bytes": int(raw[part]["bytes"]), "sha256": str(raw[part]["sha256"])} for part in ("vectors", "keys")}
+        files = {
+            part: {"bytes": int(raw[part]["bytes"]), "sha256": str(raw[part]["sha256"])}
+            for part in ("vectors", "keys")
+        }
         number, rows, dim = int(raw.get("shard", path.stem)), raw["rows"], raw["embedding_dim"]
         if not all(type(size) is int and size > 0 for size in (rows, dim)):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise broken(path.parent, path.stem, f"{path.name} cannot be read, or is not what was written") from None
+        raise broken(
+            path.parent, path.stem, f"{path.name} cannot be read, or is not what was written"
+        ) from None
     if number != int(path.stem):
         raise broken(path.parent, path.stem, f"{path.name} says that it is shard {number}")
     return Shard(path.parent, number, rows, dim, files, raw.get("store"))
@@ -207,7 +235,10 @@ def shard_files(folder: Path) -> list[Path]:
     Returns:
         Paths; empty if the folder does not exist.
     """
-    return sorted((path for path in folder.glob("*.json") if _NUMBER.fullmatch(path.stem)), key=lambda path: int(path.stem))
+    return sorted(
+        (path for path in folder.glob("*.json") if _NUMBER.fullmatch(path.stem)),
+        key=lambda path: int(path.stem),
+    )
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -23,8 +23,25 @@ from taskdistill.io.protection import check_writable
 from taskdistill.recipe.recipe import InstructionConfig
 from taskdistill.teacher.fill import SHARD_ROWS, TeacherFillReport, fill_store
 from taskdistill.teacher.keys import KEY_BYTES, KEY_DTYPE, KeyIndex, Keys, first_seen, text_keys
-from taskdistill.teacher.protocol import FLOAT32, VIEWS, Teacher, TeacherIdentity, View, first_difference, prompt_template, slug
-from taskdistill.teacher.shards import Shard, Vectors, broken, leftovers, read_shard, shard_files, write_shard
+from taskdistill.teacher.protocol import (
+    FLOAT32,
+    VIEWS,
+    Teacher,
+    TeacherIdentity,
+    View,
+    first_difference,
+    prompt_template,
+    slug,
+)
+from taskdistill.teacher.shards import (
+    Shard,
+    Vectors,
+    broken,
+    leftovers,
+    read_shard,
+    shard_files,
+    write_shard,
+)
 from taskdistill.types import MANIFEST
 
 KIND = "teacher-store"
@@ -34,7 +51,13 @@ _FORMAT = {"dtype": "float16", "key": f"sha256 of the UTF-8 text, first {KEY_BYT
 class TeacherStore:
     """Vectors of one teacher under one instruction, found by text."""
 
-    def __init__(self, folder: Path, identity: TeacherIdentity, instruction: str | None, embedding_dim: int | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: TeacherIdentity,
+        instruction: str | None,
+        embedding_dim: int | None,
+    ) -> None:
         """Open a store; its folder appears with the first shard.
 
         Args:
@@ -77,9 +100,15 @@ class TeacherStore:
             if found := shard.stranger(manifest):
                 raise broken(shard.folder, shard.name, found)
             if shard.embedding_dim != self.embedding_dim:
-                raise broken(shard.folder, shard.name, f"embedding_dim is {shard.embedding_dim}, the store's is {self.embedding_dim}")
+                raise broken(
+                    shard.folder,
+                    shard.name,
+                    f"embedding_dim is {shard.embedding_dim}, the store's is {self.embedding_dim}",
+                )
         self._offsets = np.cumsum([0, *(shard.rows for shard in self._shards)])
-        self._index = KeyIndex(np.concatenate([np.empty(0, KEY_DTYPE), *(shard.keys() for shard in self._shards)]))
+        self._index = KeyIndex(
+            np.concatenate([np.empty(0, KEY_DTYPE), *(shard.keys() for shard in self._shards)])
+        )
 
     def locate(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
         """Find the rows of texts; rows stay the same as long as nothing is repaired.
@@ -122,7 +151,9 @@ class TeacherStore:
         out = np.empty((len(rows), self.embedding_dim or 0), np.float16)
         order = np.argsort(rows, kind="stable")
         cuts = np.searchsorted(rows[order], self._offsets)
-        for shard, offset, start, stop in zip(self._shards, self._offsets, cuts, cuts[1:], strict=False):
+        for shard, offset, start, stop in zip(
+            self._shards, self._offsets, cuts, cuts[1:], strict=False
+        ):
             if start < stop:
                 here = order[start:stop]
                 out[here] = self._vectors(shard)[rows[here] - offset]
@@ -156,7 +187,12 @@ class TeacherStore:
         return [texts[i] for i in order[self.locate_keys(keys[order]) < 0]]
 
     def fill(
-        self, texts: Sequence[str], teacher: Teacher, *, shard_rows: int = SHARD_ROWS, progress: Callable[[int, int], None] | None = None
+        self,
+        texts: Sequence[str],
+        teacher: Teacher,
+        *,
+        shard_rows: int = SHARD_ROWS,
+        progress: Callable[[int, int], None] | None = None,
     ) -> TeacherFillReport:
         """Embed the distinct texts that are missing, shard by shard; safe to kill and run again.
 
@@ -183,11 +219,20 @@ class TeacherStore:
             vectors: Float16 (rows, dim).
         """
         if not self.folder.exists():
-            meta = {"teacher": self.identity.fields(), "instruction": self.instruction, "embedding_dim": vectors.shape[1], **_FORMAT}
+            meta = {
+                "teacher": self.identity.fields(),
+                "instruction": self.instruction,
+                "embedding_dim": vectors.shape[1],
+                **_FORMAT,
+            }
             with write_folder(self.folder, KIND, meta=meta) as folder:
                 (folder / "shards").mkdir()
-        number = max((int(path.stem) for path in shard_files(self.folder / "shards")), default=-1) + 1
-        write_shard(self.folder / "shards", number, keys, vectors, sha256_file(self.folder / MANIFEST))
+        number = (
+            max((int(path.stem) for path in shard_files(self.folder / "shards")), default=-1) + 1
+        )
+        write_shard(
+            self.folder / "shards", number, keys, vectors, sha256_file(self.folder / MANIFEST)
+        )
 
     def check(self) -> list[str]:
         """Compare every shard with its hashes.
@@ -195,7 +240,9 @@ class TeacherStore:
         Returns:
             One sentence a damaged shard; empty if the store is whole.
         """
-        return [f"shard {shard.name}: {fault}" for shard in self._shards if (fault := shard.fault())]
+        return [
+            f"shard {shard.name}: {fault}" for shard in self._shards if (fault := shard.fault())
+        ]
 
     def _vectors(self, shard: Shard) -> Vectors:
         name = f"{shard.name} {shard.files['vectors']['sha256']}"
@@ -217,7 +264,13 @@ class TeacherStore:
         self.embedding_dim = require_field(self.folder, found, "embedding_dim", int)
 
 
-def open_store(root: Path, identity: TeacherIdentity, instruction: str | None, *, embedding_dim: int | None = None) -> TeacherStore:
+def open_store(
+    root: Path,
+    identity: TeacherIdentity,
+    instruction: str | None,
+    *,
+    embedding_dim: int | None = None,
+) -> TeacherStore:
     """Open the store of a teacher and an instruction, to be made at the first fill.
 
     Args:
@@ -232,7 +285,9 @@ def open_store(root: Path, identity: TeacherIdentity, instruction: str | None, *
     Raises:
         BadInput: If what is there belongs to another teacher, or is damaged.
     """
-    return TeacherStore(store_folder(root, identity, instruction), identity, instruction, embedding_dim)
+    return TeacherStore(
+        store_folder(root, identity, instruction), identity, instruction, embedding_dim
+    )
 
 
 def store_folder(root: Path, identity: TeacherIdentity, instruction: str | None) -> Path:
@@ -252,7 +307,9 @@ def store_folder(root: Path, identity: TeacherIdentity, instruction: str | None)
     return root / f"{slug(identity.model)}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
 
-def stores_of(root: Path, identity: TeacherIdentity, instructions: InstructionConfig | None) -> list[Path]:
+def stores_of(
+    root: Path, identity: TeacherIdentity, instructions: InstructionConfig | None
+) -> list[Path]:
     """List the stores of a teacher that are there.
 
     Args:
@@ -263,12 +320,20 @@ def stores_of(root: Path, identity: TeacherIdentity, instructions: InstructionCo
     Returns:
         Folders of its views; one that says it is of another arithmetic is none of them.
     """
-    found = dict.fromkeys(store_folder(root, identity, prompt_template(instructions, view)) for view in VIEWS)
+    found = dict.fromkeys(
+        store_folder(root, identity, prompt_template(instructions, view)) for view in VIEWS
+    )
     kept = [folder for folder in found if (folder / MANIFEST).is_file()]
-    return [folder for folder in kept if read_manifest(folder, KIND).get("teacher", {}).get("arithmetic") == identity.arithmetic]
+    return [
+        folder
+        for folder in kept
+        if read_manifest(folder, KIND).get("teacher", {}).get("arithmetic") == identity.arithmetic
+    ]
 
 
-def open_views(root: Path, teacher: Teacher, instructions: InstructionConfig | None) -> dict[View, TeacherStore]:
+def open_views(
+    root: Path, teacher: Teacher, instructions: InstructionConfig | None
+) -> dict[View, TeacherStore]:
     """Open a store for each view; views in which the teacher reads the same share one object.
 
     Args:
@@ -280,7 +345,10 @@ def open_views(root: Path, teacher: Teacher, instructions: InstructionConfig | N
         View to store.
     """
     forms = {view: prompt_template(instructions, view) for view in VIEWS}
-    stores = {form: open_store(root, teacher.identity, form, embedding_dim=teacher.embedding_dim) for form in dict.fromkeys(forms.values())}
+    stores = {
+        form: open_store(root, teacher.identity, form, embedding_dim=teacher.embedding_dim)
+        for form in dict.fromkeys(forms.values())
+    }
     return {view: stores[form] for view, form in forms.items()}
 
 
@@ -299,7 +367,10 @@ def describe(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder, KIND)
     shards, faults = _inspect(folder)
     return {
-        **{name: manifest.get(name) for name in ("teacher", "instruction", "embedding_dim", "dtype")},
+        **{
+            name: manifest.get(name)
+            for name in ("teacher", "instruction", "embedding_dim", "dtype")
+        },
         "texts": sum(shard.rows for shard in shards),
         "shards": len(shards),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),

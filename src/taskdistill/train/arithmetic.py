@@ -10,15 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskdistill.device import AMPERE, AUTO, CPU, accelerators, computes_in, device_name, dtype_name, resolve_device, resolve_dtype
+from taskdistill.device import (
+    AMPERE,
+    AUTO,
+    CPU,
+    accelerators,
+    computes_in,
+    device_name,
+    dtype_name,
+    resolve_device,
+    resolve_dtype,
+)
 from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.train.distributed import ALONE, ProcessGroup
+from taskdistill.train.distributed import SINGLE, ProcessGroup
 
 PRECISIONS = (AUTO, "float32", "tf32", "bfloat16")
 """What a recipe may say of the passes; float16 would need scaled losses."""
 
 
-def training_device(choice: str = AUTO, processes: ProcessGroup = ALONE) -> torch.device:
+def training_device(choice: str = AUTO, processes: ProcessGroup = SINGLE) -> torch.device:
     """Choose the device of this process.
 
     Args:
@@ -80,7 +90,11 @@ def choose_arithmetic(precision: str, device: torch.device) -> Arithmetic:
     """
     if precision not in PRECISIONS:
         raise BadInput(f"unknown precision {precision!r}{did_you_mean(precision, PRECISIONS)}")
-    rounds = device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= AMPERE
+    rounds = (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= AMPERE
+    )
     if precision == AUTO:
         half = device != CPU and computes_in(torch.bfloat16, device)
         return Arithmetic(torch.bfloat16 if half else None, rounds)
@@ -88,7 +102,9 @@ def choose_arithmetic(precision: str, device: torch.device) -> Arithmetic:
         return Arithmetic()
     if precision == "tf32":
         if not rounds:
-            raise BadInput(f"precision: {device_name(device)} has no TF32 units, which CUDA cards have since Ampere; use float32 or auto")
+            raise BadInput(
+                f"precision: {device_name(device)} has no TF32 units, which CUDA cards have since Ampere; use float32 or auto"
+            )
         return Arithmetic(None, True)
     try:
         return Arithmetic(resolve_dtype(precision, device), rounds)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from taskdistill.model.student import TransformerModel
-from taskdistill.train.distributed import ALONE, ProcessGroup
+from taskdistill.train.distributed import SINGLE, ProcessGroup
 from taskdistill.train.microbatch import MicroBatch
 from taskdistill.train.shared_batch import SharedBatch
 from taskdistill.train.workers import WorkerPool
@@ -21,7 +21,7 @@ def base_vectors(
     *,
     threads: WorkerPool,
     micro_batch_tokens: int,
-    processes: ProcessGroup = ALONE,
+    processes: ProcessGroup = SINGLE,
     compute: torch.dtype | None = None,
 ) -> Tensor:
     """Embed a batch without gradients, each process its share.
@@ -42,10 +42,20 @@ def base_vectors(
     Raises:
         WorkFailed: If a single text does not fit into memory.
     """
-    batch = SharedBatch(model=model, ids=ids, threads=threads, processes=processes, micro_batch_tokens=micro_batch_tokens, spreads=False)
+    batch = SharedBatch(
+        model=model,
+        ids=ids,
+        threads=threads,
+        processes=processes,
+        micro_batch_tokens=micro_batch_tokens,
+        spreads=False,
+    )
 
     def embed(piece: MicroBatch) -> Tensor:
-        with torch.no_grad(), torch.autocast(model.device.type, compute, enabled=compute is not None):
+        with (
+            torch.no_grad(),
+            torch.autocast(model.device.type, compute, enabled=compute is not None),
+        ):
             vectors = model.embed([ids[i] for i in piece.rows])
         return vectors if compute is None else vectors.float()
 

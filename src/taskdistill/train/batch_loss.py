@@ -23,7 +23,12 @@ Told = tuple[dict[str, float], float, float]
 
 @torch.no_grad()
 def static_gradients(
-    model: StaticModel, ids: Sequence[np.ndarray], loss: Loss, weights: Mapping[str, float], held: EmbeddingGradient, clock: Timer
+    model: StaticModel,
+    ids: Sequence[np.ndarray],
+    loss: Loss,
+    weights: Mapping[str, float],
+    held: EmbeddingGradient,
+    clock: Timer,
 ) -> Told:
     """Set the gradient of a static student's token table.
 
@@ -43,11 +48,15 @@ def static_gradients(
     with clock("loss"), torch.enable_grad():
         told = backward_loss(loss, weights, leaf)
     with clock("backward"):
-        lengths = to_device(np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids)), leaf.device)
+        lengths = to_device(
+            np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids)), leaf.device
+        )
         upstream = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
         rows = (upstream / lengths.clamp(min=1)[:, None]).repeat_interleave(lengths, dim=0)
         flat = to_device(np.concatenate(ids).astype(np.int64), leaf.device)
-        model.table.grad = held.add_up(model.table, looked_up_rows(ids, model.table), [(flat, rows)])
+        model.table.grad = held.all_reduce_(
+            model.table, looked_up_rows(ids, model.table), [(flat, rows)]
+        )
     return told
 
 
@@ -67,4 +76,8 @@ def backward_loss(loss: Loss, weights: Mapping[str, float], leaf: Tensor) -> Tol
         total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         if total.requires_grad:
             total.backward()  # type: ignore[no-untyped-call]
-    return {name: float(term.detach()) for name, term in terms.items()}, float(total.detach()), masked
+    return (
+        {name: float(term.detach()) for name, term in terms.items()},
+        float(total.detach()),
+        masked,
+    )

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from taskdistill.errors import BadInput
 from taskdistill.io.atomic import remove_stale_within, restore
-from taskdistill.io.folders import open_folder, remove_folder, require_field, require_same, write_folder
+from taskdistill.io.folders import (
+    open_folder,
+    remove_folder,
+    require_field,
+    require_same,
+    write_folder,
+)
 from taskdistill.train.fsdp import copy_full_, full_tensor, shard_like
 from taskdistill.types import MANIFEST
 
@@ -48,7 +54,9 @@ def save_checkpoint(
     weights, moments = whole_state(parameters), _moments(parameters, optimiser)
     if not write:
         return
-    with write_folder(root / step_name(step), KIND, meta={**meta, "step": step}, replace=True) as folder:
+    with write_folder(
+        root / step_name(step), KIND, meta={**meta, "step": step}, replace=True
+    ) as folder:
         save_file(weights, folder / WEIGHTS)
         save_file(moments, folder / "optimiser.safetensors")
     for old in list_checkpoints(root)[:-keep]:
@@ -70,7 +78,12 @@ def list_checkpoints(root: Path) -> list[Path]:
     return [p for p in named if any((p / name).exists() for name in (MANIFEST, WEIGHTS))]
 
 
-def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, meta: Mapping[str, Any]) -> int:
+def load_checkpoint(
+    folder: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    meta: Mapping[str, Any],
+) -> int:
     """Put a saved state back.
 
     Args:
@@ -90,11 +103,15 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimi
     weights = load_file(folder / WEIGHTS)
     moments = load_file(folder / "optimiser.safetensors")
     if weights.keys() != parameters.keys():
-        raise BadInput(f"checkpoint {folder} holds other weights than this phase trains: {sorted(weights.keys() ^ parameters.keys())[:3]}")
+        raise BadInput(
+            f"checkpoint {folder} holds other weights than this phase trains: {sorted(weights.keys() ^ parameters.keys())[:3]}"
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             if weights[name].shape != parameter.shape:
-                raise BadInput(f"checkpoint {folder}: {name} has shape {tuple(weights[name].shape)}, needs {tuple(parameter.shape)}")
+                raise BadInput(
+                    f"checkpoint {folder}: {name} has shape {tuple(weights[name].shape)}, needs {tuple(parameter.shape)}"
+                )
             copy_full_(parameter, weights[name])
     _put_moments(parameters, optimiser, moments)
     return require_field(folder, manifest, "step", int)
@@ -115,7 +132,9 @@ def open_checkpoint(folder: Path, advice: str) -> dict[str, Any]:
     """
     manifest = open_folder(folder, KIND, advice)
     if folder.name != (name := step_name(require_field(folder, manifest, "step", int))):
-        raise BadInput(f"checkpoint {folder} says that it is {name}: one of them was changed; {advice}")
+        raise BadInput(
+            f"checkpoint {folder} says that it is {name}: one of them was changed; {advice}"
+        )
     return manifest
 
 
@@ -131,7 +150,9 @@ def step_name(step: int) -> str:
     return f"step-{step:07d}"
 
 
-def save_snapshot(checkpoints: Path, step: int, trained: Mapping[str, nn.Parameter], meta: Mapping[str, Any]) -> None:
+def save_snapshot(
+    checkpoints: Path, step: int, trained: Mapping[str, nn.Parameter], meta: Mapping[str, Any]
+) -> None:
     """Keep the weights of one step, to be averaged with the last ones.
 
     Args:
@@ -140,7 +161,9 @@ def save_snapshot(checkpoints: Path, step: int, trained: Mapping[str, nn.Paramet
         trained: Name to parameter.
         meta: What must be the same when they are read again.
     """
-    with write_folder(snapshot_folder(checkpoints), SNAPSHOT, meta={**meta, "step": step}, replace=True) as folder:
+    with write_folder(
+        snapshot_folder(checkpoints), SNAPSHOT, meta={**meta, "step": step}, replace=True
+    ) as folder:
         save_file(whole_state(trained), folder / WEIGHTS)
 
 
@@ -209,19 +232,36 @@ def whole_state(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     return {name: full_tensor(p.detach()).cpu().contiguous() for name, p in parameters.items()}
 
 
-def _put_moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+def _put_moments(
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    moments: Mapping[str, Tensor],
+) -> None:
     """Give an optimiser its state back through its own rule, which knows where each value has to be: step counters go with their kernel."""
     names = {id(parameter): name for name, parameter in parameters.items()}
     state: dict[int, dict[str, Tensor]] = {}
-    for place, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+    for place, parameter in enumerate(
+        p for group in optimiser.param_groups for p in group["params"]
+    ):
         prefix = f"{names[id(parameter)]}/"
-        found = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
+        found = {
+            key.removeprefix(prefix): value
+            for key, value in moments.items()
+            if key.startswith(prefix)
+        }
         if found:
-            state[place] = {key: value.clone() if value.ndim == 0 else shard_like(parameter, value).clone() for key, value in found.items()}
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+            state[place] = {
+                key: value.clone() if value.ndim == 0 else shard_like(parameter, value).clone()
+                for key, value in found.items()
+            }
+    optimiser.load_state_dict(
+        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+    )
 
 
-def _moments(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _moments(
+    parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+) -> dict[str, Tensor]:
     return {
         f"{name}/{key}": full_tensor(value.detach()).cpu().contiguous()
         for name, parameter in parameters.items()

@@ -54,7 +54,10 @@ class TrainBatch:
         Returns:
             View and text, in the order of `distilled`.
         """
-        return [(view, self.texts[place][1]) for (_, view), place in zip(self.distilled, self.read, strict=True)]
+        return [
+            (view, self.texts[place][1])
+            for (_, view), place in zip(self.distilled, self.read, strict=True)
+        ]
 
 
 class Relation(StrEnum):
@@ -80,7 +83,14 @@ class _TextIndex:
         return np.array([self.place(role, text) for text in texts], dtype=np.int64)
 
 
-def collate(batch: Batch, *, task: Task | None, distil: bool, negatives: int = 0, distil_negatives: bool = False) -> TrainBatch:
+def collate(
+    batch: Batch,
+    *,
+    task: Task | None,
+    distil: bool,
+    negatives: int = 0,
+    distil_negatives: bool = False,
+) -> TrainBatch:
     """Lay out a batch for a phase.
 
     Args:
@@ -102,12 +112,18 @@ def collate(batch: Batch, *, task: Task | None, distil: bool, negatives: int = 0
     if batch.kind is RowKind.LABELLED:
         out.first = found.many(Role.DOCUMENT, [item.anchor for item in rows])
         out.second = found.many(Role.DOCUMENT, [item.positive for item in rows])
-        out.negatives = found.many(Role.DOCUMENT, [text for item in rows for text in item.negatives])
+        out.negatives = found.many(
+            Role.DOCUMENT, [text for item in rows for text in item.negatives]
+        )
         out.negative_rows = np.repeat(np.arange(len(rows)), [len(item.negatives) for item in rows])
         numbers: dict[str, int] = {}
-        out.labels = np.array([numbers.setdefault(item.label, len(numbers)) for item in rows], dtype=np.int64)
+        out.labels = np.array(
+            [numbers.setdefault(item.label, len(numbers)) for item in rows], dtype=np.int64
+        )
         flat = [label for item in rows for label in item.negative_labels]
-        out.negative_labels = np.array([numbers.setdefault(label, len(numbers)) for label in flat], dtype=np.int64)
+        out.negative_labels = np.array(
+            [numbers.setdefault(label, len(numbers)) for label in flat], dtype=np.int64
+        )
     elif batch.kind is RowKind.SCORED:
         out.first = found.many(Role.DOCUMENT, [row.text1 for row in rows])
         out.second = found.many(Role.DOCUMENT, [row.text2 for row in rows])
@@ -116,29 +132,49 @@ def collate(batch: Batch, *, task: Task | None, distil: bool, negatives: int = 0
         out.first = found.many(role, [row.query for row in rows])
         out.second = found.many(Role.DOCUMENT, [row.positive for row in rows])
         if negatives:
-            out.negatives = found.many(Role.DOCUMENT, [text for row in rows for text in row.negatives[:negatives]])
-            out.negative_rows = np.repeat(np.arange(len(rows)), [len(row.negatives[:negatives]) for row in rows])
+            out.negatives = found.many(
+                Role.DOCUMENT, [text for row in rows for text in row.negatives[:negatives]]
+            )
+            out.negative_rows = np.repeat(
+                np.arange(len(rows)), [len(row.negatives[:negatives]) for row in rows]
+            )
     else:
         out.first = found.many(Role.DOCUMENT, [row.text for row in rows])
     out.texts = list(found.places)
     graded_matching = task is Task.TEXT_MATCHING and out.scores is not None
-    if distil and batch.kind is not RowKind.LABELLED and not graded_matching and batch.teacher_reads is not TeacherSide.NEITHER:
+    if (
+        distil
+        and batch.kind is not RowKind.LABELLED
+        and not graded_matching
+        and batch.teacher_reads is not TeacherSide.NEITHER
+    ):
         places = out.first if out.second is None else np.concatenate([out.first, out.second])
         asks = batch.kind is RowKind.PAIRS and role is Role.QUERY
-        views: list[View] = ["query" if asks and i < len(rows) else "document" for i in range(len(places))]
-        out.distilled = [(int(place), "topic" if topic else view) for place, view in zip(places, views, strict=True)]
+        views: list[View] = [
+            "query" if asks and i < len(rows) else "document" for i in range(len(places))
+        ]
+        out.distilled = [
+            (int(place), "topic" if topic else view)
+            for place, view in zip(places, views, strict=True)
+        ]
         out.read = [int(place) for place in places]
         if distil_negatives and out.negatives is not None and not translated:
             out.distilled += [(int(place), "document") for place in out.negatives]
             out.read += [int(place) for place in out.negatives]
         if translated:
             assert out.second is not None
-            out.read = 2 * (out.first if batch.teacher_reads is TeacherSide.QUERY else out.second).tolist()
+            out.read = (
+                2 * (out.first if batch.teacher_reads is TeacherSide.QUERY else out.second).tolist()
+            )
     return out
 
 
 def false_negatives(
-    prepared: TrainBatch, similarities: np.ndarray | None = None, margin: float | None = None, *, others: bool = True
+    prepared: TrainBatch,
+    similarities: np.ndarray | None = None,
+    margin: float | None = None,
+    *,
+    others: bool = True,
 ) -> np.ndarray:
     """Say which candidates are no negatives of which query.
 
@@ -172,7 +208,9 @@ def false_negatives(
         closer = similarities > similarities.diagonal()[:, None] + margin
         excluded[:, : len(positives)] |= closer
     if not others and prepared.negative_rows is not None:
-        excluded[:, len(positives) :] |= prepared.negative_rows[None, :] != np.arange(len(queries))[:, None]
+        excluded[:, len(positives) :] |= (
+            prepared.negative_rows[None, :] != np.arange(len(queries))[:, None]
+        )
     excluded[np.arange(len(queries)), np.arange(len(queries))] = False
     return excluded
 
@@ -207,9 +245,15 @@ def relations(
     if prepared.labels is not None:
         assert prepared.negative_labels is not None
         if mask_same_label:
-            found[prepared.labels[:, None] == np.concatenate([prepared.labels, prepared.negative_labels])[None, :]] = Relation.LABEL
+            found[
+                prepared.labels[:, None]
+                == np.concatenate([prepared.labels, prepared.negative_labels])[None, :]
+            ] = Relation.LABEL
     else:
-        duplicates, masked = false_negatives(prepared), false_negatives(prepared, similarities, margin)
+        duplicates, masked = (
+            false_negatives(prepared),
+            false_negatives(prepared, similarities, margin),
+        )
         if not others:
             found[false_negatives(prepared, others=False) & ~duplicates] = Relation.UNUSED
         found[masked] = Relation.MARGIN

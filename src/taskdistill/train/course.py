@@ -36,9 +36,13 @@ class Course:
         """
         fell = [name for name in self.began if name != MEAN and self.ended[name] < self.began[name]]
         shown = f"{100 * self.began[MEAN]:.1f} before the first step, {100 * self.ended[MEAN]:.1f} after step {self.step:,}"
-        lowered = "; ".join(f"{name} {100 * self.began[name]:.1f} to {100 * self.ended[name]:.1f}" for name in fell)
+        lowered = "; ".join(
+            f"{name} {100 * self.began[name]:.1f} to {100 * self.ended[name]:.1f}" for name in fell
+        )
         if self.change >= 0:
-            return [f"{self.phase}: development mean {shown}" + (f"; lower: {lowered}" if fell else "")]
+            return [
+                f"{self.phase}: development mean {shown}" + (f"; lower: {lowered}" if fell else "")
+            ]
         return [
             f"warning: {self.phase} ended below where it began: development mean {shown} ({lowered}); lower {self.phase}.lr, look at "
             f"{self.phase}.weights, or set evaluation.during.keep to mean, which keeps the best state, the first one included"

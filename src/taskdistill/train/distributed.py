@@ -81,7 +81,7 @@ class ProcessGroup:
     """The gloo group in which the others wait for what rank 0 does alone."""
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes files and speaks to the user."""
         return self.rank == 0
 
@@ -106,10 +106,14 @@ class ProcessGroup:
         except Agreed as vote:
             outcome, voted = vote.outcome, True
         except Exception as error:
-            if self.size > 1 and _of_an_exchange(error):  # one that is not ours; there is nobody left to vote with
+            if self.size > 1 and _of_an_exchange(
+                error
+            ):  # one that is not ours; there is nobody left to vote with
                 raise _lost(error) from error
             outcome = Outcome.OUT_OF_MEMORY if is_out_of_memory(error) else Outcome.FAILED
-            failure = error if outcome is Outcome.FAILED else None  # of memory: nothing may hold the traceback, and with it the tensors
+            failure = (
+                error if outcome is Outcome.FAILED else None
+            )  # of memory: nothing may hold the traceback, and with it the tensors
             voted = voted or not votes
         if not voted:
             try:
@@ -195,9 +199,13 @@ class ProcessGroup:
             count = 0 if _in_place(bucket) else sum(tensor.numel() for tensor in bucket)
             sizes[bucket[0].dtype] = max(sizes.get(bucket[0].dtype, 0), count)
         device = tensors[0].device if tensors else None
-        return {dtype: torch.empty(count, dtype=dtype, device=device) for dtype, count in sizes.items()}
+        return {
+            dtype: torch.empty(count, dtype=dtype, device=device) for dtype, count in sizes.items()
+        }
 
-    def add_up(self, tensors: Sequence[Tensor], room: dict[torch.dtype, Tensor] | None = None) -> None:
+    def all_reduce_(
+        self, tensors: Sequence[Tensor], room: dict[torch.dtype, Tensor] | None = None
+    ) -> None:
         """Replace each tensor by its sum over all processes, the same bits on every one.
 
         Args:
@@ -219,7 +227,7 @@ class ProcessGroup:
             for tensor, part in zip(bucket, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def any(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         """Say whether the flag is true on any process.
 
         Args:
@@ -232,7 +240,7 @@ class ProcessGroup:
             return flag
         return bool(_largest(int(flag)))
 
-    def same(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Give every process the first one's value, however long that one takes.
 
         Args:
@@ -255,20 +263,20 @@ class ProcessGroup:
                 dist.barrier(group=self.patient)
 
     @contextmanager
-    def leader_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """Let the first process do something, such as writing a folder, before the others do it too.
 
         Yields:
             Nothing.
         """
-        if not self.leads:
+        if not self.is_main:
             self.wait()
         yield
-        if self.leads:
+        if self.is_main:
             self.wait()
 
 
-ALONE = ProcessGroup()
+SINGLE = ProcessGroup()
 
 
 def sum_over_processes(tensor: Tensor) -> None:
@@ -340,7 +348,9 @@ def _lost(error: Exception) -> LostProcess:
 
 def _of_an_exchange(error: Exception) -> bool:
     """Say whether torch's exchanges raised an error; gloo's have no type of their own, but name its source."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "/gloo/" in str(error)
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -365,7 +375,9 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def init_distributed(size: int, on_this_host: int = 1, timeout: timedelta = TIMEOUT) -> Iterator[ProcessGroup]:
+def init_distributed(
+    size: int, on_this_host: int = 1, timeout: timedelta = TIMEOUT
+) -> Iterator[ProcessGroup]:
     """Join the processes that a launcher such as torchrun started, and leave them at the end.
 
     Args:
@@ -377,7 +389,7 @@ def init_distributed(size: int, on_this_host: int = 1, timeout: timedelta = TIME
         The processes.
     """
     if size <= 1:
-        yield ALONE
+        yield SINGLE
         return
     global _of_steps
     with reaching_others():
@@ -385,7 +397,9 @@ def init_distributed(size: int, on_this_host: int = 1, timeout: timedelta = TIME
         # the first process does alone, and for the steps.
         dist.init_process_group("gloo", timeout=START)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-        _of_steps = dist.new_group(backend="cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
+        _of_steps = dist.new_group(
+            backend="cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timeout
+        )
     try:
         yield ProcessGroup(dist.get_rank(), dist.get_world_size(), on_this_host, patient)
     finally:

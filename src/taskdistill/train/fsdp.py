@@ -42,7 +42,9 @@ def shard(model: TransformerModel, device: torch.device) -> TransformerModel:
         fully_shard(layer, mesh=mesh)
     fully_shard(made.backbone, mesh=mesh)
     for unit in _units(made):
-        unit.set_gradient_divide_factor(1.0)  # each process carries back its own texts, so gradients are summed
+        unit.set_gradient_divide_factor(
+            1.0
+        )  # each process carries back its own texts, so gradients are summed
         unit.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
         if can_start_again(made):
             unit.set_custom_all_gather(_VotedAllGather())  # type: ignore[arg-type]
@@ -51,8 +53,12 @@ def shard(model: TransformerModel, device: torch.device) -> TransformerModel:
 
 
 # torch 2.13 gave both new names and warns of the old ones.
-_all_gather: Callable[..., dist.Work | None] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter: Callable[..., dist.Work | None] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather: Callable[..., dist.Work | None] = (
+    getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+)
+_reduce_scatter: Callable[..., dist.Work | None] = (
+    getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+)
 
 
 class _Allocates:
@@ -65,7 +71,13 @@ class _Allocates:
 class _VotedAllGather(_Allocates):
     """What FSDP does by default, behind a vote."""
 
-    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False) -> dist.Work | None:
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        async_op: bool = False,
+    ) -> dist.Work | None:
         agree()
         with reaching_others():
             return _all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
@@ -75,11 +87,18 @@ class _VotedReduceScatter(_Allocates):
     """What FSDP does by default, behind a vote."""
 
     def __call__(
-        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: dist.ReduceOp, async_op: bool = False
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: dist.ReduceOp,
+        async_op: bool = False,
     ) -> dist.Work | None:
         agree()
         with reaching_others():
-            return _reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+            return _reduce_scatter(
+                output_tensor, input_tensor, op=op, group=group, async_op=async_op
+            )
 
 
 def _units(model: TransformerModel) -> list[FSDPModule]:
@@ -95,7 +114,9 @@ def can_start_again(model: TransformerModel) -> bool:
     Returns:
         Whether `start_again` works and the exchanges of its passes vote.
     """
-    return hasattr(model.backbone, "reset_iter_state") and hasattr(model.backbone, "set_custom_all_gather")
+    return hasattr(model.backbone, "reset_iter_state") and hasattr(
+        model.backbone, "set_custom_all_gather"
+    )
 
 
 def start_again(model: TransformerModel) -> None:
@@ -208,7 +229,9 @@ def clear_rows(tensor: Tensor, rows: Tensor) -> None:
         tensor: A matrix or a share of one, changed in place.
         rows: `(rows of the whole matrix,)` of bool: the rows to clear.
     """
-    mask = local_tensor(shard_like(tensor, rows.to(tensor.dtype))) > 0  # divided as the matrix is: along its rows
+    mask = (
+        local_tensor(shard_like(tensor, rows.to(tensor.dtype))) > 0
+    )  # divided as the matrix is: along its rows
     local_tensor(tensor)[mask] = 0
 
 

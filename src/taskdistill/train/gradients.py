@@ -30,7 +30,7 @@ from taskdistill.model.pooling import pool
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.seeding import MICRO_BATCH_STRIDE, derive_seed
 from taskdistill.train.batch_loss import Loss, Share, Told, backward_loss, static_gradients
-from taskdistill.train.distributed import ALONE, ProcessGroup
+from taskdistill.train.distributed import SINGLE, ProcessGroup
 from taskdistill.train.fsdp import can_start_again, is_sharded
 from taskdistill.train.memory import OutOfMemory
 from taskdistill.train.microbatch import MicroBatch
@@ -72,7 +72,7 @@ def gradients(
     keep_tokens: int = KEEP_TOKENS,
     share: Share | None = None,
     heads: Sequence[nn.Parameter] = (),
-    processes: ProcessGroup = ALONE,
+    processes: ProcessGroup = SINGLE,
     clock: Timer | None = None,
     compute: torch.dtype | None = None,
 ) -> Told:
@@ -104,12 +104,28 @@ def gradients(
     clock = clock or Timer()
     if isinstance(model, StaticModel):
         return static_gradients(model, ids, loss, weights, threads.table_gradient, clock)
-    batch = SharedBatch(model=model, ids=ids, threads=threads, processes=processes, micro_batch_tokens=micro_batch_tokens)
+    batch = SharedBatch(
+        model=model,
+        ids=ids,
+        threads=threads,
+        processes=processes,
+        micro_batch_tokens=micro_batch_tokens,
+    )
     kind = _DividedGradients if is_sharded(model) else _ReplicatedGradients
 
-    def run() -> Told:  # each attempt has a step of its own, so that nothing of a failed one is held in the next
+    def run() -> (
+        Told
+    ):  # each attempt has a step of its own, so that nothing of a failed one is held in the next
         step = kind(
-            batch=batch, loss=loss, weights=weights, trained=trained, heads=heads, seed=seed, share=share, clock=clock, compute=compute
+            batch=batch,
+            loss=loss,
+            weights=weights,
+            trained=trained,
+            heads=heads,
+            seed=seed,
+            share=share,
+            clock=clock,
+            compute=compute,
         )
         return step.run(keep_tokens)
 
@@ -145,8 +161,15 @@ class _GradientStep(ABC):
         """
         batch, processes = self.batch, self.batch.processes
         every = batch.pieces()
-        keep = self.share is None and batch.threads.halvings == 0 and batch.most_tokens(every) <= keep_tokens
-        for parameter in (*self.trained, *self.heads):  # the last step's gradients and this step's are never there together
+        keep = (
+            self.share is None
+            and batch.threads.halvings == 0
+            and batch.most_tokens(every) <= keep_tokens
+        )
+        for parameter in (
+            *self.trained,
+            *self.heads,
+        ):  # the last step's gradients and this step's are never there together
             parameter.grad = None
         with self._passes():
             held = batch.prepare(self.first_pass(every, keep), every)
@@ -166,7 +189,7 @@ class _GradientStep(ABC):
             summed = [*self.finished(), *self._heads_once()]
             room = processes.sum_room(summed)
         with self._exchange():
-            processes.add_up(summed, room)
+            processes.all_reduce_(summed, room)
         with processes.together():
             self.exchanged()
         return told
@@ -176,7 +199,9 @@ class _GradientStep(ABC):
         """Run this process's pieces forward, and back at once where the loss is a sum over texts; return their vectors."""
 
     @abstractmethod
-    def second_pass(self, every: Sequence[Sequence[MicroBatch]], upstream: Tensor, keep: bool) -> None:
+    def second_pass(
+        self, every: Sequence[Sequence[MicroBatch]], upstream: Tensor, keep: bool
+    ) -> None:
         """Carry the loss's gradient with respect to the vectors, `(texts, D)`, back through this process's pieces."""
 
     @abstractmethod
@@ -199,7 +224,7 @@ class _GradientStep(ABC):
     def _heads_once(self) -> list[Tensor]:
         """Return the heads' gradients for a sum over the processes: each has the whole of them, and only that of the first counts."""
         moved = [p.grad for p in self.heads if p.grad is not None]
-        if not self.batch.processes.leads:
+        if not self.batch.processes.is_main:
             for gradient in moved:
                 gradient.zero_()
         return moved
@@ -207,7 +232,10 @@ class _GradientStep(ABC):
     @contextmanager
     def _passes(self) -> Iterator[None]:
         self.marks = []
-        with self.batch.processes.together(votes=self.votes()), self.clock.shared(self.marks, self.batch.model.device):
+        with (
+            self.batch.processes.together(votes=self.votes()),
+            self.clock.shared(self.marks, self.batch.model.device),
+        ):
             yield
 
     def votes(self) -> bool:
@@ -236,7 +264,10 @@ class _ReplicatedGradients(_GradientStep):
 
     def first_pass(self, every: Sequence[Sequence[MicroBatch]], keep: bool) -> list[Tensor]:
         """Run this process's pieces forward, and back at once where the loss is a sum over texts."""
-        self.sums, self.kept = GradientSums(len(self.inner), len(self.inner) < len(self.trained)), []
+        self.sums, self.kept = (
+            GradientSums(len(self.inner), len(self.inner) < len(self.trained)),
+            [],
+        )
 
         def one(piece: MicroBatch) -> MicroBatchOutput:
             if self.share is not None:
@@ -249,10 +280,15 @@ class _ReplicatedGradients(_GradientStep):
         self.kept = micros if keep else []
         return [micro.vectors for micro in micros]
 
-    def second_pass(self, every: Sequence[Sequence[MicroBatch]], upstream: Tensor, keep: bool) -> None:
+    def second_pass(
+        self, every: Sequence[Sequence[MicroBatch]], upstream: Tensor, keep: bool
+    ) -> None:
         """Carry the gradient of the vectors back through this process's pieces."""
         own = every[self.batch.processes.rank]
-        kept, self.kept = dict(zip((id(piece) for piece in own), self.kept, strict=True)) if keep else {}, []
+        kept, self.kept = (
+            dict(zip((id(piece) for piece in own), self.kept, strict=True)) if keep else {},
+            [],
+        )
 
         def one(piece: MicroBatch) -> MicroBatchOutput:
             micro = kept.pop(id(piece)) if keep else self.forward(piece, self.sums.table_trained)
@@ -263,13 +299,17 @@ class _ReplicatedGradients(_GradientStep):
 
     def finished(self) -> list[Tensor]:
         """Put this process's sums where the optimiser finds them; of the token table only the rows of the batch are exchanged."""
-        for parameter, gradient in zip(self.inner, self.sums.inner or [torch.zeros_like(p) for p in self.inner], strict=True):
+        for parameter, gradient in zip(
+            self.inner, self.sums.inner or [torch.zeros_like(p) for p in self.inner], strict=True
+        ):
             parameter.grad = gradient
         summed = [p.grad for p in self.inner if p.grad is not None]
         if not self.sums.table_trained:
             return summed
         self.rows = looked_up_rows(self.batch.ids, self.table)
-        self.table.grad = self.batch.threads.table_gradient.add_up(self.table, self.rows, self.sums.rows)
+        self.table.grad = self.batch.threads.table_gradient.all_reduce_(
+            self.table, self.rows, self.sums.rows
+        )
         self.sums.rows = []
         if self.batch.processes.size > 1:
             self.exchanged_rows = self.table.grad[self.rows]
@@ -278,10 +318,16 @@ class _ReplicatedGradients(_GradientStep):
 
     def exchanged(self) -> None:
         """Take the rows of the token table that were summed over the processes."""
-        if self.exchanged_rows is not None and self.table.grad is not None and self.rows is not None:
+        if (
+            self.exchanged_rows is not None
+            and self.table.grad is not None
+            and self.rows is not None
+        ):
             self.table.grad.index_copy_(0, self.rows, self.exchanged_rows)
 
-    def _each(self, one: Callable[[MicroBatch], MicroBatchOutput], every: Sequence[Sequence[MicroBatch]]) -> list[MicroBatchOutput]:
+    def _each(
+        self, one: Callable[[MicroBatch], MicroBatchOutput], every: Sequence[Sequence[MicroBatch]]
+    ) -> list[MicroBatchOutput]:
         """Run work on each of this process's pieces and add its gradients up."""
         micros = list[MicroBatchOutput]()
         for micro in self.batch.threads.map(one, every[self.batch.processes.rank]):
@@ -292,13 +338,19 @@ class _ReplicatedGradients(_GradientStep):
             micros.append(micro)
         return micros
 
-    def _carried_back(self, micro: MicroBatchOutput, outputs: Tensor, upstream: Tensor | None) -> MicroBatchOutput:
+    def _carried_back(
+        self, micro: MicroBatchOutput, outputs: Tensor, upstream: Tensor | None
+    ) -> MicroBatchOutput:
         begun = moment(self.batch.model.device)
         inputs = [*self.inner, micro.tokens] if micro.tokens is not None else self.inner
         found = torch.autograd.grad(outputs, inputs, upstream, allow_unused=True)
-        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(inputs, found, strict=True)]
+        filled = [
+            torch.zeros_like(p) if g is None else g for p, g in zip(inputs, found, strict=True)
+        ]
         mark = ("backward", begun, moment(self.batch.model.device))
-        return MicroBatchOutput(micro.vectors.detach(), None, micro.ids, filled, [*micro.marks, mark])
+        return MicroBatchOutput(
+            micro.vectors.detach(), None, micro.ids, filled, [*micro.marks, mark]
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -330,7 +382,9 @@ class _DividedGradients(_GradientStep):
                 vectors.append(micro.vectors.detach())
         return vectors
 
-    def second_pass(self, every: Sequence[Sequence[MicroBatch]], upstream: Tensor, keep: bool) -> None:
+    def second_pass(
+        self, every: Sequence[Sequence[MicroBatch]], upstream: Tensor, keep: bool
+    ) -> None:
         """Carry the gradient of the vectors back, of surplus passes one of zeros."""
         own, kept = every[self.batch.processes.rank], self.kept[::-1]
         self.kept = []
@@ -340,7 +394,10 @@ class _DividedGradients(_GradientStep):
             else:
                 micro = self.forward(piece, False)
                 self.marks += micro.marks
-            self._carry_back(micro, upstream[piece.rows] if number < len(own) else torch.zeros_like(micro.vectors))
+            self._carry_back(
+                micro,
+                upstream[piece.rows] if number < len(own) else torch.zeros_like(micro.vectors),
+            )
 
     def finished(self) -> list[Tensor]:
         """FSDP has put the sums where they belong."""
@@ -355,7 +412,10 @@ class _DividedGradients(_GradientStep):
 
     def _rounds(self, every: Sequence[Sequence[MicroBatch]]) -> list[MicroBatch]:
         own = every[self.batch.processes.rank]
-        spare = min((piece for each in every for piece in each), key=lambda piece: int(self.batch.lengths[piece.rows].sum()))
+        spare = min(
+            (piece for each in every for piece in each),
+            key=lambda piece: int(self.batch.lengths[piece.rows].sum()),
+        )
         return [*own, *[spare] * (max(map(len, every)) - len(own))]
 
     def _carry_back(self, micro: MicroBatchOutput, upstream: Tensor) -> None:
@@ -365,11 +425,19 @@ class _DividedGradients(_GradientStep):
 
 
 def _forward(
-    model: TransformerModel, ids: Sequence[np.ndarray], piece: MicroBatch, seed: int, table_trained: bool, compute: torch.dtype | None
+    model: TransformerModel,
+    ids: Sequence[np.ndarray],
+    piece: MicroBatch,
+    seed: int,
+    table_trained: bool,
+    compute: torch.dtype | None,
 ) -> MicroBatchOutput:
     device = model.device
     packed = pack([ids[i] for i in piece.rows]).to(device)
-    seed_dropout(torch.Generator(device=device).manual_seed(seed), (piece.first, piece.whole) if model.packs else None)
+    seed_dropout(
+        torch.Generator(device=device).manual_seed(seed),
+        (piece.first, piece.whole) if model.packs else None,
+    )
     try:
         with torch.autocast(device.type, compute, enabled=compute is not None):
             tokens = None
@@ -378,4 +446,8 @@ def _forward(
             hidden = model.hidden(packed, tokens)
     finally:
         seed_dropout(None)  # whatever this thread runs next drops nothing
-    return MicroBatchOutput(pool(hidden if compute is None else hidden.float(), packed.groups, model.pooling), tokens, packed.ids)
+    return MicroBatchOutput(
+        pool(hidden if compute is None else hidden.float(), packed.groups, model.pooling),
+        tokens,
+        packed.ids,
+    )

@@ -24,15 +24,17 @@ def by_first(processes: ProcessGroup, work: Callable[[], T]) -> T:
     Raises:
         LostProcess: On the others, if it failed; the first process raises what it met.
     """
-    if not processes.leads:
-        done, value = processes.same((False, None))
+    if not processes.is_main:
+        done, value = processes.broadcast((False, None))
         if not done:
             raise LostProcess(FAILED_ELSEWHERE)
         return value  # type: ignore[return-value]
     try:
         value = work()
     except Exception:
-        with suppress(LostProcess):  # the others are gone; what is raised here is what is to be read
-            processes.same((False, None))
+        with suppress(
+            LostProcess
+        ):  # the others are gone; what is raised here is what is to be read
+            processes.broadcast((False, None))
         raise
-    return processes.same((True, value))[1]
+    return processes.broadcast((True, value))[1]

@@ -54,7 +54,10 @@ class Log:
         kept = [
             line
             for line, record in read_lines(self.path)
-            if not (record.get("phase") == phase and (record.get("step", -1) >= from_step or record.get("evaluated", 0) > from_step))
+            if not (
+                record.get("phase") == phase
+                and (record.get("step", -1) >= from_step or record.get("evaluated", 0) > from_step)
+            )
         ]
         write_file(self.path, "".join(kept))
         self._stream = self.path.open("a", encoding="utf-8")
@@ -82,7 +85,11 @@ def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if _is_complete(tail, f"{path}: line {len(lines) + 1}"):
         found.append(_record(tail, f"{path}: line {len(lines) + 1}"))
         lines.append(tail)
-    return [(f"{line.decode()}\n", record) for line, record in zip(lines, found, strict=True) if record is not None]
+    return [
+        (f"{line.decode()}\n", record)
+        for line, record in zip(lines, found, strict=True)
+        if record is not None
+    ]
 
 
 def _record(line: bytes, place: str) -> dict[str, Any] | None:
@@ -95,7 +102,11 @@ def _record(line: bytes, place: str) -> dict[str, Any] | None:
     whole = check is not None and zlib.crc32(line[: check.start()] + b"}") == int(check[1], 16)
     if not whole and _had_check(line):
         raise BadInput(f"{place} is damaged; remove that line to go on without it")
-    return {key: value for key, value in record.items() if key != "check"} if isinstance(record, dict) else None
+    return (
+        {key: value for key, value in record.items() if key != "check"}
+        if isinstance(record, dict)
+        else None
+    )
 
 
 def _had_check(line: bytes) -> bool:
@@ -110,7 +121,9 @@ def _had_check(line: bytes) -> bool:
 def _is_complete(tail: bytes, place: str) -> bool:
     """Say whether what stands behind the last newline lacks only its own."""
     if _CHECK.search(tail[:-1]):
-        raise BadInput(f"{place} is damaged: it does not end with a newline; remove that line to go on without it")
+        raise BadInput(
+            f"{place} is damaged: it does not end with a newline; remove that line to go on without it"
+        )
     return _CHECK.search(tail) is not None
 
 

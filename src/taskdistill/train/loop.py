@@ -27,21 +27,40 @@ from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.arithmetic import Arithmetic, tf32_products
 from taskdistill.train.batch_loss import Share
 from taskdistill.train.budget import Budget, agreed, choose_budget, kept_budget
-from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, save_snapshot, whole_state
+from taskdistill.train.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    save_snapshot,
+    whole_state,
+)
 from taskdistill.train.collate import TrainBatch
 from taskdistill.train.course import read_course
-from taskdistill.train.distributed import ALONE, ProcessGroup
+from taskdistill.train.distributed import SINGLE, ProcessGroup
 from taskdistill.train.fsdp import clear_rows, is_sharded, local_tensor
 from taskdistill.train.gradients import gradients
 from taskdistill.train.log import Log
 from taskdistill.train.loss_terms import weight_at
 from taskdistill.train.memory import OutOfMemory
 from taskdistill.train.objective import Heads, Targets, Terms
-from taskdistill.train.optim import HeadSchedule, clip, gradient_norm, make_optimizer, rate_factor, set_rate
+from taskdistill.train.optim import (
+    HeadSchedule,
+    clip,
+    gradient_norm,
+    make_optimizer,
+    rate_factor,
+    set_rate,
+)
 from taskdistill.train.profile import profiled
 from taskdistill.train.targets import TargetLookup
 from taskdistill.train.timer import Timer
-from taskdistill.train.validation import Validation, drop_best_after, evaluate_now, load_best, read_scores
+from taskdistill.train.validation import (
+    Validation,
+    drop_best_after,
+    evaluate_now,
+    load_best,
+    read_scores,
+)
 from taskdistill.train.workers import WorkerPool
 
 Objective = Callable[[Tensor, TrainBatch, Targets, Heads], tuple[Terms, float]]
@@ -88,7 +107,11 @@ class Phase:
         Returns:
             Name to parameter; without the projection where it is kept as it was.
         """
-        return {n: p for n, p in self.heads.named().items() if self.train_projection or not n.startswith("projection.")}
+        return {
+            n: p
+            for n, p in self.heads.named().items()
+            if self.train_projection or not n.startswith("projection.")
+        }
 
     def weights_at(self, step: int) -> dict[str, float]:
         """Return the weights of the terms at one step.
@@ -101,7 +124,9 @@ class Phase:
         """
         return weight_at(self.weights, self.settings, step)
 
-    def share(self, prepared: TrainBatch, given: Targets, weights: Mapping[str, float] | None = None) -> Share | None:
+    def partial_loss(
+        self, prepared: TrainBatch, given: Targets, weights: Mapping[str, float] | None = None
+    ) -> Share | None:
         """Return how the loss is taken of a part of a batch, where it is a sum over its texts.
 
         Args:
@@ -123,7 +148,12 @@ class Phase:
             chosen = [i for i, (row, _) in enumerate(prepared.distilled) if row in place]
             if not chosen:
                 return 0.0 * vectors.sum()
-            some = replace(prepared, distilled=[(place[row], view) for row, view in (prepared.distilled[i] for i in chosen)])
+            some = replace(
+                prepared,
+                distilled=[
+                    (place[row], view) for row, view in (prepared.distilled[i] for i in chosen)
+                ],
+            )
             assert given.teacher is not None
             terms, _ = self.objective(vectors, some, Targets(given.teacher[chosen]), self.heads)
             return terms["distill"] * (weight if summed else weight * len(chosen) / whole)
@@ -145,7 +175,7 @@ class TrainContext:
     should_stop: Callable[[], bool]
     thread_count: int
     note: Callable[[str], None]
-    processes: ProcessGroup = ALONE
+    processes: ProcessGroup = SINGLE
     during: Validation | None = None
     profile: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -153,115 +183,148 @@ class TrainContext:
     """Number types of the passes."""
 
 
-def run_phase(job: Phase, model: TransformerModel | StaticModel, folder: Path, around: TrainContext) -> None:
+def run_phase(
+    phase: Phase, model: TransformerModel | StaticModel, folder: Path, ctx: TrainContext
+) -> None:
     """Train one phase from its last checkpoint, or from the start, to its end.
 
     Args:
-        job: The phase.
-        model: The model; the parameters in `job.trained` are changed.
+        phase: The phase.
+        model: The model; the parameters in `phase.trained` are changed.
         folder: Where the phase's checkpoints are kept.
-        around: Tokenizer, log, threads and so on.
+        ctx: Tokenizer, log, threads and so on.
 
     Raises:
         Interrupted: If a stop was asked for; the state is saved.
         WorkFailed: If losses or gradients stay non-finite.
     """
-    settings, everything = job.settings, job.trained | job.moving_heads()
+    settings, everything = phase.settings, phase.trained | phase.moving_heads()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for parameter in everything.values():
         parameter.requires_grad_(True)
-    optimiser = make_optimizer(settings, job.trained, job.moving_heads(), job.head_schedule, job.kept_rows)
-    meta = {**around.meta, "phase": job.name}
+    optimiser = make_optimizer(
+        settings, phase.trained, phase.moving_heads(), phase.head_schedule, phase.kept_rows
+    )
+    meta = {**ctx.meta, "phase": phase.name}
     step, bad, last_good, budget = 0, 0, 0, None
-    leads, sharded = around.processes.leads, is_sharded(model)
-    if found := around.processes.same(list_checkpoints(folder) if leads else []):
+    is_main, sharded = ctx.processes.is_main, is_sharded(model)
+    if found := ctx.processes.broadcast(list_checkpoints(folder) if is_main else []):
         step = last_good = load_checkpoint(found[-1], everything, optimiser, meta)
-        budget = kept_budget(read_manifest(found[-1]), around.device)
-        _say_if_not_identical(found[-1], job.name, around)
-    runs = {"device": around.device.type, "precision": str(around.arithmetic), "threads": around.thread_count}
+        budget = kept_budget(read_manifest(found[-1]), ctx.device)
+        _say_if_not_identical(found[-1], phase.name, ctx)
+    runs = {
+        "device": ctx.device.type,
+        "precision": str(ctx.arithmetic),
+        "threads": ctx.thread_count,
+    }
     if isinstance(model, TransformerModel):
-        budget = budget or _budget(job, model, around)
+        budget = budget or _budget(phase, model, ctx)
         runs |= {"budget": budget.to_json()}
-    if leads:
-        around.log.forget(job.name, step)
-        around.log.write({"phase": job.name, "runs_from": step, **runs, "free_megabytes": _megabytes(free_memory_of(around.device))})
+    if is_main:
+        ctx.log.forget(phase.name, step)
+        ctx.log.write(
+            {
+                "phase": phase.name,
+                "runs_from": step,
+                **runs,
+                "free_megabytes": _megabytes(free_memory_of(ctx.device)),
+            }
+        )
         if note := drop_best_after(folder, step):
-            around.note(f"{job.name}: {note}")
-    job.heads.hold_temperature()
-    signals = TargetLookup(job, model, around, MICRO_BATCH_TOKENS if budget is None else budget.micro_batch_tokens)
+            ctx.note(f"{phase.name}: {note}")
+    phase.heads.hold_temperature()
+    targets = TargetLookup(
+        phase, model, ctx, MICRO_BATCH_TOKENS if budget is None else budget.micro_batch_tokens
+    )
 
     def save() -> None:
-        broken = [name for name, p in everything.items() if not torch.isfinite(local_tensor(p.detach())).all()]
-        if around.processes.any(bool(broken)):
+        broken = [
+            name
+            for name, p in everything.items()
+            if not torch.isfinite(local_tensor(p.detach())).all()
+        ]
+        if ctx.processes.any_rank(bool(broken)):
             raise WorkFailed(
-                f"{job.name}: {next(iter(broken), 'a weight of another process')} is not finite after step {step}, so this state is not saved; the last checkpoint is that of step "
-                f"{last_good}: lower {job.name}.lr ({settings.lr})"
+                f"{phase.name}: {next(iter(broken), 'a weight of another process')} is not finite after step {step}, so this state is not saved; the last checkpoint is that of step "
+                f"{last_good}: lower {phase.name}.lr ({settings.lr})"
             )
-        if leads or sharded:
+        if is_main or sharded:
             start = time.monotonic()
-            save_checkpoint(folder, step, everything, optimiser, meta | runs, write=leads)
-            around.log.write({"phase": job.name, "saved": step, "seconds": time.monotonic() - start})
-        around.processes.wait()  # writing may take longer than an exchange of the next step waits
+            save_checkpoint(folder, step, everything, optimiser, meta | runs, write=is_main)
+            ctx.log.write({"phase": phase.name, "saved": step, "seconds": time.monotonic() - start})
+        ctx.processes.wait()  # writing may take longer than an exchange of the next step waits
 
     def evaluate() -> None:
-        if not around.processes.same(leads and step not in read_scores(around.log, job.name)):
+        if not ctx.processes.broadcast(is_main and step not in read_scores(ctx.log, phase.name)):
             return
-        assert around.during is not None
-        job.publish()
-        weights = whole_state(everything) if leads or sharded else {}
-        if leads:
+        assert ctx.during is not None
+        phase.publish()
+        weights = whole_state(everything) if is_main or sharded else {}
+        if is_main:
             model.eval()
-            scores = evaluate_now(around.during, step, weights, around.log, job.name, folder, meta)
+            scores = evaluate_now(ctx.during, step, weights, ctx.log, phase.name, folder, meta)
             model.train()
-            around.note(f"{job.name}: after step {step:,}, " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        around.processes.wait()
+            ctx.note(
+                f"{phase.name}: after step {step:,}, "
+                + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+            )
+        ctx.processes.wait()
 
     model.train()
-    if around.during is not None and around.during.due(step, settings.steps):
+    if ctx.during is not None and ctx.during.due(step, settings.steps):
         evaluate()
-    rounding = tf32_products(around.arithmetic.tf32)
-    with rounding, profiled(around.profile if leads else None, job.name, settings.steps - step) as tick:
+    rounding = tf32_products(ctx.arithmetic.tf32)
+    with (
+        rounding,
+        profiled(ctx.profile if is_main else None, phase.name, settings.steps - step) as tick,
+    ):
         while step < settings.steps:
-            if around.processes.any(around.should_stop()):
+            if ctx.processes.any_rank(ctx.should_stop()):
                 save()
-                raise Interrupted(f"stopped before step {step} of {job.name}; everything is saved, run the same command again to continue")
-            record = _one_step(job, model, optimiser, everything, signals, around, step, budget)
+                raise Interrupted(
+                    f"stopped before step {step} of {phase.name}; everything is saved, run the same command again to continue"
+                )
+            record = _one_step(phase, model, optimiser, everything, targets, ctx, step, budget)
             bad = bad + 1 if record["skipped"] else 0
-            around.log.write(record)
-            around.on_step(record | {"steps": settings.steps})
+            ctx.log.write(record)
+            ctx.on_step(record | {"steps": settings.steps})
             if bad > settings.max_bad_steps:
                 raise WorkFailed(
-                    f"{job.name}: loss or gradient was not finite {bad} times in a row, the last at step {step} (rows {record['rows']} of "
-                    f"{record['dataset']}); the last checkpoint is that of step {last_good}: lower {job.name}.lr ({settings.lr}) or look at "
+                    f"{phase.name}: loss or gradient was not finite {bad} times in a row, the last at step {step} (rows {record['rows']} of "
+                    f"{record['dataset']}); the last checkpoint is that of step {last_good}: lower {phase.name}.lr ({settings.lr}) or look at "
                     f"those rows"
                 )
             step += 1
-            if step == job.snapshot_at and leads:
-                save_snapshot(folder, step, job.trained, meta)
-            due = around.during is not None and around.during.due(step, settings.steps)
+            if step == phase.snapshot_at and is_main:
+                save_snapshot(folder, step, phase.trained, meta)
+            due = ctx.during is not None and ctx.during.due(step, settings.steps)
             if step % settings.checkpoint_every == 0 or step == settings.steps or due:
                 save()
                 last_good = step
             if due:
                 evaluate()
             tick()
-    if around.during is not None and around.during.keep is not None:
+    if ctx.during is not None and ctx.during.keep is not None:
         best = load_best(folder, everything, meta)
         step = best.step
-        why = "" if best.step else ", those before the first update, for no later ones scored higher"
-        around.note(f"{job.name}: the weights of step {best.step:,} are kept{why}: {best.metric} {best.score:.4f}")
-    if leads and (course := read_course(around.log, job.name, step)) is not None:
-        around.log.write({"phase": job.name, "course": course.as_dict()})
+        why = (
+            "" if best.step else ", those before the first update, for no later ones scored higher"
+        )
+        ctx.note(
+            f"{phase.name}: the weights of step {best.step:,} are kept{why}: {best.metric} {best.score:.4f}"
+        )
+    if is_main and (course := read_course(ctx.log, phase.name, step)) is not None:
+        ctx.log.write({"phase": phase.name, "course": course.as_dict()})
         for line in course.lines():
-            around.note(line)
+            ctx.note(line)
     model.eval()
     for parameter in everything.values():
         parameter.requires_grad_(False)
         parameter.grad = None
 
 
-def _say_if_not_identical(checkpoint: Path, name: str, around: TrainContext) -> None:
+def _say_if_not_identical(checkpoint: Path, name: str, ctx: TrainContext) -> None:
     """Tell why a continued run may differ from an uninterrupted one in the last bits."""
     manifest = read_manifest(checkpoint)
     then, now = manifest["created_by"], versions()
@@ -270,27 +333,31 @@ def _say_if_not_identical(checkpoint: Path, name: str, around: TrainContext) -> 
         for package in now
         if package != "taskdistill" and then.get(package) != now[package]
     ]
-    if around.device.type != CPU.type or manifest.get("device", CPU.type) != around.device.type:
+    if ctx.device.type != CPU.type or manifest.get("device", CPU.type) != ctx.device.type:
         why.append("an accelerator adds up in no fixed order")
-    if manifest.get("precision", str(around.arithmetic)) != str(around.arithmetic):
-        why.append(f"{manifest['precision']} then, {around.arithmetic} now")
-    if manifest.get("threads") != around.thread_count:
-        why.append(f"{manifest.get('threads')} threads then, {around.thread_count} now")
-    exact = f"not bit-identical to an uninterrupted run: {'; '.join(why)}" if why else "bit-identical to an uninterrupted run"
-    around.note(f"{name}: continued at step {manifest['step']:,}, {exact}")
+    if manifest.get("precision", str(ctx.arithmetic)) != str(ctx.arithmetic):
+        why.append(f"{manifest['precision']} then, {ctx.arithmetic} now")
+    if manifest.get("threads") != ctx.thread_count:
+        why.append(f"{manifest.get('threads')} threads then, {ctx.thread_count} now")
+    exact = (
+        f"not bit-identical to an uninterrupted run: {'; '.join(why)}"
+        if why
+        else "bit-identical to an uninterrupted run"
+    )
+    ctx.note(f"{name}: continued at step {manifest['step']:,}, {exact}")
 
 
-def _budget(job: Phase, model: TransformerModel, around: TrainContext) -> Budget:
+def _budget(phase: Phase, model: TransformerModel, ctx: TrainContext) -> Budget:
     """Choose the phase's token budgets, the same on every process."""
     own = choose_budget(
         model,
-        sum(local_tensor(p).numel() for p in job.trained.values()),
-        device=around.device,
-        compute=around.arithmetic.compute,
-        micro_batch_tokens=job.settings.micro_batch_tokens,
-        processes_here=around.processes.on_this_host,
+        sum(local_tensor(p).numel() for p in phase.trained.values()),
+        device=ctx.device,
+        compute=ctx.arithmetic.compute,
+        micro_batch_tokens=phase.settings.micro_batch_tokens,
+        processes_here=ctx.processes.on_this_host,
     )
-    return agreed(own, around.processes)
+    return agreed(own, ctx.processes)
 
 
 def _megabytes(number: int | None) -> int | None:
@@ -298,96 +365,98 @@ def _megabytes(number: int | None) -> int | None:
 
 
 def _one_step(
-    job: Phase,
+    phase: Phase,
     model: TransformerModel | StaticModel,
     optimiser: torch.optim.Optimizer,
     everything: Mapping[str, nn.Parameter],
-    signals: TargetLookup,
-    around: TrainContext,
+    targets: TargetLookup,
+    ctx: TrainContext,
     step: int,
     budget: Budget | None,
 ) -> dict[str, Any]:
-    clock, halvings, worked = Timer(), around.threads.halvings, time.process_time()
+    clock, halvings, worked = Timer(), ctx.threads.halvings, time.process_time()
     with clock("data"):
-        batch = job.plan.at(job.starts_at + step)
-        prepared = job.prepare(batch)
+        batch = phase.plan.at(phase.starts_at + step)
+        prepared = phase.prepare(batch)
     with clock("tokenise"):
-        ids = signals.ids(prepared)
+        ids = targets.ids(prepared)
     with clock("teacher"):
-        given = signals.of(prepared, ids)
-    model.select(job.task)
-    weights, temperature = job.weights_at(step), job.heads.temperature
+        given = targets.of(prepared, ids)
+    model.select(phase.task)
+    weights, temperature = phase.weights_at(step), phase.heads.temperature
     optimiser.zero_grad(set_to_none=True)
     terms, total, masked = gradients(
         model,
         ids,
-        lambda vectors: job.objective(vectors, prepared, given, job.heads),
+        lambda vectors: phase.objective(vectors, prepared, given, phase.heads),
         weights,
-        list(job.trained.values()),
-        seed=derive_seed(torch_seed(around.seed), step, STEP_STRIDE),
-        threads=around.threads,
+        list(phase.trained.values()),
+        seed=derive_seed(torch_seed(ctx.seed), step, STEP_STRIDE),
+        threads=ctx.threads,
         **({} if budget is None else budget.to_json()),
-        share=job.share(prepared, given, weights),
-        heads=list(job.moving_heads().values()),
-        processes=around.processes,
+        share=phase.partial_loss(prepared, given, weights),
+        heads=list(phase.moving_heads().values()),
+        processes=ctx.processes,
         clock=clock,
-        compute=around.arithmetic.compute,
+        compute=ctx.arithmetic.compute,
     )
     with clock("optimiser"):
-        for name, rows in job.kept_rows.items():
-            if (moved := job.trained[name].grad) is not None:
+        for name, rows in phase.kept_rows.items():
+            if (moved := phase.trained[name].grad) is not None:
                 clear_rows(moved, rows)
         norm = gradient_norm(everything)
-        factor = rate_factor(job.settings, step)
+        factor = rate_factor(phase.settings, step)
         # Every process computes both numbers for itself; a difference in the last bits must not let one of them skip alone.
-        skipped = around.processes.any(not (math.isfinite(total) and math.isfinite(norm)))
+        skipped = ctx.processes.any_rank(not (math.isfinite(total) and math.isfinite(norm)))
         if not skipped:
-            _update(job, optimiser, everything, norm, step, around)
+            _update(phase, optimiser, everything, norm, step, ctx)
     record: dict[str, Any] = {
-        "phase": job.name,
+        "phase": phase.name,
         "step": step,
         "dataset": batch.dataset,
         "loss": total,
         "terms": terms,
-        "lr": job.settings.lr * factor,
+        "lr": phase.settings.lr * factor,
         "grad_norm": norm,
-        "clipped": norm > job.settings.clip,
+        "clipped": norm > phase.settings.clip,
         "masked": masked,
         "skipped": skipped,
         "texts": len(ids),
         "tokens": sum(len(row) for row in ids),
-        "work": step_flops(model, np.array([len(row) for row in ids]), list(job.trained.values()), job.task),
+        "work": step_flops(
+            model, np.array([len(row) for row in ids]), list(phase.trained.values()), phase.task
+        ),
         "seconds": clock.seconds,
         "cpu_seconds": time.process_time() - worked,
     }
     record["texts_per_s"] = len(ids) / sum(clock.seconds.values())
     if temperature is not None:
         record["temperature"] = temperature
-    if around.threads.halvings > halvings:
-        record["out_of_memory"] = around.threads.halvings - halvings
+    if ctx.threads.halvings > halvings:
+        record["out_of_memory"] = ctx.threads.halvings - halvings
     if skipped:
         record["rows"] = np.asarray(batch.row_ids).reshape(-1)[:20].tolist()
     return record
 
 
 def _update(
-    job: Phase,
+    phase: Phase,
     optimiser: torch.optim.Optimizer,
     everything: Mapping[str, nn.Parameter],
     norm: float,
     step: int,
-    around: TrainContext,
+    ctx: TrainContext,
 ) -> None:
     """Take one step of the optimiser, on every process or on none that goes on."""
     try:
-        with around.processes.together():
-            clip(everything, norm, job.settings.clip)
-            set_rate(optimiser, job.settings, step)
+        with ctx.processes.together():
+            clip(everything, norm, phase.settings.clip)
+            set_rate(optimiser, phase.settings, step)
             optimiser.step()
-            job.heads.hold_temperature()
+            phase.heads.hold_temperature()
     except OutOfMemory:
         # Some weights may have been updated and others not, so this state is not gone on with; no smaller pass would help either.
         raise WorkFailed(
-            f"{job.name}: memory ran out while the optimiser updated the weights, which needs two numbers a weight beside weight and gradient; "
-            f"give the process more memory, or several processes with {job.name}.shard: full where {job.name} has it. The last checkpoint is good"
+            f"{phase.name}: memory ran out while the optimiser updated the weights, which needs two numbers a weight beside weight and gradient; "
+            f"give the process more memory, or several processes with {phase.name}.shard: full where {phase.name} has it. The last checkpoint is good"
         ) from None

@@ -12,10 +12,23 @@ from torch import Tensor
 
 from taskdistill.data.rows import Dataset
 from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.losses.distillation import IN_TEACHER_SPACE, MENU, list_kl, mixed_negatives, sharpened_info_nce
+from taskdistill.losses.distillation import (
+    IN_TEACHER_SPACE,
+    MENU,
+    list_kl,
+    mixed_negatives,
+    sharpened_info_nce,
+)
 from taskdistill.losses.formulas import info_nce, normalize, over_prefixes
 from taskdistill.model.projection import Projection
-from taskdistill.recipe.phases import MENU_ACTS, AdapterConfig, HardNegativeWeighting, LossOptions, PhaseConfig, Stage1Config
+from taskdistill.recipe.phases import (
+    MENU_ACTS,
+    AdapterConfig,
+    HardNegativeWeighting,
+    LossOptions,
+    PhaseConfig,
+    Stage1Config,
+)
 from taskdistill.train.arithmetic import to_device
 from taskdistill.train.collate import TrainBatch
 from taskdistill.types import RowKind
@@ -40,19 +53,37 @@ def check_menu(where: str, settings: PhaseConfig, wanted: Mapping[str, float]) -
     """
     for name in settings.weight_schedule:
         if name not in wanted:
-            raise BadInput(f"{where}.weight_schedule.{name} has no effect: that term has no weight above 0; remove it")
+            raise BadInput(
+                f"{where}.weight_schedule.{name} has no effect: that term has no weight above 0; remove it"
+            )
     for name, terms in MENU_ACTS.items():
-        if getattr(settings.menu, name) != type(settings.menu).model_fields[name].default and not wanted.keys() & set(terms):
-            raise BadInput(f"{where}.menu.{name} has no effect without a weight of {' or '.join(terms)}; remove it")
+        if getattr(settings.menu, name) != type(settings.menu).model_fields[
+            name
+        ].default and not wanted.keys() & set(terms):
+            raise BadInput(
+                f"{where}.menu.{name} has no effect without a weight of {' or '.join(terms)}; remove it"
+            )
 
 
-def _check_sharpen(name: str, settings: AdapterConfig, used: Sequence[Dataset], wanted: Mapping[str, float]) -> None:
+def _check_sharpen(
+    name: str, settings: AdapterConfig, used: Sequence[Dataset], wanted: Mapping[str, float]
+) -> None:
     """Refuse what would sharpen no contrast: without its term, or without hard negatives in the rows."""
     if not settings.sharpen.acts():
         return
-    if not wanted.keys() & {"info_nce", "binary_info_nce", "int8_info_nce"} or all(dataset.kind is not RowKind.PAIRS for dataset in used):
+    if not wanted.keys() & {"info_nce", "binary_info_nce", "int8_info_nce"} or all(
+        dataset.kind is not RowKind.PAIRS for dataset in used
+    ):
         raise BadInput(f"{name}.sharpen has no effect without a contrast of pairs; remove it")
-    most = max((len(row.negatives) for dataset in used if dataset.kind is RowKind.PAIRS for row in dataset.rows), default=0)
+    most = max(
+        (
+            len(row.negatives)
+            for dataset in used
+            if dataset.kind is RowKind.PAIRS
+            for row in dataset.rows
+        ),
+        default=0,
+    )
     most = min(most, settings.negatives)
     if (settings.sharpen.hardness and most < 1) or (settings.sharpen.mixed_negatives and most < 2):
         raise BadInput(
@@ -61,7 +92,9 @@ def _check_sharpen(name: str, settings: AdapterConfig, used: Sequence[Dataset], 
         )
 
 
-def check_adapter(where: str, settings: AdapterConfig, used: Sequence[Dataset], wanted: Mapping[str, float]) -> None:
+def check_adapter(
+    where: str, settings: AdapterConfig, used: Sequence[Dataset], wanted: Mapping[str, float]
+) -> None:
     """Refuse what has no effect on an adapter.
 
     Args:
@@ -93,11 +126,17 @@ def check_stage1(where: str, settings: Stage1Config, used: Sequence[Dataset]) ->
     if settings.projection == "student" and not needs_projection(wanted):
         for name in ("projection_lr", "projection_warmup", "projection_weight_decay"):
             if getattr(settings, name) is not None:
-                raise BadInput(f"{where}.{name} has no effect: no term with a weight goes through the projection; remove it")
+                raise BadInput(
+                    f"{where}.{name} has no effect: no term with a weight goes through the projection; remove it"
+                )
     if wanted.keys() == {LIST_KL} and any(dataset.kind is not RowKind.PAIRS for dataset in used):
-        raise BadInput(f"{where}: list_kl is a term of pairs, and some sources hold other rows; give a weight to distill as well")
+        raise BadInput(
+            f"{where}: list_kl is a term of pairs, and some sources hold other rows; give a weight to distill as well"
+        )
     if LIST_KL in wanted and all(dataset.kind is not RowKind.PAIRS for dataset in used):
-        raise BadInput(f"{where}.weights.list_kl has no effect: no source of the phase holds pairs; remove it")
+        raise BadInput(
+            f"{where}.weights.list_kl has no effect: no source of the phase holds pairs; remove it"
+        )
 
 
 def refuse_layers(where: str, names: Collection[str]) -> None:
@@ -134,10 +173,14 @@ def stage1_weights(name: str, given: Mapping[str, float]) -> dict[str, float]:
     refuse_layers(name, given)
     for term in given:
         if term not in known:
-            raise BadInput(f"{name}.weights names {term!r}, which this phase does not have{did_you_mean(term, known)}")
+            raise BadInput(
+                f"{name}.weights names {term!r}, which this phase does not have{did_you_mean(term, known)}"
+            )
     wanted = {term: weight for term, weight in (given or {"distill": 1.0}).items() if weight > 0}
     if not wanted:
-        raise BadInput(f"{name}.weights has no term with a weight above 0; distill is the usual one")
+        raise BadInput(
+            f"{name}.weights has no term with a weight above 0; distill is the usual one"
+        )
     return wanted
 
 
@@ -188,7 +231,11 @@ def _teacher_parts(teacher: Tensor, widths: Sequence[int]) -> list[_TeacherPart]
     columns = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
     known = [~teacher[:, each].isnan().any(1) for each in columns]
     # With two texts there is no relation to compare but one; a teacher that knows fewer says nothing about this batch.
-    return [_TeacherPart(columns=each, known=rows) for each, rows in zip(columns, known, strict=True) if int(rows.sum()) > 2]
+    return [
+        _TeacherPart(columns=each, known=rows)
+        for each, rows in zip(columns, known, strict=True)
+        if int(rows.sum()) > 2
+    ]
 
 
 def teacher_terms(
@@ -222,7 +269,10 @@ def teacher_terms(
     for name in (each for each in TEACHER_TERMS if each in wanted):
         if name == LIST_KL and prepared.batch.kind is not RowKind.PAIRS:
             continue
-        values = [_teacher_term(name, part, vectors, prepared, teacher, projection, dims, settings.menu) for part in parts]
+        values = [
+            _teacher_term(name, part, vectors, prepared, teacher, projection, dims, settings.menu)
+            for part in parts
+        ]
         terms[name] = torch.stack(values).mean() if values else 0.0 * vectors.sum()
     return terms
 
@@ -253,10 +303,21 @@ def _teacher_term(
         return whole[:, part.columns]
 
     if name == TEACHER_NCE:
-        return teacher_info_nce(chosen, read, target, None if projection is None else project, dims, menu.nce_temperature)
+        return teacher_info_nce(
+            chosen,
+            read,
+            target,
+            None if projection is None else project,
+            dims,
+            menu.nce_temperature,
+        )
     options: dict[str, Any] = {}
     if name in ("score_softmax", "score_kl"):
-        options = {"temperature": menu.score_temperature if name == "score_softmax" else menu.kl_temperature}
+        options = {
+            "temperature": menu.score_temperature
+            if name == "score_softmax"
+            else menu.kl_temperature
+        }
     elif name == "relative":
         options = {"margin": menu.relative_margin, "couples": menu.couples}
     elif name == "rkd_angle":
@@ -267,18 +328,40 @@ def _teacher_term(
     def one(dim: int) -> Tensor:
         mine, theirs = normalize(chosen[:, :dim]), target
         if name in IN_TEACHER_SPACE:
-            mine, theirs = (mine, normalize(target[:, :dim])) if projection is None else (project(mine), target)
-        drawn = {"generator": step_rng(prepared.batch.step)} if name in ("relative", "rkd_angle") else {}
+            mine, theirs = (
+                (mine, normalize(target[:, :dim]))
+                if projection is None
+                else (project(mine), target)
+            )
+        drawn = (
+            {"generator": step_rng(prepared.batch.step)}
+            if name in ("relative", "rkd_angle")
+            else {}
+        )
         return MENU[name](mine, theirs, **options, **drawn)
 
     return over_prefixes(one, dims)
 
 
-def _lists(part: _TeacherPart, vectors: Tensor, prepared: TrainBatch, teacher: Tensor, dims: Sequence[int], temperature: float) -> Tensor:
+def _lists(
+    part: _TeacherPart,
+    vectors: Tensor,
+    prepared: TrainBatch,
+    teacher: Tensor,
+    dims: Sequence[int],
+    temperature: float,
+) -> Tensor:
     """Compare each query's distribution over the documents of the batch with one teacher's."""
     assert prepared.second is not None
-    places, target = to_device(prepared.compared(), vectors.device), normalize(teacher[:, part.columns])
-    known = torch.arange(len(places), device=vectors.device) if part.known is None else part.known.nonzero()[:, 0]
+    places, target = (
+        to_device(prepared.compared(), vectors.device),
+        normalize(teacher[:, part.columns]),
+    )
+    known = (
+        torch.arange(len(places), device=vectors.device)
+        if part.known is None
+        else part.known.nonzero()[:, 0]
+    )
     # Queries come first, then the positives, then hard negatives where they are compared.
     asked, listed = known[known < len(prepared.first)], known[known >= len(prepared.first)]
     if len(asked) < 1 or len(listed) < 2:
@@ -286,7 +369,13 @@ def _lists(part: _TeacherPart, vectors: Tensor, prepared: TrainBatch, teacher: T
 
     def one(dim: int) -> Tensor:
         mine = normalize(vectors[:, :dim])
-        return list_kl(mine[places[asked]], mine[places[listed]], target[asked], target[listed], temperature=temperature)
+        return list_kl(
+            mine[places[asked]],
+            mine[places[listed]],
+            target[asked],
+            target[listed],
+            temperature=temperature,
+        )
 
     return over_prefixes(one, dims)
 
@@ -322,9 +411,19 @@ def sharpened(
             hard = torch.cat([own.new_zeros(count, count), own], 1)
         if sharpen.mixed_negatives:
             source = step_rng(prepared.batch.step)
-            mixed = mixed_negatives(documents[count:], owners, count, mixes=sharpen.mixed_negatives, generator=source)
+            mixed = mixed_negatives(
+                documents[count:], owners, count, mixes=sharpen.mixed_negatives, generator=source
+            )
     return sharpened_info_nce(
-        queries, documents, positives, temperature, excluded, focal=sharpen.focal, hardness=sharpen.hardness, hard=hard, mixed=mixed
+        queries,
+        documents,
+        positives,
+        temperature,
+        excluded,
+        focal=sharpen.focal,
+        hardness=sharpen.hardness,
+        hard=hard,
+        mixed=mixed,
     )
 
 
@@ -369,7 +468,9 @@ def teacher_info_nce(
 
     def one(dim: int) -> Tensor:
         mine = normalize(chosen[:, :dim])
-        mine, theirs = (mine, target[:, :dim]) if project is None else (normalize(project(mine)), target)
+        mine, theirs = (
+            (mine, target[:, :dim]) if project is None else (normalize(project(mine)), target)
+        )
         return info_nce(mine, normalize(theirs), own, temperature, same)
 
     return over_prefixes(one, dims)

@@ -17,7 +17,9 @@ class OutOfMemory(WorkFailed):
     """Work did not fit into memory, here or on another process; what can be done in smaller parts is tried again."""
 
     def __init__(self) -> None:
-        super().__init__("out of memory; lower batch_size or micro_batch_tokens, or give the process more memory")
+        super().__init__(
+            "out of memory; lower batch_size or micro_batch_tokens, or give the process more memory"
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

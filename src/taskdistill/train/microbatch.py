@@ -49,7 +49,9 @@ def micro_batches(lengths: np.ndarray, budget: int, workers: int) -> list[np.nda
         middles = ends - lengths[order] / 2
         cuts = np.searchsorted(middles, np.arange(1, pieces) * total / pieces)
         found = [part for part in np.split(order, cuts) if len(part)]
-        if pieces >= len(order) or all(len(part) == 1 or lengths[part].sum() <= budget for part in found):
+        if pieces >= len(order) or all(
+            len(part) == 1 or lengths[part].sum() <= budget for part in found
+        ):
             return [part[np.argsort(lengths[part], kind="stable")] for part in found]
         pieces += together
 
@@ -71,11 +73,15 @@ def spread(batches: Sequence[np.ndarray], lengths: np.ndarray, workers: int) -> 
     if workers <= TOGETHER or not batches:
         return 0
     most = max(0, int(np.log2(max(1.0, float(lengths.sum()) / (PIECE_TOKENS * len(batches))))))
-    rounds = [-(-len(batches) * 2**halvings // workers) / 2**halvings for halvings in range(most + 1)]
+    rounds = [
+        -(-len(batches) * 2**halvings // workers) / 2**halvings for halvings in range(most + 1)
+    ]
     return next(halvings for halvings, time in enumerate(rounds) if time <= 1.1 * min(rounds))
 
 
-def split(batches: Sequence[np.ndarray], numbers: Sequence[int], lengths: np.ndarray, halvings: int) -> list[MicroBatch]:
+def split(
+    batches: Sequence[np.ndarray], numbers: Sequence[int], lengths: np.ndarray, halvings: int
+) -> list[MicroBatch]:
     """Halve micro-batches some times, between texts.
 
     Args:
@@ -92,8 +98,14 @@ def split(batches: Sequence[np.ndarray], numbers: Sequence[int], lengths: np.nda
         rows = batches[number]
         ends = np.cumsum(lengths[rows])
         whole = int(ends[-1])
-        cuts = np.searchsorted(ends - lengths[rows] / 2, np.arange(1, 2**halvings) * whole / 2**halvings)
+        cuts = np.searchsorted(
+            ends - lengths[rows] / 2, np.arange(1, 2**halvings) * whole / 2**halvings
+        )
         for part in np.split(np.arange(len(rows)), cuts):
             if len(part):
-                made.append(MicroBatch(number, rows[part], int(ends[part[0]] - lengths[rows[part[0]]]), whole))
+                made.append(
+                    MicroBatch(
+                        number, rows[part], int(ends[part[0]] - lengths[rows[part[0]]]), whole
+                    )
+                )
     return made

@@ -30,7 +30,15 @@ WEIGHTS: dict[Task, dict[str, float]] = {
 }
 """The paper's loss weights (Table A1); a recipe may set others, and may add a term that the task's data allows."""
 
-MORE_OF_PAIRS = ("gor", "gor_hinged", "centre", "binary_info_nce", "int8_info_nce", "relational", *TEACHER_TERMS)
+MORE_OF_PAIRS = (
+    "gor",
+    "gor_hinged",
+    "centre",
+    "binary_info_nce",
+    "int8_info_nce",
+    "relational",
+    *TEACHER_TERMS,
+)
 TERMS: dict[Task, tuple[str, ...]] = {
     Task.RETRIEVAL: ("info_nce", "distill", *MORE_OF_PAIRS),
     Task.TEXT_MATCHING: ("cosent", "info_nce", "distill", *MORE_OF_PAIRS),
@@ -86,8 +94,16 @@ class Heads:
         Returns:
             Name to parameter.
         """
-        found = {} if self.projection is None else {f"projection.{name}": p for name, p in self.projection.named_parameters()}
-        return found if self.log_temperature is None else found | {"log_temperature": self.log_temperature}
+        found = (
+            {}
+            if self.projection is None
+            else {f"projection.{name}": p for name, p in self.projection.named_parameters()}
+        )
+        return (
+            found
+            if self.log_temperature is None
+            else found | {"log_temperature": self.log_temperature}
+        )
 
 
 @dataclass(slots=True)
@@ -118,7 +134,9 @@ def weights_for(task: Task, given: Mapping[str, float]) -> dict[str, float]:
     refuse_layers(f"adapters.{task.value}", given)
     for name in given:
         if name not in TERMS[task]:
-            raise BadInput(f"adapters.{task.value}.weights names {name!r}, which this task does not have{did_you_mean(name, TERMS[task])}")
+            raise BadInput(
+                f"adapters.{task.value}.weights names {name!r}, which this task does not have{did_you_mean(name, TERMS[task])}"
+            )
     return {name: weight for name, weight in (WEIGHTS[task] | dict(given)).items() if weight > 0}
 
 
@@ -134,16 +152,27 @@ def terms_of(task: Task, kind: RowKind) -> tuple[str, ...]:
     """
     if task is not Task.TEXT_MATCHING:
         return TERMS[task]
-    return ("cosent", "relational") if kind is RowKind.SCORED else tuple(name for name in TERMS[task] if name != "cosent")
+    return (
+        ("cosent", "relational")
+        if kind is RowKind.SCORED
+        else tuple(name for name in TERMS[task] if name != "cosent")
+    )
 
 
-def distill(vectors: Tensor, prepared: TrainBatch, signals: Targets, heads: Heads, dims: Sequence[int], reduction: str = "mean") -> Tensor:
+def distill(
+    vectors: Tensor,
+    prepared: TrainBatch,
+    targets: Targets,
+    heads: Heads,
+    dims: Sequence[int],
+    reduction: str = "mean",
+) -> Tensor:
     """Embedding distillation over every prefix, each through its slice of the projection.
 
     Args:
         vectors: Pooled vectors of the texts, `(texts, D)`.
         prepared: The batch.
-        signals: Holds the teacher's vectors.
+        targets: Holds the teacher's vectors.
         heads: Holds the projection, or none if the sizes are equal and none is wanted.
         dims: Prefix sizes.
         reduction: `mean` over the texts or `sum`.
@@ -151,19 +180,25 @@ def distill(vectors: Tensor, prepared: TrainBatch, signals: Targets, heads: Head
     Returns:
         Scalar.
     """
-    assert signals.teacher is not None
+    assert targets.teacher is not None
     chosen = vectors[to_device(prepared.compared(), vectors.device)]
-    target = signals.teacher
+    target = targets.teacher
 
     def one(dim: int) -> Tensor:
         prefix = normalize(chosen[:, :dim])
         projected = prefix if heads.projection is None else heads.projection(prefix)
         if heads.widths:
             return formulas.teachers_distance(
-                projected, target, heads.widths, apart=heads.apart, reduction="sum" if reduction == "sum" else "mean"
+                projected,
+                target,
+                heads.widths,
+                apart=heads.apart,
+                reduction="sum" if reduction == "sum" else "mean",
             )
         wanted = target if heads.projection is not None else target[:, :dim]
-        return formulas.embedding_distance(projected, wanted, "sum" if reduction == "sum" else "mean")
+        return formulas.embedding_distance(
+            projected, wanted, "sum" if reduction == "sum" else "mean"
+        )
 
     return over_prefixes(one, dims)
 
@@ -171,7 +206,7 @@ def distill(vectors: Tensor, prepared: TrainBatch, signals: Targets, heads: Head
 def pairs(
     vectors: Tensor,
     prepared: TrainBatch,
-    signals: Targets,
+    targets: Targets,
     heads: Heads,
     dims: Sequence[int],
     settings: AdapterConfig,
@@ -182,7 +217,7 @@ def pairs(
     Args:
         vectors: Pooled vectors, `(texts, D)`.
         prepared: The batch.
-        signals: Teacher's vectors and similarities.
+        targets: Teacher's vectors and similarities.
         heads: Projection and temperature.
         dims: Prefix sizes.
         settings: Temperature, masking.
@@ -198,41 +233,55 @@ def pairs(
     masked = 0.0
     if CONTRASTS.keys() & wanted.keys():
         excluded = false_negatives(
-            prepared, signals.teacher_similarities, settings.false_negative_margin, others=settings.negatives_of_others
+            prepared,
+            targets.teacher_similarities,
+            settings.false_negative_margin,
+            others=settings.negatives_of_others,
         )
         masked = float(excluded.mean())
         mask = to_device(excluded, device) if excluded.any() else None
-        candidates = second if prepared.negatives is None else torch.cat([second, to_device(prepared.negatives, device)])
+        candidates = (
+            second
+            if prepared.negatives is None
+            else torch.cat([second, to_device(prepared.negatives, device)])
+        )
         positives = torch.arange(len(first), device=device)
         tau = temperature(heads, settings)
         for name, shape in CONTRASTS.items():
             if name in wanted:
 
                 def contrast(dim: int, shape: Callable[[Tensor], Tensor] = shape) -> Tensor:
-                    queries, documents = shape(vectors[first, :dim]), shape(vectors[candidates, :dim])
+                    queries, documents = (
+                        shape(vectors[first, :dim]),
+                        shape(vectors[candidates, :dim]),
+                    )
                     if settings.sharpen.acts():
-                        return sharpened(queries, documents, positives, tau, mask, prepared, settings.sharpen)
+                        return sharpened(
+                            queries, documents, positives, tau, mask, prepared, settings.sharpen
+                        )
                     return formulas.info_nce(queries, documents, positives, tau, mask)
 
                 terms[name] = over_prefixes(contrast, dims)
     if "distill" in wanted:
-        terms["distill"] = distill(vectors, prepared, signals, heads, dims)
+        terms["distill"] = distill(vectors, prepared, targets, heads, dims)
     for name, spread in SPREADS.items():
         if name in wanted:
 
             def both_sides(dim: int, spread: Callable[[Tensor], Tensor] = spread) -> Tensor:
-                return spread(normalize(vectors[first, :dim])) + spread(normalize(vectors[second, :dim]))
+                return spread(normalize(vectors[first, :dim])) + spread(
+                    normalize(vectors[second, :dim])
+                )
 
             terms[name] = over_prefixes(both_sides, dims)
     if "relational" in wanted:
-        terms["relational"] = relational(vectors, signals, dims, settings)
-    return terms | compared(vectors, prepared, signals, heads, dims, settings, wanted), masked
+        terms["relational"] = relational(vectors, targets, dims, settings)
+    return terms | compared(vectors, prepared, targets, heads, dims, settings, wanted), masked
 
 
 def compared(
     vectors: Tensor,
     prepared: TrainBatch,
-    signals: Targets,
+    targets: Targets,
     heads: Heads,
     dims: Sequence[int],
     settings: PhaseConfig,
@@ -243,7 +292,7 @@ def compared(
     Args:
         vectors: Pooled vectors, `(texts, D)`.
         prepared: The batch.
-        signals: Holds the teacher's vectors.
+        targets: Holds the teacher's vectors.
         heads: Holds the projection.
         dims: Prefix sizes.
         settings: The phase.
@@ -255,16 +304,31 @@ def compared(
     names = [name for name in TEACHER_TERMS if name in wanted]
     if not names or not prepared.distilled:
         return {}
-    assert signals.teacher is not None
-    return teacher_terms(vectors, prepared, signals.teacher, heads.projection, dims, settings, names, widths=heads.widths)
+    assert targets.teacher is not None
+    return teacher_terms(
+        vectors,
+        prepared,
+        targets.teacher,
+        heads.projection,
+        dims,
+        settings,
+        names,
+        widths=heads.widths,
+    )
 
 
-def relational(vectors: Tensor, signals: Targets, dims: Sequence[int], settings: AdapterConfig, places: Tensor | None = None) -> Tensor:
+def relational(
+    vectors: Tensor,
+    targets: Targets,
+    dims: Sequence[int],
+    settings: AdapterConfig,
+    places: Tensor | None = None,
+) -> Tensor:
     """Hold the distances among the texts of a batch to those of the base without adapter (5.4).
 
     Args:
         vectors: Pooled vectors, `(texts, D)`.
-        signals: Holds the base's vectors of the same texts.
+        targets: Holds the base's vectors of the same texts.
         dims: Prefix sizes.
         settings: Whether the gradient flows through the mean distance.
         places: Which texts, and how often; None for each once.
@@ -272,11 +336,15 @@ def relational(vectors: Tensor, signals: Targets, dims: Sequence[int], settings:
     Returns:
         Scalar.
     """
-    assert signals.base is not None
-    mine, base = (vectors, signals.base) if places is None else (vectors[places], signals.base[places])
+    assert targets.base is not None
+    mine, base = (
+        (vectors, targets.base) if places is None else (vectors[places], targets.base[places])
+    )
 
     def relate(dim: int) -> Tensor:
-        return formulas.relational_distance(normalize(mine[:, :dim]), normalize(base[:, :dim]), settings.relational_mean_gradient)
+        return formulas.relational_distance(
+            normalize(mine[:, :dim]), normalize(base[:, :dim]), settings.relational_mean_gradient
+        )
 
     return over_prefixes(relate, dims)
 
@@ -284,7 +352,7 @@ def relational(vectors: Tensor, signals: Targets, dims: Sequence[int], settings:
 def graded(
     vectors: Tensor,
     prepared: TrainBatch,
-    signals: Targets,
+    targets: Targets,
     dims: Sequence[int],
     settings: AdapterConfig | StaticConfig,
     wanted: Mapping[str, float],
@@ -294,7 +362,7 @@ def graded(
     Args:
         vectors: Pooled vectors, `(texts, D)`.
         prepared: The batch.
-        signals: Holds the base's vectors, for the relational term.
+        targets: Holds the base's vectors, for the relational term.
         dims: Prefix sizes.
         settings: Temperature.
         wanted: Terms with a weight above 0.
@@ -303,7 +371,10 @@ def graded(
         The terms `cosent` and `relational`.
     """
     assert prepared.second is not None and prepared.scores is not None
-    first, second, scores = (to_device(each, vectors.device) for each in (prepared.first, prepared.second, prepared.scores))
+    first, second, scores = (
+        to_device(each, vectors.device)
+        for each in (prepared.first, prepared.second, prepared.scores)
+    )
 
     def one(dim: int) -> Tensor:
         cosines = (normalize(vectors[first, :dim]) * normalize(vectors[second, :dim])).sum(1)
@@ -311,14 +382,14 @@ def graded(
 
     terms = {"cosent": over_prefixes(one, dims)} if "cosent" in wanted else {}
     if "relational" in wanted and isinstance(settings, AdapterConfig):
-        terms["relational"] = relational(vectors, signals, dims, settings)
+        terms["relational"] = relational(vectors, targets, dims, settings)
     return terms
 
 
 def classification(
     vectors: Tensor,
     prepared: TrainBatch,
-    signals: Targets,
+    targets: Targets,
     heads: Heads,
     dims: Sequence[int],
     settings: AdapterConfig,
@@ -329,7 +400,7 @@ def classification(
     Args:
         vectors: Pooled vectors, `(texts, D)`.
         prepared: The batch of items.
-        signals: Holds the base's vectors of the same texts.
+        targets: Holds the base's vectors of the same texts.
         heads: Temperature.
         dims: Prefix sizes.
         settings: Temperature, masking.
@@ -351,7 +422,9 @@ def classification(
         labels = torch.from_numpy(prepared.labels)
         all_labels = torch.cat([labels, torch.from_numpy(prepared.negative_labels)])
         same_d, same_a = (labels[:, None] == others[None, :] for others in (all_labels, labels))
-        masked = float((same_d.sum() - len(labels)) / same_d.numel())  # counted on the CPU: a card would have to be waited for
+        masked = float(
+            (same_d.sum() - len(labels)) / same_d.numel()
+        )  # counted on the CPU: a card would have to be waited for
         same_d, same_a = same_d.to(device), same_a.to(device)
     if "info_nce" in wanted:
         tau = temperature(heads, settings)
@@ -364,7 +437,9 @@ def classification(
 
         terms["info_nce"] = over_prefixes(contrast, dims)
     if "relational" in wanted:
-        terms["relational"] = relational(vectors, signals, dims, settings, torch.cat([anchors, documents]))
+        terms["relational"] = relational(
+            vectors, targets, dims, settings, torch.cat([anchors, documents])
+        )
     return terms, masked
 
 
@@ -383,15 +458,21 @@ def adapter_objective(
     """
     wanted = weights_for(task, settings.weights)
 
-    def objective(vectors: Tensor, prepared: TrainBatch, signals: Targets, heads: Heads) -> tuple[Terms, float]:
+    def objective(
+        vectors: Tensor, prepared: TrainBatch, targets: Targets, heads: Heads
+    ) -> tuple[Terms, float]:
         if prepared.batch.kind is RowKind.LABELLED:
-            return classification(vectors, prepared, signals, heads, dims, settings, wanted)
+            return classification(vectors, prepared, targets, heads, dims, settings, wanted)
         if task is Task.CLUSTERING:
-            terms = {"distill": distill(vectors, prepared, signals, heads, dims)} if "distill" in wanted else {}
-            return terms | compared(vectors, prepared, signals, heads, dims, settings, wanted), 0.0
+            terms = (
+                {"distill": distill(vectors, prepared, targets, heads, dims)}
+                if "distill" in wanted
+                else {}
+            )
+            return terms | compared(vectors, prepared, targets, heads, dims, settings, wanted), 0.0
         if prepared.scores is not None:
-            return graded(vectors, prepared, signals, dims, settings, wanted), 0.0
-        return pairs(vectors, prepared, signals, heads, dims, settings, wanted)
+            return graded(vectors, prepared, targets, dims, settings, wanted), 0.0
+        return pairs(vectors, prepared, targets, heads, dims, settings, wanted)
 
     return objective
 

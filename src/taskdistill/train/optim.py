@@ -53,9 +53,19 @@ def make_optimizer(
         (heads, own.lr or phase.lr, warmup, decay),
     ):
         for decays in (True, False):
-            chosen = [p for name, p in named.items() if (p.ndim >= 2 and name not in undecayed) is decays]
+            chosen = [
+                p for name, p in named.items() if (p.ndim >= 2 and name not in undecayed) is decays
+            ]
             if chosen:
-                groups.append({"params": chosen, "lr": rate, "peak": rate, "warmup": warm, "weight_decay": weight_decay if decays else 0.0})
+                groups.append(
+                    {
+                        "params": chosen,
+                        "lr": rate,
+                        "peak": rate,
+                        "warmup": warm,
+                        "weight_decay": weight_decay if decays else 0.0,
+                    }
+                )
     return torch.optim.AdamW(groups, betas=phase.betas, fused=True)
 
 
@@ -102,7 +112,9 @@ def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> float:
     """
     found = [p.grad for p in parameters.values() if p.grad is not None]
     norms = [gradient.norm() for gradient in found if not isinstance(gradient, DTensor)]
-    if divided := [local_tensor(gradient).norm() for gradient in found if isinstance(gradient, DTensor)]:
+    if divided := [
+        local_tensor(gradient).norm() for gradient in found if isinstance(gradient, DTensor)
+    ]:
         norms.append(all_reduce_scalar(torch.stack(divided).norm().square()).sqrt())
     return float(torch.stack(norms).norm()) if norms else 0.0
 

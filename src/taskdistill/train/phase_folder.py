@@ -17,25 +17,28 @@ from taskdistill.train.loop import Phase
 KIND = "phase"
 
 
-def save_phase(folder: Path, job: Phase, meta: Mapping[str, Any]) -> None:
+def save_phase(folder: Path, phase: Phase, meta: Mapping[str, Any]) -> None:
     """Write what a finished phase trained.
 
     Args:
         folder: Where.
-        job: The phase.
+        phase: The phase.
         meta: What must match when it is read again.
     """
-    with write_folder(folder, KIND, meta={**meta, "phase": job.name}, replace=True) as beside:
-        tensors = {name: p.detach().cpu().contiguous() for name, p in (job.trained | job.moving_heads()).items()}
+    with write_folder(folder, KIND, meta={**meta, "phase": phase.name}, replace=True) as beside:
+        tensors = {
+            name: p.detach().cpu().contiguous()
+            for name, p in (phase.trained | phase.moving_heads()).items()
+        }
         save_file(tensors, beside / "weights.safetensors")
 
 
-def load_phase(folder: Path, job: Phase, meta: Mapping[str, Any]) -> bool:
+def load_phase(folder: Path, phase: Phase, meta: Mapping[str, Any]) -> bool:
     """Put a finished phase's weights back, if it was finished.
 
     Args:
         folder: Where it would be.
-        job: The phase; its parameters are overwritten.
+        phase: The phase; its parameters are overwritten.
         meta: What must match.
 
     Returns:
@@ -47,13 +50,20 @@ def load_phase(folder: Path, job: Phase, meta: Mapping[str, Any]) -> bool:
     if not restore(folder):
         return False
     manifest = open_folder(folder, KIND, "delete this folder to train the phase again")
-    require_same(folder, manifest, {**meta, "phase": job.name})
-    tensors, wanted = load_file(folder / "weights.safetensors"), job.trained | job.moving_heads()
+    require_same(folder, manifest, {**meta, "phase": phase.name})
+    tensors, wanted = (
+        load_file(folder / "weights.safetensors"),
+        phase.trained | phase.moving_heads(),
+    )
     if different := sorted(tensors.keys() ^ wanted.keys()):
-        raise BadInput(f"{folder} holds other weights than {job.name} trains: {different[:3]}; delete this folder to train the phase again")
+        raise BadInput(
+            f"{folder} holds other weights than {phase.name} trains: {different[:3]}; delete this folder to train the phase again"
+        )
     with torch.no_grad():
         for name, parameter in wanted.items():
             if tensors[name].shape != parameter.shape:
-                raise BadInput(f"{folder}: {name} has shape {tuple(tensors[name].shape)}, {job.name} needs {tuple(parameter.shape)}")
+                raise BadInput(
+                    f"{folder}: {name} has shape {tuple(tensors[name].shape)}, {phase.name} needs {tuple(parameter.shape)}"
+                )
             parameter.copy_(tensors[name])
     return True

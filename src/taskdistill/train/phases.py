@@ -22,8 +22,24 @@ from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.collate import TrainBatch, collate
 from taskdistill.train.loop import Phase
-from taskdistill.train.loss_terms import TEACHER_TERMS, check_adapter, check_stage1, stage1_weights, teacher_info_nce
-from taskdistill.train.objective import Heads, Targets, Terms, adapter_objective, compared, distill, graded, terms_of, weights_for
+from taskdistill.train.loss_terms import (
+    TEACHER_TERMS,
+    check_adapter,
+    check_stage1,
+    stage1_weights,
+    teacher_info_nce,
+)
+from taskdistill.train.objective import (
+    Heads,
+    Targets,
+    Terms,
+    adapter_objective,
+    compared,
+    distill,
+    graded,
+    terms_of,
+    weights_for,
+)
 from taskdistill.train.optim import HeadSchedule
 from taskdistill.types import RowKind, TeacherSide
 
@@ -86,10 +102,15 @@ def distils(name: str, settings: PhaseConfig) -> bool:
     if task is None or not isinstance(settings, AdapterConfig):
         return True
     wanted = weights_for(task, settings.weights)
-    return bool(wanted.keys() & {"distill", *TEACHER_TERMS}) or settings.false_negative_margin is not None
+    return (
+        bool(wanted.keys() & {"distill", *TEACHER_TERMS})
+        or settings.false_negative_margin is not None
+    )
 
 
-def make_plan(recipe: Recipe, name: str, settings: PhaseConfig, datasets: Mapping[str, Dataset]) -> BatchPlan:
+def make_plan(
+    recipe: Recipe, name: str, settings: PhaseConfig, datasets: Mapping[str, Dataset]
+) -> BatchPlan:
     """Decide which rows every step of a recipe's phase sees.
 
     Args:
@@ -113,7 +134,9 @@ def make_plan(recipe: Recipe, name: str, settings: PhaseConfig, datasets: Mappin
     return plan_phase(recipe.seed, name, settings, datasets)
 
 
-def plan_phase(seed: int, name: str, settings: PhaseConfig, datasets: Mapping[str, Dataset]) -> BatchPlan:
+def plan_phase(
+    seed: int, name: str, settings: PhaseConfig, datasets: Mapping[str, Dataset]
+) -> BatchPlan:
     """Decide which rows every step of a phase sees.
 
     Args:
@@ -133,11 +156,19 @@ def plan_phase(seed: int, name: str, settings: PhaseConfig, datasets: Mapping[st
     for dataset in used:
         if task is not None and dataset.kind not in ALLOWED[task]:
             allowed = ", ".join(ALLOWED[task])
-            raise BadInput(f"{name}: source {dataset.name!r} has {dataset.kind} rows, this task learns from {allowed}")
+            raise BadInput(
+                f"{name}: source {dataset.name!r} has {dataset.kind} rows, this task learns from {allowed}"
+            )
     sizes = {source: size for source, (size, _) in settings.long_sources.items()}
-    negatives = settings.negatives if task is Task.CLASSIFICATION and isinstance(settings, AdapterConfig) else None
+    negatives = (
+        settings.negatives
+        if task is Task.CLASSIFICATION and isinstance(settings, AdapterConfig)
+        else None
+    )
     if task is Task.CLASSIFICATION and not negatives:
-        raise BadInput(f"{name}.negatives is 0; a classification item needs at least one negative, the paper takes 7")
+        raise BadInput(
+            f"{name}.negatives is 0; a classification item needs at least one negative, the paper takes 7"
+        )
     if task is not None and isinstance(settings, AdapterConfig):
         wanted = weights_for(task, settings.weights)
         for dataset in used:
@@ -152,7 +183,15 @@ def plan_phase(seed: int, name: str, settings: PhaseConfig, datasets: Mapping[st
     elif isinstance(settings, Stage1Config):
         check_stage1(name, settings, used)
     weights = {dataset.name: settings.sources[dataset.name] for dataset in used}
-    return BatchPlan(used, weights, settings.batch_size, seed=seed, label=name, batch_sizes=sizes, negatives=negatives)
+    return BatchPlan(
+        used,
+        weights,
+        settings.batch_size,
+        seed=seed,
+        label=name,
+        batch_sizes=sizes,
+        negatives=negatives,
+    )
 
 
 def _learns_scores(recipe: Recipe, name: str) -> bool:
@@ -161,12 +200,16 @@ def _learns_scores(recipe: Recipe, name: str) -> bool:
     return phase_task(name) is Task.TEXT_MATCHING
 
 
-def _check_contrast(name: str, settings: AdapterConfig, dataset: Dataset, wanted: Mapping[str, float]) -> None:
+def _check_contrast(
+    name: str, settings: AdapterConfig, dataset: Dataset, wanted: Mapping[str, float]
+) -> None:
     """Refuse batches of one pair, which has no other row to be compared with."""
     size = settings.long_sources.get(dataset.name, (settings.batch_size, 0))[0]
     if size > 1 or dataset.kind is not RowKind.PAIRS:
         return
-    idle = SPREAD if settings.negatives and any(row.negatives for row in dataset.rows) else AMONG_ROWS
+    idle = (
+        SPREAD if settings.negatives and any(row.negatives for row in dataset.rows) else AMONG_ROWS
+    )
     if found := sorted(wanted.keys() & idle):
         raise BadInput(
             f"{name}: a batch of 1 row of {dataset.name!r} has no other row to contrast with ({', '.join(found)}); set batch_size to 2 or more"
@@ -184,15 +227,23 @@ def preparer(name: str, settings: PhaseConfig) -> Any:
         Batch to `Prepared`.
     """
     task, distil = phase_task(name), distils(name, settings)
-    hard = settings.negatives if isinstance(settings, AdapterConfig | Stage1Config) and task is not Task.CLASSIFICATION else 0
+    hard = (
+        settings.negatives
+        if isinstance(settings, AdapterConfig | Stage1Config) and task is not Task.CLASSIFICATION
+        else 0
+    )
 
     def made(batch: Batch) -> TrainBatch:
-        return collate(batch, task=task, distil=distil, negatives=hard, distil_negatives=task is None)
+        return collate(
+            batch, task=task, distil=distil, negatives=hard, distil_negatives=task is None
+        )
 
     return made
 
 
-def teacher_needs(name: str, settings: PhaseConfig, plan: BatchPlan, sources: Collection[str] | None = None) -> dict[View, list[str]]:
+def teacher_needs(
+    name: str, settings: PhaseConfig, plan: BatchPlan, sources: Collection[str] | None = None
+) -> dict[View, list[str]]:
     """List the texts that a phase will compare with the teacher: exactly those that its steps draw.
 
     Args:
@@ -209,12 +260,16 @@ def teacher_needs(name: str, settings: PhaseConfig, plan: BatchPlan, sources: Co
     made, found = preparer(name, settings), dict[View, dict[str, None]]()
     for step in range(settings.steps):
         batch = plan.at(step)
-        for view, text in made(batch).teacher_texts() if sources is None or batch.dataset in sources else ():
+        for view, text in (
+            made(batch).teacher_texts() if sources is None or batch.dataset in sources else ()
+        ):
             found.setdefault(view, {})[text] = None
     return {view: list(texts) for view, texts in found.items()}
 
 
-def learned_texts(name: str, settings: PhaseConfig, plan: BatchPlan) -> tuple[list[tuple[str, str]], list[str]]:
+def learned_texts(
+    name: str, settings: PhaseConfig, plan: BatchPlan
+) -> tuple[list[tuple[str, str]], list[str]]:
     """List the texts that a phase learns from the teacher, and those that it learns otherwise.
 
     Args:
@@ -229,9 +284,15 @@ def learned_texts(name: str, settings: PhaseConfig, plan: BatchPlan) -> tuple[li
     for step in range(settings.steps):
         prepared = made(plan.at(step))
         compared = {place for place, _ in prepared.distilled}
-        for (place, _), (_, theirs) in zip(prepared.distilled, prepared.teacher_texts(), strict=True):
+        for (place, _), (_, theirs) in zip(
+            prepared.distilled, prepared.teacher_texts(), strict=True
+        ):
             read[prepared.texts[place][1], theirs] = None
-        others.update(dict.fromkeys(text for place, (_, text) in enumerate(prepared.texts) if place not in compared))
+        others.update(
+            dict.fromkeys(
+                text for place, (_, text) in enumerate(prepared.texts) if place not in compared
+            )
+        )
     return list(read), list(others)
 
 
@@ -258,21 +319,51 @@ def stage1_job(
     Returns:
         What the loop runs.
     """
-    chosen, wanted = dims if settings.matryoshka else [model.embedding_dim], stage1_weights(name, settings.weights)
+    chosen, wanted = (
+        dims if settings.matryoshka else [model.embedding_dim],
+        stage1_weights(name, settings.weights),
+    )
 
-    def objective(vectors: Tensor, prepared: TrainBatch, signals: Targets, heads: Heads) -> tuple[Terms, float]:
-        terms = {"distill": distill(vectors, prepared, signals, heads, chosen, settings.reduction)} if "distill" in wanted else {}
-        return terms | compared(vectors, prepared, signals, heads, chosen, settings, wanted), 0.0
+    def objective(
+        vectors: Tensor, prepared: TrainBatch, targets: Targets, heads: Heads
+    ) -> tuple[Terms, float]:
+        terms = (
+            {"distill": distill(vectors, prepared, targets, heads, chosen, settings.reduction)}
+            if "distill" in wanted
+            else {}
+        )
+        return terms | compared(vectors, prepared, targets, heads, chosen, settings, wanted), 0.0
 
     table = model.backbone.get_input_embeddings().weight
     stays = {True: settings.freeze_embeddings, False: settings.freeze_layers}
     trained = {n: p for n, p in model.backbone.named_parameters() if not stays[p is table]}
     heads = Heads(projection)
-    schedule = HeadSchedule(lr=settings.projection_lr, warmup=settings.projection_warmup, weight_decay=settings.projection_weight_decay)
-    return Phase(name, settings, plan, preparer(name, settings), objective, wanted, trained, heads, schedule, stores=stores)
+    schedule = HeadSchedule(
+        lr=settings.projection_lr,
+        warmup=settings.projection_warmup,
+        weight_decay=settings.projection_weight_decay,
+    )
+    return Phase(
+        name,
+        settings,
+        plan,
+        preparer(name, settings),
+        objective,
+        wanted,
+        trained,
+        heads,
+        schedule,
+        stores=stores,
+    )
 
 
-def static_job(settings: StaticConfig, model: StaticModel, plan: BatchPlan, store: TeacherStore, dims: Sequence[int]) -> Phase:
+def static_job(
+    settings: StaticConfig,
+    model: StaticModel,
+    plan: BatchPlan,
+    store: TeacherStore,
+    dims: Sequence[int],
+) -> Phase:
     """Describe the training of the instant student, whose size is the teacher's, without a projection.
 
     Args:
@@ -290,21 +381,34 @@ def static_job(settings: StaticConfig, model: StaticModel, plan: BatchPlan, stor
 
     weights = {str(term): weight for term, weight in settings.weights.items() if weight > 0}
 
-    def objective(vectors: Tensor, prepared: TrainBatch, signals: Targets, heads: Heads) -> tuple[Terms, float]:
+    def objective(
+        vectors: Tensor, prepared: TrainBatch, targets: Targets, heads: Heads
+    ) -> tuple[Terms, float]:
         terms: Terms = {}
         if "distill" in weights and prepared.distilled:
-            terms["distill"] = distill(vectors, prepared, signals, heads, chosen)
+            terms["distill"] = distill(vectors, prepared, targets, heads, chosen)
         if "teacher_nce" in weights and prepared.distilled:
-            assert signals.teacher is not None
+            assert targets.teacher is not None
             compared_vectors = vectors[[place for place, _ in prepared.distilled]]
             read = torch.tensor(prepared.read, device=vectors.device)
-            terms["teacher_nce"] = teacher_info_nce(compared_vectors, read, signals.teacher, None, chosen, settings.nce_temperature)
+            terms["teacher_nce"] = teacher_info_nce(
+                compared_vectors, read, targets.teacher, None, chosen, settings.nce_temperature
+            )
         if "cosent" in weights and prepared.scores is not None:
-            terms |= graded(vectors, prepared, signals, chosen, settings, weights)
+            terms |= graded(vectors, prepared, targets, chosen, settings, weights)
         return terms, 0.0
 
     stores: dict[View, TeacherStore] = {"query": store, "document": store}
-    return Phase("static", phase, plan, preparer("static", phase), objective, weights, {"table": model.table}, stores=stores)
+    return Phase(
+        "static",
+        phase,
+        plan,
+        preparer("static", phase),
+        objective,
+        weights,
+        {"table": model.table},
+        stores=stores,
+    )
 
 
 def adapter_job(
@@ -334,19 +438,27 @@ def adapter_job(
     """
     named = adapter or task.value
     config = lora_config(
-        model.backbone, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, targets=settings.target_modules
+        model.backbone,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        targets=settings.target_modules,
     )
     attach(model.backbone, named, config)
     model.tasks.append(named)
     weights = weights_for(task, settings.weights)
     heads = Heads(projection)
-    learned = settings.learn_temperature if settings.learn_temperature is not None else task is Task.RETRIEVAL
+    learned = (
+        settings.learn_temperature
+        if settings.learn_temperature is not None
+        else task is Task.RETRIEVAL
+    )
     if learned and "info_nce" in weights:
         heads.log_temperature = nn.Parameter(torch.tensor(settings.temperature).log())
         heads.min_temperature = settings.min_temperature
     chosen = dims if settings.matryoshka else [model.embedding_dim]
     name = f"adapters.{task.value}"
-    job = Phase(
+    phase = Phase(
         name,
         settings,
         plan,
@@ -359,7 +471,9 @@ def adapter_job(
         stores=stores,
         needs_base="relational" in weights,
         needs_similarities=settings.false_negative_margin is not None,
-        snapshot_at=None if settings.average is None else max(1, round(settings.average.earlier * settings.steps)),
+        snapshot_at=None
+        if settings.average is None
+        else max(1, round(settings.average.earlier * settings.steps)),
         train_projection=settings.train_projection,
     )
-    return job, config
+    return phase, config

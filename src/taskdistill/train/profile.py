@@ -63,7 +63,10 @@ def profiled(folder: Path | None, name: str, steps: int) -> Iterator[Callable[[]
         return
     check_profile(folder, [name])
     folder.mkdir(parents=True, exist_ok=True)
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    activities = [
+        ProfilerActivity.CPU,
+        *([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
+    ]
 
     def write(found: profile) -> None:
         with tempfile.TemporaryDirectory() as place:
@@ -77,7 +80,9 @@ def profiled(folder: Path | None, name: str, steps: int) -> Iterator[Callable[[]
         write_output(folder / f"{name}.txt", f"{MARK} of {name}\n{table}\n", _is_ours)
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Profiler won't be using warmup")  # a phase of one step has none
+        warnings.filterwarnings(
+            "ignore", message="Profiler won't be using warmup"
+        )  # a phase of one step has none
         when = schedule(wait=0, warmup=min(WARM, steps - 1), active=COUNTED, repeat=1)
     with profile(
         activities=activities,

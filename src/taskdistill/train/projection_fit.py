@@ -39,7 +39,12 @@ class FittedProjection:
 
 
 def fit_projection(
-    student: Tensor, teacher: Tensor, dims: Sequence[int], *, widths: Sequence[int], method: Method = "least_squares"
+    student: Tensor,
+    teacher: Tensor,
+    dims: Sequence[int],
+    *,
+    widths: Sequence[int],
+    method: Method = "least_squares",
 ) -> FittedProjection:
     """Fit `W z + b` to a teacher's vectors, for all prefixes of z at once.
 
@@ -56,7 +61,10 @@ def fit_projection(
     Returns:
         The map. A teacher that knows fewer than two of the texts gets zero rows.
     """
-    parts = [_fit_one(student, part, dims, method) for part in torch.split(teacher.double(), list(widths), dim=1)]
+    parts = [
+        _fit_one(student, part, dims, method)
+        for part in torch.split(teacher.double(), list(widths), dim=1)
+    ]
     cosines = {dim: sum(part.cosines[dim] for part in parts) / len(parts) for dim in dims}
     return FittedProjection(
         weight=torch.cat([part.weight for part in parts]),
@@ -66,14 +74,19 @@ def fit_projection(
     )
 
 
-def _fit_one(student: Tensor, teacher: Tensor, dims: Sequence[int], method: Method) -> FittedProjection:
+def _fit_one(
+    student: Tensor, teacher: Tensor, dims: Sequence[int], method: Method
+) -> FittedProjection:
     known = ~teacher.isnan().any(1)
     inputs, targets = student.double()[known], normalize(teacher[known])
     held = max(1, round(HELD_OUT * len(inputs)))
     if len(inputs) < 2:
         width = teacher.shape[1]
         return FittedProjection(
-            weight=torch.zeros(width, student.shape[1]), bias=torch.zeros(width), cosines=dict.fromkeys(dims, 0.0), ridge=None
+            weight=torch.zeros(width, student.shape[1]),
+            bias=torch.zeros(width),
+            cosines=dict.fromkeys(dims, 0.0),
+            ridge=None,
         )
     # The sample is drawn from batches in order; every tenth text is held out, so both parts have all sources.
     places = torch.arange(len(inputs))
@@ -81,9 +94,15 @@ def _fit_one(student: Tensor, teacher: Tensor, dims: Sequence[int], method: Meth
     fitted = (
         [(None, *_rotation(inputs[~out], targets[~out], dims))]
         if method == "rotation"
-        else [(ridge, *found) for ridge, found in zip(RIDGES, _ridges(inputs[~out], targets[~out], dims), strict=True)]
+        else [
+            (ridge, *found)
+            for ridge, found in zip(RIDGES, _ridges(inputs[~out], targets[~out], dims), strict=True)
+        ]
     )
-    scored = [(ridge, weight, bias, _cosines(inputs[out], targets[out], dims, weight, bias)) for ridge, weight, bias in fitted]
+    scored = [
+        (ridge, weight, bias, _cosines(inputs[out], targets[out], dims, weight, bias))
+        for ridge, weight, bias in fitted
+    ]
     ridge, weight, bias, cosines = max(scored, key=lambda each: sum(each[3].values()))
     return FittedProjection(weight=weight.float(), bias=bias.float(), cosines=cosines, ridge=ridge)
 
@@ -118,5 +137,14 @@ def _rotation(inputs: Tensor, targets: Tensor, dims: Sequence[int]) -> tuple[Ten
     return left @ right, inputs.new_zeros(targets.shape[1])
 
 
-def _cosines(inputs: Tensor, targets: Tensor, dims: Sequence[int], weight: Tensor, bias: Tensor) -> dict[int, float]:
-    return {dim: float((normalize(normalize(inputs[:, :dim]) @ weight[:, :dim].T + bias) * targets).sum(1).mean()) for dim in dims}
+def _cosines(
+    inputs: Tensor, targets: Tensor, dims: Sequence[int], weight: Tensor, bias: Tensor
+) -> dict[int, float]:
+    return {
+        dim: float(
+            (normalize(normalize(inputs[:, :dim]) @ weight[:, :dim].T + bias) * targets)
+            .sum(1)
+            .mean()
+        )
+        for dim in dims
+    }

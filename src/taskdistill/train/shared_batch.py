@@ -51,12 +51,18 @@ class SharedBatch:
     further: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lengths = np.fromiter((len(row) for row in self.ids), dtype=np.int64, count=len(self.ids))
+        self.lengths = np.fromiter(
+            (len(row) for row in self.ids), dtype=np.int64, count=len(self.ids)
+        )
         self.batches = micro_batches(self.lengths, self.micro_batch_tokens, TOGETHER)
         # Families that cannot be packed draw dropout masks for each run of texts of equal length, which must then
         # stay whole.
         divisible = self.spreads and (self.model.packs or not self.model.tasks)
-        self.further = spread(self.batches, self.lengths, self.threads.count * self.processes.size) if divisible else 0
+        self.further = (
+            spread(self.batches, self.lengths, self.threads.count * self.processes.size)
+            if divisible
+            else 0
+        )
 
     def pieces(self) -> list[list[MicroBatch]]:
         """Cut the batch as it is cut now, smaller after memory ran out.
@@ -64,7 +70,12 @@ class SharedBatch:
         Returns:
             The pieces of every process: those of process r of n are every n-th from r on. The same on every process.
         """
-        every = split(self.batches, range(len(self.batches)), self.lengths, self.threads.halvings + self.further)
+        every = split(
+            self.batches,
+            range(len(self.batches)),
+            self.lengths,
+            self.threads.halvings + self.further,
+        )
         return [every[rank :: self.processes.size] for rank in range(self.processes.size)]
 
     def most_tokens(self, every: Sequence[Sequence[MicroBatch]]) -> int:
@@ -113,7 +124,9 @@ class SharedBatch:
             `(texts, D)`, the same on every process.
         """
         joined = held.own if held.room is None else self.processes.cut(held.room, _counts(every))
-        order = torch.from_numpy(np.concatenate([piece.rows for own in every for piece in own])).to(joined.device)
+        order = torch.from_numpy(np.concatenate([piece.rows for own in every for piece in own])).to(
+            joined.device
+        )
         return torch.empty_like(joined).index_copy_(0, order, joined)
 
     def until_it_fits(self, run: Callable[[], Result]) -> Result:

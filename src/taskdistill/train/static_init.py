@@ -35,7 +35,11 @@ def token_texts(tokenizer: TextTokenizer) -> list[str]:
     for number in range(len(tokenizer)):
         token = tokenizer.backend.id_to_token(number) or ""
         plain = tokenizer.backend.decode([number], skip_special_tokens=False).strip() or token
-        texts.append(plain.removeprefix("##").replace("\u2581", " ").replace("\u0120", " ").strip() or token or "?")
+        texts.append(
+            plain.removeprefix("##").replace("\u2581", " ").replace("\u0120", " ").strip()
+            or token
+            or "?"
+        )
     return texts
 
 
@@ -68,13 +72,19 @@ def start_table(
     texts = every if only is None else [every[i] for i in only]
     store.fill(texts, teacher, progress=progress)
     if missing := store.missing(texts):
-        raise WorkFailed(f"the teacher gave no vector for {len(missing)} tokens of the vocabulary, {missing[0]!r} first")
+        raise WorkFailed(
+            f"the teacher gave no vector for {len(missing)} tokens of the vocabulary, {missing[0]!r} first"
+        )
     vectors = torch.from_numpy(store.get(texts).astype(np.float32))
-    counts = np.bincount(np.concatenate(tokenizer.ids(sample, prompt="", max_length=512).ids), minlength=len(every))
+    counts = np.bincount(
+        np.concatenate(tokenizer.ids(sample, prompt="", max_length=512).ids), minlength=len(every)
+    )
     shares = torch.from_numpy(counts / max(1, counts.sum())).float()
     centred = vectors - vectors.mean(0, keepdim=True)
     if only is not None:
-        centred = torch.zeros(len(every), centred.shape[1]).index_copy(0, torch.tensor(only), centred)
+        centred = torch.zeros(len(every), centred.shape[1]).index_copy(
+            0, torch.tensor(only), centred
+        )
     return StaticModel(centred * (FREQUENCY_FLOOR / (FREQUENCY_FLOOR + shares))[:, None])
 
 
@@ -112,13 +122,21 @@ def start_from_texts(
         some = pairs[start : start + TEXTS_AT_ONCE]
         ids = tokenizer.ids([own for own, _ in some], prompt="", max_length=512).ids
         flat = torch.from_numpy(np.concatenate(ids)).long()
-        rows = torch.from_numpy(np.repeat([numbers[theirs] for _, theirs in some], [len(row) for row in ids]))
+        rows = torch.from_numpy(
+            np.repeat([numbers[theirs] for _, theirs in some], [len(row) for row in ids])
+        )
         sums.index_add_(0, flat, vectors[rows])
         counts.index_add_(0, flat, torch.ones(len(flat)))
     table = 2 * sums / (counts[:, None] + SELDOM)
-    table += noise * normalize(torch.randn(table.shape, generator=torch.Generator().manual_seed(torch_seed(seed))))
+    table += noise * normalize(
+        torch.randn(table.shape, generator=torch.Generator().manual_seed(torch_seed(seed)))
+    )
     for start in range(0, len(counted), TEXTS_AT_ONCE):
-        flat = torch.from_numpy(np.concatenate(tokenizer.ids(counted[start : start + TEXTS_AT_ONCE], prompt="", max_length=512).ids)).long()
+        flat = torch.from_numpy(
+            np.concatenate(
+                tokenizer.ids(counted[start : start + TEXTS_AT_ONCE], prompt="", max_length=512).ids
+            )
+        ).long()
         counts.index_add_(0, flat, torch.ones(len(flat)))
     shares = counts / counts.sum().clamp_min(1)
     return StaticModel(table * (FREQUENCY_FLOOR / (FREQUENCY_FLOOR + shares))[:, None])

@@ -25,17 +25,21 @@ class TargetLookup:
     """Gives each step its token ids and signals."""
 
     def __init__(
-        self, job: Phase, model: TransformerModel | StaticModel, around: TrainContext, micro_batch_tokens: int = MICRO_BATCH_TOKENS
+        self,
+        phase: Phase,
+        model: TransformerModel | StaticModel,
+        ctx: TrainContext,
+        micro_batch_tokens: int = MICRO_BATCH_TOKENS,
     ) -> None:
         """Remember where they come from.
 
         Args:
-            job: The phase, with its teacher stores.
+            phase: The phase, with its teacher stores.
             model: For the vectors without adapter.
-            around: For tokenizer, prompts, and the device that signals are put on.
+            ctx: For tokenizer, prompts, and the device that signals are put on.
             micro_batch_tokens: Tokens of a pass without adapter.
         """
-        self.job, self.model, self.around = job, model, around
+        self.phase, self.model, self.ctx = phase, model, ctx
         self.micro_batch_tokens = micro_batch_tokens
 
     def ids(self, prepared: TrainBatch) -> list[np.ndarray]:
@@ -47,26 +51,35 @@ class TargetLookup:
         Returns:
             Token ids of each of its texts, behind the prompt of its role.
         """
-        processes, count = self.around.processes, len(prepared.texts)
+        processes, count = self.ctx.processes, len(prepared.texts)
         own = self._tokenised(prepared, range(processes.rank, count, processes.size))
         if processes.size == 1:
             return own
         shares = [range(rank, count, processes.size) for rank in range(processes.size)]
         sizes = torch.tensor([[len(row)] for row in own], dtype=torch.int64).reshape(-1, 1)
         lengths = processes.gather(sizes, [len(share) for share in shares])[:, 0]
-        totals = [int(part.sum()) for part in torch.split(lengths, [len(share) for share in shares])]
+        totals = [
+            int(part.sum()) for part in torch.split(lengths, [len(share) for share in shares])
+        ]
         flat = torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *own]))[:, None]
         rows = torch.split(processes.gather(flat, totals)[:, 0], lengths.tolist())
         places = [place for share in shares for place in share]
-        return [row.numpy() for _, row in sorted(zip(places, rows, strict=True), key=lambda found: found[0])]
+        return [
+            row.numpy()
+            for _, row in sorted(zip(places, rows, strict=True), key=lambda found: found[0])
+        ]
 
     def _tokenised(self, prepared: TrainBatch, places: range) -> list[np.ndarray]:
-        _, length = self.job.settings.long_sources.get(prepared.batch.dataset, (0, self.job.settings.max_length))
+        _, length = self.phase.settings.long_sources.get(
+            prepared.batch.dataset, (0, self.phase.settings.max_length)
+        )
         out: dict[int, np.ndarray] = {}
         for role in dict.fromkeys(prepared.texts[i][0] for i in places):
             own = [i for i in places if prepared.texts[i][0] == role]
-            made = self.around.tokenizer.ids(
-                [prepared.texts[i][1] for i in own], prompt=self.around.prompts.get(role, ""), max_length=length
+            made = self.ctx.tokenizer.ids(
+                [prepared.texts[i][1] for i in own],
+                prompt=self.ctx.prompts.get(role, ""),
+                max_length=length,
             )
             out.update(zip(own, made.ids, strict=True))
         return [out[i] for i in places]
@@ -83,57 +96,65 @@ class TargetLookup:
         """
         found = Targets()
         if prepared.distilled:
-            with self.around.processes.together():  # a store that one process cannot read must not leave the others waiting
-                found.teacher = teacher_vectors(self.job, prepared)
-                if self.job.needs_similarities and prepared.second is not None:
+            with (
+                self.ctx.processes.together()
+            ):  # a store that one process cannot read must not leave the others waiting
+                found.teacher = teacher_vectors(self.phase, prepared)
+                if self.phase.needs_similarities and prepared.second is not None:
                     count = len(prepared.first)
                     unit = torch.nn.functional.normalize(found.teacher.nan_to_num(), dim=1).numpy()
                     found.teacher_similarities = unit[:count] @ unit[count : 2 * count].T
-        if self.job.needs_base:
+        if self.phase.needs_base:
             found.base = self._without_adapter(ids)
-        if found.teacher is not None and self.model is not None:  # losses compare what is of one device and one number type
+        if (
+            found.teacher is not None and self.model is not None
+        ):  # losses compare what is of one device and one number type
             weight = next(self.model.parameters())
             found.teacher = found.teacher.to(weight.device, weight.dtype, non_blocking=True)
         return found
 
     def _without_adapter(self, ids: list[np.ndarray]) -> Tensor:
         """Embed with the base, in micro-batches that follow from the batch alone, so that a continued run gets the same bits."""
-        assert isinstance(self.model, TransformerModel), "only a transformer has adapters to be left out"
+        assert isinstance(self.model, TransformerModel), (
+            "only a transformer has adapters to be left out"
+        )
         self.model.select(None)
         return base_vectors(
             self.model,
             ids,
-            threads=self.around.threads,
+            threads=self.ctx.threads,
             micro_batch_tokens=self.micro_batch_tokens,
-            processes=self.around.processes,
-            compute=self.around.arithmetic.compute,
+            processes=self.ctx.processes,
+            compute=self.ctx.arithmetic.compute,
         )
 
 
-def teacher_vectors(job: Phase, prepared: TrainBatch) -> Tensor:
+def teacher_vectors(phase: Phase, prepared: TrainBatch) -> Tensor:
     """Look up the teachers' vectors of a batch.
 
     Args:
-        job: The phase, with its stores.
+        phase: The phase, with its stores.
         prepared: The batch.
 
     Returns:
         `(n, T)`, in the order of `prepared.distilled`; of several teachers side by side, not a number where one has none.
     """
-    texts, every = prepared.teacher_texts(), [job.stores, *job.further]
+    texts, every = prepared.teacher_texts(), [phase.stores, *phase.further]
     if len(every) == 1:
         return _read(every[0], texts, partial=False)
-    allowed = job.readers.get(prepared.batch.dataset, range(len(every)))
+    allowed = phase.readers.get(prepared.batch.dataset, range(len(every)))
     parts = []
     for place, stores in enumerate(every):
         if place in allowed:
             parts.append(_read(stores, texts, partial=True))
         else:
-            parts.append(torch.full((len(texts), job.heads.widths[place]), torch.nan))
+            parts.append(torch.full((len(texts), phase.heads.widths[place]), torch.nan))
     return torch.cat(parts, dim=1)
 
 
-def _read(stores: Mapping[View, TeacherStore], wanted: list[tuple[View, str]], *, partial: bool) -> Tensor:
+def _read(
+    stores: Mapping[View, TeacherStore], wanted: list[tuple[View, str]], *, partial: bool
+) -> Tensor:
     """Read one teacher's vectors; with `partial` a text without one gets a row that is not a number."""
     out: Tensor | None = None
     for view in dict.fromkeys(view for view, _ in wanted):

@@ -44,7 +44,9 @@ class Timer:
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
     @contextmanager
-    def shared(self, marks: Sequence[tuple[str, Moment, Moment]], device: torch.device) -> Iterator[None]:
+    def shared(
+        self, marks: Sequence[tuple[str, Moment, Moment]], device: torch.device
+    ) -> Iterator[None]:
         """Divide the seconds of a block among parts that several threads worked on at once, by what the threads spent on each.
 
         Args:

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from taskdistill.errors import BadInput
 from taskdistill.io.atomic import restore
-from taskdistill.io.folders import open_folder, read_manifest, remove_folder, require_field, require_same, write_folder
+from taskdistill.io.folders import (
+    open_folder,
+    read_manifest,
+    remove_folder,
+    require_field,
+    require_same,
+    write_folder,
+)
 from taskdistill.io.outputs import remove_names
 from taskdistill.train.checkpoint import list_checkpoints, snapshot_folder
 from taskdistill.train.fsdp import copy_full_
@@ -71,7 +78,11 @@ def remove_state(checkpoints: Path) -> None:
     Args:
         checkpoints: Folder of the phase's checkpoints.
     """
-    for folder in (*list_checkpoints(checkpoints), best_folder(checkpoints), snapshot_folder(checkpoints)):
+    for folder in (
+        *list_checkpoints(checkpoints),
+        best_folder(checkpoints),
+        snapshot_folder(checkpoints),
+    ):
         remove_folder(folder)
     remove_names(checkpoints, ())
 
@@ -91,7 +102,13 @@ def read_scores(log: Log, phase: str) -> dict[int, dict[str, float]]:
 
 
 def evaluate_now(
-    during: Validation, step: int, weights: Mapping[str, Tensor], log: Log, phase: str, checkpoints: Path, meta: Mapping[str, Any]
+    during: Validation,
+    step: int,
+    weights: Mapping[str, Tensor],
+    log: Log,
+    phase: str,
+    checkpoints: Path,
+    meta: Mapping[str, Any],
 ) -> dict[str, float]:
     """Score the model, keep its weights if they are the best so far, and log both.
 
@@ -116,12 +133,16 @@ def evaluate_now(
     record: dict[str, Any] = {"phase": phase, "evaluated": step, "scores": scores, "main": main}
     if during.keep is not None:
         if during.keep not in scores:
-            raise BadInput(f"evaluation.during.keep is {during.keep!r}, but {phase} scores only {', '.join(scores)}")
+            raise BadInput(
+                f"evaluation.during.keep is {during.keep!r}, but {phase} scores only {', '.join(scores)}"
+            )
         before = best_so_far(checkpoints, meta)
         record["best"] = before is None or before.step >= step or scores[during.keep] > before.score
         if record["best"]:
             told = {"step": step, "metric": during.keep, "score": scores[during.keep]}
-            with write_folder(best_folder(checkpoints), KIND, meta={**meta, **told}, replace=True) as folder:
+            with write_folder(
+                best_folder(checkpoints), KIND, meta={**meta, **told}, replace=True
+            ) as folder:
                 save_file(dict(weights), folder / "weights.safetensors")
     log.write(record | {"seconds": time.monotonic() - start})
     return scores
@@ -160,7 +181,10 @@ def best_so_far(checkpoints: Path, meta: Mapping[str, Any]) -> Best | None:
 
 
 def _best(folder: Path, manifest: Mapping[str, Any]) -> Best:
-    step, metric = require_field(folder, manifest, "step", int), require_field(folder, manifest, "metric", str)
+    step, metric = (
+        require_field(folder, manifest, "step", int),
+        require_field(folder, manifest, "metric", str),
+    )
     return Best(step, metric, require_field(folder, manifest, "score", float))
 
 
@@ -175,13 +199,18 @@ def drop_best_after(checkpoints: Path, step: int) -> str | None:
         A note, or None if nothing had to go.
     """
     folder = best_folder(checkpoints)
-    if not restore(folder) or (at := require_field(folder, read_manifest(folder, KIND), "step", int)) <= step:
+    if (
+        not restore(folder)
+        or (at := require_field(folder, read_manifest(folder, KIND), "step", int)) <= step
+    ):
         return None
     remove_folder(folder)
     return f"dropped the best weights of step {at}, which is run again"
 
 
-def load_best(checkpoints: Path, parameters: Mapping[str, nn.Parameter], meta: Mapping[str, Any]) -> Best:
+def load_best(
+    checkpoints: Path, parameters: Mapping[str, nn.Parameter], meta: Mapping[str, Any]
+) -> Best:
     """Put the best weights in place of the last ones.
 
     Args:

@@ -8,7 +8,17 @@ from collections import Counter
 from collections.abc import Sequence
 from math import log
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from taskdistill.errors import WorkFailed
 from taskdistill.model.tokenizer import TextTokenizer
@@ -47,11 +57,17 @@ def learn_vocabulary(texts: Sequence[str], size: int) -> Tokenizer:
     """
     joined = _without_special_tokens(Tokenizer(models.BPE(unk_token=UNKNOWN)))
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[UNKNOWN], limit_alphabet=size // 2, max_token_length=LONGEST_PIECE, show_progress=False
+        vocab_size=size,
+        special_tokens=[UNKNOWN],
+        limit_alphabet=size // 2,
+        max_token_length=LONGEST_PIECE,
+        show_progress=False,
     )
     joined.train_from_iterator(texts, trainer)
     if joined.get_vocab_size() < 2:
-        raise WorkFailed(f"no vocabulary of {size:,} pieces could be learned from {len(texts):,} texts: they have no letters")
+        raise WorkFailed(
+            f"no vocabulary of {size:,} pieces could be learned from {len(texts):,} texts: they have no letters"
+        )
     counts: Counter[int] = Counter()
     for start in range(0, len(texts), CHUNK):
         for cut in joined.encode_batch(texts[start : start + CHUNK]):
@@ -59,13 +75,17 @@ def learn_vocabulary(texts: Sequence[str], size: int) -> Tokenizer:
     total = sum(counts.values())
     pieces = sorted(vocabulary := joined.get_vocab(), key=vocabulary.__getitem__)
     scores = [0.0, *(log((counts[number] or UNSEEN) / total) for number in range(1, len(pieces)))]
-    return _without_special_tokens(Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=0)))
+    return _without_special_tokens(
+        Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=0))
+    )
 
 
 def _without_special_tokens(made: Tokenizer) -> Tokenizer:
     made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     scripts = [pre_tokenizers.Split(Regex(script), "isolated") for script in UNSPACED]
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation(), *scripts])
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation(), *scripts]
+    )
     made.decoder = decoders.Metaspace()
     return made
 
@@ -80,12 +100,26 @@ def with_special_tokens(learned: Tokenizer, old: TextTokenizer) -> Tokenizer:
     Returns:
         The learned one.
     """
-    special = [token.content for _, token in sorted(old.backend.get_added_tokens_decoder().items()) if token.special]
-    learned.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    around = old.backend.encode("a", add_special_tokens=True)
-    inner = around.special_tokens_mask.index(0)
-    before = [token for token, mark in zip(around.tokens[:inner], around.special_tokens_mask[:inner], strict=True) if mark]
-    after = [token for token, mark in zip(around.tokens[inner:], around.special_tokens_mask[inner:], strict=True) if mark]
+    special = [
+        token.content
+        for _, token in sorted(old.backend.get_added_tokens_decoder().items())
+        if token.special
+    ]
+    learned.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special]
+    )
+    ctx = old.backend.encode("a", add_special_tokens=True)
+    inner = ctx.special_tokens_mask.index(0)
+    before = [
+        token
+        for token, mark in zip(ctx.tokens[:inner], ctx.special_tokens_mask[:inner], strict=True)
+        if mark
+    ]
+    after = [
+        token
+        for token, mark in zip(ctx.tokens[inner:], ctx.special_tokens_mask[inner:], strict=True)
+        if mark
+    ]
     if before or after:
         used = list(dict.fromkeys([*before, *after]))
         learned.post_processor = processors.TemplateProcessing(
@@ -107,7 +141,10 @@ def whole_words(tokenizer: TextTokenizer) -> list[str]:
     """
     prefix = getattr(tokenizer.backend.model, "continuing_subword_prefix", None)
     found: dict[str, None] = {}
-    for token in sorted(vocabulary := tokenizer.backend.get_vocab(with_added_tokens=False), key=vocabulary.__getitem__):
+    for token in sorted(
+        vocabulary := tokenizer.backend.get_vocab(with_added_tokens=False),
+        key=vocabulary.__getitem__,
+    ):
         marked = token.startswith(WORD_MARKS)
         if marked or (prefix and not token.startswith(prefix)):
             word = unicodedata.normalize("NFKC", token[1:] if marked else token).lower()
@@ -133,7 +170,9 @@ def with_words(learned: Tokenizer, words: Sequence[str]) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
 
 
-def learn_beside(texts: Sequence[str], size: int, initial: TextTokenizer, *, keep_words: bool) -> TextTokenizer:
+def learn_beside(
+    texts: Sequence[str], size: int, initial: TextTokenizer, *, keep_words: bool
+) -> TextTokenizer:
     """Learn a vocabulary that takes the place of another one.
 
     Args:
@@ -149,4 +188,8 @@ def learn_beside(texts: Sequence[str], size: int, initial: TextTokenizer, *, kee
         WorkFailed: See `learn_vocabulary`.
     """
     learned = learn_vocabulary(texts, size)
-    return TextTokenizer(with_special_tokens(with_words(learned, whole_words(initial)) if keep_words else learned, initial))
+    return TextTokenizer(
+        with_special_tokens(
+            with_words(learned, whole_words(initial)) if keep_words else learned, initial
+        )
+    )

@@ -51,14 +51,24 @@ def read_pairs(plan: BatchPlan) -> list[tuple[str, str]]:
             rows = tuple(dataset.rows[start : start + CHUNK])
             texts = dataset.kind is RowKind.LABELLED
             kind = RowKind.TEXTS if texts else dataset.kind
-            prepared = collate(Batch(0, 0, dataset.name, kind, rows, np.arange(len(rows)), dataset.teacher_reads), task=None, distil=True)
-            for (place, _), (_, theirs) in zip(prepared.distilled, prepared.teacher_texts(), strict=True):
+            prepared = collate(
+                Batch(0, 0, dataset.name, kind, rows, np.arange(len(rows)), dataset.teacher_reads),
+                task=None,
+                distil=True,
+            )
+            for (place, _), (_, theirs) in zip(
+                prepared.distilled, prepared.teacher_texts(), strict=True
+            ):
                 found[prepared.texts[place][1], theirs] = None
     return list(found)
 
 
 def align(
-    new: Sequence[np.ndarray], old: Sequence[np.ndarray], sizes: tuple[int, int], seed: int, same: Mapping[int, int] | None = None
+    new: Sequence[np.ndarray],
+    old: Sequence[np.ndarray],
+    sizes: tuple[int, int],
+    seed: int,
+    same: Mapping[int, int] | None = None,
 ) -> csr_matrix:
     """Find which old pieces each new piece stands for, by IBM model 1.
 
@@ -78,7 +88,10 @@ def align(
     ours, theirs = [np.unique(ids) for ids in new], [np.unique(ids) for ids in old]
     piece, text, weight = _drawn(ours, sizes[0], seed)
     counts = np.array([len(ids) for ids in theirs])
-    flat, first = np.concatenate(theirs).astype(np.int64), np.concatenate([[0], np.cumsum(counts)[:-1]])
+    flat, first = (
+        np.concatenate(theirs).astype(np.int64),
+        np.concatenate([[0], np.cumsum(counts)[:-1]]),
+    )
     held = counts[text] > 0
     piece, text, weight = piece[held], text[held], weight[held]
     length = counts[text]
@@ -92,7 +105,11 @@ def align(
     twin[list(same or {})] = list((same or {}).values())
     expected: np.ndarray = np.where(twin[pieces] == keys, FAVOURED, 1.0)
     for number in range(ROUNDS):
-        chance = expected if number == 0 else expected / np.bincount(keys, expected, minlength=sizes[1])[keys]
+        chance = (
+            expected
+            if number == 0
+            else expected / np.bincount(keys, expected, minlength=sizes[1])[keys]
+        )
         share = chance[cell]
         share *= (weight / np.bincount(row, share, minlength=len(piece)))[row]
         expected = np.bincount(cell, share, minlength=len(kept))
@@ -100,7 +117,9 @@ def align(
     return csr_matrix((expected, (pieces, keys)), shape=sizes)
 
 
-def _drawn(ours: Sequence[np.ndarray], size: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _drawn(
+    ours: Sequence[np.ndarray], size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw the texts in which each piece is aligned; each counts for as many as the piece has a drawn one for."""
     piece = np.concatenate(ours).astype(np.int64)
     text = np.repeat(np.arange(len(ours)), [len(ids) for ids in ours])
@@ -109,7 +128,11 @@ def _drawn(ours: Sequence[np.ndarray], size: int, seed: int) -> tuple[np.ndarray
     counts = np.bincount(piece, minlength=size)
     rank = np.arange(len(piece)) - np.repeat(np.cumsum(counts) - counts, counts)
     chosen = order[rank < OCCURRENCES]
-    return piece[chosen], text[chosen], (counts / np.minimum(counts, OCCURRENCES).clip(1))[piece[chosen]]
+    return (
+        piece[chosen],
+        text[chosen],
+        (counts / np.minimum(counts, OCCURRENCES).clip(1))[piece[chosen]],
+    )
 
 
 def mixed_rows(chances: csr_matrix, table: Tensor, spelled: Sequence[np.ndarray]) -> Tensor:
@@ -135,7 +158,11 @@ def mixed_rows(chances: csr_matrix, table: Tensor, spelled: Sequence[np.ndarray]
 
 
 def transfer_embeddings(
-    tokenizer: TextTokenizer, old: TextTokenizer, pairs: Sequence[tuple[str, str]], table: Tensor, seed: int
+    tokenizer: TextTokenizer,
+    old: TextTokenizer,
+    pairs: Sequence[tuple[str, str]],
+    table: Tensor,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Make the token table of a new vocabulary out of the old one.
 
@@ -151,14 +178,26 @@ def transfer_embeddings(
         that are one old token and mean the same in the pairs, or do not occur in them.
     """
     pairs = _balanced(pairs, seed)
-    new_ids, old_ids = _plain_ids(tokenizer, [own for own, _ in pairs]), _plain_ids(old, [theirs for _, theirs in pairs])
-    pieces = [tokenizer.backend.decode([number], skip_special_tokens=False).strip() for number in range(len(tokenizer))]
+    new_ids, old_ids = (
+        _plain_ids(tokenizer, [own for own, _ in pairs]),
+        _plain_ids(old, [theirs for _, theirs in pairs]),
+    )
+    pieces = [
+        tokenizer.backend.decode([number], skip_special_tokens=False).strip()
+        for number in range(len(tokenizer))
+    ]
     unknown = _unknown(old)
     spelled = [ids[ids != unknown] for ids in _plain_ids(old, pieces)]
     same = {number: int(ids[0]) for number, ids in enumerate(spelled) if len(ids) == 1}
-    rows = mixed_rows(align(new_ids, old_ids, (len(tokenizer), len(table)), seed, same), table, spelled)
+    rows = mixed_rows(
+        align(new_ids, old_ids, (len(tokenizer), len(table)), seed, same), table, spelled
+    )
     kept = torch.zeros(len(rows), dtype=torch.bool)
-    same = {number: one for number, one in same.items() if F.cosine_similarity(rows[number], table[one], dim=0) > SAME}
+    same = {
+        number: one
+        for number, one in same.items()
+        if F.cosine_similarity(rows[number], table[one], dim=0) > SAME
+    }
     for number, token in tokenizer.backend.get_added_tokens_decoder().items():
         if (one := old.backend.token_to_id(token.content)) is not None:
             same[number] = one

@@ -34,7 +34,9 @@ class EmbeddingGradient:
         self._table: weakref.ref[Tensor] | None = None
         self._filled: Tensor | None = None
 
-    def add_up(self, table: Tensor, rows: Tensor, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    def all_reduce_(
+        self, table: Tensor, rows: Tensor, parts: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
         """Add up the gradients of looked-up rows.
 
         Args:
@@ -46,13 +48,20 @@ class EmbeddingGradient:
             `(vocabulary, D)`; valid until the next call.
         """
         held, buffer = self._table() if self._table is not None else None, self._buffer
-        if held is not table or buffer is None or (buffer.shape, buffer.dtype, buffer.device) != (table.shape, table.dtype, table.device):
+        if (
+            held is not table
+            or buffer is None
+            or (buffer.shape, buffer.dtype, buffer.device)
+            != (table.shape, table.dtype, table.device)
+        ):
             self._buffer = self._filled = None  # the old one goes before the new one comes
             self._buffer = buffer = torch.zeros_like(table, requires_grad=False)
             self._table = weakref.ref(table)
         if self._filled is not None:
             buffer.index_fill_(0, self._filled, 0.0)
-        self._filled = rows  # before anything is added: if that fails, these rows are cleared all the same
+        self._filled = (
+            rows  # before anything is added: if that fails, these rows are cleared all the same
+        )
         for ids, gradient in parts:
             buffer.index_add_(0, ids, gradient)
         return buffer
@@ -82,7 +91,9 @@ class GradientSums:
         if self.table_trained:
             self.rows.append((ids, gradients[-1]))
         found = gradients[: self._inner]
-        self.inner = [a.add_(b) for a, b in zip(self.inner, found, strict=True)] if self.inner else found
+        self.inner = (
+            [a.add_(b) for a, b in zip(self.inner, found, strict=True)] if self.inner else found
+        )
 
 
 def looked_up_rows(ids: Sequence[np.ndarray], table: Tensor) -> Tensor:
@@ -115,7 +126,11 @@ class WorkerPool:
         self.halvings = 0
         """How often micro-batches are halved because they did not fit into memory."""
         keep_freed_memory()
-        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) if count > 1 else None
+        self._pool = (
+            ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+            if count > 1
+            else None
+        )
 
     def map(self, work: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
         """Run work on some items and yield results in their order.
@@ -175,5 +190,9 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for parameter, value in ((-8, 1), (-3, 1 << 30), (-1, (1 << 31) - 1)):  # arenas, mapping threshold, trimming threshold
+        for parameter, value in (
+            (-8, 1),
+            (-3, 1 << 30),
+            (-1, (1 << 31) - 1),
+        ):  # arenas, mapping threshold, trimming threshold
             mallopt(parameter, value)

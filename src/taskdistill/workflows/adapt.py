@@ -59,7 +59,12 @@ EPOCHS = 10
 STEPS = (60, 400)
 """Fewest and most steps that are chosen by themselves."""
 DEFAULTS: dict[RowKind, dict[str, Any]] = {
-    RowKind.LABELLED: {"weights": {"relational": 1.0}, "negatives": 1, "temperature": 0.1, "lr": 3e-3},
+    RowKind.LABELLED: {
+        "weights": {"relational": 1.0},
+        "negatives": 1,
+        "temperature": 0.1,
+        "lr": 3e-3,
+    },
     RowKind.SCORED: {"weights": {"info_nce": 0.0, "distill": 0.0, "relational": 5.0}, "lr": 2e-4},
     RowKind.PAIRS: {
         "weights": {"distill": 0.0, "relational": 5.0},
@@ -102,7 +107,9 @@ class AdaptRequest:
         if self.strength is None:
             return STRENGTH[self.rows]
         if not 0 < self.strength <= 1:
-            raise BadInput(f"strength is {self.strength}; give the share of the trained change to keep, above 0 and at most 1")
+            raise BadInput(
+                f"strength is {self.strength}; give the share of the trained change to keep, above 0 and at most 1"
+            )
         return self.strength
 
     @property
@@ -120,7 +127,9 @@ class AdaptRequest:
         if self.kind is None:
             return KINDS[self.task][0]
         if self.kind not in KINDS[self.task]:
-            raise BadInput(f"a {self.task} adapter is trained on {' or '.join(KINDS[self.task])} rows, not on {self.kind}")
+            raise BadInput(
+                f"a {self.task} adapter is trained on {' or '.join(KINDS[self.task])} rows, not on {self.kind}"
+            )
         return self.kind
 
 
@@ -128,7 +137,7 @@ def adapt(
     folder: Path,
     wanted: AdaptRequest,
     *,
-    watcher: Progress | None = None,
+    progress: Progress | None = None,
     should_stop: Stop = never,
     device: str = AUTO,
     precision: str = AUTO,
@@ -140,7 +149,7 @@ def adapt(
     Args:
         folder: A model folder of this package.
         wanted: What is asked for.
-        watcher: Told what happens.
+        progress: Told what happens.
         should_stop: Asked before every step; true saves and stops.
         device: Where the adapter is trained and scored.
         precision: Number type of the passes in training, see `choose_arithmetic`; scores are taken in float32.
@@ -152,7 +161,7 @@ def adapt(
         BadInput: If the model, the rows or a setting cannot be used.
         WorkFailed: If the adapter scores below the base on the development rows: nothing is written then.
     """
-    watcher, started = watcher or SilentProgress(), time.monotonic()
+    progress, started = progress or SilentProgress(), time.monotonic()
     kind, strength = wanted.rows, wanted.kept
     if not restore(folder) or not folder.is_dir():
         raise BadInput(f"{folder} is no folder; give a model folder that `taskdistill train` wrote")
@@ -164,11 +173,13 @@ def adapt(
     arithmetic = choose_arithmetic(precision, place)
     model = read_model(folder)
     if not isinstance(model.module, TransformerModel):
-        raise BadInput(f"{folder} holds a static model, which has no layers to adapt; give a transformer model")
+        raise BadInput(
+            f"{folder} holds a static model, which has no layers to adapt; give a transformer model"
+        )
     without_dropout(model.module.backbone)
     model.module.check_training(table=False)
     model.module.to(place)
-    watcher.note(f"device {place} ({device_name(place)}), passes in {arithmetic}")
+    progress.note(f"device {place} ({device_name(place)}), passes in {arithmetic}")
     check_new_adapter(folder, model, wanted.adapter, replacing=wanted.replace)
     if wanted.replace:
         _forget(model, wanted.adapter)
@@ -176,41 +187,64 @@ def adapt(
     dev = None if wanted.dev is None else _rows(wanted, wanted.dev, kind)
     _check_apart(data, dev)
     settings = chosen_settings(wanted.task, kind, data, wanted.settings or {}, model.module)
-    watcher.note(f"{data.name}: {len(data.rows):,} {kind} rows; {settings.steps:,} steps of {settings.batch_size}")
+    progress.note(
+        f"{data.name}: {len(data.rows):,} {kind} rows; {settings.steps:,} steps of {settings.batch_size}"
+    )
     claim(work, WORK, earlier=_is_work)
     with writer_lock(work / "lock"):
         remove_stale(folder)
         digest = _digest(wanted, settings, data, model)
         base = weights_hash(model.module.backbone)
-        _train(model, wanted, settings, data, work / digest, digest, watcher, should_stop, arithmetic)
+        _train(
+            model, wanted, settings, data, work / digest, digest, progress, should_stop, arithmetic
+        )
         scale_adapter(model.module, wanted.adapter, strength)
         if weights_hash(model.module.backbone) != base:
-            raise WorkFailed("the base's weights changed while the adapter was trained; nothing was written, please report this")
+            raise WorkFailed(
+                "the base's weights changed while the adapter was trained; nothing was written, please report this"
+            )
         encoder = Encoder(model, threads=cores())
         found = None if dev is None else compare(encoder, wanted.adapter, wanted.task, data, dev)
         if found is not None:
-            watcher.note(shown(found))
+            progress.note(shown(found))
             if found.after < found.before:
                 _remove_work(work / digest)
                 raise WorkFailed(
                     f"on {wanted.dev} the adapter has {found.metric} {100 * found.after:.1f}, the base {100 * found.before:.1f}: nothing was "
                     f"written; give more rows, or other settings with --set"
                 )
-        watcher.stage("calibrating int8 and writing the model folder")
+        progress.stage("calibrating int8 and writing the model folder")
         facts = _facts(wanted, settings, data, found)
         calibrated = _calibrated(encoder, model, wanted.adapter, data)
         section = _section(wanted, facts, found)
-        add_adapter(folder, model, wanted.adapter, task=wanted.task.value, calibrated=calibrated, section=section, facts=facts)
+        add_adapter(
+            folder,
+            model,
+            wanted.adapter,
+            task=wanted.task.value,
+            calibrated=calibrated,
+            section=section,
+            facts=facts,
+        )
         for left in sorted(work.iterdir()):
             _remove_work(left)
     if {path.name for path in work.iterdir()} == {MANIFEST}:
         remove_names(work, [MANIFEST])
-    return {"model": folder.name, "adapter": wanted.adapter, **facts, "seconds": time.monotonic() - started}
+    return {
+        "model": folder.name,
+        "adapter": wanted.adapter,
+        **facts,
+        "seconds": time.monotonic() - started,
+    }
 
 
 def _is_work(folder: Path) -> bool:
     """Whether a folder without a manifest is the workplace of a version that gave it none."""
-    return all(_DIGEST.fullmatch(path.name) and path.is_dir() and not path.is_symlink() for path in folder.iterdir() if path.name != "lock")
+    return all(
+        _DIGEST.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        for path in folder.iterdir()
+        if path.name != "lock"
+    )
 
 
 def _remove_work(folder: Path) -> None:
@@ -220,7 +254,9 @@ def _remove_work(folder: Path) -> None:
         remove_names(folder, ["log.jsonl"])
 
 
-def chosen_settings(task: Task, kind: RowKind, data: Dataset, given: Mapping[str, Any], module: TransformerModel) -> AdapterConfig:
+def chosen_settings(
+    task: Task, kind: RowKind, data: Dataset, given: Mapping[str, Any], module: TransformerModel
+) -> AdapterConfig:
     """Choose how an adapter is trained on few rows; every field of a recipe's adapter may be given instead.
 
     Args:
@@ -243,15 +279,26 @@ def chosen_settings(task: Task, kind: RowKind, data: Dataset, given: Mapping[str
     texts = 2 + negatives if kind is not RowKind.SCORED else 2
     size = int(given.get("batch_size", max(2, min(len(data.rows), TEXTS_PER_STEP // texts))))
     steps = max(STEPS[0], min(STEPS[1], round(EPOCHS * len(data.rows) / size)))
-    made = {"sources": {data.name: 1.0}, "steps": steps, "batch_size": size, "checkpoint_every": 50, **usual, **given}
+    made = {
+        "sources": {data.name: 1.0},
+        "steps": steps,
+        "batch_size": size,
+        "checkpoint_every": 50,
+        **usual,
+        **given,
+    }
     made["weights"] = {**usual["weights"], **given.get("weights", {})}
     try:
         settings = AdapterConfig.model_validate(made)
     except ValidationError as error:
-        raise BadInput("settings of the adapter: " + "; ".join(explain(error, AdapterConfig)[:5])) from None
+        raise BadInput(
+            "settings of the adapter: " + "; ".join(explain(error, AdapterConfig)[:5])
+        ) from None
     name = f"adapters.{_objective(task, kind).value}"
     if distils(name, settings):
-        raise BadInput("weights.distill and false_negative_margin need a teacher, which `adapt` does not ask; train a recipe for that")
+        raise BadInput(
+            "weights.distill and false_negative_margin need a teacher, which `adapt` does not ask; train a recipe for that"
+        )
     if settings.average is not None:
         raise BadInput("average has no effect here; train a recipe for that")
     if settings.rope_theta is not None and rope_theta(module.backbone) is None:
@@ -276,7 +323,9 @@ def _check_apart(data: Dataset, dev: Dataset | None) -> None:
         return
     seen = {row_texts(row) for row in data.rows}
     if same := sum(row_texts(row) in seen for row in dev.rows):
-        raise BadInput(f"{same} of {len(dev.rows)} development rows are among the training rows; give rows of their own to --dev")
+        raise BadInput(
+            f"{same} of {len(dev.rows)} development rows are among the training rows; give rows of their own to --dev"
+        )
 
 
 def _forget(model: Model, name: str) -> None:
@@ -287,7 +336,14 @@ def _forget(model: Model, name: str) -> None:
 
 
 def _digest(wanted: AdaptRequest, settings: AdapterConfig, data: Dataset, model: Model) -> str:
-    said = [wanted.adapter, wanted.task.value, wanted.seed, settings.model_dump(mode="json"), data.sha256, model.hash]
+    said = [
+        wanted.adapter,
+        wanted.task.value,
+        wanted.seed,
+        settings.model_dump(mode="json"),
+        data.sha256,
+        model.hash,
+    ]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -298,7 +354,7 @@ def _train(
     data: Dataset,
     work: Path,
     digest: str,
-    watcher: Progress,
+    progress: Progress,
     should_stop: Stop,
     arithmetic: Arithmetic,
 ) -> None:
@@ -306,7 +362,9 @@ def _train(
     assert isinstance(module, TransformerModel)
     torch.manual_seed(torch_seed(wanted.seed))
     plan = plan_phase(wanted.seed, f"adapters.{objective.value}", settings, {data.name: data})
-    job, config = adapter_job(objective, settings, module, plan, {}, None, model.settings.matryoshka_dims, wanted.adapter)
+    job, config = adapter_job(
+        objective, settings, module, plan, {}, None, model.settings.matryoshka_dims, wanted.adapter
+    )
     model.adapter_configs[wanted.adapter] = config
     theta = rope_theta(module.backbone)
     if settings.rope_theta is not None:
@@ -314,26 +372,28 @@ def _train(
     nn.ParameterList(job.heads.named().values()).to(module.device)
     work.mkdir(exist_ok=True)
     log = Log(work / "log.jsonl")
-    watcher.stage(f"{wanted.adapter}: {settings.steps:,} steps")
+    progress.stage(f"{wanted.adapter}: {settings.steps:,} steps")
     try:
         with workers(cores() if module.device == CPU else 1) as threads:
-            around = TrainContext(
+            ctx = TrainContext(
                 model.tokenizer,
                 model.settings.prompts,
                 wanted.seed,
                 threads,
                 log,
                 {"adapt": digest},
-                watcher.step,
+                progress.step,
                 should_stop,
                 threads.count,
-                watcher.note,
+                progress.note,
                 device=module.device,
                 arithmetic=arithmetic,
             )
-            run_phase(job, module, work / "checkpoints", around)
+            run_phase(job, module, work / "checkpoints", ctx)
     except Interrupted:
-        raise Interrupted("stopped; what is trained is kept, run the same command again to continue") from None
+        raise Interrupted(
+            "stopped; what is trained is kept, run the same command again to continue"
+        ) from None
     finally:
         log.close()
         if theta is not None:
@@ -360,12 +420,20 @@ def _calibrated(encoder: Encoder, model: Model, name: str, data: Dataset) -> dic
     texts = [row_texts(row)[-1] for row in data.rows][:CALIBRATION_TEXTS]
     found = {"int8_ranges": int8_ranges(encoder, texts, [name])[name]}
     if model.settings.binary_offsets:
-        asked = [row.query for row in data.rows][:CALIBRATION_TEXTS] if data.kind is RowKind.PAIRS else texts
-        found["binary_offsets"] = binary_offsets(encoder, {Role.QUERY: asked, Role.DOCUMENT: texts}, [name])[name]
+        asked = (
+            [row.query for row in data.rows][:CALIBRATION_TEXTS]
+            if data.kind is RowKind.PAIRS
+            else texts
+        )
+        found["binary_offsets"] = binary_offsets(
+            encoder, {Role.QUERY: asked, Role.DOCUMENT: texts}, [name]
+        )[name]
     return found
 
 
-def _facts(wanted: AdaptRequest, settings: AdapterConfig, data: Dataset, found: DevComparison | None) -> dict[str, Any]:
+def _facts(
+    wanted: AdaptRequest, settings: AdapterConfig, data: Dataset, found: DevComparison | None
+) -> dict[str, Any]:
     return {
         "task": wanted.task.value,
         "data": data.name,
@@ -375,11 +443,15 @@ def _facts(wanted: AdaptRequest, settings: AdapterConfig, data: Dataset, found: 
         "seed": wanted.seed,
         "strength": wanted.kept,
         "settings": settings.model_dump(mode="json", exclude={"sources", "long_sources"}),
-        "dev": None if found is None else {"file": None if wanted.dev is None else wanted.dev.name, **found.to_json()},
+        "dev": None
+        if found is None
+        else {"file": None if wanted.dev is None else wanted.dev.name, **found.to_json()},
     }
 
 
-def _section(wanted: AdaptRequest, facts: Mapping[str, Any], found: DevComparison | None) -> list[str]:
+def _section(
+    wanted: AdaptRequest, facts: Mapping[str, Any], found: DevComparison | None
+) -> list[str]:
     command = f"taskdistill adapt MODEL {facts['data']} --task {wanted.task.value}"
     command += f" --name {wanted.name}" if wanted.name else ""
     command += f" --strength {wanted.strength}" if wanted.strength is not None else ""

@@ -49,7 +49,11 @@ from taskdistill.types import MANIFEST, RowKind
 from taskdistill.workflows.evaluate import open_models, placements
 
 KIND = "probe"
-_CLAIM: dict[str, Any] = {"earlier": lambda path: False, "files": ("probe.json",), "parts": ("students", "endpoints", "cache")}
+_CLAIM: dict[str, Any] = {
+    "earlier": lambda path: False,
+    "files": ("probe.json",),
+    "parts": ("students", "endpoints", "cache"),
+}
 """Of the folder that it writes."""
 
 STUDENT = ": student"
@@ -105,7 +109,7 @@ def compare_teachers(
     specs: Sequence[ModelSpec],
     data: Path,
     out: Path,
-    watcher: Progress,
+    progress: Progress,
     *,
     sets: Sequence[str] | None = None,
     texts: Path | None = None,
@@ -125,7 +129,7 @@ def compare_teachers(
         specs: The candidates.
         data: Folder of evaluation sets.
         out: Where everything is kept and probe.json is written.
-        watcher: Told what happens.
+        progress: Told what happens.
         sets: Names of the sets; None takes all.
         texts: Training texts of the students, see `training_texts`; None takes those of `data`, or the documents of its
             retrieval sets where it has none.
@@ -153,29 +157,61 @@ def compare_teachers(
     check_claim(out, KIND, **_CLAIM)
     options = EvalOptions(max_queries=max_queries, seed=effort.seed)
     found = find_eval_sets(data, sets)
-    teachers = open_models(specs, out / "endpoints", environment or {}, threads=threads, device=device, dtype=dtype)
+    teachers = open_models(
+        specs, out / "endpoints", environment or {}, threads=threads, device=device, dtype=dtype
+    )
     if where := placements(teachers):
-        watcher.note(where)
-    sample = _sample(texts or data, found, options, effort, watcher, given=texts is not None)
-    vocabulary = [*sample, *(text for each in found for text in _all_texts(each.load(max_queries, effort.seed)))]
+        progress.note(where)
+    sample = _sample(texts or data, found, options, effort, progress, given=texts is not None)
+    vocabulary = [
+        *sample,
+        *(text for each in found for text in _all_texts(each.load(max_queries, effort.seed))),
+    ]
     claim(out, KIND, **_CLAIM)
     models: list[Embedder] = []
     seconds = {}
     for spec, teacher in zip(specs, teachers, strict=True):
         start = time.monotonic()
         folder = resolve(tokenizer or (spec.place if spec.kind == "folder" else EMBEDDED))
-        student = _student(teacher, TextTokenizer.load(folder, special=False), sample, vocabulary, out, effort, watcher, threads)
+        student = _student(
+            teacher,
+            TextTokenizer.load(folder, special=False),
+            sample,
+            vocabulary,
+            out,
+            effort,
+            progress,
+            threads,
+        )
         seconds[teacher.name] = time.monotonic() - start
-        models += [teacher, EncoderEmbedder(Encoder.load(student, threads=threads), name=f"{teacher.name}{STUDENT}")]
-    watcher.stage(f"scoring {len(teachers)} teachers and their students on {len(found)} sets")
-    results = evaluate_models(models, found, out, options, progress=watcher.count, note=watcher.note)
+        models += [
+            teacher,
+            EncoderEmbedder(
+                Encoder.load(student, threads=threads), name=f"{teacher.name}{STUDENT}"
+            ),
+        ]
+    progress.stage(f"scoring {len(teachers)} teachers and their students on {len(found)} sets")
+    results = evaluate_models(
+        models, found, out, options, progress=progress.count, note=progress.note
+    )
     rows = [_row(teacher, results, seconds[teacher.name]) for teacher in teachers]
     rows.sort(key=lambda row: -row["student"])
     names = [f"{row['teacher']}{STUDENT}" for row in rows]
-    results = evaluate_models(models, found, out, options, reference=names[0])  # all is kept by now; only the comparison is new
+    results = evaluate_models(
+        models, found, out, options, reference=names[0]
+    )  # all is kept by now; only the comparison is new
     behind = [row for row in results["comparisons"] if len(names) > 1 and row["model"] == names[1]]
-    beyond = (sum(row["p"] < 0.05 and row["difference"][2] < 0 for row in behind), len(behind)) if behind else None
-    told = {"teachers": rows, "advice": advice(rows, beyond), "effort": vars(effort), "results": results}
+    beyond = (
+        (sum(row["p"] < 0.05 and row["difference"][2] < 0 for row in behind), len(behind))
+        if behind
+        else None
+    )
+    told = {
+        "teachers": rows,
+        "advice": advice(rows, beyond),
+        "effort": vars(effort),
+        "results": results,
+    }
     write_result(out / "probe.json", told)
     return told
 
@@ -223,11 +259,20 @@ def advice(rows: Sequence[Mapping[str, Any]], beyond: tuple[int, int] | None = N
 
 
 def _all_texts(data: SetData) -> list[str]:
-    return [*judged_texts(data), *(data.train.texts if isinstance(data, LabeledData) and data.train is not None else ())]
+    return [
+        *judged_texts(data),
+        *(data.train.texts if isinstance(data, LabeledData) and data.train is not None else ()),
+    ]
 
 
 def _sample(
-    place: Path, sets: Sequence[EvalSet], options: EvalOptions, effort: StudentBudget, watcher: Progress, *, given: bool
+    place: Path,
+    sets: Sequence[EvalSet],
+    options: EvalOptions,
+    effort: StudentBudget,
+    progress: Progress,
+    *,
+    given: bool,
 ) -> list[str]:
     """Draw the students' training texts."""
     try:
@@ -237,14 +282,21 @@ def _sample(
         if given:
             raise
         data = [each.load(options.max_queries, options.seed) for each in sets]
-        texts = [text for each in data if isinstance(each, RankingData) for text in each.documents.values()]
+        texts = [
+            text
+            for each in data
+            if isinstance(each, RankingData)
+            for text in each.documents.values()
+        ]
         source = "the documents of the retrieval sets, since there is no train split"
         if not texts:
-            raise BadInput(f"{place} has no train split, no texts and no retrieval set to train students on; give --texts") from None
+            raise BadInput(
+                f"{place} has no train split, no texts and no retrieval set to train students on; give --texts"
+            ) from None
     distinct = sorted(dict.fromkeys(text for text in texts if text.strip()))
     rng = np.random.default_rng(effort.seed)
     chosen = rng.choice(len(distinct), size=min(effort.texts, len(distinct)), replace=False)
-    watcher.note(f"students learn from {len(chosen):,} of {len(distinct):,} texts of {source}")
+    progress.note(f"students learn from {len(chosen):,} of {len(distinct):,} texts of {source}")
     return [distinct[i] for i in sorted(chosen.tolist())]
 
 
@@ -255,30 +307,44 @@ def _student(
     vocabulary: Sequence[str],
     out: Path,
     effort: StudentBudget,
-    watcher: Progress,
+    progress: Progress,
     threads: int,
 ) -> Path:
     """Make the static student of a teacher, unless the same one is there."""
     wrapped = EmbedderTeacher(teacher)
-    ids = np.unique(np.concatenate(tokenizer.ids(list(vocabulary), prompt="", max_length=LONG_TEXT).ids))
+    ids = np.unique(
+        np.concatenate(tokenizer.ids(list(vocabulary), prompt="", max_length=LONG_TEXT).ids)
+    )
     made_from = {
-        "teacher": hashlib.sha256(json.dumps(wrapped.identity.fields(), sort_keys=True).encode()).hexdigest(),
+        "teacher": hashlib.sha256(
+            json.dumps(wrapped.identity.fields(), sort_keys=True).encode()
+        ).hexdigest(),
         "texts": hashlib.sha256("\n".join(sample).encode()).hexdigest(),
         "tokens": hashlib.sha256(tokenizer.to_json().encode() + ids.tobytes()).hexdigest(),
         "effort": json.dumps(vars(effort), sort_keys=True),
     }
     folder = out / "students" / f"{slug(teacher.name)}-{made_from['teacher'][:8]}"
     if (folder / MANIFEST).is_file() and read_manifest(folder, "model")["inputs"] == made_from:
-        watcher.note(f"{teacher.name}{STUDENT}: made before")
+        progress.note(f"{teacher.name}{STUDENT}: made before")
         return folder
     store = open_store(out / "teacher-store", wrapped.identity, None)
-    watcher.stage(f"{teacher.name}: embedding {len(ids):,} tokens and {len(sample):,} texts")
-    table = start_table(tokenizer, wrapped, store, list(sample), watcher.count, only=ids.tolist())
-    settings = StaticConfig(sources={"texts": 1.0}, steps=effort.steps, batch_size=min(effort.batch_size, len(sample)))
+    progress.stage(f"{teacher.name}: embedding {len(ids):,} tokens and {len(sample):,} texts")
+    table = start_table(tokenizer, wrapped, store, list(sample), progress.count, only=ids.tolist())
+    settings = StaticConfig(
+        sources={"texts": 1.0}, steps=effort.steps, batch_size=min(effort.batch_size, len(sample))
+    )
     dataset = make_dataset("texts", RowKind.TEXTS, [Text(text) for text in sample])
-    plan = BatchPlan([dataset], {"texts": 1.0}, settings.batch_size, seed=effort.seed, label="static")
-    _train(table, tokenizer, settings, plan, store, wrapped, folder, effort, watcher, threads)
-    model = Model(table.eval(), tokenizer, ModelSettings(max_length=1_000_000, matryoshka_dims=(table.embedding_dim,)), folder.name, folder)
+    plan = BatchPlan(
+        [dataset], {"texts": 1.0}, settings.batch_size, seed=effort.seed, label="static"
+    )
+    _train(table, tokenizer, settings, plan, store, wrapped, folder, effort, progress, threads)
+    model = Model(
+        table.eval(),
+        tokenizer,
+        ModelSettings(max_length=1_000_000, matryoshka_dims=(table.embedding_dim,)),
+        folder.name,
+        folder,
+    )
     write_model(folder, model, inputs=made_from, replace_existing=True)
     return folder
 
@@ -292,19 +358,30 @@ def _train(
     teacher: EmbedderTeacher,
     folder: Path,
     effort: StudentBudget,
-    watcher: Progress,
+    progress: Progress,
     threads: int,
 ) -> None:
-    texts = [text for found in teacher_needs("static", static_phase(settings), plan).values() for text in found]
-    store.fill(texts, teacher, progress=watcher.count)
+    texts = [
+        text
+        for found in teacher_needs("static", static_phase(settings), plan).values()
+        for text in found
+    ]
+    store.fill(texts, teacher, progress=progress.count)
     if missing := store.missing(texts):
-        raise BadInput(f"teacher {teacher.model.name!r} gives no usable vector for {len(missing)} texts, the first {missing[0][:60]!r}")
+        raise BadInput(
+            f"teacher {teacher.model.name!r} gives no usable vector for {len(missing)} texts, the first {missing[0][:60]!r}"
+        )
     torch.manual_seed(torch_seed(effort.seed))
     job = static_job(settings, table, plan, store, [table.embedding_dim])
-    watcher.stage(f"{teacher.model.name}{STUDENT}: {settings.steps} steps")
+    progress.stage(f"{teacher.model.name}{STUDENT}: {settings.steps} steps")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".training-") as place, workers(threads) as hands:
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=".training-") as place,
+        workers(threads) as hands,
+    ):
         log = Log(Path(place) / "log.jsonl")
-        around = TrainContext(tokenizer, {}, effort.seed, hands, log, {}, watcher.step, never, threads, watcher.note)
-        run_phase(job, table, Path(place) / "checkpoints", around)
+        ctx = TrainContext(
+            tokenizer, {}, effort.seed, hands, log, {}, progress.step, never, threads, progress.note
+        )
+        run_phase(job, table, Path(place) / "checkpoints", ctx)
         log.close()

@@ -63,12 +63,14 @@ class EvaluateRequest:
     dtype: str = AUTO
 
 
-def evaluate(request: EvaluateRequest, watcher: Progress, environment: Mapping[str, str]) -> dict[str, Any]:
+def evaluate(
+    request: EvaluateRequest, progress: Progress, environment: Mapping[str, str]
+) -> dict[str, Any]:
     """Run an evaluation and write results.json and report.html.
 
     Args:
         request: What is wanted.
-        watcher: Told what happens.
+        progress: Told what happens.
         environment: Where keys of endpoints are looked up.
 
     Returns:
@@ -77,30 +79,57 @@ def evaluate(request: EvaluateRequest, watcher: Progress, environment: Mapping[s
     Raises:
         BadInput: If a model, set or suite cannot be used; what is finished stays.
     """
-    claims: dict[str, Any] = {"earlier": lambda path: _is_evaluation(path), "files": ("results.json", "report.html"), "parts": _PARTS}
+    claims: dict[str, Any] = {
+        "earlier": lambda path: _is_evaluation(path),
+        "files": ("results.json", "report.html"),
+        "parts": _PARTS,
+    }
     check_claim(request.out, KIND, **claims)
     suites = _suite_tasks(request.suites)
-    sets = find_eval_sets(request.data, request.sets, request.split) if request.data is not None else []
-    models = open_models(request.models, request.out / "endpoints", environment, device=request.device, dtype=request.dtype)
+    sets = (
+        find_eval_sets(request.data, request.sets, request.split)
+        if request.data is not None
+        else []
+    )
+    models = open_models(
+        request.models,
+        request.out / "endpoints",
+        environment,
+        device=request.device,
+        dtype=request.dtype,
+    )
     if told := placements(models):
-        watcher.note(told)
-    trainings = [read_training(path, watcher) for path in request.seen]
+        progress.note(told)
+    trainings = [read_training(path, progress) for path in request.seen]
     claim(request.out, KIND, **claims)
     if sets:
-        watcher.stage(f"{_some(len(models), 'model')} on {_some(len(sets), 'local set')}")
+        progress.stage(f"{_some(len(models), 'model')} on {_some(len(sets), 'local set')}")
     kept = request.out if sets else None
-    results = evaluate_models(models, sets, kept, request.options, reference=request.reference, progress=watcher.count, note=watcher.note)
+    results = evaluate_models(
+        models,
+        sets,
+        kept,
+        request.options,
+        reference=request.reference,
+        progress=progress.count,
+        note=progress.note,
+    )
     results["seen"] = []
     for training in trainings:
-        data = {each.name: each.load(request.options.max_queries, request.options.seed) for each in sets}
+        data = {
+            each.name: each.load(request.options.max_queries, request.options.seed) for each in sets
+        }
         found = seen_in(training, sets, data)
         results["seen"].append({"training": training.name, "texts": training.texts, "sets": found})
         for line in warnings_of(training.name, found):
-            watcher.note(line)
-    results["suites"] = [_run_suite(name, tasks, models, request, watcher) for name, tasks in suites.items()]
+            progress.note(line)
+    results["suites"] = [
+        _run_suite(name, tasks, models, request, progress) for name, tasks in suites.items()
+    ]
     for suite in results["suites"]:
         suite["seen_by_teacher"] = {
-            training.name: [name for name in suite["tasks"] if teacher_saw(training.teacher, name)] for training in trainings
+            training.name: [name for name in suite["tasks"] if teacher_saw(training.teacher, name)]
+            for training in trainings
         }
     write_output(request.out / "results.json", dump_json(results))
     write_evaluation(request.out, results, [request.command] if request.command else [])
@@ -131,10 +160,22 @@ def open_models(
     """
     often = Counter(spec.name for spec in specs)
     named = [
-        spec if often[spec.name] == 1 or "name" in spec.options else replace(spec, options={**spec.options, "name": spec.place})
+        spec
+        if often[spec.name] == 1 or "name" in spec.options
+        else replace(spec, options={**spec.options, "name": spec.place})
         for spec in specs
     ]
-    opened = (open_model(spec, memory=memory, environment=environment, threads=threads, device=device, dtype=dtype) for spec in named)
+    opened = (
+        open_model(
+            spec,
+            memory=memory,
+            environment=environment,
+            threads=threads,
+            device=device,
+            dtype=dtype,
+        )
+        for spec in named
+    )
     return list(opened)
 
 
@@ -147,7 +188,9 @@ def placements(models: Sequence[Embedder]) -> str:
     Returns:
         One line; empty if all are endpoints or vectors on disk.
     """
-    return "; ".join(dict.fromkeys(model.placement for model in models if isinstance(model, RunsHere)))
+    return "; ".join(
+        dict.fromkeys(model.placement for model in models if isinstance(model, RunsHere))
+    )
 
 
 def write_texts(sets: Sequence[EvalSet], options: EvalOptions, path: Path) -> int:
@@ -169,8 +212,12 @@ def write_texts(sets: Sequence[EvalSet], options: EvalOptions, path: Path) -> in
             texts.update(dict.fromkeys(data.train.texts))
     import json
 
-    content = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode()
-    write_output(path, content, lambda file: file.read(len(content) + 1) == content)  # texts of somebody look like these
+    content = "".join(
+        json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts
+    ).encode()
+    write_output(
+        path, content, lambda file: file.read(len(content) + 1) == content
+    )  # texts of somebody look like these
     return len(texts)
 
 
@@ -191,7 +238,13 @@ def _suite_tasks(names: Sequence[str]) -> dict[str, list[Any]]:
     return {suite_name(name): suite_tasks(name) for name in names}
 
 
-def _run_suite(name: str, tasks: Sequence[Any], models: Sequence[Embedder], request: EvaluateRequest, watcher: Progress) -> dict[str, Any]:
+def _run_suite(
+    name: str,
+    tasks: Sequence[Any],
+    models: Sequence[Embedder],
+    request: EvaluateRequest,
+    progress: Progress,
+) -> dict[str, Any]:
     """Run a benchmark with every model, at every dimension and precision that was asked for."""
     from taskdistill.evaluate.mteb import MtebEncoder
     from taskdistill.evaluate.suites import run_suite
@@ -201,11 +254,22 @@ def _run_suite(name: str, tasks: Sequence[Any], models: Sequence[Embedder], requ
     for model in models:
         for dim in options.dims or (None,):
             for precision in options.precisions or (Precision.FLOAT32.value,):
-                setting = [*([f"{dim} dimensions"] if options.dims else []), *([precision] if options.precisions else [])]
+                setting = [
+                    *([f"{dim} dimensions"] if options.dims else []),
+                    *([precision] if options.precisions else []),
+                ]
                 encoders.append(MtebEncoder(model, dim=dim, precision=precision))
                 names.append(", ".join([model.name, *setting]))
-    watcher.stage(f"{name}: {_some(len(tasks), 'task')}, through mteb")
-    return run_suite(encoders, names, name, tasks, request.out / "mteb", progress=watcher.count, note=watcher.note)
+    progress.stage(f"{name}: {_some(len(tasks), 'task')}, through mteb")
+    return run_suite(
+        encoders,
+        names,
+        name,
+        tasks,
+        request.out / "mteb",
+        progress=progress.count,
+        note=progress.note,
+    )
 
 
 def _some(number: int, what: str) -> str:
@@ -222,7 +286,9 @@ def check_options(request: EvaluateRequest) -> None:
         BadInput: If there is nothing to evaluate on, or an option of local sets comes without them.
     """
     if request.data is None and not request.suites:
-        raise BadInput("nothing to evaluate on; give --data DIR, a folder of local sets, or --suite NAME, a public benchmark")
+        raise BadInput(
+            "nothing to evaluate on; give --data DIR, a folder of local sets, or --suite NAME, a public benchmark"
+        )
     options, default = request.options, EvalOptions()
     given = {
         "--set": request.sets is not None,
@@ -236,6 +302,10 @@ def check_options(request: EvaluateRequest) -> None:
     if request.data is None:
         for name, wrong in given.items():
             if wrong:
-                raise BadInput(f"{name} has no effect without --data: a suite is run as it is; leave it out, or give local sets")
+                raise BadInput(
+                    f"{name} has no effect without --data: a suite is run as it is; leave it out, or give local sets"
+                )
     if options.rescore != default.rescore and not options.precisions:
-        raise BadInput("--no-rescore has no effect without --dims or --precisions; leave it out, or give them")
+        raise BadInput(
+            "--no-rescore has no effect without --dims or --precisions; leave it out, or give them"
+        )

@@ -10,7 +10,19 @@ from taskdistill.errors import BadInput
 from taskdistill.io.folders import check_folder, read_manifest
 from taskdistill.types import MANIFEST, Backend
 
-VECTOR_FIELDS = ("model", "space_id", "source", "rows", "task", "prompt_name", "width", "stored_as", "backend", "dtype", "shard_rows")
+VECTOR_FIELDS = (
+    "model",
+    "space_id",
+    "source",
+    "rows",
+    "task",
+    "prompt_name",
+    "width",
+    "stored_as",
+    "backend",
+    "dtype",
+    "shard_rows",
+)
 
 
 def describe_folder(path: Path) -> dict[str, Any]:
@@ -30,10 +42,17 @@ def describe_folder(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     try:
         return _describe(path, manifest)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:  # of a manifest without a hash of itself
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+    ) as error:  # of a manifest without a hash of itself
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"{path / MANIFEST} lacks a field or holds another type ({error}); copy or make the folder again") from None
+        raise BadInput(
+            f"{path / MANIFEST} lacks a field or holds another type ({error}); copy or make the folder again"
+        ) from None
 
 
 def _describe(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +77,12 @@ def _describe(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return found | {"faults": faults}
 
 
-LEAST: dict[Backend, float] = {Backend.TORCH: 1 - 1e-5, Backend.ONNXRUNTIME: 0.9999, Backend.OPENVINO: 0.9999, Backend.INT8: 0.95}
+LEAST: dict[Backend, float] = {
+    Backend.TORCH: 1 - 1e-5,
+    Backend.ONNXRUNTIME: 0.9999,
+    Backend.OPENVINO: 0.9999,
+    Backend.INT8: 0.95,
+}
 """Smallest cosine to the golden vectors at which a back end still gives a model's own space; eight bits move vectors, which `encode` says."""
 
 LEAST_HALF = 0.99
@@ -75,7 +99,11 @@ def least_cosine(backend: Backend, dtype: str) -> float:
     Returns:
         The smallest cosine.
     """
-    return LEAST_HALF if backend is Backend.TORCH and dtype not in ("auto", "float32") else LEAST[backend]
+    return (
+        LEAST_HALF
+        if backend is Backend.TORCH and dtype not in ("auto", "float32")
+        else LEAST[backend]
+    )
 
 
 def backends_here() -> list[Backend]:
@@ -86,8 +114,17 @@ def backends_here() -> list[Backend]:
     """
     from importlib.util import find_spec
 
-    needs = {Backend.TORCH: (), Backend.INT8: (), Backend.ONNXRUNTIME: ("onnx", "onnxruntime"), Backend.OPENVINO: ("openvino",)}
-    return [backend for backend, modules in needs.items() if all(find_spec(module) is not None for module in modules)]
+    needs = {
+        Backend.TORCH: (),
+        Backend.INT8: (),
+        Backend.ONNXRUNTIME: ("onnx", "onnxruntime"),
+        Backend.OPENVINO: ("openvino",),
+    }
+    return [
+        backend
+        for backend, modules in needs.items()
+        if all(find_spec(module) is not None for module in modules)
+    ]
 
 
 def verify_model(
@@ -117,14 +154,23 @@ def verify_model(
 
     golden = read_golden(path)
     if golden is None:
-        raise BadInput(f"{path} has no golden vectors to verify against; only model folders that this package wrote have them")
+        raise BadInput(
+            f"{path} has no golden vectors to verify against; only model folders that this package wrote have them"
+        )
     from taskdistill.encode.encoder import Encoder
 
     on_torch = backend is Backend.TORCH
-    encoder = Encoder.load(path, backend=backend.value, device=device if on_torch else "auto", dtype=dtype if on_torch else "auto")
+    encoder = Encoder.load(
+        path,
+        backend=backend.value,
+        device=device if on_torch else "auto",
+        dtype=dtype if on_torch else "auto",
+    )
     if note is not None:
         note(encoder.placement)
-    return check_golden(golden, lambda texts, task: encoder.encode(texts, task=task, prompt_name=golden["role"]))
+    return check_golden(
+        golden, lambda texts, task: encoder.encode(texts, task=task, prompt_name=golden["role"])
+    )
 
 
 def repair_folder(path: Path) -> list[str]:
@@ -141,7 +187,9 @@ def repair_folder(path: Path) -> list[str]:
     """
     manifest = read_manifest(path)
     if manifest.get("kind") != "teacher-store":
-        raise BadInput(f"{path} is a {manifest.get('kind')!r} folder; only a teacher store can be repaired, make this one again")
+        raise BadInput(
+            f"{path} is a {manifest.get('kind')!r} folder; only a teacher store can be repaired, make this one again"
+        )
     from taskdistill.teacher.store import repair
 
     return repair(path)
@@ -171,7 +219,10 @@ def _export(path: Path, manifest: dict[str, Any], *, whole: bool) -> dict[str, A
         "task": manifest["task"] or "none",
         "max_length": manifest["max_length"],
         "prompts": {name: repr(text) for name, text in manifest["prompts"].items()},
-        "parity": {f"{each['file']} ({each['checked_with']})": each["verdict"] for each in parity.get("results", [])},
+        "parity": {
+            f"{each['file']} ({each['checked_with']})": each["verdict"]
+            for each in parity.get("results", [])
+        },
     }
 
 
@@ -180,18 +231,28 @@ def _run(path: Path) -> dict[str, Any]:
 
     recipe = yaml.safe_load((path / "recipe.yaml").read_text("utf-8"))
     phases = (
-        sorted(each.name for each in (path / "phases").glob("*") if not each.name.startswith(".")) if (path / "phases").is_dir() else []
+        sorted(each.name for each in (path / "phases").glob("*") if not each.name.startswith("."))
+        if (path / "phases").is_dir()
+        else []
     )
     faults = []
-    for folder in [*(path / "phases" / name for name in phases), path / "model", path / "static-model"]:
+    for folder in [
+        *(path / "phases" / name for name in phases),
+        path / "model",
+        path / "static-model",
+    ]:
         if (folder / MANIFEST).is_file():
-            faults += [f"{folder.name}/{fault}" for fault in check_folder(folder, read_manifest(folder))]
+            faults += [
+                f"{folder.name}/{fault}" for fault in check_folder(folder, read_manifest(folder))
+            ]
     finished = (path / "metrics.json").is_file()
     return {
         "kind": "run",
         "name": recipe["name"],
         "finished": finished,
         "phases_finished": phases or ["none"],
-        "report": str(path / "report.html") if finished else "not yet; run the train command again to continue",
+        "report": str(path / "report.html")
+        if finished
+        else "not yet; run the train command again to continue",
         "faults": faults,
     }

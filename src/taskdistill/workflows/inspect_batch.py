@@ -33,7 +33,7 @@ def inspect_batch(
     recipe_folder: Path,
     phase: str,
     step: int,
-    watcher: Progress,
+    progress: Progress,
     data_folder: Path | None = None,
     *,
     row: int | None = None,
@@ -47,7 +47,7 @@ def inspect_batch(
         recipe_folder: Where relative paths of the recipe start.
         phase: Name of the phase.
         step: Its step.
-        watcher: Told the counts of the sources.
+        progress: Told the counts of the sources.
         data_folder: Where the embedded default was built; None builds it in a temporary folder.
         row: Show every candidate of this row instead of one line a row.
         store: Folder of teacher stores, such as that of a run; None embeds the batch's texts anew where a margin needs them.
@@ -67,17 +67,29 @@ def inspect_batch(
     if not 0 <= step < made.steps:
         raise BadInput(f"{phase} has steps 0 to {made.steps - 1}, got {step}")
     with tempfile.TemporaryDirectory() as temporary:
-        root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", watcher)
-        inputs: TrainData = load_inputs(recipe, root, watcher)
+        root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", progress)
+        inputs: TrainData = load_inputs(recipe, root, progress)
         batch = make_plan(recipe, phase, made, inputs.datasets).at(step)
         prepared = preparer(phase, made)(batch)
         cosines = None
-        if isinstance(made, AdapterConfig) and made.false_negative_margin is not None and batch.kind is RowKind.PAIRS:
-            cosines = _teacher_cosines(recipe, prepared, store or Path(temporary) / "store", api_key)
+        if (
+            isinstance(made, AdapterConfig)
+            and made.false_negative_margin is not None
+            and batch.kind is RowKind.PAIRS
+        ):
+            cosines = _teacher_cosines(
+                recipe, prepared, store or Path(temporary) / "store", api_key
+            )
     title = f"{phase}, step {step}: {len(batch.rows)} rows of {batch.dataset} ({batch.kind}), {len(prepared.texts)} distinct texts"
-    if not isinstance(made, AdapterConfig) or prepared.second is None or prepared.scores is not None:
+    if (
+        not isinstance(made, AdapterConfig)
+        or prepared.second is None
+        or prepared.scores is not None
+    ):
         if row is not None:
-            raise BadInput(f"--row has no effect here: {phase} contrasts no candidates in this batch")
+            raise BadInput(
+                f"--row has no effect here: {phase} contrasts no candidates in this batch"
+            )
         return title, *_plain(prepared)
     found = relations(
         prepared,
@@ -93,7 +105,9 @@ def inspect_batch(
     return title, *_relations(prepared, found, made)
 
 
-def _teacher_cosines(recipe: Recipe, prepared: TrainBatch, store: Path, api_key: str | None) -> np.ndarray:
+def _teacher_cosines(
+    recipe: Recipe, prepared: TrainBatch, store: Path, api_key: str | None
+) -> np.ndarray:
     """Give the teacher's cosine of every query with every positive, as training looks it up."""
     teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads, root=store)
     stores = open_views(store, teacher, recipe.teacher.instructions)
@@ -118,15 +132,28 @@ def _plain(prepared: TrainBatch) -> tuple[list[str], list[list[str]], list[str]]
     """Lay out a batch without candidates: lone texts, graded pairs, and whatever is only compared with the teacher."""
     texts, notes = _texts(prepared), [f"compared with the teacher: {len(prepared.distilled)} texts"]
     if prepared.second is None:
-        return ["row", "text"], [[str(i), texts[place]] for i, place in enumerate(prepared.first)], notes
+        return (
+            ["row", "text"],
+            [[str(i), texts[place]] for i, place in enumerate(prepared.first)],
+            notes,
+        )
     pairs = list(zip(prepared.first.tolist(), prepared.second.tolist(), strict=True))
     if prepared.scores is not None:
-        rows = [[str(i), texts[a], texts[b], f"{score:.2f}"] for i, ((a, b), score) in enumerate(zip(pairs, prepared.scores, strict=True))]
+        rows = [
+            [str(i), texts[a], texts[b], f"{score:.2f}"]
+            for i, ((a, b), score) in enumerate(zip(pairs, prepared.scores, strict=True))
+        ]
         return ["row", "first text", "second text", "score"], rows, notes
-    return ["row", "query", "positive"], [[str(i), texts[a], texts[b]] for i, (a, b) in enumerate(pairs)], notes
+    return (
+        ["row", "query", "positive"],
+        [[str(i), texts[a], texts[b]] for i, (a, b) in enumerate(pairs)],
+        notes,
+    )
 
 
-def _relations(prepared: TrainBatch, found: np.ndarray, settings: AdapterConfig) -> tuple[list[str], list[list[str]], list[str]]:
+def _relations(
+    prepared: TrainBatch, found: np.ndarray, settings: AdapterConfig
+) -> tuple[list[str], list[list[str]], list[str]]:
     assert prepared.second is not None
     texts, labelled = _texts(prepared), prepared.batch.kind is RowKind.LABELLED
     shown = [Relation.LABEL] if labelled else [Relation.DUPLICATE, Relation.MARGIN]
@@ -135,7 +162,10 @@ def _relations(prepared: TrainBatch, found: np.ndarray, settings: AdapterConfig)
         columns = ["row", "anchor", "positive", "label", "negatives", "hard negatives", *shown]
     rows = []
     for i, (a, b) in enumerate(zip(prepared.first.tolist(), prepared.second.tolist(), strict=True)):
-        counts = [str(int((found[i] == Relation.NEGATIVE).sum())), _listed(np.flatnonzero(found[i] == Relation.HARD))]
+        counts = [
+            str(int((found[i] == Relation.NEGATIVE).sum())),
+            _listed(np.flatnonzero(found[i] == Relation.HARD)),
+        ]
         masked = [_listed(np.flatnonzero(found[i] == relation)) for relation in shown]
         label = [prepared.batch.rows[i].label] if labelled else []
         rows.append([str(i), texts[a], texts[b], *label, *counts, *masked])
@@ -143,27 +173,47 @@ def _relations(prepared: TrainBatch, found: np.ndarray, settings: AdapterConfig)
     notes = [
         f"candidates 0 to {len(found) - 1} are the positives of these rows, the others their hard negatives, row by row",
         f"{found.shape[1]} candidates a query: "
-        + ", ".join(f"{counted[relation]:,} {relation}" for relation in Relation if counted[relation]),
+        + ", ".join(
+            f"{counted[relation]:,} {relation}" for relation in Relation if counted[relation]
+        ),
         f"masked share: {100 * sum(counted[relation] for relation in MASKED) / found.size:.2f} %",
         f"compared with the teacher: {len(prepared.distilled)} texts",
     ]
     if not labelled and settings.false_negative_margin is None:
-        notes.append("no margin: set false_negative_margin to mask what the teacher finds closer than the positive")
+        notes.append(
+            "no margin: set false_negative_margin to mask what the teacher finds closer than the positive"
+        )
     return columns, rows, notes
 
 
-def _one_row(prepared: TrainBatch, found: np.ndarray, row: int, cosines: np.ndarray | None) -> tuple[list[str], list[list[str]], list[str]]:
+def _one_row(
+    prepared: TrainBatch, found: np.ndarray, row: int, cosines: np.ndarray | None
+) -> tuple[list[str], list[list[str]], list[str]]:
     assert prepared.second is not None
     texts = _texts(prepared)
-    places = prepared.second if prepared.negatives is None else np.concatenate([prepared.second, prepared.negatives])
+    places = (
+        prepared.second
+        if prepared.negatives is None
+        else np.concatenate([prepared.second, prepared.negatives])
+    )
     owners = np.arange(len(prepared.first))
     if prepared.negative_rows is not None:
         owners = np.concatenate([owners, prepared.negative_rows])
     rows = [
-        [str(i), str(owner), relation, "-" if cosines is None or i >= cosines.shape[1] else f"{cosines[row, i]:.3f}", texts[place]]
+        [
+            str(i),
+            str(owner),
+            relation,
+            "-" if cosines is None or i >= cosines.shape[1] else f"{cosines[row, i]:.3f}",
+            texts[place],
+        ]
         for i, (owner, relation, place) in enumerate(zip(owners, found[row], places, strict=True))
     ]
-    return ["candidate", "of row", "relation", "teacher's cosine", "text"], rows, [f"query of row {row}: {texts[prepared.first[row]]}"]
+    return (
+        ["candidate", "of row", "relation", "teacher's cosine", "text"],
+        rows,
+        [f"query of row {row}: {texts[prepared.first[row]]}"],
+    )
 
 
 def _listed(numbers: np.ndarray) -> str:

@@ -25,7 +25,14 @@ from taskdistill.io.folders import read_manifest
 from taskdistill.model.backbone import resolve
 from taskdistill.model.folder import Model, read_model, write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
-from taskdistill.model.merging import check_same_shape, fixed, load_weights, merge_models, spherical, weights_of
+from taskdistill.model.merging import (
+    check_same_shape,
+    fixed,
+    load_weights,
+    merge_models,
+    spherical,
+    weights_of,
+)
 from taskdistill.progress import Progress
 from taskdistill.stats import PairedDifference, Units, paired_difference
 from taskdistill.train.checkpoint import KIND as CHECKPOINT
@@ -49,7 +56,7 @@ def merge(
     out: Path,
     method: str,
     data: Path,
-    watcher: Progress,
+    progress: Progress,
     *,
     sets: Sequence[str] | None = None,
     last_weight: float = 0.5,
@@ -66,7 +73,7 @@ def merge(
         method: `last` mixes the first with the mean of the others; `uniform` means all; `greedy` adds the next best while the development
             score does not fall; `spherical` means directions.
         data: Folder of development sets.
-        watcher: Told what happens.
+        progress: Told what happens.
         sets: Names of these sets; None for all.
         last_weight: Share of the first with `last`.
         max_queries: Cut large sets to this many queries.
@@ -86,21 +93,29 @@ def merge(
     models = [read_place(place) for place in places]
     check_same_shape(models)
     where = resolve_device(device)
-    judge = _Judge(find_eval_sets(data, sets, split="dev"), max_queries, threads, where, resolve_dtype(dtype, where))
-    watcher.note(placement(where, judge.dtype))
+    judge = _Judge(
+        find_eval_sets(data, sets, split="dev"),
+        max_queries,
+        threads,
+        where,
+        resolve_dtype(dtype, where),
+    )
+    progress.note(placement(where, judge.dtype))
     singles = []
     for place, model in zip(places, models, strict=True):
         singles.append(judge(model, str(place)))
-        watcher.note(f"{place}: {100 * singles[-1].score:.2f}")
+        progress.note(f"{place}: {100 * singles[-1].score:.2f}")
     best = max(range(len(models)), key=lambda i: singles[i].score)
-    weights, used = _merged(models, singles, method, last_weight, judge, watcher)
+    weights, used = _merged(models, singles, method, last_weight, judge, progress)
     scratch = models[0]
     load_weights(scratch, weights)
     merged = judge(scratch, "merged")
     difference = paired_difference(merged.units, singles[best].units)
     kept = difference.estimate.low > 0
     if kept:
-        _write(scratch, out, {"merged_from": [Path(place).name for place in used], "method": method})
+        _write(
+            scratch, out, {"merged_from": [Path(place).name for place in used], "method": method}
+        )
     return {
         "method": method,
         "models": {single.name: single.score for single in singles},
@@ -133,8 +148,13 @@ def read_place(place: str) -> Model:
     open_checkpoint(folder, "leave it out")
     run, phase = folder.parents[2], folder.parent.name
     if not (run / "model").is_dir():
-        raise BadInput(f"{run} has no finished model to put the checkpoint's weights into; finish the run first")
-    model, task = read_model(run / "model"), phase.removeprefix("adapters.") if phase.startswith("adapters.") else None
+        raise BadInput(
+            f"{run} has no finished model to put the checkpoint's weights into; finish the run first"
+        )
+    model, task = (
+        read_model(run / "model"),
+        phase.removeprefix("adapters.") if phase.startswith("adapters.") else None,
+    )
     weights = dict(weights_of(model))
     for name, tensor in load_file(folder / "weights.safetensors").items():
         own = (
@@ -146,8 +166,12 @@ def read_place(place: str) -> Model:
         )
         if own in weights and weights[own].shape == tensor.shape:
             weights[own] = tensor
-        elif name != "log_temperature" and not (task is not None and name.startswith("projection.")):
-            raise BadInput(f"checkpoint {folder} holds {name}, which {run / 'model'} lacks or has in another shape")
+        elif name != "log_temperature" and not (
+            task is not None and name.startswith("projection.")
+        ):
+            raise BadInput(
+                f"checkpoint {folder} holds {name}, which {run / 'model'} lacks or has in another shape"
+            )
     load_weights(model, weights)
     if task is None and model.module.tasks:
         raise BadInput(
@@ -165,7 +189,12 @@ class _Judge:
     """Scores models on development sets that are read once."""
 
     def __init__(
-        self, sets: Sequence[EvalSet], max_queries: int | None, threads: int | None, device: torch.device, dtype: torch.dtype
+        self,
+        sets: Sequence[EvalSet],
+        max_queries: int | None,
+        threads: int | None,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.sets = [(each, each.load(max_queries, 17)) for each in sets]
         self.threads, self.device, self.dtype = threads, device, dtype
@@ -173,7 +202,9 @@ class _Judge:
     def __call__(self, model: Model, name: str) -> ScoredModel:
         units, scores = dict[str, Any](), []
         with on_device(model.module, self.device):
-            embedder = EncoderEmbedder(Encoder(model, threads=self.threads, compute=compute_of(self.dtype)))
+            embedder = EncoderEmbedder(
+                Encoder(model, threads=self.threads, compute=compute_of(self.dtype))
+            )
             for each, data in self.sets:
                 found = evaluate_set(embedder, each.name, each.kind, data).score
                 units |= {f"{each.name} {language}": rows for language, rows in found.units.items()}
@@ -182,7 +213,12 @@ class _Judge:
 
 
 def _merged(
-    models: Sequence[Model], singles: Sequence[ScoredModel], method: str, last_weight: float, judge: _Judge, watcher: Progress
+    models: Sequence[Model],
+    singles: Sequence[ScoredModel],
+    method: str,
+    last_weight: float,
+    judge: _Judge,
+    progress: Progress,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Merge by one method; say which models are in the result."""
     names, count = [single.name for single in singles], len(models)
@@ -191,12 +227,14 @@ def _merged(
     if method == "uniform":
         return merge_models(models, fixed([1 / count] * count)), names
     if method == "last":
-        return merge_models(models, fixed([last_weight] + [(1 - last_weight) / (count - 1)] * (count - 1))), names
-    return _greedy(models, singles, judge, watcher)
+        return merge_models(
+            models, fixed([last_weight] + [(1 - last_weight) / (count - 1)] * (count - 1))
+        ), names
+    return _greedy(models, singles, judge, progress)
 
 
 def _greedy(
-    models: Sequence[Model], singles: Sequence[ScoredModel], judge: _Judge, watcher: Progress
+    models: Sequence[Model], singles: Sequence[ScoredModel], judge: _Judge, progress: Progress
 ) -> tuple[dict[str, Tensor], list[str]]:
     order = sorted(range(len(models)), key=lambda i: -singles[i].score)
     scratch, inside, best = models[order[0]], [order[0]], singles[order[0]].score
@@ -208,7 +246,9 @@ def _greedy(
         load_weights(scratch, merged)
         score = judge(scratch, "tried").score
         load_weights(scratch, own)
-        watcher.note(f"with {singles[new].name}: {100 * score:.2f}, {'kept' if score >= best else 'left out'}")
+        progress.note(
+            f"with {singles[new].name}: {100 * score:.2f}, {'kept' if score >= best else 'left out'}"
+        )
         if score >= best:
             inside, best, weights = tried, score, merged
     return weights, [singles[i].name for i in inside]
@@ -217,7 +257,11 @@ def _greedy(
 def _told(merged: ScoredModel, best: ScoredModel, difference: PairedDifference, kept: bool) -> str:
     value, low, high = (100 * x for x in difference.estimate.to_json())
     told = f"merged {100 * merged.score:.2f}, best single {100 * best.score:.2f} ({best.name}): {value:+.2f} ({low:+.2f} to {high:+.2f})"
-    return f"{told}; kept" if kept else f"{told}; not better by its interval, so nothing was written: keep {best.name}"
+    return (
+        f"{told}; kept"
+        if kept
+        else f"{told}; not better by its interval, so nothing was written: keep {best.name}"
+    )
 
 
 def _write(model: Model, out: Path, meta: dict[str, Any]) -> None:
@@ -226,5 +270,11 @@ def _write(model: Model, out: Path, meta: dict[str, Any]) -> None:
     golden = golden_vectors(embed_with(model), model.module.tasks)
     card = f"# {out.name}\nMerged by `taskdistill merge` ({meta['method']}) from {', '.join(meta['merged_from'])}.\n"
     write_model(
-        out, model, meta=meta, extra_files={FILE: json.dumps(golden, ensure_ascii=False, allow_nan=False) + "\n", "README.md": card}
+        out,
+        model,
+        meta=meta,
+        extra_files={
+            FILE: json.dumps(golden, ensure_ascii=False, allow_nan=False) + "\n",
+            "README.md": card,
+        },
     )

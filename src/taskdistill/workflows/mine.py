@@ -51,7 +51,9 @@ if TYPE_CHECKING:
     from taskdistill.recipe.recipe import Recipe
 
 KIND = "mined"
-_BLOCK_FILE = re.compile(r"fingerprint\.json|(block-\d{9}\.npz|(query|document)-\d{6}\.npy)(\.json)?")
+_BLOCK_FILE = re.compile(
+    r"fingerprint\.json|(block-\d{9}\.npz|(query|document)-\d{6}\.npy)(\.json)?"
+)
 SHARD = 4096
 """Texts of one file of a model's vectors; what a kill can lose."""
 
@@ -82,7 +84,7 @@ def mine(
     recipe_folder: Path,
     request: MineRequest,
     out: Path,
-    watcher: Progress,
+    progress: Progress,
     *,
     should_stop: Stop = never,
     api_key: str | None = None,
@@ -94,7 +96,7 @@ def mine(
         recipe_folder: Where its relative paths start.
         request: What is mined from where.
         out: The folder: `pairs/<source>.train.jsonl.gz` and a manifest with the fingerprint.
-        watcher: Told what happens.
+        progress: Told what happens.
         should_stop: Asked between blocks.
         api_key: Key of an HTTP teacher.
 
@@ -110,11 +112,13 @@ def mine(
     partial = out.with_name(f"{out.name}.partial")
     check_writable(partial, partial / "fingerprint.json")
     settings = request.settings.fields()
-    pairs, others = _load(recipe, recipe_folder, request, out, watcher)
-    relations = build_relations(pairs.rows, [text for dataset in others for row in dataset.rows for text in row_texts(row)])
+    pairs, others = _load(recipe, recipe_folder, request, out, progress)
+    relations = build_relations(
+        pairs.rows, [text for dataset in others for row in dataset.rows for text in row_texts(row)]
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     with writer_lock(out.with_name(f"{out.name}.lock")):
-        vectors = _vectors(recipe, request, relations, out, watcher, should_stop, api_key)
+        vectors = _vectors(recipe, request, relations, out, progress, should_stop, api_key)
         fingerprint = {
             "vectors": vectors.made_by,
             "data": pairs.sha256,
@@ -122,28 +126,47 @@ def mine(
             "settings": settings,
         }
         if out.exists():
-            return _finished(out, fingerprint, watcher)
-        _begin(partial, fingerprint, watcher)
+            return _finished(out, fingerprint, progress)
+        _begin(partial, fingerprint, progress)
         vectors.fill(partial)
-        counts = _run(relations, vectors, request.settings, partial, watcher, should_stop)
-        counts = {"rows": len(pairs.rows), "queries": len(relations.queries), "candidates": len(relations.candidates)} | counts
-        _write(out, request.source, pairs, relations, partial, {"fingerprint": fingerprint, "counts": counts})
+        counts = _run(relations, vectors, request.settings, partial, progress, should_stop)
+        counts = {
+            "rows": len(pairs.rows),
+            "queries": len(relations.queries),
+            "candidates": len(relations.candidates),
+        } | counts
+        _write(
+            out,
+            request.source,
+            pairs,
+            relations,
+            partial,
+            {"fingerprint": fingerprint, "counts": counts},
+        )
         _remove_partial(partial)
     return counts
 
 
-def _load(recipe: Recipe, recipe_folder: Path, request: MineRequest, out: Path, watcher: Progress) -> tuple[Dataset, list[Dataset]]:
+def _load(
+    recipe: Recipe, recipe_folder: Path, request: MineRequest, out: Path, progress: Progress
+) -> tuple[Dataset, list[Dataset]]:
     sources = recipe.data.sources
     for name in (request.source, *request.candidates):
         if name not in sources:
             raise BadInput(f"the recipe has no source {name!r}{did_you_mean(name, sources)}")
     if sources[request.source].kind is not RowKind.PAIRS:
-        raise BadInput(f"source {request.source!r} has {sources[request.source].kind} rows; hard negatives are mined for pairs")
-    root = data_root(recipe, recipe_folder, request.data_folder or out.parent / f"{out.name}-data", watcher)
+        raise BadInput(
+            f"source {request.source!r} has {sources[request.source].kind} rows; hard negatives are mined for pairs"
+        )
+    root = data_root(
+        recipe, recipe_folder, request.data_folder or out.parent / f"{out.name}-data", progress
+    )
     found = []
     for name in dict.fromkeys((request.source, *request.candidates)):
-        found.append(load_source(root, name, sources[name], max_bad=recipe.data.max_bad, seed=recipe.seed))
-        watcher.note(f"{name}: {len(found[-1].rows):,} rows")
+        found.append(
+            load_source(root, name, sources[name], max_bad=recipe.data.max_bad, seed=recipe.seed)
+        )
+        progress.note(f"{name}: {len(found[-1].rows):,} rows")
     return found[0], found[1:]
 
 
@@ -160,17 +183,27 @@ class _CandidateVectors:
 
 
 def _vectors(
-    recipe: Recipe, request: MineRequest, relations: Relations, out: Path, watcher: Progress, should_stop: Stop, api_key: str | None
+    recipe: Recipe,
+    request: MineRequest,
+    relations: Relations,
+    out: Path,
+    progress: Progress,
+    should_stop: Stop,
+    api_key: str | None,
 ) -> _CandidateVectors:
     def count(done: int, total: int) -> None:
-        watcher.count(done, total)
+        progress.count(done, total)
         if should_stop():
-            raise WorkFailed("stopped; what is finished is kept, run the same command again to continue")
+            raise WorkFailed(
+                "stopped; what is finished is kept, run the same command again to continue"
+            )
 
     if request.model is not None:
-        return _model_vectors(request, recipe.threads, relations, watcher, count)
+        return _model_vectors(request, recipe.threads, relations, progress, count)
     root = request.store or Path(recipe.teacher.store or out.parent / "teacher-store")
-    teacher = make_teacher(_placed(recipe.teacher, request), api_key=api_key, threads=recipe.threads, root=root)
+    teacher = make_teacher(
+        _placed(recipe.teacher, request), api_key=api_key, threads=recipe.threads, root=root
+    )
     stores = open_views(root, teacher, recipe.teacher.instructions)
     found = _CandidateVectors(
         {
@@ -183,9 +216,11 @@ def _vectors(
 
     def fill(_: Path) -> None:
         for view, texts in (("query", relations.queries), ("document", relations.candidates)):
-            watcher.stage(f"{view} vectors of the teacher: {len(texts):,} texts")
+            progress.stage(f"{view} vectors of the teacher: {len(texts):,} texts")
             report = stores[view].fill(texts, teacher, progress=count)  # type: ignore[index]
-            watcher.note(f"{report.found:,} already in the store, {report.embedded:,} embedded, {len(report.quarantined):,} set aside")
+            progress.note(
+                f"{report.found:,} already in the store, {report.embedded:,} embedded, {len(report.quarantined):,} set aside"
+            )
         release(teacher)
         found.queries, missing = _stored(stores["query"], relations.queries)
         found.candidates, lost = _stored(stores["document"], relations.candidates)
@@ -197,7 +232,11 @@ def _vectors(
 
 def _placed(settings: TeacherConfig, request: MineRequest) -> TeacherConfig:
     """Let the request decide where a local teacher runs."""
-    said = {name: value for name, value in (("device", request.device), ("dtype", request.dtype)) if value != AUTO}
+    said = {
+        name: value
+        for name, value in (("device", request.device), ("dtype", request.dtype))
+        if value != AUTO
+    }
     if said and settings.kind != "local":
         raise BadInput(
             f"--{next(iter(said))} has no effect: the recipe's teacher is of kind {settings.kind} and does not run here; leave it out"
@@ -236,22 +275,34 @@ class _ShardVectors:
 
 
 def _model_vectors(
-    request: MineRequest, threads: int | None, relations: Relations, watcher: Progress, count: Callable[[int, int], None]
+    request: MineRequest,
+    threads: int | None,
+    relations: Relations,
+    progress: Progress,
+    count: Callable[[int, int], None],
 ) -> _CandidateVectors:
     from taskdistill.encode.encoder import Encoder
 
     assert request.model is not None
-    encoder = Encoder.load(request.model, threads=threads, device=request.device, dtype=request.dtype)
-    watcher.note(encoder.placement)
+    encoder = Encoder.load(
+        request.model, threads=threads, device=request.device, dtype=request.dtype
+    )
+    progress.note(encoder.placement)
     task = Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None
     prompts = {role.value: encoder.prompt_text(role.value) for role in Role}
     arithmetic = {} if encoder.dtype is torch.float32 else {"dtype": dtype_name(encoder.dtype)}
-    made_by = {"model": encoder.name, "hash": encoder.model_hash, "task": task, "prompts": prompts, **arithmetic}
+    made_by = {
+        "model": encoder.name,
+        "hash": encoder.model_hash,
+        "task": task,
+        "prompts": prompts,
+        **arithmetic,
+    }
     found = _CandidateVectors(made_by, lambda _: None)
 
     def fill(partial: Path) -> None:
         for role, texts in ((Role.QUERY, relations.queries), (Role.DOCUMENT, relations.candidates)):
-            watcher.stage(f"{role} vectors of {encoder.name}: {len(texts):,} texts")
+            progress.stage(f"{role} vectors of {encoder.name}: {len(texts):,} texts")
             filed = _file(encoder, texts, task, role, partial, count)
             if role is Role.QUERY:
                 found.queries = filed
@@ -263,28 +314,40 @@ def _model_vectors(
 
 
 def _file(
-    encoder: Encoder, texts: Sequence[str], task: str | None, role: Role, partial: Path, count: Callable[[int, int], None]
+    encoder: Encoder,
+    texts: Sequence[str],
+    task: str | None,
+    role: Role,
+    partial: Path,
+    count: Callable[[int, int], None],
 ) -> _ShardVectors:
     shards = []
     for start in range(0, len(texts), SHARD):
         path = partial / f"{role}-{start // SHARD:06d}.npy"
         if not _is_whole(path):
             with _saved(path) as stream:
-                np.save(stream, encoder.encode(texts[start : start + SHARD], task=task, prompt_name=role.value))
+                np.save(
+                    stream,
+                    encoder.encode(texts[start : start + SHARD], task=task, prompt_name=role.value),
+                )
         shards.append(np.load(path, mmap_mode="r"))
         count(min(start + SHARD, len(texts)), len(texts))
     return _ShardVectors(shards)
 
 
-def _begin(partial: Path, fingerprint: dict[str, Any], watcher: Progress) -> None:
+def _begin(partial: Path, fingerprint: dict[str, Any], progress: Progress) -> None:
     """Make the folder of finished blocks, or go on in it if it was made from the same."""
     path = partial / "fingerprint.json"
     if path.is_file():
         _same(read_sealed(path, f"remove {partial} to begin anew"), fingerprint, partial)
-        watcher.note("going on where the run before stopped")
+        progress.note("going on where the run before stopped")
         return
-    if os.path.lexists(partial) and (partial.is_symlink() or not partial.is_dir() or any(partial.iterdir())):
-        raise BadInput(f"{partial} is there and holds no blocks of an interrupted run; move it away, or give another --out")
+    if os.path.lexists(partial) and (
+        partial.is_symlink() or not partial.is_dir() or any(partial.iterdir())
+    ):
+        raise BadInput(
+            f"{partial} is there and holds no blocks of an interrupted run; move it away, or give another --out"
+        )
     partial.mkdir(exist_ok=True)
     write_sealed(path, fingerprint)
 
@@ -292,52 +355,82 @@ def _begin(partial: Path, fingerprint: dict[str, Any], watcher: Progress) -> Non
 def _remove_partial(partial: Path) -> None:
     """Remove the blocks of a finished run; what somebody else has put beside them stays."""
     remove_stale_within(partial)
-    remove_names(partial, [path.name for path in partial.iterdir() if _BLOCK_FILE.fullmatch(path.name)])
+    remove_names(
+        partial, [path.name for path in partial.iterdir() if _BLOCK_FILE.fullmatch(path.name)]
+    )
 
 
 def _same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     if difference := first_difference(_flat(now), _flat(before)):
-        raise BadInput(f"{folder} was made from something else: {difference}; give another --out, or remove it")
+        raise BadInput(
+            f"{folder} was made from something else: {difference}; give another --out, or remove it"
+        )
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
     """Spell nested fields with dots; the keys that either side may lack come as None."""
     if not isinstance(value, dict):
         return {name: value}
-    return {key: item for part, inner in value.items() for key, item in _flat(inner, f"{name}.{part}" if name else part).items()}
+    return {
+        key: item
+        for part, inner in value.items()
+        for key, item in _flat(inner, f"{name}.{part}" if name else part).items()
+    }
 
 
-def _finished(out: Path, fingerprint: dict[str, Any], watcher: Progress) -> dict[str, Any]:
+def _finished(out: Path, fingerprint: dict[str, Any], progress: Progress) -> dict[str, Any]:
     if not (out / MANIFEST).is_file():
         raise BadInput(f"{out} exists and holds no mined pairs; give another --out")
     manifest = open_folder(out, KIND, "remove it to mine again")
     _same(require_field(out, manifest, "fingerprint", dict), fingerprint, out)
-    watcher.note("mined before, from the same")
+    progress.note("mined before, from the same")
     return require_field(out, manifest, "counts", dict)
 
 
 def _run(
-    relations: Relations, vectors: _CandidateVectors, settings: MiningSettings, partial: Path, watcher: Progress, should_stop: Stop
+    relations: Relations,
+    vectors: _CandidateVectors,
+    settings: MiningSettings,
+    partial: Path,
+    progress: Progress,
+    should_stop: Stop,
 ) -> dict[str, Any]:
     """Mine every block that is not there yet and count over all of them."""
     assert vectors.queries is not None and vectors.candidates is not None
-    watcher.stage(f"mining: {len(relations.queries):,} queries against {len(relations.candidates):,} candidates")
+    progress.stage(
+        f"mining: {len(relations.queries):,} queries against {len(relations.candidates):,} candidates"
+    )
     sizes, reasons = Counter[int](), Counter[str]()
     for block in query_blocks(len(relations.queries)):
         path = _block(partial, int(block[0]))
         if not _is_whole(path):
             if should_stop():
-                raise WorkFailed("stopped; what is finished is kept, run the same command again to continue")
-            found = mine_block(relations, vectors.queries, vectors.candidates, block, settings, vectors.usable)
+                raise WorkFailed(
+                    "stopped; what is finished is kept, run the same command again to continue"
+                )
+            found = mine_block(
+                relations, vectors.queries, vectors.candidates, block, settings, vectors.usable
+            )
             if vectors.unusable_queries is not None:
                 found = _without(found, vectors.unusable_queries[relations.query_of[found.rows]])
             reasons_text = np.array(json.dumps(found.reasons))
             with _saved(path) as stream:
-                np.savez(stream, rows=found.rows, counts=found.counts, negatives=found.negatives, reasons=reasons_text)
+                np.savez(
+                    stream,
+                    rows=found.rows,
+                    counts=found.counts,
+                    negatives=found.negatives,
+                    reasons=reasons_text,
+                )
         with np.load(path) as kept:
-            sizes.update((kept["counts"] + np.array([len(relations.given[row]) for row in kept["rows"]], dtype=np.int64)).tolist())
+            sizes.update(
+                (
+                    kept["counts"]
+                    + np.array([len(relations.given[row]) for row in kept["rows"]], dtype=np.int64)
+                ).tolist()
+            )
             reasons.update(json.loads(str(kept["reasons"])))
-        watcher.count(int(block[-1]) + 1, len(relations.queries))
+        progress.count(int(block[-1]) + 1, len(relations.queries))
     rows = sum(sizes.values())
     negatives = sum(size * number for size, number in sizes.items())
     return {
@@ -347,8 +440,12 @@ def _run(
         **{f"passed over by {reason}": number for reason, number in sorted(reasons.items())},
         "texts without a vector": 0 if vectors.usable is None else int((~vectors.usable).sum()),
         "negatives": negatives,
-        f"rows with {settings.negatives}": sum(number for size, number in sizes.items() if size >= settings.negatives),
-        "rows with fewer": sum(number for size, number in sizes.items() if 0 < size < settings.negatives),
+        f"rows with {settings.negatives}": sum(
+            number for size, number in sizes.items() if size >= settings.negatives
+        ),
+        "rows with fewer": sum(
+            number for size, number in sizes.items() if 0 < size < settings.negatives
+        ),
         "rows with none": sizes[0],
         "negatives a row": round(negatives / max(1, rows), 2),
     }
@@ -356,7 +453,9 @@ def _run(
 
 def _without(found: MinedBlock, bad: np.ndarray) -> MinedBlock:
     keep = np.repeat(~bad, found.counts)
-    return MinedBlock(found.rows, np.where(bad, 0, found.counts), found.negatives[keep], found.reasons)
+    return MinedBlock(
+        found.rows, np.where(bad, 0, found.counts), found.negatives[keep], found.reasons
+    )
 
 
 def _block(partial: Path, first: int) -> Path:
@@ -384,7 +483,14 @@ def _hash_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _write(out: Path, source: str, pairs: Dataset, relations: Relations, partial: Path, meta: dict[str, Any]) -> None:
+def _write(
+    out: Path,
+    source: str,
+    pairs: Dataset,
+    relations: Relations,
+    partial: Path,
+    meta: dict[str, Any],
+) -> None:
     """Write the rows with their negatives, in the order in which they came."""
     start = np.zeros(len(pairs.rows), np.int64)
     size = np.zeros(len(pairs.rows), np.int64)
@@ -396,12 +502,19 @@ def _write(out: Path, source: str, pairs: Dataset, relations: Relations, partial
             flat.append(kept["negatives"])
             at += len(flat[-1])
     negatives = np.concatenate(flat) if flat else np.zeros(0, np.int64)
-    with write_folder(out, KIND, meta=meta, inputs={"data": pairs.sha256, "fingerprint": _hash(meta["fingerprint"])}) as folder:
+    with write_folder(
+        out,
+        KIND,
+        meta=meta,
+        inputs={"data": pairs.sha256, "fingerprint": _hash(meta["fingerprint"])},
+    ) as folder:
         (folder / "pairs").mkdir()
         with gzip.GzipFile(folder / "pairs" / f"{source}.train.jsonl.gz", "wb", mtime=0) as stream:
             for i, row in enumerate(pairs.rows):
                 found = [relations.candidates[n] for n in negatives[start[i] : start[i] + size[i]]]
-                stream.write((json.dumps(with_negatives(row, found), ensure_ascii=False) + "\n").encode())
+                stream.write(
+                    (json.dumps(with_negatives(row, found), ensure_ascii=False) + "\n").encode()
+                )
 
 
 def _hash(value: Any) -> str:

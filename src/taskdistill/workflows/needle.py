@@ -27,7 +27,11 @@ WHOLE = 1 << 24
 """Tokens beyond any sentence that is counted."""
 
 KIND = "needle"
-_CLAIM: dict[str, Any] = {"earlier": lambda path: False, "files": ("results.json", "report.html"), "parts": ("cache",)}
+_CLAIM: dict[str, Any] = {
+    "earlier": lambda path: False,
+    "files": ("results.json", "report.html"),
+    "parts": ("cache",),
+}
 """Of the folder that it writes."""
 
 ABOUT = (
@@ -81,12 +85,26 @@ def evaluate_needles(
     claim(out, KIND, **_CLAIM)
     remove_stale_within(out / "cache")
     first = next(iter(encoders.values()))
-    counter, tokenizer = _Counter(first), hashlib.sha256(first.model.tokenizer.to_json().encode()).hexdigest()
+    counter, tokenizer = (
+        _Counter(first),
+        hashlib.sha256(first.model.tokenizer.to_json().encode()).hexdigest(),
+    )
     plan = [(name, kind, length) for kind in kinds for length in lengths for name in encoders]
     rows = []
     for done, (name, kind, length) in enumerate(plan, 1):
         encoder = encoders[name]
-        said = json.dumps(["needle", _print(encoder), encoder.max_length, tokenizer, kind, length, documents, seed])
+        said = json.dumps(
+            [
+                "needle",
+                _print(encoder),
+                encoder.max_length,
+                tokenizer,
+                kind,
+                length,
+                documents,
+                seed,
+            ]
+        )
         path = out / "cache" / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.json"
         if path.is_file():
             row = read_sealed(path, "remove it to score that set again")
@@ -94,7 +112,17 @@ def evaluate_needles(
             embedder = EncoderEmbedder(encoder)
             task = Task.RETRIEVAL.value
             row = next(
-                iter(score_needles(embedder, kinds=[kind], lengths=[length], documents=documents, seed=seed, tokens=counter, task=task))
+                iter(
+                    score_needles(
+                        embedder,
+                        kinds=[kind],
+                        lengths=[length],
+                        documents=documents,
+                        seed=seed,
+                        tokens=counter,
+                        task=task,
+                    )
+                )
             )
             path.parent.mkdir(parents=True, exist_ok=True)
             write_sealed(path, row)
@@ -105,10 +133,17 @@ def evaluate_needles(
         if progress is not None:
             progress(done, len(plan))
     results = {
-        "models": [{"name": name, "fingerprint": _print(encoder), "max_length": encoder.max_length} for name, encoder in encoders.items()],
+        "models": [
+            {"name": name, "fingerprint": _print(encoder), "max_length": encoder.max_length}
+            for name, encoder in encoders.items()
+        ],
         "rows": rows,
         "means": {name: {kind: _mean(rows, name, kind) for kind in kinds} for name in encoders},
-        "options": {"documents": documents, "seed": seed, "tokens counted by": next(iter(encoders))},
+        "options": {
+            "documents": documents,
+            "seed": seed,
+            "tokens counted by": next(iter(encoders)),
+        },
         "versions": versions(),
     }
     write_output(out / "results.json", dump_json(results))
@@ -166,8 +201,14 @@ class _Counter:
 
 def _print(encoder: Encoder) -> str:
     """Tell models apart by what decides their vectors."""
-    return encoder.model_hash if encoder.dtype is torch.float32 else f"{encoder.model_hash} {dtype_name(encoder.dtype)}"
+    return (
+        encoder.model_hash
+        if encoder.dtype is torch.float32
+        else f"{encoder.model_hash} {dtype_name(encoder.dtype)}"
+    )
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], name: str, kind: str) -> float:
-    return float(np.mean([row[METRIC] for row in rows if (row["model"], row["kind"]) == (name, kind)]))
+    return float(
+        np.mean([row[METRIC] for row in rows if (row["model"], row["kind"]) == (name, kind)])
+    )

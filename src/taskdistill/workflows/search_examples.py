@@ -22,7 +22,9 @@ SHOWN = 3
 WIDTH = 120
 
 
-def search_examples(recipe: Recipe, out: Path, recipe_folder: Path | None = None) -> list[tuple[str, list[tuple[float, str]]]]:
+def search_examples(
+    recipe: Recipe, out: Path, recipe_folder: Path | None = None
+) -> list[tuple[str, list[tuple[float, str]]]]:
     """Index the run's first retrieval set as RUN/index, which `taskdistill serve RUN` opens, and ask it the example queries.
 
     Args:
@@ -34,7 +36,11 @@ def search_examples(recipe: Recipe, out: Path, recipe_folder: Path | None = None
         Each query with its best documents: cosine, and the id with the beginning of the text. Empty where there is no
         retrieval set, or the packages of the extra `search` are not installed.
     """
-    root = Path(recipe.evaluation.root) if recipe.evaluation.root else evaluation_folder(recipe, out, recipe_folder or Path())
+    root = (
+        Path(recipe.evaluation.root)
+        if recipe.evaluation.root
+        else evaluation_folder(recipe, out, recipe_folder or Path())
+    )
     retrieval = [each for each in find_eval_sets(root) if each.kind is Kind.RETRIEVAL]
     if not retrieval or importlib.util.find_spec("faiss") is None:
         return []
@@ -42,7 +48,9 @@ def search_examples(recipe: Recipe, out: Path, recipe_folder: Path | None = None
     assert isinstance(data, RankingData)
     encoder = Encoder.load(out / "model", threads=recipe.threads, device=recipe.device)
     encoder.model.name = str(out / "model")
-    index = _index(encoder, [Document(name, text) for name, text in data.documents.items()], out / "index")
+    index = _index(
+        encoder, [Document(name, text) for name, text in data.documents.items()], out / "index"
+    )
     found = index.search(recipe.evaluation.examples, SHOWN, encoder=encoder)
     return [
         (query, [(hit.score, f"{hit.id}: {' '.join(hit.text.split())}"[:WIDTH]) for hit in hits])
@@ -52,7 +60,10 @@ def search_examples(recipe: Recipe, out: Path, recipe_folder: Path | None = None
 
 def _index(encoder: Encoder, documents: list[Document], path: Path) -> Index:
     """Make the run's index, or go on with it if it is of the same model."""
-    if (path / MANIFEST).is_file() and Index.open(path).settings.model_hash not in (encoder.model_hash, *encoder.extends):
+    if (path / MANIFEST).is_file() and Index.open(path).settings.model_hash not in (
+        encoder.model_hash,
+        *encoder.extends,
+    ):
         remove_index(path)
     task = Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None
     return build_index(encoder, documents, path, task=task)[0]
@@ -69,4 +80,8 @@ def evaluation_folder(recipe: Recipe, out: Path, recipe_folder: Path) -> Path:
     Returns:
         The folder that holds its evaluation sets.
     """
-    return out.parent / f"{out.name}-data" if recipe.data.root == DOCSTRINGS else existing_root(recipe, recipe_folder)
+    return (
+        out.parent / f"{out.name}-data"
+        if recipe.data.root == DOCSTRINGS
+        else existing_root(recipe, recipe_folder)
+    )

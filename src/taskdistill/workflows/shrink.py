@@ -57,7 +57,7 @@ def shrink(
     texts: Path,
     out: Path,
     wanted: ShrinkRequest,
-    watcher: Progress,
+    progress: Progress,
     *,
     data: Path | None = None,
     sets: Sequence[str] | None = None,
@@ -72,7 +72,7 @@ def shrink(
         texts: File or folder of rows whose texts the model is for.
         out: The new model folder.
         wanted: What to shrink.
-        watcher: Told what happens.
+        progress: Told what happens.
         data: Folder of development sets to score each step on; None measures only how far vectors move.
         sets: Names of these sets; None for all.
         threads: Worker threads.
@@ -92,31 +92,41 @@ def shrink(
     model = read_model(resolve(source))
     _check(model, wanted)
     model.module.to(place)
-    watcher.note(placement(place, kind))
+    progress.note(placement(place, kind))
     chosen = find_eval_sets(data, sets, split="dev") if data is not None else []
     found = read_texts(texts, wanted.languages)
     rng = np.random.default_rng(check_seed(wanted.seed))
     drawn = [found[i] for i in rng.permutation(len(found))[: 2 * wanted.sample].tolist()]
     deciding, held_out = drawn[: (len(drawn) + 1) // 2], drawn[(len(drawn) + 1) // 2 :]
-    watcher.note(f"{len(found):,} distinct texts; {len(deciding)} decide, the change is measured on {len(held_out)} others")
+    progress.note(
+        f"{len(found):,} distinct texts; {len(deciding)} decide, the change is measured on {len(held_out)} others"
+    )
     before = embed_with(model)(held_out, None)
     meter = _Meter(before, held_out, chosen, threads, compute_of(kind))
     rows = [meter.row(WHOLE, model)]
-    prompt, module, facts = model.settings.prompts.get("document", ""), model.module, dict[str, Any]()
-    if isinstance(module, TransformerModel) and (wanted.layers is not None or wanted.width is not None):
-        ids = model.tokenizer.ids(deciding, prompt=prompt, max_length=min(256, model.settings.max_length)).ids
+    prompt, module, facts = (
+        model.settings.prompts.get("document", ""),
+        model.module,
+        dict[str, Any](),
+    )
+    if isinstance(module, TransformerModel) and (
+        wanted.layers is not None or wanted.width is not None
+    ):
+        ids = model.tokenizer.ids(
+            deciding, prompt=prompt, max_length=min(256, model.settings.max_length)
+        ).ids
         if wanted.layers is not None:
-            watcher.stage(f"choosing {wanted.layers} layers")
-            facts["layers"], _ = choose_layers(module, ids, wanted.layers, watcher.count)
+            progress.stage(f"choosing {wanted.layers} layers")
+            facts["layers"], _ = choose_layers(module, ids, wanted.layers, progress.count)
             keep_only(module, facts["layers"])
             rows.append(meter.row(f"layers {', '.join(map(str, facts['layers']))}", model))
         if wanted.width is not None:
-            watcher.stage(f"choosing {wanted.width} neurons of each feed-forward part")
+            progress.stage(f"choosing {wanted.width} neurons of each feed-forward part")
             narrow(module, ids, wanted.width)
             rows.append(meter.row(f"{wanted.width} neurons a layer", model))
     with tempfile.TemporaryDirectory() as side:
         if wanted.vocabulary:
-            watcher.stage(f"counting the tokens of {len(found):,} texts")
+            progress.stage(f"counting the tokens of {len(found):,} texts")
             model = _fewer_tokens(model, found, Path(side))
             rows.append(meter.row(f"{len(model.tokenizer):,} tokens", model))
         model.module.to(CPU)
@@ -144,19 +154,31 @@ def read_texts(path: Path, languages: Sequence[str] | None = None) -> list[str]:
     Raises:
         BadInput: If there are fewer than two.
     """
-    files = sorted(file for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES)) if path.is_dir() else [path]
+    files = (
+        sorted(file for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES))
+        if path.is_dir()
+        else [path]
+    )
     found: dict[str, None] = {}
     for file in files:
         for _, record in read_records(file):
-            if isinstance(record, Fault) or (languages is not None and record.get("lang") not in languages):
+            if isinstance(record, Fault) or (
+                languages is not None and record.get("lang") not in languages
+            ):
                 continue
             for field in TEXT_FIELDS:
                 value = record.get(field)
-                each = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-                found.update(dict.fromkeys(text for text in each if isinstance(text, str) and text.strip()))
+                each = (
+                    [value] if isinstance(value, str) else value if isinstance(value, list) else []
+                )
+                found.update(
+                    dict.fromkeys(text for text in each if isinstance(text, str) and text.strip())
+                )
     if len(found) < 2:
         told = f" in the languages {', '.join(languages)}" if languages else ""
-        raise BadInput(f"{path} has {len(found)} texts{told}; give rows with a text under {', '.join(TEXT_FIELDS)}")
+        raise BadInput(
+            f"{path} has {len(found)} texts{told}; give rows with a text under {', '.join(TEXT_FIELDS)}"
+        )
     return list(found)
 
 
@@ -180,14 +202,23 @@ def _fewer_tokens(model: Model, texts: list[str], side: Path) -> Model:
     tokenizer, old = prune_tokenizer(model.tokenizer, used_tokens(model.tokenizer, texts, prompts))
     prune_embeddings(model.module, old)
     if (model.source / "tokenizer_config.json").is_file():
-        config, place = read_json(model.source / "tokenizer_config.json"), {str(number): str(i) for i, number in enumerate(old.tolist())}
+        config, place = (
+            read_json(model.source / "tokenizer_config.json"),
+            {str(number): str(i) for i, number in enumerate(old.tolist())},
+        )
         if isinstance(config.get("added_tokens_decoder"), dict):
             config["added_tokens_decoder"] = {
-                place[number]: token for number, token in config["added_tokens_decoder"].items() if number in place
+                place[number]: token
+                for number, token in config["added_tokens_decoder"].items()
+                if number in place
             }
-        (side / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
+        (side / "tokenizer_config.json").write_text(
+            json.dumps(config, indent=2, ensure_ascii=False), "utf-8"
+        )
     if (model.source / "special_tokens_map.json").is_file():
-        (side / "special_tokens_map.json").write_bytes((model.source / "special_tokens_map.json").read_bytes())
+        (side / "special_tokens_map.json").write_bytes(
+            (model.source / "special_tokens_map.json").read_bytes()
+        )
     return replace(model, tokenizer=tokenizer, source=side)
 
 
@@ -195,16 +226,26 @@ class _Meter:
     """Measures a model against the one it came from."""
 
     def __init__(
-        self, before: np.ndarray, texts: list[str], sets: Sequence[EvalSet], threads: int | None, compute: torch.dtype | None
+        self,
+        before: np.ndarray,
+        texts: list[str],
+        sets: Sequence[EvalSet],
+        threads: int | None,
+        compute: torch.dtype | None,
     ) -> None:
         self.before, self.texts, self.threads, self.compute = before, texts, threads, compute
         self.sets = [(each, each.load(None, 17)) for each in sets]
         self.first: dict[str, Units] = {}
 
     def row(self, step: str, model: Model) -> dict[str, Any]:
-        parameters = sum(p.numel() for name, p in model.module.named_parameters() if "lora_" not in name)
+        parameters = sum(
+            p.numel() for name, p in model.module.named_parameters() if "lora_" not in name
+        )
         embedder = EncoderEmbedder(Encoder(model, threads=self.threads, compute=self.compute))
-        scored = {each.name: evaluate_set(embedder, each.name, each.kind, data).score for each, data in self.sets}
+        scored = {
+            each.name: evaluate_set(embedder, each.name, each.kind, data).score
+            for each, data in self.sets
+        }
         self.first = self.first or {name: score.units for name, score in scored.items()}
         return {
             "step": step,
@@ -213,18 +254,44 @@ class _Meter:
             "tokens": len(model.tokenizer),
             "cosine": float(cosines(self.before, embed_with(model)(self.texts, None)).mean()),
             "scores": {name: score.score for name, score in scored.items()},
-            "differences": {name: paired_difference(score.units, self.first[name]).estimate.to_json() for name, score in scored.items()},
+            "differences": {
+                name: paired_difference(score.units, self.first[name]).estimate.to_json()
+                for name, score in scored.items()
+            },
         }
 
 
-def _write(model: Model, out: Path, meta: dict[str, Any], texts: list[str], rows: list[dict[str, Any]], *, vectors_move: bool) -> None:
+def _write(
+    model: Model,
+    out: Path,
+    meta: dict[str, Any],
+    texts: list[str],
+    rows: list[dict[str, Any]],
+    *,
+    vectors_move: bool,
+) -> None:
     source = model.hash
     if vectors_move and model.settings.int8_ranges:
-        model.settings = replace(model.settings, int8_ranges=int8_ranges(Encoder(model, threads=1), texts, [None]))
+        model.settings = replace(
+            model.settings, int8_ranges=int8_ranges(Encoder(model, threads=1), texts, [None])
+        )
     model.name = out.name
     golden = golden_vectors(embed_with(model), model.module.tasks)
-    card = ["# " + out.name, f"Made from {meta['shrunk_from']} by `taskdistill shrink`, without training.", ""]
-    card += ["| step | million parameters | megabytes | tokens | cosine to the model as it was |", "|---|---|---|---|---|"]
-    card += [f"| {r['step']} | {r['parameters'] / 1e6:.2f} | {r['megabytes']} | {r['tokens']:,} | {r['cosine']:.4f} |" for r in rows]
-    files = {FILE: json.dumps(golden, ensure_ascii=False, allow_nan=False) + "\n", "README.md": "\n".join(card) + "\n"}
+    card = [
+        "# " + out.name,
+        f"Made from {meta['shrunk_from']} by `taskdistill shrink`, without training.",
+        "",
+    ]
+    card += [
+        "| step | million parameters | megabytes | tokens | cosine to the model as it was |",
+        "|---|---|---|---|---|",
+    ]
+    card += [
+        f"| {r['step']} | {r['parameters'] / 1e6:.2f} | {r['megabytes']} | {r['tokens']:,} | {r['cosine']:.4f} |"
+        for r in rows
+    ]
+    files = {
+        FILE: json.dumps(golden, ensure_ascii=False, allow_nan=False) + "\n",
+        "README.md": "\n".join(card) + "\n",
+    }
     write_model(out, model, meta=meta, extra_files=files, inputs={"model": source})

@@ -10,7 +10,14 @@ from golden.parts.scores import headings
 from golden.workshop import Workshop
 
 TOLERANCE = SCORES
-SETTINGS = {"arms": ["A0", "D", "C", "DC", "DC+gor"], "seeds": 2, "pilot_seeds": 2, "trials": 1, "points": 2, "trial_share": 0.5}
+SETTINGS = {
+    "arms": ["A0", "D", "C", "DC", "DC+gor"],
+    "seeds": 2,
+    "pilot_seeds": 2,
+    "trials": 1,
+    "points": 2,
+    "trial_share": 0.5,
+}
 
 
 def record(workshop: Workshop) -> dict[str, Any]:

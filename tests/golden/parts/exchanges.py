@@ -19,7 +19,15 @@ POSTS: tuple[tuple[str, dict[str, Any]], ...] = (
     (V1, {"input": TEXTS}),
     (V1, {"input": TEXTS[0], "model": "bert"}),
     (V1, {"input": [{"text": text} for text in TEXTS], "task": "retrieval.query"}),
-    (V1, {"input": TEXTS, "task": "retrieval.passage", "dimensions": 16, "embedding_type": ALL_TYPES}),
+    (
+        V1,
+        {
+            "input": TEXTS,
+            "task": "retrieval.passage",
+            "dimensions": 16,
+            "embedding_type": ALL_TYPES,
+        },
+    ),
     (V1, {"input": TEXTS, "task": "separation", "encoding_format": "base64"}),
     (V1, {"input": TEXTS, "task": "text-matching", "prompt_name": "query", "user": "me"}),
     (V1, {"input": TEXTS, "task": "classification", "normalized": False}),
@@ -47,7 +55,15 @@ POSTS: tuple[tuple[str, dict[str, Any]], ...] = (
     (TEI, {"inputs": ["the ship " * 80]}),
     (TEI, {"inputs": TEXTS, "task": "nothing"}),
     ("/search", {"query": "the ship in the harbour"}),
-    ("/search", {"query": ["a star", "a trial"], "top_k": 3, "filter": {"year": {">=": 1995}}, "oversample": 4}),
+    (
+        "/search",
+        {
+            "query": ["a star", "a trial"],
+            "top_k": 3,
+            "filter": {"year": {">=": 1995}},
+            "oversample": 4,
+        },
+    ),
     ("/search", {"query": "a star", "filter": ["topic=sky"], "hybrid": True, "refine": True}),
     ("/search", {"query": "a star", "top_k": 0}),
     ("/search", {"query": "a star", "filter": {"yeer": 1995}}),
@@ -64,7 +80,16 @@ GETS = (
     "/page/about.json",
     "/page/ranges.json?task=retrieval&dim=16",
 )
-GETS += ("/page/ranges.json?dim=x", "/page/nothing.js", "/nowhere", "/", "/docs", "/metrics", "/openapi.json", V1)
+GETS += (
+    "/page/ranges.json?dim=x",
+    "/page/nothing.js",
+    "/nowhere",
+    "/",
+    "/docs",
+    "/metrics",
+    "/openapi.json",
+    V1,
+)
 
 
 def record(workshop: Workshop) -> dict[str, Any]:
@@ -72,28 +97,49 @@ def record(workshop: Workshop) -> dict[str, Any]:
     import httpx
 
     model, index = workshop.models["bert"], workshop.path("served-index")
-    workshop.run("index", model, workshop.corpus, "--out", index, "--bm25", "--task", "retrieval", "--quiet")
+    workshop.run(
+        "index", model, workshop.corpus, "--out", index, "--bm25", "--task", "retrieval", "--quiet"
+    )
     found: dict[str, Any] = {}
     encoder = entry.Encoder.load(model, threads=1)
     with (
-        entry.serving(encoder, entry.open_index(index), entry.ServerSettings(request_texts=6)) as (url, _),
+        entry.serving(encoder, entry.open_index(index), entry.ServerSettings(request_texts=6)) as (
+            url,
+            _,
+        ),
         httpx.Client(base_url=url, timeout=60) as client,
     ):
         for path, body in POSTS:
-            found[f"POST {path} {json.dumps(body)[:120]}"] = _answer(workshop, client.post(path, json=body))
-        found["POST not JSON"] = _answer(workshop, client.post(V1, content=b'{"input": ', headers={"Content-Type": "application/json"}))
-        found["POST another type"] = _answer(workshop, client.post(V1, content=b"a=b", headers={"Content-Type": "text/plain"}))
+            found[f"POST {path} {json.dumps(body)[:120]}"] = _answer(
+                workshop, client.post(path, json=body)
+            )
+        found["POST not JSON"] = _answer(
+            workshop,
+            client.post(V1, content=b'{"input": ', headers={"Content-Type": "application/json"}),
+        )
+        found["POST another type"] = _answer(
+            workshop, client.post(V1, content=b"a=b", headers={"Content-Type": "text/plain"})
+        )
         found["POST too many texts"] = _answer(workshop, client.post(V1, json={"input": ["a"] * 7}))
         for path in GETS:
             found[f"GET {path}"] = _answer(workshop, client.get(path))
     with (
-        entry.serving(entry.Encoder.load(model, threads=1), None, entry.ServerSettings(api_key=KEY)) as (url, _),
+        entry.serving(
+            entry.Encoder.load(model, threads=1), None, entry.ServerSettings(api_key=KEY)
+        ) as (url, _),
         httpx.Client(base_url=url, timeout=60) as client,
     ):
-        for name, headers in {"no": {}, "a wrong": {"Authorization": "Bearer nothing"}, "the": {"Authorization": f"Bearer {KEY}"}}.items():
-            found[f"POST with {name} key"] = _answer(workshop, client.post(V1, json={"input": "a"}, headers=headers))
+        for name, headers in {
+            "no": {},
+            "a wrong": {"Authorization": "Bearer nothing"},
+            "the": {"Authorization": f"Bearer {KEY}"},
+        }.items():
+            found[f"POST with {name} key"] = _answer(
+                workshop, client.post(V1, json={"input": "a"}, headers=headers)
+            )
         found["POST /search without an index"] = _answer(
-            workshop, client.post("/search", json={"query": "a"}, headers={"Authorization": f"Bearer {KEY}"})
+            workshop,
+            client.post("/search", json={"query": "a"}, headers={"Authorization": f"Bearer {KEY}"}),
         )
     return found
 
@@ -101,12 +147,16 @@ def record(workshop: Workshop) -> dict[str, Any]:
 def _answer(workshop: Workshop, answer: Any) -> dict[str, Any]:
     kind = answer.headers.get("content-type", "")
     headers = {
-        name: value for name, value in answer.headers.items() if name in ("content-type", "www-authenticate", "retry-after", "allow")
+        name: value
+        for name, value in answer.headers.items()
+        if name in ("content-type", "www-authenticate", "retry-after", "allow")
     }
     if "json" not in kind:
         lines = answer.text.splitlines()
         # Of a page its title, of the metrics their names.
-        body: Any = [line for line in lines if "<title>" in line or line.startswith("# TYPE taskdistill")]
+        body: Any = [
+            line for line in lines if "<title>" in line or line.startswith("# TYPE taskdistill")
+        ]
     else:
         body = _summarized(workshop.mask.value(answer.json()))
     return {"status": answer.status_code, "headers": headers, "body": body}
@@ -116,12 +166,21 @@ def _summarized(value: Any) -> Any:
     """Vectors as their summaries, texts in base64 as their length."""
     if isinstance(value, dict):
         return {key: _summarized(each) for key, each in value.items()}
-    if isinstance(value, list) and len(value) >= 4 and all(isinstance(each, int | float) for each in value):
+    if (
+        isinstance(value, list)
+        and len(value) >= 4
+        and all(isinstance(each, int | float) for each in value)
+    ):
         whole = all(isinstance(each, int) for each in value)
         return summarize(np.array(value, np.int64 if whole else np.float64))
     if isinstance(value, list):
         return [_summarized(each) for each in value]
-    if isinstance(value, str) and len(value) > 80 and value.endswith(("=", "A", "Q", "g", "w")) and " " not in value:
+    if (
+        isinstance(value, str)
+        and len(value) > 80
+        and value.endswith(("=", "A", "Q", "g", "w"))
+        and " " not in value
+    ):
         import base64
 
         return summarize(np.frombuffer(base64.b64decode(value), "<f4"))

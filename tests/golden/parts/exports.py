@@ -16,7 +16,12 @@ TASKS: dict[str, tuple[str | None, ...]] = {
     "openvino": ("retrieval",),
 }
 """Format to the adapters that are merged into the export of each family."""
-FAMILIES = {"gguf": ("jina",), "onnx": ("bert",), "openvino": ("bert",), "jina-v5": ("qwen3", "eurobert", "bert")}
+FAMILIES = {
+    "gguf": ("jina",),
+    "onnx": ("bert",),
+    "openvino": ("bert",),
+    "jina-v5": ("qwen3", "eurobert", "bert"),
+}
 
 
 def record(workshop: Workshop) -> dict[str, Any]:
@@ -28,7 +33,16 @@ def record(workshop: Workshop) -> dict[str, Any]:
             for task in TASKS.get(format_name, (None,)):
                 name = f"exports/{format_name}-{family}-{task}"
                 out, said = workshop.path(name), workshop.path(f"{name}.json")
-                words = ("export", models[family], "--format", format_name, "--out", out, *(("--task", task) if task else ()), "--quiet")
+                words = (
+                    "export",
+                    models[family],
+                    "--format",
+                    format_name,
+                    "--out",
+                    out,
+                    *(("--task", task) if task else ()),
+                    "--quiet",
+                )
                 done = workshop.command(found, *words, result=said, made=out, code=None)
                 done["weights"] = weights_below(out)
     index = workshop.path("exports/index")
@@ -37,7 +51,16 @@ def record(workshop: Workshop) -> dict[str, Any]:
     for engine in entry.INDEX_FORMATS:
         out = workshop.path(f"exports/{engine}")
         done = workshop.command(
-            found, "export", index, "--format", engine, "--out", out, "--quiet", result=workshop.path(f"exports/{engine}.json"), made=out
+            found,
+            "export",
+            index,
+            "--format",
+            engine,
+            "--out",
+            out,
+            "--quiet",
+            result=workshop.path(f"exports/{engine}.json"),
+            made=out,
         )
         done["texts"] = {
             path.name: workshop.mask.text(path.read_text("utf-8")).splitlines()[:60]

@@ -11,7 +11,12 @@ from golden.summaries import summarize, weights_below
 from golden.workshop import REPOSITORY, Workshop
 
 KEPT = REPOSITORY / "tests/kept"
-TEXTS = ["word 3", "Which planet is known as the Red Planet?", "a ship in the harbour", "火星は太陽系の第四惑星です。"]
+TEXTS = [
+    "word 3",
+    "Which planet is known as the Red Planet?",
+    "a ship in the harbour",
+    "火星は太陽系の第四惑星です。",
+]
 
 
 def record(workshop: Workshop) -> dict[str, Any]:
@@ -29,7 +34,10 @@ def record(workshop: Workshop) -> dict[str, Any]:
             found[name]["documents"] = opened.documents
             found[name]["about"] = workshop.mask.value(opened.describe())
         if name.startswith(("shards", "teacher")):
-            found[name]["arrays"] = {path.relative_to(copy).as_posix(): summarize(np.load(path)) for path in sorted(copy.rglob("*.npy"))}
+            found[name]["arrays"] = {
+                path.relative_to(copy).as_posix(): summarize(np.load(path))
+                for path in sorted(copy.rglob("*.npy"))
+            }
     return found
 
 

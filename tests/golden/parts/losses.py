@@ -41,9 +41,16 @@ def record(workshop: Workshop) -> dict[str, Any]:
     folder, said = workshop.trained
     found: dict[str, Any] = {"plain: the command": said, "plain: files": workshop.files(folder)}
     found |= {f"plain: {phase}": losses for phase, losses in traces(folder).items()}
-    found |= {f"plain: {name}": workshop.read(folder / name) for name in ("metrics.json", "model/taskdistill.json", "taskdistill.json")}
+    found |= {
+        f"plain: {name}": workshop.read(folder / name)
+        for name in ("metrics.json", "model/taskdistill.json", "taskdistill.json")
+    }
     every = workshop.path("runs/every")
-    entry.train_recipe(entry.load_recipe(workshop.write_recipe("every", every_term(workshop))), every, assess=_nothing)
+    entry.train_recipe(
+        entry.load_recipe(workshop.write_recipe("every", every_term(workshop))),
+        every,
+        assess=_nothing,
+    )
     return found | {f"every term: {phase}": losses for phase, losses in traces(every).items()}
 
 
@@ -59,18 +66,39 @@ def every_term(workshop: Workshop) -> dict[str, Any]:
     }
     raw = workshop.recipe(
         steps=20,
-        static={"weights": {"distill": 1.0, "teacher_nce": 0.3, "cosent": 0.5}, "sources": {"lone": 1, "sts": 1}},
+        static={
+            "weights": {"distill": 1.0, "teacher_nce": 0.3, "cosent": 0.5},
+            "sources": {"lone": 1, "sts": 1},
+        },
         stage1={**stage1, "projection_lr": 1e-3, "reduction": "sum", "freeze_embeddings": True},
-        long={"weights": {"distill": 1.0, "score_kl": 0.5}, "schedule": "constant", "clip": 0.05, "micro_batch_tokens": 40},
+        long={
+            "weights": {"distill": 1.0, "score_kl": 0.5},
+            "schedule": "constant",
+            "clip": 0.05,
+            "micro_batch_tokens": 40,
+        },
         adapters={
-            "retrieval": {"weights": PAIRS, "menu": menu, "sharpen": {"focal": 0.5, "hardness": 1.0, "mixed_negatives": 1}, "dropout": 0.1},
+            "retrieval": {
+                "weights": PAIRS,
+                "menu": menu,
+                "sharpen": {"focal": 0.5, "hardness": 1.0, "mixed_negatives": 1},
+                "dropout": 0.1,
+            },
             "text-matching": {
                 "weights": {"cosent": 1.0, "relational": 1.0, "gor": 0.3},
                 "negatives_of_others": False,
                 "train_projection": True,
             },
-            "clustering": {"weights": {"distill": 1.0, "rkd_angle": 0.5, "similarity": 0.5}, "menu": {"corners": 4}, "matryoshka": False},
-            "classification": {"learn_temperature": True, "mask_same_label": False, "relational_mean_gradient": False},
+            "clustering": {
+                "weights": {"distill": 1.0, "rkd_angle": 0.5, "similarity": 0.5},
+                "menu": {"corners": 4},
+                "matryoshka": False,
+            },
+            "classification": {
+                "learn_temperature": True,
+                "mask_same_label": False,
+                "relational_mean_gradient": False,
+            },
         },
         student={"binary_offsets": True},
     )

@@ -19,7 +19,13 @@ RECIPE_FAULTS = (
         "seed=-1",
         "precision=float8",
     ),
-    *("stage1.weights.distil=1", "stage1.weights.hidden=1", "stage1.weights.distill=0", "stage1.menu.corners=4", "stage1.projection=none"),
+    *(
+        "stage1.weights.distil=1",
+        "stage1.weights.hidden=1",
+        "stage1.weights.distill=0",
+        "stage1.menu.corners=4",
+        "stage1.projection=none",
+    ),
     *(
         "stage1.schedule=square",
         "adapters.retrieval.weights.cosent=1",
@@ -33,7 +39,13 @@ RECIPE_FAULTS = (
         "student.layers=[7]",
         "student.init=config",
     ),
-    *("teacher.model=TMP/nowhere", "teacher.kind=telepathy", "teacher.api_key_env=KEY", "teacher.api_key_env=NOT_SET", "several=heads"),
+    *(
+        "teacher.model=TMP/nowhere",
+        "teacher.kind=telepathy",
+        "teacher.api_key_env=KEY",
+        "teacher.api_key_env=NOT_SET",
+        "several=heads",
+    ),
     *(
         "data.root=TMP/nowhere",
         "data.sources.qa.path=pairs/none.jsonl",
@@ -41,7 +53,14 @@ RECIPE_FAULTS = (
         "evaluation.dev=[sts/none]",
         "evaluation.sets=[x/*]",
     ),
-    *("static.noise=0.5", "static.weights.cosin=1", "long.projection_init=identity", "device=abacus", "nonsense", "stage1.rope_theta=1000"),
+    *(
+        "static.noise=0.5",
+        "static.weights.cosin=1",
+        "long.projection_init=identity",
+        "device=abacus",
+        "nonsense",
+        "stage1.rope_theta=1000",
+    ),
 )
 """Overrides of the tiny recipe that `plan` refuses."""
 
@@ -50,7 +69,15 @@ def record(workshop: Workshop) -> dict[str, Any]:
     """Command line to exit code and message."""
     found: dict[str, Any] = {}
     for fault in RECIPE_FAULTS:
-        workshop.command(found, "plan", workshop.recipe_file, "--set", fault.replace("TMP", str(workshop.root)), "--quiet", code=None)
+        workshop.command(
+            found,
+            "plan",
+            workshop.recipe_file,
+            "--set",
+            fault.replace("TMP", str(workshop.root)),
+            "--quiet",
+            code=None,
+        )
     for words in [*_usage(workshop), *_options(workshop), *_files(workshop), *_folders(workshop)]:
         workshop.command(found, *words, code=None)
     if taken := [name for name, done in found.items() if done["code"] == 0]:
@@ -76,7 +103,12 @@ def _usage(workshop: Workshop) -> list[tuple[object, ...]]:
 
 
 def _options(workshop: Workshop) -> list[tuple[object, ...]]:
-    model, data, texts, out = workshop.models["bert"], workshop.data, workshop.texts, workshop.root / "refused.npy"
+    model, data, texts, out = (
+        workshop.models["bert"],
+        workshop.data,
+        workshop.texts,
+        workshop.root / "refused.npy",
+    )
     new, recipe = workshop.root / "refused", workshop.recipe_file
     return [
         ("encode", model, texts, "--out", out, "--task", "retreival"),
@@ -98,9 +130,37 @@ def _options(workshop: Workshop) -> list[tuple[object, ...]]:
         ("needle", model, "--lengths", "64,many", "--out", new),
         ("needle", model, "--kinds", "neddle", "--out", new),
         ("adapt", model, data / "labelled/topics.train.jsonl.gz", "--task", "classification"),
-        ("adapt", model, data / "labelled/topics.train.jsonl.gz", "--task", "retrieval", "--name", "x"),
-        ("adapt", model, data / "labelled/topics.train.jsonl.gz", "--task", "classification", "--name", "x", "--set", "ranks=3"),
-        ("adapt", model, data / "labelled/topics.train.jsonl.gz", "--task", "classification", "--name", "x", "--column", "label"),
+        (
+            "adapt",
+            model,
+            data / "labelled/topics.train.jsonl.gz",
+            "--task",
+            "retrieval",
+            "--name",
+            "x",
+        ),
+        (
+            "adapt",
+            model,
+            data / "labelled/topics.train.jsonl.gz",
+            "--task",
+            "classification",
+            "--name",
+            "x",
+            "--set",
+            "ranks=3",
+        ),
+        (
+            "adapt",
+            model,
+            data / "labelled/topics.train.jsonl.gz",
+            "--task",
+            "classification",
+            "--name",
+            "x",
+            "--column",
+            "label",
+        ),
         ("export", model, "--format", "onx", "--out", new),
         ("export", model, "--format", "jina-v5", "--task", "retrieval", "--out", new),
         ("export", model, "--format", "gguf", "--out", new),
@@ -144,9 +204,12 @@ def _files(workshop: Workshop) -> list[tuple[object, ...]]:
     }
     for name, content in files.items():
         (bad / name).write_bytes(content)
-    found: list[tuple[object, ...]] = [("encode", model, bad / name, "--out", out, "--quiet") for name in files]
+    found: list[tuple[object, ...]] = [
+        ("encode", model, bad / name, "--out", out, "--quiet") for name in files
+    ]
     found += [
-        ("index", model, bad / name, "--out", workshop.root / "refused", "--quiet") for name in ("empty.txt", "field.jsonl", "list.jsonl")
+        ("index", model, bad / name, "--out", workshop.root / "refused", "--quiet")
+        for name in ("empty.txt", "field.jsonl", "list.jsonl")
     ]
     (bad / "recipe.yaml").write_text("name: x\nname: y\n")
     (bad / "tabs.yaml").write_text("name: [x\n")
@@ -155,8 +218,17 @@ def _files(workshop: Workshop) -> list[tuple[object, ...]]:
 
 def _folders(workshop: Workshop) -> list[tuple[object, ...]]:
     index = workshop.path("refused-index")
-    workshop.run("index", workshop.models["bert"], workshop.data / "retrieval/town-en/corpus.jsonl", "--out", index, "--quiet")
-    changed, weights, foreign = (workshop.path(f"damaged-{name}") for name in ("manifest", "weights", "foreign"))
+    workshop.run(
+        "index",
+        workshop.models["bert"],
+        workshop.data / "retrieval/town-en/corpus.jsonl",
+        "--out",
+        index,
+        "--quiet",
+    )
+    changed, weights, foreign = (
+        workshop.path(f"damaged-{name}") for name in ("manifest", "weights", "foreign")
+    )
     for folder in (changed, weights):
         shutil.copytree(workshop.models["bert"], folder)
     manifest = json.loads((changed / "taskdistill.json").read_text())
@@ -173,8 +245,22 @@ def _folders(workshop: Workshop) -> list[tuple[object, ...]]:
             for folder in (changed, weights, foreign, workshop.root / "absent")
         ),
         *(("info", folder) for folder in (changed, weights, foreign, workshop.root / "absent")),
-        ("index", workshop.models["bert"], data / "retrieval/qa/corpus.jsonl.gz", "--out", foreign, "--quiet"),
-        ("index", workshop.models["qwen3"], data / "retrieval/qa/corpus.jsonl.gz", "--out", index, "--quiet"),
+        (
+            "index",
+            workshop.models["bert"],
+            data / "retrieval/qa/corpus.jsonl.gz",
+            "--out",
+            foreign,
+            "--quiet",
+        ),
+        (
+            "index",
+            workshop.models["qwen3"],
+            data / "retrieval/qa/corpus.jsonl.gz",
+            "--out",
+            index,
+            "--quiet",
+        ),
         ("train", workshop.recipe_file, "--out", foreign, "--quiet"),
         ("export", workshop.models["bert"], "--format", "sentence-transformers", "--out", foreign),
         ("search", index, "ship", "--model", workshop.topics),
@@ -185,7 +271,15 @@ def _folders(workshop: Workshop) -> list[tuple[object, ...]]:
         ("search", workshop.models["bert"], "ship"),
         ("search", "tune", index, "--dev", data / "retrieval/town-en", "--dims", "x"),
         ("search", "tune", index, "--dev", foreign),
-        ("migrate", index, workshop.models["bert"], "--dev", data / "retrieval/town-en", "--out", workshop.root / "refused"),
+        (
+            "migrate",
+            index,
+            workshop.models["bert"],
+            "--dev",
+            data / "retrieval/town-en",
+            "--out",
+            workshop.root / "refused",
+        ),
         ("migrate", "state", index),
         ("tiers", workshop.topics, "--dev", data / "retrieval/town-en"),
         ("index", "delete", workshop.topics, "d1"),

@@ -13,8 +13,22 @@ from golden.workshop import Workshop
 TOLERANCE = SCORES
 """Of a model that is random, as here, two centres of k-means may be so near that elsewhere a text changes its cluster."""
 SETS = (
-    *("retrieval/qa", "retrieval/town-en", "retrieval/town-xx", "reranking/rank", "sts/sts", "pair-classification/same", "bitext/twin"),
-    *("summarisation/news", "clustering/clu-topics", "clustering/topics", "classification/topics", "multilabel/many"),
+    *(
+        "retrieval/qa",
+        "retrieval/town-en",
+        "retrieval/town-xx",
+        "reranking/rank",
+        "sts/sts",
+        "pair-classification/same",
+        "bitext/twin",
+    ),
+    *(
+        "summarisation/news",
+        "clustering/clu-topics",
+        "clustering/topics",
+        "classification/topics",
+        "multilabel/many",
+    ),
 )
 HEADING = re.compile(r"<h[1-4][^>]*>(.*?)</h[1-4]>", re.DOTALL)
 
@@ -36,11 +50,21 @@ def record(workshop: Workshop) -> dict[str, Any]:
     results = workshop.read(out / "results.json")
     scores = results.pop("scores")
     found |= {f"results: {key}": value for key, value in results.items()}
-    found |= {f"score of {model} on {name}": value for model, sets_of in scores.items() for name, value in sets_of.items()}
+    found |= {
+        f"score of {model} on {name}": value
+        for model, sets_of in scores.items()
+        for name, value in sets_of.items()
+    }
     found["headings of the report"] = headings(out / "report.html")
     small = ("--data", data, "--set", "retrieval/qa", "--max-queries", 8, "--quiet", "--out")
     workshop.command(
-        found, "evaluate", topics, *small, workshop.path("scores/few"), made=workshop.root / "scores/few", result=workshop.path("few.json")
+        found,
+        "evaluate",
+        topics,
+        *small,
+        workshop.path("scores/few"),
+        made=workshop.root / "scores/few",
+        result=workshop.path("few.json"),
     )
     dev = workshop.path("scores/dev")
     workshop.command(
@@ -58,10 +82,23 @@ def record(workshop: Workshop) -> dict[str, Any]:
         result=workshop.path("dev.json"),
     )
     texts = workshop.path("scores/texts.jsonl")
-    done = workshop.command(found, "evaluate", "--data", data, "--set", "sts/sts", "--write-texts", texts)
+    done = workshop.command(
+        found, "evaluate", "--data", data, "--set", "sts/sts", "--write-texts", texts
+    )
     done["texts"] = texts.read_text("utf-8").splitlines()[:5]
     needle = workshop.path("scores/needle")
-    words = ("needle", topics, bert, "--lengths", "64,96", "--documents", 6, "--out", needle, "--quiet")
+    words = (
+        "needle",
+        topics,
+        bert,
+        "--lengths",
+        "64,96",
+        "--documents",
+        6,
+        "--out",
+        needle,
+        "--quiet",
+    )
     workshop.command(found, *words, made=needle, result=workshop.path("needle.json"))
     found["headings of the needle report"] = headings(needle / "report.html")
     missing = set(entry.TASK_TYPES) - {name.split("/")[0] for name in SETS}
@@ -74,4 +111,7 @@ def record(workshop: Workshop) -> dict[str, Any]:
 
 def headings(path: Path) -> list[str]:
     """Headings of a page, without what stands in tags."""
-    return [re.sub(r"<[^>]+>", "", heading).strip() for heading in HEADING.findall(path.read_text("utf-8"))]
+    return [
+        re.sub(r"<[^>]+>", "", heading).strip()
+        for heading in HEADING.findall(path.read_text("utf-8"))
+    ]

@@ -25,10 +25,28 @@ def record(workshop: Workshop) -> dict[str, Any]:
     found: dict[str, Any] = {}
     index = workshop.path("indexes/main")
     said = workshop.path("indexes/main.json")
-    workshop.command(found, "index", workshop.topics, workshop.corpus, "--out", index, "--bm25", "--quiet", result=said, made=index)
+    workshop.command(
+        found,
+        "index",
+        workshop.topics,
+        workshop.corpus,
+        "--out",
+        index,
+        "--bm25",
+        "--quiet",
+        result=said,
+        made=index,
+    )
     found["manifest"] = workshop.read(index / "taskdistill.json")
     for number, options in enumerate(SEARCHES):
-        workshop.command(found, "search", index, QUERY, *options, result=workshop.path(f"indexes/hits-{number}.json"))
+        workshop.command(
+            found,
+            "search",
+            index,
+            QUERY,
+            *options,
+            result=workshop.path(f"indexes/hits-{number}.json"),
+        )
     _precisions(workshop, found)
     _changes(workshop, found, index)
     _tuning(workshop, found)
@@ -39,20 +57,72 @@ def record(workshop: Workshop) -> dict[str, Any]:
 def _precisions(workshop: Workshop, found: dict[str, Any]) -> None:
     for rescore, dim in (("none", 32), ("int8", 16), ("float16", 8), ("float32", 13)):
         index = workshop.path(f"indexes/{rescore}")
-        words = ("index", workshop.models["bert"], workshop.corpus, "--out", index, "--dim", dim, "--rescore", rescore, "--quiet")
+        words = (
+            "index",
+            workshop.models["bert"],
+            workshop.corpus,
+            "--out",
+            index,
+            "--dim",
+            dim,
+            "--rescore",
+            rescore,
+            "--quiet",
+        )
         workshop.command(found, *words, result=workshop.path(f"indexes/{rescore}.json"))
-        workshop.command(found, "search", index, QUERY, "-k", 5, result=workshop.path(f"indexes/{rescore}-hits.json"))
-    rows = [{"key": n, "said": f"{'the old ship. ' * 8}{'a new star. ' * 8}number {n}"} for n in range(3)]
+        workshop.command(
+            found,
+            "search",
+            index,
+            QUERY,
+            "-k",
+            5,
+            result=workshop.path(f"indexes/{rescore}-hits.json"),
+        )
+    rows = [
+        {"key": n, "said": f"{'the old ship. ' * 8}{'a new star. ' * 8}number {n}"}
+        for n in range(3)
+    ]
     corpus = entry.write_jsonl(workshop.path("indexes/long.jsonl"), rows)
     index = workshop.path("indexes/passages")
-    fields = ("--text-field", "said", "--id-field", "key", "--passage-words", 10, "--base", "--quiet")
-    workshop.command(
-        found, "index", workshop.models["bert"], corpus, "--out", index, *fields, result=workshop.path("indexes/passages.json")
+    fields = (
+        "--text-field",
+        "said",
+        "--id-field",
+        "key",
+        "--passage-words",
+        10,
+        "--base",
+        "--quiet",
     )
-    workshop.command(found, "search", index, "star", "-k", 2, result=workshop.path("indexes/passage-hits.json"))
+    workshop.command(
+        found,
+        "index",
+        workshop.models["bert"],
+        corpus,
+        "--out",
+        index,
+        *fields,
+        result=workshop.path("indexes/passages.json"),
+    )
+    workshop.command(
+        found, "search", index, "star", "-k", 2, result=workshop.path("indexes/passage-hits.json")
+    )
     teachers = workshop.path("indexes/teachers")
-    workshop.command(found, "index", workshop.teacher, workshop.corpus, "--out", teachers, "--quiet")
-    workshop.command(found, "search", teachers, QUERY, "-k", 4, "--model", workshop.student, result=workshop.path("indexes/projected.json"))
+    workshop.command(
+        found, "index", workshop.teacher, workshop.corpus, "--out", teachers, "--quiet"
+    )
+    workshop.command(
+        found,
+        "search",
+        teachers,
+        QUERY,
+        "-k",
+        4,
+        "--model",
+        workshop.student,
+        result=workshop.path("indexes/projected.json"),
+    )
 
 
 def _changes(workshop: Workshop, found: dict[str, Any], index: Path) -> None:
@@ -64,44 +134,102 @@ def _changes(workshop: Workshop, found: dict[str, Any], index: Path) -> None:
     ]
     more = entry.write_jsonl(workshop.path("indexes/more.jsonl"), rows)
     workshop.command(
-        found, "index", workshop.topics, more, "--out", changed, "--quiet", result=workshop.path("indexes/more.json"), made=changed
+        found,
+        "index",
+        workshop.topics,
+        more,
+        "--out",
+        changed,
+        "--quiet",
+        result=workshop.path("indexes/more.json"),
+        made=changed,
     )
-    workshop.command(found, "search", changed, QUERY, result=workshop.path("indexes/changed-hits.json"))
+    workshop.command(
+        found, "search", changed, QUERY, result=workshop.path("indexes/changed-hits.json")
+    )
     workshop.command(found, "index", "compact", changed, made=changed)
     workshop.command(found, "search", changed, QUERY, "--hybrid", code=2)
-    workshop.command(found, "search", changed, QUERY, "-k", 8, result=workshop.path("indexes/compact-hits.json"))
+    workshop.command(
+        found, "search", changed, QUERY, "-k", 8, result=workshop.path("indexes/compact-hits.json")
+    )
     workshop.command(found, "info", changed, result=workshop.path("indexes/info.json"))
 
 
 def _tuning(workshop: Workshop, found: dict[str, Any]) -> None:
     index, dev = workshop.path("indexes/tuned"), workshop.data / "retrieval/town-en"
-    workshop.command(found, "index", workshop.topics, dev / "corpus.jsonl", "--out", index, "--quiet")
+    workshop.command(
+        found, "index", workshop.topics, dev / "corpus.jsonl", "--out", index, "--quiet"
+    )
     words = ("search", "tune", index, "--dev", dev, "--quiet")
-    workshop.command(found, *words, "--dims", "8,16,32", result=workshop.path("indexes/tuning.json"))
-    workshop.command(found, *words, "--dims", "16", "--precisions", "none,int8", "--no-hybrid", "--tolerance", 100, "--shrink", made=index)
-    workshop.command(found, "search", index, "ship", result=workshop.path("indexes/tuned-hits.json"))
+    workshop.command(
+        found, *words, "--dims", "8,16,32", result=workshop.path("indexes/tuning.json")
+    )
+    workshop.command(
+        found,
+        *words,
+        "--dims",
+        "16",
+        "--precisions",
+        "none,int8",
+        "--no-hybrid",
+        "--tolerance",
+        100,
+        "--shrink",
+        made=index,
+    )
+    workshop.command(
+        found, "search", index, "ship", result=workshop.path("indexes/tuned-hits.json")
+    )
     tiers = ("tiers", workshop.student, "--teacher", workshop.teacher, "--dev", dev, "--quiet")
     workshop.command(found, *tiers, result=workshop.path("indexes/tiers.json"))
 
 
 def _migration(workshop: Workshop, found: dict[str, Any]) -> None:
-    old, new, out = workshop.path("indexes/old"), workshop.path("indexes/new"), workshop.path("indexes/migration")
+    old, new, out = (
+        workshop.path("indexes/old"),
+        workshop.path("indexes/new"),
+        workshop.path("indexes/migration"),
+    )
     dev = workshop.large_set
     corpus = dev / "corpus.jsonl"
     other = entry.write_topic_model(workshop.path("newer"), width=32, noise=0.3, seed=9)
-    workshop.command(found, "index", workshop.topics, corpus, "--out", old, "--rescore", "float32", "--quiet")
+    workshop.command(
+        found, "index", workshop.topics, corpus, "--out", old, "--rescore", "float32", "--quiet"
+    )
     words = ("migrate", old, other, "--dev", dev, "--into", new, "--quiet")
     workshop.command(
-        found, *words, "--out", workshop.root / "indexes/refused", "--threshold", 2, result=workshop.path("indexes/refused.json"), code=1
+        found,
+        *words,
+        "--out",
+        workshop.root / "indexes/refused",
+        "--threshold",
+        2,
+        result=workshop.path("indexes/refused.json"),
+        code=1,
     )
-    workshop.command(found, *words, "--out", out, "--threshold", 0, result=workshop.path("indexes/migration.json"), made=out)
-    workshop.command(found, "search", out, QUERY, "-k", 4, result=workshop.path("indexes/migration-hits.json"))
+    workshop.command(
+        found,
+        *words,
+        "--out",
+        out,
+        "--threshold",
+        0,
+        result=workshop.path("indexes/migration.json"),
+        made=out,
+    )
+    workshop.command(
+        found, "search", out, QUERY, "-k", 4, result=workshop.path("indexes/migration-hits.json")
+    )
     rows = corpus.read_text().splitlines()[:10]
     part = workshop.path("indexes/part.jsonl")
     part.write_text("\n".join(rows) + "\n")
     workshop.command(found, "index", other, part, "--out", new, "--rescore", "float32", "--quiet")
-    workshop.command(found, "search", out, QUERY, "-k", 5, result=workshop.path("indexes/both-hits.json"))
+    workshop.command(
+        found, "search", out, QUERY, "-k", 5, result=workshop.path("indexes/both-hits.json")
+    )
     workshop.command(found, "migrate", "state", out)
     workshop.command(found, "migrate", "state", out, "--to", "new", code=1)
     workshop.command(found, "migrate", "state", out, "--to", "old")
-    workshop.command(found, "search", out, QUERY, "-k", 6, result=workshop.path("indexes/old-hits.json"))
+    workshop.command(
+        found, "search", out, QUERY, "-k", 6, result=workshop.path("indexes/old-hits.json")
+    )

@@ -32,7 +32,9 @@ def record(workshop: Workshop) -> dict[str, Any]:
     while interrupted(workshop, out):
         run += 1
         found[f"interruption {run:02}: checkpoints"] = {
-            name: summary for name, summary in weights_below(out).items() if any(part.startswith("step-") for part in Path(name).parts)
+            name: summary
+            for name, summary in weights_below(out).items()
+            if any(part.startswith("step-") for part in Path(name).parts)
         }
         if run > MOST_RUNS:
             raise RuntimeError("the run is interrupted for ever")

@@ -52,9 +52,21 @@ def cases() -> dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]]:
         "info_nce by row chunks": ("info_nce by row chunks", (*contrast, "excluded", 4), {}),
         "teacher_nce": ("teacher_nce", ("queries", "same space", positives, 0.05, same), {}),
         "relational": ("relational", ("queries", "teacher queries"), {}),
-        "relational, mean without gradient": ("relational", ("queries", "teacher queries", False), {}),
-        "list_kl": ("list_kl", ("queries", "documents", "teacher queries", "teacher documents"), {"temperature": 0.1}),
-        "list_kl, masked": ("list_kl", ("queries", "documents", "teacher queries", "teacher documents"), {"excluded": "excluded"}),
+        "relational, mean without gradient": (
+            "relational",
+            ("queries", "teacher queries", False),
+            {},
+        ),
+        "list_kl": (
+            "list_kl",
+            ("queries", "documents", "teacher queries", "teacher documents"),
+            {"temperature": 0.1},
+        ),
+        "list_kl, masked": (
+            "list_kl",
+            ("queries", "documents", "teacher queries", "teacher documents"),
+            {"excluded": "excluded"},
+        ),
         "l2": ("l2", ("raw", "same space"), {}),
         "mse": ("mse", ("raw", "same space"), {}),
         "hidden": ("hidden", ("layers", "teacher layers"), {}),
@@ -69,7 +81,11 @@ def cases() -> dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]]:
     for name in ("score_softmax", "score_kl", "similarity", "rkd_distance"):
         found[name] = (name, pair, {})
     for apart in (False, True):
-        found[f"distill of several teachers, apart {apart}"] = ("distill of several teachers", ("raw", "several", [7, 5]), {"apart": apart})
+        found[f"distill of several teachers, apart {apart}"] = (
+            "distill of several teachers",
+            ("raw", "several", [7, 5]),
+            {"apart": apart},
+        )
     for name, settings in {
         "focal": {"focal": 2.0},
         "hard": {"hardness": 3.0, "hard": hard},
@@ -82,12 +98,18 @@ def cases() -> dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]]:
 
 def record(workshop: Workshop) -> dict[str, Any]:
     """Every case, and each of a prefix mean."""
-    return {name: _value(*case) for name, case in cases().items()} | {"distill over prefixes": _prefixes()}
+    return {name: _value(*case) for name, case in cases().items()} | {
+        "distill over prefixes": _prefixes()
+    }
 
 
 def _value(term: str, given: tuple[Any, ...], settings: dict[str, Any]) -> dict[str, Any]:
     here = tensors()
-    leaves = {name: tensor.clone().requires_grad_() for name, tensor in here.items() if tensor.is_floating_point()}
+    leaves = {
+        name: tensor.clone().requires_grad_()
+        for name, tensor in here.items()
+        if tensor.is_floating_point()
+    }
     known: dict[str, Any] = {**here, **leaves}
     if "similarities" in given:
         known["similarities"] = (leaves["queries"] * leaves["same space"]).sum(1)
@@ -99,14 +121,25 @@ def _value(term: str, given: tuple[Any, ...], settings: dict[str, Any]) -> dict[
     if settings.get("mixed") == "mixed":
         owners = torch.tensor([0, 0, 0, 3, 3])
         known["mixed"] = entry.mixed_negatives(
-            leaves["documents"][ROWS:], owners, ROWS, mixes=2, generator=torch.Generator().manual_seed(4)
+            leaves["documents"][ROWS:],
+            owners,
+            ROWS,
+            mixes=2,
+            generator=torch.Generator().manual_seed(4),
         )
     if "seed" in settings:
         settings["generator"] = torch.Generator().manual_seed(settings.pop("seed"))
-    settings = {key: known.get(value, value) if isinstance(value, str) else value for key, value in settings.items()}
-    value = entry.LOSSES[term](*(known.get(each, each) if isinstance(each, str) else each for each in given), **settings)
+    settings = {
+        key: known.get(value, value) if isinstance(value, str) else value
+        for key, value in settings.items()
+    }
+    value = entry.LOSSES[term](
+        *(known.get(each, each) if isinstance(each, str) else each for each in given), **settings
+    )
     value.backward()
-    gradients = {name: summarize(leaf.grad.numpy()) for name, leaf in leaves.items() if leaf.grad is not None}
+    gradients = {
+        name: summarize(leaf.grad.numpy()) for name, leaf in leaves.items() if leaf.grad is not None
+    }
     return {"value": hexadecimal(float(value.detach())), "gradients": gradients}
 
 
@@ -120,4 +153,7 @@ def _prefixes() -> dict[str, Any]:
     value = entry.over_prefixes(prefix, (4, 8, WIDTH))
     value.backward()
     assert student.grad is not None
-    return {"value": hexadecimal(float(value.detach())), "gradients": {"raw": summarize(student.grad.numpy())}}
+    return {
+        "value": hexadecimal(float(value.detach())),
+        "gradients": {"raw": summarize(student.grad.numpy())},
+    }

@@ -24,23 +24,46 @@ def register(app: typer.Typer) -> None:
 
 
 def ablate(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe with pairs, such as recipes/ablation-demo.yaml")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the experiment; run the same command again to continue.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="YAML recipe with pairs, such as recipes/ablation-demo.yaml")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Folder of the experiment; run the same command again to continue."
+        ),
+    ],
     arms: Annotated[
-        str | None, typer.Option("--arms", help="Arms with commas between, such as D,C,DC,DC+gor; A0, D, C and DC are always run")
+        str | None,
+        typer.Option(
+            "--arms",
+            help="Arms with commas between, such as D,C,DC,DC+gor; A0, D, C and DC are always run",
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds of D, C and DC")] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", help="smoke (minutes), demo (about 90 minutes on two cores) or full (GPU)")
+        str | None,
+        typer.Option(
+            "--preset", help="smoke (minutes), demo (about 90 minutes on two cores) or full (GPU)"
+        ),
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", help="Arms trained at once, in a process of one thread each")] = 1,
+    jobs: Annotated[
+        int, typer.Option("--jobs", help="Arms trained at once, in a process of one thread each")
+    ] = 1,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a key: --set stage1.steps=100, --set ablation.trials=4")
+        list[str] | None,
+        typer.Option(
+            "--set", help="Override a key: --set stage1.steps=100, --set ablation.trials=4"
+        ),
     ] = None,
     device: RecipeDevice = None,
     dtype: RecipeDtype = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the results to this file too.")] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the results to this file too.")
+    ] = None,
 ) -> None:
     """Distillation, contrast, or both? Train every arm from one checkpoint on the same batches, and say what the numbers can bear.
 
@@ -63,7 +86,7 @@ def ablate(
                 out,
                 recipe_folder=recipe.parent,
                 jobs=jobs,
-                watcher=terminal,
+                progress=terminal,
                 should_stop=stop,
                 api_key=api_key(experiment.recipe),
                 command=_command(recipe, out, preset, arms, seeds, jobs, overrides),
@@ -82,10 +105,23 @@ def ablate(
         copy_result(out / "results.json", json)
 
 
-def _command(recipe: Path, out: Path, preset: str | None, arms: str | None, seeds: int | None, jobs: int, overrides: Sequence[str]) -> str:
+def _command(
+    recipe: Path,
+    out: Path,
+    preset: str | None,
+    arms: str | None,
+    seeds: int | None,
+    jobs: int,
+    overrides: Sequence[str],
+) -> str:
     """Write the command as the report shows it: without folders, which are another machine's affair."""
     words = ["taskdistill", "ablate", recipe.name]
-    for name, value in (("--preset", preset), ("--arms", arms), ("--seeds", seeds), ("--jobs", jobs if jobs > 1 else None)):
+    for name, value in (
+        ("--preset", preset),
+        ("--arms", arms),
+        ("--seeds", seeds),
+        ("--jobs", jobs if jobs > 1 else None),
+    ):
         if value is not None:
             words += [name, str(value)]
     for each in overrides:
@@ -100,5 +136,13 @@ def _arms(results: dict[str, object]) -> tuple[list[str], list[list[str]]]:
     for name, arm in results["arms"].items():  # type: ignore[attr-defined]
         value, low, high = arm["score"]["estimate"]
         seeds = ", ".join(f"{100 * each:.1f}" for each in arm["score"]["per_seed"])
-        rows.append([name, arm["about"], f"{100 * value:.2f}", f"{100 * low:.1f} to {100 * high:.1f}", seeds])
+        rows.append(
+            [
+                name,
+                arm["about"],
+                f"{100 * value:.2f}",
+                f"{100 * low:.1f} to {100 * high:.1f}",
+                seeds,
+            ]
+        )
     return ["arm", "what", "mean", "95 %", "each seed"], rows

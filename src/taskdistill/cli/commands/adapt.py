@@ -25,27 +25,58 @@ def register(app: typer.Typer) -> None:
 
 
 def adapt(
-    model: Annotated[Path, typer.Argument(help="Model folder that `taskdistill train` wrote; the adapter is added to it")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="Model folder that `taskdistill train` wrote; the adapter is added to it"
+        ),
+    ],
     data: Annotated[
-        Path, typer.Argument(help="Rows as JSONL, CSV or Parquet (gzip too): text and label, query and positive, or scored pairs")
+        Path,
+        typer.Argument(
+            help="Rows as JSONL, CSV or Parquet (gzip too): text and label, query and positive, or scored pairs"
+        ),
     ],
     task: Annotated[Task, typer.Option("--task", help="What the adapter serves")],
-    name: Annotated[str | None, typer.Option("--name", help="Name of the adapter; default: the task's")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Train an adapter anew that the folder has")] = False,
-    dev: Annotated[Path | None, typer.Option("--dev", help="Rows to score base and adapter on; a worse adapter is not written")] = None,
-    kind: Annotated[
-        RowKind | None, typer.Option("--kind", help="Kind of the rows where a task takes several: text-matching scored or pairs")
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the adapter; default: the task's")
     ] = None,
-    column: Annotated[list[str] | None, typer.Option("--column", help="FIELD=COLUMN, such as label=intent")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="A field of a recipe's adapter: --set steps=200")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Train an adapter anew that the folder has")
+    ] = False,
+    dev: Annotated[
+        Path | None,
+        typer.Option(
+            "--dev", help="Rows to score base and adapter on; a worse adapter is not written"
+        ),
+    ] = None,
+    kind: Annotated[
+        RowKind | None,
+        typer.Option(
+            "--kind",
+            help="Kind of the rows where a task takes several: text-matching scored or pairs",
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option("--column", help="FIELD=COLUMN, such as label=intent")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A field of a recipe's adapter: --set steps=200"),
+    ] = None,
     seed: Seed = 17,
     strength: Annotated[
         float | None,
-        typer.Option("--strength", help="Share of the trained change that is kept, above 0 to 1; default: 0.7 for labelled rows, else 1"),
+        typer.Option(
+            "--strength",
+            help="Share of the trained change that is kept, above 0 to 1; default: 0.7 for labelled rows, else 1",
+        ),
     ] = None,
     device: Device = AUTO,
     dtype: TrainingDtype = AUTO,
-    json: Annotated[Path | None, typer.Option("--json", help="Write what was done as JSON to this file.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write what was done as JSON to this file.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
     """Add one adapter to a model folder, from a few hundred rows, in minutes; no other adapter and no base weight changes.
@@ -62,15 +93,30 @@ def adapt(
     from taskdistill.workflows.adapt import adapt as run
 
     terminal = Terminal(quiet)
-    wanted = AdaptRequest(data, task, name, kind, replace, dev, _columns(column or []), overridden(overrides or []), seed, strength)
+    wanted = AdaptRequest(
+        data,
+        task,
+        name,
+        kind,
+        replace,
+        dev,
+        _columns(column or []),
+        overridden(overrides or []),
+        seed,
+        strength,
+    )
     with stopping() as stop:
         try:
-            told = run(model, wanted, watcher=terminal, should_stop=stop, device=device, precision=dtype)
+            told = run(
+                model, wanted, progress=terminal, should_stop=stop, device=device, precision=dtype
+            )
         except Interrupted as error:
             raise WorkFailed(str(error)) from None
         finally:
             terminal.end()
-    terminal.line(f"adapter {model / 'adapters' / wanted.adapter}  {told['rows']:,} rows, {told['seconds']:.0f} s")
+    terminal.line(
+        f"adapter {model / 'adapters' / wanted.adapter}  {told['rows']:,} rows, {told['seconds']:.0f} s"
+    )
     terminal.line(f"use it  taskdistill encode {model} INPUT --task {wanted.adapter} --out FILE")
     if json is not None:
         write_result(json, told)

@@ -24,26 +24,59 @@ def register(app: typer.Typer) -> None:
 def probe(
     teachers: Annotated[
         list[str],
-        typer.Argument(metavar="TEACHER...", help="Candidates: model folders, Hub ids, all-MiniLM-L6-v2, http://HOST/v1#model=NAME"),
+        typer.Argument(
+            metavar="TEACHER...",
+            help="Candidates: model folders, Hub ids, all-MiniLM-L6-v2, http://HOST/v1#model=NAME",
+        ),
     ],
-    data: Annotated[Path, typer.Option("--data", help="Folder of evaluation sets in the layout of docs/data.md.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for probe.json, students, teacher vectors and scores; run again to continue.")],
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set, such as retrieval/scifact or sts/*; repeatable.")] = None,
+    data: Annotated[
+        Path,
+        typer.Option("--data", help="Folder of evaluation sets in the layout of docs/data.md."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="Folder for probe.json, students, teacher vectors and scores; run again to continue.",
+        ),
+    ],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Only this set, such as retrieval/scifact or sts/*; repeatable."
+        ),
+    ] = None,
     texts: Annotated[
         Path | None,
-        typer.Option("--texts", help="Data folder or file of rows that students learn from; default: the train splits of --data."),
+        typer.Option(
+            "--texts",
+            help="Data folder or file of rows that students learn from; default: the train splits of --data.",
+        ),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Model whose tokenizer all students take; default: each local teacher's own.")
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            help="Model whose tokenizer all students take; default: each local teacher's own.",
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=2, help="Texts that each teacher embeds for its student.")] = 4000,
+    limit: Annotated[
+        int, typer.Option("--limit", min=2, help="Texts that each teacher embeds for its student.")
+    ] = 4000,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates of each student.")] = 400,
-    max_queries: Annotated[int | None, typer.Option("--max-queries", min=1, help="Cut large sets to this many queries.")] = None,
+    max_queries: Annotated[
+        int | None,
+        typer.Option("--max-queries", min=1, help="Cut large sets to this many queries."),
+    ] = None,
     seed: Seed = 17,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the result to this file too.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the result to this file too.")
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
+    ] = False,
 ) -> None:
     """Score candidate teachers, and the static student that each makes in about a minute, on your evaluation sets.
 
@@ -69,10 +102,24 @@ def probe(
     finally:
         terminal.end()
     rows = [
-        [row["teacher"], f"{row['dim']}", f"{100 * row['score']:.1f}", f"{100 * row['student']:.1f}", _share(row), f"{row['seconds']:.0f}"]
+        [
+            row["teacher"],
+            f"{row['dim']}",
+            f"{100 * row['score']:.1f}",
+            f"{100 * row['student']:.1f}",
+            _share(row),
+            f"{row['seconds']:.0f}",
+        ]
         for row in found["teachers"]
     ]
-    columns = ["teacher", "dimensions", "teacher's score", "its student's score", "kept", "seconds for the student"]
+    columns = [
+        "teacher",
+        "dimensions",
+        "teacher's score",
+        "its student's score",
+        "kept",
+        "seconds for the student",
+    ]
     terminal.table("Mean over the types of sets x 100, the best student first", columns, rows)
     terminal.line(found["advice"])
     terminal.line(f"result  {out / 'probe.json'}")

@@ -26,7 +26,9 @@ def register(app: typer.Typer) -> None:
 def docs(
     out: Annotated[Path, typer.Option("--out", help="Data folder to make")],
     seed: Seed = 17,
-    limit: Annotated[int | None, typer.Option("--limit", help="At most this many training documents")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="At most this many training documents")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
     """Write the documentation of the installed Python packages as a data folder.
@@ -47,11 +49,20 @@ def docs(
 def inspect(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe")],
     step: Annotated[int, typer.Option("--step", help="Step of the phase, from 0")] = 0,
-    phase: Annotated[str, typer.Option("--phase", help="stage1, long or adapters.<task>")] = "stage1",
-    row: Annotated[int | None, typer.Option("--row", help="Show every candidate of this row with its relation")] = None,
-    store: Annotated[Path | None, typer.Option("--store", help="Folder of teacher stores, such as that of a run")] = None,
+    phase: Annotated[
+        str, typer.Option("--phase", help="stage1, long or adapters.<task>")
+    ] = "stage1",
+    row: Annotated[
+        int | None, typer.Option("--row", help="Show every candidate of this row with its relation")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option("--store", help="Folder of teacher stores, such as that of a run")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key")] = None,
-    data_folder: Annotated[Path | None, typer.Option("--data-folder", help="Embedded default: the folder of an earlier run's data")] = None,
+    data_folder: Annotated[
+        Path | None,
+        typer.Option("--data-folder", help="Embedded default: the folder of an earlier run's data"),
+    ] = None,
 ) -> None:
     """Show one batch with its relations: positives, negatives, hard negatives, and which candidates are masked why.
 
@@ -64,7 +75,9 @@ def inspect(
 
     made, terminal = load_recipe(recipe, overrides or ()), Terminal()
     key = None if made.teacher.api_key_env is None else os.environ.get(made.teacher.api_key_env)
-    title, columns, rows, notes = inspect_batch(made, recipe.parent, phase, step, terminal, data_folder, row=row, store=store, api_key=key)
+    title, columns, rows, notes = inspect_batch(
+        made, recipe.parent, phase, step, terminal, data_folder, row=row, store=store, api_key=key
+    )
     terminal.table(title, columns, rows)
     for note in notes:
         terminal.line(note)

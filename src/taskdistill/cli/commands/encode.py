@@ -54,41 +54,86 @@ def register(app: typer.Typer) -> None:
 def encode(
     model: Annotated[str, typer.Argument(help="Model folder, Hub id, or all-MiniLM-L6-v2")],
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help=".txt, .jsonl, .csv, .parquet (gzip too), or - for lines on standard input")
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help=".txt, .jsonl, .csv, .parquet (gzip too), or - for lines on standard input",
+        ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", help=".npy, .parquet or .jsonl: one file, in input order; a name without ending: a folder of shards")
+        Path,
+        typer.Option(
+            "--out",
+            help=".npy, .parquet or .jsonl: one file, in input order; a name without ending: a folder of shards",
+        ),
     ],
-    task: Annotated[str | None, typer.Option("--task", help="Adapter to use, by its name; none gives the base")] = None,
-    prompt: Annotated[Role, typer.Option("--prompt", help="Which of the model's prompts goes before every text")] = Role.DOCUMENT,
-    dim: Annotated[int | None, typer.Option("--dim", help="Keep the first K coordinates, then scale to unit length")] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="Adapter to use, by its name; none gives the base")
+    ] = None,
+    prompt: Annotated[
+        Role, typer.Option("--prompt", help="Which of the model's prompts goes before every text")
+    ] = Role.DOCUMENT,
+    dim: Annotated[
+        int | None,
+        typer.Option("--dim", help="Keep the first K coordinates, then scale to unit length"),
+    ] = None,
     precision: Annotated[Precision, typer.Option("--precision")] = Precision.FLOAT32,
     backend: Annotated[
-        Backend, typer.Option("--backend", help="What runs the model; int8 changes the vectors and says by how much")
+        Backend,
+        typer.Option(
+            "--backend", help="What runs the model; int8 changes the vectors and says by how much"
+        ),
     ] = Backend.TORCH,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    column: Annotated[str, typer.Option("--column", help="Column or field that holds the text")] = "text",
-    max_length: Annotated[int | None, typer.Option("--max-length", help="Most tokens of one text")] = None,
+    column: Annotated[
+        str, typer.Option("--column", help="Column or field that holds the text")
+    ] = "text",
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", help="Most tokens of one text")
+    ] = None,
     windows: Annotated[
-        bool, typer.Option("--windows", help="Long texts whole: one vector, the mean of windows of at most --max-length tokens")
+        bool,
+        typer.Option(
+            "--windows",
+            help="Long texts whole: one vector, the mean of windows of at most --max-length tokens",
+        ),
     ] = False,
     chunks: Annotated[
         int | None,
-        typer.Option("--chunks", help="Long texts whole: a vector for each N tokens with its place, after one pass over the text"),
+        typer.Option(
+            "--chunks",
+            help="Long texts whole: a vector for each N tokens with its place, after one pass over the text",
+        ),
     ] = None,
-    overlap: Annotated[int | None, typer.Option("--overlap", help="Tokens that a window or pass reads again")] = None,
-    refuse_truncation: Annotated[bool, typer.Option("--refuse-truncation", help="A text that is too long is an error")] = False,
+    overlap: Annotated[
+        int | None, typer.Option("--overlap", help="Tokens that a window or pass reads again")
+    ] = None,
+    refuse_truncation: Annotated[
+        bool, typer.Option("--refuse-truncation", help="A text that is too long is an error")
+    ] = False,
     processes: Annotated[
         int | None,
         typer.Option(
-            "--processes", help="Folder: workers, each with the model, on the devices in turn; --device takes several: cuda:0,cuda:1"
+            "--processes",
+            help="Folder: workers, each with the model, on the devices in turn; --device takes several: cuda:0,cuda:1",
         ),
     ] = None,
-    shard_rows: Annotated[int | None, typer.Option("--shard-rows", help="Folder: rows of a shard, which is done wholly or again")] = None,
-    merge: Annotated[Path | None, typer.Option("--merge", help="Folder: copy all shards into this one file at the end")] = None,
-    ray: Annotated[bool, typer.Option("--ray", help="Folder: workers on a Ray cluster that shares this file system")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Write counts as JSON to this file.")] = None,
+    shard_rows: Annotated[
+        int | None,
+        typer.Option("--shard-rows", help="Folder: rows of a shard, which is done wholly or again"),
+    ] = None,
+    merge: Annotated[
+        Path | None,
+        typer.Option("--merge", help="Folder: copy all shards into this one file at the end"),
+    ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Folder: workers on a Ray cluster that shares this file system"),
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write counts as JSON to this file.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
     """Turn texts into vectors; streams, in input order, and writes the file whole or not at all.
@@ -130,7 +175,9 @@ def encode(
         counts = _to_file(terminal, model, reading, out, asked, running, long)
     else:
         if long is not None:
-            raise BadInput("--windows and --chunks write one file; give --out an ending: .parquet or .jsonl")
+            raise BadInput(
+                "--windows and --chunks write one file; give --out an ending: .parquet or .jsonl"
+            )
         counts = _to_folder(terminal, model, reading, out, asked, running, sharded)
     terminal.end()
     for example in counts.examples:
@@ -138,7 +185,9 @@ def encode(
     told = f"{counts.truncated:,} cut at the length limit"
     if long is not None:
         told = f"none cut: {counts.vectors:,} vectors from {counts.windows:,} passes"
-    terminal.line(f"{counts.read:,} rows read, {counts.used:,} encoded, {counts.rejected:,} rejected, {told} -> {out}")
+    terminal.line(
+        f"{counts.read:,} rows read, {counts.used:,} encoded, {counts.rejected:,} rejected, {told} -> {out}"
+    )
     if merge is not None:
         terminal.line(f"all shards -> {merge}")
     if json is not None:
@@ -146,7 +195,13 @@ def encode(
 
 
 def _to_file(
-    terminal: Terminal, model: str, reading: Reading, out: Path, asked: EncodeOptions, running: RuntimeOptions, long: LongTextOptions | None
+    terminal: Terminal,
+    model: str,
+    reading: Reading,
+    out: Path,
+    asked: EncodeOptions,
+    running: RuntimeOptions,
+    long: LongTextOptions | None,
 ) -> Counts:
     from taskdistill.encode.encoder import Encoder
     from taskdistill.encode.files import encode_file
@@ -155,14 +210,22 @@ def _to_file(
 
     if out.suffix in OURS:
         check_output(out, OURS[out.suffix])
-    encoder = Encoder.load(model, backend=running.backend.value, device=running.device, dtype=running.dtype)
+    encoder = Encoder.load(
+        model, backend=running.backend.value, device=running.device, dtype=running.dtype
+    )
     terminal.stage(f"encoding {reading.source} with {encoder.name}")
     _tell_backend(terminal, encoder, asked)
     return encode_file(encoder, reading, out, long=long, progress=terminal.count, **asked)  # type: ignore[misc, arg-type]
 
 
 def _to_folder(
-    terminal: Terminal, model: str, reading: Reading, out: Path, asked: EncodeOptions, running: RuntimeOptions, sharded: ShardOptions
+    terminal: Terminal,
+    model: str,
+    reading: Reading,
+    out: Path,
+    asked: EncodeOptions,
+    running: RuntimeOptions,
+    sharded: ShardOptions,
 ) -> Counts:
     from taskdistill.encode.corpus import SHARD_ROWS, encode_corpus
     from taskdistill.encode.ray_executor import run_ray
@@ -172,7 +235,9 @@ def _to_folder(
     from taskdistill.io.vector_files import OURS
 
     if sharded.merge is not None and sharded.merge.suffix not in ENDINGS:
-        raise BadInput(f"{sharded.merge}: vectors are written as {', '.join(ENDINGS)}; give --merge one of these endings")
+        raise BadInput(
+            f"{sharded.merge}: vectors are written as {', '.join(ENDINGS)}; give --merge one of these endings"
+        )
     if sharded.merge is not None:
         check_output(sharded.merge, OURS[sharded.merge.suffix])
         check_parent(sharded.merge)
@@ -207,6 +272,8 @@ def _tell_backend(terminal: Terminal, encoder: Encoder, asked: EncodeOptions) ->
     task = asked["task"]
     assert task is None or isinstance(task, str)
     if found := int8_cosines(encoder, task):
-        terminal.line(f"int8: cosine to float32 on {found.texts} calibration texts: mean {found.mean:.4f}, smallest {found.smallest:.4f}")
+        terminal.line(
+            f"int8: cosine to float32 on {found.texts} calibration texts: mean {found.mean:.4f}, smallest {found.smallest:.4f}"
+        )
     if (smallest := golden_cosine(encoder, task)) is not None:
         terminal.note(f"smallest cosine to the model's golden vectors: {smallest:.6f}")

@@ -29,39 +29,91 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     models: Annotated[list[str] | None, typer.Argument(metavar="MODEL...", help=MODEL_HELP)] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for results.json, report.html and finished scores.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Folder of evaluation sets in the layout of docs/data.md.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for results.json, report.html and finished scores."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder of evaluation sets in the layout of docs/data.md."),
+    ] = None,
     suites: Annotated[
         list[str] | None,
-        typer.Option("--suite", help="A public benchmark through mteb: eng, multilingual, rteb, longembed, beir, or mteb's name."),
+        typer.Option(
+            "--suite",
+            help="A public benchmark through mteb: eng, multilingual, rteb, longembed, beir, or mteb's name.",
+        ),
     ] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set, such as retrieval/scifact or sts/*; repeatable.")] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Only this set, such as retrieval/scifact or sts/*; repeatable."
+        ),
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="test or dev.")] = "test",
-    dims: Annotated[str | None, typer.Option("--dims", help="Truncations for the compression matrix, such as 64,128,256.")] = None,
-    precisions: Annotated[str | None, typer.Option("--precisions", help="Among float32,float16,int8,binary; all with --dims.")] = None,
-    rescore: Annotated[bool, typer.Option("--rescore/--no-rescore", help="Whether the matrix also rescores.")] = True,
+    dims: Annotated[
+        str | None,
+        typer.Option("--dims", help="Truncations for the compression matrix, such as 64,128,256."),
+    ] = None,
+    precisions: Annotated[
+        str | None,
+        typer.Option("--precisions", help="Among float32,float16,int8,binary; all with --dims."),
+    ] = None,
+    rescore: Annotated[
+        bool, typer.Option("--rescore/--no-rescore", help="Whether the matrix also rescores.")
+    ] = True,
     languages: Annotated[
-        bool, typer.Option("--languages/--no-languages", help="Sets that differ only in language: also crosswise and in one pool.")
+        bool,
+        typer.Option(
+            "--languages/--no-languages",
+            help="Sets that differ only in language: also crosswise and in one pool.",
+        ),
     ] = True,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="File of prompts, one a line or a JSON list: the spread of scores over them.")
+        Path | None,
+        typer.Option(
+            "--prompts",
+            help="File of prompts, one a line or a JSON list: the spread of scores over them.",
+        ),
     ] = None,
     seen: Annotated[
         list[Path] | None,
-        typer.Option("--seen", help="Recipe, run, model, data folder or file: flag evaluation texts seen in this training; repeatable."),
+        typer.Option(
+            "--seen",
+            help="Recipe, run, model, data folder or file: flag evaluation texts seen in this training; repeatable.",
+        ),
     ] = None,
-    reference: Annotated[str | None, typer.Option("--reference", help="The model that others are compared with; default: first.")] = None,
-    max_queries: Annotated[int | None, typer.Option("--max-queries", min=1, help="Cut large sets to this many queries.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference", help="The model that others are compared with; default: first."
+        ),
+    ] = None,
+    max_queries: Annotated[
+        int | None,
+        typer.Option("--max-queries", min=1, help="Cut large sets to this many queries."),
+    ] = None,
     full_train: Annotated[
-        bool, typer.Option("--full-train", help="Classification: also a linear probe on the whole training split.")
+        bool,
+        typer.Option(
+            "--full-train", help="Classification: also a linear probe on the whole training split."
+        ),
     ] = False,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
     texts: Annotated[
-        Path | None, typer.Option("--write-texts", help="Only write the texts of the sets to this file, to embed them elsewhere.")
+        Path | None,
+        typer.Option(
+            "--write-texts",
+            help="Only write the texts of the sets to this file, to embed them elsewhere.",
+        ),
     ] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the results to this file too.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the results to this file too.")
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
+    ] = False,
 ) -> None:
     """Score models on local evaluation sets or public benchmarks, side by side, with intervals; run again to continue.
 
@@ -89,10 +141,19 @@ def evaluate(
     )  # fmt: skip
     if texts is not None:
         given = {"--out": out is not None, "--device": device != AUTO, "--dtype": dtype != AUTO}
-        _write_texts(texts, data, sets, split, options, [*(models or []), *(name for name, said in given.items() if said)])
+        _write_texts(
+            texts,
+            data,
+            sets,
+            split,
+            options,
+            [*(models or []), *(name for name, said in given.items() if said)],
+        )
         return
     if not models or out is None:
-        raise BadInput("give at least one MODEL and --out DIR; `taskdistill evaluate --help` has examples")
+        raise BadInput(
+            "give at least one MODEL and --out DIR; `taskdistill evaluate --help` has examples"
+        )
     request = EvaluateRequest(
         [parse_spec(model) for model in models], out, data, sets, split, suites or (), seen or (), options, reference,
         _command(models, out, data, suites, sets, split, dims, precisions, seen), device, dtype,
@@ -126,11 +187,16 @@ def _show(terminal: Terminal, results: dict[str, Any]) -> None:
     if rows:
         terminal.table("Scores x 100, with 95 % intervals", ["set", "metric", *names], rows)
     for table in pool_tables(results):
-        terminal.table(table.title, list(table.columns), [[cell.main for cell in row] for row in table.cells()])
+        terminal.table(
+            table.title, list(table.columns), [[cell.main for cell in row] for row in table.cells()]
+        )
     for name, sentence in results["verdicts"].items():
         terminal.line(f"{name}: {sentence}")
     for suite in results["suites"]:
-        means = [[name, *(f"{100 * each['means'][mean]:.2f}" for mean in ("sets", "types"))] for name, each in suite["models"].items()]
+        means = [
+            [name, *(f"{100 * each['means'][mean]:.2f}" for mean in ("sets", "types"))]
+            for name, each in suite["models"].items()
+        ]
         terminal.table(
             f"{suite['suite']}: {len(suite['tasks']) - len(suite['missing'])} of {len(suite['tasks'])} tasks",
             ["model", "mean of tasks", "mean of types"],
@@ -153,7 +219,9 @@ def _numbers(text: str | None) -> tuple[int, ...]:
     except ValueError:
         found = (0,)
     if min(found) < 1:
-        raise BadInput(f"--dims {text!r}: needs numbers above 0 with commas between, such as 64,128,256")
+        raise BadInput(
+            f"--dims {text!r}: needs numbers above 0 with commas between, such as 64,128,256"
+        )
     return found
 
 
@@ -163,7 +231,9 @@ def _precisions(text: str | None, dims: str | None) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for each in found:
         if each not in tuple(Precision):
-            raise BadInput(f"--precisions: unknown precision {each!r}{did_you_mean(each, Precision)}")
+            raise BadInput(
+                f"--precisions: unknown precision {each!r}{did_you_mean(each, Precision)}"
+            )
     return found
 
 
@@ -178,18 +248,29 @@ def _prompts(path: Path | None) -> tuple[str, ...]:
         lines = text.removesuffix("\n").split("\n") if text else []
         found = read_value(text) if text.lstrip().startswith("[") else lines
     except (OSError, ValueError) as error:
-        raise BadInput(f"--prompts {path}: {error}; give a file with one prompt a line, or a JSON list of texts") from None
+        raise BadInput(
+            f"--prompts {path}: {error}; give a file with one prompt a line, or a JSON list of texts"
+        ) from None
     if not found or not all(isinstance(each, str) for each in found):
         raise BadInput(f"--prompts {path}: no prompts; give one a line, or a JSON list of texts")
     return tuple(dict.fromkeys(found))
 
 
-def _write_texts(path: Path, data: Path | None, sets: list[str] | None, split: str, options: Any, without: list[str]) -> None:
+def _write_texts(
+    path: Path,
+    data: Path | None,
+    sets: list[str] | None,
+    split: str,
+    options: Any,
+    without: list[str],
+) -> None:
     from taskdistill.evaluate.datasets import find_eval_sets
     from taskdistill.workflows.evaluate import write_texts
 
     if without:
-        raise BadInput(f"--write-texts evaluates nothing, so {without[0]} has no effect; leave it out")
+        raise BadInput(
+            f"--write-texts evaluates nothing, so {without[0]} has no effect; leave it out"
+        )
     if data is None:
         raise BadInput("--write-texts needs --data DIR, the folder whose texts are wanted")
     count = write_texts(find_eval_sets(data, sets, split), options, path)
@@ -202,9 +283,17 @@ def _command(models: list[str], out: Path, data: Path | None, *rest: Any) -> str
     suites, sets, split, dims, precisions, seen = rest
     parts = ["taskdistill", "evaluate", *models, "--out", out.name]
     parts += ["--data", data.name] if data is not None else []
-    for name, values in (("--suite", suites), ("--set", sets), ("--seen", [path.name for path in seen or ()])):
+    for name, values in (
+        ("--suite", suites),
+        ("--set", sets),
+        ("--seen", [path.name for path in seen or ()]),
+    ):
         for value in values or ():
             parts += [name, value]
-    for name, value in (("--split", split if split != "test" else None), ("--dims", dims), ("--precisions", precisions)):
+    for name, value in (
+        ("--split", split if split != "test" else None),
+        ("--dims", dims),
+        ("--precisions", precisions),
+    ):
         parts += [name, value] if value is not None else []
     return shlex.join(parts)

@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Model folder or Hub id; for a search engine: index folder")],
+    model: Annotated[
+        str, typer.Argument(help="Model folder or Hub id; for a search engine: index folder")
+    ],
     format_name: Annotated[
         str,
         typer.Option(
@@ -31,9 +33,17 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to make")],
-    task: Annotated[str | None, typer.Option("--task", help="Adapter to merge, by its name; none exports the base")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Table, collection or index in the engine; default: passages")] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the certificate to this file too.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="Adapter to merge, by its name; none exports the base"),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Table, collection or index in the engine; default: passages"),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the certificate to this file too.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
     """Write a model for other programs, with a certificate of how close it comes; or an index for a search engine.
@@ -47,7 +57,9 @@ def export(
 
     if _is_index(Path(model)):
         if task is not None:
-            raise BadInput(f"the vectors of an index are of its own task, so --task {task} has no effect; leave it out")
+            raise BadInput(
+                f"the vectors of an index are of its own task, so --task {task} has no effect; leave it out"
+            )
         _export_index(Path(model), format_name, out, name or "passages", json, Terminal(quiet))
         return
     if name is not None:
@@ -70,13 +82,19 @@ def _is_index(path: Path) -> bool:
     return (path / MANIFEST).is_file() and read_manifest(path).get("kind") == "search-index"
 
 
-def _export_index(path: Path, format_name: str, out: Path, name: str, json: Path | None, terminal: Terminal) -> None:
+def _export_index(
+    path: Path, format_name: str, out: Path, name: str, json: Path | None, terminal: Terminal
+) -> None:
     from taskdistill.export.vector_databases import export_index
     from taskdistill.io.outputs import write_result
 
     terminal.stage(f"exporting {path} for {format_name}")
     told = export_index(path, format_name, out, name=name, progress=terminal.count)
-    measured = "as tuned" if told["oversample_is_measured"] else "the default; `taskdistill search tune` measures it"
+    measured = (
+        "as tuned"
+        if told["oversample_is_measured"]
+        else "the default; `taskdistill search tune` measures it"
+    )
     terminal.line(
         f"{told['passages']:,} passages of {told['dim']} dimensions; {told['oversample']} candidates rescored a passage ({measured})"
     )

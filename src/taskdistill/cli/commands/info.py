@@ -23,22 +23,43 @@ def register(app: typer.Typer) -> None:
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="A run, model, data, teacher-store, checkpoint or index folder")],
-    repair: Annotated[bool, typer.Option("--repair", help="Teacher store: drop broken shards, so that they are made again")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Model: run it and compare with its golden vectors")] = False,
+    path: Annotated[
+        Path, typer.Argument(help="A run, model, data, teacher-store, checkpoint or index folder")
+    ],
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Teacher store: drop broken shards, so that they are made again"
+        ),
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Model: run it and compare with its golden vectors")
+    ] = False,
     backend: Annotated[
-        list[Backend] | None, typer.Option("--backend", help="With --verify: what runs it, may be repeated; default: every one installed")
+        list[Backend] | None,
+        typer.Option(
+            "--backend",
+            help="With --verify: what runs it, may be repeated; default: every one installed",
+        ),
     ] = None,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the result as JSON to this file.")
+    ] = None,
 ) -> None:
     """Say what a folder is and whether it is whole, reading every byte. Exit code 1 if it is damaged.
 
     Example: [bold]taskdistill info runs/quickstart/model[/bold]
     """
     from taskdistill.io.outputs import write_result
-    from taskdistill.workflows.info import backends_here, describe_folder, least_cosine, repair_folder, verify_model
+    from taskdistill.workflows.info import (
+        backends_here,
+        describe_folder,
+        least_cosine,
+        repair_folder,
+        verify_model,
+    )
 
     terminal = Terminal()
     if repair:
@@ -48,7 +69,9 @@ def info(
     if backend and not verify:
         raise BadInput("--backend has no effect without --verify; add it or leave it out")
     if (device, dtype) != (AUTO, AUTO) and not verify:
-        raise BadInput("--device and --dtype have no effect without --verify; add it or leave them out")
+        raise BadInput(
+            "--device and --dtype have no effect without --verify; add it or leave them out"
+        )
     if verify and not found["faults"]:
         for each in backend or backends_here():
             key = "golden_cosines" if each is Backend.TORCH else f"golden_cosines_{each.value}"
@@ -73,7 +96,9 @@ def info(
     if found["faults"]:
         for fault in found["faults"]:
             terminal.line(f"damaged: {fault}")
-        raise WorkFailed(f"{path} is damaged in {len(found['faults'])} places; make or copy it again")
+        raise WorkFailed(
+            f"{path} is damaged in {len(found['faults'])} places; make or copy it again"
+        )
 
 
 def _plain(value: object) -> str:

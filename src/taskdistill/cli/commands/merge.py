@@ -22,19 +22,46 @@ def register(app: typer.Typer) -> None:
 
 
 def merge(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model folders of one shape, or checkpoints of a finished run")],
-    data: Annotated[Path, typer.Option("--data", help="Folder of development sets, which decide whether the result is kept.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Model folders of one shape, or checkpoints of a finished run"
+        ),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data", help="Folder of development sets, which decide whether the result is kept."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The new model folder.")],
     method: Annotated[
-        str, typer.Option("--method", help="uniform, greedy, spherical, or last: the first mixed with the mean of the others.")
+        str,
+        typer.Option(
+            "--method",
+            help="uniform, greedy, spherical, or last: the first mixed with the mean of the others.",
+        ),
     ] = "uniform",
-    last_weight: Annotated[float | None, typer.Option("--last-weight", min=0.0, max=1.0, help="last: share of the first; 0.5.")] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set, such as sts/stsb-en; repeatable.")] = None,
-    max_queries: Annotated[int | None, typer.Option("--max-queries", min=1, help="Cut large sets to this many queries.")] = None,
+    last_weight: Annotated[
+        float | None,
+        typer.Option("--last-weight", min=0.0, max=1.0, help="last: share of the first; 0.5."),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Only this set, such as sts/stsb-en; repeatable."),
+    ] = None,
+    max_queries: Annotated[
+        int | None,
+        typer.Option("--max-queries", min=1, help="Cut large sets to this many queries."),
+    ] = None,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the result as JSON to this file.")
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
+    ] = False,
 ) -> None:
     """Merge models that were trained from one start: seeds, checkpoints, adapters (as products of their factors).
 
@@ -58,7 +85,11 @@ def merge(
     finally:
         terminal.end()
     rows = [[name, f"{100 * score:.2f}"] for name, score in found["models"].items()]
-    terminal.table("Mean over the development sets x 100", ["model", "score"], [*rows, ["merged", f"{100 * found['score']:.2f}"]])
+    terminal.table(
+        "Mean over the development sets x 100",
+        ["model", "score"],
+        [*rows, ["merged", f"{100 * found['score']:.2f}"]],
+    )
     terminal.line(found["told"])
     if found["kept"]:
         terminal.line(f"model   {out}")

@@ -32,20 +32,47 @@ def register(app: typer.Typer) -> None:
 def migrate(
     index: Annotated[Path, typer.Argument(help="Index of the old model")],
     model: Annotated[str, typer.Argument(help="The new model")],
-    dev: Annotated[Path, typer.Option("--dev", help="Folder with corpus.jsonl, queries.jsonl and qrels.tsv over the index's documents")],
-    out: Annotated[Path, typer.Option("--out", help="Migration folder: the map, and what answers now")],
+    dev: Annotated[
+        Path,
+        typer.Option(
+            "--dev",
+            help="Folder with corpus.jsonl, queries.jsonl and qrels.tsv over the index's documents",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Migration folder: the map, and what answers now")
+    ],
     into: Annotated[
-        Path | None, typer.Option("--into", help="Index that `taskdistill index` fills with the new model, now or later")
+        Path | None,
+        typer.Option(
+            "--into", help="Index that `taskdistill index` fills with the new model, now or later"
+        ),
     ] = None,
-    old_model: Annotated[str | None, typer.Option("--old-model", help="Default: the one the index names")] = None,
-    task: Annotated[str | None, typer.Option("--task", help="The new model's adapter; default: retrieval where it has it")] = None,
-    kind: Annotated[str, typer.Option("--map", help="procrustes, low-rank, residual, or best by held-out texts")] = "best",
-    sample: Annotated[int, typer.Option("--sample", help="Passages of the index embedded with the new model")] = 20_000,
-    threshold: Annotated[float, typer.Option("--threshold", help="Share of the old recall@10 below which nothing is written")] = 0.9,
+    old_model: Annotated[
+        str | None, typer.Option("--old-model", help="Default: the one the index names")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="The new model's adapter; default: retrieval where it has it"),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--map", help="procrustes, low-rank, residual, or best by held-out texts")
+    ] = "best",
+    sample: Annotated[
+        int, typer.Option("--sample", help="Passages of the index embedded with the new model")
+    ] = 20_000,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            "--threshold", help="Share of the old recall@10 below which nothing is written"
+        ),
+    ] = 0.9,
     seed: Seed = 17,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[Path | None, typer.Option("--json", help="Write what was measured as JSON to this file.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write what was measured as JSON to this file.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
     """Let a new model ask an old index, without embedding its documents again: fit a map on a sample, measure the recall kept.
@@ -93,7 +120,12 @@ def migrate(
         "cosines": {each.map.kind: each.cosine for each in fitted},
     }
     terminal.stage(f"measuring recall on {dev}")
-    before = m.recalls(old, Encoder.load(old_model or old.settings.model, device=device, dtype=dtype), queries, dev_set.qrels)
+    before = m.recalls(
+        old,
+        Encoder.load(old_model or old.settings.model, device=device, dtype=dtype),
+        queries,
+        dev_set.qrels,
+    )
     mapped = m.Migration(out, meta, best).mapped(new)
     kept = m.recall_kept(before, m.recalls(old, mapped, queries, dev_set.qrels), seed)
     told = meta | {"map": best.kind, "recall": asdict(kept)}
@@ -114,7 +146,10 @@ def migrate(
 
 def state(
     migration: Annotated[Path, typer.Argument(help="Migration folder")],
-    to: Annotated[str | None, typer.Option("--to", help="old: the way back; both; or new, once every document is there")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="old: the way back; both; or new, once every document is there"),
+    ] = None,
 ) -> None:
     """Say how far a migration is, or change what answers. The old index is never touched.
 
@@ -131,11 +166,15 @@ def state(
     done = old.documents - m.documents_left(old, new)
     kept = read.meta["recall"]
     terminal.line(f"state    {read.state}")
-    terminal.line(f"map      {read.map.kind}, {100 * kept['share']:.1f} % of recall@10 kept on {kept['queries']:,} queries")
+    terminal.line(
+        f"map      {read.map.kind}, {100 * kept['share']:.1f} % of recall@10 kept on {kept['queries']:,} queries"
+    )
     terminal.line(f"moved    {done:,} of {old.documents:,} documents")
 
 
-def search_migration(path: Path, query: str, top_k: int, terminal: Terminal, device: str, dtype: str) -> list[Hit]:
+def search_migration(
+    path: Path, query: str, top_k: int, terminal: Terminal, device: str, dtype: str
+) -> list[Hit]:
     """Search by a migration folder.
 
     Args:
@@ -156,7 +195,9 @@ def search_migration(path: Path, query: str, top_k: int, terminal: Terminal, dev
     read = read_migration(path)
     old = None if read.state == "new" else Index.open(read.meta["old_index"])
     new = None if read.state == "old" else _new_index(read.meta["new_index"])
-    encoder = Encoder.load(read.meta["old_model" if read.state == "old" else "new_model"], device=device, dtype=dtype)
+    encoder = Encoder.load(
+        read.meta["old_model" if read.state == "old" else "new_model"], device=device, dtype=dtype
+    )
     terminal.aside(encoder.placement)
     return read.search(old, new, encoder, query, top_k)
 

@@ -24,32 +24,66 @@ def register(app: typer.Typer) -> None:
 def mine(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe that names the data and the teacher")],
     source: Annotated[str, typer.Option("--source", help="Source of pairs in the recipe")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to make; run the same command again to continue")],
-    candidates: Annotated[list[str] | None, typer.Option("--candidates", help="Further source whose texts are candidates")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Model folder whose vectors decide; default: the recipe's teacher")] = None,
-    store: Annotated[Path | None, typer.Option("--store", help="Folder of teacher stores, such as that of a run")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder to make; run the same command again to continue")
+    ],
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option("--candidates", help="Further source whose texts are candidates"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="Model folder whose vectors decide; default: the recipe's teacher"
+        ),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option("--store", help="Folder of teacher stores, such as that of a run")
+    ] = None,
     negatives: Annotated[int, typer.Option("--negatives", help="Most negatives of a row")] = 7,
     first: Annotated[int, typer.Option("--first", help="First rank of the window, from 1")] = 1,
     last: Annotated[int, typer.Option("--last", help="Last rank of the window")] = 100,
-    margin: Annotated[float | None, typer.Option("--margin", help="Cosine at most the positive's minus this")] = None,
+    margin: Annotated[
+        float | None, typer.Option("--margin", help="Cosine at most the positive's minus this")
+    ] = None,
     relative_margin: Annotated[
         float | None,
         typer.Option(
-            "--relative-margin", help="Cosine at most the positive's minus this share of its size; 0.05 unless a --margin is given"
+            "--relative-margin",
+            help="Cosine at most the positive's minus this share of its size; 0.05 unless a --margin is given",
         ),
     ] = None,
     no_relative_margin: Annotated[
-        bool, typer.Option("--no-relative-margin", help="No such limit: what scores as the positive or above is taken too")
+        bool,
+        typer.Option(
+            "--no-relative-margin",
+            help="No such limit: what scores as the positive or above is taken too",
+        ),
     ] = False,
-    max_score: Annotated[float | None, typer.Option("--max-score", help="Cosine at most this")] = None,
-    min_score: Annotated[float | None, typer.Option("--min-score", help="Cosine at least this")] = None,
-    pick: Annotated[str, typer.Option("--pick", help="hardest or random, within the window")] = "hardest",
-    data_folder: Annotated[Path | None, typer.Option("--data-folder", help="Embedded default: the folder of an earlier run's data")] = None,
+    max_score: Annotated[
+        float | None, typer.Option("--max-score", help="Cosine at most this")
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option("--min-score", help="Cosine at least this")
+    ] = None,
+    pick: Annotated[
+        str, typer.Option("--pick", help="hardest or random, within the window")
+    ] = "hardest",
+    data_folder: Annotated[
+        Path | None,
+        typer.Option("--data-folder", help="Embedded default: the folder of an earlier run's data"),
+    ] = None,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key of the recipe")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the counts as JSON to this file.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key of the recipe")
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the counts as JSON to this file.")
+    ] = None,
 ) -> None:
     """Mine hard negatives: near a query, but no answer to it. Siblings, known positives and duplicates are never taken.
 
@@ -68,9 +102,13 @@ def mine(
     if pick not in ("hardest", "random"):
         raise BadInput(f"--pick is {pick!r}; give hardest or random")
     if model is not None and store is not None:
-        raise BadInput("--store has no effect with --model, whose vectors are not the teacher's; remove one of them")
+        raise BadInput(
+            "--store has no effect with --model, whose vectors are not the teacher's; remove one of them"
+        )
     if no_relative_margin and relative_margin is not None:
-        raise BadInput("--no-relative-margin and --relative-margin exclude each other; give one of them")
+        raise BadInput(
+            "--no-relative-margin and --relative-margin exclude each other; give one of them"
+        )
     if relative_margin is None and not no_relative_margin and margin is None:
         relative_margin = RELATIVE_MARGIN
     made, terminal = load_recipe(recipe, overrides or ()), Terminal(quiet)
@@ -85,7 +123,9 @@ def mine(
         "random" if pick == "random" else "hardest",
         made.seed,
     )
-    request = MineRequest(source, tuple(candidates or ()), model, store, settings, data_folder, device, dtype)
+    request = MineRequest(
+        source, tuple(candidates or ()), model, store, settings, data_folder, device, dtype
+    )
     key = None if made.teacher.api_key_env is None else os.environ.get(made.teacher.api_key_env)
     with stopping() as stop:
         try:

@@ -26,16 +26,33 @@ def register(app: typer.Typer) -> None:
 
 def needle(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Model folders, Hub ids, or all-MiniLM-L6-v2; several side by side")
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Model folders, Hub ids, or all-MiniLM-L6-v2; several side by side",
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for results.json and report.html; finished scores are kept there")],
-    lengths: Annotated[str, typer.Option("--lengths", help="Tokens of a document, by the first model's tokenizer")] = LENGTHS,
-    kinds: Annotated[str, typer.Option("--kinds", help="needle (a fact about a person), passkey (a number)")] = "needle,passkey",
-    documents: Annotated[int, typer.Option("--documents", help="Documents of each length, 2 to 224")] = 50,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Folder for results.json and report.html; finished scores are kept there"
+        ),
+    ],
+    lengths: Annotated[
+        str, typer.Option("--lengths", help="Tokens of a document, by the first model's tokenizer")
+    ] = LENGTHS,
+    kinds: Annotated[
+        str, typer.Option("--kinds", help="needle (a fact about a person), passkey (a number)")
+    ] = "needle,passkey",
+    documents: Annotated[
+        int, typer.Option("--documents", help="Documents of each length, 2 to 224")
+    ] = 50,
     seed: Seed = 17,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the results to this file too.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the results to this file too.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
     """Hide one sentence in long documents, ask for it, and report nDCG@1 by length; run again to continue.
@@ -50,12 +67,19 @@ def needle(
     try:
         sizes = [int(part) for part in lengths.split(",")]
     except ValueError:
-        raise BadInput(f"--lengths {lengths!r}: needs numbers with commas between, such as {LENGTHS}") from None
+        raise BadInput(
+            f"--lengths {lengths!r}: needs numbers with commas between, such as {LENGTHS}"
+        ) from None
     names = [_name(model, models) for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise BadInput(f"two models are called {twice[0]!r}; name each model once, or copy one to a folder of another name")
+        raise BadInput(
+            f"two models are called {twice[0]!r}; name each model once, or copy one to a folder of another name"
+        )
     check_needles(out)
-    encoders = {name: Encoder.load(model, device=device, dtype=dtype) for name, model in zip(names, models, strict=True)}
+    encoders = {
+        name: Encoder.load(model, device=device, dtype=dtype)
+        for name, model in zip(names, models, strict=True)
+    }
     terminal.stage(f"{len(encoders)} models, {len(sizes)} lengths")
     terminal.note("; ".join(dict.fromkeys(encoder.placement for encoder in encoders.values())))
     results = evaluate_needles(
@@ -65,12 +89,16 @@ def needle(
         lengths=sizes,
         documents=documents,
         seed=seed,
-        commands=[f"taskdistill needle {' '.join(models)} --lengths {lengths} --kinds {kinds} --documents {documents} --out {out.name}"],
+        commands=[
+            f"taskdistill needle {' '.join(models)} --lengths {lengths} --kinds {kinds} --documents {documents} --out {out.name}"
+        ],
         progress=terminal.count,
         note=None if quiet else terminal.note,
     )
     for table in needle_tables(results):
-        terminal.table(table.title, list(table.columns), [[cell.main for cell in row] for row in table.cells()])
+        terminal.table(
+            table.title, list(table.columns), [[cell.main for cell in row] for row in table.cells()]
+        )
     terminal.line(f"results  {out / 'results.json'}")
     terminal.line(f"report   {out / 'report.html'}")
     if json is not None:
@@ -80,5 +108,9 @@ def needle(
 def _name(model: str, models: list[str]) -> str:
     """Return the shortest name that tells a model apart: its own, or its path where two share one."""
     short = Path(model).name if Path(model).name != "model" else f"{Path(model).parent.name}/model"
-    same = [other for other in models if other != model and Path(other).name == Path(model).name and Path(model).name != "model"]
+    same = [
+        other
+        for other in models
+        if other != model and Path(other).name == Path(model).name and Path(model).name != "model"
+    ]
     return model if same else short

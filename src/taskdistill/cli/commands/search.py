@@ -33,27 +33,57 @@ def register(app: typer.Typer) -> None:
 
 def index(
     model: Annotated[str, typer.Argument(help="Model folder, Hub id, or all-MiniLM-L6-v2")],
-    corpus: Annotated[Path, typer.Argument(help=".csv, .jsonl (gzip too), .parquet, or a folder of text files")],
-    out: Annotated[Path, typer.Option("--out", help="Index folder; run again to continue or to add what is new")],
-    task: Annotated[str | None, typer.Option("--task", help="Adapter, by its name; default: retrieval where the model has it")] = None,
+    corpus: Annotated[
+        Path, typer.Argument(help=".csv, .jsonl (gzip too), .parquet, or a folder of text files")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Index folder; run again to continue or to add what is new"),
+    ],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task", help="Adapter, by its name; default: retrieval where the model has it"
+        ),
+    ] = None,
     base: Annotated[
-        bool, typer.Option("--base", help="No adapter: base vectors, which a student can query through its projection")
+        bool,
+        typer.Option(
+            "--base",
+            help="No adapter: base vectors, which a student can query through its projection",
+        ),
     ] = False,
     dim: Annotated[int | None, typer.Option("--dim", help="Keep the first K coordinates")] = None,
-    rescore: Annotated[str, typer.Option("--rescore", help="Kept beside the binary codes: int8, float16, float32 or none")] = "int8",
+    rescore: Annotated[
+        str,
+        typer.Option(
+            "--rescore", help="Kept beside the binary codes: int8, float16, float32 or none"
+        ),
+    ] = "int8",
     passage_words: Annotated[
-        int | None, typer.Option("--passage-words", help="Cut long documents into passages of this many words")
+        int | None,
+        typer.Option("--passage-words", help="Cut long documents into passages of this many words"),
     ] = None,
     text_field: Annotated[
-        str | None, typer.Option("--text-field", help="Field or column of the text; default: text, content, body")
+        str | None,
+        typer.Option(
+            "--text-field", help="Field or column of the text; default: text, content, body"
+        ),
     ] = None,
     id_field: Annotated[
-        str | None, typer.Option("--id-field", help="Field or column of the id; default: _id or id, else the place")
+        str | None,
+        typer.Option(
+            "--id-field", help="Field or column of the id; default: _id or id, else the place"
+        ),
     ] = None,
-    bm25: Annotated[bool, typer.Option("--bm25", help="Also build the word index for hybrid search")] = False,
+    bm25: Annotated[
+        bool, typer.Option("--bm25", help="Also build the word index for hybrid search")
+    ] = False,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the counts as JSON to this file.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the counts as JSON to this file.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
     """Embed a corpus into an index folder: binary codes first, rescored by int8 or floats.
@@ -75,7 +105,11 @@ def index(
         raise BadInput(f"--base means no adapter, --task {task} asks for one; give one of the two")
     check_target(out)
     documents = Corpus(corpus, text_field=text_field, id_field=id_field)
-    passages = None if passage_words is None else PassageSettings(size=passage_words, overlap=min(32, passage_words // 8))
+    passages = (
+        None
+        if passage_words is None
+        else PassageSettings(size=passage_words, overlap=min(32, passage_words // 8))
+    )
     terminal = Terminal(quiet)
     encoder = Encoder.load(model, device=device, dtype=dtype)
     encoder.model.name = model
@@ -102,7 +136,12 @@ def index(
         f"{report.replaced:,} replaced, {report.unchanged:,} there already; {made.documents:,} documents -> {out}"
     )
     if json is not None:
-        counts = {"rows": documents.report.rows, "rejected": documents.report.rejected, **asdict(report), "documents": made.documents}
+        counts = {
+            "rows": documents.report.rows,
+            "rejected": documents.report.rejected,
+            **asdict(report),
+            "documents": made.documents,
+        }
         write_result(json, counts)
 
 
@@ -118,7 +157,9 @@ def delete(
 
     opened = Index.open(index)
     gone = opened.delete(ids)
-    Terminal().line(f"{gone:,} of {len(set(ids)):,} documents deleted, {opened.documents:,} left -> {index}")
+    Terminal().line(
+        f"{gone:,} of {len(set(ids)):,} documents deleted, {opened.documents:,} left -> {index}"
+    )
 
 
 def compact(index: Annotated[Path, typer.Argument(help="Index folder")]) -> None:
@@ -134,7 +175,9 @@ def compact(index: Annotated[Path, typer.Argument(help="Index folder")]) -> None
     if hybrid and opened.snapshot.manifest.bm25 is None:
         opened.build_bm25()
     said = opened.describe()
-    Terminal().line(f"{opened.documents:,} documents, {said['segments']} segments, {sum(said['bytes'].values()):,} bytes -> {index}")
+    Terminal().line(
+        f"{opened.documents:,} documents, {said['segments']} segments, {sum(said['bytes'].values()):,} bytes -> {index}"
+    )
 
 
 def search(
@@ -142,18 +185,38 @@ def search(
     query: Annotated[str, typer.Argument(help="What to look for")],
     model: Annotated[
         str | None,
-        typer.Option("--model", "--query-model", help="What embeds the query: the index's model (default) or a student of it"),
+        typer.Option(
+            "--model",
+            "--query-model",
+            help="What embeds the query: the index's model (default) or a student of it",
+        ),
     ] = None,
     top_k: Annotated[int, typer.Option("-k", help="Passages returned")] = 10,
-    where: Annotated[list[str] | None, typer.Option("--filter", help="Metadata condition, such as year>=2020; may be repeated")] = None,
-    oversample: Annotated[int | None, typer.Option("--oversample", help="Candidates rescored for each passage returned")] = None,
-    hybrid: Annotated[bool | None, typer.Option("--hybrid/--no-hybrid", help="Join with the word index by reciprocal rank fusion")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="Metadata condition, such as year>=2020; may be repeated"),
+    ] = None,
+    oversample: Annotated[
+        int | None,
+        typer.Option("--oversample", help="Candidates rescored for each passage returned"),
+    ] = None,
+    hybrid: Annotated[
+        bool | None,
+        typer.Option(
+            "--hybrid/--no-hybrid", help="Join with the word index by reciprocal rank fusion"
+        ),
+    ] = None,
     refine: Annotated[
-        bool | None, typer.Option("--refine/--no-refine", help="Move the query towards its best passages, search again")
+        bool | None,
+        typer.Option(
+            "--refine/--no-refine", help="Move the query towards its best passages, search again"
+        ),
     ] = None,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the hits as JSON to this file.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the hits as JSON to this file.")
+    ] = None,
 ) -> None:
     """Search an index; what is not said is as [bold]taskdistill search tune[/bold] has set it.
 
@@ -169,7 +232,9 @@ def search(
     terminal = Terminal()
     if is_migration(index):
         if model is not None or where or oversample is not None or hybrid or refine:
-            raise BadInput(f"{index} is a migration, which is searched with -k alone; give one of its two indexes for other options")
+            raise BadInput(
+                f"{index} is a migration, which is searched with -k alone; give one of its two indexes for other options"
+            )
         found = search_migration(index, query, top_k, terminal, device, dtype)
         _show(found, terminal, None)
         if json is not None:

@@ -23,26 +23,48 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="Run folder, model folder, Hub id, or all-MiniLM-L6-v2")],
+    model: Annotated[
+        str, typer.Argument(help="Run folder, model folder, Hub id, or all-MiniLM-L6-v2")
+    ],
     index: Annotated[
-        Path | None, typer.Option("--index", help="Index of the model or of its teacher, for /search and the page; default: the run's own")
+        Path | None,
+        typer.Option(
+            "--index",
+            help="Index of the model or of its teacher, for /search and the page; default: the run's own",
+        ),
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; others than loopback need a key")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; others than loopback need a key")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="0 takes any free one")] = 8080,
     api_key_env: Annotated[
-        str | None, typer.Option("--api-key-env", help="Environment variable that holds the key clients must send")
+        str | None,
+        typer.Option(
+            "--api-key-env", help="Environment variable that holds the key clients must send"
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="Worker threads; default: the cores of this machine")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", help="Worker threads; default: the cores of this machine"),
+    ] = None,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
     limits: Annotated[
-        list[str] | None, typer.Option("--limit", help="A limit of docs/serve.md, such as request_texts=512; may be repeated")
+        list[str] | None,
+        typer.Option(
+            "--limit", help="A limit of docs/serve.md, such as request_texts=512; may be repeated"
+        ),
     ] = None,
     proxies: Annotated[
         list[str] | None,
-        typer.Option("--proxy", help="Address of a proxy whose X-Forwarded-For is believed, such as 127.0.0.1; may be repeated"),
+        typer.Option(
+            "--proxy",
+            help="Address of a proxy whose X-Forwarded-For is believed, such as 127.0.0.1; may be repeated",
+        ),
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="Allow an address other than loopback without a key")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Allow an address other than loopback without a key")
+    ] = False,
 ) -> None:
     """Serve embeddings (OpenAI's, Jina's and TEI's shapes), search, metrics and a page to try it.
 
@@ -59,12 +81,16 @@ def serve(
 
     key = os.environ.get(api_key_env) if api_key_env else None
     if api_key_env and not key:
-        raise BadInput(f"--api-key-env names {api_key_env}, which is not set in the environment; put the key there")
+        raise BadInput(
+            f"--api-key-env names {api_key_env}, which is not set in the environment; put the key there"
+        )
     terminal = Terminal()
     run_folder = Path(model)
     if (run_folder / "model" / MANIFEST).is_file():
         model = str(run_folder / "model")
-        index = index or (run_folder / "index" if (run_folder / "index" / MANIFEST).is_file() else None)
+        index = index or (
+            run_folder / "index" if (run_folder / "index" / MANIFEST).is_file() else None
+        )
     opened: Any = None if index is None else Index.open(index)
 
     def load() -> Encoder:
@@ -78,8 +104,12 @@ def serve(
         port=port,
         index=opened,
         load=load,
-        settings=ServerSettings(api_key=key, public=public, proxies=tuple(proxies or ()), **_limits(limits or [])),
-        started=lambda address: terminal.line(f"listening on {address}; open it in a browser to try the model"),
+        settings=ServerSettings(
+            api_key=key, public=public, proxies=tuple(proxies or ()), **_limits(limits or [])
+        ),
+        started=lambda address: terminal.line(
+            f"listening on {address}; open it in a browser to try the model"
+        ),
     )
 
 
@@ -90,7 +120,11 @@ def _limits(given: list[str]) -> dict[str, Any]:
     from taskdistill.errors import did_you_mean
     from taskdistill.serve.settings import ServerSettings
 
-    known = {field.name: type(field.default) is int for field in fields(ServerSettings) if type(field.default) in (int, float)}
+    known = {
+        field.name: type(field.default) is int
+        for field in fields(ServerSettings)
+        if type(field.default) in (int, float)
+    }
     found: dict[str, Any] = {}
     for each in given:
         name, _, value = each.partition("=")
@@ -99,5 +133,7 @@ def _limits(given: list[str]) -> dict[str, Any]:
         try:
             found[name] = int(value) if known[name] else float(value)
         except ValueError:
-            raise BadInput(f"--limit {each!r}: {name} needs {'a whole number' if known[name] else 'a number'}") from None
+            raise BadInput(
+                f"--limit {each!r}: {name} needs {'a whole number' if known[name] else 'a number'}"
+            ) from None
     return found

@@ -25,20 +25,49 @@ def register(app: typer.Typer) -> None:
 
 def shrink(
     model: Annotated[str, typer.Argument(help="Model folder, Hub id, or all-MiniLM-L6-v2")],
-    texts: Annotated[Path, typer.Option("--texts", help="File or folder of rows whose texts the model is for; any text field counts.")],
+    texts: Annotated[
+        Path,
+        typer.Option(
+            "--texts",
+            help="File or folder of rows whose texts the model is for; any text field counts.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The new model folder.")],
-    vocabulary: Annotated[bool, typer.Option("--vocabulary", help="Drop the tokens that occur in none of the texts.")] = False,
-    languages: Annotated[list[str] | None, typer.Option("--language", help="Use only texts of this lang; repeatable.")] = None,
-    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Keep this many layers, chosen by a short search.")] = None,
-    width: Annotated[int | None, typer.Option("--width", min=1, help="Keep this many neurons of each feed-forward part.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Score each step on the development sets of this folder.")] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Only this set, such as sts/stsb-en; repeatable.")] = None,
-    sample: Annotated[int, typer.Option("--sample", min=2, help="Texts that decide about layers and neurons.")] = 400,
+    vocabulary: Annotated[
+        bool, typer.Option("--vocabulary", help="Drop the tokens that occur in none of the texts.")
+    ] = False,
+    languages: Annotated[
+        list[str] | None,
+        typer.Option("--language", help="Use only texts of this lang; repeatable."),
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option("--layers", min=1, help="Keep this many layers, chosen by a short search."),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option("--width", min=1, help="Keep this many neurons of each feed-forward part."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Score each step on the development sets of this folder."),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Only this set, such as sts/stsb-en; repeatable."),
+    ] = None,
+    sample: Annotated[
+        int, typer.Option("--sample", min=2, help="Texts that decide about layers and neurons.")
+    ] = 400,
     seed: Seed = 17,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")] = False,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the result as JSON to this file.")
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
+    ] = False,
 ) -> None:
     """Make a model smaller without training: fewer layers, narrower layers, fewer tokens; quality and size after each step.
 
@@ -55,9 +84,22 @@ def shrink(
     if sets and data is None:
         raise BadInput("--set has no effect without --data; give the folder of the sets")
     terminal = Terminal(quiet)
-    wanted = ShrinkRequest(vocabulary, layers, width, tuple(languages) if languages else None, sample, seed)
+    wanted = ShrinkRequest(
+        vocabulary, layers, width, tuple(languages) if languages else None, sample, seed
+    )
     try:
-        found = run(model, texts, out, wanted, terminal, data=data, sets=sets, threads=cores(), device=device, dtype=dtype)
+        found = run(
+            model,
+            texts,
+            out,
+            wanted,
+            terminal,
+            data=data,
+            sets=sets,
+            threads=cores(),
+            device=device,
+            dtype=dtype,
+        )
     finally:
         terminal.end()
     names = list(found["rows"][0]["scores"])

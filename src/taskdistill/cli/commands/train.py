@@ -15,10 +15,16 @@ from taskdistill.recipe.recipe import Recipe, load_recipe
 from taskdistill.seeding import SEEDS
 
 RecipePath = Annotated[Path, typer.Argument(help="YAML recipe, such as recipes/quickstart.yaml")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set stage1.steps=100")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: --set stage1.steps=100")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=SEEDS - 1, help="Of everything that is drawn")]
-JsonPath = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON to this file.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=SEEDS - 1, help="Of everything that is drawn")
+]
+JsonPath = Annotated[
+    Path | None, typer.Option("--json", help="Write the result as JSON to this file.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +44,10 @@ def plan(
     dtype: RecipeDtype = None,
     gpu: Annotated[
         str,
-        typer.Option("--gpu", help="Where data or models are on the Hub: the card whose hours are counted (h100, h200, a100, l40s, a10)"),
+        typer.Option(
+            "--gpu",
+            help="Where data or models are on the Hub: the card whose hours are counted (h100, h200, a100, l40s, a10)",
+        ),
     ] = "h100",
     quiet: Quiet = False,
     json: JsonPath = None,
@@ -51,7 +60,12 @@ def plan(
     from taskdistill.pipeline.plan import plan_run, plan_tables
 
     terminal = Terminal(quiet)
-    found = plan_run(load_recipe(recipe, with_placement(overrides, device, dtype)), recipe.parent, terminal, card=gpu)
+    found = plan_run(
+        load_recipe(recipe, with_placement(overrides, device, dtype)),
+        recipe.parent,
+        terminal,
+        card=gpu,
+    )
     for title, columns, rows in plan_tables(found):
         terminal.table(title, columns, rows)
     if json is not None:
@@ -60,13 +74,20 @@ def plan(
 
 def train(
     recipe: RecipePath,
-    out: Annotated[Path, typer.Option("--out", help="Run folder; run the same command again to continue.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Run folder; run the same command again to continue.")
+    ],
     overrides: Overrides = None,
     device: RecipeDevice = None,
     dtype: RecipeDtype = None,
     quiet: Quiet = False,
     json: JsonPath = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Write a profiler trace of some steps of every phase to RUN/profile.")] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Write a profiler trace of some steps of every phase to RUN/profile."
+        ),
+    ] = False,
 ) -> None:
     """Teacher store, then every phase, then the model folder, its scores and a report.
 
@@ -86,13 +107,18 @@ def train(
     made = load_recipe(recipe, with_placement(overrides, device, dtype))
     together, rank, on_this_host = (int(os.environ.get(name, given)) for name, given in LAUNCHED)
     terminal = Terminal(quiet or rank > 0)
-    with stopping() as stop, init_distributed(together, on_this_host, timedelta(minutes=made.process_timeout)) as processes:
+    with (
+        stopping() as stop,
+        init_distributed(
+            together, on_this_host, timedelta(minutes=made.process_timeout)
+        ) as processes,
+    ):
         try:
             run(
                 made,
                 out,
                 recipe_folder=recipe.parent,
-                watcher=terminal,
+                progress=terminal,
                 should_stop=stop,
                 api_key=api_key(made),
                 processes=processes,
@@ -102,7 +128,7 @@ def train(
             raise WorkFailed(str(error)) from None
         finally:
             terminal.end()
-    if not processes.leads:
+    if not processes.is_main:
         return
     _examples(made, out, recipe.parent, terminal)
     terminal.line(f"model   {out / 'model'}")
@@ -134,7 +160,9 @@ def api_key(recipe: Recipe) -> str | None:
     if name is None:
         return None
     if name not in os.environ:
-        raise BadInput(f"teacher.api_key_env names {name}, which is not set in the environment; set it or remove the key")
+        raise BadInput(
+            f"teacher.api_key_env names {name}, which is not set in the environment; set it or remove the key"
+        )
     return os.environ[name]
 
 

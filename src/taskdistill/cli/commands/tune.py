@@ -30,21 +30,54 @@ def register(app: typer.Typer) -> None:
 
 def tune(
     index: Annotated[Path, typer.Argument(help="Index folder")],
-    dev: Annotated[Path, typer.Option("--dev", help="Folder with corpus.jsonl, queries.jsonl and qrels.tsv, not used for final scores")],
-    model: Annotated[str | None, typer.Option("--model", help="Model folder; default: the one the index was made with")] = None,
-    dims: Annotated[
-        str | None, typer.Option("--dims", help="Dimensions to try, such as 64,128,256; default: what the model was trained for")
+    dev: Annotated[
+        Path,
+        typer.Option(
+            "--dev",
+            help="Folder with corpus.jsonl, queries.jsonl and qrels.tsv, not used for final scores",
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Model folder; default: the one the index was made with"),
     ] = None,
-    precisions: Annotated[str, typer.Option("--precisions", help="Kept beside the binary codes")] = "none,int8,float16,float32",
-    oversample: Annotated[str, typer.Option("--oversample", help="Candidates rescored for each passage")] = "2,5,10,20,50,100",
-    hybrid: Annotated[bool, typer.Option("--hybrid/--no-hybrid", help="Try joining with BM25")] = True,
-    refine: Annotated[bool, typer.Option("--refine/--no-refine", help="Try query refinement")] = True,
-    tolerance: Annotated[float, typer.Option("--tolerance", help="nDCG@10, times 100, that a cheaper setting may lose")] = 0.5,
-    shrink: Annotated[bool, typer.Option("--shrink", help="Also cut the index down to the dimension and precision recommended")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and print, change nothing")] = False,
+    dims: Annotated[
+        str | None,
+        typer.Option(
+            "--dims",
+            help="Dimensions to try, such as 64,128,256; default: what the model was trained for",
+        ),
+    ] = None,
+    precisions: Annotated[
+        str, typer.Option("--precisions", help="Kept beside the binary codes")
+    ] = "none,int8,float16,float32",
+    oversample: Annotated[
+        str, typer.Option("--oversample", help="Candidates rescored for each passage")
+    ] = "2,5,10,20,50,100",
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid/--no-hybrid", help="Try joining with BM25")
+    ] = True,
+    refine: Annotated[
+        bool, typer.Option("--refine/--no-refine", help="Try query refinement")
+    ] = True,
+    tolerance: Annotated[
+        float,
+        typer.Option("--tolerance", help="nDCG@10, times 100, that a cheaper setting may lose"),
+    ] = 0.5,
+    shrink: Annotated[
+        bool,
+        typer.Option(
+            "--shrink", help="Also cut the index down to the dimension and precision recommended"
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure and print, change nothing")
+    ] = False,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[Path | None, typer.Option("--json", help="Write every measurement as JSON to this file.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write every measurement as JSON to this file.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
     """Decide dimension, precision, oversampling, hybrid search and refinement on a dev set; the index remembers the choice.
@@ -63,7 +96,9 @@ def tune(
     from taskdistill.search.tune_results import table, verdicts
 
     if shrink and dry_run:
-        raise BadInput("--shrink changes the index and --dry-run changes nothing; give one of the two")
+        raise BadInput(
+            "--shrink changes the index and --dry-run changes nothing; give one of the two"
+        )
     terminal = Terminal(quiet)
     opened = Index.open(index)
     if not dry_run:
@@ -71,7 +106,9 @@ def tune(
     settings = opened.settings
     encoder = Encoder.load(model or settings.model, device=device, dtype=dtype)
     settings.check_documents(encoder)
-    trained = [dim for dim in encoder.matryoshka_dims if dim <= encoder.embedding_dim] or [encoder.embedding_dim]
+    trained = [dim for dim in encoder.matryoshka_dims if dim <= encoder.embedding_dim] or [
+        encoder.embedding_dim
+    ]
     terminal.stage(f"measuring {index} on {dev}")
     terminal.note(encoder.placement)
     tuning = run(
@@ -88,7 +125,9 @@ def tune(
         tolerance=tolerance / 100,
         progress=terminal.count,
     )
-    terminal.line(f"{tuning.queries:,} queries, {tuning.documents:,} documents; nDCG@10 and shares x 100, with 95 % intervals")
+    terminal.line(
+        f"{tuning.queries:,} queries, {tuning.documents:,} documents; nDCG@10 and shares x 100, with 95 % intervals"
+    )
     for line in [*aligned(table(tuning, rows=10)), *verdicts(tuning)]:
         terminal.line(line)
     if json is not None:
@@ -108,7 +147,11 @@ def _apply(index: Index, tuning: Tuning, shrink: bool) -> str:
     same = (index.settings.dim, index.settings.rescore) == (wanted.dim, wanted.rescore)
     chosen = tuning.recommended if same else tuning.stored
     setting = chosen.setting
-    index.set_defaults(SearchDefaults(oversample=setting.oversample, hybrid=setting.hybrid, refinement=setting.refinement))
+    index.set_defaults(
+        SearchDefaults(
+            oversample=setting.oversample, hybrid=setting.hybrid, refinement=setting.refinement
+        )
+    )
     if setting.hybrid and index.snapshot.manifest.bm25 is None:
         index.build_bm25()
     said = (
@@ -125,18 +168,41 @@ def _apply(index: Index, tuning: Tuning, shrink: bool) -> str:
 
 def tiers(
     students: Annotated[
-        list[str], typer.Argument(metavar="STUDENT...", help="Folders of models distilled from one teacher, static ones too")
+        list[str],
+        typer.Argument(
+            metavar="STUDENT...",
+            help="Folders of models distilled from one teacher, static ones too",
+        ),
     ],
-    dev: Annotated[Path, typer.Option("--dev", help="Folder with corpus.jsonl, queries.jsonl and qrels.tsv")],
-    teacher: Annotated[str | None, typer.Option("--teacher", help="Their teacher; default: the one the first folder names")] = None,
-    task: Annotated[
-        str | None, typer.Option("--task", help="A student's adapter where it searches alone; default: retrieval if it has it")
+    dev: Annotated[
+        Path, typer.Option("--dev", help="Folder with corpus.jsonl, queries.jsonl and qrels.tsv")
+    ],
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", help="Their teacher; default: the one the first folder names"),
     ] = None,
-    rescore: Annotated[str, typer.Option("--rescore", help="Precision of the documents: float32, float16, int8 or none")] = "float32",
-    passage_words: Annotated[int | None, typer.Option("--passage-words", help="Cut documents into passages of this many words")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            help="A student's adapter where it searches alone; default: retrieval if it has it",
+        ),
+    ] = None,
+    rescore: Annotated[
+        str,
+        typer.Option(
+            "--rescore", help="Precision of the documents: float32, float16, int8 or none"
+        ),
+    ] = "float32",
+    passage_words: Annotated[
+        int | None,
+        typer.Option("--passage-words", help="Cut documents into passages of this many words"),
+    ] = None,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON to this file.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the table as JSON to this file.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
 ) -> None:
     """Compare every pair of query tier and document tier in one space, and each student alone: quality kept and milliseconds.
@@ -155,13 +221,23 @@ def tiers(
     terminal = Terminal(quiet)
     encoders = [Encoder.load(student, device=device, dtype=dtype) for student in students]
     projected = [ProjectedEncoder(encoder) for encoder in encoders]
-    passages = None if passage_words is None else PassageSettings(size=passage_words, overlap=min(32, passage_words // 8))
+    passages = (
+        None
+        if passage_words is None
+        else PassageSettings(size=passage_words, overlap=min(32, passage_words // 8))
+    )
     usual = [
-        None if not encoder.tasks else encoder.choose_task(task or (Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None))
+        None
+        if not encoder.tasks
+        else encoder.choose_task(
+            task or (Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks else None)
+        )
         for encoder in encoders
     ]
     named = teacher or projected[0].teacher
-    terminal.stage(f"measuring {', '.join(encoder.name for encoder in encoders)} and their teacher {named} on {dev}")
+    terminal.stage(
+        f"measuring {', '.join(encoder.name for encoder in encoders)} and their teacher {named} on {dev}"
+    )
     loaded = Encoder.load(named, device=device, dtype=dtype)
     terminal.note("; ".join(dict.fromkeys(encoder.placement for encoder in (*encoders, loaded))))
     found = measure_tiers(
@@ -222,7 +298,9 @@ def numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise BadInput(f"{option} {text!r}: needs numbers with commas between, such as 64,128,256") from None
+        raise BadInput(
+            f"{option} {text!r}: needs numbers with commas between, such as 64,128,256"
+        ) from None
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
@@ -237,7 +315,8 @@ def aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]

@@ -89,7 +89,10 @@ class EncoderEmbedder:
         """
         chosen = task if self.adapters and task in self.encoder.tasks else "base"
         stored = self.encoder.model.settings.binary_offsets.get(chosen, {})
-        return {role: {int(dim): np.asarray(row, np.float32) for dim, row in sizes.items()} for role, sizes in stored.items()}
+        return {
+            role: {int(dim): np.asarray(row, np.float32) for dim, row in sizes.items()}
+            for role, sizes in stored.items()
+        }
 
     def fingerprint(self) -> str:
         """Hash what decides the vectors: the model, and whether its adapters are used.
@@ -97,7 +100,11 @@ class EncoderEmbedder:
         Returns:
             64 hexadecimal digits.
         """
-        said = [self.encoder.model_hash, self.adapters, *([] if self.encoder.dtype is torch.float32 else [dtype_name(self.encoder.dtype)])]
+        said = [
+            self.encoder.model_hash,
+            self.adapters,
+            *([] if self.encoder.dtype is torch.float32 else [dtype_name(self.encoder.dtype)]),
+        ]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
@@ -128,11 +135,19 @@ class TeacherEmbedder:
         Raises:
             BadInput: If the teacher has no vector for some text.
         """
-        view: View = "topic" if task == Task.CLUSTERING else "query" if prompt_name == Role.QUERY else "document"
+        view: View = (
+            "topic"
+            if task == Task.CLUSTERING
+            else "query"
+            if prompt_name == Role.QUERY
+            else "document"
+        )
         store = self.stores[view]
         store.fill(texts, self.teacher)
         if missing := store.missing(texts):
-            raise BadInput(f"the teacher gave no usable vector for {len(missing)} evaluation texts, so it cannot be scored on this set")
+            raise BadInput(
+                f"the teacher gave no usable vector for {len(missing)} evaluation texts, so it cannot be scored on this set"
+            )
         return store.get(texts).astype(np.float32)
 
     def fingerprint(self) -> str:
@@ -142,4 +157,6 @@ class TeacherEmbedder:
             64 hexadecimal digits.
         """
         said = {view: store.instruction for view, store in sorted(self.stores.items())}
-        return hashlib.sha256(json.dumps([self.teacher.identity.fields(), said], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([self.teacher.identity.fields(), said], sort_keys=True).encode()
+        ).hexdigest()

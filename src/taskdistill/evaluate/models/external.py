@@ -35,11 +35,18 @@ OPTIONS = {
 }
 """What may follow the `#` of each kind of model, as `key=value` with `&` between and %-escapes."""
 
-PROBES = ("The quick brown fox jumps over the lazy dog.", "Wie wird das Wetter morgen?", "def add(a, b): return a + b")
+PROBES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Wie wird das Wetter morgen?",
+    "def add(a, b): return a + b",
+)
 SAME_MODEL_COSINE = 0.999
 """An endpoint whose vectors of the probes are at least this similar to earlier ones is taken for the same model."""
 
-_SENT_TASKS = {(Task.RETRIEVAL, Role.QUERY): "retrieval.query", (Task.RETRIEVAL, Role.DOCUMENT): "retrieval.passage"}
+_SENT_TASKS = {
+    (Task.RETRIEVAL, Role.QUERY): "retrieval.query",
+    (Task.RETRIEVAL, Role.DOCUMENT): "retrieval.passage",
+}
 _DECIDING = (".safetensors", ".bin", ".json", ".txt", ".model")
 _QUERY_NAMES = ("query", "search_query", "queries", "s2p_query")
 _DOCUMENT_NAMES = ("document", "passage", "search_document", "text")
@@ -88,13 +95,19 @@ def parse_spec(text: str) -> ModelSpec:
     for part in said.split("&") if said else []:
         key, sign, value = part.partition("=")
         if not sign or key not in OPTIONS[kind]:
-            raise BadInput(f"model {text!r}: {part!r} is no option of a model of kind {kind}{did_you_mean(key, OPTIONS[kind])}")
+            raise BadInput(
+                f"model {text!r}: {part!r} is no option of a model of kind {kind}{did_you_mean(key, OPTIONS[kind])}"
+            )
         options[key] = unquote(value)
     if kind == "endpoint" and not options.get("model"):
-        raise BadInput(f"model {text!r}: an endpoint serves many models; name one, such as {place}#model=NAME")
+        raise BadInput(
+            f"model {text!r}: an endpoint serves many models; name one, such as {place}#model=NAME"
+        )
     for key, allowed in (("adapters", ("on", "off")), ("tasks", ("yes", "no"))):
         if options.get(key, allowed[0]) not in allowed:
-            raise BadInput(f"model {text!r}: {key} is {options[key]!r}; it must be {' or '.join(allowed)}")
+            raise BadInput(
+                f"model {text!r}: {key} is {options[key]!r}; it must be {' or '.join(allowed)}"
+            )
     return ModelSpec(kind, place, options)
 
 
@@ -128,20 +141,30 @@ def open_model(
         if key_name is not None:
             key = (environment or {}).get(key_name)
             if not key:
-                raise BadInput(f"the environment variable {key_name}, named by key_env, is not set; put the key of {spec.place} there")
-        teacher = HttpTeacher(spec.place, spec.options["model"], spec.options.get("revision"), api_key=key)
-        return EndpointEmbedder(spec.name, teacher, _prompts(spec), spec.options.get("tasks") == "yes", memory)
+                raise BadInput(
+                    f"the environment variable {key_name}, named by key_env, is not set; put the key of {spec.place} there"
+                )
+        teacher = HttpTeacher(
+            spec.place, spec.options["model"], spec.options.get("revision"), api_key=key
+        )
+        return EndpointEmbedder(
+            spec.name, teacher, _prompts(spec), spec.options.get("tasks") == "yes", memory
+        )
     if spec.kind == "vectors":
         vectors = PrecomputedTeacher.load(Path(spec.place), revision=spec.options.get("revision"))
         return VectorsEmbedder(spec.name, vectors, _prompts(spec))
     folder = resolve(spec.place)
     if _beyond_ours(folder):
         if "adapters" in spec.options:
-            raise BadInput(f"model {spec.place}: `adapters` has no effect on a model without adapters; leave it out")
+            raise BadInput(
+                f"model {spec.place}: `adapters` has no effect on a model without adapters; leave it out"
+            )
         return SentenceTransformersEmbedder(spec.name, folder, device=device, dtype=dtype)
     encoder = Encoder.load(folder, threads=threads, device=device, dtype=dtype)
     if "adapters" in spec.options and not encoder.tasks:
-        raise BadInput(f"model {spec.place}: `adapters` has no effect on a model without adapters; leave it out")
+        raise BadInput(
+            f"model {spec.place}: `adapters` has no effect on a model without adapters; leave it out"
+        )
     return EncoderEmbedder(encoder, name=spec.name, adapters=spec.options.get("adapters") != "off")
 
 
@@ -179,13 +202,30 @@ class EndpointEmbedder:
         Returns:
             64 hexadecimal digits.
         """
-        said = [self.teacher.url, self.teacher.identity.fields(), dict(self.prompts), self.sends_task]
+        said = [
+            self.teacher.url,
+            self.teacher.identity.fields(),
+            dict(self.prompts),
+            self.sends_task,
+        ]
         known = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-        vectors = self.encode(PROBES, task=Task.TEXT_MATCHING.value, prompt_name=Role.DOCUMENT.value)
-        place = self.memory / f"{slug(self.teacher.model)}-{known[:16]}.json" if self.memory is not None else None
-        before = [] if place is None or not place.is_file() else read_sealed(place, "remove it to take the endpoint for a new model")
+        vectors = self.encode(
+            PROBES, task=Task.TEXT_MATCHING.value, prompt_name=Role.DOCUMENT.value
+        )
+        place = (
+            self.memory / f"{slug(self.teacher.model)}-{known[:16]}.json"
+            if self.memory is not None
+            else None
+        )
+        before = (
+            []
+            if place is None or not place.is_file()
+            else read_sealed(place, "remove it to take the endpoint for a new model")
+        )
         before = before["answers"] if isinstance(before, dict) else before
-        number = next((i for i, stored in enumerate(before) if _same_vectors(stored, vectors)), len(before))
+        number = next(
+            (i for i, stored in enumerate(before) if _same_vectors(stored, vectors)), len(before)
+        )
         if number == len(before) and place is not None:
             place.parent.mkdir(parents=True, exist_ok=True)
             write_sealed(place, {"answers": [*before, np.round(vectors.astype(float), 6).tolist()]})
@@ -215,7 +255,11 @@ class VectorsEmbedder:
             BadInput: If a text has no vector.
         """
         read = [self.prompts[prompt_name] + text for text in texts]
-        missing = [text for text, row in zip(read, self.vectors.index.rows(text_keys(read)), strict=True) if row < 0]
+        missing = [
+            text
+            for text, row in zip(read, self.vectors.index.rows(text_keys(read)), strict=True)
+            if row < 0
+        ]
         if missing:
             raise BadInput(
                 f"{len(missing)} of {len(read)} texts have no vector in {self.vectors.path}, such as {missing[0][:80]!r}; "
@@ -255,12 +299,19 @@ class SentenceTransformersEmbedder:
         self.name, self._folder, self._dtype = name, folder, resolve_dtype(dtype, place)
         self.placement = placement(place, self._dtype)
         try:
-            self._model = SentenceTransformer(str(folder), trust_remote_code=False, device=str(place)).to(self._dtype)
+            self._model = SentenceTransformer(
+                str(folder), trust_remote_code=False, device=str(place)
+            ).to(self._dtype)
         except Exception as error:
-            raise BadInput(f"sentence-transformers cannot load {folder}: {type(error).__name__}: {error}") from None
+            raise BadInput(
+                f"sentence-transformers cannot load {folder}: {type(error).__name__}: {error}"
+            ) from None
         known = dict(self._model.prompts or {})
         names = {Role.QUERY.value: _QUERY_NAMES, Role.DOCUMENT.value: _DOCUMENT_NAMES}
-        self.prompts = {role: next((known[each] for each in found if known.get(each)), "") for role, found in names.items()}
+        self.prompts = {
+            role: next((known[each] for each in found if known.get(each)), "")
+            for role, found in names.items()
+        }
 
     def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
         """Encode texts.
@@ -273,7 +324,12 @@ class SentenceTransformersEmbedder:
         Returns:
             float32 (n, dim).
         """
-        return np.asarray(self._model.encode(list(texts), prompt=self.prompts[prompt_name], show_progress_bar=False), np.float32)
+        return np.asarray(
+            self._model.encode(
+                list(texts), prompt=self.prompts[prompt_name], show_progress_bar=False
+            ),
+            np.float32,
+        )
 
     def fingerprint(self) -> str:
         """Hash the files of weights and settings, and the prompts.
@@ -281,14 +337,20 @@ class SentenceTransformersEmbedder:
         Returns:
             64 hexadecimal digits.
         """
-        files = sorted(path for path in self._folder.rglob("*") if path.suffix in _DECIDING and path.is_file())
-        said: list[object] = [[path.relative_to(self._folder).as_posix(), sha256_file(path)] for path in files]
+        files = sorted(
+            path for path in self._folder.rglob("*") if path.suffix in _DECIDING and path.is_file()
+        )
+        said: list[object] = [
+            [path.relative_to(self._folder).as_posix(), sha256_file(path)] for path in files
+        ]
         said += [] if self._dtype is torch.float32 else [dtype_name(self._dtype)]
         return hashlib.sha256(json.dumps([said, self.prompts], sort_keys=True).encode()).hexdigest()
 
 
 def _same_vectors(stored: Sequence[Sequence[float]], vectors: np.ndarray) -> bool:
-    return np.shape(stored) == vectors.shape and bool((np.array(stored) * vectors).sum(axis=1).min() >= SAME_MODEL_COSINE)
+    return np.shape(stored) == vectors.shape and bool(
+        (np.array(stored) * vectors).sum(axis=1).min() >= SAME_MODEL_COSINE
+    )
 
 
 def _prompts(spec: ModelSpec) -> dict[str, str]:
@@ -312,6 +374,14 @@ def _beyond_ours(folder: Path) -> bool:
     if "Pooling" not in kinds or not (folder / "1_Pooling" / "config.json").is_file():
         return False
     said = read_json(folder / "1_Pooling" / "config.json")
-    names = [key.removeprefix("pooling_mode_") for key, value in said.items() if key.startswith("pooling_mode_") and value is True]
-    modes = [said["pooling_mode"]] if "pooling_mode" in said else [each.removesuffix("_tokens").removesuffix("_token") for each in names]
+    names = [
+        key.removeprefix("pooling_mode_")
+        for key, value in said.items()
+        if key.startswith("pooling_mode_") and value is True
+    ]
+    modes = (
+        [said["pooling_mode"]]
+        if "pooling_mode" in said
+        else [each.removesuffix("_tokens").removesuffix("_token") for each in names]
+    )
     return len(modes) != 1 or modes[0] not in POOLING_NAMES

@@ -52,14 +52,18 @@ def _parts(model: Model) -> tuple[TransformerModel, GgufVocab]:
     module = model.module
     family = module.backbone.config.model_type if isinstance(module, TransformerModel) else "static"
     if not isinstance(module, TransformerModel) or family not in ARCHITECTURES:
-        raise BadInput(f"GGUF is written for {', '.join(ARCHITECTURES)} backbones; {model.name} is a {family} model")
+        raise BadInput(
+            f"GGUF is written for {', '.join(ARCHITECTURES)} backbones; {model.name} is a {family} model"
+        )
     config = module.backbone.config
     if has_windows(config) or (family == "qwen3" and getattr(config, "is_causal", None) is False):
         lacks = "windowed attention" if has_windows(config) else "attention both ways"
         raise BadInput(
             f"{model.name} has {lacks}, which a GGUF file of a {family} model cannot say; export it as sentence-transformers or onnx"
         )
-    return module, vocabulary(json.loads(model.tokenizer.to_json()), module.backbone.config.vocab_size, model.name)
+    return module, vocabulary(
+        json.loads(model.tokenizer.to_json()), module.backbone.config.vocab_size, model.name
+    )
 
 
 def write(export: ExportJob) -> None:
@@ -85,7 +89,15 @@ def write(export: ExportJob) -> None:
         package = f"torch on the tensors read back by gguf {metadata.version('gguf')}"
         read_back = _through_torch(export, names, path)
         export.results.append(
-            compare(path.name, package, export.task, export.reference[export.task], read_back, tolerance, required=kind == "F16")
+            compare(
+                path.name,
+                package,
+                export.task,
+                export.reference[export.task],
+                read_back,
+                tolerance,
+                required=kind == "F16",
+            )
         )
         if version is not None:
             _with_llama_cpp(export, path, version, tolerance)
@@ -98,16 +110,46 @@ def _with_llama_cpp(export: ExportJob, path: Path, version: str, tolerance: Tole
     """
     model, required = export.model, tolerance is HALF
     prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
-    tokens = model.tokenizer.ids(list(export.texts), prompt=prompt, max_length=model.settings.max_length)
+    tokens = model.tokenizer.ids(
+        list(export.texts), prompt=prompt, max_length=model.settings.max_length
+    )
     whole = [i for i in range(len(export.texts)) if not tokens.truncated[i]]
     reference = export.reference[export.task][whole]
-    by_ids = llama_cpp_vectors(path, [tokens.ids[i].tolist() for i in whole], model.settings.max_length)
-    result = compare(path.name, f"{version}, our token ids", export.task, reference, by_ids, tolerance, required=required)
+    by_ids = llama_cpp_vectors(
+        path, [tokens.ids[i].tolist() for i in whole], model.settings.max_length
+    )
+    result = compare(
+        path.name,
+        f"{version}, our token ids",
+        export.task,
+        reference,
+        by_ids,
+        tolerance,
+        required=required,
+    )
     export.results.append(result)
-    by_text = llama_cpp_vectors(path, [prompt + export.texts[i] for i in whole], model.settings.max_length)
-    export.results.append(compare(path.name, f"{version}, texts", export.task, reference, by_text, tolerance, required=False))
-    if other := [export.texts[i] for i, cosine in zip(whole, cosines(by_ids, by_text), strict=True) if cosine < SAME_TOKENS]:
-        export.notes.append(f"{path.name}: llama.cpp's own tokenizer cuts {len(other)} of {len(whole)} texts in another way: {other}")
+    by_text = llama_cpp_vectors(
+        path, [prompt + export.texts[i] for i in whole], model.settings.max_length
+    )
+    export.results.append(
+        compare(
+            path.name,
+            f"{version}, texts",
+            export.task,
+            reference,
+            by_text,
+            tolerance,
+            required=False,
+        )
+    )
+    if other := [
+        export.texts[i]
+        for i, cosine in zip(whole, cosines(by_ids, by_text), strict=True)
+        if cosine < SAME_TOKENS
+    ]:
+        export.notes.append(
+            f"{path.name}: llama.cpp's own tokenizer cuts {len(other)} of {len(whole)} texts in another way: {other}"
+        )
 
 
 def tensor_names(module: TransformerModel) -> dict[str, str]:
@@ -125,15 +167,23 @@ def tensor_names(module: TransformerModel) -> dict[str, str]:
     import gguf
 
     config = module.backbone.config
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[ARCHITECTURES[config.model_type]], config.num_hidden_layers)
+    table = gguf.get_tensor_name_map(
+        gguf.MODEL_ARCH[ARCHITECTURES[config.model_type]], config.num_hidden_layers
+    )
     found = {}
     for name in module.backbone.state_dict():
         known = next(
-            (table.get_name(prefix + name, try_suffixes=(".weight", ".bias")) for prefix in ("", "model.") if _known(table, prefix + name)),
+            (
+                table.get_name(prefix + name, try_suffixes=(".weight", ".bias"))
+                for prefix in ("", "model.")
+                if _known(table, prefix + name)
+            ),
             None,
         )
         if known is None:
-            raise WorkFailed(f"the gguf package has no name for the tensor {name} of a {config.model_type} model; upgrade it")
+            raise WorkFailed(
+                f"the gguf package has no name for the tensor {name} of a {config.model_type} model; upgrade it"
+            )
         found[name] = known
     return found
 
@@ -142,7 +192,14 @@ def _known(table: Any, name: str) -> bool:
     return table.get_name(name, try_suffixes=(".weight", ".bias")) is not None
 
 
-def write_gguf(model: Model, module: TransformerModel, words: GgufVocab, names: Mapping[str, str], path: Path, kind: str) -> None:
+def write_gguf(
+    model: Model,
+    module: TransformerModel,
+    words: GgufVocab,
+    names: Mapping[str, str],
+    path: Path,
+    kind: str,
+) -> None:
     """Write one file.
 
     Args:
@@ -156,7 +213,9 @@ def write_gguf(model: Model, module: TransformerModel, words: GgufVocab, names: 
     import gguf
 
     config = module.backbone.config
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[ARCHITECTURES[config.model_type]]])
+    writer = gguf.GGUFWriter(
+        path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[ARCHITECTURES[config.model_type]]]
+    )
     writer.add_type("model")
     writer.add_name(model.name)
     writer.add_file_type(int(gguf.LlamaFileType[f"MOSTLY_{kind}"]))
@@ -193,7 +252,9 @@ def _add_architecture(writer: Any, model: Model, module: TransformerModel) -> No
         return
     rope = config.rope_parameters
     if rope.get("rope_type", "default") != "default":
-        raise BadInput(f"{model.name} scales its positions ({rope['rope_type']}); GGUF is written for plain RoPE")
+        raise BadInput(
+            f"{model.name} scales its positions ({rope['rope_type']}); GGUF is written for plain RoPE"
+        )
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(width)
@@ -218,7 +279,11 @@ def _add_vocabulary(writer: Any, words: GgufVocab, config: Any) -> None:
     if words.last is not None:
         writer.add_eos_token_id(words.last)
         writer.add_sep_token_id(words.last)
-    adders = {"unk": writer.add_unk_token_id, "pad": writer.add_pad_token_id, "mask": writer.add_mask_token_id}
+    adders = {
+        "unk": writer.add_unk_token_id,
+        "pad": writer.add_pad_token_id,
+        "mask": writer.add_mask_token_id,
+    }
     for role, number in words.named.items():
         adders[role](number)
 
@@ -232,10 +297,15 @@ def _through_torch(export: ExportJob, names: Mapping[str, str], path: Path) -> n
     assert isinstance(module, TransformerModel)
     held = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     if held.keys() != set(names.values()):
-        raise WorkFailed(f"{path.name} holds {len(held)} tensors, {len(set(names.values()))} were written")
+        raise WorkFailed(
+            f"{path.name} holds {len(held)} tensors, {len(set(names.values()))} were written"
+        )
     own = {name: tensor.clone() for name, tensor in module.backbone.state_dict().items()}
     read = {
-        name: torch.from_numpy(np.array(gguf.quants.dequantize(held[known].data, held[known].tensor_type))) for name, known in names.items()
+        name: torch.from_numpy(
+            np.array(gguf.quants.dequantize(held[known].data, held[known].tensor_type))
+        )
+        for name, known in names.items()
     }
     try:
         module.backbone.load_state_dict({name: read[name].reshape(own[name].shape) for name in own})

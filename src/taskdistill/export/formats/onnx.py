@@ -50,7 +50,11 @@ def _quantise(path: Path, small: Path) -> None:
 
     graph = onnx.load(str(path), load_external_data=False).graph
     shapes = {value.name: tuple(value.dims) for value in graph.initializer}
-    maps = [(node.name, shapes.get(node.input[1], ())) for node in graph.node if node.op_type == "MatMul"]
+    maps = [
+        (node.name, shapes.get(node.input[1], ()))
+        for node in graph.node
+        if node.op_type == "MatMul"
+    ]
     narrowing = [name for name, shape in maps if len(shape) == 2 and shape[0] > shape[1]]
     large = any(path.parent.glob(f"{path.name}.data"))
     with silent():
@@ -73,7 +77,11 @@ def write_companions(folder: Path, model: Model) -> None:
     """
     (folder / "tokenizer.json").write_text(model.tokenizer.to_json(), "utf-8")
     write_tokenizer_config(folder, model)
-    st = {"prompts": dict(model.settings.prompts), "default_prompt_name": Role.DOCUMENT.value, "similarity_fn_name": "cosine"}
+    st = {
+        "prompts": dict(model.settings.prompts),
+        "default_prompt_name": Role.DOCUMENT.value,
+        "similarity_fn_name": "cosine",
+    }
     (folder / "config_sentence_transformers.json").write_text(dump_json(st), "utf-8")
 
 
@@ -88,7 +96,9 @@ def compared_ids(export: ExportJob) -> list[np.ndarray]:
     """
     settings = export.model.settings
     prompt = settings.prompts.get(Role.DOCUMENT.value, "")
-    return export.model.tokenizer.ids(list(export.texts), prompt=prompt, max_length=settings.max_length).ids
+    return export.model.tokenizer.ids(
+        list(export.texts), prompt=prompt, max_length=settings.max_length
+    ).ids
 
 
 def _check(export: ExportJob, file: Path, ids: list[np.ndarray], tolerance: Tolerance) -> None:
@@ -100,5 +110,13 @@ def _check(export: ExportJob, file: Path, ids: list[np.ndarray], tolerance: Tole
     given = np.concatenate([session.run(["embeddings"], batch)[0] for batch in padded_batches(ids)])
     version = f"onnxruntime {metadata.version('onnxruntime')}"
     export.results.append(
-        compare(file.name, version, export.task, export.reference[export.task], given, tolerance, required=tolerance is GRAPH)
+        compare(
+            file.name,
+            version,
+            export.task,
+            export.reference[export.task],
+            given,
+            tolerance,
+            required=tolerance is GRAPH,
+        )
     )

@@ -38,6 +38,10 @@ def write(export: ExportJob) -> None:
     write_companions(export.folder, export.model)
     compiled = openvino.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     whole = {"truncate_dim": np.array([export.model.module.embedding_dim], np.int64)}
-    given = np.concatenate([compiled(batch | whole)["embeddings"] for batch in padded_batches(compared_ids(export))])
+    given = np.concatenate(
+        [compiled(batch | whole)["embeddings"] for batch in padded_batches(compared_ids(export))]
+    )
     version = f"openvino {metadata.version('openvino')}"
-    export.results.append(compare(path.name, version, export.task, export.reference[export.task], given, GRAPH))
+    export.results.append(
+        compare(path.name, version, export.task, export.reference[export.task], given, GRAPH)
+    )

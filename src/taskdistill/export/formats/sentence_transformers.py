@@ -42,9 +42,15 @@ def write(export: ExportJob) -> None:
     finish_config(export.folder, export.model)
     reference, name = export.reference[export.task], "model.safetensors"
     ours = embed_with(read_model(export.folder))(export.texts, None)
-    export.results.append(compare(name, f"taskdistill {versions()['taskdistill']}", export.task, reference, ours, EXACT))
+    export.results.append(
+        compare(
+            name, f"taskdistill {versions()['taskdistill']}", export.task, reference, ours, EXACT
+        )
+    )
     if importlib.util.find_spec("sentence_transformers") is None:
-        export.notes.append("sentence-transformers is not installed here, so the folder was only read by taskdistill")
+        export.notes.append(
+            "sentence-transformers is not installed here, so the folder was only read by taskdistill"
+        )
         return
     theirs = _stock_vectors(export.folder, export.model, export.texts)
     package = f"sentence-transformers {metadata.version('sentence-transformers')}"
@@ -57,7 +63,13 @@ def _stock_vectors(folder: Path, model: Model, texts: Sequence[str]) -> np.ndarr
     prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
     with quiet_transformers(), silent():
         stock = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        vectors: np.ndarray = stock.encode(list(texts), prompt=prompt, batch_size=4, show_progress_bar=False, normalize_embeddings=True)
+        vectors: np.ndarray = stock.encode(
+            list(texts),
+            prompt=prompt,
+            batch_size=4,
+            show_progress_bar=False,
+            normalize_embeddings=True,
+        )
     return vectors
 
 
@@ -88,9 +100,21 @@ def write_tokenizer_config(folder: Path, model: Model) -> None:
     """
     source = model.source / "tokenizer_config.json"
     said: dict[str, Any] = json.loads(source.read_text("utf-8")) if source.is_file() else {}
-    kept = {key: value for key, value in said.items() if key not in {"auto_map", "tokenizer_class", "backend", "is_local"}}
-    special = [token["content"] for token in json.loads(model.tokenizer.to_json())["added_tokens"] if token["special"]]
+    kept = {
+        key: value
+        for key, value in said.items()
+        if key not in {"auto_map", "tokenizer_class", "backend", "is_local"}
+    }
+    special = [
+        token["content"]
+        for token in json.loads(model.tokenizer.to_json())["added_tokens"]
+        if token["special"]
+    ]
     if "pad_token" not in kept and special:
         kept["pad_token"] = next((token for token in special if "pad" in token.lower()), special[0])
-    fields = {"tokenizer_class": GENERIC_TOKENIZER, "model_max_length": model.settings.max_length, "padding_side": "right"}
+    fields = {
+        "tokenizer_class": GENERIC_TOKENIZER,
+        "model_max_length": model.settings.max_length,
+        "padding_side": "right",
+    }
     (folder / "tokenizer_config.json").write_text(dump_json(kept | fields), "utf-8")

@@ -31,7 +31,9 @@ class FittedMap:
     chosen: str
 
 
-def fit_maps(new: Floats, old: Floats, *, kinds: tuple[str, ...] = KINDS, seed: int = 17) -> list[FittedMap]:
+def fit_maps(
+    new: Floats, old: Floats, *, kinds: tuple[str, ...] = KINDS, seed: int = 17
+) -> list[FittedMap]:
     """Fit maps and score them on held-out texts.
 
     Args:
@@ -47,7 +49,9 @@ def fit_maps(new: Floats, old: Floats, *, kinds: tuple[str, ...] = KINDS, seed: 
         BadInput: If there are too few texts.
     """
     if len(new) < SMALLEST:
-        raise BadInput(f"{len(new)} texts are too few to fit a map; give {SMALLEST} or more, some thousand are usual")
+        raise BadInput(
+            f"{len(new)} texts are too few to fit a map; give {SMALLEST} or more, some thousand are usual"
+        )
     order = np.random.default_rng(seed).permutation(len(new))
     count = max(10, round(HELD_OUT * len(new)))
     held, used = order[:count], order[count:]
@@ -115,7 +119,9 @@ def residual(new: Floats, old: Floats, start: AlignmentMap, seed: int) -> Alignm
     """
     rng = np.random.default_rng(seed)
     base = new @ start.arrays["matrix"] + start.arrays["bias"]
-    scale = np.linalg.norm(base, axis=1).mean()  # the target has the mean length of what it is added to: only directions count
+    scale = np.linalg.norm(
+        base, axis=1
+    ).mean()  # the target has the mean length of what it is added to: only directions count
     wanted = normalize(old) * scale - base
     p = {
         "inner": rng.standard_normal((new.shape[1], HIDDEN)) / np.sqrt(new.shape[1]) * 4,
@@ -139,16 +145,25 @@ def residual(new: Floats, old: Floats, start: AlignmentMap, seed: int) -> Alignm
     return AlignmentMap("residual", arrays)
 
 
-def _gradients(p: dict[str, NDArray[np.float64]], x: Floats, wanted: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
+def _gradients(
+    p: dict[str, NDArray[np.float64]], x: Floats, wanted: NDArray[np.floating]
+) -> dict[str, NDArray[np.float64]]:
     """Gradients of the mean squared length of the error of the network."""
     before = x @ p["inner"] + p["inner_bias"]
     hidden = np.maximum(before, 0)
     error = 2 * (hidden @ p["outer"] + p["outer_bias"] - wanted) / len(x)
     back = (error @ p["outer"].T) * (before > 0)
-    return {"inner": x.T @ back, "inner_bias": back.sum(0), "outer": hidden.T @ error, "outer_bias": error.sum(0)}
+    return {
+        "inner": x.T @ back,
+        "inner_bias": back.sum(0),
+        "outer": hidden.T @ error,
+        "outer_bias": error.sum(0),
+    }
 
 
-def _ridge(new: Floats, old: Floats, ridge: float) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _ridge(
+    new: Floats, old: Floats, ridge: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     mean_new, mean_old = new.mean(0, dtype=np.float64), old.mean(0, dtype=np.float64)
     x, y = new - mean_new, old - mean_old
     gram = x.T @ x
@@ -157,28 +172,42 @@ def _ridge(new: Floats, old: Floats, ridge: float) -> tuple[NDArray[np.float64],
 
 
 def _linear(kind: str, matrix: NDArray[np.float64], bias: NDArray[np.float64]) -> AlignmentMap:
-    return AlignmentMap(kind, {"matrix": matrix.astype(np.float32), "bias": bias.astype(np.float32)})
+    return AlignmentMap(
+        kind, {"matrix": matrix.astype(np.float32), "bias": bias.astype(np.float32)}
+    )
 
 
-def _fit_procrustes(new: Floats, old: Floats, held_new: Floats, held_old: Floats, seed: int) -> FittedMap:
+def _fit_procrustes(
+    new: Floats, old: Floats, held_new: Floats, held_old: Floats, seed: int
+) -> FittedMap:
     made = procrustes(new, old)
     return FittedMap(made, held_out_cosine(made, held_new, held_old), "")
 
 
-def _fit_low_rank(new: Floats, old: Floats, held_new: Floats, held_old: Floats, seed: int) -> FittedMap:
+def _fit_low_rank(
+    new: Floats, old: Floats, held_new: Floats, held_old: Floats, seed: int
+) -> FittedMap:
     most = min(new.shape[1], old.shape[1])
     tried = []
     for ridge in RIDGES:
         for rank in sorted({min(rank, most) for rank in RANKS} | {most}):
             made = low_rank(new, old, rank, ridge)
-            tried.append(FittedMap(made, held_out_cosine(made, held_new, held_old), f"rank {rank}, ridge {ridge:g}"))
+            tried.append(
+                FittedMap(
+                    made, held_out_cosine(made, held_new, held_old), f"rank {rank}, ridge {ridge:g}"
+                )
+            )
     return max(tried, key=lambda each: each.cosine)
 
 
-def _fit_residual(new: Floats, old: Floats, held_new: Floats, held_old: Floats, seed: int) -> FittedMap:
+def _fit_residual(
+    new: Floats, old: Floats, held_new: Floats, held_old: Floats, seed: int
+) -> FittedMap:
     linear = _fit_low_rank(new, old, held_new, held_old, seed)
     made = residual(new, old, linear.map, seed)
-    return FittedMap(made, held_out_cosine(made, held_new, held_old), f"on {linear.chosen}, {HIDDEN} hidden")
+    return FittedMap(
+        made, held_out_cosine(made, held_new, held_old), f"on {linear.chosen}, {HIDDEN} hidden"
+    )
 
 
 _FITS: dict[str, Callable[[Floats, Floats, Floats, Floats, int], FittedMap]] = {

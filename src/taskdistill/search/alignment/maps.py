@@ -50,7 +50,11 @@ class AlignmentMap:
         a = self.arrays
         out = vectors @ a["matrix"] + a["bias"]
         if "inner" in a:
-            out = out + np.maximum(vectors @ a["inner"] + a["inner_bias"], 0) @ a["outer"] + a["outer_bias"]
+            out = (
+                out
+                + np.maximum(vectors @ a["inner"] + a["inner_bias"], 0) @ a["outer"]
+                + a["outer_bias"]
+            )
         return np.asarray(normalize(out), dtype=np.float32)
 
     def save(self, folder: Path) -> None:
@@ -80,17 +84,31 @@ def load_map(folder: Path, kind: str) -> AlignmentMap:
         with np.load(folder / FILE, allow_pickle=False) as stored:
             arrays = {name: np.asarray(stored[name], dtype=np.float32) for name in stored.files}
     except (OSError, ValueError) as error:
-        raise BadInput(f"{folder / FILE} cannot be read ({error}); run `taskdistill migrate` again") from None
+        raise BadInput(
+            f"{folder / FILE} cannot be read ({error}); run `taskdistill migrate` again"
+        ) from None
     linear, residual = set(ARRAYS[:2]), set(ARRAYS)
-    if set(arrays) not in (linear, residual) or not all(np.isfinite(each).all() for each in arrays.values()):
-        raise BadInput(f"{folder / FILE} holds {sorted(arrays)} instead of finite numbers of a map; run `taskdistill migrate` again")
+    if set(arrays) not in (linear, residual) or not all(
+        np.isfinite(each).all() for each in arrays.values()
+    ):
+        raise BadInput(
+            f"{folder / FILE} holds {sorted(arrays)} instead of finite numbers of a map; run `taskdistill migrate` again"
+        )
     return AlignmentMap(kind, arrays)
 
 
 class AlignedEncoder:
     """A new model that asks an index of an old one."""
 
-    def __init__(self, encoder: SearchEncoder, mapping: AlignmentMap, *, space_id: str, model_hash: str, task: str | None) -> None:
+    def __init__(
+        self,
+        encoder: SearchEncoder,
+        mapping: AlignmentMap,
+        *,
+        space_id: str,
+        model_hash: str,
+        task: str | None,
+    ) -> None:
         """Wrap a model.
 
         Args:
@@ -108,7 +126,11 @@ class AlignedEncoder:
                 f"the map was fitted to a model of hash {model_hash[:12]}, {encoder.name} has {encoder.model_hash[:12]}; fit it anew"
             )
         self._encoder, self._map, self._task = encoder, mapping, task
-        self.name, self.space_id, self.model_hash = f"{encoder.name} through a {mapping.kind} map", space_id, encoder.model_hash
+        self.name, self.space_id, self.model_hash = (
+            f"{encoder.name} through a {mapping.kind} map",
+            space_id,
+            encoder.model_hash,
+        )
         self.embedding_dim = mapping.target_dim
 
     def encode(
@@ -136,5 +158,7 @@ class AlignedEncoder:
             BadInput: If another size or precision is asked for.
         """
         if truncate_dim not in (None, self.embedding_dim) or precision != Precision.FLOAT32:
-            raise BadInput(f"a map gives {self.embedding_dim} dimensions in float32, not {truncate_dim} in {precision}")
+            raise BadInput(
+                f"a map gives {self.embedding_dim} dimensions in float32, not {truncate_dim} in {precision}"
+            )
         return self._map(self._encoder.encode(texts, task=self._task, prompt_name=prompt_name))

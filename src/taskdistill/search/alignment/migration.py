@@ -44,7 +44,12 @@ class RecallRetention:
 
 
 def sample_pairs(
-    index: Index, encoder: SearchEncoder, task: str | None, count: int, seed: int, progress: Progress
+    index: Index,
+    encoder: SearchEncoder,
+    task: str | None,
+    count: int,
+    seed: int,
+    progress: Progress,
 ) -> tuple[Floats, Floats]:
     """Embed some of an index's passages with the new model, beside the vectors that the index keeps.
 
@@ -62,7 +67,13 @@ def sample_pairs(
     snapshot = index.snapshot
     live = snapshot.rows()
     rows = np.sort(np.random.default_rng(seed).permutation(live)[:count])
-    new, texts = [], [titled(hit.text, hit.metadata.get("title")) for hit in snapshot.hits(rows, np.zeros(len(rows), np.float32))]
+    new, texts = (
+        [],
+        [
+            titled(hit.text, hit.metadata.get("title"))
+            for hit in snapshot.hits(rows, np.zeros(len(rows), np.float32))
+        ],
+    )
     for at in range(0, len(texts), 512):
         new.append(encoder.encode(texts[at : at + 512], task=task, prompt_name="document"))
         progress(min(at + 512, len(texts)), len(texts))
@@ -84,12 +95,17 @@ def stored_vectors(snapshot: Snapshot, rows: NDArray[np.int64]) -> Floats:
     """
     found, ranges = snapshot.vectors(rows), snapshot.manifest.ranges
     vectors = found.astype(np.float32) if ranges is None else ranges.decode(found)
-    unit: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    unit: Floats = vectors / np.maximum(
+        np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny
+    )
     return unit
 
 
 def recalls(
-    index: Index, encoder: SearchEncoder, queries: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]]
+    index: Index,
+    encoder: SearchEncoder,
+    queries: Mapping[str, str],
+    qrels: Mapping[str, Mapping[str, int]],
 ) -> NDArray[np.float64]:
     """Return recall@10 of each query: the share of its relevant documents among the first ten.
 
@@ -113,7 +129,9 @@ def recalls(
     return np.array(found)
 
 
-def recall_kept(old: NDArray[np.float64], mapped: NDArray[np.float64], seed: int = 17) -> RecallRetention:
+def recall_kept(
+    old: NDArray[np.float64], mapped: NDArray[np.float64], seed: int = 17
+) -> RecallRetention:
     """Compare two rankings of the same queries.
 
     Args:
@@ -125,7 +143,9 @@ def recall_kept(old: NDArray[np.float64], mapped: NDArray[np.float64], seed: int
         The share of the old recall that is kept; its interval draws queries with replacement.
     """
     share = share_interval(mapped, old, seed=seed)
-    return RecallRetention(float(old.mean()), float(mapped.mean()), share.value, share.low, share.high, len(old))
+    return RecallRetention(
+        float(old.mean()), float(mapped.mean()), share.value, share.low, share.high, len(old)
+    )
 
 
 def fit(new: Floats, old: Floats, kind: str, seed: int) -> list[FittedMap]:
@@ -170,9 +190,13 @@ class Migration:
     def mapped(self, encoder: SearchEncoder) -> AlignedEncoder:
         """Return the new model as one that asks the old index."""
         m = self.meta
-        return AlignedEncoder(encoder, self.map, space_id=m["old_space"], model_hash=m["model_hash"], task=m["task"])
+        return AlignedEncoder(
+            encoder, self.map, space_id=m["old_space"], model_hash=m["model_hash"], task=m["task"]
+        )
 
-    def search(self, old: Index | None, new: Index | None, encoder: SearchEncoder, query: str, top_k: int) -> list[Hit]:
+    def search(
+        self, old: Index | None, new: Index | None, encoder: SearchEncoder, query: str, top_k: int
+    ) -> list[Hit]:
         """Search by the state of the migration.
 
         Args:
@@ -223,7 +247,9 @@ def remaining(old: Index, new: Index | None) -> list[NDArray[np.int64] | None]:
     return out
 
 
-def calibrate(mapping: AlignmentMap, new: Floats, old: Floats, seed: int = 17) -> tuple[float, float]:
+def calibrate(
+    mapping: AlignmentMap, new: Floats, old: Floats, seed: int = 17
+) -> tuple[float, float]:
     """Fit the line from cosines of mapped vectors in the old space to cosines in the new space, on near pairs of the sample.
 
     Args:
@@ -245,7 +271,9 @@ def calibrate(mapping: AlignmentMap, new: Floats, old: Floats, seed: int = 17) -
     return float(max(slope, 1e-3)), float(intercept)
 
 
-def write_migration(path: Path, mapping: AlignmentMap, meta: Mapping[str, Any], *, replace: bool = False) -> None:
+def write_migration(
+    path: Path, mapping: AlignmentMap, meta: Mapping[str, Any], *, replace: bool = False
+) -> None:
     """Write a migration folder, whole or not at all.
 
     Args:
@@ -316,11 +344,16 @@ def documents_left(old: Index, new: Index | None) -> int:
     left = 0
     for segment in old.snapshot.segments:
         there = {} if new is None else new.snapshot.find(segment.ids())
-        left += sum(live and name not in there for name, live in zip(segment.ids(), segment.live_documents.tolist(), strict=True))
+        left += sum(
+            live and name not in there
+            for name, live in zip(segment.ids(), segment.live_documents.tolist(), strict=True)
+        )
     return left
 
 
-def judged(index: Index, queries: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+def judged(
+    index: Index, queries: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]]
+) -> dict[str, str]:
     """Choose the queries of a dev set that an index can answer.
 
     Args:
@@ -334,11 +367,18 @@ def judged(index: Index, queries: Mapping[str, str], qrels: Mapping[str, Mapping
     Raises:
         BadInput: If there is none.
     """
-    wanted = {document for found in qrels.values() for document, relevance in found.items() if relevance > 0}
+    wanted = {
+        document
+        for found in qrels.values()
+        for document, relevance in found.items()
+        if relevance > 0
+    }
     here = index.snapshot.find(sorted(wanted)).keys()
     found = {}
     for name, text in queries.items():
-        relevant = [document for document, relevance in qrels.get(name, {}).items() if relevance > 0]
+        relevant = [
+            document for document, relevance in qrels.get(name, {}).items() if relevance > 0
+        ]
         if relevant and all(document in here for document in relevant):
             found[name] = text
     if not found:
@@ -357,4 +397,7 @@ def names(sequence: Sequence[FittedMap]) -> list[str]:
     Returns:
         A line a map.
     """
-    return [f"{each.map.kind:<11} cosine {each.cosine:.4f} on held-out texts  {each.chosen}".rstrip() for each in sequence]
+    return [
+        f"{each.map.kind:<11} cosine {each.cosine:.4f} on held-out texts  {each.chosen}".rstrip()
+        for each in sequence
+    ]

@@ -14,7 +14,14 @@ from taskdistill.quantization import Int8Ranges
 from taskdistill.search.corpus import Document
 from taskdistill.search.resize import check_defaults
 from taskdistill.search.settings import SearchDefaults
-from taskdistill.search.storage.journal import change, commit, free_number, with_deletes, write_deletes, write_part
+from taskdistill.search.storage.journal import (
+    change,
+    commit,
+    free_number,
+    with_deletes,
+    write_deletes,
+    write_part,
+)
 from taskdistill.search.storage.manifest import Manifest, SegmentEntry
 from taskdistill.search.storage.segment_writer import Rows, make_block, write_segment
 from taskdistill.search.storage.snapshot import Snapshot
@@ -30,7 +37,9 @@ _SAMPLE = 1000
 """Vectors from which int8 ranges of single dimensions are trusted."""
 
 
-def append(snapshot: Snapshot, documents: Sequence[Document], places: Rows, vectors: NDArray[np.float32]) -> int:
+def append(
+    snapshot: Snapshot, documents: Sequence[Document], places: Rows, vectors: NDArray[np.float32]
+) -> int:
     """Add documents as a new segment; those with a known id replace the older ones in the same commit.
 
     Args:
@@ -49,15 +58,29 @@ def append(snapshot: Snapshot, documents: Sequence[Document], places: Rows, vect
     block = make_block(manifest.settings, ranges, documents, places, vectors)
     old = snapshot.find(each.id for each in documents)
     with disk(path):
-        new = SegmentEntry(free_number(path, "segments", manifest.next_segment), len(documents), len(places))
+        new = SegmentEntry(
+            free_number(path, "segments", manifest.next_segment), len(documents), len(places)
+        )
         gone = _Deletes(snapshot, old.values())
         with change(path, manifest, [new.folder, *gone.files]):
             files = write_part(
-                path, new.folder, lambda folder: write_segment(folder, manifest.settings, [block], len(places), len(documents))
+                path,
+                new.folder,
+                lambda folder: write_segment(
+                    folder, manifest.settings, [block], len(places), len(documents)
+                ),
             )
             files |= gone.write()
             segments = (*gone.segments, new)
-            commit(path, manifest.next(segments=segments, next_segment=new.number + 1, ranges=ranges, files={**manifest.files, **files}))
+            commit(
+                path,
+                manifest.next(
+                    segments=segments,
+                    next_segment=new.number + 1,
+                    ranges=ranges,
+                    files={**manifest.files, **files},
+                ),
+            )
     return len(old)
 
 
@@ -118,8 +141,13 @@ def merge(snapshot: Snapshot, positions: Sequence[int]) -> None:
     """
     path, manifest = snapshot.path, snapshot.manifest
     sources = [snapshot.segments[at] for at in positions]
-    rows, documents = sum(each.live_count for each in sources), sum(each.entry.documents - each.entry.deleted for each in sources)
-    kept: list[SegmentEntry] = [entry for at, entry in enumerate(manifest.segments) if at not in set(positions)]
+    rows, documents = (
+        sum(each.live_count for each in sources),
+        sum(each.entry.documents - each.entry.deleted for each in sources),
+    )
+    kept: list[SegmentEntry] = [
+        entry for at, entry in enumerate(manifest.segments) if at not in set(positions)
+    ]
     with disk(path):
         if not rows:
             with change(path, manifest, []):
@@ -134,7 +162,10 @@ def merge(snapshot: Snapshot, positions: Sequence[int]) -> None:
 
         with change(path, manifest, [merged.folder]):
             files = {**manifest.files, **write_part(path, merged.folder, write)}
-            commit(path, manifest.next(segments=tuple(kept), next_segment=merged.number + 1, files=files))
+            commit(
+                path,
+                manifest.next(segments=tuple(kept), next_segment=merged.number + 1, files=files),
+            )
 
 
 def due(manifest: Manifest) -> list[int]:
@@ -150,7 +181,10 @@ def due(manifest: Manifest) -> list[int]:
     for at, entry in enumerate(manifest.segments):
         tiers.setdefault(int(math.log(entry.rows, FANOUT)), []).append(at)
     for _, positions in sorted(tiers.items()):
-        if len(positions) >= FANOUT and sum(manifest.segments[at].rows for at in positions[:FANOUT]) <= MAX_ROWS:
+        if (
+            len(positions) >= FANOUT
+            and sum(manifest.segments[at].rows for at in positions[:FANOUT]) <= MAX_ROWS
+        ):
             return positions[:FANOUT]
     return []
 
@@ -166,12 +200,20 @@ def compaction(snapshot: Snapshot) -> list[int]:
     """
     group: list[int] = []
     for at, segment in enumerate(snapshot.segments):
-        if group and sum(snapshot.segments[each].live_count for each in group) + segment.live_count > MAX_ROWS:
+        if (
+            group
+            and sum(snapshot.segments[each].live_count for each in group) + segment.live_count
+            > MAX_ROWS
+        ):
             if len(group) > 1 or snapshot.segments[group[0]].entry.deleted:
                 return group
             group = []
         group.append(at)
-    return group if len(group) > 1 or any(snapshot.segments[each].entry.deleted for each in group) else []
+    return (
+        group
+        if len(group) > 1 or any(snapshot.segments[each].entry.deleted for each in group)
+        else []
+    )
 
 
 class _Deletes:
@@ -182,10 +224,15 @@ class _Deletes:
         for at, document, _ in found:
             numbers.setdefault(at, []).append(document)
         self._path = snapshot.path
-        self._lists = {at: np.union1d(snapshot.segments[at].deleted, np.array(documents, np.int64)) for at, documents in numbers.items()}
+        self._lists = {
+            at: np.union1d(snapshot.segments[at].deleted, np.array(documents, np.int64))
+            for at, documents in numbers.items()
+        }
         self.segments = list(snapshot.manifest.segments)
         for at, documents in self._lists.items():
-            self.segments[at] = with_deletes(self._path, self.segments[at], len(documents), snapshot.manifest.generation + 1)
+            self.segments[at] = with_deletes(
+                self._path, self.segments[at], len(documents), snapshot.manifest.generation + 1
+            )
 
     @property
     def files(self) -> list[str]:

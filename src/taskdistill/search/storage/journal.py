@@ -24,7 +24,12 @@ from taskdistill.io.atomic import remove_stale, sync, write_file
 from taskdistill.io.json import JsonError, open_regular, read_object
 from taskdistill.io.lock import writer_lock
 from taskdistill.io.sealed import dump_json
-from taskdistill.search.storage.manifest import Manifest, SegmentEntry, load_manifest, write_manifest
+from taskdistill.search.storage.manifest import (
+    Manifest,
+    SegmentEntry,
+    load_manifest,
+    write_manifest,
+)
 from taskdistill.search.storage.segment_writer import SEGMENT_FILES, Rows
 from taskdistill.search.target import JOURNAL, LOCK, check_own, disk
 from taskdistill.types import MANIFEST
@@ -178,7 +183,9 @@ def _read_journal(path: Path) -> dict[str, Any] | None:
     except (UnicodeDecodeError, JsonError):
         value = {}
     if not _is_journal(value):
-        raise BadInput(f"{file} is no journal of this index; it is left as it is: move it away and run this command again")
+        raise BadInput(
+            f"{file} is no journal of this index; it is left as it is: move it away and run this command again"
+        )
     return value
 
 
@@ -187,7 +194,8 @@ def _is_journal(value: Mapping[str, Any]) -> bool:
         return False
     creates, before = value["creates"], value["before"]
     return (
-        value["sha256"] == _hash({name: value[name] for name in ("generation", "creates", "before")})
+        value["sha256"]
+        == _hash({name: value[name] for name in ("generation", "creates", "before")})
         and isinstance(value["generation"], int)
         and isinstance(creates, list)
         and isinstance(before, dict)
@@ -236,7 +244,9 @@ def with_deletes(path: Path, segment: SegmentEntry, count: int, generation: int)
         generation += 1
 
 
-def write_part(path: Path, folder: str, write: Callable[[Path], None]) -> dict[str, dict[str, object]]:
+def write_part(
+    path: Path, folder: str, write: Callable[[Path], None]
+) -> dict[str, dict[str, object]]:
     """Make a folder of files that the journal names.
 
     Args:
@@ -259,7 +269,9 @@ def write_part(path: Path, folder: str, write: Callable[[Path], None]) -> dict[s
     return {f"{folder}/{file.name}": entry(file) for file in files}
 
 
-def write_deletes(path: Path, segment: SegmentEntry, documents: Rows) -> dict[str, dict[str, object]]:
+def write_deletes(
+    path: Path, segment: SegmentEntry, documents: Rows
+) -> dict[str, dict[str, object]]:
     """Write the list of all deleted documents of a segment.
 
     Args:

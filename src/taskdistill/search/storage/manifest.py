@@ -26,7 +26,9 @@ KIND = "search-index"
 VERSION = 2
 """Since 2 the settings have `former_space_ids`. An index has had the hash of its manifest from the first version on."""
 
-_FILE = re.compile(r"(segments/\d{8}/[a-z]+\.(npy|arrow)|deletes/\d{8}-\d{8}\.npy|bm25/\d{8}/[a-z0-9]+(\.[a-z0-9]+)*)")
+_FILE = re.compile(
+    r"(segments/\d{8}/[a-z]+\.(npy|arrow)|deletes/\d{8}-\d{8}\.npy|bm25/\d{8}/[a-z0-9]+(\.[a-z0-9]+)*)"
+)
 
 
 _Natural = Annotated[int, Field(ge=0, lt=2**53)]
@@ -92,7 +94,9 @@ class SegmentEntry:
         return None if self.deletes is None else f"deletes/{self.number:08}-{self.deletes:08}.npy"
 
 
-Content = tuple[SegmentEntry, int, str, frozenset[tuple[str, int, str]], frozenset[tuple[str, int, str]]]
+Content = tuple[
+    SegmentEntry, int, str, frozenset[tuple[str, int, str]], frozenset[tuple[str, int, str]]
+]
 
 
 _SETTINGS = TypeAdapter(IndexSettings)
@@ -143,7 +147,10 @@ class Manifest:
         Returns:
             Equal values for segments that may stand for each other.
         """
-        files = self.contents.get(entry.folder, frozenset()), self.contents.get(entry.deletes_file or "", frozenset())
+        files = (
+            self.contents.get(entry.folder, frozenset()),
+            self.contents.get(entry.deletes_file or "", frozenset()),
+        )
         return entry, self.settings.dim, self.settings.rescore, *files
 
     def next(self, **changes: Any) -> Manifest:
@@ -160,9 +167,18 @@ class Manifest:
         if "segments" in changes:
             changes = {"bm25": None, **changes}
         new = replace(self, generation=self.generation + 1, **changes)
-        folders = {segment.folder for segment in new.segments} | ({f"bm25/{new.bm25:08}"} if new.bm25 is not None else set())
+        folders = {segment.folder for segment in new.segments} | (
+            {f"bm25/{new.bm25:08}"} if new.bm25 is not None else set()
+        )
         single = {segment.deletes_file for segment in new.segments}
-        return replace(new, files={name: each for name, each in new.files.items() if name in single or name.rpartition("/")[0] in folders})
+        return replace(
+            new,
+            files={
+                name: each
+                for name, each in new.files.items()
+                if name in single or name.rpartition("/")[0] in folders
+            },
+        )
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -211,7 +227,9 @@ def load_manifest(path: Path) -> Manifest:
         return Manifest(
             settings=_SETTINGS.validate_json(json.dumps(settings.to_json()), strict=True),
             ranges=_ranges(found["ranges"], settings.dim),
-            search=_DEFAULTS.validate_json(json.dumps(SearchDefaults.from_json(found["search"]).to_json()), strict=True),
+            search=_DEFAULTS.validate_json(
+                json.dumps(SearchDefaults.from_json(found["search"]).to_json()), strict=True
+            ),
             generation=found["generation"],
             next_segment=found["next_segment"],
             building=found["building"],
@@ -222,9 +240,13 @@ def load_manifest(path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise BadInput(f"{file} does not hold what an index needs ({place}: {first['msg']}); build the index again") from None
+        raise BadInput(
+            f"{file} does not hold what an index needs ({place}: {first['msg']}); build the index again"
+        ) from None
     except (KeyError, TypeError) as error:
-        raise BadInput(f"{file} lacks what an index needs ({error}); build the index again") from None
+        raise BadInput(
+            f"{file} lacks what an index needs ({error}); build the index again"
+        ) from None
 
 
 def _ranges(given: Mapping[str, list[float]] | None, dim: int) -> Int8Ranges | None:
@@ -232,5 +254,7 @@ def _ranges(given: Mapping[str, list[float]] | None, dim: int) -> Int8Ranges | N
         return None
     found = Int8Ranges.from_json(given)
     if found.minimum.shape != (dim,) or found.maximum.shape != (dim,):
-        raise BadInput(f"the int8 ranges of the index have {found.minimum.shape} numbers instead of {dim}; build the index again")
+        raise BadInput(
+            f"the int8 ranges of the index have {found.minimum.shape} numbers instead of {dim}; build the index again"
+        )
     return found

@@ -48,16 +48,22 @@ class Segment:
                 raise damaged(path, f"the manifest does not list {name}")
             return path / name, map_file(path / name, manifest.files[name], full=full)
 
-        self.codes: NDArray[np.uint8] = array_of(*mapped(f"{entry.folder}/codes.npy"), np.uint8, (rows, settings.code_bytes))
+        self.codes: NDArray[np.uint8] = array_of(
+            *mapped(f"{entry.folder}/codes.npy"), np.uint8, (rows, settings.code_bytes)
+        )
         self.vectors: NDArray[Any] | None = None
         if settings.rescore != "none":
             file, content = mapped(f"{entry.folder}/vectors.npy")
             content.madvise(mmap.MADV_RANDOM)
-            self.vectors = array_of(file, content, RESCORE_TYPES[settings.rescore], (rows, settings.dim))
+            self.vectors = array_of(
+                file, content, RESCORE_TYPES[settings.rescore], (rows, settings.dim)
+            )
         self.places: Rows = array_of(*mapped(f"{entry.folder}/places.npy"), np.int64, (rows, 3))
         self._keys = array_of(*mapped(f"{entry.folder}/keys.npy"), np.uint64, (3, documents))
         self._texts = self._table(*mapped(f"{entry.folder}/texts.arrow"), TEXTS, rows)
-        self._documents = self._table(*mapped(f"{entry.folder}/documents.arrow"), DOCUMENTS, documents)
+        self._documents = self._table(
+            *mapped(f"{entry.folder}/documents.arrow"), DOCUMENTS, documents
+        )
         self.entries = table_of(*mapped(f"{entry.folder}/entries.arrow"), ENTRIES)
         self.deleted: Rows = np.zeros(0, np.int64)
         if entry.deletes_file is not None:
@@ -80,7 +86,9 @@ class Segment:
     @cached_property
     def live_rows(self) -> Rows | None:
         """Rows whose document is not deleted, ascending; None if that is every row."""
-        return np.flatnonzero(self.live_documents[self.places[:, 0]]) if self.entry.deleted else None
+        return (
+            np.flatnonzero(self.live_documents[self.places[:, 0]]) if self.entry.deleted else None
+        )
 
     @cached_property
     def live_codes(self) -> NDArray[np.uint8]:
@@ -120,7 +128,10 @@ class Segment:
         for at in np.flatnonzero(first < last).tolist():
             for key in range(first[at], last[at]):
                 document = int(self._keys[2, key])
-                if self.live_documents[document] and self._documents["id"][document].as_py() == ids[at]:
+                if (
+                    self.live_documents[document]
+                    and self._documents["id"][document].as_py() == ids[at]
+                ):
                     found[ids[at]] = document, int(self._keys[1, key])
         return found
 
@@ -137,7 +148,9 @@ class Segment:
     def document(self, row: int) -> tuple[str, dict[str, Any]]:
         """Return id and metadata of the document that a row is from."""
         number = int(self.places[row, 0])
-        return self._documents["id"][number].as_py(), json.loads(self._documents["metadata"][number].as_py())
+        return self._documents["id"][number].as_py(), json.loads(
+            self._documents["metadata"][number].as_py()
+        )
 
     def titled_texts(self) -> Iterator[str]:
         """Yield the passage of every live row with its document's title before it."""
@@ -160,10 +173,18 @@ class Segment:
             stop = max(start + 1, int(np.searchsorted(ends, first_row + _BLOCK_ROWS, side="right")))
             rows = np.arange(first_row, ends[stop - 1])
             own = slice(*np.searchsorted(entry_owners, [start, stop]))
-            yield self._block(start, stop, rows, self.entries.slice(own.start, own.stop - own.start), sorted_keys[:, start:stop])
+            yield self._block(
+                start,
+                stop,
+                rows,
+                self.entries.slice(own.start, own.stop - own.start),
+                sorted_keys[:, start:stop],
+            )
             start = stop
 
-    def _block(self, start: int, stop: int, rows: Rows, entries: pa.Table, keys: NDArray[np.uint64]) -> SegmentBlock:
+    def _block(
+        self, start: int, stop: int, rows: Rows, entries: pa.Table, keys: NDArray[np.uint64]
+    ) -> SegmentBlock:
         live = self.live_documents[start:stop]
         number = np.cumsum(live) - 1
         rows = rows[live[self.places[rows, 0] - start]]
@@ -197,4 +218,8 @@ def titled(text: str, title: Any) -> str:
 
 
 def _batch(table: pa.Table) -> pa.RecordBatch:
-    return table.combine_chunks().to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], schema=table.schema)
+    return (
+        table.combine_chunks().to_batches()[0]
+        if table.num_rows
+        else pa.RecordBatch.from_pylist([], schema=table.schema)
+    )

@@ -34,7 +34,17 @@ from taskdistill.search.settings import RESCORE_TYPES, IndexSettings
 TEXTS = pa.schema([("text", pa.large_string())])
 DOCUMENTS = pa.schema([("id", pa.string()), ("metadata", pa.large_string())])
 
-SEGMENT_FILES = frozenset({"codes.npy", "vectors.npy", "places.npy", "texts.arrow", "documents.arrow", "entries.arrow", "keys.npy"})
+SEGMENT_FILES = frozenset(
+    {
+        "codes.npy",
+        "vectors.npy",
+        "places.npy",
+        "texts.arrow",
+        "documents.arrow",
+        "entries.arrow",
+        "keys.npy",
+    }
+)
 """Every file that a segment may have."""
 
 Rows = NDArray[np.int64]
@@ -54,7 +64,11 @@ class SegmentBlock:
 
 
 def make_block(
-    settings: IndexSettings, ranges: Int8Ranges | None, documents: Sequence[Document], places: Rows, vectors: NDArray[np.float32]
+    settings: IndexSettings,
+    ranges: Int8Ranges | None,
+    documents: Sequence[Document],
+    places: Rows,
+    vectors: NDArray[np.float32],
 ) -> SegmentBlock:
     """Bring new documents into the form of a segment.
 
@@ -84,14 +98,20 @@ def make_block(
         places=places,
         texts=pa.record_batch([pa.array(texts, pa.large_string())], schema=TEXTS),
         documents=pa.record_batch(
-            [pa.array([each.id for each in documents], pa.string()), pa.array(metadata, pa.large_string())], schema=DOCUMENTS
+            [
+                pa.array([each.id for each in documents], pa.string()),
+                pa.array(metadata, pa.large_string()),
+            ],
+            schema=DOCUMENTS,
         ),
         entries=entries_of([each.metadata for each in documents]),
         keys=keys,
     )
 
 
-def stored(settings: IndexSettings, ranges: Int8Ranges | None, vectors: NDArray[np.float32]) -> NDArray[Any] | None:
+def stored(
+    settings: IndexSettings, ranges: Int8Ranges | None, vectors: NDArray[np.float32]
+) -> NDArray[Any] | None:
     """Return vectors in the precision kept for rescoring.
 
     Args:
@@ -104,7 +124,11 @@ def stored(settings: IndexSettings, ranges: Int8Ranges | None, vectors: NDArray[
     """
     if settings.rescore == "none":
         return None
-    return vectors.astype(RESCORE_TYPES[settings.rescore]) if ranges is None else ranges.encode(vectors)
+    return (
+        vectors.astype(RESCORE_TYPES[settings.rescore])
+        if ranges is None
+        else ranges.encode(vectors)
+    )
 
 
 def canonical(document: Document) -> str:
@@ -144,7 +168,9 @@ def content_of(document: Document, metadata: str) -> int:
     return key_of(f"{len(document.text)} {document.text}{metadata}")
 
 
-def write_segment(folder: Path, settings: IndexSettings, blocks: Iterable[SegmentBlock], rows: int, documents: int) -> None:
+def write_segment(
+    folder: Path, settings: IndexSettings, blocks: Iterable[SegmentBlock], rows: int, documents: int
+) -> None:
     """Write the files of a segment; memory is bounded by the largest block and the keys.
 
     Args:
@@ -157,7 +183,9 @@ def write_segment(folder: Path, settings: IndexSettings, blocks: Iterable[Segmen
     keys = np.empty((3, documents), np.uint64)
     at = 0
     with ExitStack() as files:
-        codes = files.enter_context(array_writer(folder / "codes.npy", np.uint8, (rows, settings.code_bytes)))
+        codes = files.enter_context(
+            array_writer(folder / "codes.npy", np.uint8, (rows, settings.code_bytes))
+        )
         if settings.rescore != "none":
             kept = RESCORE_TYPES[settings.rescore], (rows, settings.dim)
             vectors = files.enter_context(array_writer(folder / "vectors.npy", *kept))

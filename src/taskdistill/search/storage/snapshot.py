@@ -72,7 +72,9 @@ class Snapshot:
             Row numbers of the snapshot, ascending.
         """
         parts = [np.zeros(0, np.int64)]
-        for offset, segment, rows in zip(self.offsets, self.segments, allowed or [None] * len(self.segments), strict=False):
+        for offset, segment, rows in zip(
+            self.offsets, self.segments, allowed or [None] * len(self.segments), strict=False
+        ):
             local = segment.live_rows if rows is None else rows
             parts.append(offset + (np.arange(segment.entry.rows) if local is None else local))
         return np.concatenate(parts)
@@ -94,7 +96,11 @@ class Snapshot:
             return [None] * len(self.segments)
         for condition in conditions:
             if condition.key not in self.metadata_keys:
-                known = did_you_mean(condition.key[:60], sorted(self.metadata_keys)) if self.metadata_keys else "; no document has metadata"
+                known = (
+                    did_you_mean(condition.key[:60], sorted(self.metadata_keys))
+                    if self.metadata_keys
+                    else "; no document has metadata"
+                )
                 raise BadInput(f"no document has the metadata {condition.key[:60]!r}{known}")
         return [segment.matching_rows(conditions) for segment in self.segments]
 
@@ -114,7 +120,11 @@ class Snapshot:
         """
         names = list(ids)
         hashes = np.array([key_of(name) for name in names], np.uint64)
-        return {name: (at, *place) for at, segment in enumerate(self.segments) for name, place in segment.find(names, hashes).items()}
+        return {
+            name: (at, *place)
+            for at, segment in enumerate(self.segments)
+            for name, place in segment.find(names, hashes).items()
+        }
 
     def vectors(self, rows: Rows) -> NDArray[Any]:
         """Return the stored vectors of rows.
@@ -130,7 +140,9 @@ class Snapshot:
         """
         settings = self.manifest.settings
         if settings.rescore == "none":
-            raise BadInput("this index keeps binary codes only (rescore none); build it with rescore int8 to use its vectors")
+            raise BadInput(
+                "this index keeps binary codes only (rescore none); build it with rescore int8 to use its vectors"
+            )
         only = self.segments[0].vectors if len(self.segments) == 1 else None
         if only is not None:
             return only.take(rows, axis=0)
@@ -181,7 +193,8 @@ def open_snapshot(path: Path, *, full: bool = True, previous: Snapshot | None = 
         try:
             kept = {segment.content: segment for segment in known}
             segments = tuple(
-                kept.get(manifest.content_of(entry)) or Segment(path, manifest, entry, full=full) for entry in manifest.segments
+                kept.get(manifest.content_of(entry)) or Segment(path, manifest, entry, full=full)
+                for entry in manifest.segments
             )
             return Snapshot(path, manifest, segments)
         except FileNotFoundError as error:

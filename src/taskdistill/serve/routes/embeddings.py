@@ -65,7 +65,12 @@ def add_routes(app: FastAPI, served: ModelHolder, bodies: BodyReader) -> None:
     """
     settings = served.settings
 
-    @app.post("/v1/embeddings", openapi_extra=_takes(EmbeddingRequest), response_class=Response, tags=["embed"])
+    @app.post(
+        "/v1/embeddings",
+        openapi_extra=_takes(EmbeddingRequest),
+        response_class=Response,
+        tags=["embed"],
+    )
     async def embeddings(request: Request) -> Response:
         """Embed texts; as OpenAI's route of this name, with Jina's further fields."""
         if served.now.queue.full:
@@ -76,22 +81,43 @@ def add_routes(app: FastAPI, served: ModelHolder, bodies: BodyReader) -> None:
         task, prompt_name = parse_task(asked.task, asked.prompt_name)
         service.check(asked.model, task, asked.dimensions)
         if asked.late_chunking and asked.truncate:
-            raise ApiError(400, "late_chunking reads the texts as one and cuts none of them; leave truncate out", param="truncate")
+            raise ApiError(
+                400,
+                "late_chunking reads the texts as one and cuts none of them; leave truncate out",
+                param="truncate",
+            )
         dim, kinds = asked.dimensions or encoder.embedding_dim, asked.kinds()
         if "int8" in kinds and not asked.normalized:
-            raise ApiError(400, "int8 codes are of vectors of length one; leave normalized out", param="normalized")
+            raise ApiError(
+                400,
+                "int8 codes are of vectors of length one; leave normalized out",
+                param="normalized",
+            )
         ranges = int8_ranges(encoder, task, dim) if "int8" in kinds else None
         offset = binary_offset(encoder, task, dim, prompt_name) if set(BITS) & set(kinds) else None
         if offset is not None and not asked.normalized:
-            raise ApiError(400, "binary codes of this model are of vectors of length one; leave normalized out", param="normalized")
+            raise ApiError(
+                400,
+                "binary codes of this model are of vectors of length one; leave normalized out",
+                param="normalized",
+            )
         prompt = encoder.prompt_text(prompt_name)
-        work = service.embed(texts, task=task, prompt=prompt, truncate=asked.truncate, field="input", late_chunking=asked.late_chunking)
+        work = service.embed(
+            texts,
+            task=task,
+            prompt=prompt,
+            truncate=asked.truncate,
+            field="input",
+            late_chunking=asked.late_chunking,
+        )
         done = await unless_gone(request.receive, work)
 
         def body() -> bytes:
             vectors = cut(done.vectors, dim, normalized=asked.normalized)
             forms = {kind: sent_as(vectors, kind, ranges, offset) for kind in kinds}
-            return _json(_reply(encoder.name, forms, done, several=isinstance(asked.embedding_type, list)))
+            return _json(
+                _reply(encoder.name, forms, done, several=isinstance(asked.embedding_type, list))
+            )
 
         return await _respond(body, done.vectors.size)
 
@@ -106,10 +132,14 @@ def add_routes(app: FastAPI, served: ModelHolder, bodies: BodyReader) -> None:
         task, prompt_name = parse_task(asked.task, asked.prompt_name)
         service.check(None, task, asked.dimensions)
         prompt = encoder.prompt_text(prompt_name)
-        work = service.embed(texts, task=task, prompt=prompt, truncate=asked.truncate, field="inputs")
+        work = service.embed(
+            texts, task=task, prompt=prompt, truncate=asked.truncate, field="inputs"
+        )
         done = await unless_gone(request.receive, work)
         dim = asked.dimensions or encoder.embedding_dim
-        return await _respond(lambda: _json(cut(done.vectors, dim, normalized=asked.normalize)), done.vectors.size)
+        return await _respond(
+            lambda: _json(cut(done.vectors, dim, normalized=asked.normalize)), done.vectors.size
+        )
 
     @app.get("/v1/models", tags=["about"])
     async def models() -> dict[str, Any]:
@@ -125,7 +155,12 @@ def add_routes(app: FastAPI, served: ModelHolder, bodies: BodyReader) -> None:
 
 def _takes(model: type[EmbeddingRequest] | type[TeiRequest]) -> dict[str, Any]:
     """Describe a JSON body for /docs; the body is read by `Bodies`, not by FastAPI."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": model.model_json_schema()}},
+        }
+    }
 
 
 def _model(service: EmbeddingService) -> dict[str, Any]:
@@ -139,7 +174,10 @@ def _model(service: EmbeddingService) -> dict[str, Any]:
         "prompts": dict(encoder.prompts),
         "embedding_dim": encoder.embedding_dim,
         "matryoshka_dims": list(encoder.matryoshka_dims),
-        "int8_dims": {task: [int(dim) for dim in dims] for task, dims in encoder.model.settings.int8_ranges.items()},
+        "int8_dims": {
+            task: [int(dim) for dim in dims]
+            for task, dims in encoder.model.settings.int8_ranges.items()
+        },
         "max_length": encoder.max_length,
         "space_id": encoder.space_id,
         "model_hash": encoder.model_hash,
@@ -147,7 +185,9 @@ def _model(service: EmbeddingService) -> dict[str, Any]:
     }
 
 
-def _reply(name: str, forms: dict[Any, Any], done: EmbeddingResult, *, several: bool) -> dict[str, Any]:
+def _reply(
+    name: str, forms: dict[Any, Any], done: EmbeddingResult, *, several: bool
+) -> dict[str, Any]:
     first = next(iter(forms.values()))
     rows = (
         [{"embeddings": {kind: rows[i] for kind, rows in forms.items()}} for i in range(len(first))]

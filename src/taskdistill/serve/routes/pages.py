@@ -35,12 +35,20 @@ def add_routes(app: FastAPI, served: ModelHolder, has_index: bool) -> None:
         has_index: Whether /search exists.
     """
     folder = files("taskdistill.serve") / "page"
-    content = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name.rpartition(".")[2] in TYPES}
+    content = {
+        entry.name: entry.read_bytes()
+        for entry in folder.iterdir()
+        if entry.name.rpartition(".")[2] in TYPES
+    }
 
     def send(name: str) -> Response:
         if name not in content:
             raise ApiError(404, "the page has no such file")
-        headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+        headers = {
+            "Content-Security-Policy": POLICY,
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-cache",
+        }
         return Response(content[name], media_type=TYPES[name.rpartition(".")[2]], headers=headers)
 
     @app.get("/", include_in_schema=False)
@@ -58,7 +66,11 @@ def add_routes(app: FastAPI, served: ModelHolder, has_index: bool) -> None:
     @app.get("/page/ranges.json", include_in_schema=False)
     async def ranges(task: str = "base", dim: str = "") -> dict[str, Any]:
         if not (dim.isascii() and dim.isdecimal() and len(dim) < 10):
-            raise ApiError(400, "the parameter dim is no number of dimensions; send one such as dim=64", param="dim")
+            raise ApiError(
+                400,
+                "the parameter dim is no number of dimensions; send one such as dim=64",
+                param="dim",
+            )
         return int8_ranges(served.now.encoder, None if task == "base" else task, int(dim)).to_json()
 
     @app.get("/page/{name}", include_in_schema=False)

@@ -50,7 +50,15 @@ class SearchIndex(Protocol):
         """Say what the index is."""
         ...
 
-    def search(self, queries: Any, top_k: int, *, encoder: Any = None, space_id: str | None = None, **options: Any) -> list[list[Any]]:
+    def search(
+        self,
+        queries: Any,
+        top_k: int,
+        *,
+        encoder: Any = None,
+        space_id: str | None = None,
+        **options: Any,
+    ) -> list[list[Any]]:
         """Return hits for each query."""
         ...
 
@@ -58,32 +66,50 @@ class SearchIndex(Protocol):
 class SearchRequest(RequestBody):
     """POST /search."""
 
-    query: Any = Field(description="A query, or a list of queries", json_schema_extra={"type": ["string", "array"]})
+    query: Any = Field(
+        description="A query, or a list of queries", json_schema_extra={"type": ["string", "array"]}
+    )
     top_k: int = Field(10, ge=1, le=MOST_HITS, description="Passages a query")
     filter: Any = Field(
         None,
         description='Conditions on metadata: {"lang": "en", "year": {">=": 2020}} or ["lang=en", "year>=2020"]',
         json_schema_extra={"type": ["object", "array", "string", "null"]},
     )
-    oversample: int | None = Field(None, ge=1, le=1000, description="Candidates of the first pass for each passage asked for")
-    hybrid: bool | None = Field(None, description="Whether the ranking is joined with BM25's; as the index is tuned if not given")
-    refine: bool | None = Field(None, description="Whether queries move towards their best passages; as the index is tuned if not given")
+    oversample: int | None = Field(
+        None, ge=1, le=1000, description="Candidates of the first pass for each passage asked for"
+    )
+    hybrid: bool | None = Field(
+        None,
+        description="Whether the ranking is joined with BM25's; as the index is tuned if not given",
+    )
+    refine: bool | None = Field(
+        None,
+        description="Whether queries move towards their best passages; as the index is tuned if not given",
+    )
 
 
 class _ComputedVectors:
     """An encoder that holds the vectors of these queries already; the index asks it for their text's vectors."""
 
     def __init__(self, encoder: Encoder | ProjectedEncoder, vectors: np.ndarray) -> None:
-        self.name, self.space_id, self.model_hash = encoder.name, encoder.space_id, encoder.model_hash
+        self.name, self.space_id, self.model_hash = (
+            encoder.name,
+            encoder.space_id,
+            encoder.model_hash,
+        )
         self.former_space_ids = encoder.former_space_ids
         self.embedding_dim = encoder.embedding_dim
         self._vectors = vectors
 
-    def encode(self, texts: Sequence[str], *, truncate_dim: int | None = None, **_: Any) -> np.ndarray:
+    def encode(
+        self, texts: Sequence[str], *, truncate_dim: int | None = None, **_: Any
+    ) -> np.ndarray:
         return truncate(self._vectors, truncate_dim or self._vectors.shape[1])
 
 
-def add_routes(app: FastAPI, served: ModelHolder, bodies: BodyReader, index: SearchIndex | None) -> None:
+def add_routes(
+    app: FastAPI, served: ModelHolder, bodies: BodyReader, index: SearchIndex | None
+) -> None:
     """Add /search and /v1/index; without an index they answer 404.
 
     Args:
@@ -106,16 +132,25 @@ def add_routes(app: FastAPI, served: ModelHolder, bodies: BodyReader, index: Sea
                 _log.error("the index cannot be read again, the old state keeps serving: %s", error)
         return index
 
-    async def find(index: SearchIndex, asked: SearchRequest, queries: list[str]) -> tuple[list[list[Any]], float]:
+    async def find(
+        index: SearchIndex, asked: SearchRequest, queries: list[str]
+    ) -> tuple[list[list[Any]], float]:
         service = served.now
         asker = in_space(service.encoder, index.settings.space_id, *index.settings.former_space_ids)
         projected = isinstance(asker, ProjectedEncoder)
         if projected and index.settings.task is not None:
-            raise ApiError(400, f"the index holds vectors for task {index.settings.task!r}, which a projection does not reach")
+            raise ApiError(
+                400,
+                f"the index holds vectors for task {index.settings.task!r}, which a projection does not reach",
+            )
         prompt = service.encoder.prompt_text(index.settings.query_prompt)
         task = None if projected else index.settings.task
         done = await service.embed(queries, task=task, prompt=prompt, truncate=True, field="query")
-        vectors = asker.carry(normalize(done.vectors)) if isinstance(asker, ProjectedEncoder) else done.vectors
+        vectors = (
+            asker.carry(normalize(done.vectors))
+            if isinstance(asker, ProjectedEncoder)
+            else done.vectors
+        )
         encoder = _ComputedVectors(asker, vectors)
 
         def work() -> tuple[list[list[Any]], float]:
@@ -131,7 +166,12 @@ def add_routes(app: FastAPI, served: ModelHolder, bodies: BodyReader, index: Sea
 
         return await asyncio.get_running_loop().run_in_executor(threads, work)
 
-    takes = {"requestBody": {"required": True, "content": {"application/json": {"schema": SearchRequest.model_json_schema()}}}}
+    takes = {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": SearchRequest.model_json_schema()}},
+        }
+    }
 
     @app.post("/search", openapi_extra=takes, response_class=JSONResponse, tags=["search"])
     async def search(request: Request) -> JSONResponse:
@@ -156,7 +196,12 @@ def add_routes(app: FastAPI, served: ModelHolder, bodies: BodyReader, index: Sea
             running -= 1
         total_ms = (time.monotonic() - started) * 1000
         results = [[asdict(hit) for hit in each] for each in hits]
-        return JSONResponse({"results": results, "milliseconds": {"total": round(total_ms, 2), "ranking": round(ranking_ms, 2)}})
+        return JSONResponse(
+            {
+                "results": results,
+                "milliseconds": {"total": round(total_ms, 2), "ranking": round(ranking_ms, 2)},
+            }
+        )
 
     @app.get("/v1/index", tags=["about"])
     async def describe() -> dict[str, Any]:
@@ -178,7 +223,11 @@ def conditions_of(value: Any) -> tuple[Condition, ...]:
         ApiError: 400 if it is no filter.
     """
     if not isinstance(value, dict | list | str | type(None)):
-        raise ApiError(400, f"filter is a JSON {type(value).__name__}; give an object, a list of texts or a text", param="filter")
+        raise ApiError(
+            400,
+            f"filter is a JSON {type(value).__name__}; give an object, a list of texts or a text",
+            param="filter",
+        )
     try:
         return parse_filter(value)
     except BadInput as error:
@@ -187,5 +236,7 @@ def conditions_of(value: Any) -> tuple[Condition, ...]:
 
 def _given(index: SearchIndex | None) -> SearchIndex:
     if index is None:
-        raise ApiError(404, "this server has no index; start it with --index INDEX", code="no_index")
+        raise ApiError(
+            404, "this server has no index; start it with --index INDEX", code="no_index"
+        )
     return index
