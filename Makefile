@@ -31,7 +31,6 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/pydoclint --quiet --config=pyproject.toml src
 	$(BIN)/python -m pytest -p no:cacheprovider tests/test_layers.py
 
 # What the program gives, recorded from seeds and tiny models; PARTS="losses vectors" chooses some (tests/golden/CHANGES.md).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -204,3 +205,13 @@ def test_every_public_name_is_there_and_every_module_can_be_imported_by_itself()
             child.communicate() == ("module 'taskdistill' has no attribute 'nothing'\n", None)
             and child.returncode == 0
         )
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_a_docstring_names_no_argument_that_is_not_there(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef) and "Args:" in (text := ast.get_docstring(node) or ""):
+            section = text.split("Args:\n")[1].split("\n\n")[0]
+            named = re.findall(r"^    \*{0,2}(\w+)(?: \([^)]*\))?:", section, re.MULTILINE)
+            arguments = {each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg)}
+            assert named and set(named) <= arguments, f"{path}:{node.lineno}"
