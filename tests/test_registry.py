@@ -39,5 +39,5 @@ def test_an_unknown_name_is_answered_with_the_nearest(shapes):
 
 
 def test_a_plug_in_of_another_type_is_an_error_of_the_program(shapes):
-    with pytest.raises(AssertionError, match=r"wrong\.SIDES"):
+    with pytest.raises(AssertionError, match=r"shapes_of_a_test\.wrong"):
         list(shapes.values())

@@ -21,7 +21,9 @@ class Registry(Generic[T]):
     listing names loads nothing.
     """
 
-    def __init__(self, package: str, attribute: str, *, plugin_type: type[T], noun: str) -> None:
+    def __init__(
+        self, package: str, attribute: str, *, noun: str, plugin_type: type[T] | None = None
+    ) -> None:
         """Name the folder; `noun` is what messages call a plug-in, such as `export format`."""
         self._package, self._attribute = package, attribute
         self._type, self._noun = plugin_type, noun
@@ -49,8 +51,8 @@ class Registry(Generic[T]):
         return importlib.import_module(f"{self._package}.{name.replace('-', '_')}")
 
     def __getitem__(self, name: str) -> T:
-        plugin = getattr(self.module(name), self._attribute)
-        assert isinstance(plugin, self._type), f"{self._package}.{name}.{self._attribute}"
+        plugin: T = getattr(self.module(name), self._attribute)
+        assert self._type is None or isinstance(plugin, self._type), f"{self._package}.{name}"
         return plugin
 
     def __iter__(self) -> Iterator[str]:

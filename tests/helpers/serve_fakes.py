@@ -108,13 +108,18 @@ class FakeEngine:
 
     def __init__(
         self,
-        lanes: int = 2,
+        workers: int = 2,
         *,
-        express: bool = True,
+        has_short_worker: bool = True,
         budget: int = 256,
         seconds_per_token: float = 0.0,
     ) -> None:
-        self.lanes, self.express, self.budget, self.embedding_dim = lanes, express, budget, 2
+        self.workers, self.has_short_worker, self.budget, self.embedding_dim = (
+            workers,
+            has_short_worker,
+            budget,
+            2,
+        )
         self.seconds_per_token = seconds_per_token
         self.batches: list[tuple[str | None, list[int]]] = []
         self.views = 0
@@ -163,7 +168,7 @@ def live(encoder: Encoder, index=None, settings: Limits | None = None, load=None
         time.sleep(0.01)
         assert thread.is_alive(), "the server did not start"
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}", app.state.served
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", app.state.holder
     finally:
         server.should_exit = True
         thread.join(20)

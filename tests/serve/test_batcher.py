@@ -244,17 +244,19 @@ def test_the_rate_is_measured_by_the_second_run_and_refined_by_large_batches():
             time.sleep(0.2 if not self.batches else 0.01)
             return super().embed(ids, task)
 
-    queue = running(engine := Slow(lanes=2, express=False), seconds=8.0)
-    assert asyncio.run(queue.measure([ids_of(20)] * 5, 10.0)) == queue._waiting.rate
-    assert 2 * 100 / 0.2 < queue._waiting.rate <= 2 * 100 / 0.01
+    queue = running(engine := Slow(workers=2, has_short_worker=False), seconds=8.0)
+    assert asyncio.run(queue.measure([ids_of(20)] * 5, 10.0)) == queue._scheduler.rate
+    assert 2 * 100 / 0.2 < queue._scheduler.rate <= 2 * 100 / 0.01
     assert len(engine.batches) == 2
     queue.close()
-    queue = running(FakeEngine(lanes=1, express=False, seconds_per_token=1e-3), seconds=8.0)
+    queue = running(
+        FakeEngine(workers=1, has_short_worker=False, seconds_per_token=1e-3), seconds=8.0
+    )
     assert asyncio.run(queue.measure([ids_of(100)], 0.02)) is None, (
         "a model that does not answer in time has no rate"
     )
     asyncio.run(embed(queue, [ids_of(10)]))
-    assert queue._waiting.rate <= 1000
+    assert queue._scheduler.rate <= 1000
     queue.close()
 
 
@@ -288,7 +290,7 @@ async def embed(
 @pytest.mark.parametrize("seed", range(3))
 def test_every_request_gets_its_own_vectors_whatever_else_happens(seed):
     rng = random.Random(seed)
-    engine = FakeEngine(lanes=3, seconds_per_token=1e-5)
+    engine = FakeEngine(workers=3, seconds_per_token=1e-5)
     queue = running(engine)
     cancelled = 0
 
@@ -331,7 +333,7 @@ def test_every_request_gets_its_own_vectors_whatever_else_happens(seed):
 
 
 def test_a_dropped_client_frees_its_place_and_its_texts_are_not_computed():
-    engine = FakeEngine(lanes=1, express=False)
+    engine = FakeEngine(workers=1, has_short_worker=False)
     queue = running(engine)
     engine.held.clear()
 
@@ -352,7 +354,7 @@ def test_a_dropped_client_frees_its_place_and_its_texts_are_not_computed():
 
 
 def test_a_poisoned_text_fails_alone():
-    engine = FakeEngine(lanes=1, express=False)
+    engine = FakeEngine(workers=1, has_short_worker=False)
     queue = running(engine)
     engine.held.clear()
 
@@ -375,34 +377,34 @@ def test_a_poisoned_text_fails_alone():
     assert [float(answer[0, 0]) for i, answer in enumerate(answers) if i != 9] == [
         5.0 * i for i in [*range(1, 10), *range(20, 29)]
     ]
-    assert not queue.sick
+    assert not queue.unhealthy
     queue.close()
 
 
 def test_a_panic_fails_one_request_replaces_the_worker_and_counts_as_sick_until_the_model_works_again():
-    engine = FakeEngine(lanes=1, express=False)
+    engine = FakeEngine(workers=1, has_short_worker=False)
     queue = running(engine)
 
     async def scene() -> None:
         threads = set(queue._threads)
         with pytest.raises(WorkFailed):
             await embed(queue, [ids_of(5, -2)])
-        assert queue.sick
-        assert not queue.fresh
+        assert queue.unhealthy
+        assert not queue.recently_succeeded
         engine.panicking = True
         assert not await queue.probe([ids_of(1)], 5)
         engine.panicking = False
         assert await queue.probe([ids_of(1)], 5)
-        assert queue.fresh
+        assert queue.recently_succeeded
         assert not threads & queue._threads
 
     asyncio.run(scene())
-    assert queue.panics == 2
+    assert queue.worker_failures == 2
     queue.close()
 
 
 def test_short_texts_need_not_wait_for_long_ones():
-    engine = FakeEngine(lanes=2, seconds_per_token=1e-3)
+    engine = FakeEngine(workers=2, seconds_per_token=1e-3)
     queue = running(engine)
 
     async def scene() -> float:
@@ -419,7 +421,7 @@ def test_short_texts_need_not_wait_for_long_ones():
 
 
 def test_a_probe_passes_a_full_queue():
-    engine = FakeEngine(lanes=1, express=False)
+    engine = FakeEngine(workers=1, has_short_worker=False)
     queue = running(engine, texts=5)
     engine.held.clear()
 
@@ -443,7 +445,7 @@ def test_a_probe_passes_a_full_queue():
 
 
 def test_closing_fails_what_still_waits_and_refuses_what_comes():
-    engine = FakeEngine(lanes=1, express=False)
+    engine = FakeEngine(workers=1, has_short_worker=False)
     queue = running(engine)
     engine.held.clear()
 

@@ -94,23 +94,23 @@ def test_two_servers_behind_nginx(tmp_path):
             )
             counts = [served.metrics.texts.labels("base")._value.get() for served in (one, two)]
             assert sum(counts) == 40 and min(counts) > 5
-            job = one.now.queue.admit(8, 8)
+            job = one.now.batcher.admit(8, 8)
             assert {answer.status_code for answer in threads.map(ask, range(20))} == {200}, (
                 "a full server's requests go to the other"
             )
-            one.now.queue.drop(job)
+            one.now.batcher.drop(job)
             second_stack.close()
             assert {answer.status_code for answer in threads.map(ask, range(20))} == {200}, (
                 "a stopped server's requests go to the other"
             )
-        jobs = one.now.queue.admit(8, 8)
+        jobs = one.now.batcher.admit(8, 8)
         for full in map(ask, range(6)):
             assert (
                 full.status_code == 429
                 and int(full.headers["Retry-After"]) >= 1
                 and full.json()["error"]["message"]
             )
-        one.now.queue.drop(jobs)
+        one.now.batcher.drop(jobs)
         assert httpx.get(f"{url}/metrics").status_code == 404
         assert httpx.get(f"{url}/health").status_code == 200
         first_stack.close()

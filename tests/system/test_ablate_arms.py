@@ -177,7 +177,7 @@ def test_the_negative_control_permutes_and_says_so(bench):
     assert sorted(first.tolist()) == list(range(12)) and not torch.equal(first, second)
     assert torch.equal(first, shuffle(3, 0, 12))
     found = job(bench, "D-shuffled")
-    assert found.share(found.prepare(found.plan.at(0)), None) is None, (
+    assert found.partial_loss(found.prepare(found.plan.at(0)), None) is None, (
         "a part of a batch cannot be permuted by itself"
     )
     prepared = found.prepare(found.plan.at(0))

@@ -644,10 +644,10 @@ def test_every_command_that_writes_is_in_the_table():
 
 
 REMOVING = {
-    "atomic.py": "names of this module's own making alone, `.NAME.taskdistill-XXXXXXXX`, locked by their writer; what is renamed over was decided on above",
-    "folders.py": "files that the manifest of a folder of the same kind lists",
-    "lock.py": "a file that holds a process and a host, and is the one that this process has locked",
-    "outputs.py": "plain files under names that the caller gives; `check_output` decides on the place of each file that is written",
+    "io/atomic.py": "names of this module's own making alone, `.NAME.taskdistill-XXXXXXXX`, locked by their writer; what is renamed over was decided on above",
+    "io/folders.py": "files that the manifest of a folder of the same kind lists",
+    "io/lock.py": "a file that holds a process and a host, and is the one that this process has locked",
+    "io/outputs.py": "plain files under names that the caller gives; `check_output` decides on the place of each file that is written",
     "encode/corpus.py": "the manifest of a folder whose job is this one",
     "encode/shards.py": "writes into the temporary file that it is given",
     "io/vector_files.py": "writes into the temporary file that it is given",

@@ -142,7 +142,7 @@ def test_a_half_closed_client_frees_its_place(server):
         connection.sendall(HEAD + b"Content-Length: 15\r\n\r\n" + b'{"input": "ab"}')
         connection.shutdown(socket.SHUT_WR)
         answer_of(connection)
-    until(lambda: served.now.queue.texts == 0)
+    until(lambda: served.now.batcher.texts == 0)
 
 
 def test_too_many_tokens_of_one_request(server):
@@ -190,7 +190,7 @@ def test_overload_is_answered_with_429_and_everything_accepted_is_computed(monke
             list(pool.map(ask, range(12)))
         assert set(statuses) == {200, 429}
         assert len(statuses) == 96
-        assert (served.now.queue.texts, served.now.queue.tokens) == (0, 0)
+        assert (served.now.batcher.texts, served.now.batcher.tokens) == (0, 0)
         assert post(url).status_code == 200
 
 
@@ -203,15 +203,15 @@ def test_a_client_that_leaves_is_counted_and_its_texts_are_not_computed(monkeypa
         hold.clear()
         first = threading.Thread(target=post, args=(url,))
         first.start()
-        until(lambda: served.now.queue._running)
+        until(lambda: served.now.batcher._running)
         body = json.dumps({"input": ["abc"] * 20}).encode()
         leaving = [connect(url) for _ in range(5)]
         for connection in leaving:
             connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        until(lambda: served.now.queue.texts == 100)
+        until(lambda: served.now.batcher.texts == 100)
         for connection in leaving:
             connection.close()
-        until(lambda: served.now.queue.texts == 0)
+        until(lambda: served.now.batcher.texts == 0)
         hold.set()
         first.join(20)
         text = httpx.get(f"{url}/metrics").text
@@ -253,7 +253,7 @@ def test_a_panic_is_a_500_for_its_request_and_a_503_for_health_until_the_model_w
             200,
         ]
         assert post(url).status_code == 200
-        assert served.now.queue.panics >= 2
+        assert served.now.batcher.worker_failures >= 2
 
 
 def test_a_poisoned_text_fails_its_own_request_only(monkeypatch):
@@ -468,7 +468,7 @@ def test_searches_at_work_are_counted(small_index, monkeypatch):
 
 
 def test_a_server_knows_its_rate_before_it_listens(server):
-    assert server[1].now.queue._waiting.rate > 0
+    assert server[1].now.batcher._scheduler.rate > 0
 
 
 def test_a_head_in_one_piece_that_is_too_large_is_refused(server):

@@ -104,7 +104,7 @@ def test_a_new_model_takes_over_and_requests_that_began_are_finished_by_the_old_
         early.join(30)
         assert np.abs(found[0] - before).max() <= 1e-5 and np.abs(found[0] - ask(url)).max() > 1e-3
         deadline = time.monotonic() + 20
-        while first.queue._threads:
+        while first.batcher._threads:
             assert time.monotonic() < deadline, "the old model's threads must end"
             time.sleep(0.01)
         reloaded(url, served, "same")

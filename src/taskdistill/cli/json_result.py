@@ -35,14 +35,7 @@ class Checked(TyperCommand):
     """A command that looks at the path of its JSON result first."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command.
-
-        Args:
-            ctx: Its context, with the values of its parameters.
-
-        Returns:
-            What the command returns.
-        """
+        """Run the command."""
         path = ctx.params.get("json")
         if isinstance(path, Path):
             out = ctx.params.get("out")

@@ -45,7 +45,6 @@ class Commands(TyperGroup):
 
         Args:
             ctx: Where it is looked for.
-            args: The arguments.
 
         Returns:
             Its name, the command, and the arguments that are left.

@@ -46,11 +46,6 @@ RecipeDtype = Annotated[
 def with_placement(overrides: list[str] | None, device: str | None, dtype: str | None) -> list[str]:
     """Write the flags as overrides of a recipe.
 
-    Args:
-        overrides: What `--set` gave.
-        device: `--device`, or None.
-        dtype: `--dtype`, or None.
-
     Returns:
         All overrides; the flags come last.
     """

@@ -46,41 +46,24 @@ class Terminal:
         self._name, self._began, self._said = "", time.monotonic(), time.monotonic()
 
     def stage(self, name: str) -> None:
-        """Begin a part: a line, and a fresh bar.
-
-        Args:
-            name: What begins.
-        """
+        """Begin a part: a line, and a fresh bar."""
         self.end()
         self._name, self._began, self._said = name, time.monotonic(), time.monotonic()
         if not self.quiet:
             self.console.print(f"[bold]{escape(name)}[/bold]")
 
     def note(self, text: str) -> None:
-        """Print a fact.
-
-        Args:
-            text: One line.
-        """
+        """Print a fact."""
         if not self.quiet:
             self.console.print(f"  {escape(text)}")
 
     def aside(self, text: str) -> None:
-        """Print a fact beside results that another program may read.
-
-        Args:
-            text: One line, to standard error.
-        """
+        """Print a fact beside results that another program may read."""
         if not self.quiet:
             print(text, file=sys.stderr)
 
     def count(self, done: int, total: int) -> None:
-        """Show how far the part has come.
-
-        Args:
-            done: Items done.
-            total: Items in all.
-        """
+        """Show how far the part has come."""
         self._show(done, total, "")
 
     def step(self, record: Mapping[str, Any]) -> None:
@@ -95,13 +78,7 @@ class Terminal:
         )
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """Print results.
-
-        Args:
-            title: Heading.
-            columns: Names.
-            rows: Cells.
-        """
+        """Print results."""
         self.end()
         table = Table(title=title, title_justify="left", header_style="bold")
         for i, column in enumerate(columns):
@@ -111,11 +88,7 @@ class Terminal:
         self.console.print(table)
 
     def line(self, text: str = "") -> None:
-        """Print a result line, also when quiet.
-
-        Args:
-            text: The line.
-        """
+        """Print a result line, also when quiet."""
         self.end()
         self.console.print(escape(text))
 

@@ -6,39 +6,41 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
+from taskdistill.registry import Registry
 from taskdistill.serve.bodies import BodyReader
 from taskdistill.serve.errors import ApiError, answer, as_api_error
 from taskdistill.serve.middleware import RequestGuard
 from taskdistill.serve.model_holder import ModelHolder
-from taskdistill.serve.routes import embeddings, pages, search
 from taskdistill.serve.settings import ServerSettings
+from taskdistill.serve.site import AddRoutes, SearchIndex, Site
+
+ROUTES: Registry[AddRoutes] = Registry("taskdistill.serve.routes", "add_routes", noun="routes")
+"""Each module of routes/ adds its own."""
 
 
 def make_app(
     encoder: Encoder,
-    index: search.SearchIndex | None = None,
+    index: SearchIndex | None = None,
     settings: ServerSettings | None = None,
     load: Callable[[], Encoder] | None = None,
 ) -> FastAPI:
     """Make the application that serves one model.
 
     Args:
-        encoder: The model.
         index: An open index of the model's space, or of its teacher's, for POST /search.
         settings: Limits; None for the defaults.
         load: Reads the model again when a reload is asked for; None if it cannot be.
 
     Returns:
-        An ASGI application; `app.state.served` holds the model behind it.
+        An ASGI application; `app.state.holder` holds the model behind it.
     """
     settings = settings or ServerSettings()
-    served = ModelHolder(
+    holder = ModelHolder(
         encoder,
         settings,
         space_ids=()
@@ -49,9 +51,9 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await served.start()
+        await holder.start()
         yield
-        served.stop()
+        holder.stop()
 
     app = FastAPI(
         title=f"taskdistill: {encoder.name}",
@@ -60,43 +62,15 @@ def make_app(
         docs_url=None,
         redoc_url=None,
     )
-    app.state.served = served
-    bodies = BodyReader(settings)
-    embeddings.add_routes(app, served, bodies)
-    search.add_routes(app, served, bodies, index)
-    pages.add_routes(app, served, index is not None)
-    _add_state_routes(app, served)
-    app.add_middleware(RequestGuard, settings=settings, metrics=served.metrics)
+    app.state.holder = holder
+    site = Site(holder, BodyReader(settings), index)
+    for add_routes in ROUTES.values():
+        add_routes(app, site)
+    app.add_middleware(RequestGuard, settings=settings, metrics=holder.metrics)
     app.add_exception_handler(ApiError, _shown)
     app.add_exception_handler(BadInput, _shown)
     app.add_exception_handler(HTTPException, _no_route)
     return app
-
-
-def _add_state_routes(app: FastAPI, served: ModelHolder) -> None:
-    @app.get("/health", tags=["about"])
-    async def health() -> JSONResponse:
-        """Say whether the model works; it is run with a short text unless it has just worked."""
-        well = await served.healthy()
-        said = {
-            "status": "ok" if well else "stopping" if served.draining else "unhealthy",
-            "last_reload": served.reloaded,
-        }
-        return JSONResponse(said, 200 if well else 503)
-
-    @app.get("/ready", tags=["about"])
-    async def ready() -> JSONResponse:
-        """Say whether a request would be accepted now."""
-        queue = served.now.queue
-        fit = not served.draining and not queue.sick and not queue.full
-        return JSONResponse({"status": "ready" if fit else "busy"}, 200 if fit else 503)
-
-    @app.get("/metrics", tags=["about"])
-    async def metrics() -> Response:
-        """Give the counters in Prometheus' text format."""
-        return Response(
-            served.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
 
 
 async def _shown(request: Request, error: Exception) -> Response:
@@ -105,11 +79,11 @@ async def _shown(request: Request, error: Exception) -> Response:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    said = {404: "there is nothing at this path", 405: "this path takes another method"}.get(
+    status = {404: "there is nothing at this path", 405: "this path takes another method"}.get(
         error.status_code, str(error.detail)
     )
     response = answer(
-        ApiError(error.status_code, f"{said}; GET /docs lists the routes"), request.url.path
+        ApiError(error.status_code, f"{status}; GET /docs lists the routes"), request.url.path
     )
     response.headers.update(error.headers or {})
     return response

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from taskdistill.errors import WorkFailed
-from taskdistill.serve.engine import EXPRESS_TOKENS, AdapterView, Engine
+from taskdistill.serve.engine import SHORT_WORKER_TOKENS, AdapterView, Engine
 from taskdistill.serve.scheduler import EmbedJob, FairScheduler, QueuedText, ScheduledBatch
 
-FRESH = 10.0
+HEALTHY_SECONDS = 10.0
 """Seconds for which a computed batch counts as proof of health."""
 
 _log = logging.getLogger(__name__)
@@ -32,82 +32,80 @@ class DynamicBatcher:
     def __init__(
         self,
         engine: Engine,
-        waiting: FairScheduler,
+        scheduler: FairScheduler,
         observe: Callable[[ScheduledBatch, float], None] | None = None,
     ) -> None:
         """Join a model and what waits for it.
 
         Args:
-            engine: The model.
-            waiting: An empty set of waiting texts.
+            scheduler: Without texts.
             observe: Called in a worker thread with each batch and its seconds.
         """
         self._engine = engine
-        self._waiting = waiting
+        self._scheduler = scheduler
         self._observe = observe
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
-        self._express_work = threading.Condition(self._lock)
+        self._short_work = threading.Condition(self._lock)
         self._threads: set[threading.Thread] = set()
         self._running: dict[threading.Thread, ScheduledBatch] = {}
         self._closed = False
         self._rough = True
         """Whether the rate is of a small batch, so that the first large one replaces it."""
-        self.sick = False
+        self.unhealthy = False
         """Whether a worker has panicked since the last batch that succeeded."""
-        self.panics = 0
-        self._last_success = -FRESH
+        self.worker_failures = 0
+        self._last_success = -HEALTHY_SECONDS
 
     def start(self) -> None:
         """Start the threads."""
-        for lane in range(self._engine.lanes + self._engine.express):
-            self._start(express=lane == self._engine.lanes)
+        for number in range(self._engine.workers + self._engine.has_short_worker):
+            self._start(short_only=number == self._engine.workers)
 
     @property
     def texts(self) -> int:
         """Texts that wait."""
-        return self._waiting.texts
+        return self._scheduler.texts
 
     @property
     def tokens(self) -> int:
         """Tokens that wait."""
-        return self._waiting.tokens
+        return self._scheduler.tokens
 
     @property
     def full(self) -> bool:
         """Whether not even a short text would be accepted."""
         with self._lock:
-            return self._waiting.refuses(1, 1)
+            return self._scheduler.refuses(1, 1)
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing is computed."""
         with self._lock:
-            return self._waiting.texts == 0 and not self._running
+            return self._scheduler.texts == 0 and not self._running
 
     @property
-    def fresh(self) -> bool:
+    def recently_succeeded(self) -> bool:
         """Whether the model has worked lately and nothing has gone wrong since."""
-        return not self.sick and time.monotonic() - self._last_success < FRESH
+        return not self.unhealthy and time.monotonic() - self._last_success < HEALTHY_SECONDS
 
     def admit(self, texts: int, tokens: int) -> EmbedJob:
         """Accept a request or refuse it.
 
         Args:
-            texts: Its texts.
             tokens: About how many tokens they have.
 
         Returns:
             The request, which counts as waiting until it is computed or dropped; `drop` it in any case.
 
         Raises:
-            Full: If too much waits.
-            Closed: If the server is stopping.
+            QueueFull: If too much waits.
+            ServerStopping: If the server is stopping.
         """
         with self._lock:
             if self._closed:
                 raise ServerStopping
-            return self._waiting.admit(texts, tokens)
+            return self._scheduler.admit(texts, tokens)
 
     async def embed(
         self,
@@ -119,7 +117,6 @@ class DynamicBatcher:
         """Wait for the vectors of an accepted request.
 
         Args:
-            job: What `admit` returned.
             ids: Token ids of each text, at least one text.
             task: Adapter, or None for the base.
             spans: Of a single text, `(chunks, 2)` of tokens, to get the vectors of its chunks instead of its own.
@@ -129,28 +126,20 @@ class DynamicBatcher:
 
         Raises:
             WorkFailed: If the model failed at one of these texts.
-            Closed: If the server stopped before they were computed.
+            ServerStopping: If the server stopped before they were computed.
         """
         job.future = asyncio.get_running_loop().create_future()
         with self._lock:
             if self._closed or job.dropped:
                 raise ServerStopping
-            self._waiting.put(job, ids, task, time.monotonic(), spans)
+            self._scheduler.put(job, ids, task, time.monotonic(), spans)
             self._work.notify(-(-job.tokens // self._engine.budget))
-            self._express_work.notify()
+            self._short_work.notify()
         vectors: np.ndarray = await job.future
         return vectors
 
     async def probe(self, ids: list[np.ndarray], seconds: float) -> bool:
-        """Run the model with some texts, ahead of whatever waits and however much that is.
-
-        Args:
-            ids: Token ids of each text.
-            seconds: How long to wait.
-
-        Returns:
-            Whether the model answered.
-        """
+        """Run the model with some texts, ahead of whatever waits and however much that is."""
         job = EmbedJob(0, 0, probe=True)
         try:
             await asyncio.wait_for(self.embed(job, ids, None), seconds)
@@ -165,7 +154,6 @@ class DynamicBatcher:
 
         Args:
             ids: Token ids of some texts, at most a batch.
-            seconds: How long to wait.
 
         Returns:
             Tokens a second of all workers; None if the model did not answer.
@@ -177,13 +165,13 @@ class DynamicBatcher:
             if not await self.probe(ids, max(0.0, end - started)):
                 break
             spent = time.monotonic() - started
-            rate = self._engine.lanes * tokens / max(spent, 1e-6)
+            rate = self._engine.workers * tokens / max(spent, 1e-6)
             if spent > seconds / 4:
                 break
         with self._lock:
             if rate is not None:
-                self._waiting.rate, self._rough = rate, True
-            return self._waiting.rate
+                self._scheduler.rate, self._rough = rate, True
+            return self._scheduler.rate
 
     def drop(self, job: EmbedJob) -> int:
         """Free the place of a request that nobody waits for.
@@ -195,49 +183,48 @@ class DynamicBatcher:
             Texts that will not be computed.
         """
         with self._lock:
-            return self._waiting.drop(job)
+            return self._scheduler.drop(job)
 
     def close(self, seconds: float = 5.0) -> None:
-        """Stop the threads after the batches they are at, and fail whatever still waits.
-
-        Args:
-            seconds: How long to wait for the threads.
-        """
+        """Stop the threads after the batches they are at, and fail whatever still waits."""
         with self._lock:
             self._closed = True
-            while (batch := self._waiting.take(1 << 62, float("inf"))[0]) is not None:
+            while (batch := self._scheduler.take(1 << 62, float("inf"))[0]) is not None:
                 for item in batch.items:
                     self._finish(item.job, ServerStopping())
             self._work.notify_all()
-            self._express_work.notify_all()
+            self._short_work.notify_all()
             threads = list(self._threads)
         deadline = time.monotonic() + seconds
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _start(self, *, express: bool) -> None:
+    def _start(self, *, short_only: bool) -> None:
         thread = threading.Thread(
-            target=self._lane, args=(express,), name="express" if express else "lane", daemon=True
+            target=self._compute,
+            args=(short_only,),
+            name="express" if short_only else "lane",
+            daemon=True,
         )
         self._threads.add(thread)
         thread.start()
 
-    def _lane(self, express: bool) -> None:
+    def _compute(self, short_only: bool) -> None:
         """Compute batches until the queue is closed; a thread that has seen a panic is replaced by a new one."""
         torch.set_num_threads(1)
         me = threading.current_thread()
         batch: ScheduledBatch | None = None
         try:
             view = self._engine.view()
-            while (batch := self._next(express)) is not None:
+            while (batch := self._next(short_only)) is not None:
                 started = time.monotonic()
-                panics = self.panics
+                worker_failures = self.worker_failures
                 self._attempt(view, batch.task, batch.items)
-                self._done(batch, time.monotonic() - started)
-                if self.panics != panics:
+                self._finished(batch, time.monotonic() - started)
+                if self.worker_failures != worker_failures:
                     break
         except BaseException as error:
-            self._panicked(error)
+            self._worker_failed(error)
             with self._lock:
                 for item in batch.items if batch else ():
                     self._finish(item.job, WorkFailed(f"a worker failed ({type(error).__name__})"))
@@ -247,25 +234,29 @@ class DynamicBatcher:
                 self._running.pop(me, None)
                 self._threads.discard(me)
                 if not self._closed:
-                    self._start(express=express)
+                    self._start(short_only=short_only)
 
-    def _panicked(self, error: BaseException) -> None:
-        self.sick = True
-        self.panics += 1
+    def _worker_failed(self, error: BaseException) -> None:
+        self.unhealthy = True
+        self.worker_failures += 1
         _log.error("a worker panicked (%s) and is replaced", type(error).__name__)
 
-    def _next(self, express: bool) -> ScheduledBatch | None:
-        budget = min(EXPRESS_TOKENS, self._engine.budget) if express else self._engine.budget
-        changed = self._express_work if express else self._work
+    def _next(self, short_only: bool) -> ScheduledBatch | None:
+        budget = (
+            min(SHORT_WORKER_TOKENS, self._engine.budget) if short_only else self._engine.budget
+        )
+        changed = self._short_work if short_only else self._work
         with self._lock:
             while not self._closed:
                 pause = None
-                if not express or any(not batch.short for batch in self._running.values()):
-                    batch, pause = self._waiting.take(budget, time.monotonic(), short_only=express)
+                if not short_only or any(not batch.short for batch in self._running.values()):
+                    batch, pause = self._scheduler.take(
+                        budget, time.monotonic(), short_only=short_only
+                    )
                     if batch is not None:
                         self._running[threading.current_thread()] = batch
                         if not batch.short:
-                            self._express_work.notify()
+                            self._short_work.notify()
                         return batch
                 changed.wait(pause)
             return None
@@ -286,7 +277,7 @@ class DynamicBatcher:
                 ]
         except BaseException as error:
             if not isinstance(error, Exception):
-                self._panicked(error)
+                self._worker_failed(error)
                 view = self._engine.view()
             if len(items) > 1:
                 self._attempt(view, task, items[: len(items) // 2])
@@ -299,7 +290,7 @@ class DynamicBatcher:
                 )
             return
         self._last_success = time.monotonic()
-        self.sick = False
+        self.unhealthy = False
         with self._lock:
             for item, vector in zip(items, vectors, strict=True):
                 self._keep(item, vector)
@@ -322,22 +313,22 @@ class DynamicBatcher:
         """Hand a request its vectors or its error; called with the lock held."""
         if job.dropped:
             return
-        self._waiting.drop(job)
+        self._scheduler.drop(job)
 
-        def settle() -> None:
+        def resolve() -> None:
             if not job.future.done():
                 job.future.set_exception(error) if error else job.future.set_result(job.vectors)
 
         with suppress(RuntimeError):  # the loop is closed
-            job.future.get_loop().call_soon_threadsafe(settle)
+            job.future.get_loop().call_soon_threadsafe(resolve)
 
-    def _done(self, batch: ScheduledBatch, seconds: float) -> None:
+    def _finished(self, batch: ScheduledBatch, seconds: float) -> None:
         with self._lock:
             self._running.pop(threading.current_thread(), None)
-            large, before = batch.tokens >= self._engine.budget // 2, self._waiting.rate
+            large, before = batch.tokens >= self._engine.budget // 2, self._scheduler.rate
             if seconds > 0 and (large or before is None):
-                rate = self._engine.lanes * batch.tokens / seconds
-                self._waiting.rate = (
+                rate = self._engine.workers * batch.tokens / seconds
+                self._scheduler.rate = (
                     rate if before is None or self._rough else 0.8 * before + 0.2 * rate
                 )
                 self._rough = not large

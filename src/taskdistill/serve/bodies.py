@@ -23,22 +23,11 @@ class BodyReader:
     """Reads bodies; all that are in memory at one moment share one bound."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        """Take the bounds.
-
-        Args:
-            settings: Limits of the server.
-        """
         self._settings = settings
         self._held = 0
 
     async def json(self, request: Request) -> dict[str, Any]:
         """Read the body of a request as one JSON object.
-
-        Args:
-            request: The request.
-
-        Returns:
-            The object.
 
         Raises:
             ApiError: 413 for a body too large, 408 for one too slow, 415 for another type or a compressed one, 429 if
@@ -96,12 +85,6 @@ class BodyReader:
 def strict_json(data: bytes) -> dict[str, Any]:
     """Read one JSON object: no NaN, no key twice, no half of a character, no nesting, number or size beyond the bounds.
 
-    Args:
-        data: UTF-8.
-
-    Returns:
-        The object.
-
     Raises:
         ApiError: 400, saying what is wrong without repeating the text.
     """
@@ -112,9 +95,9 @@ def strict_json(data: bytes) -> dict[str, Any]:
             400, f"the body is not UTF-8 at byte {error.start}", code="invalid_json"
         ) from None
     except JsonError as fault:
-        said = fault.reason if "key" in fault.reason else str(fault)
+        message = fault.reason if "key" in fault.reason else str(fault)
         raise ApiError(
             400,
-            f'the body cannot be used: {said}; send an object such as {{"input": "text"}}',
+            f'the body cannot be used: {message}; send an object such as {{"input": "text"}}',
             code="invalid_json",
         ) from None

@@ -19,24 +19,20 @@ class GuardedProtocol(H11Protocol):
     """One connection. Made by `guarded`, which sets the limits as class attributes."""
 
     head_seconds = 15.0
-    most = 1000
+    max_connections = 1000
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a new connection, in place of the one idle longest if there are too many.
-
-        Args:
-            transport: The connection.
-        """
+        """Take a new connection, in place of the one idle longest if there are too many."""
         super().connection_made(transport)
         self._timer: asyncio.TimerHandle | None = None
         self._idle_since = self.loop.time()
         self._unread = 0
         self._expect_head()
-        if len(self.connections) > self.most:
+        if len(self.connections) > self.max_connections:
             idle = [
                 each
                 for each in self.connections
-                if isinstance(each, GuardedProtocol) and each.waits and each is not self
+                if isinstance(each, GuardedProtocol) and each.awaits_client and each is not self
             ]
             if idle:
                 min(idle, key=lambda each: each._idle_since).abort()
@@ -49,7 +45,7 @@ class GuardedProtocol(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
-    def waits(self) -> bool:
+    def awaits_client(self) -> bool:
         """Whether the client has to send something next: a head, or the rest of a body."""
         return not self.busy or bool(self.cycle.more_body)
 
@@ -72,21 +68,13 @@ class GuardedProtocol(H11Protocol):
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection.
-
-        Args:
-            exc: Why it was lost.
-        """
+        """Forget the connection."""
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, or a head that is too large.
-
-        Args:
-            msg: What uvicorn says about it.
-        """
+        """Answer what is no HTTP, or a head that is too large."""
         received = len(self.conn.trailing_data[0])
         if received > HEAD_BYTES:
             self._refuse(431, f"the head of the request is larger than {HEAD_BYTES:,} bytes")
@@ -131,15 +119,14 @@ class GuardedProtocol(H11Protocol):
         self.transport.close()
 
 
-def guarded(head_seconds: float, most: int) -> type[GuardedProtocol]:
+def guarded(head_seconds: float, max_connections: int) -> type[GuardedProtocol]:
     """Make a connection class with limits.
 
     Args:
         head_seconds: Time for the head of a request, from the connection's start or the last reply.
-        most: Connections open at one moment.
 
     Returns:
         A class for uvicorn's `http` setting.
     """
-    limits: dict[str, Any] = {"head_seconds": head_seconds, "most": most}
+    limits: dict[str, Any] = {"head_seconds": head_seconds, "max_connections": max_connections}
     return type("Connection", (GuardedProtocol,), limits)

@@ -13,7 +13,7 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.joined_texts import JoinedTexts, join_texts
 from taskdistill.errors import BadInput, WorkFailed
 
-EXPRESS_TOKENS = 256
+SHORT_WORKER_TOKENS = 256
 """Tokens of a batch of the express lane."""
 
 
@@ -32,9 +32,9 @@ class AdapterView(Protocol):
 class Engine(Protocol):
     """What the queue needs of a model."""
 
-    lanes: int
+    workers: int
     """Threads that compute batches of any texts."""
-    express: bool
+    has_short_worker: bool
     """Whether one more thread computes short texts while long ones occupy the others."""
     budget: int
     """Tokens of a batch."""
@@ -57,9 +57,6 @@ class EncoderEngine:
 
         Weights are read through a memory map; were the file overwritten in place, the process would be killed by SIGBUS.
 
-        Args:
-            encoder: A loaded model.
-
         Raises:
             BadInput: If it runs in another back end than torch.
         """
@@ -74,8 +71,8 @@ class EncoderEngine:
         on_cpu = next(module.parameters()).device.type == "cpu"
         self._module = module
         self._encoder = encoder
-        self.lanes = encoder.threads if on_cpu else 1
-        self.express = on_cpu and not static
+        self.workers = encoder.threads if on_cpu else 1
+        self.has_short_worker = on_cpu and not static
         self.budget = encoder.token_budget * (64 if static else 1)
         self.embedding_dim = encoder.embedding_dim
 
@@ -85,8 +82,6 @@ class EncoderEngine:
         """Tokenise texts behind a prompt.
 
         Args:
-            texts: The texts.
-            prompt: Put before each.
             max_length: Most tokens of one text.
 
         Returns:
@@ -97,10 +92,6 @@ class EncoderEngine:
 
     def joined(self, texts: Sequence[str], prompt: str) -> JoinedTexts:
         """Tokenise texts as one document, for late chunking.
-
-        Args:
-            texts: The texts.
-            prompt: Put before the document.
 
         Returns:
             Its ids and the tokens of each text.
@@ -120,11 +111,6 @@ class TorchAdapterView:
     """Modules of one thread around weights that all threads share."""
 
     def __init__(self, module: Any) -> None:
-        """Copy the modules and share the tensors.
-
-        Args:
-            module: The module of an encoder's model.
-        """
         shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
         self._module = copy.deepcopy(module, shared)
         self._task: str | None = None
@@ -134,7 +120,6 @@ class TorchAdapterView:
         """Compute vectors.
 
         Args:
-            ids: Token ids of each text.
             task: Adapter, or None for the base.
 
         Returns:
@@ -151,7 +136,6 @@ class TorchAdapterView:
         """Compute the vectors of the chunks of one text, each of which has seen the rest of it.
 
         Args:
-            ids: Token ids of the text.
             spans: First token and the one after the last of each chunk, `(chunks, 2)`.
             task: Adapter, or None for the base.
 
@@ -172,7 +156,7 @@ class TorchAdapterView:
 
 
 def _finite(vectors: torch.Tensor) -> np.ndarray:
-    found: np.ndarray = vectors.float().cpu().numpy()
-    if not np.isfinite(found).all():
+    array: np.ndarray = vectors.float().cpu().numpy()
+    if not np.isfinite(array).all():
         raise WorkFailed("the model gave values that are not finite")
-    return found
+    return array

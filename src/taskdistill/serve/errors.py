@@ -52,9 +52,7 @@ class ApiError(Exception):
         """Say what is wrong.
 
         Args:
-            status: HTTP status.
             message: What was given, what is needed, what to do; never the client's text.
-            param: The field at fault.
             code: Short name of the error; None for that of the status.
             retry_after: Seconds after which to try again.
             close: Whether the connection is closed, because the rest of the request is not read.
@@ -72,11 +70,7 @@ def answer(error: ApiError, path: str) -> Response:
     """Make the response of an error.
 
     Args:
-        error: What is wrong.
         path: Path of the request; `/embed` answers in the shape of text-embeddings-inference.
-
-    Returns:
-        A JSON response.
     """
     status, message = error.status, sendable(error.message)
     body: dict[str, Any]
@@ -105,22 +99,12 @@ def answer(error: ApiError, path: str) -> Response:
 
 
 def sendable(text: str) -> str:
-    """Return a text that UTF-8 can hold: halves of surrogate pairs, which JSON can name, are replaced.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The text.
-    """
+    """Return a text that UTF-8 can hold: halves of surrogate pairs, which JSON can name, are replaced."""
     return text.encode("utf-8", "replace").decode()
 
 
 def as_api_error(error: BaseException) -> ApiError:
     """Turn any error into one that may be shown.
-
-    Args:
-        error: What was raised while answering.
 
     Returns:
         The error itself, a 400 for bad input, and a 500 without details for everything else.

@@ -69,26 +69,17 @@ class Metrics:
             registry=registry,
         )
 
-    def watch(self, queue: Callable[[], DynamicBatcher]) -> None:
-        """Read gauges from a queue whenever the metrics are asked for.
-
-        Args:
-            queue: Gives the queue of the model that answers now.
-        """
+    def watch(self, batcher: Callable[[], DynamicBatcher]) -> None:
+        """Read gauges from a queue whenever the metrics are asked for."""
         for name, text, value in (
-            ("queue_texts", "Texts waiting", lambda: queue().texts),
-            ("queue_tokens", "Tokens waiting", lambda: queue().tokens),
-            ("worker_panics", "Workers replaced after a panic", lambda: queue().panics),
+            ("queue_texts", "Texts waiting", lambda: batcher().texts),
+            ("queue_tokens", "Tokens waiting", lambda: batcher().tokens),
+            ("worker_panics", "Workers replaced after a panic", lambda: batcher().worker_failures),
         ):
             Gauge(name, text, namespace="taskdistill", registry=self.registry).set_function(value)
 
     def batch(self, batch: ScheduledBatch, seconds: float) -> None:
-        """Count a computed batch.
-
-        Args:
-            batch: The batch.
-            seconds: What it took.
-        """
+        """Count a computed batch."""
         task = batch.task or "base"
         self.texts.labels(task).inc(len(batch.items))
         self.tokens.labels(task).inc(batch.tokens)

@@ -44,37 +44,23 @@ _log = logging.getLogger(__name__)
 class AuthThrottle:
     """Wrong keys of the last minute, by address, so that keys cannot be guessed quickly."""
 
-    def __init__(self, most: int) -> None:
-        """Set the limit.
-
-        Args:
-            most: Wrong keys in a minute.
-        """
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._seen: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def wait(self, address: str, now: float) -> int:
         """Say how long an address is refused.
-
-        Args:
-            address: The client's.
-            now: Monotonic seconds.
 
         Returns:
             Seconds; 0 if it is not refused.
         """
         start, count = self._seen.get(address, (now, 0))
         return (
-            int(start + _WINDOW - now) + 1 if count >= self._most and now - start < _WINDOW else 0
+            int(start + _WINDOW - now) + 1 if count >= self._limit and now - start < _WINDOW else 0
         )
 
     def add(self, address: str, now: float) -> None:
-        """Count a wrong key.
-
-        Args:
-            address: The client's.
-            now: Monotonic seconds.
-        """
+        """Count a wrong key."""
         start, count = self._seen.pop(address, (now, 0))
         if now - start >= _WINDOW:
             start, count = now, 0
@@ -87,13 +73,6 @@ class RequestGuard:
     """ASGI middleware around the application."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics) -> None:
-        """Wrap an application.
-
-        Args:
-            app: The application.
-            settings: Limits of the server.
-            metrics: Its counters.
-        """
         self._app = app
         self._metrics = metrics
         self._allowed = {host.lower().removesuffix(".") for host in settings.allowed_hosts}
@@ -102,13 +81,7 @@ class RequestGuard:
         self._refusals = AuthThrottle(settings.failed_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request.
-
-        Args:
-            scope: ASGI scope.
-            receive: ASGI receive.
-            send: ASGI send.
-        """
+        """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -178,8 +151,8 @@ class RequestGuard:
             raise ApiError(
                 429, "too many wrong keys from this address; wait", retry_after=wait, close=True
             )
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self._key):
             self._refusals.add(address, now)
             raise ApiError(
                 401,

@@ -35,8 +35,6 @@ class ModelHolder:
         """Serve a model.
 
         Args:
-            encoder: The model.
-            settings: The limits, which stay.
             space_ids: Space of the index that is served beside it, by its own id and those of earlier versions; none without one.
             load: Reads the model again; None if it cannot be.
 
@@ -48,7 +46,7 @@ class ModelHolder:
             in_space(encoder, *space_ids)
         self.metrics = Metrics()
         self.now = EmbeddingService(encoder, settings, self.metrics)
-        self.metrics.watch(lambda: self.now.queue)
+        self.metrics.watch(lambda: self.now.batcher)
         self.draining = False
         self.reloaded: str | None = None
         """Outcome of the last reload: ok, same, refused; None before the first."""
@@ -67,11 +65,7 @@ class ModelHolder:
         self.now.stop()
 
     async def healthy(self) -> bool:
-        """Say whether the model works.
-
-        Returns:
-            False while stopping too.
-        """
+        """Say whether the model works."""
         return not self.draining and await self.now.healthy()
 
     def ask_reload(self) -> None:
@@ -93,12 +87,12 @@ class ModelHolder:
         try:
             fresh = await asyncio.to_thread(self._checked)
         except Exception as error:  # whatever a broken folder makes a library raise must not reach the model that answers
-            told = (
+            reason = (
                 str(error)
                 if isinstance(error, BadInput | WorkFailed)
                 else f"{type(error).__name__}: {error}"
             )
-            _log.error("the model was not replaced, the old one keeps answering: %s", told)
+            _log.error("the model was not replaced, the old one keeps answering: %s", reason)
             self._tell("refused")
             return
         old = self.now
@@ -147,6 +141,6 @@ class ModelHolder:
 
     async def _retire(self, old: EmbeddingService) -> None:
         await asyncio.sleep(_GRACE)
-        while not old.queue.idle:
+        while not old.batcher.idle:
             await asyncio.sleep(_POLL)
         await asyncio.to_thread(old.stop)

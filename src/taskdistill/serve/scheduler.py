@@ -100,8 +100,6 @@ class FairScheduler:
         """Set the bounds.
 
         Args:
-            texts: Most texts waiting.
-            tokens: Most tokens waiting.
             seconds: Longest estimated wait accepted; 0 for any.
             unmeasured: Most tokens waiting while no rate was measured and no wait can be estimated.
             max_wait: Seconds that a batch which is not full waits for company.
@@ -123,11 +121,7 @@ class FairScheduler:
         """Accept a request or refuse it; an accepted one is never refused later.
 
         Args:
-            texts: Its texts.
             tokens: About how many tokens they have.
-
-        Returns:
-            The request, which counts as waiting from now on.
 
         Raises:
             Full: If it does not fit behind what waits already.
@@ -142,24 +136,23 @@ class FairScheduler:
         """Say whether a request would be refused.
 
         Args:
-            texts: Its texts.
             tokens: About how many tokens they have.
 
         Returns:
             True if it does not fit behind what waits already; a request that nothing is ahead of is never too long.
         """
-        most_texts, most_tokens, seconds = self._bounds
-        if self.texts + texts > most_texts:
+        max_texts, max_tokens, seconds = self._bounds
+        if self.texts + texts > max_texts:
             return True
         ahead = self.tokens + tokens
         in_time = (
-            most_tokens
+            max_tokens
             if seconds == 0
             else self._unmeasured
             if self.rate is None
             else seconds * self.rate
         )
-        return self.tokens > 0 and ahead > min(in_time, most_tokens)
+        return self.tokens > 0 and ahead > min(in_time, max_tokens)
 
     def put(
         self,
@@ -172,10 +165,8 @@ class FairScheduler:
         """Let the texts of an accepted request wait for a batch.
 
         Args:
-            job: What `admit` returned.
             ids: Token ids of each text; their number may differ from what was announced.
             task: Adapter, or None for the base.
-            now: Monotonic seconds.
             spans: Of a single text, if each of its chunks gets a vector.
         """
         total = sum(len(row) for row in ids)
@@ -198,9 +189,6 @@ class FairScheduler:
 
         Args:
             job: The request; dropping it twice changes nothing.
-
-        Returns:
-            How many of its texts were still waiting.
         """
         if job.dropped:
             return 0
@@ -221,8 +209,6 @@ class FairScheduler:
 
         Args:
             budget: Most tokens; a single longer text is a batch of its own.
-            now: Monotonic seconds.
-            short_only: Whether long texts are left alone.
 
         Returns:
             The batch, or None; and if none is ready although texts wait, the seconds until one will be.
@@ -274,8 +260,8 @@ class FairScheduler:
     def _sweep(self) -> None:
         """Remove the texts of dropped requests, so that clients that come and go cannot fill the memory."""
         for group, heap in list(self._heaps.items()):
-            kept = [item for item in heap if not item.job.dropped]
-            heapq.heapify(kept)
-            self._heaps[group] = kept
-            self._sizes[group] = sum(len(item.ids) for item in kept)
+            waiting = [item for item in heap if not item.job.dropped]
+            heapq.heapify(waiting)
+            self._heaps[group] = waiting
+            self._sizes[group] = sum(len(item.ids) for item in waiting)
         self._dead = 0

@@ -117,13 +117,6 @@ AnyBody = TypeVar("AnyBody", bound=RequestBody)
 def parse(model: type[AnyBody], value: dict[str, Any]) -> AnyBody:
     """Check the fields of a request.
 
-    Args:
-        model: What is expected.
-        value: JSON object.
-
-    Returns:
-        The request.
-
     Raises:
         ApiError: 400 naming the first field at fault, without its value.
     """
@@ -156,9 +149,9 @@ def parse(model: type[AnyBody], value: dict[str, Any]) -> AnyBody:
             raise ApiError(
                 400, f"the field {name!r} is missing", param=name, code="missing_field"
             ) from None
-        said = first["msg"][0].lower() + first["msg"][1:]
+        message = first["msg"][0].lower() + first["msg"][1:]
         raise ApiError(
-            400, f"{name}: {said}, got {type(first['input']).__name__}", param=name
+            400, f"{name}: {message}, got {type(first['input']).__name__}", param=name
         ) from None
 
 
@@ -171,13 +164,12 @@ def _unknown_field(model: type[RequestBody], name: str) -> ApiError:
     )
 
 
-def texts_of(value: Any, field: str, most: int) -> list[str]:
+def texts_of(value: Any, field: str, limit: int) -> list[str]:
     """Read the texts of a request.
 
     Args:
         value: A string, or a list of strings or of `{"text": string}`.
-        field: Name of the field.
-        most: Most texts of a request.
+        limit: Most texts of a request.
 
     Returns:
         The texts, at least one, none empty.
@@ -193,10 +185,10 @@ def texts_of(value: Any, field: str, most: int) -> list[str]:
             param=field,
             code="empty_input",
         )
-    if len(items) > most:
+    if len(items) > limit:
         raise ApiError(
             413,
-            f"{field} has {len(items):,} items, the limit is {most:,} a request; send several requests",
+            f"{field} has {len(items):,} items, the limit is {limit:,} a request; send several requests",
             param=field,
         )
     if all(isinstance(item, int) for item in items) or all(
@@ -248,10 +240,6 @@ def parse_task(task: str | None, prompt_name: str | None) -> tuple[str | None, s
 
     Args:
         task: A task of the model or a name of Jina's API.
-        prompt_name: A prompt asked for by name.
-
-    Returns:
-        Task of the model and name of the prompt.
 
     Raises:
         BadInput: If the task implies another prompt.

@@ -20,8 +20,8 @@ from taskdistill.memory import limit_malloc_arenas
 from taskdistill.serve.app import make_app
 from taskdistill.serve.connection import guarded
 from taskdistill.serve.middleware import HEAD_BYTES
-from taskdistill.serve.routes.search import SearchIndex
 from taskdistill.serve.settings import ServerSettings, check_host
+from taskdistill.serve.site import SearchIndex
 
 _OTHER_FILES = 128
 """File handles left for everything that is no connection."""
@@ -40,10 +40,7 @@ def serve(
     """Serve a model until SIGTERM or SIGINT; returns when all that was accepted is answered.
 
     Args:
-        encoder: The model.
-        host: Address to listen on.
         port: Port; 0 for any free one.
-        index: An open index, for /search.
         settings: Limits; None for the defaults.
         load: Reads the model again on SIGHUP; None if it cannot be.
         started: Called with the server's address when it listens.
@@ -70,21 +67,17 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop on SIGTERM and SIGINT, read the model again on SIGHUP.
-
-        Yields:
-            Nothing.
-        """
+        """Stop on SIGTERM and SIGINT, read the model again on SIGHUP."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        served = self.config.app.state.served  # type: ignore[union-attr]
+        holder = self.config.app.state.holder  # type: ignore[union-attr]
         before = {
             number: signal.signal(number, self.handle_exit)
             for number in (signal.SIGINT, signal.SIGTERM)
         }
         before[signal.SIGHUP] = signal.signal(
-            signal.SIGHUP, lambda number, frame: served.ask_reload()
+            signal.SIGHUP, lambda number, frame: holder.ask_reload()
         )
         try:
             yield
@@ -93,35 +86,26 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop; a second SIGINT stops at once.
-
-        Args:
-            sig: Signal.
-            frame: Unused.
-        """
-        self.config.app.state.served.draining = True  # type: ignore[union-attr]
+        """Begin to stop; a second SIGINT stops at once."""
+        self.config.app.state.holder.draining = True  # type: ignore[union-attr]
         super().handle_exit(sig, frame)
 
 
 def make_server(app: FastAPI, settings: ServerSettings) -> Server:
     """Configure uvicorn for an application of `make_app`.
 
-    Args:
-        app: The application.
-        settings: Limits.
-
     Returns:
         A server; give `run` a listening socket.
     """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    most = (
+    max_connections = (
         settings.connections
         if files == resource.RLIM_INFINITY
         else max(8, min(settings.connections, files - _OTHER_FILES))
     )
     config = uvicorn.Config(
         app,
-        http=guarded(settings.head_seconds, most),
+        http=guarded(settings.head_seconds, max_connections),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -60,9 +60,6 @@ class EmbeddingResult:
 def overloaded(seconds: float) -> ApiError:
     """Make the answer to a request that finds no place.
 
-    Args:
-        seconds: Estimated time until there is one.
-
     Returns:
         A 429 with Retry-After between 1 and 60 seconds.
     """
@@ -74,55 +71,44 @@ class EmbeddingService:
     """The encoder, its queue and its counters."""
 
     def __init__(self, encoder: Encoder, settings: ServerSettings, metrics: Metrics) -> None:
-        """Join an encoder and limits; `start` makes the threads.
-
-        Args:
-            encoder: The model.
-            settings: The limits.
-            metrics: The server's counters.
-        """
+        """Join an encoder and limits; `start` makes the threads."""
         self.encoder = encoder
         self.settings = settings
         self.engine = EncoderEngine(encoder)
         self.metrics = metrics
-        waiting = FairScheduler(
+        scheduler = FairScheduler(
             texts=settings.queue_texts,
             tokens=settings.queue_tokens,
             seconds=settings.queue_seconds,
             unmeasured=settings.unmeasured_tokens,
             max_wait=settings.max_wait_ms / 1000,
         )
-        self.queue = DynamicBatcher(self.engine, waiting, self.metrics.batch)
+        self.batcher = DynamicBatcher(self.engine, scheduler, self.metrics.batch)
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         self._tokenised = 0
         self._probing = asyncio.Lock()
 
     def start(self) -> None:
         """Start the threads."""
-        self.queue.start()
+        self.batcher.start()
 
     async def measure(self) -> None:
         """Learn how fast the model is, so that the first clients are not promised more than it can do."""
         length = min(self.encoder.max_length, MEASURED_TOKENS // 4)
         ids = (await self._tokenise(["measure " * length], "", length))[0][0]
         count = max(1, min(MEASURED_TOKENS, self.engine.budget) // max(1, len(ids)))
-        rate = await self.queue.measure(
+        rate = await self.batcher.measure(
             [ids if len(ids) else np.zeros(1, np.int32)] * count, MEASURE_SECONDS
         )
         _log.info("%s tokens/s measured at the start", "no" if rate is None else f"{rate:,.0f}")
 
     def stop(self) -> None:
         """Stop the threads."""
-        self.queue.close()
+        self.batcher.close()
         self._tokenising.shutdown(wait=False, cancel_futures=True)
 
     def check(self, model: str | None, task: str | None, dimensions: int | None) -> None:
         """Refuse what this model cannot give, before anything is computed.
-
-        Args:
-            model: Name that the client gave.
-            task: Adapter.
-            dimensions: Size of vectors.
 
         Raises:
             ApiError: 404 for another model, 400 for an unknown task or a size out of range.
@@ -164,9 +150,7 @@ class EmbeddingService:
         """Compute the vectors of one request.
 
         Args:
-            texts: The texts.
             task: Adapter, or None for the base.
-            prompt: Put before each text.
             truncate: Whether the end of a text too long is cut off.
             field: Where the texts were given, for errors.
             late_chunking: Whether the texts are read as one document, so that each vector has seen all of them.
@@ -177,10 +161,10 @@ class EmbeddingService:
         Raises:
             ApiError: 429 if too much waits, 400 and 413 for texts too long, 500 if the model failed, 503 if the server is stopping.
         """
-        most = self.encoder.max_length
-        guess = sum(min(most, 2 + len(text) // CHARACTERS_PER_TOKEN) for text in texts)
+        max_length = self.encoder.max_length
+        guess = sum(min(max_length, 2 + len(text) // CHARACTERS_PER_TOKEN) for text in texts)
         try:
-            job = self.queue.admit(len(texts), min(guess, self.settings.request_tokens))
+            job = self.batcher.admit(len(texts), min(guess, self.settings.request_tokens))
         except QueueFull as full:
             raise overloaded(full.seconds) from None
         except ServerStopping:
@@ -189,14 +173,14 @@ class EmbeddingService:
             spans: np.ndarray | None = None
             cut: list[int] = []
             if late_chunking:
-                ids, spans = await self._join(texts, prompt, most, field)
+                ids, spans = await self._join(texts, prompt, max_length, field)
             else:
-                ids, cut = await self._tokenise(texts, prompt, most)
+                ids, cut = await self._tokenise(texts, prompt, max_length)
             total = sum(map(len, ids))
             if cut and not truncate:
                 raise ApiError(
                     400,
-                    f"{field}[{cut[0]}] is longer than the {most:,} tokens that the model reads; shorten it or send truncate: true",
+                    f"{field}[{cut[0]}] is longer than the {max_length:,} tokens that the model reads; shorten it or send truncate: true",
                     param=field,
                     code="context_length_exceeded",
                 )
@@ -214,7 +198,7 @@ class EmbeddingService:
                     param=field,
                     code="empty_input",
                 )
-            return EmbeddingResult(await self.queue.embed(job, ids, task, spans), total, cut)
+            return EmbeddingResult(await self.batcher.embed(job, ids, task, spans), total, cut)
         except WorkFailed as error:
             raise ApiError(500, f"{error}; the other requests are not affected") from None
         except ServerStopping:
@@ -222,10 +206,10 @@ class EmbeddingService:
                 503, "the server stopped before this was computed", retry_after=1, close=True
             ) from None
         except asyncio.CancelledError:
-            self.metrics.dropped.inc(self.queue.drop(job))
+            self.metrics.dropped.inc(self.batcher.drop(job))
             raise
         finally:
-            self.queue.drop(job)
+            self.batcher.drop(job)
 
     async def healthy(self) -> bool:
         """Say whether the model works; run it with one short text unless it has just worked.
@@ -233,41 +217,41 @@ class EmbeddingService:
         Returns:
             False after a panic until the model has worked again, and if it does not answer in five seconds.
         """
-        if self.queue.fresh:
+        if self.batcher.recently_succeeded:
             return True
         async with self._probing:
-            if self.queue.fresh:
+            if self.batcher.recently_succeeded:
                 return True
             ids = (await self._tokenise(["a"], "", self.encoder.max_length))[0][0]
-            return await self.queue.probe(
+            return await self.batcher.probe(
                 [ids if len(ids) else np.zeros(1, np.int32)], PROBE_SECONDS
             )
 
     async def _join(
-        self, texts: list[str], prompt: str, most: int, field: str
+        self, texts: list[str], prompt: str, max_length: int, field: str
     ) -> tuple[list[np.ndarray], np.ndarray]:
         """Tokenise texts as one document; what the model cannot read in one go is refused, as a chunk must not be without its tokens."""
         characters = sum(map(len, texts))
-        said = f"late_chunking reads all of {field} as one text, of which the model reads {most:,} tokens at most"
-        if characters > CHARACTERS_OF_A_TOKEN * most:
+        message = f"late_chunking reads all of {field} as one text, of which the model reads {max_length:,} tokens at most"
+        if characters > CHARACTERS_OF_A_TOKEN * max_length:
             raise ApiError(
                 400,
-                f"{said}; send fewer of its {characters:,} characters",
+                f"{message}; send fewer of its {characters:,} characters",
                 param=field,
                 code="context_length_exceeded",
             )
         document = await self._in_turn(self.engine.joined, texts, prompt)
-        if len(document.ids) > most:
+        if len(document.ids) > max_length:
             raise ApiError(
                 400,
-                f"{said}; send fewer of its {len(document.ids):,}",
+                f"{message}; send fewer of its {len(document.ids):,}",
                 param=field,
                 code="context_length_exceeded",
             )
         return [document.ids], document.spans
 
     async def _tokenise(
-        self, texts: list[str], prompt: str, most: int
+        self, texts: list[str], prompt: str, max_length: int
     ) -> tuple[list[np.ndarray], list[int]]:
         """Tokenise a few texts at a time, so that requests take turns."""
         ids: list[np.ndarray] = []
@@ -281,10 +265,10 @@ class EmbeddingService:
                 size += len(texts[stop])
                 stop += 1
             if size <= INLINE_CHARACTERS and self._tokenised == 0:
-                rows, truncated = self.engine.tokens(texts[start:stop], prompt, most)
+                rows, truncated = self.engine.tokens(texts[start:stop], prompt, max_length)
             else:
                 rows, truncated = await self._in_turn(
-                    self.engine.tokens, texts[start:stop], prompt, most
+                    self.engine.tokens, texts[start:stop], prompt, max_length
                 )
             ids += rows
             cut += [start + int(i) for i in truncated.nonzero()[0]]

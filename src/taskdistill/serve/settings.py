@@ -19,19 +19,14 @@ class ServerSettings:
         api_key: Key that clients send as `Authorization: Bearer KEY`; None for no key.
         public: Whether an address other than loopback may be served without a key.
         allowed_hosts: Host names, besides loopback's, under which a server without a key answers.
-        body_bytes: Largest request body.
         all_body_bytes: Largest sum of the bodies being read at one moment.
         request_texts: Most texts of one request.
         request_tokens: Most tokens of one request, over all its texts.
-        queue_texts: Most texts waiting.
-        queue_tokens: Most tokens waiting.
         queue_seconds: Longest estimated wait that is accepted; keep it below `drain_seconds`.
         unmeasured_tokens: Most tokens waiting while the model's rate, from which waits are estimated, was not measured.
         max_wait_ms: How long a batch that is not full waits for company while a worker is idle.
-        searches: Searches running or waiting at one moment.
         head_seconds: Time in which a connection must have sent the head of its next request.
         body_seconds: Time in which the body must have arrived.
-        drain_seconds: Time that accepted requests have to finish after SIGTERM.
         connections: Most connections open; the one idle longest gives way to a new one.
         failed_keys: Wrong keys from one address in a minute before it is refused for the rest of that minute.
         proxies: Addresses of proxies whose X-Forwarded-For says who asks; from others the header is not believed.
@@ -91,9 +86,6 @@ FREE = ("public", "max_wait_ms", "queue_seconds")
 def is_loopback(host: str) -> bool:
     """Say whether an address can be reached from this machine only.
 
-    Args:
-        host: A host name or address to listen on.
-
     Returns:
         True for `localhost` and loopback addresses.
     """
@@ -108,10 +100,6 @@ def is_loopback(host: str) -> bool:
 
 def check_host(host: str, settings: ServerSettings) -> None:
     """Refuse to serve the network without a key unless that is asked for.
-
-    Args:
-        host: Address to listen on.
-        settings: The limits.
 
     Raises:
         BadInput: If others could reach the server and neither a key nor `public` is set.

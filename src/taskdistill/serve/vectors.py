@@ -18,11 +18,6 @@ from taskdistill.serve.schemas import Kind
 def cut(raw: np.ndarray, dim: int, *, normalized: bool) -> np.ndarray:
     """Keep the first dimensions.
 
-    Args:
-        raw: `(n, D)`.
-        dim: 1 to D.
-        normalized: Whether rows get length one.
-
     Returns:
         float32 `(n, dim)`.
     """
@@ -33,12 +28,7 @@ def int8_ranges(encoder: Encoder, task: str | None, dim: int) -> Int8Ranges:
     """Find the ranges that the model stores for its int8 codes.
 
     Args:
-        encoder: The model.
         task: Adapter, or None for the base.
-        dim: Dimensions.
-
-    Returns:
-        The ranges.
 
     Raises:
         ApiError: 400 if none are stored.
@@ -63,9 +53,7 @@ def binary_offset(
     """Find what the model takes from its vectors before their signs.
 
     Args:
-        encoder: The model.
         task: Adapter, or None for the base.
-        dim: Dimensions.
         role: query or document; anything else is read as document.
 
     Returns:
@@ -86,9 +74,7 @@ def sent_as(
     """Put vectors into the form in which they are sent.
 
     Args:
-        vectors: float32 `(n, dim)`.
         kind: The form; `binary` is `ubinary` minus 128, as sentence-transformers has it.
-        ranges: For int8.
         offset: For binary: what is taken from the vectors before their signs.
 
     Returns:

@@ -15,11 +15,7 @@ from taskdistill.errors import WorkFailed
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command.
-
-    Args:
-        app: The application.
-    """
+    """Add the command."""
     app.command("ablate")(ablate)
 
 

@@ -16,11 +16,7 @@ from taskdistill.types import RowKind
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command.
-
-    Args:
-        app: The application.
-    """
+    """Add the command."""
     app.command("adapt")(adapt)
 
 

@@ -13,11 +13,7 @@ from taskdistill.cli.terminal import Terminal
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command.
-
-    Args:
-        app: The application.
-    """
+    """Add the command."""
     app.command("probe")(probe)
 
 

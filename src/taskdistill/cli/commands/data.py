@@ -14,11 +14,7 @@ data = typer.Typer(no_args_is_help=True, help="Build and inspect training data."
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands.
-
-    Args:
-        app: The application.
-    """
+    """Add the commands."""
     app.add_typer(data, name="data")
 
 

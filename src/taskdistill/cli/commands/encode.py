@@ -43,11 +43,7 @@ class ShardOptions:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command.
-
-    Args:
-        app: The application.
-    """
+    """Add the command."""
     app.command("encode")(encode)
 
 

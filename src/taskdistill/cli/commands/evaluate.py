@@ -19,11 +19,7 @@ MODEL_HELP = (
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command.
-
-    Args:
-        app: The application.
-    """
+    """Add the command."""
     app.command("evaluate")(evaluate)
 
 

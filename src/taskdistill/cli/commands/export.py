@@ -13,11 +13,7 @@ from taskdistill.types import MANIFEST
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command.
-
-    Args:
-        app: The application.
-    """
+    """Add the command."""
     app.command("export")(export)
 
 

@@ -14,11 +14,7 @@ from taskdistill.types import Backend
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command.
-
-    Args:
-        app: The application.
-    """
+    """Add the command."""
     app.command("info")(info)
 
 

@@ -13,11 +13,7 @@ from taskdistill.errors import BadInput
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command.
-
-    Args:
-        app: The application.
-    """
+    """Add the command."""
     app.command("merge")(merge)
 
 

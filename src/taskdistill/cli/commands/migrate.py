@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands.
-
-    Args:
-        app: The application.
-    """
+    """Add the commands."""
     app.command("migrate")(migrate)
     app.command("migrate state")(state)
 
@@ -178,15 +174,7 @@ def search_migration(
     """Search by a migration folder.
 
     Args:
-        path: The folder.
-        query: What to look for.
-        top_k: Passages wanted.
         terminal: Told where the model runs.
-        device: See `Encoder.load`.
-        dtype: See `Encoder.load`.
-
-    Returns:
-        Hits, best first.
     """
     from taskdistill.encode.encoder import Encoder
     from taskdistill.search.alignment.migration import read_migration
@@ -203,14 +191,7 @@ def search_migration(
 
 
 def is_migration(path: Path) -> bool:
-    """Say whether a folder is a migration.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        Whether its manifest says so.
-    """
+    """Say whether a folder is a migration."""
     from taskdistill.io.folders import read_manifest
     from taskdistill.search.alignment.migration import KIND
 

@@ -16,11 +16,7 @@ LENGTHS = "256,512,1024,2048,4096,8192,16384,32768"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command.
-
-    Args:
-        app: The application.
-    """
+    """Add the command."""
     app.command("needle")(needle)
 
 

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands.
-
-    Args:
-        app: The application.
-    """
+    """Add the commands."""
     app.command("index")(index)
     app.command("index delete")(delete)
     app.command("index compact")(compact)

@@ -14,11 +14,7 @@ from taskdistill.types import MANIFEST
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command.
-
-    Args:
-        app: The application.
-    """
+    """Add the command."""
     app.command("serve")(serve)
 
 

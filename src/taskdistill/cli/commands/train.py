@@ -28,11 +28,7 @@ JsonPath = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands.
-
-    Args:
-        app: The application.
-    """
+    """Add the commands."""
     app.command("plan")(plan)
     app.command("train")(train)
 
@@ -144,9 +140,6 @@ LAUNCHED = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_WORLD_SIZE", 1))
 
 def api_key(recipe: Recipe) -> str | None:
     """Read the teacher's key from the environment variable that a recipe names.
-
-    Args:
-        recipe: The recipe.
 
     Returns:
         The key, or None where none is named.

@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands.
-
-    Args:
-        app: The application.
-    """
+    """Add the commands."""
     app.command("search tune")(tune)
     app.command("tiers")(tiers)
 
@@ -285,13 +281,6 @@ def tiers(
 def numbers(option: str, text: str) -> list[int]:
     """Read numbers with commas between.
 
-    Args:
-        option: Its name, for the error.
-        text: What was given.
-
-    Returns:
-        The numbers.
-
     Raises:
         BadInput: If it is something else.
     """
@@ -305,9 +294,6 @@ def numbers(option: str, text: str) -> list[int]:
 
 def aligned(rows: list[list[str]]) -> list[str]:
     """Write a table as lines that no terminal is too narrow for.
-
-    Args:
-        rows: Cells, a heading first.
 
     Returns:
         A line a row, numbers under each other.

@@ -11,11 +11,10 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from taskdistill.serve.bodies import BodyReader
 from taskdistill.serve.errors import TEI_PATH, ApiError
-from taskdistill.serve.model_holder import ModelHolder
 from taskdistill.serve.schemas import EmbeddingRequest, TeiRequest, parse, parse_task, texts_of
 from taskdistill.serve.service import EmbeddingResult, EmbeddingService, overloaded
+from taskdistill.serve.site import Site
 from taskdistill.serve.vectors import BITS, binary_offset, cut, int8_ranges, sent_as
 
 _INLINE = 65_536
@@ -26,13 +25,6 @@ Result = TypeVar("Result")
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
     """Do something, and stop when the client leaves.
-
-    Args:
-        receive: Of a request whose body was read.
-        work: What to do.
-
-    Returns:
-        Its result.
 
     Raises:
         ApiError: 499, which nobody reads, if the client has left.
@@ -45,7 +37,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Re
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        if not working.result():
             working.cancel()
             await asyncio.wait({working})
             raise ApiError(499, "the client has left", close=True)
@@ -55,15 +47,9 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Re
         working.cancel()
 
 
-def add_routes(app: FastAPI, served: ModelHolder, bodies: BodyReader) -> None:
-    """Add the routes that embed.
-
-    Args:
-        app: The application.
-        served: The model.
-        bodies: Reads request bodies.
-    """
-    settings = served.settings
+def add_routes(app: FastAPI, site: Site) -> None:
+    """Add the routes that embed, and those that say what the model is."""
+    holder, settings = site.holder, site.holder.settings
 
     @app.post(
         "/v1/embeddings",
@@ -73,21 +59,21 @@ def add_routes(app: FastAPI, served: ModelHolder, bodies: BodyReader) -> None:
     )
     async def embeddings(request: Request) -> Response:
         """Embed texts; as OpenAI's route of this name, with Jina's further fields."""
-        if served.now.queue.full:
+        if holder.now.batcher.full:
             raise overloaded(1)
-        asked = parse(EmbeddingRequest, await bodies.json(request))
-        service, encoder = served.now, served.now.encoder
-        texts = texts_of(asked.input, "input", settings.request_texts)
-        task, prompt_name = parse_task(asked.task, asked.prompt_name)
-        service.check(asked.model, task, asked.dimensions)
-        if asked.late_chunking and asked.truncate:
+        fields = parse(EmbeddingRequest, await site.bodies.json(request))
+        service, encoder = holder.now, holder.now.encoder
+        texts = texts_of(fields.input, "input", settings.request_texts)
+        task, prompt_name = parse_task(fields.task, fields.prompt_name)
+        service.check(fields.model, task, fields.dimensions)
+        if fields.late_chunking and fields.truncate:
             raise ApiError(
                 400,
                 "late_chunking reads the texts as one and cuts none of them; leave truncate out",
                 param="truncate",
             )
-        dim, kinds = asked.dimensions or encoder.embedding_dim, asked.kinds()
-        if "int8" in kinds and not asked.normalized:
+        dim, kinds = fields.dimensions or encoder.embedding_dim, fields.kinds()
+        if "int8" in kinds and not fields.normalized:
             raise ApiError(
                 400,
                 "int8 codes are of vectors of length one; leave normalized out",
@@ -95,7 +81,7 @@ def add_routes(app: FastAPI, served: ModelHolder, bodies: BodyReader) -> None:
             )
         ranges = int8_ranges(encoder, task, dim) if "int8" in kinds else None
         offset = binary_offset(encoder, task, dim, prompt_name) if set(BITS) & set(kinds) else None
-        if offset is not None and not asked.normalized:
+        if offset is not None and not fields.normalized:
             raise ApiError(
                 400,
                 "binary codes of this model are of vectors of length one; leave normalized out",
@@ -106,51 +92,52 @@ def add_routes(app: FastAPI, served: ModelHolder, bodies: BodyReader) -> None:
             texts,
             task=task,
             prompt=prompt,
-            truncate=asked.truncate,
+            truncate=fields.truncate,
             field="input",
-            late_chunking=asked.late_chunking,
+            late_chunking=fields.late_chunking,
         )
-        done = await unless_gone(request.receive, work)
+        result = await unless_gone(request.receive, work)
 
         def body() -> bytes:
-            vectors = cut(done.vectors, dim, normalized=asked.normalized)
+            vectors = cut(result.vectors, dim, normalized=fields.normalized)
             forms = {kind: sent_as(vectors, kind, ranges, offset) for kind in kinds}
             return _json(
-                _reply(encoder.name, forms, done, several=isinstance(asked.embedding_type, list))
+                _reply(encoder.name, forms, result, several=isinstance(fields.embedding_type, list))
             )
 
-        return await _respond(body, done.vectors.size)
+        return await _respond(body, result.vectors.size)
 
     @app.post(TEI_PATH, openapi_extra=_takes(TeiRequest), response_class=Response, tags=["embed"])
     async def embed(request: Request) -> Response:
         """Embed texts; as text-embeddings-inference's route of this name. The reply is a bare list of vectors."""
-        if served.now.queue.full:
+        if holder.now.batcher.full:
             raise overloaded(1)
-        asked = parse(TeiRequest, await bodies.json(request))
-        service, encoder = served.now, served.now.encoder
-        texts = texts_of(asked.inputs, "inputs", settings.request_texts)
-        task, prompt_name = parse_task(asked.task, asked.prompt_name)
-        service.check(None, task, asked.dimensions)
+        fields = parse(TeiRequest, await site.bodies.json(request))
+        service, encoder = holder.now, holder.now.encoder
+        texts = texts_of(fields.inputs, "inputs", settings.request_texts)
+        task, prompt_name = parse_task(fields.task, fields.prompt_name)
+        service.check(None, task, fields.dimensions)
         prompt = encoder.prompt_text(prompt_name)
         work = service.embed(
-            texts, task=task, prompt=prompt, truncate=asked.truncate, field="inputs"
+            texts, task=task, prompt=prompt, truncate=fields.truncate, field="inputs"
         )
-        done = await unless_gone(request.receive, work)
-        dim = asked.dimensions or encoder.embedding_dim
+        result = await unless_gone(request.receive, work)
+        dim = fields.dimensions or encoder.embedding_dim
         return await _respond(
-            lambda: _json(cut(done.vectors, dim, normalized=asked.normalize)), done.vectors.size
+            lambda: _json(cut(result.vectors, dim, normalized=fields.normalize)),
+            result.vectors.size,
         )
 
     @app.get("/v1/models", tags=["about"])
     async def models() -> dict[str, Any]:
         """List the model served, with its tasks, prompts, sizes and limits."""
-        return {"object": "list", "data": [_model(served.now)]}
+        return {"object": "list", "data": [_model(holder.now)]}
 
     @app.get("/v1/models/{name:path}", tags=["about"])
     async def model(name: str) -> dict[str, Any]:
         """Describe the model served."""
-        served.now.check(name, None, None)
-        return _model(served.now)
+        holder.now.check(name, None, None)
+        return _model(holder.now)
 
 
 def _takes(model: type[EmbeddingRequest] | type[TeiRequest]) -> dict[str, Any]:
@@ -186,7 +173,7 @@ def _model(service: EmbeddingService) -> dict[str, Any]:
 
 
 def _reply(
-    name: str, forms: dict[Any, Any], done: EmbeddingResult, *, several: bool
+    name: str, forms: dict[Any, Any], result: EmbeddingResult, *, several: bool
 ) -> dict[str, Any]:
     first = next(iter(forms.values()))
     rows = (
@@ -198,9 +185,9 @@ def _reply(
         "object": "list",
         "data": [{"object": "embedding", "index": index, **row} for index, row in enumerate(rows)],
         "model": name,
-        "usage": {"prompt_tokens": done.tokens, "total_tokens": done.tokens},
+        "usage": {"prompt_tokens": result.tokens, "total_tokens": result.tokens},
     }
-    return reply | ({"truncated": done.cut} if done.cut else {})
+    return reply | ({"truncated": result.cut} if result.cut else {})
 
 
 def _json(value: Any) -> bytes:

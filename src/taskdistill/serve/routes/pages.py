@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from taskdistill.serve.errors import ApiError
-from taskdistill.serve.model_holder import ModelHolder
+from taskdistill.serve.site import Site
 from taskdistill.serve.vectors import int8_ranges
 
 TYPES = {
@@ -26,14 +26,9 @@ POLICY = (
 """Content-Security-Policy of the page: nothing but this server."""
 
 
-def add_routes(app: FastAPI, served: ModelHolder, has_index: bool) -> None:
-    """Add the page and its files.
-
-    Args:
-        app: The application.
-        served: The model.
-        has_index: Whether /search exists.
-    """
+def add_routes(app: FastAPI, site: Site) -> None:
+    """Add the page and its files."""
+    holder = site.holder
     folder = files("taskdistill.serve") / "page"
     content = {
         entry.name: entry.read_bytes()
@@ -61,7 +56,7 @@ def add_routes(app: FastAPI, served: ModelHolder, has_index: bool) -> None:
 
     @app.get("/page/about.json", include_in_schema=False)
     async def about() -> dict[str, Any]:
-        return {"index": has_index, "key": served.settings.api_key is not None}
+        return {"index": site.index is not None, "key": holder.settings.api_key is not None}
 
     @app.get("/page/ranges.json", include_in_schema=False)
     async def ranges(task: str = "base", dim: str = "") -> dict[str, Any]:
@@ -71,7 +66,7 @@ def add_routes(app: FastAPI, served: ModelHolder, has_index: bool) -> None:
                 "the parameter dim is no number of dimensions; send one such as dim=64",
                 param="dim",
             )
-        return int8_ranges(served.now.encoder, None if task == "base" else task, int(dim)).to_json()
+        return int8_ranges(holder.now.encoder, None if task == "base" else task, int(dim)).to_json()
 
     @app.get("/page/{name}", include_in_schema=False)
     async def file(name: str) -> Response:

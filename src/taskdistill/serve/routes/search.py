@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -20,12 +20,11 @@ from taskdistill.encode.projected import ProjectedEncoder, in_space
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.quantization import normalize, truncate
 from taskdistill.search.filters import Condition, parse_filter
-from taskdistill.serve.bodies import BodyReader
 from taskdistill.serve.errors import ApiError
-from taskdistill.serve.model_holder import ModelHolder
 from taskdistill.serve.routes.embeddings import unless_gone
 from taskdistill.serve.schemas import RequestBody, parse, texts_of
 from taskdistill.serve.service import overloaded
+from taskdistill.serve.site import SearchIndex, Site
 
 MOST_HITS = 1000
 """Largest top_k."""
@@ -34,33 +33,6 @@ REFRESH_SECONDS = 5.0
 """How often a search looks whether another process has written to the index."""
 
 _log = logging.getLogger(__name__)
-
-
-class SearchIndex(Protocol):
-    """An open index of `taskdistill.search`."""
-
-    settings: Any
-    documents: int
-
-    def refresh(self) -> None:
-        """Go on to what is on the disk now."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Say what the index is."""
-        ...
-
-    def search(
-        self,
-        queries: Any,
-        top_k: int,
-        *,
-        encoder: Any = None,
-        space_id: str | None = None,
-        **options: Any,
-    ) -> list[list[Any]]:
-        """Return hits for each query."""
-        ...
 
 
 class SearchRequest(RequestBody):
@@ -107,22 +79,14 @@ class _ComputedVectors:
         return truncate(self._vectors, truncate_dim or self._vectors.shape[1])
 
 
-def add_routes(
-    app: FastAPI, served: ModelHolder, bodies: BodyReader, index: SearchIndex | None
-) -> None:
-    """Add /search and /v1/index; without an index they answer 404.
-
-    Args:
-        app: The application.
-        served: The model.
-        bodies: Reads request bodies.
-        index: An open index, of the model's space or of its teacher's.
-    """
+def add_routes(app: FastAPI, site: Site) -> None:
+    """Add /search and /v1/index; without an index they answer 404."""
+    holder, index = site.holder, site.index
     threads = ThreadPoolExecutor(2, thread_name_prefix="search")
     running = 0
     refreshed = time.monotonic()
 
-    def fresh(index: SearchIndex) -> SearchIndex:
+    def refreshed_index(index: SearchIndex) -> SearchIndex:
         nonlocal refreshed
         if time.monotonic() - refreshed > REFRESH_SECONDS:
             refreshed = time.monotonic()
@@ -133,9 +97,9 @@ def add_routes(
         return index
 
     async def find(
-        index: SearchIndex, asked: SearchRequest, queries: list[str]
+        index: SearchIndex, fields: SearchRequest, queries: list[str]
     ) -> tuple[list[list[Any]], float]:
-        service = served.now
+        service = holder.now
         asker = in_space(service.encoder, index.settings.space_id, *index.settings.former_space_ids)
         projected = isinstance(asker, ProjectedEncoder)
         if projected and index.settings.task is not None:
@@ -145,23 +109,25 @@ def add_routes(
             )
         prompt = service.encoder.prompt_text(index.settings.query_prompt)
         task = None if projected else index.settings.task
-        done = await service.embed(queries, task=task, prompt=prompt, truncate=True, field="query")
+        result = await service.embed(
+            queries, task=task, prompt=prompt, truncate=True, field="query"
+        )
         vectors = (
-            asker.carry(normalize(done.vectors))
+            asker.carry(normalize(result.vectors))
             if isinstance(asker, ProjectedEncoder)
-            else done.vectors
+            else result.vectors
         )
         encoder = _ComputedVectors(asker, vectors)
 
         def work() -> tuple[list[list[Any]], float]:
             started = time.monotonic()
             options: dict[str, Any] = {
-                "filter": asked.filter,
-                "oversample": asked.oversample,
-                "hybrid": asked.hybrid,
-                "refinement": asked.refine,
+                "filter": fields.filter,
+                "oversample": fields.oversample,
+                "hybrid": fields.hybrid,
+                "refinement": fields.refine,
             }
-            hits = fresh(index).search(queries, asked.top_k, encoder=encoder, **options)
+            hits = refreshed_index(index).search(queries, fields.top_k, encoder=encoder, **options)
             return hits, (time.monotonic() - started) * 1000
 
         return await asyncio.get_running_loop().run_in_executor(threads, work)
@@ -177,21 +143,21 @@ def add_routes(
     async def search(request: Request) -> JSONResponse:
         """Find passages in the index: for each query a list of hits, best first, each with the place it came from."""
         nonlocal running
-        given = _given(index)
+        open_index = _required(index)
 
         def check_room() -> None:
-            if running >= served.settings.searches or served.now.queue.full:
+            if running >= holder.settings.searches or holder.now.batcher.full:
                 raise overloaded(1)
 
         check_room()
-        asked = parse(SearchRequest, await bodies.json(request))
-        queries = texts_of(asked.query, "query", served.settings.searches)
-        conditions_of(asked.filter)
+        fields = parse(SearchRequest, await site.bodies.json(request))
+        queries = texts_of(fields.query, "query", holder.settings.searches)
+        conditions_of(fields.filter)
         check_room()  # a body may take its time to arrive, and keeps nobody out meanwhile
         running += 1
         try:
             started = time.monotonic()
-            hits, ranking_ms = await unless_gone(request.receive, find(given, asked, queries))
+            hits, ranking_ms = await unless_gone(request.receive, find(open_index, fields, queries))
         finally:
             running -= 1
         total_ms = (time.monotonic() - started) * 1000
@@ -206,18 +172,12 @@ def add_routes(
     @app.get("/v1/index", tags=["about"])
     async def describe() -> dict[str, Any]:
         """Describe the index: model, task, sizes, counts."""
-        said = _given(index).describe()
-        return {key: value for key, value in said.items() if key != "path"}
+        description = _required(index).describe()
+        return {key: value for key, value in description.items() if key != "path"}
 
 
 def conditions_of(value: Any) -> tuple[Condition, ...]:
     """Read the filter of a request, before anything is computed for it.
-
-    Args:
-        value: What the request holds.
-
-    Returns:
-        Conditions.
 
     Raises:
         ApiError: 400 if it is no filter.
@@ -234,7 +194,7 @@ def conditions_of(value: Any) -> tuple[Condition, ...]:
         raise ApiError(400, str(error), param="filter") from None
 
 
-def _given(index: SearchIndex | None) -> SearchIndex:
+def _required(index: SearchIndex | None) -> SearchIndex:
     if index is None:
         raise ApiError(
             404, "this server has no index; start it with --index INDEX", code="no_index"
