@@ -102,7 +102,7 @@ def test_no_other_seed_is_taken(tmp_path, seed):
         ["adapt", "m", "d", "--task", "retrieval"],
         ["shrink", "m"],
         ["needle", "m"],
-        ["probe", "m"],
+        ["compare-teachers", "m"],
         ["migrate", "i", "m"],
         ["data", "docs"],
     ):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from taskdistill.cli import main
 from taskdistill.cli.main import run
 
 RECIPE = {
@@ -121,3 +122,31 @@ def test_usage_errors_end_with_2(argv, capsys):
 
 def test_a_missing_recipe(capsys):
     assert "recipes/quickstart.yaml" in fails(capsys, "plan", Path("no-such-recipe.yaml"))
+
+
+def test_old_spellings_are_understood_with_a_warning(capsys):
+    for old, now in (
+        (["probe", "--help"], ["compare-teachers", "--help"]),
+        (["evaluate", "m", "--seen=x", "--out"], ["evaluate", "m", "--train-data=x", "--out"]),
+        (["--debug", "shrink", "--set", "x"], ["--debug", "shrink", "--eval-set", "x"]),
+    ):
+        assert main._present_spelling(old) == now
+        changed = [(a, b) for a, b in zip(old, now, strict=True) if a != b]
+        warned = capsys.readouterr().err.splitlines()
+        assert len(warned) == len(changed) and "is called" in warned[0]
+    for same in (["adapt", "--set", "steps=3"], ["merge", "--", "--set"], ["--version"], []):
+        assert main._present_spelling(same) == same and capsys.readouterr().err == ""
+
+
+def test_every_new_spelling_is_an_option_of_its_command_and_no_old_one_is():
+    commands = main._commands().commands
+    for name, options in main.RENAMED_OPTIONS.items():
+        command = commands[name].commands["docs"] if name == "data" else commands[name]
+        names = {option for parameter in command.params for option in parameter.opts}
+        assert set(options.values()) <= names and not set(options) & names
+    assert not set(main.RENAMED_COMMANDS) & set(commands)
+    assert set(main.RENAMED_COMMANDS.values()) <= set(commands)
+
+
+def test_every_command_module_has_its_place_in_the_help():
+    assert set(main.COMMANDS) == set(main.LISTED)

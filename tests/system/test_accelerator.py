@@ -426,7 +426,7 @@ def without_times(value: Any) -> Any:
 
 
 def test_evaluate_needle_and_probe(home, tmp_path, capsys):
-    data = ["--data", home.path / "data", "--set", "retrieval/qa", "--set", "sts/sts"]
+    data = ["--data", home.path / "data", "--eval-set", "retrieval/qa", "--eval-set", "sts/sts"]
     one, two = both(
         tmp_path, "evaluate", home.path / "twin/model", home.path / "teacher", *data, out="-eval"
     )
@@ -466,7 +466,16 @@ def test_evaluate_needle_and_probe(home, tmp_path, capsys):
         json.loads((one / "results.json").read_text())["rows"]
         == json.loads((two / "results.json").read_text())["rows"]
     )
-    small = ["--limit", "30", "--steps", "4", "--data", home.path / "data", "--set", "sts/sts"]
+    small = [
+        "--max-texts",
+        "30",
+        "--steps",
+        "4",
+        "--data",
+        home.path / "data",
+        "--eval-set",
+        "sts/sts",
+    ]
     one, two = both(tmp_path, "probe", home.path / "teacher", *small, out="-probe")
     first, second = (
         without_times(json.loads((each / "probe.json").read_text())["teachers"])
@@ -489,7 +498,7 @@ def test_index_search_tune_tiers_and_migrate(home, tmp_path, capsys):
         "index",
         home.path / "twin/model",
         dev / "corpus.jsonl.gz",
-        "--rescore",
+        "--rescore-precision",
         "float32",
         out="-index",
     )
@@ -681,7 +690,7 @@ def test_merge_and_shrink(home, texts, tmp_path, monkeypatch):
         home.path / "teacher",
         *options,
         home.path / "data",
-        "--set",
+        "--eval-set",
         "sts/sts",
         out="-small",
     )

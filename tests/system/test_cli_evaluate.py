@@ -85,7 +85,7 @@ def test_every_option_reaches_the_results(place, tmp_path, capsys):
     argv = [
         "evaluate", place / "adapted", f"{place / 'adapted'}#adapters=off&name=base", place / "plain", "--data", place / "data", "--out", out,
         "--dims", "8,16", "--precisions", "float32,int8,binary", "--prompts", place / "prompts.txt",
-        "--seen", place / "data", "--reference", "plain", "--max-queries", "10", "--json", tmp_path / "copy.json",
+        "--train-data", place / "data", "--reference", "plain", "--max-queries", "10", "--json", tmp_path / "copy.json",
     ]  # fmt: skip
     assert run([str(each) for each in argv]) == 0
     found = json.loads((out / "results.json").read_text("utf-8"))
@@ -134,7 +134,7 @@ def test_every_option_reaches_the_results(place, tmp_path, capsys):
         "“topic of ”",
     ):
         assert words in page, words
-    assert "--seen" in page and str(tmp_path) not in page
+    assert "--train-data" in page and str(tmp_path) not in page
     shown = capsys.readouterr().out
     assert "retrieval/qa" in shown and "adapted: To keep 99 %" in shown
     assert {path.name for path in out.glob("compression-*.png")} == {
@@ -171,7 +171,7 @@ def test_options_without_effect_or_sense_are_refused(place, tmp_path, capsys):
         capsys, plain, "--data", data, "--prompts", tmp_path / "none.txt", "--out", out
     )
     assert "tells no training data" in fails(
-        capsys, plain, "--data", data, "--seen", tmp_path / "none.txt", "--out", out
+        capsys, plain, "--data", data, "--train-data", tmp_path / "none.txt", "--out", out
     )
     assert not (out / "results.json").exists()
 
@@ -182,7 +182,7 @@ def test_no_rescoring_leaves_it_out(place, tmp_path):
         place / "plain",
         "--data",
         place / "data",
-        "--set",
+        "--eval-set",
         "retrieval/qa",
         "--dims",
         "8",

@@ -351,7 +351,7 @@ def part_of(number: int, parts: int):
     return lambda calls: range(1 + number, calls + 1, parts)
 
 
-SWEPT = {"search tune": 3, "probe": 2, "train": 0, "train profiled": 0}
+SWEPT = {"search tune": 3, "compare-teachers": 2, "train": 0, "train profiled": 0}
 """Commands to the parts that the sweep over all calls is cut into, one where nothing is said; 0 for every sixth call alone."""
 
 

@@ -52,7 +52,7 @@ class Case:
 
 
 ENCODE = "encode {home}/model {home}/texts.jsonl --task retrieval --quiet"
-SMALL = "--set sts/sts --data {home}/data --quiet"
+SMALL = "--eval-set sts/sts --data {home}/data --quiet"
 CASES: dict[str, Case] = {
     "train": Case("train {home}/train.yaml --out {box}/out --quiet", "out"),
     "train profiled": Case("train {home}/train.yaml --out {box}/out --quiet --profile", "out"),
@@ -69,7 +69,7 @@ CASES: dict[str, Case] = {
         f"evaluate {{home}}/model --out {{box}}/out --dims 8,32 --precisions float32 {SMALL}", "out"
     ),
     "write-texts": Case(
-        "evaluate --data {home}/data --set sts/sts --write-texts {box}/out.jsonl --quiet",
+        "evaluate --data {home}/data --eval-set sts/sts --write-texts {box}/out.jsonl --quiet",
         "out.jsonl",
         folder=False,
     ),
@@ -77,7 +77,9 @@ CASES: dict[str, Case] = {
         "needle {home}/model --lengths 64 --kinds passkey --documents 4 --out {box}/out --quiet",
         "out",
     ),
-    "probe": Case(f"probe {{home}}/model --out {{box}}/out --steps 2 {SMALL}", "out"),
+    "compare-teachers": Case(
+        f"compare-teachers {{home}}/model --out {{box}}/out --steps 2 {SMALL}", "out"
+    ),
     "index": Case("index {home}/model {home}/corpus.jsonl --out {box}/out --bm25 --quiet", "out"),
     "index delete": Case("index delete {box}/index d1", "index", ("index",)),
     "index compact": Case(
@@ -124,7 +126,7 @@ CASES: dict[str, Case] = {
     "info json": Case("info {home}/model --json {box}/out.json", "out.json", folder=False),
     "search json": Case("search {home}/index ship --json {box}/out.json", "out.json", folder=False),
 }
-SLOW = {"train profiled", "probe"}
+SLOW = {"train profiled", "compare-teachers"}
 
 
 @pytest.fixture(scope="module")
@@ -455,7 +457,7 @@ def test_no_result_is_written_over_what_a_folder_of_ours_needs(home, tmp_path, k
         f"info {box}/model --json {place}",
         f"index {home}/model {home}/more.jsonl --out {box}/index --quiet --json {place}",
         f"search {home}/index ship --json {place}",
-        f"evaluate --data {home}/data --set sts/sts --write-texts {place} --quiet",
+        f"evaluate --data {home}/data --eval-set sts/sts --write-texts {place} --quiet",
     ):
         if "--write-texts" in line and not os.path.lexists(place) and not place.endswith(MANIFEST):
             continue

@@ -153,7 +153,7 @@ def test_the_command_tells_what_it_found(home, tmp_path, capsys):
         str(home / "m1"),
         "--data",
         str(home / "data"),
-        "--set",
+        "--eval-set",
         "sts/sts",
         "--out",
         str(tmp_path / "out"),

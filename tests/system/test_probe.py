@@ -30,14 +30,14 @@ def place(tmp_path_factory):
 def test_two_teachers_and_their_students_side_by_side(place, tmp_path, capsys):
     out = tmp_path / "out"
     argv = [
-        "probe",
+        "compare-teachers",
         place / "one",
         place / "two",
         "--data",
         place / "data",
         "--out",
         out,
-        "--limit",
+        "--max-texts",
         "60",
         "--steps",
         "20",
@@ -76,7 +76,7 @@ def test_two_teachers_and_their_students_side_by_side(place, tmp_path, capsys):
     } == before and "made before" in capsys.readouterr().out
     again = json.loads((tmp_path / "copy.json").read_text("utf-8"))
     assert again["results"]["scores"] == found["results"]["scores"]
-    assert run([*map(str, argv), "--set", "sts/sts", "--steps", "21", "--quiet"]) == 0
+    assert run([*map(str, argv), "--eval-set", "sts/sts", "--steps", "21", "--quiet"]) == 0
     assert (
         json.loads((out / "probe.json").read_text("utf-8"))["teachers"][0]["student"]
         != rows[0]["student"]

@@ -182,7 +182,7 @@ def test_the_command_says_what_each_step_costs(home, tmp_path, capsys):
         "--vocabulary",
         "--data",
         str(home / "data"),
-        "--set",
+        "--eval-set",
         "sts/sts",
         "--json",
         str(tmp_path / "r.json"),

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any
 
@@ -13,42 +14,55 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from taskdistill.cli.commands import (
-    ablate,
-    adapt,
-    compare_teachers,
-    data,
-    encode,
-    evaluate,
-    export,
-    info,
-    merge,
-    migrate,
-    mine,
-    needle,
-    search,
-    serve,
-    shrink,
-    train,
-    tune,
-)
 from taskdistill.cli.json_result import Checked
 from taskdistill.errors import BadInput, TruncationWarning, WorkFailed
 from taskdistill.io.protection import spell
+from taskdistill.registry import Registry
+
+COMMANDS: Registry[Callable[[typer.Typer], None]] = Registry(
+    "taskdistill.cli.commands", "register", noun="command module"
+)
+"""Each module of commands/ registers what it has."""
+
+LISTED = (
+    "train",
+    "adapt",
+    "encode",
+    "evaluate",
+    "ablate",
+    "compare-teachers",
+    "needle",
+    "search",
+    "migrate",
+    "tune",
+    "serve",
+    "export",
+    "info",
+    "data",
+    "mine",
+    "merge",
+    "shrink",
+)
+"""The order of `--help`, as one meets the commands; a module that is not named comes last."""
+
+RENAMED_COMMANDS = {"probe": "compare-teachers"}
+RENAMED_OPTIONS = {
+    "evaluate": {"--set": "--eval-set", "--seen": "--train-data"},
+    "compare-teachers": {"--set": "--eval-set", "--limit": "--max-texts"},
+    "merge": {"--set": "--eval-set"},
+    "shrink": {"--set": "--eval-set"},
+    "index": {"--rescore": "--rescore-precision"},
+    "tiers": {"--rescore": "--rescore-precision"},
+    "data": {"--limit": "--max-documents"},
+}
+"""Command to its old spellings, which are understood with a warning until version 0.3."""
 
 
 class Commands(TyperGroup):
     """The commands; the name of one may be two words, such as `search tune` beside `search INDEX QUERY`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that arguments begin with.
-
-        Args:
-            ctx: Where it is looked for.
-
-        Returns:
-            Its name, the command, and the arguments that are left.
-        """
+        """Find the command that arguments begin with: its name, the command, and what is left of the arguments."""
         two = " ".join(args[:2])
         return (
             (two, self.commands[two], args[2:])
@@ -87,26 +101,8 @@ def options(
         raise typer.Exit
 
 
-for module in (
-    train,
-    adapt,
-    encode,
-    evaluate,
-    ablate,
-    compare_teachers,
-    needle,
-    search,
-    migrate,
-    tune,
-    serve,
-    export,
-    info,
-    data,
-    mine,
-    merge,
-    shrink,
-):
-    module.register(app)
+for name in sorted(COMMANDS, key=lambda name: (*LISTED, name).index(name)):
+    COMMANDS[name](app)
 for group in (app, *(each.typer_instance for each in app.registered_groups)):
     for command in group.registered_commands if group is not None else ():
         command.cls = Checked
@@ -140,10 +136,7 @@ def main() -> None:
 
 
 def run(argv: list[str]) -> int:
-    """Run a command line.
-
-    Args:
-        argv: Arguments without the program's name.
+    """Run a command line, given without the program's name.
 
     Returns:
         0 success, 1 failure of the work, 2 bad input.
@@ -152,7 +145,7 @@ def run(argv: list[str]) -> int:
     _debug = False
     warnings.showwarning = _warn
     try:
-        code = _commands()(args=argv, standalone_mode=False)
+        code = _commands()(args=_present_spelling(argv), standalone_mode=False)
         return code if isinstance(code, int) else 0
     except _Usage as error:
         error.show()
@@ -167,6 +160,26 @@ def run(argv: list[str]) -> int:
         return _tell("out of memory; lower the batch size or the number of texts held at once", 1)
     except OSError as error:
         return _tell(spell(error), 1)
+
+
+def _present_spelling(argv: list[str]) -> list[str]:
+    """Replace what was renamed, and say so; words after the first that is no option are the command's."""
+    place = next((n for n, word in enumerate(argv) if not word.startswith("-")), None)
+    if place is None:
+        return argv
+    words = list(argv)
+    words[place] = RENAMED_COMMANDS.get(words[place], words[place])
+    options = RENAMED_OPTIONS.get(words[place], {})
+    for n in range(place + 1, len(words)):
+        if words[n] == "--":
+            break
+        option, equals, value = words[n].partition("=")
+        words[n] = options.get(option, option) + equals + value
+    for before, now in zip(argv, words, strict=True):
+        if before != now:
+            before, now = before.partition("=")[0], now.partition("=")[0]
+            print(f"warning: {before} is called {now} now; the old name will go", file=sys.stderr)
+    return words
 
 
 def _tell(message: str, code: int) -> int:

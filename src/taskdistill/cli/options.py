@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from taskdistill.seeding import SEEDS
+
 AUTO = "auto"
+RecipePath = Annotated[Path, typer.Argument(help="YAML recipe, such as recipes/quickstart.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: --set stage1.steps=100")
+]
+EvalSets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--eval-set", help="Only this set, such as retrieval/scifact or sts/*; repeatable."
+    ),
+]
+MaxQueries = Annotated[
+    int | None, typer.Option("--max-queries", min=1, help="Cut large sets to this many queries.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=SEEDS - 1, help="Of all that is random")]
+JsonPath = Annotated[
+    Path | None, typer.Option("--json", help="Write the result as JSON to this file.")
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -49,8 +70,8 @@ def with_placement(overrides: list[str] | None, device: str | None, dtype: str |
     Returns:
         All overrides; the flags come last.
     """
-    said = (("device", device), ("precision", dtype))
+    placement = (("device", device), ("precision", dtype))
     return [
         *(overrides or ()),
-        *(f"{key}={json.dumps(value)}" for key, value in said if value is not None),
+        *(f"{key}={json.dumps(value)}" for key, value in placement if value is not None),
     ]

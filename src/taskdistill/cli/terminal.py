@@ -43,12 +43,12 @@ class Terminal:
         self.live = self.console.is_terminal and not quiet
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._name, self._began, self._said = "", time.monotonic(), time.monotonic()
+        self._name, self._began, self._last_line = "", time.monotonic(), time.monotonic()
 
     def stage(self, name: str) -> None:
         """Begin a part: a line, and a fresh bar."""
         self.end()
-        self._name, self._began, self._said = name, time.monotonic(), time.monotonic()
+        self._name, self._began, self._last_line = name, time.monotonic(), time.monotonic()
         if not self.quiet:
             self.console.print(f"[bold]{escape(name)}[/bold]")
 
@@ -98,22 +98,22 @@ class Terminal:
             self._progress.stop()
             self._progress = self._task = None
 
-    def _show(self, done: int, total: int, told: str) -> None:
+    def _show(self, done: int, total: int, details: str) -> None:
         if self.quiet:
             return
         if self.live:
-            self._bar(done, total, told)
-        elif time.monotonic() - self._said > PLAIN_EVERY:
-            self._said = time.monotonic()
-            spent = self._said - self._began
+            self._bar(done, total, details)
+        elif time.monotonic() - self._last_line > PLAIN_EVERY:
+            self._last_line = time.monotonic()
+            spent = self._last_line - self._began
             left = (
                 f" of {total:,}, {spent / max(done, 1) * (total - done):.0f} s left"
                 if total >= done
                 else ""
             )
-            self.console.print(f"  {done:,}{left}  {told}".rstrip(), markup=False)
+            self.console.print(f"  {done:,}{left}  {details}".rstrip(), markup=False)
 
-    def _bar(self, done: int, total: int, told: str) -> None:
+    def _bar(self, done: int, total: int, details: str) -> None:
         if self._progress is None:
             if done >= total > 0 or time.monotonic() - self._began < 1.0:
                 return
@@ -121,13 +121,13 @@ class Terminal:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[told]}", markup=False),
+                TextColumn("{task.fields[details]}", markup=False),
             )
             self._progress = Progress(*columns, console=self.console, transient=True)
             self._progress.start()
-            self._task = self._progress.add_task("", total=total, told=told)
+            self._task = self._progress.add_task("", total=total, details=details)
         assert self._task is not None
-        self._progress.update(self._task, completed=done, total=total or None, told=told)
+        self._progress.update(self._task, completed=done, total=total or None, details=details)
 
 
 @contextmanager
@@ -135,20 +135,20 @@ def stopping() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a polite stop; the second one ends the process at once.
 
     Yields:
-        A function that says whether a stop was asked for.
+        A function that says whether a stop was requested.
     """
-    asked = False
+    requested = False
 
     def ask(number: int, _frame: object) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal requested
+        if requested:
             sys.exit(128 + number)
-        asked = True
+        requested = True
         print("stopping after this step; once more to stop at once", file=sys.stderr)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -100,7 +100,7 @@ def export_index(
     settings, tuned = index.settings, index.snapshot.manifest.search.oversample
     if settings.rescore == "none":
         raise BadInput(
-            f"{path} keeps binary codes only (rescore none), which no engine can rescore; build it with --rescore int8 or float16"
+            f"{path} keeps binary codes only (rescore none), which no engine can rescore; build it with --rescore-precision int8 or float16"
         )
     if index.snapshot.live_count == 0:
         raise BadInput(f"{path} holds no documents; add some first")

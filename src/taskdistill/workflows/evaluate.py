@@ -293,7 +293,7 @@ def check_options(request: EvaluateRequest) -> None:
     given = {
         "--set": request.sets is not None,
         "--split": request.split != "test",
-        "--seen": bool(request.seen) and not request.suites,
+        "--train-data": bool(request.seen) and not request.suites,
         "--max-queries": options.max_queries is not None,
         "--full-train": options.full_train,
         "--no-languages": not options.languages,

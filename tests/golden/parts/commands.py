@@ -49,16 +49,16 @@ def record(workshop: Workshop) -> dict[str, Any]:
     _make_smaller(workshop, found)
     _mine(workshop, found)
     words = (
-        "probe",
+        "compare-teachers",
         workshop.teacher,
         workshop.topics,
         "--data",
         workshop.data,
-        "--set",
+        "--eval-set",
         "retrieval/qa",
-        "--set",
+        "--eval-set",
         "sts/sts",
-        "--limit",
+        "--max-texts",
         60,
     )
     out = workshop.path("commands/probe")
@@ -201,7 +201,7 @@ def _make_smaller(workshop: Workshop, found: dict[str, Any]) -> None:
         24,
         "--data",
         workshop.data,
-        "--set",
+        "--eval-set",
         "sts/sts",
     )
     done = workshop.command(
@@ -223,7 +223,7 @@ def _make_smaller(workshop: Workshop, found: dict[str, Any]) -> None:
             other,
             "--data",
             workshop.data,
-            "--set",
+            "--eval-set",
             "sts/sts",
             "--method",
             method,

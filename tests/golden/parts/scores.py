@@ -39,11 +39,11 @@ def record(workshop: Workshop) -> dict[str, Any]:
     prompts = workshop.path("prompts.txt")
     prompts.write_text("\nQuery: \ntopic of \n")
     out = workshop.path("scores/all")
-    sets = [word for name in SETS for word in ("--set", name)]
+    sets = [word for name in SETS for word in ("--eval-set", name)]
     found: dict[str, Any] = {}
     done = workshop.run(
         "evaluate", topics, bert, f"{bert}#adapters=off&name=base", "--data", data, "--out", out, *sets, "--dims", "8,16",
-        "--precisions", "float32,float16,int8,binary", "--prompts", prompts, "--seen", data, "--reference", "topics", "--full-train", "--quiet",
+        "--precisions", "float32,float16,int8,binary", "--prompts", prompts, "--train-data", data, "--reference", "topics", "--full-train", "--quiet",
         made=out,
     )  # fmt: skip
     found["evaluate on every task type"] = done
@@ -56,7 +56,7 @@ def record(workshop: Workshop) -> dict[str, Any]:
         for name, value in sets_of.items()
     }
     found["headings of the report"] = headings(out / "report.html")
-    small = ("--data", data, "--set", "retrieval/qa", "--max-queries", 8, "--quiet", "--out")
+    small = ("--data", data, "--eval-set", "retrieval/qa", "--max-queries", 8, "--quiet", "--out")
     workshop.command(
         found,
         "evaluate",
@@ -83,7 +83,7 @@ def record(workshop: Workshop) -> dict[str, Any]:
     )
     texts = workshop.path("scores/texts.jsonl")
     done = workshop.command(
-        found, "evaluate", "--data", data, "--set", "sts/sts", "--write-texts", texts
+        found, "evaluate", "--data", data, "--eval-set", "sts/sts", "--write-texts", texts
     )
     done["texts"] = texts.read_text("utf-8").splitlines()[:5]
     needle = workshop.path("scores/needle")

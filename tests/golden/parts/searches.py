@@ -65,7 +65,7 @@ def _precisions(workshop: Workshop, found: dict[str, Any]) -> None:
             index,
             "--dim",
             dim,
-            "--rescore",
+            "--rescore-precision",
             rescore,
             "--quiet",
         )
@@ -194,7 +194,15 @@ def _migration(workshop: Workshop, found: dict[str, Any]) -> None:
     corpus = dev / "corpus.jsonl"
     other = entry.write_topic_model(workshop.path("newer"), width=32, noise=0.3, seed=9)
     workshop.command(
-        found, "index", workshop.topics, corpus, "--out", old, "--rescore", "float32", "--quiet"
+        found,
+        "index",
+        workshop.topics,
+        corpus,
+        "--out",
+        old,
+        "--rescore-precision",
+        "float32",
+        "--quiet",
     )
     words = ("migrate", old, other, "--dev", dev, "--into", new, "--quiet")
     workshop.command(
@@ -223,7 +231,9 @@ def _migration(workshop: Workshop, found: dict[str, Any]) -> None:
     rows = corpus.read_text().splitlines()[:10]
     part = workshop.path("indexes/part.jsonl")
     part.write_text("\n".join(rows) + "\n")
-    workshop.command(found, "index", other, part, "--out", new, "--rescore", "float32", "--quiet")
+    workshop.command(
+        found, "index", other, part, "--out", new, "--rescore-precision", "float32", "--quiet"
+    )
     workshop.command(
         found, "search", out, QUERY, "-k", 5, result=workshop.path("indexes/both-hits.json")
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from taskdistill.cli.options import RecipeDevice, RecipeDtype, with_placement
+from taskdistill.cli.options import JsonPath, Quiet, RecipeDevice, RecipeDtype, with_placement
 from taskdistill.cli.terminal import Terminal, stopping
 from taskdistill.errors import WorkFailed
 
@@ -54,12 +54,8 @@ def ablate(
     ] = None,
     device: RecipeDevice = None,
     dtype: RecipeDtype = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
-    ] = False,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the results to this file too.")
-    ] = None,
+    quiet: Quiet = False,
+    json: JsonPath = None,
 ) -> None:
     """Distillation, contrast, or both? Train every arm from one checkpoint on the same batches, and say what the numbers can bear.
 

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from taskdistill.cli.commands.train import Seed
-from taskdistill.cli.options import AUTO, Device, TrainingDtype
+from taskdistill.cli.options import AUTO, Device, JsonPath, Quiet, Seed, TrainingDtype
 from taskdistill.cli.terminal import Terminal, stopping
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.tasks import Task
@@ -70,10 +69,8 @@ def adapt(
     ] = None,
     device: Device = AUTO,
     dtype: TrainingDtype = AUTO,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write what was done as JSON to this file.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+    json: JsonPath = None,
+    quiet: Quiet = False,
 ) -> None:
     """Add one adapter to a model folder, from a few hundred rows, in minutes; no other adapter and no base weight changes.
 
@@ -89,7 +86,7 @@ def adapt(
     from taskdistill.workflows.adapt import adapt as run
 
     terminal = Terminal(quiet)
-    wanted = AdaptRequest(
+    request = AdaptRequest(
         data,
         task,
         name,
@@ -103,26 +100,26 @@ def adapt(
     )
     with stopping() as stop:
         try:
-            told = run(
-                model, wanted, progress=terminal, should_stop=stop, device=device, precision=dtype
+            result = run(
+                model, request, progress=terminal, should_stop=stop, device=device, precision=dtype
             )
         except Interrupted as error:
             raise WorkFailed(str(error)) from None
         finally:
             terminal.end()
     terminal.line(
-        f"adapter {model / 'adapters' / wanted.adapter}  {told['rows']:,} rows, {told['seconds']:.0f} s"
+        f"adapter {model / 'adapters' / request.adapter}  {result['rows']:,} rows, {result['seconds']:.0f} s"
     )
-    terminal.line(f"use it  taskdistill encode {model} INPUT --task {wanted.adapter} --out FILE")
+    terminal.line(f"use it  taskdistill encode {model} INPUT --task {request.adapter} --out FILE")
     if json is not None:
-        write_result(json, told)
+        write_result(json, result)
 
 
-def _columns(given: list[str]) -> dict[str, str]:
-    found = {}
-    for each in given:
+def _columns(pairs: list[str]) -> dict[str, str]:
+    columns = {}
+    for each in pairs:
         field, sign, column = each.partition("=")
         if not sign or not field or not column:
             raise BadInput(f"--column {each!r}: needs the form FIELD=COLUMN, such as label=intent")
-        found[field] = column
-    return found
+        columns[field] = column
+    return columns

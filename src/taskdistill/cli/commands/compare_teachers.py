@@ -1,4 +1,4 @@
-"""`probe`."""
+"""`compare-teachers`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from typing import Annotated
 
 import typer
 
-from taskdistill.cli.commands.train import Seed
-from taskdistill.cli.options import AUTO, Device, Dtype
+from taskdistill.cli.options import AUTO, Device, Dtype, EvalSets, JsonPath, MaxQueries, Quiet, Seed
 from taskdistill.cli.terminal import Terminal
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("probe")(probe)
+    app.command("compare-teachers")(compare_teachers)
 
 
-def probe(
+def compare_teachers(
     teachers: Annotated[
         list[str],
         typer.Argument(
@@ -36,12 +35,7 @@ def probe(
             help="Folder for probe.json, students, teacher vectors and scores; run again to continue.",
         ),
     ],
-    sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="Only this set, such as retrieval/scifact or sts/*; repeatable."
-        ),
-    ] = None,
+    sets: EvalSets = None,
     texts: Annotated[
         Path | None,
         typer.Option(
@@ -57,28 +51,22 @@ def probe(
         ),
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", min=2, help="Texts that each teacher embeds for its student.")
+        int,
+        typer.Option("--max-texts", min=2, help="Texts that each teacher embeds for its student."),
     ] = 4000,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates of each student.")] = 400,
-    max_queries: Annotated[
-        int | None,
-        typer.Option("--max-queries", min=1, help="Cut large sets to this many queries."),
-    ] = None,
+    max_queries: MaxQueries = None,
     seed: Seed = 17,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the result to this file too.")
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
-    ] = False,
+    json: JsonPath = None,
+    quiet: Quiet = False,
 ) -> None:
     """Score candidate teachers, and the static student that each makes in about a minute, on your evaluation sets.
 
     A stronger teacher is not always the better one; this tells before a long run.
 
-    Example: [bold]taskdistill probe all-MiniLM-L6-v2 models/big-teacher --data my-sets --out probe[/bold]
+    Example: [bold]taskdistill compare-teachers all-MiniLM-L6-v2 models/big-teacher --data my-sets --out probe[/bold]
     """
     import os
 
@@ -90,7 +78,7 @@ def probe(
 
     terminal = Terminal(quiet)
     try:
-        found = run(
+        result = run(
             [parse_spec(teacher) for teacher in teachers], data, out, terminal, sets=sets, texts=texts, tokenizer=tokenizer,
             effort=StudentBudget(limit, steps, seed=seed), max_queries=max_queries, threads=cores(), environment=os.environ,
             device=device, dtype=dtype,
@@ -106,7 +94,7 @@ def probe(
             _share(row),
             f"{row['seconds']:.0f}",
         ]
-        for row in found["teachers"]
+        for row in result["teachers"]
     ]
     columns = [
         "teacher",
@@ -117,7 +105,7 @@ def probe(
         "seconds for the student",
     ]
     terminal.table("Mean over the types of sets x 100, the best student first", columns, rows)
-    terminal.line(found["advice"])
+    terminal.line(result["advice"])
     terminal.line(f"result  {out / 'probe.json'}")
     if json is not None:
         copy_result(out / "probe.json", json)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from taskdistill.cli.commands.train import Seed
+from taskdistill.cli.options import Quiet, Seed
 from taskdistill.cli.terminal import Terminal
 
 data = typer.Typer(no_args_is_help=True, help="Build and inspect training data.")
@@ -23,9 +23,9 @@ def docs(
     out: Annotated[Path, typer.Option("--out", help="Data folder to make")],
     seed: Seed = 17,
     limit: Annotated[
-        int | None, typer.Option("--limit", help="At most this many training documents")
+        int | None, typer.Option("--max-documents", help="At most this many training documents")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write the documentation of the installed Python packages as a data folder.
 
@@ -69,10 +69,10 @@ def inspect(
     from taskdistill.recipe.recipe import load_recipe
     from taskdistill.workflows.inspect_batch import inspect_batch
 
-    made, terminal = load_recipe(recipe, overrides or ()), Terminal()
-    key = None if made.teacher.api_key_env is None else os.environ.get(made.teacher.api_key_env)
+    config, terminal = load_recipe(recipe, overrides or ()), Terminal()
+    key = None if config.teacher.api_key_env is None else os.environ.get(config.teacher.api_key_env)
     title, columns, rows, notes = inspect_batch(
-        made, recipe.parent, phase, step, terminal, data_folder, row=row, store=store, api_key=key
+        config, recipe.parent, phase, step, terminal, data_folder, row=row, store=store, api_key=key
     )
     terminal.table(title, columns, rows)
     for note in notes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taskdistill.cli.options import AUTO, Device, Dtype
+from taskdistill.cli.options import AUTO, Device, Dtype, JsonPath, Quiet
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
 from taskdistill.tasks import Role
@@ -127,10 +127,8 @@ def encode(
         bool,
         typer.Option("--ray", help="Folder: workers on a Ray cluster that shares this file system"),
     ] = False,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write counts as JSON to this file.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+    json: JsonPath = None,
+    quiet: Quiet = False,
 ) -> None:
     """Turn texts into vectors; streams, in input order, and writes the file whole or not at all.
 
@@ -153,7 +151,7 @@ def encode(
     if overlap is not None and not windows and chunks is None:
         raise BadInput("--overlap has no effect without --windows or --chunks; remove it")
     long = LongTextOptions(chunks, overlap) if windows or chunks is not None else None
-    asked: EncodeOptions = {
+    options: EncodeOptions = {
         "task": task,
         "prompt_name": prompt.value,
         "truncate_dim": dim,
@@ -168,21 +166,21 @@ def encode(
             raise BadInput(
                 f"{out}: --processes, --shard-rows, --merge and --ray have no effect on one file; give --out a name without ending"
             )
-        counts = _to_file(terminal, model, reading, out, asked, running, long)
+        counts = _to_file(terminal, model, reading, out, options, running, long)
     else:
         if long is not None:
             raise BadInput(
                 "--windows and --chunks write one file; give --out an ending: .parquet or .jsonl"
             )
-        counts = _to_folder(terminal, model, reading, out, asked, running, sharded)
+        counts = _to_folder(terminal, model, reading, out, options, running, sharded)
     terminal.end()
     for example in counts.examples:
         terminal.note(example)
-    told = f"{counts.truncated:,} cut at the length limit"
+    cut = f"{counts.truncated:,} cut at the length limit"
     if long is not None:
-        told = f"none cut: {counts.vectors:,} vectors from {counts.windows:,} passes"
+        cut = f"none cut: {counts.vectors:,} vectors from {counts.windows:,} passes"
     terminal.line(
-        f"{counts.read:,} rows read, {counts.used:,} encoded, {counts.rejected:,} rejected, {told} -> {out}"
+        f"{counts.read:,} rows read, {counts.used:,} encoded, {counts.rejected:,} rejected, {cut} -> {out}"
     )
     if merge is not None:
         terminal.line(f"all shards -> {merge}")
@@ -195,7 +193,7 @@ def _to_file(
     model: str,
     reading: Reading,
     out: Path,
-    asked: EncodeOptions,
+    options: EncodeOptions,
     running: RuntimeOptions,
     long: LongTextOptions | None,
 ) -> Counts:
@@ -210,8 +208,8 @@ def _to_file(
         model, backend=running.backend.value, device=running.device, dtype=running.dtype
     )
     terminal.stage(f"encoding {reading.source} with {encoder.name}")
-    _tell_backend(terminal, encoder, asked)
-    return encode_file(encoder, reading, out, long=long, progress=terminal.count, **asked)  # type: ignore[misc, arg-type]
+    _tell_backend(terminal, encoder, options)
+    return encode_file(encoder, reading, out, long=long, progress=terminal.count, **options)  # type: ignore[misc, arg-type]
 
 
 def _to_folder(
@@ -219,7 +217,7 @@ def _to_folder(
     model: str,
     reading: Reading,
     out: Path,
-    asked: EncodeOptions,
+    options: EncodeOptions,
     running: RuntimeOptions,
     sharded: ShardOptions,
 ) -> Counts:
@@ -244,14 +242,14 @@ def _to_folder(
         model,
         reading,
         out,
-        asked,
+        options,
         processes=1 if sharded.processes is None else sharded.processes,
         shard_rows=SHARD_ROWS if sharded.shard_rows is None else sharded.shard_rows,
         devices=running.device.split(","),
         backend=running.backend.value,
         dtype=running.dtype,
         execute=run_ray if sharded.ray else None,
-        opened=lambda encoder: _tell_backend(terminal, encoder, asked),
+        opened=lambda encoder: _tell_backend(terminal, encoder, options),
         progress=terminal.count,
     )
     if sharded.merge is not None:
@@ -259,17 +257,17 @@ def _to_folder(
     return counts
 
 
-def _tell_backend(terminal: Terminal, encoder: Encoder, asked: EncodeOptions) -> None:
+def _tell_backend(terminal: Terminal, encoder: Encoder, options: EncodeOptions) -> None:
     from taskdistill.encode.check import golden_cosine, int8_cosines
 
     terminal.note(encoder.placement)
     if encoder.backend is encoder.model.module:
         return
-    task = asked["task"]
+    task = options["task"]
     assert task is None or isinstance(task, str)
-    if found := int8_cosines(encoder, task):
+    if scores := int8_cosines(encoder, task):
         terminal.line(
-            f"int8: cosine to float32 on {found.texts} calibration texts: mean {found.mean:.4f}, smallest {found.smallest:.4f}"
+            f"int8: cosine to float32 on {scores.texts} calibration texts: mean {scores.mean:.4f}, smallest {scores.smallest:.4f}"
         )
     if (smallest := golden_cosine(encoder, task)) is not None:
         terminal.note(f"smallest cosine to the model's golden vectors: {smallest:.6f}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taskdistill.cli.options import AUTO, Device, Dtype
+from taskdistill.cli.options import AUTO, Device, Dtype, EvalSets, JsonPath, MaxQueries, Quiet
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.types import Precision
@@ -40,12 +40,7 @@ def evaluate(
             help="A public benchmark through mteb: eng, multilingual, rteb, longembed, beir, or mteb's name.",
         ),
     ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="Only this set, such as retrieval/scifact or sts/*; repeatable."
-        ),
-    ] = None,
+    sets: EvalSets = None,
     split: Annotated[str, typer.Option("--split", help="test or dev.")] = "test",
     dims: Annotated[
         str | None,
@@ -75,7 +70,7 @@ def evaluate(
     seen: Annotated[
         list[Path] | None,
         typer.Option(
-            "--seen",
+            "--train-data",
             help="Recipe, run, model, data folder or file: flag evaluation texts seen in this training; repeatable.",
         ),
     ] = None,
@@ -85,10 +80,7 @@ def evaluate(
             "--reference", help="The model that others are compared with; default: first."
         ),
     ] = None,
-    max_queries: Annotated[
-        int | None,
-        typer.Option("--max-queries", min=1, help="Cut large sets to this many queries."),
-    ] = None,
+    max_queries: MaxQueries = None,
     full_train: Annotated[
         bool,
         typer.Option(
@@ -104,18 +96,14 @@ def evaluate(
             help="Only write the texts of the sets to this file, to embed them elsewhere.",
         ),
     ] = None,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the results to this file too.")
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
-    ] = False,
+    json: JsonPath = None,
+    quiet: Quiet = False,
 ) -> None:
     """Score models on local evaluation sets or public benchmarks, side by side, with intervals; run again to continue.
 
     Example: [bold]taskdistill evaluate runs/quickstart/model all-MiniLM-L6-v2 --data runs/quickstart-data --out eval[/bold]
 
-    Example: [bold]taskdistill evaluate runs/quickstart/model --data my-sets --dims 64,128,256 --seen runs/quickstart --out eval[/bold]
+    Example: [bold]taskdistill evaluate runs/quickstart/model --data my-sets --dims 64,128,256 --train-data runs/quickstart --out eval[/bold]
 
     Example: [bold]taskdistill evaluate http://localhost:8000/v1#model=name --suite rteb --out eval[/bold]
     """
@@ -136,14 +124,18 @@ def evaluate(
         rescore=rescore, languages=languages, prompts=_prompts(prompts),
     )  # fmt: skip
     if texts is not None:
-        given = {"--out": out is not None, "--device": device != AUTO, "--dtype": dtype != AUTO}
+        options_in_use = {
+            "--out": out is not None,
+            "--device": device != AUTO,
+            "--dtype": dtype != AUTO,
+        }
         _write_texts(
             texts,
             data,
             sets,
             split,
             options,
-            [*(models or []), *(name for name, said in given.items() if said)],
+            [*(models or []), *(name for name, is_set in options_in_use.items() if is_set)],
         )
         return
     if not models or out is None:
@@ -211,26 +203,26 @@ def _numbers(text: str | None) -> tuple[int, ...]:
     if not text:
         return ()
     try:
-        found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        found = (0,)
-    if min(found) < 1:
+        numbers = (0,)
+    if min(numbers) < 1:
         raise BadInput(
             f"--dims {text!r}: needs numbers above 0 with commas between, such as 64,128,256"
         )
-    return found
+    return numbers
 
 
 def _precisions(text: str | None, dims: str | None) -> tuple[str, ...]:
     if text is None:
         return tuple(each.value for each in Precision) if dims else ()
-    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    for each in found:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for each in names:
         if each not in tuple(Precision):
             raise BadInput(
                 f"--precisions: unknown precision {each!r}{did_you_mean(each, Precision)}"
             )
-    return found
+    return names
 
 
 def _prompts(path: Path | None) -> tuple[str, ...]:
@@ -242,14 +234,14 @@ def _prompts(path: Path | None) -> tuple[str, ...]:
         with open_regular(path) as stream:
             text = stream.read().decode("utf-8")
         lines = text.removesuffix("\n").split("\n") if text else []
-        found = read_value(text) if text.lstrip().startswith("[") else lines
+        prompts = read_value(text) if text.lstrip().startswith("[") else lines
     except (OSError, ValueError) as error:
         raise BadInput(
             f"--prompts {path}: {error}; give a file with one prompt a line, or a JSON list of texts"
         ) from None
-    if not found or not all(isinstance(each, str) for each in found):
+    if not prompts or not all(isinstance(each, str) for each in prompts):
         raise BadInput(f"--prompts {path}: no prompts; give one a line, or a JSON list of texts")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(prompts))
 
 
 def _write_texts(
@@ -281,8 +273,8 @@ def _command(models: list[str], out: Path, data: Path | None, *rest: Any) -> str
     parts += ["--data", data.name] if data is not None else []
     for name, values in (
         ("--suite", suites),
-        ("--set", sets),
-        ("--seen", [path.name for path in seen or ()]),
+        ("--eval-set", sets),
+        ("--train-data", [path.name for path in seen or ()]),
     ):
         for value in values or ():
             parts += [name, value]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from taskdistill.cli.options import JsonPath, Quiet
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
 from taskdistill.types import MANIFEST
@@ -37,10 +38,8 @@ def export(
         str | None,
         typer.Option("--name", help="Table, collection or index in the engine; default: passages"),
     ] = None,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the certificate to this file too.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+    json: JsonPath = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write a model for other programs, with a certificate of how close it comes; or an index for a search engine.
 
@@ -85,15 +84,15 @@ def _export_index(
     from taskdistill.io.outputs import write_result
 
     terminal.stage(f"exporting {path} for {format_name}")
-    told = export_index(path, format_name, out, name=name, progress=terminal.count)
+    result = export_index(path, format_name, out, name=name, progress=terminal.count)
     measured = (
         "as tuned"
-        if told["oversample_is_measured"]
+        if result["oversample_is_measured"]
         else "the default; `taskdistill search tune` measures it"
     )
     terminal.line(
-        f"{told['passages']:,} passages of {told['dim']} dimensions; {told['oversample']} candidates rescored a passage ({measured})"
+        f"{result['passages']:,} passages of {result['dim']} dimensions; {result['oversample']} candidates rescored a passage ({measured})"
     )
-    terminal.line(f"export  {out}  {', '.join(told['files'])}")
+    terminal.line(f"export  {out}  {', '.join(result['files'])}")
     if json is not None:
-        write_result(json, told)
+        write_result(json, result)

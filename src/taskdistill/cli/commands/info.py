@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from taskdistill.cli.options import AUTO, Device, Dtype
+from taskdistill.cli.options import AUTO, Device, Dtype, JsonPath
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.types import Backend
@@ -40,9 +40,7 @@ def info(
     ] = None,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the result as JSON to this file.")
-    ] = None,
+    json: JsonPath = None,
 ) -> None:
     """Say what a folder is and whether it is whole, reading every byte. Exit code 1 if it is damaged.
 
@@ -61,14 +59,14 @@ def info(
     if repair:
         for line in repair_folder(path):
             terminal.line(line)
-    found = describe_folder(path)
+    result = describe_folder(path)
     if backend and not verify:
         raise BadInput("--backend has no effect without --verify; add it or leave it out")
     if (device, dtype) != (AUTO, AUTO) and not verify:
         raise BadInput(
             "--device and --dtype have no effect without --verify; add it or leave them out"
         )
-    if verify and not found["faults"]:
+    if verify and not result["faults"]:
         for each in backend or backends_here():
             key = "golden_cosines" if each is Backend.TORCH else f"golden_cosines_{each.value}"
             try:
@@ -76,24 +74,24 @@ def info(
             except BadInput as error:
                 if backend or each is Backend.TORCH:
                     raise
-                found[key] = f"not run: {error}"
+                result[key] = f"not run: {error}"
                 continue
-            found[key] = {name: round(cosine, 7) for name, cosine in cosines.items()}
-            found["faults"] += [
+            result[key] = {name: round(cosine, 7) for name, cosine in cosines.items()}
+            result["faults"] += [
                 f"golden vectors of {name} in {each.value}: cosine {cosine}"
-                for name, cosine in found[key].items()
+                for name, cosine in result[key].items()
                 if cosine < least_cosine(each, dtype)
             ]
-    for key, value in found.items():
+    for key, value in result.items():
         if key != "faults":
             terminal.line(f"{key.replace('_', ' '):<20} {_plain(value)}")
     if json is not None:
-        write_result(json, found)
-    if found["faults"]:
-        for fault in found["faults"]:
+        write_result(json, result)
+    if result["faults"]:
+        for fault in result["faults"]:
             terminal.line(f"damaged: {fault}")
         raise WorkFailed(
-            f"{path} is damaged in {len(found['faults'])} places; make or copy it again"
+            f"{path} is damaged in {len(result['faults'])} places; make or copy it again"
         )
 
 

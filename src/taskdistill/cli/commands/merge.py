@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from taskdistill.cli.options import AUTO, Device, Dtype
+from taskdistill.cli.options import AUTO, Device, Dtype, EvalSets, JsonPath, MaxQueries, Quiet
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
 
@@ -42,22 +42,12 @@ def merge(
         float | None,
         typer.Option("--last-weight", min=0.0, max=1.0, help="last: share of the first; 0.5."),
     ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Only this set, such as sts/stsb-en; repeatable."),
-    ] = None,
-    max_queries: Annotated[
-        int | None,
-        typer.Option("--max-queries", min=1, help="Cut large sets to this many queries."),
-    ] = None,
+    sets: EvalSets = None,
+    max_queries: MaxQueries = None,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the result as JSON to this file.")
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
-    ] = False,
+    json: JsonPath = None,
+    quiet: Quiet = False,
 ) -> None:
     """Merge models that were trained from one start: seeds, checkpoints, adapters (as products of their factors).
 
@@ -74,20 +64,20 @@ def merge(
     terminal = Terminal(quiet)
     share = 0.5 if last_weight is None else last_weight
     try:
-        found = run(
+        result = run(
             models, out, method, data, terminal, sets=sets, last_weight=share, max_queries=max_queries, threads=cores(),
             device=device, dtype=dtype,
         )  # fmt: skip
     finally:
         terminal.end()
-    rows = [[name, f"{100 * score:.2f}"] for name, score in found["models"].items()]
+    rows = [[name, f"{100 * score:.2f}"] for name, score in result["models"].items()]
     terminal.table(
         "Mean over the development sets x 100",
         ["model", "score"],
-        [*rows, ["merged", f"{100 * found['score']:.2f}"]],
+        [*rows, ["merged", f"{100 * result['score']:.2f}"]],
     )
-    terminal.line(found["told"])
-    if found["kept"]:
+    terminal.line(result["told"])
+    if result["kept"]:
         terminal.line(f"model   {out}")
     if json is not None:
-        write_result(json, found)
+        write_result(json, result)

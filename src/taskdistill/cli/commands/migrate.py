@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taskdistill.cli.commands.train import Seed
-from taskdistill.cli.options import AUTO, Device, Dtype
+from taskdistill.cli.options import AUTO, Device, Dtype, JsonPath, Quiet, Seed
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.tasks import Task
@@ -66,12 +65,10 @@ def migrate(
     seed: Seed = 17,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write what was measured as JSON to this file.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+    json: JsonPath = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Let a new model ask an old index, without embedding its documents again: fit a map on a sample, measure the recall kept.
+    """Let a new model ask an old index, without embedding its documents again: fit a map on a sample, measure the recall retention.
 
     While the documents are embedded again, `taskdistill search DIR` asks both indexes; `taskdistill migrate state DIR --to old` goes back.
 
@@ -96,9 +93,9 @@ def migrate(
     dev_set = read_dev_set(dev)
     queries = m.judged(old, dev_set.queries, dev_set.qrels)
     terminal.stage(f"embedding a sample of {index} with {new.name}")
-    ours, theirs = m.sample_pairs(old, new, chosen, sample, seed, terminal.count)
+    old_vectors, new_vectors = m.sample_pairs(old, new, chosen, sample, seed, terminal.count)
     terminal.stage("fitting")
-    fitted = m.fit(ours, theirs, kind, seed)
+    fitted = m.fit(old_vectors, new_vectors, kind, seed)
     for line in m.names(fitted):
         terminal.note(line)
     best = fitted[0].map
@@ -111,8 +108,8 @@ def migrate(
         "model_hash": new.model_hash,
         "old_space": old.settings.space_id,
         "task": chosen,
-        "sample": len(ours),
-        "calibration": list(m.calibrate(best, ours, theirs, seed)),
+        "sample": len(old_vectors),
+        "calibration": list(m.calibrate(best, old_vectors, new_vectors, seed)),
         "cosines": {each.map.kind: each.cosine for each in fitted},
     }
     terminal.stage(f"measuring recall on {dev}")
@@ -123,20 +120,20 @@ def migrate(
         dev_set.qrels,
     )
     mapped = m.Migration(out, meta, best).mapped(new)
-    kept = m.recall_kept(before, m.recalls(old, mapped, queries, dev_set.qrels), seed)
-    told = meta | {"map": best.kind, "recall": asdict(kept)}
+    retention = m.recall_kept(before, m.recalls(old, mapped, queries, dev_set.qrels), seed)
+    result = meta | {"map": best.kind, "recall": asdict(retention)}
     terminal.line(
-        f"recall@10 {100 * kept.old:.1f} with the old model, {100 * kept.mapped:.1f} with the new one through the {best.kind} map: "
-        f"{100 * kept.share:.1f} % kept (95 % {100 * kept.low:.1f} to {100 * kept.high:.1f}; {kept.queries:,} queries)"
+        f"recall@10 {100 * retention.old:.1f} with the old model, {100 * retention.mapped:.1f} with the new one through the {best.kind} map: "
+        f"{100 * retention.share:.1f} % kept (95 % {100 * retention.low:.1f} to {100 * retention.high:.1f}; {retention.queries:,} queries)"
     )
     if json is not None:
-        write_result(json, told)
-    if kept.share < threshold:
+        write_result(json, result)
+    if retention.share < threshold:
         raise WorkFailed(
-            f"{100 * kept.share:.1f} % of the recall is kept, --threshold asks for {100 * threshold:.1f}: nothing was written; give a larger "
+            f"{100 * retention.share:.1f} % of the recall is kept, --threshold asks for {100 * threshold:.1f}: nothing was written; give a larger "
             f"--sample, or build a new index with `taskdistill index`"
         )
-    m.write_migration(out, best, told)
+    m.write_migration(out, best, result)
     terminal.line(f"migration {out}  search it with: taskdistill search {out} QUERY")
 
 
@@ -160,10 +157,10 @@ def state(
         m.move_to(read, to, old, new)
         read = m.read_migration(migration)
     done = old.documents - m.documents_left(old, new)
-    kept = read.meta["recall"]
+    retention = read.meta["recall"]
     terminal.line(f"state    {read.state}")
     terminal.line(
-        f"map      {read.map.kind}, {100 * kept['share']:.1f} % of recall@10 kept on {kept['queries']:,} queries"
+        f"map      {read.map.kind}, {100 * retention['share']:.1f} % of recall@10 kept on {retention['queries']:,} queries"
     )
     terminal.line(f"moved    {done:,} of {old.documents:,} documents")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from taskdistill.cli.options import AUTO, Device, Dtype
+from taskdistill.cli.options import AUTO, Device, Dtype, JsonPath, Quiet
 from taskdistill.cli.terminal import Terminal, stopping
 from taskdistill.errors import BadInput
 
@@ -74,12 +74,8 @@ def mine(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override a key of the recipe")
     ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
-    ] = False,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the counts as JSON to this file.")
-    ] = None,
+    quiet: Quiet = False,
+    json: JsonPath = None,
 ) -> None:
     """Mine hard negatives: near a query, but no answer to it. Siblings, known positives and duplicates are never taken.
 
@@ -107,7 +103,7 @@ def mine(
         )
     if relative_margin is None and not no_relative_margin and margin is None:
         relative_margin = RELATIVE_MARGIN
-    made, terminal = load_recipe(recipe, overrides or ()), Terminal(quiet)
+    config, terminal = load_recipe(recipe, overrides or ()), Terminal(quiet)
     settings = MiningSettings(
         negatives,
         first,
@@ -117,15 +113,17 @@ def mine(
         max_score,
         min_score,
         "random" if pick == "random" else "hardest",
-        made.seed,
+        config.seed,
     )
     request = MineRequest(
         source, tuple(candidates or ()), model, store, settings, data_folder, device, dtype
     )
-    key = None if made.teacher.api_key_env is None else os.environ.get(made.teacher.api_key_env)
+    key = None if config.teacher.api_key_env is None else os.environ.get(config.teacher.api_key_env)
     with stopping() as stop:
         try:
-            counts = run(made, recipe.parent, request, out, terminal, should_stop=stop, api_key=key)
+            counts = run(
+                config, recipe.parent, request, out, terminal, should_stop=stop, api_key=key
+            )
         finally:
             terminal.end()
     for name, number in counts.items():

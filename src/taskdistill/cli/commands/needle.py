@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from taskdistill.cli.commands.train import Seed
-from taskdistill.cli.options import AUTO, Device, Dtype
+from taskdistill.cli.options import AUTO, Device, Dtype, JsonPath, Quiet, Seed
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
 
@@ -46,10 +45,8 @@ def needle(
     seed: Seed = 17,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the results to this file too.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+    json: JsonPath = None,
+    quiet: Quiet = False,
 ) -> None:
     """Hide one sentence in long documents, ask for it, and report nDCG@1 by length; run again to continue.
 

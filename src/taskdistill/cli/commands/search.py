@@ -9,7 +9,7 @@ import typer
 
 from taskdistill.cli.commands.migrate import is_migration, search_migration
 from taskdistill.cli.json_result import is_hits
-from taskdistill.cli.options import AUTO, Device, Dtype
+from taskdistill.cli.options import AUTO, Device, Dtype, JsonPath, Quiet
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
 from taskdistill.tasks import Task
@@ -53,7 +53,8 @@ def index(
     rescore: Annotated[
         str,
         typer.Option(
-            "--rescore", help="Kept beside the binary codes: int8, float16, float32 or none"
+            "--rescore-precision",
+            help="Kept beside the binary codes: int8, float16, float32 or none",
         ),
     ] = "int8",
     passage_words: Annotated[
@@ -77,10 +78,8 @@ def index(
     ] = False,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the counts as JSON to this file.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+    json: JsonPath = None,
+    quiet: Quiet = False,
 ) -> None:
     """Embed a corpus into an index folder: binary codes first, rescored by int8 or floats.
 
@@ -112,7 +111,7 @@ def index(
     usual = Task.RETRIEVAL.value if Task.RETRIEVAL in encoder.tasks and not base else None
     terminal.stage(f"indexing {corpus} with {encoder.name}")
     terminal.note(encoder.placement)
-    made, report = build_index(
+    opened, report = build_index(
         encoder,
         documents,
         out,
@@ -123,20 +122,20 @@ def index(
         progress=terminal.count,
     )
     terminal.end()
-    if (bm25 or made.snapshot.manifest.search.hybrid) and made.snapshot.manifest.bm25 is None:
-        made.build_bm25()
+    if (bm25 or opened.snapshot.manifest.search.hybrid) and opened.snapshot.manifest.bm25 is None:
+        opened.build_bm25()
     for fault in documents.report.faults:
         terminal.note(f"{fault.file}:{fault.line}: {fault.reason}")
     terminal.line(
         f"{documents.report.rows:,} rows read, {documents.report.rejected:,} rejected; {report.added:,} documents added, "
-        f"{report.replaced:,} replaced, {report.unchanged:,} there already; {made.documents:,} documents -> {out}"
+        f"{report.replaced:,} replaced, {report.unchanged:,} there already; {opened.documents:,} documents -> {out}"
     )
     if json is not None:
         counts = {
             "rows": documents.report.rows,
             "rejected": documents.report.rejected,
             **asdict(report),
-            "documents": made.documents,
+            "documents": opened.documents,
         }
         write_result(json, counts)
 
@@ -170,9 +169,9 @@ def compact(index: Annotated[Path, typer.Argument(help="Index folder")]) -> None
     opened.compact()
     if hybrid and opened.snapshot.manifest.bm25 is None:
         opened.build_bm25()
-    said = opened.describe()
+    state = opened.describe()
     Terminal().line(
-        f"{opened.documents:,} documents, {said['segments']} segments, {sum(said['bytes'].values()):,} bytes -> {index}"
+        f"{opened.documents:,} documents, {state['segments']} segments, {sum(state['bytes'].values()):,} bytes -> {index}"
     )
 
 
@@ -210,9 +209,7 @@ def search(
     ] = None,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the hits as JSON to this file.")
-    ] = None,
+    json: JsonPath = None,
 ) -> None:
     """Search an index; what is not said is as [bold]taskdistill search tune[/bold] has set it.
 
@@ -231,10 +228,10 @@ def search(
             raise BadInput(
                 f"{index} is a migration, which is searched with -k alone; give one of its two indexes for other options"
             )
-        found = search_migration(index, query, top_k, terminal, device, dtype)
-        _show(found, terminal, None)
+        hits = search_migration(index, query, top_k, terminal, device, dtype)
+        _show(hits, terminal, None)
         if json is not None:
-            write_result(json, [asdict(hit) for hit in found], is_hits)
+            write_result(json, [asdict(hit) for hit in hits], is_hits)
         return
     opened = Index.open(index)
     encoder = Encoder.load(model or opened.settings.model, device=device, dtype=dtype)

@@ -109,7 +109,7 @@ def serve(
     )
 
 
-def _limits(given: list[str]) -> dict[str, Any]:
+def _limits(words: list[str]) -> dict[str, Any]:
     """Read `name=number` pairs that change the server's limits."""
     from dataclasses import fields
 
@@ -121,15 +121,15 @@ def _limits(given: list[str]) -> dict[str, Any]:
         for field in fields(ServerSettings)
         if type(field.default) in (int, float)
     }
-    found: dict[str, Any] = {}
-    for each in given:
+    limits: dict[str, Any] = {}
+    for each in words:
         name, _, value = each.partition("=")
         if name not in known:
             raise BadInput(f"--limit {each!r} names no limit{did_you_mean(name, known)}")
         try:
-            found[name] = int(value) if known[name] else float(value)
+            limits[name] = int(value) if known[name] else float(value)
         except ValueError:
             raise BadInput(
                 f"--limit {each!r}: {name} needs {'a whole number' if known[name] else 'a number'}"
             ) from None
-    return found
+    return limits

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taskdistill.cli.commands.train import Seed
-from taskdistill.cli.options import AUTO, Device, Dtype
+from taskdistill.cli.options import AUTO, Device, Dtype, EvalSets, JsonPath, Quiet, Seed
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
 
@@ -48,22 +47,15 @@ def shrink(
         Path | None,
         typer.Option("--data", help="Score each step on the development sets of this folder."),
     ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Only this set, such as sts/stsb-en; repeatable."),
-    ] = None,
+    sets: EvalSets = None,
     sample: Annotated[
         int, typer.Option("--sample", min=2, help="Texts that decide about layers and neurons.")
     ] = 400,
     seed: Seed = 17,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the result as JSON to this file.")
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
-    ] = False,
+    json: JsonPath = None,
+    quiet: Quiet = False,
 ) -> None:
     """Make a model smaller without training: fewer layers, narrower layers, fewer tokens; quality and size after each step.
 
@@ -78,17 +70,17 @@ def shrink(
     from taskdistill.workflows.shrink import shrink as run
 
     if sets and data is None:
-        raise BadInput("--set has no effect without --data; give the folder of the sets")
+        raise BadInput("--eval-set has no effect without --data; give the folder of the sets")
     terminal = Terminal(quiet)
-    wanted = ShrinkRequest(
+    request = ShrinkRequest(
         vocabulary, layers, width, tuple(languages) if languages else None, sample, seed
     )
     try:
-        found = run(
+        result = run(
             model,
             texts,
             out,
-            wanted,
+            request,
             terminal,
             data=data,
             sets=sets,
@@ -98,7 +90,7 @@ def shrink(
         )
     finally:
         terminal.end()
-    names = list(found["rows"][0]["scores"])
+    names = list(result["rows"][0]["scores"])
     rows = [
         [
             row["step"],
@@ -108,7 +100,7 @@ def shrink(
             f"{row['cosine']:.4f}",
             *(_score(row, name) for name in names),
         ]
-        for row in found["rows"]
+        for row in result["rows"]
     ]
     terminal.table(
         "After each step; in brackets the difference to the model as it was",
@@ -117,7 +109,7 @@ def shrink(
     )
     terminal.line(f"model   {out}")
     if json is not None:
-        write_result(json, found)
+        write_result(json, result)
 
 
 def _score(row: Mapping[str, Any], name: str) -> str:

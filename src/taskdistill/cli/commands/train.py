@@ -7,24 +7,19 @@ from typing import Annotated
 
 import typer
 
-from taskdistill.cli.options import RecipeDevice, RecipeDtype, with_placement
+from taskdistill.cli.options import (
+    JsonPath,
+    Overrides,
+    Quiet,
+    RecipeDevice,
+    RecipeDtype,
+    RecipePath,
+    with_placement,
+)
 from taskdistill.cli.terminal import Terminal, stopping
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.memory import limit_malloc_arenas
 from taskdistill.recipe.recipe import Recipe, load_recipe
-from taskdistill.seeding import SEEDS
-
-RecipePath = Annotated[Path, typer.Argument(help="YAML recipe, such as recipes/quickstart.yaml")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a key: --set stage1.steps=100")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
-Seed = Annotated[
-    int, typer.Option("--seed", min=0, max=SEEDS - 1, help="Of everything that is drawn")
-]
-JsonPath = Annotated[
-    Path | None, typer.Option("--json", help="Write the result as JSON to this file.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -56,16 +51,16 @@ def plan(
     from taskdistill.pipeline.plan import plan_run, plan_tables
 
     terminal = Terminal(quiet)
-    found = plan_run(
+    result = plan_run(
         load_recipe(recipe, with_placement(overrides, device, dtype)),
         recipe.parent,
         terminal,
         card=gpu,
     )
-    for title, columns, rows in plan_tables(found):
+    for title, columns, rows in plan_tables(result):
         terminal.table(title, columns, rows)
     if json is not None:
-        write_result(json, found)
+        write_result(json, result)
 
 
 def train(
@@ -100,23 +95,23 @@ def train(
     from taskdistill.train.loop import Interrupted
 
     limit_malloc_arenas()
-    made = load_recipe(recipe, with_placement(overrides, device, dtype))
-    together, rank, on_this_host = (int(os.environ.get(name, given)) for name, given in LAUNCHED)
+    config = load_recipe(recipe, with_placement(overrides, device, dtype))
+    world, rank, on_this_host = (int(os.environ.get(name, alone)) for name, alone in LAUNCHED)
     terminal = Terminal(quiet or rank > 0)
     with (
         stopping() as stop,
         init_distributed(
-            together, on_this_host, timedelta(minutes=made.process_timeout)
+            world, on_this_host, timedelta(minutes=config.process_timeout)
         ) as processes,
     ):
         try:
             run(
-                made,
+                config,
                 out,
                 recipe_folder=recipe.parent,
                 progress=terminal,
                 should_stop=stop,
-                api_key=api_key(made),
+                api_key=api_key(config),
                 processes=processes,
                 profile=profile,
             )
@@ -126,7 +121,7 @@ def train(
             terminal.end()
     if not processes.is_main:
         return
-    _examples(made, out, recipe.parent, terminal)
+    _examples(config, out, recipe.parent, terminal)
     terminal.line(f"model   {out / 'model'}")
     terminal.line(f"scores  {out / 'metrics.json'}")
     terminal.line(f"report  {out / 'report.html'}")
@@ -165,10 +160,10 @@ def _examples(recipe: Recipe, out: Path, recipe_folder: Path, terminal: Terminal
         return
     from taskdistill.workflows.search_examples import search_examples
 
-    for query, found in search_examples(recipe, out, recipe_folder):
+    for query, result in search_examples(recipe, out, recipe_folder):
         terminal.line()
         terminal.line(f"? {query}")
-        for score, title in found:
+        for score, title in result:
             terminal.line(f"  {score:.3f}  {title}")
     terminal.line()
     if (out / "index").is_dir():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taskdistill.cli.json_result import is_tiers
-from taskdistill.cli.options import AUTO, Device, Dtype
+from taskdistill.cli.options import AUTO, Device, Dtype, JsonPath, Quiet
 from taskdistill.cli.terminal import Terminal
 from taskdistill.errors import BadInput
 from taskdistill.tasks import Task
@@ -71,10 +71,8 @@ def tune(
     ] = False,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write every measurement as JSON to this file.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+    json: JsonPath = None,
+    quiet: Quiet = False,
 ) -> None:
     """Decide dimension, precision, oversampling, hybrid search and refinement on a dev set; the index remembers the choice.
 
@@ -137,10 +135,10 @@ def _apply(index: Index, tuning: Tuning, shrink: bool) -> str:
     from taskdistill.search.settings import SearchDefaults
 
     assert tuning.stored is not None
-    wanted = tuning.recommended.setting
+    best = tuning.recommended.setting
     if shrink:
-        index.shrink(wanted.dim, wanted.rescore)
-    same = (index.settings.dim, index.settings.rescore) == (wanted.dim, wanted.rescore)
+        index.shrink(best.dim, best.rescore)
+    same = (index.settings.dim, index.settings.rescore) == (best.dim, best.rescore)
     chosen = tuning.recommended if same else tuning.stored
     setting = chosen.setting
     index.set_defaults(
@@ -150,15 +148,15 @@ def _apply(index: Index, tuning: Tuning, shrink: bool) -> str:
     )
     if setting.hybrid and index.snapshot.manifest.bm25 is None:
         index.build_bm25()
-    said = (
+    summary = (
         f"written to {index.path}: oversample {setting.oversample or '-'}, hybrid {'on' if setting.hybrid else 'off'}, "
         f"refinement {'on' if setting.refinement else 'off'}; {100 * chosen.harmed:.1f} % of queries are harmed against exact float32 search"
     )
     if same:
-        return said
-    return said + (
-        f"\nthe recommended {wanted.dim} dimensions with {wanted.rescore} take {tuning.recommended.bytes:.0f} bytes a passage instead of "
-        f"{tuning.stored.bytes:.0f}: run again with --shrink, or build the index with --dim {wanted.dim} --rescore {wanted.rescore}"
+        return summary
+    return summary + (
+        f"\nthe recommended {best.dim} dimensions with {best.rescore} take {tuning.recommended.bytes:.0f} bytes a passage instead of "
+        f"{tuning.stored.bytes:.0f}: run again with --shrink, or build the index with --dim {best.dim} --rescore-precision {best.rescore}"
     )
 
 
@@ -187,7 +185,7 @@ def tiers(
     rescore: Annotated[
         str,
         typer.Option(
-            "--rescore", help="Precision of the documents: float32, float16, int8 or none"
+            "--rescore-precision", help="Precision of the documents: float32, float16, int8 or none"
         ),
     ] = "float32",
     passage_words: Annotated[
@@ -196,10 +194,8 @@ def tiers(
     ] = None,
     device: Device = AUTO,
     dtype: Dtype = AUTO,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the table as JSON to this file.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+    json: JsonPath = None,
+    quiet: Quiet = False,
 ) -> None:
     """Compare every pair of query tier and document tier in one space, and each student alone: quality kept and milliseconds.
 
@@ -236,7 +232,7 @@ def tiers(
     )
     loaded = Encoder.load(named, device=device, dtype=dtype)
     terminal.note("; ".join(dict.fromkeys(encoder.placement for encoder in (*encoders, loaded))))
-    found = measure_tiers(
+    pairs = measure_tiers(
         projected,
         loaded,
         read_dev_set(dev),
@@ -270,12 +266,12 @@ def tiers(
             f"{each.end_to_end_milliseconds:.2f}",
             f"{each.document_milliseconds:.2f}",
         ]
-        for each in found
+        for each in pairs
     ]
     for line in aligned([columns, *rows]):
         terminal.line(line)
     if json is not None:
-        write_result(json, [each.to_json() for each in found], is_tiers)
+        write_result(json, [each.to_json() for each in pairs], is_tiers)
 
 
 def numbers(option: str, text: str) -> list[int]:
