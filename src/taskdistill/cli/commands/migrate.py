@@ -68,7 +68,7 @@ def migrate(
     json: JsonPath = None,
     quiet: Quiet = False,
 ) -> None:
-    """Let a new model ask an old index, without embedding its documents again: fit a map on a sample, measure the recall retention.
+    """Let a new model ask an old index, without embedding its documents again: fit a map on a sample, measure the recall kept.
 
     While the documents are embedded again, `taskdistill search DIR` asks both indexes; `taskdistill migrate state DIR --to old` goes back.
 
