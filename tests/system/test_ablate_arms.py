@@ -15,8 +15,8 @@ from taskdistill.ablate.phases import (
     SHUFFLED,
     Hyperparameters,
     batches_hash,
+    build_phase,
     initial_projection,
-    phase_job,
     phase_lengths,
     require_no_teacher,
     shuffle,
@@ -24,7 +24,7 @@ from taskdistill.ablate.phases import (
 )
 from taskdistill.ablate.settings import Ablation, load_experiment, make_experiment
 from taskdistill.ablate.training_run import TrainingRun, result_of, run_training
-from taskdistill.ablate.tuning import trial_cells, trial_points
+from taskdistill.ablate.tuning import trial_points, trial_specs
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.io.folders import seal
 from taskdistill.progress import SilentProgress
@@ -43,7 +43,7 @@ def home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bench(home) -> ExperimentContext:
+def context(home) -> ExperimentContext:
     experiment = tiny_ablation.experiment(home / "data", home / "teacher", arms=list(ARMS))
     (home / "out").mkdir()
     made = open_context(experiment, home / "out", home)
@@ -52,20 +52,20 @@ def bench(home) -> ExperimentContext:
     )
 
 
-def job(bench: ExperimentContext, name: str, number: int = 0, seed: int = 3):
+def job(context: ExperimentContext, name: str, number: int = 0, seed: int = 3):
     arm = arm_of(name)
-    module = bench.fresh().module
-    projection = initial_projection(bench.experiment, module, 32, seed)
-    return phase_job(
+    module = context.fresh().module
+    projection = initial_projection(context.experiment, module, 32, seed)
+    return build_phase(
         f"phase-{number + 1}",
         arm,
         arm.phases[number],
         POINT,
-        bench.experiment,
+        context.experiment,
         module,
-        bench.plan(seed, arm),
+        context.plan(seed, arm),
         projection,
-        bench.stores,
+        context.stores,
         steps=8,
         starts_at=0,
         every=4,
@@ -73,49 +73,49 @@ def job(bench: ExperimentContext, name: str, number: int = 0, seed: int = 3):
     )
 
 
-def run(bench: ExperimentContext, cell: TrainingRun) -> dict:
-    shared = cell.needs()
-    for each in (shared, cell):
+def run(context: ExperimentContext, spec: TrainingRun) -> dict:
+    shared = spec.needs()
+    for each in (shared, spec):
         if each is not None:
             run_training(
-                bench,
+                context,
                 each,
                 should_stop=lambda: False,
                 on_steps=lambda *_: None,
                 note=lambda _: None,
             )
-    found = result_of(bench, cell)
+    found = result_of(context, spec)
     assert found is not None
     return found
 
 
-def test_every_arm_of_a_seed_sees_the_same_batches_and_projection(bench):
+def test_every_arm_of_a_seed_sees_the_same_batches_and_projection(context):
     hashes = {
-        name: batches_hash(bench.plan(3, arm), 0, 8)
+        name: batches_hash(context.plan(3, arm), 0, 8)
         for name, arm in ARMS.items()
         if arm.phases and not arm.large
     }
     assert len(set(hashes.values())) == 1
-    assert batches_hash(bench.plan(4), 0, 8) not in hashes.values()
-    module = bench.fresh().module
+    assert batches_hash(context.plan(4), 0, 8) not in hashes.values()
+    module = context.fresh().module
     first, again, other = (
-        initial_projection(bench.experiment, module, 32, seed) for seed in (3, 3, 4)
+        initial_projection(context.experiment, module, 32, seed) for seed in (3, 3, 4)
     )
     assert torch.equal(first.weight, again.weight) and not torch.equal(first.weight, other.weight)
 
 
-def test_the_rows_that_reach_the_losses_are_the_same_in_every_arm(bench):
+def test_the_rows_that_reach_the_losses_are_the_same_in_every_arm(context):
     seen = {
-        name: [job(bench, name).prepare(bench.plan(3).at(step)).texts for step in range(8)]
+        name: [job(context, name).prepare(context.plan(3).at(step)).texts for step in range(8)]
         for name in ("D", "C", "DC", "D-shuffled")
     }
     assert seen["D"] == seen["C"] == seen["DC"] == seen["D-shuffled"]
 
 
-def test_a_second_phase_goes_on_with_the_batches_of_the_first(bench):
-    assert phase_lengths(arm_of("D->DC"), 8, bench.experiment) == [6, 2]
-    assert phase_lengths(arm_of("DC"), 8, bench.experiment) == [8]
-    assert phase_lengths(arm_of("A0"), 8, bench.experiment) == []
+def test_a_second_phase_goes_on_with_the_batches_of_the_first(context):
+    assert phase_lengths(arm_of("D->DC"), 8, context.experiment) == [6, 2]
+    assert phase_lengths(arm_of("DC"), 8, context.experiment) == [8]
+    assert phase_lengths(arm_of("A0"), 8, context.experiment) == []
 
 
 @pytest.mark.parametrize(
@@ -133,50 +133,50 @@ def test_a_second_phase_goes_on_with_the_batches_of_the_first(bench):
         ("D-shuffled", 0, {SHUFFLED: 1.0}),
     ],
 )
-def test_terms_and_weights_of_each_arm(bench, name, number, weights):
-    found = job(bench, name, number)
+def test_terms_and_weights_of_each_arm(context, name, number, weights):
+    found = job(context, name, number)
     assert dict(found.weights) == weights
     assert set(found.trained) == set(dict(found.trained)) and len(found.trained) == len(
-        list(bench.base.module.parameters())
+        list(context.base.module.parameters())
     )
 
 
-def test_contrast_alone_has_nothing_of_the_teacher(bench):
+def test_contrast_alone_has_nothing_of_the_teacher(context):
     for name, number in (("C", 0), ("C+gor", 0), ("C-large", 0), ("C-flops", 0), ("D->C", 1)):
-        found = job(bench, name, number)
+        found = job(context, name, number)
         require_no_teacher(found)
         assert not found.stores and found.heads.projection is None and not found.needs_similarities
         assert found.prepare(found.plan.at(0)).distilled == []
-    leaky = job(bench, "C")
-    leaky.stores = bench.stores
+    leaky = job(context, "C")
+    leaky.stores = context.stores
     with pytest.raises(WorkFailed, match="given teacher stores"):
         require_no_teacher(leaky)
-    leaky = job(bench, "C")
+    leaky = job(context, "C")
     leaky.needs_similarities = True
     with pytest.raises(WorkFailed, match="teacher similarities"):
         require_no_teacher(leaky)
 
 
-def test_contrast_alone_trains_to_the_same_bits_whatever_the_teacher(bench, home, tmp_path):
+def test_contrast_alone_trains_to_the_same_bits_whatever_the_teacher(context, home, tmp_path):
     tiny.write_teacher(tmp_path / "other", seed=9)
     raw = tiny_ablation.raw(home / "data", home / "teacher")
     raw["teacher"]["model"] = str(tmp_path / "other")
-    experiment = make_experiment(parse_recipe(raw), bench.experiment.ablation)
+    experiment = make_experiment(parse_recipe(raw), context.experiment.ablation)
     (tmp_path / "out").mkdir()
     other = open_context(experiment, tmp_path / "out", tmp_path)
     other = fill_teacher_store(other, {3: 8}, SilentProgress(), lambda: other)
-    cells = [TrainingRun("run", name, 3, 8, POINT) for name in ("C", "D")]
+    specs = [TrainingRun("run", name, 3, 8, POINT) for name in ("C", "D")]
     ours, theirs = (
-        [run(each, cell)["hashes"]["weights"] for cell in cells] for each in (bench, other)
+        [run(each, spec)["hashes"]["weights"] for spec in specs] for each in (context, other)
     )
     assert ours[0] == theirs[0] and ours[1] != theirs[1]
 
 
-def test_the_negative_control_permutes_and_says_so(bench):
+def test_the_negative_control_permutes_and_says_so(context):
     first, second = shuffle(3, 0, 12), shuffle(3, 1, 12)
     assert sorted(first.tolist()) == list(range(12)) and not torch.equal(first, second)
     assert torch.equal(first, shuffle(3, 0, 12))
-    found = job(bench, "D-shuffled")
+    found = job(context, "D-shuffled")
     assert found.partial_loss(found.prepare(found.plan.at(0)), None) is None, (
         "a part of a batch cannot be permuted by itself"
     )
@@ -186,7 +186,7 @@ def test_the_negative_control_permutes_and_says_so(bench):
         torch.randn(len(prepared.distilled), 32),
     )
     order = shuffle(3, 0, len(targets))
-    plain = job(bench, "D")
+    plain = job(context, "D")
     wanted = plain.objective(vectors, prepared, Targets(targets[order]), found.heads)[0]["distill"]
     terms, _ = found.objective(vectors, prepared, Targets(targets), found.heads)
     assert list(terms) == [SHUFFLED] and terms[SHUFFLED] == wanted
@@ -196,8 +196,8 @@ def test_the_negative_control_permutes_and_says_so(bench):
     )
 
 
-def test_without_matryoshka_only_whole_vectors_are_trained(bench):
-    a, b = (run(bench, TrainingRun("run", name, 3, 8, POINT)) for name in ("DC", "DC-mrl"))
+def test_without_matryoshka_only_whole_vectors_are_trained(context):
+    a, b = (run(context, TrainingRun("run", name, 3, 8, POINT)) for name in ("DC", "DC-mrl"))
     assert (
         a["hashes"]["batches"] == b["hashes"]["batches"]
         and a["hashes"]["weights"] != b["hashes"]["weights"]
@@ -208,19 +208,19 @@ def test_without_matryoshka_only_whole_vectors_are_trained(bench):
     )
 
 
-def test_second_phases_start_from_one_shared_first_phase(bench):
-    cells = [TrainingRun("run", name, 3, 8, POINT, POINT) for name in ("D->DC", "D->C", "D->D")]
-    found = [run(bench, cell) for cell in cells]
-    assert len({cell.needs() for cell in cells}) == 1
+def test_second_phases_start_from_one_shared_first_phase(context):
+    specs = [TrainingRun("run", name, 3, 8, POINT, POINT) for name in ("D->DC", "D->C", "D->D")]
+    found = [run(context, spec) for spec in specs]
+    assert len({spec.needs() for spec in specs}) == 1
     assert len({each["hashes"]["weights"] for each in found}) == 3
     for each in found:
         assert each["budget"]["steps"] == 8, "the shared steps count for every arm"
         assert [point["step"] for point in each["curve"]] == [4, 8]
-    check_same([run(bench, TrainingRun("run", name, 3, 8, POINT)) for name in ("D", "C")] + found)
+    check_same([run(context, TrainingRun("run", name, 3, 8, POINT)) for name in ("D", "C")] + found)
 
 
-def test_arms_that_differ_where_they_must_not_are_found(bench):
-    found = [run(bench, TrainingRun("run", name, 3, 8, POINT)) for name in ("D", "C", "DC")]
+def test_arms_that_differ_where_they_must_not_are_found(context):
+    found = [run(context, TrainingRun("run", name, 3, 8, POINT)) for name in ("D", "C", "DC")]
     assert check_same(found)["seeds"]["3"]["projection"] == found[0]["hashes"]["projection"]
     assert found[1]["hashes"]["projection"] is None
     for name in ("checkpoint", "batches", "projection"):
@@ -229,9 +229,9 @@ def test_arms_that_differ_where_they_must_not_are_found(bench):
             check_same([found[0], changed])
 
 
-def test_every_tuned_arm_tries_the_same_settings_on_batches_of_no_seed(bench):
+def test_every_tuned_arm_tries_the_same_settings_on_batches_of_no_seed(context):
     experiment = tiny_ablation.experiment(
-        bench.root, Path(bench.experiment.recipe.teacher.model), trials=5
+        context.root, Path(context.experiment.recipe.teacher.model), trials=5
     )
     points = trial_points(experiment)
     assert points[0] == untuned(experiment) and len(set(points)) == 5
@@ -241,9 +241,9 @@ def test_every_tuned_arm_tries_the_same_settings_on_batches_of_no_seed(bench):
             ranges.lr[0] <= point.lr <= ranges.lr[1]
             and ranges.weight[0] <= point.weight <= ranges.weight[1]
         )
-    cells = {name: trial_cells(experiment, arm_of(name), None) for name in ("D", "C", "DC")}
-    assert all([cell.point for cell in own] == points for own in cells.values())
-    assert {cell.seed for own in cells.values() for cell in own}.isdisjoint(
+    specs = {name: trial_specs(experiment, arm_of(name), None) for name in ("D", "C", "DC")}
+    assert all([spec.point for spec in own] == points for own in specs.values())
+    assert {spec.seed for own in specs.values() for spec in own}.isdisjoint(
         experiment.seeds_of(arm_of("DC"))
     )
 

@@ -49,7 +49,7 @@ def raw(home: Path, **student: Any) -> dict[str, Any]:
     return made
 
 
-def bench(home: Path, out: Path, **student: Any):
+def context(home: Path, out: Path, **student: Any):
     out.mkdir(exist_ok=True)
     return open_context(
         make_experiment(parse_recipe(raw(home, **student)), tiny_ablation.settings()), out, home
@@ -57,7 +57,7 @@ def bench(home: Path, out: Path, **student: Any):
 
 
 def test_the_table_is_random_and_rare_tokens_are_long(home, tmp_path):
-    made = bench(home, tmp_path)
+    made = context(home, tmp_path)
     table = static_student(made.experiment, made.datasets).module.table.detach()
     assert isinstance(made.base.module, StaticModel) and torch.equal(table, made.base.module.table)
     units = torch.nn.functional.normalize(table, dim=1)
@@ -78,7 +78,7 @@ def test_settings_that_do_nothing_in_a_table_are_refused(home, tmp_path):
         ("'layers': 2", {"config": {"model_type": "static", "hidden_size": 16, "layers": 2}}),
     ):
         with pytest.raises(BadInput, match=words):
-            assert bench(home, tmp_path, **student).base
+            assert context(home, tmp_path, **student).base
 
 
 def test_a_tokenizer_that_remembers_gives_the_same_ids_for_every_limit_and_prompt(
@@ -97,14 +97,14 @@ def test_a_tokenizer_that_remembers_gives_the_same_ids_for_every_limit_and_promp
 def test_tokens_made_once_change_no_weight_and_are_not_in_the_steps(home, tmp_path):
     weights = []
     for name in ("once", "each-step"):
-        made = bench(home, tmp_path / name)
+        made = context(home, tmp_path / name)
         if name == "each-step":
             made.once = None
-        cell = TrainingRun("run", "C", 3, 8, Hyperparameters(1e-2, 0.05, 2.0))
+        spec = TrainingRun("run", "C", 3, 8, Hyperparameters(1e-2, 0.05, 2.0))
         run_training(
-            made, cell, should_stop=lambda: False, on_steps=lambda *_: None, note=lambda _: None
+            made, spec, should_stop=lambda: False, on_steps=lambda *_: None, note=lambda _: None
         )
-        result = result_of(made, cell)
+        result = result_of(made, spec)
         assert result is not None
         weights.append(result["hashes"]["weights"])
     assert weights[0] == weights[1]

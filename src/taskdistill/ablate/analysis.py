@@ -33,7 +33,7 @@ Runs = Sequence[Run]
 
 
 def analyze(
-    bench: ExperimentContext,
+    context: ExperimentContext,
     *,
     frozen: Mapping[str, Any],
     runs: Runs,
@@ -50,36 +50,22 @@ def analyze(
     """Put everything together that results.json holds.
 
     Args:
-        bench: The bench.
-        frozen: What was written down before the run.
-        runs: Results of every run.
-        trials: Arm to the results of its trials.
         pilot: What `detectable` said before the run.
-        matched: Factors of equal cost.
-        teacher: The teacher's scores.
-        control: The positive control.
-        teacher_cost: What its vectors cost.
-        same: What `check_same` found.
-        seen: Test texts seen in training.
-        warnings: What was known before the run.
-
-    Returns:
-        Plain data.
     """
-    experiment = bench.experiment
+    experiment = context.experiment
     names = [
         arm.name for arm in experiment.arms() if any(run["cell"]["arm"] == arm.name for run in runs)
     ]
     by_arm = {name: [run for run in runs if run["cell"]["arm"] == name] for name in names}
     units = units_of(by_arm)
     dims = [variant for variant in units["DC"] if variant.startswith("dim-")]
-    asked = contrasts(names, dims)
-    differences = {each.name: values(units, each.weights) for each in asked}
+    request = contrasts(names, dims)
+    differences = {each.name: values(units, each.weights) for each in request}
     means = {f"arm {name}": values(units, {(name, WHOLE): 1.0}) for name in names}
     findings = analyze_contrasts(differences | means)
     verdict = judge(
         findings,
-        [each.name for each in asked if each.family == CLAIM],
+        [each.name for each in request if each.family == CLAIM],
         experiment.ablation.margin / 100,
         experiment.ablation.seeds,
     )
@@ -110,11 +96,11 @@ def analyze(
         "arms": {
             name: {
                 "about": _about(name, matched),
-                **_arm(by_arm[name], findings[f"arm {name}"], teacher, bench),
+                **_arm(by_arm[name], findings[f"arm {name}"], teacher, context),
             }
             for name in names
         },
-        "contrasts": _contrasts(asked, findings, experiment.ablation.margin / 100),
+        "contrasts": _contrasts(request, findings, experiment.ablation.margin / 100),
         "teacher": {
             name: {k: v for k, v in record.items() if k != "units"}
             for name, record in teacher.items()
@@ -123,9 +109,9 @@ def analyze(
         "teacher_cost": dict(teacher_cost),
         "curves": curves,
         "matched": dict(matched),
-        "tuning": {name: [_trial(run) for run in own] for name, own in trials.items()},
-        "lengths": _lengths(bench, units),
-        "examples": _examples(bench, units),
+        "tuning": {name: [_trial(run) for run in local] for name, local in trials.items()},
+        "lengths": _lengths(context, units),
+        "examples": _examples(context, units),
         "same": dict(same),
         "seen_in_training": dict(seen),
         "sets": [
@@ -133,19 +119,19 @@ def analyze(
                 "name": each.name,
                 "kind": each.kind.value,
                 "split": each.split,
-                "dev": each in bench.sets.dev,
+                "dev": each in context.sets.dev,
             }
-            for each in _sets(bench)
+            for each in _sets(context)
         ],
-        "set_hashes": bench.sets.digests(),
-        "data": bench.counts,
+        "set_hashes": context.sets.digests(),
+        "data": context.counts,
         "machine": {"cores": cores(), "processor": platform.machine(), "system": platform.system()},
         "versions": versions(),
     }
 
 
-def _sets(bench: ExperimentContext) -> list[Any]:
-    return [*bench.sets.primary, *bench.sets.secondary, *bench.sets.dev]
+def _sets(context: ExperimentContext) -> list[Any]:
+    return [*context.sets.primary, *context.sets.secondary, *context.sets.dev]
 
 
 def units_of(by_arm: Mapping[str, Runs]) -> dict[str, dict[str, dict[str, NDArray[np.float64]]]]:
@@ -157,7 +143,7 @@ def units_of(by_arm: Mapping[str, Runs]) -> dict[str, dict[str, dict[str, NDArra
     Returns:
         Arm to variant to set to (seeds, queries).
     """
-    found: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = {}
+    result: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = {}
     for name, runs in by_arm.items():
         sets = {
             each: record["units"]
@@ -165,7 +151,7 @@ def units_of(by_arm: Mapping[str, Runs]) -> dict[str, dict[str, dict[str, NDArra
             if "units" in record
         }
         variants = next(iter(sets.values()))
-        found[name] = {
+        result[name] = {
             variant: {
                 each: np.array(
                     [run["test"]["sets"][each]["units"][variant] for run in runs], dtype=np.float64
@@ -174,7 +160,7 @@ def units_of(by_arm: Mapping[str, Runs]) -> dict[str, dict[str, dict[str, NDArra
             }
             for variant in variants
         }
-    return found
+    return result
 
 
 def _about(name: str, matched: Mapping[str, Any]) -> str:
@@ -187,10 +173,10 @@ def _about(name: str, matched: Mapping[str, Any]) -> str:
 
 
 def _arm(
-    runs: Runs, finding: ContrastResult, teacher: Mapping[str, Any], bench: ExperimentContext
+    runs: Runs, finding: ContrastResult, teacher: Mapping[str, Any], context: ExperimentContext
 ) -> dict[str, Any]:
     sets = runs[0]["test"]["sets"]
-    primary = [each.name for each in bench.sets.primary]
+    primary = [each.name for each in context.sets.primary]
     reference = float(np.mean([teacher[each]["score"] for each in primary]))
     recall = [
         float(np.mean([run["test"]["sets"][each]["scores"]["Recall@100"] for each in primary]))
@@ -252,12 +238,16 @@ def _seeds(values_: Sequence[float]) -> dict[str, Any]:
 
 
 def _contrasts(
-    asked: Sequence[Contrast], findings: Mapping[str, ContrastResult], margin: float
+    request: Sequence[Contrast], findings: Mapping[str, ContrastResult], margin: float
 ) -> list[dict[str, Any]]:
     adjusted: dict[str, float] = {}
-    for family in dict.fromkeys(each.family for each in asked if each.family != CLAIM):
+    for family in dict.fromkeys(each.family for each in request if each.family != CLAIM):
         adjusted |= holm(
-            {each.name: findings[each.name].p_two_sided for each in asked if each.family == family}
+            {
+                each.name: findings[each.name].p_two_sided
+                for each in request
+                if each.family == family
+            }
         )
     return [
         {
@@ -269,7 +259,7 @@ def _contrasts(
             "p_holm": adjusted.get(each.name),
             "exploratory": each.family != CLAIM,
         }
-        for each in asked
+        for each in request
     ]
 
 
@@ -280,7 +270,7 @@ def _curves(by_arm: Mapping[str, Runs], cost: Mapping[str, Any]) -> dict[str, An
     on_steps = {name: mean_curve(points[name], "step", start) for name in shown}
     on_seconds = {name: mean_curve(points[name], "cpu_seconds", start) for name in shown}
     core = {name: points[name] for name in CORE}
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "start": start,
         "steps": {name: curve.tolist() for name, curve in on_steps.items()},
         "cpu_seconds": {name: curve.tolist() for name, curve in on_seconds.items()},
@@ -295,14 +285,18 @@ def _curves(by_arm: Mapping[str, Runs], cost: Mapping[str, Any]) -> dict[str, An
             else 0.0
             for name in shown
         }
-        whole = {name: mean_curve(points[name], "cpu_seconds", start, paid[name]) for name in shown}
-        found["cpu_seconds_with_teacher"] = {name: curve.tolist() for name, curve in whole.items()}
-        found["crossings_on_cpu_seconds_with_teacher"] = all_crossings(whole)
+        complete = {
+            name: mean_curve(points[name], "cpu_seconds", start, paid[name]) for name in shown
+        }
+        result["cpu_seconds_with_teacher"] = {
+            name: curve.tolist() for name, curve in complete.items()
+        }
+        result["crossings_on_cpu_seconds_with_teacher"] = all_crossings(complete)
     reach, scores = at_equal_distance(
-        {name: mean_curve(own, "distance", start) for name, own in core.items()}
+        {name: mean_curve(local, "distance", start) for name, local in core.items()}
     )
-    found["at_equal_distance"] = {"distance": reach, "scores": scores}
-    return found
+    result["at_equal_distance"] = {"distance": reach, "scores": scores}
+    return result
 
 
 def _trial(run: Run) -> dict[str, Any]:
@@ -320,10 +314,10 @@ def _after(
     findings: Mapping[str, ContrastResult], by_arm: Mapping[str, Runs], matched: Mapping[str, Any]
 ) -> list[str]:
     """Warnings that only the results give."""
-    found = []
+    result = []
     control = findings.get("D-shuffled - A0")
     if control is not None and control.bounds[0] > 0:
-        found.append(
+        result.append(
             "The negative control beats the untrained base: permuted targets help, so part of what distillation gains is no knowledge of the teacher's."
         )
     clipped = {
@@ -334,30 +328,30 @@ def _after(
     }
     if max(clipped.values()) - min(clipped.values()) > 0.1:
         listed = ", ".join(f"{name} {100 * share:.0f} %" for name, share in clipped.items())
-        found.append(
+        result.append(
             f"Gradients were clipped in different shares of the steps ({listed}): the arms' steps differ in length for that reason too."
         )
-    for kind, said in (("flops", "floating-point work"), ("seconds", "CPU-seconds")):
+    for kind, message in (("flops", "floating-point work"), ("seconds", "CPU-seconds")):
         each = matched.get(kind) or {}
         if each.get("factor") is None:
-            found.append(
-                f"What the teacher costs in {said} is not known here, so contrast alone was not run at equal {said}."
+            result.append(
+                f"What the teacher costs in {message} is not known here, so contrast alone was not run at equal {message}."
             )
         elif f"C-{kind}" in by_arm and each["factor"] > each["run"]:
-            found.append(
-                f"Equal {said} would give contrast alone {each['factor']:,.0f} times the steps; it got {each['run']:.1f} times, the most allowed."
+            result.append(
+                f"Equal {message} would give contrast alone {each['factor']:,.0f} times the steps; it got {each['run']:.1f} times, the most allowed."
             )
     skipped = sum(run["budget"]["skipped_steps"] for runs in by_arm.values() for run in runs)
     if skipped:
-        found.append(f"{skipped} steps with a loss or gradient that was not finite were skipped.")
-    return found
+        result.append(f"{skipped} steps with a loss or gradient that was not finite were skipped.")
+    return result
 
 
-def _lengths(bench: ExperimentContext, units: Units) -> dict[str, list[dict[str, Any]]]:
+def _lengths(context: ExperimentContext, units: Units) -> dict[str, list[dict[str, Any]]]:
     """Score by length of the relevant document, of the core arms, mean over seeds."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for each in bench.sets.primary:
-        data = bench.sets.data(each)
+    result: dict[str, list[dict[str, Any]]] = {}
+    for each in context.sets.primary:
+        data = context.sets.data(each)
         rows: dict[str, dict[str, Any]] = {}
         for name in ("A0", *CORE):
             mean = units[name][WHOLE][each.name].mean(axis=0)
@@ -365,21 +359,21 @@ def _lengths(bench: ExperimentContext, units: Units) -> dict[str, list[dict[str,
                 rows.setdefault(bucket.label, {"characters": bucket.label, "queries": bucket.n})[
                     name
                 ] = bucket.score
-        found[each.name] = list(rows.values())
-    return found
+        result[each.name] = list(rows.values())
+    return result
 
 
-def _examples(bench: ExperimentContext, units: Units) -> dict[str, Any]:
+def _examples(context: ExperimentContext, units: Units) -> dict[str, Any]:
     """The queries that DC helps and harms most against the better single arm, mean over seeds."""
-    primary = [each.name for each in bench.sets.primary]
+    primary = [each.name for each in context.sets.primary]
     overall = {
         name: float(np.mean([units[name][WHOLE][each].mean() for each in primary]))
         for name in ("D", "C")
     }
     against = max(overall, key=lambda name: overall[name])
     rows: list[dict[str, Any]] = []
-    for each in bench.sets.primary:
-        data = bench.sets.data(each)
+    for each in context.sets.primary:
+        data = context.sets.data(each)
         assert isinstance(data, RankingData)
         scores = {name: units[name][WHOLE][each.name].mean(axis=0) for name in CORE}
         gain = scores["DC"] - scores[against]

@@ -13,7 +13,6 @@ class Arm:
 
     Attributes:
         name: As in results and tables.
-        about: In a few words.
         phases: Loss terms of each phase; none for the untrained base.
         like: The arm whose tuned settings it takes, where it differs from that in one factor.
         gor: Whether the spread-out regulariser (GOR) is added.
@@ -44,11 +43,7 @@ class Arm:
         return self.name.replace("->", "-then-").replace("+", "-and-")
 
     def terms(self) -> tuple[str, ...]:
-        """Return the terms of the last phase.
-
-        Returns:
-            Names of loss terms, the spread-out regulariser included.
-        """
+        """Return the terms of the last phase."""
         last = self.phases[-1] if self.phases else ()
         return (*last, "gor") if self.gor else last
 
@@ -98,12 +93,5 @@ CORE = ("D", "C", "DC")
 
 
 def arm_of(name: str) -> Arm:
-    """Return an arm.
-
-    Args:
-        name: Its name.
-
-    Returns:
-        The arm.
-    """
+    """Return an arm."""
     return ARMS[name]

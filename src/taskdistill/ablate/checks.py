@@ -31,13 +31,6 @@ FROZEN = "experiment.json"
 def freeze(experiment: Experiment, out: Path) -> dict[str, Any]:
     """Write down the experiment and what is expected of it, before anything is run; later runs must be the same experiment.
 
-    Args:
-        experiment: The experiment.
-        out: Its folder.
-
-    Returns:
-        What is written there.
-
     Raises:
         BadInput: If the folder is of something else, or of another experiment.
     """
@@ -75,9 +68,6 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 def check_base(experiment: Experiment) -> None:
     """Refuse a base that was itself distilled: contrast alone would start from the teacher.
 
-    Args:
-        experiment: The experiment.
-
     Raises:
         BadInput: If the student starts from a model folder that names its teacher.
     """
@@ -87,19 +77,15 @@ def check_base(experiment: Experiment) -> None:
     folder = resolve(init)
     if not (folder / MANIFEST).is_file():
         return
-    if told := read_manifest(folder, "model").get("settings", {}).get("teacher"):
+    if details := read_manifest(folder, "model").get("settings", {}).get("teacher"):
         raise BadInput(
-            f"student.init {init!r} was distilled from {told.get('model')!r}: contrast alone on a distilled base is not contrast alone; "
+            f"student.init {init!r} was distilled from {details.get('model')!r}: contrast alone on a distilled base is not contrast alone; "
             "start from a checkpoint without a teacher"
         )
 
 
 def check_negatives(experiment: Experiment, root: Path) -> None:
     """Refuse hard negatives of a mined folder whose manifest says that a teacher chose them.
-
-    Args:
-        experiment: The experiment.
-        root: The data folder.
 
     Raises:
         BadInput: If negatives are used and a source's were mined with a teacher's vectors.
@@ -118,12 +104,8 @@ def check_negatives(experiment: Experiment, root: Path) -> None:
                 )
 
 
-def seen_in_training(bench: ExperimentContext, sets: ExperimentSets) -> dict[str, dict[str, int]]:
+def seen_in_training(context: ExperimentContext, sets: ExperimentSets) -> dict[str, dict[str, int]]:
     """Count the test texts that occur in the training rows, exactly or by 13 words in a row.
-
-    Args:
-        bench: Holds the rows.
-        sets: The sets.
 
     Returns:
         Set to `texts`, `exact` and `near`.
@@ -131,7 +113,7 @@ def seen_in_training(bench: ExperimentContext, sets: ExperimentSets) -> dict[str
     train = list(
         dict.fromkeys(
             text
-            for dataset in bench.datasets.values()
+            for dataset in context.datasets.values()
             for row in dataset.rows
             for text in row_texts(row)
         )
@@ -144,85 +126,75 @@ def seen_in_training(bench: ExperimentContext, sets: ExperimentSets) -> dict[str
 def check_same(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Hold the finished arms to common random numbers: one checkpoint, and per seed one initial projection and one order of rows.
 
-    Args:
-        results: Of every run.
-
     Returns:
         The checkpoint's hash, and per seed those of batches and projection.
 
     Raises:
         WorkFailed: If two arms differ where they must not.
     """
-    found: dict[str, Any] = {"checkpoint": None, "seeds": {}}
+    outcome: dict[str, Any] = {"checkpoint": None, "seeds": {}}
     for result in results:
-        cell, hashes, arm = result["cell"], result["hashes"], arm_of(result["cell"]["arm"])
-        _agree(found, "checkpoint", hashes["checkpoint"], f"{arm.name} seed {cell['seed']}")
+        spec, hashes, arm = result["cell"], result["hashes"], arm_of(result["cell"]["arm"])
+        _agree(outcome, "checkpoint", hashes["checkpoint"], f"{arm.name} seed {spec['seed']}")
         if not arm.phases:
             continue
-        own = found["seeds"].setdefault(str(cell["seed"]), {"batches": None, "projection": None})
+        local = outcome["seeds"].setdefault(
+            str(spec["seed"]), {"batches": None, "projection": None}
+        )
         if not arm.large and arm.matched is None:
-            _agree(own, "batches", hashes["batches"], f"{arm.name} seed {cell['seed']}")
+            _agree(local, "batches", hashes["batches"], f"{arm.name} seed {spec['seed']}")
         if hashes["projection"] is not None:
-            _agree(own, "projection", hashes["projection"], f"{arm.name} seed {cell['seed']}")
-    return found
+            _agree(local, "projection", hashes["projection"], f"{arm.name} seed {spec['seed']}")
+    return outcome
 
 
-def _agree(found: dict[str, Any], name: str, value: str, where: str) -> None:
-    if found[name] is None:
-        found[name] = value
-    elif found[name] != value:
+def _agree(result: dict[str, Any], name: str, value: str, where: str) -> None:
+    if result[name] is None:
+        result[name] = value
+    elif result[name] != value:
         raise WorkFailed(
-            f"{where} has other {name} than the arms before it ({value} instead of {found[name]}): nothing can be compared"
+            f"{where} has other {name} than the arms before it ({value} instead of {result[name]}): nothing can be compared"
         )
 
 
 def warnings(
     experiment: Experiment, sets: ExperimentSets, seen: Mapping[str, Mapping[str, int]]
 ) -> list[str]:
-    """List what a reader must know before trusting a number, as far as it is known before the run.
-
-    Args:
-        experiment: The experiment.
-        sets: The sets.
-        seen: What `seen_in_training` returned.
-
-    Returns:
-        Sentences.
-    """
+    """List what a reader must know before trusting a number, as far as it is known before the run."""
     ablation, recipe = experiment.ablation, experiment.recipe
-    found = []
+    result = []
     if recipe.student.init == "teacher":
-        found.append(
+        result.append(
             "The base is made of the teacher's own layers, so every arm starts with something of the teacher, contrast alone too."
         )
     if ablation.seeds < 5:
-        found.append(
+        result.append(
             f"{_counted(ablation.seeds, 'seed')} of {', '.join(CORE)}: five are the least from which chance in training can be told."
         )
     if len(sets.primary) < RANDOM_EFFECT:
-        found.append(
+        result.append(
             f"{_counted(len(sets.primary), 'test set')} of retrieval: intervals hold for these sets, not for sets in general (from {RANDOM_EFFECT} on)."
         )
     sizes = {each.name: len(sets.data(each).queries) for each in sets.primary}  # type: ignore[union-attr]
     if max(sizes.values()) > 3 * min(sizes.values()):
         listed = ", ".join(f"{name} {n:,}" for name, n in sizes.items())
-        found.append(
+        result.append(
             f"The primary metric is the mean over sets of very different size, each counting equally ({listed} queries)."
         )
     for name, counts in seen.items():
         if counts["exact"] or counts["near"]:
             share = 100 * (counts["exact"] + counts["near"]) / counts["texts"]
-            found.append(
+            result.append(
                 f"{name}: {counts['exact']:,} texts occur in the training rows and {counts['near']:,} share 13 words with them ({share:.1f} %)."
             )
-    found.append(
+    result.append(
         "What the teacher itself was trained on is not known here: it may have seen the test sets, and arms with a teacher inherit that."
     )
     if experiment.left_out:
-        found.append(
+        result.append(
             f"Sources without pairs are left out of every arm: {', '.join(experiment.left_out)}."
         )
-    return found
+    return result
 
 
 def _counted(number: int, word: str) -> str:

@@ -63,14 +63,14 @@ class ExperimentContext:
         """The untouched checkpoint; `fresh` gives copies of it."""
         if is_static(self.experiment):
             return static_student(self.experiment, self.datasets)
-        made, stage = start_student(self.experiment.recipe), self.experiment.recipe.first_stage()
-        assert isinstance(made.module, TransformerModel)
-        if stage.rope_theta is not None and rope_theta(made.module.backbone) is None:
-            kind = made.module.backbone.config.model_type
+        built, stage = start_student(self.experiment.recipe), self.experiment.recipe.first_stage()
+        assert isinstance(built.module, TransformerModel)
+        if stage.rope_theta is not None and rope_theta(built.module.backbone) is None:
+            kind = built.module.backbone.config.model_type
             raise BadInput(
                 f"stage1.rope_theta has no effect: a {kind} backbone has no rotary positions; remove it"
             )
-        return made
+        return built
 
     @cached_property
     def device(self) -> torch.device:
@@ -107,7 +107,7 @@ class ExperimentContext:
         module = self.base.module
         stage, settings = self.experiment.recipe.first_stage(), self.base.settings
         pooling = module.pooling.value if isinstance(module, TransformerModel) else "static"
-        said = [
+        message = [
             pooling,
             sorted(settings.prompts.items()),
             settings.max_length,
@@ -116,7 +116,7 @@ class ExperimentContext:
         ]
         tokens = hashlib.sha256(self.base.tokenizer.to_json().encode()).hexdigest()
         return hashlib.sha256(
-            json.dumps([self.base_weights_hash, tokens, said]).encode()
+            json.dumps([self.base_weights_hash, tokens, message]).encode()
         ).hexdigest()
 
     @property
@@ -125,11 +125,7 @@ class ExperimentContext:
         return tuple(self.experiment.recipe.evaluation.dims or self.base.settings.matryoshka_dims)
 
     def fresh(self) -> Model:
-        """Put the base's weights back.
-
-        Returns:
-            The model as it was before the first step.
-        """
+        """Put the base's weights back."""
         weights = self.base_weights
         with torch.no_grad():
             for name, parameter in self.base.module.named_parameters():
@@ -140,11 +136,7 @@ class ExperimentContext:
         """Return the batches of a seed.
 
         Args:
-            seed: The seed.
             arm: Only asked whether its batch is larger.
-
-        Returns:
-            The plan.
         """
         times = self.experiment.ablation.large_batch if arm is not None and arm.large else 1
         return batch_plan(self.experiment, self.datasets, seed, times)
@@ -152,19 +144,15 @@ class ExperimentContext:
     def teacher_texts(self, seed: int, steps: int) -> dict[View, list[str]]:
         """List the distinct texts that some steps compare with the teacher.
 
-        Args:
-            seed: Of the batches.
-            steps: How many.
-
         Returns:
             View to texts, in the order of first use.
         """
-        plan, found = self.plan(seed), dict[View, dict[str, None]]()
+        plan, result = self.plan(seed), dict[View, dict[str, None]]()
         for step in range(steps):
             prepared = collate(plan.at(step), task=Task.RETRIEVAL, distil=True)
             for view, text in prepared.teacher_texts():
-                found.setdefault(view, {})[text] = None
-        return {view: list(texts) for view, texts in found.items()}
+                result.setdefault(view, {})[text] = None
+        return {view: list(texts) for view, texts in result.items()}
 
 
 def open_context(
@@ -177,14 +165,7 @@ def open_context(
     """Read what an experiment needs.
 
     Args:
-        experiment: The experiment.
-        out: Its folder.
         recipe_folder: Where the recipe file is, for relative paths in it.
-        progress: Told what is read.
-        api_key: Key of an HTTP teacher.
-
-    Returns:
-        The bench.
 
     Raises:
         BadInput: If data, teacher or sets cannot be used.
@@ -214,7 +195,7 @@ def open_context(
 
 
 def fill_teacher_store(
-    bench: ExperimentContext,
+    context: ExperimentContext,
     seeds_and_steps: Mapping[int, int],
     progress: Progress,
     reopen: Callable[[], ExperimentContext],
@@ -222,39 +203,37 @@ def fill_teacher_store(
     """Embed every text that some arm will compare with the teacher; rows with a text that has no vector are left out everywhere.
 
     Args:
-        bench: The bench.
         seeds_and_steps: Seed to the most steps that distil with it.
-        progress: Told what is embedded.
-        reopen: Opens the bench again, without unusable rows.
+        reopen: Opens the context again, without unusable rows.
 
     Returns:
-        The bench, opened again if rows were left out.
+        The context, opened again if rows were left out.
 
     Raises:
         WorkFailed: If new texts keep turning up without a vector.
     """
     left_out: set[str] = set()
     for _ in range(FILL_ROUNDS):
-        wanted: dict[int, tuple[TeacherStore, dict[str, None]]] = {}
+        requested: dict[int, tuple[TeacherStore, dict[str, None]]] = {}
         for seed, steps in seeds_and_steps.items():
-            for view, texts in bench.teacher_texts(seed, steps).items():
-                store = bench.stores[view]
-                wanted.setdefault(id(store), (store, {}))[1].update(dict.fromkeys(texts))
+            for view, texts in context.teacher_texts(seed, steps).items():
+                store = context.stores[view]
+                requested.setdefault(id(store), (store, {}))[1].update(dict.fromkeys(texts))
         missing: set[str] = set()
-        for store, found in wanted.values():
-            if new := len(store.missing(list(found))):
+        for store, result in requested.values():
+            if new := len(store.missing(list(result))):
                 progress.stage(f"embedding {new:,} texts with the teacher")
-            report = store.fill(list(found), bench.teacher, progress=progress.count)
+            report = store.fill(list(result), context.teacher, progress=progress.count)
             progress.note(
                 f"teacher store: {report.distinct:,} distinct texts, {report.found:,} already there, {report.embedded:,} embedded"
             )
-            missing.update(store.missing(list(found)))
+            missing.update(store.missing(list(result)))
         if not missing:
-            release(bench.teacher)
-            return bench
+            release(context.teacher)
+            return context
         left_out |= missing
-        write_sealed(bench.out / UNUSABLE, {"texts": sorted(left_out)})
-        bench = reopen()
+        write_sealed(context.out / UNUSABLE, {"texts": sorted(left_out)})
+        context = reopen()
     raise WorkFailed(
         f"the teacher keeps giving unusable vectors, the last for {sorted(left_out)[0][:60]!r}; look at the teacher"
     )
@@ -262,6 +241,6 @@ def fill_teacher_store(
 
 def _unusable(path: Path) -> list[str]:
     """Read the texts for which the teacher gave no vector; the first format was a list alone."""
-    found = read_sealed(path, "remove it to ask the teacher for those texts again")
-    texts: list[str] = found["texts"] if isinstance(found, dict) else found
+    result = read_sealed(path, "remove it to ask the teacher for those texts again")
+    texts: list[str] = result["texts"] if isinstance(result, dict) else result
     return texts

@@ -32,9 +32,7 @@ class Contrast:
     """A weighted sum of arms' scores.
 
     Attributes:
-        name: As in results.
         family: Contrasts of one family are corrected together; those of the claim are not corrected.
-        asks: The question in words.
         weights: (arm, variant of the vectors) to weight.
     """
 
@@ -48,11 +46,7 @@ def contrasts(arms: Sequence[str], dims: Sequence[str]) -> list[Contrast]:
     """List the contrasts that some arms allow.
 
     Args:
-        arms: Arms that were run.
         dims: Names of the truncated variants, such as `dim-64`.
-
-    Returns:
-        The contrasts, the claim's two first.
     """
     return [each for each in _listed(dims) if all(arm in arms for arm, _ in each.weights)]
 

@@ -21,21 +21,18 @@ TOLERANCE = 0.01
 """A retention further from 1 than this means that students and teacher are not measured alike."""
 
 
-def positive_control(bench: ExperimentContext) -> dict[str, Any] | None:
+def positive_control(context: ExperimentContext) -> dict[str, Any] | None:
     """Score the teacher's weights through the students' path, and the teacher through its store, on the dev sets; done once.
-
-    Args:
-        bench: The bench.
 
     Returns:
         `student`, `teacher` (set to score) and `retention`; None where the teacher's weights are not here, or where it is
         told something after the text, which no prompt can say.
     """
-    path, recipe = bench.out / FILE, bench.experiment.recipe
+    path, recipe = context.out / FILE, context.experiment.recipe
     if path.is_file():
-        found: dict[str, Any] = read_sealed(path, "remove it to score again")
-        return found
-    prompts = _prompts(bench.stores)
+        result: dict[str, Any] = read_sealed(path, "remove it to score again")
+        return result
+    prompts = _prompts(context.stores)
     if recipe.teacher.kind != "local" or prompts is None:
         return None
     model = read_model(
@@ -43,20 +40,20 @@ def positive_control(bench: ExperimentContext) -> dict[str, Any] | None:
         trust_remote_code=recipe.teacher.trust_remote_code,
     )
     model.settings = replace(model.settings, prompts=prompts, max_length=recipe.teacher.max_length)
-    model.module.to(bench.device)
+    model.module.to(context.device)
     as_student = TokenEmbedder(
         Encoder(model, threads=recipe.threads or 1), {}, name="teacher as a student"
     )
-    student = dev_scores(as_student, bench.sets)
-    teacher = dev_scores(TeacherEmbedder(bench.teacher, bench.stores), bench.sets)
-    whole = macro(teacher, bench.sets.dev)
-    found = {
+    student = dev_scores(as_student, context.sets)
+    teacher = dev_scores(TeacherEmbedder(context.teacher, context.stores), context.sets)
+    complete = macro(teacher, context.sets.dev)
+    result = {
         "student": student,
         "teacher": teacher,
-        "retention": macro(student, bench.sets.dev) / whole if whole > 0 else None,
+        "retention": macro(student, context.sets.dev) / complete if complete > 0 else None,
     }
-    write_sealed(path, found)
-    return found
+    write_sealed(path, result)
+    return result
 
 
 def _prompts(stores: Mapping[Any, TeacherStore]) -> dict[str, str] | None:
@@ -68,14 +65,7 @@ def _prompts(stores: Mapping[Any, TeacherStore]) -> dict[str, str] | None:
 
 
 def control_warning(found: Mapping[str, Any] | None) -> list[str]:
-    """Say if the positive control failed.
-
-    Args:
-        found: What `positive_control` returned.
-
-    Returns:
-        A sentence, or nothing.
-    """
+    """Say if the positive control failed."""
     if found is None or found["retention"] is None or abs(found["retention"] - 1) <= TOLERANCE:
         return []
     return [

@@ -30,10 +30,6 @@ def student_flops(
 ) -> float:
     """Add up the floating-point work of training steps.
 
-    Args:
-        module: The student.
-        records: Of its log, one a step.
-
     Returns:
         What the log counted; for a static table three additions a token and dimension (forward, backward, gradient).
     """
@@ -42,34 +38,30 @@ def student_flops(
     return float(sum(record["work"] for record in records))
 
 
-def teacher_cost(bench: ExperimentContext, steps: int) -> dict[str, Any]:
+def teacher_cost(context: ExperimentContext, steps: int) -> dict[str, Any]:
     """Measure what the teacher's vectors of one run cost, each distinct text once; kept on disk, so that it is measured once.
-
-    Args:
-        bench: The bench.
-        steps: Steps of a run.
 
     Returns:
         `texts` and `tokens` of a run, `cpu_seconds` and `flops` in all; the last two None where the teacher does not
         run here.
     """
-    path = bench.out / FILE
+    path = context.out / FILE
     if path.is_file():
-        found: dict[str, Any] = read_sealed(path, "remove it to measure again")
-        return found
-    recipe = bench.experiment.recipe
+        result: dict[str, Any] = read_sealed(path, "remove it to measure again")
+        return result
+    recipe = context.experiment.recipe
     texts = [
-        apply_template(bench.stores[view].instruction, text)
-        for view, some in bench.teacher_texts(recipe.seed, steps).items()
+        apply_template(context.stores[view].instruction, text)
+        for view, some in context.teacher_texts(recipe.seed, steps).items()
         for text in some
     ]
     sample = [texts[i] for i in np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(int)]
-    ids = bench.base.tokenizer.ids(sample, prompt="", max_length=recipe.teacher.max_length).ids
+    ids = context.base.tokenizer.ids(sample, prompt="", max_length=recipe.teacher.max_length).ids
     tokens = float(np.mean([len(row) for row in ids])) * len(texts)
     seconds = flops = None
     if recipe.teacher.kind == "local":
         began = time.process_time()
-        bench.teacher.embed(sample)
+        context.teacher.embed(sample)
         seconds = (time.process_time() - began) * len(texts) / len(sample)
         try:
             module = TransformerModel(
@@ -78,9 +70,9 @@ def teacher_cost(bench: ExperimentContext, steps: int) -> dict[str, Any]:
             flops = 2.0 * matrix_parameters(module) * tokens
         except BadInput:
             flops = None
-    found = {"texts": len(texts), "tokens": round(tokens), "cpu_seconds": seconds, "flops": flops}
-    write_sealed(path, found)
-    return found
+    result = {"texts": len(texts), "tokens": round(tokens), "cpu_seconds": seconds, "flops": flops}
+    write_sealed(path, result)
+    return result
 
 
 def matched_factor(
@@ -89,15 +81,13 @@ def matched_factor(
     """Say how many times the steps contrast alone gets so that it costs as much as both losses with their teacher.
 
     Args:
-        kind: `flops` or `seconds`.
-        teacher: What `teacher_cost` returned.
         combined: `student_flops` and `cpu_seconds` of DC, mean over seeds.
         contrast: The same of C.
 
     Returns:
         (cost of DC + cost of the teacher) / cost of C at equal steps; None where the teacher's cost is not known.
     """
-    name, own = ("flops", "student_flops") if kind == "flops" else ("cpu_seconds", "cpu_seconds")
+    name, local = ("flops", "student_flops") if kind == "flops" else ("cpu_seconds", "cpu_seconds")
     if teacher[name] is None:
         return None
-    return (combined[own] + float(teacher[name])) / contrast[own]
+    return (combined[local] + float(teacher[name])) / contrast[local]

@@ -25,13 +25,9 @@ def mean_curve(
     """Average an arm's curves over its seeds.
 
     Args:
-        curves: Points of each seed.
         x: `step`, `cpu_seconds` or `distance`.
         start: Score of the untrained base, put at 0; None leaves the curve as it is.
         paid: Added to x: what the arm had to pay before its first step.
-
-    Returns:
-        The mean over seeds at each point.
     """
     shared = min(len(points) for points in curves)
     xs = (
@@ -49,10 +45,6 @@ def mean_curve(
 def crossings(a: Curve, b: Curve) -> list[float]:
     """Find where one curve passes another.
 
-    Args:
-        a: A curve.
-        b: Another one.
-
     Returns:
         Values of x, by straight lines between the points, within the range that both cover; a common start is no crossing.
     """
@@ -62,21 +54,18 @@ def crossings(a: Curve, b: Curve) -> list[float]:
     if not len(xs):
         return []
     gap = np.interp(xs, a[:, 0], a[:, 1]) - np.interp(xs, b[:, 0], b[:, 1])
-    found, last = [], 0
+    result, last = [], 0
     for i in range(len(xs)):
         if gap[i] == 0:
             continue
         if gap[last] * gap[i] < 0:
-            found.append(float(xs[last] + (xs[i] - xs[last]) * gap[last] / (gap[last] - gap[i])))
+            result.append(float(xs[last] + (xs[i] - xs[last]) * gap[last] / (gap[last] - gap[i])))
         last = i
-    return found
+    return result
 
 
 def all_crossings(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
     """Find the crossings of every two arms.
-
-    Args:
-        curves: Arm to curve.
 
     Returns:
         `arms` and `at` for each two that cross.
@@ -91,19 +80,16 @@ def all_crossings(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
 def still_changing(curves: Mapping[str, Curve]) -> list[str]:
     """Say which arms changed places in the last fifth of the steps.
 
-    Args:
-        curves: Arm to curve on steps.
-
     Returns:
         A sentence for each two arms whose order changed; empty if the order stood.
     """
-    found = []
+    result = []
     for a, b in combinations(curves, 2):
         end = min(curves[a][-1, 0], curves[b][-1, 0])
         late = [at for at in crossings(curves[a], curves[b]) if at > (1 - LAST) * end]
         if late:
-            found.append(f"{a} and {b} changed places at step {late[-1]:,.0f} of {end:,.0f}")
-    return found
+            result.append(f"{a} and {b} changed places at step {late[-1]:,.0f} of {end:,.0f}")
+    return result
 
 
 def at_equal_distance(curves: Mapping[str, Curve]) -> tuple[float, dict[str, float]]:
@@ -111,12 +97,6 @@ def at_equal_distance(curves: Mapping[str, Curve]) -> tuple[float, dict[str, flo
 
     A sum of losses has larger gradients than one of them; with AdamW the steps still differ in length, so that equal
     steps are not equal distances.
-
-    Args:
-        curves: Arm to curve on the distance from the base.
-
-    Returns:
-        The distance, and each arm's score there.
     """
     reach = min(float(curve[:, 0].max()) for curve in curves.values())
     return reach, {arm: _first_at(curve, reach) for arm, curve in curves.items()}

@@ -29,7 +29,7 @@ from taskdistill.ablate.run_pool import RunPool
 from taskdistill.ablate.settings import Experiment, trial_steps
 from taskdistill.ablate.static import is_static
 from taskdistill.ablate.training_run import TRIAL_SEED, TrainingRun
-from taskdistill.ablate.tuning import best_trial, trial_cells
+from taskdistill.ablate.tuning import best_trial, trial_specs
 from taskdistill.device import device_name
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.models.encoder import TeacherEmbedder
@@ -60,17 +60,9 @@ def ablate(
     """Run an experiment into a folder; run again after any interruption, it continues.
 
     Args:
-        experiment: The experiment.
-        out: Its folder.
         recipe_folder: Where the recipe file is, for relative paths in it.
         jobs: Arms trained at once, each in a process of its own.
-        progress: Told what happens.
         should_stop: Asked before every step; true saves and stops.
-        api_key: Key of an HTTP teacher.
-        command: What to type to get the report again.
-
-    Returns:
-        The content of results.json.
 
     Raises:
         BadInput: If the experiment cannot be run as it is, or the folder is another one's.
@@ -92,40 +84,40 @@ def ablate(
             "recipe_folder": recipe_folder or Path(),
             "api_key": api_key,
         }
-        bench = fill_teacher_store(
+        context = fill_teacher_store(
             open_context(**reopen, progress=progress),
             _distilled(experiment),
             progress,
             partial(open_context, **reopen),
         )
         progress.note(
-            f"device {bench.device} ({device_name(bench.device)}), passes of training in {bench.arithmetic}"
+            f"device {context.device} ({device_name(context.device)}), passes of training in {context.arithmetic}"
         )
-        check_negatives(experiment, bench.root)
-        seen = seen_in_training(bench, bench.sets)
-        found = warnings(experiment, bench.sets, seen)
-        for warning in found:
+        check_negatives(experiment, context.root)
+        seen = seen_in_training(context, context.sets)
+        result = warnings(experiment, context.sets, seen)
+        for warning in result:
             progress.note(f"note: {warning}")
-        progress.note(detectable_sentence(detectable(experiment, bench.sets)))
-        with RunPool(bench, jobs, progress, should_stop, reopen) as crew:
-            points, trials = _tune(crew)
-            pilot = _pilot(crew, points)
-            runs = _run_arms(crew, points)
-            matched, more = _match_costs(crew, points, runs)
+        progress.note(detectable_sentence(detectable(experiment, context.sets)))
+        with RunPool(context, jobs, progress, should_stop, reopen) as pool:
+            points, trials = _tune(pool)
+            pilot = _pilot(pool, points)
+            runs = _run_arms(pool, points)
+            matched, more = _match_costs(pool, points, runs)
             runs += more
         results = analyze(
-            bench,
+            context,
             frozen=frozen,
             runs=runs,
             trials=trials,
             pilot=pilot,
             matched=matched,
-            teacher=_score_teacher(bench, progress),
-            control=positive_control(bench),
-            teacher_cost=teacher_cost(bench, experiment.recipe.first_stage().steps),
+            teacher=_score_teacher(context, progress),
+            control=positive_control(context),
+            teacher_cost=teacher_cost(context, experiment.recipe.first_stage().steps),
             same=check_same(runs),
             seen=seen,
-            warnings=found,
+            warnings=result,
         )
         write_result(out / "results.json", results)
         write_report(out, results, command)
@@ -138,18 +130,18 @@ def _distilled(experiment: Experiment) -> dict[int, int]:
         experiment.recipe.first_stage().steps,
         max(2, trial_steps(experiment.recipe.first_stage().steps, experiment.ablation)),
     )
-    found = {
+    result = {
         seed: steps
         for arm in experiment.arms()
         if arm.phases and arm.name in CORE
         for seed in experiment.seeds_of(arm)
     }
-    return {**found, later_seed(experiment.recipe.seed, TRIAL_SEED): trial}
+    return {**result, later_seed(experiment.recipe.seed, TRIAL_SEED): trial}
 
 
-def _tune(crew: RunPool) -> tuple[dict[str, Hyperparameters], dict[str, list[dict[str, Any]]]]:
+def _tune(pool: RunPool) -> tuple[dict[str, Hyperparameters], dict[str, list[dict[str, Any]]]]:
     """Try the same settings for every tuned arm; D comes first, since second phases start from its best."""
-    experiment = crew.bench.experiment
+    experiment = pool.context.experiment
     points: dict[str, Hyperparameters] = {}
     trials: dict[str, list[dict[str, Any]]] = {}
     tuned = [arm for arm in experiment.arms() if arm.tuned]
@@ -161,22 +153,22 @@ def _tune(crew: RunPool) -> tuple[dict[str, Hyperparameters], dict[str, list[dic
     ):
         if not wave:
             continue
-        crew.progress.stage(
+        pool.progress.stage(
             f"tuning {', '.join(arm.name for arm in wave)}: {experiment.ablation.trials} settings each, on the dev sets"
         )
-        cells = {
-            arm.name: trial_cells(experiment, arm, points["D"] if len(arm.phases) > 1 else None)
+        specs = {
+            arm.name: trial_specs(experiment, arm, points["D"] if len(arm.phases) > 1 else None)
             for arm in wave
         }
-        found = crew.run([cell for own in cells.values() for cell in own])
+        results = pool.run([spec for local in specs.values() for spec in local])
         for arm in wave:
-            trials[arm.name] = [result for result in found if result["cell"]["arm"] == arm.name]
-            points[arm.name] = cells[arm.name][best_trial(trials[arm.name])].point
-            crew.progress.note(f"{arm.name}: {_said(arm, points[arm.name])}")
+            trials[arm.name] = [result for result in results if result["cell"]["arm"] == arm.name]
+            points[arm.name] = specs[arm.name][best_trial(trials[arm.name])].point
+            pool.progress.note(f"{arm.name}: {_in_words(arm, points[arm.name])}")
     return points, trials
 
 
-def _said(arm: Arm, point: Hyperparameters) -> str:
+def _in_words(arm: Arm, point: Hyperparameters) -> str:
     words = [f"learning rate {point.lr:g}"]
     if "info_nce" in arm.phases[-1]:
         words.append(f"temperature {point.temperature:g}")
@@ -192,18 +184,7 @@ def run_training_of(
     points: dict[str, Hyperparameters],
     steps: int | None = None,
 ) -> TrainingRun:
-    """Write one run of an arm as a cell.
-
-    Args:
-        experiment: The experiment.
-        arm: The arm.
-        seed: The seed.
-        points: Settings of each tuned arm.
-        steps: Instead of the recipe's.
-
-    Returns:
-        The cell.
-    """
+    """Write one run of an arm as a cell."""
     point = points[arm.like or arm.name] if arm.phases else untuned(experiment)
     first = points["D"] if len(arm.phases) > 1 else None
     return TrainingRun(
@@ -211,54 +192,54 @@ def run_training_of(
     )
 
 
-def _pilot(crew: RunPool, points: dict[str, Hyperparameters]) -> dict[str, Any]:
+def _pilot(pool: RunPool, points: dict[str, Hyperparameters]) -> dict[str, Any]:
     """Run DC with the first seeds and say the smallest detectable effect before any arm is compared with another."""
-    experiment, path = crew.bench.experiment, crew.bench.out / PILOT
+    experiment, path = pool.context.experiment, pool.context.out / PILOT
     arm = arm_of("DC")
     seeds = experiment.seeds_of(arm)[: experiment.ablation.pilot_seeds]
-    crew.progress.stage(f"pilot: DC with {len(seeds)} seeds")
-    done = crew.run([run_training_of(experiment, arm, seed, points) for seed in seeds])
-    found = detectable(experiment, crew.bench.sets, done)
-    crew.progress.note(detectable_sentence(found))
-    write_file(path, dump_json(found))
-    return found
+    pool.progress.stage(f"pilot: DC with {len(seeds)} seeds")
+    done = pool.run([run_training_of(experiment, arm, seed, points) for seed in seeds])
+    result = detectable(experiment, pool.context.sets, done)
+    pool.progress.note(detectable_sentence(result))
+    write_file(path, dump_json(result))
+    return result
 
 
-def _run_arms(crew: RunPool, points: dict[str, Hyperparameters]) -> list[dict[str, Any]]:
-    experiment = crew.bench.experiment
-    cells = [
+def _run_arms(pool: RunPool, points: dict[str, Hyperparameters]) -> list[dict[str, Any]]:
+    experiment = pool.context.experiment
+    specs = [
         run_training_of(experiment, arm, seed, points)
         for arm in experiment.arms()
         if arm.matched is None
         for seed in experiment.seeds_of(arm)
     ]
-    crew.progress.stage(
-        f"{len(cells)} runs of {len({cell.arm for cell in cells})} arms, {experiment.recipe.first_stage().steps:,} steps each"
+    pool.progress.stage(
+        f"{len(specs)} runs of {len({spec.arm for spec in specs})} arms, {experiment.recipe.first_stage().steps:,} steps each"
     )
-    return crew.run(cells)
+    return pool.run(specs)
 
 
 def _match_costs(
-    crew: RunPool, points: dict[str, Hyperparameters], runs: list[dict[str, Any]]
+    pool: RunPool, points: dict[str, Hyperparameters], runs: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run contrast alone for as long as it costs what DC and its teacher cost; the factors are kept, since seconds vary."""
-    experiment, path = crew.bench.experiment, crew.bench.out / MATCHED
+    experiment, path = pool.context.experiment, pool.context.out / MATCHED
     steps = experiment.recipe.first_stage().steps
     factors: dict[str, Any] = (
         read_sealed(path, "remove it to match costs again") if path.is_file() else {}
     )
     if not factors:
-        cost = teacher_cost(crew.bench, steps)
+        cost = teacher_cost(pool.context, steps)
         budgets = {
             name: [run["budget"] for run in runs if run["cell"]["arm"] == name]
             for name in ("DC", "C")
         }
         means = {
             name: {
-                key: float(np.mean([each[key] for each in own]))
+                key: float(np.mean([each[key] for each in local]))
                 for key in ("student_flops", "cpu_seconds")
             }
-            for name, own in budgets.items()
+            for name, local in budgets.items()
         }
         for kind in ("flops", "seconds"):
             full = matched_factor(kind, cost, means["DC"], means["C"])
@@ -274,7 +255,7 @@ def _match_costs(
             "steps": None,
         }
         write_sealed(path, factors)
-    cells = []
+    specs = []
     for arm in experiment.arms():
         if (
             arm.matched is None
@@ -282,22 +263,22 @@ def _match_costs(
             or factors[arm.matched]["run"] <= SAME
         ):
             continue
-        cells += [
+        specs += [
             run_training_of(experiment, arm, seed, points, factors[arm.matched]["steps"])
             for seed in experiment.seeds_of(arm)
         ]
-    if cells:
-        crew.progress.stage(f"{len(cells)} runs of contrast alone at equal cost")
-    return factors, crew.run(cells) if cells else []
+    if specs:
+        pool.progress.stage(f"{len(specs)} runs of contrast alone at equal cost")
+    return factors, pool.run(specs) if specs else []
 
 
-def _score_teacher(bench: ExperimentContext, progress: Progress) -> dict[str, Any]:
+def _score_teacher(context: ExperimentContext, progress: Progress) -> dict[str, Any]:
     """Score the teacher on the test sets and on the dev sets, once."""
-    path = bench.out / TEACHER
+    path = context.out / TEACHER
     if path.is_file():
-        found: dict[str, Any] = read_sealed(path, "remove it to score the teacher again")
-        return found
+        result: dict[str, Any] = read_sealed(path, "remove it to score the teacher again")
+        return result
     progress.stage("scoring the teacher")
-    scored = test_scores(TeacherEmbedder(bench.teacher, bench.stores), bench.sets, ())
+    scored = test_scores(TeacherEmbedder(context.teacher, context.stores), context.sets, ())
     write_sealed(path, scored)
     return scored

@@ -54,16 +54,12 @@ class ExperimentSets:
         """
         key = f"{each.split} {each.name}"
         if key not in self._read:
-            most = self.max_dev_queries if each in self.dev else self.max_queries
-            self._read[key] = each.load(most, self.seed)
+            limit = self.max_dev_queries if each in self.dev else self.max_queries
+            self._read[key] = each.load(limit, self.seed)
         return self._read[key]
 
     def digests(self) -> dict[str, str]:
-        """Hash every set.
-
-        Returns:
-            Name to hash of files and protocol.
-        """
+        """Hash every set."""
         return {each.name: each.digest() for each in (*self.primary, *self.secondary, *self.dev)}
 
 
@@ -76,9 +72,7 @@ class TokenEmbedder:
         """Wrap an encoder.
 
         Args:
-            encoder: The student.
             known: Prompt and text to token ids; filled here, for students of the same tokenizer and length.
-            name: What to call it in messages.
         """
         self.encoder, self.known, self.name = encoder, known, name
 
@@ -88,29 +82,23 @@ class TokenEmbedder:
         """Encode texts.
 
         Args:
-            texts: Strings.
             task: Ignored: a student of the ablation has no adapters.
-            prompt_name: query or document.
 
         Returns:
             float32 `(n, D)`, unit rows.
         """
         prompt = self.encoder.prompt_text(prompt_name)
         if new := list(dict.fromkeys(text for text in texts if (prompt, text) not in self.known)):
-            made = self.encoder.model.tokenizer.ids(
+            built = self.encoder.model.tokenizer.ids(
                 new, prompt=prompt, max_length=self.encoder.max_length
             ).ids
             self.known.update(
-                {(prompt, text): row.astype(np.int32) for text, row in zip(new, made, strict=True)}
+                {(prompt, text): row.astype(np.int32) for text, row in zip(new, built, strict=True)}
             )
         return self.encoder.encode_ids([self.known[prompt, text] for text in texts])
 
     def fingerprint(self) -> str:
-        """Hash what decides the vectors.
-
-        Returns:
-            The model's hash.
-        """
+        """Hash what decides the vectors."""
         return self.encoder.model_hash
 
 
@@ -118,19 +106,15 @@ def open_sets(experiment: Experiment, root: Path) -> ExperimentSets:
     """Find the sets that the recipe's evaluation names.
 
     Args:
-        experiment: The experiment.
         root: The data folder, unless `evaluation.root` names another.
-
-    Returns:
-        The sets.
 
     Raises:
         BadInput: If no test set is for retrieval, no dev set is, or a dev set is a test set too.
     """
-    wanted = experiment.recipe.evaluation
-    folder = Path(wanted.root or root)
-    test = find_eval_sets(folder, wanted.sets)
-    dev = [_dev_set(folder, name) for name in wanted.dev]
+    requested = experiment.recipe.evaluation
+    folder = Path(requested.root or root)
+    test = find_eval_sets(folder, requested.sets)
+    dev = [_dev_set(folder, name) for name in requested.dev]
     if both := {each.files for each in test} & {each.files for each in dev}:
         names = [each.name for each in dev if each.files in both]
         raise BadInput(
@@ -148,7 +132,7 @@ def open_sets(experiment: Experiment, root: Path) -> ExperimentSets:
         primary,
         secondary,
         dev,
-        wanted.max_queries,
+        requested.max_queries,
         experiment.ablation.max_dev_queries,
         experiment.recipe.seed,
     )
@@ -165,38 +149,22 @@ def _dev_set(folder: Path, name: str) -> EvalSet:
 
 
 def dev_scores(embedder: Embedder, sets: ExperimentSets) -> dict[str, float]:
-    """Score a model on the dev sets.
-
-    Args:
-        embedder: The model.
-        sets: The sets.
-
-    Returns:
-        Set to main score.
-    """
-    found = {}
+    """Score a model on the dev sets."""
+    result = {}
     for each in sets.dev:
         data = sets.data(each)
         encoded = encode_set(embedder, each.kind, data)
         if isinstance(data, RankingData) and each.kind is Kind.RETRIEVAL:
-            found[each.name] = float(
+            result[each.name] = float(
                 ndcg_units(data, encoded.sides["queries"], encoded.sides["documents"]).mean()
             )
         else:
-            found[each.name] = score_vectors(each.name, each.kind, data, encoded).score
-    return found
+            result[each.name] = score_vectors(each.name, each.kind, data, encoded).score
+    return result
 
 
 def macro(scores: Mapping[str, float], sets: Sequence[EvalSet]) -> float:
-    """Average the retrieval sets among some scores, each counting equally: the primary metric.
-
-    Args:
-        scores: Set to score.
-        sets: The sets.
-
-    Returns:
-        The mean over sets of retrieval.
-    """
+    """Average the retrieval sets among some scores, each counting equally: the primary metric."""
     return float(np.mean([scores[each.name] for each in sets if each.kind is Kind.RETRIEVAL]))
 
 
@@ -205,53 +173,40 @@ def test_scores(
 ) -> dict[str, dict[str, Any]]:
     """Score a model on the test sets.
 
-    Args:
-        embedder: The model.
-        sets: The sets.
-        dims: Truncations of retrieval vectors that are scored too.
-
     Returns:
         Set to `kind`, `metric`, `n`, `score`, `scores` (further metrics) and, for retrieval, `units`: variant to one
         nDCG@10 a query.
     """
-    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for each in (*sets.primary, *sets.secondary):
         data = sets.data(each)
         encoded = encode_set(embedder, each.kind, data)
-        whole = score_vectors(each.name, each.kind, data, encoded)
+        complete = score_vectors(each.name, each.kind, data, encoded)
         record: dict[str, Any] = {
             "kind": each.kind.value,
             "metric": METRIC[each.kind],
-            "n": sum(len(units) for units in whole.units.values()),
-            "score": whole.score,
-            "scores": whole.scores,
+            "n": sum(len(units) for units in complete.units.values()),
+            "score": complete.score,
+            "scores": complete.scores,
         }
         if each.kind is Kind.RETRIEVAL and isinstance(data, RankingData):
-            units = {WHOLE: whole.units[""]}
+            units = {WHOLE: complete.units[""]}
             for name, changed in variants(encoded, dims).items():
                 units[name] = ndcg_units(data, changed.sides["queries"], changed.sides["documents"])
             record["units"] = {
                 name: np.round(values, _DIGITS).tolist() for name, values in units.items()
             }
-        found[each.name] = record
-    return found
+        result[each.name] = record
+    return result
 
 
 def variants(encoded: EncodedSet, dims: Sequence[int]) -> dict[str, EncodedSet]:
-    """Compress the vectors of a set in every way that is compared.
-
-    Args:
-        encoded: Its vectors.
-        dims: Truncations.
-
-    Returns:
-        Name of the variant to the vectors.
-    """
+    """Compress the vectors of a set in every way that is compared."""
     ranges = Int8Ranges.fit(encoded.sides["documents"])
-    found = {BINARY: _each(encoded, lambda x: decoded(x, Precision.BINARY, ranges))}
+    result = {BINARY: _each(encoded, lambda x: decoded(x, Precision.BINARY, ranges))}
     for dim in sorted({dim for dim in dims if dim < encoded.dim}, reverse=True):
-        found[f"dim-{dim}"] = _each(encoded, lambda x, dim=dim: truncate(x, dim))  # type: ignore[misc]
-    return found
+        result[f"dim-{dim}"] = _each(encoded, lambda x, dim=dim: truncate(x, dim))  # type: ignore[misc]
+    return result
 
 
 def _each(

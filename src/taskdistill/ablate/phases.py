@@ -43,23 +43,12 @@ class Hyperparameters:
     weight: float
 
     def to_json(self) -> dict[str, float]:
-        """Return plain data.
-
-        Returns:
-            The three numbers.
-        """
+        """Return plain data."""
         return {"lr": self.lr, "temperature": self.temperature, "weight": self.weight}
 
 
 def untuned(experiment: Experiment) -> Hyperparameters:
-    """Return the setting that the recipe states.
-
-    Args:
-        experiment: The experiment.
-
-    Returns:
-        Its learning rate, temperature and weight.
-    """
+    """Return the setting that the recipe states."""
     return Hyperparameters(
         experiment.recipe.first_stage().lr,
         experiment.ablation.temperature,
@@ -70,17 +59,7 @@ def untuned(experiment: Experiment) -> Hyperparameters:
 def batch_plan(
     experiment: Experiment, datasets: Mapping[str, Dataset], seed: int, times: int = 1
 ) -> BatchPlan:
-    """Decide which rows every step sees: by the seed alone, whatever the arm.
-
-    Args:
-        experiment: The experiment.
-        datasets: Source name to rows.
-        seed: The seed.
-        times: Batch size in times the recipe's.
-
-    Returns:
-        The plan.
-    """
+    """Decide which rows every step sees: by the seed alone, whatever the arm."""
     stage = experiment.recipe.first_stage()
     used = [datasets[name] for name in stage.sources]
     sizes = {name: size * times for name, (size, _) in stage.long_sources.items()}
@@ -93,12 +72,6 @@ def initial_projection(
     experiment: Experiment, module: TransformerModel | StaticModel, teacher_dim: int, seed: int
 ) -> Projection | None:
     """Draw the projection that every arm of a seed starts with.
-
-    Args:
-        experiment: The experiment.
-        module: The student.
-        teacher_dim: Size of the teacher's vectors.
-        seed: The seed.
 
     Returns:
         The map, or None where the recipe wants none.
@@ -130,12 +103,7 @@ def phase_lengths(arm: Arm, steps: int, experiment: Experiment) -> list[int]:
     """Share an arm's steps among its phases.
 
     Args:
-        arm: The arm.
-        steps: In all.
         experiment: For the share of a second phase.
-
-    Returns:
-        Steps of each phase.
     """
     if len(arm.phases) < 2:
         return [steps] * len(arm.phases)
@@ -143,7 +111,7 @@ def phase_lengths(arm: Arm, steps: int, experiment: Experiment) -> list[int]:
     return [steps - second, second]
 
 
-def phase_job(
+def build_phase(
     name: str,
     arm: Arm,
     terms: Sequence[str],
@@ -163,24 +131,6 @@ def phase_job(
 
     A phase without distillation gets no teacher store, no projection and no similarities: there is nothing in it that
     a teacher's signal could come from.
-
-    Args:
-        name: Of the phase, in logs.
-        arm: The arm.
-        terms: Its loss terms in this phase.
-        point: Learning rate, temperature, weight.
-        experiment: The experiment.
-        module: The student.
-        plan: Its batches.
-        projection: The seed's projection.
-        stores: The teacher's vectors.
-        steps: Of this phase.
-        starts_at: Step of the plan at which it begins.
-        every: Steps between checkpoints.
-        dims: Prefix sizes.
-
-    Returns:
-        What the loop runs.
     """
     settings = phase_settings(arm, terms, point, experiment, steps=steps, every=every)
     distils = "distill" in terms
@@ -200,10 +150,10 @@ def phase_job(
                 targets.teacher.device
             )
             targets = replace(targets, teacher=targets.teacher[order])
-        found, masked = pairs(vectors, batch, targets, heads, chosen, settings, settings.weights)
+        result, masked = pairs(vectors, batch, targets, heads, chosen, settings, settings.weights)
         if arm.shuffled:
-            found[SHUFFLED] = found.pop("distill")
-        return found, masked
+            result[SHUFFLED] = result.pop("distill")
+        return result, masked
 
     stage = experiment.recipe.first_stage()
     heads = Heads(projection if distils else None)
@@ -230,13 +180,6 @@ def trained_weights(
     module: TransformerModel | StaticModel, *, freeze_table: bool
 ) -> dict[str, nn.Parameter]:
     """List what every arm trains: the whole student.
-
-    Args:
-        module: The student.
-        freeze_table: Whether the token table stays as it was.
-
-    Returns:
-        Name to parameter.
 
     Raises:
         BadInput: If nothing would be left to train.
@@ -265,12 +208,7 @@ def phase_settings(
     """Write a phase of an arm as settings: stage 1's optimiser, batch and length, and the arm's terms.
 
     Args:
-        arm: The arm.
-        terms: Its loss terms in this phase.
         point: Learning rate, temperature, weight of distillation where it is combined.
-        experiment: The experiment.
-        steps: Of this phase.
-        every: Steps between checkpoints.
 
     Returns:
         The settings; those of an adapter's shape do nothing here.
@@ -298,11 +236,6 @@ def phase_settings(
 def shuffle(seed: int, step: int, count: int) -> Tensor:
     """Permute the texts of a batch, for the negative control.
 
-    Args:
-        seed: The seed.
-        step: The batch's step.
-        count: Its texts.
-
     Returns:
         `(count,)` of int64, a permutation.
     """
@@ -311,11 +244,6 @@ def shuffle(seed: int, step: int, count: int) -> Tensor:
 
 def batches_hash(plan: BatchPlan, start: int, stop: int) -> str:
     """Hash which rows some steps see.
-
-    Args:
-        plan: The plan.
-        start: First step.
-        stop: Step after the last.
 
     Returns:
         16 hexadecimal digits over data sets and row numbers.
@@ -330,9 +258,6 @@ def batches_hash(plan: BatchPlan, start: int, stop: int) -> str:
 def require_no_teacher(phase: Phase) -> None:
     """Hold a phase without distillation to having nothing of the teacher.
 
-    Args:
-        phase: The phase.
-
     Raises:
         WorkFailed: If it could see the teacher.
     """
@@ -345,7 +270,7 @@ def require_no_teacher(phase: Phase) -> None:
         "teacher similarities": phase.needs_similarities,
         "a projection into the teacher's space": phase.heads.projection is not None,
     }
-    if found := [what for what, there in seen.items() if there]:
+    if result := [what for what, there in seen.items() if there]:
         raise WorkFailed(
-            f"{phase.name} has no distillation but was given {', '.join(found)}; please report this"
+            f"{phase.name} has no distillation but was given {', '.join(result)}; please report this"
         )

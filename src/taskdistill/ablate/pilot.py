@@ -21,8 +21,6 @@ def detectable(
     """Compute the smallest detectable effect from the stated spread over queries and, with a pilot, that over seeds.
 
     Args:
-        experiment: The experiment.
-        sets: The sets.
         pilot: Results of DC with the first seeds; nothing of them is looked at but how much they differ.
 
     Returns:
@@ -69,14 +67,7 @@ def _primary(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def detectable_sentence(found: dict[str, Any]) -> str:
-    """Say what `detectable` found.
-
-    Args:
-        found: What it returned.
-
-    Returns:
-        One sentence.
-    """
+    """Say what `detectable` found."""
     spread = f"a stated spread of {found['query_sd']:.2f} over queries"
     if found["seed_sd"] is not None:
         spread += f" and {100 * found['seed_sd']:.2f} points over training seeds (pilot)"

@@ -29,26 +29,12 @@ SAID = {
 
 
 def write_report(out: Path, results: Results, command: str) -> None:
-    """Write OUT/report.html.
-
-    Args:
-        out: Folder of the experiment.
-        results: Content of results.json.
-        command: What to type to get the page again.
-    """
+    """Write OUT/report.html."""
     write_output(out / "report.html", render_report(report_data(results, command)))
 
 
 def report_data(results: Results, command: str) -> ReportData:
-    """Lay results out as a page.
-
-    Args:
-        results: Content of results.json.
-        command: What to type to get the page again.
-
-    Returns:
-        The page's content.
-    """
+    """Lay results out as a page."""
     verdict = results["verdict"]
     frozen = {key: results["frozen"][key] for key in ("ablation", "recipe", "left_out")}
     return ReportData(
@@ -143,12 +129,12 @@ def _relevance(results: Results) -> str:
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
-    found = {
+    result = {
         each["name"]: each["estimate"] for each in results["contrasts"] if not each["exploratory"]
     }
     facts = [
         (tables.points(estimate[0]), f"points, {name} ({tables.span(estimate)})")
-        for name, estimate in found.items()
+        for name, estimate in result.items()
     ]
     before = results["smallest_detectable"]
     facts.append(
@@ -186,9 +172,9 @@ def _arm_words(results: Results) -> str:
 
 def _seed_chart(results: Results) -> Markup:
     arms = results["arms"]
-    most = min(MOST_LINES, max(len(arm["runs"]) for arm in arms.values()))
+    limit = min(MOST_LINES, max(len(arm["runs"]) for arm in arms.values()))
     seeds = [run["seed"] for run in max(arms.values(), key=lambda arm: len(arm["runs"]))["runs"]][
-        :most
+        :limit
     ]
     rows = []
     for name, arm in arms.items():
@@ -223,11 +209,11 @@ def _curve_words(results: Results) -> str:
         if curves["still_changing"]
         else "The order of D, C and DC did not change in the last fifth of the steps."
     )
-    whole = curves.get("cpu_seconds_with_teacher")
-    if whole and _apart(whole):
+    complete = curves.get("cpu_seconds_with_teacher")
+    if complete and _apart(complete):
         order += (
-            f" Without cached vectors contrast alone ends after {_place(whole['C'][-1][0])} CPU-seconds, before an arm with a teacher takes its first step "
-            f"(after {_place(whole['D'][0][0])})."
+            f" Without cached vectors contrast alone ends after {_place(complete['C'][-1][0])} CPU-seconds, before an arm with a teacher takes its first step "
+            f"(after {_place(complete['D'][0][0])})."
         )
     return (
         f"nDCG@10 on the dev sets, mean over seeds; every curve starts at the untrained base. {order} Where each has moved the weights as far as the one "
@@ -268,7 +254,7 @@ def _apart(curves: Mapping[str, Any]) -> bool:
 
 
 def _crossing_tables(results: Results) -> list[Table]:
-    found: dict[tuple[str, str], list[str]] = {}
+    result: dict[tuple[str, str], list[str]] = {}
     keys = (
         "crossings_on_steps",
         "crossings_on_cpu_seconds",
@@ -276,9 +262,9 @@ def _crossing_tables(results: Results) -> list[Table]:
     )
     for place, key in enumerate(keys):
         for each in results["curves"].get(key, ()):
-            row = found.setdefault((each["arms"][0], each["arms"][1]), ["–"] * len(keys))
+            row = result.setdefault((each["arms"][0], each["arms"][1]), ["–"] * len(keys))
             row[place] = ", ".join(_place(at) for at in each["at"])
-    rows = [[f"{a} and {b}", *row] for (a, b), row in found.items()]
+    rows = [[f"{a} and {b}", *row] for (a, b), row in result.items()]
     if not rows:
         return []
     return [
@@ -303,13 +289,13 @@ def _control_words(results: Results) -> str:
     control = results["positive_control"]
     if control is None or control["retention"] is None:
         return "The teacher's own weights are not here to be read as a student, so there is no positive control."
-    kept = f"{100 * control['retention']:.2f} %"
-    return f"Positive control: the teacher's own weights, read as a student is read, keep {kept} of the teacher's dev score (100 % is right)."
+    retained = f"{100 * control['retention']:.2f} %"
+    return f"Positive control: the teacher's own weights, read as a student is read, keep {retained} of the teacher's dev score (100 % is right)."
 
 
 def _cost_words(results: Results) -> str:
     words = ["Equal steps is the primary comparison."]
-    for kind, said in (("flops", "floating-point work"), ("seconds", "CPU-seconds")):
+    for kind, message in (("flops", "floating-point work"), ("seconds", "CPU-seconds")):
         each = results["matched"].get(kind) or {}
         if each.get("factor") is not None:
             got = f"it got {each['run']:.2f} times" + (
@@ -325,7 +311,7 @@ def _cost_words(results: Results) -> str:
             )
             run = f"{got} ({twin})" if twin else "that arm was not run"
             words.append(
-                f"At equal {said}, teacher included, contrast alone would get {_times(each['factor'])} times the steps; {run}."
+                f"At equal {message}, teacher included, contrast alone would get {_times(each['factor'])} times the steps; {run}."
             )
     cached = results["matched"].get("seconds_cached")
     if cached:

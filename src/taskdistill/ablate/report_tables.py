@@ -22,32 +22,18 @@ def points(value: float, digits: int = 2) -> str:
     """Write a difference in points.
 
     Args:
-        value: 0 to 1.
         digits: Digits behind the point.
-
-    Returns:
-        With its sign.
     """
     return f"{100 * value:+.{digits}f}"
 
 
 def span(estimate: Sequence[float]) -> str:
-    """Write an interval of a difference in points.
-
-    Args:
-        estimate: Value, low, high.
-
-    Returns:
-        Low and high.
-    """
+    """Write an interval of a difference in points."""
     return f"{points(estimate[1])} to {points(estimate[2])}"
 
 
 def p_value(p: float | None) -> str:
     """Write a p-value.
-
-    Args:
-        p: The value.
 
     Returns:
         Three digits, or that it is smaller; a dash for None.
@@ -58,14 +44,7 @@ def p_value(p: float | None) -> str:
 
 
 def claim_table(results: Results) -> Table:
-    """Show the two comparisons of the claim with all three intervals.
-
-    Args:
-        results: Content of results.json.
-
-    Returns:
-        One row a comparison.
-    """
+    """Show the two comparisons of the claim with all three intervals."""
     rows: list[list[Value]] = []
     for each in results["contrasts"]:
         if each["exploratory"]:
@@ -102,16 +81,13 @@ def claim_table(results: Results) -> Table:
 def fewer_sets_table(results: Results) -> Table | None:
     """Show the claim without some of its sets.
 
-    Args:
-        results: Content of results.json.
-
     Returns:
         One row a choice, or None where there is one set only.
     """
-    found = results["on_fewer_sets"]
-    if not found:
+    result = results["on_fewer_sets"]
+    if not result:
         return None
-    names = list(found[0]["contrasts"])
+    names = list(result[0]["contrasts"])
     rows: list[list[Value]] = [
         [
             CellText(
@@ -124,7 +100,7 @@ def fewer_sets_table(results: Results) -> Table | None:
             ),
             each["state"],
         ]
-        for each in found
+        for each in result
     ]
     note = f"Exploratory. Points of nDCG@10 with 95 % intervals; where fewer than {RANDOM_EFFECT} sets are left, they hold for these sets only."
     return Table(
@@ -134,11 +110,6 @@ def fewer_sets_table(results: Results) -> Table | None:
 
 def contrast_table(results: Results, families: Sequence[str], title: str = "") -> Table | None:
     """Show the contrasts of some families.
-
-    Args:
-        results: Content of results.json.
-        families: Names of families, each corrected by itself.
-        title: Of the table.
 
     Returns:
         One row a contrast, or None where there is none.
@@ -168,14 +139,7 @@ def contrast_table(results: Results, families: Sequence[str], title: str = "") -
 
 
 def arm_table(results: Results) -> Table:
-    """Show every arm: its score with interval, what it keeps of the teacher, and the other kinds of sets.
-
-    Args:
-        results: Content of results.json.
-
-    Returns:
-        One row an arm, the teacher first.
-    """
+    """Show every arm: its score with interval, what it keeps of the teacher, and the other kinds of sets."""
     kinds = list(
         dict.fromkeys(
             each["kind"]
@@ -199,11 +163,11 @@ def arm_table(results: Results) -> Table:
         return [sum(sets[name][key] for name in names[kind]) / len(names[kind]) for kind in kinds]
 
     recall = sum(teacher[name]["scores"]["Recall@100"] for name in primary) / len(primary)
-    whole = sum(teacher[name]["score"] for name in primary) / len(primary)
+    complete = sum(teacher[name]["score"] for name in primary) / len(primary)
     rows: list[list[Value]] = [
         [
             CellText("teacher", small="through the same sets"),
-            CellText(f"{100 * whole:.1f}"),
+            CellText(f"{100 * complete:.1f}"),
             "100 %",
             recall,
             *others(teacher, "score"),
@@ -212,7 +176,7 @@ def arm_table(results: Results) -> Table:
     ]
     for name, arm in results["arms"].items():
         value, low, high = arm["score"]["estimate"]
-        kept = None if arm["retention"] is None else f"{100 * arm['retention']:.1f} %"
+        retained = None if arm["retention"] is None else f"{100 * arm['retention']:.1f} %"
         rows.append(
             [
                 CellText(name, small=arm["about"]),
@@ -221,7 +185,7 @@ def arm_table(results: Results) -> Table:
                     small=f"{100 * low:.1f} to {100 * high:.1f}",
                     best=value == best,
                 ),
-                kept,
+                retained,
                 arm["recall_at_100"]["mean"],
                 *others(arm["sets"], "mean"),
                 len(arm["runs"]),
@@ -244,14 +208,7 @@ def arm_table(results: Results) -> Table:
 
 
 def set_table(results: Results) -> Table:
-    """Show every test set by arm.
-
-    Args:
-        results: Content of results.json.
-
-    Returns:
-        One row a set.
-    """
+    """Show every test set by arm."""
     shown = [
         "A0",
         *(
@@ -267,14 +224,14 @@ def set_table(results: Results) -> Table:
         means = {name: results["arms"][name]["sets"][each["name"]]["mean"] for name in shown}
         best = max(means.values())
         record = results["teacher"][each["name"]]
-        cells: list[Value] = [
+        specs: list[Value] = [
             CellText(f"{100 * mean:.1f}", best=mean == best) for mean in means.values()
         ]
         rows.append(
             [
                 CellText(each["name"], small=f"{record['metric']}, n = {record['n']:,}"),
                 record["score"],
-                *cells,
+                *specs,
             ]
         )
     return Table(
@@ -286,28 +243,23 @@ def set_table(results: Results) -> Table:
 
 
 def variant_table(results: Results) -> Table:
-    """Show what binary codes and truncation leave of every arm.
-
-    Args:
-        results: Content of results.json.
-
-    Returns:
-        One row an arm.
-    """
+    """Show what binary codes and truncation leave of every arm."""
     variants = list(results["arms"]["DC"]["variants"])
     rows: list[list[Value]] = []
     for name, arm in results["arms"].items():
-        whole = arm["variants"]["float"]["mean"]
-        cells: list[Value] = []
+        complete = arm["variants"]["float"]["mean"]
+        specs: list[Value] = []
         for variant in variants:
             mean = arm["variants"][variant]["mean"]
-            cells.append(
+            specs.append(
                 CellText(
                     f"{100 * mean:.1f}",
-                    small="" if variant == "float" or not whole else f"{100 * mean / whole:.0f} %",
+                    small=""
+                    if variant == "float" or not complete
+                    else f"{100 * mean / complete:.0f} %",
                 )
             )
-        rows.append([name, *cells])
+        rows.append([name, *specs])
     titles = {"float": "whole, float", "binary": "whole, binary"}
     columns = [
         titles.get(each, f"{each.removeprefix('dim-')} dimensions, float") for each in variants
@@ -321,14 +273,7 @@ def variant_table(results: Results) -> Table:
 
 
 def cost_table(results: Results) -> Table:
-    """Show what every arm cost, its teacher apart.
-
-    Args:
-        results: Content of results.json.
-
-    Returns:
-        One row an arm.
-    """
+    """Show what every arm cost, its teacher apart."""
     cost = results["teacher_cost"]
     rows: list[list[Value]] = []
     for name, arm in results["arms"].items():
@@ -374,9 +319,6 @@ def _flops(value: float | None) -> str | None:
 def tuning_table(results: Results) -> Table | None:
     """Show every trial of every tuned arm.
 
-    Args:
-        results: Content of results.json.
-
     Returns:
         One row a setting, one column an arm; None where nothing was tuned.
     """
@@ -387,13 +329,13 @@ def tuning_table(results: Results) -> Table | None:
     rows: list[list[Value]] = []
     best = {arm: max(trial["score"] for trial in trials) for arm, trials in tuning.items()}
     for number, first in enumerate(tuning[arms[0]]):
-        cells: list[Value] = []
+        specs: list[Value] = []
         for arm in arms:
             score = tuning[arm][number]["score"]
-            cells.append(CellText(f"{100 * score:.1f}", best=score == best[arm]))
+            specs.append(CellText(f"{100 * score:.1f}", best=score == best[arm]))
         name = "untuned" if number == 0 else str(number)
         rows.append(
-            [name, f"{first['lr']:g}", f"{first['temperature']:g}", f"{first['weight']:g}", *cells]
+            [name, f"{first['lr']:g}", f"{first['temperature']:g}", f"{first['weight']:g}", *specs]
         )
     steps = tuning[arms[0]][0]["steps"]
     note = (
@@ -406,15 +348,10 @@ def tuning_table(results: Results) -> Table | None:
 def query_table(results: Results, which: str, title: str) -> Table | None:
     """Show the queries that the combination helps or harms most.
 
-    Args:
-        results: Content of results.json.
-        which: `helped` or `harmed`.
-        title: Of the table.
-
     Returns:
         One row a query, or None where there is none.
     """
-    found = results["examples"][which]
+    result = results["examples"][which]
     rows: list[list[Value]] = [
         [
             CellText(row["query"], small=row["set"]),
@@ -423,21 +360,14 @@ def query_table(results: Results, which: str, title: str) -> Table | None:
             row["DC"],
             points(row["gain"], 0),
         ]
-        for row in found
+        for row in result
     ]
     note = f"nDCG@10 × 100, mean over seeds; the gain is over {results['examples']['against']}, the better single arm."
     return Table(title, ["query", "D", "C", "DC", "gain"], rows, note) if rows else None
 
 
 def length_table(results: Results) -> Table:
-    """Show scores by length of the relevant document.
-
-    Args:
-        results: Content of results.json.
-
-    Returns:
-        One row a set and range of lengths.
-    """
+    """Show scores by length of the relevant document."""
     arms = ("A0", "D", "C", "DC")
     rows: list[list[Value]] = [
         [
@@ -457,14 +387,7 @@ def length_table(results: Results) -> Table:
 
 
 def hash_table(results: Results) -> Table:
-    """Show what was the same in every arm.
-
-    Args:
-        results: Content of results.json.
-
-    Returns:
-        One row a hash.
-    """
+    """Show what was the same in every arm."""
     same = results["same"]
     rows: list[list[Value]] = [
         ["experiment, frozen before the run", results["frozen"]["digest"][:16]]

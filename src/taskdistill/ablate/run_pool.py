@@ -33,14 +33,11 @@ class RunPool:
     """Runs cells; with several jobs its processes stay from one stage of the experiment to the next.
 
     Attributes:
-        bench: The bench of this process.
-        jobs: How many cells run at once.
-        progress: Told how far all of them are, in steps.
         should_stop: Asked all the time; true saves every running cell and stops.
-        reopen: Keyword arguments with which another process opens its own bench.
+        reopen: Keyword arguments with which another process opens its context.
     """
 
-    bench: ExperimentContext
+    context: ExperimentContext
     jobs: int
     progress: Progress
     should_stop: Stop
@@ -51,11 +48,7 @@ class RunPool:
     _done: dict[str, int] = field(default_factory=dict)
 
     def __enter__(self) -> RunPool:
-        """Start nothing: processes start with the first cells.
-
-        Returns:
-            The crew.
-        """
+        """Start nothing: processes start with the first cells."""
         return self
 
     def __exit__(
@@ -64,23 +57,14 @@ class RunPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let running cells save and end the processes.
-
-        Args:
-            kind: Of an error.
-            error: The error.
-            trace: Where.
-        """
+        """Let running cells save and end the processes."""
         if self._pool is not None:
             if kind is not None:
                 self._stop.set()
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def run(self, cells: Sequence[TrainingRun]) -> list[dict[str, Any]]:
+    def run(self, specs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
         """Run cells, those that others start from first; finished ones are left as they are.
-
-        Args:
-            cells: The cells.
 
         Returns:
             Their results, in order.
@@ -89,54 +73,54 @@ class RunPool:
             Interrupted: If a stop was asked for.
             WorkFailed: If a cell cannot be finished.
         """
-        wanted = list(dict.fromkeys(cells))
+        requested = list(dict.fromkeys(specs))
         needed = list(
-            dict.fromkeys(shared for cell in wanted if (shared := cell.needs()) is not None)
+            dict.fromkeys(shared for spec in requested if (shared := spec.needs()) is not None)
         )
-        for wave in (needed, wanted):
-            todo = [cell for cell in wave if result_of(self.bench, cell) is None]
+        for wave in (needed, requested):
+            todo = [spec for spec in wave if result_of(self.context, spec) is None]
             if self.jobs == 1:
                 self._in_turn(todo)
             elif todo:
                 self._at_once(todo)
-        found = [result_of(self.bench, cell) for cell in cells]
-        return [result for result in found if result is not None]
+        results = [result_of(self.context, spec) for spec in specs]
+        return [result for result in results if result is not None]
 
-    def _in_turn(self, cells: Sequence[TrainingRun]) -> None:
-        done, total = 0, sum(cell.trained_steps(self.bench) for cell in cells)
-        for cell in cells:
+    def _in_turn(self, specs: Sequence[TrainingRun]) -> None:
+        done, total = 0, sum(spec.trained_steps(self.context) for spec in specs)
+        for spec in specs:
             if self.should_stop():
                 raise Interrupted(STOPPED)
-            told = partial(_count, self.progress, done, total)
+            details = partial(_count, self.progress, done, total)
             run_training(
-                self.bench,
-                cell,
+                self.context,
+                spec,
                 should_stop=self.should_stop,
-                on_steps=told,
+                on_steps=details,
                 note=self.progress.note,
             )
-            done += cell.trained_steps(self.bench)
+            done += spec.trained_steps(self.context)
             self.progress.count(done, total)
 
-    def _at_once(self, cells: Sequence[TrainingRun]) -> None:
+    def _at_once(self, specs: Sequence[TrainingRun]) -> None:
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._told, self._stop = context.Queue(), context.Event()
+            spawning = multiprocessing.get_context("spawn")
+            self._told, self._stop = spawning.Queue(), spawning.Event()
             self._pool = ProcessPoolExecutor(
-                self.jobs, context, _start, (self.reopen, self._told, self._stop)
+                self.jobs, spawning, _start, (self.reopen, self._told, self._stop)
             )
-        steps = {cell.key: cell.trained_steps(self.bench) for cell in cells}
+        steps = {spec.key: spec.trained_steps(self.context) for spec in specs}
         self._done = {}
         running: dict[Future[None], TrainingRun] = {
-            self._pool.submit(_work, cell): cell for cell in cells
+            self._pool.submit(_work, spec): spec for spec in specs
         }
         try:
             while running:
                 ended, _ = wait(running, _POLL, FIRST_COMPLETED)
                 for future in ended:
-                    cell = running.pop(future)
+                    spec = running.pop(future)
                     future.result()
-                    self._done[cell.key] = steps[cell.key]
+                    self._done[spec.key] = steps[spec.key]
                 self._listen(steps)
         except BrokenProcessPool:
             raise WorkFailed(
@@ -166,7 +150,7 @@ def _count(progress: Progress, before: int, total: int, done: int, _: int) -> No
 class _Worker:
     """What a process of the crew holds."""
 
-    bench: ExperimentContext
+    context: ExperimentContext
     told: Any
     stop: Any
 
@@ -174,13 +158,13 @@ class _Worker:
 _here: list[_Worker] = []
 
 
-def _start(reopen: dict[str, Any], told: Any, stop: Any) -> None:
+def _start(reopen: dict[str, Any], details: Any, stop: Any) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _here[:] = [_Worker(open_context(**reopen), told, stop)]
+    _here[:] = [_Worker(open_context(**reopen), details, stop)]
 
 
-def _work(cell: TrainingRun) -> None:
+def _work(spec: TrainingRun) -> None:
     (here,) = _here
 
     def should_stop() -> bool:
@@ -189,11 +173,11 @@ def _work(cell: TrainingRun) -> None:
 
     def on_steps(done: int, total: int) -> None:
         if done % _STRIDE == 0 or done == total:
-            here.told.put(("steps", cell.key, done))
+            here.told.put(("steps", spec.key, done))
 
     def note(text: str) -> None:
-        here.told.put(("note", cell.key, text))
+        here.told.put(("note", spec.key, text))
 
     if should_stop():
         raise Interrupted(STOPPED)
-    run_training(here.bench, cell, should_stop=should_stop, on_steps=on_steps, note=note)
+    run_training(here.context, spec, should_stop=should_stop, on_steps=on_steps, note=note)

@@ -22,40 +22,38 @@ def on_fewer_sets(
     """Judge the claim again on some of its sets; exploratory, whatever comes out.
 
     Args:
-        units: Scores.
         seen: Set to how many of its `texts` are in training (`exact`, `near`).
         margin: Smallest relevant difference, 0 to 1.
-        seeds: Seeds of the claim's arms.
 
     Returns:
         For each choice `left_out`, `seen` (whether it leaves out what was seen in training), `state` and, by name of a
         comparison, its estimate; the seen sets come first. Empty where no set would be left.
     """
-    asked = {
+    request = {
         each.name: values(units, each.weights)
         for each in contrasts(list(units), ())
         if each.family == CLAIM
     }
-    names = list(next(iter(asked.values())))
+    names = list(next(iter(request.values())))
     known = [name for name in names if _share(seen.get(name)) >= SEEN]
-    found = []
+    result = []
     for left_out in dict.fromkeys([tuple(known), *((name,) for name in names)]):
         if not left_out or len(left_out) == len(names):
             continue
         some = {
             name: {each: by_set[each] for each in names if each not in left_out}
-            for name, by_set in asked.items()
+            for name, by_set in request.items()
         }
         findings = analyze_contrasts(some, draws=DRAWS)
-        found.append(
+        result.append(
             {
                 "left_out": list(left_out),
                 "seen": list(left_out) == known,
-                "state": judge(findings, list(asked), margin, seeds).state,
+                "state": judge(findings, list(request), margin, seeds).state,
                 "contrasts": {name: finding.all.to_json() for name, finding in findings.items()},
             }
         )
-    return found
+    return result
 
 
 def _share(counts: Mapping[str, int] | None) -> float:
@@ -63,15 +61,7 @@ def _share(counts: Mapping[str, int] | None) -> float:
 
 
 def sensitivity_warning(found: Sequence[Mapping[str, Any]], state: str) -> list[str]:
-    """Say if the claim's verdict is another one without the sets whose texts are in training.
-
-    Args:
-        found: What `on_fewer_sets` returned.
-        state: The verdict on all sets.
-
-    Returns:
-        A sentence, or nothing.
-    """
+    """Say if the claim's verdict is another one without the sets whose texts are in training."""
     return [
         f"The claim is {state} on all sets, but {each['state']} without those whose texts are in training ({', '.join(each['left_out'])}): "
         + "; ".join(

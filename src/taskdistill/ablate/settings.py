@@ -168,18 +168,11 @@ class Experiment:
     """Sources of stage 1 that are no pairs, which not every arm could learn from."""
 
     def arms(self) -> list[Arm]:
-        """Return the arms in the order of the table of arms.
-
-        Returns:
-            The arms.
-        """
+        """Return the arms in the order of the table of arms."""
         return [arm_of(name) for name in ARMS if name in self.ablation.arms]
 
     def seeds_of(self, arm: Arm) -> list[int]:
         """Return the seeds of an arm; seed k means the same batches and the same initial projection in every arm.
-
-        Args:
-            arm: The arm.
 
         Returns:
             Consecutive numbers from the recipe's seed on; one only for the arm that is not trained.
@@ -229,14 +222,9 @@ def load_experiment(
     """Read a recipe with its `ablation` section; a preset fills what the section leaves open, arguments come before both.
 
     Args:
-        path: YAML file.
         overrides: Such as `stage1.steps=100` or `ablation.trials=4`.
-        preset: Name of a preset.
         arms: Arms instead of the section's; A0, D, C and DC are added.
         seeds: Number of seeds instead of the section's.
-
-    Returns:
-        The experiment.
 
     Raises:
         BadInput: If the recipe or the section is faulty, or no source holds pairs.
@@ -247,15 +235,15 @@ def load_experiment(
         raise BadInput(f"{path}: `ablation` holds no mapping; write arms, seeds and so on below it")
     if preset is not None and preset not in PRESETS:
         raise BadInput(f"unknown preset {preset!r}{did_you_mean(preset, PRESETS)}")
-    asked: dict[str, Any] = {**PRESETS.get(preset or "", {}), **section}
+    request: dict[str, Any] = {**PRESETS.get(preset or "", {}), **section}
     if arms:
-        asked["arms"] = list(arms)
+        request["arms"] = list(arms)
     if seeds is not None:
-        asked["seeds"] = seeds
-        if asked.get("other_seeds") is not None:
-            asked["other_seeds"] = min(asked["other_seeds"], seeds)
+        request["seeds"] = seeds
+        if request.get("other_seeds") is not None:
+            request["other_seeds"] = min(request["other_seeds"], seeds)
     try:
-        ablation = Ablation.model_validate(asked)
+        ablation = Ablation.model_validate(request)
     except ValidationError as error:
         raise BadInput(f"{path}: ablation: " + "; ".join(explain(error, Ablation)[:5])) from None
     ablation = ablation.model_copy(
@@ -269,10 +257,6 @@ def make_experiment(recipe: Recipe, ablation: Ablation) -> Experiment:
 
     Args:
         recipe: The recipe; of its phases only stage 1 is used.
-        ablation: The section.
-
-    Returns:
-        The experiment.
 
     Raises:
         BadInput: If stage 1 has no source of pairs, too few steps for its curve, or a teacher's signal would reach C.
@@ -286,13 +270,15 @@ def make_experiment(recipe: Recipe, ablation: Ablation) -> Experiment:
         )
     if stage.freeze_layers:
         raise BadInput("an ablation trains the whole student; leave stage1.freeze_layers out")
-    kept = {
+    retained = {
         name: weight
         for name, weight in stage.sources.items()
         if weight > 0 and recipe.data.sources[name].kind is RowKind.PAIRS
     }
-    left = tuple(name for name, weight in stage.sources.items() if weight > 0 and name not in kept)
-    if not kept:
+    left = tuple(
+        name for name, weight in stage.sources.items() if weight > 0 and name not in retained
+    )
+    if not retained:
         raise BadInput(
             "stage1.sources has no pairs; InfoNCE needs queries with positives, and every arm learns from the same rows"
         )
@@ -321,16 +307,12 @@ def make_experiment(recipe: Recipe, ablation: Ablation) -> Experiment:
         raise BadInput(
             "evaluation.dev names no set; tuning and learning curves need dev sets apart from the test sets"
         )
-    sources = stage.model_copy(update={"sources": kept})
+    sources = stage.model_copy(update={"sources": retained})
     return Experiment(recipe.model_copy(update={"stage1": sources}), ablation, left)
 
 
 def second_steps(steps: int, ablation: Ablation) -> int:
     """Return the steps of a second phase.
-
-    Args:
-        steps: Of the whole arm.
-        ablation: The settings.
 
     Returns:
         At least 1.
@@ -340,10 +322,6 @@ def second_steps(steps: int, ablation: Ablation) -> int:
 
 def trial_steps(steps: int, ablation: Ablation) -> int:
     """Return the steps of a trial.
-
-    Args:
-        steps: Of a whole arm.
-        ablation: The settings.
 
     Returns:
         At least 1.

@@ -24,14 +24,7 @@ STATIC = "static"
 
 
 def is_static(experiment: Experiment) -> bool:
-    """Say whether the student is a token table.
-
-    Args:
-        experiment: The experiment.
-
-    Returns:
-        Whether its recipe says so.
-    """
+    """Say whether the student is a token table."""
     return (experiment.recipe.student.config or {}).get("model_type") == STATIC
 
 
@@ -39,11 +32,7 @@ def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> M
     """Make the table: random directions, each scaled by how rare its token is in the training texts.
 
     Args:
-        experiment: The experiment.
         datasets: The training rows, from which the share of each token is counted.
-
-    Returns:
-        The model before its first step.
 
     Raises:
         BadInput: If the configuration says more than its size, or a setting does not act on a table.
@@ -64,9 +53,9 @@ def static_student(experiment: Experiment, datasets: Mapping[str, Dataset]) -> M
         "device": None if recipe.device in ("auto", "cpu") else recipe.device,
         "precision": None if recipe.precision in ("auto", "float32") else recipe.precision,
     }
-    if said := [name for name, value in idle.items() if value is not None]:
+    if message := [name for name, value in idle.items() if value is not None]:
         raise BadInput(
-            f"{said[0]} has no effect on a static student, which is a mean of token vectors; remove it"
+            f"{message[0]} has no effect on a static student, which is a mean of token vectors; remove it"
         )
     if recipe.student.tokenizer is None:
         raise BadInput(
@@ -119,8 +108,6 @@ class CachedTokenizer(TextTokenizer):
         """Tokenise texts behind a prompt, each distinct one once.
 
         Args:
-            texts: Any strings.
-            prompt: Put before every text.
             max_length: Most tokens of one text, special tokens included.
 
         Returns:
@@ -129,10 +116,10 @@ class CachedTokenizer(TextTokenizer):
         if new := [
             text for text in dict.fromkeys(texts) if (prompt, max_length, text) not in self._known
         ]:
-            made = super().ids(new, prompt=prompt, max_length=max_length)
-            for text, ids, cut in zip(new, made.ids, made.truncated, strict=True):
+            built = super().ids(new, prompt=prompt, max_length=max_length)
+            for text, ids, cut in zip(new, built.ids, built.truncated, strict=True):
                 self._known[prompt, max_length, text] = (ids, bool(cut))
-        found = [self._known[prompt, max_length, text] for text in texts]
+        result = [self._known[prompt, max_length, text] for text in texts]
         return TokenizedTexts(
-            [ids for ids, _ in found], np.array([cut for _, cut in found], dtype=bool)
+            [ids for ids, _ in result], np.array([cut for _, cut in result], dtype=bool)
         )

@@ -22,8 +22,8 @@ from taskdistill.ablate.measure import TokenEmbedder, dev_scores, macro, test_sc
 from taskdistill.ablate.phases import (
     Hyperparameters,
     batches_hash,
+    build_phase,
     initial_projection,
-    phase_job,
     phase_lengths,
     require_no_teacher,
 )
@@ -60,12 +60,7 @@ class TrainingRun:
 
     Attributes:
         kind: `run`, `trial`, or `first` for the distillation that D->DC, D->C and D->D share.
-        arm: Name of the arm.
-        seed: Decides batches and initial projection.
         steps: Of the whole arm; a `first` cell trains its first phase of them.
-        point: Settings of the last phase.
-        first: Settings of the first phase of two.
-        number: Of the trial.
         trial: Whether a `first` cell is that of the trials.
     """
 
@@ -108,16 +103,13 @@ class TrainingRun:
             trial=self.kind == "trial",
         )
 
-    def trained_steps(self, bench: ExperimentContext) -> int:
+    def trained_steps(self, context: ExperimentContext) -> int:
         """Return the steps that it trains itself.
 
         Args:
-            bench: For the share of a second phase.
-
-        Returns:
-            Number of steps.
+            context: For the share of a second phase.
         """
-        lengths = phase_lengths(arm_of(self.arm), self.steps, bench.experiment)
+        lengths = phase_lengths(arm_of(self.arm), self.steps, context.experiment)
         return (
             lengths[0]
             if self.kind == "first"
@@ -125,37 +117,22 @@ class TrainingRun:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides its weights as plain data; seeds tell the cells of trials apart from others.
-
-        Returns:
-            Field to value.
-        """
+        """Return what decides its weights as plain data; seeds tell the cells of trials apart from others."""
         return {name: value for name, value in asdict(self).items() if name != "trial"}
 
-    def meta(self, bench: ExperimentContext) -> dict[str, str]:
-        """Say what must be the same where it is continued.
-
-        Args:
-            bench: The bench.
-
-        Returns:
-            Hashes of the experiment, the cell and the rows.
-        """
+    def meta(self, context: ExperimentContext) -> dict[str, str]:
+        """Say what must be the same where it is continued."""
         return {
-            "experiment": bench.experiment.digest(),
+            "experiment": context.experiment.digest(),
             "cell": hashlib.sha256(
                 json.dumps(self.settings(), sort_keys=True).encode()
             ).hexdigest(),
-            "data": bench.data_hash,
+            "data": context.data_hash,
         }
 
 
-def result_of(bench: ExperimentContext, cell: TrainingRun) -> dict[str, Any] | None:
+def result_of(context: ExperimentContext, spec: TrainingRun) -> dict[str, Any] | None:
     """Read a finished cell.
-
-    Args:
-        bench: The bench.
-        cell: The cell.
 
     Returns:
         Its result, or None while it is not finished.
@@ -163,21 +140,21 @@ def result_of(bench: ExperimentContext, cell: TrainingRun) -> dict[str, Any] | N
     Raises:
         BadInput: If it was made by other settings or from other data.
     """
-    path = bench.out / cell.key / RESULT
+    path = context.out / spec.key / RESULT
     if not path.is_file():
         return None
-    found: dict[str, Any] = read_sealed(path, "remove it to run this cell again")
-    for name, value in cell.meta(bench).items():
-        if found["meta"].get(name) != value:
+    result: dict[str, Any] = read_sealed(path, "remove it to run this cell again")
+    for name, value in spec.meta(context).items():
+        if result["meta"].get(name) != value:
             raise BadInput(
-                f"{path} was made with {name} = {found['meta'].get(name)!r}, this run has {value!r}; use a new --out"
+                f"{path} was made with {name} = {result['meta'].get(name)!r}, this run has {value!r}; use a new --out"
             )
-    return found
+    return result
 
 
 def run_training(
-    bench: ExperimentContext,
-    cell: TrainingRun,
+    context: ExperimentContext,
+    spec: TrainingRun,
     *,
     should_stop: Callable[[], bool],
     on_steps: OnSteps,
@@ -186,87 +163,85 @@ def run_training(
     """Train and score a cell from its last checkpoint to its end; a finished one is left as it is.
 
     Args:
-        bench: The bench.
-        cell: The cell; the one that it needs is finished.
+        spec: The cell; the one that it needs is finished.
         should_stop: Asked before every step; true saves and stops.
         on_steps: Told (steps done, steps of this cell).
-        note: Told what is worth a line.
 
     Raises:
         WorkFailed: If it cannot be finished, or the base checkpoint is not the experiment's.
     """
-    if result_of(bench, cell) is not None:
+    if result_of(context, spec) is not None:
         return
-    folder = bench.out / cell.key
+    folder = context.out / spec.key
     folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(bench.experiment.recipe.threads or 1)
+    torch.set_num_threads(context.experiment.recipe.threads or 1)
     with writer_lock(folder / "lock"):
-        training = _TrainingRunner(bench, cell, folder, should_stop, on_steps, note)
+        training = _TrainingRunner(context, spec, folder, should_stop, on_steps, note)
         result = training.run()
         write_sealed(folder / RESULT, result)
         for phase in sorted((folder / "checkpoints").glob("phase-*")):
             remove_state(phase)
         remove_names(folder / "checkpoints", ())
-        if cell.kind == "run" and bench.experiment.ablation.keep_models:
+        if spec.kind == "run" and context.experiment.ablation.keep_models:
             model = training.model
             write_model(
                 folder / "model",
-                replace(model, name=f"{cell.arm} seed {cell.seed}"),
-                inputs=cell.meta(bench),
+                replace(model, name=f"{spec.arm} seed {spec.seed}"),
+                inputs=spec.meta(context),
                 replace_existing=True,
             )
 
 
 @dataclass
 class _TrainingRunner:
-    bench: ExperimentContext
-    cell: TrainingRun
+    context: ExperimentContext
+    spec: TrainingRun
     folder: Path
     should_stop: Callable[[], bool]
     on_steps: OnSteps
     note: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        self.arm: Arm = arm_of(self.cell.arm)
-        self.model: Model = self.bench.fresh()
+        self.arm: Arm = arm_of(self.spec.arm)
+        self.model: Model = self.context.fresh()
         self.module = self.model.module
-        self.device, self.arithmetic = self.bench.device, self.bench.arithmetic
-        self.plan = self.bench.plan(self.cell.seed, self.arm)
-        self.lengths = phase_lengths(self.arm, self.cell.steps, self.bench.experiment)
-        self.every = max(1, self.cell.steps // self.bench.experiment.ablation.points)
+        self.device, self.arithmetic = self.context.device, self.context.arithmetic
+        self.plan = self.context.plan(self.spec.seed, self.arm)
+        self.lengths = phase_lengths(self.arm, self.spec.steps, self.context.experiment)
+        self.every = max(1, self.spec.steps // self.context.experiment.ablation.points)
         self.dims = self.model.settings.matryoshka_dims
         self.done = 0
 
     def run(self) -> dict[str, Any]:
-        checkpoint = self.bench.checkpoint_hash
+        checkpoint = self.context.checkpoint_hash
         base = weights_hash(self.module)
         self.module.to(self.device)
-        if base != self.bench.base_weights_hash:
+        if base != self.context.base_weights_hash:
             raise WorkFailed(
-                f"{self.cell.key} does not start from the experiment's checkpoint; please report this"
+                f"{self.spec.key} does not start from the experiment's checkpoint; please report this"
             )
         projection = self._projection()
         started = None if projection is None else _hash(projection)
         with self._log() as log:
-            for number, phase in self._jobs(projection):
-                if number == 0 and self.cell.kind != "first" and self.cell.first is not None:
-                    shared = self.cell.needs()
+            for number, phase in self._phases(projection):
+                if number == 0 and self.spec.kind != "first" and self.spec.first is not None:
+                    shared = self.spec.needs()
                     assert shared is not None
                     if not load_phase(
-                        self.bench.out / shared.key / "phase", phase, shared.meta(self.bench)
+                        self.context.out / shared.key / "phase", phase, shared.meta(self.context)
                     ):
                         raise WorkFailed(
-                            f"{self.cell.key} goes on from {shared.key}, which is not finished; run the same command again"
+                            f"{self.spec.key} goes on from {shared.key}, which is not finished; run the same command again"
                         )
                     continue
                 self._train(phase, log)
-                if self.cell.kind == "first":
-                    save_phase(self.folder / "phase", phase, self.cell.meta(self.bench))
+                if self.spec.kind == "first":
+                    save_phase(self.folder / "phase", phase, self.spec.meta(self.context))
                     break
         self.module.eval()
         return {
-            "meta": self.cell.meta(self.bench),
-            "cell": self.cell.settings(),
+            "meta": self.spec.meta(self.context),
+            "cell": self.spec.settings(),
             "hashes": {
                 "base": base,
                 "checkpoint": checkpoint,
@@ -283,21 +258,21 @@ class _TrainingRunner:
             "versions": versions(),
         }
 
-    def _jobs(self, projection: Projection | None) -> Iterator[tuple[int, Phase]]:
+    def _phases(self, projection: Projection | None) -> Iterator[tuple[int, Phase]]:
         start = 0
         for number, (terms, steps) in enumerate(zip(self.arm.phases, self.lengths, strict=True)):
             last = number + 1 == len(self.lengths)
-            point = self.cell.point if last or self.cell.first is None else self.cell.first
-            phase = phase_job(
+            point = self.spec.point if last or self.spec.first is None else self.spec.first
+            phase = build_phase(
                 f"phase-{number + 1}",
                 self.arm,
                 terms,
                 point,
-                self.bench.experiment,
+                self.context.experiment,
                 self.module,
                 self.plan,
                 projection,
-                self.bench.stores,
+                self.context.stores,
                 steps=steps,
                 starts_at=start,
                 every=self.every,
@@ -310,10 +285,10 @@ class _TrainingRunner:
     def _projection(self) -> Projection | None:
         if not any("distill" in terms for terms in self.arm.phases):
             return None
-        size = self.bench.stores["document"].embedding_dim
+        size = self.context.stores["document"].embedding_dim
         if size is None:
             raise WorkFailed("the teacher store is empty; run the same command again to fill it")
-        return initial_projection(self.bench.experiment, self.module, size, self.cell.seed)
+        return initial_projection(self.context.experiment, self.module, size, self.spec.seed)
 
     @contextmanager
     def _log(self) -> Iterator[Log]:
@@ -324,36 +299,36 @@ class _TrainingRunner:
             log.close()
 
     def _train(self, phase: Phase, log: Log) -> None:
-        total = self.cell.trained_steps(self.bench)
+        total = self.spec.trained_steps(self.context)
 
         def on_step(record: dict[str, Any]) -> None:
             step = phase.starts_at + record["step"] + 1
             self.done = record["step"] + 1
             self.on_steps(self.done, total)
-            if self.cell.kind != "trial" and (step % self.every == 0 or step == sum(self.lengths)):
+            if self.spec.kind != "trial" and (step % self.every == 0 or step == sum(self.lengths)):
                 log.write({"phase": phase.name, "step": record["step"], "curve": self._point(step)})
 
-        threads = self.bench.experiment.recipe.threads or 1
+        threads = self.context.experiment.recipe.threads or 1
         nn.ParameterList(phase.heads.named().values()).to(self.device)
         with (
             workers(threads if self.device == CPU else 1) as pool,
             self._theta(phase.settings.rope_theta),
         ):
             ctx = TrainContext(
-                self.bench.once or self.model.tokenizer,
+                self.context.once or self.model.tokenizer,
                 self.model.settings.prompts,
-                self.cell.seed,
+                self.spec.seed,
                 pool,
                 log,
-                self.cell.meta(self.bench),
+                self.spec.meta(self.context),
                 on_step,
                 self.should_stop,
                 threads,
-                lambda text: self.note(f"{self.cell.key}: {text}"),
+                lambda text: self.note(f"{self.spec.key}: {text}"),
                 device=self.device,
                 arithmetic=self.arithmetic,
             )
-            if self.bench.once is not None:
+            if self.context.once is not None:
                 self._tokenise(phase, ctx)
             run_phase(phase, self.module, self.folder / "checkpoints" / phase.name, ctx)
 
@@ -364,36 +339,36 @@ class _TrainingRunner:
             source.ids(phase.prepare(phase.plan.at(phase.starts_at + step)))
 
     @contextmanager
-    def _theta(self, wanted: float | None) -> Iterator[None]:
+    def _theta(self, requested: float | None) -> Iterator[None]:
         """Compute at a RoPE theta for a while: training's in a phase, inference's where the student is scored meanwhile."""
-        if wanted is None or isinstance(self.module, StaticModel):
+        if requested is None or isinstance(self.module, StaticModel):
             yield
             return
         before = read_rope(self.module.backbone)
-        set_rope_theta(self.module.backbone, wanted)
+        set_rope_theta(self.module.backbone, requested)
         try:
             yield
         finally:
             put_rope(self.module.backbone, before)
 
     def _embedder(self) -> TokenEmbedder:
-        encoder = Encoder(self.model, threads=self.bench.experiment.recipe.threads or 1)
-        return TokenEmbedder(encoder, self.bench.tokens, name=self.cell.arm)
+        encoder = Encoder(self.model, threads=self.context.experiment.recipe.threads or 1)
+        return TokenEmbedder(encoder, self.context.tokens, name=self.spec.arm)
 
     def _point(self, step: int) -> dict[str, Any]:
         self.module.eval()
         with self._theta(self.model.settings.rope_theta):
-            scores = dev_scores(self._embedder(), self.bench.sets)
+            scores = dev_scores(self._embedder(), self.context.sets)
         self.module.train()
         return {
             "step": step,
-            "score": macro(scores, self.bench.sets.dev),
+            "score": macro(scores, self.context.sets.dev),
             "scores": scores,
             "distance": self._distance(),
         }
 
     def _distance(self) -> float:
-        weights = self.bench.base_weights
+        weights = self.context.base_weights
         squares = [
             float((p.detach().cpu() - weights[name]).double().square().sum())
             for name, p in self.module.named_parameters()
@@ -401,11 +376,13 @@ class _TrainingRunner:
         return math.sqrt(sum(squares))
 
     def _records(self) -> list[dict[str, Any]]:
-        own = [record for _, record in read_lines(self.folder / "log.jsonl")]
-        shared = self.cell.needs()
+        local = [record for _, record in read_lines(self.folder / "log.jsonl")]
+        shared = self.spec.needs()
         if shared is None:
-            return own
-        return [record for _, record in read_lines(self.bench.out / shared.key / "log.jsonl")] + own
+            return local
+        return [
+            record for _, record in read_lines(self.context.out / shared.key / "log.jsonl")
+        ] + local
 
     def _curve(self) -> list[dict[str, Any]]:
         """Points of the curve with the CPU-seconds of training up to each; the shared first phase counts in full."""
@@ -415,9 +392,9 @@ class _TrainingRunner:
                 spent += record["cpu_seconds"]
             elif "curve" in record:
                 points.append({**record["curve"], "cpu_seconds": spent})
-        if self.cell.kind == "trial" or not self.arm.phases:
+        if self.spec.kind == "trial" or not self.arm.phases:
             points.append(
-                {**self._point(self.cell.steps if self.arm.phases else 0), "cpu_seconds": spent}
+                {**self._point(self.spec.steps if self.arm.phases else 0), "cpu_seconds": spent}
             )
             self.module.eval()
         return points
@@ -442,11 +419,11 @@ class _TrainingRunner:
         }
 
     def _test(self) -> dict[str, Any]:
-        if self.cell.kind != "run":
+        if self.spec.kind != "run":
             return {}
         began = time.process_time()
-        found = test_scores(self._embedder(), self.bench.sets, self.bench.truncations)
-        return {"sets": found, "cpu_seconds": time.process_time() - began}
+        result = test_scores(self._embedder(), self.context.sets, self.context.truncations)
+        return {"sets": result, "cpu_seconds": time.process_time() - began}
 
 
 def _hash(projection: Projection) -> str:

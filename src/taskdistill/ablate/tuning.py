@@ -20,9 +20,6 @@ def trial_points(experiment: Experiment) -> list[Hyperparameters]:
     An arm in which a number does nothing (temperature and weight in distillation alone) tries as many learning rates
     as the others do.
 
-    Args:
-        experiment: The experiment.
-
     Returns:
         `ablation.trials` settings, the same for every arm.
     """
@@ -31,10 +28,12 @@ def trial_points(experiment: Experiment) -> list[Hyperparameters]:
     if not more:
         return [first]
     ranges = experiment.ablation.ranges
-    drawn = qmc.LatinHypercube(d=3, rng=np.random.default_rng(experiment.recipe.seed)).random(more)
+    sampled = qmc.LatinHypercube(d=3, rng=np.random.default_rng(experiment.recipe.seed)).random(
+        more
+    )
     columns = []
     for (low, high), column in zip(
-        (ranges.lr, ranges.temperature, ranges.weight), drawn.T, strict=True
+        (ranges.lr, ranges.temperature, ranges.weight), sampled.T, strict=True
     ):
         columns.append(np.exp(np.log(low) + column * (np.log(high) - np.log(low))))
     return [
@@ -46,18 +45,13 @@ def trial_points(experiment: Experiment) -> list[Hyperparameters]:
     ]
 
 
-def trial_cells(
+def trial_specs(
     experiment: Experiment, arm: Arm, first: Hyperparameters | None
 ) -> list[TrainingRun]:
     """Write an arm's trials as cells.
 
     Args:
-        experiment: The experiment.
-        arm: A tuned arm.
         first: Settings of the first of two phases, which are those that D was tuned to.
-
-    Returns:
-        One cell a trial.
     """
     steps, seed = (
         trial_steps(experiment.recipe.first_stage().steps, experiment.ablation),
@@ -76,9 +70,6 @@ def best_trial(results: list[dict[str, Any]]) -> int:
 
     Args:
         results: Results of an arm's trials, in order.
-
-    Returns:
-        Its number.
     """
     scores = [result["curve"][-1]["score"] for result in results]
     return scores.index(max(scores))

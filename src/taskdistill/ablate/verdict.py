@@ -18,8 +18,6 @@ class Verdict:
     """The answer to the claim that combining beats both single regimes.
 
     Attributes:
-        state: Supported, contradicted or undecided.
-        why: Sentences.
         relevant: Whether the differences are relevant in practice: `yes`, `no` or `open`.
         p: Of the intersection-union test: the larger p-value of the two one-sided comparisons.
         deciding: For each comparison that is not decided, what would decide it.
@@ -32,16 +30,12 @@ class Verdict:
     deciding: Mapping[str, PowerAnalysis | None]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data.
-
-        Returns:
-            The fields.
-        """
-        found = asdict(self)
-        found["deciding"] = {
+        """Return plain data."""
+        result = asdict(self)
+        result["deciding"] = {
             name: None if each is None else asdict(each) for name, each in self.deciding.items()
         }
-        return found
+        return result
 
 
 def judge(
@@ -55,13 +49,7 @@ def judge(
     called irrelevant in practice, whatever the state.
 
     Args:
-        findings: Name to finding.
-        singles: Names of the comparisons with the single regimes.
         margin: Smallest relevant difference, 0 to 1.
-        seeds: Seeds of each comparison.
-
-    Returns:
-        The verdict.
     """
     chosen = {name: findings[name] for name in singles}
     p = max(max(each.p_greater, each.p_draws) for each in chosen.values())
@@ -84,34 +72,31 @@ def judge(
     return Verdict(state, tuple(why), relevant, p, deciding)
 
 
-def _needed(found: ContrastResult, seeds: int) -> PowerAnalysis | None:
+def _needed(result: ContrastResult, seeds: int) -> PowerAnalysis | None:
     return required_sample(
-        found.all.value, found.query_error, found.seed_sd, seeds, found.set_sd, len(found.per_set)
+        result.all.value,
+        result.query_error,
+        result.seed_sd,
+        seeds,
+        result.set_sd,
+        len(result.per_set),
     )
 
 
-def _sentence(name: str, found: ContrastResult, margin: float) -> str:
-    low, high = 100 * found.all.low, 100 * found.all.high
-    said = f"{name}: {100 * found.all.value:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}, one-sided p {max(found.p_greater, found.p_draws):.4f}"
-    if found.p_equivalent(margin) <= ALPHA:
-        return f"{said}; no practically relevant difference (within {100 * margin:.1f} points, p {found.p_equivalent(margin):.4f})."
-    if found.bounds[1] <= 0:
-        return f"{said}; the combination is not better."
-    if found.bounds[0] > 0 and found.p_greater <= ALPHA:
-        return f"{said}; the combination is better."
-    return f"{said}; not decided."
+def _sentence(name: str, result: ContrastResult, margin: float) -> str:
+    low, high = 100 * result.all.low, 100 * result.all.high
+    message = f"{name}: {100 * result.all.value:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}, one-sided p {max(result.p_greater, result.p_draws):.4f}"
+    if result.p_equivalent(margin) <= ALPHA:
+        return f"{message}; no practically relevant difference (within {100 * margin:.1f} points, p {result.p_equivalent(margin):.4f})."
+    if result.bounds[1] <= 0:
+        return f"{message}; the combination is not better."
+    if result.bounds[0] > 0 and result.p_greater <= ALPHA:
+        return f"{message}; the combination is better."
+    return f"{message}; not decided."
 
 
 def deciding_sentence(name: str, found: PowerAnalysis | None) -> str:
-    """Say in words what would decide a comparison.
-
-    Args:
-        name: Of the comparison.
-        found: What `needed` returned.
-
-    Returns:
-        A sentence.
-    """
+    """Say in words what would decide a comparison."""
     if found is None:
         return f"{name}: the difference seen is 0, so nothing would show it."
     ways = []
@@ -125,9 +110,9 @@ def deciding_sentence(name: str, found: PowerAnalysis | None) -> str:
         ways.append(f"{found.sets} test sets that differ as much as these do")
     if not ways:
         return f"{name}: a difference as small as the one seen would not be shown by a thousand seeds or sets."
-    said = f"{name}: a difference as large as the one seen would probably be shown by {', or by '.join(ways)}"
+    message = f"{name}: a difference as large as the one seen would probably be shown by {', or by '.join(ways)}"
     return (
-        f"{said}; more queries or seeds alone would not show it."
+        f"{message}; more queries or seeds alone would not show it."
         if len(ways) == 1 and found.sets is not None
-        else f"{said}."
+        else f"{message}."
     )
