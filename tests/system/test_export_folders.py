@@ -34,19 +34,19 @@ def test_thirty_two_texts_of_several_scripts():
 
 def test_merged_folder_is_what_stock_tools_read(repository, tmp_path):
     family, folder = repository
-    parity = export(folder, "sentence-transformers", "clustering", tmp_path / "out")
-    assert parity["verdict"] == "equal"
-    assert {r["checked_with"].split()[0] for r in parity["results"]} == {
+    parity = export(folder, "sentence-transformers", tmp_path / "out", task="clustering")
+    assert parity.verdict == "equal"
+    assert {r.checked_with.split()[0] for r in parity.results} == {
         "taskdistill",
         "sentence-transformers",
     }
-    assert all(r["largest_difference"] <= 1e-5 for r in parity["results"])
+    assert all(r.largest_difference <= 1e-5 for r in parity.results)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == [{"qwen3": "Qwen3Model", "eurobert": "EuroBertModel"}[family]]
     assert config["rope_theta"] == {"qwen3": 3_500_000, "eurobert": 1_000_000}[family]
     expected = Encoder.load(folder, threads=1).encode(TEXTS, task="clustering")
     assert np.abs(Encoder.load(tmp_path / "out", threads=1).encode(TEXTS) - expected).max() <= 1e-5
-    assert json.loads((tmp_path / "out" / "parity.json").read_text()) == parity
+    assert json.loads((tmp_path / "out" / "parity.json").read_text()) == parity.to_json()
 
 
 def test_the_command_prints_what_was_compared_and_writes_the_certificate(
@@ -84,14 +84,14 @@ def test_the_command_prints_what_was_compared_and_writes_the_certificate(
 def test_what_does_not_go_together(repository, tmp_path):
     _, folder = repository
     with pytest.raises(BadInput, match=r"unknown format 'onxx'; did you mean 'onnx'\?"):
-        export(folder, "onxx", None, tmp_path / "out")
+        export(folder, "onxx", tmp_path / "out")
     with pytest.raises(BadInput, match=r"no adapter for task 'ranking'"):
-        export(folder, "sentence-transformers", "ranking", tmp_path / "out")
+        export(folder, "sentence-transformers", tmp_path / "out", task="ranking")
     with pytest.raises(BadInput, match=r"holds every adapter, so task 'retrieval' has no effect"):
-        export(folder, "jina-v5", "retrieval", tmp_path / "out")
+        export(folder, "jina-v5", tmp_path / "out", task="retrieval")
     (tmp_path / "there").mkdir()
     with pytest.raises(BadInput, match="already exists"):
-        export(folder, "onnx", None, tmp_path / "there")
+        export(folder, "onnx", tmp_path / "there")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["there"]
 
 
@@ -101,9 +101,9 @@ def test_tasks_of_the_layout_stay_apart(repository):
 
 def test_the_layout_is_written_as_published(repository, tmp_path):
     family, folder = repository
-    parity = export(folder, "jina-v5", None, tmp_path / "out")
-    assert parity["verdict"] == "equal"
-    assert [r["task"] for r in parity["results"]] == TASKS
+    parity = export(folder, "jina-v5", tmp_path / "out")
+    assert parity.verdict == "equal"
+    assert [r.task for r in parity.results] == TASKS
     out = tmp_path / "out"
     config = json.loads((out / "config.json").read_text())
     original = json.loads((folder / "config.json").read_text())
@@ -149,7 +149,7 @@ def test_a_loader_as_the_published_one_describes_itself_reads_it(
     """Section 3.1: backbone by its own class from the same folder, peft's mixed model, every adapter by name, one selected."""
     family, folder = repository
     out = tmp_path_factory.mktemp("layout") / "out"
-    export(folder, "jina-v5", None, out)
+    export(folder, "jina-v5", out)
     raw = json.loads((out / "config.json").read_text())
     config_class, model_class = {
         "qwen3": (Qwen3Config, Qwen3Model),
@@ -191,7 +191,7 @@ def test_a_loader_as_the_published_one_describes_itself_reads_it(
 def test_vllm_merges_the_named_adapter_from_the_same_names(repository, tmp_path):
     """What its loader does with the files: names without `base_model.model.`, W + alpha / r B A (section 3.4)."""
     family, folder = repository
-    export(folder, "jina-v5", None, tmp_path / "out")
+    export(folder, "jina-v5", tmp_path / "out")
     raw = json.loads(
         (tmp_path / "out" / "adapters" / "clustering" / "adapter_config.json").read_text()
     )
@@ -223,11 +223,11 @@ def test_models_that_the_layout_cannot_hold_are_refused_before_anything_is_compu
     )
     folder = write_repository(tmp_path / "r", "qwen3", tasks=["text-matching"])
     with pytest.raises(BadInput, match=r"has tasks \['text-matching'\]"):
-        export(folder, "jina-v5", None, tmp_path / "out")
+        export(folder, "jina-v5", tmp_path / "out")
     other = write_repository(tmp_path / "p", "qwen3", tasks=["retrieval"])
     (other / "config_sentence_transformers.json").write_text(
         json.dumps({"prompts": {"query": "q: ", "document": ""}})
     )
     with pytest.raises(BadInput, match="has prompts"):
-        export(other, "jina-v5", None, tmp_path / "out")
+        export(other, "jina-v5", tmp_path / "out")
     assert not (tmp_path / "out").exists()

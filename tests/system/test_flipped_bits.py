@@ -168,7 +168,7 @@ def static(home: Path) -> Path:
 
 
 def exported(home: Path) -> Path:
-    export(model(home), "sentence-transformers", "retrieval", home / "export")
+    export(model(home), "sentence-transformers", home / "export", task="retrieval")
     return home / "export"
 
 

@@ -74,16 +74,14 @@ def test_another_space_is_a_fault_in_the_back_end_that_is_named(folder, capsys):
 
 
 def test_an_export_refuses_a_model_that_left_its_space(folder, tmp_path):
-    told = export(folder, "sentence-transformers", "retrieval", tmp_path / "good")
-    assert told["golden"].keys() == {"retrieval"} and told["golden"]["retrieval"] > 1 - 1e-5
-    assert json.loads((tmp_path / "good/parity.json").read_text())["golden"] == told["golden"]
+    certificate = export(folder, "sentence-transformers", tmp_path / "good", task="retrieval")
+    assert certificate.golden.keys() == {"retrieval"} and certificate.golden["retrieval"] > 1 - 1e-5
+    assert json.loads((tmp_path / "good/parity.json").read_text())["golden"] == certificate.golden
     change_golden(folder, "retrieval")
     with pytest.raises(WorkFailed, match="does not give the golden vectors of retrieval"):
-        export(folder, "sentence-transformers", "retrieval", tmp_path / "bad")
+        export(folder, "sentence-transformers", tmp_path / "bad", task="retrieval")
     assert not (tmp_path / "bad").exists()
-    assert export(folder, "sentence-transformers", None, tmp_path / "base")["golden"].keys() == {
-        "base"
-    }
+    assert export(folder, "sentence-transformers", tmp_path / "base").golden.keys() == {"base"}
 
 
 def test_a_back_end_that_cannot_run_a_model_is_said_and_no_fault(tmp_path, capsys):

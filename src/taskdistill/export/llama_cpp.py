@@ -11,12 +11,15 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taskdistill.errors import WorkFailed
 
 PACKAGE = "xllamacpp"
-SECONDS = 600
+TIMEOUT = 600
+"""Seconds for all texts of an export; the first load of a large file takes the most of it."""
 
+# Standard output is moved away first: llama.cpp itself prints there.
 _PROGRAM = """
 import json, os, sys
 job = json.loads(sys.stdin.read())
@@ -43,11 +46,7 @@ os._exit(0)
 
 
 def llama_cpp_version() -> str | None:
-    """Say which llama.cpp is here.
-
-    Returns:
-        Its name and version, or None if it is not installed.
-    """
+    """Name and version of the llama.cpp that is installed, or None."""
     if importlib.util.find_spec(PACKAGE) is None:
         return None
     return f"llama.cpp ({PACKAGE} {metadata.version(PACKAGE)})"
@@ -55,34 +54,32 @@ def llama_cpp_version() -> str | None:
 
 def llama_cpp_vectors(
     path: Path, texts: Sequence[str] | Sequence[list[int]], length: int
-) -> np.ndarray:
-    """Embed texts with llama.cpp.
+) -> NDArray[np.float32]:
+    """Embed texts with llama.cpp: unit rows `(n, D)`.
 
     Args:
         path: GGUF file.
         texts: Texts with their prompt, or their token ids with the special tokens.
         length: Tokens of context.
 
-    Returns:
-        float32 `(n, D)`, unit rows.
-
     Raises:
         WorkFailed: If llama.cpp does not load the file or fails.
     """
-    job = json.dumps({"path": str(path), "texts": list(texts), "length": length})
+    request = json.dumps({"path": str(path), "texts": list(texts), "length": length})
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", _PROGRAM],
-            input=job.encode(),
+            input=request.encode(),
             capture_output=True,
-            timeout=SECONDS,
+            timeout=TIMEOUT,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise WorkFailed(f"llama.cpp gave no vectors of {path.name} within {SECONDS} s") from None
-    if done.returncode != 0:
-        said = done.stdout or b" | ".join(done.stderr.strip().splitlines()[-3:])
+        raise WorkFailed(f"llama.cpp gave no vectors of {path.name} within {TIMEOUT} s") from None
+    if process.returncode != 0:
+        output = process.stdout or b" | ".join(process.stderr.strip().splitlines()[-3:])
         raise WorkFailed(
-            f"llama.cpp could not use {path.name} (exit {done.returncode}): {said.decode(errors='replace')}"
+            f"llama.cpp could not use {path.name} (exit {process.returncode}): "
+            f"{output.decode(errors='replace')}"
         )
-    return np.array(json.loads(done.stdout), dtype=np.float32)
+    return np.array(json.loads(process.stdout), dtype=np.float32)

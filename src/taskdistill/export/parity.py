@@ -1,26 +1,45 @@
-"""The parity certificate: how close an exported file comes to the reference on fixed texts."""
+"""The parity certificate: how close an exported file comes to the reference on fixed texts, as JSON and in the README."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from taskdistill.errors import WorkFailed
-from taskdistill.model.golden import cosines
+from taskdistill.model.folder import Model
+from taskdistill.report.model_card import make_card
 
 FILE = "parity.json"
+README = "README.md"
+
+COLUMNS = (
+    "file",
+    "checked with",
+    "task",
+    "smallest cosine",
+    "mean cosine",
+    "difference",
+    "must reach",
+    "verdict",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What a comparison must reach; None where it is not asked for."""
+    """What a comparison must reach; None where nothing is required."""
 
     smallest_cosine: float | None = None
     mean_cosine: float | None = None
     largest_difference: float | None = None
+
+    def __str__(self) -> str:
+        limits = (
+            ("smallest {:.6g}", self.smallest_cosine),
+            ("mean {:.6g}", self.mean_cosine),
+            ("difference {:.0e}", self.largest_difference),
+        )
+        return ", ".join(form.format(limit) for form, limit in limits if limit is not None)
 
 
 EXACT = Tolerance(smallest_cosine=1 - 1e-5, largest_difference=1e-5)
@@ -29,7 +48,7 @@ HALF = Tolerance(smallest_cosine=0.999)
 EIGHT_BITS = Tolerance(mean_cosine=0.99)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParityResult:
     """One comparison of an exported file with the reference."""
 
@@ -44,136 +63,103 @@ class ParityResult:
     verdict: str
     """`equal` within the tolerance, or `differs`."""
     required: bool
-    """Whether a difference is a failure, or only said."""
+    """Whether a difference fails the export, or is only reported."""
 
 
-def compare(
-    file: str,
-    checked_with: str,
-    task: str | None,
-    reference: np.ndarray,
-    given: np.ndarray,
-    tolerance: Tolerance,
-    *,
-    required: bool = True,
-) -> ParityResult:
-    """Compare the vectors of an exported file with the reference.
+@dataclass(frozen=True, kw_only=True)
+class ParityCertificate:
+    """The comparisons of one export."""
 
-    Args:
-        file: Name of the file within the export.
-        checked_with: The program that computed them, with its version.
-        task: Adapter; None for the base.
-        reference: Unit vectors `(n, D)`.
-        given: Unit vectors `(n, D)`.
-        tolerance: What must be reached.
-        required: Whether a difference is a failure of the export, or only said.
+    format: str
+    model: str
+    model_hash: str
+    results: list[ParityResult]
+    notes: list[str]
+    """What was checked in another way, or not at all."""
+    golden: dict[str, float]
+    """`base` or task to the smallest cosine of the reference to the golden vectors of the model folder."""
 
-    Returns:
-        The figures and the verdict.
+    @property
+    def verdict(self) -> str:
+        """`equal` if every comparison is, else `differs`."""
+        return "equal" if all(result.verdict == "equal" for result in self.results) else "differs"
 
-    Raises:
-        WorkFailed: If the file gives vectors of another shape or values that are not finite.
-    """
-    if given.shape != reference.shape or not np.isfinite(given).all():
-        raise WorkFailed(
-            f"{file}: {checked_with} gave vectors of shape {given.shape}, the reference has {reference.shape}, or they are not finite"
-        )
-    found = cosines(reference, given)
-    smallest, mean, difference = (
-        float(found.min()),
-        float(found.mean()),
-        float(np.abs(reference - given).max()),
-    )
-    good = smallest >= (tolerance.smallest_cosine or -1) and mean >= (tolerance.mean_cosine or -1)
-    good = good and (
-        tolerance.largest_difference is None or difference <= tolerance.largest_difference
-    )
-    return ParityResult(
-        file,
-        checked_with,
-        task,
-        len(reference),
-        smallest,
-        mean,
-        difference,
-        tolerance,
-        "equal" if good else "differs",
-        required,
-    )
+    def to_json(self) -> dict[str, Any]:
+        """Content of `parity.json`."""
+        return {
+            "format": self.format,
+            "model": self.model,
+            "model_hash": self.model_hash,
+            "reference": "the packed torch model in float32, document prompt, unit vectors",
+            "results": [asdict(result) for result in self.results],
+            "notes": self.notes,
+            "verdict": self.verdict,
+            "golden": self.golden,
+        }
 
 
-COLUMNS = (
-    "file",
-    "checked with",
-    "task",
-    "smallest cosine",
-    "mean cosine",
-    "difference",
-    "must reach",
-    "verdict",
-)
-
-
-def rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Lay the comparisons of a certificate out for a table.
-
-    Args:
-        results: Its `results`.
-
-    Returns:
-        A row each, in the order of `COLUMNS`.
-    """
+def table_rows(results: Sequence[ParityResult]) -> list[list[str]]:
+    """One row of a table for each comparison, under `COLUMNS`."""
     return [
         [
-            result["file"],
-            result["checked_with"],
-            result["task"] or "",
-            f"{result['smallest_cosine']:.6f}",
-            f"{result['mean_cosine']:.6f}",
-            f"{result['largest_difference']:.1e}",
-            f"{_asked(result['tolerance'])}{'' if result['required'] else ', only reported'}",
-            result["verdict"],
+            result.file,
+            result.checked_with,
+            result.task or "",
+            f"{result.smallest_cosine:.6f}",
+            f"{result.mean_cosine:.6f}",
+            f"{result.largest_difference:.1e}",
+            f"{result.tolerance}{'' if result.required else ', only reported'}",
+            result.verdict,
         ]
         for result in results
     ]
 
 
-def _asked(tolerance: Mapping[str, float | None]) -> str:
-    words = {
-        "smallest_cosine": "smallest {:.6g}",
-        "mean_cosine": "mean {:.6g}",
-        "largest_difference": "difference {:.0e}",
-    }
-    return ", ".join(
-        said.format(tolerance[name]) for name, said in words.items() if tolerance[name] is not None
-    )
-
-
-def certificate(
-    format_name: str,
-    model_name: str,
-    model_hash: str,
-    results: list[ParityResult],
-    notes: list[str],
-) -> Mapping[str, Any]:
-    """Put the comparisons of an export together.
+def write_readme(
+    folder: Path,
+    model: Model,
+    certificate: ParityCertificate,
+    *,
+    task: str | None,
+    adapters: Sequence[str],
+    content: str,
+    usage: str,
+) -> None:
+    """Write the model's card, what was exported, how close it comes, and how it is loaded.
 
     Args:
-        format_name: Format of the export.
-        model_name: The model exported.
-        model_hash: Hash of its files.
-        results: The comparisons.
-        notes: What was checked in another way, or not at all.
-
-    Returns:
-        Content of `parity.json`.
+        adapters: Adapters of the model before one was merged.
+        content: What the export holds, in words.
+        usage: One line that loads the export.
     """
-    return {
-        "format": format_name,
-        "model": model_name,
-        "model_hash": model_hash,
-        "reference": "the packed torch model in float32, document prompt, unit vectors",
-        "results": [asdict(result) for result in results],
-        "notes": notes,
-        "verdict": "equal" if all(result.verdict == "equal" for result in results) else "differs",
-    }
+    source = model.source / README
+    card = source.read_text("utf-8") if source.is_file() else _card(model, adapters)
+    command = f"taskdistill export MODEL --format {certificate.format}"
+    if task:
+        command += f" --task {task}"
+    lines = [
+        "## This export",
+        f"Format {certificate.format}: {content}. Written by `{command} --out DIR`.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        f"|{'---|' * len(COLUMNS)}",
+        *(f"| {' | '.join(row)} |" for row in table_rows(certificate.results)),
+        "",
+        "```",
+        usage,
+        "```",
+        "",
+    ]
+    (folder / README).write_text(card.rstrip() + "\n\n" + "\n".join(lines), "utf-8")
+
+
+def _card(model: Model, adapters: Sequence[str]) -> str:
+    keys = ("prompts", "max_length", "matryoshka_dims", "rope_theta", "teacher")
+    parameters = model.module.named_parameters()
+    return make_card(
+        name=model.name,
+        settings={key: getattr(model.settings, key) for key in keys},
+        tasks=adapters,
+        embedding_dim=model.module.embedding_dim,
+        parameters=sum(p.numel() for name, p in parameters if "lora_" not in name),
+    )

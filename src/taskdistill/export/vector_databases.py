@@ -1,39 +1,54 @@
-"""An index for other search engines: its vectors, a schema with binary quantisation, and rescoring as it was measured."""
+"""An index for other search engines: its vectors, a schema with binary quantization, and rescoring as it was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
 from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.export.index_records import points_of, write_bulk, write_copy, write_parquet
 from taskdistill.io.folders import write_folder
 from taskdistill.io.sealed import dump_json
+from taskdistill.quantization import normalize
 from taskdistill.search.index import Index
 from taskdistill.search.ranking import OVERSAMPLE
+from taskdistill.search.storage.snapshot import Hit, Snapshot
+
+BATCH = 4096
+"""Passages held in memory at a time."""
 
 TOP_K = 10
 """Passages of the queries that are written."""
 
-EF_SEARCH = 1000
-"""The largest list that pgvector's graph search keeps."""
+MIN_EF_SEARCH, MAX_EF_SEARCH = 40, 1000
+"""pgvector's default list of a graph search, and the largest that it keeps."""
 
-MOST_OVERSAMPLE = 10
+MAX_OVERSAMPLE = 10
 """The largest factor that Elasticsearch's mapping takes."""
 
-LEAST_BBQ = 64
-"""The fewest dimensions that Elasticsearch quantises to bits."""
+MIN_BBQ_DIM = 64
+"""The fewest dimensions that Elasticsearch quantizes to bits."""
 
 LANCE_ROWS = 256
 """Rows from which LanceDB trains an index."""
 
+QUERY_VECTOR = "a list of numbers of length one"
+
+COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+"""Of the text format of PostgreSQL's COPY."""
+
 
 @dataclass(frozen=True)
 class DatabaseSchema:
-    """What the files of an engine are made of."""
+    """What the files of an engine are written from."""
 
     name: str
     """Of the table, collection or index."""
@@ -46,25 +61,34 @@ class DatabaseSchema:
         return TOP_K * self.oversample
 
     def fill(self, template: str) -> str:
-        """Put the numbers into a file of `loaders/`.
-
-        Args:
-            template: Its name.
-
-        Returns:
-            The text.
-        """
+        """Put the numbers into a file of `loaders/`."""
         text = (files("taskdistill.export") / "loaders" / f"{template}.txt").read_text("utf-8")
         values = {
             "name": self.name,
             "dim": self.dim,
             "top_k": TOP_K,
             "candidates": self.candidates,
-            "ef_search": min(EF_SEARCH, max(40, self.candidates)),
+            "ef_search": min(MAX_EF_SEARCH, max(MIN_EF_SEARCH, self.candidates)),
         }
         for key, value in values.items():
             text = text.replace(f"@{key}@", str(value))
         return text
+
+
+@dataclass(frozen=True)
+class IndexRecords:
+    """Some consecutive passages of an index."""
+
+    first: int
+    """Number of the first one."""
+    hits: list[Hit]
+    vectors: NDArray[np.float32]
+    """`(passages, dim)`, unit rows."""
+
+    def rows(self) -> Iterator[tuple[int, Hit, list[float]]]:
+        """Yield number, passage and vector of each passage."""
+        numbers = range(self.first, self.first + len(self.hits))
+        return zip(numbers, self.hits, self.vectors.tolist(), strict=True)
 
 
 def export_index(
@@ -78,11 +102,9 @@ def export_index(
     """Write an index for another engine.
 
     Args:
-        path: The index.
-        format_name: One of `ENGINES`.
         out: Folder to write; it must not exist.
-        name: Of the table, collection or index; letters, digits and underscores.
-        progress: Told the passages written and their number.
+        name: Of the table, collection or index; lower-case letters, digits and underscores.
+        progress: Called with the passages written and their number.
 
     Returns:
         Plain data: passages, dimensions, the oversampling factor and whether it was measured, files.
@@ -94,18 +116,20 @@ def export_index(
         raise BadInput(f"unknown format {format_name!r}{did_you_mean(format_name, ENGINES)}")
     if not (name.isascii() and name.isidentifier() and name == name.lower()):
         raise BadInput(
-            f"the name {name!r} would have to be quoted; give lower-case letters, digits and underscores"
+            f"the name {name!r} would have to be quoted; give lower-case letters, digits and "
+            "underscores"
         )
     index = Index.open(path)
     settings, tuned = index.settings, index.snapshot.manifest.search.oversample
     if settings.rescore == "none":
         raise BadInput(
-            f"{path} keeps binary codes only (rescore none), which no engine can rescore; build it with --rescore-precision int8 or float16"
+            f"{path} keeps binary codes only (rescore none), which no engine can rescore; build it "
+            "with --rescore-precision int8 or float16"
         )
     if index.snapshot.live_count == 0:
         raise BadInput(f"{path} holds no documents; add some first")
     schema = DatabaseSchema(name, settings.dim, OVERSAMPLE if tuned is None else tuned)
-    told = {
+    summary: dict[str, Any] = {
         "format": format_name,
         "passages": index.snapshot.live_count,
         "dim": settings.dim,
@@ -117,22 +141,96 @@ def export_index(
         "query_prompt": settings.query_prompt,
         "vectors_from": settings.rescore,
     }
-    with write_folder(
-        out, "engine-export", meta=told, inputs={"model": settings.model_hash}
-    ) as folder:
-        texts = ENGINES[format_name](schema)
-        points = points_of(index.snapshot, progress)
-        match format_name:
-            case "pgvector":
-                write_copy(folder / "points.tsv", points)
-            case "elasticsearch":
-                write_bulk(folder / "points.ndjson", points)
-            case _:
-                write_parquet(folder / "points.parquet", points, settings.dim)
+    make_texts, write_records = ENGINES[format_name]
+    texts = make_texts(schema)
+    inputs = {"model": settings.model_hash}
+    with write_folder(out, "engine-export", meta=summary, inputs=inputs) as folder:
+        write_records(folder, _records(index.snapshot, progress), settings.dim)
         for file, text in texts.items():
             (folder / file).write_text(text, "utf-8")
-        told["files"] = sorted(file.name for file in folder.iterdir())
-    return told
+        summary["files"] = sorted(file.name for file in folder.iterdir())
+    return summary
+
+
+def _records(
+    snapshot: Snapshot, progress: Callable[[int, int], None] | None
+) -> Iterator[IndexRecords]:
+    """Read the live passages; numbers count from 0 in the order of the index."""
+    rows, ranges = snapshot.rows(), snapshot.manifest.ranges
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        stored = snapshot.vectors(part)
+        vectors = normalize(stored if ranges is None else ranges.decode(stored))
+        yield IndexRecords(start, snapshot.hits(part, np.zeros(len(part), np.float32)), vectors)
+        if progress is not None:
+            progress(start + len(part), len(rows))
+
+
+def _write_parquet(folder: Path, records: Iterator[IndexRecords], dim: int) -> None:
+    """Vectors are a fixed-size list of float32."""
+    columns = {
+        "id": pa.int64(),
+        "document": pa.string(),
+        "start": pa.int64(),
+        "end": pa.int64(),
+        "text": pa.large_string(),
+        "metadata": pa.large_string(),
+        "vector": pa.list_(pa.float32(), dim),
+    }
+    schema = pa.schema(list(columns.items()))
+    with pq.ParquetWriter(folder / "points.parquet", schema) as writer:
+        for batch in records:
+            hits = batch.hits
+            cells: list[list[Any]] = [
+                list(range(batch.first, batch.first + len(hits))),
+                [hit.id for hit in hits],
+                [hit.start for hit in hits],
+                [hit.end for hit in hits],
+                [hit.text for hit in hits],
+                [_json(hit.metadata) for hit in hits],
+            ]
+            arrays = [pa.array(*pair) for pair in zip(cells, columns.values(), strict=False)]
+            flat = pa.array(batch.vectors.reshape(-1), pa.float32())
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, dim))
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+def _write_copy(folder: Path, records: Iterator[IndexRecords], dim: int) -> None:
+    """Tabs between columns, a line a row, as PostgreSQL's COPY reads it."""
+    with (folder / "points.tsv").open("w", encoding="utf-8", newline="\n") as stream:
+        for batch in records:
+            for number, hit, vector in batch.rows():
+                cells = (
+                    str(number),
+                    hit.id,
+                    str(hit.start),
+                    str(hit.end),
+                    hit.text,
+                    _json(hit.metadata),
+                    f"[{','.join(f'{value:.9g}' for value in vector)}]",
+                )
+                stream.write("\t".join(cell.translate(COPY_ESCAPES) for cell in cells) + "\n")
+
+
+def _write_bulk(folder: Path, records: Iterator[IndexRecords], dim: int) -> None:
+    """An action and a document, a line each, as the body of Elasticsearch's bulk request."""
+    with (folder / "points.ndjson").open("w", encoding="utf-8", newline="\n") as stream:
+        for batch in records:
+            for number, hit, vector in batch.rows():
+                body = {
+                    "document": hit.id,
+                    "start": hit.start,
+                    "end": hit.end,
+                    "text": hit.text,
+                    "metadata": hit.metadata,
+                    # Nine digits name a float32 exactly, and half as many bytes as a float64's.
+                    "vector": [float(f"{value:.9g}") for value in vector],
+                }
+                stream.write(_json({"index": {"_id": str(number)}}) + "\n" + _json(body) + "\n")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _qdrant(schema: DatabaseSchema) -> dict[str, str]:
@@ -141,17 +239,12 @@ def _qdrant(schema: DatabaseSchema) -> dict[str, str]:
         "quantization_config": {"binary": {"always_ram": True}},
         "on_disk_payload": True,
     }
+    quantization = {"ignore": False, "rescore": True, "oversampling": float(schema.oversample)}
     query = {
-        "query": "a list of numbers of length one",
+        "query": QUERY_VECTOR,
         "limit": TOP_K,
         "with_payload": True,
-        "params": {
-            "quantization": {
-                "ignore": False,
-                "rescore": True,
-                "oversampling": float(schema.oversample),
-            }
-        },
+        "params": {"quantization": quantization},
     }
     return {
         "collection.json": dump_json(collection),
@@ -161,7 +254,8 @@ def _qdrant(schema: DatabaseSchema) -> dict[str, str]:
 
 
 def _lancedb(schema: DatabaseSchema) -> dict[str, str]:
-    """Among vectors of length one the smallest Euclidean distance is the largest dot product, and RaBitQ estimates it better."""
+    # Among unit vectors the smallest Euclidean distance is the largest dot product, and RaBitQ
+    # estimates it better.
     index = {"index_type": "IVF_RQ", "num_bits": 1, "distance_type": "l2", "least_rows": LANCE_ROWS}
     query = {
         "distance_type": "l2",
@@ -181,11 +275,13 @@ def _pgvector(schema: DatabaseSchema) -> dict[str, str]:
 
 
 def _elasticsearch(schema: DatabaseSchema) -> dict[str, str]:
-    if schema.dim < LEAST_BBQ:
+    if schema.dim < MIN_BBQ_DIM:
         raise BadInput(
-            f"Elasticsearch quantises vectors of at least {LEAST_BBQ} dimensions to bits, the index has {schema.dim}"
+            f"Elasticsearch quantises vectors of at least {MIN_BBQ_DIM} dimensions to bits, the "
+            f"index has {schema.dim}"
         )
-    factor = min(MOST_OVERSAMPLE, schema.oversample)
+    # More candidates than the mapping's factor allows come from a larger k.
+    factor = min(MAX_OVERSAMPLE, schema.oversample)
     k = -(-schema.candidates // factor)
     vector = {
         "type": "dense_vector",
@@ -207,7 +303,7 @@ def _elasticsearch(schema: DatabaseSchema) -> dict[str, str]:
         "_source": {"excludes": ["vector"]},
         "knn": {
             "field": "vector",
-            "query_vector": "a list of numbers of length one",
+            "query_vector": QUERY_VECTOR,
             "k": k,
             "num_candidates": max(k * factor, 100),
         },
@@ -220,10 +316,16 @@ def _elasticsearch(schema: DatabaseSchema) -> dict[str, str]:
     }
 
 
-ENGINES: Mapping[str, Callable[[DatabaseSchema], dict[str, str]]] = {
-    "qdrant": _qdrant,
-    "lancedb": _lancedb,
-    "pgvector": _pgvector,
-    "elasticsearch": _elasticsearch,
+ENGINES: Mapping[
+    str,
+    tuple[
+        Callable[[DatabaseSchema], dict[str, str]],
+        Callable[[Path, Iterator[IndexRecords], int], None],
+    ],
+] = {
+    "qdrant": (_qdrant, _write_parquet),
+    "lancedb": (_lancedb, _write_parquet),
+    "pgvector": (_pgvector, _write_copy),
+    "elasticsearch": (_elasticsearch, _write_bulk),
 }
-"""Engine to the texts of its files: how to load, and how to ask."""
+"""Engine to the texts of its files (how to load, how to query) and the writer of its records."""

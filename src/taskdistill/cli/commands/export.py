@@ -47,7 +47,7 @@ def export(
     and [bold]taskdistill export notes-index --format qdrant --out notes-qdrant[/bold]
     """
     from taskdistill.export.export import export as run
-    from taskdistill.export.parity import COLUMNS, rows
+    from taskdistill.export.parity import COLUMNS, table_rows
     from taskdistill.io.outputs import write_result
 
     if _is_index(Path(model)):
@@ -61,14 +61,14 @@ def export(
         raise BadInput(f"--name {name} is for an index, {model} is none; leave it out")
     terminal = Terminal(quiet)
     terminal.stage(f"exporting {model} as {format_name}")
-    certificate = run(model, format_name, task, out, progress=terminal.count)
+    certificate = run(model, format_name, out, task=task, progress=terminal.count)
     terminal.end()
-    terminal.table(f"Parity: {certificate['verdict']}", list(COLUMNS), rows(certificate["results"]))
-    for note in certificate.get("notes", []):
+    terminal.table(f"Parity: {certificate.verdict}", list(COLUMNS), table_rows(certificate.results))
+    for note in certificate.notes:
         terminal.note(note)
     terminal.line(f"export  {out}")
     if json is not None:
-        write_result(json, certificate)
+        write_result(json, certificate.to_json())
 
 
 def _is_index(path: Path) -> bool:

@@ -1,7 +1,8 @@
 """The published jina-embeddings-v5-text layout, written: base at the root, one adapter a task, names that other programs look for.
 
-No code is written. Like the published repositories, `auto_map` and `modules.json` name loading code; here they name it in the
-published repository of the same family, so that a program that is told to trust remote code fetches it from there.
+No code is written. Like the published repositories, `auto_map` and `modules.json` name loading code;
+here they name it in the published repository of the same family, so that a program that is told to
+trust remote code fetches it from there.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from taskdistill.errors import BadInput
-from taskdistill.export.export import ExportJob
-from taskdistill.export.formats.sentence_transformers import write_tokenizer_config
-from taskdistill.export.parity import EXACT, compare
+from taskdistill.export.base import ExportFormat, ExportJob
+from taskdistill.export.parity import EXACT
+from taskdistill.export.tokenizer_files import write_tokenizer
 from taskdistill.io.folders import versions
 from taskdistill.io.sealed import dump_json
 from taskdistill.model.families import has_windows
@@ -33,75 +34,59 @@ PUBLISHED = {
 }
 """Family to the repository whose loading code reads it."""
 
-
-def check(model: Model) -> None:
-    """Refuse a model that the readers of this layout would compute differently.
-
-    Args:
-        model: The model.
-
-    Raises:
-        BadInput: If the layout cannot hold it.
-    """
-    _fitting(model)
+SPECIAL_TOKENS = "special_tokens_map.json"
 
 
-def write(export: ExportJob) -> None:
-    """Write the layout and compare every task through our reader of it.
+class JinaV5Layout:
+    """Every adapter unmerged; every task is compared through our reader of the layout."""
 
-    Args:
-        export: Model, folder and reference.
-    """
-    model, folder = export.model, export.folder
-    module = _fitting(model)
-    save_backbone(module, folder)
-    (folder / "config.json").write_text(
-        dump_json(layout_config(module, list(model.adapter_configs))), "utf-8"
+    usage = (
+        'Encoder.load(folder).encode(["a text"], task="{task}")'
+        "     # taskdistill; vLLM merges the task of --hf-overrides"
     )
-    for task, config in model.adapter_configs.items():
-        base = (
-            PUBLISHED[module.backbone.config.model_type]
-            if model.name.startswith("jinaai/")
-            else Path(model.name).name
+    all_tasks = True
+
+    def check(self, model: Model) -> None:
+        """Refuse what readers of the layout would compute differently; put adapters in its order."""
+        _check_holds(model)
+        model.adapter_configs = {
+            task.value: model.adapter_configs[task]
+            for task in Task
+            if task.value in model.module.tasks
+        }
+
+    def write(self, job: ExportJob) -> None:
+        """Write the layout, read it back and compare."""
+        model, folder, module = job.model, job.folder, job.model.module
+        assert isinstance(module, TransformerModel)
+        code = PUBLISHED[module.backbone.config.model_type]
+        save_backbone(module, folder)
+        (folder / "config.json").write_text(
+            dump_json(_layout_config(module, code, list(model.adapter_configs))), "utf-8"
         )
-        save_adapter(
-            module.backbone,
-            task,
-            replace(config, exclude_modules=None),
-            folder / "adapters" / task,
-            base,
+        base = code if model.name.startswith("jinaai/") else Path(model.name).name
+        for task, config in model.adapter_configs.items():
+            config = replace(config, exclude_modules=None)
+            save_adapter(module.backbone, task, config, folder / "adapters" / task, base)
+        write_tokenizer(folder, model, PROMPTS)
+        if (model.source / SPECIAL_TOKENS).is_file():
+            shutil.copyfile(model.source / SPECIAL_TOKENS, folder / SPECIAL_TOKENS)
+        _write_modules(folder, code)
+        embed = embed_with(read_model(folder))
+        reader = f"taskdistill {versions()['taskdistill']}"
+        for name in job.reference:
+            job.compare(f"adapters/{name}", reader, embed(job.texts, name), EXACT, task=name)
+        job.notes.append(
+            "the published loading code, vLLM and llama.cpp were not run here; tests hold the "
+            "names and files that they look for"
         )
-    (folder / "tokenizer.json").write_text(model.tokenizer.to_json(), "utf-8")
-    write_tokenizer_config(folder, model)
-    if (model.source / "special_tokens_map.json").is_file():
-        shutil.copyfile(
-            model.source / "special_tokens_map.json", folder / "special_tokens_map.json"
-        )
-    _write_modules(folder, PUBLISHED[module.backbone.config.model_type])
-    embed = embed_with(read_model(folder))
-    checked = f"taskdistill {versions()['taskdistill']}"
-    for name, reference in export.reference.items():
-        export.results.append(
-            compare(f"adapters/{name}", checked, name, reference, embed(export.texts, name), EXACT)
-        )
-    export.notes.append(
-        "the published loading code, vLLM and llama.cpp were not run here; tests hold the names and files that they look for"
-    )
 
 
-def layout_config(module: TransformerModel, tasks: list[str]) -> dict[str, Any]:
-    """Make the layout's config.json (sections 2.3, 2.4, 2.7).
-
-    Args:
-        module: The model.
-        tasks: Its adapters, in order.
-
-    Returns:
-        Content of config.json.
-    """
+def _layout_config(module: TransformerModel, code: str, tasks: list[str]) -> dict[str, Any]:
+    """Make the layout's config.json (sections 2.3, 2.4, 2.7 of its description)."""
     config = module.backbone.config
-    family, code = config.model_type, PUBLISHED[config.model_type]
-    made: dict[str, Any] = {
+    qwen3 = config.model_type == "qwen3"
+    layout: dict[str, Any] = {
         "architectures": [ARCHITECTURE],
         "task_names": tasks,
         "auto_map": {
@@ -110,77 +95,57 @@ def layout_config(module: TransformerModel, tasks: list[str]) -> dict[str, Any]:
         },
         "model_type": MODEL_TYPE,
     }
-    made |= {
+    layout |= {
         key: getattr(config, key) for key in FAMILY_KEYS if getattr(config, key, None) is not None
     }
-    made.pop("rope_parameters", None)
-    made |= {"rope_theta": config.rope_parameters["rope_theta"], "rope_scaling": None}
-    made |= {
-        "tie_word_embeddings": family == "qwen3",
-        "is_decoder": family == "qwen3",
+    layout.pop("rope_parameters", None)
+    return layout | {
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "rope_scaling": None,
+        "tie_word_embeddings": qwen3,
+        "is_decoder": qwen3,
         "torch_dtype": "float32",
     }
-    return made
 
 
-def _fitting(model: Model) -> TransformerModel:
-    module, order = model.module, [task.value for task in Task]
+def _check_holds(model: Model) -> None:
+    module, names = model.module, [task.value for task in Task]
     family = module.backbone.config.model_type if isinstance(module, TransformerModel) else "static"
     if not isinstance(module, TransformerModel) or family not in PUBLISHED:
         raise BadInput(
-            f"the jina-v5 layout holds Qwen3 and EuroBERT models, {model.name} is a {family} model; export it as sentence-transformers"
+            f"the jina-v5 layout holds Qwen3 and EuroBERT models, {model.name} is a {family} "
+            "model; export it as sentence-transformers"
         )
-    rope = module.backbone.config.rope_parameters or {}
-    causal = getattr(module.backbone.config, "is_causal", None)
-    faults = [
-        *([f"pooling {module.pooling.value}"] if module.pooling is not Pooling.LAST else []),
-        *(
-            [f"prompts {dict(model.settings.prompts)}"]
-            if dict(model.settings.prompts) != {str(k): v for k, v in PROMPTS.items()}
-            else []
+    config, prompts, tasks = module.backbone.config, dict(model.settings.prompts), module.tasks
+    rope_type = (config.rope_parameters or {}).get("rope_type", "default")
+    faults = {
+        f"pooling {module.pooling.value}": module.pooling is not Pooling.LAST,
+        f"prompts {prompts}": prompts != {str(key): text for key, text in PROMPTS.items()},
+        f"tasks {tasks}": Task.RETRIEVAL.value not in tasks or not set(tasks) <= set(names),
+        f"RoPE type {rope_type}": rope_type != "default",
+        "bidirectional attention in a Qwen3 model": (
+            family == "qwen3" and getattr(config, "is_causal", None) is False
         ),
-        *(
-            [f"tasks {module.tasks}"]
-            if Task.RETRIEVAL.value not in module.tasks or not set(module.tasks) <= set(order)
-            else []
-        ),
-        *(
-            [f"RoPE type {rope.get('rope_type')}"]
-            if rope.get("rope_type", "default") != "default"
-            else []
-        ),
-        *(
-            ["bidirectional attention in a Qwen3 model"]
-            if family == "qwen3" and causal is False
-            else []
-        ),
-        *(["windowed attention"] if has_windows(module.backbone.config) else []),
-    ]
-    if faults:
-        raise BadInput(
-            f"{model.name} has {', '.join(faults)}; the readers of the jina-v5 layout take the last token, whole texts, the prompts "
-            f"'Query: ' and 'Document: ', plain RoPE, and adapters named {', '.join(order)}, retrieval among them"
-        )
-    model.adapter_configs = {
-        task: model.adapter_configs[task] for task in order if task in module.tasks
+        "windowed attention": has_windows(config),
     }
-    return module
+    if any(faults.values()):
+        raise BadInput(
+            f"{model.name} has {', '.join(text for text, fault in faults.items() if fault)}; the "
+            "readers of the jina-v5 layout take the last token, whole texts, the prompts "
+            "'Query: ' and 'Document: ', plain RoPE, and adapters named "
+            f"{', '.join(names)}, retrieval among them"
+        )
 
 
 def _write_modules(folder: Path, code: str) -> None:
-    modules = [
-        {
-            "idx": 0,
-            "name": "transformer",
-            "path": "",
-            "type": f"{code}--custom_st.Transformer",
-            "kwargs": ["task", "truncate_dim"],
-        }
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", "utf-8")
-    st = {
-        "prompts": dict(PROMPTS),
-        "default_prompt_name": "document",
-        "similarity_fn_name": "cosine",
+    transformer = {
+        "idx": 0,
+        "name": "transformer",
+        "path": "",
+        "type": f"{code}--custom_st.Transformer",
+        "kwargs": ["task", "truncate_dim"],
     }
-    (folder / "config_sentence_transformers.json").write_text(dump_json(st), "utf-8")
+    (folder / "modules.json").write_text(json.dumps([transformer], indent=2) + "\n", "utf-8")
+
+
+FORMAT: ExportFormat = JinaV5Layout()

@@ -9,39 +9,44 @@ from pathlib import Path
 import numpy as np
 
 from taskdistill.errors import require_extra
-from taskdistill.export.export import ExportJob
-from taskdistill.export.formats.onnx import compared_ids, write_companions
-from taskdistill.export.parity import GRAPH, compare
+from taskdistill.export.base import ExportFormat, ExportJob
+from taskdistill.export.parity import GRAPH
+from taskdistill.export.tokenizer_files import write_tokenizer
 from taskdistill.model.folder import Model
 from taskdistill.model.onnx_graph import make_graph, padded_batches
 
 
-def check(_: Model) -> None:
-    """Ask for the packages that write and run a graph."""
-    require_extra("openvino", "openvino", "OpenVINO export")
-    require_extra("onnxscript", "export", "OpenVINO export")
+class OpenvinoGraph:
+    """`openvino_model.xml` and its weights; the input `truncate_dim` must always be passed."""
 
-
-def write(export: ExportJob) -> None:
-    """Write `openvino_model.xml` and its weights, run them, and compare. The input `truncate_dim` must always be given.
-
-    Args:
-        export: Model, folder and reference.
-    """
-    import openvino
-
-    path = export.folder / "openvino_model.xml"
-    with tempfile.TemporaryDirectory(dir=export.folder.parent) as beside:
-        graph = Path(beside) / "model.onnx"
-        make_graph(export.model, graph, truncation_default=False)
-        openvino.save_model(openvino.convert_model(str(graph)), str(path), compress_to_fp16=False)
-    write_companions(export.folder, export.model)
-    compiled = openvino.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    whole = {"truncate_dim": np.array([export.model.module.embedding_dim], np.int64)}
-    given = np.concatenate(
-        [compiled(batch | whole)["embeddings"] for batch in padded_batches(compared_ids(export))]
+    usage = (
+        'Core().compile_model("openvino_model.xml", "CPU")([ids, mask, truncate_dim])'
+        '     # of "{prompt}a text"'
     )
-    version = f"openvino {metadata.version('openvino')}"
-    export.results.append(
-        compare(path.name, version, export.task, export.reference[export.task], given, GRAPH)
-    )
+    all_tasks = False
+
+    def check(self, model: Model) -> None:
+        """Require the packages that write and run a graph."""
+        require_extra("openvino", "openvino", "OpenVINO export")
+        require_extra("onnxscript", "export", "OpenVINO export")
+
+    def write(self, job: ExportJob) -> None:
+        """Trace to ONNX beside the export, convert, run and compare."""
+        import openvino
+
+        path = job.folder / "openvino_model.xml"
+        with tempfile.TemporaryDirectory(dir=job.folder.parent) as temporary:
+            graph = Path(temporary) / "model.onnx"
+            make_graph(job.model, graph, truncation_default=False)
+            converted = openvino.convert_model(str(graph))
+            openvino.save_model(converted, str(path), compress_to_fp16=False)
+        write_tokenizer(job.folder, job.model, job.model.settings.prompts)
+        # Without the hint the CPU plug-in may compute in bfloat16.
+        compiled = openvino.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        width = {"truncate_dim": np.array([job.model.module.embedding_dim], np.int64)}
+        batches = padded_batches(job.tokenized().ids)
+        vectors = np.concatenate([compiled(batch | width)["embeddings"] for batch in batches])
+        job.compare(path.name, f"openvino {metadata.version('openvino')}", vectors, GRAPH)
+
+
+FORMAT: ExportFormat = OpenvinoGraph()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from taskdistill.export.export import ExportJob
-from taskdistill.export.parity import EXACT, compare
+from taskdistill.export.base import ExportFormat, ExportJob
+from taskdistill.export.parity import EXACT
+from taskdistill.export.tokenizer_files import write_tokenizer_config
 from taskdistill.io.folders import versions
 from taskdistill.io.sealed import dump_json
 from taskdistill.model.configuration import quiet_transformers
@@ -20,52 +21,45 @@ from taskdistill.model.folder import Model, fill_folder, read_model
 from taskdistill.model.golden import embed_with
 from taskdistill.model.onnx_graph import silent
 from taskdistill.model.student import TransformerModel
-from taskdistill.tasks import Role
-
-GENERIC_TOKENIZER = "PreTrainedTokenizerFast"
-"""The class that takes `tokenizer.json` as it is; a family's own class may rebuild it."""
 
 REWRITTEN_FAMILIES = frozenset({"qwen3", "eurobert"})
+"""Families whose own tokenizer class rebuilds `tokenizer.json` instead of taking it as it is."""
 
 
-def check(_: Model) -> None:
-    """Refuse nothing: every model has such a folder."""
+class SentenceTransformersFolder:
+    """Weights and settings, read back by this package and by sentence-transformers if installed."""
+
+    usage = 'SentenceTransformer(folder).encode(["{prompt}a text"], normalize_embeddings=True)'
+    all_tasks = False
+
+    def check(self, model: Model) -> None:
+        """Refuse nothing: every model has such a folder."""
+
+    def write(self, job: ExportJob) -> None:
+        """Write the folder and compare it through both readers."""
+        fill_folder(job.folder, job.model)
+        _finish_config(job.folder, job.model)
+        name = "model.safetensors"
+        vectors = embed_with(read_model(job.folder))(job.texts, None)
+        job.compare(name, f"taskdistill {versions()['taskdistill']}", vectors, EXACT)
+        if importlib.util.find_spec("sentence_transformers") is None:
+            job.notes.append(
+                "sentence-transformers is not installed here, so the folder was only read by "
+                "taskdistill"
+            )
+            return
+        package = f"sentence-transformers {metadata.version('sentence-transformers')}"
+        job.compare(name, package, _stock_vectors(job), EXACT)
 
 
-def write(export: ExportJob) -> None:
-    """Write the folder and compare it, through our reader and through sentence-transformers where that is installed.
-
-    Args:
-        export: Model, folder and reference.
-    """
-    fill_folder(export.folder, export.model)
-    finish_config(export.folder, export.model)
-    reference, name = export.reference[export.task], "model.safetensors"
-    ours = embed_with(read_model(export.folder))(export.texts, None)
-    export.results.append(
-        compare(
-            name, f"taskdistill {versions()['taskdistill']}", export.task, reference, ours, EXACT
-        )
-    )
-    if importlib.util.find_spec("sentence_transformers") is None:
-        export.notes.append(
-            "sentence-transformers is not installed here, so the folder was only read by taskdistill"
-        )
-        return
-    theirs = _stock_vectors(export.folder, export.model, export.texts)
-    package = f"sentence-transformers {metadata.version('sentence-transformers')}"
-    export.results.append(compare(name, package, export.task, reference, theirs, EXACT))
-
-
-def _stock_vectors(folder: Path, model: Model, texts: Sequence[str]) -> np.ndarray:
+def _stock_vectors(job: ExportJob) -> NDArray[np.float32]:
     from sentence_transformers import SentenceTransformer
 
-    prompt = model.settings.prompts.get(Role.DOCUMENT.value, "")
     with quiet_transformers(), silent():
-        stock = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        vectors: np.ndarray = stock.encode(
-            list(texts),
-            prompt=prompt,
+        stock = SentenceTransformer(str(job.folder), device="cpu", local_files_only=True)
+        vectors: NDArray[np.float32] = stock.encode(
+            list(job.texts),
+            prompt=job.prompt,
             batch_size=4,
             show_progress_bar=False,
             normalize_embeddings=True,
@@ -73,13 +67,8 @@ def _stock_vectors(folder: Path, model: Model, texts: Sequence[str]) -> np.ndarr
     return vectors
 
 
-def finish_config(folder: Path, model: Model) -> None:
-    """Add to config.json what readers older than transformers 5 and other engines look for, and settle the tokenizer's class.
-
-    Args:
-        folder: Folder with config.json and the tokenizer files.
-        model: The model written there.
-    """
+def _finish_config(folder: Path, model: Model) -> None:
+    """Add `rope_theta` for readers older than transformers 5, and settle the tokenizer's class."""
     if not isinstance(model.module, TransformerModel):
         return
     raw: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
@@ -91,30 +80,4 @@ def finish_config(folder: Path, model: Model) -> None:
         write_tokenizer_config(folder, model)
 
 
-def write_tokenizer_config(folder: Path, model: Model) -> None:
-    """Write a tokenizer_config.json with which stock tools use tokenizer.json untouched.
-
-    Args:
-        folder: Folder to write into.
-        model: The model; its source folder's settings are kept where they name no code.
-    """
-    source = model.source / "tokenizer_config.json"
-    said: dict[str, Any] = json.loads(source.read_text("utf-8")) if source.is_file() else {}
-    kept = {
-        key: value
-        for key, value in said.items()
-        if key not in {"auto_map", "tokenizer_class", "backend", "is_local"}
-    }
-    special = [
-        token["content"]
-        for token in json.loads(model.tokenizer.to_json())["added_tokens"]
-        if token["special"]
-    ]
-    if "pad_token" not in kept and special:
-        kept["pad_token"] = next((token for token in special if "pad" in token.lower()), special[0])
-    fields = {
-        "tokenizer_class": GENERIC_TOKENIZER,
-        "model_max_length": model.settings.max_length,
-        "padding_side": "right",
-    }
-    (folder / "tokenizer_config.json").write_text(dump_json(kept | fields), "utf-8")
+FORMAT: ExportFormat = SentenceTransformersFolder()
