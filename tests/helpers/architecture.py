@@ -155,10 +155,10 @@ def drawing() -> str:
     ]
     for row, name in enumerate(names):
         y = top + row * cell
-        parts.append(
-            f'<text x="{left - 8}" y="{y + 17}" text-anchor="end"><tspan font-weight="bold">'
-            f'{name}</tspan> <tspan fill="#666">{escape(LAYERS[name])}</tspan></text>'
-        )
+        parts += [
+            f'<text x="8" y="{y + 17}" font-weight="bold">{name}</text>',
+            f'<text x="100" y="{y + 17}" fill="#666">{escape(LAYERS[name])}</text>',
+        ]
         x = left + row * cell + 17
         parts.append(f'<text transform="translate({x} {top - 8}) rotate(-60)">{name}</text>')
         for column, other in enumerate(names):
