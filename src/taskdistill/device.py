@@ -37,12 +37,12 @@ def accelerators() -> list[torch.device]:
         return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         return [torch.device("mps", 0)]
-    found = torch.accelerator.current_accelerator(check_available=True)
+    result = torch.accelerator.current_accelerator(check_available=True)
     return (
         []
-        if found is None
+        if result is None
         else [
-            torch.device(found.type, number) for number in range(torch.accelerator.device_count())
+            torch.device(result.type, number) for number in range(torch.accelerator.device_count())
         ]
     )
 
@@ -52,9 +52,6 @@ def resolve_device(choice: str = AUTO) -> torch.device:
 
     Args:
         choice: `auto`: the first accelerator where there is one, otherwise the CPU; or any device that torch knows at this moment.
-
-    Returns:
-        The device, with its number.
 
     Raises:
         BadInput: If torch does not know the name, or the device takes no tensor.
@@ -110,7 +107,6 @@ def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
 
     Args:
         dtype: float32, bfloat16 or float16.
-        device: A device of this machine.
 
     Returns:
         True where it has.
@@ -142,9 +138,6 @@ def resolve_dtype(
         auto: What `auto` takes on an accelerator that computes in it; elsewhere `auto` is float32. Vectors of one model should not depend on
             the machine that made them, so this is float32 unless the caller keeps the choice with the vectors.
 
-    Returns:
-        The number type.
-
     Raises:
         BadInput: If it is unknown, or the hardware would only imitate it.
     """
@@ -165,9 +158,6 @@ def resolve_dtype(
 def compute_of(dtype: torch.dtype) -> torch.dtype | None:
     """Say how autocast gives an arithmetic to a model whose weights are and stay float32.
 
-    Args:
-        dtype: The arithmetic.
-
     Returns:
         Number type for autocast; None for float32, which needs none.
     """
@@ -177,9 +167,6 @@ def compute_of(dtype: torch.dtype) -> torch.dtype | None:
 def dtype_name(dtype: torch.dtype) -> str:
     """Spell a number type as recipes and flags do.
 
-    Args:
-        dtype: The type.
-
     Returns:
         Such as `bfloat16`.
     """
@@ -188,9 +175,6 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def device_name(device: torch.device) -> str:
     """Name the hardware of a device.
-
-    Args:
-        device: A device of this machine.
 
     Returns:
         What its driver calls it; `this CPU`, or the device itself where nothing tells.
@@ -204,10 +188,6 @@ def device_name(device: torch.device) -> str:
 def placement(device: torch.device, dtype: torch.dtype) -> str:
     """Say in a few words where a model runs and in which arithmetic.
 
-    Args:
-        device: Where.
-        dtype: Arithmetic.
-
     Returns:
         Such as `device cuda:0 (NVIDIA H200), bfloat16`.
     """
@@ -217,9 +197,6 @@ def placement(device: torch.device, dtype: torch.dtype) -> str:
 
 def free_memory_of(device: torch.device) -> int | None:
     """Ask how much memory a device can still give to this process.
-
-    Args:
-        device: A device of this machine.
 
     Returns:
         Bytes; None where nothing tells.
@@ -256,9 +233,6 @@ def empty_caches() -> None:
 
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
     """Read what the processor can do.
-
-    Args:
-        path: The kernel's description of it.
 
     Returns:
         Flags; none where the system does not tell.

@@ -19,15 +19,7 @@ class TruncationWarning(UserWarning):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the known word closest to `word`, or the list of known words.
-
-    Args:
-        word: What was given.
-        known: The words that would have been accepted.
-
-    Returns:
-        A clause to append to an error message.
-    """
+    """Return `; did you mean 'x'?` for the known word closest to `word`, or the list of known words."""
     names = [str(name) for name in known]
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
@@ -37,8 +29,6 @@ def require_extra(module: str, extra: str, purpose: str) -> None:
     """Check that an optional package can be imported.
 
     Args:
-        module: Top-level module name.
-        extra: The extra of this package that installs it.
         purpose: What it is needed for, to finish the sentence "X needs ...".
 
     Raises:

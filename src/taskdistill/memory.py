@@ -39,9 +39,9 @@ def peak_megabytes() -> float:
     if sys.platform.startswith(
         "linux"
     ):  # getrusage would also count what the process was before it began to run this program
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
-        if found:
-            return int(found[1]) * 1024 / 1e6
+        result = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
+        if result:
+            return int(result[1]) * 1024 / 1e6
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -54,8 +54,8 @@ def available_memory() -> int | None:
     Returns:
         Bytes: what the kernel calls available, or less where a control group allows less; None where the system does not tell.
     """
-    found = [free for free in (_kernel_available(), *_group_available()) if free is not None]
-    return min(found) if found else None
+    result = [free for free in (_kernel_available(), *_group_available()) if free is not None]
+    return min(result) if result else None
 
 
 def _kernel_available() -> int | None:

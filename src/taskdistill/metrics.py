@@ -55,13 +55,6 @@ def paired_cosine(a: Floats, b: Floats) -> Floats:
 
     It is computed from the distance of the unit vectors, as scikit-learn and so mteb do: pairs of equal vectors then
     all score exactly 1 and tie, where inner products would rank them by rounding errors.
-
-    Args:
-        a: (n, dim) vectors.
-        b: (n, dim) vectors.
-
-    Returns:
-        (n,) numbers.
     """
     cosine: Floats = 1 - paired_cosine_distances(normalize(a), normalize(b))
     return cosine
@@ -69,10 +62,6 @@ def paired_cosine(a: Floats, b: Floats) -> Floats:
 
 def spearman(gold: Floats, predicted: Floats) -> float:
     """Return Spearman's rank correlation.
-
-    Args:
-        gold: (n,) human scores.
-        predicted: (n,) similarities.
 
     Returns:
         -1 to 1; 0 if either side is constant, where the correlation is not defined.
@@ -83,14 +72,7 @@ def spearman(gold: Floats, predicted: Floats) -> float:
 
 
 def ranks(x: Floats) -> NDArray[np.float64]:
-    """Return ranks from 1, ties sharing their mean; Spearman is the Pearson correlation of two of these.
-
-    Args:
-        x: (n,) numbers.
-
-    Returns:
-        (n,) ranks.
-    """
+    """Return ranks from 1, ties sharing their mean; Spearman is the Pearson correlation of two of these."""
     return np.asarray(rankdata(x), dtype=np.float64)
 
 
@@ -114,14 +96,14 @@ def retrieval_scores(
         {"ndcg_cut.1,10", "map_cut.1000", "recall.100"},
     )
     scored = evaluator.evaluate({query: dict(ranking[query]) for query in query_ids})
-    found = {
+    result = {
         name: np.array([scored[query][trec] for query in query_ids])
         for name, trec in RETRIEVAL_METRICS.items()
     }
-    found["MRR@10"] = np.array(
+    result["MRR@10"] = np.array(
         [_reciprocal_rank(qrels[query], ranking[query], 10) for query in query_ids]
     )
-    return found
+    return result
 
 
 def precision_at_positives(labels: NDArray[np.integer[Any]], scores: Floats) -> NDArray[np.float64]:
@@ -139,16 +121,12 @@ def precision_at_positives(labels: NDArray[np.integer[Any]], scores: Floats) -> 
     last = np.searchsorted(-ordered, -ordered, side="right") - 1
     precision = np.empty(len(labels))
     precision[order] = hits[last] / (last + 1)
-    found: NDArray[np.float64] = precision[labels == 1]
-    return found
+    result: NDArray[np.float64] = precision[labels == 1]
+    return result
 
 
 def pair_similarities(a: Floats, b: Floats) -> dict[str, Floats]:
     """Return the similarities among which pair classification takes the best (paper, section 8.2).
-
-    Args:
-        a: (n, dim) vectors.
-        b: (n, dim) vectors.
 
     Returns:
         cosine, dot, and the negated euclidean and manhattan distances, each (n,).
@@ -199,20 +177,12 @@ def v_measures(
     """Return V-measures of repeated clusterings of bootstrap samples: mteb's clustering protocol since v2.
 
     Args:
-        vectors: (n, dim) vectors.
-        labels: (n,) gold labels.
         rng: Source of the samples; mteb's is `random.Random(42)`.
-        experiments: Number of samples.
-        sample: Documents drawn with replacement per experiment.
-        batch_size: Of MiniBatchKMeans.
-
-    Returns:
-        (experiments,) V-measures.
     """
     gold = np.unique([str(label) for label in labels], return_inverse=True)[1]
-    found = np.empty(experiments)
+    result = np.empty(experiments)
     for i in range(experiments):
-        drawn = rng.choices(range(len(vectors)), k=sample)
+        sampled = rng.choices(range(len(vectors)), k=sample)
         means = MiniBatchKMeans(
             n_clusters=int(gold.max()) + 1,
             batch_size=batch_size,
@@ -220,16 +190,12 @@ def v_measures(
             n_init=1,
             random_state=SEED,
         )
-        found[i] = v_measure_score(gold[drawn], means.fit_predict(vectors[drawn]))
-    return found
+        result[i] = v_measure_score(gold[sampled], means.fit_predict(vectors[sampled]))
+    return result
 
 
 def v_measure_whole(vectors: Floats, labels: Sequence[Hashable]) -> float:
     """Return the V-measure of one clustering of everything: mteb's clustering protocol before v2.
-
-    Args:
-        vectors: (n, dim) vectors.
-        labels: (n,) gold labels.
 
     Returns:
         0 to 1.
@@ -247,14 +213,13 @@ def few_per_label(
 
     Args:
         labels: (n,) labels of the training rows.
-        experiments: Number of samples.
         per_label: Rows of each label in a sample, where there are as many.
 
     Returns:
         For each experiment the indices drawn.
     """
     order = list(range(len(labels)))
-    drawn = []
+    sampled = []
     for _ in range(experiments):
         np.random.RandomState(SEED).shuffle(order)
         taken: dict[Label, int] = defaultdict(int)
@@ -263,8 +228,8 @@ def few_per_label(
             if taken[labels[i]] < per_label:
                 sample.append(i)
                 taken[labels[i]] += 1
-        drawn.append(sample)
-    return drawn
+        sampled.append(sample)
+    return sampled
 
 
 def classify(
@@ -273,9 +238,7 @@ def classify(
     """Fit a logistic regression on vectors and predict.
 
     Args:
-        train: (n, dim) vectors.
         train_labels: (n,) labels, at least two distinct.
-        test: (m, dim) vectors.
         max_iter: Most iterations of the solver; mteb allows 100.
 
     Returns:
@@ -292,10 +255,6 @@ def classify(
 def macro_f1(gold: Sequence[str], predicted: NDArray[np.str_]) -> float:
     """Return the unweighted mean of the labels' F1.
 
-    Args:
-        gold: (n,) labels.
-        predicted: (n,) labels.
-
     Returns:
         0 to 1.
     """
@@ -310,12 +269,8 @@ def few_per_label_multi(
     """Draw one of mteb's training samples of a multilabel set.
 
     Args:
-        labels: Labels of each training row.
         rng: Source of the order; mteb's is `numpy.random.default_rng(42)`.
         per_label: A row is taken while any of its labels has been seen fewer times than this.
-
-    Returns:
-        The indices drawn.
     """
     order = list(range(len(labels)))
     rng.shuffle(order)
@@ -336,12 +291,6 @@ def classify_multi(
     test_labels: Sequence[Sequence[str]],
 ) -> tuple[dict[str, float], NDArray[np.bool_]]:
     """Predict label sets with the five nearest neighbours, as mteb does.
-
-    Args:
-        train: (n, dim) vectors.
-        train_labels: Labels of each training row.
-        test: (m, dim) vectors.
-        test_labels: Labels of each test row.
 
     Returns:
         The scores accuracy (all labels right), macro-F1 and LRAP, and (m,) whether each row is all right.

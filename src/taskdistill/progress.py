@@ -53,9 +53,5 @@ Stop = Callable[[], bool]
 
 
 def never() -> bool:
-    """Never stop.
-
-    Returns:
-        False.
-    """
+    """Never stop."""
     return False

@@ -22,9 +22,6 @@ _HAMMING_BYTES = 32 << 20
 def normalize(x: NDArray[Any]) -> NDArray[np.float32]:
     """Scale every row to length one; a row of zeros stays zero.
 
-    Args:
-        x: (n, dim) numbers.
-
     Returns:
         (n, dim) float32, each row of Euclidean length 1 or 0. Lengths are computed in float64, so rows whose
         squares leave the range of float32 come out right.
@@ -47,7 +44,6 @@ def truncate(x: NDArray[Any], dim: int) -> NDArray[np.float32]:
     """Keep the first `dim` numbers of every row and scale what is left to length one (paper, section 11.2).
 
     Args:
-        x: (n, width) numbers.
         dim: Dimensions to keep, 1 to width.
 
     Returns:
@@ -108,9 +104,6 @@ class Int8Ranges:
     def encode(self, x: NDArray[Any]) -> NDArray[np.int8]:
         """Round every number to one of 256 steps of its dimension's range; numbers outside saturate.
 
-        Args:
-            x: (n, dim) vectors.
-
         Returns:
             (n, dim) int8 codes, -128 at the minimum and 127 at the maximum.
 
@@ -162,9 +155,6 @@ class Int8Ranges:
         Args:
             value: `{"minimum": [...], "maximum": [...]}`.
 
-        Returns:
-            The ranges.
-
         Raises:
             BadInput: If the lists are missing, of different length, not finite, or a minimum exceeds its maximum.
         """
@@ -201,24 +191,12 @@ class Int8Ranges:
 def fit_ranges(
     x: NDArray[Any], dims: Sequence[int], quantile: float | None = None
 ) -> dict[int, Int8Ranges]:
-    """Fit ranges for each truncation: cutting changes the length, so every prefix has its own.
-
-    Args:
-        x: (n, width) vectors.
-        dims: Truncations.
-        quantile: See `Int8Ranges.fit`.
-
-    Returns:
-        Dimension to ranges.
-    """
+    """Fit ranges for each truncation: cutting changes the length, so every prefix has its own."""
     return {dim: Int8Ranges.fit(truncate(x, dim), quantile) for dim in dims}
 
 
 def ranges_to_json(ranges: Mapping[int, Int8Ranges]) -> dict[str, Any]:
     """Return ranges per dimension as plain data.
-
-    Args:
-        ranges: Dimension to ranges.
 
     Returns:
         The dimension as text to `{"minimum": [...], "maximum": [...]}`.
@@ -229,24 +207,18 @@ def ranges_to_json(ranges: Mapping[int, Int8Ranges]) -> dict[str, Any]:
 def ranges_from_json(value: Mapping[str, Any]) -> dict[int, Int8Ranges]:
     """Read what `ranges_to_json` returned.
 
-    Args:
-        value: Plain data.
-
-    Returns:
-        Dimension to ranges.
-
     Raises:
         BadInput: If a key is no dimension or differs from the length of its lists.
     """
-    found = {}
+    result = {}
     for key, entry in value.items():
         ranges = Int8Ranges.from_json(entry)
         if key != str(ranges.dim):
             raise BadInput(
                 f"int8 ranges stored for dimension {key!r} have {ranges.dim} numbers; fit and store them again"
             )
-        found[ranges.dim] = ranges
-    return found
+        result[ranges.dim] = ranges
+    return result
 
 
 def pack_bits(x: NDArray[Any]) -> NDArray[np.uint8]:
@@ -269,7 +241,6 @@ def unpack_bits(codes: NDArray[np.uint8], dim: int) -> NDArray[np.int8]:
 
     Args:
         codes: (n, ceil(dim / 8)) uint8.
-        dim: Dimensions before packing.
 
     Returns:
         (n, dim) int8 of 1 and -1.
@@ -287,10 +258,6 @@ def unpack_bits(codes: NDArray[np.uint8], dim: int) -> NDArray[np.int8]:
 
 def hamming(queries: NDArray[np.uint8], documents: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Count the bits in which packed vectors differ.
-
-    Args:
-        queries: (q, bytes) uint8.
-        documents: (n, bytes) uint8.
 
     Returns:
         (q, n) int32; memory beside it stays below 64 MB.
@@ -322,7 +289,6 @@ def bytes_per_vector(dim: int, precision: str) -> int:
     """Return the stored size of one vector.
 
     Args:
-        dim: Dimensions.
         precision: float32, float16, int8 or binary.
 
     Returns:

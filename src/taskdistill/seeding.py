@@ -21,12 +21,6 @@ READ_BITS = 2**32
 def check_seed(seed: int) -> int:
     """Refuse what is no seed.
 
-    Args:
-        seed: What was given.
-
-    Returns:
-        The same.
-
     Raises:
         BadInput: If it is no whole number of 64 bits.
     """
@@ -39,7 +33,6 @@ def derive_seed(seed: int, number: int, stride: int) -> int:
     """Return the seed of one of many things that share a seed.
 
     Args:
-        seed: What they share.
         number: Which of them, from 0.
         stride: Seeds that lie between those of neighbouring `seed`.
 
@@ -71,7 +64,6 @@ def later_seed(seed: int, distance: int) -> int:
 
     Args:
         seed: From 0 to 2**64 - 1.
-        distance: How many places after it.
 
     Returns:
         From 0 to 2**64 - 1, going on at 0 behind the last.

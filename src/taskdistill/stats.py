@@ -31,11 +31,7 @@ class Estimate:
     high: float
 
     def to_json(self) -> list[float]:
-        """Return plain data.
-
-        Returns:
-            Value, low, high.
-        """
+        """Return plain data."""
         return [self.value, self.low, self.high]
 
 
@@ -50,16 +46,11 @@ class PairedDifference:
 def interval(units: Units, *, draws: int = DRAWS, seed: int = 17) -> Estimate:
     """Return a score with its bootstrap interval: queries or pairs are drawn with replacement within each language.
 
-    Args:
-        units: Of one model on one set.
-        draws: Number of bootstrap samples.
-        seed: Of the samples.
-
     Returns:
         Score and 95 % percentile interval. For STS the ranks stay those of the whole set.
     """
-    found = np.concatenate([each[:, 0] for each in _bootstrapped([units], draws, seed)])
-    return _estimate(_score(units), found)
+    result = np.concatenate([each[:, 0] for each in _bootstrapped([units], draws, seed)])
+    return _estimate(_score(units), result)
 
 
 def paired_difference(
@@ -68,10 +59,7 @@ def paired_difference(
     """Compare two models on the same queries or pairs.
 
     Args:
-        ours: Units of one model.
         theirs: Units of the other, in the same order.
-        draws: Bootstrap samples, and random exchanges of the test.
-        seed: Of both.
 
     Returns:
         Difference of scores with its paired bootstrap interval, and the two-sided p-value of a randomisation test
@@ -84,13 +72,13 @@ def paired_difference(
         raise BadInput(
             "two models can only be compared on the same queries; score both on the same set"
         )
-    found = np.concatenate(
+    result = np.concatenate(
         [each[:, 0] - each[:, 1] for each in _bootstrapped([ours, theirs], draws, seed)]
     )
     observed = _score(ours) - _score(theirs)
     exchanged = np.concatenate(list(_exchanged(ours, theirs, draws, seed)))
     p = (1 + int((np.abs(exchanged) >= abs(observed) - 1e-12).sum())) / (1 + draws)
-    return PairedDifference(_estimate(observed, found), p)
+    return PairedDifference(_estimate(observed, result), p)
 
 
 def hierarchical(
@@ -103,8 +91,6 @@ def hierarchical(
 
     Args:
         differences: Set to (seeds, queries) differences between two arms, row k trained with seed k in every set.
-        draws: Number of bootstrap samples.
-        seed: Of the samples.
 
     Returns:
         `all`, `queries` (only queries drawn) and `seeds` (only seeds drawn): the mean over sets of the mean over
@@ -135,14 +121,6 @@ def smallest_effect(
 ) -> float:
     """Return the smallest true difference that a comparison will probably detect.
 
-    Args:
-        query_sd: Standard deviation of the differences over queries.
-        queries: Number of queries.
-        seed_sd: Standard deviation of the mean difference over training seeds.
-        seeds: Number of seeds.
-        power: Probability of detecting it.
-        alpha: Two-sided level of the test.
-
     Returns:
         The difference, in the unit of the standard deviations.
     """
@@ -157,13 +135,7 @@ def queries_needed(
     """Return how many queries detect a difference.
 
     Args:
-        query_sd: Standard deviation of the differences over queries.
         effect: The difference, in the same unit.
-        power: Probability of detecting it.
-        alpha: Two-sided level of the test.
-
-    Returns:
-        Number of queries.
     """
     return math.ceil((smallest_effect(query_sd, 1, power=power, alpha=alpha) / effect) ** 2)
 
@@ -188,10 +160,10 @@ def _statistic(means: NDArray[np.float64]) -> NDArray[np.float64]:
         return means[:, 0]
     x, y, xx, yy, xy = means.T
     scale = np.sqrt(np.maximum((xx - x * x) * (yy - y * y), 0))
-    found: NDArray[np.float64] = np.divide(
+    result: NDArray[np.float64] = np.divide(
         xy - x * y, scale, out=np.zeros_like(xy), where=scale > 1e-12
     )
-    return found
+    return result
 
 
 def _bootstrapped(models: list[Units], draws: int, seed: int) -> Iterator[NDArray[np.float64]]:

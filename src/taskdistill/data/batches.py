@@ -53,9 +53,6 @@ class BatchPlan:
 
     Args:
         datasets: The data sets; those with no weight above 0 are left aside.
-        weights: Data set name to weight.
-        batch_size: Rows per batch.
-        seed: The recipe's seed.
         label: Name of the phase; phases of one recipe draw independently.
         batch_sizes: Data set name to its own batch size where it differs.
         negatives: Negatives of a classification item (the paper's is 7). None: labelled rows act as lone texts.
@@ -120,9 +117,6 @@ class BatchPlan:
 
         Args:
             step: Step of the phase, from 0.
-
-        Returns:
-            The batch.
         """
         draws, before = self._block(step // BLOCK)
         within = step % BLOCK
@@ -156,9 +150,6 @@ class BatchPlan:
 
     def drawn(self, steps: int) -> list[int]:
         """Count how many of the first steps draw each data set.
-
-        Args:
-            steps: Number of steps.
 
         Returns:
             One count per data set of `datasets`.
@@ -257,10 +248,6 @@ def _item(dataset: Dataset, ids: Sequence[int]) -> ClassificationItem:
 
 def describe(plan: BatchPlan, steps: int) -> list[dict[str, Any]]:
     """Say what a phase will see of each data set.
-
-    Args:
-        plan: The phase's plan.
-        steps: Its steps.
 
     Returns:
         Per data set: name, kind, rows, batch_size, weight, batches (exact) and epochs (batches x batch_size / rows).

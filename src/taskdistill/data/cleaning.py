@@ -36,12 +36,7 @@ def make_row(record: Mapping[str, Any], source: SourceConfig, repair: Repair) ->
     """Turn one record into a clean row.
 
     Args:
-        record: Column name to value.
-        source: The source's kind, column names and score range.
         repair: Called with a reason for every repair.
-
-    Returns:
-        The row.
 
     Raises:
         Fault: If the record must be rejected.
@@ -85,8 +80,6 @@ def clean_text(text: str, column: str, repair: Repair) -> str:
     """Clean one text.
 
     Args:
-        text: Any string.
-        column: What to call it in a fault.
         repair: Called with a reason for every repair.
 
     Returns:

@@ -17,14 +17,7 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 def fold_text(text: str) -> str:
-    """Return the form in which texts are compared: NFKC, case folded, white space joined.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The normalised text.
-    """
+    """Return the form in which texts are compared: NFKC, case folded, white space joined."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return " ".join(text.casefold().split())
@@ -32,9 +25,6 @@ def fold_text(text: str) -> str:
 
 def words_of(text: str) -> list[str]:
     """Return the words of a normalised text, without punctuation.
-
-    Args:
-        text: Any text.
 
     Returns:
         Its words in order.
@@ -47,7 +37,6 @@ def word_runs(texts: Sequence[str], size: int = RUN) -> tuple[np.ndarray, np.nda
 
     Args:
         texts: Texts; one with fewer than `size` words has no run.
-        size: Words of a run.
 
     Returns:
         Hashes (uint64) and the number of the text that each belongs to (int64), both of shape (runs,), in text order.
@@ -74,7 +63,6 @@ def share_of_runs(texts: Sequence[str], held: np.ndarray) -> np.ndarray:
     """Say how much of each text's runs occur among given ones.
 
     Args:
-        texts: Texts.
         held: Hashes that `word_runs` returned.
 
     Returns:
@@ -90,7 +78,6 @@ def repeats_within(texts: Sequence[str], most: float = 0.5) -> np.ndarray:
     """Find the texts that mostly repeat earlier ones.
 
     Args:
-        texts: Texts.
         most: Share of a text's runs found in earlier kept texts from which on it is a repeat.
 
     Returns:
@@ -98,7 +85,7 @@ def repeats_within(texts: Sequence[str], most: float = 0.5) -> np.ndarray:
     """
     runs, owners = word_runs(texts)
     ends = np.searchsorted(owners, np.arange(len(texts)), side="right").tolist()
-    found: set[int] = set()
+    result: set[int] = set()
     said: set[str] = set()
     repeats = np.zeros(len(texts), dtype=bool)
     start = 0
@@ -107,23 +94,16 @@ def repeats_within(texts: Sequence[str], most: float = 0.5) -> np.ndarray:
         start = end
         key = exact_key(texts[number])
         repeats[number] = key in said or (
-            bool(own) and sum(run in found for run in own) >= most * len(own)
+            bool(own) and sum(run in result for run in own) >= most * len(own)
         )
         said.add(key)
         if not repeats[number]:
-            found.update(own)
+            result.update(own)
     return repeats
 
 
 def exact_key(text: str) -> str:
-    """Return the key of equal texts: the normalised text without punctuation at its end.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The key.
-    """
+    """Return the key of equal texts: the normalised text without punctuation at its end."""
     return fold_text(text).rstrip(" .:;!")
 
 

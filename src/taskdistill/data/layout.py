@@ -36,9 +36,6 @@ class DatasetFiles:
 def list_sets(root: Path) -> dict[str, DatasetFiles]:
     """List the sets of a folder in the shared layout.
 
-    Args:
-        root: Folder with pairs, scored, labelled, texts or retrieval inside.
-
     Returns:
         `kind/name` to set, sorted.
 
@@ -49,7 +46,7 @@ def list_sets(root: Path) -> dict[str, DatasetFiles]:
         raise BadInput(
             f"no data folder at {root}; give a folder with {', '.join(RowKind)} or {RETRIEVAL} inside"
         )
-    found: dict[str, DatasetFiles] = {}
+    result: dict[str, DatasetFiles] = {}
     for kind in RowKind:
         for path in sorted((root / kind.value).glob("*")):
             suffix = next(
@@ -66,29 +63,22 @@ def list_sets(root: Path) -> dict[str, DatasetFiles]:
             name, _, split = stem.rpartition(".")
             if split not in SPLITS or not name:
                 name, split = stem, "train"
-            entry = found.setdefault(f"{kind.value}/{name}", DatasetFiles(name, kind.value, {}))
+            entry = result.setdefault(f"{kind.value}/{name}", DatasetFiles(name, kind.value, {}))
             entry.splits[split] = path.relative_to(root).as_posix()
     for folder in sorted((root / RETRIEVAL).glob("*")):
         if all((folder / name).is_file() for name in RETRIEVAL_FILES):
-            found[f"{RETRIEVAL}/{folder.name}"] = DatasetFiles(
+            result[f"{RETRIEVAL}/{folder.name}"] = DatasetFiles(
                 folder.name, RETRIEVAL, {"test": folder.relative_to(root).as_posix()}
             )
-    if not found:
+    if not result:
         raise BadInput(
             f"{root} holds no data set; it needs files such as pairs/<name>.train.jsonl.gz or retrieval/<name>/corpus.jsonl.gz"
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(result.items()))
 
 
 def find_set(sets: dict[str, DatasetFiles], name: str) -> DatasetFiles:
     """Find a set by its key, or by its name alone where one set has it.
-
-    Args:
-        sets: What `list_sets` returned.
-        name: `kind/name` or name.
-
-    Returns:
-        The set.
 
     Raises:
         BadInput: If there is none, or several of that name.

@@ -56,9 +56,6 @@ class MiningSettings:
     def fields(self) -> dict[str, Any]:
         """Return the settings as plain data.
 
-        Returns:
-            Name to value.
-
         Raises:
             BadInput: If no candidate could ever be taken.
         """
@@ -130,7 +127,6 @@ def build_relations(rows: Sequence[Pair], others: Sequence[str] = ()) -> Relatio
 
     Args:
         rows: Pairs; their positives and the negatives that they came with are candidates.
-        others: Further candidates.
 
     Returns:
         The relations. Texts are the same if they are equal after normalisation, without punctuation at their end.
@@ -199,8 +195,6 @@ def top_k(
 
     Args:
         queries: Unit rows, `(n, D)`.
-        candidates: Unit rows.
-        count: How many candidates there are.
         excluded: Ascending numbers of candidates that each query must not find.
         most: How many each query finds at most.
         usable: Candidates that have a vector, `(count,)`; None: all.
@@ -210,7 +204,7 @@ def top_k(
         cosines the lower number comes first.
     """
     top = np.full((len(queries), most), -np.inf, np.float32)
-    found = np.zeros((len(queries), most), np.int64)
+    result = np.zeros((len(queries), most), np.int64)
     for start in range(0, count, CANDIDATES):
         stop = min(start + CANDIDATES, count)
         scores = queries @ np.asarray(candidates.take(np.arange(start, stop)), dtype=np.float32).T
@@ -226,13 +220,13 @@ def top_k(
             else np.tile(np.arange(keep), (len(scores), 1))
         )
         both = np.concatenate([top, np.take_along_axis(scores, places, axis=1)], axis=1)
-        numbers = np.concatenate([found, places + start], axis=1)
+        numbers = np.concatenate([result, places + start], axis=1)
         order = np.lexsort((numbers, -both), axis=1)[:, :most]
-        top, found = (
+        top, result = (
             np.take_along_axis(both, order, axis=1),
             np.take_along_axis(numbers, order, axis=1),
         )
-    return top, found
+    return top, result
 
 
 @dataclass(frozen=True)
@@ -259,10 +253,6 @@ def mine_block(
 
     Args:
         relations: What is no negative of what.
-        queries: Vectors of the distinct queries.
-        candidates: Vectors of the candidates.
-        block: Neighbouring numbers of queries.
-        settings: What counts as a hard negative.
         usable: Candidates that have a vector; None: all.
 
     Returns:
@@ -270,7 +260,7 @@ def mine_block(
     """
     rows = np.flatnonzero((relations.query_of >= block[0]) & (relations.query_of <= block[-1]))
     vectors = np.asarray(queries.take(block), dtype=np.float32)
-    top, found = top_k(
+    top, result = top_k(
         vectors,
         candidates,
         len(relations.candidates),
@@ -287,9 +277,9 @@ def mine_block(
         room = settings.negatives - len(relations.given[row])
         usable_row = usable is None or bool(usable[relations.positive_of[row]])
         chosen.append(
-            _choose(top[at], found[at], score, relations.given[row], room, row, settings, reasons)
+            _choose(top[at], result[at], score, relations.given[row], room, row, settings, reasons)
             if usable_row
-            else found[at, :0]
+            else result[at, :0]
         )
     return MinedBlock(
         rows,
@@ -304,19 +294,15 @@ def score_ceilings(positive: float, settings: MiningSettings) -> dict[str, float
 
     Args:
         positive: Cosine of the row's own positive; may be negative.
-        settings: Margins.
-
-    Returns:
-        Reason to highest cosine allowed.
     """
-    found = {}
+    result = {}
     if settings.margin is not None:
-        found["margin"] = positive - settings.margin
+        result["margin"] = positive - settings.margin
     if settings.relative_margin is not None:
-        found["relative margin"] = positive - settings.relative_margin * abs(positive)
+        result["relative margin"] = positive - settings.relative_margin * abs(positive)
     if settings.max_score is not None:
-        found["max score"] = settings.max_score
-    return found
+        result["max score"] = settings.max_score
+    return result
 
 
 def _choose(
@@ -350,14 +336,7 @@ def _choose(
 
 
 def query_blocks(count: int) -> Iterator[Numbers]:
-    """Cut the queries into blocks.
-
-    Args:
-        count: How many there are.
-
-    Yields:
-        Numbers of queries.
-    """
+    """Cut the queries into blocks."""
     for start in range(0, count, QUERIES):
         yield np.arange(start, min(start + QUERIES, count))
 
@@ -366,7 +345,6 @@ def with_negatives(row: Pair, found: Sequence[str]) -> Mapping[str, Any]:
     """Write a pair with its negatives in our layout.
 
     Args:
-        row: The pair.
         found: Negatives to add behind those it came with.
 
     Returns:

@@ -20,23 +20,13 @@ LOOK_AHEAD = 2
 
 
 def generator(*key: object) -> np.random.Generator:
-    """Return a counter-based random generator that depends on the key alone.
-
-    Args:
-        *key: Values whose text identifies the stream.
-
-    Returns:
-        A Philox generator.
-    """
+    """Return a counter-based random generator that depends on the key alone."""
     digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
 
 
 def text_ids(dataset: Dataset) -> list[tuple[int, int]]:
     """Number the distinct normalised texts of pairs.
-
-    Args:
-        dataset: A data set of pairs.
 
     Returns:
         For each row the numbers of its query and of its positive.
@@ -65,10 +55,8 @@ def epoch_order(
     the rows allow it: a row that does not fit is put off to a later batch.
 
     Args:
-        dataset: The data set.
         ids: What `text_ids` returned for pairs; unused for other kinds.
         batch_size: Rows per batch, at most the rows of the data set.
-        rng: Generator of this epoch.
         candidates: Row numbers to arrange; None: all. Only for lone and labelled texts.
 
     Returns:

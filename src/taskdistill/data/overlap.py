@@ -41,9 +41,6 @@ class SeenTexts:
 def trained_on(train_texts: Sequence[str]) -> SeenTexts:
     """Prepare training texts for several comparisons.
 
-    Args:
-        train_texts: Every text that training sees.
-
     Returns:
         What `overlap_with` takes.
     """
@@ -52,10 +49,6 @@ def trained_on(train_texts: Sequence[str]) -> SeenTexts:
 
 def overlap_with(trained: SeenTexts, eval_texts: Sequence[str]) -> Overlap:
     """Compare evaluation texts with prepared training texts.
-
-    Args:
-        trained: From `trained_on`.
-        eval_texts: The texts of an evaluation set.
 
     Returns:
         For each evaluation text whether it was seen.
@@ -66,10 +59,6 @@ def overlap_with(trained: SeenTexts, eval_texts: Sequence[str]) -> Overlap:
 
 def overlap(train_texts: Sequence[str], eval_texts: Sequence[str]) -> Overlap:
     """Compare evaluation texts with training texts.
-
-    Args:
-        train_texts: Every text that training sees.
-        eval_texts: The texts of an evaluation set.
 
     Returns:
         For each evaluation text whether it was seen.

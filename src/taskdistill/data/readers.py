@@ -40,9 +40,6 @@ def read_records(path: Path, wanted: Collection[str] | None = None) -> Iterator[
         path: A file whose name ends in one of `SUFFIXES`.
         wanted: Parquet only: columns to read, the others come as None; None reads every column.
 
-    Yields:
-        Number and record, or number and fault.
-
     Raises:
         BadInput: If the file is missing, unreadable, of an unknown format, damaged as a whole, a decompression
             bomb, or changed while it was read.
@@ -83,13 +80,8 @@ def read_hub(
     """Read the records of a Hub data set.
 
     Args:
-        name: `owner/name`.
-        split: Its split.
         revision: Branch, tag or commit; None is the default branch.
         subset: Its subset (configuration); None for the only or default one.
-
-    Yields:
-        Row number and record.
 
     Raises:
         BadInput: If `datasets` is not installed or the data set cannot be loaded.
@@ -125,9 +117,6 @@ def _jsonl(path: Path) -> Iterator[Record]:
 
 def parse_json(text: str) -> dict[str, Any] | Fault:
     """Parse one JSON object strictly.
-
-    Args:
-        text: One line.
 
     Returns:
         The object, or the fault: duplicate key, NaN or infinity, nesting or a number beyond all bounds, not an object.
@@ -183,7 +172,7 @@ def _csv(path: Path) -> Iterator[Record]:
             yield first, dict(zip(header, cells, strict=True))
 
 
-def _parquet(path: Path, wanted: Collection[str] | None) -> Iterator[Record]:
+def _parquet(path: Path, requested: Collection[str] | None) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -192,7 +181,7 @@ def _parquet(path: Path, wanted: Collection[str] | None) -> Iterator[Record]:
     try:
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
-        columns = names if wanted is None else [name for name in names if name in wanted]
+        columns = names if requested is None else [name for name in names if name in requested]
         others = dict.fromkeys(name for name in names if name not in columns)
         groups = [
             file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)

@@ -77,8 +77,6 @@ class Counts:
 
         Args:
             reason: What is wrong, the same words for every such row.
-            where: File and line.
-            detail: What is particular to this row.
         """
         self.rejected[reason] += 1
         if len(self.examples) < EXAMPLES and self.rejected[reason] <= EXAMPLES_PER_REASON:
@@ -119,13 +117,7 @@ def make_dataset(
     """Put rows that are already clean into a data set.
 
     Args:
-        name: Name of the data set.
-        kind: Kind of every row.
-        rows: Rows of that kind.
         counts: Counts of reading them; None: all were used as they are.
-
-    Returns:
-        The data set with the hash of its rows.
     """
     return Dataset(
         name, kind, rows, counts or Counts(read=len(rows), used=len(rows)), hash_rows(rows)
@@ -150,9 +142,6 @@ def row_texts(row: Any) -> tuple[str, ...]:
 
 def hash_rows(rows: Iterable[Any]) -> str:
     """Return a hash of the rows' contents in their order.
-
-    Args:
-        rows: Rows of any kind.
 
     Returns:
         64 hexadecimal digits; equal for equal rows, whatever file format they came from.

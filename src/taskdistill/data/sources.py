@@ -35,8 +35,6 @@ def load_source(
     """Read one source of a recipe.
 
     Args:
-        root: Folder the source's path starts from.
-        name: The source's name in the recipe.
         source: Path or glob below the root (or `hub:owner/name`), kind, columns, languages and limit.
         max_bad: Share of faulty rows among those read above which the source is refused; exact duplicates and
             classes with one example are rejected but are no faults.
@@ -91,14 +89,14 @@ def _check_columns(name: str, source: SourceConfig) -> None:
 def _inputs(root: Path, name: str, source: SourceConfig) -> list[tuple[str, Iterator[Record]]]:
     if source.path.startswith(HUB):
         return list(_hub_inputs(source))
-    wanted = {
+    requested = {
         source.columns.get(field, field)
         for field in (*REQUIRED[source.kind], *OPTIONAL[source.kind])
     }
     files = resolve(root, name, source.path)
     for path in files:
         check_listed(path)
-    return [(path.name, read_records(path, wanted)) for path in files]
+    return [(path.name, read_records(path, requested)) for path in files]
 
 
 def _hub_inputs(source: SourceConfig) -> Iterator[tuple[str, Iterator[Record]]]:
@@ -122,14 +120,6 @@ def _in_language(records: Iterator[Record], column: str, language: str) -> Itera
 def resolve(root: Path, name: str, pattern: str) -> list[Path]:
     """Find the files of a source.
 
-    Args:
-        root: Folder the path starts from.
-        name: The source's name, for messages.
-        pattern: A path, or a glob below the root.
-
-    Returns:
-        The files, sorted.
-
     Raises:
         BadInput: If there is none; names the nearest file that exists.
     """
@@ -142,17 +132,17 @@ def resolve(root: Path, name: str, pattern: str) -> list[Path]:
         raise BadInput(
             f"source {name!r}: the glob {pattern} is absolute; globs start from data.root ({root})"
         )
-    found = sorted(
+    result = sorted(
         path
         for path in root.glob(pattern)
         if path.is_file() and path.name.lower().endswith(SUFFIXES)
     )
-    if not found:
+    if not result:
         raise BadInput(
             f"source {name!r}: no file of rows matches {pattern} below {root}"
             + _near(root, pattern)
         )
-    return found
+    return result
 
 
 def _near(root: Path, pattern: str) -> str:

@@ -86,7 +86,6 @@ def scan(
     Files are read in the order of a hash of their module's name, so that stopping early leaves a sample of all packages.
 
     Args:
-        search_paths: Folders that hold packages and modules.
         enough: Stop once this many documented objects were found; None reads every file.
         processes: Worker processes; None: one per usable core, at most 8.
         progress: Called with files done and files in all.
@@ -102,8 +101,8 @@ def scan(
     workers = min(processes or _cores(), len(chunks))
     read = 0
     with closing(_map(chunks, workers)) as results:
-        for chunk, (found, seen, bad) in zip(chunks, results, strict=False):
-            docs += found
+        for chunk, (result, seen, bad) in zip(chunks, results, strict=False):
+            docs += result
             docstrings += seen
             unreadable += bad
             read += len(chunk)
@@ -173,8 +172,8 @@ def _read_chunk(files: list[tuple[str, str]]) -> tuple[list[Doc], int, int]:
             source = Path(path).read_bytes()
             if b'"""' not in source and b"'''" not in source:
                 continue
-            found, seen = read_module(source, module)
-            docs += found
+            result, seen = read_module(source, module)
+            docs += result
             docstrings += seen
         except (SyntaxError, ValueError, RecursionError, MemoryError, OSError):
             bad += 1
@@ -183,10 +182,6 @@ def _read_chunk(files: list[tuple[str, str]]) -> tuple[list[Doc], int, int]:
 
 def read_module(source: bytes, module: str) -> tuple[list[Doc], int]:
     """Collect the documented objects of one module.
-
-    Args:
-        source: The file's bytes.
-        module: Its dotted name.
 
     Returns:
         The objects with a usable summary or body in file order, and how many docstrings there were.
@@ -233,9 +228,6 @@ def _definitions(
 
 def hash_unit(text: str) -> float:
     """Return a number in [0, 1) that depends on the text alone.
-
-    Args:
-        text: Any text.
 
     Returns:
         The first 52 bits of its SHA-256 as a fraction.

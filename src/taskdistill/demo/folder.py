@@ -68,10 +68,8 @@ def build_docs_folder(
 
     Args:
         out: Folder to make; nothing is left there if the work fails.
-        seed: Draws the training documents when there is a limit.
         limit: Most training documents; None uses all. Below 12,000 the evaluation sets shrink with it, and reading stops early.
         search_paths: Folders of packages; None: standard library and installed packages of this interpreter.
-        replace: Whether an existing folder is replaced.
         processes: Worker processes that read; None: one per core.
         progress: Called with files read and files in all.
 
@@ -85,18 +83,18 @@ def build_docs_folder(
     if not replace:
         check_free(out)
     paths = list(search_paths) if search_paths is not None else search_folders()
-    found = scan(
+    result = scan(
         paths,
         enough=None if limit is None else max(round(READ_AHEAD * limit), READ_LEAST),
         processes=processes,
         progress=progress,
     )
-    split = split_docs(found.docs)
+    split = split_docs(result.docs)
     counts: dict[str, Any] = {
-        "files": found.files,
-        "files_unreadable": found.unreadable,
-        "files_too_large": found.too_large,
-        "docstrings": found.docstrings,
+        "files": result.files,
+        "files_unreadable": result.unreadable,
+        "files_too_large": result.too_large,
+        "docstrings": result.docstrings,
         **split.counts,
     }
     train = split.train if limit is None else _draw(split, limit, seed)
@@ -122,7 +120,7 @@ def build_docs_folder(
         "counts": counts,
     }
     with write_folder(
-        out, "data", meta=meta, inputs=_packages(found.docs), replace=replace
+        out, "data", meta=meta, inputs=_packages(result.docs), replace=replace
     ) as folder:
         for name, rows in tables.items():
             if rows:

@@ -110,34 +110,28 @@ def prose(docstring: str) -> Prose:
 def is_prose(text: str, words: int) -> bool:
     """Say whether a text reads like English rather than code, a table or boilerplate.
 
-    Args:
-        text: The text.
-        words: Fewest words of two letters or more.
-
     Returns:
         True if it does.
     """
     pieces = text[:MAX_BODY].split()
-    found = _WORD.findall(" ".join(pieces))
+    result = _WORD.findall(" ".join(pieces))
     if (
-        len(found) < words
+        len(result) < words
         or _BOILERPLATE.match(text)
         or any(phrase in text[:400].lower() for phrase in _PHRASES)
     ):
         return False
-    common = sum(word in _COMMON for word in found)
-    return sum(map(len, found)) >= 0.7 * sum(map(len, pieces)) and common >= (len(found) + 4) // 12
+    common = sum(word in _COMMON for word in result)
+    return (
+        sum(map(len, result)) >= 0.7 * sum(map(len, pieces)) and common >= (len(result) + 4) // 12
+    )
 
 
 def cut(text: str, characters: int) -> str:
     """Cut a text between words.
 
     Args:
-        text: The text.
         characters: Most characters of the result.
-
-    Returns:
-        The text, or its beginning.
     """
     if len(text) <= characters:
         return text

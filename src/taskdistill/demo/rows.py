@@ -38,9 +38,6 @@ class DocQuery(NamedTuple):
 def short(doc: Doc) -> str:
     """Return the beginning of a docstring in one line.
 
-    Args:
-        doc: A documented object.
-
     Returns:
         Summary and body, joined and cut at `SHORT` characters.
     """
@@ -49,9 +46,6 @@ def short(doc: Doc) -> str:
 
 def name_query(doc: Doc) -> str:
     """Return what a person might type to find an object by its name.
-
-    Args:
-        doc: A documented object.
 
     Returns:
         Either the dotted name without private parts, or the words of package and name in lower case; a hash of the name decides.
@@ -74,7 +68,6 @@ def queries(docs: Sequence[Doc], name_share: float) -> list[DocQuery]:
     public, its last part is rare, and one of its words stands in the body.
 
     Args:
-        docs: Documented objects.
         name_share: Share of the objects with a telling name that are asked for by it.
 
     Returns:
@@ -83,13 +76,13 @@ def queries(docs: Sequence[Doc], name_share: float) -> list[DocQuery]:
     with_body = [doc for doc in docs if doc.body]
     summaries = Counter(exact_key(_question(doc.summary)) for doc in with_body if doc.summary)
     names = Counter(_last(doc) for doc in docs)
-    found: list[DocQuery] = []
+    result: list[DocQuery] = []
     for doc in with_body:
         if doc.summary and summaries[exact_key(_question(doc.summary))] == 1:
-            found.append(DocQuery(_question(doc.summary), doc, False))
+            result.append(DocQuery(_question(doc.summary), doc, False))
         if _is_telling(doc, names) and hash_unit(f"{doc.module}.{doc.name}:by name") < name_share:
-            found.append(DocQuery(name_query(doc), doc, True))
-    return found
+            result.append(DocQuery(name_query(doc), doc, True))
+    return result
 
 
 def _question(summary: str) -> str:
@@ -117,9 +110,6 @@ def _is_telling(doc: Doc, names: Mapping[str, int]) -> bool:
 def search_pairs(docs: Sequence[Doc]) -> list[Pair]:
     """Make (query, body) rows.
 
-    Args:
-        docs: Documented objects.
-
     Returns:
         One row a query; no two have the same query.
     """
@@ -134,11 +124,7 @@ def matching_pairs(pairs: Sequence[tuple[Doc, Doc]], most: int) -> list[Pair]:
     """Make rows of one object documented in two places.
 
     Args:
-        pairs: What `split_docs` paired.
         most: Most rows; a hash of the names decides which.
-
-    Returns:
-        The short form of both docstrings.
     """
     return [
         Pair(short(first), short(second), (), LANG) for first, second in _sample_pairs(pairs, most)
@@ -153,12 +139,8 @@ def graded_pairs(
     1: one object documented in two places. 0.5: two objects of one class or module. 0: objects of two packages.
 
     Args:
-        docs: Documented objects to draw the lower grades from.
         pairs: Pairs of grade 1.
         most: Most rows; a third has each grade.
-
-    Returns:
-        Rows by grade.
     """
     chosen = _sample_pairs(pairs, most // 3)
     rows = [ScoredPair(short(first), short(second), 1.0, LANG) for first, second in chosen]
@@ -190,20 +172,20 @@ def labelled_rows(docs: Sequence[Doc], packages: Sequence[str], most: int) -> li
     """Label docstrings by their package.
 
     Args:
-        docs: Documented objects.
-        packages: The labels.
         most: Most rows of one label; a hash of the names decides which.
-
-    Returns:
-        The short forms with their package.
     """
     taken: Counter[str] = Counter()
     rows: list[LabeledText] = []
     said: set[str] = set()
-    wanted = set(packages)
+    requested = set(packages)
     for doc in sorted(docs, key=_hash):
         key = exact_key(short(doc))
-        if doc.package in wanted and doc.summary and taken[doc.package] < most and key not in said:
+        if (
+            doc.package in requested
+            and doc.summary
+            and taken[doc.package] < most
+            and key not in said
+        ):
             taken[doc.package] += 1
             said.add(key)
             rows.append(LabeledText(short(doc), doc.package, LANG))
@@ -212,9 +194,6 @@ def labelled_rows(docs: Sequence[Doc], packages: Sequence[str], most: int) -> li
 
 def lone_texts(docs: Sequence[Doc]) -> list[Text]:
     """Return the docstrings that are not split into a query and a body.
-
-    Args:
-        docs: Documented objects.
 
     Returns:
         One text for every object that has only a summary or only a body.

@@ -39,12 +39,6 @@ def split_docs(docs: Sequence[Doc]) -> DocSplit:
     places is held out when one of its sides lies in a held-out module; its other side is then taken out of training too. An
     object is dropped from training (or dev) if its summary, its body or both together have the same words as a text of a
     held-out object, or share a run of 13 words with one.
-
-    Args:
-        docs: Documented objects.
-
-    Returns:
-        The split.
     """
     distinct = _distinct(docs)
     modules = {doc.module: _split_of(doc.module) for doc in distinct}
@@ -134,12 +128,6 @@ def same_object(docs: Sequence[Doc]) -> list[tuple[Doc, Doc]]:
     (case and underscores aside), at most `SAME_NAME` objects carry it, they lie in different modules, and their
     docstrings share two longer words but are not mostly copies of one another. Of the possible pairs, those across packages come first; each object
     is in one pair.
-
-    Args:
-        docs: Distinct documented objects.
-
-    Returns:
-        The pairs, ordered by name.
     """
     by_name: dict[str, list[Doc]] = defaultdict(list)
     for doc in docs:

@@ -25,13 +25,7 @@ def open_backend(
     """Make a model ready to run in a back end.
 
     Args:
-        name: One of `Backend`.
-        model: The model in torch.
-        threads: Threads that will call it at once.
         calibration: Texts for int8; None for fixed ones.
-
-    Returns:
-        What the encoder calls.
 
     Raises:
         BadInput: If the name is unknown, a package is missing, the model cannot run there, or calibration texts have no effect.
@@ -55,9 +49,6 @@ def open_backend(
 def runs_on_cpu(name: str) -> bool:
     """Say whether a back end runs nowhere else.
 
-    Args:
-        name: One of `Backend`.
-
     Returns:
         True for every one but torch, and `auto`, which may choose torch.
     """
@@ -69,11 +60,6 @@ def choose_place(device: str, dtype: str, backend: str) -> tuple[torch.device, t
 
     Args:
         device: See `resolve_device`; a back end that runs on CPUs only takes one by itself.
-        dtype: See `resolve_dtype`.
-        backend: One of `Backend`.
-
-    Returns:
-        Device and number type of the weights.
 
     Raises:
         BadInput: If one is not here, or the number type has no effect on the back end.
@@ -88,9 +74,6 @@ def choose_place(device: str, dtype: str, backend: str) -> tuple[torch.device, t
 
 def automatic(model: Model) -> Backend:
     """Choose a back end by the table of measurements.
-
-    Args:
-        model: The model.
 
     Returns:
         The fastest back end that gives the model's own vectors.

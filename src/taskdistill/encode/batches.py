@@ -48,11 +48,7 @@ def cores() -> int:
 
 @contextmanager
 def single_threaded_operators() -> Iterator[None]:
-    """Run torch's operators on one thread each while several workers call them.
-
-    Yields:
-        Nothing.
-    """
+    """Run torch's operators on one thread each while several workers call them."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -70,9 +66,7 @@ def run_batches(
     """Let workers pull batches from one queue; a batch that does not fit in memory is halved and tried again.
 
     Args:
-        batches: Indices of each batch.
         work: Called with a batch, from any worker.
-        workers: Threads.
         progress: Called with (texts done, texts in all) after every batch.
     """
     total, done, lock = sum(len(batch) for batch in batches), 0, threading.Lock()

@@ -17,7 +17,6 @@ def int8_cosines(encoder: Encoder, task: str | None = None) -> CosineStats | Non
     """Say how close int8 comes to float32 on the calibration texts.
 
     Args:
-        encoder: An encoder.
         task: Adapter; None for the base.
 
     Returns:
@@ -34,7 +33,6 @@ def golden_cosine(encoder: Encoder, task: str | None = None) -> float | None:
     """Compare a back end's vectors with those that the model folder keeps.
 
     Args:
-        encoder: An encoder.
         task: Adapter; None for the base.
 
     Returns:
@@ -51,9 +49,9 @@ def golden_cosine(encoder: Encoder, task: str | None = None) -> float | None:
         return encoder.encode(texts, task=name, prompt_name=Role.DOCUMENT.value)
 
     name = chosen or BASE
-    found = check_golden(golden | {"vectors": {name: golden["vectors"][name]}}, embed)[name]
-    if found < SAME_SPACE and int8_cosines(encoder, chosen) is None:
+    result = check_golden(golden | {"vectors": {name: golden["vectors"][name]}}, embed)[name]
+    if result < SAME_SPACE and int8_cosines(encoder, chosen) is None:
         raise WorkFailed(
-            f"this back end gives other vectors than {encoder.name} (smallest cosine {found:.6f}); use the back end torch"
+            f"this back end gives other vectors than {encoder.name} (smallest cosine {result:.6f}); use the back end torch"
         )
-    return found
+    return result

@@ -60,13 +60,9 @@ def encode_corpus(
     Args:
         model: Model folder, Hub id or `all-MiniLM-L6-v2`.
         reading: The file; standard input cannot be read by several workers.
-        out: The folder.
         asked: Arguments of `Encoder.encode`, with one task.
         processes: Workers; each loads the model and holds one shard's texts and vectors.
-        shard_rows: Rows of a shard.
         devices: Where workers run, in turn; `auto` stands for every accelerator and `cuda` for every GPU.
-        backend: See `Encoder.load`.
-        dtype: See `Encoder.load`.
         threads: Threads of each worker; None shares the cores of this machine among them.
         execute: How shards are run; None for processes of this machine.
         opened: Called with the model, loaded, before any row is encoded.
@@ -203,15 +199,15 @@ def _claim(out: Path, said: Mapping[str, Any], formerly: Mapping[str, Collection
     """Begin the folder, or make sure that it was begun for the same job."""
     _check_place(out)
     if (out / JOB).is_file():
-        found = read_sealed(out / JOB, "remove the folder to encode the corpus again")
-        if not isinstance(found, dict):
+        result = read_sealed(out / JOB, "remove the folder to encode the corpus again")
+        if not isinstance(result, dict):
             raise BadInput(
                 f"{out / JOB} describes no job; remove the folder to encode the corpus again"
             )
         if other := [
-            f"{key} {found.get(key)!r} instead of {value!r}"
+            f"{key} {result.get(key)!r} instead of {value!r}"
             for key, value in said.items()
-            if found.get(key) not in (value, *formerly.get(key, ()))
+            if result.get(key) not in (value, *formerly.get(key, ()))
         ]:
             raise BadInput(
                 f"{out} holds the vectors of another job: {'; '.join(other)}; give another --out, or the same arguments to go on"

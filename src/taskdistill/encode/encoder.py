@@ -60,12 +60,9 @@ class Encoder(ModelProperties):
         """Wrap a model in memory, where it is; `Encoder.load` reads one from a folder.
 
         Args:
-            model: What `read_model` returns.
             threads: Workers on a CPU; None for the cores of this machine.
             token_budget: Tokens of one batch; None for what suits the device and its free memory.
             default_task: Task of a call that names none.
-            backend: See `load`.
-            calibration: See `load`.
             compute: Arithmetic of the passes by autocast, for a model whose weights must stay as they are; None for that of the weights.
 
         Raises:
@@ -115,9 +112,6 @@ class Encoder(ModelProperties):
             device: auto (an accelerator where there is one; the CPU for static models and other back ends), or any that torch knows.
             dtype: Arithmetic of the weights: bfloat16 or float16 where the hardware has it; auto is float32 everywhere.
             trust_remote_code: Whether code named by the folder may run.
-
-        Returns:
-            The encoder.
         """
         (place, kind), folder = choose_place(device, dtype, backend), resolve(model)
         loaded = read_model(folder, trust_remote_code=trust_remote_code)
@@ -167,10 +161,8 @@ class Encoder(ModelProperties):
         Texts longer than the model reads are cut with the warning `Truncated`, unless the call chose the limit itself.
 
         Args:
-            texts: Strings.
             task: Adapter to use; None for the base; or a list with one a text, which are encoded task by task.
             prompt_name: Which of the model's prompts goes before every text; None is read as `document`.
-            prompt: A literal prompt instead.
             truncate_dim: Keep only the first coordinates, then scale to unit length.
             precision: float32, float16, int8 (by the model's stored ranges) or binary (packed sign bits).
             max_length: Most tokens of one text; None for the model's.
@@ -183,7 +175,7 @@ class Encoder(ModelProperties):
         Raises:
             BadInput: If an argument is not one that this model knows, or a text has no token.
         """
-        found = self.encode_reporting(
+        result = self.encode_reporting(
             texts,
             task=task,
             prompt_name=prompt_name,
@@ -194,14 +186,14 @@ class Encoder(ModelProperties):
             progress=progress,
             refuse_truncation=refuse_truncation,
         )
-        if max_length is None and found.truncated.any():
-            told = f"{int(found.truncated.sum()):,} of {len(texts):,} texts are longer than the {self.max_length:,} tokens that {self.name} reads"
+        if max_length is None and result.truncated.any():
+            told = f"{int(result.truncated.sum()):,} of {len(texts):,} texts are longer than the {self.max_length:,} tokens that {self.name} reads"
             warnings.warn(
                 f"{told}; their ends were cut (encode_windows leaves nothing out)",
                 TruncationWarning,
                 stacklevel=2,
             )
-        return found.vectors
+        return result.vectors
 
     def encode_reporting(
         self,
@@ -211,11 +203,6 @@ class Encoder(ModelProperties):
         **asked: Unpack[EncodeOptions],
     ) -> EncodedTexts:
         """Encode as `encode` does, and say which texts were cut.
-
-        Args:
-            texts: Strings.
-            progress: See `encode`.
-            **asked: See `encode`.
 
         Returns:
             The vectors, and for each text whether its end was cut, `(n,)` of bool.
@@ -246,8 +233,6 @@ class Encoder(ModelProperties):
         """Encode a stream in bounded memory; the next texts are read and tokenised while the ones before are encoded.
 
         Args:
-            texts: Any iterable of strings.
-            window: Texts held at once.
             progress: Called with (texts done, texts read so far).
             **asked: See `encode`; one task for all.
 
@@ -267,7 +252,6 @@ class Encoder(ModelProperties):
         """Encode chunk after chunk, as `encode_stream`.
 
         Args:
-            chunks: Lists of strings.
             progress: Called with (texts done, texts read so far).
             **asked: See `encode`; one task for all.
 
@@ -294,8 +278,6 @@ class Encoder(ModelProperties):
 
         Args:
             ids: Token ids of each text, none longer than `max_length`.
-            task: See `encode`.
-            pooled: Whether vectors stay as the model gives them.
 
         Returns:
             float32 `(n, D)`; unit rows unless `pooled`.
@@ -315,7 +297,6 @@ class Encoder(ModelProperties):
 
         Args:
             ids: Its token ids, at most `max_length`.
-            task: See `encode`.
 
         Returns:
             `(tokens, D)` on the CPU, before pooling.

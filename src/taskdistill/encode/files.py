@@ -44,21 +44,11 @@ def encode_file(
     row, so that nothing shifts. A .npy output is refused if a row had to be rejected, or has a vector for each chunk.
 
     Args:
-        encoder: The model.
         reading: Where the texts are.
         out: .npy, .parquet or .jsonl; written beside and renamed.
-        task: See `Encoder.encode`.
-        prompt_name: See `Encoder.encode`.
-        truncate_dim: See `Encoder.encode`.
-        precision: See `Encoder.encode`.
-        max_length: See `Encoder.encode`.
         refuse_truncation: Whether a text that is too long is an error.
         long: How texts longer than the model reads are read whole; None cuts their ends. `max_length` is then the length of one pass.
         progress: Called with (rows encoded, rows read so far).
-        window: Texts held at once.
-
-    Returns:
-        The counts.
 
     Raises:
         BadInput: If input or output cannot be used; nothing is written then.
@@ -167,9 +157,9 @@ def _whole(
     done = 0
     while chunk := list(islice(texts, size)):
         told = None if progress is None else _after(progress, done)
-        found = encode_long(encoder, [text for _, text in chunk], long, progress=told, **said)  # type: ignore[arg-type, misc]
-        rows = np.array([row for row, _ in chunk])[found.texts]
-        yield _FilePart(rows, found.vectors, found.spans, len(chunk), 0, found.passes)
+        result = encode_long(encoder, [text for _, text in chunk], long, progress=told, **said)  # type: ignore[arg-type, misc]
+        rows = np.array([row for row, _ in chunk])[result.texts]
+        yield _FilePart(rows, result.vectors, result.spans, len(chunk), 0, result.passes)
         done += len(chunk)
 
 

@@ -31,8 +31,6 @@ class GraphModel:
 
         Args:
             model: The model; its weights stay in memory beside the engine's.
-            engine: `onnxruntime` or `openvino`.
-            threads: Threads that will call the model at once.
 
         Raises:
             BadInput: If a package is missing or the model is not on the CPU.
@@ -65,9 +63,6 @@ class GraphModel:
         Args:
             task: Name of an adapter, or None for the base.
 
-        Returns:
-            The function that runs it.
-
         Raises:
             BadInput: If the model cannot be traced or the engine cannot run the graph.
         """
@@ -88,9 +83,6 @@ class GraphModel:
 
     def embed(self, ids: Sequence[np.ndarray]) -> Tensor:
         """Turn token ids into vectors.
-
-        Args:
-            ids: Token ids of each text, of similar lengths.
 
         Returns:
             `(texts, D)` in the order given, unit rows.

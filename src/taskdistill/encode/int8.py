@@ -99,9 +99,6 @@ class Int8Model:
 
         Args:
             task: Name of an adapter, or None for the base.
-
-        Returns:
-            The copy, with its adapter merged.
         """
         with self._lock:
             if task not in self._made:
@@ -112,9 +109,6 @@ class Int8Model:
 
     def embed(self, ids: Sequence[np.ndarray]) -> Tensor:
         """Turn token ids into vectors.
-
-        Args:
-            ids: Token ids of each text.
 
         Returns:
             `(texts, D)` in the order given, not normalised.
@@ -132,7 +126,6 @@ def quantized(
     Args:
         source: The model in float32, with its adapters; nobody else may use it meanwhile.
         task: Adapter to merge; None for the base.
-        ids: Calibration texts.
 
     Returns:
         The copy, which shares every tensor but those of the linear maps, and its cosines to the model in float32.
@@ -158,20 +151,20 @@ def quantized(
         family = FusedLinear(whole, [len(weight) for weight, _ in parts])
         for place, name in enumerate(names):
             setattr(owner, name, whole if len(names) == 1 else FusedSlice(family, place))
-    found = cosines(expected, _embed(made, ids))
-    return made, CosineStats(float(found.mean()), float(found.min()), len(found))
+    result = cosines(expected, _embed(made, ids))
+    return made, CosineStats(float(result.mean()), float(result.min()), len(result))
 
 
 def _maps(module: TransformerModel) -> Iterator[tuple[str, nn.Module]]:
     """Yield every linear map of the layers, adapters included, by its name in the backbone."""
     layers = layers_of(module.backbone)
-    place = next(name for name, found in module.backbone.named_modules() if found is layers)
+    place = next(name for name, result in module.backbone.named_modules() if result is layers)
     inside = ""
-    for name, found in layers.named_modules(prefix=place):
-        if isinstance(found, LoraLayer):
+    for name, result in layers.named_modules(prefix=place):
+        if isinstance(result, LoraLayer):
             inside = f"{name}."
-        if isinstance(found, LoraLayer | nn.Linear) and not (inside and name.startswith(inside)):
-            yield name, found
+        if isinstance(result, LoraLayer | nn.Linear) and not (inside and name.startswith(inside)):
+            yield name, result
 
 
 def _families(module: TransformerModel) -> list[tuple[str, tuple[str, ...]]]:
@@ -180,21 +173,21 @@ def _families(module: TransformerModel) -> list[tuple[str, tuple[str, ...]]]:
     children: dict[str, list[str]] = {}
     for parent, _, child in names:
         children.setdefault(parent, []).append(child)
-    found: list[tuple[str, tuple[str, ...]]] = []
+    result: list[tuple[str, tuple[str, ...]]] = []
     for parent, own in children.items():
         together = [group for group in SIBLINGS if set(group) <= set(own)]
         alone = [(name,) for name in own if not any(name in group for group in together)]
-        found += [(parent, group) for group in (*together, *alone)]
-    return found
+        result += [(parent, group) for group in (*together, *alone)]
+    return result
 
 
-def _weights(found: nn.Module, task: str | None) -> tuple[Tensor, Tensor | None]:
+def _weights(result: nn.Module, task: str | None) -> tuple[Tensor, Tensor | None]:
     """Give weights and bias of a map, with a task's update added."""
-    base = found.get_base_layer() if isinstance(found, LoraLayer) else found
+    base = result.get_base_layer() if isinstance(result, LoraLayer) else result
     assert isinstance(base, nn.Linear)
     weight = base.weight.detach()
-    if isinstance(found, LoraLayer) and task is not None and task in found.lora_A:
-        weight = weight + found.get_delta_weight(task).to(weight.dtype)
+    if isinstance(result, LoraLayer) and task is not None and task in result.lora_A:
+        weight = weight + result.get_delta_weight(task).to(weight.dtype)
     return weight, base.bias
 
 
@@ -222,7 +215,7 @@ def _recording(module: TransformerModel, largest: dict[str, Tensor]) -> Iterator
 
         return note
 
-    hooks = [found.register_forward_hook(hook(name)) for name, found in _maps(module)]
+    hooks = [result.register_forward_hook(hook(name)) for name, result in _maps(module)]
     try:
         yield
     finally:

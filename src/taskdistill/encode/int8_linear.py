@@ -22,11 +22,7 @@ SMALLEST = 1e-12
 
 
 def available() -> bool:
-    """Say whether this build of torch has the kernels.
-
-    Returns:
-        Whether both are registered.
-    """
+    """Say whether this build of torch has the kernels."""
     return hasattr(torch.ops.onednn, "qlinear_prepack") and hasattr(
         torch.ops.onednn, "qlinear_pointwise"
     )
@@ -59,7 +55,6 @@ class Int8Linear(nn.Module):
 
         Args:
             weight: `(out, in)` of float32.
-            bias: `(out,)`, or None.
             smooth: What each input channel is divided by, and its column of the weights multiplied with, `(in,)`.
 
         Raises:
@@ -113,21 +108,12 @@ class FusedSlice(nn.Module):
     """One of several maps of the same input, such as query, key and value: the first to be called computes all, at once."""
 
     def __init__(self, family: FusedLinear, place: int) -> None:
-        """Take a place in a family.
-
-        Args:
-            family: The joint map.
-            place: Which of its parts this one is.
-        """
         super().__init__()
         self.family = family
         self.place = place
 
     def forward(self, values: Tensor) -> Tensor:
         """Apply the map.
-
-        Args:
-            values: `(..., in)`.
 
         Returns:
             `(..., out)` of this part, a view.
@@ -143,24 +129,15 @@ class FusedLinear:
 
         Args:
             whole: Map to all outputs, one behind the other.
-            sizes: Outputs of each part.
         """
         self.whole, self.sizes = whole, list(sizes)
         self._own = threading.local()
 
     def part(self, values: Tensor, place: int) -> Tensor:
-        """Give one part's output; parts are fetched in their order, and the last one forgets them.
-
-        Args:
-            values: The input.
-            place: Which part.
-
-        Returns:
-            `(..., out)`.
-        """
+        """Give one part's output; parts are fetched in their order, and the last one forgets them."""
         if place == 0 or getattr(self._own, "values", None) is not values:
             self._own.values, self._own.parts = values, self.whole(values).split(self.sizes, dim=-1)
-        found: Tensor = self._own.parts[place]
+        result: Tensor = self._own.parts[place]
         if place == len(self.sizes) - 1:
             self._own.values = self._own.parts = None
-        return found
+        return result

@@ -27,9 +27,6 @@ class JoinedTexts:
     def embed(self, module: TransformerModel | StaticModel) -> torch.Tensor:
         """Run the model once and pool the states of each text as it pools a text of its own.
 
-        Args:
-            module: The model.
-
         Returns:
             `(texts, D)`, not scaled.
         """
@@ -49,9 +46,7 @@ def join_texts(encoder: Encoder, texts: Sequence[str], prompt: str) -> JoinedTex
     first text and what stands behind it to the last; a text that no token begins in has the one that it lies within.
 
     Args:
-        encoder: The model.
         texts: The texts, none empty.
-        prompt: Put before the document.
 
     Returns:
         Its ids, however many, and the tokens of each text.

@@ -99,14 +99,8 @@ def encode_chunks(
     The first chunk also takes the prompt, the last one the special tokens at the end; a single chunk is the text's own vector.
 
     Args:
-        encoder: The model.
-        text: The document.
         spans: Extents of the chunks in characters, each not empty; None cuts after every `chunk_tokens` tokens.
         chunk_tokens: Tokens of a chunk if no spans are given.
-        task: See `Encoder.encode`.
-        prompt_name: See `Encoder.encode`.
-        truncate_dim: See `Encoder.encode`.
-        precision: See `Encoder.encode`.
         max_length: Tokens of one pass; None for the model's.
         overlap: Tokens that a pass reads again as context where the document needs several; None for an eighth of a pass.
 
@@ -168,18 +162,9 @@ def encode_windows(
     A document that fits into one window has the same vector as from `Encoder.encode`, to the bit.
 
     Args:
-        encoder: The model.
-        texts: The documents.
         window: Tokens of a window, prompt and special tokens included; None for all that the model reads.
         overlap: Tokens that a window shares with the one before.
-        task: See `Encoder.encode`.
-        prompt_name: See `Encoder.encode`.
-        truncate_dim: See `Encoder.encode`.
-        precision: See `Encoder.encode`.
         progress: Called with (documents done, documents in all).
-
-    Returns:
-        Vectors, and how many windows each document took.
 
     Raises:
         BadInput: If a text has no token, or the window or overlap leaves no room.

@@ -49,13 +49,6 @@ def encode_long(
     """Encode texts whole.
 
     Args:
-        encoder: The model.
-        texts: The texts.
-        long: How.
-        task: See `Encoder.encode`.
-        prompt_name: See `Encoder.encode`.
-        truncate_dim: See `Encoder.encode`.
-        precision: See `Encoder.encode`.
         max_length: Tokens of one pass; None for all that the model reads.
         progress: Called with (texts done, texts in all).
 
@@ -63,7 +56,7 @@ def encode_long(
         Vectors, in the order of the texts.
     """
     if long.chunk_tokens is None:
-        found = encode_windows(
+        result = encode_windows(
             encoder,
             texts,
             window=max_length,
@@ -74,7 +67,9 @@ def encode_long(
             precision=precision,
             progress=progress,
         )
-        return LongTextVectors(found.vectors, np.arange(len(texts)), None, int(found.windows.sum()))
+        return LongTextVectors(
+            result.vectors, np.arange(len(texts)), None, int(result.windows.sum())
+        )
     parts = []
     for done, text in enumerate(texts, 1):
         try:

@@ -72,14 +72,9 @@ def resolve_output(
 
     Args:
         settings: The model's, with its stored int8 ranges.
-        width: Size of its uncut vectors.
         task: Adapter, or None for the base.
         truncate_dim: Coordinates to keep; None keeps all.
-        precision: Name of a precision.
         role: query or document, whose binary codes may have offsets of their own; anything else is read as document.
-
-    Returns:
-        The shape.
 
     Raises:
         BadInput: If the model has no such size or precision.
@@ -109,9 +104,7 @@ def binary_offset(
     """Find what a model takes from its vectors before their signs.
 
     Args:
-        settings: The model's.
         task: Adapter, or None for the base.
-        dim: Coordinates of the vectors.
         role: query or document; anything else is read as document.
 
     Returns:

@@ -22,25 +22,12 @@ LEAST = 128
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Say where a model's weights are.
-
-    Args:
-        module: The model.
-
-    Returns:
-        The device.
-    """
+    """Say where a model's weights are."""
     return next(module.parameters()).device
 
 
 def to_device(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a model, in place. Only weights change their type: rotary frequencies stay in float32, or long texts lose their positions.
-
-    Args:
-        module: The model.
-        device: Where to.
-        dtype: Type of the weights.
-    """
+    """Move a model, in place. Only weights change their type: rotary frequencies stay in float32, or long texts lose their positions."""
     module.to(device)
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -52,10 +39,6 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
 
     Args:
         module: The model, changed in place.
-        device: Where to.
-
-    Yields:
-        Nothing.
     """
     before = device_of(module)
     module.to(device)
@@ -67,10 +50,6 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
 
 def default_budget(module: TransformerModel | StaticModel, workers: int = 1) -> int:
     """Choose the tokens of one batch for a model where it is, from the memory that is free there.
-
-    Args:
-        module: The model.
-        workers: Batches that are there at once.
 
     Returns:
         Tokens: on an accelerator as many as fit, up to what fills it; on a CPU what stays in its cache, unless even that does not fit.
@@ -93,7 +72,6 @@ def assign_devices(devices: Sequence[str], processes: int) -> list[str]:
 
     Args:
         devices: Names; `auto`, or a kind of accelerator without a number, stands for every one of that kind.
-        processes: How many.
 
     Returns:
         A name for each process.

@@ -19,8 +19,6 @@ def run_processes(
     """Encode shards in fresh processes, one for each device named.
 
     Args:
-        job: The corpus.
-        pending: Numbers of the shards, ascending.
         devices: A device for each process.
 
     Yields:
@@ -82,9 +80,7 @@ def work(job: ShardJob, device: str, end: connection.Connection) -> None:
     """Be a worker: load the model, then encode the shards that come through the pipe until None comes.
 
     Args:
-        job: The corpus.
         device: Where the model runs.
-        end: The worker's end of the pipe.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

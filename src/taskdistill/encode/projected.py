@@ -20,9 +20,6 @@ class ProjectedEncoder:
     def __init__(self, encoder: Encoder) -> None:
         """Wrap a student.
 
-        Args:
-            encoder: The student.
-
         Raises:
             BadInput: If its folder names no teacher's space, or holds no map into it.
         """
@@ -66,11 +63,8 @@ class ProjectedEncoder:
         """Turn texts into vectors of the teacher's space.
 
         Args:
-            texts: Strings.
             task: None; the projection belongs to the base.
-            prompt_name: Which of the student's prompts goes before every text.
             truncate_dim: Keep only the first coordinates, then scale to unit length.
-            precision: float32.
 
         Returns:
             float32 `(n, dim)`, unit rows.
@@ -91,11 +85,7 @@ def in_space(encoder: Encoder, *space_ids: str) -> Encoder | ProjectedEncoder:
     """Choose how a model can ask an index: by itself, or through its projection.
 
     Args:
-        encoder: The model.
         *space_ids: The space of the index, first by its own id, then by those that earlier versions gave to it.
-
-    Returns:
-        What embeds queries for it.
 
     Raises:
         BadInput: If the model is of another space and its teacher is too.

@@ -21,16 +21,12 @@ class ShardActor:
         """Load the model.
 
         Args:
-            job: The corpus.
             device: Where the model runs; Ray shows each actor only its own GPUs.
         """
         self._worker = ShardWorker(job, job.open(device))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Encode the shards of a batch.
-
-        Args:
-            batch: `shard`, numbers.
 
         Returns:
             The numbers, and the counts of each shard as JSON.
@@ -45,8 +41,6 @@ def run_ray(
     """Encode shards with one Ray actor for each device named.
 
     Args:
-        job: The corpus.
-        pending: Numbers of the shards, ascending.
         devices: A device for each actor; on GPUs Ray chooses which one.
 
     Yields:

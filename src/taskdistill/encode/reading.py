@@ -45,32 +45,19 @@ class Counts:
     examples: list[str] = field(default_factory=list)
 
     def reject(self, where: str, why: str) -> None:
-        """Count one rejected row.
-
-        Args:
-            where: File and line.
-            why: What is wrong with it.
-        """
+        """Count one rejected row."""
         self.rejected += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(f"{where}: {why}")
 
     def add(self, other: Counts) -> None:
-        """Add the counts of further rows.
-
-        Args:
-            other: What became of them.
-        """
+        """Add the counts of further rows."""
         for name in ("read", "used", "rejected", "truncated", "vectors", "windows"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.examples = [*self.examples, *other.examples][:EXAMPLES]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data.
-
-        Returns:
-            The counts.
-        """
+        """Return plain data."""
         return asdict(self)
 
 
@@ -87,9 +74,6 @@ class Rows:
 
     def __init__(self, reading: Reading) -> None:
         """Open a file.
-
-        Args:
-            reading: Which.
 
         Raises:
             BadInput: If there is no such file, it is of no known kind, or it lacks the column.
@@ -115,23 +99,16 @@ class Rows:
 
         Args:
             count: How many; None for all that are left.
-
-        Returns:
-            How many there were.
         """
-        found = sum(1 for _ in islice(self._raw, count))
-        self.place += found
-        return found
+        result = sum(1 for _ in islice(self._raw, count))
+        self.place += result
+        return result
 
     def take(self, counts: Counts, count: int | None = None) -> Iterator[tuple[int, str]]:
         """Read rows; those without a usable text are counted and left out.
 
         Args:
-            counts: Counts every row read.
             count: How many rows; None for all that are left.
-
-        Yields:
-            Row number and text.
         """
         for raw in islice(self._raw, count):
             row, self.place = self.place, self.place + 1

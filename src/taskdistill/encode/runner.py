@@ -66,9 +66,6 @@ class EncodeRequest:
     def empty(self, texts: int) -> np.ndarray:
         """Make room for the vectors of some texts.
 
-        Args:
-            texts: How many.
-
         Returns:
             Zeros `(texts, width)`.
         """
@@ -83,10 +80,6 @@ class EncodeRequest:
 
     def groups(self, start: int, count: int) -> Iterator[tuple[str | None, np.ndarray]]:
         """Group some of the texts by task.
-
-        Args:
-            start: The first of them.
-            count: How many.
 
         Yields:
             A task, and which of these texts have it, `(n,)`, ascending.
@@ -117,9 +110,6 @@ class Runner:
 
         Args:
             task: Adapter; None for the base.
-
-        Yields:
-            Nothing.
         """
         with self.lock:
             self.backend.select(task)
@@ -139,10 +129,7 @@ class Runner:
         """Encode tokenised texts, task by task.
 
         Args:
-            ids: Token ids of each text.
-            call: What is asked for.
             out: Filled with the vectors, `(texts, width)`, in order.
-            start: How many texts of the call came before these.
             progress: Called with (texts of the call done, texts of the call so far).
 
         Raises:
@@ -202,10 +189,6 @@ def check_limit(
         max_length: What was asked for; None for all that the model reads.
         most: Tokens that the model reads.
         tokenizer: The model's, where there is a prompt.
-        prompt: Put before every text.
-
-    Returns:
-        Tokens.
 
     Raises:
         BadInput: If the model does not read that many, or prompt and special tokens fill them.
@@ -227,11 +210,6 @@ def tokenized(
     tokenizer: TextTokenizer, chunks: Iterable[list[str]], call: EncodeRequest
 ) -> Iterator[tuple[int, TokenizedTexts]]:
     """Tokenise chunk after chunk, one ahead of the caller.
-
-    Args:
-        tokenizer: The model's.
-        chunks: Lists of strings.
-        call: What is asked for.
 
     Yields:
         How many texts came before a chunk, and its tokens.
@@ -264,15 +242,7 @@ def _counted(chunks: Iterable[list[str]]) -> Iterator[tuple[int, list[str]]]:
 
 
 def chunks_of(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Cut a stream into lists.
-
-    Args:
-        texts: The stream.
-        size: Texts of a list.
-
-    Yields:
-        Lists, the last one possibly shorter.
-    """
+    """Cut a stream into lists."""
     source = iter(texts)
     while chunk := list(islice(source, size)):
         yield chunk
@@ -282,7 +252,6 @@ def prefetch(items: Iterable[Given], work: Callable[[Given], Made]) -> Iterator[
     """Do a piece of work on each item, in a thread, while the caller handles the result of the one before.
 
     Args:
-        items: Read in the caller's thread.
         work: Called with each, in order.
 
     Yields:
@@ -301,10 +270,6 @@ def prefetch(items: Iterable[Given], work: Callable[[Given], Made]) -> Iterator[
 
 def token_states(backend: TokenModel, ids: np.ndarray) -> torch.Tensor:
     """Give the state of every token of one text, from a single pass.
-
-    Args:
-        backend: A model of torch, with a task selected.
-        ids: Its token ids.
 
     Returns:
         `(tokens, D)` on the CPU, before pooling.

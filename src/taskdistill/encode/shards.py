@@ -37,14 +37,7 @@ class ShardJob:
     """Threads of each worker."""
 
     def open(self, device: str) -> Encoder:
-        """Load the model.
-
-        Args:
-            device: Where to.
-
-        Returns:
-            The encoder.
-        """
+        """Load the model."""
         return Encoder.load(
             self.model, threads=self.threads, backend=self.backend, device=device, dtype=self.dtype
         )
@@ -54,25 +47,12 @@ class ShardWorker:
     """A loaded model and the corpus, opened once: shard number in, report out."""
 
     def __init__(self, job: ShardJob, encoder: Encoder) -> None:
-        """Take a loaded model.
-
-        Args:
-            job: The corpus.
-            encoder: What `Job.open` returned.
-        """
         self.job = job
         self.encoder = encoder
         self._rows: Rows | None = None
 
     def run(self, number: int) -> Counts:
-        """Encode one shard; ascending numbers read the corpus once.
-
-        Args:
-            number: Which shard.
-
-        Returns:
-            What became of its rows.
-        """
+        """Encode one shard; ascending numbers read the corpus once."""
         first = number * self.job.shard_rows
         if self._rows is None or self._rows.place > first:
             if self._rows is not None:
@@ -85,32 +65,23 @@ class ShardWorker:
 def encode_shard(encoder: Encoder, source: Rows, number: int, job: ShardJob) -> Counts:
     """Encode the next rows of a corpus and write them: vectors, row numbers, and last the report that makes them count.
 
-    Args:
-        encoder: The model.
-        source: The corpus, at the first row of the shard.
-        number: Which shard.
-        job: The corpus' job.
-
-    Returns:
-        What became of the rows.
-
     Raises:
         BadInput: If a text cannot be encoded as asked.
     """
     counts, first = Counts(), source.place
-    found = list(source.take(counts, job.shard_rows))
+    result = list(source.take(counts, job.shard_rows))
     try:
-        encoded = encoder.encode_reporting([text for _, text in found], **job.asked)
+        encoded = encoder.encode_reporting([text for _, text in result], **job.asked)
     except BadInput as error:
         raise BadInput(f"shard {number}, rows from {first}: {error}") from None
     counts.used, counts.vectors, counts.truncated = (
-        len(found),
-        len(found),
+        len(result),
+        len(result),
         int(encoded.truncated.sum()),
     )
     vectors, rows, report = shard_files(job.folder, number)
     _save(vectors, encoded.vectors)
-    _save(rows, np.array([row for row, _ in found], dtype=np.int64))
+    _save(rows, np.array([row for row, _ in result], dtype=np.int64))
     hashes = {path.name: sha256_file(path) for path in (vectors, rows)}
     write_sealed(
         report, {"job": sha256_file(job.folder / JOB), "files": hashes, "counts": counts.as_dict()}
@@ -120,10 +91,6 @@ def encode_shard(encoder: Encoder, source: Rows, number: int, job: ShardJob) -> 
 
 def finished(folder: Path, number: int) -> Counts | None:
     """Say whether a shard is there, reading every byte of it.
-
-    Args:
-        folder: Output of the corpus.
-        number: Which shard.
 
     Returns:
         What became of its rows; None if it is missing, damaged, half written or of another job, and has to be encoded.
@@ -143,15 +110,7 @@ def finished(folder: Path, number: int) -> Counts | None:
 
 
 def shard_files(folder: Path, number: int) -> tuple[Path, Path, Path]:
-    """Name the files of a shard.
-
-    Args:
-        folder: Output of the corpus.
-        number: Which shard.
-
-    Returns:
-        Vectors, row numbers, report.
-    """
+    """Name the files of a shard."""
     base = folder / SHARDS / f"{number:06d}"
     return base.with_suffix(".npy"), base.with_suffix(".rows.npy"), base.with_suffix(".json")
 

@@ -25,9 +25,6 @@ class VectorFolder:
     def __init__(self, folder: Path) -> None:
         """Open a finished folder.
 
-        Args:
-            folder: What `encode_corpus` wrote.
-
         Raises:
             BadInput: If it is of another kind, unfinished or damaged; vectors and row numbers are checked when they are read.
         """
@@ -110,11 +107,7 @@ def merge_vectors(folder: Path, out: Path) -> int:
     """Copy a folder of shards into one file, in bounded memory.
 
     Args:
-        folder: A finished folder.
         out: .npy, .parquet or .jsonl; written beside and renamed.
-
-    Returns:
-        Vectors written.
 
     Raises:
         BadInput: If the ending is unknown, or rows were rejected and the file could not say which.

@@ -20,9 +20,7 @@ def rows(path: Path, texts: Sequence[str], notes: list[str]) -> Iterator[dict[st
     """Yield the objects of a JSONL file; rows with an empty text are left out and noted.
 
     Args:
-        path: The file.
         texts: Keys that must hold texts.
-        notes: Takes a sentence about rows left out.
 
     Yields:
         Each row, with its line number under `#`.
@@ -70,25 +68,25 @@ def texts_by_id(path: Path, notes: list[str]) -> dict[str, str]:
     Raises:
         BadInput: If a row is damaged or an id stands for two different texts.
     """
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     repeated = 0
     for row in rows(path, (), []):
         key, title, text = row.get("_id"), row.get("title") or "", row.get("text")
         if not isinstance(key, str) or not isinstance(text, str) or not isinstance(title, str):
             refuse(path, row["#"], "`_id` and `text` must be texts")
         whole = f"{title} {text}".strip() if title else text.strip()
-        repeated += key in found
-        if found.setdefault(key, whole) != whole:
+        repeated += key in result
+        if result.setdefault(key, whole) != whole:
             refuse(path, row["#"], f"the id {key!r} was used before for another text")
     if repeated:
         notes.append(
             f"{repeated} rows of {path.name} repeat an id with the same text and count once"
         )
-    if empty := [key for key, text in found.items() if not text]:
+    if empty := [key for key, text in result.items() if not text]:
         notes.append(
             f"{len(empty)} texts of {path.name} are empty and are left out: {listing(empty)}"
         )
-    return {key: text for key, text in found.items() if text}
+    return {key: text for key, text in result.items() if text}
 
 
 def judgments(path: Path) -> Iterator[tuple[int, str, str, int]]:
@@ -96,9 +94,6 @@ def judgments(path: Path) -> Iterator[tuple[int, str, str, int]]:
 
     Args:
         path: Query id, document id and relevance separated by tabs, with a header.
-
-    Yields:
-        Line number, query id, document id, relevance.
 
     Raises:
         BadInput: If a line has another form.
@@ -123,12 +118,6 @@ def judgments(path: Path) -> Iterator[tuple[int, str, str, int]]:
 def opened(path: Path) -> Iterator[TextIO]:
     """Open a text file for reading, through gzip where its name ends in .gz; lines end at a line feed only.
 
-    Args:
-        path: The file.
-
-    Yields:
-        The stream.
-
     Raises:
         BadInput: If it is missing, no gzip file or no UTF-8.
     """
@@ -146,9 +135,7 @@ def refuse(path: Path, line: int, fault: str) -> NoReturn:
     """Refuse a line.
 
     Args:
-        path: The file.
         line: Its number, from 1.
-        fault: What is wrong with it.
 
     Raises:
         BadInput: Always.
@@ -160,12 +147,7 @@ def sample(items: list[Item], most: int | None, seed: int) -> list[Item]:
     """Keep at most so many items, in their order.
 
     Args:
-        items: What to draw from.
         most: How many to keep; None keeps all.
-        seed: Of the draw.
-
-    Returns:
-        The items kept.
     """
     if most is None or len(items) <= most:
         return items
@@ -173,16 +155,9 @@ def sample(items: list[Item], most: int | None, seed: int) -> list[Item]:
 
 
 def listing(names: Iterable[str]) -> str:
-    """Name the first five things of many.
-
-    Args:
-        names: The names.
-
-    Returns:
-        Names separated by commas.
-    """
-    found = list(names)
-    return ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+    """Name the first five things of many."""
+    result = list(names)
+    return ", ".join(result[:5]) + (", ..." if len(result) > 5 else "")
 
 
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:

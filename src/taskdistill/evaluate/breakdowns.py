@@ -47,11 +47,7 @@ class PromptSpread:
     scores: Mapping[str, float]
 
     def summary(self) -> tuple[float, float, float]:
-        """Return the range.
-
-        Returns:
-            Minimum, median, maximum.
-        """
+        """Return the range."""
         values = list(self.scores.values())
         return min(values), float(np.median(values)), max(values)
 
@@ -63,9 +59,7 @@ def by_length(
 
     Args:
         kind: What the set asks: retrieval, reranking, STS, bitext mining, classification or multilabel.
-        data: The set.
         score: Its score, with one unit a query, pair or text.
-        edges: Lengths in characters at which buckets end.
 
     Returns:
         The buckets that are not empty, shortest first; their units keep the ranks of the whole set.
@@ -107,15 +101,9 @@ def prompt_spread(
     The model's own prompt, if it has one, stays in front. Documents of retrieval sets are encoded once.
 
     Args:
-        embedder: The model.
-        name: Of the set.
         kind: What the set asks: retrieval, reranking, STS, pair classification or bitext mining.
-        data: The set.
         prompts: What is put before; an empty one leaves texts as they are.
         encoded: The set's vectors without any of the prompts, if they are there already.
-
-    Returns:
-        The score under each prompt.
 
     Raises:
         BadInput: If there is no prompt, or the kind is another.
@@ -133,7 +121,7 @@ def prompt_spread(
             }
         )
     if isinstance(data, PairData):
-        found = {}
+        result = {}
         for prompt in prompts:
             each = replace(
                 data,
@@ -143,8 +131,8 @@ def prompt_spread(
             known = (
                 encoded if encoded is not None and not prompt else encode_set(embedder, kind, each)
             )
-            found[prompt] = score_vectors(name, kind, each, known).score
-        return PromptSpread(found)
+            result[prompt] = score_vectors(name, kind, each, known).score
+        return PromptSpread(result)
     raise BadInput(f"{name}: a spread over prompts is for sets of queries or pairs, not for {kind}")
 
 

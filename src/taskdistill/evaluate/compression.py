@@ -66,11 +66,7 @@ class CompressionResult:
         return f"{self.dim} dimensions, {self.precision}" + (", rescored" if self.rescored else "")
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data.
-
-        Returns:
-            The fields.
-        """
+        """Return plain data."""
         return asdict(self)
 
 
@@ -102,14 +98,9 @@ def compression_matrix(
     int8 ranges are fitted once for each dimension, on documents, and used for both sides.
 
     Args:
-        name: Of the set, for messages.
-        kind: What the set asks.
-        data: The set.
-        encoded: Its float32 vectors.
         dims: Truncations; those larger than the vectors are refused.
         precisions: Among float32, float16, int8, binary.
         ranges: int8 ranges by dimension where the model has its own; None fits them here.
-        rescore: Whether rescoring is measured too.
         offsets: query and document to dimension to what the model takes from vectors before their signs; None takes nothing.
 
     Returns:
@@ -166,7 +157,6 @@ def decoded(
     """Return what is left of vectors after storing them at a precision.
 
     Args:
-        x: (n, dim) vectors.
         precision: float32, float16, int8 or binary.
         ranges: Of these dimensions; only int8 needs them.
 
@@ -201,7 +191,7 @@ def mean_cells(matrices: Sequence[Sequence[CompressionResult]]) -> tuple[Compres
     by_setting = [
         {(cell.dim, cell.precision, cell.rescored): cell for cell in cells} for cells in matrices
     ]
-    found = []
+    result = []
     for setting, first in by_setting[0].items() if by_setting else ():
         if not all(setting in cells for cells in by_setting):
             continue
@@ -210,20 +200,16 @@ def mean_cells(matrices: Sequence[Sequence[CompressionResult]]) -> tuple[Compres
         score, kept = (
             float(np.mean([getattr(cell, field) for cell in same])) for field in ("score", "kept")
         )
-        found.append(
+        result.append(
             replace(
                 first, score=score, kept=kept, query_ms=float(np.mean(times)) if times else None
             )
         )
-    return tuple(found)
+    return tuple(result)
 
 
 def cheapest(cells: Sequence[CompressionResult], share: float) -> CompressionResult | None:
     """Return the setting of fewest bytes that keeps a share of the uncompressed score.
-
-    Args:
-        cells: Settings to choose from.
-        share: Such as 0.99.
 
     Returns:
         The setting, of equal sizes one without rescoring and then the better one, or None if none keeps as much.
@@ -235,26 +221,23 @@ def cheapest(cells: Sequence[CompressionResult], share: float) -> CompressionRes
 def verdict(cells: Sequence[CompressionResult]) -> str:
     """Say in a sentence how far the vectors can be compressed.
 
-    Args:
-        cells: Settings, among them the uncompressed one.
-
     Returns:
         The cheapest settings that keep 99, 97 and 95 % of the score.
     """
     largest = max(cell.bytes for cell in cells)
-    found: dict[CompressionResult | None, list[str]] = {}
+    result: dict[CompressionResult | None, list[str]] = {}
     for share in TARGETS:
-        found.setdefault(cheapest(cells, share), []).append(f"{100 * share:.0f} %")
+        result.setdefault(cheapest(cells, share), []).append(f"{100 * share:.0f} %")
     sentences = []
-    for cell, shares in found.items():
-        wanted = " or ".join(shares)
+    for cell, shares in result.items():
+        requested = " or ".join(shares)
         if cell is None:
-            sentences.append(f"No setting keeps {wanted} of the score.")
+            sentences.append(f"No setting keeps {requested} of the score.")
         else:
             smaller = f", {largest / cell.bytes:.0f} times smaller" if cell.bytes < largest else ""
             size = f"{cell.bytes} byte{'s' * (cell.bytes != 1)} a vector{smaller}"
             sentences.append(
-                f"To keep {wanted} of the score: {cell.label()} ({size}; keeps {100 * cell.kept:.1f} %)."
+                f"To keep {requested} of the score: {cell.label()} ({size}; keeps {100 * cell.kept:.1f} %)."
             )
     return " ".join(sentences)
 

@@ -29,9 +29,7 @@ class TrainingTexts:
     """What a model was trained on.
 
     Attributes:
-        name: What to call it in tables.
         trained: Its texts, prepared for comparison; None where only the teacher's declaration is known.
-        texts: Number of distinct texts.
         teacher: Patterns of sets that the teacher was trained on; None where that is not declared.
     """
 
@@ -47,10 +45,6 @@ def read_training(path: Path, progress: Progress) -> TrainingTexts:
     Args:
         path: A recipe, a run folder, a model folder beside its recipe, a data folder (its train splits and texts), or one
             file of rows.
-        progress: Told the counts of every source.
-
-    Returns:
-        The texts and the teacher's declared data.
 
     Raises:
         BadInput: If it is none of these, or its texts cannot be read.
@@ -75,9 +69,6 @@ def training_texts(path: Path) -> list[str]:
 
     Args:
         path: A data folder, of which the train splits and `texts/` are read, or one file of rows.
-
-    Returns:
-        Every text of every row, with repetitions.
 
     Raises:
         BadInput: If there are none.
@@ -106,17 +97,12 @@ def seen_in(
 ) -> dict[str, dict[str, Any]]:
     """Count the evaluation texts that were seen.
 
-    Args:
-        training: What was trained on.
-        sets: The evaluation sets.
-        data: Set to its data.
-
     Returns:
         Set to `texts`, `exact` and `near` (share a run of 13 words, without the exact ones), for sets that search also under
         `queries`, and `teacher`: true or false where the teacher's data is declared, otherwise None. Counts are None where
         the training texts are not known.
     """
-    found = {}
+    result = {}
     for each in sets:
         counts = _counts(training.trained, judged_texts(data[each.name]))
         searched = data[each.name]
@@ -124,8 +110,8 @@ def seen_in(
             counts["queries"] = _counts(
                 training.trained, list(dict.fromkeys(searched.queries.values()))
             )
-        found[each.name] = counts | {"teacher": teacher_saw(training.teacher, each.name)}
-    return found
+        result[each.name] = counts | {"teacher": teacher_saw(training.teacher, each.name)}
+    return result
 
 
 def teacher_saw(declared: Sequence[str] | None, name: str) -> bool | None:
@@ -147,14 +133,10 @@ def teacher_saw(declared: Sequence[str] | None, name: str) -> bool | None:
 def warnings_of(label: str, seen: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Say in sentences what a reader must know before trusting a score.
 
-    Args:
-        label: What to call the training.
-        seen: What `seen_in` returned.
-
     Returns:
         One sentence for every set of which something was seen.
     """
-    found = []
+    result = []
     for name, counts in seen.items():
         said = []
         if counts["exact"] or counts["near"]:
@@ -169,8 +151,8 @@ def warnings_of(label: str, seen: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if counts["teacher"]:
             said.append("the teacher was trained on this set")
         if said:
-            found.append(f"{name}, trained on {label}: {'; '.join(said)}.")
-    return found
+            result.append(f"{name}, trained on {label}: {'; '.join(said)}.")
+    return result
 
 
 def _counts(trained: SeenTexts | None, texts: Sequence[str]) -> dict[str, Any]:

@@ -41,9 +41,6 @@ class ContrastResult:
         p_greater: One-sided p-value of the paired randomisation test against "not above 0".
         p_two_sided: Two-sided p-value of the same test.
         p_draws: Share of the draws of `all` that are not above 0.
-        per_seed: The mean of each seed.
-        per_set: The mean of each set.
-        query_error: Standard error of the mean from queries.
         seed_sd: Standard deviation of `per_seed`; None with one seed.
         draws: Draws of `all`, (draws,).
     """
@@ -64,9 +61,6 @@ class ContrastResult:
     def p_equivalent(self, margin: float) -> float:
         """Return the p-value of two one-sided tests for "less than a margin from 0" (TOST).
 
-        Args:
-            margin: The margin.
-
         Returns:
             The larger of the two one-sided p-values, from the draws.
         """
@@ -75,8 +69,8 @@ class ContrastResult:
     @property
     def set_sd(self) -> float | None:
         """Standard deviation of `per_set`; None where sets are so few that they are not drawn."""
-        found = list(self.per_set.values())
-        return float(np.std(found, ddof=1)) if len(found) >= RANDOM_EFFECT else None
+        result = list(self.per_set.values())
+        return float(np.std(result, ddof=1)) if len(result) >= RANDOM_EFFECT else None
 
     def p_sign(self) -> float:
         """Return the two-sided p-value of a sign test over seeds.
@@ -123,11 +117,6 @@ def analyze_contrasts(
 
     Args:
         contrasts: Name to values; all have the same sets and queries, their seeds may differ in number.
-        draws: Bootstrap samples, and random sign flips of the test.
-        seed: Of both.
-
-    Returns:
-        Name to finding.
 
     Raises:
         BadInput: If contrasts differ in sets or queries, or one has other numbers of seeds in its sets.
@@ -145,11 +134,11 @@ def analyze_contrasts(
         name: slice(int(end) - shapes[name], int(end))
         for name, end in zip(shapes, ends, strict=True)
     }
-    drawn, flipped, means, errors = {}, np.zeros((draws, len(shapes))), {}, {}
+    sampled, flipped, means, errors = {}, np.zeros((draws, len(shapes))), {}, {}
     for each, queries in first.items():
         stacked = np.vstack([values[each] for values in contrasts.values()]).T
         over_seeds = np.column_stack([values[each].mean(axis=0) for values in contrasts.values()])
-        drawn[each] = _resampled(stacked, draws, rng)
+        sampled[each] = _resampled(stacked, draws, rng)
         flipped += _flipped(over_seeds, draws, rng)
         means[each], errors[each] = (
             stacked.mean(axis=0),
@@ -157,17 +146,17 @@ def analyze_contrasts(
         )
     weights = {count: _seed_weights(count, draws, rng) for count in sorted(set(shapes.values()))}
     sets = _set_weights(len(first), draws, rng)
-    found = {}
+    result = {}
     for number, (name, part) in enumerate(rows.items()):
         own = weights[shapes[name]]
         by_set = np.stack([means[each][part] for each in first])
-        by_query = np.stack([drawn[each][:, part] for each in first], axis=1)
+        by_query = np.stack([sampled[each][:, part] for each in first], axis=1)
         value = float(by_set.mean())
         everything = np.einsum("dks,ds,dk->d", by_query, own, sets)
         observed, chance = abs(value), flipped[:, number] / len(first)
         low, high = np.quantile(everything, [0.05, 0.95])
         per_seed = by_set.mean(axis=0)
-        found[name] = ContrastResult(
+        result[name] = ContrastResult(
             all=_estimate(value, everything),
             queries=_estimate(value, by_query.mean(axis=(1, 2))),
             seeds=_estimate(value, own @ per_seed),
@@ -181,18 +170,11 @@ def analyze_contrasts(
             seed_sd=float(per_seed.std(ddof=1)) if len(per_seed) > 1 else None,
             draws=everything,
         )
-    return found
+    return result
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjust p-values of one family by Holm's step-down method.
-
-    Args:
-        p_values: Name to p-value.
-
-    Returns:
-        Name to adjusted p-value.
-    """
+    """Adjust p-values of one family by Holm's step-down method."""
     adjusted: dict[str, float] = {}
     largest = 0.0
     for place, name in enumerate(sorted(p_values, key=lambda each: p_values[each])):
@@ -230,12 +212,8 @@ def required_sample(
     """Say what would decide a contrast that is not decided.
 
     Args:
-        value: The difference.
-        query_error: Its standard error from queries.
         seed_sd: Its standard deviation over seeds; None is read as 0.
-        seeds: Number of seeds.
         set_sd: Its standard deviation over sets; None where sets are not drawn.
-        sets: Number of sets.
 
     Returns:
         What is needed, with chance in training and in the choice of sets widened as `find` does for as many of them; None for
@@ -243,7 +221,7 @@ def required_sample(
     """
     if value == 0:
         return None
-    by_query, wanted = query_error**2, (abs(value) / smallest_effect(1.0, 1)) ** 2
+    by_query, requested = query_error**2, (abs(value) / smallest_effect(1.0, 1)) ** 2
     by_set = seed_variance(set_sd or 0.0, sets)
 
     def by_seed(count: int) -> float:
@@ -253,19 +231,19 @@ def required_sample(
         return next((count for count in range(start, MOST + 1) if enough(count)), None)
 
     together = first(
-        seeds, lambda count: by_query * seeds / count + by_seed(count) + by_set <= wanted
+        seeds, lambda count: by_query * seeds / count + by_seed(count) + by_set <= requested
     )
-    left = wanted - by_seed(seeds) - by_set
+    left = requested - by_seed(seeds) - by_set
     return PowerAnalysis(
         queries=max(1.0, by_query / left) if left > 0 else None,
-        seeds=first(seeds, lambda count: by_query + by_seed(count) + by_set <= wanted),
+        seeds=first(seeds, lambda count: by_query + by_seed(count) + by_set <= requested),
         both=None if together is None else together / seeds,
         sets=None
         if set_sd is None
         else first(
             sets,
             lambda count: (
-                by_query * sets / count + by_seed(seeds) + seed_variance(set_sd, count) <= wanted
+                by_query * sets / count + by_seed(seeds) + seed_variance(set_sd, count) <= requested
             ),
         ),
     )
@@ -275,7 +253,6 @@ def seed_variance(seed_sd: float, seeds: int) -> float:
     """Return the variance of a mean over seeds, or over sets, widened for few of them.
 
     Args:
-        seed_sd: Standard deviation over seeds.
         seeds: Number of seeds; one seed says nothing, and nothing is added for it.
 
     Returns:
@@ -286,9 +263,6 @@ def seed_variance(seed_sd: float, seeds: int) -> float:
 
 def effective_queries(queries: Sequence[int]) -> float:
     """Return the number of queries of a single set that would be as sure as the macro mean over several sets.
-
-    Args:
-        queries: Queries of each set.
 
     Returns:
         Sets squared over the sum of 1 / queries.
@@ -335,8 +309,8 @@ def _seed_weights(count: int, draws: int, rng: np.random.Generator) -> Floats:
     """Return (draws, seeds) weights of a mean over seeds."""
     if count == 1:
         return np.ones((draws, 1))
-    drawn = rng.multinomial(count - 1, np.full(count, 1 / count), draws) / (count - 1)
-    return 1 / count + _widening(count) * (drawn - 1 / count)
+    sampled = rng.multinomial(count - 1, np.full(count, 1 / count), draws) / (count - 1)
+    return 1 / count + _widening(count) * (sampled - 1 / count)
 
 
 def _set_weights(count: int, draws: int, rng: np.random.Generator) -> Floats:

@@ -44,10 +44,6 @@ class EvalSet:
 
         Args:
             max_queries: Keep at most this many queries, pairs or test rows, drawn by the seed; None keeps all.
-            seed: Of that draw.
-
-        Returns:
-            The data, with notes on what was left out.
 
         Raises:
             BadInput: If a file cannot be read or the set cannot be scored.
@@ -83,9 +79,7 @@ def find_eval_sets(
     split), `summaries/`. A labelled set also clusters, where `clustering/<name>` is asked for by name.
 
     Args:
-        root: Folder in the data layout.
         names: Names such as `retrieval/scifact` or `sts/*`, in the order wanted; None takes every set.
-        split: `test` or `dev`.
 
     Returns:
         The sets, by kind and name, or in the order of `names`.
@@ -98,23 +92,23 @@ def find_eval_sets(
             f"{root} is not a folder; give a folder with retrieval/, scored/, labelled/ or pairs/ in it"
         )
     order = list(Kind)
-    found = sorted(
+    result = sorted(
         {each.name: each for each in _listed(root, split)}.values(),
         key=lambda each: (order.index(each.kind), each.name),
     )
-    if not found:
+    if not result:
         raise BadInput(
             f"{root} has no evaluation sets for split {split!r}; it needs files such as labelled/NAME.{split}.jsonl.gz or retrieval/NAME/"
         )
     if names is None:
-        return found
-    known = {each.name: each for each in [*_also_clustering(root, split), *found]}
+        return result
+    known = {each.name: each for each in [*_also_clustering(root, split), *result]}
     chosen: dict[str, EvalSet] = {}
     for name in names:
         matches = (
             [known[name]]
             if name in known
-            else [each for each in found if fnmatch.fnmatchcase(each.name, name)]
+            else [each for each in result if fnmatch.fnmatchcase(each.name, name)]
         )
         if not matches:
             raise BadInput(

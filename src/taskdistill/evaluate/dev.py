@@ -50,36 +50,22 @@ def compare(
     """Score the base and an adapter on development rows.
 
     Args:
-        encoder: The model with the adapter.
-        adapter: Its name.
-        task: The task that it serves.
-        data: The training rows, from which a classifier is fitted.
         dev: The development rows, of the same kind.
-
-    Returns:
-        Both scores and their difference.
     """
     metric, before = dev_units(encoder, None, task, data, dev)
     _, after = dev_units(encoder, adapter, task, data, dev)
-    found = paired_difference({"": after}, {"": before}).estimate
+    result = paired_difference({"": after}, {"": before}).estimate
     return DevComparison(
         metric,
         unit_score(before),
         unit_score(after),
-        (found.value, found.low, found.high),
+        (result.value, result.low, result.high),
         len(dev.rows),
     )
 
 
 def shown(found: DevComparison) -> str:
-    """Write a comparison as a clause, times 100.
-
-    Args:
-        found: The comparison.
-
-    Returns:
-        Metric, both scores, and the difference with its interval.
-    """
+    """Write a comparison as a clause, times 100."""
     value, low, high = (100 * each for each in found.difference)
     return (
         f"{found.metric} {100 * found.before:.1f} of the base, {100 * found.after:.1f} with the adapter "
@@ -95,9 +81,6 @@ def dev_units(
     Args:
         encoder: A model; any with `encode`.
         adapter: Name of an adapter; None for the base.
-        task: The task.
-        data: Training rows.
-        dev: Development rows.
 
     Returns:
         Name of the metric, and its units: a number a row, or for STS two columns of ranks.

@@ -81,10 +81,6 @@ def encode_texts(
     """Encode texts, each distinct one once, the longest first, some hundred thousand characters a call.
 
     Args:
-        embedder: The model.
-        texts: Strings.
-        task: The protocol's task.
-        role: Whether they are queries or documents.
         told: Called with the characters of every call that is done.
 
     Returns:
@@ -95,17 +91,17 @@ def encode_texts(
     """
     distinct = sorted(dict.fromkeys(texts), key=len, reverse=True)
     place = {text: i for i, text in enumerate(distinct)}
-    found: NDArray[np.float32] = np.empty((0, 0), np.float32)
+    result: NDArray[np.float32] = np.empty((0, 0), np.float32)
     for start, stop in _slices(distinct):
         some = distinct[start:stop]
         vectors = np.asarray(embedder.encode(some, task=task.value, prompt_name=role.value))
-        dim = check_vectors(embedder.name, some, vectors, found.shape[1] if start else None)
+        dim = check_vectors(embedder.name, some, vectors, result.shape[1] if start else None)
         if not start:
-            found = np.empty((len(distinct), dim), np.float32)
-        found[start:stop] = vectors
+            result = np.empty((len(distinct), dim), np.float32)
+        result[start:stop] = vectors
         if told is not None:
             told(sum(map(len, some)))
-    return found[[place[text] for text in texts]]
+    return result[[place[text] for text in texts]]
 
 
 def _slices(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -125,13 +121,7 @@ def check_vectors(
     """Refuse vectors that cannot be scored: NaN, a wrong count, or a dimension that changes.
 
     Args:
-        name: Of the model.
-        texts: What was encoded.
-        vectors: What came back.
         dim: Dimensions the model gave before, or None.
-
-    Returns:
-        The dimensions.
 
     Raises:
         BadInput: If they cannot be scored; the first text at fault is named.
@@ -167,11 +157,7 @@ def encode_set(
     """Encode every text of a set with the adapter and prompts of its kind (paper, section 8.1).
 
     Args:
-        embedder: The model.
-        kind: What the set asks.
-        data: The set.
         full_train: Whether all training rows of a classification set are encoded, or only the few that are drawn.
-        tell: Told how far the set is encoded.
 
     Returns:
         Its vectors: `queries` and `documents`; `first` and `second`; `texts` and `train`; or `human` and `machine`.
@@ -213,40 +199,32 @@ def _characters(texts: Sequence[str]) -> int:
 def training_rows(data: LabeledData, kind: Kind, full_train: bool) -> list[int]:
     """Return the training rows that are encoded, in ascending order.
 
-    Args:
-        data: A classification or multilabel set.
-        kind: Which of them.
-        full_train: Whether every row is.
-
     Returns:
         Indices of training rows: all of them, or those that some experiment draws.
     """
     assert data.train is not None
     if full_train or kind is Kind.MULTILABEL:
         return list(range(len(data.train.labels)))
-    drawn: set[int] = set()
+    sampled: set[int] = set()
     for rows in {tuple(rows) for rows in language_training_rows(data).values()}:
         for sample in few_per_label([data.train.labels[i] for i in rows]):
-            drawn.update(rows[i] for i in sample)
-    return sorted(drawn)
+            sampled.update(rows[i] for i in sample)
+    return sorted(sampled)
 
 
 def language_training_rows(data: LabeledData) -> dict[str, list[int]]:
     """Return which training rows belong to each language of the test rows: its own where it has two labels, else all.
-
-    Args:
-        data: A classification set.
 
     Returns:
         Language to indices of training rows; one language `""` where the test rows have one only.
     """
     assert data.train is not None
     everything = list(range(len(data.train.labels)))
-    found = {}
+    result = {}
     for language in dict.fromkeys(data.languages):
         own = [i for i in everything if data.train.languages[i] == language]
-        found[language] = own if len({str(data.train.labels[i]) for i in own}) > 1 else everything
-    return found if len(found) > 1 else dict.fromkeys(found, everything)
+        result[language] = own if len({str(data.train.labels[i]) for i in own}) > 1 else everything
+    return result if len(result) > 1 else dict.fromkeys(result, everything)
 
 
 def _together(reader: _TextEmbedder, sides: Mapping[str, Sequence[str]]) -> None:

@@ -25,8 +25,6 @@ def top_documents(
     """Find the documents of largest inner product, exactly, by blocks of bounded memory.
 
     Args:
-        queries: (q, dim) vectors.
-        documents: (n, dim) vectors.
         k: Documents wanted for each query.
 
     Returns:
@@ -39,10 +37,10 @@ def top_documents(
         block = queries[i : i + _BLOCK]
         best, where = np.empty((len(block), 0), np.float32), np.empty((len(block), 0), np.int64)
         for j in range(0, len(documents), _COLUMNS):
-            found = block @ documents[j : j + _COLUMNS].T
-            best = np.hstack([best, found])
+            result = block @ documents[j : j + _COLUMNS].T
+            best = np.hstack([best, result])
             where = np.hstack(
-                [where, np.broadcast_to(np.arange(j, j + found.shape[1]), found.shape)]
+                [where, np.broadcast_to(np.arange(j, j + result.shape[1]), result.shape)]
             )
             if best.shape[1] > k:
                 keep = np.argpartition(-best, k - 1, axis=1)[:, :k]
@@ -55,11 +53,6 @@ def rank(
     data: RankingData, queries: NDArray[np.float32], documents: NDArray[np.float32]
 ) -> dict[str, dict[str, float]]:
     """Rank the documents, or each query's candidates, by cosine.
-
-    Args:
-        data: The set.
-        queries: (queries, dim) vectors.
-        documents: (documents, dim) vectors.
 
     Returns:
         Query id to document id to cosine, for the best 1000.
@@ -96,9 +89,6 @@ def ndcg_units(
 
     Args:
         data: The set, without candidates.
-        queries: (queries, dim) vectors.
-        documents: (documents, dim) vectors.
-        cutoff: Documents that count.
 
     Returns:
         (queries,) nDCG at the cutoff, in the order of the set's queries.
@@ -117,7 +107,6 @@ def ndcg_units_of_bits(
         data: The set, without candidates.
         queries: (queries, bytes) packed bits.
         documents: (documents, bytes) packed bits.
-        cutoff: Documents that count.
 
     Returns:
         (queries,) nDCG at the cutoff, in the order of the set's queries.
@@ -144,7 +133,7 @@ def _units(
     """Return nDCG of every query; `score` gives (some, documents) scores of documents in the order given, in which ties are broken."""
     ids = list(data.documents)
     discounts = 1 / np.log2(np.arange(cutoff) + 2)
-    found = np.zeros(len(queries))
+    result = np.zeros(len(queries))
     names = list(data.queries)
     for start in range(0, len(queries), _ROWS):
         for row, scores in enumerate(score(queries[start : start + _ROWS]), start):
@@ -154,8 +143,8 @@ def _units(
             )[::-1][:cutoff]
             if len(ideal):
                 best = [max(0, judged.get(ids[order[i]], 0)) for i in _first(scores, cutoff)]
-                found[row] = (best @ discounts[: len(best)]) / (ideal @ discounts[: len(ideal)])
-    return found
+                result[row] = (best @ discounts[: len(best)]) / (ideal @ discounts[: len(ideal)])
+    return result
 
 
 def _first(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:

@@ -107,10 +107,6 @@ class Centred(Protocol):
 def binary_offsets_of(embedder: Embedder, task: str) -> Mapping[str, Mapping[int, NDArray[Any]]]:
     """Return the offsets of binary codes that a model brings along.
 
-    Args:
-        embedder: The model.
-        task: The protocol's task.
-
     Returns:
         query and document to dimension to offsets, empty for a model that brings none.
     """
@@ -119,10 +115,6 @@ def binary_offsets_of(embedder: Embedder, task: str) -> Mapping[str, Mapping[int
 
 def int8_ranges_of(embedder: Embedder, task: str) -> Mapping[int, Int8Ranges]:
     """Return the int8 ranges that a model brings along.
-
-    Args:
-        embedder: The model.
-        task: The protocol's task.
 
     Returns:
         Dimension to ranges, empty for a model that brings none.

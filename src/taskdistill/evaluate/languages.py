@@ -29,7 +29,6 @@ class LanguageScores:
     """How queries of one language fare.
 
     Attributes:
-        queries: Number of queries.
         own: nDCG@10 on the corpus of their own language.
         pooled: nDCG@10 on all corpora together, where only the document in the query's language counts.
         any_language: nDCG@10 on all corpora together, where a translation of the document counts as well; None if the
@@ -58,9 +57,6 @@ class PooledScores:
 def name_and_language(name: str) -> tuple[str, str]:
     """Split the name of a set of one language, such as `sts/stsb-de`.
 
-    Args:
-        name: Name of a set.
-
     Returns:
         Name without the language, and the language: two or three letters, or empty where the name has none.
     """
@@ -78,18 +74,15 @@ def name_and_language(name: str) -> tuple[str, str]:
 def families(sets: Sequence[EvalSet]) -> dict[str, dict[str, EvalSet]]:
     """Group retrieval sets that differ only in their language, such as `retrieval/xquad-de` and `retrieval/xquad-en`.
 
-    Args:
-        sets: Evaluation sets.
-
     Returns:
         Name without the language to language to set, for two languages or more; a language is two or three letters.
     """
-    found: dict[str, dict[str, EvalSet]] = {}
+    result: dict[str, dict[str, EvalSet]] = {}
     for each in sets:
         family, language = name_and_language(each.name)
         if each.kind is Kind.RETRIEVAL and language:
-            found.setdefault(family, {})[language] = each
-    return {family: members for family, members in found.items() if len(members) > 1}
+            result.setdefault(family, {})[language] = each
+    return {family: members for family, members in result.items() if len(members) > 1}
 
 
 def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> PooledScores:
@@ -97,13 +90,6 @@ def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> Poo
 
     nDCG alone hides whether results come back in the language of the query; the shares tell. Corpora are taken as
     translations of each other if they have the same document ids.
-
-    Args:
-        embedder: The model.
-        sets: Language to retrieval set.
-
-    Returns:
-        The scores.
 
     Raises:
         BadInput: If there are fewer than two languages, or the model returns what cannot be scored.
@@ -119,7 +105,7 @@ def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> Poo
     places = [
         (language, document) for language, data in sets.items() for document in data.documents
     ]
-    found, cross = {}, {}
+    result, cross = {}, {}
     for language, data in sets.items():
         queries = normalize(encoded[language]["queries"])
         on = {
@@ -134,17 +120,14 @@ def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> Poo
             for other in (sets if parallel else [language])
         }
         hits = _sorted_hits(queries, pool, places)
-        found[language] = _language_scores(language, data, hits, on[language], parallel)
+        result[language] = _language_scores(language, data, hits, on[language], parallel)
         if parallel:
             cross[language] = on
-    return PooledScores(found, cross)
+    return PooledScores(result, cross)
 
 
 def language_tables(pooled: PooledScores) -> list[Table]:
     """Return what the report shows of a pool of languages.
-
-    Args:
-        pooled: The scores.
 
     Returns:
         Scores by query language, and query language against corpus language where texts are parallel.

@@ -54,7 +54,6 @@ class MtebEncoder:
         """Wrap a model.
 
         Args:
-            embedder: The model.
             dim: Keep only the first coordinates, then scale to unit length; None keeps all.
             precision: Vectors are stored at this precision and read back before they are compared. int8 takes the ranges
                 that the model brings along, so that queries and documents share theirs.
@@ -98,8 +97,8 @@ class MtebEncoder:
             40 hexadecimal digits.
         """
         ranges = {
-            task.value: {str(dim): each.to_json() for dim, each in found.items()}
-            for task, found in self._ranges.items()
+            task.value: {str(dim): each.to_json() for dim, each in result.items()}
+            for task, result in self._ranges.items()
         }
         said = [self.embedder.fingerprint(), ROUTES | {"": OTHER}, self.dim, self.precision, ranges]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:40]
@@ -158,10 +157,6 @@ class MtebEncoder:
 
     def similarity_pairwise(self, first: Any, second: Any) -> Any:
         """Compare each vector with its counterpart.
-
-        Args:
-            first: (n, dim) vectors.
-            second: (n, dim) vectors.
 
         Returns:
             (n,) cosines, a tensor as mteb wants it.

@@ -135,7 +135,6 @@ def needle_set(
         kind: `needle` hides a fact about a person, `passkey` a number that belongs to a person.
         length: Tokens of a document, at least 64.
         documents: How many, at most the 224 persons there are.
-        seed: Of everything drawn.
         tokens: Counts the tokens of a sentence; None estimates them from its words.
 
     Returns:
@@ -188,11 +187,6 @@ def score_needles(
     """Score a model at every length, one row as soon as it is known.
 
     Args:
-        embedder: The model.
-        kinds: See `needle_set`.
-        lengths: See `needle_set`.
-        documents: See `needle_set`.
-        seed: See `needle_set`.
         tokens: See `needle_set`; the model's own tokenizer makes lengths exact.
         task: Adapter; None for a model without adapters.
         progress: Called with (sets done, sets in all).
@@ -208,16 +202,16 @@ def score_needles(
         before = getattr(embedder, "cut", 0)
         vectors = embedder.encode(data.documents, task=task, prompt_name=Role.DOCUMENT.value)
         cut = getattr(embedder, "cut", 0) - before
-        found = _ndcg_at_1(np.asarray(queries, np.float32) @ np.asarray(vectors, np.float32).T)
-        early, sure = np.array(data.depths) < 0.5, interval({"": found})
+        result = _ndcg_at_1(np.asarray(queries, np.float32) @ np.asarray(vectors, np.float32).T)
+        early, sure = np.array(data.depths) < 0.5, interval({"": result})
         yield {
             "kind": kind,
             "length": length,
             "documents": documents,
-            METRIC: float(found.mean()),
+            METRIC: float(result.mean()),
             "interval": [sure.low, sure.high],
-            "first_half": float(found[early].mean()),
-            "second_half": float(found[~early].mean()),
+            "first_half": float(result[early].mean()),
+            "second_half": float(result[~early].mean()),
             "cut": cut,
         }
         if progress is not None:

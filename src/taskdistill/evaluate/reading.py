@@ -71,13 +71,7 @@ def read_retrieval(name: str, files: Paths, max_queries: int | None, seed: int) 
     """Read a retrieval folder; judgments with unknown ids and queries without judgments are left out and noted.
 
     Args:
-        name: What to call the set in messages.
-        files: Corpus, queries, qrels.
         max_queries: Most queries kept; every document stays.
-        seed: Of the draw of queries.
-
-    Returns:
-        The data.
 
     Raises:
         BadInput: If a file is damaged, an id has two texts, or no query can be scored.
@@ -125,13 +119,7 @@ def read_reranking(name: str, files: Paths, max_queries: int | None, seed: int) 
     """Read a reranking set: a folder whose judged documents are the candidates, or pairs with negatives.
 
     Args:
-        name: What to call the set in messages.
         files: Corpus, queries, qrels; or one file of pairs.
-        max_queries: Most queries kept.
-        seed: Of the draw of queries.
-
-    Returns:
-        The data, with candidates.
 
     Raises:
         BadInput: If a file is damaged or no query can be scored.
@@ -140,14 +128,14 @@ def read_reranking(name: str, files: Paths, max_queries: int | None, seed: int) 
         data = read_retrieval(name, files, max_queries, seed)
     else:
         notes: list[str] = []
-        found = [
+        result = [
             row for row in rows(files[0], ("query", "positive"), notes) if row.get("negatives")
         ]
         documents: dict[str, str] = {}
         queries: dict[str, str] = {}
         qrels: dict[str, dict[str, int]] = {}
         same = 0
-        for i, row in enumerate(sample(found, max_queries, seed)):
+        for i, row in enumerate(sample(result, max_queries, seed)):
             negatives = [text for text in row["negatives"] if text != row["positive"]]
             same += len(row["negatives"]) - len(negatives)
             if not negatives:
@@ -169,29 +157,20 @@ def read_reranking(name: str, files: Paths, max_queries: int | None, seed: int) 
 def read_scored(name: str, files: Paths, max_queries: int | None, seed: int) -> PairData:
     """Read pairs of texts with a score each.
 
-    Args:
-        name: What to call the set in messages.
-        files: One file of scored rows.
-        max_queries: Most pairs kept.
-        seed: Of the draw.
-
-    Returns:
-        The data.
-
     Raises:
         BadInput: If a row is damaged, a score is not a finite number, or all scores of a language are equal.
     """
     notes: list[str] = []
-    found = sample(list(rows(files[0], ("text1", "text2"), notes)), max_queries, seed)
-    for row in found:
+    result = sample(list(rows(files[0], ("text1", "text2"), notes)), max_queries, seed)
+    for row in result:
         if not _is_number(row.get("score")):
             refuse(files[0], row["#"], f"score is {row.get('score')!r}; a finite number is needed")
     kept = [
-        found[i]
+        result[i]
         for i in _varied(
             name,
-            [_language(row) for row in found],
-            [row["score"] for row in found],
+            [_language(row) for row in result],
+            [row["score"] for row in result],
             "scores",
             notes,
         )
@@ -212,12 +191,6 @@ def read_scored(name: str, files: Paths, max_queries: int | None, seed: int) -> 
 def read_bitext(name: str, files: Paths, max_queries: int | None, seed: int) -> PairData:
     """Read parallel texts: row i of one side belongs to row i of the other.
 
-    Args:
-        name: What to call the set in messages.
-        files: One file of pairs.
-        max_queries: Most pairs kept.
-        seed: Of the draw.
-
     Returns:
         The data, without scores.
 
@@ -225,11 +198,11 @@ def read_bitext(name: str, files: Paths, max_queries: int | None, seed: int) -> 
         BadInput: If a row is damaged or there is none.
     """
     notes: list[str] = []
-    found = sample(list(rows(files[0], ("query", "positive"), notes)), max_queries, seed)
-    languages = [_language(row) for row in found]
+    result = sample(list(rows(files[0], ("query", "positive"), notes)), max_queries, seed)
+    languages = [_language(row) for row in result]
     return PairData(
-        [row["query"] for row in found],
-        [row["positive"] for row in found],
+        [row["query"] for row in result],
+        [row["positive"] for row in result],
         None,
         languages,
         tuple(notes),
@@ -238,12 +211,6 @@ def read_bitext(name: str, files: Paths, max_queries: int | None, seed: int) -> 
 
 def read_clustering(name: str, files: Paths, max_queries: int | None, seed: int) -> LabeledData:
     """Read labelled texts for clustering.
-
-    Args:
-        name: What to call the set in messages.
-        files: One file of labelled rows.
-        max_queries: Most texts kept.
-        seed: Of the draw.
 
     Returns:
         The data, without training rows.
@@ -264,13 +231,7 @@ def read_classification(name: str, files: Paths, max_queries: int | None, seed: 
     """Read labelled texts with their training rows; a label that is a list makes the set multilabel.
 
     Args:
-        name: What to call the set in messages.
-        files: The test rows and the training rows.
         max_queries: Most test rows kept.
-        seed: Of the draw.
-
-    Returns:
-        The data.
 
     Raises:
         BadInput: If a row is damaged or the training rows have one label only.
@@ -287,20 +248,11 @@ def read_classification(name: str, files: Paths, max_queries: int | None, seed: 
 def read_summaries(name: str, files: Paths, max_queries: int | None, seed: int) -> SummaryData:
     """Read summaries: rows of `human` and `machine` (lists of texts) and `scores` (one for each machine summary).
 
-    Args:
-        name: What to call the set in messages.
-        files: One file.
-        max_queries: Most texts kept.
-        seed: Of the draw.
-
-    Returns:
-        The data.
-
     Raises:
         BadInput: If a row is damaged.
     """
-    found = sample(list(rows(files[0], (), [])), max_queries, seed)
-    for row in found:
+    result = sample(list(rows(files[0], (), [])), max_queries, seed)
+    for row in result:
         texts = [row.get("human"), row.get("machine")]
         if not all(
             isinstance(each, list)
@@ -319,17 +271,14 @@ def read_summaries(name: str, files: Paths, max_queries: int | None, seed: int) 
                 files[0], row["#"], "`scores` must hold one finite number for each machine summary"
             )
     return SummaryData(
-        [row["human"] for row in found],
-        [row["machine"] for row in found],
-        [row["scores"] for row in found],
+        [row["human"] for row in result],
+        [row["machine"] for row in result],
+        [row["scores"] for row in result],
     )
 
 
 def judged_texts(data: SetData) -> list[str]:
     """Return the texts a set judges a model by, to look for them in training texts; training rows are not among them.
-
-    Args:
-        data: The set.
 
     Returns:
         Queries and documents, both sides of pairs, texts, or summaries; each distinct text once.
@@ -348,9 +297,6 @@ def judged_texts(data: SetData) -> list[str]:
 def is_binary(path: Path) -> bool:
     """Tell whether every score of a file is 0 or 1; reading stops at the first that is not.
 
-    Args:
-        path: A file of scored rows.
-
     Returns:
         Whether it is a set of right and wrong pairs.
     """
@@ -360,9 +306,6 @@ def is_binary(path: Path) -> bool:
 def first_row(path: Path) -> dict[str, Any]:
     """Return the first row of a file.
 
-    Args:
-        path: A JSONL file, gzip or plain.
-
     Returns:
         The row, with its line number under `#`.
     """
@@ -371,40 +314,40 @@ def first_row(path: Path) -> dict[str, Any]:
 
 def _labelled(path: Path, max_queries: int | None, seed: int) -> LabeledData:
     notes: list[str] = []
-    found = sample(list(rows(path, ("text",), notes)), max_queries, seed)
-    for row in found:
+    result = sample(list(rows(path, ("text",), notes)), max_queries, seed)
+    for row in result:
         if row.get("label") is None:
             refuse(path, row["#"], "no label")
     labels = [
         [str(each) for each in row["label"]]
         if isinstance(row["label"], list)
         else str(row["label"])
-        for row in found
+        for row in result
     ]
     return LabeledData(
-        [row["text"] for row in found],
+        [row["text"] for row in result],
         labels,
-        [_language(row) for row in found],
+        [_language(row) for row in result],
         notes=tuple(notes),
     )
 
 
 def _doubts(data: LabeledData, train: LabeledData) -> list[str]:
     """Say what of the training rows makes a classification score doubtful."""
-    found = []
+    result = []
     if isinstance(data.labels[0], str):
         counts = Counter(train.labels)
         if unseen := sorted(set(data.labels) - set(counts)):
             lost = sum(label in unseen for label in data.labels)
-            found.append(
+            result.append(
                 f"{len(unseen)} labels of {lost} test rows have no training row, so these cannot be right: {listing(unseen)}"
             )
         if lonely := sorted(label for label, count in counts.items() if count == 1):
-            found.append(f"{len(lonely)} labels have one training row only: {listing(lonely)}")
+            result.append(f"{len(lonely)} labels have one training row only: {listing(lonely)}")
     known = {_plain(text) for text in train.texts}
     if both := sum(_plain(text) in known for text in data.texts):
-        found.append(f"{both} of {len(data.texts)} test texts are training texts of this set too")
-    return found
+        result.append(f"{both} of {len(data.texts)} test texts are training texts of this set too")
+    return result
 
 
 def _plain(text: str) -> str:
@@ -426,7 +369,7 @@ def _varied(
     distinct: dict[str, set[Any]] = {}
     for language, value in zip(languages, values, strict=True):
         distinct.setdefault(language, set()).add(value)
-    constant = {language for language, found in distinct.items() if len(found) < 2}
+    constant = {language for language, result in distinct.items() if len(result) < 2}
     if constant == set(distinct):
         raise BadInput(
             f"{name}: all {word} are equal ({values[0]}), so nothing can be scored; at least two distinct {word} are needed"

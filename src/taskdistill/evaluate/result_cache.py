@@ -23,9 +23,6 @@ class ResultCache:
     def key(self, *parts: Any) -> str:
         """Return the name under which a value is kept.
 
-        Args:
-            *parts: Plain data that decide the value.
-
         Returns:
             32 hexadecimal digits.
         """
@@ -35,9 +32,6 @@ class ResultCache:
 
     def read(self, key: str) -> Any:
         """Return a kept value.
-
-        Args:
-            key: From `key`.
 
         Returns:
             The value, or None where none is kept or the file is damaged; it is then made and written anew.
@@ -53,8 +47,6 @@ class ResultCache:
         """Keep a value.
 
         Args:
-            key: From `key`.
-            value: Plain data.
             **about: What a person who looks into the file is told.
         """
         if self.folder is not None:

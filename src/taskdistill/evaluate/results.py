@@ -22,19 +22,18 @@ def to_record(result: SetScore, cells: Sequence[CompressionResult] = ()) -> Reco
     """Turn a result into plain data.
 
     Args:
-        result: Of one model on one set.
         cells: Its compression matrix, where there is one.
 
     Returns:
         JSON-able; `units` are rounded to six digits, `interval` is the score's 95 % bootstrap interval.
     """
-    found = interval(result.score.units)
+    results = interval(result.score.units)
     return {
         "set": result.set,
         "kind": result.kind.value,
         "metric": result.metric,
         "score": result.score.score,
-        "interval": [found.low, found.high],
+        "interval": [results.low, results.high],
         "scores": result.score.scores,
         "by_language": result.score.by_language(),
         "n": result.n,
@@ -54,14 +53,7 @@ def to_record(result: SetScore, cells: Sequence[CompressionResult] = ()) -> Reco
 
 
 def units_of(record: Record) -> Units:
-    """Return the units of a record as arrays.
-
-    Args:
-        record: What `to_record` returned.
-
-    Returns:
-        Language to units.
-    """
+    """Return the units of a record as arrays."""
     return {
         language: np.asarray(units, dtype=np.float64) for language, units in record["units"].items()
     }
@@ -69,9 +61,6 @@ def units_of(record: Record) -> Units:
 
 def cells_of(record: Record) -> list[CompressionResult]:
     """Return the compression matrix of a record.
-
-    Args:
-        record: What `to_record` returned.
 
     Returns:
         Its cells, empty where none was measured.
@@ -81,9 +70,6 @@ def cells_of(record: Record) -> list[CompressionResult]:
 
 def mean_matrix(records: Mapping[str, Record]) -> tuple[CompressionResult, ...]:
     """Average the compression matrices of a model: over its retrieval sets where there are any, since only they search.
-
-    Args:
-        records: Set to record, of one model.
 
     Returns:
         One cell a setting, none where nothing was measured.
@@ -99,7 +85,6 @@ def aggregate(
     """Average scores over sets as section 8.3 of the paper does.
 
     Args:
-        scores: Set to score.
         types: Set to its kind, or to mteb's type of task.
         order: The kinds or types, in the order of reports; others follow.
 
@@ -128,9 +113,6 @@ def task_score(splits: Mapping[str, Mapping[str, float]]) -> float:
 
     Args:
         splits: Evaluation split to subset (a language, mostly) to main score.
-
-    Returns:
-        The score.
     """
     return float(np.mean([np.mean(list(subsets.values())) for subsets in splits.values()]))
 
@@ -141,7 +123,6 @@ def summarize(
     """Put records together: scores, averages, and how each model compares with a reference.
 
     Args:
-        records: Model to set to record.
         reference: The model that the others are compared with (the teacher); None takes the first of several.
 
     Returns:
@@ -178,14 +159,14 @@ def summarize(
             "mean": float(np.mean(list(ratios.values()))) if ratios else None,
         }
         for name, (ours, theirs) in shared.items():
-            found = paired_difference(units_of(ours), units_of(theirs))
+            result = paired_difference(units_of(ours), units_of(theirs))
             comparisons.append(
                 {
                     "set": name,
                     "model": model,
                     "against": base,
-                    "difference": found.estimate.to_json(),
-                    "p": found.p,
+                    "difference": result.estimate.to_json(),
+                    "p": result.p,
                 }
             )
     verdicts = {

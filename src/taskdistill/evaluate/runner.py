@@ -42,7 +42,6 @@ def evaluate_models(
 
     Args:
         models: The models; names must differ.
-        sets: The sets.
         folder: Where scores are kept and `results.json` is written; None keeps nothing.
         options: Cuts, the linear probe, and what is measured beside the scores.
         reference: Name of the model the others are compared with; None takes the first.
@@ -114,7 +113,7 @@ def evaluate_models(
                 note(f"{name}  {model.name}  {record['metric']} {100 * record['score']:.2f}{cut}")
             share.finished(size if missing else 0)
         scorer.forget()
-    found: dict[str, dict[str, Any]] = {model.name: {} for model in models}
+    result: dict[str, dict[str, Any]] = {model.name: {} for model in models}
     for family, members in pools.items():
         for model in models:
             key = pool_keys[model.name, family]
@@ -123,7 +122,7 @@ def evaluate_models(
                 pool = _pool(model, members, options)
                 scores.write(key, pool, model=model.name, set=family)
                 share.finished(sum(map(_size, members.values())))
-            found[model.name][family] = pool
+            result[model.name][family] = pool
             if note is not None:
                 own = sum(each["own_share"] for each in pool["by_language"].values()) / len(members)
                 note(
@@ -146,7 +145,7 @@ def evaluate_models(
             for name, value in asdict(options).items()
         },
         **summarize(records, reference),
-        "pools": found if pools else {},
+        "pools": result if pools else {},
         "versions": versions(),
     }
     if folder is not None:

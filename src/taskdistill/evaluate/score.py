@@ -42,11 +42,7 @@ class Score:
     notes: tuple[str, ...] = ()
 
     def by_language(self) -> dict[str, float]:
-        """Return the main score of each language, empty where the set has one only.
-
-        Returns:
-            Language to score.
-        """
+        """Return the main score of each language, empty where the set has one only."""
         return (
             {language: unit_score(units) for language, units in self.units.items()}
             if len(self.units) > 1
@@ -92,14 +88,7 @@ def evaluate_set(
     """Encode a set with a model and score it.
 
     Args:
-        embedder: The model.
-        name: Of the set.
-        kind: What the set asks.
-        data: The set.
         full_train: Whether classification also reports a linear probe on the whole training split.
-
-    Returns:
-        The result.
 
     Raises:
         BadInput: If the model returns what cannot be scored.
@@ -116,18 +105,7 @@ def evaluate_set(
 def evaluate_encoded(
     name: str, kind: Kind, data: SetData, encoded: EncodedSet, *, full_train: bool = False
 ) -> SetScore:
-    """Score a set whose vectors are there.
-
-    Args:
-        name: Of the set.
-        kind: What the set asks.
-        data: The set.
-        encoded: What `encode_set` returned.
-        full_train: As in `encode_set`.
-
-    Returns:
-        The result.
-    """
+    """Score a set whose vectors are there."""
     start = time.perf_counter()
     score = score_vectors(name, kind, data, encoded, full_train=full_train)
     seconds = time.perf_counter() - start
@@ -159,14 +137,7 @@ def score_vectors(
     """Score vectors by the protocol of a kind.
 
     Args:
-        name: Of the set, for messages.
-        kind: What the set asks.
-        data: The set.
         encoded: Its vectors, from `encode_set` or changed since (truncated, rounded).
-        full_train: As in `encode_set`.
-
-    Returns:
-        The score.
 
     Raises:
         BadInput: If the data are not of this kind.
@@ -200,17 +171,12 @@ def score_ranking(
 ) -> Score:
     """Score rankings.
 
-    Args:
-        data: The set.
-        ranking: Query id to document id to score.
-        metric: The main metric.
-
     Returns:
         The score, one unit a query.
     """
-    found = metrics.retrieval_scores(data.qrels, ranking, list(data.queries))
-    scores = {name: float(values.mean()) for name, values in found.items()}
-    return Score(scores[metric], scores, {"": found[metric]}, data.notes)
+    result = metrics.retrieval_scores(data.qrels, ranking, list(data.queries))
+    scores = {name: float(values.mean()) for name, values in result.items()}
+    return Score(scores[metric], scores, {"": result[metric]}, data.notes)
 
 
 def _by_language(
@@ -221,10 +187,10 @@ def _by_language(
     rows: dict[str, list[int]] = {}
     for i, language in enumerate(languages):
         rows.setdefault(language, []).append(i)
-    found = {language: score(np.array(indices)) for language, indices in rows.items()}
-    names = next(iter(found.values()))[0]
-    means = {name: float(np.mean([each[0][name] for each in found.values()])) for name in names}
-    units = {language: each[1] for language, each in found.items()}
+    result = {language: score(np.array(indices)) for language, indices in rows.items()}
+    names = next(iter(result.values()))[0]
+    means = {name: float(np.mean([each[0][name] for each in result.values()])) for name in names}
+    units = {language: each[1] for language, each in result.items()}
     return Score(float(np.mean([unit_score(each) for each in units.values()])), means, units)
 
 
@@ -236,8 +202,8 @@ def _sts(data: PairData, encoded: EncodedSet) -> Score:
     )
 
     def score(rows: NDArray[np.int64]) -> tuple[dict[str, float], NDArray[np.float64]]:
-        found = {"Spearman": metrics.spearman(gold[rows], cosine[rows])}
-        return found, np.column_stack([metrics.ranks(gold[rows]), metrics.ranks(cosine[rows])])
+        result = {"Spearman": metrics.spearman(gold[rows], cosine[rows])}
+        return result, np.column_stack([metrics.ranks(gold[rows]), metrics.ranks(cosine[rows])])
 
     return _noted(
         _by_language(data.languages, score), data.notes, constant=bool(np.ptp(cosine) == 0)
@@ -250,12 +216,12 @@ def _pair_classification(data: PairData, encoded: EncodedSet) -> Score:
     similarities = metrics.pair_similarities(encoded.sides["first"], encoded.sides["second"])
 
     def score(rows: NDArray[np.int64]) -> tuple[dict[str, float], NDArray[np.float64]]:
-        found = {
+        result = {
             name: metrics.average_precision(labels[rows], values[rows])
             for name, values in similarities.items()
         }
-        best = max(found, key=lambda name: found[name])
-        scores = {"AP": found[best], **{f"AP ({name})": value for name, value in found.items()}}
+        best = max(result, key=lambda name: result[name])
+        scores = {"AP": result[best], **{f"AP ({name})": value for name, value in result.items()}}
         return scores, metrics.precision_at_positives(labels[rows], similarities[best][rows])
 
     return _noted(
@@ -282,12 +248,12 @@ def _bitext(data: PairData, encoded: EncodedSet) -> Score:
 def _summarisation(data: SummaryData, encoded: EncodedSet) -> Score:
     human = np.split(encoded.sides["human"], np.cumsum([len(row) for row in data.human])[:-1])
     machine = np.split(encoded.sides["machine"], np.cumsum([len(row) for row in data.machine])[:-1])
-    found = [
+    result = [
         metrics.summary_scores(h, m, gold)
         for h, m, gold in zip(human, machine, data.scores, strict=True)
     ]
-    units = np.array([value for value in found if value is not None])
-    skipped = len(found) - len(units)
+    units = np.array([value for value in result if value is not None])
+    skipped = len(result) - len(units)
     notes = (
         (f"{skipped} texts whose scores or similarities are all equal are left out",)
         if skipped
@@ -353,7 +319,7 @@ def _multilabel(data: LabeledData, encoded: EncodedSet) -> Score:
 
     def score(rows: NDArray[np.int64]) -> tuple[dict[str, float], NDArray[np.float64]]:
         mine = own[data.languages[rows[0]]]
-        found: list[dict[str, float]] = []
+        result: list[dict[str, float]] = []
         right: list[NDArray[Any]] = []
         for _ in range(10):
             sample = [
@@ -366,11 +332,11 @@ def _multilabel(data: LabeledData, encoded: EncodedSet) -> Score:
                 test[rows],
                 [labels[i] for i in rows],
             )
-            found.append(scores)
+            result.append(scores)
             right.append(hits)
-        return {name: float(np.mean([each[name] for each in found])) for name in found[0]}, np.mean(
-            right, axis=0
-        )
+        return {
+            name: float(np.mean([each[name] for each in result])) for name in result[0]
+        }, np.mean(right, axis=0)
 
     return _noted(_by_language(data.languages, score), data.notes)
 

@@ -25,11 +25,8 @@ class EvalOptions:
 
     Attributes:
         max_queries: Sets are cut to this many queries, pairs or test rows; None keeps all.
-        seed: Of that draw.
         full_train: Whether classification also reports a linear probe on the whole training split.
-        dims: Truncations of the compression matrix, beside the whole vectors.
         precisions: Its precisions; empty measures no compression.
-        rescore: Whether the matrix also rescored.
         languages: Whether retrieval sets of one family are also searched across languages and in one pool.
         prompts: Prompts whose spread is measured; empty measures none.
     """
@@ -58,9 +55,6 @@ class SetRunner:
         """Begin with a set.
 
         Args:
-            each: The set.
-            digest: Its hash.
-            options: See `Options`.
             scores: Where records are kept.
             calibration: Where int8 ranges are kept.
         """
@@ -70,9 +64,6 @@ class SetRunner:
 
     def keys(self, fingerprint: str) -> tuple[str, str | None]:
         """Return under which names this set's record and prompt spread of a model are kept.
-
-        Args:
-            fingerprint: The model's.
 
         Returns:
             Key of the record, and of the spread or None where none is measured.
@@ -95,9 +86,6 @@ class SetRunner:
     def missing(self, fingerprint: str) -> bool:
         """Tell whether something has to be computed for a model.
 
-        Args:
-            fingerprint: The model's.
-
         Returns:
             Whether a score or spread is not kept.
         """
@@ -107,11 +95,6 @@ class SetRunner:
 
     def record(self, model: Embedder, fingerprint: str, tell: Tell | None = None) -> Record:
         """Return the record of a model, from what is kept or anew.
-
-        Args:
-            model: The model.
-            fingerprint: Its fingerprint.
-            tell: Told how far the set is encoded.
 
         Returns:
             The record; `prompts` (prompt to score) is there where a spread is measured.
@@ -128,10 +111,10 @@ class SetRunner:
         if spread_key is not None:
             spread = self._scores.read(spread_key)
             if spread is None:
-                found = prompt_spread(
+                result = prompt_spread(
                     model, self.each.name, self.each.kind, self.data, self.options.prompts, encoded
                 )
-                spread = dict(found.scores)
+                spread = dict(result.scores)
                 self._scores.write(spread_key, spread, model=model.name, set=self.each.name)
             record = {**record, "prompts": spread}
         return record

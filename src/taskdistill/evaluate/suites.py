@@ -43,9 +43,6 @@ def suite_name(name: str) -> str:
     Args:
         name: mteb's name of a benchmark, or one of the short names.
 
-    Returns:
-        Its full name.
-
     Raises:
         BadInput: If mteb knows no such benchmark.
     """
@@ -64,12 +61,6 @@ def suite_name(name: str) -> str:
 
 def suite_tasks(name: str) -> list[Any]:
     """Return the tasks of a benchmark; no data is read.
-
-    Args:
-        name: As in `suite_name`.
-
-    Returns:
-        mteb's task objects.
 
     Raises:
         BadInput: If there is no such benchmark, or it is about more than texts.
@@ -109,11 +100,6 @@ def run_suite(
     again. A task whose data cannot be had is left out and named.
 
     Args:
-        models: The models.
-        names: What to call each in the result.
-        suite: Name of the benchmark.
-        tasks: Its tasks.
-        folder: mteb's cache.
         progress: Called with pairs of model and task that are done, and their number.
         note: Called with a line for each score and each task that cannot be run.
 
@@ -135,10 +121,10 @@ def run_suite(
         task_name = task.metadata.name
         for name, model in zip(names, models, strict=True):
             if task_name not in missing:
-                found = _run_task(model, task, folder, missing)
-                if found is not None:
-                    said[name]["splits"][task_name] = found
-                    said[name]["scores"][task_name] = task_score(found)
+                result = _run_task(model, task, folder, missing)
+                if result is not None:
+                    said[name]["splits"][task_name] = result
+                    said[name]["scores"][task_name] = task_score(result)
             if note is not None:
                 score = said[name]["scores"].get(task_name)
                 told = (
@@ -200,7 +186,7 @@ def _run_task(
                 show_progress_bar=False,
                 encode_kwargs=how,
             )
-            found = _main_scores(
+            result = _main_scores(
                 cache.load_task_result(task.metadata.name, model.mteb_model_meta), task
             )
         except (BadInput, WorkFailed):
@@ -209,29 +195,29 @@ def _run_task(
             raise WorkFailed(
                 f"mteb {metadata.version('mteb')} could not score {task.metadata.name}: {_reason(error)}"
             ) from error
-    if found is None:
+    if result is None:
         raise WorkFailed(
             f"mteb {metadata.version('mteb')} gave no score for some part of {task.metadata.name}"
         )
-    return found
+    return result
 
 
 def _main_scores(result: Any, task: Any) -> dict[str, dict[str, float]] | None:
     """Return the main scores of exactly the splits and subsets that the task asks for, None if one is not there."""
     if result is None:
         return None
-    found: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     for split in task.eval_splits:
         scores = {
             str(each["hf_subset"]): each["main_score"] for each in result.scores.get(split, [])
         }
-        wanted = (
+        requested = (
             [str(subset) for subset in task.hf_subsets] if not task.is_aggregate else list(scores)
         )
-        if not wanted or any(scores.get(subset) is None for subset in wanted):
+        if not requested or any(scores.get(subset) is None for subset in requested):
             return None
-        found[split] = {subset: float(scores[subset]) for subset in wanted}
-    return found
+        results[split] = {subset: float(scores[subset]) for subset in requested}
+    return results
 
 
 def _reason(error: BaseException) -> str:

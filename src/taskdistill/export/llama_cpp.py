@@ -58,9 +58,7 @@ def llama_cpp_vectors(
     """Embed texts with llama.cpp: unit rows `(n, D)`.
 
     Args:
-        path: GGUF file.
         texts: Texts with their prompt, or their token ids with the special tokens.
-        length: Tokens of context.
 
     Raises:
         WorkFailed: If llama.cpp does not load the file or fails.

@@ -37,12 +37,7 @@ def array_writer(
     Nothing is written through a memory map: on a full disk that would end the process instead of raising an error.
 
     Args:
-        path: File to create.
-        dtype: Type of the numbers.
         shape: Shape of all blocks together, joined along the first axis.
-
-    Yields:
-        A function that appends a block.
     """
     rows = 0
     with path.open("wb") as stream:
@@ -61,36 +56,20 @@ def array_writer(
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Write a .npy file; the caller syncs it.
-
-    Args:
-        path: File to create.
-        array: Its content.
-    """
+    """Write a .npy file; the caller syncs it."""
     with array_writer(path, array.dtype, array.shape) as append:
         append(array)
 
 
 @contextmanager
 def table_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch], None]]:
-    """Write an Arrow file batch by batch; the caller syncs it.
-
-    Args:
-        path: File to create.
-        schema: Columns of every batch.
-
-    Yields:
-        A function that appends a batch.
-    """
+    """Write an Arrow file batch by batch; the caller syncs it."""
     with path.open("wb") as stream, pa.ipc.new_file(stream, schema) as writer:
         yield writer.write_batch
 
 
 def entry(path: Path) -> dict[str, Any]:
     """Hash a file that this process has just written.
-
-    Args:
-        path: The file.
 
     Returns:
         `{"bytes": int, "sha256": str}`, as manifests hold it.
@@ -104,7 +83,6 @@ def map_file(path: Path, expected: dict[str, Any], *, full: bool = True) -> mmap
     """Map a file into memory after checking that it is the one the manifest lists.
 
     Args:
-        path: The file.
         expected: `{"bytes": int, "sha256": str}`.
         full: Whether to hash the content (once a process for each state of the file); the size is always checked.
 
@@ -121,10 +99,10 @@ def map_file(path: Path, expected: dict[str, Any], *, full: bool = True) -> mmap
             raise damaged(path, f"it has {status.st_size} bytes instead of {expected['bytes']}")
         if full:
             identity = _identity(status)
-            found = _VERIFIED.get(identity) or hashlib.file_digest(stream, "sha256").hexdigest()
+            result = _VERIFIED.get(identity) or hashlib.file_digest(stream, "sha256").hexdigest()
             if time.time_ns() - status.st_ctime_ns > _SETTLED:
-                _VERIFIED[identity] = found
-            if found != expected["sha256"]:
+                _VERIFIED[identity] = result
+            if result != expected["sha256"]:
                 raise damaged(path, "its content differs from its SHA-256")
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -135,8 +113,6 @@ def array_of(
     """Read a mapped .npy file without copying.
 
     Args:
-        path: Its name, for an error.
-        mapped: The whole file.
         dtype: The type it must hold.
         shape: The shape it must have.
 
@@ -152,31 +128,26 @@ def array_of(
         found_shape, fortran, found_dtype = npy.read_array_header_1_0(head)
     except ValueError as error:
         raise damaged(path, f"it is no array ({error})") from None
-    wanted = np.dtype(dtype)
-    if (found_shape, fortran, found_dtype) != (shape, False, wanted):
+    requested = np.dtype(dtype)
+    if (found_shape, fortran, found_dtype) != (shape, False, requested):
         raise damaged(
             path,
-            f"it holds {found_dtype} of shape {found_shape} instead of {wanted} of shape {shape}",
+            f"it holds {found_dtype} of shape {found_shape} instead of {requested} of shape {shape}",
         )
     count = int(np.prod(shape))
-    if len(mapped) - head.tell() != count * wanted.itemsize:
+    if len(mapped) - head.tell() != count * requested.itemsize:
         raise damaged(
             path,
-            f"{len(mapped) - head.tell()} bytes follow its header instead of {count * wanted.itemsize}",
+            f"{len(mapped) - head.tell()} bytes follow its header instead of {count * requested.itemsize}",
         )
-    return np.frombuffer(mapped, wanted, count, head.tell()).reshape(shape)
+    return np.frombuffer(mapped, requested, count, head.tell()).reshape(shape)
 
 
 def table_of(path: Path, mapped: mmap.mmap, schema: pa.Schema) -> pa.Table:
     """Read a mapped Arrow file without copying.
 
     Args:
-        path: Its name, for an error.
-        mapped: The whole file.
         schema: The columns it must have.
-
-    Returns:
-        The table, over the map.
 
     Raises:
         BadInput: If it is no Arrow file or has other columns.
@@ -191,15 +162,7 @@ def table_of(path: Path, mapped: mmap.mmap, schema: pa.Schema) -> pa.Table:
 
 
 def damaged(path: Path, reason: str) -> BadInput:
-    """Return the error of a damaged file.
-
-    Args:
-        path: The file.
-        reason: What is wrong with it.
-
-    Returns:
-        An error to raise.
-    """
+    """Return the error of a damaged file."""
     return BadInput(f"{path} is damaged: {reason}; restore the index from a copy or build it again")
 
 

@@ -50,9 +50,6 @@ def check_place(path: Path) -> None:
 def check_free(path: Path) -> None:
     """Refuse a path at which a new folder cannot be made.
 
-    Args:
-        path: The folder.
-
     Raises:
         BadInput: If something is there, be it a link to nothing, or what should be a folder above it is none.
     """
@@ -64,9 +61,6 @@ def check_free(path: Path) -> None:
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as hex.
 
-    Args:
-        path: A readable file.
-
     Returns:
         64 hexadecimal digits.
     """
@@ -75,11 +69,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Force a file or folder to the disk.
-
-    Args:
-        path: File or folder to sync.
-    """
+    """Force a file or folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -155,11 +145,6 @@ def swap_in(beside: Path, path: Path, *, replace: bool) -> None:
     The two names are exchanged by one system call where kernel and file system have it. Elsewhere there are two renames; a kill
     between them leaves the old folder under a name with `.old`, from which `restore` puts it back.
 
-    Args:
-        beside: From `temporary_folder`.
-        path: The target.
-        replace: Whether there is a folder to be replaced.
-
     Raises:
         FileExistsError: If there is a folder and none is to be replaced.
         WorkFailed: If the file system moves no folders.
@@ -178,10 +163,6 @@ def swap_in(beside: Path, path: Path, *, replace: bool) -> None:
 
 def exchange(one: Path, two: Path) -> bool:
     """Exchange two names of one folder at once.
-
-    Args:
-        one: A file or folder.
-        two: Another one.
 
     Returns:
         Whether it was done; false where kernel or file system cannot, and nothing has changed then.
@@ -211,7 +192,7 @@ def restore(path: Path) -> bool:
     """
     end = time.monotonic() + _PATIENCE
     while not os.path.lexists(path):
-        moved = [each for each, found in _temporaries(path.parent, {path.name}) if found["old"]]
+        moved = [each for each, result in _temporaries(path.parent, {path.name}) if result["old"]]
         if not moved:
             return False
         with _dead(moved[0]) as dead:
@@ -232,14 +213,13 @@ def remove_stale(*targets: Path) -> list[str]:
 
     Args:
         *targets: Files or folders, which need not exist, nor their parents.
-
-    Returns:
-        Names of what was removed.
     """
     names: dict[Path, set[str]] = {}
     for target in targets:
         names.setdefault(target.parent, set()).add(target.name)
-    return [name for parent, wanted in names.items() for name in _remove_stale(parent, wanted)]
+    return [
+        name for parent, requested in names.items() for name in _remove_stale(parent, requested)
+    ]
 
 
 def remove_stale_within(folder: Path) -> list[str]:
@@ -247,9 +227,6 @@ def remove_stale_within(folder: Path) -> list[str]:
 
     Args:
         folder: The folder, not those below it; it need not exist.
-
-    Returns:
-        Names of what was removed.
     """
     return _remove_stale(folder, None)
 
@@ -277,8 +254,8 @@ def remove_tree(path: Path) -> None:
 
 def _remove_stale(parent: Path, names: set[str] | None) -> list[str]:
     removed = []
-    for path, found in _temporaries(parent, names):
-        if found["old"] and not restore(parent / found["target"]):
+    for path, result in _temporaries(parent, names):
+        if result["old"] and not restore(parent / result["target"]):
             continue  # the last copy of its target
         with _dead(path) as dead:
             if dead:
@@ -296,10 +273,10 @@ def _temporaries(parent: Path, names: set[str] | None) -> list[tuple[Path, re.Ma
         entries = sorted(parent.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    found = ((path, _TEMPORARY.fullmatch(path.name)) for path in entries)
+    result = ((path, _TEMPORARY.fullmatch(path.name)) for path in entries)
     return [
         (path, match)
-        for path, match in found
+        for path, match in result
         if match and (names is None or match["target"] in names)
     ]
 

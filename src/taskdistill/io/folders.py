@@ -32,17 +32,13 @@ Value = TypeVar("Value")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide numbers.
-
-    Returns:
-        Package name to version, for those that are installed.
-    """
+    """Return the versions of Python and of the packages that decide numbers."""
     return dict(_versions())
 
 
 @cache
 def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
+    result = {"python": sys.version.split()[0]}
     for name in (
         "taskdistill",
         "torch",
@@ -53,17 +49,16 @@ def _versions() -> dict[str, str]:
         "safetensors",
     ):
         try:
-            found[name] = metadata.version(name)
+            result[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def file_table(folder: Path, names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
     """Hash files of a folder.
 
     Args:
-        folder: Folder to walk.
         names: Files, relative to it; None for every file below it but its manifest.
 
     Returns:
@@ -96,8 +91,6 @@ def write_folder(
     Args:
         path: Where the folder shall appear.
         kind: What it is, such as `model` or `teacher-store`.
-        meta: Further fields of the manifest.
-        inputs: Name to hash of what it was made from.
         replace: Whether a folder of the same kind is replaced; otherwise it is an error.
 
     Yields:
@@ -222,14 +215,7 @@ def seal(
     """Sync every file of a folder and write its manifest last.
 
     Args:
-        folder: A folder whose files are complete.
-        kind: What it is.
-        meta: Further fields of the manifest.
-        inputs: Name to hash of what it was made from.
         names: Its files, relative to it; None for every file that is there.
-
-    Returns:
-        The manifest.
     """
     files = file_table(folder, names)
     for name in files:
@@ -254,7 +240,6 @@ def read_manifest(
     """Read a folder's manifest and check its hash, kind and format version.
 
     Args:
-        folder: The folder.
         kind: The kind it must have, or None for any.
         always_sealed: Whether no folder of this kind was ever written without the hash of its manifest.
 
@@ -298,10 +283,6 @@ def read_manifest(
 def check_folder(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """Compare a folder's files with its manifest.
 
-    Args:
-        folder: The folder.
-        manifest: What `read_manifest` returned.
-
     Returns:
         One sentence a fault; empty if every listed file is there with the same bytes.
     """
@@ -313,11 +294,6 @@ def check_folder(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 def file_fault(folder: Path, name: str, entry: Any) -> str | None:
     """Compare one file with its entry in the manifest.
-
-    Args:
-        folder: The folder.
-        name: The file, relative to it.
-        entry: What the manifest says of it.
 
     Returns:
         What is wrong, beginning with the file's name; None if it is there with the same bytes.
@@ -345,9 +321,6 @@ DATA_KINDS = ("data", "mined")
 def check_listed(path: Path) -> None:
     """Compare a file of rows with the manifest of the data folder that it lies in; a file that none lists is taken as it is.
 
-    Args:
-        path: The file, up to three levels below a folder.
-
     Raises:
         BadInput: If it is not the file that was written.
     """
@@ -369,12 +342,8 @@ def open_folder(folder: Path, kind: str, advice: str) -> dict[str, Any]:
     """Read a folder's manifest and compare every file with it.
 
     Args:
-        folder: The folder.
         kind: The kind it must have.
         advice: What to do where it is damaged.
-
-    Returns:
-        The manifest.
 
     Raises:
         BadInput: As `read_manifest`, and if a file is missing or other than it was written.
@@ -394,10 +363,7 @@ def require_same(
     """Refuse a folder that was made from something else.
 
     Args:
-        folder: The folder.
-        manifest: What it says of itself.
         needed: Field to the value that it must have.
-        advice: What to do.
 
     Raises:
         BadInput: Naming the first field that differs, and both values.
@@ -411,15 +377,6 @@ def require_same(
 
 def require_field(folder: Path, manifest: Mapping[str, Any], name: str, kind: type[Value]) -> Value:
     """Read a field that a manifest must have; those of the time before manifests had a hash may lack it.
-
-    Args:
-        folder: The folder.
-        manifest: Its manifest.
-        name: The field.
-        kind: Type of its value.
-
-    Returns:
-        The value.
 
     Raises:
         BadInput: If it is missing or of another type.

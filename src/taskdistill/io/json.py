@@ -49,7 +49,6 @@ class JsonError(ValueError):
 
         Args:
             reason: The same words for every such text.
-            detail: What is particular to this one.
         """
         super().__init__(f"{reason} ({detail})" if detail else reason)
         self.reason = reason
@@ -62,12 +61,8 @@ def read_object(
     """Parse one JSON object.
 
     Args:
-        text: One line, one body or one file.
         max_elements: Most elements of lists and fields of objects.
         constants: Whether NaN and infinity, which some programs write, are read as what they mean.
-
-    Returns:
-        The object.
 
     Raises:
         JsonFault: If it is no JSON, no object, names a key twice, holds NaN, infinity or a number beyond all bounds, is nested
@@ -83,12 +78,8 @@ def read_value(text: str, *, max_elements: int = MAX_ELEMENTS, constants: bool =
     """Parse one JSON value of any kind.
 
     Args:
-        text: One line, one body or one file.
         max_elements: Most elements of lists and fields of objects.
         constants: Whether NaN and infinity, which some programs write, are read as what they mean.
-
-    Returns:
-        The value.
 
     Raises:
         JsonFault: As `read_object`, but for the kind of the value.
@@ -111,9 +102,6 @@ def open_regular(path: Path) -> BufferedReader:
 
     Args:
         path: The file; a link to a plain file is followed.
-
-    Returns:
-        The file, for reading.
 
     Raises:
         BadInput: If it is a pipe, a device, a socket or a folder.
@@ -138,12 +126,6 @@ def _no_file(path: Path) -> BadInput:
 def read_file(path: Path) -> Any:
     """Read a JSON file strictly.
 
-    Args:
-        path: The file.
-
-    Returns:
-        Its value.
-
     Raises:
         BadInput: Naming the file, if it is no plain file, too large, not UTF-8 or no strict JSON.
         OSError: If it is missing or may not be read.
@@ -164,12 +146,6 @@ def read_file(path: Path) -> Any:
 
 def read_object_file(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds one object, strictly.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The object.
 
     Raises:
         BadInput: As `read_file`, or if it holds something else.

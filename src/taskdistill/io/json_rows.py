@@ -16,9 +16,6 @@ def parse_line(line: bytes) -> dict[str, Any]:
     Args:
         line: UTF-8 bytes, with or without a line end.
 
-    Returns:
-        The object.
-
     Raises:
         ValueError: With a reason for people: not UTF-8, not an object, a repeated key, NaN or infinity, too deep, too long.
     """
@@ -32,9 +29,6 @@ def parse_line(line: bytes) -> dict[str, Any]:
 
 def check_text(text: str) -> str:
     """Refuse what no tokenizer or file can hold.
-
-    Args:
-        text: Any text.
 
     Returns:
         The same text.

@@ -36,9 +36,6 @@ def writer_lock(path: Path) -> Iterator[list[str]]:
     Args:
         path: The lock file; its folder must exist.
 
-    Yields:
-        Sentences to report: a lock that was taken over.
-
     Raises:
         BadInput: If something else lies under the name: a link, a folder, a file with other content.
         WorkFailed: If another process writes, or another host may.
@@ -53,14 +50,7 @@ def writer_lock(path: Path) -> Iterator[list[str]]:
 
 
 def is_lock(path: Path) -> bool:
-    """Say whether a file is the lock of a writer, living or dead.
-
-    Args:
-        path: The file.
-
-    Returns:
-        False for anything else that has its name.
-    """
+    """Say whether a file is the lock of a writer, living or dead."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

@@ -39,14 +39,7 @@ IsOurs = Callable[[BinaryIO], bool]
 
 
 def is_result(file: BinaryIO) -> bool:
-    """Say whether a file is a JSON result of the program.
-
-    Args:
-        file: The file.
-
-    Returns:
-        Whether it is an object that names the program.
-    """
+    """Say whether a file is a JSON result of the program."""
     value = _read_json(file)
     makers = (
         [value.get(name) for name in ("created_by", "versions")] if isinstance(value, dict) else []
@@ -57,14 +50,7 @@ def is_result(file: BinaryIO) -> bool:
 
 
 def is_list_of(*fields: str) -> IsOurs:
-    """Make what says whether a file is a list of objects that a command wrote; an empty list is ours only as we write one.
-
-    Args:
-        *fields: Of the objects.
-
-    Returns:
-        The function.
-    """
+    """Make what says whether a file is a list of objects that a command wrote; an empty list is ours only as we write one."""
 
     def known(file: BinaryIO) -> bool:
         value = _read_json(file)
@@ -79,23 +65,13 @@ def is_list_of(*fields: str) -> IsOurs:
 
 
 def is_report(file: BinaryIO) -> bool:
-    """Say whether a file is a report of the program.
-
-    Args:
-        file: The file.
-
-    Returns:
-        Whether its generator is the program.
-    """
+    """Say whether a file is a report of the program."""
     head = file.read(_HEAD)
     return GENERATOR.encode() in head or _EARLIER_REPORT in head
 
 
 def is_picture(file: BinaryIO) -> bool:
     """Say whether a file is a PNG picture of the program.
-
-    Args:
-        file: The file.
 
     Returns:
         Whether it names the program as its software, or the library that earlier versions drew with.
@@ -108,9 +84,6 @@ def is_picture(file: BinaryIO) -> bool:
 
 def is_log(file: BinaryIO) -> bool:
     """Say whether a file is the log of a run.
-
-    Args:
-        file: The file.
 
     Returns:
         Whether it is empty or its first line is a record of a run: with a checksum, or as older versions wrote it.
@@ -138,7 +111,6 @@ def check_output(path: Path, is_ours: IsOurs | None = None) -> None:
     """Refuse a path at which a file cannot be written without taking somebody's place.
 
     Args:
-        path: The file that shall be written.
         is_ours: What is recognised as written by an earlier run; None for what its ending says.
 
     Raises:
@@ -177,8 +149,6 @@ def check_result(path: Path, is_ours: IsOurs, out: Path | None) -> None:
     """Refuse a path for the JSON result of a command, before the command does anything.
 
     Args:
-        path: The file.
-        is_ours: See `check_output`.
         out: The folder that the command writes, if it writes one. In other folders of the program no result is written over: each is
             of the command that made the folder.
 
@@ -215,9 +185,6 @@ def _listed_by(path: Path) -> Path | None:
 def check_parent(path: Path) -> None:
     """Refuse a path whose folder is missing.
 
-    Args:
-        path: The file that shall be written.
-
     Raises:
         BadInput: If there is no such folder.
     """
@@ -230,10 +197,6 @@ def check_parent(path: Path) -> None:
 @contextmanager
 def output(path: Path, is_ours: IsOurs | None = None) -> Iterator[Path]:
     """Give a temporary file to write; on success it takes its place, if that is still nobody else's.
-
-    Args:
-        path: The file.
-        is_ours: See `check_output`.
 
     Yields:
         An empty file beside it.
@@ -252,9 +215,7 @@ def write_output(path: Path, data: bytes | str, is_ours: IsOurs | None = None) -
     """Write a file whole, if its place is nobody else's.
 
     Args:
-        path: The file.
         data: Bytes, or text that is written as UTF-8.
-        is_ours: See `check_output`.
 
     Raises:
         BadInput: If something is there that the program did not write.
@@ -268,11 +229,6 @@ def write_result(
     path: Path, value: Mapping[str, Any] | Sequence[Mapping[str, Any]], is_ours: IsOurs = is_result
 ) -> None:
     """Write the result of a command as JSON; an object names the program, so that the next run may write over it.
-
-    Args:
-        path: The file.
-        value: Plain data: an object, or a list of objects.
-        is_ours: See `check_output`.
 
     Raises:
         BadInput: If something is there that the program did not write.
@@ -309,12 +265,7 @@ def claim(
     """Take a folder into which a command writes over several runs, or refuse it before anything in it is touched.
 
     Args:
-        path: The folder.
-        kind: What its manifest says.
         earlier: Whether a folder without a manifest was written by a version that gave it none.
-        files: Files that the command writes there itself.
-        folders: Folder that the command writes there to its kind.
-        parts: Further folders in it that the command writes into.
 
     Raises:
         BadInput: If it holds somebody's files and is not of this kind, one of these names is somebody's, or it is write-protected.
@@ -336,14 +287,6 @@ def check_claim(
     parts: Sequence[str] = (),
 ) -> None:
     """Do what `claim` does but for taking the folder.
-
-    Args:
-        path: See `claim`.
-        kind: See `claim`.
-        earlier: See `claim`.
-        files: See `claim`.
-        folders: See `claim`.
-        parts: See `claim`.
 
     Raises:
         BadInput: See `claim`.
@@ -369,15 +312,7 @@ def check_claim(
 
 
 def foreign_names(path: Path, first: str = MANIFEST) -> list[str]:
-    """List what lies in a folder but what a writer that was killed at its very start leaves.
-
-    Args:
-        path: The folder.
-        first: The file that the writer makes first.
-
-    Returns:
-        Names, sorted.
-    """
+    """List what lies in a folder but what a writer that was killed at its very start leaves."""
     names = (
         each.name for each in path.iterdir() if not each.name.startswith(f".{first}.taskdistill-")
     )
@@ -388,8 +323,6 @@ def check_replaceable(path: Path, kind: str, *, replaces: bool = True) -> None:
     """Refuse a path at which a folder of a kind will be written, if something else is there.
 
     Args:
-        path: The folder.
-        kind: Its kind.
         replaces: Whether a folder of this kind that is there will be replaced; otherwise it is read only.
 
     Raises:
@@ -420,7 +353,6 @@ def remove_names(folder: Path, names: Sequence[str]) -> None:
 
     Args:
         folder: The folder; a link is left as it is.
-        names: Names that the program gives to files there.
     """
     if folder.is_symlink() or not folder.is_dir():
         return

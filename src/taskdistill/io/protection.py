@@ -88,15 +88,7 @@ def _protection(place: Path) -> str | None:
 
 
 def folders_of(path: Path, names: Collection[str]) -> list[Path]:
-    """List the folders in which the files of a manifest lie, which nobody removes without permission to write into them.
-
-    Args:
-        path: The folder of the manifest.
-        names: Its files.
-
-    Returns:
-        The folders, the outermost first.
-    """
+    """List the folders in which the files of a manifest lie, which nobody removes without permission to write into them."""
     inner = {
         parent
         for name in names
@@ -111,13 +103,6 @@ def folders_of(path: Path, names: Collection[str]) -> list[Path]:
 def unlisted(folder: Path, listed: Collection[str]) -> list[str]:
     """Name everything in a folder but some files: files, links, and folders with nothing in them.
 
-    Args:
-        folder: The folder.
-        listed: The files, relative to it.
-
-    Returns:
-        Paths relative to the folder, sorted.
-
     Raises:
         BadInput: If a folder in it cannot be read. What is not known is not carried over when the folder is replaced, and would be lost.
     """
@@ -130,25 +115,19 @@ def unlisted(folder: Path, listed: Collection[str]) -> list[str]:
             "make it readable for this user, or move it away"
         )
 
-    ours, found = set(listed), []
+    ours, result = set(listed), []
     for here, folders, files in os.walk(folder, onerror=unreadable):
         place = Path(here).relative_to(folder)
         links = [name for name in folders if (Path(here) / name).is_symlink()]
-        found += [(place / name).as_posix() for name in (*files, *links)]
+        result += [(place / name).as_posix() for name in (*files, *links)]
         if not folders and not files and place.parts:
-            found.append(place.as_posix())
-    return sorted(name for name in found if name not in ours)
+            result.append(place.as_posix())
+    return sorted(name for name in result if name not in ours)
 
 
 @contextmanager
 def as_system_error(path: Path) -> Iterator[None]:
     """Let a failure of the disk be an `OSError` with its number and a path, whatever wrote: safetensors and numpy raise it otherwise.
-
-    Args:
-        path: What is being written.
-
-    Yields:
-        None.
 
     Raises:
         OSError: If the disk is full, read-only or failing.
@@ -166,21 +145,14 @@ def as_system_error(path: Path) -> Iterator[None]:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     except Exception as error:
-        found = _FOREIGN.search(str(error))
-        if found is None or int(found[1]) not in _ADVICE:
+        result = _FOREIGN.search(str(error))
+        if result is None or int(result[1]) not in _ADVICE:
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        raise OSError(int(result[1]), os.strerror(int(result[1])), str(path)) from error
 
 
 def spell(error: OSError) -> str:
-    """Say in one line what the system refused, and what to do.
-
-    Args:
-        error: The error.
-
-    Returns:
-        A sentence.
-    """
+    """Say in one line what the system refused, and what to do."""
     said = f"{error.filename or 'file system'}: {error.strerror or error}"
     advice = _ADVICE.get(error.errno or 0)
     return (

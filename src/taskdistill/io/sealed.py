@@ -28,14 +28,7 @@ _SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 
 
 def dump_json(value: Any) -> str:
-    """Return JSON text, refusing NaN and infinity.
-
-    Args:
-        value: Plain data.
-
-    Returns:
-        Indented JSON with a final newline.
-    """
+    """Return JSON text, refusing NaN and infinity."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -44,9 +37,6 @@ def seal_json(body: Mapping[str, Any]) -> str:
 
     Args:
         body: Plain data, neither empty nor with the key `sha256`.
-
-    Returns:
-        Text for a file.
     """
     text = dump_json(body)
     return f'{text[:-3]},\n  "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
@@ -57,17 +47,12 @@ def write_sealed(path: Path, body: Mapping[str, Any]) -> None:
 
     Args:
         path: Target; its folder must exist.
-        body: Plain data.
     """
     write_file(path, seal_json({"format_version": FORMAT_VERSION, "written_as": path.name, **body}))
 
 
 def read_sealed(path: Path, advice: str) -> Any:
     """Read what `write_sealed` wrote, or a JSON file of the time before files were sealed.
-
-    Args:
-        path: The file.
-        advice: What to do about a damaged file.
 
     Returns:
         The object without its version, name and hash; of an older file any JSON value.
@@ -87,11 +72,6 @@ def read_sealed(path: Path, advice: str) -> Any:
 
 def parse_sealed(path: Path, raw: bytes, advice: str) -> tuple[Any, bool]:
     """Check the seal of a file's bytes and parse them.
-
-    Args:
-        path: The file, for messages.
-        raw: Its content.
-        advice: What to do about a damaged file.
 
     Returns:
         The JSON value without `sha256`, and whether it was sealed.

@@ -106,28 +106,14 @@ class _JsonWriter:
 
 
 def is_npy(file: BinaryIO) -> bool:
-    """Say whether a .npy file was written here: numpy puts a comma before the brace that closes its header.
-
-    Args:
-        file: The file.
-
-    Returns:
-        Whether it begins as ours do.
-    """
+    """Say whether a .npy file was written here: numpy puts a comma before the brace that closes its header."""
     head = file.read(_NpyWriter.HEADER)
     start = b"\x93NUMPY\x01\x00" + (_NpyWriter.HEADER - 10).to_bytes(2, "little") + b"{'descr': "
     return head.startswith(start) and head.endswith(b"\n") and head.rstrip().endswith(b")}")
 
 
 def is_parquet(file: BinaryIO) -> bool:
-    """Say whether a Parquet file was written here.
-
-    Args:
-        file: The file.
-
-    Returns:
-        Whether its schema says so.
-    """
+    """Say whether a Parquet file was written here."""
     try:
         return MARK.items() <= (pq.read_schema(file).metadata or {}).items()
     except (pa.ArrowException, OSError):
@@ -136,9 +122,6 @@ def is_parquet(file: BinaryIO) -> bool:
 
 def is_jsonl(file: BinaryIO) -> bool:
     """Say whether a file of JSON lines was written here.
-
-    Args:
-        file: The file.
 
     Returns:
         Whether its first line has the fields of ours, in their order.

@@ -31,24 +31,12 @@ def l2_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error of vectors as they are, lengths included.
-
-    Args:
-        student: `(N, D)`.
-        teacher: `(N, D)`.
-
-    Returns:
-        Scalar, the mean over all N x D numbers.
-    """
+    """Mean squared error of vectors as they are, lengths included."""
     return (student - teacher.detach()).square().mean()
 
 
 def similarity_matrix(student: Tensor, teacher: Tensor) -> Tensor:
     """Match the cosines among the texts (Jasper, arXiv 2412.19048).
-
-    Args:
-        student: `(N, D)`.
-        teacher: `(N, T)`.
 
     Returns:
         Scalar, the mean over all N x N entries of the squared difference.
@@ -71,9 +59,7 @@ def relative_similarity(
 
     Args:
         student: `(N, D)`, N at least 3.
-        teacher: `(N, T)`.
         margin: By how much the student's cosines must differ.
-        couples: Couples of pairs drawn, with replacement.
         generator: Source of the draw; None for torch's own.
 
     Returns:
@@ -82,15 +68,15 @@ def relative_similarity(
     """
     s, t = normalize(student), normalize(teacher).detach()
     rows, columns = torch.triu_indices(len(s), len(s), offset=1, device=s.device)
-    drawn = torch.randint(len(rows), (2, couples), generator=generator).to(rows.device)
-    one, two = drawn[0], drawn[1]
+    sampled = torch.randint(len(rows), (2, couples), generator=generator).to(rows.device)
+    one, two = sampled[0], sampled[1]
 
     def cosines(vectors: Tensor, pairs: Tensor) -> Tensor:
         return (vectors[rows[pairs]] * vectors[columns[pairs]]).sum(1)
 
-    wanted = torch.sign(cosines(t, one) - cosines(t, two))
-    gap = wanted * (cosines(s, one) - cosines(s, two))
-    return (F.relu(margin - gap) * wanted.abs()).mean()
+    requested = torch.sign(cosines(t, one) - cosines(t, two))
+    gap = requested * (cosines(s, one) - cosines(s, two))
+    return (F.relu(margin - gap) * requested.abs()).mean()
 
 
 def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -98,10 +84,6 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: `(N, D)`, N at least 2.
-        teacher: `(N, T)`.
-
-    Returns:
-        Scalar, the mean over pairs of different texts.
     """
     return F.smooth_l1_loss(
         _scaled_distances(normalize(student)), _scaled_distances(normalize(teacher)).detach()
@@ -115,7 +97,6 @@ def rkd_angle(
 
     Args:
         student: `(N, D)`, N at least 3.
-        teacher: `(N, T)`.
         corners: Texts taken as corners, drawn without replacement; all of them would take N cubed numbers.
         generator: Source of the draw; None for torch's own.
 
@@ -144,21 +125,21 @@ def list_kl(
         student_documents: Unit rows, `(M, D)`.
         teacher_queries: Unit rows, `(B, T)`.
         teacher_documents: Unit rows, `(M, T)`.
-        temperature: Divisor of the similarities on both sides.
         excluded: `(B, M)` of bool, true where a document is no candidate.
 
     Returns:
         Scalar: the sum over candidates of `p (log p - log q)`, p the teacher's, averaged over the B queries.
     """
     got = student_queries @ student_documents.T / temperature
-    wanted = (teacher_queries @ teacher_documents.T / temperature).detach()
+    requested = (teacher_queries @ teacher_documents.T / temperature).detach()
     if excluded is not None:
-        got, wanted = (
-            scores.masked_fill(excluded, torch.finfo(scores.dtype).min) for scores in (got, wanted)
+        got, requested = (
+            scores.masked_fill(excluded, torch.finfo(scores.dtype).min)
+            for scores in (got, requested)
         )
     return F.kl_div(
         torch.log_softmax(got, 1),
-        torch.log_softmax(wanted, 1),
+        torch.log_softmax(requested, 1),
         log_target=True,
         reduction="batchmean",
     )
@@ -173,9 +154,6 @@ def score_kl(
     and hardly any gradient is left. Here a text is no candidate of its own, and the divergence does not fade where one candidate wins.
 
     Args:
-        student: `(N, D)`.
-        teacher: `(N, T)`.
-        temperature: Divisor of the cosines on both sides.
         same: `(N, N)` of bool, true where two texts are one and the same to the teacher, the diagonal included; None: the diagonal alone.
 
     Returns:
@@ -187,10 +165,10 @@ def score_kl(
     if not bool(rows.any()):
         return 0.0 * student.sum()
     lowest = torch.finfo(s.dtype).min
-    got, wanted = ((x @ x.T / temperature).masked_fill(excluded, lowest)[rows] for x in (s, t))
+    got, requested = ((x @ x.T / temperature).masked_fill(excluded, lowest)[rows] for x in (s, t))
     return F.kl_div(
         torch.log_softmax(got, 1),
-        torch.log_softmax(wanted, 1),
+        torch.log_softmax(requested, 1),
         log_target=True,
         reduction="batchmean",
     )
@@ -235,15 +213,11 @@ def sharpened_info_nce(
         queries: Unit rows, `(B, D)`.
         documents: Unit rows, `(M, D)`.
         positives: Row of each query's positive, `(B,)`.
-        temperature: Divisor of the similarities.
         excluded: `(B, M)` of bool, true where a candidate is no negative.
         focal: Exponent g of the weight `(1 - p)^g` of a query, p the probability of its positive (KaLM); the weights carry gradients.
         hardness: Factor a of the weight `exp(a similarity)` of a hard negative in the sum, without gradient (EmbeddingGemma).
         hard: `(B, M)` of bool, true where a document is a hard negative of the query's own; needed with `hardness`.
         mixed: Further negatives of each query's own, unit rows, `(B, S, D)`, from `mixed_negatives`.
-
-    Returns:
-        Scalar, the mean over queries.
     """
     similarities = queries @ documents.T
     logits = similarities / temperature
@@ -273,7 +247,6 @@ def mixed_negatives(
     Args:
         documents: Hard negatives, unit rows, `(H, D)`.
         owners: Query of each, `(H,)`.
-        count: Queries B.
         mixes: Negatives made for each query.
         generator: Source of the draws; None for torch's own.
 
@@ -304,8 +277,8 @@ def _beta(generator: torch.Generator | None) -> float:
 
 def _scaled_distances(unit: Tensor) -> Tensor:
     rows, columns = torch.triu_indices(len(unit), len(unit), offset=1, device=unit.device)
-    found: Tensor = (unit[rows] - unit[columns]).norm(dim=1)
-    return found / found.mean().clamp_min(torch.finfo(unit.dtype).tiny)
+    result: Tensor = (unit[rows] - unit[columns]).norm(dim=1)
+    return result / result.mean().clamp_min(torch.finfo(unit.dtype).tiny)
 
 
 def _angles(unit: Tensor, corners: Tensor) -> Tensor:

@@ -17,9 +17,6 @@ from torch import Tensor
 def normalize(vectors: Tensor) -> Tensor:
     """Scale rows to unit length; a zero row stays zero.
 
-    Args:
-        vectors: `(N, D)`.
-
     Returns:
         `(N, D)` with rows of Euclidean length 1.
     """
@@ -35,9 +32,6 @@ def embedding_distance(
         projected: Student vectors in the teacher's space, `(N, T)`, any length.
         targets: Teacher vectors, `(N, T)`, any length.
         reduction: `mean` over the N texts, or the `sum` that the paper prints.
-
-    Returns:
-        Scalar.
     """
     distances = 1 - (normalize(projected) * normalize(targets)).sum(-1)
     return distances.mean() if reduction == "mean" else distances.sum()
@@ -56,7 +50,6 @@ def teachers_distance(
     Args:
         projected: Student vectors in the teachers' spaces side by side, `(N, T1 + T2 + ...)`.
         targets: The teachers' vectors side by side; a part that is not a number is a vector that its teacher has not.
-        widths: Size of each teacher's vectors.
         apart: Whether each teacher has a cosine of its own, of which the mean is taken; otherwise the unit vectors side by side are one target.
         reduction: `mean` over the N texts, or `sum`.
 
@@ -96,7 +89,6 @@ def info_nce(
         queries: Unit rows, `(B, D)`.
         documents: Unit rows, `(M, D)`: every query's positive and all negatives.
         positives: Row of each query's positive in `documents`, `(B,)` of int64.
-        temperature: Divisor of the similarities, a positive scalar.
         excluded: `(B, M)` of bool, true where a candidate is no negative; a query's positive is never excluded.
 
     Returns:
@@ -127,13 +119,8 @@ def streaming_info_nce(
     Args:
         queries: Unit rows, `(B, D)`.
         documents: Unit rows, `(M, D)`.
-        positives: `(B,)` of int64.
         temperature: Positive scalar; learnable if it is a tensor that requires a gradient.
         excluded: `(B, M)` of bool, or None.
-        chunk: Rows of similarities held at once.
-
-    Returns:
-        Scalar with gradients to queries, documents and temperature.
     """
     tau = temperature if isinstance(temperature, Tensor) else queries.new_tensor(temperature)
     value: Tensor = _StreamingInfoNCE.apply(queries, documents, positives, tau, excluded, chunk)  # type: ignore[no-untyped-call]
@@ -203,7 +190,6 @@ def cosent(similarities: Tensor, scores: Tensor, temperature: float = 0.05) -> T
     Args:
         similarities: Cosine of each text pair, `(B,)`.
         scores: Gold score of each pair, `(B,)`.
-        temperature: Divisor of the differences.
 
     Returns:
         Scalar: the log of one plus the sum of exponentials of `(similarity_j - similarity_i) / temperature` over all
@@ -286,21 +272,17 @@ def score_distill(student: Tensor, teacher: Tensor, temperature: float = 0.02) -
     Args:
         student: Unit rows, `(B, D)`.
         teacher: Unit rows of the same texts, `(B, T)`.
-        temperature: Divisor of the similarities.
 
     Returns:
         Scalar: the sum over candidates of squared probability differences, averaged over the B rows.
     """
     got = torch.softmax(student @ student.T / temperature, dim=1)
-    wanted = torch.softmax(teacher @ teacher.T / temperature, dim=1).detach()
-    return (got - wanted).square().sum(1).mean()
+    requested = torch.softmax(teacher @ teacher.T / temperature, dim=1).detach()
+    return (got - requested).square().sum(1).mean()
 
 
 def sign_straight_through(vectors: Tensor) -> Tensor:
     """Binary codes in the forward pass, the identity in the backward pass (quantisation-aware training; ours).
-
-    Args:
-        vectors: `(N, D)`.
 
     Returns:
         `(N, D)` of plus or minus one over the root of D, so that rows have unit length and a dot product is the share of equal bits,
@@ -320,9 +302,6 @@ def int8_straight_through(vectors: Tensor) -> Tensor:
 
     Each dimension has the range of the batch, as stored vectors have that of the calibration texts (`compress.Int8Ranges`).
 
-    Args:
-        vectors: `(N, D)`.
-
     Returns:
         `(N, D)`: what the codes of the unit rows stand for, scaled to unit length. The gradient is that of `vectors` scaled to unit length.
     """
@@ -335,13 +314,5 @@ def int8_straight_through(vectors: Tensor) -> Tensor:
 
 
 def over_prefixes(loss: Callable[[int], Tensor], dims: Sequence[int]) -> Tensor:
-    """Matryoshka: the equal-weight mean of a loss over prefix sizes (section 5.5, option 1).
-
-    Args:
-        loss: Prefix size to scalar.
-        dims: Prefix sizes.
-
-    Returns:
-        Scalar.
-    """
+    """Matryoshka: the equal-weight mean of a loss over prefix sizes (section 5.5, option 1)."""
     return torch.stack([loss(dim) for dim in dims]).mean()

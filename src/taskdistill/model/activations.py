@@ -21,9 +21,6 @@ def layer_features(backbone: nn.Module) -> list[int]:
 
     Args:
         backbone: A transformer; its weights may be on the meta device.
-
-    Returns:
-        Features a token, one number a layer.
     """
     try:
         layers = list(layers_of(backbone))
@@ -48,25 +45,13 @@ def kept_bytes(backbone: nn.Module, compute: torch.dtype | None) -> float:
     """Estimate what the graph of a forward pass keeps for one token until it is carried back.
 
     Args:
-        backbone: A transformer.
         compute: Number type of the passes by autocast; None for that of the weights, float32.
-
-    Returns:
-        Bytes.
     """
     return sum(layer_features(backbone)) * (KEPT_FLOAT32 if compute is None else KEPT_HALF)
 
 
 def passing_bytes(backbone: nn.Module, dtype: torch.dtype) -> float:
-    """Estimate what one token takes in a forward pass that keeps nothing: the widest layer at work.
-
-    Args:
-        backbone: A transformer.
-        dtype: Number type of the pass.
-
-    Returns:
-        Bytes.
-    """
+    """Estimate what one token takes in a forward pass that keeps nothing: the widest layer at work."""
     return max(layer_features(backbone)) * dtype.itemsize
 
 

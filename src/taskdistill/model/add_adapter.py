@@ -27,9 +27,6 @@ def check_new_adapter(folder: Path, model: Model, name: str, *, replacing: bool)
     """Refuse an adapter's name before anything is trained.
 
     Args:
-        folder: The model folder.
-        model: What it holds.
-        name: Name of the adapter to be.
         replacing: Whether one of that name may be replaced.
 
     Raises:
@@ -64,13 +61,8 @@ def add_adapter(
     """Write a model folder again with one adapter more, or another one in place of one, whole or not at all.
 
     Args:
-        folder: The model folder.
         model: The model with the adapter attached, its configuration in `adapter_configs`; settings are completed.
-        name: The adapter.
-        task: The task that it serves.
         calibrated: `int8_ranges` and, where the model has them, `binary_offsets` of this adapter, as plain data.
-        section: What the model card says of it, as lines.
-        facts: What the manifest says of it.
 
     Raises:
         BadInput: If the folder was changed since it was read.
@@ -131,9 +123,7 @@ def with_section(text: str, title: str, lines: Sequence[str]) -> str:
     """Put a section at the end of a Markdown text, in place of one with the same title.
 
     Args:
-        text: The text.
         title: Heading of the second level.
-        lines: What stands below it.
 
     Returns:
         The text with the section.

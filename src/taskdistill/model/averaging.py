@@ -20,13 +20,8 @@ def average(
     """Average two states of one adapter.
 
     Args:
-        last: Weights by peft's names.
         earlier: Weights of the same names and shapes.
-        weight: Share of `last`.
         mode: `factors` averages A and B apart, as averaging files does; `product` averages B A and cuts it back to the rank.
-
-    Returns:
-        The averaged weights.
     """
     if mode == "factors":
         return {
@@ -47,11 +42,6 @@ def product_average(
     a: list[Tensor], b: list[Tensor], weights: list[float]
 ) -> tuple[Tensor, Tensor]:
     """Average the products B A and return the best factors of the same rank.
-
-    Args:
-        a: Factors `(rank, in)`.
-        b: Factors `(out, rank)`.
-        weights: Share of each.
 
     Returns:
         A `(rank, in)` and B `(out, rank)` whose product is nearest to the weighted mean of the products.

@@ -29,10 +29,6 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
 
     Args:
         model: A folder, `all-MiniLM-L6-v2` (embedded), or a Hub id in the local cache or on the Hub, `owner/name` or `owner/name@revision`.
-        revision: Revision of a Hub id.
-
-    Returns:
-        An existing folder.
 
     Raises:
         BadInput: If there is no such folder and the Hub cannot give one.
@@ -70,12 +66,6 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a model folder.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The object.
 
     Raises:
         BadInput: If it is missing, absurdly large or no JSON object.
@@ -117,9 +107,7 @@ def load_backbone(
 
     Args:
         folder: Folder with config.json and model.safetensors (or its shards).
-        config: Configuration to use instead of config.json's.
         trust_remote_code: Whether code of the folder may run for a family that transformers does not have.
-        dtype: Arithmetic type of the weights.
 
     Returns:
         The model in evaluation mode, without a pooler.
@@ -165,11 +153,7 @@ def check_backbone(
 
     Args:
         folder: Folder with model.safetensors (or its shards).
-        raw: The configuration.
         trust_remote_code: Whether code of the folder may run for a family that transformers does not have; shapes are not compared then.
-
-    Returns:
-        transformers' configuration.
 
     Raises:
         BadInput: If code of the folder is needed and not allowed, or the two do not fit.
@@ -207,9 +191,6 @@ def _architecture(config: PretrainedConfig, where: object, remedy: str) -> PreTr
 def tensor_names(model: PreTrainedModel) -> tuple[list[dict[str, tuple[int, ...]]], dict[str, str]]:
     """List an architecture's tensors as files may hold them.
 
-    Args:
-        model: The model, on any device.
-
     Returns:
         Name to shape, as they are in memory and, where that differs, as transformers writes them; and for every further name of a
         tensor that has several, its first.
@@ -223,10 +204,10 @@ def tensor_names(model: PreTrainedModel) -> tuple[list[dict[str, tuple[int, ...]
         else:
             aliases[name] = known
     written = revert_weight_conversion(model, dict(own))
-    found = [
+    result = [
         {name: tuple(tensor.shape) for name, tensor in form.items()} for form in (own, written)
     ]
-    return found if found[0] != found[1] else found[:1], aliases
+    return result if result[0] != result[1] else result[:1], aliases
 
 
 def build_backbone(config: Mapping[str, Any], *, device: str = "cpu") -> PreTrainedModel:
@@ -257,9 +238,6 @@ def build_backbone(config: Mapping[str, Any], *, device: str = "cpu") -> PreTrai
 def first_position(backbone: nn.Module) -> int:
     """Return the position of a text's first token.
 
-    Args:
-        backbone: A transformer.
-
     Returns:
         0, but in RoBERTa's families the one behind that of padding.
     """
@@ -272,22 +250,14 @@ def longest_text(backbone: PreTrainedModel, otherwise: int) -> int:
     """Return how many tokens of one text a backbone has positions for.
 
     Args:
-        backbone: A transformer.
         otherwise: What to say of a family without a limit.
-
-    Returns:
-        Tokens.
     """
     most = getattr(backbone.config, "max_position_embeddings", None)
     return otherwise if most is None or int(most) <= 0 else int(most) - first_position(backbone)
 
 
 def without_dropout(backbone: nn.Module) -> None:
-    """Switch off all that a backbone does at random in training, in place; only adapters drop, from a generator of their own.
-
-    Args:
-        backbone: The model.
-    """
+    """Switch off all that a backbone does at random in training, in place; only adapters drop, from a generator of their own."""
     for module in backbone.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -298,10 +268,6 @@ def without_dropout(backbone: nn.Module) -> None:
 
 def weights_hash(module: nn.Module, *, skip: str = "lora_") -> str:
     """Hash the weights of a module, to prove that they did not move.
-
-    Args:
-        module: The module.
-        skip: Parameters with this in their name are left out.
 
     Returns:
         64 hexadecimal digits over names and bytes.

@@ -20,9 +20,7 @@ def refuse_code(raw: Mapping[str, Any], path: Path, trust_remote_code: bool) -> 
     """Refuse a configuration that needs code to run; a module of a family that transformers has itself (`auto_map`) is not needed.
 
     Args:
-        raw: The configuration.
         path: Where it was read, for the message.
-        trust_remote_code: Whether the user allowed it.
 
     Raises:
         BadInput: If a key names code that would run and the user did not allow it.
@@ -67,9 +65,6 @@ def make_config(
         raw: The configuration, with its `model_type`.
         path: Where it stands, for messages.
         trust_remote_code: Whether code named by the configuration's folder may run.
-
-    Returns:
-        The configuration.
 
     Raises:
         BadInput: If the type is unknown or a size is absurd.
@@ -150,11 +145,7 @@ def readable(path: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bar and load report off the terminal; faults are raised from the loading info instead.
-
-    Yields:
-        Nothing.
-    """
+    """Keep transformers' progress bar and load report off the terminal; faults are raised from the loading info instead."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -110,10 +110,6 @@ def turns_by_longest(config: PretrainedConfig) -> bool:
 def refuse_family(config: PretrainedConfig, where: object) -> None:
     """Refuse families of which no forward pass over texts alone gives a vector for each token.
 
-    Args:
-        config: transformers' configuration.
-        where: The configuration's file, for messages.
-
     Raises:
         BadInput: If it is an encoder and a decoder, or a model of several modalities.
     """
@@ -179,7 +175,6 @@ def own_forward(backbone: PreTrainedModel, tokens: Tensor, mask: Tensor | None =
     """Run the family's own forward over a batch.
 
     Args:
-        backbone: The model.
         tokens: Token ids `(texts, length)`, or rows of the token table, scaled, `(texts, length, hidden size)`.
         mask: 1 for a real token, `(texts, length)`; None for a batch without padding.
 

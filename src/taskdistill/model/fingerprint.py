@@ -37,7 +37,6 @@ def model_hash(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
 
     Args:
         files: Relative path to the SHA-256 of each file that decides vectors.
-        settings: The model's settings as plain data.
 
     Returns:
         64 hexadecimal digits; nothing for a model without files.
@@ -51,10 +50,6 @@ def model_hash(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
 
 def space_id(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     """Hash all that decides the base's vectors, so that it stays the same where an adapter is added.
-
-    Args:
-        files: See `model_hash`.
-        settings: See `model_hash`.
 
     Returns:
         32 hexadecimal digits; nothing for a model without files.
@@ -74,7 +69,6 @@ def fingerprint_files(
     """Hash the files of a folder that decide vectors; others, such as exports, may be large.
 
     Args:
-        folder: Model folder.
         files: The table of files of its manifest, which was compared with them; None to read them.
 
     Returns:
@@ -94,9 +88,6 @@ def fingerprint(files: Mapping[str, str]) -> str:
     """Hash the files alone, as model hashes were made before settings belonged to them.
 
     Indexes of that time know a model by it, and a teacher store still does: prompts of a teacher's folder decide nothing there.
-
-    Args:
-        files: See `model_hash`.
 
     Returns:
         64 hexadecimal digits; nothing for a model without files.

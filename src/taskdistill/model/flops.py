@@ -15,7 +15,6 @@ def matrix_parameters(model: TransformerModel, task: str | None = None) -> int:
     """Count the entries of the matrices that every token is multiplied with.
 
     Args:
-        model: The model.
         task: Whose adapter is on; None for the base.
 
     Returns:
@@ -40,10 +39,7 @@ def step_flops(
     is a third product for its own gradient. Attention adds two products of L x L scores a text and layer, and twice that back.
 
     Args:
-        model: The model.
         lengths: Tokens of each text, `(n,)`.
-        trained: Parameters that are trained.
-        task: Whose adapter is on.
 
     Returns:
         Floating-point operations; 0 for a static model, which multiplies no matrices.

@@ -121,9 +121,7 @@ def write_model(
     """Write a model folder, whole or not at all.
 
     Args:
-        path: Where.
         model: What; it gets the ids that the folder has.
-        meta: Further fields of the manifest.
         extra_files: Name to content of further files, such as the model card.
         inputs: Name to hash of what the model was made from.
         replace_existing: Whether a folder at `path` is replaced.
@@ -145,12 +143,7 @@ def write_model(
 
 
 def fill_folder(folder: Path, model: Model) -> None:
-    """Write a model's files into a folder that is being made.
-
-    Args:
-        folder: An empty folder.
-        model: What.
-    """
+    """Write a model's files into a folder that is being made."""
     (folder / "tokenizer.json").write_text(model.tokenizer.to_json(), "utf-8")
     if isinstance(model.module, StaticModel):
         table = model.module.table.detach().cpu().contiguous()
@@ -203,7 +196,6 @@ def read_model(folder: Path, *, trust_remote_code: bool = False) -> Model:
     """Read one of our model folders or any sentence-transformers folder.
 
     Args:
-        folder: The folder.
         trust_remote_code: Whether code named by the folder may run.
 
     Returns:
@@ -242,9 +234,6 @@ READ_KINDS = ("model", "export")
 
 def open_model(folder: Path) -> dict[str, Any]:
     """Check the files of a model folder.
-
-    Args:
-        folder: The folder.
 
     Returns:
         Its manifest; empty for a folder of another program.
@@ -319,15 +308,6 @@ def manifest_settings(
 ) -> ModelSettings:
     """Read the settings of one of our model folders.
 
-    Args:
-        manifest: Its manifest.
-        width: Size of the model's vectors.
-        files: See `Model.files`.
-        folder: The folder, for messages.
-
-    Returns:
-        The settings, every field of them checked.
-
     Raises:
         BadInput: If a field is missing or does not fit the model.
     """
@@ -371,12 +351,7 @@ def _add_ours(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def save_backbone(module: TransformerModel, folder: Path) -> None:
-    """Write config.json and the base weights under their plain names, whether adapters are attached or not.
-
-    Args:
-        module: The model.
-        folder: Folder to write into.
-    """
+    """Write config.json and the base weights under their plain names, whether adapters are attached or not."""
     tensors, seen = {}, set()
     for name, tensor in module.backbone.state_dict(keep_vars=True).items():
         if "lora_" in name or tensor.data_ptr() in seen:

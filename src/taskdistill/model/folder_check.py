@@ -25,10 +25,6 @@ _LOADED = re.compile(
 def check_unlisted(folder: Path, files: Mapping[str, Any]) -> None:
     """Refuse a file that a loader would read and that the manifest does not list: a second file of weights, an adapter, a tokenizer.
 
-    Args:
-        folder: A model folder with a manifest.
-        files: The manifest's table of files.
-
     Raises:
         BadInput: Naming the first such file.
     """
@@ -42,12 +38,6 @@ def check_unlisted(folder: Path, files: Mapping[str, Any]) -> None:
 
 def check_settings(said: Mapping[str, Any], tasks: Any, width: int, path: Path) -> None:
     """Check every setting of a manifest: its type, and that it fits the model.
-
-    Args:
-        said: Settings as they are in the manifest.
-        tasks: Names of the adapters.
-        width: Size of the model's vectors.
-        path: The manifest, for messages.
 
     Raises:
         BadInput: Naming the first setting that does not fit.
@@ -98,10 +88,7 @@ def check_prompts(
     """Refuse a prompt that leaves no room for a text: all texts would have one vector.
 
     Args:
-        prompts: Name to prompt.
-        tokenizer: The model's.
         max_length: Tokens that the model reads.
-        folder: The model folder, for messages.
 
     Raises:
         BadInput: Naming the prompt.
@@ -118,7 +105,6 @@ def prompt_tokens(tokenizer: TextTokenizer, prompt: str) -> int:
     """Count the tokens that stand around every text behind a prompt.
 
     Args:
-        tokenizer: The model's.
         prompt: The prompt; empty for none.
 
     Returns:

@@ -53,9 +53,6 @@ Embed = Callable[[Sequence[str], str | None], np.ndarray]
 def embed_with(model: Model) -> Embed:
     """Make the reference computation: the packed torch model, in float32, as the encoder runs it.
 
-    Args:
-        model: A model in memory.
-
     Returns:
         A function of texts and task; it leaves the model with no adapter selected.
     """
@@ -83,10 +80,6 @@ def embed_with(model: Model) -> Embed:
 def golden_vectors(embed: Embed, tasks: Sequence[str]) -> dict[str, Any]:
     """Compute the golden vectors of a model.
 
-    Args:
-        embed: The reference computation.
-        tasks: Its adapters.
-
     Returns:
         Content of `golden.json`: the texts, and for `base` and each task their vectors of unit length.
     """
@@ -102,7 +95,6 @@ def check_golden(golden: Mapping[str, Any], embed: Embed) -> dict[str, float]:
 
     Args:
         golden: Content of a `golden.json`.
-        embed: The back end's computation.
 
     Returns:
         `base` or task to the smallest cosine between its vectors and the golden ones.
@@ -110,7 +102,7 @@ def check_golden(golden: Mapping[str, Any], embed: Embed) -> dict[str, float]:
     Raises:
         BadInput: If the golden vectors are malformed or of another size than the back end's.
     """
-    found = {}
+    result = {}
     for name, rows in golden["vectors"].items():
         expected = np.array(rows, dtype=np.float32)
         given = embed(golden["texts"], None if name == BASE else name)
@@ -118,8 +110,8 @@ def check_golden(golden: Mapping[str, Any], embed: Embed) -> dict[str, float]:
             raise BadInput(
                 f"golden vectors of {name} have shape {expected.shape}, this model gives {given.shape}; they belong to another model"
             )
-        found[name] = float(cosines(expected, given).min())
-    return found
+        result[name] = float(cosines(expected, given).min())
+    return result
 
 
 def check_vectors(model: Model, folder: Path) -> None:
@@ -129,7 +121,6 @@ def check_vectors(model: Model, folder: Path) -> None:
 
     Args:
         model: The model, on the CPU; left with no adapter selected.
-        folder: Its folder.
 
     Raises:
         BadInput: If a vector is zero or not finite, different texts have one vector, or a vector is not the golden one.
@@ -192,9 +183,6 @@ def _cosine(expected: Any, row: np.ndarray) -> float:
 def read_golden(folder: Path) -> dict[str, Any] | None:
     """Read the golden vectors of a model folder.
 
-    Args:
-        folder: Model folder.
-
     Returns:
         Their content, or None if the folder has none.
 
@@ -218,16 +206,12 @@ def read_golden(folder: Path) -> dict[str, Any] | None:
 def cosines(expected: np.ndarray, given: np.ndarray) -> np.ndarray:
     """Compare vectors row by row.
 
-    Args:
-        expected: `(n, D)`.
-        given: `(n, D)`.
-
     Returns:
         Cosine of each pair of rows, `(n,)` in float64; 0 where a row is zero.
     """
     one, two = expected.astype(np.float64), given.astype(np.float64)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
-    found: np.ndarray = np.divide(
+    result: np.ndarray = np.divide(
         (one * two).sum(1), lengths, out=np.zeros(len(one)), where=lengths > 0
     )
-    return found
+    return result

@@ -26,9 +26,6 @@ class Rope:
 def read_rope(backbone: PreTrainedModel) -> Rope:
     """Remember the rotary positions in force.
 
-    Args:
-        backbone: The model.
-
     Returns:
         What `put_rope` takes; empty for a backbone without rotary positions.
     """
@@ -42,7 +39,6 @@ def put_rope(backbone: PreTrainedModel, rope: Rope) -> None:
     """Put rotary positions back, to the bit, whatever was set meanwhile.
 
     Args:
-        backbone: The model.
         rope: What `read_rope` returned for it.
     """
     if rope.frequencies is not None:
@@ -60,9 +56,6 @@ def inference_view(module: TransformerModel | StaticModel, rope: Rope | None) ->
     Args:
         module: The model; its weights stay where they are.
         rope: Rotary positions of inference; None for a static model.
-
-    Yields:
-        Nothing.
     """
     modes = [(part, part.training) for part in module.modules()]
     trained_at = read_rope(module.backbone) if isinstance(module, TransformerModel) else None

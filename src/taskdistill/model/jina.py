@@ -70,9 +70,6 @@ class JinaModel:
 def recognises(folder: Path) -> bool:
     """Say whether a folder has this layout.
 
-    Args:
-        folder: Model folder.
-
     Returns:
         Whether `config.json` names the combined architecture, or a merged one together with `task_names`.
     """
@@ -85,9 +82,6 @@ def recognises(folder: Path) -> bool:
 
 def load(folder: Path) -> JinaModel:
     """Read a repository: backbone, last-token pooling and every adapter that `task_names` lists.
-
-    Args:
-        folder: Local copy of the repository.
 
     Returns:
         The model in float32 on the CPU, no adapter selected.
@@ -126,11 +120,6 @@ def family_config(
 
     The family follows from the weights: only Qwen3 normalises queries and keys.
 
-    Args:
-        raw: The repository's configuration.
-        header: Tensors of the repository.
-        path: The configuration's file, for messages.
-
     Returns:
         Configuration for transformers' Qwen3 or EuroBERT.
 
@@ -162,9 +151,6 @@ def _architecture(raw: Mapping[str, Any]) -> str | None:
 
 def read_prompts(folder: Path) -> dict[str, str]:
     """Read the prompts of a repository.
-
-    Args:
-        folder: Local copy of the repository.
 
     Returns:
         Name to prompt; the published ones where the repository says none.

@@ -42,21 +42,15 @@ RANDOM_PARTS = re.compile(r"drop|^(input_)?jitter_noise$")
 def layers_of(backbone: nn.Module) -> nn.ModuleList:
     """Find the list of a backbone's layers.
 
-    Args:
-        backbone: A transformer.
-
-    Returns:
-        The list, shared with the model.
-
     Raises:
         BadInput: If the family keeps its layers in a place that is not known.
     """
     for place in PLACES:
-        found: Any = backbone
+        result: Any = backbone
         for part in place.split("."):
-            found = getattr(found, part, None)
-        if isinstance(found, nn.ModuleList):
-            return found
+            result = getattr(result, part, None)
+        if isinstance(result, nn.ModuleList):
+            return result
     raise BadInput(
         f"cannot find the layers of a {type(backbone).__name__}; use a BERT-like, EuroBERT, ModernBERT, Qwen3 or Llama-like backbone"
     )
@@ -64,10 +58,6 @@ def layers_of(backbone: nn.Module) -> nn.ModuleList:
 
 def keep_layers(backbone: PreTrainedModel, keep: Sequence[int]) -> None:
     """Drop all but some layers, in place, and all that the configuration says of them.
-
-    Args:
-        backbone: The model.
-        keep: Indices of the layers to keep, ascending.
 
     Raises:
         BadInput: If an index is not one of the model's layers, or a model of what is left would not be built with these layers as
@@ -88,15 +78,7 @@ def keep_layers(backbone: PreTrainedModel, keep: Sequence[int]) -> None:
 
 @contextmanager
 def only_layers(backbone: PreTrainedModel, keep: Sequence[int]) -> Iterator[None]:
-    """Run with some layers only, as if the others were dropped; all are back afterwards.
-
-    Args:
-        backbone: The model.
-        keep: Indices of the layers, ascending.
-
-    Yields:
-        Nothing.
-    """
+    """Run with some layers only, as if the others were dropped; all are back afterwards."""
     layers = layers_of(backbone)
     every, changes = list(layers), _changes(backbone.config, len(layers), keep)
     before = {key: getattr(backbone.config, key) for key in changes}
@@ -108,14 +90,7 @@ def only_layers(backbone: PreTrainedModel, keep: Sequence[int]) -> Iterator[None
 
 
 def fixed_layers(backbone: PreTrainedModel) -> set[int]:
-    """Name the layers that cannot be dropped because they are built otherwise than all others.
-
-    Args:
-        backbone: The model.
-
-    Returns:
-        Their indices.
-    """
+    """Name the layers that cannot be dropped because they are built otherwise than all others."""
     every = range(len(layers_of(backbone)))
     return {
         i

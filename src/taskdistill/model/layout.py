@@ -28,9 +28,6 @@ POOLING_NAMES = {"cls": Pooling.CLS, "mean": Pooling.MEAN, "lasttoken": Pooling.
 def module_kinds(folder: Path) -> list[str]:
     """List the modules of a sentence-transformers folder.
 
-    Args:
-        folder: The folder.
-
     Returns:
         Last parts of their types; the first is Transformer or StaticEmbedding.
 
@@ -68,10 +65,6 @@ def module_kinds(folder: Path) -> list[str]:
 def pooling_config(pooling: Pooling, width: int) -> dict[str, Any]:
     """Write a pooling the way sentence-transformers 5 and 6 both read it.
 
-    Args:
-        pooling: The pooling.
-        width: Embedding size.
-
     Returns:
         Content of `1_Pooling/config.json`.
     """
@@ -89,10 +82,6 @@ def pooling_config(pooling: Pooling, width: int) -> dict[str, Any]:
 
 def read_pooling(folder: Path, kinds: Sequence[str]) -> Pooling:
     """Read the pooling of a sentence-transformers folder.
-
-    Args:
-        folder: The folder.
-        kinds: Its modules.
 
     Returns:
         The pooling; mean where no module says one.
@@ -124,12 +113,6 @@ def read_pooling(folder: Path, kinds: Sequence[str]) -> Pooling:
 def named_prompts(folder: Path) -> dict[str, str]:
     """Read the prompts of a sentence-transformers folder.
 
-    Args:
-        folder: The folder.
-
-    Returns:
-        Name to prompt.
-
     Raises:
         BadInput: If the file holds something else under `prompts`.
     """
@@ -144,10 +127,6 @@ def named_prompts(folder: Path) -> dict[str, str]:
 
 def longest_input(folder: Path, most: int) -> int:
     """Read how many tokens a sentence-transformers folder lets its model read.
-
-    Args:
-        folder: The folder.
-        most: What the backbone has positions for.
 
     Returns:
         Tokens of one text.

@@ -45,9 +45,6 @@ class SeededDropout(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Drop entries in training, if a generator is set.
 
-        Args:
-            values: Any shape.
-
         Returns:
             The same shape, scaled to the same expectation.
         """
@@ -56,10 +53,10 @@ class SeededDropout(nn.Module):
             return values
         *before, tokens, width = values.shape
         first, whole = getattr(_drop, "extent", None) or (0, tokens)
-        drawn = torch.empty((*before, whole, width), device=values.device).bernoulli_(
+        sampled = torch.empty((*before, whole, width), device=values.device).bernoulli_(
             1 - self.p, generator=generator
         )
-        keep = drawn.narrow(-2, first, tokens)
+        keep = sampled.narrow(-2, first, tokens)
         return values * (keep / (1 - self.p)).to(values.dtype)
 
 
@@ -82,12 +79,6 @@ def linear_names(backbone: nn.Module) -> list[str]:
     """Name every kind of linear map in the layers that an adapter can be added to (section 2.6: all seven).
 
     In a mixture of experts these are the maps outside the feed-forward parts: the experts are no linear maps of their own.
-
-    Args:
-        backbone: The model.
-
-    Returns:
-        Last parts of module names, sorted.
     """
     names, layers = set(), layers_of(backbone)
     for name, module in layers.named_modules():
@@ -114,14 +105,8 @@ def lora_config(
     """Describe an adapter as the paper does (section 2.6).
 
     Args:
-        backbone: The model it is for.
-        rank: Rank of each update.
         alpha: Scale; the update is `alpha / rank * B A`.
-        dropout: On the input of A.
         targets: Names of linear maps; None for all of every layer.
-
-    Returns:
-        peft's configuration.
 
     Raises:
         BadInput: If a target is not a linear map of the model, or it has none.
@@ -152,8 +137,6 @@ def attach(backbone: nn.Module, task: str, config: LoraConfig) -> None:
 
     Args:
         backbone: The model, changed in place.
-        task: Name of the adapter.
-        config: Its shape.
 
     Raises:
         BadInput: If peft refuses a target of this family.
@@ -178,7 +161,6 @@ def set_active_adapter(backbone: nn.Module, task: str | None) -> None:
     """Switch adapters on or off.
 
     Args:
-        backbone: The model.
         task: Name of the adapter to use, or None for the base.
     """
     for module in backbone.modules():
@@ -191,19 +173,15 @@ def set_active_adapter(backbone: nn.Module, task: str | None) -> None:
 def adapter_parameters(backbone: nn.Module, task: str) -> dict[str, nn.Parameter]:
     """Collect an adapter's weights under the names of peft's files.
 
-    Args:
-        backbone: The model.
-        task: Name of the adapter.
-
     Returns:
         `base_model.model.<module>.lora_A.weight` and so on, to the parameters.
     """
-    found: dict[str, nn.Parameter] = {}
+    result: dict[str, nn.Parameter] = {}
     for name, module in backbone.named_modules():
         if isinstance(module, LoraLayer) and task in module.lora_A:
-            found[f"{PREFIX}{name}.lora_A.weight"] = module.lora_A[task].weight
-            found[f"{PREFIX}{name}.lora_B.weight"] = module.lora_B[task].weight
-    return found
+            result[f"{PREFIX}{name}.lora_A.weight"] = module.lora_A[task].weight
+            result[f"{PREFIX}{name}.lora_B.weight"] = module.lora_B[task].weight
+    return result
 
 
 def save_adapter(
@@ -212,9 +190,6 @@ def save_adapter(
     """Write an adapter in peft's format.
 
     Args:
-        backbone: The model.
-        task: Name of the adapter.
-        config: Its shape.
         folder: Folder to fill; made if missing.
         base_name: Name of the base model for the file; never a path of this machine.
     """
@@ -246,14 +221,6 @@ def _two_part_names(backbone: nn.Module, task: str) -> list[str]:
 
 def load_adapter(backbone: nn.Module, task: str, folder: Path) -> LoraConfig:
     """Read an adapter in peft's format and attach it.
-
-    Args:
-        backbone: The model.
-        task: Name to give it.
-        folder: Folder with adapter_config.json and adapter_model.safetensors.
-
-    Returns:
-        The adapter's configuration.
 
     Raises:
         BadInput: If the files do not fit the model.
@@ -333,11 +300,6 @@ ADAPTER_KEYS = (
 def copy_exactly(own: dict[str, nn.Parameter], tensors: dict[str, Tensor], path: Path) -> None:
     """Copy tensors into parameters, refusing any difference of names, shapes or finiteness.
 
-    Args:
-        own: Parameters by name.
-        tensors: What a file held.
-        path: The file, for messages.
-
     Raises:
         BadInput: On any difference.
     """
@@ -361,7 +323,6 @@ def detach(backbone: nn.Module, task: str) -> None:
 
     Args:
         backbone: The model, changed in place.
-        task: Name of the adapter.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -374,12 +335,7 @@ def detach(backbone: nn.Module, task: str) -> None:
 
 @torch.no_grad()
 def merge(backbone: nn.Module, task: str) -> None:
-    """Add an adapter's update to the base weights and remove every adapter, in place.
-
-    Args:
-        backbone: The model.
-        task: Name of the adapter to merge.
-    """
+    """Add an adapter's update to the base weights and remove every adapter, in place."""
     for name, module in list(backbone.named_modules()):
         if isinstance(module, LoraLayer):
             base = module.get_base_layer()

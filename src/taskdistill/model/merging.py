@@ -20,14 +20,7 @@ CANCELLED = 1e-6
 
 
 def fixed(shares: Sequence[float]) -> Shares:
-    """Take the same shares for every weight.
-
-    Args:
-        shares: Share of each model.
-
-    Returns:
-        The rule.
-    """
+    """Take the same shares for every weight."""
     return lambda _: list(shares)
 
 
@@ -50,15 +43,7 @@ def spherical(products: Tensor) -> list[float]:
 
 
 def merge_dense(tensors: Sequence[Tensor], shares: Shares) -> Tensor:
-    """Merge one weight of several models.
-
-    Args:
-        tensors: The weight in each, of one shape.
-        shares: The rule.
-
-    Returns:
-        The weighted sum.
-    """
+    """Merge one weight of several models."""
     flat = torch.stack([tensor.detach().double().flatten() for tensor in tensors])
     mixed = torch.tensor(shares(flat @ flat.T), dtype=torch.double) @ flat
     return mixed.reshape(tensors[0].shape).to(tensors[0].dtype)
@@ -68,11 +53,6 @@ def merge_factors(
     a: Sequence[Tensor], b: Sequence[Tensor], shares: Shares
 ) -> tuple[Tensor, Tensor]:
     """Merge one low-rank update of several adapters as the products B A, cut back to the rank.
-
-    Args:
-        a: Factors `(rank, in)`.
-        b: Factors `(out, rank)`.
-        shares: The rule.
 
     Returns:
         A and B, whose product is nearest to the weighted sum of the products.
@@ -94,7 +74,6 @@ def merge_models(models: Sequence[Model], shares: Shares) -> dict[str, Tensor]:
 
     Args:
         models: Models of one shape, from `check_alike`.
-        shares: The rule.
 
     Returns:
         The weights, under the names of `weights_of`.
@@ -117,26 +96,23 @@ def merge_models(models: Sequence[Model], shares: Shares) -> dict[str, Tensor]:
 def weights_of(model: Model) -> dict[str, Tensor]:
     """Name every weight of a model: those of the base, of each task's adapter, and of the projection.
 
-    Args:
-        model: The model.
-
     Returns:
         Name to the model's own tensor; copying into it changes the model.
     """
-    found = {
+    result = {
         f"base/{name.replace('.base_layer.', '.')}": p
         for name, p in model.module.named_parameters()
         if ".lora_" not in name
     }
     for task in model.module.tasks:
         assert isinstance(model.module, TransformerModel)  # a static model has no tasks
-        found |= {
+        result |= {
             f"{task}/{name}": p
             for name, p in adapter_parameters(model.module.backbone, task).items()
         }
     if model.projection is not None:
-        found |= {f"projection/{name}": p for name, p in model.projection.named_parameters()}
-    return dict(found)
+        result |= {f"projection/{name}": p for name, p in model.projection.named_parameters()}
+    return dict(result)
 
 
 def load_weights(model: Model, weights: Mapping[str, Tensor]) -> None:
@@ -153,9 +129,6 @@ def load_weights(model: Model, weights: Mapping[str, Tensor]) -> None:
 
 def check_same_shape(models: Sequence[Model]) -> None:
     """Refuse models whose weights do not mean the same.
-
-    Args:
-        models: Two or more.
 
     Raises:
         BadInput: If there are fewer, or they differ in tokenizer, tasks, prompts, adapters' scale, or in the name or shape of a weight.

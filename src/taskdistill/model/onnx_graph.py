@@ -132,11 +132,7 @@ def _padded_attention(module: TransformerModel | StaticModel) -> Iterator[None]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Keep the exporter's progress and advice off the terminal; what matters is measured afterwards.
-
-    Yields:
-        Nothing.
-    """
+    """Keep the exporter's progress and advice off the terminal; what matters is measured afterwards."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -186,10 +182,6 @@ def _add_head(proto: Any, width: int, truncation_default: bool) -> None:
 
 def padded_batches(ids: Sequence[np.ndarray], size: int = BATCH) -> Iterator[dict[str, np.ndarray]]:
     """Pad texts on the right, a few at a time, as the graph's inputs.
-
-    Args:
-        ids: Token ids of each text.
-        size: Texts of a batch.
 
     Yields:
         `input_ids` and `attention_mask`, `(B, L)` of int64; padding has id 0.

@@ -91,9 +91,6 @@ def pack(texts: Sequence[np.ndarray]) -> PackedBatch:
 
     Args:
         texts: Token ids of each text, none empty.
-
-    Returns:
-        The stream.
     """
     lengths = np.fromiter((len(text) for text in texts), dtype=np.int64, count=len(texts))
     order = np.argsort(lengths, kind="stable")
@@ -226,8 +223,6 @@ def packed_attention(
         key: `(1, key heads, tokens, head size)`.
         value: As `key`; its number type is that of the result.
         attention_mask: What the family asked for; a tensor is refused, for a stream has no padding.
-        groups: Extents of the texts.
-        dropout: Share of attention weights dropped.
         scaling: Factor of the scores; None for one over the root of the head size.
         is_causal: Whether a token sees only itself and earlier ones.
         sliding_window: Tokens that a token sees on each side, itself included; read only where the family describes no mask.
@@ -296,16 +291,7 @@ class _Attend:
     sinks: Tensor | None = field(compare=False)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend.
-
-        Args:
-            q: `(texts, heads, length, head size)`.
-            k: `(texts, key heads, length, head size)`.
-            v: As `k`.
-
-        Returns:
-            As `q`.
-        """
+        """Attend."""
         sink, scaling = None, self.scaling
         if self.sinks is not None:
             scaling = q.shape[-1] ** -0.5 if scaling is None else scaling

@@ -14,7 +14,6 @@ def pool(hidden: Tensor, groups: PackedBounds, pooling: Pooling) -> Tensor:
 
     Args:
         hidden: Hidden states, `(tokens, D)`.
-        groups: Extents of the texts.
         pooling: `last` and `cls` take one token, `mean` all of a text (section 2.5).
 
     Returns:
@@ -39,7 +38,6 @@ def pool_padded(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     Args:
         hidden: Hidden states, `(B, L, D)`.
         mask: 1 for a real token, `(B, L)`.
-        pooling: See `pool`.
 
     Returns:
         `(B, D)`, not normalised.

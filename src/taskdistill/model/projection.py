@@ -22,7 +22,6 @@ class Projection(nn.Module):
         """Start the map.
 
         Args:
-            embedding_dim: Student size D.
             teacher_dim: Teacher size T, or those of several teachers, whose vectors stand side by side and whose sum is T.
             init: `default` draws W and b as torch's linear layer does; `identity` puts ones on the diagonal of each teacher's rows.
         """

@@ -22,10 +22,6 @@ BATCH = 64
 def embed_all(module: TransformerModel, ids: Sequence[np.ndarray]) -> Tensor:
     """Embed texts without gradients.
 
-    Args:
-        module: The model.
-        ids: Token ids of each text.
-
     Returns:
         Unit rows `(texts, D)`.
     """
@@ -47,7 +43,6 @@ def choose_layers(
     Args:
         module: The model; it is as before afterwards.
         ids: Token ids of texts that show the model at work.
-        count: Layers to keep.
         progress: Called with (sets tried, sets in all).
 
     Returns:
@@ -67,27 +62,22 @@ def choose_layers(
     whole, kept, cosine, tried = embed_all(module, ids), list(range(total_layers)), 1.0, 0
     total = sum(size - len(fixed) for size in range(count + 1, total_layers + 1))
     while len(kept) > count:
-        found = []
+        result = []
         for left_out in kept:
             if left_out in fixed:
                 continue
             some = [i for i in kept if i != left_out]
             with only_layers(backbone, some):
-                found.append((float((embed_all(module, ids) * whole).sum(1).mean()), some))
+                result.append((float((embed_all(module, ids) * whole).sum(1).mean()), some))
             tried += 1
             if progress is not None:
                 progress(tried, total)
-        cosine, kept = max(found, key=lambda one: one[0])
+        cosine, kept = max(result, key=lambda one: one[0])
     return kept, cosine
 
 
 def keep_only(module: TransformerModel, layers: Sequence[int]) -> None:
-    """Drop all but some layers of a model, in place.
-
-    Args:
-        module: The model.
-        layers: Ascending indices.
-    """
+    """Drop all but some layers of a model, in place."""
     keep_layers(module.backbone, layers)
 
 
@@ -97,9 +87,7 @@ def narrow(module: TransformerModel, ids: Sequence[np.ndarray], width: int) -> N
     A neuron counts by the mean size of its activation on the texts, times the length of the column that carries it back.
 
     Args:
-        module: The model.
         ids: Token ids of texts that show the model at work.
-        width: Neurons to keep in every layer.
 
     Raises:
         BadInput: If a layer has fewer neurons, or its feed-forward part is of a form that is not known.
@@ -139,23 +127,23 @@ def _adder(total: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
 def _feed_forward(layer: nn.Module) -> tuple[list[nn.Linear], nn.Linear]:
     """Find the linear maps into the neurons of a layer, and the one back."""
     gated = getattr(layer, "mlp", None)
-    found = [getattr(gated, name, None) for name in GATED]
+    result = [getattr(gated, name, None) for name in GATED]
     for names in FUSED:
-        if not isinstance(found[0], nn.Linear):
-            found = [getattr(gated, name, None) for name in names]
-    if not isinstance(found[0], nn.Linear):
-        found = [
+        if not isinstance(result[0], nn.Linear):
+            result = [getattr(gated, name, None) for name in names]
+    if not isinstance(result[0], nn.Linear):
+        result = [
             getattr(getattr(layer, part, None), "dense", None)
             for part in ("intermediate", "output")
         ]
-    linear = [one for one in found if isinstance(one, nn.Linear)]
+    linear = [one for one in result if isinstance(one, nn.Linear)]
     others = (
         {id(weight) for weight in gated.parameters()}
         - {id(weight) for one in linear for weight in one.parameters()}
         if gated
         else ()
     )
-    if len(linear) != len(found) or others:  # a norm of the neurons would have to be cut too
+    if len(linear) != len(result) or others:  # a norm of the neurons would have to be cut too
         raise BadInput(
             f"cannot slice the feed-forward part of a {type(layer).__name__}; use a BERT-like, EuroBERT, ModernBERT, Qwen3 or Llama-like model"
         )

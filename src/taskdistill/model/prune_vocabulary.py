@@ -24,19 +24,14 @@ def used_tokens(
 ) -> set[int]:
     """Find the tokens of some texts.
 
-    Args:
-        tokenizer: The tokenizer.
-        texts: What the model will read.
-        prompts: What it reads before them.
-
     Returns:
         Ids, special tokens among them.
     """
-    found: set[int] = set()
+    result: set[int] = set()
     for prompt in prompts:
         for ids in tokenizer.ids(texts, prompt=prompt, max_length=1_000_000).ids:
-            found.update(ids.tolist())
-    return found
+            result.update(ids.tolist())
+    return result
 
 
 def prune_tokenizer(
@@ -50,7 +45,6 @@ def prune_tokenizer(
 
     Args:
         tokenizer: The tokenizer; it is not changed.
-        keep: Ids to keep.
 
     Returns:
         The new tokenizer, and the old id of each of its ids.
@@ -120,13 +114,13 @@ def _parts(model: Mapping[str, Any], pieces: Mapping[str, int], stays: Collectio
             made.setdefault(pieces[whole], []).extend(
                 pieces[part] for part in (left, right) if part in pieces
             )
-    found, left_over = set(stays), list(stays)
+    result, left_over = set(stays), list(stays)
     while left_over:
         for part in made.get(left_over.pop(), ()):
-            if part not in found:
-                found.add(part)
+            if part not in result:
+                result.add(part)
                 left_over.append(part)
-    return found
+    return result
 
 
 def _renumber(
@@ -168,12 +162,7 @@ def _renumber_special(step: dict[str, Any] | None, new: Mapping[int, int]) -> No
 
 
 def prune_embeddings(module: TransformerModel | StaticModel, old: np.ndarray) -> None:
-    """Keep some rows of a model's token table, in place.
-
-    Args:
-        module: The model.
-        old: Old id of each new one, ascending.
-    """
+    """Keep some rows of a model's token table, in place."""
     rows = torch.from_numpy(old)
     if isinstance(module, StaticModel):
         module.table = nn.Parameter(
@@ -190,7 +179,6 @@ def replace_embeddings(module: TransformerModel, rows: Tensor, place: Mapping[in
     """Give a backbone another token table, in place.
 
     Args:
-        module: The model.
         rows: The new table, `(new pieces, D)`.
         place: Old id to new id of the tokens that both have; special ones that are not in it are no longer named by the configuration.
     """

@@ -17,10 +17,6 @@ def set_rope_theta(backbone: PreTrainedModel, theta: float) -> None:
     In families whose windowed layers have a theta of their own (Gemma 3, ModernBERT), that of the layers which see whole texts is
     changed; a windowed layer looks no further than its window. Where every layer has a window, all are changed.
 
-    Args:
-        backbone: The model.
-        theta: New base.
-
     Raises:
         BadInput: If the backbone has no rotary positions, or keeps its frequencies where they cannot be rebuilt.
     """
@@ -77,10 +73,6 @@ def set_rope_theta(backbone: PreTrainedModel, theta: float) -> None:
 def check_frequencies(backbone: PreTrainedModel, where: object) -> None:
     """Refuse rotary positions of which nothing can be computed, such as those of a theta or a factor of 0.
 
-    Args:
-        backbone: The model, with its weights.
-        where: Its configuration, for the message.
-
     Raises:
         BadInput: If a frequency is no finite number.
     """
@@ -97,9 +89,6 @@ def check_frequencies(backbone: PreTrainedModel, where: object) -> None:
 
 def rope_theta(backbone: PreTrainedModel) -> float | None:
     """Read the RoPE theta in force, where layers differ that of the layers which see whole texts.
-
-    Args:
-        backbone: The model.
 
     Returns:
         The base, or None for a backbone without rotary positions.

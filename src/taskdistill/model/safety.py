@@ -70,10 +70,6 @@ class TensorHeader:
 def check_file(path: Path, folder: Path) -> None:
     """Refuse a file that is a link out of its model folder; a Hub cache's links to its own blobs are allowed.
 
-    Args:
-        path: A file of the folder.
-        folder: The model folder.
-
     Raises:
         BadInput: If the file lies elsewhere.
     """
@@ -87,9 +83,6 @@ def check_file(path: Path, folder: Path) -> None:
 
 def check_folder_files(folder: Path) -> None:
     """Look over a model folder: no link leads out of it, no JSON file is absurdly large, no adapter stands in for the base.
-
-    Args:
-        folder: The model folder.
 
     Raises:
         BadInput: On the first such file.
@@ -116,7 +109,6 @@ def task_folder(folder: Path, task: str) -> Path:
     """Find the folder of a task's adapter.
 
     Args:
-        folder: The model folder.
         task: Name of the task, from a file of the folder.
 
     Returns:
@@ -133,22 +125,19 @@ def task_folder(folder: Path, task: str) -> Path:
 def remote_code_keys(raw: Any) -> list[str]:
     """Find the keys of a configuration that name code, at any depth.
 
-    Args:
-        raw: A configuration read from JSON.
-
     Returns:
         The keys, empty if there are none.
     """
-    found: list[str] = []
+    result: list[str] = []
     pending: list[Any] = [raw]
     while pending:
         here = pending.pop()
         if isinstance(here, Mapping):
-            found += [str(key) for key, value in here.items() if _names_code(str(key), value)]
+            result += [str(key) for key, value in here.items() if _names_code(str(key), value)]
             pending.extend(here.values())
         elif isinstance(here, list):
             pending.extend(here)
-    return found
+    return result
 
 
 def _names_code(key: str, value: Any) -> bool:
@@ -164,9 +153,6 @@ def check_safetensors(path: Path) -> dict[str, TensorHeader]:
 
     Args:
         path: The file; only its header is read.
-
-    Returns:
-        Tensor name to type and shape.
 
     Raises:
         BadInput: If the header is too large, is no JSON object, repeats a name, or its tensors overlap, leave gaps,
@@ -232,12 +218,6 @@ def _check_layout(path: Path, header: Mapping[str, Any], data: int) -> dict[str,
 def check_weights(folder: Path) -> dict[str, TensorHeader]:
     """Check a folder's weights, in one file or in shards, from their headers.
 
-    Args:
-        folder: Folder with model.safetensors, or model.safetensors.index.json and its shards.
-
-    Returns:
-        Tensor name to type and shape.
-
     Raises:
         BadInput: If there are no safetensors, a header lies, or the index names a file elsewhere.
     """
@@ -256,7 +236,7 @@ def check_weights(folder: Path) -> dict[str, TensorHeader]:
         raise BadInput(
             f"{index} is no index of shards ({error}); copy the model folder again"
         ) from None
-    found: dict[str, TensorHeader] = {}
+    result: dict[str, TensorHeader] = {}
     for shard in shards:
         if not isinstance(shard, str) or shard in {".", ".."} or "/" in shard or "\\" in shard:
             raise BadInput(
@@ -264,16 +244,16 @@ def check_weights(folder: Path) -> dict[str, TensorHeader]:
             )
         check_file(folder / shard, folder)
         for name, entry in check_safetensors(folder / shard).items():
-            if table.get(name) != shard or name in found:
+            if table.get(name) != shard or name in result:
                 raise BadInput(
                     f"{index} and {shard} disagree about tensor {name[:80]!r}; copy the model folder again"
                 )
-            found[name] = entry
-    if missing := sorted(table.keys() - found.keys()):
+            result[name] = entry
+    if missing := sorted(table.keys() - result.keys()):
         raise BadInput(
             f"{index} lists {len(missing)} tensors that no shard holds, {missing[:3]} first; copy the model folder again"
         )
-    return found
+    return result
 
 
 def check_fits(
@@ -289,8 +269,6 @@ def check_fits(
 
     Args:
         needed: Tensor name to shape, in every form that is read; the file has to fit one of them.
-        header: What `check_weights` returned.
-        path: The file, for messages.
         prefix: What files of models with a head put before the names.
         aliases: Further names of tensors that have several, to the one in `needed`.
         passed_over: Beginnings of names of parts that are not read, such as the decoder of an encoder-decoder.

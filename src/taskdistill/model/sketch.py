@@ -89,7 +89,6 @@ def sketch(
 
     Args:
         model: A folder, `all-MiniLM-L6-v2`, or a Hub id, of which configuration and tokenizer are fetched if the Hub can be reached.
-        revision: Revision of a Hub id.
         trust_remote_code: Whether code named by the configuration may run.
 
     Returns:

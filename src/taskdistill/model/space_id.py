@@ -21,11 +21,6 @@ def former_space_ids(said: ModelSettings, space_id: str, version: int) -> list[s
 
     Args:
         said: Settings of the model as they are in its manifest.
-        space_id: The present id.
-        version: Format version of the manifest.
-
-    Returns:
-        Space ids.
     """
     if version >= 2:
         return said.former_space_ids if said.space_id == space_id else []
@@ -54,9 +49,6 @@ def base_space_id(model: Model) -> str:
 
 def memory_files(model: Model) -> dict[str, str]:
     """Hash what stands for the deciding files of a base that is never written, so that its scores can be kept under its hash.
-
-    Args:
-        model: The model.
 
     Returns:
         What stands for `Model.files`.

@@ -101,9 +101,6 @@ class TransformerModel(nn.Module):
     def token_vectors(self, packed: PackedBatch) -> Tensor:
         """Look up the rows of the token table, as they stand there, for `hidden`.
 
-        Args:
-            packed: A stream.
-
         Returns:
             `(tokens, hidden size)`.
         """
@@ -144,7 +141,6 @@ class TransformerModel(nn.Module):
         """Run the backbone over a stream.
 
         Args:
-            packed: The stream.
             token_vectors: Rows of the token table to use instead of looking them up.
 
         Returns:
@@ -189,10 +185,6 @@ class TransformerModel(nn.Module):
     def pooled(self, packed: PackedBatch, token_vectors: Tensor | None = None) -> Tensor:
         """Run the backbone and pool.
 
-        Args:
-            packed: The stream.
-            token_vectors: See `hidden`.
-
         Returns:
             `(texts, D)` in stream order, not normalised.
         """
@@ -200,9 +192,6 @@ class TransformerModel(nn.Module):
 
     def embed(self, ids: Sequence[np.ndarray]) -> Tensor:
         """Turn token ids into vectors.
-
-        Args:
-            ids: Token ids of each text.
 
         Returns:
             `(texts, D)` in the order given, not normalised.
@@ -212,8 +201,8 @@ class TransformerModel(nn.Module):
         return torch.empty_like(vectors).index_copy(0, packed.order, vectors)
 
 
-def _near(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).abs().max() <= tolerance_of(expected))
+def _near(result: Tensor, expected: Tensor) -> bool:
+    return bool((result - expected).abs().max() <= tolerance_of(expected))
 
 
 def like_lengths(runs: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
@@ -231,11 +220,6 @@ class StaticModel(nn.Module):
     """One vector per token; a text is the mean of its tokens' vectors, whose lengths are the weights."""
 
     def __init__(self, table: Tensor) -> None:
-        """Take a token table.
-
-        Args:
-            table: `(vocabulary, D)`.
-        """
         super().__init__()
         self.table = nn.Parameter(table)
         self.tasks: list[str] = []
@@ -243,9 +227,6 @@ class StaticModel(nn.Module):
 
     def select(self, task: str | None) -> None:
         """Refuse a task: a static model has no adapters.
-
-        Args:
-            task: Must be None.
 
         Raises:
             BadInput: If a task is asked for.
@@ -255,9 +236,6 @@ class StaticModel(nn.Module):
 
     def embed(self, ids: Sequence[np.ndarray]) -> Tensor:
         """Turn token ids into vectors.
-
-        Args:
-            ids: Token ids of each text.
 
         Returns:
             `(texts, D)`, not normalised; a text without tokens gives a zero vector.

@@ -55,13 +55,6 @@ class TextTokenizer:
     def load(cls, folder: Path, *, special: bool = True) -> TextTokenizer:
         """Read `tokenizer.json` of a model folder.
 
-        Args:
-            folder: Model folder.
-            special: See `__init__`.
-
-        Returns:
-            The tokenizer.
-
         Raises:
             BadInput: If the file is missing or no tokenizer.
         """
@@ -97,12 +90,7 @@ class TextTokenizer:
         and the end-of-sequence token stay.
 
         Args:
-            texts: Any strings.
-            prompt: Put before every text.
             max_length: Most tokens of one text, special tokens included.
-
-        Returns:
-            Ids and which texts were cut.
 
         Raises:
             BadInput: If `max_length` leaves no room for a token of text.
@@ -125,10 +113,6 @@ class TextTokenizer:
 
     def offsets(self, text: str, *, prompt: str) -> tuple[np.ndarray, np.ndarray]:
         """Tokenise one text whole, with the place of each token.
-
-        Args:
-            text: Any string.
-            prompt: Put before it.
 
         Returns:
             Ids `(tokens,)` and character extents in `text` `(tokens, 2)`; tokens of the prompt and special tokens have `(-1, -1)`.
@@ -226,16 +210,13 @@ def _whole_characters(texts: Sequence[str]) -> Iterator[None]:
 def end_token(folder: Path) -> str | None:
     """Read which token a model folder ends its sequences with.
 
-    Args:
-        folder: Folder with a tokenizer.
-
     Returns:
         `eos_token` of its tokenizer's settings, or None where none is named.
     """
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
-            found = read_json(folder / name).get("eos_token")
-            text = found.get("content") if isinstance(found, dict) else found
+            result = read_json(folder / name).get("eos_token")
+            text = result.get("content") if isinstance(result, dict) else result
             if isinstance(text, str) and text:
                 return text
     return None

@@ -69,9 +69,6 @@ TOKEN_LIMIT = 4_000_000
 def check_tokenizer(path: Path) -> int:
     """Check a `tokenizer.json` before the tokenizer is built.
 
-    Args:
-        path: The file.
-
     Returns:
         One more than the largest token id, so that it can be compared with the rows of the token table.
 
@@ -161,9 +158,6 @@ def slow_pattern(text: str) -> str | None:
     """Say why a regular expression could need time exponential, or a high power, in the length of a text.
 
     The patterns of published tokenizers pass: they repeat single characters or classes only.
-
-    Args:
-        text: A regular expression of the Oniguruma kind.
 
     Returns:
         The reason, or None if it is accepted.

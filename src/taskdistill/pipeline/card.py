@@ -28,12 +28,7 @@ def run_card(run: RunContext, model: Model, results: Mapping[str, Any] | None) -
     """Write the card of a run's model.
 
     Args:
-        run: The run.
-        model: The model.
         results: Scores, or None while there are none.
-
-    Returns:
-        Markdown.
     """
     recipe = run.recipe
     base, base_licence = _base(recipe)
@@ -75,9 +70,6 @@ def run_card(run: RunContext, model: Model, results: Mapping[str, Any] | None) -
 def teacher_licence(recipe: Recipe) -> str | None:
     """Say under which licence the teacher is.
 
-    Args:
-        recipe: The recipe.
-
     Returns:
         What the recipe states, or the embedded teacher's own; None if it is not stated.
     """
@@ -114,12 +106,12 @@ def _used(run: RunContext) -> dict[str, Any]:
 
 def _languages(run: RunContext) -> dict[str, list[str]]:
     """Name the languages of each source: those of its rows, most rows first, or else what the recipe states."""
-    found = {}
+    result = {}
     for name, dataset in run.inputs.datasets.items():
         counted = Counter(row.lang for row in dataset.rows if row.lang)
         stated = run.recipe.data.sources[name].languages or []
-        found[name] = [language for language, _ in counted.most_common()] or list(stated)
-    return found
+        result[name] = [language for language, _ in counted.most_common()] or list(stated)
+    return result
 
 
 def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -23,8 +23,6 @@ def check_fit(
     """Check what a recipe alone cannot show.
 
     Args:
-        recipe: The recipe.
-        root: The data folder.
         module: The student before its first step; its weights may be absent.
         teacher_dim: Size of the teacher's vectors; None while that is not known.
 
@@ -41,7 +39,6 @@ def check_student(
     """Check settings against the student and the sizes of the teachers.
 
     Args:
-        recipe: The recipe.
         module: The student before its first step; its weights may be absent.
         teacher_dims: Size of each teacher's vectors; None while that is not known.
 
@@ -70,7 +67,6 @@ def evaluation_sets(recipe: Recipe, root: Path) -> list[EvalSet]:
     """Find the sets that a finished model is scored on.
 
     Args:
-        recipe: The recipe.
         root: The data folder, where the recipe names no other.
 
     Returns:
@@ -117,7 +113,6 @@ def check_sets(recipe: Recipe, root: Path) -> None:
     """Check the names of evaluation sets, and that every gate has a development set of its task to decide by.
 
     Args:
-        recipe: The recipe.
         root: The data folder, where the recipe names no other.
 
     Raises:

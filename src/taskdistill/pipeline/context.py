@@ -66,10 +66,6 @@ class RunContext:
     def count(self, done: int, total: int) -> None:
         """Tell how far a part has come whose finished items are kept on disk, and stop there if that was asked for.
 
-        Args:
-            done: Items done.
-            total: Items in all.
-
         Raises:
             Interrupted: If a stop was asked for.
         """
@@ -83,10 +79,6 @@ class RunContext:
         """Add the seconds since `start` to a part, and give back the memory that it leaves free.
 
         The log keeps the seconds, so that a continued run counts its earlier parts too, and the peak of memory up to here.
-
-        Args:
-            part: Name of the part.
-            start: From the monotonic clock.
         """
         self.log.write(
             {
@@ -103,11 +95,11 @@ class RunContext:
         Returns:
             Part to seconds, in the order in which parts first ended.
         """
-        found: dict[str, float] = {}
+        result: dict[str, float] = {}
         for _, record in read_lines(self.log.path):
             if "part" in record:
-                found[record["part"]] = found.get(record["part"], 0.0) + record["seconds"]
-        return found
+                result[record["part"]] = result.get(record["part"], 0.0) + record["seconds"]
+        return result
 
     def peak(self) -> float:
         """Return the largest memory of all the processes that worked on the run, as the log has it.
@@ -128,9 +120,6 @@ class RunContext:
 def chooses_weights(during: ValidationConfig | None) -> TypeGuard[ValidationConfig]:
     """Say whether scores while training decide which weights a phase ends with.
 
-    Args:
-        during: That part of the recipe.
-
     Returns:
         Whether the run cannot go on with other settings of it.
     """
@@ -138,14 +127,7 @@ def chooses_weights(during: ValidationConfig | None) -> TypeGuard[ValidationConf
 
 
 def as_phase(settings: PhaseConfig | StaticConfig) -> PhaseConfig:
-    """Return a part of the recipe as a phase.
-
-    Args:
-        settings: A phase, or the instant student's settings.
-
-    Returns:
-        The phase.
-    """
+    """Return a part of the recipe as a phase."""
     return static_phase(settings) if isinstance(settings, StaticConfig) else settings
 
 
@@ -154,12 +136,6 @@ def deciding_data(recipe: Recipe) -> dict[str, Any]:
 
     What such keys say when they are left out is written as before they were there, so that a run begun by an earlier version has the same
     hash and goes on.
-
-    Args:
-        recipe: The recipe.
-
-    Returns:
-        Its content, of which hashes are made.
     """
     whole: dict[str, Any] = recipe.model_dump(mode="json") | {"device": "auto"}
     if recipe.precision == "auto":
@@ -204,10 +180,6 @@ def _leave_out_later(phase: dict[str, Any], later: Mapping[str, Any]) -> None:
 def phase_fingerprint(recipe: Recipe, name: str) -> dict[str, Any]:
     """Collect the parts of a recipe that decide the weights of a phase, so that other parts may change when a run is continued.
 
-    Args:
-        recipe: The recipe.
-        name: The phase.
-
     Returns:
         Seed, precision, data, teacher and student, the phase's own settings and those of the phases that it builds on, and the scores while
         training where they choose the weights.
@@ -220,8 +192,8 @@ def phase_fingerprint(recipe: Recipe, name: str) -> dict[str, Any]:
         if name == "long"
         else ()
     )
-    found = {each: phases[each] for each in (*before, name) if each in phases}
-    used = sources_of(found)
+    result = {each: phases[each] for each in (*before, name) if each in phases}
+    used = sources_of(result)
     whole = deciding_data(recipe)
     sources = {
         source: _without_words(value)
@@ -250,7 +222,7 @@ def phase_fingerprint(recipe: Recipe, name: str) -> dict[str, Any]:
             each: whole["adapters"][each.removeprefix("adapters.")]
             if each.startswith("adapters.")
             else whole[each]
-            for each in found
+            for each in result
         },
     }
 
@@ -267,9 +239,6 @@ def _without_words(part: Mapping[str, Any]) -> dict[str, Any]:
 def sources_of(phases: Mapping[str, PhaseConfig | StaticConfig]) -> set[str]:
     """List the sources that some phases draw from.
 
-    Args:
-        phases: Name to phase.
-
     Returns:
         Source names with a weight above 0.
     """
@@ -278,10 +247,6 @@ def sources_of(phases: Mapping[str, PhaseConfig | StaticConfig]) -> set[str]:
 
 def resume_meta(run: RunContext, name: str) -> dict[str, Any]:
     """Say what must be the same where a phase is continued.
-
-    Args:
-        run: The run.
-        name: The phase.
 
     Returns:
         Hashes of the parts of the recipe that decide its weights, and of the rows of its sources.
@@ -296,15 +261,6 @@ def resume_meta(run: RunContext, name: str) -> dict[str, Any]:
 
 def made_before(run: RunContext, name: str, folder: Path, kind: str) -> bool:
     """Say whether the run has a folder that a phase makes once, because making it again need not give the same.
-
-    Args:
-        run: The run.
-        name: The phase.
-        folder: The folder.
-        kind: What it holds.
-
-    Returns:
-        Whether it is there.
 
     Raises:
         BadInput: If it was made from other data or settings.
@@ -321,9 +277,7 @@ def drawn(items: list[T], most: int, seed: int) -> list[T]:
     """Draw items without replacement.
 
     Args:
-        items: Any.
         most: How many, at most.
-        seed: Of the draw.
 
     Returns:
         Them, in their order.
@@ -338,10 +292,6 @@ def drawn(items: list[T], most: int, seed: int) -> list[T]:
 
 def make_plans(recipe: Recipe, inputs: TrainData) -> dict[str, BatchPlan]:
     """Decide which rows every step of every phase sees.
-
-    Args:
-        recipe: The recipe.
-        inputs: Its rows.
 
     Returns:
         Phase to batches, in the order in which phases run.
@@ -359,7 +309,6 @@ def fill_stores(run: RunContext, names: Collection[str]) -> None:
 
     Args:
         run: The run; its inputs and plans change if a text has no vector.
-        names: The phases.
 
     Raises:
         WorkFailed: If new texts keep turning up without a vector.
@@ -374,20 +323,20 @@ def fill_stores(run: RunContext, names: Collection[str]) -> None:
                 if run.further
                 else None
             )
-            wanted: dict[int, tuple[TeacherStore, dict[str, None]]] = {}
+            requested: dict[int, tuple[TeacherStore, dict[str, None]]] = {}
             for name in names:
                 for view, texts in teacher_needs(
                     name, as_phase(run.recipe.phases()[name]), run.plans[name], sources
                 ).items():
-                    wanted.setdefault(id(stores[view]), (stores[view], {}))[1].update(
+                    requested.setdefault(id(stores[view]), (stores[view], {}))[1].update(
                         dict.fromkeys(texts)
                     )
             missing = {
                 text
-                for store, found in wanted.values()
-                for text in _fill_store(run, teacher, store, list(found))
+                for store, result in requested.values()
+                for text in _fill_store(run, teacher, store, list(result))
             }
-            every = {text for _, found in wanted.values() for text in found}
+            every = {text for _, result in requested.values() for text in result}
             if run.further and missing:
                 run.progress.note(
                     f"{teacher_name}: no vector for {len(missing):,} of {len(every):,} texts; they learn from the other teachers"

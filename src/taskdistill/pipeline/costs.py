@@ -27,9 +27,6 @@ class Gpu(NamedTuple):
     def rate(self, precision: str) -> float:
         """Return the rate of a number type.
 
-        Args:
-            precision: `auto` is bfloat16.
-
         Returns:
             Operations a second.
         """
@@ -78,14 +75,7 @@ class ModelSize:
 
 
 def size_of(backbone: PreTrainedModel) -> ModelSize:
-    """Measure an architecture; weights may be on the meta device.
-
-    Args:
-        backbone: The model.
-
-    Returns:
-        Its size.
-    """
+    """Measure an architecture; weights may be on the meta device."""
     config, layers, names = backbone.config, layers_of(backbone), set(linear_names(backbone))
     matrix = sum(
         p.numel()
@@ -105,15 +95,7 @@ def size_of(backbone: PreTrainedModel) -> ModelSize:
 
 
 def adapter_parameters(backbone: PreTrainedModel, rank: int) -> int:
-    """Count the weights of a LoRA adapter on every linear map.
-
-    Args:
-        backbone: The model.
-        rank: Of the adapter.
-
-    Returns:
-        Number of weights.
-    """
+    """Count the weights of a LoRA adapter on every linear map."""
     names = set(linear_names(backbone))
     maps = [
         p
@@ -129,9 +111,7 @@ def card_budget(
     """Choose a phase's token budgets as a run on an empty card does.
 
     Args:
-        given: The phase.
         module: The student, which may have no weights.
-        card: The card.
         precision: Of the recipe; `auto` is bfloat16.
 
     Returns:
@@ -159,9 +139,7 @@ def card_memory(
     """Estimate what a phase takes on a card: weights, gradients and moments, and the graphs that are there at once.
 
     Args:
-        given: The phase.
         module: The student, which may have no weights.
-        budget: What `card_budget` chose.
         batch_tokens: Tokens of its largest batch.
         precision: Of the recipe; `auto` is bfloat16.
 

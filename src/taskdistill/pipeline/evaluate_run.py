@@ -51,9 +51,6 @@ SPEED_TEXTS = 300
 def evaluation_root(run: RunContext) -> Path:
     """Say where the evaluation sets are.
 
-    Args:
-        run: The run.
-
     Returns:
         `evaluation.root`, or the training data's folder.
     """
@@ -61,12 +58,7 @@ def evaluation_root(run: RunContext) -> Path:
 
 
 def first_result(run: RunContext, static: Path) -> None:
-    """Score the instant student beside its teacher as soon as it is there: the first result of a run.
-
-    Args:
-        run: The run.
-        static: Its folder.
-    """
+    """Score the instant student beside its teacher as soon as it is there: the first result of a run."""
     dev = run.recipe.evaluation.dev
     sets = find_eval_sets(evaluation_root(run), dev[:1], split="dev") if dev else _sets(run)[:1]
     if not sets:
@@ -87,11 +79,7 @@ def assess_run(run: RunContext, model: Model, static: Path | None) -> dict[str, 
 
     Args:
         run: The run; RUN/report.html is written.
-        model: The finished student.
         static: Folder of the instant student, if there is one.
-
-    Returns:
-        The content of metrics.json.
     """
     from taskdistill.pipeline.save_model import add_scores
     from taskdistill.report.pages import write_page
@@ -261,9 +249,9 @@ def _show(run: RunContext, title: str, results: dict[str, Any]) -> None:
 
 
 def _shares(results: dict[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
-    found = []
+    result = []
     for name in names:
         mean = results["retention"].get(name, {}).get("mean")
         if mean is not None:
-            found.append((name, f"{100 * mean:.1f} %"))
-    return found
+            result.append((name, f"{100 * mean:.1f} %"))
+    return result

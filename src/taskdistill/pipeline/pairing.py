@@ -91,9 +91,6 @@ class Pairing:
 def choose_start(recipe: Recipe) -> tuple[Recipe, Pairing | None]:
     """Fill in what stage 1 takes where the recipe leaves it open.
 
-    Args:
-        recipe: The recipe.
-
     Returns:
         The recipe with nothing left open, and what was chosen; None without stage 1.
 
@@ -112,9 +109,6 @@ def choose_start(recipe: Recipe) -> tuple[Recipe, Pairing | None]:
 
 def student_origin(recipe: Recipe) -> Origin:
     """Say where a student comes from.
-
-    Args:
-        recipe: The recipe.
 
     Returns:
         The teacher, where the initial model is the teacher's folder or has its weights; a trained embedding model, where the folder says how

@@ -50,19 +50,7 @@ def train_phase(
     prompts: Mapping[str, str],
     during: Validation | None = None,
 ) -> bool:
-    """Run a phase unless it is finished.
-
-    Args:
-        run: The run.
-        phase: The phase.
-        model: The model that it trains.
-        tokenizer: Makes ids of its texts.
-        prompts: Role to prompt.
-        during: Scores while training.
-
-    Returns:
-        Whether anything was run.
-    """
+    """Run a phase unless it is finished."""
     start = time.monotonic()
     done = run.out / "phases" / phase.name
     if (
@@ -120,9 +108,9 @@ def _placed(
     """Put a phase's model and heads where they are trained: whole on the device, or divided among the processes."""
     nn.ParameterList(phase.heads.named().values()).to(device)
     settings = phase.settings
-    wanted = isinstance(settings, Stage1Config) and run.processes.size > 1
+    requested = isinstance(settings, Stage1Config) and run.processes.size > 1
     if not (
-        wanted
+        requested
         and isinstance(settings, Stage1Config)
         and (settings.shard == "full" or (settings.shard == "auto" and device.type != CPU.type))
     ):
@@ -149,10 +137,6 @@ def train_phases(run: RunContext, student: Model) -> Model:
 
     Args:
         run: The run; its teacher store is filled.
-        student: The student before its first step.
-
-    Returns:
-        The student, trained.
 
     Raises:
         BadInput: If teacher and student differ in size and no projection is trained.

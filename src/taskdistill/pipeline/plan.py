@@ -66,9 +66,7 @@ def plan_run(
     """Read the data and say what the run will cost; where data or models are on the Hub, count with what is stated of them.
 
     Args:
-        recipe: The recipe.
         recipe_folder: Where relative paths of the recipe start.
-        progress: Told the counts of every source.
         data_folder: Where the embedded default is, or a place where it may be built; None builds it in a temporary folder.
         card: Where data or models are on the Hub, the GPU whose hours are counted.
 
@@ -92,11 +90,13 @@ def plan_run(
         check_data(recipe, root)
         inputs = load_inputs(recipe, root, progress)
         if recipe.student.vocabulary is not None:
-            wanted, width = (
+            requested, width = (
                 recipe.student.vocabulary,
                 student.module.backbone.get_input_embeddings().weight.shape[1],
             )
-            rows = wanted.size + (len(whole_words(student.tokenizer)) if wanted.keep_words else 0)
+            rows = requested.size + (
+                len(whole_words(student.tokenizer)) if requested.keep_words else 0
+            )
             replace_embeddings(student.module, torch.empty(rows, width, device="meta"), {})
         plans = make_plans(recipe, inputs)
         rate = matrix_rate(device=device, dtype=arithmetic.compute or torch.float32)
@@ -126,7 +126,7 @@ def plan_run(
                     micro_batch_tokens=phase.micro_batch_tokens,
                 )
                 phases[name]["budget"] = budget.to_json()
-        count = sum(len(found) for found in needed.values())
+        count = sum(len(result) for result in needed.values())
         tokens = _teacher_tokens(recipe, student.tokenizer, needed)
     width = recipe.teacher.embedding_dim or _teacher_width(recipe, student)
     teacher_flops = _forward_flops(recipe, student)
@@ -164,14 +164,7 @@ def plan_run(
 
 
 def plan_tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Lay a plan out as tables.
-
-    Args:
-        found: What `plan_run` returned.
-
-    Returns:
-        Title, columns and rows of each table.
-    """
+    """Lay a plan out as tables."""
     phases = [
         [
             name,
@@ -239,12 +232,12 @@ def _time(phase: Mapping[str, Any]) -> str:
 
 
 def _own_tokenizer(
-    wanted: StudentVocabConfig, initial: TextTokenizer, batches: Sequence[Sequence[str]]
+    requested: StudentVocabConfig, initial: TextTokenizer, batches: Sequence[Sequence[str]]
 ) -> TextTokenizer:
     """Learn a vocabulary from the sampled batches alone; it cuts a little finer than the one that a run learns from all texts."""
     try:
         texts = list(dict.fromkeys(text for batch in batches for text in batch))
-        return learn_beside(texts, wanted.size, initial, keep_words=wanted.keep_words)
+        return learn_beside(texts, requested.size, initial, keep_words=requested.keep_words)
     except WorkFailed:
         return initial
 

@@ -61,14 +61,7 @@ class DeclaredSize:
 
 
 def is_far(recipe: Recipe) -> bool:
-    """Say whether a recipe takes data or models from the Hub, so that its plan cannot read everything.
-
-    Args:
-        recipe: The recipe.
-
-    Returns:
-        Whether it does.
-    """
+    """Say whether a recipe takes data or models from the Hub, so that its plan cannot read everything."""
     models = [
         recipe.student.init,
         *([recipe.teacher.model] if recipe.teacher.kind == "local" else []),
@@ -89,9 +82,6 @@ def plan_stated(recipe: Recipe, root: Path, progress: Progress, card: str) -> di
     """Say what a run will cost without its weights, and without reading what is on the Hub.
 
     Args:
-        recipe: The recipe.
-        root: The data folder, for sources that are files.
-        progress: Told what each number is from.
         card: The GPU to count hours of, one of `CARDS`.
 
     Returns:
@@ -215,9 +205,9 @@ def _student(recipe: Recipe, progress: Progress) -> tuple[TransformerModel, Text
         raise BadInput(
             "plan needs the data and models of a recipe with student.init `config` at hand; copy them into folders"
         )
-    found = sketch(init, trust_remote_code=settings.trust_remote_code)
-    backbone = found.backbone
-    progress.note(f"student {init}: {_origin(found)}")
+    result = sketch(init, trust_remote_code=settings.trust_remote_code)
+    backbone = result.backbone
+    progress.note(f"student {init}: {_origin(result)}")
     if settings.layers is not None:
         keep_layers(backbone, settings.layers)
     most = longest_text(backbone, settings.max_length)
@@ -227,33 +217,29 @@ def _student(recipe: Recipe, progress: Progress) -> tuple[TransformerModel, Text
         )
     if settings.rope_theta is not None:
         set_rope_theta(backbone, settings.rope_theta)
-    if settings.pooling is None and found.folder is None:
+    if settings.pooling is None and result.folder is None:
         raise BadInput(
             "student.pooling is missing and the initial model is not at hand to name one; give last, mean or cls"
         )
     module = TransformerModel(backbone, settings.pooling or Pooling.MEAN)
     matryoshka_dims(settings.matryoshka_dims, module.embedding_dim)
-    return module, found.tokenizer()
+    return module, result.tokenizer()
 
 
 def sketch_teacher(settings: TeacherConfig, progress: Progress | None = None) -> ModelSize:
     """Find the size of a local teacher without its weights.
 
     Args:
-        settings: The recipe's teacher.
         progress: Told where the size is from.
-
-    Returns:
-        Its size.
 
     Raises:
         BadInput: If the teacher reads fewer tokens, or has vectors of another size, than the recipe says.
     """
-    found = sketch(settings.model, settings.revision, trust_remote_code=settings.trust_remote_code)
+    result = sketch(settings.model, settings.revision, trust_remote_code=settings.trust_remote_code)
     if progress is not None:
-        progress.note(f"teacher {settings.model}: {_origin(found)}")
-    size, most = size_of(found.backbone), longest_text(found.backbone, settings.max_length)
-    most = most if found.folder is None else longest_input(found.folder, most)
+        progress.note(f"teacher {settings.model}: {_origin(result)}")
+    size, most = size_of(result.backbone), longest_text(result.backbone, settings.max_length)
+    most = most if result.folder is None else longest_input(result.folder, most)
     if settings.max_length > most:
         raise BadInput(
             f"teacher.max_length is {settings.max_length}, but {settings.model!r} reads at most {most} tokens; set it to that or less"
@@ -265,10 +251,10 @@ def sketch_teacher(settings: TeacherConfig, progress: Progress | None = None) ->
     return size
 
 
-def _origin(found: ModelSketch) -> str:
+def _origin(result: ModelSketch) -> str:
     return (
         "the known architecture, for its files are not at hand"
-        if found.folder is None
+        if result.folder is None
         else "from its files, weights not read"
     )
 
@@ -276,11 +262,11 @@ def _origin(found: ModelSketch) -> str:
 def _sources(
     recipe: Recipe, root: Path, tokenizer: TextTokenizer | None, progress: Progress
 ) -> dict[str, DeclaredSize]:
-    found, missing = {}, []
+    result, missing = {}, []
     for name in _used(recipe):
         source = recipe.data.sources[name]
         if not source.path.startswith(HUB):
-            found[name] = _measured(recipe, root, name, source, tokenizer)
+            result[name] = _measured(recipe, root, name, source, tokenizer)
         elif source.rows is None:
             missing.append(name)
         else:
@@ -298,7 +284,7 @@ def _sources(
             }
             if "negatives" not in tokens:
                 said["negatives"] = said[FIELDS[source.kind][-1]]
-            found[name] = DeclaredSize(
+            result[name] = DeclaredSize(
                 rows,
                 said,
                 "stated in the recipe"
@@ -310,9 +296,9 @@ def _sources(
             f"plan does not read data of the Hub, and the recipe does not state how many rows these have: {', '.join(missing)}; "
             f"add rows (and tokens) to data.sources.{missing[0]} and the others, or copy the data into files"
         )
-    for name, each in found.items():
+    for name, each in result.items():
         progress.note(f"{name}: {each.rows:,} rows, {each.said}")
-    return found
+    return result
 
 
 def _measured(
@@ -345,7 +331,7 @@ def _drawn(
 ) -> dict[str, tuple[float, int, int]]:
     """Source to the rows that a phase draws from it, its batch size and its length."""
     weights = {source: weight for source, weight in settings.sources.items() if weight > 0}
-    found = {}
+    result = {}
     for source, weight in weights.items():
         size, length = settings.long_sources.get(source, (settings.batch_size, settings.max_length))
         if size > sources[source].rows:
@@ -353,8 +339,8 @@ def _drawn(
                 f"{name}: a batch of {size} is larger than data set {source!r} with {sources[source].rows} rows; give a smaller batch_size, or "
                 f"its own in long_sources"
             )
-        found[source] = (settings.steps * weight / sum(weights.values()) * size, size, length)
-    return found
+        result[source] = (settings.steps * weight / sum(weights.values()) * size, size, length)
+    return result
 
 
 def _fields(name: str, settings: PhaseConfig, source: SourceConfig) -> dict[str, int]:
@@ -389,7 +375,7 @@ def _phase(
 ) -> dict[str, Any]:
     settings = static_phase(given) if isinstance(given, StaticConfig) else given
     task, work, tokens, largest, shown = phase_task(name), 0.0, 0.0, 0.0, []
-    for source, (drawn, size, length) in _drawn(name, settings, sources).items():
+    for source, (sampled, size, length) in _drawn(name, settings, sources).items():
         said = recipe.data.sources[source]
         if task is not None and said.kind not in ALLOWED[task]:
             raise BadInput(
@@ -409,15 +395,15 @@ def _phase(
             + (budget is not None and batch > budget.keep_tokens)
             + (task is Task.CLASSIFICATION)
         )
-        work += drawn * row_work * forwards
-        tokens += drawn * row_tokens
+        work += sampled * row_work * forwards
+        tokens += sampled * row_tokens
         largest = max(largest, batch)
         shown.append(
             {
                 "name": source,
                 "rows": sources[source].rows,
-                "batches": round(drawn / size),
-                "epochs": drawn / sources[source].rows,
+                "batches": round(sampled / size),
+                "epochs": sampled / sources[source].rows,
             }
         )
     static = isinstance(given, StaticConfig)
@@ -439,20 +425,20 @@ def _needed(
 ) -> dict[tuple[str, str, str], float]:
     """Distinct texts that a phase compares with the teacher: source, field and view to their number."""
     settings = static_phase(given) if isinstance(given, StaticConfig) else given
-    task, found = phase_task(name), {}
+    task, result = phase_task(name), {}
     if not distils(name, settings):
         return {}
-    for source, (drawn, _, _) in _drawn(name, settings, sources).items():
+    for source, (sampled, _, _) in _drawn(name, settings, sources).items():
         kind = recipe.data.sources[source].kind
         if kind is RowKind.LABELLED or (task is Task.TEXT_MATCHING and kind is RowKind.SCORED):
             continue
         for field in FIELDS[kind]:
             asks = field == "query" and task in (None, Task.RETRIEVAL)
             view = "topic" if task is Task.CLUSTERING else "query" if asks else "document"
-            found[source, field, view if recipe.teacher.instructions is not None else "raw"] = min(
-                drawn, float(sources[source].rows)
+            result[source, field, view if recipe.teacher.instructions is not None else "raw"] = min(
+                sampled, float(sources[source].rows)
             )
-    return found
+    return result
 
 
 def _teacher_length(recipe: Recipe, tokens: float, view: str) -> float:
@@ -489,16 +475,7 @@ def _host_memory(sources: Mapping[str, DeclaredSize]) -> float:
 def stated_tables(
     found: Mapping[str, Any], phases: list[list[str]], sources: list[list[str]]
 ) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Lay a plan in GPU hours out as tables.
-
-    Args:
-        found: What `plan_stated` returned.
-        phases: Rows of the table of phases.
-        sources: Rows of the table of sources.
-
-    Returns:
-        Title, columns and rows of each table.
-    """
+    """Lay a plan in GPU hours out as tables."""
     teacher, total, gpu = found["teacher"], found["total"], found["gpu"]
     hours = (
         "hours unknown here"

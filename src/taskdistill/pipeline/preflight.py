@@ -16,9 +16,6 @@ from taskdistill.teacher.make import check_teacher, make_teacher
 def check_models(recipe: Recipe) -> Model:
     """Check settings, teachers and student against each other; no data are looked at and no weights are read.
 
-    Args:
-        recipe: The recipe.
-
     Returns:
         The student before its first step, without weights.
 
@@ -40,10 +37,6 @@ def check_models(recipe: Recipe) -> Model:
 def check_data(recipe: Recipe, root: Path) -> None:
     """Check every name of an evaluation set, before a row of the training data is read.
 
-    Args:
-        recipe: The recipe.
-        root: The data folder.
-
     Raises:
         BadInput: On the first name that is not there, or gate that has nothing to decide by.
     """
@@ -52,9 +45,6 @@ def check_data(recipe: Recipe, root: Path) -> None:
 
 def teacher_dim(settings: TeacherConfig) -> int | None:
     """Read the size of a teacher's vectors without its weights, and refuse a teacher that does not fit the recipe.
-
-    Args:
-        settings: The teacher.
 
     Returns:
         Its size; None for an endpoint of which the recipe states none.

@@ -41,10 +41,7 @@ def matrix_rate(
     """Measure a device's matrix-multiply rate at the sizes that small encoders have.
 
     Args:
-        seconds: How long to measure.
         threads: Intra-op threads of a CPU; None for torch's own number.
-        device: Where.
-        dtype: Number type.
 
     Returns:
         Floating-point operations per second, of the quickest product.
@@ -55,16 +52,16 @@ def matrix_rate(
     def rate(rows: int, inner: int, columns: int, scale: int, spent: float, least: int) -> float:
         a = torch.randn(scale * rows, scale * inner, device=device).to(dtype)
         b = torch.randn(scale * inner, scale * columns, device=device).to(dtype)
-        end, count, found = time.perf_counter() + spent, 0, 0.0
+        end, count, result = time.perf_counter() + spent, 0, 0.0
         while time.perf_counter() < end or count < least:
             start = time.perf_counter()
             a @ b
             synchronize(device)
-            found, count = (
-                max(found, 2 * scale**3 * rows * inner * columns / (time.perf_counter() - start)),
+            result, count = (
+                max(result, 2 * scale**3 * rows * inner * columns / (time.perf_counter() - start)),
                 count + 1,
             )
-        return found
+        return result
 
     try:
         scale = 1
@@ -79,10 +76,6 @@ def matrix_rate(
 
 def where_time_went(log: Path, rate: float) -> dict[str, Any]:
     """Sum a run's log over all the commands that worked on it.
-
-    Args:
-        log: RUN/log.jsonl.
-        rate: What `matrix_rate` measured.
 
     Returns:
         `seconds` by part, `phases` with the seconds of their passes and the share of the rate reached in them and in whole steps,
@@ -123,14 +116,7 @@ def where_time_went(log: Path, rate: float) -> dict[str, Any]:
 
 
 def time_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
-    """Lay out where the time went.
-
-    Args:
-        found: What `where_time_went` returned.
-
-    Returns:
-        Columns, rows, and lines on the matrix rate.
-    """
+    """Lay out where the time went."""
     whole = sum(found["seconds"].values()) or 1.0
     rows = [
         [part, f"{seconds:,.1f}", f"{100 * seconds / whole:.1f} %"]

@@ -42,10 +42,7 @@ def start_projection(
 
     Args:
         run: The run; its teacher stores are filled. The fit is kept in RUN/projections, so that a continued run starts from the same.
-        phase: The phase whose texts are sampled.
-        student: The student as it is now.
         projection: Overwritten if the start is a fitted one; None where the recipe wants none.
-        dims: Prefix sizes.
         init: `projection_init` of the recipe, resolved.
     """
     if projection is None or init not in get_args(Method):
@@ -74,7 +71,7 @@ def _make(
     start = time.monotonic()
     run.progress.stage("fitting the projection to the teacher's vectors")
     try:
-        found = _fit(run, phase, student, dims, method)
+        result = _fit(run, phase, student, dims, method)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -82,7 +79,7 @@ def _make(
             f"{phase.name}: memory ran out while the projection was fitted to the teacher's vectors; give the process more memory, lower "
             f"{phase.name}.max_length, or set stage1.projection_init: default, which fits nothing"
         ) from None
-    _write(folder, found, run, phase.name)
+    _write(folder, result, run, phase.name)
     run.timed("projection", start)
 
 
@@ -91,12 +88,12 @@ def _fit(
 ) -> FittedProjection:
     vectors, targets = sample_vectors(run, phase, student)
     widths = phase.heads.widths or (targets.shape[1],)
-    found = fit_projection(vectors, targets, dims, widths=widths, method=method)
-    shown = ", ".join(f"{dim}: {cosine:.3f}" for dim, cosine in found.cosines.items())
+    result = fit_projection(vectors, targets, dims, widths=widths, method=method)
+    shown = ", ".join(f"{dim}: {cosine:.3f}" for dim, cosine in result.cosines.items())
     run.progress.note(
         f"{phase.name}: projection fitted on {len(vectors):,} texts ({method}); held-out cosine by size: {shown}"
     )
-    return found
+    return result
 
 
 def sample_vectors(
@@ -105,9 +102,6 @@ def sample_vectors(
     """Embed texts of a phase as its steps will, and look up what the teacher says of them.
 
     Args:
-        run: The run.
-        phase: The phase.
-        student: The student.
         count: Texts, about; steps are taken at even distances over the phase, so that all its sources are there.
 
     Returns:
@@ -139,13 +133,13 @@ def sample_vectors(
     return vectors, torch.stack(targets)
 
 
-def _write(folder: Path, found: FittedProjection, run: RunContext, name: str) -> None:
+def _write(folder: Path, result: FittedProjection, run: RunContext, name: str) -> None:
     facts = {
-        "cosines": {str(dim): round(cosine, 4) for dim, cosine in found.cosines.items()},
-        "ridge": found.ridge,
+        "cosines": {str(dim): round(cosine, 4) for dim, cosine in result.cosines.items()},
+        "ridge": result.ridge,
     }
     with write_folder(folder, KIND, meta={**resume_meta(run, name), **facts}) as beside:
         save_file(
-            {"weight": found.weight.contiguous(), "bias": found.bias.contiguous()},
+            {"weight": result.weight.contiguous(), "bias": result.bias.contiguous()},
             beside / "weights.safetensors",
         )

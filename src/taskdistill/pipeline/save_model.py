@@ -30,7 +30,6 @@ def finish_model(run: RunContext, student: Model) -> None:
     """Write RUN/model.
 
     Args:
-        run: The run.
         student: The trained student with its adapters; its settings are completed.
     """
     start = time.monotonic()
@@ -62,10 +61,6 @@ def finish_static(
     """Write the instant student's folder.
 
     Args:
-        run: The run.
-        table: The trained token table.
-        tokenizer: Its tokenizer.
-        folder: Where.
         texts: Texts it was trained on, from which int8 is calibrated.
     """
     name = run.recipe.name if run.recipe.stage1 is None else f"{run.recipe.name}-static"
@@ -100,13 +95,7 @@ def _files(model: Model, text: str) -> dict[str, str]:
 
 
 def add_scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> None:
-    """Write RUN/model again with a card that holds its scores; weights and hash stay the same.
-
-    Args:
-        run: The run.
-        model: The finished student.
-        results: What `evaluate_models` returned.
-    """
+    """Write RUN/model again with a card that holds its scores; weights and hash stay the same."""
     inputs = _inputs(run) if run.recipe.stage1 is not None else resume_meta(run, "static")
     write_model(
         run.out / "model",
@@ -121,18 +110,16 @@ def int8_ranges(encoder: Encoder, texts: list[str], tasks: list[str | None]) -> 
     """Fit the ranges of int8 codes for every task and trained size.
 
     Args:
-        encoder: The model.
-        texts: Calibration texts.
         tasks: Adapters; None for the base.
 
     Returns:
         Task (or `base`) to size to ranges as plain data.
     """
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for task in tasks:
         vectors = encoder.encode_reporting(texts, task=task).vectors
-        found[task or "base"] = ranges_to_json(fit_ranges(vectors, encoder.matryoshka_dims))
-    return found
+        result[task or "base"] = ranges_to_json(fit_ranges(vectors, encoder.matryoshka_dims))
+    return result
 
 
 def binary_offsets(
@@ -141,14 +128,12 @@ def binary_offsets(
     """Fit what is taken from vectors before their signs: the mean of each side, so that each bit is set for about half of its texts.
 
     Args:
-        encoder: The model.
-        sides: query and document to calibration texts.
         tasks: Adapters; None for the base.
 
     Returns:
         Task (or `base`) to side to size to the mean unit vector.
     """
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for task in tasks:
         for role, texts in sides.items():
             vectors = encoder.encode_reporting(texts, task=task, prompt_name=role.value).vectors
@@ -156,15 +141,12 @@ def binary_offsets(
                 str(dim): np.round(truncate(vectors, dim).mean(0).astype(np.float64), 7).tolist()
                 for dim in encoder.matryoshka_dims
             }
-            found.setdefault(task or "base", {})[role.value] = means
-    return found
+            result.setdefault(task or "base", {})[role.value] = means
+    return result
 
 
 def query_texts(run: RunContext) -> list[str]:
     """Draw queries of the training data.
-
-    Args:
-        run: The run.
 
     Returns:
         At most `CALIBRATION_TEXTS` distinct first texts of pairs that are no translations; none where there are no such pairs.
@@ -193,9 +175,6 @@ def query_texts(run: RunContext) -> list[str]:
 
 def calibration_texts(run: RunContext) -> list[str]:
     """Draw texts of the training data.
-
-    Args:
-        run: The run.
 
     Returns:
         At most `CALIBRATION_TEXTS` texts, the same for the same data and seed.

@@ -62,9 +62,6 @@ class TrainData:
 
         Args:
             texts: Texts for which the teacher gave no usable vector.
-
-        Returns:
-            The rest, with the rows counted as rejected.
         """
         left = {}
         for name, dataset in self.datasets.items():
@@ -80,11 +77,7 @@ class TrainData:
         return TrainData(self.root, left)
 
     def counts(self) -> dict[str, Any]:
-        """Say what became of every source's rows.
-
-        Returns:
-            Source name to read, used, repaired and rejected.
-        """
+        """Say what became of every source's rows."""
         return {name: dataset.counts.as_dict() for name, dataset in self.datasets.items()}
 
 
@@ -92,13 +85,8 @@ def data_root(recipe: Recipe, recipe_folder: Path, docs_folder: Path, progress: 
     """Find the data folder of a recipe, building the embedded default if it is asked for.
 
     Args:
-        recipe: The recipe.
         recipe_folder: A relative `data.root` is looked for from here after the current folder.
         docs_folder: Where the embedded default is built.
-        progress: Told what is built.
-
-    Returns:
-        An existing folder.
 
     Raises:
         BadInput: If there is no such folder.
@@ -133,9 +121,6 @@ def existing_root(recipe: Recipe, recipe_folder: Path) -> Path:
         recipe: The recipe; its data are not the embedded default.
         recipe_folder: A relative `data.root` is looked for from here after the current folder.
 
-    Returns:
-        An existing folder.
-
     Raises:
         BadInput: If there is no such folder.
     """
@@ -148,14 +133,7 @@ def existing_root(recipe: Recipe, recipe_folder: Path) -> Path:
 
 
 def counts_lines(counts: Mapping[str, Any]) -> list[str]:
-    """Write the counts of the embedded default as lines.
-
-    Args:
-        counts: What `build_docs_folder` returned.
-
-    Returns:
-        One line a group of counts.
-    """
+    """Write the counts of the embedded default as lines."""
     plain = ", ".join(
         f"{name.replace('_', ' ')} {value:,}"
         for name, value in counts.items()
@@ -171,16 +149,7 @@ def counts_lines(counts: Mapping[str, Any]) -> list[str]:
 
 
 def load_inputs(recipe: Recipe, root: Path, progress: Progress) -> TrainData:
-    """Read every source that some phase uses.
-
-    Args:
-        recipe: The recipe.
-        root: The data folder.
-        progress: Told the counts of every source.
-
-    Returns:
-        The rows.
-    """
+    """Read every source that some phase uses."""
     used = {name for phase in recipe.phases().values() for name in phase.reads()}
     datasets = {}
     for name, source in recipe.data.sources.items():
@@ -202,11 +171,7 @@ def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
     """Make the student as it is before the first step.
 
     Args:
-        recipe: The recipe.
         weights: Whether it gets its weights; without them it is the architecture alone, with everything checked that headers tell.
-
-    Returns:
-        The model with its tokenizer, prompts and sizes.
 
     Raises:
         BadInput: If the settings do not fit the initial model.
@@ -266,13 +231,6 @@ def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
 def matryoshka_dims(dims: list[int], width: int) -> tuple[int, ...]:
     """Check and complete the prefix sizes.
 
-    Args:
-        dims: Sizes of the recipe.
-        width: Embedding size.
-
-    Returns:
-        Ascending distinct sizes that end with the full one.
-
     Raises:
         BadInput: If a size exceeds the full one.
     """
@@ -310,13 +268,13 @@ def _end_texts(tokenizer: TextTokenizer, token: str | None, pooling: Pooling, fo
         raise BadInput(
             f"student.end_token is {token!r}, but the tokenizer of {folder} already ends every text with a special token; remove it"
         )
-    found = end_token(folder) if token == "auto" else token
-    if found is None:
+    result = end_token(folder) if token == "auto" else token
+    if result is None:
         raise BadInput(
             f"student.pooling is last, but the tokenizer of {folder} ends no text with a special token and names no end-of-sequence token; "
             f"name one as student.end_token, or set it to null to pool the last token of the text itself"
         )
-    tokenizer.end_with(found)
+    tokenizer.end_with(result)
 
 
 def _pooling_of(source: Path) -> Pooling | None:

@@ -32,9 +32,6 @@ TOKENIZER = "tokenizer"
 def static_folder(run: RunContext) -> Path:
     """Say where the instant student is written.
 
-    Args:
-        run: The run.
-
     Returns:
         RUN/model where it is the model of the run, otherwise RUN/static-model.
     """
@@ -43,13 +40,6 @@ def static_folder(run: RunContext) -> Path:
 
 def train_static(run: RunContext, student: Model) -> Path:
     """Train the instant student first: it is the first result.
-
-    Args:
-        run: The run.
-        student: The student before its first step, for its tokenizer.
-
-    Returns:
-        Folder of the instant student.
 
     Raises:
         BadInput: If the folder is there already and was made from other data.
@@ -98,15 +88,7 @@ def train_static(run: RunContext, student: Model) -> Path:
 
 
 def load_static(run: RunContext, folder: Path) -> Model:
-    """Read the finished instant student back as the model of the run.
-
-    Args:
-        run: The run.
-        folder: Its folder.
-
-    Returns:
-        The model under the run's name.
-    """
+    """Read the finished instant student back as the model of the run."""
     from taskdistill.model.folder import read_model
 
     model = read_model(folder)

@@ -79,10 +79,6 @@ def with_own_vocabulary(student: Model, out: Path) -> Model:
 
     Args:
         student: The student before its first step; its module is changed.
-        out: The run folder.
-
-    Returns:
-        The student with its own tokenizer and table.
     """
     assert isinstance(student.module, TransformerModel)
     folder = out / FOLDER
@@ -99,10 +95,6 @@ def with_own_vocabulary(student: Model, out: Path) -> Model:
 
 def kept_rows(run: RunContext, model: TransformerModel) -> dict[str, torch.Tensor]:
     """Say which rows of the token table stay as they are in training.
-
-    Args:
-        run: The run.
-        model: The student.
 
     Returns:
         Name of the table to `(pieces,)` of bool; nothing where the recipe asks for no vocabulary.

@@ -68,12 +68,8 @@ def train(
     """Run a recipe into a folder; run again after any interruption, it continues.
 
     Args:
-        recipe: What to do.
-        out: The run folder.
         recipe_folder: Where the recipe file is, for relative paths in it.
-        progress: Told what happens.
         should_stop: Asked before every step; true saves and stops.
-        api_key: Key of an HTTP teacher.
         assess: Scores the finished model; None for the recipe's evaluation, which scores the instant student as soon as it is there too.
         processes: Those that train together; only the first one writes, and all must see the same `out`.
         profile: Whether a torch profiler trace of some steps of every phase is written into RUN/profile.
@@ -226,12 +222,7 @@ def make_teachers(recipe: Recipe, out: Path, api_key: str | None = None) -> list
     """Make every teacher of a run; a continued run goes on in the arithmetic in which it began.
 
     Args:
-        recipe: Names them.
-        out: The run folder.
         api_key: Key of the first one, if it is an endpoint.
-
-    Returns:
-        The teachers, the first one first.
     """
     begun: dict[str, str | None] = {}
     if (out / "log.jsonl").is_file():
@@ -266,12 +257,7 @@ def open_further(
     """Open the stores of the teachers beside the first.
 
     Args:
-        recipe: Names them.
-        out: The run folder.
         teachers: They, in its order.
-
-    Returns:
-        Name, teacher and stores of each.
     """
     return [
         (name, teacher, open_views(_root_of(settings, recipe, out), teacher, settings.instructions))
@@ -284,7 +270,6 @@ def store_root(recipe: Recipe, out: Path) -> Path:
 
     Args:
         recipe: May name a folder.
-        out: The run folder.
 
     Returns:
         That folder, or `teacher-store` beside the run folder, which runs share.
@@ -294,10 +279,6 @@ def store_root(recipe: Recipe, out: Path) -> Path:
 
 def check_recipe(recipe: Recipe, out: Path) -> None:
     """Find settings that cannot work before anything is read or written.
-
-    Args:
-        recipe: The recipe.
-        out: The run folder.
 
     Raises:
         BadInput: If the run folder is something else, or settings contradict each other.
@@ -384,13 +365,13 @@ def _is_free(key: str) -> bool:
 
 
 def _begun(out: Path) -> list[str]:
-    found = {
+    result = {
         path.name
         for part in ("phases", "checkpoints")
         for path in (out / part).glob("[!.]*")
         if path.is_dir()
     }
-    return sorted(found | ({"static"} if (out / "static-model").is_dir() else set()))
+    return sorted(result | ({"static"} if (out / "static-model").is_dir() else set()))
 
 
 def _other(then: dict[str, Any], recipe: Recipe, name: str) -> bool:

@@ -37,9 +37,7 @@ def sets_during(recipe: Recipe, root: Path, phase: str) -> list[EvalSet]:
     """Find the sets that are scored while a phase trains.
 
     Args:
-        recipe: The recipe.
         root: The data folder, where the recipe names no other.
-        phase: Name of the phase.
 
     Returns:
         Every set for a phase that trains the base, an adapter's own for an adapter; none where the recipe names no development set.
@@ -52,13 +50,13 @@ def sets_during(recipe: Recipe, root: Path, phase: str) -> list[EvalSet]:
     if phase == "static" or not names:
         return []
     try:
-        found = find_eval_sets(Path(recipe.evaluation.root or root), names, split="dev")
+        result = find_eval_sets(Path(recipe.evaluation.root or root), names, split="dev")
     except BadInput as error:
         raise BadInput(
             f"evaluation.{'dev' if settings.sets is None else 'during.sets'}: {error}"
         ) from None
     kept, _, metric = (settings.keep or MEAN).partition(":")
-    kinds = {each.name: each.kind for each in found}
+    kinds = {each.name: each.kind for each in result}
     if kept not in (MEAN, *kinds):
         raise BadInput(f"evaluation.during.keep names {kept!r}{did_you_mean(kept, [MEAN, *kinds])}")
     known = METRICS[kinds[kept]] if kept in kinds else ()
@@ -67,16 +65,11 @@ def sets_during(recipe: Recipe, root: Path, phase: str) -> list[EvalSet]:
             f"evaluation.during.keep is {settings.keep!r}, but {kept} has no metric {metric!r}{did_you_mean(metric, known) if known else '; remove it'}"
         )
     task = phase_task(phase)
-    return [each for each in found if task is None or TASK[each.kind] is task]
+    return [each for each in result if task is None or TASK[each.kind] is task]
 
 
 def dev_score(run: RunContext, student: Model, task: Task) -> float:
     """Score the student on the development sets of a task.
-
-    Args:
-        run: The run.
-        student: The student in memory, with the task's adapter attached.
-        task: The task.
 
     Returns:
         Mean main score over the development sets of the task's kinds, between 0 and 1.
@@ -85,8 +78,8 @@ def dev_score(run: RunContext, student: Model, task: Task) -> float:
         BadInput: If there is no such set; `check_fit` finds that before the first step.
     """
     recipe = run.recipe
-    found = [each for each in dev_sets(recipe, run.inputs.root) if TASK[each.kind] is task]
-    if not found:
+    result = [each for each in dev_sets(recipe, run.inputs.root) if TASK[each.kind] is task]
+    if not result:
         raise BadInput(f"evaluation.dev holds no set for {task}; name one")
     most, seed = recipe.evaluation.max_queries, recipe.seed
     with on_device(student.module, run.device):
@@ -95,7 +88,7 @@ def dev_score(run: RunContext, student: Model, task: Task) -> float:
             np.mean(
                 [
                     evaluate_set(embedder, each.name, each.kind, each.load(most, seed)).score.score
-                    for each in found
+                    for each in result
                 ]
             )
         )
@@ -105,7 +98,6 @@ def dev_sets(recipe: Recipe, root: Path) -> list[EvalSet]:
     """Find the development sets of a recipe.
 
     Args:
-        recipe: The recipe.
         root: The data folder, where the recipe names no other.
 
     Returns:
@@ -128,10 +120,7 @@ def make_during(run: RunContext, student: Model, phase: str, view: View) -> Vali
     """Make the callback of a phase.
 
     Args:
-        run: The run.
         student: The student in memory, scored as it would be if it were shipped when asked.
-        phase: Name of the phase.
-        view: Lets the student compute as at inference.
 
     Returns:
         The callback; None if this phase scores nothing.
@@ -158,9 +147,9 @@ def make_during(run: RunContext, student: Model, phase: str, view: View) -> Vali
                     )
                 )
             for each, rows in zip(sets, data, strict=True):
-                found = evaluate_set(held[0], each.name, each.kind, rows).score
-                scores |= {f"{each.name}:{name}": value for name, value in found.scores.items()}
-                mains.append(found.score)
+                result = evaluate_set(held[0], each.name, each.kind, rows).score
+                scores |= {f"{each.name}:{name}": value for name, value in result.scores.items()}
+                mains.append(result.score)
         return scores | {MEAN: float(np.mean(mains))}
 
     kinds = {each.name: each.kind for each in sets}
@@ -185,7 +174,7 @@ def _cut(data: SetData, most: int | None, seed: int) -> SetData:
         or len(data.documents) <= most
     ):
         return data
-    judged = {document for found in data.qrels.values() for document in found}
+    judged = {document for result in data.qrels.values() for document in result}
     others = [document for document in data.documents if document not in judged]
     chosen = np.random.default_rng(seed).permutation(len(others))[: max(0, most - len(judged))]
     kept = judged | {others[i] for i in chosen}

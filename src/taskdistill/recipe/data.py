@@ -9,15 +9,7 @@ from taskdistill.types import RowKind, TeacherSide
 
 
 def is_set(part: ConfigModel, name: str) -> bool:
-    """Say whether a field has another value than its default.
-
-    Args:
-        part: A part of a recipe.
-        name: The field.
-
-    Returns:
-        Whether it was given something.
-    """
+    """Say whether a field has another value than its default."""
     return bool(getattr(part, name) != type(part).model_fields[name].default)
 
 

@@ -21,13 +21,6 @@ class UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping.
 
-        Args:
-            node: Its node.
-            deep: Whether its values are built at once.
-
-        Returns:
-            The mapping.
-
         Raises:
             ConstructorError: If a key stands twice.
         """
@@ -49,11 +42,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a recipe's YAML as plain data and apply dotted overrides; nothing is checked but that it is a mapping.
 
     Args:
-        path: YAML file.
         overrides: Strings such as `stage1.steps=100`; the value is YAML.
-
-    Returns:
-        Nested mappings.
 
     Raises:
         BadInput: If the file cannot be read, or an override has no key or no valid value.
@@ -88,16 +77,13 @@ def overridden(overrides: Sequence[str]) -> dict[str, Any]:
     Args:
         overrides: Strings such as `weights.gor=2`; the value is YAML.
 
-    Returns:
-        Nested mappings.
-
     Raises:
         BadInput: If one has no key or no valid value.
     """
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for override in overrides:
-        _apply(found, override)
-    return found
+        _apply(result, override)
+    return result
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -120,15 +106,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> list[str]:
-    """Write every fault as a clause, unknown keys first.
-
-    Args:
-        error: What pydantic found.
-        root: The model that was asked for.
-
-    Returns:
-        One clause a fault.
-    """
+    """Write every fault as a clause, unknown keys first."""
     faults = sorted(error.errors(), key=lambda fault: fault["type"] not in UNKNOWN)
     return [_explain(fault, root) for fault in faults]
 

@@ -414,9 +414,6 @@ class Recipe(ConfigModel):
     def readers(self, source: str) -> list[int]:
         """Say which teachers read a source.
 
-        Args:
-            source: Its name.
-
         Returns:
             Their places in `all_teachers`.
         """
@@ -430,9 +427,6 @@ class Recipe(ConfigModel):
     def first_stage(self) -> Stage1Config:
         """Return stage 1 where there must be one.
 
-        Returns:
-            The phase.
-
         Raises:
             BadInput: If the recipe trains the instant student alone.
         """
@@ -441,22 +435,18 @@ class Recipe(ConfigModel):
         return self.stage1
 
     def phases(self) -> dict[str, PhaseConfig | StaticConfig]:
-        """Return the phases in the order in which they run.
-
-        Returns:
-            Dotted place in the recipe to the phase.
-        """
-        found: dict[str, PhaseConfig | StaticConfig] = {}
+        """Return the phases in the order in which they run."""
+        result: dict[str, PhaseConfig | StaticConfig] = {}
         if self.static is not None:
-            found["static"] = self.static
+            result["static"] = self.static
         if self.stage1 is not None:
-            found["stage1"] = self.stage1
+            result["stage1"] = self.stage1
         if self.long is not None:
-            found["long"] = self.long
+            result["long"] = self.long
         for task in Task:
             if task in self.adapters:
-                found[f"adapters.{task.value}"] = self.adapters[task]
-        return found
+                result[f"adapters.{task.value}"] = self.adapters[task]
+        return result
 
     def digest(self) -> str:
         """Return a hash of everything the recipe says.
@@ -473,11 +463,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from YAML and apply dotted overrides.
 
     Args:
-        path: YAML file.
         overrides: Strings such as `stage1.steps=100`; the value is YAML.
-
-    Returns:
-        The recipe.
 
     Raises:
         BadInput: If the file cannot be read, or a key or value is not the recipe's.
@@ -493,13 +479,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     """Check plain data against the recipe models.
 
-    Args:
-        raw: Nested mapping.
-        where: What to call it in error messages.
-
-    Returns:
-        The recipe.
-
     Raises:
         BadInput: On the first faults, each with its dotted key.
     """
@@ -511,9 +490,6 @@ def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe with every default spelled out, as YAML.
-
-    Args:
-        recipe: The recipe.
 
     Returns:
         YAML text that `load_recipe` reads back to an equal recipe.

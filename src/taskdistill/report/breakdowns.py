@@ -12,25 +12,18 @@ from taskdistill.report.tables import CellText, Section, Table, Value
 
 
 def breakdown_sections(results: Mapping[str, Any]) -> list[Section]:
-    """Return the parts that there are numbers for.
-
-    Args:
-        results: Of an evaluation.
-
-    Returns:
-        Benchmarks, languages, lengths, prompts.
-    """
+    """Return the parts that there are numbers for."""
     scores = results.get("scores", {})
-    found = [_suite_section(suite) for suite in results.get("suites", ())]
+    result = [_suite_section(suite) for suite in results.get("suites", ())]
     if languages := language_section(results):
-        found.append(languages)
+        result.append(languages)
     if lengths := _length_table(scores):
         intro = "By length of the relevant document, of the pair, or of the text, in characters."
-        found.append(Section("Lengths", intro, [lengths]))
+        result.append(Section("Lengths", intro, [lengths]))
     if prompts := _prompt_tables(scores):
         intro = "The score under each declared prompt. Where prompts may be chosen after the scores are seen, only the range is a fair number."
-        found.append(Section("Prompts", intro, prompts))
-    return found
+        result.append(Section("Prompts", intro, prompts))
+    return result
 
 
 def _suite_section(suite: Mapping[str, Any]) -> Section:
@@ -129,15 +122,15 @@ def _prompt_tables(scores: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     )
     means: list[list[Value]] = []
     for prompt in prompts:
-        found: list[Value] = [f"“{prompt}”" if prompt else "none"]
+        result: list[Value] = [f"“{prompt}”" if prompt else "none"]
         for sets in scores.values():
             values = [
                 sets[name]["prompts"][prompt]
                 for name in names
                 if prompt in sets.get(name, {}).get("prompts", {})
             ]
-            found.append(float(np.mean(values)) if values else None)
-        means.append(found)
+            result.append(float(np.mean(values)) if values else None)
+        means.append(result)
     return [*tables, Table("By prompt, mean over the sets", ["prompt", *scores], means)]
 
 

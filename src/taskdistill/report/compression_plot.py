@@ -22,12 +22,6 @@ def compression_picture(
 ) -> bytes:
     """Draw score against size, one line a precision, each with its own dashes and marks.
 
-    Args:
-        cells: Settings.
-        title: Above the picture.
-        metric: Name of the score.
-        file_format: `png` or `svg`.
-
     Returns:
         The file's bytes.
     """

@@ -17,9 +17,6 @@ from taskdistill.report.tables import Section, Table, Value
 def language_section(results: Mapping[str, Any]) -> Section | None:
     """Make the part.
 
-    Args:
-        results: What `evaluate_models` returned.
-
     Returns:
         Tables of every language, or None where no set has or is one of several languages.
     """
@@ -38,15 +35,12 @@ def language_section(results: Mapping[str, Any]) -> Section | None:
 def single_tables(results: Mapping[str, Any]) -> list[Table]:
     """Return the scores of each language by itself, a row a language and a column a model.
 
-    Args:
-        results: What `evaluate_models` returned.
-
     Returns:
         One table for each set of several languages, and for each group of sets that differ in their language only.
     """
     scores = results.get("scores", {})
     names = [each["name"] for each in results.get("sets", ())]
-    found = []
+    result = []
     for title, cells in _groups(scores, names).items():
         languages = list(dict.fromkeys(language for each in cells.values() for language in each))
         if len(languages) < 2:
@@ -64,7 +58,7 @@ def single_tables(results: Mapping[str, Any]) -> list[Table]:
             for name, record in each.items()
             if name.startswith(title)
         )
-        found.append(
+        result.append(
             Table(
                 f"{title} by language",
                 ["language", *scores],
@@ -73,19 +67,16 @@ def single_tables(results: Mapping[str, Any]) -> list[Table]:
                 totals=1,
             )
         )
-    return found
+    return result
 
 
 def pool_tables(results: Mapping[str, Any]) -> list[Table]:
     """Return what searching several languages together gives.
 
-    Args:
-        results: What `evaluate_models` returned.
-
     Returns:
         For each pool and model its tables.
     """
-    found = []
+    result = []
     for model, by_family in results.get("pools", {}).items():
         for family, said in by_family.items():
             pooled = PooledScores(
@@ -96,7 +87,7 @@ def pool_tables(results: Mapping[str, Any]) -> list[Table]:
                 said["cross"],
             )
             for table in language_tables(pooled):
-                found.append(
+                result.append(
                     Table(
                         f"{family}, {model}: {table.title[0].lower()}{table.title[1:]}",
                         table.columns,
@@ -104,7 +95,7 @@ def pool_tables(results: Mapping[str, Any]) -> list[Table]:
                         table.note,
                     )
                 )
-    return found
+    return result
 
 
 def _groups(

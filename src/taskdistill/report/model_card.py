@@ -40,27 +40,12 @@ def make_card(
     """Write a model card.
 
     Args:
-        name: The model.
-        settings: The manifest's settings: prompts, max_length, matryoshka_dims, rope_theta, teacher.
-        tasks: Its adapters.
-        embedding_dim: Size of an uncut vector.
         recipe: The recipe as plain data, with every default; None for a model not trained here.
         scores: Rows with `set`, `task` (None for the base), `metric`, `score` (0 to 1), `interval` (or none), `teacher` (its score, or
             None), `language` (or None) and `command`.
-        base_model: What the student was started from.
-        base_licence: Its licence.
-        teacher_licence: Licence of the teacher.
         licence: Licence of this model; None says that it is not stated and which licences bind it.
-        parameters: Number of the base's parameters.
-        command: The command that made the model.
-        rows: Source to the rows that were used.
         languages: Source to its languages; None takes those that the recipe states.
-        hashes: Of the recipe and the data.
-        versions: Package to version.
         warnings: What a user of the model must know of its training.
-
-    Returns:
-        Markdown with a YAML header, as hubs read it.
     """
     spoken = _languages(recipe, languages)
     parts = [

@@ -31,7 +31,6 @@ class ReportData:
     """Everything the page can show. Only `title` is needed; an empty field leaves its section out.
 
     Attributes:
-        title: Of the run or evaluation.
         summary: The outcome in a sentence or two, first on the page; empty writes one from `results`.
         facts: Up to four (number, what it is) pairs, shown large.
         results: What `evaluate_models` or `summarise` returned: `scores`, `means`, `retention`, `reference`,
@@ -39,15 +38,10 @@ class ReportData:
         models: Name of a model to a few words about it, such as `the teacher`.
         log: Records of log.jsonl: `phase`, `step`, `terms` (name to value), and `loss`.
         speeds: Texts per second and size of models, the teacher first.
-        data: What became of the rows of each source.
         times: (what, seconds) in the order in which it happened.
-        examples: Queries with their results.
         sections: Further parts, after the scores and what `results` holds of suites, languages, lengths and prompts.
         seen: Evaluation set to counts of `texts`, `exact` and `near` seen in training, and where known `queries` and `teacher`.
-        settings: The whole recipe as YAML.
-        commands: What to type to get this page again.
         warnings: What the reader must know before trusting a number.
-        versions: Package to version.
     """
 
     title: str
@@ -70,9 +64,6 @@ class ReportData:
 
 def render_report(data: ReportData) -> str:
     """Write the page.
-
-    Args:
-        data: What it shows.
 
     Returns:
         HTML that needs no other file and makes no request.

@@ -16,13 +16,7 @@ from taskdistill.train.log import read_lines
 
 
 def write_page(out: Path, metrics: Mapping[str, Any], recipe_text: str) -> None:
-    """Write RUN/report.html from the same numbers as metrics.json.
-
-    Args:
-        out: The run folder, which holds log.jsonl.
-        metrics: Content of metrics.json.
-        recipe_text: The whole recipe as YAML.
-    """
+    """Write RUN/report.html from the same numbers as metrics.json."""
     from taskdistill.pipeline.evaluate_run import ABOUT
 
     speed, recipe = metrics["speed"], metrics["recipe"]
@@ -78,7 +72,7 @@ def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
     """Show where the steps' time went, what share of the matrix rate they reached, and the scores while training."""
-    time, found = metrics["time"], []
+    time, result = metrics["time"], []
     columns, rows, lines = time_table(time)
     phases = [
         [
@@ -104,7 +98,7 @@ def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
             phases,
         ),
     ]
-    found.append(Section("Where the training time went", "; ".join(lines) + ".", tables))
+    result.append(Section("Where the training time went", "; ".join(lines) + ".", tables))
     scored = [record for _, record in read_lines(out / "log.jsonl") if "evaluated" in record]
     if scored:
         names = list(dict.fromkeys(name for record in scored for name in record["scores"]))
@@ -119,14 +113,14 @@ def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
             ]
             for record in scored
         ]
-        found.append(
+        result.append(
             Section(
                 "Scores while training",
                 "Development sets, cut to a few seconds' work.",
                 [Table("", ["after", *names], rows)],
             )
         )
-    return found
+    return result
 
 
 def _percent(share: float | None) -> str | None:
@@ -134,25 +128,23 @@ def _percent(share: float | None) -> str | None:
 
 
 def _warnings(metrics: Mapping[str, Any]) -> list[str]:
-    found = []
+    result = []
     if metrics["recipe"]["teacher"]["instructions"] is None:
-        found.append(
+        result.append(
             "This teacher knows no instruction, so every text was embedded as it is, in every phase."
         )
     for phase, course in metrics.get("course", {}).items():
-        found += [
+        result += [
             line for line in Course(phase=phase, **course).lines() if line.startswith("warning: ")
         ]
-    return found
+    return result
 
 
 def write_evaluation(out: Path, results: Mapping[str, Any], commands: list[str]) -> None:
     """Write DIR/report.html of an evaluation.
 
     Args:
-        out: The folder.
         results: What `evaluate_models` returned, with `suites` and `seen` where there are any.
-        commands: What to type to get the page again.
     """
     seen, warnings = results.get("seen", ()), list[str]()
     for each in seen:

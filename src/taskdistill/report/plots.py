@@ -39,11 +39,7 @@ def line_chart(
     Args:
         series: The lines, six at most; one alone has no legend.
         label: What a person who cannot see the chart is told.
-        x_label: Below the axis.
-        y_label: Above the axis.
         log_x: Whether x is logarithmic; ticks are then powers of two.
-        marks: Whether each point has a mark.
-        y_zero: Whether the y axis starts at zero.
 
     Returns:
         An `svg` element.
@@ -107,7 +103,6 @@ def dot_plot(
         rows: Name of a row, and a value for each of `names` or None.
         names: What the marks stand for, six at most.
         label: What a person who cannot see the chart is told.
-        x_label: Below the axis.
 
     Returns:
         An `svg` element.
@@ -127,11 +122,11 @@ def dot_plot(
         )
     for r, (name, row) in enumerate(rows):
         y = _TOP + 26 * r + 13
-        found = [place(value) for value in row if value is not None]
+        result = [place(value) for value in row if value is not None]
         parts.append(f'<text class="name" x="0" y="{y + 4}">{escape(name)}</text>')
-        if len(found) > 1:
+        if len(result) > 1:
             parts.append(
-                f'<line class="span" x1="{min(found):.1f}" x2="{max(found):.1f}" y1="{y}" y2="{y}"/>'
+                f'<line class="span" x1="{min(result):.1f}" x2="{max(result):.1f}" y1="{y}" y2="{y}"/>'
             )
         parts.extend(_mark(i, place(value), y) for i, value in enumerate(row) if value is not None)
     parts.append(
@@ -152,9 +147,7 @@ def interval_chart(
     """Draw one interval a row with its value, and a line at zero: what lies across that line may be nothing.
 
     Args:
-        rows: Name, value, low, high.
         label: What a person who cannot see the chart is told.
-        x_label: Below the axis.
 
     Returns:
         An `svg` element.

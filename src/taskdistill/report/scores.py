@@ -45,22 +45,12 @@ class LossCurve:
 
 
 def kind_title(kind: str) -> str:
-    """Return how a kind is written in headings.
-
-    Args:
-        kind: Its value.
-
-    Returns:
-        A title.
-    """
+    """Return how a kind is written in headings."""
     return _TITLES.get(Kind(kind), kind.capitalize())
 
 
 def summary_sentence(results: Mapping[str, Any]) -> str:
     """Say what came out, where the caller has not.
-
-    Args:
-        results: Of an evaluation.
 
     Returns:
         A sentence, empty without results.
@@ -84,9 +74,6 @@ def summary_sentence(results: Mapping[str, Any]) -> str:
 
 def overview(results: Mapping[str, Any]) -> Table | None:
     """Return mean scores by kind of set: one row a model.
-
-    Args:
-        results: Of an evaluation.
 
     Returns:
         The table, or None without results.
@@ -126,9 +113,6 @@ def overview(results: Mapping[str, Any]) -> Table | None:
 def overview_chart(results: Mapping[str, Any]) -> Markup | None:
     """Draw mean scores by kind, one mark a model.
 
-    Args:
-        results: Of an evaluation.
-
     Returns:
         The chart, or None where there is nothing to compare.
     """
@@ -161,14 +145,11 @@ def overview_chart(results: Mapping[str, Any]) -> Markup | None:
 def score_tables(results: Mapping[str, Any]) -> list[Table]:
     """Return one table a kind: a row a set, a column a model, and how much of the reference each keeps.
 
-    Args:
-        results: Of an evaluation.
-
     Returns:
         The tables, in the order of kinds.
     """
     scores = results.get("scores", {})
-    found = []
+    result = []
     for kind in Kind:
         sets = list(
             dict.fromkeys(
@@ -196,17 +177,14 @@ def score_tables(results: Mapping[str, Any]) -> list[Table]:
             means = [results["means"][model]["by_type"].get(kind.value) for model in scores]
             rows.append(["mean", *means])
         note = f"Metric: {METRIC[kind]} × 100."
-        found.append(
+        result.append(
             Table(kind_title(kind.value), ["set", *scores], rows, note, totals=int(len(sets) > 1))
         )
-    return found
+    return result
 
 
 def significance_table(results: Mapping[str, Any]) -> Table | None:
     """Return differences to the reference with interval and p-value.
-
-    Args:
-        results: Of an evaluation.
 
     Returns:
         The table, or None with one model only.
@@ -237,40 +215,30 @@ def significance_table(results: Mapping[str, Any]) -> Table | None:
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """Return what was left out of sets, once each.
-
-    Args:
-        results: Of an evaluation.
-
-    Returns:
-        Sentences with the set's name.
-    """
-    found = [
+    """Return what was left out of sets, once each."""
+    result = [
         f"{name}: {note}" if "this model" not in note else f"{name}, {model}: {note}"
         for model, each in results.get("scores", {}).items()
         for name, record in each.items()
         for note in record["notes"]
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(result))
 
 
 def compression(results: Mapping[str, Any]) -> list[CompressionSection]:
     """Return what smaller vectors cost, by model, as means over its retrieval sets or, without any, all that were measured.
 
-    Args:
-        results: Of an evaluation.
-
     Returns:
         One part a model, none where nothing was measured.
     """
-    found = []
+    result = []
     for model, records in results.get("scores", {}).items():
         if cells := mean_matrix(records):
             table, chart = _compression_table(cells), _compression_chart(model, cells)
-            found.append(
+            result.append(
                 CompressionSection(model, results["verdicts"].get(model, ""), table, chart)
             )
-    return found
+    return result
 
 
 def loss_charts(log: Sequence[Mapping[str, Any]]) -> list[LossCurve]:

@@ -32,11 +32,7 @@ class Table:
     totals: int = 0
 
     def cells(self) -> list[list[CellText]]:
-        """Return the rows as texts.
-
-        Returns:
-            Rows of cells.
-        """
+        """Return the rows as texts."""
         return [[as_text(value) for value in row] for row in self.rows]
 
 
@@ -75,9 +71,6 @@ class SourceRow:
 def as_text(value: Value) -> CellText:
     """Return what a cell shows.
 
-    Args:
-        value: A cell's value.
-
     Returns:
         Its text: scores times 100 with one digit, whole numbers with separators, a dash for None.
     """
@@ -92,9 +85,6 @@ def as_text(value: Value) -> CellText:
 
 def speed_table(models: Sequence[SpeedRow]) -> Table | None:
     """Return what models cost.
-
-    Args:
-        models: The first is what the others are compared with.
 
     Returns:
         The table, or None without models.
@@ -126,9 +116,6 @@ def speed_table(models: Sequence[SpeedRow]) -> Table | None:
 def source_table(sources: Sequence[SourceRow]) -> Table | None:
     """Return what became of the rows read.
 
-    Args:
-        sources: The sources.
-
     Returns:
         The table with a total, or None without sources.
     """
@@ -157,9 +144,6 @@ def source_table(sources: Sequence[SourceRow]) -> Table | None:
 
 def time_table(times: Sequence[tuple[str, float]]) -> Table | None:
     """Return where the time went.
-
-    Args:
-        times: (what, seconds).
 
     Returns:
         The table with a total, or None without rows.
@@ -210,9 +194,6 @@ def seen_table(seen: Mapping[str, Mapping[str, Any]]) -> Table | None:
 
 def duration(seconds: float) -> str:
     """Return a time as people write it.
-
-    Args:
-        seconds: The time.
 
     Returns:
         Such as `48 s`, `3 min 05 s` or `1 h 20 min`.

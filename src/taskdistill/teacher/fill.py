@@ -71,14 +71,7 @@ def fill_store(
     """Embed the distinct texts that a store lacks.
 
     Args:
-        store: The store.
-        texts: Raw texts.
-        teacher: The store's teacher.
-        shard_rows: Texts a shard.
         progress: Called with (embedded, to embed).
-
-    Returns:
-        The report.
 
     Raises:
         BadInput: If the teacher is not the store's, or texts are missing in a store that is write-protected.
@@ -95,15 +88,17 @@ def fill_store(
     with writer_lock(store.lock_path) as notes:
         notes += _clean(store)
         store.refresh()
-        wanted = distinct[store.locate_keys(keys[distinct]) < 0]
+        requested = distinct[store.locate_keys(keys[distinct]) < 0]
         known = distinct[store.locate_keys(keys[distinct]) >= 0]
-        recheck = _before(store, teacher, [texts[i] for i in known[:1]], [texts[i] for i in wanted])
+        recheck = _before(
+            store, teacher, [texts[i] for i in known[:1]], [texts[i] for i in requested]
+        )
         filling = _Filling(
-            store, teacher, texts, keys, len(distinct), len(wanted), progress, recheck
+            store, teacher, texts, keys, len(distinct), len(requested), progress, recheck
         )
         try:
-            for start in range(0, len(wanted), shard_rows):
-                filling.add(wanted[start : start + shard_rows])
+            for start in range(0, len(requested), shard_rows):
+                filling.add(requested[start : start + shard_rows])
         finally:
             store.refresh()
     asked_again = 0 if recheck is None else recheck.asked
@@ -112,7 +107,7 @@ def fill_store(
     return TeacherFillReport(
         len(texts),
         len(distinct),
-        len(distinct) - len(wanted),
+        len(distinct) - len(requested),
         filling.stored,
         filling.quarantined,
         notes,
@@ -255,14 +250,14 @@ def _same_teacher(store: TeacherStore, teacher: Teacher) -> None:
 
 
 def _before(
-    store: TeacherStore, teacher: Teacher, known: list[str], wanted: list[str]
+    store: TeacherStore, teacher: Teacher, known: list[str], requested: list[str]
 ) -> Recheck | None:
     """Ask what can be asked before the first row: has it all texts, and is it still the model that made the store's vectors?"""
     if isinstance(teacher, LookupTeacher):
-        teacher.require([apply_template(store.instruction, text) for text in wanted])
+        teacher.require([apply_template(store.instruction, text) for text in requested])
     if teacher.identity.weights is not None:
         return None
-    recheck = Recheck(teacher, len(wanted))
+    recheck = Recheck(teacher, len(requested))
     if known:
         text = apply_template(store.instruction, known[0])
         now = unit_rows(teacher.embed([text]))

@@ -107,9 +107,6 @@ class HttpTeacher:
     def requests(self, texts: Sequence[str]) -> list[int]:
         """Say in which requests texts would be sent.
 
-        Args:
-            texts: Texts that already carry their instruction.
-
         Returns:
             Texts of each request, in order.
         """
@@ -122,7 +119,6 @@ class HttpTeacher:
 
         Args:
             groups: Texts that already carry their instruction, few enough for a request.
-            retry: Whether a passing fault is retried.
 
         Returns:
             Float32 (n, dim) unit rows, group after group.
@@ -293,16 +289,16 @@ def _vectors(data: bytes, count: int) -> list[npt.NDArray[np.float32]]:
         ]
         if not isinstance(items, list):
             raise ValueError(f"`data` is a {type(items).__name__}")
-        found = {_index(item["index"]): _vector(item["embedding"]) for item in items}
+        result = {_index(item["index"]): _vector(item["embedding"]) for item in items}
     except (JsonError, ValueError, KeyError, TypeError, OverflowError, binascii.Error) as error:
         raise _Retryable(
             f"the reply is no list of embeddings ({type(error).__name__}: {str(error)[:200]})"
         ) from None
-    if len(items) != count or sorted(found) != list(range(count)):
+    if len(items) != count or sorted(result) != list(range(count)):
         raise _Retryable(
-            f"the reply has {len(items)} vectors with {len(found)} distinct indices for {count} texts"
+            f"the reply has {len(items)} vectors with {len(result)} distinct indices for {count} texts"
         )
-    return [found[index] for index in range(count)]
+    return [result[index] for index in range(count)]
 
 
 def _vector(value: Any) -> npt.NDArray[np.float32]:

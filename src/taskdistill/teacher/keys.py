@@ -19,9 +19,6 @@ Keys = npt.NDArray[np.bytes_]
 def text_keys(texts: Sequence[str]) -> Keys:
     """Hash texts.
 
-    Args:
-        texts: Any number of texts.
-
     Returns:
         (n,) of the first 16 bytes of each text's SHA-256 in UTF-8.
 
@@ -50,14 +47,7 @@ def key_name(key: bytes) -> str:
 
 
 def first_seen(keys: Keys) -> npt.NDArray[np.int64]:
-    """Return the place of the first of each distinct key, in the order of first sight.
-
-    Args:
-        keys: (n,).
-
-    Returns:
-        (distinct,) places.
-    """
+    """Return the place of the first of each distinct key, in the order of first sight."""
     return np.sort(np.unique(keys, return_index=True)[1]).astype(np.int64)
 
 
@@ -75,9 +65,6 @@ class KeyIndex:
 
     def rows(self, keys: Keys) -> npt.NDArray[np.int64]:
         """Find the rows of keys.
-
-        Args:
-            keys: (n,).
 
         Returns:
             (n,) row numbers, -1 where a key is not known.

@@ -78,10 +78,7 @@ class LazyEncoder:
         """Remember how the model is read.
 
         Args:
-            facts: What its files say, or the model itself.
             device: Where it will run.
-            dtype: Its arithmetic.
-            load: Reads it.
             encoder: The model, if it has been read.
         """
         self._load, self._encoder = load, encoder
@@ -109,9 +106,6 @@ class LazyEncoder:
         """Embed texts, reading the model if it is not in memory.
 
         Args:
-            texts: Strings.
-            task: None.
-            prompt: Put before each.
             max_length: Tokens of one text that are read.
 
         Returns:
@@ -145,7 +139,6 @@ class LocalTeacher:
         """Wrap an encoder.
 
         Args:
-            encoder: The model.
             model: What to call it in the store; its weights' hash tells models of one name apart.
             revision: Hub revision, if any.
             max_length: Tokens of one text that the teacher reads.
@@ -184,9 +177,6 @@ class LocalTeacher:
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed texts as they are, without the model's own prompts.
 
-        Args:
-            texts: Texts that already carry their instruction.
-
         Returns:
             Float32 (n, dim) unit rows; NaN for a text of which the model makes no finite vector.
         """
@@ -207,14 +197,8 @@ def local_identity(
     """Say what decides the vectors of a local teacher; the device does not.
 
     Args:
-        weights: Hash of the model's files.
-        model: What it is called in the store.
         revision: Hub revision, if any.
         max_length: Tokens of one text that it reads.
-        dtype: Its arithmetic.
-
-    Returns:
-        The identity.
     """
     arithmetic = None if dtype is torch.float32 else dtype_name(dtype)
     return TeacherIdentity("local", model, revision, weights, max_length, arithmetic)
@@ -236,18 +220,12 @@ def load_local(
 
     Args:
         model: `all-MiniLM-L6-v2` (embedded), a model folder, or a Hub id.
-        revision: Hub revision.
         max_length: Tokens of one text that the teacher reads.
         threads: Worker threads on a CPU; None leaves it to the Encoder.
         trust_remote_code: Whether the folder's own code may run.
-        device: See `resolve_device`.
         dtype: Arithmetic; `auto` takes that of the vectors at hand, and for new ones bfloat16 on an accelerator that computes in it (the store
             rounds to float16 in any case), float32 elsewhere.
         batch_tokens: Tokens of one batch; None leaves it to the memory that is free.
-        at_hand: Whether there are vectors of a teacher already.
-
-    Returns:
-        The teacher.
 
     Raises:
         BadInput: If the model cannot be found or described, reads fewer tokens, or the device or arithmetic is not here.

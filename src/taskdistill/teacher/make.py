@@ -21,9 +21,7 @@ def make_teacher(
     """Make the teacher that a recipe names.
 
     Args:
-        settings: The recipe's teacher.
         api_key: The key of an HTTP endpoint; the caller reads it from the environment.
-        threads: Worker threads of a local model.
         root: Where its vectors are kept; with `dtype: auto` a local teacher goes on in the arithmetic of those that are there.
 
     Returns:
@@ -45,9 +43,6 @@ def make_teacher(
 
 def check_teacher(settings: TeacherConfig) -> None:
     """Check settings of a teacher that contradict each other.
-
-    Args:
-        settings: The teacher.
 
     Raises:
         BadInput: If an address and the kind do not go together, or a local teacher's device is not here.

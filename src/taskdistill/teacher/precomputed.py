@@ -52,9 +52,6 @@ class PrecomputedTeacher:
             path: The folder or file; `vectors.npy` is mapped, not read.
             revision: Part of the identity, beside a hash over a sample of the vectors.
 
-        Returns:
-            The teacher.
-
         Raises:
             BadInput: If a file is missing or unreadable, or texts and vectors do not match.
         """
@@ -83,20 +80,14 @@ class PrecomputedTeacher:
     def known(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Say which texts have a vector.
 
-        Args:
-            texts: What the teacher would read.
-
         Returns:
             (n,) of bool.
         """
-        found: npt.NDArray[np.bool_] = self.index.rows(text_keys(texts)) >= 0
-        return found
+        result: npt.NDArray[np.bool_] = self.index.rows(text_keys(texts)) >= 0
+        return result
 
     def require(self, texts: Sequence[str]) -> None:
         """Check that every text has a vector.
-
-        Args:
-            texts: What the teacher would read.
 
         Raises:
             BadInput: If some have none: how many, with examples.
@@ -112,9 +103,6 @@ class PrecomputedTeacher:
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Look texts up.
-
-        Args:
-            texts: What the teacher read, with its instruction.
 
         Returns:
             Float32 (n, dim) unit rows.

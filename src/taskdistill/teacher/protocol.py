@@ -84,11 +84,7 @@ class RunsHere(Protocol):
 
 
 def release(teacher: Teacher) -> None:
-    """Free what a teacher holds, before something else needs the memory.
-
-    Args:
-        teacher: Any teacher.
-    """
+    """Free what a teacher holds, before something else needs the memory."""
     if isinstance(teacher, RunsHere):
         teacher.release()
 
@@ -104,25 +100,12 @@ class NamedTeacher:
 
     @classmethod
     def of(cls, teacher: Teacher) -> NamedTeacher:
-        """Describe a teacher, so that other processes can be told.
-
-        Args:
-            teacher: Any teacher.
-
-        Returns:
-            Its name.
-        """
+        """Describe a teacher, so that other processes can be told."""
         ids = getattr(teacher, "space_id", ""), tuple(getattr(teacher, "former_space_ids", ()))
         return cls(teacher.identity, teacher.embedding_dim, *ids)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Refuse: only the first process embeds.
-
-        Args:
-            texts: Texts.
-
-        Returns:
-            Nothing.
 
         Raises:
             WorkFailed: Always.
@@ -139,18 +122,12 @@ class LookupTeacher(Protocol):
     def known(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Say which texts have a vector.
 
-        Args:
-            texts: Texts that already carry their instruction.
-
         Returns:
             (n,) of bool.
         """
 
     def require(self, texts: Sequence[str]) -> None:
         """Check that every text has a vector.
-
-        Args:
-            texts: Texts that already carry their instruction.
 
         Raises:
             BadInput: If some have none.
@@ -165,7 +142,6 @@ def prompt_template(instructions: InstructionConfig | None, view: View) -> str |
 
     Args:
         instructions: What the recipe tells the teacher; None for a teacher that knows no instruction.
-        view: As what the text is read.
 
     Returns:
         Such as `Instruct: Given a web search query, ...\nQuery:{text}` (section 4.1), or None for the raw text.
@@ -184,15 +160,7 @@ def prompt_template(instructions: InstructionConfig | None, view: View) -> str |
 
 
 def apply_template(form: str | None, text: str) -> str:
-    """Put a text into its form.
-
-    Args:
-        form: What `view_instruction` returned.
-        text: The raw text.
-
-    Returns:
-        What the teacher reads.
-    """
+    """Put a text into its form."""
     return text if form is None else form.replace("{text}", text)
 
 
@@ -201,20 +169,12 @@ def view_text(instructions: InstructionConfig | None, view: View, text: str) -> 
 
     Args:
         instructions: What the recipe tells the teacher; None for a teacher that knows no instruction.
-        view: As what the text is read.
-        text: The raw text.
-
-    Returns:
-        The text with its instruction.
     """
     return apply_template(prompt_template(instructions, view), text)
 
 
 def unit_rows(vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Scale every row to length one.
-
-    Args:
-        vectors: (n, dim).
 
     Returns:
         Float32 (n, dim); rows that are zero or not finite stay as they are.
@@ -230,10 +190,6 @@ def unit_rows(vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
 def first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
     """Name the first field in which two descriptions differ, with both values.
 
-    Args:
-        ours: Field name to the value that is needed.
-        theirs: Field name to the value that was found.
-
     Returns:
         Such as `revision is 'b', needed 'a'`, or None if every field of `ours` is equal.
     """
@@ -245,9 +201,6 @@ def first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str 
 
 def slug(name: str) -> str:
     """Return a name that is safe as a part of a folder's name.
-
-    Args:
-        name: Any name, such as a Hub id.
 
     Returns:
         At most 60 letters, digits, dots, dashes and underscores, not starting with a dot.

@@ -45,19 +45,12 @@ class AskedInRequests(Protocol):
     def requests(self, texts: Sequence[str]) -> list[int]:
         """Say in which requests texts would be sent.
 
-        Args:
-            texts: Texts that already carry their instruction.
-
         Returns:
             Texts of each request, in order.
         """
 
     def embed_apart(self, groups: Sequence[Sequence[str]], *, retry: bool) -> Floats:
         """Embed groups of texts, each in a request of its own.
-
-        Args:
-            groups: Texts that already carry their instruction.
-            retry: Whether a passing fault is retried.
 
         Returns:
             Float32 (n, dim) unit rows, group after group.
@@ -68,12 +61,7 @@ class Recheck:
     """Texts of a fill that are asked for again, and what was said of them first."""
 
     def __init__(self, teacher: Teacher, seed: int) -> None:
-        """Begin with nothing to ask.
-
-        Args:
-            teacher: The teacher.
-            seed: Of the choice of texts.
-        """
+        """Begin with nothing to ask."""
         self._teacher = teacher
         self._rng = np.random.default_rng(seed)
         self._anchor: tuple[str, Floats] | None = None
@@ -82,19 +70,11 @@ class Recheck:
         """Texts that were sent once more."""
 
     def anchor(self, text: str, row: npt.NDArray[np.floating]) -> None:
-        """Compare with a text that the store has from now on.
-
-        Args:
-            text: With its instruction.
-            row: Its vector, `(dim,)`.
-        """
+        """Compare with a text that the store has from now on."""
         self._anchor = text, unit_rows(row[None])[0]
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """Embed new texts, and with them those of the texts before that are asked for again.
-
-        Args:
-            texts: Texts that already carry their instruction.
 
         Returns:
             Vectors of the new texts as the teacher gave them; those before them are now confirmed.
@@ -110,15 +90,12 @@ class Recheck:
                 f"it must return one row a text; nothing of this batch was stored"
             )
         self._compare(again, vectors[len(texts) :])
-        found = vectors[: len(texts)]
-        self._sample(texts, found)
-        return found
+        result = vectors[: len(texts)]
+        self._sample(texts, result)
+        return result
 
     def confirm(self, *, retry: bool) -> None:
         """Ask for texts of the last piece again, one of them alone.
-
-        Args:
-            retry: Whether a passing fault is retried.
 
         Raises:
             Disagreement: If the teacher gives another vector for a text than before.
@@ -182,10 +159,7 @@ def refuse_equal(
     """Refuse vectors that are the same for different texts.
 
     Args:
-        model: Name of the teacher.
-        texts: The texts.
         vectors: (n, dim) unit rows; zero and not finite ones are left out.
-        shown: How a text is shown.
 
     Raises:
         WorkFailed: If half of the texts, and at least four, have one vector.

@@ -46,9 +46,6 @@ class Shard:
     def keys(self) -> Keys:
         """Read the keys, checking their hash.
 
-        Returns:
-            (rows,) keys.
-
         Raises:
             BadInput: If the file is not the one that was written.
         """
@@ -75,15 +72,12 @@ class Shard:
             What is wrong, or None.
         """
         for part in ("keys", "vectors"):
-            if found := self._size_fault(part) or self._hash_fault(part):
-                return found
+            if result := self._size_fault(part) or self._hash_fault(part):
+                return result
         return self._shape_fault("keys") or self._shape_fault("vectors")
 
     def stranger(self, store: str) -> str | None:
         """Compare the store that the shard was written for with the one that it lies in.
-
-        Args:
-            store: Hash of that store's manifest.
 
         Returns:
             What is wrong, or None.
@@ -97,15 +91,15 @@ class Shard:
             BadInput: If a file is missing, short or long.
         """
         for part in ("keys", "vectors"):
-            if found := self._size_fault(part):
-                raise broken(self.folder, self.name, found)
+            if result := self._size_fault(part):
+                raise broken(self.folder, self.name, result)
 
     def _path(self, part: str) -> Path:
         return self.folder / (f"{self.name}.npy" if part == "vectors" else f"{self.name}.keys.npy")
 
     def _read(self, part: str) -> npt.NDArray[Any]:
-        if found := self._shape_fault(part):
-            raise broken(self.folder, self.name, found)
+        if result := self._shape_fault(part):
+            raise broken(self.folder, self.name, result)
         array: npt.NDArray[Any] = np.load(
             self._path(part), mmap_mode="r" if part == "vectors" else None, allow_pickle=False
         )
@@ -143,21 +137,12 @@ class Shard:
         )
 
     def _check(self, part: str) -> None:
-        if found := self._size_fault(part) or self._hash_fault(part):
-            raise broken(self.folder, self.name, found)
+        if result := self._size_fault(part) or self._hash_fault(part):
+            raise broken(self.folder, self.name, result)
 
 
 def broken(folder: Path, name: str, fault: str) -> BadInput:
-    """Say that a shard is damaged and how to repair the store.
-
-    Args:
-        folder: The folder of shards.
-        name: The shard.
-        fault: What is wrong.
-
-    Returns:
-        The error to raise.
-    """
+    """Say that a shard is damaged and how to repair the store."""
     return BadInput(
         f"shard {name} of the teacher store {folder.parent} is damaged: {fault}; "
         f"run: taskdistill info {folder.parent} --repair (drops the shard, the next run embeds its texts again)"
@@ -165,18 +150,7 @@ def broken(folder: Path, name: str, fault: str) -> BadInput:
 
 
 def write_shard(folder: Path, number: int, keys: Keys, vectors: Vectors, store: str) -> Shard:
-    """Write a shard; it exists once its JSON file does.
-
-    Args:
-        folder: The folder of shards.
-        number: The shard's number.
-        keys: (rows,).
-        vectors: Float16 (rows, dim).
-        store: Hash of the store's manifest.
-
-    Returns:
-        The shard.
-    """
+    """Write a shard; it exists once its JSON file does."""
     parts = {"vectors": _npy(vectors), "keys": _npy(keys.view(np.uint8).reshape(len(keys), -1))}
     files = {
         part: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -198,9 +172,6 @@ def write_shard(folder: Path, number: int, keys: Keys, vectors: Vectors, store: 
 
 def read_shard(path: Path) -> Shard:
     """Read a shard's JSON file.
-
-    Args:
-        path: Such as `shards/00000.json`.
 
     Returns:
         The shard; its other files are not looked at.
@@ -229,9 +200,6 @@ def read_shard(path: Path) -> Shard:
 def shard_files(folder: Path) -> list[Path]:
     """List the JSON files of the complete shards, in order.
 
-    Args:
-        folder: The folder of shards.
-
     Returns:
         Paths; empty if the folder does not exist.
     """
@@ -242,24 +210,17 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """List files that a killed writer left and that belong to no complete shard; files that no writer of shards makes are left out.
-
-    Args:
-        folder: The folder of shards.
-
-    Returns:
-        Paths.
-    """
+    """List files that a killed writer left and that belong to no complete shard; files that no writer of shards makes are left out."""
     complete = {path.stem for path in shard_files(folder)}
     next_number = max(map(int, complete), default=-1) + 1
-    found = []
+    result = []
     for path in sorted(folder.glob("*")):
         made = _MADE.fullmatch(path.name)
         if made is None or path.is_symlink() or not path.is_file():
             continue
         if int(made["number"] or made["hidden"]) <= next_number and made["number"] not in complete:
-            found.append(path)
-    return found
+            result.append(path)
+    return result
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:

@@ -62,7 +62,6 @@ class TeacherStore:
 
         Args:
             folder: The store's folder, which may not exist yet.
-            identity: The teacher whose vectors are wanted.
             instruction: The form of a text, from `view_instruction`; None for raw texts.
             embedding_dim: Size that the vectors must have; None takes what comes.
 
@@ -97,8 +96,8 @@ class TeacherStore:
             manifest = sha256_file(self.folder / MANIFEST)
         for shard in self._shards:
             shard.check_sizes()
-            if found := shard.stranger(manifest):
-                raise broken(shard.folder, shard.name, found)
+            if result := shard.stranger(manifest):
+                raise broken(shard.folder, shard.name, result)
             if shard.embedding_dim != self.embedding_dim:
                 raise broken(
                     shard.folder,
@@ -123,9 +122,6 @@ class TeacherStore:
 
     def locate_keys(self, keys: Keys) -> npt.NDArray[np.int64]:
         """Find the rows of texts by their keys.
-
-        Args:
-            keys: (n,) from `text_keys`.
 
         Returns:
             (n,) row numbers, -1 where a text is missing.
@@ -198,12 +194,8 @@ class TeacherStore:
 
         Args:
             texts: Raw texts, without instruction; the store puts them into their form.
-            teacher: The teacher of this store.
             shard_rows: Texts a shard; what a kill can lose.
             progress: Called with (embedded, to embed).
-
-        Returns:
-            What was asked, found, embedded and put into quarantine.
 
         Raises:
             BadInput: If the teacher is another one or returns vectors of another number or size.
@@ -212,12 +204,7 @@ class TeacherStore:
         return fill_store(self, texts, teacher, shard_rows=shard_rows, progress=progress)
 
     def append(self, keys: Keys, vectors: Vectors) -> None:
-        """Write one shard; `refresh` makes it readable here. Only the holder of the lock may call this.
-
-        Args:
-            keys: (rows,).
-            vectors: Float16 (rows, dim).
-        """
+        """Write one shard; `refresh` makes it readable here. Only the holder of the lock may call this."""
         if not self.folder.exists():
             meta = {
                 "teacher": self.identity.fields(),
@@ -252,16 +239,16 @@ class TeacherStore:
 
     def _compare(self, manifest: dict[str, Any]) -> None:
         teacher = require_field(self.folder, manifest, "teacher", dict)
-        found = {"instruction": None, "embedding_dim": None, **FLOAT32, **manifest, **teacher}
+        result = {"instruction": None, "embedding_dim": None, **FLOAT32, **manifest, **teacher}
         needed = {**FLOAT32, **self.identity.fields(), "instruction": self.instruction, **_FORMAT}
         if self.embedding_dim is not None:
             needed["embedding_dim"] = self.embedding_dim
-        if difference := first_difference(needed, found):
+        if difference := first_difference(needed, result):
             raise BadInput(
                 f"the teacher store {self.folder} is of another teacher or instruction: {difference}; "
                 f"give another folder as teacher.store, or correct the recipe's teacher"
             )
-        self.embedding_dim = require_field(self.folder, found, "embedding_dim", int)
+        self.embedding_dim = require_field(self.folder, result, "embedding_dim", int)
 
 
 def open_store(
@@ -275,12 +262,8 @@ def open_store(
 
     Args:
         root: Folder of stores; or the folder of one store, which must then be this one.
-        identity: The teacher.
         instruction: The form of a text, from `view_instruction`; None for raw texts.
         embedding_dim: Size that the vectors must have; None takes what comes.
-
-    Returns:
-        The store.
 
     Raises:
         BadInput: If what is there belongs to another teacher, or is damaged.
@@ -292,11 +275,6 @@ def open_store(
 
 def store_folder(root: Path, identity: TeacherIdentity, instruction: str | None) -> Path:
     """Say where the store of a teacher and an instruction is.
-
-    Args:
-        root: Folder of stores, or the folder of one store.
-        identity: The teacher.
-        instruction: See `open_store`.
 
     Returns:
         Its folder, which may not exist yet.
@@ -312,18 +290,13 @@ def stores_of(
 ) -> list[Path]:
     """List the stores of a teacher that are there.
 
-    Args:
-        root: Folder of stores, or the folder of one store.
-        identity: The teacher.
-        instructions: What the recipe tells it.
-
     Returns:
         Folders of its views; one that says it is of another arithmetic is none of them.
     """
-    found = dict.fromkeys(
+    result = dict.fromkeys(
         store_folder(root, identity, prompt_template(instructions, view)) for view in VIEWS
     )
-    kept = [folder for folder in found if (folder / MANIFEST).is_file()]
+    kept = [folder for folder in result if (folder / MANIFEST).is_file()]
     return [
         folder
         for folder in kept
@@ -337,12 +310,7 @@ def open_views(
     """Open a store for each view; views in which the teacher reads the same share one object.
 
     Args:
-        root: Folder of stores.
-        teacher: The teacher.
         instructions: What the recipe tells it; None for a teacher that knows no instruction.
-
-    Returns:
-        View to store.
     """
     forms = {view: prompt_template(instructions, view) for view in VIEWS}
     stores = {
@@ -354,9 +322,6 @@ def open_views(
 
 def describe(folder: Path) -> dict[str, Any]:
     """Say what a store's folder is and whether it is whole, reading every byte.
-
-    Args:
-        folder: The folder of one store.
 
     Returns:
         Keys teacher, instruction, embedding_dim, dtype, texts, shards, bytes, whole, faults, leftovers.
@@ -382,9 +347,6 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def repair(folder: Path) -> list[str]:
     """Drop damaged shards and what a killed writer left, so that the next fill embeds those texts again.
-
-    Args:
-        folder: The folder of one store.
 
     Returns:
         One sentence for each thing dropped; empty if the store was whole.

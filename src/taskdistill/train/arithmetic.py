@@ -35,9 +35,6 @@ def training_device(choice: str = AUTO, processes: ProcessGroup = SINGLE) -> tor
         choice: See `resolve_device`; a kind of accelerator without a number is divided among the processes of this host.
         processes: Each takes the accelerator of its number on its host.
 
-    Returns:
-        The device.
-
     Raises:
         BadInput: If the device is not here, or this host has fewer than processes.
     """
@@ -80,10 +77,6 @@ def choose_arithmetic(precision: str, device: torch.device) -> Arithmetic:
     Args:
         precision: Of the recipe. `auto` is bfloat16 on an accelerator that computes in it, with TF32 where the card has it, and float32
             elsewhere, a CPU included; `float32` rounds nothing.
-        device: Where training runs.
-
-    Returns:
-        The arithmetic.
 
     Raises:
         BadInput: If it is unknown, or the device would only imitate it.
@@ -120,9 +113,6 @@ def tf32_products(allowed: bool) -> Iterator[None]:
 
     Args:
         allowed: Whether products may round.
-
-    Yields:
-        Nothing.
     """
     matmul = torch.backends.cuda.matmul
     before, matmul.allow_tf32 = matmul.allow_tf32, allowed
@@ -134,10 +124,6 @@ def tf32_products(allowed: bool) -> Iterator[None]:
 
 def to_device(values: np.ndarray, device: torch.device) -> Tensor:
     """Put numbers of the host where a step computes with them.
-
-    Args:
-        values: Such as the places of a batch's queries.
-        device: That of the model.
 
     Returns:
         The same numbers there.

@@ -30,10 +30,7 @@ def base_vectors(
 
     Args:
         model: The model in training mode, with no adapter selected.
-        ids: Token ids of the batch's distinct texts.
-        threads: Worker threads.
         micro_batch_tokens: Tokens of one forward pass.
-        processes: Those that share the batch.
         compute: Number type of the passes; None for that of the weights.
 
     Returns:

@@ -33,11 +33,8 @@ def static_gradients(
     """Set the gradient of a static student's token table.
 
     Args:
-        model: The student.
-        ids: Token ids of the batch's distinct texts.
         loss: From vectors `(texts, D)` to named terms and the masked share.
         weights: Term to weight; a term without one counts once.
-        held: Keeps the gradient from step to step.
         clock: Told the seconds of each part.
 
     Returns:

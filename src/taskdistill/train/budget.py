@@ -36,11 +36,7 @@ class Budget:
     """Of a batch up to which the graphs of its first forward passes are kept; above, a second pass makes them again, to the same bits."""
 
     def to_json(self) -> dict[str, int]:
-        """Return plain data for the log and for checkpoints.
-
-        Returns:
-            Both numbers by name.
-        """
+        """Return plain data for the log and for checkpoints."""
         return asdict(self)
 
 
@@ -58,11 +54,7 @@ def choose_budget(
 
     Args:
         model: The model, where it is trained; of one without weights the architecture.
-        trained: Weights that are trained.
-        device: Where.
-        compute: Number type of the passes by autocast.
         micro_batch_tokens: What the recipe asks for; None leaves it to the memory.
-        processes_here: Processes that share the memory of this host.
         free: Bytes that are free; None asks the device.
 
     Returns:
@@ -83,10 +75,6 @@ def choose_budget(
 def agreed(budget: Budget, processes: ProcessGroup) -> Budget:
     """Let every process cut batches alike: the smallest numbers of all of them hold.
 
-    Args:
-        budget: This process's.
-        processes: All of them.
-
     Returns:
         The same on every process.
     """
@@ -99,7 +87,6 @@ def kept_budget(manifest: Mapping[str, Any], device: torch.device) -> Budget | N
     """Read the budgets under which a checkpoint was made, so that a continued run cuts its batches as the run before.
 
     Args:
-        manifest: Of the checkpoint.
         device: Where the run goes on.
 
     Returns:

@@ -43,12 +43,7 @@ def save_checkpoint(
     The random state needs no saving: data order and dropout follow from seed and step.
 
     Args:
-        root: Folder of a phase's checkpoints.
-        step: Updates done.
-        parameters: Name to everything that is trained.
-        optimiser: Its moments are saved under the parameters' names.
         meta: Further fields, such as the recipe's hash and the thread count.
-        keep: How many checkpoints stay.
         write: False only gathers what is divided, for the process that writes.
     """
     weights, moments = whole_state(parameters), _moments(parameters, optimiser)
@@ -64,14 +59,7 @@ def save_checkpoint(
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """List a phase's checkpoints, oldest first, and remove what an interrupted write left.
-
-    Args:
-        root: Folder of a phase's checkpoints.
-
-    Returns:
-        Folders named step-NNNNNNN that hold something of a checkpoint.
-    """
+    """List a phase's checkpoints, oldest first, and remove what an interrupted write left."""
     remove_stale_within(root)
     named = sorted(p for p in root.glob("step-*") if re.fullmatch(r"step-\d{7}", p.name))
     # What a dropped checkpoint's owner had put beside its files stays, and is no checkpoint.
@@ -87,13 +75,7 @@ def load_checkpoint(
     """Put a saved state back.
 
     Args:
-        folder: A checkpoint.
-        parameters: Name to everything that is trained.
-        optimiser: Gets its moments back.
         meta: What must be the same as when it was saved.
-
-    Returns:
-        Updates done.
 
     Raises:
         BadInput: If the checkpoint is damaged, or of other settings, data or shapes.
@@ -121,11 +103,7 @@ def open_checkpoint(folder: Path, advice: str) -> dict[str, Any]:
     """Check a checkpoint's files, and that its folder has the name of its step.
 
     Args:
-        folder: A checkpoint.
         advice: What to do where it is damaged.
-
-    Returns:
-        Its manifest.
 
     Raises:
         BadInput: If it is damaged or was renamed.
@@ -141,9 +119,6 @@ def open_checkpoint(folder: Path, advice: str) -> dict[str, Any]:
 def step_name(step: int) -> str:
     """Name the folder of a checkpoint.
 
-    Args:
-        step: Updates done.
-
     Returns:
         Such as `step-0000020`.
     """
@@ -156,9 +131,6 @@ def save_snapshot(
     """Keep the weights of one step, to be averaged with the last ones.
 
     Args:
-        checkpoints: Folder of the phase's checkpoints.
-        step: Updates done.
-        trained: Name to parameter.
         meta: What must be the same when they are read again.
     """
     with write_folder(
@@ -171,11 +143,7 @@ def load_snapshot(checkpoints: Path, meta: Mapping[str, Any]) -> dict[str, Tenso
     """Read what `save_snapshot` kept.
 
     Args:
-        checkpoints: Folder of the phase's checkpoints.
         meta: What must be the same.
-
-    Returns:
-        Name to tensor, on the CPU.
 
     Raises:
         BadInput: If it is missing, damaged or of another run.
@@ -192,31 +160,20 @@ def last_weights(checkpoints: Path, meta: Mapping[str, Any]) -> dict[str, Tensor
     """Read the weights of a phase's last checkpoint.
 
     Args:
-        checkpoints: Folder of the phase's checkpoints.
         meta: What must be the same.
-
-    Returns:
-        Name to tensor, on the CPU.
 
     Raises:
         BadInput: If there is none, or it is damaged or of another run.
     """
-    found, advice = list_checkpoints(checkpoints), f"delete {checkpoints} to train the phase again"
-    if not found:
+    result, advice = list_checkpoints(checkpoints), f"delete {checkpoints} to train the phase again"
+    if not result:
         raise BadInput(f"{checkpoints} holds no checkpoint; {advice}")
-    require_same(found[-1], open_checkpoint(found[-1], advice), meta, advice)
-    return dict(load_file(found[-1] / WEIGHTS))
+    require_same(result[-1], open_checkpoint(result[-1], advice), meta, advice)
+    return dict(load_file(result[-1] / WEIGHTS))
 
 
 def snapshot_folder(checkpoints: Path) -> Path:
-    """Say where the weights of an earlier step are kept.
-
-    Args:
-        checkpoints: Folder of the phase's checkpoints.
-
-    Returns:
-        A folder beside it.
-    """
+    """Say where the weights of an earlier step are kept."""
     return checkpoints.with_name(f"{checkpoints.name}.earlier")
 
 
@@ -225,9 +182,6 @@ def whole_state(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
 
     Args:
         parameters: Name to parameter; where they are divided every process must take part.
-
-    Returns:
-        Name to tensor.
     """
     return {name: full_tensor(p.detach()).cpu().contiguous() for name, p in parameters.items()}
 
@@ -244,15 +198,15 @@ def _put_moments(
         p for group in optimiser.param_groups for p in group["params"]
     ):
         prefix = f"{names[id(parameter)]}/"
-        found = {
+        result = {
             key.removeprefix(prefix): value
             for key, value in moments.items()
             if key.startswith(prefix)
         }
-        if found:
+        if result:
             state[place] = {
                 key: value.clone() if value.ndim == 0 else shard_like(parameter, value).clone()
-                for key, value in found.items()
+                for key, value in result.items()
             }
     optimiser.load_state_dict(
         {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}

@@ -94,25 +94,20 @@ def collate(
     """Lay out a batch for a phase.
 
     Args:
-        batch: Rows of one data set.
         task: The task, or None for stage 1.
-        distil: Whether the phase has a distillation term.
         negatives: Hard negatives taken from each pair, at most.
         distil_negatives: Whether the teacher's vectors of the hard negatives are compared as well, behind those of the pairs.
-
-    Returns:
-        Distinct texts and the places of each side.
     """
-    found, role = _TextIndex(), Role.QUERY if task is None else QUERY_SIDE[task]
+    result, role = _TextIndex(), Role.QUERY if task is None else QUERY_SIDE[task]
     topic = task is Task.CLUSTERING
     translated = batch.teacher_reads in (TeacherSide.QUERY, TeacherSide.POSITIVE)
     role = Role.DOCUMENT if translated else role
     out = TrainBatch(batch)
     rows = batch.rows
     if batch.kind is RowKind.LABELLED:
-        out.first = found.many(Role.DOCUMENT, [item.anchor for item in rows])
-        out.second = found.many(Role.DOCUMENT, [item.positive for item in rows])
-        out.negatives = found.many(
+        out.first = result.many(Role.DOCUMENT, [item.anchor for item in rows])
+        out.second = result.many(Role.DOCUMENT, [item.positive for item in rows])
+        out.negatives = result.many(
             Role.DOCUMENT, [text for item in rows for text in item.negatives]
         )
         out.negative_rows = np.repeat(np.arange(len(rows)), [len(item.negatives) for item in rows])
@@ -125,22 +120,22 @@ def collate(
             [numbers.setdefault(label, len(numbers)) for label in flat], dtype=np.int64
         )
     elif batch.kind is RowKind.SCORED:
-        out.first = found.many(Role.DOCUMENT, [row.text1 for row in rows])
-        out.second = found.many(Role.DOCUMENT, [row.text2 for row in rows])
+        out.first = result.many(Role.DOCUMENT, [row.text1 for row in rows])
+        out.second = result.many(Role.DOCUMENT, [row.text2 for row in rows])
         out.scores = np.array([row.score for row in rows], dtype=np.float32)
     elif batch.kind is RowKind.PAIRS:
-        out.first = found.many(role, [row.query for row in rows])
-        out.second = found.many(Role.DOCUMENT, [row.positive for row in rows])
+        out.first = result.many(role, [row.query for row in rows])
+        out.second = result.many(Role.DOCUMENT, [row.positive for row in rows])
         if negatives:
-            out.negatives = found.many(
+            out.negatives = result.many(
                 Role.DOCUMENT, [text for row in rows for text in row.negatives[:negatives]]
             )
             out.negative_rows = np.repeat(
                 np.arange(len(rows)), [len(row.negatives[:negatives]) for row in rows]
             )
     else:
-        out.first = found.many(Role.DOCUMENT, [row.text for row in rows])
-    out.texts = list(found.places)
+        out.first = result.many(Role.DOCUMENT, [row.text for row in rows])
+    out.texts = list(result.places)
     graded_matching = task is Task.TEXT_MATCHING and out.scores is not None
     if (
         distil
@@ -183,9 +178,7 @@ def false_negatives(
     Hard negatives that came with the row are exempt from the margin.
 
     Args:
-        prepared: A batch of pairs.
         similarities: The teacher's cosine of every query with every positive of the batch, `(B, B)`, or None.
-        margin: See above.
         others: Whether the hard negatives of other rows count as negatives.
 
     Returns:
@@ -226,9 +219,7 @@ def relations(
     """Name the relation of every candidate to every query, as the contrastive term of a phase takes it.
 
     Args:
-        prepared: A batch of pairs or of classification items.
         similarities: The teacher's cosines `(B, B)`, or None.
-        margin: See `false_negatives`.
         others: Whether the hard negatives of other rows count as negatives.
         mask_same_label: classification: whether texts with the anchor's label are no negatives.
 
@@ -237,15 +228,15 @@ def relations(
     """
     assert prepared.second is not None
     count, hard = len(prepared.first), 0 if prepared.negatives is None else len(prepared.negatives)
-    found = np.full((count, count + hard), Relation.NEGATIVE, dtype=object)
+    result = np.full((count, count + hard), Relation.NEGATIVE, dtype=object)
     own = np.arange(count)
     if prepared.negative_rows is not None:
         rows, columns = np.nonzero(prepared.negative_rows[None, :] == own[:, None])
-        found[rows, count + columns] = Relation.HARD
+        result[rows, count + columns] = Relation.HARD
     if prepared.labels is not None:
         assert prepared.negative_labels is not None
         if mask_same_label:
-            found[
+            result[
                 prepared.labels[:, None]
                 == np.concatenate([prepared.labels, prepared.negative_labels])[None, :]
             ] = Relation.LABEL
@@ -255,8 +246,8 @@ def relations(
             false_negatives(prepared, similarities, margin),
         )
         if not others:
-            found[false_negatives(prepared, others=False) & ~duplicates] = Relation.UNUSED
-        found[masked] = Relation.MARGIN
-        found[duplicates] = Relation.DUPLICATE
-    found[own, own] = Relation.POSITIVE
-    return found
+            result[false_negatives(prepared, others=False) & ~duplicates] = Relation.UNUSED
+        result[masked] = Relation.MARGIN
+        result[duplicates] = Relation.DUPLICATE
+    result[own, own] = Relation.POSITIVE
+    return result

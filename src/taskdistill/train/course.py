@@ -49,21 +49,12 @@ class Course:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data.
-
-        Returns:
-            step, began, ended.
-        """
+        """Return plain data."""
         return {"step": self.step, "began": dict(self.began), "ended": dict(self.ended)}
 
 
 def read_course(log: Log, phase: str, step: int) -> Course | None:
     """Read a phase's course from the log.
-
-    Args:
-        log: The run's log.
-        phase: Name of the phase.
-        step: Updates of the state that it ended with.
 
     Returns:
         The course; None where its first or this state was not scored.
@@ -81,14 +72,11 @@ def read_course(log: Log, phase: str, step: int) -> Course | None:
 def courses(log: Log) -> list[Course]:
     """Read what every finished phase wrote into the log.
 
-    Args:
-        log: The run's log.
-
     Returns:
         One course a phase, in the order in which they ended first.
     """
-    found: dict[str, Course] = {}
+    result: dict[str, Course] = {}
     for _, record in read_lines(log.path):
         if "course" in record:
-            found[record["phase"]] = Course(phase=record["phase"], **record["course"])
-    return list(found.values())
+            result[record["phase"]] = Course(phase=record["phase"], **record["course"])
+    return list(result.values())

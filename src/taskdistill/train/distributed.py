@@ -135,7 +135,6 @@ class ProcessGroup:
 
         Args:
             rows: This process's rows, `(n, D)`.
-            counts: Rows of every process.
 
         Returns:
             `(size + 1, largest count, D)`, whose last part holds this process's rows; None for one process.
@@ -158,10 +157,6 @@ class ProcessGroup:
     def cut(self, room: Tensor, counts: Sequence[int]) -> Tensor:
         """Cut the padding from what was exchanged.
 
-        Args:
-            room: What `fill` filled.
-            counts: Rows of every process.
-
         Returns:
             `(sum of counts, D)`, by rank, the same on every process.
         """
@@ -172,7 +167,6 @@ class ProcessGroup:
 
         Args:
             rows: This process's rows, `(n, D)`.
-            counts: Rows of every process.
 
         Returns:
             `(sum of counts, D)`, by rank, the same on every process.
@@ -185,9 +179,6 @@ class ProcessGroup:
 
     def sum_room(self, tensors: Sequence[Tensor]) -> dict[torch.dtype, Tensor]:
         """Allocate what `add_up` needs, so that a lack of memory shows before the exchange begins.
-
-        Args:
-            tensors: What will be added up.
 
         Returns:
             A buffer for each number type.
@@ -230,9 +221,6 @@ class ProcessGroup:
     def any_rank(self, flag: bool) -> bool:
         """Say whether the flag is true on any process.
 
-        Args:
-            flag: This process's flag.
-
         Returns:
             The same on every process.
         """
@@ -245,9 +233,6 @@ class ProcessGroup:
 
         Args:
             value: Plain data; ignored on all but the first.
-
-        Returns:
-            The first one's.
         """
         if self.size == 1:
             return value
@@ -264,11 +249,7 @@ class ProcessGroup:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Let the first process do something, such as writing a folder, before the others do it too.
-
-        Yields:
-            Nothing.
-        """
+        """Let the first process do something, such as writing a folder, before the others do it too."""
         if not self.is_main:
             self.wait()
         yield
@@ -292,9 +273,6 @@ def sum_over_processes(tensor: Tensor) -> None:
 def mesh_of_all(device_type: str) -> DeviceMesh:
     """Return all processes as the mesh that weights are divided over.
 
-    Args:
-        device_type: Of the devices on which they train.
-
     Returns:
         A mesh of one dimension, whose exchanges have the time-out of those of a step.
     """
@@ -305,9 +283,6 @@ def mesh_of_all(device_type: str) -> DeviceMesh:
 
 def agree(outcome: Outcome = Outcome.DONE) -> None:
     """Vote in the middle of work that runs inside `Processes.together`, before an exchange that needs every process.
-
-    Args:
-        outcome: How this process fares.
 
     Raises:
         Agreed: If some process fares badly.
@@ -382,11 +357,7 @@ def init_distributed(
 
     Args:
         size: How many the launcher started; 1 joins nothing.
-        on_this_host: How many of them run on this host.
         timeout: How long an exchange of a step may take.
-
-    Yields:
-        The processes.
     """
     if size <= 1:
         yield SINGLE

@@ -33,9 +33,6 @@ def shard(model: TransformerModel, device: torch.device) -> TransformerModel:
     Args:
         model: The whole model; it stays as and where it is.
         device: Where this process trains.
-
-    Returns:
-        The copy, whose parameters are shares.
     """
     made, mesh = copy.deepcopy(model), mesh_of_all(device.type)
     for layer in layers_of(made.backbone):
@@ -108,9 +105,6 @@ def _units(model: TransformerModel) -> list[FSDPModule]:
 def can_start_again(model: TransformerModel) -> bool:
     """Say whether this version of torch can drop a pass in the middle; before 2.13 a failure there ends the work.
 
-    Args:
-        model: A divided model.
-
     Returns:
         Whether `start_again` works and the exchanges of its passes vote.
     """
@@ -121,9 +115,6 @@ def can_start_again(model: TransformerModel) -> bool:
 
 def start_again(model: TransformerModel) -> None:
     """Forget a pass that ended in the middle, on every process.
-
-    Args:
-        model: A divided model.
 
     Raises:
         WorkFailed: If this version of torch cannot.
@@ -144,9 +135,6 @@ def start_again(model: TransformerModel) -> None:
 def is_sharded(model: nn.Module) -> bool:
     """Say whether a model's weights are divided.
 
-    Args:
-        model: Any model.
-
     Returns:
         Whether `shard` made it; its weights may be gathered at the moment.
     """
@@ -154,14 +142,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Gather a tensor if it is divided; every process must take part then.
-
-    Args:
-        tensor: A tensor or a share of one.
-
-    Returns:
-        The whole tensor.
-    """
+    """Gather a tensor if it is divided; every process must take part then."""
     if not isinstance(tensor, DTensor):
         return tensor
     with reaching_others():
@@ -169,22 +150,12 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """Return what this process holds of a tensor.
-
-    Args:
-        tensor: A tensor or a share of one.
-
-    Returns:
-        The tensor, or the share as a plain tensor.
-    """
+    """Return what this process holds of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def all_reduce_scalar(number: Tensor) -> Tensor:
     """Add a number up over all processes.
-
-    Args:
-        number: Scalar of this process.
 
     Returns:
         The sum, the same on every process.
@@ -209,7 +180,6 @@ def shard_like(target: Tensor, source: Tensor) -> Tensor:
     """Divide a whole tensor as another one is divided.
 
     Args:
-        target: A tensor or a share of one.
         source: The whole tensor, the same on every process.
 
     Returns:
@@ -237,12 +207,7 @@ def clear_rows(tensor: Tensor, rows: Tensor) -> None:
 
 @torch.no_grad()
 def write_back(made: TransformerModel, model: TransformerModel) -> None:
-    """Carry the weights of a divided copy into the whole model, on every process.
-
-    Args:
-        made: What `shard` returned.
-        model: The whole model.
-    """
+    """Carry the weights of a divided copy into the whole model, on every process."""
     shares: Mapping[str, nn.Parameter] = dict(made.backbone.named_parameters())
     for name, parameter in model.backbone.named_parameters():
         parameter.copy_(full_tensor(shares[name].detach()))

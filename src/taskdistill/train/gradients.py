@@ -80,18 +80,14 @@ def gradients(
 
     Args:
         model: The model in training mode, with the right adapter selected.
-        ids: Token ids of the batch's distinct texts.
         loss: From vectors `(texts, D)` to named terms and the masked share.
         weights: Term to weight; a term without one counts once.
         trained: The model's parameters that are trained; those of the heads get their gradients from the loss itself.
-        seed: Decides this step's dropout masks.
-        threads: Worker threads.
         micro_batch_tokens: Tokens of one forward pass.
         keep_tokens: Batches of more tokens on one process are run twice instead of kept.
         share: For a loss that is a sum over texts: the part of some texts. Then each micro-batch is carried back at
             once.
         heads: Trained parameters that only the loss sees; needed where several processes work together.
-        processes: Those that share the batch.
         clock: Told the seconds of the forward passes, the loss, the backward passes and the exchange.
         compute: Number type of the passes, such as bfloat16; None for that of the weights.
 
@@ -148,17 +144,7 @@ class _GradientStep(ABC):
     marks: Marks = field(default_factory=list)
 
     def run(self, keep_tokens: int) -> Told:
-        """Run both passes and the loss between them.
-
-        Args:
-            keep_tokens: Batches of more tokens on one process are run twice instead of kept.
-
-        Returns:
-            Terms, weighted sum, masked share.
-
-        Raises:
-            OutOfMemory: On every process, if memory ran out on one; the gradients are of no use then.
-        """
+        """Run both passes and the loss between them."""
         batch, processes = self.batch, self.batch.processes
         every = batch.pieces()
         keep = (
@@ -343,9 +329,9 @@ class _ReplicatedGradients(_GradientStep):
     ) -> MicroBatchOutput:
         begun = moment(self.batch.model.device)
         inputs = [*self.inner, micro.tokens] if micro.tokens is not None else self.inner
-        found = torch.autograd.grad(outputs, inputs, upstream, allow_unused=True)
+        result = torch.autograd.grad(outputs, inputs, upstream, allow_unused=True)
         filled = [
-            torch.zeros_like(p) if g is None else g for p, g in zip(inputs, found, strict=True)
+            torch.zeros_like(p) if g is None else g for p, g in zip(inputs, result, strict=True)
         ]
         mark = ("backward", begun, moment(self.batch.model.device))
         return MicroBatchOutput(

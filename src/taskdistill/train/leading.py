@@ -18,9 +18,6 @@ def by_first(processes: ProcessGroup, work: Callable[[], T]) -> T:
         processes: All of them; each comes here.
         work: Returns plain data; run on the first process only.
 
-    Returns:
-        What it returned there.
-
     Raises:
         LostProcess: On the others, if it failed; the first process raises what it met.
     """

@@ -23,11 +23,6 @@ class Log:
     """Appends records to a JSONL file."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, making it if needed.
-
-        Args:
-            path: The file.
-        """
         self.path = path
         if path.is_file():
             _end_last_line(path)
@@ -44,12 +39,7 @@ class Log:
         self._stream.flush()
 
     def forget(self, phase: str, from_step: int) -> None:
-        """Drop a phase's lines from a step on, and its scores of later states: they are about to be run again.
-
-        Args:
-            phase: Name of the phase.
-            from_step: First step to drop.
-        """
+        """Drop a phase's lines from a step on, and its scores of later states: they are about to be run again."""
         self._stream.close()
         kept = [
             line
@@ -70,24 +60,18 @@ class Log:
 def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Read the whole lines of a log; a line cut off by a kill is left out.
 
-    Args:
-        path: The file.
-
-    Returns:
-        Each line with its newline, and its record.
-
     Raises:
         BadInput: If a line is not what was written.
     """
     with open_regular(path) as stream:
         *lines, tail = stream.read().split(b"\n")
-    found = [_record(line, f"{path}: line {number}") for number, line in enumerate(lines, 1)]
+    result = [_record(line, f"{path}: line {number}") for number, line in enumerate(lines, 1)]
     if _is_complete(tail, f"{path}: line {len(lines) + 1}"):
-        found.append(_record(tail, f"{path}: line {len(lines) + 1}"))
+        result.append(_record(tail, f"{path}: line {len(lines) + 1}"))
         lines.append(tail)
     return [
         (f"{line.decode()}\n", record)
-        for line, record in zip(lines, found, strict=True)
+        for line, record in zip(lines, result, strict=True)
         if record is not None
     ]
 

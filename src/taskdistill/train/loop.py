@@ -118,9 +118,6 @@ class Phase:
 
         Args:
             step: Step of the phase, from 0.
-
-        Returns:
-            Term to weight.
         """
         return weight_at(self.weights, self.settings, step)
 
@@ -130,8 +127,6 @@ class Phase:
         """Return how the loss is taken of a part of a batch, where it is a sum over its texts.
 
         Args:
-            prepared: The batch.
-            given: What it is compared with.
             weights: Term to weight at this step; None for those of the recipe.
 
         Returns:
@@ -189,10 +184,8 @@ def run_phase(
     """Train one phase from its last checkpoint, or from the start, to its end.
 
     Args:
-        phase: The phase.
         model: The model; the parameters in `phase.trained` are changed.
         folder: Where the phase's checkpoints are kept.
-        ctx: Tokenizer, log, threads and so on.
 
     Raises:
         Interrupted: If a stop was asked for; the state is saved.
@@ -209,10 +202,10 @@ def run_phase(
     meta = {**ctx.meta, "phase": phase.name}
     step, bad, last_good, budget = 0, 0, 0, None
     is_main, sharded = ctx.processes.is_main, is_sharded(model)
-    if found := ctx.processes.broadcast(list_checkpoints(folder) if is_main else []):
-        step = last_good = load_checkpoint(found[-1], everything, optimiser, meta)
-        budget = kept_budget(read_manifest(found[-1]), ctx.device)
-        _say_if_not_identical(found[-1], phase.name, ctx)
+    if result := ctx.processes.broadcast(list_checkpoints(folder) if is_main else []):
+        step = last_good = load_checkpoint(result[-1], everything, optimiser, meta)
+        budget = kept_budget(read_manifest(result[-1]), ctx.device)
+        _say_if_not_identical(result[-1], phase.name, ctx)
     runs = {
         "device": ctx.device.type,
         "precision": str(ctx.arithmetic),

@@ -44,8 +44,6 @@ def check_menu(where: str, settings: PhaseConfig, wanted: Mapping[str, float]) -
     """Refuse settings of terms that have no weight, and ramps that move none.
 
     Args:
-        where: The phase, for messages.
-        settings: Its part of the recipe.
         wanted: Terms with a weight above 0.
 
     Raises:
@@ -66,12 +64,12 @@ def check_menu(where: str, settings: PhaseConfig, wanted: Mapping[str, float]) -
 
 
 def _check_sharpen(
-    name: str, settings: AdapterConfig, used: Sequence[Dataset], wanted: Mapping[str, float]
+    name: str, settings: AdapterConfig, used: Sequence[Dataset], requested: Mapping[str, float]
 ) -> None:
     """Refuse what would sharpen no contrast: without its term, or without hard negatives in the rows."""
     if not settings.sharpen.acts():
         return
-    if not wanted.keys() & {"info_nce", "binary_info_nce", "int8_info_nce"} or all(
+    if not requested.keys() & {"info_nce", "binary_info_nce", "int8_info_nce"} or all(
         dataset.kind is not RowKind.PAIRS for dataset in used
     ):
         raise BadInput(f"{name}.sharpen has no effect without a contrast of pairs; remove it")
@@ -98,9 +96,6 @@ def check_adapter(
     """Refuse what has no effect on an adapter.
 
     Args:
-        where: The phase, for messages.
-        settings: Its part of the recipe.
-        used: Its sources.
         wanted: Terms with a weight above 0.
 
     Raises:
@@ -113,27 +108,22 @@ def check_adapter(
 def check_stage1(where: str, settings: Stage1Config, used: Sequence[Dataset]) -> None:
     """Refuse what has no effect on a phase that trains the base.
 
-    Args:
-        where: The phase, for messages.
-        settings: Its part of the recipe.
-        used: Its sources.
-
     Raises:
         BadInput: Naming the setting or term.
     """
-    wanted = stage1_weights(where, settings.weights)
-    check_menu(where, settings, wanted)
-    if settings.projection == "student" and not needs_projection(wanted):
+    requested = stage1_weights(where, settings.weights)
+    check_menu(where, settings, requested)
+    if settings.projection == "student" and not needs_projection(requested):
         for name in ("projection_lr", "projection_warmup", "projection_weight_decay"):
             if getattr(settings, name) is not None:
                 raise BadInput(
                     f"{where}.{name} has no effect: no term with a weight goes through the projection; remove it"
                 )
-    if wanted.keys() == {LIST_KL} and any(dataset.kind is not RowKind.PAIRS for dataset in used):
+    if requested.keys() == {LIST_KL} and any(dataset.kind is not RowKind.PAIRS for dataset in used):
         raise BadInput(
             f"{where}: list_kl is a term of pairs, and some sources hold other rows; give a weight to distill as well"
         )
-    if LIST_KL in wanted and all(dataset.kind is not RowKind.PAIRS for dataset in used):
+    if LIST_KL in requested and all(dataset.kind is not RowKind.PAIRS for dataset in used):
         raise BadInput(
             f"{where}.weights.list_kl has no effect: no source of the phase holds pairs; remove it"
         )
@@ -141,10 +131,6 @@ def check_stage1(where: str, settings: Stage1Config, used: Sequence[Dataset]) ->
 
 def refuse_layers(where: str, names: Collection[str]) -> None:
     """Refuse the one loss of the menu that stored vectors cannot feed.
-
-    Args:
-        where: The phase, for messages.
-        names: Terms of a recipe.
 
     Raises:
         BadInput: If it is among them.
@@ -160,7 +146,6 @@ def stage1_weights(name: str, given: Mapping[str, float]) -> dict[str, float]:
     """Check the loss weights of a phase that trains the base.
 
     Args:
-        name: The phase.
         given: Term to weight; empty: the paper's.
 
     Returns:
@@ -176,12 +161,12 @@ def stage1_weights(name: str, given: Mapping[str, float]) -> dict[str, float]:
             raise BadInput(
                 f"{name}.weights names {term!r}, which this phase does not have{did_you_mean(term, known)}"
             )
-    wanted = {term: weight for term, weight in (given or {"distill": 1.0}).items() if weight > 0}
-    if not wanted:
+    requested = {term: weight for term, weight in (given or {"distill": 1.0}).items() if weight > 0}
+    if not requested:
         raise BadInput(
             f"{name}.weights has no term with a weight above 0; distill is the usual one"
         )
-    return wanted
+    return requested
 
 
 def needs_projection(terms: Collection[str]) -> bool:
@@ -200,19 +185,15 @@ def weight_at(weights: Mapping[str, float], settings: PhaseConfig, step: int) ->
     """Return the weights of one step.
 
     Args:
-        weights: Term to the weight of the recipe.
         settings: The phase; its ramps multiply weights.
         step: Step of the phase, from 0.
-
-    Returns:
-        Term to weight.
     """
-    found = dict(weights)
+    result = dict(weights)
     for name in weights.keys() & settings.weight_schedule.keys():
         ramp = settings.weight_schedule[name]
         done = min(1.0, step / max(1.0, ramp.until * settings.steps))
-        found[name] = weights[name] * (ramp.start + (ramp.end - ramp.start) * done)
-    return found
+        result[name] = weights[name] * (ramp.start + (ramp.end - ramp.start) * done)
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,11 +234,8 @@ def teacher_terms(
 
     Args:
         vectors: Pooled vectors of the texts, `(texts, D)`.
-        prepared: The batch.
         teacher: The teacher's vectors of `Prepared.distilled`, `(n, T)`; of several teachers side by side, not a number where one has none.
         projection: Into the teacher's space, or None.
-        dims: Prefix sizes.
-        settings: Temperatures, margin and how much is drawn.
         wanted: Terms with a weight above 0.
         widths: Size of each teacher's vectors, where there are several: a term is then its mean over the teachers that know the texts.
 
@@ -333,12 +311,12 @@ def _teacher_term(
                 if projection is None
                 else (project(mine), target)
             )
-        drawn = (
+        sampled = (
             {"generator": step_rng(prepared.batch.step)}
             if name in ("relative", "rkd_angle")
             else {}
         )
-        return MENU[name](mine, theirs, **options, **drawn)
+        return MENU[name](mine, theirs, **options, **sampled)
 
     return over_prefixes(one, dims)
 
@@ -394,14 +372,7 @@ def sharpened(
     Args:
         queries: Unit rows, `(B, D)`.
         documents: Unit rows, `(B + H, D)`: positives of the batch, then hard negatives.
-        positives: Place of each query's positive.
-        temperature: Divisor of the similarities.
-        excluded: See `losses.info_nce`.
         prepared: The batch: whose hard negatives they are, and its step.
-        sharpen: What is asked for.
-
-    Returns:
-        Scalar.
     """
     count, hard, mixed = len(queries), None, None
     if prepared.negative_rows is not None and len(prepared.negative_rows):
@@ -428,14 +399,7 @@ def sharpened(
 
 
 def step_rng(step: int) -> torch.Generator:
-    """Return a source of draws that depends on the step alone, so that a continued run draws the same.
-
-    Args:
-        step: Step of the phase.
-
-    Returns:
-        A generator on the CPU.
-    """
+    """Return a source of draws that depends on the step alone, so that a continued run draws the same."""
     return torch.Generator().manual_seed(0x5EED + step)
 
 
@@ -457,11 +421,6 @@ def teacher_info_nce(
         read: Number of the text that the teacher read for each, `(n,)`.
         target: The teacher's vectors, `(n, T)`.
         project: Into the teacher's space, or None.
-        dims: Prefix sizes.
-        temperature: Divisor of the cosines.
-
-    Returns:
-        Scalar.
     """
     own = torch.arange(len(read), device=chosen.device)
     same = read[:, None] == read[None, :]

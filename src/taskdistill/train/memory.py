@@ -25,9 +25,6 @@ class OutOfMemory(WorkFailed):
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory ran out.
 
-    Args:
-        error: What was raised.
-
     Returns:
         True for Python's and torch's own errors, and for the RuntimeError of torch's CPU allocator.
     """

@@ -48,11 +48,11 @@ def micro_batches(lengths: np.ndarray, budget: int, workers: int) -> list[np.nda
     while True:
         middles = ends - lengths[order] / 2
         cuts = np.searchsorted(middles, np.arange(1, pieces) * total / pieces)
-        found = [part for part in np.split(order, cuts) if len(part)]
+        result = [part for part in np.split(order, cuts) if len(part)]
         if pieces >= len(order) or all(
-            len(part) == 1 or lengths[part].sum() <= budget for part in found
+            len(part) == 1 or lengths[part].sum() <= budget for part in result
         ):
-            return [part[np.argsort(lengths[part], kind="stable")] for part in found]
+            return [part[np.argsort(lengths[part], kind="stable")] for part in result]
         pieces += together
 
 
@@ -65,7 +65,6 @@ def spread(batches: Sequence[np.ndarray], lengths: np.ndarray, workers: int) -> 
     Args:
         batches: What `micro_batches` returned for two workers.
         lengths: Tokens of each text, `(n,)`.
-        workers: Threads of all processes together.
 
     Returns:
         The fewest halvings that come within a tenth of the shortest time, in pieces of at least `PIECE_TOKENS`.
@@ -85,8 +84,6 @@ def split(
     """Halve micro-batches some times, between texts.
 
     Args:
-        batches: What `micro_batches` returned.
-        numbers: Those of the micro-batches that are wanted.
         lengths: Tokens of each text, `(n,)`.
         halvings: How often; 0 leaves each micro-batch whole.
 

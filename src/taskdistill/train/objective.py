@@ -89,20 +89,16 @@ class Heads:
                 self.log_temperature.clamp_(min=math.log(self.min_temperature))
 
     def named(self) -> dict[str, nn.Parameter]:
-        """Return the parameters under the names of checkpoints.
-
-        Returns:
-            Name to parameter.
-        """
-        found = (
+        """Return the parameters under the names of checkpoints."""
+        result = (
             {}
             if self.projection is None
             else {f"projection.{name}": p for name, p in self.projection.named_parameters()}
         )
         return (
-            found
+            result
             if self.log_temperature is None
-            else found | {"log_temperature": self.log_temperature}
+            else result | {"log_temperature": self.log_temperature}
         )
 
 
@@ -121,10 +117,6 @@ class Targets:
 def weights_for(task: Task, given: Mapping[str, float]) -> dict[str, float]:
     """Complete a recipe's loss weights with the paper's.
 
-    Args:
-        task: The task.
-        given: Term to weight.
-
     Returns:
         Term to weight; a term with weight 0 is not computed.
 
@@ -141,15 +133,7 @@ def weights_for(task: Task, given: Mapping[str, float]) -> dict[str, float]:
 
 
 def terms_of(task: Task, kind: RowKind) -> tuple[str, ...]:
-    """Say which of a task's terms a kind of rows has.
-
-    Args:
-        task: The task.
-        kind: Kind of rows.
-
-    Returns:
-        Names of terms.
-    """
+    """Say which of a task's terms a kind of rows has."""
     if task is not Task.TEXT_MATCHING:
         return TERMS[task]
     return (
@@ -171,14 +155,8 @@ def distill(
 
     Args:
         vectors: Pooled vectors of the texts, `(texts, D)`.
-        prepared: The batch.
-        targets: Holds the teacher's vectors.
         heads: Holds the projection, or none if the sizes are equal and none is wanted.
-        dims: Prefix sizes.
         reduction: `mean` over the texts or `sum`.
-
-    Returns:
-        Scalar.
     """
     assert targets.teacher is not None
     chosen = vectors[to_device(prepared.compared(), vectors.device)]
@@ -195,9 +173,9 @@ def distill(
                 apart=heads.apart,
                 reduction="sum" if reduction == "sum" else "mean",
             )
-        wanted = target if heads.projection is not None else target[:, :dim]
+        requested = target if heads.projection is not None else target[:, :dim]
         return formulas.embedding_distance(
-            projected, wanted, "sum" if reduction == "sum" else "mean"
+            projected, requested, "sum" if reduction == "sum" else "mean"
         )
 
     return over_prefixes(one, dims)
@@ -216,11 +194,6 @@ def pairs(
 
     Args:
         vectors: Pooled vectors, `(texts, D)`.
-        prepared: The batch.
-        targets: Teacher's vectors and similarities.
-        heads: Projection and temperature.
-        dims: Prefix sizes.
-        settings: Temperature, masking.
         wanted: Terms with a weight above 0.
 
     Returns:
@@ -291,11 +264,6 @@ def compared(
 
     Args:
         vectors: Pooled vectors, `(texts, D)`.
-        prepared: The batch.
-        targets: Holds the teacher's vectors.
-        heads: Holds the projection.
-        dims: Prefix sizes.
-        settings: The phase.
         wanted: Terms with a weight above 0.
 
     Returns:
@@ -329,12 +297,7 @@ def relational(
     Args:
         vectors: Pooled vectors, `(texts, D)`.
         targets: Holds the base's vectors of the same texts.
-        dims: Prefix sizes.
-        settings: Whether the gradient flows through the mean distance.
         places: Which texts, and how often; None for each once.
-
-    Returns:
-        Scalar.
     """
     assert targets.base is not None
     mine, base = (
@@ -361,10 +324,6 @@ def graded(
 
     Args:
         vectors: Pooled vectors, `(texts, D)`.
-        prepared: The batch.
-        targets: Holds the base's vectors, for the relational term.
-        dims: Prefix sizes.
-        settings: Temperature.
         wanted: Terms with a weight above 0.
 
     Returns:
@@ -399,11 +358,7 @@ def classification(
 
     Args:
         vectors: Pooled vectors, `(texts, D)`.
-        prepared: The batch of items.
         targets: Holds the base's vectors of the same texts.
-        heads: Temperature.
-        dims: Prefix sizes.
-        settings: Temperature, masking.
         wanted: Terms with a weight above 0.
 
     Returns:
@@ -448,31 +403,28 @@ def adapter_objective(
 ) -> Callable[[Tensor, TrainBatch, Targets, Heads], tuple[Terms, float]]:
     """Return the objective of a task.
 
-    Args:
-        task: The task.
-        settings: Its part of the recipe.
-        dims: Prefix sizes that every term is taken over.
-
     Returns:
         Vectors, batch, signals and heads to weighted-in terms (not yet multiplied) and the masked share.
     """
-    wanted = weights_for(task, settings.weights)
+    requested = weights_for(task, settings.weights)
 
     def objective(
         vectors: Tensor, prepared: TrainBatch, targets: Targets, heads: Heads
     ) -> tuple[Terms, float]:
         if prepared.batch.kind is RowKind.LABELLED:
-            return classification(vectors, prepared, targets, heads, dims, settings, wanted)
+            return classification(vectors, prepared, targets, heads, dims, settings, requested)
         if task is Task.CLUSTERING:
             terms = (
                 {"distill": distill(vectors, prepared, targets, heads, dims)}
-                if "distill" in wanted
+                if "distill" in requested
                 else {}
             )
-            return terms | compared(vectors, prepared, targets, heads, dims, settings, wanted), 0.0
+            return terms | compared(
+                vectors, prepared, targets, heads, dims, settings, requested
+            ), 0.0
         if prepared.scores is not None:
-            return graded(vectors, prepared, targets, dims, settings, wanted), 0.0
-        return pairs(vectors, prepared, targets, heads, dims, settings, wanted)
+            return graded(vectors, prepared, targets, dims, settings, requested), 0.0
+        return pairs(vectors, prepared, targets, heads, dims, settings, requested)
 
     return objective
 
@@ -482,10 +434,6 @@ def temperature(heads: Heads, settings: AdapterConfig) -> Tensor | float:
 
     Args:
         heads: Holds the logarithm if it is learned.
-        settings: Fixed value and floor.
-
-    Returns:
-        A positive scalar.
     """
     if heads.log_temperature is None:
         return settings.temperature

@@ -35,9 +35,6 @@ def make_optimizer(
     """Build AdamW with weight decay on matrices only.
 
     Args:
-        phase: Learning rate, betas and decay.
-        model: Trained parameters of the model.
-        heads: Projection and temperature.
         schedule: Of the heads; None for the phase's.
         undecayed: Matrices of the model without weight decay.
 
@@ -73,8 +70,6 @@ def rate_factor(phase: PhaseConfig, step: int, warmup: float | None = None) -> f
     """Return the share of the peak learning rate at a step.
 
     Args:
-        phase: Schedule, warm-up and steps.
-        step: Updates done before this one.
         warmup: Share of the steps that warms up; None for the phase's.
 
     Returns:
@@ -90,43 +85,24 @@ def rate_factor(phase: PhaseConfig, step: int, warmup: float | None = None) -> f
 
 
 def set_rate(optimiser: torch.optim.Optimizer, phase: PhaseConfig, step: int) -> None:
-    """Set every group's learning rate for a step.
-
-    Args:
-        optimiser: What `make_optimiser` returned.
-        phase: Schedule and steps.
-        step: Updates done before this one.
-    """
+    """Set every group's learning rate for a step."""
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * rate_factor(phase, step, group["warmup"])
 
 
 def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> float:
-    """Return the Euclidean norm of all gradients together; not finite if one of them is not.
-
-    Args:
-        parameters: Name to parameter.
-
-    Returns:
-        The norm.
-    """
-    found = [p.grad for p in parameters.values() if p.grad is not None]
-    norms = [gradient.norm() for gradient in found if not isinstance(gradient, DTensor)]
+    """Return the Euclidean norm of all gradients together; not finite if one of them is not."""
+    result = [p.grad for p in parameters.values() if p.grad is not None]
+    norms = [gradient.norm() for gradient in result if not isinstance(gradient, DTensor)]
     if divided := [
-        local_tensor(gradient).norm() for gradient in found if isinstance(gradient, DTensor)
+        local_tensor(gradient).norm() for gradient in result if isinstance(gradient, DTensor)
     ]:
         norms.append(all_reduce_scalar(torch.stack(divided).norm().square()).sqrt())
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 
 def clip(parameters: Mapping[str, nn.Parameter], norm: float, most: float) -> None:
-    """Scale gradients down to a norm.
-
-    Args:
-        parameters: Name to parameter.
-        norm: Their norm now.
-        most: Largest norm allowed.
-    """
+    """Scale gradients down to a norm."""
     if norm > most:
         for parameter in parameters.values():
             if parameter.grad is not None:

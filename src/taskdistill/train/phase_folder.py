@@ -21,8 +21,6 @@ def save_phase(folder: Path, phase: Phase, meta: Mapping[str, Any]) -> None:
     """Write what a finished phase trained.
 
     Args:
-        folder: Where.
-        phase: The phase.
         meta: What must match when it is read again.
     """
     with write_folder(folder, KIND, meta={**meta, "phase": phase.name}, replace=True) as beside:
@@ -39,10 +37,6 @@ def load_phase(folder: Path, phase: Phase, meta: Mapping[str, Any]) -> bool:
     Args:
         folder: Where it would be.
         phase: The phase; its parameters are overwritten.
-        meta: What must match.
-
-    Returns:
-        Whether the phase was finished.
 
     Raises:
         BadInput: If the folder is damaged or was made with other settings or data.
@@ -51,16 +45,16 @@ def load_phase(folder: Path, phase: Phase, meta: Mapping[str, Any]) -> bool:
         return False
     manifest = open_folder(folder, KIND, "delete this folder to train the phase again")
     require_same(folder, manifest, {**meta, "phase": phase.name})
-    tensors, wanted = (
+    tensors, requested = (
         load_file(folder / "weights.safetensors"),
         phase.trained | phase.moving_heads(),
     )
-    if different := sorted(tensors.keys() ^ wanted.keys()):
+    if different := sorted(tensors.keys() ^ requested.keys()):
         raise BadInput(
             f"{folder} holds other weights than {phase.name} trains: {different[:3]}; delete this folder to train the phase again"
         )
     with torch.no_grad():
-        for name, parameter in wanted.items():
+        for name, parameter in requested.items():
             if tensors[name].shape != parameter.shape:
                 raise BadInput(
                     f"{folder}: {name} has shape {tuple(tensors[name].shape)}, {phase.name} needs {tuple(parameter.shape)}"

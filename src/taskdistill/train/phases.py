@@ -58,9 +58,6 @@ AMONG_ROWS = {"info_nce", "binary_info_nce", "int8_info_nce"} | SPREAD
 def static_phase(settings: StaticConfig) -> PhaseConfig:
     """Write the instant student's settings as a phase.
 
-    Args:
-        settings: Its part of the recipe.
-
     Returns:
         A phase with one learning rate, no decay and long checkpoints.
     """
@@ -91,19 +88,15 @@ def phase_task(name: str) -> Task | None:
 def distils(name: str, settings: PhaseConfig) -> bool:
     """Say whether a phase compares with the teacher.
 
-    Args:
-        name: The phase.
-        settings: Its part of the recipe.
-
     Returns:
         True for stage 1 and for adapters whose distillation term has a weight.
     """
     task = phase_task(name)
     if task is None or not isinstance(settings, AdapterConfig):
         return True
-    wanted = weights_for(task, settings.weights)
+    requested = weights_for(task, settings.weights)
     return (
-        bool(wanted.keys() & {"distill", *TEACHER_TERMS})
+        bool(requested.keys() & {"distill", *TEACHER_TERMS})
         or settings.false_negative_margin is not None
     )
 
@@ -112,15 +105,6 @@ def make_plan(
     recipe: Recipe, name: str, settings: PhaseConfig, datasets: Mapping[str, Dataset]
 ) -> BatchPlan:
     """Decide which rows every step of a recipe's phase sees.
-
-    Args:
-        recipe: For its seed and its teachers.
-        name: The phase.
-        settings: Its part of the recipe.
-        datasets: Source name to rows.
-
-    Returns:
-        The plan.
 
     Raises:
         BadInput: If a source's rows are of a kind that the task cannot use, or the recipe gives no weight to any of their terms.
@@ -141,12 +125,6 @@ def plan_phase(
 
     Args:
         seed: Of the order of rows.
-        name: The phase.
-        settings: Its part of a recipe.
-        datasets: Source name to rows.
-
-    Returns:
-        The plan.
 
     Raises:
         BadInput: If a source's rows are of a kind that the task cannot use, or no term of theirs has a weight.
@@ -170,16 +148,16 @@ def plan_phase(
             f"{name}.negatives is 0; a classification item needs at least one negative, the paper takes 7"
         )
     if task is not None and isinstance(settings, AdapterConfig):
-        wanted = weights_for(task, settings.weights)
+        requested = weights_for(task, settings.weights)
         for dataset in used:
             terms = terms_of(task, dataset.kind)
-            _check_contrast(name, settings, dataset, wanted)
-            if not wanted.keys() & set(terms):
+            _check_contrast(name, settings, dataset, requested)
+            if not requested.keys() & set(terms):
                 raise BadInput(
                     f"{name}: no loss term with a weight above 0 for the {dataset.kind} rows of source {dataset.name!r}; "
                     f"give a weight to one of {', '.join(terms)}, or leave the source out"
                 )
-        check_adapter(name, settings, used, wanted)
+        check_adapter(name, settings, used, requested)
     elif isinstance(settings, Stage1Config):
         check_stage1(name, settings, used)
     weights = {dataset.name: settings.sources[dataset.name] for dataset in used}
@@ -201,7 +179,7 @@ def _learns_scores(recipe: Recipe, name: str) -> bool:
 
 
 def _check_contrast(
-    name: str, settings: AdapterConfig, dataset: Dataset, wanted: Mapping[str, float]
+    name: str, settings: AdapterConfig, dataset: Dataset, requested: Mapping[str, float]
 ) -> None:
     """Refuse batches of one pair, which has no other row to be compared with."""
     size = settings.long_sources.get(dataset.name, (settings.batch_size, 0))[0]
@@ -210,18 +188,14 @@ def _check_contrast(
     idle = (
         SPREAD if settings.negatives and any(row.negatives for row in dataset.rows) else AMONG_ROWS
     )
-    if found := sorted(wanted.keys() & idle):
+    if result := sorted(requested.keys() & idle):
         raise BadInput(
-            f"{name}: a batch of 1 row of {dataset.name!r} has no other row to contrast with ({', '.join(found)}); set batch_size to 2 or more"
+            f"{name}: a batch of 1 row of {dataset.name!r} has no other row to contrast with ({', '.join(result)}); set batch_size to 2 or more"
         )
 
 
 def preparer(name: str, settings: PhaseConfig) -> Any:
     """Return how a phase lays out a batch.
-
-    Args:
-        name: The phase.
-        settings: Its part of the recipe.
 
     Returns:
         Batch to `Prepared`.
@@ -247,9 +221,6 @@ def teacher_needs(
     """List the texts that a phase will compare with the teacher: exactly those that its steps draw.
 
     Args:
-        name: The phase.
-        settings: Its part of the recipe.
-        plan: Its batches.
         sources: Count only the batches of these sources; None counts all.
 
     Returns:
@@ -257,25 +228,20 @@ def teacher_needs(
     """
     if not distils(name, settings):
         return {}
-    made, found = preparer(name, settings), dict[View, dict[str, None]]()
+    made, result = preparer(name, settings), dict[View, dict[str, None]]()
     for step in range(settings.steps):
         batch = plan.at(step)
         for view, text in (
             made(batch).teacher_texts() if sources is None or batch.dataset in sources else ()
         ):
-            found.setdefault(view, {})[text] = None
-    return {view: list(texts) for view, texts in found.items()}
+            result.setdefault(view, {})[text] = None
+    return {view: list(texts) for view, texts in result.items()}
 
 
 def learned_texts(
     name: str, settings: PhaseConfig, plan: BatchPlan
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """List the texts that a phase learns from the teacher, and those that it learns otherwise.
-
-    Args:
-        name: The phase.
-        settings: Its part of the recipe.
-        plan: Its batches.
 
     Returns:
         Distinct (text, text that the teacher reads for it), in the order of first use; and the distinct other texts.
@@ -308,18 +274,9 @@ def stage1_job(
     """Describe stage 1 or the long phase.
 
     Args:
-        name: `stage1` or `long`.
-        settings: Its part of the recipe.
-        model: The student.
-        plan: Its batches.
-        stores: The teacher's vectors.
         projection: Trained along, or None.
-        dims: Prefix sizes.
-
-    Returns:
-        What the loop runs.
     """
-    chosen, wanted = (
+    chosen, requested = (
         dims if settings.matryoshka else [model.embedding_dim],
         stage1_weights(name, settings.weights),
     )
@@ -329,10 +286,10 @@ def stage1_job(
     ) -> tuple[Terms, float]:
         terms = (
             {"distill": distill(vectors, prepared, targets, heads, chosen, settings.reduction)}
-            if "distill" in wanted
+            if "distill" in requested
             else {}
         )
-        return terms | compared(vectors, prepared, targets, heads, chosen, settings, wanted), 0.0
+        return terms | compared(vectors, prepared, targets, heads, chosen, settings, requested), 0.0
 
     table = model.backbone.get_input_embeddings().weight
     stays = {True: settings.freeze_embeddings, False: settings.freeze_layers}
@@ -349,7 +306,7 @@ def stage1_job(
         plan,
         preparer(name, settings),
         objective,
-        wanted,
+        requested,
         trained,
         heads,
         schedule,
@@ -364,18 +321,7 @@ def static_job(
     store: TeacherStore,
     dims: Sequence[int],
 ) -> Phase:
-    """Describe the training of the instant student, whose size is the teacher's, without a projection.
-
-    Args:
-        settings: Its part of the recipe.
-        model: The token table.
-        plan: Its batches.
-        store: The teacher's vectors of raw documents.
-        dims: Prefix sizes.
-
-    Returns:
-        What the loop runs.
-    """
+    """Describe the training of the instant student, whose size is the teacher's, without a projection."""
     phase = static_phase(settings)
     chosen = dims if settings.matryoshka else [model.embedding_dim]
 
@@ -424,17 +370,8 @@ def adapter_job(
     """Attach a fresh adapter and describe its training.
 
     Args:
-        task: The task.
-        settings: Its part of the recipe.
-        model: The student, whose own weights stay as they are.
-        plan: Its batches.
-        stores: The teacher's vectors.
         projection: Stage 1's; trained further only if the recipe says so.
-        dims: Prefix sizes.
         adapter: Name of the adapter; None for that of the task.
-
-    Returns:
-        What the loop runs, and the adapter's shape.
     """
     named = adapter or task.value
     config = lora_config(

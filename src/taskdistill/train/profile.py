@@ -35,7 +35,6 @@ def check_profile(folder: Path, names: Sequence[str]) -> None:
 
     Args:
         folder: Where they will be written.
-        names: Of phases.
 
     Raises:
         BadInput: If something else is there.
@@ -52,11 +51,6 @@ def profiled(folder: Path | None, name: str, steps: int) -> Iterator[Callable[[]
     Args:
         folder: Where `<name>.json.gz` (for chrome://tracing or Perfetto) and `<name>.txt` (operators by their own time) are
             written; None traces nothing.
-        name: Of the phase.
-        steps: Steps that will be run.
-
-    Yields:
-        To be called after every step.
     """
     if folder is None or steps < 1:
         yield lambda: None

@@ -54,7 +54,6 @@ def fit_projection(
     Args:
         student: Vectors of the untrained student, `(n, D)`, any length.
         teacher: The teachers' vectors of the same texts side by side, `(n, T)`; a part that is not a number is missing.
-        dims: Prefix sizes, the last one D.
         widths: Size of each teacher's vectors; their sum is T.
         method: `least_squares` with a ridge chosen on held-out texts, or `rotation`: orthonormal rows or columns, no bias (Procrustes).
 
@@ -95,8 +94,10 @@ def _fit_one(
         [(None, *_rotation(inputs[~out], targets[~out], dims))]
         if method == "rotation"
         else [
-            (ridge, *found)
-            for ridge, found in zip(RIDGES, _ridges(inputs[~out], targets[~out], dims), strict=True)
+            (ridge, *result)
+            for ridge, result in zip(
+                RIDGES, _ridges(inputs[~out], targets[~out], dims), strict=True
+            )
         ]
     )
     scored = [
@@ -122,11 +123,11 @@ def _ridges(inputs: Tensor, targets: Tensor, dims: Sequence[int]) -> list[tuple[
     cross = cross / count - torch.outer(mean_in, mean_out)
     values, vectors = torch.linalg.eigh(second)
     rotated = vectors.T @ cross
-    found = []
+    result = []
     for ridge in RIDGES:
         weight = (vectors @ (rotated / (values.clamp_min(0) + ridge * values.mean())[:, None])).T
-        found.append((weight, mean_out - weight @ mean_in))
-    return found
+        result.append((weight, mean_out - weight @ mean_in))
+    return result
 
 
 def _rotation(inputs: Tensor, targets: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -79,22 +79,11 @@ class SharedBatch:
         return [every[rank :: self.processes.size] for rank in range(self.processes.size)]
 
     def most_tokens(self, every: Sequence[Sequence[MicroBatch]]) -> int:
-        """Count the tokens of the process that has most.
-
-        Args:
-            every: The pieces of every process.
-
-        Returns:
-            Tokens.
-        """
+        """Count the tokens of the process that has most."""
         return max(sum(int(self.lengths[piece.rows].sum()) for piece in own) for own in every)
 
     def prepare(self, own: Sequence[Tensor], every: Sequence[Sequence[MicroBatch]]) -> Gathering:
         """Join this process's vectors, and allocate what collecting those of all takes.
-
-        Args:
-            own: Vectors of this process's pieces.
-            every: The pieces of every process.
 
         Returns:
             To be given to `gather`.
@@ -116,10 +105,6 @@ class SharedBatch:
     def ordered(self, held: Gathering, every: Sequence[Sequence[MicroBatch]]) -> Tensor:
         """Put the vectors of all processes in the order of the batch.
 
-        Args:
-            held: What `gather` filled.
-            every: The pieces of every process.
-
         Returns:
             `(texts, D)`, the same on every process.
         """
@@ -134,9 +119,6 @@ class SharedBatch:
 
         Args:
             run: Raises OutOfMemory on every process or on none, and can be run again then.
-
-        Returns:
-            What it returned at last.
 
         Raises:
             WorkFailed: If a single text, or the loss by itself, does not fit.

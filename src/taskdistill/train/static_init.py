@@ -25,9 +25,6 @@ TEXTS_AT_ONCE = 20_000
 def token_texts(tokenizer: TextTokenizer) -> list[str]:
     """Write every entry of the vocabulary as a text that a teacher can read.
 
-    Args:
-        tokenizer: The student's tokenizer.
-
     Returns:
         One text an id; pieces that stand for no text of their own are written as their bare name.
     """
@@ -56,14 +53,9 @@ def start_table(
 
     Args:
         tokenizer: The student's tokenizer, adding no special tokens.
-        teacher: Embeds what the store lacks.
-        store: Store of raw texts.
         sample: Texts from which the share of each token is counted.
         progress: Called with (texts done, texts in all).
         only: Ids of the tokens to embed; the others start at zero. None embeds the whole vocabulary.
-
-    Returns:
-        The model.
 
     Raises:
         WorkFailed: If the teacher gave no vector for some token.
@@ -107,11 +99,6 @@ def start_from_texts(
         store: Store of raw texts, which holds a vector for every text that the teacher read.
         read: A text of the student, and the text that the teacher read for it.
         counted: Further texts from which only the share of each token is counted.
-        noise: Length of the random part.
-        seed: Of the random part.
-
-    Returns:
-        The model.
     """
     pairs = list(dict.fromkeys(read))
     numbers = {text: i for i, text in enumerate(dict.fromkeys(theirs for _, theirs in pairs))}

@@ -34,7 +34,6 @@ class TargetLookup:
         """Remember where they come from.
 
         Args:
-            phase: The phase, with its teacher stores.
             model: For the vectors without adapter.
             ctx: For tokenizer, prompts, and the device that signals are put on.
             micro_batch_tokens: Tokens of a pass without adapter.
@@ -44,9 +43,6 @@ class TargetLookup:
 
     def ids(self, prepared: TrainBatch) -> list[np.ndarray]:
         """Tokenise a batch; several processes share the work.
-
-        Args:
-            prepared: The batch.
 
         Returns:
             Token ids of each of its texts, behind the prompt of its role.
@@ -85,33 +81,25 @@ class TargetLookup:
         return [out[i] for i in places]
 
     def of(self, prepared: TrainBatch, ids: list[np.ndarray]) -> Targets:
-        """Look up what a batch is compared with.
-
-        Args:
-            prepared: The batch.
-            ids: Its token ids.
-
-        Returns:
-            The signals that the phase needs.
-        """
-        found = Targets()
+        """Look up what a batch is compared with."""
+        result = Targets()
         if prepared.distilled:
             with (
                 self.ctx.processes.together()
             ):  # a store that one process cannot read must not leave the others waiting
-                found.teacher = teacher_vectors(self.phase, prepared)
+                result.teacher = teacher_vectors(self.phase, prepared)
                 if self.phase.needs_similarities and prepared.second is not None:
                     count = len(prepared.first)
-                    unit = torch.nn.functional.normalize(found.teacher.nan_to_num(), dim=1).numpy()
-                    found.teacher_similarities = unit[:count] @ unit[count : 2 * count].T
+                    unit = torch.nn.functional.normalize(result.teacher.nan_to_num(), dim=1).numpy()
+                    result.teacher_similarities = unit[:count] @ unit[count : 2 * count].T
         if self.phase.needs_base:
-            found.base = self._without_adapter(ids)
+            result.base = self._without_adapter(ids)
         if (
-            found.teacher is not None and self.model is not None
+            result.teacher is not None and self.model is not None
         ):  # losses compare what is of one device and one number type
             weight = next(self.model.parameters())
-            found.teacher = found.teacher.to(weight.device, weight.dtype, non_blocking=True)
-        return found
+            result.teacher = result.teacher.to(weight.device, weight.dtype, non_blocking=True)
+        return result
 
     def _without_adapter(self, ids: list[np.ndarray]) -> Tensor:
         """Embed with the base, in micro-batches that follow from the batch alone, so that a continued run gets the same bits."""
@@ -132,10 +120,6 @@ class TargetLookup:
 def teacher_vectors(phase: Phase, prepared: TrainBatch) -> Tensor:
     """Look up the teachers' vectors of a batch.
 
-    Args:
-        phase: The phase, with its stores.
-        prepared: The batch.
-
     Returns:
         `(n, T)`, in the order of `prepared.distilled`; of several teachers side by side, not a number where one has none.
     """
@@ -153,18 +137,18 @@ def teacher_vectors(phase: Phase, prepared: TrainBatch) -> Tensor:
 
 
 def _read(
-    stores: Mapping[View, TeacherStore], wanted: list[tuple[View, str]], *, partial: bool
+    stores: Mapping[View, TeacherStore], requested: list[tuple[View, str]], *, partial: bool
 ) -> Tensor:
     """Read one teacher's vectors; with `partial` a text without one gets a row that is not a number."""
     out: Tensor | None = None
-    for view in dict.fromkeys(view for view, _ in wanted):
-        rows = np.array([i for i, (other, _) in enumerate(wanted) if other == view])
-        places = stores[view].locate([wanted[i][1] for i in rows])
+    for view in dict.fromkeys(view for view, _ in requested):
+        rows = np.array([i for i, (other, _) in enumerate(requested) if other == view])
+        places = stores[view].locate([requested[i][1] for i in rows])
         if partial:
             rows, places = rows[places >= 0], places[places >= 0]
         vectors = stores[view].take(places)
         if out is None:
-            out = torch.full((len(wanted), vectors.shape[1]), torch.nan)
+            out = torch.full((len(requested), vectors.shape[1]), torch.nan)
         out[torch.from_numpy(rows)] = torch.from_numpy(vectors.astype(np.float32))
     assert out is not None
     return out

@@ -26,9 +26,6 @@ class Timer:
 
         Args:
             part: Where to count it.
-
-        Yields:
-            Nothing.
         """
         start = time.monotonic()
         yield
@@ -39,7 +36,6 @@ class Timer:
 
         Args:
             part: Where to count them.
-            seconds: How many.
         """
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
@@ -51,10 +47,6 @@ class Timer:
 
         Args:
             marks: Part, beginning and end of every piece of work; filled by the block.
-            device: Waited for before the block ends.
-
-        Yields:
-            Nothing.
         """
         start = time.monotonic()
         yield
@@ -84,15 +76,7 @@ def moment(device: torch.device) -> Moment:
 
 
 def between(first: Moment, second: Moment) -> float:
-    """Return the seconds between two moments; on a GPU its work must have been waited for.
-
-    Args:
-        first: The earlier one.
-        second: The later one.
-
-    Returns:
-        Seconds.
-    """
+    """Return the seconds between two moments; on a GPU its work must have been waited for."""
     if isinstance(first, float) and isinstance(second, float):
         return second - first
     assert not isinstance(first, float) and not isinstance(second, float)

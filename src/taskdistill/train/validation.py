@@ -50,10 +50,6 @@ class Validation:
     def due(self, step: int, steps: int) -> bool:
         """Say whether the model is scored after some updates.
 
-        Args:
-            step: Updates done.
-            steps: Updates of the phase.
-
         Returns:
             True before the first update, at every multiple of `every`, and at the end.
         """
@@ -61,23 +57,12 @@ class Validation:
 
 
 def best_folder(checkpoints: Path) -> Path:
-    """Say where a phase's best weights are kept.
-
-    Args:
-        checkpoints: Folder of the phase's checkpoints.
-
-    Returns:
-        A folder beside it.
-    """
+    """Say where a phase's best weights are kept."""
     return checkpoints.with_name(f"{checkpoints.name}.best")
 
 
 def remove_state(checkpoints: Path) -> None:
-    """Remove what a phase has saved while it trained; what somebody else has put there stays.
-
-    Args:
-        checkpoints: Folder of the phase's checkpoints.
-    """
+    """Remove what a phase has saved while it trained; what somebody else has put there stays."""
     for folder in (
         *list_checkpoints(checkpoints),
         best_folder(checkpoints),
@@ -88,15 +73,7 @@ def remove_state(checkpoints: Path) -> None:
 
 
 def read_scores(log: Log, phase: str) -> dict[int, dict[str, float]]:
-    """Read the scores of a phase so far.
-
-    Args:
-        log: The run's log.
-        phase: Name of the phase.
-
-    Returns:
-        Updates done to scores.
-    """
+    """Read the scores of a phase so far."""
     lines = (record for _, record in read_lines(log.path) if record.get("phase") == phase)
     return {int(record["evaluated"]): record["scores"] for record in lines if "evaluated" in record}
 
@@ -113,16 +90,7 @@ def evaluate_now(
     """Score the model, keep its weights if they are the best so far, and log both.
 
     Args:
-        during: The callback.
-        step: Updates done.
-        weights: Name to everything that is trained, to be kept.
-        log: The run's log.
-        phase: Name of the phase.
-        checkpoints: Folder of its checkpoints.
         meta: What must be the same when the weights are read again.
-
-    Returns:
-        Metric to value.
 
     Raises:
         BadInput: If `keep` names no metric that was scored.
@@ -162,7 +130,6 @@ def best_so_far(checkpoints: Path, meta: Mapping[str, Any]) -> Best | None:
     """Say which state has scored best.
 
     Args:
-        checkpoints: Folder of the phase's checkpoints.
         meta: What must be the same as when it was kept.
 
     Returns:
@@ -191,10 +158,6 @@ def _best(folder: Path, manifest: Mapping[str, Any]) -> Best:
 def drop_best_after(checkpoints: Path, step: int) -> str | None:
     """Drop best weights of a step that is about to be run again; only a deleted checkpoint makes that happen.
 
-    Args:
-        checkpoints: Folder of the phase's checkpoints.
-        step: Updates done.
-
     Returns:
         A note, or None if nothing had to go.
     """
@@ -214,12 +177,7 @@ def load_best(
     """Put the best weights in place of the last ones.
 
     Args:
-        checkpoints: Folder of the phase's checkpoints.
-        parameters: Name to everything that is trained.
         meta: What must be the same as when they were kept.
-
-    Returns:
-        Which state it is.
 
     Raises:
         BadInput: If the folder is missing or damaged, or of another run.

@@ -45,10 +45,6 @@ def learn_vocabulary(texts: Sequence[str], size: int) -> Tokenizer:
     docs/log.md). A text is then cut where the pieces' frequencies make it most probable, which needs fewer pieces than the merges in their
     order. In Chinese and Japanese runs of one script stand for words.
 
-    Args:
-        texts: What the pieces are counted in.
-        size: Pieces, at most.
-
     Returns:
         A tokenizer that adds no special tokens; its unknown token is the first id.
 
@@ -96,9 +92,6 @@ def with_special_tokens(learned: Tokenizer, old: TextTokenizer) -> Tokenizer:
     Args:
         learned: See `learn_vocabulary`; it is changed.
         old: The tokenizer whose special tokens are taken over; a special token of the same name stays where it is.
-
-    Returns:
-        The learned one.
     """
     special = [
         token.content
@@ -133,14 +126,11 @@ def with_special_tokens(learned: Tokenizer, old: TextTokenizer) -> Tokenizer:
 def whole_words(tokenizer: TextTokenizer) -> list[str]:
     """List the words that a vocabulary has as one token.
 
-    Args:
-        tokenizer: Of any kind.
-
     Returns:
         Distinct words of letters only, in lower case, in the order of their ids.
     """
     prefix = getattr(tokenizer.backend.model, "continuing_subword_prefix", None)
-    found: dict[str, None] = {}
+    result: dict[str, None] = {}
     for token in sorted(
         vocabulary := tokenizer.backend.get_vocab(with_added_tokens=False),
         key=vocabulary.__getitem__,
@@ -149,8 +139,8 @@ def whole_words(tokenizer: TextTokenizer) -> list[str]:
         if marked or (prefix and not token.startswith(prefix)):
             word = unicodedata.normalize("NFKC", token[1:] if marked else token).lower()
             if len(word) >= SHORTEST_WORD and word.isalpha():
-                found[word] = None
-    return list(found)
+                result[word] = None
+    return list(result)
 
 
 def with_words(learned: Tokenizer, words: Sequence[str]) -> Tokenizer:
@@ -176,13 +166,8 @@ def learn_beside(
     """Learn a vocabulary that takes the place of another one.
 
     Args:
-        texts: What the pieces are counted in.
         size: Pieces that are learned, at most.
         initial: The tokenizer whose special tokens are taken over.
-        keep_words: Whether its whole words are as well.
-
-    Returns:
-        The new tokenizer.
 
     Raises:
         WorkFailed: See `learn_vocabulary`.

@@ -39,13 +39,10 @@ CHUNK = 20_000
 def read_pairs(plan: BatchPlan) -> list[tuple[str, str]]:
     """List every text of a phase's sources beside the text that the teacher reads for it.
 
-    Args:
-        plan: The phase's batches.
-
     Returns:
         Distinct (text, text that the teacher reads), in the order of the rows.
     """
-    found: dict[tuple[str, str], None] = {}
+    result: dict[tuple[str, str], None] = {}
     for dataset in plan.datasets:
         for start in range(0, len(dataset.rows), CHUNK):
             rows = tuple(dataset.rows[start : start + CHUNK])
@@ -59,8 +56,8 @@ def read_pairs(plan: BatchPlan) -> list[tuple[str, str]]:
             for (place, _), (_, theirs) in zip(
                 prepared.distilled, prepared.teacher_texts(), strict=True
             ):
-                found[prepared.texts[place][1], theirs] = None
-    return list(found)
+                result[prepared.texts[place][1], theirs] = None
+    return list(result)
 
 
 def align(
@@ -75,10 +72,6 @@ def align(
     Every new piece of a text is explained by one old piece of the other text; which one is learned by expectation and maximisation.
 
     Args:
-        new: Ids of each text in the new vocabulary.
-        old: Ids of its counterpart in the old one.
-        sizes: Pieces of the new and of the old vocabulary.
-        seed: Of the texts drawn for frequent pieces.
         same: New piece to the old piece of the same spelling, which is `FAVOURED` times as probable as others before the first round: names
             and numbers are seldom translated, and too rare to be aligned by counts alone.
 
@@ -139,7 +132,6 @@ def mixed_rows(chances: csr_matrix, table: Tensor, spelled: Sequence[np.ndarray]
     """Make the rows of the new pieces.
 
     Args:
-        chances: See `align`.
         table: The old token table, `(old pieces, D)`.
         spelled: Ids of each new piece's own letters in the old vocabulary, for pieces that were not aligned.
 
@@ -167,11 +159,8 @@ def transfer_embeddings(
     """Make the token table of a new vocabulary out of the old one.
 
     Args:
-        tokenizer: The new tokenizer.
-        old: The old tokenizer.
         pairs: See `read_pairs`; texts that are read as they are say what the pieces of the initial language stand for.
         table: The old token table, `(old pieces, D)`.
-        seed: See `align`.
 
     Returns:
         `(new pieces, D)`; and `(new pieces,)` of bool, which of them have exactly the old row of the same spelling: special tokens, and pieces

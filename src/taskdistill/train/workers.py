@@ -90,18 +90,14 @@ class GradientSums:
         """
         if self.table_trained:
             self.rows.append((ids, gradients[-1]))
-        found = gradients[: self._inner]
+        result = gradients[: self._inner]
         self.inner = (
-            [a.add_(b) for a, b in zip(self.inner, found, strict=True)] if self.inner else found
+            [a.add_(b) for a, b in zip(self.inner, result, strict=True)] if self.inner else result
         )
 
 
 def looked_up_rows(ids: Sequence[np.ndarray], table: Tensor) -> Tensor:
     """Name the rows of a token table that a batch looks up; a mark a row is quicker than sorting the tokens.
-
-    Args:
-        ids: Token ids of every text.
-        table: `(vocabulary, D)`.
 
     Returns:
         `(rows,)` of int64, ascending.
@@ -136,7 +132,6 @@ class WorkerPool:
         """Run work on some items and yield results in their order.
 
         Args:
-            work: Called from any thread.
             items: What it is called with.
 
         Yields:
@@ -166,12 +161,6 @@ def workers(count: int) -> Iterator[WorkerPool]:
 
     Beside several workers the calling thread keeps to one intra-op thread as well: an operator that waits for a
     second one which the machine has given to another program costs more than it could save.
-
-    Args:
-        count: How many.
-
-    Yields:
-        The threads.
     """
     made, before = WorkerPool(count), torch.get_num_threads()
     if count > 1:

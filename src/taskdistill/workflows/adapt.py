@@ -147,9 +147,6 @@ def adapt(
     Interrupted, it continues from its last checkpoint when it is run again with the same arguments.
 
     Args:
-        folder: A model folder of this package.
-        wanted: What is asked for.
-        progress: Told what happens.
         should_stop: Asked before every step; true saves and stops.
         device: Where the adapter is trained and scored.
         precision: Number type of the passes in training, see `choose_arithmetic`; scores are taken in float32.
@@ -204,19 +201,19 @@ def adapt(
                 "the base's weights changed while the adapter was trained; nothing was written, please report this"
             )
         encoder = Encoder(model, threads=cores())
-        found = None if dev is None else compare(encoder, wanted.adapter, wanted.task, data, dev)
-        if found is not None:
-            progress.note(shown(found))
-            if found.after < found.before:
+        result = None if dev is None else compare(encoder, wanted.adapter, wanted.task, data, dev)
+        if result is not None:
+            progress.note(shown(result))
+            if result.after < result.before:
                 _remove_work(work / digest)
                 raise WorkFailed(
-                    f"on {wanted.dev} the adapter has {found.metric} {100 * found.after:.1f}, the base {100 * found.before:.1f}: nothing was "
+                    f"on {wanted.dev} the adapter has {result.metric} {100 * result.after:.1f}, the base {100 * result.before:.1f}: nothing was "
                     f"written; give more rows, or other settings with --set"
                 )
         progress.stage("calibrating int8 and writing the model folder")
-        facts = _facts(wanted, settings, data, found)
+        facts = _facts(wanted, settings, data, result)
         calibrated = _calibrated(encoder, model, wanted.adapter, data)
-        section = _section(wanted, facts, found)
+        section = _section(wanted, facts, result)
         add_adapter(
             folder,
             model,
@@ -258,16 +255,6 @@ def chosen_settings(
     task: Task, kind: RowKind, data: Dataset, given: Mapping[str, Any], module: TransformerModel
 ) -> AdapterConfig:
     """Choose how an adapter is trained on few rows; every field of a recipe's adapter may be given instead.
-
-    Args:
-        task: The task.
-        kind: Kind of the rows.
-        data: The rows.
-        given: Field to value.
-        module: The model.
-
-    Returns:
-        The settings.
 
     Raises:
         BadInput: If a field is unknown, or one needs the teacher.
@@ -311,11 +298,11 @@ def _objective(task: Task, kind: RowKind) -> Task:
     return Task.CLASSIFICATION if kind is RowKind.LABELLED else task
 
 
-def _rows(wanted: AdaptRequest, path: Path, kind: RowKind) -> Dataset:
+def _rows(requested: AdaptRequest, path: Path, kind: RowKind) -> Dataset:
     if not path.is_file():
         raise BadInput(f"{path} is no file; give rows as JSONL, CSV or Parquet (gzip too)")
-    source = SourceConfig(path=path.name, kind=kind, columns=dict(wanted.columns or {}))
-    return load_source(path.parent, path.name, source, max_bad=0.01, seed=wanted.seed)
+    source = SourceConfig(path=path.name, kind=kind, columns=dict(requested.columns or {}))
+    return load_source(path.parent, path.name, source, max_bad=0.01, seed=requested.seed)
 
 
 def _check_apart(data: Dataset, dev: Dataset | None) -> None:
@@ -335,11 +322,11 @@ def _forget(model: Model, name: str) -> None:
     del model.adapter_configs[name]
 
 
-def _digest(wanted: AdaptRequest, settings: AdapterConfig, data: Dataset, model: Model) -> str:
+def _digest(requested: AdaptRequest, settings: AdapterConfig, data: Dataset, model: Model) -> str:
     said = [
-        wanted.adapter,
-        wanted.task.value,
-        wanted.seed,
+        requested.adapter,
+        requested.task.value,
+        requested.seed,
         settings.model_dump(mode="json"),
         data.sha256,
         model.hash,
@@ -349,7 +336,7 @@ def _digest(wanted: AdaptRequest, settings: AdapterConfig, data: Dataset, model:
 
 def _train(
     model: Model,
-    wanted: AdaptRequest,
+    requested: AdaptRequest,
     settings: AdapterConfig,
     data: Dataset,
     work: Path,
@@ -358,27 +345,34 @@ def _train(
     should_stop: Stop,
     arithmetic: Arithmetic,
 ) -> None:
-    module, objective = model.module, _objective(wanted.task, data.kind)
+    module, objective = model.module, _objective(requested.task, data.kind)
     assert isinstance(module, TransformerModel)
-    torch.manual_seed(torch_seed(wanted.seed))
-    plan = plan_phase(wanted.seed, f"adapters.{objective.value}", settings, {data.name: data})
+    torch.manual_seed(torch_seed(requested.seed))
+    plan = plan_phase(requested.seed, f"adapters.{objective.value}", settings, {data.name: data})
     job, config = adapter_job(
-        objective, settings, module, plan, {}, None, model.settings.matryoshka_dims, wanted.adapter
+        objective,
+        settings,
+        module,
+        plan,
+        {},
+        None,
+        model.settings.matryoshka_dims,
+        requested.adapter,
     )
-    model.adapter_configs[wanted.adapter] = config
+    model.adapter_configs[requested.adapter] = config
     theta = rope_theta(module.backbone)
     if settings.rope_theta is not None:
         set_rope_theta(module.backbone, settings.rope_theta)
     nn.ParameterList(job.heads.named().values()).to(module.device)
     work.mkdir(exist_ok=True)
     log = Log(work / "log.jsonl")
-    progress.stage(f"{wanted.adapter}: {settings.steps:,} steps")
+    progress.stage(f"{requested.adapter}: {settings.steps:,} steps")
     try:
         with workers(cores() if module.device == CPU else 1) as threads:
             ctx = TrainContext(
                 model.tokenizer,
                 model.settings.prompts,
-                wanted.seed,
+                requested.seed,
                 threads,
                 log,
                 {"adapt": digest},
@@ -402,13 +396,7 @@ def _train(
 
 
 def scale_adapter(module: TransformerModel, adapter: str, strength: float) -> None:
-    """Keep a share of what an adapter changes, by scaling the second factor of each of its products.
-
-    Args:
-        module: The model.
-        adapter: Name of the adapter.
-        strength: The share.
-    """
+    """Keep a share of what an adapter changes, by scaling the second factor of each of its products."""
     with torch.no_grad():
         for name, parameter in adapter_parameters(module.backbone, adapter).items():
             if "lora_B" in name:
@@ -418,47 +406,49 @@ def scale_adapter(module: TransformerModel, adapter: str, strength: float) -> No
 def _calibrated(encoder: Encoder, model: Model, name: str, data: Dataset) -> dict[str, Any]:
     """Fit from the rows what the other adapters got from the training data: int8 ranges, and binary offsets where the model has some."""
     texts = [row_texts(row)[-1] for row in data.rows][:CALIBRATION_TEXTS]
-    found = {"int8_ranges": int8_ranges(encoder, texts, [name])[name]}
+    result = {"int8_ranges": int8_ranges(encoder, texts, [name])[name]}
     if model.settings.binary_offsets:
         asked = (
             [row.query for row in data.rows][:CALIBRATION_TEXTS]
             if data.kind is RowKind.PAIRS
             else texts
         )
-        found["binary_offsets"] = binary_offsets(
+        result["binary_offsets"] = binary_offsets(
             encoder, {Role.QUERY: asked, Role.DOCUMENT: texts}, [name]
         )[name]
-    return found
+    return result
 
 
 def _facts(
-    wanted: AdaptRequest, settings: AdapterConfig, data: Dataset, found: DevComparison | None
+    requested: AdaptRequest, settings: AdapterConfig, data: Dataset, result: DevComparison | None
 ) -> dict[str, Any]:
     return {
-        "task": wanted.task.value,
+        "task": requested.task.value,
         "data": data.name,
         "data_sha256": data.sha256,
         "rows": len(data.rows),
         "kind": data.kind.value,
-        "seed": wanted.seed,
-        "strength": wanted.kept,
+        "seed": requested.seed,
+        "strength": requested.kept,
         "settings": settings.model_dump(mode="json", exclude={"sources", "long_sources"}),
         "dev": None
-        if found is None
-        else {"file": None if wanted.dev is None else wanted.dev.name, **found.to_json()},
+        if result is None
+        else {"file": None if requested.dev is None else requested.dev.name, **result.to_json()},
     }
 
 
 def _section(
-    wanted: AdaptRequest, facts: Mapping[str, Any], found: DevComparison | None
+    requested: AdaptRequest, facts: Mapping[str, Any], result: DevComparison | None
 ) -> list[str]:
-    command = f"taskdistill adapt MODEL {facts['data']} --task {wanted.task.value}"
-    command += f" --name {wanted.name}" if wanted.name else ""
-    command += f" --strength {wanted.strength}" if wanted.strength is not None else ""
+    command = f"taskdistill adapt MODEL {facts['data']} --task {requested.task.value}"
+    command += f" --name {requested.name}" if requested.name else ""
+    command += f" --strength {requested.strength}" if requested.strength is not None else ""
     lines = [
         f"Added later on the base as it is: {facts['rows']:,} {facts['kind']} rows of `{facts['data']}`, {facts['settings']['steps']} steps, "
-        f"seed {facts['seed']}, {facts['strength']} of the change kept; serves {wanted.task.value}. No other adapter was changed.",
+        f"seed {facts['seed']}, {facts['strength']} of the change kept; serves {requested.task.value}. No other adapter was changed.",
         "",
         f"`{command}`",
     ]
-    return lines if found is None else [*lines, "", f"On `{facts['dev']['file']}`: {shown(found)}."]
+    return (
+        lines if result is None else [*lines, "", f"On `{facts['dev']['file']}`: {shown(result)}."]
+    )

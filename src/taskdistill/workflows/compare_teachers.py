@@ -69,9 +69,6 @@ class StudentBudget:
 
     Attributes:
         texts: Training texts that the teacher embeds, at most.
-        steps: Updates of the token table.
-        batch_size: Texts a step.
-        seed: Of draws and batches.
     """
 
     texts: int = 4000
@@ -84,20 +81,12 @@ class EmbedderTeacher:
     """Any model as a teacher: it is told nothing and reads every text as a document."""
 
     def __init__(self, model: Embedder) -> None:
-        """Wrap a model.
-
-        Args:
-            model: The model.
-        """
         self.model = model
         self.identity = TeacherIdentity("model", model.name, None, model.fingerprint())
         self.embedding_dim: int | None = None
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed texts.
-
-        Args:
-            texts: Any number.
 
         Returns:
             Float32 (n, dim) unit rows.
@@ -126,20 +115,13 @@ def compare_teachers(
     Students, the teachers' vectors and all scores are kept in `out`; run again, it continues.
 
     Args:
-        specs: The candidates.
-        data: Folder of evaluation sets.
         out: Where everything is kept and probe.json is written.
-        progress: Told what happens.
         sets: Names of the sets; None takes all.
         texts: Training texts of the students, see `training_texts`; None takes those of `data`, or the documents of its
             retrieval sets where it has none.
         tokenizer: Model whose tokenizer all students take; None takes each local teacher's own, and the embedded model's else.
-        effort: How long students are trained.
-        max_queries: Sets are cut to this many queries.
-        threads: Worker threads.
         environment: Where keys of endpoints are looked up.
         device: Where local candidates run.
-        dtype: Their arithmetic.
 
     Returns:
         `teachers` (for each its score and its student's: mean over types of sets, and by type), `advice` in sentences, and
@@ -156,16 +138,16 @@ def compare_teachers(
             )
     check_claim(out, KIND, **_CLAIM)
     options = EvalOptions(max_queries=max_queries, seed=effort.seed)
-    found = find_eval_sets(data, sets)
+    result = find_eval_sets(data, sets)
     teachers = open_models(
         specs, out / "endpoints", environment or {}, threads=threads, device=device, dtype=dtype
     )
     if where := placements(teachers):
         progress.note(where)
-    sample = _sample(texts or data, found, options, effort, progress, given=texts is not None)
+    sample = _sample(texts or data, result, options, effort, progress, given=texts is not None)
     vocabulary = [
         *sample,
-        *(text for each in found for text in _all_texts(each.load(max_queries, effort.seed))),
+        *(text for each in result for text in _all_texts(each.load(max_queries, effort.seed))),
     ]
     claim(out, KIND, **_CLAIM)
     models: list[Embedder] = []
@@ -190,15 +172,15 @@ def compare_teachers(
                 Encoder.load(student, threads=threads), name=f"{teacher.name}{STUDENT}"
             ),
         ]
-    progress.stage(f"scoring {len(teachers)} teachers and their students on {len(found)} sets")
+    progress.stage(f"scoring {len(teachers)} teachers and their students on {len(result)} sets")
     results = evaluate_models(
-        models, found, out, options, progress=progress.count, note=progress.note
+        models, result, out, options, progress=progress.count, note=progress.note
     )
     rows = [_row(teacher, results, seconds[teacher.name]) for teacher in teachers]
     rows.sort(key=lambda row: -row["student"])
     names = [f"{row['teacher']}{STUDENT}" for row in rows]
     results = evaluate_models(
-        models, found, out, options, reference=names[0]
+        models, result, out, options, reference=names[0]
     )  # all is kept by now; only the comparison is new
     behind = [row for row in results["comparisons"] if len(names) > 1 and row["model"] == names[1]]
     beyond = (
@@ -235,9 +217,6 @@ def advice(rows: Sequence[Mapping[str, Any]], beyond: tuple[int, int] | None = N
     Args:
         rows: Of the candidates, the one with the best student first.
         beyond: On how many sets, of how many, the best student is ahead of the next one beyond chance.
-
-    Returns:
-        A few sentences.
     """
     best, strongest = rows[0], max(rows, key=lambda row: row["score"])
     warning = "A stronger teacher is not always the better one"
@@ -363,8 +342,8 @@ def _train(
 ) -> None:
     texts = [
         text
-        for found in teacher_needs("static", static_phase(settings), plan).values()
-        for text in found
+        for result in teacher_needs("static", static_phase(settings), plan).values()
+        for text in result
     ]
     store.fill(texts, teacher, progress=progress.count)
     if missing := store.missing(texts):

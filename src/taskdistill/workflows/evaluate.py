@@ -36,17 +36,10 @@ class EvaluateRequest:
 
     Attributes:
         models: The models, in the order of columns.
-        out: Folder of results, report and kept scores.
         data: Folder of local sets, or None.
         sets: Names of local sets; None takes all.
-        split: Of the local sets.
-        suites: Names of public benchmarks.
         seen: Where to read what models were trained on.
-        options: See `Options`.
         reference: Name of the model the others are compared with; None takes the first.
-        command: What to type to get this again.
-        device: See `Encoder.load`.
-        dtype: See `Encoder.load`.
     """
 
     models: Sequence[ModelSpec]
@@ -69,12 +62,7 @@ def evaluate(
     """Run an evaluation and write results.json and report.html.
 
     Args:
-        request: What is wanted.
-        progress: Told what happens.
         environment: Where keys of endpoints are looked up.
-
-    Returns:
-        The content of results.json.
 
     Raises:
         BadInput: If a model, set or suite cannot be used; what is finished stays.
@@ -119,9 +107,9 @@ def evaluate(
         data = {
             each.name: each.load(request.options.max_queries, request.options.seed) for each in sets
         }
-        found = seen_in(training, sets, data)
-        results["seen"].append({"training": training.name, "texts": training.texts, "sets": found})
-        for line in warnings_of(training.name, found):
+        result = seen_in(training, sets, data)
+        results["seen"].append({"training": training.name, "texts": training.texts, "sets": result})
+        for line in warnings_of(training.name, result):
             progress.note(line)
     results["suites"] = [
         _run_suite(name, tasks, models, request, progress) for name, tasks in suites.items()
@@ -146,14 +134,6 @@ def open_models(
     dtype: str = AUTO,
 ) -> list[Embedder]:
     """Open models under names that tell them apart.
-
-    Args:
-        specs: What was asked for.
-        memory: See `open_model`.
-        environment: See `open_model`.
-        threads: See `open_model`.
-        device: See `open_model`.
-        dtype: See `open_model`.
 
     Returns:
         The models in their order.
@@ -182,9 +162,6 @@ def open_models(
 def placements(models: Sequence[Embedder]) -> str:
     """Say where the models run that run here.
 
-    Args:
-        models: The models.
-
     Returns:
         One line; empty if all are endpoints or vectors on disk.
     """
@@ -197,12 +174,7 @@ def write_texts(sets: Sequence[EvalSet], options: EvalOptions, path: Path) -> in
     """Write every text that a model has to embed for some sets, so that another program can embed them.
 
     Args:
-        sets: The sets.
-        options: Their cuts.
         path: A JSONL file, one `{"text": ...}` a line.
-
-    Returns:
-        Number of distinct texts.
     """
     texts: dict[str, None] = {}
     for each in sets:
@@ -278,9 +250,6 @@ def _some(number: int, what: str) -> str:
 
 def check_options(request: EvaluateRequest) -> None:
     """Refuse a request in which something has no effect.
-
-    Args:
-        request: What is wanted.
 
     Raises:
         BadInput: If there is nothing to evaluate on, or an option of local sets comes without them.

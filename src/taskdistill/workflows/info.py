@@ -28,9 +28,6 @@ VECTOR_FIELDS = (
 def describe_folder(path: Path) -> dict[str, Any]:
     """Describe a folder that this package wrote, reading every byte.
 
-    Args:
-        path: The folder.
-
     Returns:
         Plain data with `kind` and `faults` (empty if it is whole).
 
@@ -61,20 +58,20 @@ def _describe(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         from taskdistill.teacher.store import describe
 
         return {"kind": kind, **describe(path)}
-    found: dict[str, Any] = {"kind": kind, "format_version": manifest["format_version"]}
+    result: dict[str, Any] = {"kind": kind, "format_version": manifest["format_version"]}
     if kind == "model":
-        found |= _model(manifest)
+        result |= _model(manifest)
     faults = check_folder(path, manifest)
     if kind == "export":
-        found |= _export(path, manifest, whole=not faults)
+        result |= _export(path, manifest, whole=not faults)
     if kind == "vectors":
-        found |= {key: manifest[key] for key in VECTOR_FIELDS} | {"counts": manifest["counts"]}
-    found |= {
+        result |= {key: manifest[key] for key in VECTOR_FIELDS} | {"counts": manifest["counts"]}
+    result |= {
         "files": len(manifest.get("files", {})),
         "bytes": sum(entry["bytes"] for entry in manifest.get("files", {}).values()),
         "made_with": manifest.get("created_by", {}),
     }
-    return found | {"faults": faults}
+    return result | {"faults": faults}
 
 
 LEAST: dict[Backend, float] = {
@@ -90,15 +87,7 @@ LEAST_HALF = 0.99
 
 
 def least_cosine(backend: Backend, dtype: str) -> float:
-    """Say how close a back end must come to the golden vectors.
-
-    Args:
-        backend: What runs the model.
-        dtype: Its arithmetic, in torch.
-
-    Returns:
-        The smallest cosine.
-    """
+    """Say how close a back end must come to the golden vectors."""
     return (
         LEAST_HALF
         if backend is Backend.TORCH and dtype not in ("auto", "float32")
@@ -107,11 +96,7 @@ def least_cosine(backend: Backend, dtype: str) -> float:
 
 
 def backends_here() -> list[Backend]:
-    """List the back ends whose packages are installed.
-
-    Returns:
-        Back ends, torch first.
-    """
+    """List the back ends whose packages are installed."""
     from importlib.util import find_spec
 
     needs = {
@@ -138,8 +123,6 @@ def verify_model(
     """Compare a model folder with its golden vectors: the contract of its embedding space.
 
     Args:
-        path: Model folder.
-        backend: What runs the model.
         device: See `Encoder.load`; acts on torch only.
         dtype: See `Encoder.load`; acts on torch only.
         note: Told where the model runs.
@@ -175,12 +158,6 @@ def verify_model(
 
 def repair_folder(path: Path) -> list[str]:
     """Drop the broken parts of a teacher store.
-
-    Args:
-        path: The store.
-
-    Returns:
-        One line a dropped part.
 
     Raises:
         BadInput: If the folder is of another kind, which can only be made again.

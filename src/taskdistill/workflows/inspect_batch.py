@@ -43,18 +43,10 @@ def inspect_batch(
     """Lay out one step's batch: what is compared with what, and which candidates are masked why.
 
     Args:
-        recipe: The recipe.
         recipe_folder: Where relative paths of the recipe start.
-        phase: Name of the phase.
-        step: Its step.
-        progress: Told the counts of the sources.
         data_folder: Where the embedded default was built; None builds it in a temporary folder.
         row: Show every candidate of this row instead of one line a row.
         store: Folder of teacher stores, such as that of a run; None embeds the batch's texts anew where a margin needs them.
-        api_key: Key of an HTTP teacher.
-
-    Returns:
-        Title, columns, rows, and lines that explain.
 
     Raises:
         BadInput: If the recipe has no such phase or step, or the batch no such row.
@@ -91,7 +83,7 @@ def inspect_batch(
                 f"--row has no effect here: {phase} contrasts no candidates in this batch"
             )
         return title, *_plain(prepared)
-    found = relations(
+    result = relations(
         prepared,
         cosines,
         made.false_negative_margin,
@@ -101,8 +93,8 @@ def inspect_batch(
     if row is not None:
         if not 0 <= row < len(batch.rows):
             raise BadInput(f"the batch has rows 0 to {len(batch.rows) - 1}, got {row}")
-        return title, *_one_row(prepared, found, row, cosines)
-    return title, *_relations(prepared, found, made)
+        return title, *_one_row(prepared, result, row, cosines)
+    return title, *_relations(prepared, result, made)
 
 
 def _teacher_cosines(
@@ -112,11 +104,11 @@ def _teacher_cosines(
     teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads, root=store)
     stores = open_views(store, teacher, recipe.teacher.instructions)
     count, rows = len(prepared.first), list[np.ndarray]()
-    wanted = prepared.teacher_texts()
-    for view, text in wanted[: 2 * count]:
+    requested = prepared.teacher_texts()
+    for view, text in requested[: 2 * count]:
         if stores[view].missing([text]):
             for each in dict.fromkeys(stores.values()):
-                each.fill([other for seen, other in wanted if stores[seen] is each], teacher)
+                each.fill([other for seen, other in requested if stores[seen] is each], teacher)
         rows.append(stores[view].get([text])[0].astype(np.float32))
     unit = np.stack(rows)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -152,7 +144,7 @@ def _plain(prepared: TrainBatch) -> tuple[list[str], list[list[str]], list[str]]
 
 
 def _relations(
-    prepared: TrainBatch, found: np.ndarray, settings: AdapterConfig
+    prepared: TrainBatch, result: np.ndarray, settings: AdapterConfig
 ) -> tuple[list[str], list[list[str]], list[str]]:
     assert prepared.second is not None
     texts, labelled = _texts(prepared), prepared.batch.kind is RowKind.LABELLED
@@ -163,20 +155,20 @@ def _relations(
     rows = []
     for i, (a, b) in enumerate(zip(prepared.first.tolist(), prepared.second.tolist(), strict=True)):
         counts = [
-            str(int((found[i] == Relation.NEGATIVE).sum())),
-            _listed(np.flatnonzero(found[i] == Relation.HARD)),
+            str(int((result[i] == Relation.NEGATIVE).sum())),
+            _listed(np.flatnonzero(result[i] == Relation.HARD)),
         ]
-        masked = [_listed(np.flatnonzero(found[i] == relation)) for relation in shown]
+        masked = [_listed(np.flatnonzero(result[i] == relation)) for relation in shown]
         label = [prepared.batch.rows[i].label] if labelled else []
         rows.append([str(i), texts[a], texts[b], *label, *counts, *masked])
-    counted = Counter(found.ravel().tolist())
+    counted = Counter(result.ravel().tolist())
     notes = [
-        f"candidates 0 to {len(found) - 1} are the positives of these rows, the others their hard negatives, row by row",
-        f"{found.shape[1]} candidates a query: "
+        f"candidates 0 to {len(result) - 1} are the positives of these rows, the others their hard negatives, row by row",
+        f"{result.shape[1]} candidates a query: "
         + ", ".join(
             f"{counted[relation]:,} {relation}" for relation in Relation if counted[relation]
         ),
-        f"masked share: {100 * sum(counted[relation] for relation in MASKED) / found.size:.2f} %",
+        f"masked share: {100 * sum(counted[relation] for relation in MASKED) / result.size:.2f} %",
         f"compared with the teacher: {len(prepared.distilled)} texts",
     ]
     if not labelled and settings.false_negative_margin is None:
@@ -187,7 +179,7 @@ def _relations(
 
 
 def _one_row(
-    prepared: TrainBatch, found: np.ndarray, row: int, cosines: np.ndarray | None
+    prepared: TrainBatch, result: np.ndarray, row: int, cosines: np.ndarray | None
 ) -> tuple[list[str], list[list[str]], list[str]]:
     assert prepared.second is not None
     texts = _texts(prepared)
@@ -207,7 +199,7 @@ def _one_row(
             "-" if cosines is None or i >= cosines.shape[1] else f"{cosines[row, i]:.3f}",
             texts[place],
         ]
-        for i, (owner, relation, place) in enumerate(zip(owners, found[row], places, strict=True))
+        for i, (owner, relation, place) in enumerate(zip(owners, result[row], places, strict=True))
     ]
     return (
         ["candidate", "of row", "relation", "teacher's cosine", "text"],
@@ -217,5 +209,5 @@ def _one_row(
 
 
 def _listed(numbers: np.ndarray) -> str:
-    found = ", ".join(map(str, numbers[:SHOWN].tolist()))
-    return (f"{found}, ... ({len(numbers)})" if len(numbers) > SHOWN else found) or "-"
+    result = ", ".join(map(str, numbers[:SHOWN].tolist()))
+    return (f"{result}, ... ({len(numbers)})" if len(numbers) > SHOWN else result) or "-"

@@ -69,17 +69,11 @@ def merge(
 
     Args:
         places: Model folders, or checkpoint folders of a run with a finished model; the last one first for `last`.
-        out: The new model folder.
         method: `last` mixes the first with the mean of the others; `uniform` means all; `greedy` adds the next best while the development
             score does not fall; `spherical` means directions.
-        data: Folder of development sets.
-        progress: Told what happens.
         sets: Names of these sets; None for all.
         last_weight: Share of the first with `last`.
-        max_queries: Cut large sets to this many queries.
-        threads: Worker threads.
         device: Where models are scored; weights are merged on the CPU.
-        dtype: Arithmetic in which they are scored.
 
     Returns:
         Plain data: the score of each model and of the merged one, the difference to the best with its interval, and whether it was kept.
@@ -206,9 +200,11 @@ class _Judge:
                 Encoder(model, threads=self.threads, compute=compute_of(self.dtype))
             )
             for each, data in self.sets:
-                found = evaluate_set(embedder, each.name, each.kind, data).score
-                units |= {f"{each.name} {language}": rows for language, rows in found.units.items()}
-                scores.append(found.score)
+                result = evaluate_set(embedder, each.name, each.kind, data).score
+                units |= {
+                    f"{each.name} {language}": rows for language, rows in result.units.items()
+                }
+                scores.append(result.score)
         return ScoredModel(name, float(np.mean(scores)), units)
 
 

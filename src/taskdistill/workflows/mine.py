@@ -92,13 +92,9 @@ def mine(
     """Mine hard negatives into a folder; run again after any interruption, it continues.
 
     Args:
-        recipe: Names data, teacher and seed.
         recipe_folder: Where its relative paths start.
         request: What is mined from where.
         out: The folder: `pairs/<source>.train.jsonl.gz` and a manifest with the fingerprint.
-        progress: Told what happens.
-        should_stop: Asked between blocks.
-        api_key: Key of an HTTP teacher.
 
     Returns:
         Counts: rows, queries, candidates, what was passed over and why, and how many rows got how many negatives.
@@ -161,13 +157,13 @@ def _load(
     root = data_root(
         recipe, recipe_folder, request.data_folder or out.parent / f"{out.name}-data", progress
     )
-    found = []
+    result = []
     for name in dict.fromkeys((request.source, *request.candidates)):
-        found.append(
+        result.append(
             load_source(root, name, sources[name], max_bad=recipe.data.max_bad, seed=recipe.seed)
         )
-        progress.note(f"{name}: {len(found[-1].rows):,} rows")
-    return found[0], found[1:]
+        progress.note(f"{name}: {len(result[-1].rows):,} rows")
+    return result[0], result[1:]
 
 
 @dataclass
@@ -205,7 +201,7 @@ def _vectors(
         _placed(recipe.teacher, request), api_key=api_key, threads=recipe.threads, root=root
     )
     stores = open_views(root, teacher, recipe.teacher.instructions)
-    found = _CandidateVectors(
+    result = _CandidateVectors(
         {
             "teacher": {"arithmetic": None, **teacher.identity.fields()},
             "query_instruction": stores["query"].instruction,
@@ -222,12 +218,12 @@ def _vectors(
                 f"{report.found:,} already in the store, {report.embedded:,} embedded, {len(report.quarantined):,} set aside"
             )
         release(teacher)
-        found.queries, missing = _stored(stores["query"], relations.queries)
-        found.candidates, lost = _stored(stores["document"], relations.candidates)
-        found.unusable_queries, found.usable = missing, ~lost
+        result.queries, missing = _stored(stores["query"], relations.queries)
+        result.candidates, lost = _stored(stores["document"], relations.candidates)
+        result.unusable_queries, result.usable = missing, ~lost
 
-    found.fill = fill
-    return found
+    result.fill = fill
+    return result
 
 
 def _placed(settings: TeacherConfig, request: MineRequest) -> TeacherConfig:
@@ -298,19 +294,19 @@ def _model_vectors(
         "prompts": prompts,
         **arithmetic,
     }
-    found = _CandidateVectors(made_by, lambda _: None)
+    result = _CandidateVectors(made_by, lambda _: None)
 
     def fill(partial: Path) -> None:
         for role, texts in ((Role.QUERY, relations.queries), (Role.DOCUMENT, relations.candidates)):
             progress.stage(f"{role} vectors of {encoder.name}: {len(texts):,} texts")
             filed = _file(encoder, texts, task, role, partial, count)
             if role is Role.QUERY:
-                found.queries = filed
+                result.queries = filed
             else:
-                found.candidates = filed
+                result.candidates = filed
 
-    found.fill = fill
-    return found
+    result.fill = fill
+    return result
 
 
 def _file(
@@ -408,18 +404,18 @@ def _run(
                 raise WorkFailed(
                     "stopped; what is finished is kept, run the same command again to continue"
                 )
-            found = mine_block(
+            result = mine_block(
                 relations, vectors.queries, vectors.candidates, block, settings, vectors.usable
             )
             if vectors.unusable_queries is not None:
-                found = _without(found, vectors.unusable_queries[relations.query_of[found.rows]])
-            reasons_text = np.array(json.dumps(found.reasons))
+                result = _without(result, vectors.unusable_queries[relations.query_of[result.rows]])
+            reasons_text = np.array(json.dumps(result.reasons))
             with _saved(path) as stream:
                 np.savez(
                     stream,
-                    rows=found.rows,
-                    counts=found.counts,
-                    negatives=found.negatives,
+                    rows=result.rows,
+                    counts=result.counts,
+                    negatives=result.negatives,
                     reasons=reasons_text,
                 )
         with np.load(path) as kept:
@@ -451,10 +447,10 @@ def _run(
     }
 
 
-def _without(found: MinedBlock, bad: np.ndarray) -> MinedBlock:
-    keep = np.repeat(~bad, found.counts)
+def _without(result: MinedBlock, bad: np.ndarray) -> MinedBlock:
+    keep = np.repeat(~bad, result.counts)
     return MinedBlock(
-        found.rows, np.where(bad, 0, found.counts), found.negatives[keep], found.reasons
+        result.rows, np.where(bad, 0, result.counts), result.negatives[keep], result.reasons
     )
 
 
@@ -511,9 +507,9 @@ def _write(
         (folder / "pairs").mkdir()
         with gzip.GzipFile(folder / "pairs" / f"{source}.train.jsonl.gz", "wb", mtime=0) as stream:
             for i, row in enumerate(pairs.rows):
-                found = [relations.candidates[n] for n in negatives[start[i] : start[i] + size[i]]]
+                result = [relations.candidates[n] for n in negatives[start[i] : start[i] + size[i]]]
                 stream.write(
-                    (json.dumps(with_negatives(row, found), ensure_ascii=False) + "\n").encode()
+                    (json.dumps(with_negatives(row, result), ensure_ascii=False) + "\n").encode()
                 )
 
 

@@ -43,9 +43,6 @@ ABOUT = (
 def check_needles(out: Path) -> None:
     """Refuse a folder that cannot take the results, before any model is loaded.
 
-    Args:
-        out: See `evaluate_needles`.
-
     Raises:
         BadInput: If it is something else or write-protected.
     """
@@ -69,13 +66,7 @@ def evaluate_needles(
     Documents are as long as asked by the tokenizer of the first model, and the same for all models.
 
     Args:
-        encoders: Name to model.
         out: Folder for the results; finished scores are kept in its `cache` and never computed twice.
-        kinds: See `needle_set`.
-        lengths: See `needle_set`.
-        documents: See `needle_set`.
-        seed: See `needle_set`.
-        commands: What to type to get the report again.
         progress: Called with (sets done, sets in all).
         note: Called with a line for each score.
 
@@ -161,13 +152,10 @@ def evaluate_needles(
 def needle_tables(results: Mapping[str, Any]) -> list[Table]:
     """Lay results out: one table a kind and model.
 
-    Args:
-        results: What `evaluate_needles` returned.
-
     Returns:
         A row a length, and the mean of all lengths below.
     """
-    found = []
+    result = []
     for name, means in results["means"].items():
         for kind, mean in means.items():
             rows: list[list[Value]] = [
@@ -184,8 +172,8 @@ def needle_tables(results: Mapping[str, Any]) -> list[Table]:
             ]
             rows.append(["mean", mean, "", None, None, None])
             columns = ["tokens", METRIC, "95 % interval", "first half", "second half", "cut"]
-            found.append(Table(f"{kind}, {name}", columns, rows, totals=1))
-    return found
+            result.append(Table(f"{kind}, {name}", columns, rows, totals=1))
+    return result
 
 
 class _Counter:

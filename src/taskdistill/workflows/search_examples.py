@@ -28,8 +28,6 @@ def search_examples(
     """Index the run's first retrieval set as RUN/index, which `taskdistill serve RUN` opens, and ask it the example queries.
 
     Args:
-        recipe: The recipe.
-        out: The run folder.
         recipe_folder: Where the recipe file is, for relative paths in it.
 
     Returns:
@@ -51,10 +49,10 @@ def search_examples(
     index = _index(
         encoder, [Document(name, text) for name, text in data.documents.items()], out / "index"
     )
-    found = index.search(recipe.evaluation.examples, SHOWN, encoder=encoder)
+    result = index.search(recipe.evaluation.examples, SHOWN, encoder=encoder)
     return [
         (query, [(hit.score, f"{hit.id}: {' '.join(hit.text.split())}"[:WIDTH]) for hit in hits])
-        for query, hits in zip(recipe.evaluation.examples, found, strict=True)
+        for query, hits in zip(recipe.evaluation.examples, result, strict=True)
     ]
 
 
@@ -73,12 +71,7 @@ def evaluation_folder(recipe: Recipe, out: Path, recipe_folder: Path) -> Path:
     """Find the data folder of a finished run.
 
     Args:
-        recipe: The recipe.
-        out: The run folder.
         recipe_folder: Where the recipe file is, for relative paths in it.
-
-    Returns:
-        The folder that holds its evaluation sets.
     """
     return (
         out.parent / f"{out.name}-data"

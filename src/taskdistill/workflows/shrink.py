@@ -70,12 +70,8 @@ def shrink(
     Args:
         source: Model folder, Hub id or `all-MiniLM-L6-v2`.
         texts: File or folder of rows whose texts the model is for.
-        out: The new model folder.
-        wanted: What to shrink.
-        progress: Told what happens.
         data: Folder of development sets to score each step on; None measures only how far vectors move.
         sets: Names of these sets; None for all.
-        threads: Worker threads.
         device: Where the model runs while it is looked at.
         dtype: Arithmetic in which it is scored; what is dropped is decided in float32.
 
@@ -94,12 +90,12 @@ def shrink(
     model.module.to(place)
     progress.note(placement(place, kind))
     chosen = find_eval_sets(data, sets, split="dev") if data is not None else []
-    found = read_texts(texts, wanted.languages)
+    result = read_texts(texts, wanted.languages)
     rng = np.random.default_rng(check_seed(wanted.seed))
-    drawn = [found[i] for i in rng.permutation(len(found))[: 2 * wanted.sample].tolist()]
-    deciding, held_out = drawn[: (len(drawn) + 1) // 2], drawn[(len(drawn) + 1) // 2 :]
+    sampled = [result[i] for i in rng.permutation(len(result))[: 2 * wanted.sample].tolist()]
+    deciding, held_out = sampled[: (len(sampled) + 1) // 2], sampled[(len(sampled) + 1) // 2 :]
     progress.note(
-        f"{len(found):,} distinct texts; {len(deciding)} decide, the change is measured on {len(held_out)} others"
+        f"{len(result):,} distinct texts; {len(deciding)} decide, the change is measured on {len(held_out)} others"
     )
     before = embed_with(model)(held_out, None)
     meter = _Meter(before, held_out, chosen, threads, compute_of(kind))
@@ -126,8 +122,8 @@ def shrink(
             rows.append(meter.row(f"{wanted.width} neurons a layer", model))
     with tempfile.TemporaryDirectory() as side:
         if wanted.vocabulary:
-            progress.stage(f"counting the tokens of {len(found):,} texts")
-            model = _fewer_tokens(model, found, Path(side))
+            progress.stage(f"counting the tokens of {len(result):,} texts")
+            model = _fewer_tokens(model, result, Path(side))
             rows.append(meter.row(f"{len(model.tokenizer):,} tokens", model))
         model.module.to(CPU)
         _write(
@@ -145,7 +141,6 @@ def read_texts(path: Path, languages: Sequence[str] | None = None) -> list[str]:
     """Read the distinct texts of a file of rows, or of all such files below a folder.
 
     Args:
-        path: The file or folder.
         languages: Keep rows whose `lang` is listed; None keeps all.
 
     Returns:
@@ -159,7 +154,7 @@ def read_texts(path: Path, languages: Sequence[str] | None = None) -> list[str]:
         if path.is_dir()
         else [path]
     )
-    found: dict[str, None] = {}
+    result: dict[str, None] = {}
     for file in files:
         for _, record in read_records(file):
             if isinstance(record, Fault) or (
@@ -171,21 +166,21 @@ def read_texts(path: Path, languages: Sequence[str] | None = None) -> list[str]:
                 each = (
                     [value] if isinstance(value, str) else value if isinstance(value, list) else []
                 )
-                found.update(
+                result.update(
                     dict.fromkeys(text for text in each if isinstance(text, str) and text.strip())
                 )
-    if len(found) < 2:
+    if len(result) < 2:
         told = f" in the languages {', '.join(languages)}" if languages else ""
         raise BadInput(
-            f"{path} has {len(found)} texts{told}; give rows with a text under {', '.join(TEXT_FIELDS)}"
+            f"{path} has {len(result)} texts{told}; give rows with a text under {', '.join(TEXT_FIELDS)}"
         )
-    return list(found)
+    return list(result)
 
 
-def _check(model: Model, wanted: ShrinkRequest) -> None:
-    if not (wanted.vocabulary or wanted.layers is not None or wanted.width is not None):
+def _check(model: Model, requested: ShrinkRequest) -> None:
+    if not (requested.vocabulary or requested.layers is not None or requested.width is not None):
         raise BadInput("nothing to shrink; give --vocabulary, --layers or --width")
-    if wanted.layers is None and wanted.width is None:
+    if requested.layers is None and requested.width is None:
         return
     if not isinstance(model.module, TransformerModel):
         raise BadInput("a static model has no layers; only --vocabulary shrinks it")

@@ -35,9 +35,7 @@ class EncoderEmbedder:
         """Wrap an encoder.
 
         Args:
-            encoder: The model.
             name: What to call it in tables; None for the model's own name.
-            adapters: Whether each task uses its adapter.
         """
         self.encoder = encoder
         self.adapters = adapters
@@ -53,11 +51,6 @@ class EncoderEmbedder:
     def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
         """Encode texts.
 
-        Args:
-            texts: Strings.
-            task: The protocol's task.
-            prompt_name: query or document.
-
         Returns:
             float32 `(n, D)`, unit rows.
         """
@@ -69,9 +62,6 @@ class EncoderEmbedder:
     def int8_ranges(self, task: str) -> Mapping[int, Int8Ranges]:
         """Return the ranges that the model folder stores.
 
-        Args:
-            task: The protocol's task.
-
         Returns:
             Dimension to ranges, empty where none are stored.
         """
@@ -80,9 +70,6 @@ class EncoderEmbedder:
 
     def binary_offsets(self, task: str) -> Mapping[str, Mapping[int, np.ndarray]]:
         """Return the offsets of binary codes that the model folder stores.
-
-        Args:
-            task: The protocol's task.
 
         Returns:
             query and document to dimension to offsets, empty where none are stored.
@@ -112,12 +99,6 @@ class TeacherEmbedder:
     """The teacher; its vectors of evaluation texts are kept in its store like all others."""
 
     def __init__(self, teacher: Teacher, stores: Mapping[View, TeacherStore]) -> None:
-        """Wrap a teacher.
-
-        Args:
-            teacher: The teacher.
-            stores: View to store.
-        """
         self.teacher, self.stores = teacher, stores
         self.name = f"teacher ({teacher.identity.model})"
 
@@ -125,9 +106,7 @@ class TeacherEmbedder:
         """Look vectors up, embedding what is missing.
 
         Args:
-            texts: Strings.
             task: Clustering texts are read for their topic (section 5.3).
-            prompt_name: query or document.
 
         Returns:
             float32 `(n, T)`.

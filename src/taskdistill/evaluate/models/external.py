@@ -78,9 +78,6 @@ def parse_spec(text: str) -> ModelSpec:
     Args:
         text: A model folder, Hub id or `all-MiniLM-L6-v2`; `http(s)://.../v1#model=NAME`; a folder with vectors.npy or a .parquet file.
 
-    Returns:
-        Its parts.
-
     Raises:
         BadInput: If an option is unknown or malformed, or an endpoint has no model.
     """
@@ -123,10 +120,8 @@ def open_model(
     """Open any model for evaluation.
 
     Args:
-        spec: What `parse_spec` returned.
         memory: Folder in which it is remembered what an endpoint answered, so that a changed model is noticed.
         environment: Where `key_env` is looked up.
-        threads: Worker threads of a local model.
         device: Of a local model, see `Encoder.load`.
         dtype: Of a local model, see `Encoder.load`.
 
@@ -183,9 +178,7 @@ class EndpointEmbedder:
         """Ask the endpoint.
 
         Args:
-            texts: Strings.
             task: The protocol's task; sent only where the endpoint takes one.
-            prompt_name: query or document.
 
         Returns:
             float32 (n, dim), unit rows.
@@ -244,7 +237,6 @@ class VectorsEmbedder:
         """Look texts up.
 
         Args:
-            texts: Strings.
             task: Not used: a text has one vector.
             prompt_name: query or document; its prompt, if one was given, stands before each text on disk.
 
@@ -283,12 +275,6 @@ class SentenceTransformersEmbedder:
     def __init__(self, name: str, folder: Path, *, device: str = AUTO, dtype: str = AUTO) -> None:
         """Load the model.
 
-        Args:
-            name: What to call it.
-            folder: A sentence-transformers folder.
-            device: See `Encoder.load`.
-            dtype: See `Encoder.load`.
-
         Raises:
             BadInput: If sentence-transformers is not installed or cannot load the folder.
         """
@@ -309,17 +295,15 @@ class SentenceTransformersEmbedder:
         known = dict(self._model.prompts or {})
         names = {Role.QUERY.value: _QUERY_NAMES, Role.DOCUMENT.value: _DOCUMENT_NAMES}
         self.prompts = {
-            role: next((known[each] for each in found if known.get(each)), "")
-            for role, found in names.items()
+            role: next((known[each] for each in result if known.get(each)), "")
+            for role, result in names.items()
         }
 
     def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
         """Encode texts.
 
         Args:
-            texts: Strings.
             task: Not used: the model has no adapters.
-            prompt_name: query or document.
 
         Returns:
             float32 (n, dim).
