@@ -78,7 +78,7 @@ def _group_available(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
         ("memory.limit_in_bytes", "memory.usage_in_bytes", root / "memory"),
     ):
         try:
-            most, now = (
+            ceiling, now = (
                 (folder / limit).read_text("utf-8").strip(),
                 int((folder / used).read_text("utf-8")),
             )
@@ -86,8 +86,8 @@ def _group_available(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
         except (OSError, ValueError):
             continue
         files = re.search(r"^(?:total_)?inactive_file (\d+)$", stat, re.MULTILINE)
-        if most.isdigit():
-            left.append(max(0, int(most) - now + (int(files[1]) if files else 0)))
+        if ceiling.isdigit():
+            left.append(max(0, int(ceiling) - now + (int(files[1]) if files else 0)))
     return left
 
 

@@ -181,20 +181,22 @@ def _bootstrapped(models: list[Units], draws: int, seed: int) -> Iterator[NDArra
         yield scores / len(models[0])
 
 
-def _exchanged(ours: Units, theirs: Units, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:
+def _exchanged(first: Units, second: Units, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:
     """Yield differences after exchanging the two models' results of random queries."""
     rng = np.random.default_rng(seed + 1)
-    for some in _chunks(draws, sum(len(each) for each in ours.values())):
+    for some in _chunks(draws, sum(len(each) for each in first.values())):
         total = np.zeros(some)
-        for language in ours:
-            mine, other = _features(ours[language]), _features(theirs[language])
-            n = len(mine)
+        for language in first:
+            features, other = _features(first[language]), _features(second[language])
+            n = len(features)
             swapped = np.unpackbits(
                 rng.integers(0, 256, (some, -(-n // 8)), np.uint8), axis=1, count=n
             )
-            moved = swapped.astype(np.float64) @ ((other - mine) / n)
-            total += _statistic(mine.mean(axis=0) + moved) - _statistic(other.mean(axis=0) - moved)
-        yield total / len(ours)
+            moved = swapped.astype(np.float64) @ ((other - features) / n)
+            total += _statistic(features.mean(axis=0) + moved) - _statistic(
+                other.mean(axis=0) - moved
+            )
+        yield total / len(first)
 
 
 def _hierarchical_draws(

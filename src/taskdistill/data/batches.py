@@ -224,8 +224,8 @@ class _Labels:
         code = self.codes[anchor]
         members = self.by_label[self.starts[code] : self.starts[code] + self.sizes[code]]
         place = int(rng.integers(len(members) - 1))
-        own = int(np.searchsorted(members, anchor))
-        return int(members[place + (place >= own)])
+        anchor_place = int(np.searchsorted(members, anchor))
+        return int(members[place + (place >= anchor_place)])
 
     def _negatives(self, anchor: int, rng: np.random.Generator) -> list[int]:
         code = self.codes[anchor]

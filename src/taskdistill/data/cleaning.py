@@ -114,11 +114,11 @@ def _pair(record: Mapping[str, Any], names: Mapping[str, str], lang: str, repair
     if query == positive:
         raise Fault("query equals its positive")
     column = names.get("negatives", "negatives")
-    given = record.get(column)
-    if given is None or given == "" or given == []:
+    cell = record.get(column)
+    if cell is None or cell == "" or cell == []:
         return Pair(query, positive, (), lang)
-    kept: list[str] = []
-    for value in _negatives(given, column):
+    negatives: list[str] = []
+    for value in _negatives(cell, column):
         try:
             negative = clean_text(value, column, repair)
         except Fault as fault:
@@ -128,32 +128,32 @@ def _pair(record: Mapping[str, Any], names: Mapping[str, str], lang: str, repair
             repair(
                 f"negative dropped: it equals the {'query' if negative == query else 'positive'}"
             )
-        elif negative in kept:
+        elif negative in negatives:
             repair("negative dropped: given twice")
         else:
-            kept.append(negative)
-    if not kept:
-        raise Fault("no usable negative left", f"of {len(given) if isinstance(given, list) else 1}")
-    return Pair(query, positive, tuple(kept), lang)
+            negatives.append(negative)
+    if not negatives:
+        raise Fault("no usable negative left", f"of {len(cell) if isinstance(cell, list) else 1}")
+    return Pair(query, positive, tuple(negatives), lang)
 
 
-def _negatives(given: Any, column: str) -> list[str]:
+def _negatives(cell: Any, column: str) -> list[str]:
     """Accept a list of texts, one text, or in CSV a JSON list in one cell."""
-    if isinstance(given, str):
-        if not given.startswith("["):
-            return [given]
-        parsed = parse_json('{"n": ' + given + "}")
+    if isinstance(cell, str):
+        if not cell.startswith("["):
+            return [cell]
+        parsed = parse_json('{"n": ' + cell + "}")
         if isinstance(parsed, Fault):
-            return [given]
-        given = parsed["n"]
-    if not isinstance(given, list) or not all(isinstance(value, str) for value in given):
+            return [cell]
+        cell = parsed["n"]
+    if not isinstance(cell, list) or not all(isinstance(value, str) for value in cell):
         kinds = (
-            _kind(given)
-            if not isinstance(given, list)
-            else f"a list with {_kind(next(v for v in given if not isinstance(v, str)))}"
+            _kind(cell)
+            if not isinstance(cell, list)
+            else f"a list with {_kind(next(v for v in cell if not isinstance(v, str)))}"
         )
         raise Fault(f"{column!r} is no list of texts", f"it is {kinds}")
-    return given
+    return cell
 
 
 def _score(record: Mapping[str, Any], column: str, bounds: tuple[float, float]) -> float:

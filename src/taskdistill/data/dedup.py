@@ -55,8 +55,8 @@ def word_runs(texts: Sequence[str], size: int = RUN) -> tuple[np.ndarray, np.nda
     runs = np.zeros(len(codes) - size + 1, dtype=np.uint64)
     for place in range(size):
         runs = runs * _STEP + codes[place : place + len(runs)]
-    whole = owners[: len(runs)] == owners[size - 1 :]
-    return runs[whole], owners[: len(runs)][whole]
+    inside_one_text = owners[: len(runs)] == owners[size - 1 :]
+    return runs[inside_one_text], owners[: len(runs)][inside_one_text]
 
 
 def share_of_runs(texts: Sequence[str], held: np.ndarray) -> np.ndarray:
@@ -74,11 +74,11 @@ def share_of_runs(texts: Sequence[str], held: np.ndarray) -> np.ndarray:
     return hits / np.maximum(counts, 1)
 
 
-def repeats_within(texts: Sequence[str], most: float = 0.5) -> np.ndarray:
+def repeats_within(texts: Sequence[str], max_share: float = 0.5) -> np.ndarray:
     """Find the texts that mostly repeat earlier ones.
 
     Args:
-        most: Share of a text's runs found in earlier kept texts from which on it is a repeat.
+        max_share: Share of a text's runs found in earlier kept texts from which on it is a repeat.
 
     Returns:
         True for a text equal to an earlier one or for a repeat, shape (texts,).
@@ -86,19 +86,20 @@ def repeats_within(texts: Sequence[str], most: float = 0.5) -> np.ndarray:
     runs, owners = word_runs(texts)
     ends = np.searchsorted(owners, np.arange(len(texts)), side="right").tolist()
     result: set[int] = set()
-    said: set[str] = set()
+    keys_seen: set[str] = set()
     repeats = np.zeros(len(texts), dtype=bool)
     start = 0
     for number, end in enumerate(ends):
-        own = runs[start:end].tolist()
+        text_runs = runs[start:end].tolist()
         start = end
         key = exact_key(texts[number])
-        repeats[number] = key in said or (
-            bool(own) and sum(run in result for run in own) >= most * len(own)
+        repeats[number] = key in keys_seen or (
+            bool(text_runs)
+            and sum(run in result for run in text_runs) >= max_share * len(text_runs)
         )
-        said.add(key)
+        keys_seen.add(key)
         if not repeats[number]:
-            result.update(own)
+            result.update(text_runs)
     return repeats
 
 

@@ -141,11 +141,11 @@ def build_relations(rows: Sequence[Pair], others: Sequence[str] = ()) -> Relatio
             texts.append(text)
         return known[key]
 
-    query_of, positive_of, given = list[int](), list[int](), list[Numbers]()
+    query_of, positive_of, mined_rows = list[int](), list[int](), list[Numbers]()
     for row in rows:
         query_of.append(number(row.query, queries, query_texts))
         positive_of.append(number(row.positive, candidates, candidate_texts))
-        given.append(
+        mined_rows.append(
             np.array(
                 [number(text, candidates, candidate_texts) for text in row.negatives],
                 dtype=np.int64,
@@ -164,8 +164,8 @@ def build_relations(rows: Sequence[Pair], others: Sequence[str] = ()) -> Relatio
     for key, query in queries.items():
         near = {
             positive
-            for own in positives[query]
-            for other in askers[own]
+            for positive_text in positives[query]
+            for other in askers[positive_text]
             for positive in positives[other]
         }
         siblings += len(near) - 1
@@ -176,7 +176,7 @@ def build_relations(rows: Sequence[Pair], others: Sequence[str] = ()) -> Relatio
         candidate_texts,
         np.array(query_of, dtype=np.int64),
         np.array(positive_of, dtype=np.int64),
-        given,
+        mined_rows,
         excluded,
         siblings,
         read - len(candidate_texts),
@@ -188,7 +188,7 @@ def top_k(
     candidates: Vectors,
     count: int,
     excluded: Sequence[Numbers],
-    most: int,
+    limit: int,
     usable: NDArray[np.bool_] | None,
 ) -> tuple[NDArray[np.float32], Numbers]:
     """Find the nearest candidates of some queries, exactly, block by block.
@@ -196,15 +196,15 @@ def top_k(
     Args:
         queries: Unit rows, `(n, D)`.
         excluded: Ascending numbers of candidates that each query must not find.
-        most: How many each query finds at most.
+        limit: How many each query finds at most.
         usable: Candidates that have a vector, `(count,)`; None: all.
 
     Returns:
         Cosines `(n, most)`, descending, and candidates; where fewer are left the cosine is minus infinity. Of equal
         cosines the lower number comes first.
     """
-    top = np.full((len(queries), most), -np.inf, np.float32)
-    result = np.zeros((len(queries), most), np.int64)
+    top = np.full((len(queries), limit), -np.inf, np.float32)
+    result = np.zeros((len(queries), limit), np.int64)
     for start in range(0, count, CANDIDATES):
         stop = min(start + CANDIDATES, count)
         scores = queries @ np.asarray(candidates.take(np.arange(start, stop)), dtype=np.float32).T
@@ -213,7 +213,7 @@ def top_k(
         for row, out in enumerate(excluded):
             first, last = np.searchsorted(out, (start, stop))
             scores[row, out[first:last] - start] = -np.inf
-        keep = min(most, stop - start)
+        keep = min(limit, stop - start)
         places = (
             np.argpartition(-scores, keep - 1, axis=1)[:, :keep]
             if keep < stop - start
@@ -221,7 +221,7 @@ def top_k(
         )
         both = np.concatenate([top, np.take_along_axis(scores, places, axis=1)], axis=1)
         numbers = np.concatenate([result, places + start], axis=1)
-        order = np.lexsort((numbers, -both), axis=1)[:, :most]
+        order = np.lexsort((numbers, -both), axis=1)[:, :limit]
         top, result = (
             np.take_along_axis(both, order, axis=1),
             np.take_along_axis(numbers, order, axis=1),
@@ -270,8 +270,8 @@ def mine_block(
     )
     place = {int(query): i for i, query in enumerate(block)}
     places = np.array([place[int(relations.query_of[row])] for row in rows], dtype=np.int64)
-    own = np.asarray(candidates.take(relations.positive_of[rows]), dtype=np.float32)
-    positive = (vectors[places] * own).sum(1) if len(rows) else np.zeros(0, np.float32)
+    positive_vectors = np.asarray(candidates.take(relations.positive_of[rows]), dtype=np.float32)
+    positive = (vectors[places] * positive_vectors).sum(1) if len(rows) else np.zeros(0, np.float32)
     chosen, reasons = list[Numbers](), Counter[str]()
     for row, at, score in zip(rows.tolist(), places.tolist(), positive.tolist(), strict=True):
         room = settings.negatives - len(relations.given[row])
@@ -309,7 +309,7 @@ def _choose(
     scores: NDArray[np.float32],
     numbers: Numbers,
     positive: float,
-    given: Numbers,
+    candidate_ids: Numbers,
     room: int,
     row: int,
     settings: MiningSettings,
@@ -318,9 +318,9 @@ def _choose(
     """Take the negatives of one row from its window."""
     window = slice(settings.first - 1, settings.last)
     scores, numbers = scores[window], numbers[window]
-    left = np.isfinite(scores) & ~np.isin(numbers, given)
-    for reason, most in score_ceilings(positive, settings).items():
-        passed = left & (scores > most)
+    left = np.isfinite(scores) & ~np.isin(numbers, candidate_ids)
+    for reason, ceiling in score_ceilings(positive, settings).items():
+        passed = left & (scores > ceiling)
         reasons[reason] += int(passed.sum())
         left &= ~passed
     if settings.min_score is not None:
@@ -350,7 +350,7 @@ def with_negatives(row: Pair, found: Sequence[str]) -> Mapping[str, Any]:
     Returns:
         A row of `pairs/<name>.<split>.jsonl.gz`.
     """
-    made: dict[str, Any] = {"query": row.query, "positive": row.positive}
+    record: dict[str, Any] = {"query": row.query, "positive": row.positive}
     if negatives := [*row.negatives, *found]:
-        made["negatives"] = negatives
-    return made | ({"lang": row.lang} if row.lang else {})
+        record["negatives"] = negatives
+    return record | ({"lang": row.lang} if row.lang else {})

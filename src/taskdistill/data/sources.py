@@ -248,7 +248,7 @@ def _drop_lonely(
         raise BadInput(
             f"{where}: one class only ({next(iter(sizes), 'none')!r}); classification needs rows of two classes or more"
         )
-    kept = [row for row in rows if sizes[row.label] > 1]
+    rows_left = [row for row in rows if sizes[row.label] > 1]
     left = {label for label, size in sizes.items() if size > 1}
     if len(left) < 2:
         raise BadInput(
@@ -258,7 +258,7 @@ def _drop_lonely(
         if sizes[row.label] == 1:
             repaired.pop(index, None)
             counts.reject(LONELY, where, row.label[:60])
-    return kept
+    return rows_left
 
 
 def _draw(rows: list[Any], limit: int | None, seed: int, name: str) -> list[Any]:

@@ -152,9 +152,9 @@ def _tables(split: DocSplit, train: list[Doc], share: float) -> Tables:
     }
     sizes = {"test": (split.test, SAME_TEST, LABEL_TEST), "dev": (split.dev, SAME_DEV, LABEL_DEV)}
     for name, (docs, pairs, labels) in sizes.items():
-        most = round(pairs * share)
-        tables[f"pairs/docs-same.{name}"] = _plain(matching_pairs(split.same[name], most))
-        tables[f"scored/docs.{name}"] = _plain(graded_pairs(docs, split.same[name], 3 * most))
+        limit = round(pairs * share)
+        tables[f"pairs/docs-same.{name}"] = _plain(matching_pairs(split.same[name], limit))
+        tables[f"scored/docs.{name}"] = _plain(graded_pairs(docs, split.same[name], 3 * limit))
         tables[f"labelled/docs.{name}"] = _plain(
             labelled_rows(docs, packages, max(5, round(labels * share)))
         )
@@ -196,13 +196,13 @@ def _retrieval(name: str, docs: Sequence[Doc], most_queries: int, most_documents
     names = {
         ids[doc]: name if often[name] == 1 else f"{name} {ids[doc]}" for doc, name in called.items()
     }
-    asked = {query.doc: query for query in queries(corpus, NAME_SHARE_EVALUATION)}
+    query_of = {query.doc: query for query in queries(corpus, NAME_SHARE_EVALUATION)}
     texts: dict[str, tuple[str, str]] = {}
     for doc in corpus:
-        if doc in asked and len(texts) < most_queries:
+        if doc in query_of and len(texts) < most_queries:
             texts.setdefault(
-                exact_key(asked[doc].text),
-                (f"q{ids[doc]}{'n' if asked[doc].by_name else 's'}", asked[doc].text),
+                exact_key(query_of[doc].text),
+                (f"q{ids[doc]}{'n' if query_of[doc].by_name else 's'}", query_of[doc].text),
             )
     rows = list(texts.values())
     return {

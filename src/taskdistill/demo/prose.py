@@ -209,17 +209,17 @@ def _plain_lines(docstring: str) -> list[str]:
 
 def _without_code_sections(lines: list[str]) -> list[str]:
     """Drop what stands under an underlined heading such as Examples (marked form feed) until the next one (marked tab)."""
-    kept: list[str] = []
+    lines_left: list[str] = []
     dropping = False
     for line in lines:
         if line == "\f":
             dropping = True
         elif line.startswith("\v"):
             dropping = False
-            kept += ["", line[1:].strip()]
+            lines_left += ["", line[1:].strip()]
         elif not dropping:
-            kept.append(line.strip())
-    return kept
+            lines_left.append(line.strip())
+    return lines_left
 
 
 def _inline(line: str) -> str:

@@ -88,8 +88,8 @@ def queries(docs: Sequence[Doc], name_share: float) -> list[DocQuery]:
 def _question(summary: str) -> str:
     """Keep what a person would type: the first sentence, without its full stop."""
     sentences = _SENTENCE_END.split(summary)
-    kept = sentences[0] if len(sentences[0].split()) >= MIN_QUERY_WORDS else summary
-    return cut(kept, MAX_QUERY).rstrip(" .:")
+    text = sentences[0] if len(sentences[0].split()) >= MIN_QUERY_WORDS else summary
+    return cut(text, MAX_QUERY).rstrip(" .:")
 
 
 def _last(doc: Doc) -> str:
@@ -120,19 +120,19 @@ def search_pairs(docs: Sequence[Doc]) -> list[Pair]:
     return list(rows.values())
 
 
-def matching_pairs(pairs: Sequence[tuple[Doc, Doc]], most: int) -> list[Pair]:
+def matching_pairs(pairs: Sequence[tuple[Doc, Doc]], limit: int) -> list[Pair]:
     """Make rows of one object documented in two places.
 
     Args:
-        most: Most rows; a hash of the names decides which.
+        limit: Most rows; a hash of the names decides which.
     """
     return [
-        Pair(short(first), short(second), (), LANG) for first, second in _sample_pairs(pairs, most)
+        Pair(short(first), short(second), (), LANG) for first, second in _sample_pairs(pairs, limit)
     ]
 
 
 def graded_pairs(
-    docs: Sequence[Doc], pairs: Sequence[tuple[Doc, Doc]], most: int
+    docs: Sequence[Doc], pairs: Sequence[tuple[Doc, Doc]], limit: int
 ) -> list[ScoredPair]:
     """Make an STS-like set whose grades follow from where docstrings stand; the grades are ours, no person gave them.
 
@@ -140,9 +140,9 @@ def graded_pairs(
 
     Args:
         pairs: Pairs of grade 1.
-        most: Most rows; a third has each grade.
+        limit: Most rows; a third has each grade.
     """
-    chosen = _sample_pairs(pairs, most // 3)
+    chosen = _sample_pairs(pairs, limit // 3)
     rows = [ScoredPair(short(first), short(second), 1.0, LANG) for first, second in chosen]
     places: dict[str, list[Doc]] = defaultdict(list)
     candidates = sorted((doc for doc in docs if doc.summary and doc.kind != "module"), key=_hash)
@@ -168,26 +168,26 @@ def graded_pairs(
     return rows
 
 
-def labelled_rows(docs: Sequence[Doc], packages: Sequence[str], most: int) -> list[LabeledText]:
+def labelled_rows(docs: Sequence[Doc], packages: Sequence[str], limit: int) -> list[LabeledText]:
     """Label docstrings by their package.
 
     Args:
-        most: Most rows of one label; a hash of the names decides which.
+        limit: Most rows of one label; a hash of the names decides which.
     """
     taken: Counter[str] = Counter()
     rows: list[LabeledText] = []
-    said: set[str] = set()
+    texts_seen: set[str] = set()
     requested = set(packages)
     for doc in sorted(docs, key=_hash):
         key = exact_key(short(doc))
         if (
             doc.package in requested
             and doc.summary
-            and taken[doc.package] < most
-            and key not in said
+            and taken[doc.package] < limit
+            and key not in texts_seen
         ):
             taken[doc.package] += 1
-            said.add(key)
+            texts_seen.add(key)
             rows.append(LabeledText(short(doc), doc.package, LANG))
     return rows
 
@@ -208,5 +208,5 @@ def _hash(doc: Doc) -> float:
     return hash_unit(f"{doc.module}.{doc.name}")
 
 
-def _sample_pairs(pairs: Sequence[tuple[Doc, Doc]], most: int) -> list[tuple[Doc, Doc]]:
-    return sorted(pairs, key=lambda pair: _hash(pair[0]))[:most]
+def _sample_pairs(pairs: Sequence[tuple[Doc, Doc]], limit: int) -> list[tuple[Doc, Doc]]:
+    return sorted(pairs, key=lambda pair: _hash(pair[0]))[:limit]

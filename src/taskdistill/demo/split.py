@@ -63,31 +63,31 @@ def split_docs(docs: Sequence[Doc]) -> DocSplit:
         "modules_dev": sum(name == "dev" for name in modules.values()),
         "test": len(members["test"]),
     }
-    kept: dict[str, list[Doc]] = {"test": members["test"]}
+    splits: dict[str, list[Doc]] = {"test": members["test"]}
     held = list(members["test"])
     for name in ("dev", "train"):
-        kept[name], exact, near = _apart(members[name], held)
-        held += kept[name]
+        splits[name], exact, near = _apart(members[name], held)
+        held += splits[name]
         counts |= {
             f"{name}_dropped_exact": exact,
             f"{name}_dropped_near": near,
-            name: len(kept[name]),
+            name: len(splits[name]),
         }
     for name in ("dev", "train"):
-        left = set(kept[name])
+        left = set(splits[name])
         same[name] = [pair for pair in same[name] if pair[0] in left and pair[1] in left]
-    return DocSplit(kept["train"], kept["dev"], kept["test"], same, counts)
+    return DocSplit(splits["train"], splits["dev"], splits["test"], same, counts)
 
 
 def _distinct(docs: Sequence[Doc]) -> list[Doc]:
     seen: set[str] = set()
-    kept: list[Doc] = []
+    distinct: list[Doc] = []
     for doc in docs:
         key = exact_key(doc.text)
         if key not in seen:
             seen.add(key)
-            kept.append(doc)
-    return kept
+            distinct.append(doc)
+    return distinct
 
 
 def _split_of(module: str) -> str:
@@ -101,17 +101,17 @@ def _held_out(*names: str) -> str:
 
 def _apart(docs: Sequence[Doc], held: Sequence[Doc]) -> tuple[list[Doc], int, int]:
     """Keep the objects no text of which equals, or nearly equals, a text of a held-out one."""
-    said = {key for doc in held for key in _keys(doc)}
-    exact = [not said.isdisjoint(_keys(doc)) for doc in docs]
+    held_keys = {key for doc in held for key in _keys(doc)}
+    exact = [not held_keys.isdisjoint(_keys(doc)) for doc in docs]
     runs = np.unique(word_runs([doc.text for doc in held])[0])
     near = share_of_runs([doc.text for doc in docs], runs) > 0
-    kept = [
+    apart = [
         doc
         for doc, is_exact, is_near in zip(docs, exact, near, strict=True)
         if not is_exact and not is_near
     ]
     return (
-        kept,
+        apart,
         sum(exact),
         int(near.sum()) - sum(bool(a and b) for a, b in zip(exact, near, strict=True)),
     )

@@ -40,7 +40,7 @@ def encode_corpus(
     model: str,
     reading: Reading,
     out: Path,
-    asked: EncodeOptions,
+    options: EncodeOptions,
     *,
     processes: int = 1,
     shard_rows: int = SHARD_ROWS,
@@ -60,7 +60,7 @@ def encode_corpus(
     Args:
         model: Model folder, Hub id or `all-MiniLM-L6-v2`.
         reading: The file; standard input cannot be read by several workers.
-        asked: Arguments of `Encoder.encode`, with one task.
+        options: Arguments of `Encoder.encode`, with one task.
         processes: Workers; each loads the model and holds one shard's texts and vectors.
         devices: Where workers run, in turn; `auto` stands for every accelerator and `cuda` for every GPU.
         threads: Threads of each worker; None shares the cores of this machine among them.
@@ -88,28 +88,28 @@ def encode_corpus(
         reading,
         out,
         shard_rows,
-        asked,
+        options,
         backend,
         dtype,
         threads or max(1, cores() // processes),
     )
-    if not isinstance(asked.get("task"), str | None):
+    if not isinstance(options.get("task"), str | None):
         raise BadInput(
             "a corpus has one task for all its texts; encode a list to give each text its own"
         )
     _check_place(out)
     here = [job.open(names[0])]
-    said = _describe(job, here[0])
+    description = _describe(job, here[0])
     formerly = {"model_hash": here[0].extends, "space_id": here[0].former_space_ids}
     if opened is not None:
         opened(here[0])
     out.parent.mkdir(parents=True, exist_ok=True)
     with writer_lock(out.with_name(f".{out.name}.lock")):
-        _claim(out, said, formerly)
-        shards = -(-said["rows"] // shard_rows)
+        _claim(out, description, formerly)
+        shards = -(-description["rows"] // shard_rows)
         total, pending = _look(out, shards)
         note = progress or (lambda done, rows: None)
-        note(total.read, said["rows"])
+        note(total.read, description["rows"])
         if pending:
             (out / MANIFEST).unlink(missing_ok=True)
             if execute is None and processes == 1:
@@ -120,7 +120,7 @@ def encode_corpus(
             with closing(results):
                 for _, counts in results:
                     total.add(counts)
-                    note(total.read, said["rows"])
+                    note(total.read, description["rows"])
         if total.used == 0:
             _take_back(out, shards)
             why = f" ({total.examples[0]})" if total.examples else ""
@@ -128,13 +128,19 @@ def encode_corpus(
                 f"{reading.source} has no row with a usable text{why}; give a file with texts"
             )
         if not _is_sealed(out):
-            inputs = {"model": said["model_hash"], "source": said["source_sha256"]}
+            inputs = {"model": description["model_hash"], "source": description["source_sha256"]}
             files = [
                 out / JOB,
                 *(file for number in range(shards) for file in shard_files(out, number)),
             ]
             names = [file.relative_to(out).as_posix() for file in files]
-            seal(out, KIND, meta=said | {"counts": total.as_dict()}, inputs=inputs, names=names)
+            seal(
+                out,
+                KIND,
+                meta=description | {"counts": total.as_dict()},
+                inputs=inputs,
+                names=names,
+            )
     return total
 
 
@@ -153,13 +159,13 @@ def _describe(job: ShardJob, encoder: Encoder) -> dict[str, Any]:
         count = rows.skip()
     finally:
         rows.close()
-    asked: dict[str, Any] = {
+    options: dict[str, Any] = {
         "prompt_name": Role.DOCUMENT.value,
         "truncate_dim": None,
         "max_length": None,
         **job.asked,
     }
-    task = asked.pop("task", None)
+    task = options.pop("task", None)
     return {
         "model": encoder.name,
         "model_hash": encoder.model_hash,
@@ -170,7 +176,7 @@ def _describe(job: ShardJob, encoder: Encoder) -> dict[str, Any]:
         "rows": count,
         "shard_rows": job.shard_rows,
         "task": encoder.choose_task(task),
-        **asked,
+        **options,
         "backend": job.backend,
         "dtype": dtype_name(encoder.dtype),
         "width": empty.shape[1],
@@ -195,7 +201,9 @@ def _check_place(out: Path) -> None:
     check_writable(out, *(out / name for name in (SHARDS, JOB, MANIFEST)))
 
 
-def _claim(out: Path, said: Mapping[str, Any], formerly: Mapping[str, Collection[str]]) -> None:
+def _claim(
+    out: Path, description: Mapping[str, Any], formerly: Mapping[str, Collection[str]]
+) -> None:
     """Begin the folder, or make sure that it was begun for the same job."""
     _check_place(out)
     if (out / JOB).is_file():
@@ -206,7 +214,7 @@ def _claim(out: Path, said: Mapping[str, Any], formerly: Mapping[str, Collection
             )
         if other := [
             f"{key} {result.get(key)!r} instead of {value!r}"
-            for key, value in said.items()
+            for key, value in description.items()
             if result.get(key) not in (value, *formerly.get(key, ()))
         ]:
             raise BadInput(
@@ -214,7 +222,7 @@ def _claim(out: Path, said: Mapping[str, Any], formerly: Mapping[str, Collection
             )
     out.mkdir(parents=True, exist_ok=True)
     if not (out / JOB).is_file():  # first of all, since by it the folder is known again
-        write_sealed(out / JOB, said)
+        write_sealed(out / JOB, description)
     (out / SHARDS).mkdir(exist_ok=True)
     remove_stale(out / JOB, out / MANIFEST)
     remove_stale_within(out / SHARDS)

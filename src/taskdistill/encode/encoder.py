@@ -187,9 +187,9 @@ class Encoder(ModelProperties):
             refuse_truncation=refuse_truncation,
         )
         if max_length is None and result.truncated.any():
-            told = f"{int(result.truncated.sum()):,} of {len(texts):,} texts are longer than the {self.max_length:,} tokens that {self.name} reads"
+            warning = f"{int(result.truncated.sum()):,} of {len(texts):,} texts are longer than the {self.max_length:,} tokens that {self.name} reads"
             warnings.warn(
-                f"{told}; their ends were cut (encode_windows leaves nothing out)",
+                f"{warning}; their ends were cut (encode_windows leaves nothing out)",
                 TruncationWarning,
                 stacklevel=2,
             )
@@ -200,7 +200,7 @@ class Encoder(ModelProperties):
         texts: Sequence[str],
         *,
         progress: Progress | None = None,
-        **asked: Unpack[EncodeOptions],
+        **options: Unpack[EncodeOptions],
     ) -> EncodedTexts:
         """Encode as `encode` does, and say which texts were cut.
 
@@ -212,7 +212,7 @@ class Encoder(ModelProperties):
         """
         if isinstance(texts, str):
             raise BadInput("encode takes a list of texts, got one string; put it into a list")
-        call = self._call(len(texts), asked)
+        call = self._call(len(texts), options)
         out, cut = call.empty(len(texts)), np.zeros(len(texts), dtype=bool)
         chunks = (list(texts[start : start + WINDOW]) for start in range(0, len(texts), WINDOW))
         note = None if progress is None else lambda done, _: progress(done, len(texts))
@@ -228,18 +228,20 @@ class Encoder(ModelProperties):
         *,
         window: int = WINDOW,
         progress: Progress | None = None,
-        **asked: Unpack[EncodeOptions],
+        **options: Unpack[EncodeOptions],
     ) -> Iterator[np.ndarray]:
         """Encode a stream in bounded memory; the next texts are read and tokenised while the ones before are encoded.
 
         Args:
             progress: Called with (texts done, texts read so far).
-            **asked: See `encode`; one task for all.
+            **options: See `encode`; one task for all.
 
         Yields:
             Vectors of the next texts, in order.
         """
-        for encoded in self.stream_reporting(chunks_of(texts, window), progress=progress, **asked):
+        for encoded in self.stream_reporting(
+            chunks_of(texts, window), progress=progress, **options
+        ):
             yield encoded.vectors
 
     def stream_reporting(
@@ -247,13 +249,13 @@ class Encoder(ModelProperties):
         chunks: Iterable[list[str]],
         *,
         progress: Progress | None = None,
-        **asked: Unpack[EncodeOptions],
+        **options: Unpack[EncodeOptions],
     ) -> Iterator[EncodedTexts]:
         """Encode chunk after chunk, as `encode_stream`.
 
         Args:
             progress: Called with (texts done, texts read so far).
-            **asked: See `encode`; one task for all.
+            **options: See `encode`; one task for all.
 
         Yields:
             Vectors of each chunk, and which of its texts were cut.
@@ -261,11 +263,11 @@ class Encoder(ModelProperties):
         Raises:
             BadInput: As `encode`.
         """
-        if not isinstance(asked.get("task"), str | None):
+        if not isinstance(options.get("task"), str | None):
             raise BadInput(
                 "a stream has one task for all its texts; encode a list to give each text its own"
             )
-        call = self._call(0, asked)
+        call = self._call(0, options)
         for start, tokens in tokenized(self.model.tokenizer, chunks, call):
             out = call.empty(len(tokens.ids))
             self._runner.run(tokens.ids, call, out, start, progress)
@@ -375,9 +377,9 @@ class Encoder(ModelProperties):
                 self.model.projection.weight.shape[0],
             )
 
-    def _call(self, count: int, asked: EncodeOptions) -> EncodeRequest:
+    def _call(self, count: int, options: EncodeOptions) -> EncodeRequest:
         """Check every argument of a call before the first text is touched."""
-        task, prompt = asked.get("task"), asked.get("prompt")
+        task, prompt = options.get("task"), options.get("prompt")
         if task is None or isinstance(task, str):
             tasks, names = None, [self.choose_task(task)]
         else:
@@ -387,11 +389,16 @@ class Encoder(ModelProperties):
                 )
             tasks = [self.choose_task(name) for name in task]
             names = list(dict.fromkeys(tasks)) or [self.choose_task(None)]
-        dim, precision = asked.get("truncate_dim"), asked.get("precision", Precision.FLOAT32.value)
-        head = self.prompt_text(asked.get("prompt_name")) if prompt is None else prompt
+        dim, precision = (
+            options.get("truncate_dim"),
+            options.get("precision", Precision.FLOAT32.value),
+        )
+        head = self.prompt_text(options.get("prompt_name")) if prompt is None else prompt
         return EncodeRequest(
             head=head,
-            limit=check_limit(asked.get("max_length"), self.max_length, self.model.tokenizer, head),
+            limit=check_limit(
+                options.get("max_length"), self.max_length, self.model.tokenizer, head
+            ),
             tasks=tasks,
             shapes={
                 name: resolve_output(
@@ -400,9 +407,9 @@ class Encoder(ModelProperties):
                     name,
                     dim,
                     precision,
-                    asked.get("prompt_name"),
+                    options.get("prompt_name"),
                 )
                 for name in names
             },
-            refuse_truncation=asked.get("refuse_truncation", False),
+            refuse_truncation=options.get("refuse_truncation", False),
         )

@@ -73,7 +73,7 @@ def encode_file(
     texts = rows.take(counts)
     with closing(rows), output(out, OURS[out.suffix]) as beside:
         writer: Writer | None = None
-        said: EncodeOptions = {
+        options: EncodeOptions = {
             "task": task,
             "prompt_name": prompt_name,
             "truncate_dim": truncate_dim,
@@ -81,10 +81,10 @@ def encode_file(
             "max_length": max_length,
         }
         if long is None:
-            said["refuse_truncation"] = refuse_truncation
-            parts = _cut(encoder, texts, window, said, progress)
+            options["refuse_truncation"] = refuse_truncation
+            parts = _cut(encoder, texts, window, options, progress)
         else:
-            parts = _whole(encoder, texts, min(window, LONG_WINDOW), long, said, progress)
+            parts = _whole(encoder, texts, min(window, LONG_WINDOW), long, options, progress)
         for part in parts:
             if writer is None:
                 writer = WRITERS[out.suffix](beside)
@@ -123,7 +123,7 @@ def _cut(
     encoder: Encoder,
     texts: Iterator[tuple[int, str]],
     size: int,
-    said: EncodeOptions,
+    options: EncodeOptions,
     progress: Progress | None,
 ) -> Iterator[_FilePart]:
     """Encode texts whose ends may be cut; the next ones are read and tokenised meanwhile."""
@@ -134,7 +134,7 @@ def _cut(
             waiting.append(np.array([row for row, _ in chunk]))
             yield [text for _, text in chunk]
 
-    for encoded in encoder.stream_reporting(chunks(), progress=progress, **said):
+    for encoded in encoder.stream_reporting(chunks(), progress=progress, **options):
         yield _FilePart(
             waiting.popleft(),
             encoded.vectors,
@@ -150,14 +150,14 @@ def _whole(
     texts: Iterator[tuple[int, str]],
     size: int,
     long: LongTextOptions,
-    said: EncodeOptions,
+    options: EncodeOptions,
     progress: Progress | None,
 ) -> Iterator[_FilePart]:
     """Encode texts whole, however long."""
     done = 0
     while chunk := list(islice(texts, size)):
-        told = None if progress is None else _after(progress, done)
-        result = encode_long(encoder, [text for _, text in chunk], long, progress=told, **said)  # type: ignore[arg-type, misc]
+        report = None if progress is None else _after(progress, done)
+        result = encode_long(encoder, [text for _, text in chunk], long, progress=report, **options)  # type: ignore[arg-type, misc]
         rows = np.array([row for row, _ in chunk])[result.texts]
         yield _FilePart(rows, result.vectors, result.spans, len(chunk), 0, result.passes)
         done += len(chunk)

@@ -138,13 +138,15 @@ def _openvino(path: Path, threads: int, width: int) -> Run:
         "INFERENCE_NUM_THREADS": threads,
     }
     compiled = openvino.compile_model(str(path), "CPU", properties)
-    whole = {"truncate_dim": np.array([width], np.int64)}
-    own = threading.local()
+    full_width = {"truncate_dim": np.array([width], np.int64)}
+    thread_state = threading.local()
 
     def run(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        if not hasattr(own, "request"):
-            own.request = compiled.create_infer_request()
-        vectors: np.ndarray = own.request.infer({**batch, **whole})["embeddings"].copy()
+        if not hasattr(thread_state, "request"):
+            thread_state.request = compiled.create_infer_request()
+        vectors: np.ndarray = thread_state.request.infer({**batch, **full_width})[
+            "embeddings"
+        ].copy()
         return vectors
 
     return run

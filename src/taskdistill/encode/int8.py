@@ -113,8 +113,8 @@ class Int8Model:
         Returns:
             `(texts, D)` in the order given, not normalised.
         """
-        made = self._made.get(self._task)
-        return (made or self.prepare(self._task)).embed(ids)
+        prepared = self._made.get(self._task)
+        return (prepared or self.prepare(self._task)).embed(ids)
 
 
 @torch.no_grad()
@@ -138,21 +138,21 @@ def quantized(
     finally:
         source.select(None)
     shared = {id(tensor): tensor for tensor in (*source.parameters(), *source.buffers())}
-    made = copy.deepcopy(source, shared)
-    for parent, names in _families(made):
-        owner = made.backbone.get_submodule(parent)
+    model = copy.deepcopy(source, shared)
+    for parent, names in _families(model):
+        owner = model.backbone.get_submodule(parent)
         parts = [_weights(owner.get_submodule(name), task) for name in names]
         smooth = _smooth(
             torch.cat([weight for weight, _ in parts]), largest[f"{parent}.{names[0]}"]
         )
-        whole = Int8Linear(
+        fused = Int8Linear(
             torch.cat([weight for weight, _ in parts]), _joined([bias for _, bias in parts]), smooth
         )
-        family = FusedLinear(whole, [len(weight) for weight, _ in parts])
+        family = FusedLinear(fused, [len(weight) for weight, _ in parts])
         for place, name in enumerate(names):
-            setattr(owner, name, whole if len(names) == 1 else FusedSlice(family, place))
-    result = cosines(expected, _embed(made, ids))
-    return made, CosineStats(float(result.mean()), float(result.min()), len(result))
+            setattr(owner, name, fused if len(names) == 1 else FusedSlice(family, place))
+    result = cosines(expected, _embed(model, ids))
+    return model, CosineStats(float(result.mean()), float(result.min()), len(result))
 
 
 def _maps(module: TransformerModel) -> Iterator[tuple[str, nn.Module]]:
@@ -174,9 +174,9 @@ def _families(module: TransformerModel) -> list[tuple[str, tuple[str, ...]]]:
     for parent, _, child in names:
         children.setdefault(parent, []).append(child)
     result: list[tuple[str, tuple[str, ...]]] = []
-    for parent, own in children.items():
-        together = [group for group in SIBLINGS if set(group) <= set(own)]
-        alone = [(name,) for name in own if not any(name in group for group in together)]
+    for parent, linears in children.items():
+        together = [group for group in SIBLINGS if set(group) <= set(linears)]
+        alone = [(name,) for name in linears if not any(name in group for group in together)]
         result += [(parent, group) for group in (*together, *alone)]
     return result
 
@@ -209,8 +209,8 @@ def _recording(module: TransformerModel, largest: dict[str, Tensor]) -> Iterator
     """Note the largest magnitude of every input channel of every map while texts run."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def note(_: nn.Module, given: tuple[Tensor, ...], __: Tensor) -> None:
-            size = given[0].flatten(0, -2).abs().amax(0)
+        def note(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+            size = inputs[0].flatten(0, -2).abs().amax(0)
             largest[name] = torch.maximum(largest[name], size) if name in largest else size
 
         return note
@@ -219,8 +219,8 @@ def _recording(module: TransformerModel, largest: dict[str, Tensor]) -> Iterator
     try:
         yield
     finally:
-        for made in hooks:
-            made.remove()
+        for handle in hooks:
+            handle.remove()
 
 
 def _embed(module: TransformerModel, ids: Sequence[np.ndarray]) -> np.ndarray:

@@ -124,13 +124,13 @@ class FusedSlice(nn.Module):
 class FusedLinear:
     """A joint map and, for each thread, the parts that were computed and not yet fetched."""
 
-    def __init__(self, whole: nn.Module, sizes: Sequence[int]) -> None:
+    def __init__(self, fused: nn.Module, sizes: Sequence[int]) -> None:
         """Join maps.
 
         Args:
-            whole: Map to all outputs, one behind the other.
+            fused: Map to all outputs, one behind the other.
         """
-        self.whole, self.sizes = whole, list(sizes)
+        self.whole, self.sizes = fused, list(sizes)
         self._own = threading.local()
 
     def part(self, values: Tensor, place: int) -> Tensor:

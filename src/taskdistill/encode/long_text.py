@@ -188,15 +188,15 @@ def encode_windows(
         )
         place = 0
         for i, (_, extents) in enumerate(parts, done):
-            own, weights = (
+            token_counts, weights = (
                 pooled[place : place + len(extents)],
                 np.array([last - first for first, last in extents], np.float64),
             )
             # A mean of one unit vector is scaled twice, which moves last bits and with them the codes of some coordinates.
             vectors[i] = (
-                own[0]
-                if len(own) == 1
-                else (weights[:, None] * normalize(own)).sum(0) / weights.sum()
+                token_counts[0]
+                if len(token_counts) == 1
+                else (weights[:, None] * normalize(token_counts)).sum(0) / weights.sum()
             )
             counts[i] = len(extents)
             place += len(extents)
@@ -247,13 +247,13 @@ def _document(
 
 
 def _room(encoder: Encoder, document: _TokenizedDocument, limit: int | None) -> int:
-    most = encoder.max_length if limit is None else limit
+    limit_tokens = encoder.max_length if limit is None else limit
     ctx = len(document.lead) + len(document.trail)
-    if not ctx < most <= encoder.max_length:
+    if not ctx < limit_tokens <= encoder.max_length:
         raise BadInput(
-            f"a pass of {most} tokens must be more than the {ctx} around every text and at most the model's {encoder.max_length}"
+            f"a pass of {limit_tokens} tokens must be more than the {ctx} around every text and at most the model's {encoder.max_length}"
         )
-    return most - ctx
+    return limit_tokens - ctx
 
 
 def _even_spans(document: _TokenizedDocument, chunk_tokens: int, characters: int) -> np.ndarray:

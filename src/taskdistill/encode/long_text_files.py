@@ -73,7 +73,7 @@ def encode_long(
     parts = []
     for done, text in enumerate(texts, 1):
         try:
-            made = encode_chunks(
+            chunks = encode_chunks(
                 encoder,
                 text,
                 chunk_tokens=long.chunk_tokens,
@@ -86,7 +86,7 @@ def encode_long(
             )
         except BadInput as error:
             raise BadInput(f"text {done - 1}: {error}") from None
-        parts.append(made)
+        parts.append(chunks)
         if progress is not None:
             progress(done, len(texts))
     return LongTextVectors(

@@ -57,13 +57,13 @@ def default_budget(module: TransformerModel | StaticModel, workers: int = 1) -> 
     if isinstance(module, StaticModel):
         return TOKEN_BUDGET
     parameter = next(module.parameters())
-    most = TOKEN_BUDGET if parameter.device.type == "cpu" else FULL
+    ceiling = TOKEN_BUDGET if parameter.device.type == "cpu" else FULL
     free = free_memory_of(parameter.device)
     if free is None:
-        return most
+        return ceiling
     return max(
-        min(LEAST, most),
-        min(most, int(SHARE * free / workers / passing_bytes(module.backbone, parameter.dtype))),
+        min(LEAST, ceiling),
+        min(ceiling, int(SHARE * free / workers / passing_bytes(module.backbone, parameter.dtype))),
     )
 
 

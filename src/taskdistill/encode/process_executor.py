@@ -32,11 +32,11 @@ def run_processes(
     workers = {}
     try:
         for device in devices[: len(pending)]:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(job, device, theirs), daemon=True)
+            near_end, far_end = context.Pipe()
+            process = context.Process(target=work, args=(job, device, far_end), daemon=True)
             process.start()
-            theirs.close()
-            workers[ours] = process
+            far_end.close()
+            workers[near_end] = process
         open_ends = set(workers)
         while open_ends:
             for end in connection.wait(list(open_ends)):
@@ -63,17 +63,17 @@ def run_processes(
 
 def _receive(end: connection.Connection, code: int | None) -> tuple[int, Counts] | None:
     try:
-        kind, *said = end.recv()
+        kind, *payload = end.recv()
     except (EOFError, ConnectionResetError):
         why = "" if code is None else f" (exit code {code})"
         raise WorkFailed(
             f"a worker ended before its work{why}, perhaps for want of memory; finished shards are kept: run the command again, with fewer processes"
         ) from None
     if kind == "bad":
-        raise BadInput(said[0])
+        raise BadInput(payload[0])
     if kind == "failed":
-        raise WorkFailed(said[0])
-    return None if kind == "ready" else (said[0], said[1])
+        raise WorkFailed(payload[0])
+    return None if kind == "ready" else (payload[0], payload[1])
 
 
 def work(job: ShardJob, device: str, end: connection.Connection) -> None:

@@ -23,22 +23,22 @@ class ProjectedEncoder:
         Raises:
             BadInput: If its folder names no teacher's space, or holds no map into it.
         """
-        said = encoder.model.settings.teacher
-        if not said.get("space_id"):
+        teacher = encoder.model.settings.teacher
+        if not teacher.get("space_id"):
             raise BadInput(
                 f"model {encoder.name} does not say in which space its teacher's vectors are; use the teacher itself"
             )
-        if encoder.model.projection is None and said["embedding_dim"] != encoder.embedding_dim:
+        if encoder.model.projection is None and teacher["embedding_dim"] != encoder.embedding_dim:
             raise BadInput(
                 f"model {encoder.name} has no projection.safetensors, so its vectors cannot be compared with its teacher's"
             )
         self._encoder = encoder
-        self.name = f"{encoder.name} in the space of {said['model']}"
-        self.teacher: str = said["model"]
-        self.space_id: str = said["space_id"]
-        self.former_space_ids: tuple[str, ...] = tuple(said.get("former_space_ids", ()))
+        self.name = f"{encoder.name} in the space of {teacher['model']}"
+        self.teacher: str = teacher["model"]
+        self.space_id: str = teacher["space_id"]
+        self.former_space_ids: tuple[str, ...] = tuple(teacher.get("former_space_ids", ()))
         self.model_hash = encoder.model_hash
-        self.embedding_dim = int(said["embedding_dim"])
+        self.embedding_dim = int(teacher["embedding_dim"])
 
     def carry(self, vectors: np.ndarray) -> np.ndarray:
         """Carry base vectors into the teacher's space.
@@ -92,13 +92,13 @@ def in_space(encoder: Encoder, *space_ids: str) -> Encoder | ProjectedEncoder:
     """
     if encoder.space_id in space_ids or space_ids[0] in encoder.former_space_ids:
         return encoder
-    said: dict[str, Any] = encoder.model.settings.teacher
-    if said.get("space_id") not in space_ids and space_ids[0] not in said.get(
+    teacher: dict[str, Any] = encoder.model.settings.teacher
+    if teacher.get("space_id") not in space_ids and space_ids[0] not in teacher.get(
         "former_space_ids", ()
     ):
         taught = (
-            f", nor does its teacher {said['model']} ({said['space_id']!r})"
-            if said.get("space_id")
+            f", nor does its teacher {teacher['model']} ({teacher['space_id']!r})"
+            if teacher.get("space_id")
             else ""
         )
         raise BadInput(

@@ -87,9 +87,9 @@ class EncodeRequest:
         if self.tasks is None:
             yield next(iter(self.shapes)), np.arange(count)
             return
-        own = self.tasks[start : start + count]
-        for task in dict.fromkeys(own):
-            yield task, np.array([i for i, name in enumerate(own) if name == task])
+        group_tasks = self.tasks[start : start + count]
+        for task in dict.fromkeys(group_tasks):
+            yield task, np.array([i for i, name in enumerate(group_tasks) if name == task])
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,22 +181,25 @@ class Runner:
 
 
 def check_limit(
-    max_length: int | None, most: int, tokenizer: TextTokenizer | None = None, prompt: str = ""
+    max_length: int | None,
+    model_limit: int,
+    tokenizer: TextTokenizer | None = None,
+    prompt: str = "",
 ) -> int:
     """Check the most tokens of one text, and that a prompt leaves some of them to the text: all would have one vector otherwise.
 
     Args:
         max_length: What was asked for; None for all that the model reads.
-        most: Tokens that the model reads.
+        model_limit: Tokens that the model reads.
         tokenizer: The model's, where there is a prompt.
 
     Raises:
         BadInput: If the model does not read that many, or prompt and special tokens fill them.
     """
-    limit = most if max_length is None else max_length
-    if not 0 < limit <= most:
+    limit = model_limit if max_length is None else max_length
+    if not 0 < limit <= model_limit:
         raise BadInput(
-            f"max_length {max_length} is not between 1 and the {most} tokens that this model reads"
+            f"max_length {max_length} is not between 1 and the {model_limit} tokens that this model reads"
         )
     if tokenizer is not None and (tokens := prompt_tokens(tokenizer, prompt)) >= limit:
         raise BadInput(

@@ -97,13 +97,13 @@ def finished(folder: Path, number: int) -> Counts | None:
     """
     vectors, rows, report = shard_files(folder, number)
     try:
-        said = read_sealed(report, "the shard has to be encoded again")
+        report_fields = read_sealed(report, "the shard has to be encoded again")
         # Reports of the first format call the table of hashes by another name, and name no job.
-        whole = (said["sha256"] if "sha256" in said else said["files"]) == {
-            path.name: sha256_file(path) for path in (vectors, rows)
-        }
-        if whole and said.get("job", "") in ("", sha256_file(folder / JOB)):
-            return Counts(**said["counts"])
+        unchanged = (
+            report_fields["sha256"] if "sha256" in report_fields else report_fields["files"]
+        ) == {path.name: sha256_file(path) for path in (vectors, rows)}
+        if unchanged and report_fields.get("job", "") in ("", sha256_file(folder / JOB)):
+            return Counts(**report_fields["counts"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return None

@@ -29,7 +29,7 @@ def rows(path: Path, texts: Sequence[str], notes: list[str]) -> Iterator[dict[st
         BadInput: If the file cannot be read, a line is no JSON object or lacks a text, or no row is left.
     """
     empty = []
-    kept = 0
+    count = 0
     with opened(path) as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -43,11 +43,11 @@ def rows(path: Path, texts: Sequence[str], notes: list[str]) -> Iterator[dict[st
                         f"needs a text under {key!r}; has {', '.join(row) or 'no keys'}",
                     )
             if all(row[key].strip() for key in texts):
-                kept += 1
+                count += 1
                 yield {**row, "#": number}
             else:
                 empty.append(f"line {number}")
-    if not kept:
+    if not count:
         raise BadInput(f"{path} has no rows with text; it needs one JSON object a line")
     if empty:
         notes.append(
@@ -74,9 +74,9 @@ def texts_by_id(path: Path, notes: list[str]) -> dict[str, str]:
         key, title, text = row.get("_id"), row.get("title") or "", row.get("text")
         if not isinstance(key, str) or not isinstance(text, str) or not isinstance(title, str):
             refuse(path, row["#"], "`_id` and `text` must be texts")
-        whole = f"{title} {text}".strip() if title else text.strip()
+        passage = f"{title} {text}".strip() if title else text.strip()
         repeated += key in result
-        if result.setdefault(key, whole) != whole:
+        if result.setdefault(key, passage) != passage:
             refuse(path, row["#"], f"the id {key!r} was used before for another text")
     if repeated:
         notes.append(
@@ -143,15 +143,15 @@ def refuse(path: Path, line: int, fault: str) -> NoReturn:
     raise BadInput(f"{path}:{line}: {fault}; correct or remove the line")
 
 
-def sample(items: list[Item], most: int | None, seed: int) -> list[Item]:
+def sample(items: list[Item], limit: int | None, seed: int) -> list[Item]:
     """Keep at most so many items, in their order.
 
     Args:
-        most: How many to keep; None keeps all.
+        limit: How many to keep; None keeps all.
     """
-    if most is None or len(items) <= most:
+    if limit is None or len(items) <= limit:
         return items
-    return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), most))]
+    return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), limit))]
 
 
 def listing(names: Iterable[str]) -> str:

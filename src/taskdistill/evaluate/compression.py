@@ -109,7 +109,7 @@ def compression_matrix(
     Raises:
         BadInput: If a dimension is larger than the vectors, or a precision is unknown.
     """
-    whole = score_vectors(name, kind, data, encoded).score
+    full_score = score_vectors(name, kind, data, encoded).score
     if too_large := [dim for dim in dims if dim > encoded.dim]:
         raise BadInput(
             f"dimensions {too_large} exceed the {encoded.dim} of these vectors; leave them out"
@@ -124,13 +124,15 @@ def compression_matrix(
             fitted[dim] = Int8Ranges.fit(
                 next(cut.sides[side] for side in _CALIBRATION if side in cut.sides)
             )
-        own = _own_offsets(kind, cut, dim, offsets or {})
+        side_offsets = _own_offsets(kind, cut, dim, offsets or {})
         for precision in precisions:
             size = bytes_per_vector(dim, precision)
-            score, milliseconds = _plain(name, kind, data, cut, precision, fitted[dim], own)
+            score, milliseconds = _plain(
+                name, kind, data, cut, precision, fitted[dim], side_offsets
+            )
             cells.append(
                 CompressionResult(
-                    dim, str(precision), False, score, _share(score, whole), size, milliseconds
+                    dim, str(precision), False, score, _share(score, full_score), size, milliseconds
                 )
             )
             if (
@@ -142,10 +144,16 @@ def compression_matrix(
                 size += (
                     bytes_per_vector(dim, Precision.INT8) if precision == Precision.BINARY else 0
                 )
-                score, milliseconds = _rescored(data, cut, precision, fitted[dim], own)
+                score, milliseconds = _rescored(data, cut, precision, fitted[dim], side_offsets)
                 cells.append(
                     CompressionResult(
-                        dim, str(precision), True, score, _share(score, whole), size, milliseconds
+                        dim,
+                        str(precision),
+                        True,
+                        score,
+                        _share(score, full_score),
+                        size,
+                        milliseconds,
                     )
                 )
     return CompressionMatrix(tuple(cells), fitted)
@@ -197,12 +205,15 @@ def mean_cells(matrices: Sequence[Sequence[CompressionResult]]) -> tuple[Compres
             continue
         same = [cells[setting] for cells in by_setting]
         times = [cell.query_ms for cell in same if cell.query_ms is not None]
-        score, kept = (
+        score, retention = (
             float(np.mean([getattr(cell, field) for cell in same])) for field in ("score", "kept")
         )
         result.append(
             replace(
-                first, score=score, kept=kept, query_ms=float(np.mean(times)) if times else None
+                first,
+                score=score,
+                kept=retention,
+                query_ms=float(np.mean(times)) if times else None,
             )
         )
     return tuple(result)
@@ -249,10 +260,12 @@ def _plain(
     cut: EncodedSet,
     precision: str,
     ranges: Int8Ranges,
-    own: SideOffsets,
+    side_offsets: SideOffsets,
 ) -> tuple[float, float | None]:
     if precision == Precision.BINARY:
-        cut = replace(cut, sides={side: _signed(x, own[side]) for side, x in cut.sides.items()})
+        cut = replace(
+            cut, sides={side: _signed(x, side_offsets[side]) for side, x in cut.sides.items()}
+        )
     if not isinstance(data, RankingData) or data.candidates is not None:
         sides = {side: decoded(x, precision, ranges) for side, x in cut.sides.items()}
         return score_vectors(name, kind, data, replace(cut, sides=sides)).score, None
@@ -283,15 +296,19 @@ def _signed(x: NDArray[np.float32], offset: NDArray[np.float32] | None) -> NDArr
 
 
 def _rescored(
-    data: RankingData, cut: EncodedSet, precision: str, ranges: Int8Ranges, own: SideOffsets
+    data: RankingData,
+    cut: EncodedSet,
+    precision: str,
+    ranges: Int8Ranges,
+    side_offsets: SideOffsets,
 ) -> tuple[float, float]:
     queries, documents = cut.sides["queries"], cut.sides["documents"]
-    codes, bits = ranges.encode(documents), pack_bits(_signed(documents, own["documents"]))
+    codes, bits = ranges.encode(documents), pack_bits(_signed(documents, side_offsets["documents"]))
 
     def search(some: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         if precision == Precision.BINARY:
             places, _ = _nearest_bits(
-                pack_bits(_signed(some, own["queries"])), bits, _CUTOFF * OVERSAMPLE
+                pack_bits(_signed(some, side_offsets["queries"])), bits, _CUTOFF * OVERSAMPLE
             )
         else:
             near = normalize(ranges.decode(ranges.encode(some)))
@@ -305,8 +322,8 @@ def _rescored(
     return score_ranking(data, _named(data, places, scores)).score, _timed(queries, search)
 
 
-def _share(score: float, whole: float) -> float:
-    return score / whole if whole > 0 else 0.0
+def _share(score: float, full_score: float) -> float:
+    return score / full_score if full_score > 0 else 0.0
 
 
 def _nearest_bits(

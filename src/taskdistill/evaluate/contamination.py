@@ -138,20 +138,20 @@ def warnings_of(label: str, seen: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """
     result = []
     for name, counts in seen.items():
-        said = []
+        reasons = []
         if counts["exact"] or counts["near"]:
-            said.append(
+            reasons.append(
                 f"of {counts['texts']:,} texts {counts['exact']:,} were seen word for word, {counts['near']:,} more share 13 words in a row"
             )
             if counts.get("queries"):
                 queries = counts["queries"]
-                said.append(
+                reasons.append(
                     f"among them {queries['exact'] + queries['near']:,} of {queries['texts']:,} queries"
                 )
         if counts["teacher"]:
-            said.append("the teacher was trained on this set")
-        if said:
-            result.append(f"{name}, trained on {label}: {'; '.join(said)}.")
+            reasons.append("the teacher was trained on this set")
+        if reasons:
+            result.append(f"{name}, trained on {label}: {'; '.join(reasons)}.")
     return result
 
 

@@ -79,8 +79,8 @@ class ContrastResult:
             The probability that as many or more seeds agree by chance; seeds at exactly 0 are left out.
         """
         signs = [value > 0 for value in self.per_seed if value != 0]
-        most = max(sum(signs), len(signs) - sum(signs))
-        tail = sum(math.comb(len(signs), k) for k in range(most, len(signs) + 1))
+        larger = max(sum(signs), len(signs) - sum(signs))
+        tail = sum(math.comb(len(signs), k) for k in range(larger, len(signs) + 1))
         return float(min(1.0, 2 * tail / 2 ** len(signs)))
 
     def to_json(self) -> dict[str, Any]:
@@ -148,18 +148,18 @@ def analyze_contrasts(
     sets = _set_weights(len(first), draws, rng)
     result = {}
     for number, (name, part) in enumerate(rows.items()):
-        own = weights[shapes[name]]
+        query_weights = weights[shapes[name]]
         by_set = np.stack([means[each][part] for each in first])
         by_query = np.stack([sampled[each][:, part] for each in first], axis=1)
         value = float(by_set.mean())
-        everything = np.einsum("dks,ds,dk->d", by_query, own, sets)
+        everything = np.einsum("dks,ds,dk->d", by_query, query_weights, sets)
         observed, chance = abs(value), flipped[:, number] / len(first)
         low, high = np.quantile(everything, [0.05, 0.95])
         per_seed = by_set.mean(axis=0)
         result[name] = ContrastResult(
             all=_estimate(value, everything),
             queries=_estimate(value, by_query.mean(axis=(1, 2))),
-            seeds=_estimate(value, own @ per_seed),
+            seeds=_estimate(value, query_weights @ per_seed),
             bounds=(float(low), float(high)),
             p_greater=(1 + int((chance >= value - 1e-12).sum())) / (1 + draws),
             p_two_sided=(1 + int((np.abs(chance) >= observed - 1e-12).sum())) / (1 + draws),

@@ -112,8 +112,8 @@ def _ranked(embed: Any, task: Task, dev: Dataset) -> NDArray[np.float64]:
     """Rank all positives of the development rows, and their hard negatives, for every query."""
     texts = dict.fromkeys(text for row in dev.rows for text in (row.positive, *row.negatives))
     numbers = {text: f"d{i}" for i, text in enumerate(texts)}
-    asked = dict.fromkeys(row.query for row in dev.rows)
-    names = {text: f"q{i}" for i, text in enumerate(asked)}
+    queries = dict.fromkeys(row.query for row in dev.rows)
+    names = {text: f"q{i}" for i, text in enumerate(queries)}
     qrels: dict[str, dict[str, int]] = {}
     for row in dev.rows:
         qrels.setdefault(names[row.query], {})[numbers[row.positive]] = 1
@@ -122,5 +122,5 @@ def _ranked(embed: Any, task: Task, dev: Dataset) -> NDArray[np.float64]:
         {name: text for text, name in names.items()},
         qrels,
     )
-    ranked = rank(data, embed(list(asked), QUERY_SIDE[task]), embed(list(texts)))
+    ranked = rank(data, embed(list(queries), QUERY_SIDE[task]), embed(list(texts)))
     return score_ranking(data, ranked).units[""]

@@ -76,12 +76,12 @@ def encode_texts(
     texts: Sequence[str],
     task: Task,
     role: Role,
-    told: Callable[[int], None] | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Encode texts, each distinct one once, the longest first, some hundred thousand characters a call.
 
     Args:
-        told: Called with the characters of every call that is done.
+        report: Called with the characters of every call that is done.
 
     Returns:
         (n, dim) vectors in the order of the texts.
@@ -99,8 +99,8 @@ def encode_texts(
         if not start:
             result = np.empty((len(distinct), dim), np.float32)
         result[start:stop] = vectors
-        if told is not None:
-            told(sum(map(len, some)))
+        if report is not None:
+            report(sum(map(len, some)))
     return result[[place[text] for text in texts]]
 
 
@@ -222,16 +222,20 @@ def language_training_rows(data: LabeledData) -> dict[str, list[int]]:
     everything = list(range(len(data.train.labels)))
     result = {}
     for language in dict.fromkeys(data.languages):
-        own = [i for i in everything if data.train.languages[i] == language]
-        result[language] = own if len({str(data.train.labels[i]) for i in own}) > 1 else everything
+        language_rows = [i for i in everything if data.train.languages[i] == language]
+        result[language] = (
+            language_rows
+            if len({str(data.train.labels[i]) for i in language_rows}) > 1
+            else everything
+        )
     return result if len(result) > 1 else dict.fromkeys(result, everything)
 
 
 def _together(reader: _TextEmbedder, sides: Mapping[str, Sequence[str]]) -> None:
     """Encode several sides in one call, so that a text on two of them is encoded once."""
     reader.add("", [text for texts in sides.values() for text in texts])
-    whole = reader.sides.pop("")
+    vectors = reader.sides.pop("")
     start = 0
     for side, texts in sides.items():
-        reader.sides[side] = whole[start : start + len(texts)]
+        reader.sides[side] = vectors[start : start + len(texts)]
         start += len(texts)

@@ -158,8 +158,8 @@ def language_tables(pooled: PooledScores) -> list[Table]:
 def _sorted_hits(
     queries: NDArray[np.float32], pool: NDArray[np.float32], places: Sequence[tuple[str, str]]
 ) -> list[list[tuple[str, str]]]:
-    most = max(_CANDIDATES, 2 * CUTOFF * len({language for language, _ in places}))
-    indices, scores = top_documents(queries, pool, most)
+    depth = max(_CANDIDATES, 2 * CUTOFF * len({language for language, _ in places}))
+    indices, scores = top_documents(queries, pool, depth)
     order = np.argsort(-scores, axis=1, kind="stable")
     return [[places[i] for i in row] for row in np.take_along_axis(indices, order, 1).tolist()]
 
@@ -168,7 +168,7 @@ def _language_scores(
     language: str,
     data: RankingData,
     hits: Sequence[Sequence[tuple[str, str]]],
-    own: float,
+    own_language: float,
     parallel: bool,
 ) -> LanguageScores:
     pooled_ranking: dict[str, dict[str, float]] = {}
@@ -188,7 +188,7 @@ def _language_scores(
     prefixed = RankingData(data.documents, data.queries, data.qrels)
     return LanguageScores(
         queries=len(data.queries),
-        own=own,
+        own=own_language,
         pooled=score_ranking(prefixed, pooled_ranking).score,
         any_language=score_ranking(prefixed, content_ranking).score if parallel else None,
         own_share=float(np.mean(shares)),

@@ -100,8 +100,14 @@ class MtebEncoder:
             task.value: {str(dim): each.to_json() for dim, each in result.items()}
             for task, result in self._ranges.items()
         }
-        said = [self.embedder.fingerprint(), ROUTES | {"": OTHER}, self.dim, self.precision, ranges]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:40]
+        parts = [
+            self.embedder.fingerprint(),
+            ROUTES | {"": OTHER},
+            self.dim,
+            self.precision,
+            ranges,
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
 
     def encode(
         self,

@@ -160,17 +160,17 @@ def needle_set(
         )  # as it stands in the document, since some tokenizers count the space
 
     filler = _Filler(draw, count)
-    made = NeedleSet(kind, length, [], [], [])
+    needles = NeedleSet(kind, length, [], [], [])
     depths = [i / (documents - 1) for i in range(documents)]
     draw.shuffle(depths)
     for person, depth in zip(persons[:documents], depths, strict=True):
         sentence, query = _fact(kind, person, draw)
         lines = filler.lines(length - count(sentence))
         place = round(depth * len(lines))
-        made.documents.append(" ".join([*lines[:place], sentence, *lines[place:]]))
-        made.queries.append(query)
-        made.depths.append(depth)
-    return made
+        needles.documents.append(" ".join([*lines[:place], sentence, *lines[place:]]))
+        needles.queries.append(query)
+        needles.depths.append(depth)
+    return needles
 
 
 def score_needles(

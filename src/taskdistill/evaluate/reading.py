@@ -102,15 +102,15 @@ def read_retrieval(name: str, files: Paths, max_queries: int | None, seed: int) 
         notes.append(
             f"{len(lost)} of {len(queries)} queries have no judgment and are left out: {listing(lost)}"
         )
-    kept = sample([query for query in queries if query in qrels], max_queries, seed)
-    if not kept:
+    query_ids = sample([query for query in queries if query in qrels], max_queries, seed)
+    if not query_ids:
         raise BadInput(
             f"{name}: no query has a judged document, so nothing can be scored; {qrels_file} must use the ids of corpus and queries"
         )
     return RankingData(
         documents,
-        {query: queries[query] for query in kept},
-        {query: qrels[query] for query in kept},
+        {query: queries[query] for query in query_ids},
+        {query: qrels[query] for query in query_ids},
         notes=tuple(notes),
     )
 
@@ -165,7 +165,7 @@ def read_scored(name: str, files: Paths, max_queries: int | None, seed: int) -> 
     for row in result:
         if not _is_number(row.get("score")):
             refuse(files[0], row["#"], f"score is {row.get('score')!r}; a finite number is needed")
-    kept = [
+    usable = [
         result[i]
         for i in _varied(
             name,
@@ -175,13 +175,15 @@ def read_scored(name: str, files: Paths, max_queries: int | None, seed: int) -> 
             notes,
         )
     ]
-    if outside := sum(not 0 <= row["score"] <= 1 for row in kept):
-        notes.append(f"{outside} of {len(kept)} scores lie outside 0 to 1; only their order counts")
-    scores = np.array([row["score"] for row in kept], dtype=np.float64)
-    languages = [_language(row) for row in kept]
+    if outside := sum(not 0 <= row["score"] <= 1 for row in usable):
+        notes.append(
+            f"{outside} of {len(usable)} scores lie outside 0 to 1; only their order counts"
+        )
+    scores = np.array([row["score"] for row in usable], dtype=np.float64)
+    languages = [_language(row) for row in usable]
     return PairData(
-        [row["text1"] for row in kept],
-        [row["text2"] for row in kept],
+        [row["text1"] for row in usable],
+        [row["text2"] for row in usable],
         scores,
         languages,
         tuple(notes),

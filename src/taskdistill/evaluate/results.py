@@ -158,8 +158,8 @@ def summarize(
             "sets": ratios,
             "mean": float(np.mean(list(ratios.values()))) if ratios else None,
         }
-        for name, (ours, theirs) in shared.items():
-            result = paired_difference(units_of(ours), units_of(theirs))
+        for name, (candidate, reference_units) in shared.items():
+            result = paired_difference(units_of(candidate), units_of(reference_units))
             comparisons.append(
                 {
                     "set": name,

@@ -63,9 +63,9 @@ def evaluate_models(
         for path in (folder / "results.json", *(_picture(folder, model.name) for model in models)):
             check_output(path)
     calibration = ResultCache(folder / "calibration" if folder is not None else None)
-    for kept in (scores, calibration):
-        if kept.folder is not None:
-            remove_stale_within(kept.folder)
+    for cache in (scores, calibration):
+        if cache.folder is not None:
+            remove_stale_within(cache.folder)
     scorers = [SetRunner(each, digests[each.name], options, scores, calibration) for each in sets]
     pools = families(sets) if options.languages else {}
     pool_keys = {
@@ -124,9 +124,11 @@ def evaluate_models(
                 share.finished(sum(map(_size, members.values())))
             result[model.name][family] = pool
             if note is not None:
-                own = sum(each["own_share"] for each in pool["by_language"].values()) / len(members)
+                own_share = sum(each["own_share"] for each in pool["by_language"].values()) / len(
+                    members
+                )
                 note(
-                    f"{family}  {model.name}  {len(members)} languages in one pool, {100 * own:.1f} % of results in the query's own"
+                    f"{family}  {model.name}  {len(members)} languages in one pool, {100 * own_share:.1f} % of results in the query's own"
                 )
     share.end()
     results = {

@@ -115,8 +115,8 @@ def evaluate_encoded(
         else len(encoded.sides["texts"])
     )
     if encoded.cut:
-        told = f"{encoded.cut:,} of {encoded.texts:,} texts are longer than this model reads; their ends were cut"
-        score = replace(score, notes=(*score.notes, told))
+        note = f"{encoded.cut:,} of {encoded.texts:,} texts are longer than this model reads; their ends were cut"
+        score = replace(score, notes=(*score.notes, note))
     return SetScore(
         name,
         kind,
@@ -283,7 +283,11 @@ def _clustering(data: LabeledData, encoded: EncodedSet) -> Score:
 def _classification(data: LabeledData, encoded: EncodedSet, full_train: bool) -> Score:
     assert data.train is not None
     train_labels = data.train.labels
-    own, test, train = language_training_rows(data), encoded.sides["texts"], encoded.sides["train"]
+    rows_of, test, train = (
+        language_training_rows(data),
+        encoded.sides["texts"],
+        encoded.sides["train"],
+    )
     place = {row: i for i, row in enumerate(training_rows(data, Kind.CLASSIFICATION, full_train))}
 
     def fitted(rows: NDArray[np.int64], sample: Sequence[int], max_iter: int) -> NDArray[np.str_]:
@@ -294,9 +298,9 @@ def _classification(data: LabeledData, encoded: EncodedSet, full_train: bool) ->
 
     def score(rows: NDArray[np.int64]) -> tuple[dict[str, float], NDArray[np.float64]]:
         gold = np.array([data.labels[i] for i in rows])
-        mine = own[data.languages[rows[0]]]
-        samples = metrics.few_per_label([train_labels[i] for i in mine])
-        predicted = [fitted(rows, [mine[i] for i in sample], 100) for sample in samples]
+        train_rows = rows_of[data.languages[rows[0]]]
+        samples = metrics.few_per_label([train_labels[i] for i in train_rows])
+        predicted = [fitted(rows, [train_rows[i] for i in sample], 100) for sample in samples]
         right = np.mean([each == gold for each in predicted], axis=0)
         scores = {
             "accuracy": float(right.mean()),
@@ -305,7 +309,7 @@ def _classification(data: LabeledData, encoded: EncodedSet, full_train: bool) ->
             ),
         }
         if full_train:
-            scores[FULL_TRAIN] = float((fitted(rows, mine, 1000) == gold).mean())
+            scores[FULL_TRAIN] = float((fitted(rows, train_rows, 1000) == gold).mean())
         return scores, right
 
     return _noted(_by_language(data.languages, score), data.notes)
@@ -314,17 +318,17 @@ def _classification(data: LabeledData, encoded: EncodedSet, full_train: bool) ->
 def _multilabel(data: LabeledData, encoded: EncodedSet) -> Score:
     assert data.train is not None
     labels, train_labels = data.labels, data.train.labels
-    own, rng = language_training_rows(data), np.random.default_rng(metrics.SEED)
+    rows_of, rng = language_training_rows(data), np.random.default_rng(metrics.SEED)
     test, train = encoded.sides["texts"], encoded.sides["train"]
 
     def score(rows: NDArray[np.int64]) -> tuple[dict[str, float], NDArray[np.float64]]:
-        mine = own[data.languages[rows[0]]]
+        train_rows = rows_of[data.languages[rows[0]]]
         result: list[dict[str, float]] = []
         right: list[NDArray[Any]] = []
         for _ in range(10):
             sample = [
-                mine[i]
-                for i in metrics.few_per_label_multi([train_labels[i] for i in mine], rng=rng)
+                train_rows[i]
+                for i in metrics.few_per_label_multi([train_labels[i] for i in train_rows], rng=rng)
             ]
             scores, hits = metrics.classify_multi(
                 train[sample],

@@ -142,7 +142,7 @@ class SetRunner:
         record = to_record(result) | {"lengths": self._lengths(result)}
         if self._compressed:
             dims = [dim for dim in self.options.dims if dim < encoded.dim]
-            own = {
+            set_offsets = {
                 dim: ranges
                 for dim, ranges in int8_ranges_of(model, TASK[each.kind]).items()
                 if dim in {encoded.dim, *dims}
@@ -154,14 +154,14 @@ class SetRunner:
                 encoded,
                 [encoded.dim, *dims],
                 self.options.precisions,
-                ranges=own,
+                ranges=set_offsets,
                 rescore=self.options.rescore,
                 offsets=binary_offsets_of(model, TASK[each.kind]),
             )
             record["compression"] = [cell.to_json() for cell in matrix.cells]
             record["calibration"] = {
-                "model": sorted(own),
-                "set": sorted(matrix.ranges.keys() - own.keys()),
+                "model": sorted(set_offsets),
+                "set": sorted(matrix.ranges.keys() - set_offsets.keys()),
             }
             self._calibration.write(
                 key, ranges_to_json(matrix.ranges), model=model.name, set=each.name

@@ -111,7 +111,7 @@ def run_suite(
         BadInput: If the data of no task can be had.
         WorkFailed: If mteb cannot score a task whose data is there.
     """
-    said: dict[str, dict[str, Any]] = {
+    by_model: dict[str, dict[str, Any]] = {
         name: {"revision": model.revision(), "scores": {}, "splits": {}}
         for name, model in zip(names, models, strict=True)
     }
@@ -123,14 +123,14 @@ def run_suite(
             if task_name not in missing:
                 result = _run_task(model, task, folder, missing)
                 if result is not None:
-                    said[name]["splits"][task_name] = result
-                    said[name]["scores"][task_name] = task_score(result)
+                    by_model[name]["splits"][task_name] = result
+                    by_model[name]["scores"][task_name] = task_score(result)
             if note is not None:
-                score = said[name]["scores"].get(task_name)
-                told = (
+                score = by_model[name]["scores"].get(task_name)
+                outcome = (
                     f"{100 * score:.2f}" if score is not None else f"left out: {missing[task_name]}"
                 )
-                note(f"{task_name}  {name}  {told}")
+                note(f"{task_name}  {name}  {outcome}")
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -142,7 +142,7 @@ def run_suite(
             "so connect this machine, or copy a filled cache (HF_HOME) to it"
         )
     types = {task.metadata.name: str(task.metadata.type) for task in tasks}
-    for each in said.values():
+    for each in by_model.values():
         each["means"] = aggregate(each["scores"], types, TYPES)
     described = {
         task.metadata.name: {"type": str(task.metadata.type), "metric": task.metadata.main_score}
@@ -151,7 +151,7 @@ def run_suite(
     return {
         "suite": suite,
         "tasks": described,
-        "models": said,
+        "models": by_model,
         "missing": missing,
         "mteb": metadata.version("mteb"),
     }
@@ -166,9 +166,11 @@ def _run_task(
     cache = mteb.ResultCache(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kept = _main_scores(cache.load_task_result(task.metadata.name, model.mteb_model_meta), task)
-        if kept is not None:
-            return kept
+        cached = _main_scores(
+            cache.load_task_result(task.metadata.name, model.mteb_model_meta), task
+        )
+        if cached is not None:
+            return cached
         try:
             for part in getattr(task, "tasks", [task]) if task.is_aggregate else [task]:
                 if not part.data_loaded:

@@ -171,7 +171,7 @@ def _replaceable(path: Path, kind: str | None, replace: bool) -> list[str]:
 
 def _carry(old: Path, new: Path, listed: Collection[str]) -> None:
     """Put what a folder holds beside its listed files into its successor too, where it is not there yet."""
-    made: list[Path] = []
+    created: list[Path] = []
     for name in unlisted(old, listed):
         source, target = old / name, new / name
         if os.path.lexists(target):
@@ -179,10 +179,10 @@ def _carry(old: Path, new: Path, listed: Collection[str]) -> None:
         for parent in reversed(Path(name).parents[:-1]):
             if not (new / parent).is_dir():
                 (new / parent).mkdir()
-                made.append(parent)
+                created.append(parent)
         if source.is_dir() and not source.is_symlink():
             target.mkdir()
-            made.append(Path(name))
+            created.append(Path(name))
             continue
         try:
             os.link(
@@ -190,7 +190,7 @@ def _carry(old: Path, new: Path, listed: Collection[str]) -> None:
             )  # the same file under another name: nothing about it changes
         except (OSError, NotImplementedError):
             shutil.copy2(source, target, follow_symlinks=False)
-    for each in reversed(made):  # the mode last: it may say that nothing is written there
+    for each in reversed(created):  # the mode last: it may say that nothing is written there
         shutil.copystat(old / each, new / each)
 
 

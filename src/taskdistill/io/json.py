@@ -192,8 +192,8 @@ def check_shape(text: str, *, max_elements: int = MAX_ELEMENTS) -> None:
         raise JsonError("JSON nested too deeply", f"more than {MAX_DEPTH} levels")
 
 
-def _too_many(most: int) -> JsonError:
-    return JsonError("JSON with too many elements", f"more than {most:,}")
+def _too_many(limit: int) -> JsonError:
+    return JsonError("JSON with too many elements", f"more than {limit:,}")
 
 
 def _constant(name: str) -> NoReturn:

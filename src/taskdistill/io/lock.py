@@ -65,9 +65,9 @@ def _acquire(path: Path) -> tuple[int, list[str]]:
     notes: list[str] = []
     attempts = 0
     while True:
-        made = _create(path)
-        if made is not None:
-            return made, notes
+        created = _create(path)
+        if created is not None:
+            return created, notes
         try:
             handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:

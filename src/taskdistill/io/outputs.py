@@ -133,8 +133,8 @@ def check_output(path: Path, is_ours: IsOurs | None = None) -> None:
         raise BadInput(f"{path} is {what}, which is not written over; give another path")
     known = is_ours or FORMS.get(path.suffix)
     with open_regular(path) as stream:
-        ours = known is not None and known(stream)
-    if not ours:
+        recognized = known is not None and known(stream)
+    if not recognized:
         raise BadInput(
             f"{path} is there and was not written by an earlier run of this command; it stays as it is: give another path, or move it"
         )
@@ -156,16 +156,16 @@ def check_result(path: Path, is_ours: IsOurs, out: Path | None) -> None:
         BadInput: If something is there that the command did not write, or that a folder of the program needs.
     """
     check_output(path, is_ours)
-    inside, own = path.resolve().parent, None if out is None else out.resolve()
-    if inside != own and not (inside / MANIFEST).is_file():
-        if own is None or own not in inside.parents:  # the command makes that folder
+    inside, out_folder = path.resolve().parent, None if out is None else out.resolve()
+    if inside != out_folder and not (inside / MANIFEST).is_file():
+        if out_folder is None or out_folder not in inside.parents:  # the command makes that folder
             check_parent(path)
         return
     if path.name in _STATE:
         raise BadInput(
             f"{path} is a name that folders of this program use themselves; give another path"
         )
-    if inside != own and os.path.lexists(path):
+    if inside != out_folder and os.path.lexists(path):
         raise BadInput(
             f"{path} is a result of the folder {path.parent}, which another command wrote; give another path"
         )

@@ -115,14 +115,14 @@ def unlisted(folder: Path, listed: Collection[str]) -> list[str]:
             "make it readable for this user, or move it away"
         )
 
-    ours, result = set(listed), []
+    names, result = set(listed), []
     for here, folders, files in os.walk(folder, onerror=unreadable):
         place = Path(here).relative_to(folder)
         links = [name for name in folders if (Path(here) / name).is_symlink()]
         result += [(place / name).as_posix() for name in (*files, *links)]
         if not folders and not files and place.parts:
             result.append(place.as_posix())
-    return sorted(name for name in result if name not in ours)
+    return sorted(name for name in result if name not in names)
 
 
 @contextmanager
@@ -153,10 +153,10 @@ def as_system_error(path: Path) -> Iterator[None]:
 
 def spell(error: OSError) -> str:
     """Say in one line what the system refused, and what to do."""
-    said = f"{error.filename or 'file system'}: {error.strerror or error}"
+    text = f"{error.filename or 'file system'}: {error.strerror or error}"
     advice = _ADVICE.get(error.errno or 0)
     return (
-        said
+        text
         if advice is None
-        else f"{said}; nothing is half-written: {advice} and run this command again"
+        else f"{text}; nothing is half-written: {advice} and run this command again"
     )

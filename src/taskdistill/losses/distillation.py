@@ -226,8 +226,10 @@ def sharpened_info_nce(
     if excluded is not None:
         logits = logits.masked_fill(excluded.scatter(1, positives[:, None], False), -torch.inf)
     if mixed is not None:
-        own = torch.einsum("bd,bsd->bs", queries, mixed)
-        weighted = own / temperature + (hardness * own.detach() if hardness else 0.0)
+        mixed_logits = torch.einsum("bd,bsd->bs", queries, mixed)
+        weighted = mixed_logits / temperature + (
+            hardness * mixed_logits.detach() if hardness else 0.0
+        )
         present = mixed.detach().abs().sum(-1) > 0
         logits = torch.cat([logits, weighted.masked_fill(~present, -torch.inf)], 1)
     log_p = torch.log_softmax(logits, 1).gather(1, positives[:, None])[:, 0]
@@ -256,11 +258,13 @@ def mixed_negatives(
     out = documents.new_zeros(count, mixes, documents.shape[1])
     rows, places = list[Tensor](), list[tuple[int, int]]()
     for query in range(count):
-        own = torch.nonzero(owners == query)[:, 0]
-        if len(own) < 2:
+        own_rows = torch.nonzero(owners == query)[:, 0]
+        if len(own_rows) < 2:
             continue
         for mix in range(mixes):
-            first, second = own[torch.randperm(len(own), generator=generator)[:2].to(own.device)]
+            first, second = own_rows[
+                torch.randperm(len(own_rows), generator=generator)[:2].to(own_rows.device)
+            ]
             share = _beta(generator)
             rows.append(share * documents[first] + (1 - share) * documents[second])
             places.append((query, mix))

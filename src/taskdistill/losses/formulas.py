@@ -56,15 +56,19 @@ def teachers_distance(
     Returns:
         Scalar. Only the parts that a text has count; a text that has none gives 0.
     """
-    ours, theirs = (
+    student_parts, teacher_parts = (
         torch.split(projected, list(widths), dim=1),
         torch.split(targets, list(widths), dim=1),
     )
-    known = torch.stack([~part.isnan().any(1) for part in theirs], dim=1)
-    unit = [normalize(part.nan_to_num()) for part in theirs]
+    known = torch.stack([~part.isnan().any(1) for part in teacher_parts], dim=1)
+    unit = [normalize(part.nan_to_num()) for part in teacher_parts]
     if apart:
         cosines = torch.stack(
-            [(normalize(mine) * one).sum(1) for mine, one in zip(ours, unit, strict=True)], dim=1
+            [
+                (normalize(student) * one).sum(1)
+                for student, one in zip(student_parts, unit, strict=True)
+            ],
+            dim=1,
         )
         cosine = (cosines * known).sum(1) / known.sum(1).clamp_min(1)
     else:
@@ -150,10 +154,10 @@ class _StreamingInfoNCE(torch.autograd.Function):
             if excluded is not None:
                 logits.masked_fill_(_without_positives(excluded[rows], positives[rows]), -torch.inf)
             index = positives[rows, None]
-            most, own = logits.amax(1, keepdim=True), logits.gather(1, index)
-            weights = logits.sub_(most).exp_()
+            row_max, positive_logit = logits.amax(1, keepdim=True), logits.gather(1, index)
+            weights = logits.sub_(row_max).exp_()
             norm = weights.sum(1, keepdim=True)
-            total += (most + norm.log() - own).sum()
+            total += (row_max + norm.log() - positive_logit).sum()
             weights *= 1 / (norm * count)
             weights.scatter_add_(1, index, weights.new_full(index.shape, -1 / count))
             torch.mm(weights, documents, out=grad_q[rows])

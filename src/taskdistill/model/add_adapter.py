@@ -128,5 +128,5 @@ def with_section(text: str, title: str, lines: Sequence[str]) -> str:
     Returns:
         The text with the section.
     """
-    kept = re.sub(rf"(?ms)^## {re.escape(title)}\n.*?(?=^## |\Z)", "", text).rstrip()
-    return "\n".join([kept, "", f"## {title}", *lines]) + "\n"
+    rest = re.sub(rf"(?ms)^## {re.escape(title)}\n.*?(?=^## |\Z)", "", text).rstrip()
+    return "\n".join([rest, "", f"## {title}", *lines]) + "\n"

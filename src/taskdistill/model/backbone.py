@@ -51,12 +51,12 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        patterns, (name, _, said) = (
+        patterns, (name, _, pinned) = (
             ["*.json", "*.safetensors", "*.txt", "*.model"],
             str(model).partition("@"),
         )
         return Path(
-            snapshot_download(name, revision=revision or said or None, allow_patterns=patterns)
+            snapshot_download(name, revision=revision or pinned or None, allow_patterns=patterns)
         )
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         raise BadInput(
@@ -118,18 +118,18 @@ def load_backbone(
     """
     path = folder / "config.json"
     raw = read_json(path) if config is None else config
-    made = check_backbone(folder, raw, trust_remote_code=trust_remote_code)
+    hf_config = check_backbone(folder, raw, trust_remote_code=trust_remote_code)
     own_code = not is_native(raw)
     with quiet_transformers(), readable(path):
-        model, info = (encoder_class(made) or AutoModel).from_pretrained(
+        model, info = (encoder_class(hf_config) or AutoModel).from_pretrained(
             folder,
-            config=made,
+            config=hf_config,
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=own_code and trust_remote_code,
             output_loading_info=True,
-            **options(made),
+            **options(hf_config),
         )
     if info["missing_keys"]:
         raise BadInput(
@@ -161,20 +161,20 @@ def check_backbone(
     path = folder / "config.json"
     refuse_code(raw, path, trust_remote_code)
     header = check_weights(folder)
-    made = make_config(raw, path, trust_remote_code=trust_remote_code)
-    if getattr(made, "num_hidden_layers", 0) > len(header):
+    config = make_config(raw, path, trust_remote_code=trust_remote_code)
+    if getattr(config, "num_hidden_layers", 0) > len(header):
         raise BadInput(
-            f"{path} asks for {made.num_hidden_layers} layers, the weights are {len(header)} tensors; copy it again"
+            f"{path} asks for {config.num_hidden_layers} layers, the weights are {len(header)} tensors; copy it again"
         )
     if is_native(raw):
-        model = _architecture(made, path, "copy it again")
+        model = _architecture(config, path, "copy it again")
         needed, aliases = tensor_names(model)
-        other = ("decoder.", "lm_head.") if made.model_type in ENCODERS else ()
+        other = ("decoder.", "lm_head.") if config.model_type in ENCODERS else ()
         file = folder / "model.safetensors"
         check_fits(
             needed, header, file, prefix=model.base_model_prefix, aliases=aliases, passed_over=other
         )
-    return made
+    return config
 
 
 def _architecture(config: PretrainedConfig, where: object, remedy: str) -> PreTrainedModel:
@@ -196,16 +196,17 @@ def tensor_names(model: PreTrainedModel) -> tuple[list[dict[str, tuple[int, ...]
         tensor that has several, its first.
     """
     first: dict[int, str] = {}
-    aliases, own = {}, {}
+    aliases, model_names = {}, {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         known = first.setdefault(id(tensor), name)
         if known == name:
-            own[name] = tensor
+            model_names[name] = tensor
         else:
             aliases[name] = known
-    written = revert_weight_conversion(model, dict(own))
+    written = revert_weight_conversion(model, dict(model_names))
     result = [
-        {name: tuple(tensor.shape) for name, tensor in form.items()} for form in (own, written)
+        {name: tuple(tensor.shape) for name, tensor in form.items()}
+        for form in (model_names, written)
     ]
     return result if result[0] != result[1] else result[:1], aliases
 
@@ -223,13 +224,13 @@ def build_backbone(config: Mapping[str, Any], *, device: str = "cpu") -> PreTrai
     Raises:
         BadInput: If there is no such model, or its family gives a text other states beside another one.
     """
-    made = make_config(config, "student.config")
+    hf_config = make_config(config, "student.config")
     backbone = _architecture(
-        made, "student.config", "give the keys of the family's own configuration"
+        hf_config, "student.config", "give the keys of the family's own configuration"
     ).eval()
     if device != "meta":
         with torch.device(device):
-            backbone = build(made).eval()
+            backbone = build(hf_config).eval()
     check_frequencies(backbone, "student.config")
     check(backbone, "student.config")
     return backbone
@@ -252,8 +253,12 @@ def longest_text(backbone: PreTrainedModel, otherwise: int) -> int:
     Args:
         otherwise: What to say of a family without a limit.
     """
-    most = getattr(backbone.config, "max_position_embeddings", None)
-    return otherwise if most is None or int(most) <= 0 else int(most) - first_position(backbone)
+    positions = getattr(backbone.config, "max_position_embeddings", None)
+    return (
+        otherwise
+        if positions is None or int(positions) <= 0
+        else int(positions) - first_position(backbone)
+    )
 
 
 def without_dropout(backbone: nn.Module) -> None:

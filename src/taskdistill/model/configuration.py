@@ -70,10 +70,10 @@ def make_config(
         BadInput: If the type is unknown or a size is absurd.
     """
     kind = raw.get("model_type")
-    for key, most in SIZE_LIMITS.items():
+    for key, limit in SIZE_LIMITS.items():
         value = raw.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-            raise BadInput(f"{path}: {key} is {value!r}, at most {most} is accepted")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
+            raise BadInput(f"{path}: {key} is {value!r}, at most {limit} is accepted")
     labels = raw.get("num_labels", 0)  # a name is made for each of them
     if isinstance(labels, bool) or not isinstance(labels, int) or not 0 <= labels <= MOST_LABELS:
         raise BadInput(f"{path}: num_labels is {labels!r}, at most {MOST_LABELS} is accepted")
@@ -94,7 +94,7 @@ def make_config(
             )  # type: ignore[no-any-return]
     try:
         with quiet_transformers():
-            made = AutoConfig.for_model(
+            config = AutoConfig.for_model(
                 **{
                     key: value
                     for key, value in without_modules(raw).items()
@@ -106,17 +106,17 @@ def make_config(
         raise BadInput(
             f"{path}: transformers can make no configuration of model_type {kind!r} ({reason})"
         ) from None
-    refuse_family(made, path)
-    made.chunk_size_feed_forward = (
+    refuse_family(config, path)
+    config.chunk_size_feed_forward = (
         0  # saves memory in padded batches, changes no state, and cannot cut a stream of any length
     )
-    return made  # type: ignore[no-any-return]
+    return config  # type: ignore[no-any-return]
 
 
 def written(config: PretrainedConfig) -> dict[str, Any]:
     """Give a configuration as it is written to config.json, from which `make_config` makes it again."""
-    made = config.to_diff_dict() | {"model_type": config.model_type}
-    return {key: value for key, value in sorted(made.items()) if not key.startswith("_")}
+    fields = config.to_diff_dict() | {"model_type": config.model_type}
+    return {key: value for key, value in sorted(fields.items()) if not key.startswith("_")}
 
 
 MOST_LABELS = 100_000

@@ -81,9 +81,9 @@ def _read_transformer(folder: Path) -> tuple[int, ModelSettings]:
     backbone = build_backbone(raw, device="meta")
     width = int(backbone.config.hidden_size)
     if published:
-        most = int(backbone.config.max_position_embeddings)
+        positions = int(backbone.config.max_position_embeddings)
         return width, ModelSettings(
-            max_length=most, prompts=jina.read_prompts(folder), rope_theta=rope_theta(backbone)
+            max_length=positions, prompts=jina.read_prompts(folder), rope_theta=rope_theta(backbone)
         )
     return width, ModelSettings(
         max_length=longest_input(folder, longest_text(backbone, 512)), prompts=named_prompts(folder)

@@ -89,8 +89,11 @@ def is_native(config: PretrainedConfig | Mapping[str, Any]) -> bool:
 
 def batching_of(backbone: PreTrainedModel) -> Batching:
     """Tell how the texts of a backbone are batched: by the tables for transformers' own classes, in equal lengths for all others."""
-    kind, own = backbone.config.model_type, type(backbone).__module__.startswith("transformers.")
-    if not own or turns_by_longest(backbone.config):
+    kind, is_transformers = (
+        backbone.config.model_type,
+        type(backbone).__module__.startswith("transformers."),
+    )
+    if not is_transformers or turns_by_longest(backbone.config):
         return Batching.EQUAL
     if kind in PACKED and can_pack(backbone):
         return Batching.PACKED
@@ -153,12 +156,12 @@ def options(config: PretrainedConfig) -> dict[str, Any]:
 def has_pooler(config: PretrainedConfig) -> bool:
     """Say whether transformers' model of a family has a pooler on top unless told otherwise."""
     try:
-        made = MODEL_MAPPING[type(config)]
+        model_class = MODEL_MAPPING[type(config)]
     except KeyError:
         return False
     return (
-        not isinstance(made, tuple)
-        and "add_pooling_layer" in inspect.signature(made.__init__).parameters
+        not isinstance(model_class, tuple)
+        and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     )
 
 
@@ -181,12 +184,12 @@ def own_forward(backbone: PreTrainedModel, tokens: Tensor, mask: Tensor | None =
     Returns:
         Hidden states `(texts, length, D)`.
     """
-    given: dict[str, Any] = {"input_ids" if tokens.ndim == 2 else "inputs_embeds": tokens}
+    inputs: dict[str, Any] = {"input_ids" if tokens.ndim == 2 else "inputs_embeds": tokens}
     if mask is not None:
-        given["attention_mask"] = mask
+        inputs["attention_mask"] = mask
     if _takes(backbone.__class__, "use_cache"):
-        given["use_cache"] = False
-    return backbone(**given).last_hidden_state  # type: ignore[no-any-return]
+        inputs["use_cache"] = False
+    return backbone(**inputs).last_hidden_state  # type: ignore[no-any-return]
 
 
 @functools.cache
@@ -253,9 +256,9 @@ def _check_layer_types(config: PretrainedConfig, where: object) -> None:
 
 def check_lengths(backbone: PreTrainedModel) -> tuple[int, int]:
     """Choose how long the two texts of a check are."""
-    short, fewest, most = CHECK_LENGTHS
+    short, fewest, largest = CHECK_LENGTHS
     longest = getattr(backbone.config, "max_position_embeddings", None)
-    room = most if type(longest) is not int or longest <= 0 else longest - 2
+    room = largest if type(longest) is not int or longest <= 0 else longest - 2
     weights = sum(p.numel() for p in backbone.parameters())
     affordable = max(fewest, int(CHECK_FLOPS / (6 * max(1, weights))))
     long = min(max(fewest, reach(backbone.config) + 9), affordable, room)
@@ -264,10 +267,10 @@ def check_lengths(backbone: PreTrainedModel) -> tuple[int, int]:
 
 def reach(config: PretrainedConfig) -> int:
     """Give the largest number of tokens beyond which a configuration says that something is computed otherwise; 0 for none."""
-    said = [value for key, value in config.to_dict().items() if REACHES.search(key)]
+    windows = [value for key, value in config.to_dict().items() if REACHES.search(key)]
     flat = [
         number
-        for value in said
+        for value in windows
         for number in (value if isinstance(value, list) else [value])
         if type(number) is int
     ]
@@ -335,14 +338,14 @@ def check_ids(backbone: PreTrainedModel, length: int) -> Tensor:
     """Make two texts of tokens that no family treats as special, `(2, length)`."""
     config = backbone.config
     size = int(getattr(config, "vocab_size", 0) or backbone.get_input_embeddings().weight.shape[0])
-    said = [
+    out_of_range = [
         value
         for key, value in config.to_dict().items()
         if key.endswith(("token_id", "token_index"))
     ]
     special = {
         number
-        for value in said
+        for value in out_of_range
         for number in (value if isinstance(value, list) else [value])
         if type(number) is int
     }

@@ -56,11 +56,13 @@ def space_id(files: Mapping[str, str], settings: Mapping[str, Any]) -> str:
     """
     if not files:
         return ""
-    own = {name: digest for name, digest in files.items() if not name.startswith(BESIDE_THE_BASE)}
-    said = {name: settings[name] for name in OF_THE_BASE} | {
+    base_files = {
+        name: digest for name, digest in files.items() if not name.startswith(BESIDE_THE_BASE)
+    }
+    facts = {name: settings[name] for name in OF_THE_BASE} | {
         name: settings[name].get("base", {}) for name in ("int8_ranges", "binary_offsets")
     }
-    return _hash({"files": own, "settings": said})[:32]
+    return _hash({"files": base_files, "settings": facts})[:32]
 
 
 def fingerprint_files(

@@ -47,14 +47,14 @@ def step_flops(
     if isinstance(model, StaticModel):
         return 0.0
     ids, tokens = {id(p) for p in trained}, float(lengths.sum())
-    own = sum(
+    adapter_flops = sum(
         p.numel()
         for name, p in layers_of(model.backbone).named_parameters()
         if id(p) in ids and _acts(name, p, task)
     )
     squares = float((lengths.astype(np.float64) ** 2).sum())
     attention = 4 * squares * model.embedding_dim * len(layers_of(model.backbone))
-    return 2 * tokens * (2 * matrix_parameters(model, task) + own) + 3 * attention
+    return 2 * tokens * (2 * matrix_parameters(model, task) + adapter_flops) + 3 * attention
 
 
 def _acts(name: str, parameter: nn.Parameter, task: str | None) -> bool:

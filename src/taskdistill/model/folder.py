@@ -126,8 +126,10 @@ def write_model(
         inputs: Name to hash of what the model was made from.
         replace_existing: Whether a folder at `path` is replaced.
     """
-    said = dict(meta or {})
-    with write_folder(path, "model", replace=replace_existing, inputs=inputs, meta=said) as folder:
+    fields = dict(meta or {})
+    with write_folder(
+        path, "model", replace=replace_existing, inputs=inputs, meta=fields
+    ) as folder:
         fill_folder(folder, model)
         for name, content in (extra_files or {}).items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
@@ -135,11 +137,11 @@ def write_model(
         model.settings = replace(
             model.settings, space_id=model.space_id, former_space_ids=[base_space_id(model)]
         )
-        said |= {
+        fields |= {
             "name": model.name,
             "tasks": list(model.adapter_configs),
             "settings": asdict(model.settings),
-        } | said
+        } | fields
 
 
 def fill_folder(folder: Path, model: Model) -> None:
@@ -312,20 +314,20 @@ def manifest_settings(
         BadInput: If a field is missing or does not fit the model.
     """
     try:
-        said = ModelSettings(
+        settings = ModelSettings(
             **manifest["settings"]
             | {"matryoshka_dims": tuple(manifest["settings"]["matryoshka_dims"])}
         )
-        check_settings(vars(said), manifest["tasks"], width, folder / MANIFEST)
+        check_settings(vars(settings), manifest["tasks"], width, folder / MANIFEST)
         str(manifest["name"])
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(
             f"{folder}/{MANIFEST} lacks a field or holds another type ({error}); copy the folder again"
         ) from None
     return replace(
-        said,
+        settings,
         former_space_ids=former_space_ids(
-            said, space_id(files, vars(said)), manifest["format_version"]
+            settings, space_id(files, vars(settings)), manifest["format_version"]
         ),
     )
 

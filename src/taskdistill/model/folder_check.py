@@ -36,7 +36,7 @@ def check_unlisted(folder: Path, files: Mapping[str, Any]) -> None:
             )
 
 
-def check_settings(said: Mapping[str, Any], tasks: Any, width: int, path: Path) -> None:
+def check_settings(settings: Mapping[str, Any], tasks: Any, width: int, path: Path) -> None:
     """Check every setting of a manifest: its type, and that it fits the model.
 
     Raises:
@@ -45,15 +45,15 @@ def check_settings(said: Mapping[str, Any], tasks: Any, width: int, path: Path) 
 
     def wrong(name: str, needed: str) -> BadInput:
         return BadInput(
-            f"{path}: {name} is {str(said.get(name, tasks))[:80]}, needs {needed}; copy the folder again"
+            f"{path}: {name} is {str(settings.get(name, tasks))[:80]}, needs {needed}; copy the folder again"
         )
 
     if not _are(tasks, str) or len(set(tasks)) != len(tasks):
         raise wrong("tasks", "a list of different names")
     for name, needed, fits in _RULES:
-        if name in said and not fits(said[name]):
+        if name in settings and not fits(settings[name]):
             raise wrong(name, needed)
-    dims = said["matryoshka_dims"]
+    dims = settings["matryoshka_dims"]
     if (
         not _are(dims, int)
         or list(dims) != sorted(set(dims))
@@ -61,16 +61,17 @@ def check_settings(said: Mapping[str, Any], tasks: Any, width: int, path: Path) 
     ):
         raise wrong("matryoshka_dims", f"ascending sizes from 1 to {width}")
     if any(
-        name not in tasks or task not in tuple(Task) for name, task in said["adapter_tasks"].items()
+        name not in tasks or task not in tuple(Task)
+        for name, task in settings["adapter_tasks"].items()
     ):
         raise wrong(
             "adapter_tasks",
             f"a task of {', '.join(Task)} for adapters among {', '.join(tasks) or 'none'}",
         )
     named = ("base", *tasks)
-    for task, sizes in said["int8_ranges"].items():
+    for task, sizes in settings["int8_ranges"].items():
         _check_sizes(path, f"int8_ranges.{task}", task in named, sizes, width, _has_ranges)
-    for task, roles in said["binary_offsets"].items():
+    for task, roles in settings["binary_offsets"].items():
         for role, sizes in roles.items() if isinstance(roles, Mapping) else ():
             _check_sizes(
                 path,

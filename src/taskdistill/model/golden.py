@@ -105,12 +105,12 @@ def check_golden(golden: Mapping[str, Any], embed: Embed) -> dict[str, float]:
     result = {}
     for name, rows in golden["vectors"].items():
         expected = np.array(rows, dtype=np.float32)
-        given = embed(golden["texts"], None if name == BASE else name)
-        if expected.shape != given.shape or not np.isfinite(expected).all():
+        vectors = embed(golden["texts"], None if name == BASE else name)
+        if expected.shape != vectors.shape or not np.isfinite(expected).all():
             raise BadInput(
-                f"golden vectors of {name} have shape {expected.shape}, this model gives {given.shape}; they belong to another model"
+                f"golden vectors of {name} have shape {expected.shape}, this model gives {vectors.shape}; they belong to another model"
             )
-        result[name] = float(cosines(expected, given).min())
+        result[name] = float(cosines(expected, vectors).min())
     return result
 
 
@@ -174,8 +174,12 @@ def _all_one(unit: np.ndarray) -> bool:
 def _cosine(expected: Any, row: np.ndarray) -> float:
     """Compare with a golden vector; two zero vectors are alike, and what is no vector is like nothing."""
     try:
-        given = np.asarray(expected, dtype=np.float64)
-        return 1.0 if not (given.any() or row.any()) else float(cosines(given[None], row[None])[0])
+        reference = np.asarray(expected, dtype=np.float64)
+        return (
+            1.0
+            if not (reference.any() or row.any())
+            else float(cosines(reference[None], row[None])[0])
+        )
     except (TypeError, ValueError):
         return float("nan")
 
@@ -203,13 +207,13 @@ def read_golden(folder: Path) -> dict[str, Any] | None:
     return dict(golden)
 
 
-def cosines(expected: np.ndarray, given: np.ndarray) -> np.ndarray:
+def cosines(expected: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """Compare vectors row by row.
 
     Returns:
         Cosine of each pair of rows, `(n,)` in float64; 0 where a row is zero.
     """
-    one, two = expected.astype(np.float64), given.astype(np.float64)
+    one, two = expected.astype(np.float64), vectors.astype(np.float64)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
     result: np.ndarray = np.divide(
         (one * two).sum(1), lengths, out=np.zeros(len(one)), where=lengths > 0

@@ -129,19 +129,19 @@ def family_config(
     family = (
         "qwen3" if any(name.endswith("self_attn.q_norm.weight") for name in header) else "eurobert"
     )
-    said = MERGED.get(_architecture(raw) or "")
-    if said is not None and said != family:
+    merged = MERGED.get(_architecture(raw) or "")
+    if merged is not None and merged != family:
         raise BadInput(
             f"{path} says {_architecture(raw)}, the weights are those of a {family} model; copy the repository again"
         )
-    made = {key: raw[key] for key in FAMILY_KEYS if key in raw}
+    config = {key: raw[key] for key in FAMILY_KEYS if key in raw}
     if raw.get("use_sliding_window"):
         raise BadInput(f"{path}: use_sliding_window is on; this layout attends to the whole text")
-    if code := remote_code_keys(made):
+    if code := remote_code_keys(config):
         raise BadInput(
             f"{path} names code to run ({', '.join(code)}); it is no copy of a published repository"
         )
-    return {"model_type": family, "tie_word_embeddings": family == "qwen3", **made}
+    return {"model_type": family, "tie_word_embeddings": family == "qwen3", **config}
 
 
 def _architecture(raw: Mapping[str, Any]) -> str | None:
@@ -159,12 +159,12 @@ def read_prompts(folder: Path) -> dict[str, str]:
         BadInput: If they are no object of strings.
     """
     path = folder / "config_sentence_transformers.json"
-    said = read_json(path).get("prompts") if path.is_file() else None
-    if not said:
+    prompts = read_json(path).get("prompts") if path.is_file() else None
+    if not prompts:
         return dict(PROMPTS)
-    if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
-        raise BadInput(f"{path}: prompts is {said!r}, needs an object of strings")
-    return dict(said)
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+        raise BadInput(f"{path}: prompts is {prompts!r}, needs an object of strings")
+    return dict(prompts)
 
 
 def _refuse_other_pooling(folder: Path) -> None:

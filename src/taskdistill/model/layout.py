@@ -125,7 +125,7 @@ def named_prompts(folder: Path) -> dict[str, str]:
     return {name: text for name, text in prompts.items() if isinstance(text, str)}
 
 
-def longest_input(folder: Path, most: int) -> int:
+def longest_input(folder: Path, model_limit: int) -> int:
     """Read how many tokens a sentence-transformers folder lets its model read.
 
     Returns:
@@ -135,9 +135,9 @@ def longest_input(folder: Path, most: int) -> int:
         ("sentence_bert_config.json", "max_seq_length"),
         ("tokenizer_config.json", "model_max_length"),
     ):
-        said = read_json(folder / name).get(key) if (folder / name).is_file() else None
-        if isinstance(said, int | float) and 0 < said < most:
-            return int(said)
-        if said and name == "sentence_bert_config.json":
+        length = read_json(folder / name).get(key) if (folder / name).is_file() else None
+        if isinstance(length, int | float) and 0 < length < model_limit:
+            return int(length)
+        if length and name == "sentence_bert_config.json":
             break
-    return most
+    return model_limit

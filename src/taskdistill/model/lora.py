@@ -52,8 +52,8 @@ class SeededDropout(nn.Module):
         if generator is None or self.p == 0 or not self.training:
             return values
         *before, tokens, width = values.shape
-        first, whole = getattr(_drop, "extent", None) or (0, tokens)
-        sampled = torch.empty((*before, whole, width), device=values.device).bernoulli_(
+        first, total = getattr(_drop, "extent", None) or (0, tokens)
+        sampled = torch.empty((*before, total, width), device=values.device).bernoulli_(
             1 - self.p, generator=generator
         )
         keep = sampled.narrow(-2, first, tokens)
@@ -297,18 +297,23 @@ ADAPTER_KEYS = (
 
 
 @torch.no_grad()
-def copy_exactly(own: dict[str, nn.Parameter], tensors: dict[str, Tensor], path: Path) -> None:
+def copy_exactly(
+    parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor], path: Path
+) -> None:
     """Copy tensors into parameters, refusing any difference of names, shapes or finiteness.
 
     Raises:
         BadInput: On any difference.
     """
-    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    missing, extra = (
+        sorted(parameters.keys() - tensors.keys()),
+        sorted(tensors.keys() - parameters.keys()),
+    )
     if missing or extra:
         raise BadInput(
             f"{path} does not fit this model: {len(missing)} tensors missing {missing[:2]}, {len(extra)} unknown {extra[:2]}"
         )
-    for name, parameter in own.items():
+    for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
             raise BadInput(
                 f"{path}: {name} has shape {tuple(tensors[name].shape)}, the model needs {tuple(parameter.shape)}"

@@ -153,8 +153,8 @@ def check_same_shape(models: Sequence[Model]) -> None:
                 {name: tensor.shape for name, tensor in weights_of(other).items()},
             ),
         }
-        for what, (ours, theirs) in facts.items():
-            if ours != theirs:
+        for what, (value, other_value) in facts.items():
+            if value != other_value:
                 raise BadInput(
                     f"{first.name} and {other.name} differ in their {what}; only models of one shape and tokenizer can be merged"
                 )

@@ -192,9 +192,9 @@ def _band_of(module: nn.Module, mask: FamilyMask, groups: PackedBounds, causal: 
         ) from None
     only_itself = groups.longest == 1 or band == Band(0, 0)
     if (band.behind == 0) is not causal and not only_itself:
-        said = "causal" if causal else "not causal"
+        direction = "causal" if causal else "not causal"
         raise BadInput(
-            f"a {name} says that it is {said}, its family's mask says otherwise; correct is_causal in config.json"
+            f"a {name} says that it is {direction}, its family's mask says otherwise; correct is_causal in config.json"
         )
     _bands[module] = (groups.longest, band)
     return band
@@ -242,8 +242,8 @@ def packed_attention(
         )
     if unknown := sorted(
         name
-        for name, said in others.items()
-        if name not in PASSED_OVER and said is not None and said is not False
+        for name, keyword_value in others.items()
+        if name not in PASSED_OVER and keyword_value is not None and keyword_value is not False
     ):
         raise BadInput(
             f"the attention of a {type(module).__name__} asks for {', '.join(unknown)}, which the packed stream does not compute"
@@ -312,8 +312,8 @@ class _Attend:
     ) -> Tensor:
         length = q.shape[2]
         before, behind = self.band.sides(length)
-        fewest, most = BLOCK.get(q.device.type, BLOCK["cuda"])
-        size = min(max(before, fewest), most)
+        fewest, largest = BLOCK.get(q.device.type, BLOCK["cuda"])
+        size = min(max(before, fewest), largest)
         keys, values = torch.split(k, size, dim=2), torch.split(v, size, dim=2)
         sliced = not (torch.is_grad_enabled() and (k.requires_grad or v.requires_grad))
         out = []

@@ -59,21 +59,21 @@ def choose_layers(
         raise BadInput(
             f"cannot keep {count} layers: layers {sorted(fixed)} of a {backbone.config.model_type} are built otherwise and stay"
         )
-    whole, kept, cosine, tried = embed_all(module, ids), list(range(total_layers)), 1.0, 0
+    full, layers_left, cosine, tried = embed_all(module, ids), list(range(total_layers)), 1.0, 0
     total = sum(size - len(fixed) for size in range(count + 1, total_layers + 1))
-    while len(kept) > count:
+    while len(layers_left) > count:
         result = []
-        for left_out in kept:
+        for left_out in layers_left:
             if left_out in fixed:
                 continue
-            some = [i for i in kept if i != left_out]
+            some = [i for i in layers_left if i != left_out]
             with only_layers(backbone, some):
-                result.append((float((embed_all(module, ids) * whole).sum(1).mean()), some))
+                result.append((float((embed_all(module, ids) * full).sum(1).mean()), some))
             tried += 1
             if progress is not None:
                 progress(tried, total)
-        cosine, kept = max(result, key=lambda one: one[0])
-    return kept, cosine
+        cosine, layers_left = max(result, key=lambda one: one[0])
+    return layers_left, cosine
 
 
 def keep_only(module: TransformerModel, layers: Sequence[int]) -> None:
@@ -118,8 +118,8 @@ def narrow(module: TransformerModel, ids: Sequence[np.ndarray], width: int) -> N
 
 
 def _adder(total: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def add(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        total.add_(given[0].detach().abs().flatten(0, -2).sum(0).float().cpu())
+    def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        total.add_(inputs[0].detach().abs().flatten(0, -2).sum(0).float().cpu())
 
     return add
 

@@ -106,17 +106,17 @@ def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _parts(model: Mapping[str, Any], pieces: Mapping[str, int], stays: Collection[int]) -> set[int]:
     """Every token on the way of merges to a kept one."""
-    made: dict[int, list[int]] = {}
+    pieces_of: dict[int, list[int]] = {}
     prefix = model.get("continuing_subword_prefix") or ""
     for left, right in _merges(model):
-        whole = left + right.removeprefix(prefix)
-        if whole in pieces:
-            made.setdefault(pieces[whole], []).extend(
+        merged = left + right.removeprefix(prefix)
+        if merged in pieces:
+            pieces_of.setdefault(pieces[merged], []).extend(
                 pieces[part] for part in (left, right) if part in pieces
             )
     result, left_over = set(stays), list(stays)
     while left_over:
-        for part in made.get(left_over.pop(), ()):
+        for part in pieces_of.get(left_over.pop(), ()):
             if part not in result:
                 result.add(part)
                 left_over.append(part)
@@ -138,11 +138,11 @@ def _renumber(
     else:
         model["vocab"] = {piece: new[number] for piece, number in pieces.items() if number in new}
     if kind == "BPE":
-        prefix, kept = model.get("continuing_subword_prefix") or "", model["vocab"]
+        prefix, vocab = model.get("continuing_subword_prefix") or "", model["vocab"]
         model["merges"] = [
             [left, right]
             for left, right in _merges(model)
-            if left in kept and right in kept and left + right.removeprefix(prefix) in kept
+            if left in vocab and right in vocab and left + right.removeprefix(prefix) in vocab
         ]
     for token in spec.get("added_tokens") or []:
         token["id"] = new[token["id"]]
@@ -185,9 +185,11 @@ def replace_embeddings(module: TransformerModel, rows: Tensor, place: Mapping[in
     table = module.backbone.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
     padding = None if table.padding_idx is None else place.get(table.padding_idx)
-    made = nn.Embedding(len(rows), table.embedding_dim, padding_idx=padding, device=rows.device)
-    made.weight = nn.Parameter(rows, requires_grad=table.weight.requires_grad)
-    module.backbone.set_input_embeddings(made)
+    embeddings = nn.Embedding(
+        len(rows), table.embedding_dim, padding_idx=padding, device=rows.device
+    )
+    embeddings.weight = nn.Parameter(rows, requires_grad=table.weight.requires_grad)
+    module.backbone.set_input_embeddings(embeddings)
     config = module.backbone.config
     config.vocab_size = len(rows)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):

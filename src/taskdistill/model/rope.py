@@ -35,23 +35,23 @@ def set_rope_theta(backbone: PreTrainedModel, theta: float) -> None:
         for name, module in backbone.named_modules()
         if any(key.endswith("inv_freq") for key, _ in module.named_buffers(recurse=False))
     }
-    own = [
+    layer_settings = [
         getattr(getattr(module, "config", None), "rope_parameters", None)
         for module in rotary.values()
     ]
-    rebuilt = bool(own) and all(
-        settings == backbone.config.rope_parameters for settings in own
+    rebuilt = bool(layer_settings) and all(
+        settings == backbone.config.rope_parameters for settings in layer_settings
     )  # else a layer has its own theta
     thetas = [settings["rope_theta"] for settings in chosen]
     for settings in chosen:
         settings["rope_theta"] = float(theta)
     if rebuilt:
-        made = {
+        tables = {
             name: type(module)(config=backbone.config).to(backbone.device)
             for name, module in rotary.items()
         }  # type: ignore[call-arg]
         old = [
-            (value, made[name].get_buffer(key))
+            (value, tables[name].get_buffer(key))
             for name in rotary
             for key, value in rotary[name].named_buffers()
         ]
@@ -66,7 +66,7 @@ def set_rope_theta(backbone: PreTrainedModel, theta: float) -> None:
         raise BadInput(
             f"rope_theta {theta} has no effect: the frequencies of a {kind} backbone cannot be rebuilt from it; remove the key"
         )
-    for name, module in made.items():
+    for name, module in tables.items():
         backbone.set_submodule(name, module)
 
 
@@ -107,14 +107,18 @@ def _rope_settings(config: PretrainedConfig) -> list[dict[str, Any]]:
         return []
     used = set(getattr(config, "layer_types", None) or rope)
     kinds = {
-        kind: own
-        for kind, own in rope.items()
-        if kind in used and isinstance(own, dict) and "rope_theta" in own
+        kind: settings_of_kind
+        for kind, settings_of_kind in rope.items()
+        if kind in used and isinstance(settings_of_kind, dict) and "rope_theta" in settings_of_kind
     }
     if not kinds:
         return [rope] if "rope_theta" in rope else []
-    whole = [own for kind, own in kinds.items() if not WINDOWED_LAYERS.search(kind)]
-    return whole or list(kinds.values())
+    full_attention = [
+        settings_of_kind
+        for kind, settings_of_kind in kinds.items()
+        if not WINDOWED_LAYERS.search(kind)
+    ]
+    return full_attention or list(kinds.values())
 
 
 WINDOWED_LAYERS = re.compile(r"sliding|local|chunk")

@@ -295,12 +295,12 @@ def check_fits(
         (aliases or {}).get(plain := _plain(name, prefix, known), plain): entry
         for name, entry in read.items()
     }
-    told = []
+    faults = []
     for form in needed:
         missing = sorted(form.keys() - held.keys())
         extra = sorted(name for name in held.keys() - form.keys() if not OTHER_USES.search(name))
-        told.append((len(missing) + len(extra), missing, extra, form))
-    wrong, missing, extra, form = min(told, key=lambda one: one[0])
+        faults.append((len(missing) + len(extra), missing, extra, form))
+    wrong, missing, extra, form = min(faults, key=lambda one: one[0])
     if wrong:
         raise BadInput(
             f"{path} does not fit its config.json: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown {extra[:3]}"
@@ -333,10 +333,10 @@ def _plain(name: str, prefix: str, known: Collection[str]) -> str:
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
         raise ValueError("a name stands twice")
-    return made
+    return unique
 
 
 def _malformed(path: Path, what: str) -> BadInput:

@@ -120,10 +120,10 @@ def _folder(model: str, revision: str | None) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    name, _, said = model.partition("@")
+    name, _, pinned = model.partition("@")
     try:
         folder = Path(
-            snapshot_download(name, revision=revision or said or None, allow_patterns=["*.json"])
+            snapshot_download(name, revision=revision or pinned or None, allow_patterns=["*.json"])
         )
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         if name in KNOWN:

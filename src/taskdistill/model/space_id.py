@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from taskdistill.model.folder import Model, ModelSettings
 
 
-def former_space_ids(said: ModelSettings, space_id: str, version: int) -> list[str]:
+def former_space_ids(settings: ModelSettings, space_id: str, version: int) -> list[str]:
     """Say by which ids earlier versions knew a model's space.
 
     Since manifests say the present id too, the earlier ones hold only where nothing of the space was changed since the folder was written.
 
     Args:
-        said: Settings of the model as they are in its manifest.
+        settings: Settings of the model as they are in its manifest.
     """
     if version >= 2:
-        return said.former_space_ids if said.space_id == space_id else []
-    return [said.space_id] if said.space_id else []
+        return settings.former_space_ids if settings.space_id == space_id else []
+    return [settings.space_id] if settings.space_id else []
 
 
 def base_space_id(model: Model) -> str:

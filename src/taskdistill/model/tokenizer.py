@@ -65,9 +65,9 @@ class TextTokenizer:
             )
         rows = check_tokenizer(path)
         try:
-            made = cls(Tokenizer.from_file(str(path)), special=special)
-            made.rows = max(rows, len(made))
-            return made
+            tokenizer = cls(Tokenizer.from_file(str(path)), special=special)
+            tokenizer.rows = max(rows, len(tokenizer))
+            return tokenizer
         except BaseException as error:  # the library raises bare Exception and Rust panics
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
@@ -239,7 +239,7 @@ def _ending(before: dict[str, Any] | None, token: str, number: int) -> dict[str,
     second = next(
         i for i, piece in enumerate(template["pair"]) if piece.get("Sequence", {}).get("id") == "B"
     )
-    made = {
+    endings = {
         **template,
         "single": [*template["single"], ends[0]],
         "pair": [*template["pair"][:second], ends[0], *template["pair"][second:], ends[1]],
@@ -248,4 +248,4 @@ def _ending(before: dict[str, Any] | None, token: str, number: int) -> dict[str,
             token: {"id": token, "ids": [number], "tokens": [token]},
         },
     }
-    return {"type": "Sequence", "processors": [*parts[:-1], made]} if len(parts) > 1 else made
+    return {"type": "Sequence", "processors": [*parts[:-1], endings]} if len(parts) > 1 else endings

@@ -94,14 +94,16 @@ def _shown(model: str) -> str:
 
 def _used(run: RunContext) -> dict[str, Any]:
     """Return the recipe as plain data, with the sources that were read, and no place on this machine."""
-    said = run.recipe.model_dump(mode="json")
+    fields = run.recipe.model_dump(mode="json")
     sources = {
-        name: each for name, each in said["data"]["sources"].items() if name in run.inputs.datasets
+        name: each
+        for name, each in fields["data"]["sources"].items()
+        if name in run.inputs.datasets
     }
     for each in sources.values():
         each["path"] = Path(each["path"]).name if Path(each["path"]).is_absolute() else each["path"]
-    said["data"]["sources"] = sources
-    return said
+    fields["data"]["sources"] = sources
+    return fields
 
 
 def _languages(run: RunContext) -> dict[str, list[str]]:
@@ -121,7 +123,7 @@ def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[d
     records = results["scores"]
     data = run.recipe.evaluation.root or run.recipe.data.root
     where = f"{run.out.name}-data" if data == "docstrings" else Path(data).name
-    most = (
+    largest = (
         f" --max-queries {run.recipe.evaluation.max_queries}"
         if run.recipe.evaluation.max_queries
         else ""
@@ -137,7 +139,7 @@ def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[d
             record = records.get(shown, {}).get(name)
             if record is None or (task is not None and task not in model.module.tasks):
                 continue
-            again = f"taskdistill evaluate {run.out.name}/model --data {where} --set {name}{most}{probe} --out scores"
+            again = f"taskdistill evaluate {run.out.name}/model --data {where} --set {name}{largest}{probe} --out scores"
             rows.append(
                 {
                     "set": name,

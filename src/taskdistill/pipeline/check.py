@@ -86,16 +86,16 @@ def evaluation_sets(recipe: Recipe, root: Path) -> list[EvalSet]:
 
 
 def _check_phase(name: str, settings: PhaseConfig, module: TransformerModel) -> None:
-    most = longest_text(module.backbone, 1 << 30)
+    positions = longest_text(module.backbone, 1 << 30)
     lengths = {f"{name}.max_length": settings.max_length}
     lengths |= {
         f"{name}.long_sources.{source}": length
         for source, (_, length) in settings.long_sources.items()
     }
     for key, length in lengths.items():
-        if length > most:
+        if length > positions:
             raise BadInput(
-                f"{key} is {length}, the student's backbone has positions for {most} tokens; set it to that or less"
+                f"{key} is {length}, the student's backbone has positions for {positions} tokens; set it to that or less"
             )
     if settings.rope_theta is not None and rope_theta(module.backbone) is None:
         kind = module.backbone.config.model_type

@@ -137,18 +137,18 @@ def deciding_data(recipe: Recipe) -> dict[str, Any]:
     What such keys say when they are left out is written as before they were there, so that a run begun by an earlier version has the same
     hash and goes on.
     """
-    whole: dict[str, Any] = recipe.model_dump(mode="json") | {"device": "auto"}
+    fields: dict[str, Any] = recipe.model_dump(mode="json") | {"device": "auto"}
     if recipe.precision == "auto":
-        whole["precision"] = "float32"
-    for teacher in (whole["teacher"], *whole["teachers"].values()):
+        fields["precision"] = "float32"
+    for teacher in (fields["teacher"], *fields["teachers"].values()):
         for key in ("device", "batch_tokens"):
             del teacher[key]
         if teacher["dtype"] == "auto":
             del teacher["dtype"]
     for name, phase in (
-        ("stage1", whole["stage1"]),
-        ("long", whole["long"]),
-        *whole["adapters"].items(),
+        ("stage1", fields["stage1"]),
+        ("long", fields["long"]),
+        *fields["adapters"].items(),
     ):
         if phase is not None:
             _leave_out_later(
@@ -156,7 +156,7 @@ def deciding_data(recipe: Recipe) -> dict[str, Any]:
             )
             if phase["micro_batch_tokens"] is None:
                 phase["micro_batch_tokens"] = MICRO_BATCH_TOKENS
-    return whole
+    return fields
 
 
 LATER: Mapping[str, Any] = {
@@ -194,34 +194,38 @@ def phase_fingerprint(recipe: Recipe, name: str) -> dict[str, Any]:
     )
     result = {each: phases[each] for each in (*before, name) if each in phases}
     used = sources_of(result)
-    whole = deciding_data(recipe)
+    fields = deciding_data(recipe)
     sources = {
         source: _without_words(value)
-        for source, value in whole["data"]["sources"].items()
+        for source, value in fields["data"]["sources"].items()
         if source in used
     }
     return {
         "seed": recipe.seed,
-        "precision": whole["precision"],
-        "data": {**whole["data"], "sources": sources},
+        "precision": fields["precision"],
+        "data": {**fields["data"], "sources": sources},
         "teacher": _without_words(
             {
                 key: value
-                for key, value in whole["teacher"].items()
+                for key, value in fields["teacher"].items()
                 if key not in ("store", "api_key_env", "trained_on")
             }
         ),
-        **({"teachers": whole["teachers"], "several": whole["several"]} if recipe.teachers else {}),
-        "student": _without_words(whole["student"]),
         **(
-            {"during": whole["evaluation"]["during"]}
+            {"teachers": fields["teachers"], "several": fields["several"]}
+            if recipe.teachers
+            else {}
+        ),
+        "student": _without_words(fields["student"]),
+        **(
+            {"during": fields["evaluation"]["during"]}
             if chooses_weights(recipe.evaluation.during)
             else {}
         ),
         **{
-            each: whole["adapters"][each.removeprefix("adapters.")]
+            each: fields["adapters"][each.removeprefix("adapters.")]
             if each.startswith("adapters.")
-            else whole[each]
+            else fields[each]
             for each in result
         },
     }
@@ -273,19 +277,19 @@ def made_before(run: RunContext, name: str, folder: Path, kind: str) -> bool:
     return True
 
 
-def drawn(items: list[T], most: int, seed: int) -> list[T]:
+def drawn(items: list[T], limit: int, seed: int) -> list[T]:
     """Draw items without replacement.
 
     Args:
-        most: How many, at most.
+        limit: How many, at most.
 
     Returns:
         Them, in their order.
     """
-    if len(items) <= most:
+    if len(items) <= limit:
         return items
     chosen = torch.randperm(len(items), generator=torch.Generator().manual_seed(torch_seed(seed)))[
-        :most
+        :limit
     ]
     return [items[i] for i in sorted(chosen.tolist())]
 
@@ -316,7 +320,7 @@ def fill_stores(run: RunContext, names: Collection[str]) -> None:
     start = time.monotonic()
     for _ in range(FILL_ROUNDS):
         lacking: dict[str, set[str]] = {}
-        asked: dict[str, set[str]] = {}
+        texts_of: dict[str, set[str]] = {}
         for place, (teacher_name, teacher, stores) in enumerate(run.teachers()):
             sources = (
                 {name for name in run.inputs.datasets if place in run.recipe.readers(name)}
@@ -343,10 +347,10 @@ def fill_stores(run: RunContext, names: Collection[str]) -> None:
                 )
                 run.facts.setdefault("texts_without_vector", {})[teacher_name] = len(missing)
             for text in every:
-                asked.setdefault(text, set()).add(teacher_name)
+                texts_of.setdefault(text, set()).add(teacher_name)
             for text in missing:
                 lacking.setdefault(text, set()).add(teacher_name)
-        unusable = {text for text, names_of in lacking.items() if names_of == asked[text]}
+        unusable = {text for text, names_of in lacking.items() if names_of == texts_of[text]}
         if not unusable:
             run.timed("teacher", start)
             return
@@ -379,9 +383,9 @@ def _fill_store(
         if isinstance(teacher, RunsHere):
             run.progress.note(f"teacher on {teacher.placement}")
     report = store.fill(texts, teacher, progress=run.count)
-    told = f" under {store.instruction!r}" if store.instruction else ""
+    instruction = f" under {store.instruction!r}" if store.instruction else ""
     run.progress.note(
-        f"teacher store{told}: {report.distinct:,} distinct texts, {report.found:,} already there, {report.embedded:,} embedded, "
+        f"teacher store{instruction}: {report.distinct:,} distinct texts, {report.found:,} already there, {report.embedded:,} embedded, "
         f"{len(report.quarantined):,} set aside"
     )
     for note in report.notes:

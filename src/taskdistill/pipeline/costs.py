@@ -106,7 +106,7 @@ def adapter_parameters(backbone: PreTrainedModel, rank: int) -> int:
 
 
 def card_budget(
-    given: PhaseConfig | StaticConfig, module: TransformerModel, card: Gpu, precision: str
+    config: PhaseConfig | StaticConfig, module: TransformerModel, card: Gpu, precision: str
 ) -> Budget | None:
     """Choose a phase's token budgets as a run on an empty card does.
 
@@ -117,20 +117,20 @@ def card_budget(
     Returns:
         The budgets; None for the static student, which has no graphs.
     """
-    if isinstance(given, StaticConfig):
+    if isinstance(config, StaticConfig):
         return None
     return choose_budget(
         module,
-        _trained(given, module),
+        _trained(config, module),
         device=torch.device("cuda"),
         compute=_compute(precision),
-        micro_batch_tokens=given.micro_batch_tokens,
+        micro_batch_tokens=config.micro_batch_tokens,
         free=card.gigabytes * 10**9 - 4 * _weights(module),
     )
 
 
 def card_memory(
-    given: PhaseConfig | StaticConfig,
+    config: PhaseConfig | StaticConfig,
     module: TransformerModel,
     budget: Budget | None,
     batch_tokens: float,
@@ -146,17 +146,17 @@ def card_memory(
     Returns:
         Bytes; 0 for the static student, which is trained on the CPU.
     """
-    if isinstance(given, StaticConfig) or budget is None:
+    if isinstance(config, StaticConfig) or budget is None:
         return 0.0
-    longest = max(given.max_length, *(length for _, length in given.long_sources.values()), 0)
+    longest = max(config.max_length, *(length for _, length in config.long_sources.values()), 0)
     tokens = (
         batch_tokens
         if batch_tokens <= budget.keep_tokens
         else max(budget.micro_batch_tokens, longest)
     )
-    frozen = _weights(module) if isinstance(given, AdapterConfig) else 0
+    frozen = _weights(module) if isinstance(config, AdapterConfig) else 0
     return (
-        STATE_BYTES * _trained(given, module)
+        STATE_BYTES * _trained(config, module)
         + 4 * frozen
         + tokens * kept_bytes(module.backbone, _compute(precision))
     )
@@ -166,10 +166,10 @@ def _compute(precision: str) -> torch.dtype | None:
     return torch.bfloat16 if precision in ("auto", "bfloat16") else None
 
 
-def _trained(given: PhaseConfig, module: TransformerModel) -> int:
+def _trained(config: PhaseConfig, module: TransformerModel) -> int:
     return (
-        adapter_parameters(module.backbone, given.rank)
-        if isinstance(given, AdapterConfig)
+        adapter_parameters(module.backbone, config.rank)
+        if isinstance(config, AdapterConfig)
         else _weights(module)
     )
 

@@ -244,8 +244,8 @@ def _show(run: RunContext, title: str, results: dict[str, Any]) -> None:
             ]
         )
     run.progress.table(title, ["set", "metric", *names], rows)
-    for name, told in _shares(results, names):
-        run.progress.note(f"{name}: keeps {told} of the teacher, mean over the sets")
+    for name, share in _shares(results, names):
+        run.progress.note(f"{name}: keeps {share} of the teacher, mean over the sets")
 
 
 def _shares(results: dict[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:

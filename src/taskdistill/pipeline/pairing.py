@@ -145,10 +145,13 @@ def _same_weights(folder: Path, teacher: str, revision: str | None) -> bool:
         return False
     if other.resolve() == folder.resolve():
         return True
-    ours, theirs = folder / "model.safetensors", other / "model.safetensors"
-    if not (ours.is_file() and theirs.is_file()) or ours.stat().st_size != theirs.stat().st_size:
+    weights, other_weights = folder / "model.safetensors", other / "model.safetensors"
+    if (
+        not (weights.is_file() and other_weights.is_file())
+        or weights.stat().st_size != other_weights.stat().st_size
+    ):
         return False
-    return sha256_file(ours) == sha256_file(theirs)
+    return sha256_file(weights) == sha256_file(other_weights)
 
 
 def _fill_in(

@@ -116,8 +116,8 @@ def _placed(
     ):
         yield phase, model.to(device)
         return
-    made = shard(model, device)
-    shares = dict(made.backbone.named_parameters())
+    placed = shard(model, device)
+    shares = dict(placed.backbone.named_parameters())
     run.progress.note(
         f"{phase.name}: weights, gradients and moments are divided among {run.processes.size} processes"
     )
@@ -125,11 +125,11 @@ def _placed(
         replace(
             phase,
             trained={name: shares[name] for name in phase.trained},
-            publish=lambda: write_back(made, model),
+            publish=lambda: write_back(placed, model),
         ),
-        made,
+        placed,
     )
-    write_back(made, model)
+    write_back(placed, model)
 
 
 def train_phases(run: RunContext, student: Model) -> Model:
@@ -253,12 +253,14 @@ def _adapter(
     module = student.module
     assert isinstance(module, TransformerModel)
     torch.manual_seed(torch_seed(run.recipe.seed))
-    theirs = projection
+    adapter_projection = projection
     if projection is not None and settings.train_projection:
-        theirs = Projection(module.embedding_dim, projection.weight.shape[0])
-        theirs.load_state_dict(projection.state_dict())
-    made, config = adapter_job(task, settings, module, plan, run.stores, theirs, dims)
-    phase = _with_teachers(run, made)
+        adapter_projection = Projection(module.embedding_dim, projection.weight.shape[0])
+        adapter_projection.load_state_dict(projection.state_dict())
+    adapter_of_task, config = adapter_job(
+        task, settings, module, plan, run.stores, adapter_projection, dims
+    )
+    phase = _with_teachers(run, adapter_of_task)
     student.adapter_configs[task.value] = config
     view: View = partial(inference_view, module, rope)
     during = make_during(run, student, phase.name, view)
@@ -312,27 +314,32 @@ def _average(
     _put(phase.trained, mean)
     if before is not None:
         after = score()
-        kept = after >= before
+        is_kept = after >= before
     elif chosen is not None and chosen.keep is not None:
         best = best_so_far(checkpoints, meta)
         assert best is not None
         before, after = best.score, float(chosen.score()[chosen.keep])
-        kept = after > before
+        is_kept = after > before
     else:
         return
     what = "last" if chosen is None else "best"
     run.progress.note(
-        f"{phase.name}: dev score {before:.4f} of the {what} checkpoint, {after:.4f} averaged; {'averaged' if kept else what} kept"
+        f"{phase.name}: dev score {before:.4f} of the {what} checkpoint, {after:.4f} averaged; {'averaged' if is_kept else what} kept"
     )
     run.log.write(
-        {"phase": phase.name, "averaged": after, what: before, "kept": "averaged" if kept else what}
+        {
+            "phase": phase.name,
+            "averaged": after,
+            what: before,
+            "kept": "averaged" if is_kept else what,
+        }
     )
     run.facts.setdefault("averaging", {})[task.value] = {
         what: before,
         "averaged": after,
-        "kept": "averaged" if kept else what,
+        "kept": "averaged" if is_kept else what,
     }
-    if not kept:
+    if not is_kept:
         _put(phase.trained, ended)
 
 

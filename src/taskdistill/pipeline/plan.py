@@ -106,14 +106,16 @@ def plan_run(
         for name, settings in recipe.phases().items():
             phase = static_phase(settings) if isinstance(settings, StaticConfig) else settings
             plan = plans[name]
-            for place, (teacher_name, said) in enumerate(recipe.all_teachers().items()):
+            for place, (teacher_name, teacher_config) in enumerate(recipe.all_teachers().items()):
                 sources = {source for source in inputs.datasets if place in recipe.readers(source)}
                 for view, texts in teacher_needs(name, phase, plan, sources).items():
-                    key = f"{teacher_name} {view if said.instructions is not None else 'raw'}"
+                    key = f"{teacher_name} {view if teacher_config.instructions is not None else 'raw'}"
                     needed.setdefault(key, {}).update(dict.fromkeys(texts))
-            made = preparer(name, phase)
+            collate_batch = preparer(name, phase)
             steps = np.unique(np.linspace(0, phase.steps - 1, min(SAMPLE, phase.steps)).astype(int))
-            batches = [[text for _, text in made(plan.at(step)).texts] for step in steps.tolist()]
+            batches = [
+                [text for _, text in collate_batch(plan.at(step)).texts] for step in steps.tolist()
+            ]
             if recipe.student.vocabulary is not None and not phases:
                 cutter = _own_tokenizer(recipe.student.vocabulary, student.tokenizer, batches)
             phases[name] = _phase_cost(name, phase, plan, batches, cutter, student, rate)
@@ -307,8 +309,13 @@ def _forward_flops(recipe: Recipe, student: Model) -> float | None:
 
     from taskdistill.model.backbone import resolve
 
-    whole = AutoConfig.from_pretrained(resolve(recipe.teacher.model)).num_hidden_layers
-    return 2.0 * _matrix_parameters(student) * int(whole) / len(layers_of(student.module.backbone))
+    all_layers = AutoConfig.from_pretrained(resolve(recipe.teacher.model)).num_hidden_layers
+    return (
+        2.0
+        * _matrix_parameters(student)
+        * int(all_layers)
+        / len(layers_of(student.module.backbone))
+    )
 
 
 def _matrix_parameters(student: Model) -> int:

@@ -210,10 +210,10 @@ def _student(recipe: Recipe, progress: Progress) -> tuple[TransformerModel, Text
     progress.note(f"student {init}: {_origin(result)}")
     if settings.layers is not None:
         keep_layers(backbone, settings.layers)
-    most = longest_text(backbone, settings.max_length)
-    if settings.max_length > most:
+    positions = longest_text(backbone, settings.max_length)
+    if settings.max_length > positions:
         raise BadInput(
-            f"student.max_length is {settings.max_length}, the backbone has positions for {most}; set it to that or less"
+            f"student.max_length is {settings.max_length}, the backbone has positions for {positions}; set it to that or less"
         )
     if settings.rope_theta is not None:
         set_rope_theta(backbone, settings.rope_theta)
@@ -238,11 +238,11 @@ def sketch_teacher(settings: TeacherConfig, progress: Progress | None = None) ->
     result = sketch(settings.model, settings.revision, trust_remote_code=settings.trust_remote_code)
     if progress is not None:
         progress.note(f"teacher {settings.model}: {_origin(result)}")
-    size, most = size_of(result.backbone), longest_text(result.backbone, settings.max_length)
-    most = most if result.folder is None else longest_input(result.folder, most)
-    if settings.max_length > most:
+    size, positions = size_of(result.backbone), longest_text(result.backbone, settings.max_length)
+    positions = positions if result.folder is None else longest_input(result.folder, positions)
+    if settings.max_length > positions:
         raise BadInput(
-            f"teacher.max_length is {settings.max_length}, but {settings.model!r} reads at most {most} tokens; set it to that or less"
+            f"teacher.max_length is {settings.max_length}, but {settings.model!r} reads at most {positions} tokens; set it to that or less"
         )
     if settings.embedding_dim not in (None, size.width):
         raise BadInput(
@@ -278,15 +278,15 @@ def _sources(
                 raise BadInput(
                     f"data.sources.{name}.tokens names {unknown}, no field of {source.kind} rows{did_you_mean(unknown[0], FIELDS[source.kind])}"
                 )
-            said = {
+            declared = {
                 field: float(tokens.get(field, 1 << 30))
                 for field in (*FIELDS[source.kind], "negatives")
             }
             if "negatives" not in tokens:
-                said["negatives"] = said[FIELDS[source.kind][-1]]
+                declared["negatives"] = declared[FIELDS[source.kind][-1]]
             result[name] = DeclaredSize(
                 rows,
-                said,
+                declared,
                 "stated in the recipe"
                 if source.tokens
                 else "rows stated in the recipe; every text counted as longest",
@@ -366,24 +366,24 @@ def _fields(name: str, settings: PhaseConfig, source: SourceConfig) -> dict[str,
 
 def _phase(
     name: str,
-    given: PhaseConfig | StaticConfig,
+    config: PhaseConfig | StaticConfig,
     recipe: Recipe,
     sources: Mapping[str, DeclaredSize],
     student: ModelSize,
     rate: float,
     budget: Budget | None,
 ) -> dict[str, Any]:
-    settings = static_phase(given) if isinstance(given, StaticConfig) else given
+    settings = static_phase(config) if isinstance(config, StaticConfig) else config
     task, work, tokens, largest, shown = phase_task(name), 0.0, 0.0, 0.0, []
     for source, (sampled, size, length) in _drawn(name, settings, sources).items():
-        said = recipe.data.sources[source]
-        if task is not None and said.kind not in ALLOWED[task]:
+        source_config = recipe.data.sources[source]
+        if task is not None and source_config.kind not in ALLOWED[task]:
             raise BadInput(
-                f"{name}: source {source!r} has {said.kind} rows, this task learns from {', '.join(ALLOWED[task])}"
+                f"{name}: source {source!r} has {source_config.kind} rows, this task learns from {', '.join(ALLOWED[task])}"
             )
         texts = [
             (min(sources[source].tokens[field], length), n)
-            for field, n in _fields(name, settings, said).items()
+            for field, n in _fields(name, settings, source_config).items()
         ]
         row_tokens, row_work = (
             sum(t * n for t, n in texts),
@@ -406,7 +406,7 @@ def _phase(
                 "epochs": sampled / sources[source].rows,
             }
         )
-    static = isinstance(given, StaticConfig)
+    static = isinstance(config, StaticConfig)
     return {
         "steps": settings.steps,
         "batch_size": settings.batch_size,
@@ -419,12 +419,12 @@ def _phase(
 
 def _needed(
     name: str,
-    given: PhaseConfig | StaticConfig,
+    config: PhaseConfig | StaticConfig,
     recipe: Recipe,
     sources: Mapping[str, DeclaredSize],
 ) -> dict[tuple[str, str, str], float]:
     """Distinct texts that a phase compares with the teacher: source, field and view to their number."""
-    settings = static_phase(given) if isinstance(given, StaticConfig) else given
+    settings = static_phase(config) if isinstance(config, StaticConfig) else config
     task, result = phase_task(name), {}
     if not distils(name, settings):
         return {}
@@ -442,12 +442,12 @@ def _needed(
 
 
 def _teacher_length(recipe: Recipe, tokens: float, view: str) -> float:
-    told = recipe.teacher.instructions
-    instruction = None if told is None or view == "raw" else getattr(told, view)
+    instructions = recipe.teacher.instructions
+    instruction = None if instructions is None or view == "raw" else getattr(instructions, view)
     extra = (
         0.0
-        if told is None or instruction is None
-        else len((told.template + instruction).encode()) / BYTES_PER_TOKEN
+        if instructions is None or instruction is None
+        else len((instructions.template + instruction).encode()) / BYTES_PER_TOKEN
     )
     return min(tokens + extra, float(recipe.teacher.max_length))
 
@@ -465,11 +465,11 @@ def _adapters(recipe: Recipe, module: TransformerModel) -> dict[str, int]:
 
 def _host_memory(sources: Mapping[str, DeclaredSize]) -> float:
     """Bytes of the rows held in memory: their text, and what Python adds to each."""
-    kept = (
+    checkpoints = (
         (each.rows, sum(min(t, 32_768) for field, t in each.tokens.items() if field != "negatives"))
         for each in sources.values()
     )
-    return sum(rows * (BYTES_PER_TOKEN * tokens + 400) for rows, tokens in kept)
+    return sum(rows * (BYTES_PER_TOKEN * tokens + 400) for rows, tokens in checkpoints)
 
 
 def stated_tables(

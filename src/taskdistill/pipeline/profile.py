@@ -96,14 +96,14 @@ def where_time_went(log: Path, rate: float) -> dict[str, Any]:
             if part is not None:
                 parts[part] = parts.get(part, 0.0) + seconds
     known = [part for part in PARTS if part in parts] + sorted(parts.keys() - set(PARTS))
-    whole = {
+    total_time = {
         key: sum(phase[key] for phase in phases.values() if phase["work"] > 0)
         for key in ("passes", "steps", "work")
     }
     return {
         "seconds": {part: round(parts[part], 2) for part in known},
         "matrix_gflops": round(rate / 1e9, 1),
-        "reached": _reached(whole, rate),
+        "reached": _reached(total_time, rate),
         "phases": {
             name: {
                 "step_seconds": round(phase["steps"], 2),
@@ -117,9 +117,9 @@ def where_time_went(log: Path, rate: float) -> dict[str, Any]:
 
 def time_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
     """Lay out where the time went."""
-    whole = sum(found["seconds"].values()) or 1.0
+    total = sum(found["seconds"].values()) or 1.0
     rows = [
-        [part, f"{seconds:,.1f}", f"{100 * seconds / whole:.1f} %"]
+        [part, f"{seconds:,.1f}", f"{100 * seconds / total:.1f} %"]
         for part, seconds in found["seconds"].items()
     ]
     lines = [f"this machine multiplies matrices at {found['matrix_gflops']:,} GF/s"]

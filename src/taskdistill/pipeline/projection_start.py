@@ -126,10 +126,10 @@ def sample_vectors(
         for prompt_name in dict.fromkeys(name for name, _ in texts):
             places = [i for (name, _), i in texts.items() if name == prompt_name]
             chosen = [text for name, text in texts if name == prompt_name]
-            made = encoder.encode_reporting(
+            encoded = encoder.encode_reporting(
                 chosen, task=None, prompt_name=prompt_name, max_length=phase.settings.max_length
             ).vectors
-            vectors[places] = torch.from_numpy(np.asarray(made, dtype=np.float32))
+            vectors[places] = torch.from_numpy(np.asarray(encoded, dtype=np.float32))
     return vectors, torch.stack(targets)
 
 

@@ -65,14 +65,14 @@ class TrainData:
         """
         left = {}
         for name, dataset in self.datasets.items():
-            kept = [
+            rows_left = [
                 row for row in dataset.rows if not any(text in texts for text in row_texts(row))
             ]
-            if len(kept) < len(dataset.rows):
+            if len(rows_left) < len(dataset.rows):
                 counts = dataset.counts
-                counts.rejected["no teacher vector"] += len(dataset.rows) - len(kept)
-                counts.used -= len(dataset.rows) - len(kept)
-                dataset = replace(dataset, rows=kept, sha256=hash_rows(kept))
+                counts.rejected["no teacher vector"] += len(dataset.rows) - len(rows_left)
+                counts.used -= len(dataset.rows) - len(rows_left)
+                dataset = replace(dataset, rows=rows_left, sha256=hash_rows(rows_left))
             left[name] = dataset
         return TrainData(self.root, left)
 
@@ -203,10 +203,10 @@ def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
     if settings.layers is not None:
         keep_layers(backbone, settings.layers)
     without_dropout(backbone)
-    most = longest_text(backbone, settings.max_length)
-    if settings.max_length > most:
+    positions = longest_text(backbone, settings.max_length)
+    if settings.max_length > positions:
         raise BadInput(
-            f"student.max_length is {settings.max_length}, the backbone has positions for {most}; set it to that or less"
+            f"student.max_length is {settings.max_length}, the backbone has positions for {positions}; set it to that or less"
         )
     if len(tokenizer) > backbone.config.vocab_size:
         raise BadInput(

@@ -63,7 +63,7 @@ def train_static(run: RunContext, student: Model) -> Path:
     if settings.start == "tokens":
         run.progress.stage("embedding the vocabulary with the teacher")
         table = start_table(
-            tokenizer, run.teacher, store, [theirs for _, theirs in read], run.count
+            tokenizer, run.teacher, store, [teacher_text for _, teacher_text in read], run.count
         )
         run.timed("teacher", start)
     else:
@@ -83,7 +83,7 @@ def train_static(run: RunContext, student: Model) -> Path:
     table.to(CPU)
     if trained:
         save_phase(run.out / "phases" / phase.name, phase, resume_meta(run, phase.name))
-    finish_static(run, table, tokenizer, folder, [own for own, _ in read])
+    finish_static(run, table, tokenizer, folder, [student_text for student_text, _ in read])
     return folder
 
 

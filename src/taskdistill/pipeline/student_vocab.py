@@ -51,7 +51,11 @@ def learn_own_vocabulary(run: RunContext, student: Model) -> None:
         return
     start = time.monotonic()
     pairs = read_pairs(run.plans["stage1"])
-    texts = drawn(list(dict.fromkeys(own for own, _ in pairs)), settings.texts, run.recipe.seed)
+    texts = drawn(
+        list(dict.fromkeys(student_text for student_text, _ in pairs)),
+        settings.texts,
+        run.recipe.seed,
+    )
     run.progress.stage(f"learning {settings.size:,} pieces from {len(texts):,} texts")
     tokenizer = learn_beside(
         texts, settings.size, student.tokenizer, keep_words=settings.keep_words
@@ -61,15 +65,15 @@ def learn_own_vocabulary(run: RunContext, student: Model) -> None:
         f"aligning its pieces with the initial ones in {len(pairs):,} pairs of texts"
     )
     table = student.module.backbone.get_input_embeddings().weight.detach()
-    rows, kept = transfer_embeddings(tokenizer, student.tokenizer, pairs, table, run.recipe.seed)
+    rows, is_old = transfer_embeddings(tokenizer, student.tokenizer, pairs, table, run.recipe.seed)
     run.progress.note(
-        f"vocabulary: {len(rows):,} pieces, {int(kept.sum()):,} with the row that they had, which stays"
+        f"vocabulary: {len(rows):,} pieces, {int(is_old.sum()):,} with the row that they had, which stays"
     )
     with write_folder(folder, KIND, meta=resume_meta(run, "stage1")) as beside:
         (beside / "tokenizer.json").write_text(tokenizer.to_json(), "utf-8")
         (beside / "tokenizer_config.json").write_text(dump_json(_side_file(student)), "utf-8")
         save_file(
-            {"rows": rows.contiguous(), "kept": kept}, beside / TABLE, metadata={"format": "pt"}
+            {"rows": rows.contiguous(), "kept": is_old}, beside / TABLE, metadata={"format": "pt"}
         )
     run.timed("vocabulary", start)
 
@@ -83,12 +87,14 @@ def with_own_vocabulary(student: Model, out: Path) -> Model:
     assert isinstance(student.module, TransformerModel)
     folder = out / FOLDER
     tokenizer, rows = TextTokenizer.load(folder), load_file(folder / TABLE)["rows"]
-    kept = {
+    carried = {
         number: tokenizer.backend.token_to_id(token.content)
         for number, token in _special(student.tokenizer)
     }
     replace_embeddings(
-        student.module, rows, {number: place for number, place in kept.items() if place is not None}
+        student.module,
+        rows,
+        {number: place for number, place in carried.items() if place is not None},
     )
     return replace(student, tokenizer=tokenizer, source=folder)
 
@@ -102,9 +108,9 @@ def kept_rows(run: RunContext, model: TransformerModel) -> dict[str, torch.Tenso
     if run.recipe.student.vocabulary is None:
         return {}
     table = model.backbone.get_input_embeddings().weight
-    kept = load_file(run.out / FOLDER / TABLE)["kept"]
+    is_old = load_file(run.out / FOLDER / TABLE)["kept"]
     return {
-        name: kept for name, parameter in model.backbone.named_parameters() if parameter is table
+        name: is_old for name, parameter in model.backbone.named_parameters() if parameter is table
     }
 
 
@@ -118,7 +124,7 @@ def _special(tokenizer: TextTokenizer) -> list[tuple[int, Any]]:
 
 def _side_file(student: Model) -> dict[str, Any]:
     path = student.source / "tokenizer_config.json"
-    said = read_json(path) if path.is_file() else {}
-    return {key: said[key] for key in NAMED if key in said} | {
+    fields = read_json(path) if path.is_file() else {}
+    return {key: fields[key] for key in NAMED if key in fields} | {
         "tokenizer_class": "PreTrainedTokenizerFast"
     }

@@ -104,9 +104,11 @@ def train(
     check_data(recipe, root)
     inputs = load_inputs(recipe, root, progress)
     plans = make_plans(recipe, inputs)
-    made = make_teachers(recipe, out, api_key) if processes.is_main else []
-    named = processes.broadcast([NamedTeacher.of(each) for each in made])
-    teachers = made or named  # only the first process embeds, so only it reads a teacher's weights
+    all_teachers = make_teachers(recipe, out, api_key) if processes.is_main else []
+    named = processes.broadcast([NamedTeacher.of(each) for each in all_teachers])
+    teachers = (
+        all_teachers or named
+    )  # only the first process embeds, so only it reads a teacher's weights
     student = start_student(recipe)
     threads = recipe.threads or max(1, cores() // processes.on_this_host)
     if not processes.is_main:
@@ -234,13 +236,13 @@ def make_teachers(recipe: Recipe, out: Path, api_key: str | None = None) -> list
             ),
             {},
         )
-    made = list[Teacher]()
+    teachers = list[Teacher]()
     for name, settings in recipe.all_teachers().items():
         if settings.kind == "local" and settings.dtype == AUTO and name in begun:
             settings = settings.model_copy(update={"dtype": begun[name] or "float32"})
         root, key = _root_of(settings, recipe, out), api_key if name == FIRST else None
-        made.append(make_teacher(settings, api_key=key, threads=recipe.threads, root=root))
-    return made
+        teachers.append(make_teacher(settings, api_key=key, threads=recipe.threads, root=root))
+    return teachers
 
 
 def _arithmetic(teacher: Teacher) -> str | None:

@@ -55,14 +55,16 @@ def sets_during(recipe: Recipe, root: Path, phase: str) -> list[EvalSet]:
         raise BadInput(
             f"evaluation.{'dev' if settings.sets is None else 'during.sets'}: {error}"
         ) from None
-    kept, _, metric = (settings.keep or MEAN).partition(":")
+    selected_by, _, metric = (settings.keep or MEAN).partition(":")
     kinds = {each.name: each.kind for each in result}
-    if kept not in (MEAN, *kinds):
-        raise BadInput(f"evaluation.during.keep names {kept!r}{did_you_mean(kept, [MEAN, *kinds])}")
-    known = METRICS[kinds[kept]] if kept in kinds else ()
+    if selected_by not in (MEAN, *kinds):
+        raise BadInput(
+            f"evaluation.during.keep names {selected_by!r}{did_you_mean(selected_by, [MEAN, *kinds])}"
+        )
+    known = METRICS[kinds[selected_by]] if selected_by in kinds else ()
     if metric and metric not in known:
         raise BadInput(
-            f"evaluation.during.keep is {settings.keep!r}, but {kept} has no metric {metric!r}{did_you_mean(metric, known) if known else '; remove it'}"
+            f"evaluation.during.keep is {settings.keep!r}, but {selected_by} has no metric {metric!r}{did_you_mean(metric, known) if known else '; remove it'}"
         )
     task = phase_task(phase)
     return [each for each in result if task is None or TASK[each.kind] is task]
@@ -81,13 +83,13 @@ def dev_score(run: RunContext, student: Model, task: Task) -> float:
     result = [each for each in dev_sets(recipe, run.inputs.root) if TASK[each.kind] is task]
     if not result:
         raise BadInput(f"evaluation.dev holds no set for {task}; name one")
-    most, seed = recipe.evaluation.max_queries, recipe.seed
+    limit, seed = recipe.evaluation.max_queries, recipe.seed
     with on_device(student.module, run.device):
         embedder = EncoderEmbedder(Encoder(student, threads=run.threads))
         return float(
             np.mean(
                 [
-                    evaluate_set(embedder, each.name, each.kind, each.load(most, seed)).score.score
+                    evaluate_set(embedder, each.name, each.kind, each.load(limit, seed)).score.score
                     for each in result
                 ]
             )
@@ -165,19 +167,20 @@ def _metric(keep: str | None, kinds: dict[str, Kind]) -> str | None:
     return None if name not in kinds else f"{name}:{metric or METRIC[kinds[name]]}"
 
 
-def _cut(data: SetData, most: int | None, seed: int) -> SetData:
+def _cut(data: SetData, limit: int | None, seed: int) -> SetData:
     """Cut a corpus to the judged documents and some others."""
     if (
         not isinstance(data, RankingData)
         or data.candidates is not None
-        or most is None
-        or len(data.documents) <= most
+        or limit is None
+        or len(data.documents) <= limit
     ):
         return data
     judged = {document for result in data.qrels.values() for document in result}
     others = [document for document in data.documents if document not in judged]
-    chosen = np.random.default_rng(seed).permutation(len(others))[: max(0, most - len(judged))]
-    kept = judged | {others[i] for i in chosen}
+    chosen = np.random.default_rng(seed).permutation(len(others))[: max(0, limit - len(judged))]
+    document_ids = judged | {others[i] for i in chosen}
     return replace(
-        data, documents={name: text for name, text in data.documents.items() if name in kept}
+        data,
+        documents={name: text for name, text in data.documents.items() if name in document_ids},
     )

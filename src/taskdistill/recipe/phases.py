@@ -92,8 +92,10 @@ class StaticConfig(ConfigModel):
         Returns:
             Sources with a weight above 0, and those of the vocabulary.
         """
-        own = [] if self.vocabulary is None else self.vocabulary.sources or []
-        return {name for name, weight in self.sources.items() if weight > 0}.union(own)
+        vocabulary_sources = [] if self.vocabulary is None else self.vocabulary.sources or []
+        return {name for name, weight in self.sources.items() if weight > 0}.union(
+            vocabulary_sources
+        )
 
     @model_validator(mode="after")
     def _terms_act(self) -> StaticConfig:
@@ -102,13 +104,13 @@ class StaticConfig(ConfigModel):
         fields = type(self).model_fields
         if self.start == "tokens" and self.noise != fields["noise"].default:
             raise ValueError("noise has no effect with start: tokens; remove it")
-        given = {str(term): weight for term, weight in self.weights.items()}
-        if given.get("teacher_nce") and self.batch_size < 2:
+        weights = {str(term): weight for term, weight in self.weights.items()}
+        if weights.get("teacher_nce") and self.batch_size < 2:
             raise ValueError(
                 "teacher_nce tells the rows of a batch apart; set batch_size to 2 or more"
             )
         for name, term in (("cosent_temperature", "cosent"), ("nce_temperature", "teacher_nce")):
-            if not given.get(term) and getattr(self, name) != fields[name].default:
+            if not weights.get(term) and getattr(self, name) != fields[name].default:
                 raise ValueError(f"{name} has no effect without a weight of {term}; remove it")
         return self
 

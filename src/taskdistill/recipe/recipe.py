@@ -325,12 +325,12 @@ class Recipe(ConfigModel):
             raise ValueError(f"teachers names {FIRST!r}, which is the first one; give another name")
         if not self.teachers and self.several != "concatenate":
             raise ValueError("several has no effect without `teachers`; remove it")
-        for source, said in self.data.sources.items():
-            if said.teachers is not None and (not self.teachers or not said.teachers):
+        for source, config in self.data.sources.items():
+            if config.teachers is not None and (not self.teachers or not config.teachers):
                 raise ValueError(
                     f"data.sources.{source}.teachers needs several teachers and one name or more; remove it"
                 )
-            for name in said.teachers or ():
+            for name in config.teachers or ():
                 if name not in names:
                     raise ValueError(
                         f"data.sources.{source}.teachers names {name!r}{did_you_mean(name, names)}"
@@ -342,7 +342,9 @@ class Recipe(ConfigModel):
             raise ValueError(
                 "several teachers need a projection and no static student: leave `static` out, and projection at student"
             )
-        if keyed := [name for name, said in self.teachers.items() if said.api_key_env is not None]:
+        if keyed := [
+            name for name, config in self.teachers.items() if config.api_key_env is not None
+        ]:
             raise ValueError(
                 f"teachers.{keyed[0]}.api_key_env is not read: a teacher with a key must be the first, `teacher`"
             )
@@ -390,12 +392,12 @@ class Recipe(ConfigModel):
             idle.append(
                 ("long.projection_init", "the long phase goes on with stage 1's projection")
             )
-        for name, said in self.all_teachers().items():
+        for name, config in self.all_teachers().items():
             where = name if name == FIRST else f"teachers.{name}"
             idle += [
-                (f"{where}.{key}", f"a {said.kind} teacher does not run here")
+                (f"{where}.{key}", f"a {config.kind} teacher does not run here")
                 for key in ("device", "dtype", "batch_tokens")
-                if said.kind != "local" and is_set(said, key)
+                if config.kind != "local" and is_set(config, key)
             ]
         if self.teacher.kind != "http" and self.teacher.api_key_env is not None:
             idle.append(("teacher.api_key_env", f"a {self.teacher.kind} teacher takes no key"))

@@ -72,8 +72,8 @@ def compression_picture(
 
 def _apart(sizes: Sequence[int], factor: float = 1.3) -> list[int]:
     """Leave out sizes whose labels would touch on the logarithmic axis."""
-    kept: list[int] = []
+    apart: list[int] = []
     for size in sizes:
-        if not kept or size >= factor * kept[-1]:
-            kept.append(size)
-    return kept
+        if not apart or size >= factor * apart[-1]:
+            apart.append(size)
+    return apart

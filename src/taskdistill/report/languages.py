@@ -78,13 +78,13 @@ def pool_tables(results: Mapping[str, Any]) -> list[Table]:
     """
     result = []
     for model, by_family in results.get("pools", {}).items():
-        for family, said in by_family.items():
+        for family, members in by_family.items():
             pooled = PooledScores(
                 {
                     language: LanguageScores(**each)
-                    for language, each in said["by_language"].items()
+                    for language, each in members["by_language"].items()
                 },
-                said["cross"],
+                members["cross"],
             )
             for table in language_tables(pooled):
                 result.append(

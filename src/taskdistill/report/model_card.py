@@ -150,7 +150,7 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
         share = f"{row['score'] / teacher:.1%}" if teacher else "-"
         shown = f"{100 * teacher:.2f}" if teacher is not None else "-"
         number = commands.index(str(row["command"])) + 1 if row.get("command") else "-"
-        own = f"{100 * row['score']:.2f}" + (
+        cell = f"{100 * row['score']:.2f}" + (
             " ({:.2f} to {:.2f})".format(*(100 * x for x in row["interval"]))
             if row.get("interval")
             else ""
@@ -160,7 +160,7 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
             row.get("language") or "-",
             row.get("task") or "base",
             row["metric"],
-            own,
+            cell,
             shown,
             share,
             number,
@@ -194,24 +194,28 @@ def _training(
         "| phase | steps | rows a step | tokens | learning rate | RoPE theta | losses |",
         "|---|---|---|---|---|---|---|",
     ]
-    for phase, said in phases:
-        if not said:
+    for phase, config in phases:
+        if not config:
             continue
         losses = (
-            ", ".join(f"{term} {weight:g}" for term, weight in (said.get("weights") or {}).items())
+            ", ".join(
+                f"{term} {weight:g}" for term, weight in (config.get("weights") or {}).items()
+            )
             or "as in the paper"
         )
-        theta = f"{said['rope_theta']:,.0f}" if said.get("rope_theta") else "-"
+        theta = f"{config['rope_theta']:,.0f}" if config.get("rope_theta") else "-"
         lines.append(
-            f"| {phase} | {said['steps']:,} | {said['batch_size']} | {said.get('max_length') or '-'} | {said['lr']:g} | {theta} | {losses} |"
+            f"| {phase} | {config['steps']:,} | {config['batch_size']} | {config.get('max_length') or '-'} | {config['lr']:g} | {theta} | {losses} |"
         )
-    told = (recipe.get("teacher") or {}).get("instructions") or {}
-    if said := [
-        f"{view} `{told[view]}`" for view in ("query", "document", "topic") if told.get(view)
+    instructions = (recipe.get("teacher") or {}).get("instructions") or {}
+    if config := [
+        f"{view} `{instructions[view]}`"
+        for view in ("query", "document", "topic")
+        if instructions.get(view)
     ]:
         lines += [
             "",
-            f"The teacher reads texts under instructions: {', '.join(said)}; other texts as they are.",
+            f"The teacher reads texts under instructions: {', '.join(config)}; other texts as they are.",
         ]
     if command:
         lines += ["", "Made with:", "```", command, "```"]
@@ -236,23 +240,23 @@ def _data(
         "| source | kind | rows | languages | licence | what it is |",
         "|---|---|---|---|---|---|",
     ]
-    for name, said in sources.items():
+    for name, config in sources.items():
         spoken = (
             ", ".join(
                 ((languages or {}).get(name) or [])
                 if languages is not None
-                else (said.get("languages") or [])
+                else (config.get("languages") or [])
             )
             or UNKNOWN
         )
         count = f"{rows[name]:,}" if rows and name in rows else "-"
         cells = [
-            f"{name}: {said['path']}",
-            said["kind"],
+            f"{name}: {config['path']}",
+            config["kind"],
             count,
             spoken,
-            said.get("licence") or UNKNOWN,
-            said.get("note") or "-",
+            config.get("licence") or UNKNOWN,
+            config.get("note") or "-",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -272,8 +276,8 @@ def _licences(
         lines.append(f"- started from {base_model}: {base_licence or UNKNOWN}")
     if teacher:
         lines.append(f"- teacher {teacher}: {teacher_licence or UNKNOWN}")
-    for name, said in (((recipe or {}).get("data") or {}).get("sources") or {}).items():
-        lines.append(f"- data {name}: {said.get('licence') or UNKNOWN}")
+    for name, config in (((recipe or {}).get("data") or {}).get("sources") or {}).items():
+        lines.append(f"- data {name}: {config.get('licence') or UNKNOWN}")
     return "\n".join(lines)
 
 
@@ -283,7 +287,7 @@ def _limits(
     languages: Sequence[str],
     warnings: Sequence[str],
 ) -> str:
-    trained = [said["max_length"] for said in _phases(recipe)]
+    trained = [config["max_length"] for config in _phases(recipe)]
     lines = [
         "## Limits",
         "- Vectors of different models, tasks or prompts are not comparable with one another.",
@@ -312,17 +316,22 @@ def _versions(versions: Mapping[str, str] | None) -> str:
 
 
 def _phases(recipe: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    said = recipe or {}
+    fields = recipe or {}
     return [
         phase
-        for phase in (said.get("stage1"), said.get("long"), *(said.get("adapters") or {}).values())
+        for phase in (
+            fields.get("stage1"),
+            fields.get("long"),
+            *(fields.get("adapters") or {}).values(),
+        )
         if phase
     ]
 
 
 def _paths(recipe: Mapping[str, Any] | None) -> list[str]:
     return [
-        said["path"] for said in (((recipe or {}).get("data") or {}).get("sources") or {}).values()
+        config["path"]
+        for config in (((recipe or {}).get("data") or {}).get("sources") or {}).values()
     ]
 
 
@@ -332,7 +341,7 @@ def _languages(
     if languages is not None:
         return sorted({language for each in languages.values() for language in each})
     sources = (((recipe or {}).get("data") or {}).get("sources") or {}).values()
-    return sorted({language for said in sources for language in said.get("languages") or []})
+    return sorted({language for config in sources for language in config.get("languages") or []})
 
 
 def _prompts(settings: Mapping[str, Any]) -> str:

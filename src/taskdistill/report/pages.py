@@ -102,13 +102,13 @@ def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
     scored = [record for _, record in read_lines(out / "log.jsonl") if "evaluated" in record]
     if scored:
         names = list(dict.fromkeys(name for record in scored for name in record["scores"]))
-        kept = {
+        best_records = {
             record["phase"]: record for record in scored if record.get("best")
         }  # the last of those that were best so far
         rows = [
             [
                 f"{record['phase']}, step {record['evaluated']:,}"
-                + (" (kept)" if record is kept.get(record["phase"]) else ""),
+                + (" (kept)" if record is best_records.get(record["phase"]) else ""),
                 *map(record["scores"].get, names),
             ]
             for record in scored

@@ -59,15 +59,15 @@ def summary_sentence(results: Mapping[str, Any]) -> str:
     if not scores:
         return ""
     sets = len({name for each in scores.values() for name in each})
-    kept = [
+    retained = [
         f"{model} keeps {100 * each['mean']:.1f} %"
         for model, each in results["retention"].items()
         if each["mean"] is not None
     ]
     counted = f"{len(scores)} model{'s' * (len(scores) > 1)} on {sets} set{'s' * (sets > 1)}"
     return (
-        f"{counted}: {', '.join(kept)} of {results['reference']}’s score on average."
-        if kept
+        f"{counted}: {', '.join(retained)} of {results['reference']}’s score on average."
+        if retained
         else f"{counted}."
     )
 
@@ -94,14 +94,14 @@ def overview(results: Mapping[str, Any]) -> Table | None:
             else None
             for k in kinds
         ]
-        kept = results["retention"].get(model, {}).get("mean")
+        retention = results["retention"].get(model, {}).get("mean")
         reference = "100 %" if model == results["reference"] else "–"
         rows.append(
             [
                 model,
                 *cells,
                 each["types"],
-                CellText(f"{100 * kept:.1f} %") if kept is not None else reference,
+                CellText(f"{100 * retention:.1f} %") if retention is not None else reference,
             ]
         )
     columns = ["model", *(kind_title(kind) for kind in kinds), "mean of types"]
@@ -170,8 +170,8 @@ def score_tables(results: Mapping[str, Any]) -> list[Table]:
                 CellText(name.split("/", 1)[1], small=f"n = {n:,}{_seen(results, name)}")
             ]
             for model, each in scores.items():
-                kept = results["retention"].get(model, {}).get("sets", {}).get(name)
-                row.append(_score_cell(each.get(name), kept, best, len(values)))
+                retention = results["retention"].get(model, {}).get("sets", {}).get(name)
+                row.append(_score_cell(each.get(name), retention, best, len(values)))
             rows.append(row)
         if len(sets) > 1:
             means = [results["means"][model]["by_type"].get(kind.value) for model in scores]
@@ -276,13 +276,13 @@ def _is_best(value: float, best: float, count: int) -> bool:
 
 
 def _score_cell(
-    record: Mapping[str, Any] | None, kept: float | None, best: float, count: int
+    record: Mapping[str, Any] | None, retention: float | None, best: float, count: int
 ) -> Value:
     if record is None:
         return None
     small = (
-        f"{100 * kept:.1f} %"
-        if kept is not None
+        f"{100 * retention:.1f} %"
+        if retention is not None
         else "{:.1f}–{:.1f}".format(*(100 * x for x in record["interval"]))
     )
     return CellText(f"{100 * record['score']:.1f}", small, _is_best(record["score"], best, count))
@@ -290,14 +290,14 @@ def _score_cell(
 
 def _seen(results: Mapping[str, Any], name: str) -> str:
     """Return a flag for a set of which something was seen in training."""
-    told = ""
+    details = ""
     for each in results.get("seen", ()):
         counts = each["sets"].get(name, {})
         if counts.get("exact") or counts.get("near"):
-            told = f" · {100 * (counts['exact'] + counts['near']) / counts['texts']:.0f} % of the texts seen in training"
+            details = f" · {100 * (counts['exact'] + counts['near']) / counts['texts']:.0f} % of the texts seen in training"
         if counts.get("teacher"):
-            told += " · seen by the teacher"
-    return told
+            details += " · seen by the teacher"
+    return details
 
 
 def _p_value(p: float) -> str:

@@ -148,14 +148,14 @@ def time_table(times: Sequence[tuple[str, float]]) -> Table | None:
     Returns:
         The table with a total, or None without rows.
     """
-    whole = sum(seconds for _, seconds in times)
-    if not whole:
+    total = sum(seconds for _, seconds in times)
+    if not total:
         return None
     rows: list[list[Value]] = [
-        [what, duration(seconds), f"{100 * seconds / whole:.0f} %"] for what, seconds in times
+        [what, duration(seconds), f"{100 * seconds / total:.0f} %"] for what, seconds in times
     ]
     return Table(
-        "", ["what", "time", "share"], [*rows, ["all", duration(whole), "100 %"]], totals=1
+        "", ["what", "time", "share"], [*rows, ["all", duration(total), "100 %"]], totals=1
     )
 
 
@@ -178,10 +178,10 @@ def seen_table(seen: Mapping[str, Mapping[str, Any]]) -> Table | None:
     for name, counts in seen.items():
         row: list[Value] = [name, counts["texts"], counts["exact"], counts["near"]]
         if queries:
-            asked = counts.get("queries") or {}
+            query_counts = counts.get("queries") or {}
             row.append(
-                f"{asked['exact'] + asked['near']:,} of {asked['texts']:,}"
-                if asked.get("exact") is not None
+                f"{query_counts['exact'] + query_counts['near']:,} of {query_counts['texts']:,}"
+                if query_counts.get("exact") is not None
                 else None
             )
         if teacher:
@@ -198,12 +198,12 @@ def duration(seconds: float) -> str:
     Returns:
         Such as `48 s`, `3 min 05 s` or `1 h 20 min`.
     """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    seconds_rounded = round(seconds)
+    if seconds_rounded < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds_rounded} s"
+    if seconds_rounded < 3600:
+        return f"{seconds_rounded // 60} min {seconds_rounded % 60:02d} s"
+    return f"{seconds_rounded // 3600} h {seconds_rounded % 3600 // 60:02d} min"
 
 
 def _millions(count: int | None) -> str | None:

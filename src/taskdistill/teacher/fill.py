@@ -276,10 +276,10 @@ def _before(
 
 def _clean(store: TeacherStore) -> list[str]:
     """Remove what a killed writer left: unfinished shards, and a folder that was never moved into place."""
-    said = []
+    parts = []
     for path in leftovers(store.folder / "shards"):
         path.unlink()
-        said.append(f"removed {path.name}, left by an interrupted run")
-    return said + [
+        parts.append(f"removed {path.name}, left by an interrupted run")
+    return parts + [
         f"removed {name}, left by an interrupted run" for name in remove_stale(store.folder)
     ]

@@ -165,9 +165,9 @@ class HttpTeacher:
                 )
                 wait = max(least, fault.wait or 0.0)
                 if attempt == attempts or wait > LONGEST_WAIT:
-                    asked = f" and asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else ""
+                    pause = f" and asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else ""
                     raise WorkFailed(
-                        f"the teacher endpoint {self.url} failed {attempt} times: {fault}{asked}"
+                        f"the teacher endpoint {self.url} failed {attempt} times: {fault}{pause}"
                     ) from None
                 time.sleep(wait)
         raise WorkFailed(f"the teacher endpoint {self.url} was given no attempt")
@@ -329,11 +329,11 @@ def _index(value: Any) -> int:
 
 def _retry_after(headers: httpx.Headers) -> float | None:
     """Return the seconds that the endpoint asks for, given as a number or as a date; None for what is neither or absurd."""
-    said = headers.get("Retry-After", "")[:100]
+    header = headers.get("Retry-After", "")[:100]
     seconds = math.nan
     try:
-        seconds = float(said)
+        seconds = float(header)
     except ValueError:
         with suppress(ValueError, TypeError, OverflowError):
-            seconds = email.utils.parsedate_to_datetime(said).timestamp() - time.time()
+            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
     return seconds if abs(seconds) < ABSURD_WAIT else None

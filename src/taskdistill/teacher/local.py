@@ -261,12 +261,12 @@ def load_local(
         else dict.fromkeys((first, torch.float32, torch.bfloat16))
     )
     # Vectors at hand are read on any hardware; it is asked for when a text lacks one.
-    kept = [
+    loaded = [
         each
         for each in choices
         if at_hand(local_identity(facts.files_hash, name, revision, max_length, each))
     ]
-    kind = kept[0] if kept else resolve_dtype(dtype, place, auto=torch.bfloat16)
+    kind = loaded[0] if loaded else resolve_dtype(dtype, place, auto=torch.bfloat16)
     return LocalTeacher(
         LazyEncoder(facts, place, kind, lambda: load(place, kind)),
         name,

@@ -149,14 +149,14 @@ def prompt_template(instructions: InstructionConfig | None, view: View) -> str |
     Raises:
         BadInput: If the instruction itself holds `{text}`.
     """
-    told: str | None = None if instructions is None else getattr(instructions, view)
-    if instructions is None or told is None:
+    template: str | None = None if instructions is None else getattr(instructions, view)
+    if instructions is None or template is None:
         return None
-    if "{text}" in told:
+    if "{text}" in template:
         raise BadInput(
             f"teacher.instructions.{view} holds {{text}}; the place of the text belongs into teacher.instructions.template"
         )
-    return instructions.template.replace("{instruction}", told)
+    return instructions.template.replace("{instruction}", template)
 
 
 def apply_template(form: str | None, text: str) -> str:
@@ -187,15 +187,15 @@ def unit_rows(vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
     )
 
 
-def first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+def first_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
     """Name the first field in which two descriptions differ, with both values.
 
     Returns:
         Such as `revision is 'b', needed 'a'`, or None if every field of `ours` is equal.
     """
-    for name, value in ours.items():
-        if theirs.get(name) != value:
-            return f"{name} is {theirs.get(name)!r}, needed {value!r}"
+    for name, value in first.items():
+        if second.get(name) != value:
+            return f"{name} is {second.get(name)!r}, needed {value!r}"
     return None
 
 

@@ -159,14 +159,14 @@ def write_shard(folder: Path, number: int, keys: Keys, vectors: Vectors, store: 
     shard = Shard(folder, number, len(keys), vectors.shape[1], files, store)
     for part, data in parts.items():
         write_file(shard._path(part), data)
-    said = {
+    fields = {
         "shard": number,
         "store": store,
         "rows": shard.rows,
         "embedding_dim": shard.embedding_dim,
         **files,
     }
-    write_sealed(folder / f"{shard.name}.json", said)
+    write_sealed(folder / f"{shard.name}.json", fields)
     return shard
 
 
@@ -215,10 +215,13 @@ def leftovers(folder: Path) -> list[Path]:
     next_number = max(map(int, complete), default=-1) + 1
     result = []
     for path in sorted(folder.glob("*")):
-        made = _MADE.fullmatch(path.name)
-        if made is None or path.is_symlink() or not path.is_file():
+        match = _MADE.fullmatch(path.name)
+        if match is None or path.is_symlink() or not path.is_file():
             continue
-        if int(made["number"] or made["hidden"]) <= next_number and made["number"] not in complete:
+        if (
+            int(match["number"] or match["hidden"]) <= next_number
+            and match["number"] not in complete
+        ):
             result.append(path)
     return result
 

@@ -281,8 +281,10 @@ def store_folder(root: Path, identity: TeacherIdentity, instruction: str | None)
     """
     if (root / MANIFEST).is_file():
         return root
-    said = json.dumps({**identity.fields(), "instruction": instruction}, sort_keys=True)
-    return root / f"{slug(identity.model)}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
+    identity_json = json.dumps({**identity.fields(), "instruction": instruction}, sort_keys=True)
+    return (
+        root / f"{slug(identity.model)}-{hashlib.sha256(identity_json.encode()).hexdigest()[:12]}"
+    )
 
 
 def stores_of(
@@ -296,10 +298,10 @@ def stores_of(
     result = dict.fromkeys(
         store_folder(root, identity, prompt_template(instructions, view)) for view in VIEWS
     )
-    kept = [folder for folder in result if (folder / MANIFEST).is_file()]
+    stores = [folder for folder in result if (folder / MANIFEST).is_file()]
     return [
         folder
-        for folder in kept
+        for folder in stores
         if read_manifest(folder, KIND).get("teacher", {}).get("arithmetic") == identity.arithmetic
     ]
 
@@ -358,14 +360,14 @@ def repair(folder: Path) -> list[str]:
     check_writable(folder.parent, purpose=folder.with_name(f"{folder.name}.lock"))
     check_writable(folder / "shards")
     with writer_lock(folder.with_name(f"{folder.name}.lock")) as notes:
-        said = list(notes)
+        lines = list(notes)
         for name, fault in _inspect(folder)[1].items():
             (folder / "shards" / f"{name}.json").unlink()
-            said.append(f"dropped shard {name}: {fault}")
+            lines.append(f"dropped shard {name}: {fault}")
         for path in leftovers(folder / "shards"):
             path.unlink()
-            said.append(f"removed {path.name}")
-    return said
+            lines.append(f"removed {path.name}")
+    return lines
 
 
 def _inspect(folder: Path) -> tuple[list[Shard], dict[str, str]]:

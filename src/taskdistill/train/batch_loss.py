@@ -43,7 +43,7 @@ def static_gradients(
     with clock("forward"):
         leaf = model.embed(ids).requires_grad_()
     with clock("loss"), torch.enable_grad():
-        told = backward_loss(loss, weights, leaf)
+        losses = backward_loss(loss, weights, leaf)
     with clock("backward"):
         lengths = to_device(
             np.fromiter((len(row) for row in ids), dtype=np.int64, count=len(ids)), leaf.device
@@ -54,7 +54,7 @@ def static_gradients(
         model.table.grad = held.all_reduce_(
             model.table, looked_up_rows(ids, model.table), [(flat, rows)]
         )
-    return told
+    return losses
 
 
 def backward_loss(loss: Loss, weights: Mapping[str, float], leaf: Tensor) -> Told:

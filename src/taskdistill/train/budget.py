@@ -78,8 +78,8 @@ def agreed(budget: Budget, processes: ProcessGroup) -> Budget:
     Returns:
         The same on every process.
     """
-    own = torch.tensor([[budget.micro_batch_tokens, budget.keep_tokens]])
-    micro, keep = processes.gather(own, [1] * processes.size).amin(0).tolist()
+    local_budget = torch.tensor([[budget.micro_batch_tokens, budget.keep_tokens]])
+    micro, keep = processes.gather(local_budget, [1] * processes.size).amin(0).tolist()
     return Budget(int(micro), int(keep))
 
 
@@ -92,5 +92,7 @@ def kept_budget(manifest: Mapping[str, Any], device: torch.device) -> Budget | N
     Returns:
         The budgets; None for a checkpoint of another kind of device, and for one that was written before they were kept.
     """
-    said = manifest.get("budget")
-    return Budget(**said) if said is not None and manifest.get("device") == device.type else None
+    stored = manifest.get("budget")
+    return (
+        Budget(**stored) if stored is not None and manifest.get("device") == device.type else None
+    )

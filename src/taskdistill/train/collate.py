@@ -229,9 +229,9 @@ def relations(
     assert prepared.second is not None
     count, hard = len(prepared.first), 0 if prepared.negatives is None else len(prepared.negatives)
     result = np.full((count, count + hard), Relation.NEGATIVE, dtype=object)
-    own = np.arange(count)
+    diagonal = np.arange(count)
     if prepared.negative_rows is not None:
-        rows, columns = np.nonzero(prepared.negative_rows[None, :] == own[:, None])
+        rows, columns = np.nonzero(prepared.negative_rows[None, :] == diagonal[:, None])
         result[rows, count + columns] = Relation.HARD
     if prepared.labels is not None:
         assert prepared.negative_labels is not None
@@ -249,5 +249,5 @@ def relations(
             result[false_negatives(prepared, others=False) & ~duplicates] = Relation.UNUSED
         result[masked] = Relation.MARGIN
         result[duplicates] = Relation.DUPLICATE
-    result[own, own] = Relation.POSITIVE
+    result[diagonal, diagonal] = Relation.POSITIVE
     return result

@@ -34,19 +34,19 @@ def shard(model: TransformerModel, device: torch.device) -> TransformerModel:
         model: The whole model; it stays as and where it is.
         device: Where this process trains.
     """
-    made, mesh = copy.deepcopy(model), mesh_of_all(device.type)
-    for layer in layers_of(made.backbone):
+    sharded, mesh = copy.deepcopy(model), mesh_of_all(device.type)
+    for layer in layers_of(sharded.backbone):
         fully_shard(layer, mesh=mesh)
-    fully_shard(made.backbone, mesh=mesh)
-    for unit in _units(made):
+    fully_shard(sharded.backbone, mesh=mesh)
+    for unit in _units(sharded):
         unit.set_gradient_divide_factor(
             1.0
         )  # each process carries back its own texts, so gradients are summed
         unit.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
-        if can_start_again(made):
+        if can_start_again(sharded):
             unit.set_custom_all_gather(_VotedAllGather())  # type: ignore[arg-type]
             unit.set_custom_reduce_scatter(_VotedReduceScatter())  # type: ignore[arg-type]
-    return made
+    return sharded
 
 
 # torch 2.13 gave both new names and warns of the old ones.
@@ -206,8 +206,8 @@ def clear_rows(tensor: Tensor, rows: Tensor) -> None:
 
 
 @torch.no_grad()
-def write_back(made: TransformerModel, model: TransformerModel) -> None:
+def write_back(sharded: TransformerModel, model: TransformerModel) -> None:
     """Carry the weights of a divided copy into the whole model, on every process."""
-    shares: Mapping[str, nn.Parameter] = dict(made.backbone.named_parameters())
+    shares: Mapping[str, nn.Parameter] = dict(sharded.backbone.named_parameters())
     for name, parameter in model.backbone.named_parameters():
         parameter.copy_(full_tensor(shares[name].detach()))

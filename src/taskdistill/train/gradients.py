@@ -164,7 +164,7 @@ class _GradientStep(ABC):
         try:
             with processes.together(), self.clock("loss"):
                 leaf = batch.ordered(held, every).requires_grad_(self.share is None)
-                told = backward_loss(self.loss, self.weights, leaf)
+                losses = backward_loss(self.loss, self.weights, leaf)
                 upstream = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
         except OutOfMemory:
             raise LossTooLarge from None
@@ -178,7 +178,7 @@ class _GradientStep(ABC):
             processes.all_reduce_(summed, room)
         with processes.together():
             self.exchanged()
-        return told
+        return losses
 
     @abstractmethod
     def first_pass(self, every: Sequence[Sequence[MicroBatch]], keep: bool) -> list[Tensor]:
@@ -270,14 +270,16 @@ class _ReplicatedGradients(_GradientStep):
         self, every: Sequence[Sequence[MicroBatch]], upstream: Tensor, keep: bool
     ) -> None:
         """Carry the gradient of the vectors back through this process's pieces."""
-        own = every[self.batch.processes.rank]
-        kept, self.kept = (
-            dict(zip((id(piece) for piece in own), self.kept, strict=True)) if keep else {},
+        local_batches = every[self.batch.processes.rank]
+        graphs, self.kept = (
+            dict(zip((id(piece) for piece in local_batches), self.kept, strict=True))
+            if keep
+            else {},
             [],
         )
 
         def one(piece: MicroBatch) -> MicroBatchOutput:
-            micro = kept.pop(id(piece)) if keep else self.forward(piece, self.sums.table_trained)
+            micro = graphs.pop(id(piece)) if keep else self.forward(piece, self.sums.table_trained)
             micro.marks = [] if keep else micro.marks
             return self._carried_back(micro, micro.vectors, upstream[piece.rows])
 
@@ -352,7 +354,7 @@ class _DividedGradients(_GradientStep):
 
     def first_pass(self, every: Sequence[Sequence[MicroBatch]], keep: bool) -> list[Tensor]:
         """Run as many passes as the busiest process, in surplus ones with a short text whose vectors do not count."""
-        own, vectors = every[self.batch.processes.rank], list[Tensor]()
+        local_batches, vectors = every[self.batch.processes.rank], list[Tensor]()
         self.kept = []
         for number, piece in enumerate(self._rounds(every)):
             with torch.set_grad_enabled(keep or self.share is not None):
@@ -360,11 +362,15 @@ class _DividedGradients(_GradientStep):
             self.marks += micro.marks
             if self.share is not None:
                 leaf = micro.vectors.detach().requires_grad_()
-                part = self.share(leaf, piece.rows) if number < len(own) else 0.0 * leaf.sum()
+                part = (
+                    self.share(leaf, piece.rows)
+                    if number < len(local_batches)
+                    else 0.0 * leaf.sum()
+                )
                 self._carry_back(micro, torch.autograd.grad(part, leaf)[0])
             if keep:
                 self.kept.append(micro)
-            if number < len(own):
+            if number < len(local_batches):
                 vectors.append(micro.vectors.detach())
         return vectors
 
@@ -372,17 +378,19 @@ class _DividedGradients(_GradientStep):
         self, every: Sequence[Sequence[MicroBatch]], upstream: Tensor, keep: bool
     ) -> None:
         """Carry the gradient of the vectors back, of surplus passes one of zeros."""
-        own, kept = every[self.batch.processes.rank], self.kept[::-1]
+        local_batches, graphs = every[self.batch.processes.rank], self.kept[::-1]
         self.kept = []
         for number, piece in enumerate(self._rounds(every)):
             if keep:
-                micro = kept.pop()
+                micro = graphs.pop()
             else:
                 micro = self.forward(piece, False)
                 self.marks += micro.marks
             self._carry_back(
                 micro,
-                upstream[piece.rows] if number < len(own) else torch.zeros_like(micro.vectors),
+                upstream[piece.rows]
+                if number < len(local_batches)
+                else torch.zeros_like(micro.vectors),
             )
 
     def finished(self) -> list[Tensor]:
@@ -397,12 +405,12 @@ class _DividedGradients(_GradientStep):
         return can_start_again(self.batch.model)
 
     def _rounds(self, every: Sequence[Sequence[MicroBatch]]) -> list[MicroBatch]:
-        own = every[self.batch.processes.rank]
+        local_batches = every[self.batch.processes.rank]
         spare = min(
             (piece for each in every for piece in each),
             key=lambda piece: int(self.batch.lengths[piece.rows].sum()),
         )
-        return [*own, *[spare] * (max(map(len, every)) - len(own))]
+        return [*local_batches, *[spare] * (max(map(len, every)) - len(local_batches))]
 
     def _carry_back(self, micro: MicroBatchOutput, upstream: Tensor) -> None:
         begun = moment(self.batch.model.device)

@@ -41,7 +41,7 @@ class Log:
     def forget(self, phase: str, from_step: int) -> None:
         """Drop a phase's lines from a step on, and its scores of later states: they are about to be run again."""
         self._stream.close()
-        kept = [
+        lines_left = [
             line
             for line, record in read_lines(self.path)
             if not (
@@ -49,7 +49,7 @@ class Log:
                 and (record.get("step", -1) >= from_step or record.get("evaluated", 0) > from_step)
             )
         ]
-        write_file(self.path, "".join(kept))
+        write_file(self.path, "".join(lines_left))
         self._stream = self.path.open("a", encoding="utf-8")
 
     def close(self) -> None:
@@ -83,8 +83,10 @@ def _record(line: bytes, place: str) -> dict[str, Any] | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         record = None
-    whole = check is not None and zlib.crc32(line[: check.start()] + b"}") == int(check[1], 16)
-    if not whole and _had_check(line):
+    is_complete = check is not None and zlib.crc32(line[: check.start()] + b"}") == int(
+        check[1], 16
+    )
+    if not is_complete and _had_check(line):
         raise BadInput(f"{place} is damaged; remove that line to go on without it")
     return (
         {key: value for key, value in record.items() if key != "check"}

@@ -122,7 +122,7 @@ class Phase:
         return weight_at(self.weights, self.settings, step)
 
     def partial_loss(
-        self, prepared: TrainBatch, given: Targets, weights: Mapping[str, float] | None = None
+        self, prepared: TrainBatch, targets: Targets, weights: Mapping[str, float] | None = None
     ) -> Share | None:
         """Return how the loss is taken of a part of a batch, where it is a sum over its texts.
 
@@ -135,7 +135,7 @@ class Phase:
         weights = self.weights if weights is None else weights
         if set(weights) - {"distill"}:
             return None
-        weight, whole = weights.get("distill", 1.0), len(prepared.distilled)
+        weight, count = weights.get("distill", 1.0), len(prepared.distilled)
         summed = getattr(self.settings, "reduction", "mean") == "sum"
 
         def part(vectors: Tensor, rows: np.ndarray) -> Tensor:
@@ -149,9 +149,9 @@ class Phase:
                     (place[row], view) for row, view in (prepared.distilled[i] for i in chosen)
                 ],
             )
-            assert given.teacher is not None
-            terms, _ = self.objective(vectors, some, Targets(given.teacher[chosen]), self.heads)
-            return terms["distill"] * (weight if summed else weight * len(chosen) / whole)
+            assert targets.teacher is not None
+            terms, _ = self.objective(vectors, some, Targets(targets.teacher[chosen]), self.heads)
+            return terms["distill"] * (weight if summed else weight * len(chosen) / count)
 
         return part
 
@@ -342,7 +342,7 @@ def _say_if_not_identical(checkpoint: Path, name: str, ctx: TrainContext) -> Non
 
 def _budget(phase: Phase, model: TransformerModel, ctx: TrainContext) -> Budget:
     """Choose the phase's token budgets, the same on every process."""
-    own = choose_budget(
+    local_budget = choose_budget(
         model,
         sum(local_tensor(p).numel() for p in phase.trained.values()),
         device=ctx.device,
@@ -350,7 +350,7 @@ def _budget(phase: Phase, model: TransformerModel, ctx: TrainContext) -> Budget:
         micro_batch_tokens=phase.settings.micro_batch_tokens,
         processes_here=ctx.processes.on_this_host,
     )
-    return agreed(own, ctx.processes)
+    return agreed(local_budget, ctx.processes)
 
 
 def _megabytes(number: int | None) -> int | None:
@@ -374,20 +374,20 @@ def _one_step(
     with clock("tokenise"):
         ids = targets.ids(prepared)
     with clock("teacher"):
-        given = targets.of(prepared, ids)
+        batch_targets = targets.of(prepared, ids)
     model.select(phase.task)
     weights, temperature = phase.weights_at(step), phase.heads.temperature
     optimiser.zero_grad(set_to_none=True)
     terms, total, masked = gradients(
         model,
         ids,
-        lambda vectors: phase.objective(vectors, prepared, given, phase.heads),
+        lambda vectors: phase.objective(vectors, prepared, batch_targets, phase.heads),
         weights,
         list(phase.trained.values()),
         seed=derive_seed(torch_seed(ctx.seed), step, STEP_STRIDE),
         threads=ctx.threads,
         **({} if budget is None else budget.to_json()),
-        share=phase.partial_loss(prepared, given, weights),
+        share=phase.partial_loss(prepared, batch_targets, weights),
         heads=list(phase.moving_heads().values()),
         processes=ctx.processes,
         clock=clock,

@@ -73,7 +73,7 @@ def _check_sharpen(
         dataset.kind is not RowKind.PAIRS for dataset in used
     ):
         raise BadInput(f"{name}.sharpen has no effect without a contrast of pairs; remove it")
-    most = max(
+    max_negatives = max(
         (
             len(row.negatives)
             for dataset in used
@@ -82,10 +82,12 @@ def _check_sharpen(
         ),
         default=0,
     )
-    most = min(most, settings.negatives)
-    if (settings.sharpen.hardness and most < 1) or (settings.sharpen.mixed_negatives and most < 2):
+    max_negatives = min(max_negatives, settings.negatives)
+    if (settings.sharpen.hardness and max_negatives < 1) or (
+        settings.sharpen.mixed_negatives and max_negatives < 2
+    ):
         raise BadInput(
-            f"{name}.sharpen: rows have at most {most} hard negatives here; hardness needs 1 a row and mixed_negatives 2: mine some with "
+            f"{name}.sharpen: rows have at most {max_negatives} hard negatives here; hardness needs 1 a row and mixed_negatives 2: mine some with "
             f"`taskdistill mine`, or remove the setting"
         )
 
@@ -142,11 +144,11 @@ def refuse_layers(where: str, names: Collection[str]) -> None:
         )
 
 
-def stage1_weights(name: str, given: Mapping[str, float]) -> dict[str, float]:
+def stage1_weights(name: str, weights: Mapping[str, float]) -> dict[str, float]:
     """Check the loss weights of a phase that trains the base.
 
     Args:
-        given: Term to weight; empty: the paper's.
+        weights: Term to weight; empty: the paper's.
 
     Returns:
         Term to weight; a term with weight 0 is not computed.
@@ -155,13 +157,15 @@ def stage1_weights(name: str, given: Mapping[str, float]) -> dict[str, float]:
         BadInput: If a term does not exist, or all are off.
     """
     known = ("distill", *TEACHER_TERMS)
-    refuse_layers(name, given)
-    for term in given:
+    refuse_layers(name, weights)
+    for term in weights:
         if term not in known:
             raise BadInput(
                 f"{name}.weights names {term!r}, which this phase does not have{did_you_mean(term, known)}"
             )
-    requested = {term: weight for term, weight in (given or {"distill": 1.0}).items() if weight > 0}
+    requested = {
+        term: weight for term, weight in (weights or {"distill": 1.0}).items() if weight > 0
+    }
     if not requested:
         raise BadInput(
             f"{name}.weights has no term with a weight above 0; distill is the usual one"
@@ -277,8 +281,8 @@ def _teacher_term(
 
     def project(unit: Tensor) -> Tensor:
         assert projection is not None
-        whole: Tensor = projection(unit)
-        return whole[:, part.columns]
+        projected: Tensor = projection(unit)
+        return projected[:, part.columns]
 
     if name == TEACHER_NCE:
         return teacher_info_nce(
@@ -304,19 +308,19 @@ def _teacher_term(
         options["same"] = read[:, None] == read[None, :]
 
     def one(dim: int) -> Tensor:
-        mine, theirs = normalize(chosen[:, :dim]), target
+        student, reference = normalize(chosen[:, :dim]), target
         if name in IN_TEACHER_SPACE:
-            mine, theirs = (
-                (mine, normalize(target[:, :dim]))
+            student, reference = (
+                (student, normalize(target[:, :dim]))
                 if projection is None
-                else (project(mine), target)
+                else (project(student), target)
             )
         sampled = (
             {"generator": step_rng(prepared.batch.step)}
             if name in ("relative", "rkd_angle")
             else {}
         )
-        return MENU[name](mine, theirs, **options, **sampled)
+        return MENU[name](student, reference, **options, **sampled)
 
     return over_prefixes(one, dims)
 
@@ -341,16 +345,16 @@ def _lists(
         else part.known.nonzero()[:, 0]
     )
     # Queries come first, then the positives, then hard negatives where they are compared.
-    asked, listed = known[known < len(prepared.first)], known[known >= len(prepared.first)]
-    if len(asked) < 1 or len(listed) < 2:
+    queries, listed = known[known < len(prepared.first)], known[known >= len(prepared.first)]
+    if len(queries) < 1 or len(listed) < 2:
         return 0.0 * vectors.sum()
 
     def one(dim: int) -> Tensor:
-        mine = normalize(vectors[:, :dim])
+        student = normalize(vectors[:, :dim])
         return list_kl(
-            mine[places[asked]],
-            mine[places[listed]],
-            target[asked],
+            student[places[queries]],
+            student[places[listed]],
+            target[queries],
             target[listed],
             temperature=temperature,
         )
@@ -378,8 +382,8 @@ def sharpened(
     if prepared.negative_rows is not None and len(prepared.negative_rows):
         owners = to_device(prepared.negative_rows, queries.device)
         if sharpen.hardness:
-            own = owners[None, :] == torch.arange(count, device=queries.device)[:, None]
-            hard = torch.cat([own.new_zeros(count, count), own], 1)
+            is_own = owners[None, :] == torch.arange(count, device=queries.device)[:, None]
+            hard = torch.cat([is_own.new_zeros(count, count), is_own], 1)
         if sharpen.mixed_negatives:
             source = step_rng(prepared.batch.step)
             mixed = mixed_negatives(
@@ -422,14 +426,14 @@ def teacher_info_nce(
         target: The teacher's vectors, `(n, T)`.
         project: Into the teacher's space, or None.
     """
-    own = torch.arange(len(read), device=chosen.device)
+    positives = torch.arange(len(read), device=chosen.device)
     same = read[:, None] == read[None, :]
 
     def one(dim: int) -> Tensor:
-        mine = normalize(chosen[:, :dim])
-        mine, theirs = (
-            (mine, target[:, :dim]) if project is None else (normalize(project(mine)), target)
+        student = normalize(chosen[:, :dim])
+        student, teacher = (
+            (student, target[:, :dim]) if project is None else (normalize(project(student)), target)
         )
-        return info_nce(mine, normalize(theirs), own, temperature, same)
+        return info_nce(student, normalize(teacher), positives, temperature, same)
 
     return over_prefixes(one, dims)

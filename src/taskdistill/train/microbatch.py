@@ -71,9 +71,12 @@ def spread(batches: Sequence[np.ndarray], lengths: np.ndarray, workers: int) -> 
     """
     if workers <= TOGETHER or not batches:
         return 0
-    most = max(0, int(np.log2(max(1.0, float(lengths.sum()) / (PIECE_TOKENS * len(batches))))))
+    max_halvings = max(
+        0, int(np.log2(max(1.0, float(lengths.sum()) / (PIECE_TOKENS * len(batches)))))
+    )
     rounds = [
-        -(-len(batches) * 2**halvings // workers) / 2**halvings for halvings in range(most + 1)
+        -(-len(batches) * 2**halvings // workers) / 2**halvings
+        for halvings in range(max_halvings + 1)
     ]
     return next(halvings for halvings, time in enumerate(rounds) if time <= 1.1 * min(rounds))
 
@@ -90,19 +93,19 @@ def split(
     Returns:
         The pieces, micro-batch by micro-batch, each in stream order; a single text stays whole.
     """
-    made = []
+    micro_batches_made = []
     for number in numbers:
         rows = batches[number]
         ends = np.cumsum(lengths[rows])
-        whole = int(ends[-1])
+        total = int(ends[-1])
         cuts = np.searchsorted(
-            ends - lengths[rows] / 2, np.arange(1, 2**halvings) * whole / 2**halvings
+            ends - lengths[rows] / 2, np.arange(1, 2**halvings) * total / 2**halvings
         )
         for part in np.split(np.arange(len(rows)), cuts):
             if len(part):
-                made.append(
+                micro_batches_made.append(
                     MicroBatch(
-                        number, rows[part], int(ends[part[0]] - lengths[rows[part[0]]]), whole
+                        number, rows[part], int(ends[part[0]] - lengths[rows[part[0]]]), total
                     )
                 )
-    return made
+    return micro_batches_made

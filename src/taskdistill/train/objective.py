@@ -114,7 +114,7 @@ class Targets:
     """Vectors of every text without adapter, `(texts, D)`, for the relational term."""
 
 
-def weights_for(task: Task, given: Mapping[str, float]) -> dict[str, float]:
+def weights_for(task: Task, weights: Mapping[str, float]) -> dict[str, float]:
     """Complete a recipe's loss weights with the paper's.
 
     Returns:
@@ -123,13 +123,13 @@ def weights_for(task: Task, given: Mapping[str, float]) -> dict[str, float]:
     Raises:
         BadInput: If a term is not one of the task's.
     """
-    refuse_layers(f"adapters.{task.value}", given)
-    for name in given:
+    refuse_layers(f"adapters.{task.value}", weights)
+    for name in weights:
         if name not in TERMS[task]:
             raise BadInput(
                 f"adapters.{task.value}.weights names {name!r}, which this task does not have{did_you_mean(name, TERMS[task])}"
             )
-    return {name: weight for name, weight in (WEIGHTS[task] | dict(given)).items() if weight > 0}
+    return {name: weight for name, weight in (WEIGHTS[task] | dict(weights)).items() if weight > 0}
 
 
 def terms_of(task: Task, kind: RowKind) -> tuple[str, ...]:
@@ -300,13 +300,13 @@ def relational(
         places: Which texts, and how often; None for each once.
     """
     assert targets.base is not None
-    mine, base = (
+    student, base = (
         (vectors, targets.base) if places is None else (vectors[places], targets.base[places])
     )
 
     def relate(dim: int) -> Tensor:
         return formulas.relational_distance(
-            normalize(mine[:, :dim]), normalize(base[:, :dim]), settings.relational_mean_gradient
+            normalize(student[:, :dim]), normalize(base[:, :dim]), settings.relational_mean_gradient
         )
 
     return over_prefixes(relate, dims)
@@ -370,7 +370,7 @@ def classification(
     device = vectors.device
     anchors, positives = to_device(prepared.first, device), to_device(prepared.second, device)
     documents = torch.cat([positives, to_device(prepared.negatives, device)])
-    own = torch.arange(len(anchors), device=device)
+    diagonal = torch.arange(len(anchors), device=device)
     same_d = same_a = None
     masked = 0.0
     if settings.mask_same_label:
@@ -386,8 +386,8 @@ def classification(
 
         def contrast(dim: int) -> Tensor:
             unit = normalize(vectors[:, :dim])
-            forward = formulas.info_nce(unit[anchors], unit[documents], own, tau, same_d)
-            backward = formulas.info_nce(unit[positives], unit[anchors], own, tau, same_a)
+            forward = formulas.info_nce(unit[anchors], unit[documents], diagonal, tau, same_d)
+            backward = formulas.info_nce(unit[positives], unit[anchors], diagonal, tau, same_a)
             return forward + backward
 
         terms["info_nce"] = over_prefixes(contrast, dims)

@@ -41,13 +41,13 @@ def make_optimizer(
     Returns:
         The optimiser; each group keeps its peak rate as `peak` and its warm-up share as `warmup`.
     """
-    own = schedule or HeadSchedule()
-    decay = phase.weight_decay if own.weight_decay is None else own.weight_decay
-    warmup = phase.warmup if own.warmup is None else own.warmup
+    head_schedule = schedule or HeadSchedule()
+    decay = phase.weight_decay if head_schedule.weight_decay is None else head_schedule.weight_decay
+    warmup = phase.warmup if head_schedule.warmup is None else head_schedule.warmup
     groups = []
     for named, rate, warm, weight_decay in (
         (model, phase.lr, phase.warmup, phase.weight_decay),
-        (heads, own.lr or phase.lr, warmup, decay),
+        (heads, head_schedule.lr or phase.lr, warmup, decay),
     ):
         for decays in (True, False):
             chosen = [
@@ -101,9 +101,9 @@ def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> float:
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 
-def clip(parameters: Mapping[str, nn.Parameter], norm: float, most: float) -> None:
+def clip(parameters: Mapping[str, nn.Parameter], norm: float, max_norm: float) -> None:
     """Scale gradients down to a norm."""
-    if norm > most:
+    if norm > max_norm:
         for parameter in parameters.values():
             if parameter.grad is not None:
-                parameter.grad.mul_(most / norm)
+                parameter.grad.mul_(max_norm / norm)

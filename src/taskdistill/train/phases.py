@@ -228,11 +228,13 @@ def teacher_needs(
     """
     if not distils(name, settings):
         return {}
-    made, result = preparer(name, settings), dict[View, dict[str, None]]()
+    collate_batch, result = preparer(name, settings), dict[View, dict[str, None]]()
     for step in range(settings.steps):
         batch = plan.at(step)
         for view, text in (
-            made(batch).teacher_texts() if sources is None or batch.dataset in sources else ()
+            collate_batch(batch).teacher_texts()
+            if sources is None or batch.dataset in sources
+            else ()
         ):
             result.setdefault(view, {})[text] = None
     return {view: list(texts) for view, texts in result.items()}
@@ -246,14 +248,18 @@ def learned_texts(
     Returns:
         Distinct (text, text that the teacher reads for it), in the order of first use; and the distinct other texts.
     """
-    made, read, others = preparer(name, settings), dict[tuple[str, str], None](), dict[str, None]()
+    collate_batch, read, others = (
+        preparer(name, settings),
+        dict[tuple[str, str], None](),
+        dict[str, None](),
+    )
     for step in range(settings.steps):
-        prepared = made(plan.at(step))
+        prepared = collate_batch(plan.at(step))
         compared = {place for place, _ in prepared.distilled}
-        for (place, _), (_, theirs) in zip(
+        for (place, _), (_, teacher_text) in zip(
             prepared.distilled, prepared.teacher_texts(), strict=True
         ):
-            read[prepared.texts[place][1], theirs] = None
+            read[prepared.texts[place][1], teacher_text] = None
         others.update(
             dict.fromkeys(
                 text for place, (_, text) in enumerate(prepared.texts) if place not in compared

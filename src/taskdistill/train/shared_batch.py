@@ -80,9 +80,12 @@ class SharedBatch:
 
     def most_tokens(self, every: Sequence[Sequence[MicroBatch]]) -> int:
         """Count the tokens of the process that has most."""
-        return max(sum(int(self.lengths[piece.rows].sum()) for piece in own) for own in every)
+        return max(
+            sum(int(self.lengths[piece.rows].sum()) for piece in rank_batches)
+            for rank_batches in every
+        )
 
-    def prepare(self, own: Sequence[Tensor], every: Sequence[Sequence[MicroBatch]]) -> Gathering:
+    def prepare(self, local: Sequence[Tensor], every: Sequence[Sequence[MicroBatch]]) -> Gathering:
         """Join this process's vectors, and allocate what collecting those of all takes.
 
         Returns:
@@ -90,7 +93,7 @@ class SharedBatch:
         """
         weight = next(self.model.parameters())
         empty = torch.zeros(0, self.model.embedding_dim, dtype=weight.dtype, device=weight.device)
-        vectors = torch.cat([each.detach() for each in own]) if own else empty
+        vectors = torch.cat([each.detach() for each in local]) if local else empty
         return Gathering(vectors, self.processes.gather_room(vectors, _counts(every)))
 
     def gather(self, held: Gathering) -> None:
@@ -109,9 +112,9 @@ class SharedBatch:
             `(texts, D)`, the same on every process.
         """
         joined = held.own if held.room is None else self.processes.cut(held.room, _counts(every))
-        order = torch.from_numpy(np.concatenate([piece.rows for own in every for piece in own])).to(
-            joined.device
-        )
+        order = torch.from_numpy(
+            np.concatenate([piece.rows for rank_batches in every for piece in rank_batches])
+        ).to(joined.device)
         return torch.empty_like(joined).index_copy_(0, order, joined)
 
     def until_it_fits(self, run: Callable[[], Result]) -> Result:
@@ -137,7 +140,9 @@ class SharedBatch:
                     f"the loss of a batch of {len(self.ids)} texts does not fit into memory, even with no graph of a pass beside it; lower "
                     f"batch_size, or give the process more memory"
                 )
-            if all(len(piece.rows) == 1 for own in self.pieces() for piece in own):
+            if all(
+                len(piece.rows) == 1 for rank_batches in self.pieces() for piece in rank_batches
+            ):
                 raise WorkFailed(
                     f"a step does not fit into memory even text by text (the longest of its {len(self.ids)} texts has {self.lengths.max()} tokens); "
                     f"lower max_length or batch_size, or give the process more memory"
@@ -146,4 +151,4 @@ class SharedBatch:
 
 
 def _counts(every: Sequence[Sequence[MicroBatch]]) -> list[int]:
-    return [sum(len(piece.rows) for piece in own) for own in every]
+    return [sum(len(piece.rows) for piece in rank_batches) for rank_batches in every]

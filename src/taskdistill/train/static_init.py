@@ -101,16 +101,22 @@ def start_from_texts(
         counted: Further texts from which only the share of each token is counted.
     """
     pairs = list(dict.fromkeys(read))
-    numbers = {text: i for i, text in enumerate(dict.fromkeys(theirs for _, theirs in pairs))}
+    numbers = {
+        text: i for i, text in enumerate(dict.fromkeys(teacher_text for _, teacher_text in pairs))
+    }
     vectors = torch.from_numpy(store.get(list(numbers)).astype(np.float32))
     vectors = vectors - vectors.mean(0, keepdim=True)
     sums, counts = torch.zeros(len(tokenizer), vectors.shape[1]), torch.zeros(len(tokenizer))
     for start in range(0, len(pairs), TEXTS_AT_ONCE):
         some = pairs[start : start + TEXTS_AT_ONCE]
-        ids = tokenizer.ids([own for own, _ in some], prompt="", max_length=512).ids
+        ids = tokenizer.ids(
+            [student_text for student_text, _ in some], prompt="", max_length=512
+        ).ids
         flat = torch.from_numpy(np.concatenate(ids)).long()
         rows = torch.from_numpy(
-            np.repeat([numbers[theirs] for _, theirs in some], [len(row) for row in ids])
+            np.repeat(
+                [numbers[teacher_text] for _, teacher_text in some], [len(row) for row in ids]
+            )
         )
         sums.index_add_(0, flat, vectors[rows])
         counts.index_add_(0, flat, torch.ones(len(flat)))

@@ -48,16 +48,16 @@ class TargetLookup:
             Token ids of each of its texts, behind the prompt of its role.
         """
         processes, count = self.ctx.processes, len(prepared.texts)
-        own = self._tokenised(prepared, range(processes.rank, count, processes.size))
+        local_ids = self._tokenised(prepared, range(processes.rank, count, processes.size))
         if processes.size == 1:
-            return own
+            return local_ids
         shares = [range(rank, count, processes.size) for rank in range(processes.size)]
-        sizes = torch.tensor([[len(row)] for row in own], dtype=torch.int64).reshape(-1, 1)
+        sizes = torch.tensor([[len(row)] for row in local_ids], dtype=torch.int64).reshape(-1, 1)
         lengths = processes.gather(sizes, [len(share) for share in shares])[:, 0]
         totals = [
             int(part.sum()) for part in torch.split(lengths, [len(share) for share in shares])
         ]
-        flat = torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *own]))[:, None]
+        flat = torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *local_ids]))[:, None]
         rows = torch.split(processes.gather(flat, totals)[:, 0], lengths.tolist())
         places = [place for share in shares for place in share]
         return [
@@ -71,13 +71,13 @@ class TargetLookup:
         )
         out: dict[int, np.ndarray] = {}
         for role in dict.fromkeys(prepared.texts[i][0] for i in places):
-            own = [i for i in places if prepared.texts[i][0] == role]
-            made = self.ctx.tokenizer.ids(
-                [prepared.texts[i][1] for i in own],
+            role_places = [i for i in places if prepared.texts[i][0] == role]
+            tokenized = self.ctx.tokenizer.ids(
+                [prepared.texts[i][1] for i in role_places],
                 prompt=self.ctx.prompts.get(role, ""),
                 max_length=length,
             )
-            out.update(zip(own, made.ids, strict=True))
+            out.update(zip(role_places, tokenized.ids, strict=True))
         return [out[i] for i in places]
 
     def of(self, prepared: TrainBatch, ids: list[np.ndarray]) -> Targets:

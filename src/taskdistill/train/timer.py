@@ -54,9 +54,9 @@ class Timer:
         wall, spent = time.monotonic() - start, dict[str, float]()
         for part, first, last in marks:
             spent[part] = spent.get(part, 0.0) + between(first, last)
-        whole = sum(spent.values())
+        total = sum(spent.values())
         for part, seconds in spent.items():
-            self.add(part, wall * seconds / whole if whole > 0 else wall / len(spent))
+            self.add(part, wall * seconds / total if total > 0 else wall / len(spent))
 
 
 def moment(device: torch.device) -> Moment:

@@ -107,9 +107,9 @@ def evaluate_now(
         before = best_so_far(checkpoints, meta)
         record["best"] = before is None or before.step >= step or scores[during.keep] > before.score
         if record["best"]:
-            told = {"step": step, "metric": during.keep, "score": scores[during.keep]}
+            log_record = {"step": step, "metric": during.keep, "score": scores[during.keep]}
             with write_folder(
-                best_folder(checkpoints), KIND, meta={**meta, **told}, replace=True
+                best_folder(checkpoints), KIND, meta={**meta, **log_record}, replace=True
             ) as folder:
                 save_file(dict(weights), folder / "weights.safetensors")
     log.write(record | {"seconds": time.monotonic() - start})

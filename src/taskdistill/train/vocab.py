@@ -76,14 +76,14 @@ def learn_vocabulary(texts: Sequence[str], size: int) -> Tokenizer:
     )
 
 
-def _without_special_tokens(made: Tokenizer) -> Tokenizer:
-    made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+def _without_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     scripts = [pre_tokenizers.Split(Regex(script), "isolated") for script in UNSPACED]
-    made.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation(), *scripts]
     )
-    made.decoder = decoders.Metaspace()
-    return made
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
 
 
 def with_special_tokens(learned: Tokenizer, old: TextTokenizer) -> Tokenizer:

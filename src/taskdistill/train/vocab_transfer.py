@@ -53,10 +53,10 @@ def read_pairs(plan: BatchPlan) -> list[tuple[str, str]]:
                 task=None,
                 distil=True,
             )
-            for (place, _), (_, theirs) in zip(
+            for (place, _), (_, teacher_text) in zip(
                 prepared.distilled, prepared.teacher_texts(), strict=True
             ):
-                result[prepared.texts[place][1], theirs] = None
+                result[prepared.texts[place][1], teacher_text] = None
     return list(result)
 
 
@@ -78,11 +78,11 @@ def align(
     Returns:
         `(new pieces, old pieces)`: the probability of each old piece given the new one; a piece that occurs nowhere has an empty row.
     """
-    ours, theirs = [np.unique(ids) for ids in new], [np.unique(ids) for ids in old]
-    piece, text, weight = _drawn(ours, sizes[0], seed)
-    counts = np.array([len(ids) for ids in theirs])
+    new_ids, old_ids = [np.unique(ids) for ids in new], [np.unique(ids) for ids in old]
+    piece, text, weight = _drawn(new_ids, sizes[0], seed)
+    counts = np.array([len(ids) for ids in old_ids])
     flat, first = (
-        np.concatenate(theirs).astype(np.int64),
+        np.concatenate(old_ids).astype(np.int64),
         np.concatenate([[0], np.cumsum(counts)[:-1]]),
     )
     held = counts[text] > 0
@@ -91,9 +91,9 @@ def align(
     row = np.repeat(np.arange(len(piece), dtype=np.int32), length)
     within = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
     keys = np.repeat(piece, length) * sizes[1] + flat[np.repeat(first[text], length) + within]
-    kept, cell = np.unique(keys, return_inverse=True)
-    cell, keys = cell.astype(np.int32), kept % sizes[1]
-    pieces = kept // sizes[1]
+    pairs_seen, cell = np.unique(keys, return_inverse=True)
+    cell, keys = cell.astype(np.int32), pairs_seen % sizes[1]
+    pieces = pairs_seen // sizes[1]
     twin = np.full(sizes[0], -1)
     twin[list(same or {})] = list((same or {}).values())
     expected: np.ndarray = np.where(twin[pieces] == keys, FAVOURED, 1.0)
@@ -105,17 +105,17 @@ def align(
         )
         share = chance[cell]
         share *= (weight / np.bincount(row, share, minlength=len(piece)))[row]
-        expected = np.bincount(cell, share, minlength=len(kept))
+        expected = np.bincount(cell, share, minlength=len(pairs_seen))
     expected /= np.bincount(pieces, expected, minlength=sizes[0])[pieces]
     return csr_matrix((expected, (pieces, keys)), shape=sizes)
 
 
 def _drawn(
-    ours: Sequence[np.ndarray], size: int, seed: int
+    rows_of: Sequence[np.ndarray], size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw the texts in which each piece is aligned; each counts for as many as the piece has a drawn one for."""
-    piece = np.concatenate(ours).astype(np.int64)
-    text = np.repeat(np.arange(len(ours)), [len(ids) for ids in ours])
+    piece = np.concatenate(rows_of).astype(np.int64)
+    text = np.repeat(np.arange(len(rows_of)), [len(ids) for ids in rows_of])
     order = np.random.default_rng(seed).permutation(len(piece))
     order = order[np.argsort(piece[order], kind="stable")]
     counts = np.bincount(piece, minlength=size)
@@ -168,8 +168,8 @@ def transfer_embeddings(
     """
     pairs = _balanced(pairs, seed)
     new_ids, old_ids = (
-        _plain_ids(tokenizer, [own for own, _ in pairs]),
-        _plain_ids(old, [theirs for _, theirs in pairs]),
+        _plain_ids(tokenizer, [student_text for student_text, _ in pairs]),
+        _plain_ids(old, [teacher_text for _, teacher_text in pairs]),
     )
     pieces = [
         tokenizer.backend.decode([number], skip_special_tokens=False).strip()
@@ -181,7 +181,7 @@ def transfer_embeddings(
     rows = mixed_rows(
         align(new_ids, old_ids, (len(tokenizer), len(table)), seed, same), table, spelled
     )
-    kept = torch.zeros(len(rows), dtype=torch.bool)
+    is_old = torch.zeros(len(rows), dtype=torch.bool)
     same = {
         number: one
         for number, one in same.items()
@@ -191,15 +191,15 @@ def transfer_embeddings(
         if (one := old.backend.token_to_id(token.content)) is not None:
             same[number] = one
     for number, one in same.items():
-        rows[number], kept[number] = table[one], True
-    return rows, kept
+        rows[number], is_old[number] = table[one], True
+    return rows, is_old
 
 
 def _balanced(pairs: Sequence[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
     translated = [pair for pair in pairs if pair[0] != pair[1]]
     as_they_are = [pair for pair in pairs if pair[0] == pair[1]]
-    most = round(OWN * len(translated)) if translated else len(as_they_are)
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(as_they_are))[:most])
+    limit = round(OWN * len(translated)) if translated else len(as_they_are)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(as_they_are))[:limit])
     return translated + [as_they_are[i] for i in chosen.tolist()]
 
 

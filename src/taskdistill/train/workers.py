@@ -162,13 +162,13 @@ def workers(count: int) -> Iterator[WorkerPool]:
     Beside several workers the calling thread keeps to one intra-op thread as well: an operator that waits for a
     second one which the machine has given to another program costs more than it could save.
     """
-    made, before = WorkerPool(count), torch.get_num_threads()
+    pool, before = WorkerPool(count), torch.get_num_threads()
     if count > 1:
         torch.set_num_threads(1)
     try:
-        yield made
+        yield pool
     finally:
-        made.close()
+        pool.close()
         torch.set_num_threads(before)
 
 

@@ -252,7 +252,7 @@ def _remove_work(folder: Path) -> None:
 
 
 def chosen_settings(
-    task: Task, kind: RowKind, data: Dataset, given: Mapping[str, Any], module: TransformerModel
+    task: Task, kind: RowKind, data: Dataset, overrides: Mapping[str, Any], module: TransformerModel
 ) -> AdapterConfig:
     """Choose how an adapter is trained on few rows; every field of a recipe's adapter may be given instead.
 
@@ -262,21 +262,21 @@ def chosen_settings(
     usual = dict(DEFAULTS[kind])
     if task is Task.TEXT_MATCHING and kind is RowKind.PAIRS:
         usual["weights"] = {"cosent": 0.0, **usual["weights"]}
-    negatives = int(given.get("negatives", usual.get("negatives", 0)))
+    negatives = int(overrides.get("negatives", usual.get("negatives", 0)))
     texts = 2 + negatives if kind is not RowKind.SCORED else 2
-    size = int(given.get("batch_size", max(2, min(len(data.rows), TEXTS_PER_STEP // texts))))
+    size = int(overrides.get("batch_size", max(2, min(len(data.rows), TEXTS_PER_STEP // texts))))
     steps = max(STEPS[0], min(STEPS[1], round(EPOCHS * len(data.rows) / size)))
-    made = {
+    fields = {
         "sources": {data.name: 1.0},
         "steps": steps,
         "batch_size": size,
         "checkpoint_every": 50,
         **usual,
-        **given,
+        **overrides,
     }
-    made["weights"] = {**usual["weights"], **given.get("weights", {})}
+    fields["weights"] = {**usual["weights"], **overrides.get("weights", {})}
     try:
-        settings = AdapterConfig.model_validate(made)
+        settings = AdapterConfig.model_validate(fields)
     except ValidationError as error:
         raise BadInput(
             "settings of the adapter: " + "; ".join(explain(error, AdapterConfig)[:5])
@@ -323,7 +323,7 @@ def _forget(model: Model, name: str) -> None:
 
 
 def _digest(requested: AdaptRequest, settings: AdapterConfig, data: Dataset, model: Model) -> str:
-    said = [
+    parts = [
         requested.adapter,
         requested.task.value,
         requested.seed,
@@ -331,7 +331,7 @@ def _digest(requested: AdaptRequest, settings: AdapterConfig, data: Dataset, mod
         data.sha256,
         model.hash,
     ]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _train(
@@ -408,13 +408,13 @@ def _calibrated(encoder: Encoder, model: Model, name: str, data: Dataset) -> dic
     texts = [row_texts(row)[-1] for row in data.rows][:CALIBRATION_TEXTS]
     result = {"int8_ranges": int8_ranges(encoder, texts, [name])[name]}
     if model.settings.binary_offsets:
-        asked = (
+        queries = (
             [row.query for row in data.rows][:CALIBRATION_TEXTS]
             if data.kind is RowKind.PAIRS
             else texts
         )
         result["binary_offsets"] = binary_offsets(
-            encoder, {Role.QUERY: asked, Role.DOCUMENT: texts}, [name]
+            encoder, {Role.QUERY: queries, Role.DOCUMENT: texts}, [name]
         )[name]
     return result
 

@@ -144,7 +144,7 @@ def compare_teachers(
     )
     if where := placements(teachers):
         progress.note(where)
-    sample = _sample(texts or data, result, options, effort, progress, given=texts is not None)
+    sample = _sample(texts or data, result, options, effort, progress, is_given=texts is not None)
     vocabulary = [
         *sample,
         *(text for each in result for text in _all_texts(each.load(max_queries, effort.seed))),
@@ -188,23 +188,26 @@ def compare_teachers(
         if behind
         else None
     )
-    told = {
+    outcome = {
         "teachers": rows,
         "advice": advice(rows, beyond),
         "effort": vars(effort),
         "results": results,
     }
-    write_result(out / "probe.json", told)
-    return told
+    write_result(out / "probe.json", outcome)
+    return outcome
 
 
 def _row(teacher: Embedder, results: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    own, student = results["means"][teacher.name], results["means"][f"{teacher.name}{STUDENT}"]
+    teacher_score, student = (
+        results["means"][teacher.name],
+        results["means"][f"{teacher.name}{STUDENT}"],
+    )
     return {
         "teacher": teacher.name,
         "dim": next(iter(results["scores"][teacher.name].values()))["dim"],
-        "score": own["types"],
-        "by_type": own["by_type"],
+        "score": teacher_score["types"],
+        "by_type": teacher_score["by_type"],
         "student": student["types"],
         "student_by_type": student["by_type"],
         "seconds": round(seconds, 1),
@@ -223,16 +226,16 @@ def advice(rows: Sequence[Mapping[str, Any]], beyond: tuple[int, int] | None = N
     if len(rows) == 1:
         return f"One candidate: its student keeps {100 * best['student'] / best['score']:.1f} % of it. {warning}, so compare several."
     if best["teacher"] == strongest["teacher"]:
-        told = f"{best['teacher']} scores best itself and makes the best student here. {warning}; here it is."
+        sentence = f"{best['teacher']} scores best itself and makes the best student here. {warning}; here it is."
     else:
-        told = (
+        sentence = (
             f"{warning}: {strongest['teacher']} scores best itself ({100 * strongest['score']:.1f} against {100 * best['score']:.1f}), but "
             f"{best['teacher']} makes the better student ({100 * best['student']:.1f} against {100 * strongest['student']:.1f})."
         )
     if beyond is not None:
-        told += f" Its student is ahead of the next one beyond chance on {beyond[0]} of {beyond[1]} sets."
+        sentence += f" Its student is ahead of the next one beyond chance on {beyond[0]} of {beyond[1]} sets."
     return (
-        told
+        sentence
         + " A static student is a minute’s stand-in for the one that a recipe trains: it ranks teachers, its score is not the final one."
     )
 
@@ -251,14 +254,14 @@ def _sample(
     effort: StudentBudget,
     progress: Progress,
     *,
-    given: bool,
+    is_given: bool,
 ) -> list[str]:
     """Draw the students' training texts."""
     try:
         texts = training_texts(place)
         source = place.name
     except BadInput:
-        if given:
+        if is_given:
             raise
         data = [each.load(options.max_queries, options.seed) for each in sets]
         texts = [

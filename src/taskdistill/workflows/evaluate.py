@@ -86,17 +86,17 @@ def evaluate(
         device=request.device,
         dtype=request.dtype,
     )
-    if told := placements(models):
-        progress.note(told)
+    if placement_lines := placements(models):
+        progress.note(placement_lines)
     trainings = [read_training(path, progress) for path in request.seen]
     claim(request.out, KIND, **claims)
     if sets:
         progress.stage(f"{_some(len(models), 'model')} on {_some(len(sets), 'local set')}")
-    kept = request.out if sets else None
+    cache_folder = request.out if sets else None
     results = evaluate_models(
         models,
         sets,
-        kept,
+        cache_folder,
         request.options,
         reference=request.reference,
         progress=progress.count,
@@ -259,7 +259,7 @@ def check_options(request: EvaluateRequest) -> None:
             "nothing to evaluate on; give --data DIR, a folder of local sets, or --suite NAME, a public benchmark"
         )
     options, default = request.options, EvalOptions()
-    given = {
+    options_in_use = {
         "--set": request.sets is not None,
         "--split": request.split != "test",
         "--train-data": bool(request.seen) and not request.suites,
@@ -269,7 +269,7 @@ def check_options(request: EvaluateRequest) -> None:
         "--prompts": bool(options.prompts),
     }
     if request.data is None:
-        for name, wrong in given.items():
+        for name, wrong in options_in_use.items():
             if wrong:
                 raise BadInput(
                     f"{name} has no effect without --data: a suite is run as it is; leave it out, or give local sets"

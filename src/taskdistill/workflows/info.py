@@ -63,7 +63,7 @@ def _describe(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         result |= _model(manifest)
     faults = check_folder(path, manifest)
     if kind == "export":
-        result |= _export(path, manifest, whole=not faults)
+        result |= _export(path, manifest, complete=not faults)
     if kind == "vectors":
         result |= {key: manifest[key] for key in VECTOR_FIELDS} | {"counts": manifest["counts"]}
     result |= {
@@ -186,10 +186,12 @@ def _model(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _export(path: Path, manifest: dict[str, Any], *, whole: bool) -> dict[str, Any]:
+def _export(path: Path, manifest: dict[str, Any], *, complete: bool) -> dict[str, Any]:
     from taskdistill.model.backbone import read_json
 
-    parity = read_json(path / "parity.json") if whole and (path / "parity.json").is_file() else {}
+    parity = (
+        read_json(path / "parity.json") if complete and (path / "parity.json").is_file() else {}
+    )
     return {
         "format": manifest["format"],
         "model": manifest["name"],

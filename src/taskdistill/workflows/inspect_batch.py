@@ -55,18 +55,18 @@ def inspect_batch(
     if phase not in phases:
         raise BadInput(f"the recipe has no phase {phase!r}{did_you_mean(phase, phases)}")
     settings = phases[phase]
-    made = static_phase(settings) if isinstance(settings, StaticConfig) else settings
-    if not 0 <= step < made.steps:
-        raise BadInput(f"{phase} has steps 0 to {made.steps - 1}, got {step}")
+    config = static_phase(settings) if isinstance(settings, StaticConfig) else settings
+    if not 0 <= step < config.steps:
+        raise BadInput(f"{phase} has steps 0 to {config.steps - 1}, got {step}")
     with tempfile.TemporaryDirectory() as temporary:
         root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", progress)
         inputs: TrainData = load_inputs(recipe, root, progress)
-        batch = make_plan(recipe, phase, made, inputs.datasets).at(step)
-        prepared = preparer(phase, made)(batch)
+        batch = make_plan(recipe, phase, config, inputs.datasets).at(step)
+        prepared = preparer(phase, config)(batch)
         cosines = None
         if (
-            isinstance(made, AdapterConfig)
-            and made.false_negative_margin is not None
+            isinstance(config, AdapterConfig)
+            and config.false_negative_margin is not None
             and batch.kind is RowKind.PAIRS
         ):
             cosines = _teacher_cosines(
@@ -74,7 +74,7 @@ def inspect_batch(
             )
     title = f"{phase}, step {step}: {len(batch.rows)} rows of {batch.dataset} ({batch.kind}), {len(prepared.texts)} distinct texts"
     if (
-        not isinstance(made, AdapterConfig)
+        not isinstance(config, AdapterConfig)
         or prepared.second is None
         or prepared.scores is not None
     ):
@@ -86,15 +86,15 @@ def inspect_batch(
     result = relations(
         prepared,
         cosines,
-        made.false_negative_margin,
-        others=made.negatives_of_others,
-        mask_same_label=made.mask_same_label,
+        config.false_negative_margin,
+        others=config.negatives_of_others,
+        mask_same_label=config.mask_same_label,
     )
     if row is not None:
         if not 0 <= row < len(batch.rows):
             raise BadInput(f"the batch has rows 0 to {len(batch.rows) - 1}, got {row}")
         return title, *_one_row(prepared, result, row, cosines)
-    return title, *_relations(prepared, result, made)
+    return title, *_relations(prepared, result, config)
 
 
 def _teacher_cosines(

@@ -105,8 +105,8 @@ def merge(
     load_weights(scratch, weights)
     merged = judge(scratch, "merged")
     difference = paired_difference(merged.units, singles[best].units)
-    kept = difference.estimate.low > 0
-    if kept:
+    is_better = difference.estimate.low > 0
+    if is_better:
         _write(
             scratch, out, {"merged_from": [Path(place).name for place in used], "method": method}
         )
@@ -118,9 +118,9 @@ def merge(
         "best_single": singles[best].name,
         "difference": difference.estimate.to_json(),
         "p": difference.p,
-        "kept": kept,
-        "model": str(out) if kept else None,
-        "told": _told(merged, singles[best], difference, kept),
+        "kept": is_better,
+        "model": str(out) if is_better else None,
+        "told": _told(merged, singles[best], difference, is_better),
     }
 
 
@@ -151,15 +151,15 @@ def read_place(place: str) -> Model:
     )
     weights = dict(weights_of(model))
     for name, tensor in load_file(folder / "weights.safetensors").items():
-        own = (
+        adapters_only = (
             f"{task}/{name}"
             if task is not None
             else name.replace("projection.", "projection/", 1)
             if name.startswith("projection.")
             else _base(name)
         )
-        if own in weights and weights[own].shape == tensor.shape:
-            weights[own] = tensor
+        if adapters_only in weights and weights[adapters_only].shape == tensor.shape:
+            weights[adapters_only] = tensor
         elif name != "log_temperature" and not (
             task is not None and name.startswith("projection.")
         ):
@@ -234,14 +234,14 @@ def _greedy(
 ) -> tuple[dict[str, Tensor], list[str]]:
     order = sorted(range(len(models)), key=lambda i: -singles[i].score)
     scratch, inside, best = models[order[0]], [order[0]], singles[order[0]].score
-    own = {name: tensor.detach().clone() for name, tensor in weights_of(scratch).items()}
-    weights = own
+    start_weights = {name: tensor.detach().clone() for name, tensor in weights_of(scratch).items()}
+    weights = start_weights
     for new in order[1:]:
         tried = [*inside, new]
         merged = merge_models([models[i] for i in tried], fixed([1 / len(tried)] * len(tried)))
         load_weights(scratch, merged)
         score = judge(scratch, "tried").score
-        load_weights(scratch, own)
+        load_weights(scratch, start_weights)
         progress.note(
             f"with {singles[new].name}: {100 * score:.2f}, {'kept' if score >= best else 'left out'}"
         )
@@ -250,13 +250,15 @@ def _greedy(
     return weights, [singles[i].name for i in inside]
 
 
-def _told(merged: ScoredModel, best: ScoredModel, difference: PairedDifference, kept: bool) -> str:
+def _told(
+    merged: ScoredModel, best: ScoredModel, difference: PairedDifference, is_better: bool
+) -> str:
     value, low, high = (100 * x for x in difference.estimate.to_json())
-    told = f"merged {100 * merged.score:.2f}, best single {100 * best.score:.2f} ({best.name}): {value:+.2f} ({low:+.2f} to {high:+.2f})"
+    sentence = f"merged {100 * merged.score:.2f}, best single {100 * best.score:.2f} ({best.name}): {value:+.2f} ({low:+.2f} to {high:+.2f})"
     return (
-        f"{told}; kept"
-        if kept
-        else f"{told}; not better by its interval, so nothing was written: keep {best.name}"
+        f"{sentence}; kept"
+        if is_better
+        else f"{sentence}; not better by its interval, so nothing was written: keep {best.name}"
     )
 
 

@@ -228,16 +228,16 @@ def _vectors(
 
 def _placed(settings: TeacherConfig, request: MineRequest) -> TeacherConfig:
     """Let the request decide where a local teacher runs."""
-    said = {
+    fields = {
         name: value
         for name, value in (("device", request.device), ("dtype", request.dtype))
         if value != AUTO
     }
-    if said and settings.kind != "local":
+    if fields and settings.kind != "local":
         raise BadInput(
-            f"--{next(iter(said))} has no effect: the recipe's teacher is of kind {settings.kind} and does not run here; leave it out"
+            f"--{next(iter(fields))} has no effect: the recipe's teacher is of kind {settings.kind} and does not run here; leave it out"
         )
-    return TeacherConfig.model_validate(settings.model_dump() | said)
+    return TeacherConfig.model_validate(settings.model_dump() | fields)
 
 
 @dataclass(frozen=True)
@@ -418,14 +418,16 @@ def _run(
                     negatives=result.negatives,
                     reasons=reasons_text,
                 )
-        with np.load(path) as kept:
+        with np.load(path) as stored:
             sizes.update(
                 (
-                    kept["counts"]
-                    + np.array([len(relations.given[row]) for row in kept["rows"]], dtype=np.int64)
+                    stored["counts"]
+                    + np.array(
+                        [len(relations.given[row]) for row in stored["rows"]], dtype=np.int64
+                    )
                 ).tolist()
             )
-            reasons.update(json.loads(str(kept["reasons"])))
+            reasons.update(json.loads(str(stored["reasons"])))
         progress.count(int(block[-1]) + 1, len(relations.queries))
     rows = sum(sizes.values())
     negatives = sum(size * number for size, number in sizes.items())
@@ -469,8 +471,8 @@ def _saved(path: Path) -> Iterator[IO[bytes]]:
 def _is_whole(path: Path) -> bool:
     """Say whether a file was written before and is still the same."""
     try:
-        said = read_sealed(_hash_file(path), "it is made anew")
-        return bool(said["file"] == path.name and said["hash"] == sha256_file(path))
+        stored = read_sealed(_hash_file(path), "it is made anew")
+        return bool(stored["file"] == path.name and stored["hash"] == sha256_file(path))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -492,10 +494,10 @@ def _write(
     size = np.zeros(len(pairs.rows), np.int64)
     flat, at = list[np.ndarray](), 0
     for block in query_blocks(len(relations.queries)):
-        with np.load(_block(partial, int(block[0]))) as kept:
-            size[kept["rows"]] = kept["counts"]
-            start[kept["rows"]] = at + np.cumsum(kept["counts"]) - kept["counts"]
-            flat.append(kept["negatives"])
+        with np.load(_block(partial, int(block[0]))) as mined:
+            size[mined["rows"]] = mined["counts"]
+            start[mined["rows"]] = at + np.cumsum(mined["counts"]) - mined["counts"]
+            flat.append(mined["negatives"])
             at += len(flat[-1])
     negatives = np.concatenate(flat) if flat else np.zeros(0, np.int64)
     with write_folder(

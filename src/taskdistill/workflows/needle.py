@@ -84,7 +84,7 @@ def evaluate_needles(
     rows = []
     for done, (name, kind, length) in enumerate(plan, 1):
         encoder = encoders[name]
-        said = json.dumps(
+        request_json = json.dumps(
             [
                 "needle",
                 _print(encoder),
@@ -96,7 +96,7 @@ def evaluate_needles(
                 seed,
             ]
         )
-        path = out / "cache" / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.json"
+        path = out / "cache" / f"{hashlib.sha256(request_json.encode()).hexdigest()[:32]}.json"
         if path.is_file():
             row = read_sealed(path, "remove it to score that set again")
         else:

@@ -170,9 +170,9 @@ def read_texts(path: Path, languages: Sequence[str] | None = None) -> list[str]:
                     dict.fromkeys(text for text in each if isinstance(text, str) and text.strip())
                 )
     if len(result) < 2:
-        told = f" in the languages {', '.join(languages)}" if languages else ""
+        languages_text = f" in the languages {', '.join(languages)}" if languages else ""
         raise BadInput(
-            f"{path} has {len(result)} texts{told}; give rows with a text under {', '.join(TEXT_FIELDS)}"
+            f"{path} has {len(result)} texts{languages_text}; give rows with a text under {', '.join(TEXT_FIELDS)}"
         )
     return list(result)
 

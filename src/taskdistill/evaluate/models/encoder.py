@@ -87,12 +87,12 @@ class EncoderEmbedder:
         Returns:
             64 hexadecimal digits.
         """
-        said = [
+        parts = [
             self.encoder.model_hash,
             self.adapters,
             *([] if self.encoder.dtype is torch.float32 else [dtype_name(self.encoder.dtype)]),
         ]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 class TeacherEmbedder:
@@ -135,7 +135,7 @@ class TeacherEmbedder:
         Returns:
             64 hexadecimal digits.
         """
-        said = {view: store.instruction for view, store in sorted(self.stores.items())}
+        instructions = {view: store.instruction for view, store in sorted(self.stores.items())}
         return hashlib.sha256(
-            json.dumps([self.teacher.identity.fields(), said], sort_keys=True).encode()
+            json.dumps([self.teacher.identity.fields(), instructions], sort_keys=True).encode()
         ).hexdigest()

@@ -81,7 +81,7 @@ def parse_spec(text: str) -> ModelSpec:
     Raises:
         BadInput: If an option is unknown or malformed, or an endpoint has no model.
     """
-    place, _, said = text.partition("#") if not Path(text).exists() else (text, "", "")
+    place, _, option_text = text.partition("#") if not Path(text).exists() else (text, "", "")
     if place.startswith(("http://", "https://")):
         kind = "endpoint"
     elif place.endswith(".parquet") or (Path(place) / "vectors.npy").is_file():
@@ -89,7 +89,7 @@ def parse_spec(text: str) -> ModelSpec:
     else:
         kind = "folder"
     options = {}
-    for part in said.split("&") if said else []:
+    for part in option_text.split("&") if option_text else []:
         key, sign, value = part.partition("=")
         if not sign or key not in OPTIONS[kind]:
             raise BadInput(
@@ -185,8 +185,10 @@ class EndpointEmbedder:
         """
         teacher = self.teacher
         if self.sends_task and task is not None:
-            said = _SENT_TASKS.get((Task(task), Role(prompt_name)), task)
-            teacher = self._by_task.setdefault(said, replace(teacher, extra={"task": said}))
+            sent_task = _SENT_TASKS.get((Task(task), Role(prompt_name)), task)
+            teacher = self._by_task.setdefault(
+                sent_task, replace(teacher, extra={"task": sent_task})
+            )
         return teacher.embed([self.prompts[prompt_name] + text for text in texts])
 
     def fingerprint(self) -> str:
@@ -195,13 +197,13 @@ class EndpointEmbedder:
         Returns:
             64 hexadecimal digits.
         """
-        said = [
+        parts = [
             self.teacher.url,
             self.teacher.identity.fields(),
             dict(self.prompts),
             self.sends_task,
         ]
-        known = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        known = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         vectors = self.encode(
             PROBES, task=Task.TEXT_MATCHING.value, prompt_name=Role.DOCUMENT.value
         )
@@ -265,8 +267,8 @@ class VectorsEmbedder:
         Returns:
             64 hexadecimal digits.
         """
-        said = [self.vectors.identity.fields(), dict(self.prompts)]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        parts = [self.vectors.identity.fields(), dict(self.prompts)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class SentenceTransformersEmbedder:
@@ -324,11 +326,13 @@ class SentenceTransformersEmbedder:
         files = sorted(
             path for path in self._folder.rglob("*") if path.suffix in _DECIDING and path.is_file()
         )
-        said: list[object] = [
+        parts: list[object] = [
             [path.relative_to(self._folder).as_posix(), sha256_file(path)] for path in files
         ]
-        said += [] if self._dtype is torch.float32 else [dtype_name(self._dtype)]
-        return hashlib.sha256(json.dumps([said, self.prompts], sort_keys=True).encode()).hexdigest()
+        parts += [] if self._dtype is torch.float32 else [dtype_name(self._dtype)]
+        return hashlib.sha256(
+            json.dumps([parts, self.prompts], sort_keys=True).encode()
+        ).hexdigest()
 
 
 def _same_vectors(stored: Sequence[Sequence[float]], vectors: np.ndarray) -> bool:
@@ -357,15 +361,15 @@ def _beyond_ours(folder: Path) -> bool:
         return True
     if "Pooling" not in kinds or not (folder / "1_Pooling" / "config.json").is_file():
         return False
-    said = read_json(folder / "1_Pooling" / "config.json")
+    pooling_config = read_json(folder / "1_Pooling" / "config.json")
     names = [
         key.removeprefix("pooling_mode_")
-        for key, value in said.items()
+        for key, value in pooling_config.items()
         if key.startswith("pooling_mode_") and value is True
     ]
     modes = (
-        [said["pooling_mode"]]
-        if "pooling_mode" in said
+        [pooling_config["pooling_mode"]]
+        if "pooling_mode" in pooling_config
         else [each.removesuffix("_tokens").removesuffix("_token") for each in names]
     )
     return len(modes) != 1 or modes[0] not in POOLING_NAMES
