@@ -31,7 +31,7 @@ from taskdistill.evaluate.encode import encode_set
 from taskdistill.evaluate.exact_search import ndcg_units, ndcg_units_of_bits
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.model.backbone import without_dropout
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import TransformerModel
 from taskdistill.pipeline.context import RunContext, fill_stores, make_plans
@@ -45,7 +45,8 @@ from taskdistill.tasks import Task
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.store import open_views
 from taskdistill.train.log import Log
-from taskdistill.train.loop import Phase, TrainContext, run_phase
+from taskdistill.train.loop import run_phase
+from taskdistill.train.context import Phase, TrainContext
 from taskdistill.train.phases import adapter_job, stage1_job
 from taskdistill.train.workers import workers
 from taskdistill.types import Precision

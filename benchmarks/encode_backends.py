@@ -32,7 +32,8 @@ from common import (
 
 from taskdistill import Encoder
 from taskdistill.model.backbone import build_backbone, resolve
-from taskdistill.model.folder import Model, read_model
+from taskdistill.model.folder import read_model
+from taskdistill.model.model import Model
 from taskdistill.model.onnx_graph import ERRORS_ONLY, make_graph, padded_batches
 from taskdistill.model.student import TransformerModel
 from taskdistill.types import Pooling

@@ -39,7 +39,7 @@ from taskdistill.pipeline.profile import matrix_rate
 from taskdistill.train.arithmetic import choose_arithmetic, tf32_products
 from taskdistill.train.budget import choose_budget
 from taskdistill.train.gradients import gradients
-from taskdistill.train.loop import Interrupted
+from taskdistill.train.context import Interrupted
 from taskdistill.train.workers import workers
 from taskdistill.types import Pooling
 

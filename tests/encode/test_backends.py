@@ -22,8 +22,9 @@ from taskdistill.encode.int8_linear import (
     round_weights,
 )
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.model.folder import Model, ModelSettings, write_model
+from taskdistill.model.folder import write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
+from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.types import Backend
 

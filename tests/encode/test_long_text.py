@@ -19,7 +19,8 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.long_text import encode_chunks, encode_windows
 from taskdistill.errors import BadInput
 from taskdistill.model.backbone import build_backbone
-from taskdistill.model.folder import Model, ModelSettings, read_model, write_model
+from taskdistill.model.folder import read_model, write_model
+from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.packed import ATTENTION
 from taskdistill.model.rope import rope_theta, set_rope_theta
 from taskdistill.model.student import StaticModel, TransformerModel

@@ -180,7 +180,8 @@ def test_pre_tokenizers_by_the_names_that_llama_cpp_has(pattern, name):
 def static_folder(tmp_path):
     import torch
 
-    from taskdistill.model.folder import Model, ModelSettings, write_model
+    from taskdistill.model.folder import write_model
+    from taskdistill.model.model import Model, ModelSettings
     from taskdistill.model.student import StaticModel
     from taskdistill.model.tokenizer import TextTokenizer
 

@@ -41,8 +41,8 @@ from taskdistill.model.projection import Projection
 from taskdistill.quantization import fit_ranges, ranges_to_json
 from taskdistill.search.index import Index
 from taskdistill.serve.settings import ServerSettings
+from taskdistill.train.context import Interrupted
 from taskdistill.train.log import read_lines
-from taskdistill.train.loop import Interrupted
 from taskdistill.train.loss_terms import TEACHER_TERMS
 from taskdistill.train.objective import TERMS
 

@@ -198,7 +198,7 @@ def stopped(out: Path, together) -> None:
     """Train until the stop before the fourth step."""
     from helpers import tiny_run
 
-    from taskdistill.train.loop import Interrupted
+    from taskdistill.train.context import Interrupted
 
     raw = json.loads((out / "recipe.json").read_text())
     try:

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.long_text import encode_chunks
 from taskdistill.model.backbone import build_backbone
-from taskdistill.model.folder import Model, ModelSettings
 from taskdistill.model.lora import adapter_parameters, attach, lora_config
+from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.space_id import memory_files
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer

@@ -22,8 +22,9 @@ from transformers import (
 )
 
 from taskdistill.model.backbone import without_dropout
-from taskdistill.model.folder import Model, ModelSettings, write_model
+from taskdistill.model.folder import write_model
 from taskdistill.model.lora import adapter_parameters, attach, lora_config
+from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.packed import ATTENTION
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer

@@ -43,10 +43,11 @@ from taskdistill.tasks import Task
 from taskdistill.train import fsdp, loop
 from taskdistill.train import gradients as step
 from taskdistill.train.base_vectors import base_vectors
+from taskdistill.train.context import Phase, TrainContext
 from taskdistill.train.distributed import SINGLE, ProcessGroup
 from taskdistill.train.fsdp import full_tensor
 from taskdistill.train.log import Log
-from taskdistill.train.loop import Phase, TrainContext, run_phase
+from taskdistill.train.loop import run_phase
 from taskdistill.train.phases import adapter_job, plan_phase, stage1_job
 from taskdistill.train.validation import Validation
 from taskdistill.train.workers import workers

@@ -56,8 +56,9 @@ def static(version: str) -> None:
     from taskdistill.folders import dump_json
     from taskdistill.model.text import TextTokenizer
 
-    from taskdistill.model.folder import Model, Settings, base_space_id, write_model
+    from taskdistill.model.folder import Settings, base_space_id, write_model
     from taskdistill.model.golden import embed_with, golden_vectors
+    from taskdistill.model.model import Model
     from taskdistill.model.student import StaticModel
 
     torch.manual_seed(0)

@@ -14,7 +14,8 @@ from helpers.resealed import reseal
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.io.folders import file_table
-from taskdistill.model.folder import Model, ModelSettings, read_model, write_model
+from taskdistill.model.folder import read_model, write_model
+from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.projection import Projection
 from taskdistill.model.rope import set_rope_theta
 from taskdistill.model.student import StaticModel

@@ -11,7 +11,8 @@ import torch
 from helpers import tiny
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.model.folder import Model, ModelSettings, write_model
+from taskdistill.model.folder import write_model
+from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 

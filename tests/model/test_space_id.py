@@ -18,8 +18,9 @@ from tokenizers.normalizers import Strip
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.io.folders import file_table, read_manifest
-from taskdistill.model.folder import Model, read_model, write_model
+from taskdistill.model.folder import read_model, write_model
 from taskdistill.model.golden import embed_with, golden_vectors
+from taskdistill.model.model import Model
 from taskdistill.model.space_id import base_space_id
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document

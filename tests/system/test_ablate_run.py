@@ -21,8 +21,8 @@ from taskdistill.ablate.measure import open_sets
 from taskdistill.ablate.report import report_data
 from taskdistill.errors import BadInput
 from taskdistill.report.page import render_report
+from taskdistill.train.context import Interrupted
 from taskdistill.train.log import Log
-from taskdistill.train.loop import Interrupted
 
 
 @pytest.fixture(scope="module")

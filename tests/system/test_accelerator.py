@@ -32,8 +32,8 @@ from taskdistill.progress import SilentProgress
 from taskdistill.recipe.recipe import parse_recipe
 from taskdistill.stats import Estimate, PairedDifference
 from taskdistill.train import loop
+from taskdistill.train.context import Interrupted
 from taskdistill.train.log import read_lines
-from taskdistill.train.loop import Interrupted
 from taskdistill.workflows import merge as merging_job
 from taskdistill.workflows.merge import merge
 

@@ -26,7 +26,7 @@ from taskdistill.model.golden import FILE, embed_with, golden_vectors
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.tasks import Task
-from taskdistill.train.loop import Interrupted
+from taskdistill.train.context import Interrupted
 from taskdistill.types import RowKind
 from taskdistill.workflows.adapt import AdaptRequest, adapt, chosen_settings
 from taskdistill.workflows.info import verify_model

@@ -42,8 +42,9 @@ from taskdistill.evaluate.result_cache import ResultCache
 from taskdistill.export.export import export
 from taskdistill.io.folders import open_folder, write_folder
 from taskdistill.io.sealed import write_sealed
-from taskdistill.model.folder import Model, ModelSettings, read_model, write_model
+from taskdistill.model.folder import read_model, write_model
 from taskdistill.model.golden import embed_with, golden_vectors
+from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer

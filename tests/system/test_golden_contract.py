@@ -12,8 +12,9 @@ from taskdistill.cli.main import run
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.export.export import export
 from taskdistill.io.folders import seal
-from taskdistill.model.folder import Model, ModelSettings, write_model
+from taskdistill.model.folder import write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
+from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.types import MANIFEST, Backend

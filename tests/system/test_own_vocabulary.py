@@ -20,7 +20,7 @@ from taskdistill.pipeline.plan import plan_run
 from taskdistill.pipeline.student_vocab import FOLDER, TABLE
 from taskdistill.progress import SilentProgress
 from taskdistill.recipe.recipe import parse_recipe
-from taskdistill.train.loop import Interrupted
+from taskdistill.train.context import Interrupted
 from taskdistill.train.vocab import learn_vocabulary, whole_words, with_special_tokens, with_words
 from taskdistill.train.vocab_transfer import (
     OCCURRENCES,

@@ -10,8 +10,8 @@ import torch
 from helpers import process_child, tiny, tiny_run
 
 from taskdistill.tasks import Task
+from taskdistill.train.context import Phase
 from taskdistill.train.distributed import SINGLE, ProcessGroup, _buckets
-from taskdistill.train.loop import Phase
 from taskdistill.train.microbatch import PIECE_TOKENS, micro_batches, split, spread
 from tests.train import test_gradients as test_step
 

@@ -28,7 +28,8 @@ from taskdistill.evaluate.contamination import (
 )
 from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.reading import PairData, RankingData
-from taskdistill.model.folder import ModelSettings, write_model
+from taskdistill.model.folder import write_model
+from taskdistill.model.model import ModelSettings
 from taskdistill.report.tables import seen_table
 
 LONG = "the old captain of the whale ship saw a storm near the small island and a harbour"

@@ -16,8 +16,8 @@ from taskdistill.pipeline import phases
 from taskdistill.pipeline import validation as job_during
 from taskdistill.pipeline.check import check_fit
 from taskdistill.pipeline.setup import start_student
+from taskdistill.train.context import Interrupted
 from taskdistill.train.log import read_lines
-from taskdistill.train.loop import Interrupted
 from taskdistill.train.validation import Validation
 
 SETS = ["retrieval/qa-dev", "sts/sts", "clustering/topics", "classification/topics"]

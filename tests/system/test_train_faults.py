@@ -22,8 +22,8 @@ from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.io.folders import seal
 from taskdistill.train import checkpoint
 from taskdistill.train.checkpoint import list_checkpoints
+from taskdistill.train.context import Interrupted
 from taskdistill.train.log import read_lines
-from taskdistill.train.loop import Interrupted
 from taskdistill.types import MANIFEST
 
 STEPS = 6

@@ -18,8 +18,8 @@ from taskdistill.pipeline import phases as stages
 from taskdistill.train import phases
 from taskdistill.train.checkpoint import list_checkpoints
 from taskdistill.train.collate import TrainBatch
+from taskdistill.train.context import Phase, TrainContext
 from taskdistill.train.log import read_lines
-from taskdistill.train.loop import Phase, TrainContext
 from taskdistill.train.objective import distill
 
 

@@ -15,7 +15,7 @@ from helpers.forked import Forked
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.io.folders import read_manifest
 from taskdistill.pipeline import phases
-from taskdistill.train.loop import Interrupted
+from taskdistill.train.context import Interrupted
 
 STEPS = 6
 KILLS = 6

@@ -14,7 +14,8 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.facts import read_facts
 from taskdistill.model.fingerprint import fingerprint
-from taskdistill.model.folder import Model, ModelSettings, read_model, write_model
+from taskdistill.model.folder import read_model, write_model
+from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.recipe.recipe import TeacherConfig
 from taskdistill.teacher.local import LocalTeacher

@@ -25,7 +25,7 @@ from taskdistill.device import CPU
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.io.sealed import read_sealed, write_sealed
 from taskdistill.model.backbone import weights_hash
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 from taskdistill.model.rope import rope_theta
 from taskdistill.model.student import TransformerModel
 from taskdistill.pipeline.setup import data_root, load_inputs, start_student

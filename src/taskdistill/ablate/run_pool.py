@@ -17,7 +17,7 @@ from taskdistill.ablate.context import ExperimentContext, open_context
 from taskdistill.ablate.training_run import TrainingRun, result_of, run_training
 from taskdistill.errors import WorkFailed
 from taskdistill.progress import Progress, Stop
-from taskdistill.train.loop import Interrupted
+from taskdistill.train.context import Interrupted
 
 STOPPED = "stopped; what is finished is kept, run the same command again to continue"
 

@@ -12,7 +12,7 @@ from taskdistill.ablate.settings import Experiment
 from taskdistill.data.rows import Dataset, row_texts
 from taskdistill.errors import BadInput
 from taskdistill.model.backbone import resolve
-from taskdistill.model.folder import Model, ModelSettings
+from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer, TokenizedTexts
 from taskdistill.pipeline.setup import matryoshka_dims

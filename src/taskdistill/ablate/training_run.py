@@ -35,13 +35,15 @@ from taskdistill.io.lock import writer_lock
 from taskdistill.io.outputs import remove_names
 from taskdistill.io.sealed import read_sealed, write_sealed
 from taskdistill.model.backbone import weights_hash
-from taskdistill.model.folder import Model, write_model
+from taskdistill.model.folder import write_model
 from taskdistill.model.inference import put_rope, read_rope
+from taskdistill.model.model import Model
 from taskdistill.model.projection import Projection
 from taskdistill.model.rope import set_rope_theta
 from taskdistill.model.student import StaticModel
+from taskdistill.train.context import Phase, TrainContext
 from taskdistill.train.log import Log, read_lines
-from taskdistill.train.loop import Phase, TrainContext, run_phase
+from taskdistill.train.loop import run_phase
 from taskdistill.train.phase_folder import load_phase, save_phase
 from taskdistill.train.targets import TargetLookup
 from taskdistill.train.validation import remove_state

@@ -10,7 +10,7 @@ from taskdistill.device import AUTO, CPU, resolve_device, resolve_dtype
 from taskdistill.encode.graph_models import GraphModel
 from taskdistill.encode.int8 import Int8Model
 from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 from taskdistill.model.student import TokenModel
 from taskdistill.types import Backend
 

@@ -30,7 +30,8 @@ from taskdistill.encode.runner import (
 )
 from taskdistill.errors import BadInput, TruncationWarning, did_you_mean
 from taskdistill.model.backbone import resolve
-from taskdistill.model.folder import Model, read_model
+from taskdistill.model.folder import read_model
+from taskdistill.model.model import Model
 from taskdistill.model.student import StaticModel
 from taskdistill.quantization import truncate
 from taskdistill.tasks import Role

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from taskdistill.errors import BadInput, require_extra
-from taskdistill.model.folder import Model
 from taskdistill.model.lora import merge
+from taskdistill.model.model import Model
 from taskdistill.model.onnx_graph import ERRORS_ONLY, make_graph, padded_batches
 from taskdistill.model.student import TransformerModel
 

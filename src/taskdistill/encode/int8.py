@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from taskdistill.encode.batches import token_batches
 from taskdistill.encode.int8_linear import FusedLinear, FusedSlice, Int8Linear, available
 from taskdistill.errors import BadInput
-from taskdistill.model.folder import Model
 from taskdistill.model.golden import BASE, cosines
 from taskdistill.model.layers import layers_of
+from taskdistill.model.model import Model
 from taskdistill.model.reference_texts import TEXTS
 from taskdistill.model.student import TransformerModel
 from taskdistill.tasks import Role

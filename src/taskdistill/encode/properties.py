@@ -8,7 +8,7 @@ import torch
 
 from taskdistill.encode.placement import device_of
 from taskdistill.model.fingerprint import fingerprint
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 
 
 class ModelProperties:

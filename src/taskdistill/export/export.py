@@ -14,9 +14,10 @@ from taskdistill.io.folders import write_folder
 from taskdistill.io.sealed import dump_json
 from taskdistill.model.backbone import resolve
 from taskdistill.model.families import reach
-from taskdistill.model.folder import Model, read_model
+from taskdistill.model.folder import read_model
 from taskdistill.model.golden import BASE, SAME_SPACE, Embed, check_golden, embed_with, read_golden
 from taskdistill.model.lora import merge
+from taskdistill.model.model import Model
 from taskdistill.model.reference_texts import TEXTS
 from taskdistill.model.student import TransformerModel
 from taskdistill.registry import Registry

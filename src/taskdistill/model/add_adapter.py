@@ -14,9 +14,9 @@ import numpy as np
 
 from taskdistill.errors import BadInput
 from taskdistill.io.folders import check_folder, read_manifest, write_folder
-from taskdistill.model.folder import Model
 from taskdistill.model.golden import BASE, DECIMALS, FILE, embed_with, golden_vectors, read_golden
 from taskdistill.model.lora import save_adapter
+from taskdistill.model.model import Model
 from taskdistill.model.safety import task_folder
 from taskdistill.model.student import TransformerModel
 

@@ -9,8 +9,9 @@ from taskdistill.errors import BadInput
 from taskdistill.model import jina
 from taskdistill.model.backbone import build_backbone, check_backbone, longest_text, read_json
 from taskdistill.model.fingerprint import fingerprint, fingerprint_files, space_id
-from taskdistill.model.folder import ModelSettings, manifest_settings, open_model
+from taskdistill.model.folder import manifest_settings, open_model
 from taskdistill.model.layout import STATIC_LENGTH, longest_input, module_kinds, named_prompts
+from taskdistill.model.model import ModelSettings
 from taskdistill.model.rope import rope_theta
 from taskdistill.model.safety import check_safetensors, check_weights
 

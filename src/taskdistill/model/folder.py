@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from taskdistill.errors import BadInput
@@ -22,7 +21,7 @@ from taskdistill.model import jina
 from taskdistill.model.backbone import load_backbone, longest_text
 from taskdistill.model.configuration import written
 from taskdistill.model.families import has_pooler
-from taskdistill.model.fingerprint import fingerprint, fingerprint_files, model_hash, space_id
+from taskdistill.model.fingerprint import fingerprint, fingerprint_files, space_id
 from taskdistill.model.folder_check import check_prompts, check_settings, check_unlisted
 from taskdistill.model.golden import check_vectors
 from taskdistill.model.layout import (
@@ -35,6 +34,7 @@ from taskdistill.model.layout import (
     read_pooling,
 )
 from taskdistill.model.lora import load_adapter, save_adapter
+from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.projection import Projection
 from taskdistill.model.rope import rope_theta, set_rope_theta
 from taskdistill.model.safety import check_folder_files, check_safetensors, task_folder
@@ -49,64 +49,6 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "added_tokens.json",
 )
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """What a model folder says beside its weights."""
-
-    prompts: dict[str, str] = field(default_factory=dict)
-    max_length: int = 512
-    matryoshka_dims: tuple[int, ...] = ()
-    rope_theta: float | None = None
-    """RoPE theta at inference; None for a backbone without rotary positions."""
-    space_id: str = ""
-    """Hash of everything that decides the base vectors, of a model that is not on disk; `Model.space_id` is the one in force."""
-    teacher: dict[str, Any] = field(default_factory=dict)
-    """Name, revision, embedding size and space id of the teacher; empty for a model that was not distilled here."""
-    task_required: bool = False
-    """Whether a task must be named: so with the published jina-v5 layout (section 3.1)."""
-    int8_ranges: dict[str, Any] = field(default_factory=dict)
-    """Task (or `base`) to dimension to the smallest and largest value of each coordinate."""
-    binary_offsets: dict[str, Any] = field(default_factory=dict)
-    """Task (or `base`) to `query` and `document` to dimension to what is taken from each coordinate before its sign; empty for none."""
-    adapter_tasks: dict[str, str] = field(default_factory=dict)
-    """Adapter to the task that it serves, where its name is another one."""
-    extends: list[str] = field(default_factory=list)
-    """Hashes of earlier states of this folder, all of whose adapters are in it unchanged."""
-    former_space_ids: list[str] = field(default_factory=list)
-    """Ids that earlier versions gave to the same space, so that their indexes are still searched."""
-
-
-@dataclass
-class Model:
-    """A model in memory with its tokenizer and settings."""
-
-    module: TransformerModel | StaticModel
-    tokenizer: TextTokenizer
-    settings: ModelSettings
-    name: str
-    source: Path
-    """Where the tokenizer's side files are."""
-    adapter_configs: dict[str, LoraConfig] = field(default_factory=dict)
-    projection: Projection | None = None
-    files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of every file that decides vectors; empty for a model that is not on disk."""
-
-    @property
-    def hash(self) -> str:
-        """Hash of all that decides any vector; empty for a model that is not on disk."""
-        return model_hash(self.files, vars(self.settings))
-
-    @property
-    def space_id(self) -> str:
-        """Hash of all that decides the base's vectors."""
-        return space_id(self.files, vars(self.settings)) or self.settings.space_id
-
-    @property
-    def earlier_hashes(self) -> list[str]:
-        """Other hashes by which an index may know this model: of earlier states, and of files alone as earlier versions made them."""
-        return [*self.settings.extends, *([fingerprint(self.files)] if self.files else [])]
 
 
 def write_model(

@@ -15,7 +15,7 @@ from taskdistill.model.student import StaticModel
 from taskdistill.tasks import Role
 
 if TYPE_CHECKING:
-    from taskdistill.model.folder import Model
+    from taskdistill.model.model import Model
 
 FILE = "golden.json"
 BASE = "base"

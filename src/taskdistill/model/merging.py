@@ -9,8 +9,8 @@ from torch import Tensor
 
 from taskdistill.errors import BadInput
 from taskdistill.model.averaging import LORA_A, LORA_B, product_average
-from taskdistill.model.folder import Model
 from taskdistill.model.lora import adapter_parameters
+from taskdistill.model.model import Model
 from taskdistill.model.student import TransformerModel
 
 Shares = Callable[[Tensor], list[float]]

@@ -11,7 +11,7 @@ from taskdistill.model.backbone import weights_hash
 from taskdistill.model.student import TransformerModel
 
 if TYPE_CHECKING:
-    from taskdistill.model.folder import Model, ModelSettings
+    from taskdistill.model.model import Model, ModelSettings
 
 
 def former_space_ids(settings: ModelSettings, space_id: str, version: int) -> list[str]:

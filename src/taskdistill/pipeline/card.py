@@ -11,7 +11,7 @@ from taskdistill.evaluate.kinds import TASK, Kind
 from taskdistill.evaluate.languages import name_and_language
 from taskdistill.io.folders import versions
 from taskdistill.model.backbone import EMBEDDED
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 from taskdistill.model.student import StaticModel
 from taskdistill.recipe.recipe import Recipe
 from taskdistill.report.model_card import make_card

@@ -24,9 +24,9 @@ from taskdistill.recipe.recipe import FIRST, Recipe, ValidationConfig
 from taskdistill.seeding import torch_seed
 from taskdistill.teacher.protocol import LookupTeacher, RunsHere, Teacher, View, apply_template
 from taskdistill.teacher.store import TeacherStore
+from taskdistill.train.context import Interrupted
 from taskdistill.train.distributed import SINGLE, ProcessGroup
 from taskdistill.train.log import Log, read_lines
-from taskdistill.train.loop import Interrupted
 from taskdistill.train.phases import make_plan, static_phase, teacher_needs
 
 T = TypeVar("T")

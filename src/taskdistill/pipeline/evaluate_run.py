@@ -17,7 +17,7 @@ from taskdistill.evaluate.models.encoder import EncoderEmbedder, TeacherEmbedder
 from taskdistill.evaluate.runner import evaluate_models
 from taskdistill.evaluate.set_runner import EvalOptions
 from taskdistill.io.folders import versions
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 from taskdistill.model.space_id import memory_files
 from taskdistill.pipeline.check import evaluation_sets
 from taskdistill.pipeline.profile import matrix_rate, time_table, where_time_went

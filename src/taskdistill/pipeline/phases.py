@@ -16,8 +16,8 @@ from taskdistill.device import CPU
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.model.averaging import average
 from taskdistill.model.backbone import weights_hash
-from taskdistill.model.folder import Model
 from taskdistill.model.inference import Rope, inference_view, put_rope, read_rope
+from taskdistill.model.model import Model
 from taskdistill.model.projection import Projection
 from taskdistill.model.rope import set_rope_theta
 from taskdistill.model.student import StaticModel, TransformerModel
@@ -32,9 +32,10 @@ from taskdistill.seeding import torch_seed
 from taskdistill.tasks import Task
 from taskdistill.train.arithmetic import Arithmetic, choose_arithmetic
 from taskdistill.train.checkpoint import last_weights, load_snapshot
+from taskdistill.train.context import Phase, TrainContext
 from taskdistill.train.distributed import SINGLE
 from taskdistill.train.fsdp import is_sharded, shard, write_back
-from taskdistill.train.loop import Phase, TrainContext, run_phase
+from taskdistill.train.loop import run_phase
 from taskdistill.train.loss_terms import needs_projection, stage1_weights
 from taskdistill.train.phase_folder import load_phase, save_phase
 from taskdistill.train.phases import adapter_job, stage1_job

@@ -15,8 +15,8 @@ from taskdistill.encode.batches import cores
 from taskdistill.errors import WorkFailed
 from taskdistill.model.activations import kept_bytes
 from taskdistill.model.flops import matrix_parameters
-from taskdistill.model.folder import Model
 from taskdistill.model.layers import layers_of
+from taskdistill.model.model import Model
 from taskdistill.model.prune_vocabulary import replace_embeddings
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer

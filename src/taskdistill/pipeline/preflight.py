@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 from taskdistill.model.student import TransformerModel
 from taskdistill.pipeline.check import check_sets, check_student
 from taskdistill.pipeline.plan_remote import sketch_teacher

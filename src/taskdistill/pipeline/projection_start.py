@@ -16,11 +16,11 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.placement import on_device
 from taskdistill.errors import WorkFailed
 from taskdistill.io.folders import open_folder, write_folder
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 from taskdistill.model.projection import Projection
 from taskdistill.pipeline.context import RunContext, made_before, resume_meta
+from taskdistill.train.context import Phase
 from taskdistill.train.leading import by_first
-from taskdistill.train.loop import Phase
 from taskdistill.train.memory import is_out_of_memory
 from taskdistill.train.projection_fit import FittedProjection, Method, fit_projection
 from taskdistill.train.targets import teacher_vectors

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.model.folder import Model, ModelSettings, write_model
+from taskdistill.model.folder import write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
+from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.pipeline.card import run_card

@@ -19,8 +19,9 @@ from taskdistill.model.backbone import (
     resolve,
     without_dropout,
 )
-from taskdistill.model.folder import Model, ModelSettings, read_model
+from taskdistill.model.folder import read_model
 from taskdistill.model.layers import keep_layers
+from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.rope import rope_theta, set_rope_theta
 from taskdistill.model.sketch import sketch
 from taskdistill.model.student import TransformerModel

@@ -13,7 +13,7 @@ from taskdistill.device import CPU
 from taskdistill.errors import BadInput
 from taskdistill.io.atomic import restore
 from taskdistill.io.folders import read_manifest, write_folder
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.pipeline.context import RunContext, drawn, fill_stores, made_before, resume_meta

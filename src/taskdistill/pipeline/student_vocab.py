@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from taskdistill.io.folders import write_folder
 from taskdistill.io.sealed import dump_json
 from taskdistill.model.backbone import read_json
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 from taskdistill.model.prune_vocabulary import replace_embeddings
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer

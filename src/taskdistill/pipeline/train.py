@@ -18,7 +18,7 @@ from taskdistill.io.json import open_regular
 from taskdistill.io.lock import writer_lock
 from taskdistill.io.outputs import check_claim, claim, is_log, write_result
 from taskdistill.io.protection import check_writable
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 from taskdistill.pipeline.context import RunContext, fill_stores, make_plans, phase_fingerprint
 from taskdistill.pipeline.pairing import choose_start
 from taskdistill.pipeline.phases import train_phases

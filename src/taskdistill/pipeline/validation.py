@@ -18,7 +18,7 @@ from taskdistill.evaluate.kinds import METRIC, METRICS, TASK, Kind
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.evaluate.reading import RankingData, SetData
 from taskdistill.evaluate.score import evaluate_set
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 from taskdistill.recipe.recipe import Recipe
 from taskdistill.recipe.recipe import ValidationConfig as Settings
 from taskdistill.tasks import Task

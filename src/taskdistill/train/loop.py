@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from taskdistill.data.batches import Batch, BatchPlan
 from taskdistill.device import CPU, free_memory_of
 from taskdistill.errors import WorkFailed
 from taskdistill.io.folders import read_manifest, versions
 from taskdistill.model.flops import step_flops
 from taskdistill.model.student import StaticModel, TransformerModel
-from taskdistill.model.tokenizer import TextTokenizer
-from taskdistill.recipe.phases import MICRO_BATCH_TOKENS, PhaseConfig
+from taskdistill.recipe.phases import MICRO_BATCH_TOKENS
 from taskdistill.seeding import STEP_STRIDE, derive_seed, torch_seed
-from taskdistill.teacher.protocol import View
-from taskdistill.teacher.store import TeacherStore
-from taskdistill.train.arithmetic import Arithmetic, tf32_products
-from taskdistill.train.batch_loss import Share
+from taskdistill.train.arithmetic import tf32_products
 from taskdistill.train.budget import Budget, agreed, choose_budget, kept_budget
 from taskdistill.train.checkpoint import (
     list_checkpoints,
@@ -34,17 +28,12 @@ from taskdistill.train.checkpoint import (
     save_snapshot,
     whole_state,
 )
-from taskdistill.train.collate import TrainBatch
+from taskdistill.train.context import Interrupted, Phase, TrainContext
 from taskdistill.train.course import read_course
-from taskdistill.train.distributed import SINGLE, ProcessGroup
 from taskdistill.train.fsdp import clear_rows, is_sharded, local_tensor
 from taskdistill.train.gradients import gradients
-from taskdistill.train.log import Log
-from taskdistill.train.loss_terms import weight_at
 from taskdistill.train.memory import OutOfMemory
-from taskdistill.train.objective import Heads, Targets, Terms
 from taskdistill.train.optim import (
-    HeadSchedule,
     clip,
     gradient_norm,
     make_optimizer,
@@ -55,127 +44,11 @@ from taskdistill.train.profile import profiled
 from taskdistill.train.targets import TargetLookup
 from taskdistill.train.timer import Timer
 from taskdistill.train.validation import (
-    Validation,
     drop_best_after,
     evaluate_now,
     load_best,
     read_scores,
 )
-from taskdistill.train.workers import WorkerPool
-
-Objective = Callable[[Tensor, TrainBatch, Targets, Heads], tuple[Terms, float]]
-OnStep = Callable[[dict[str, Any]], None]
-
-
-class Interrupted(WorkFailed):
-    """The user asked to stop; everything so far is saved."""
-
-
-@dataclass
-class Phase:
-    """Everything that one phase needs, beside the model and the disk."""
-
-    name: str
-    settings: PhaseConfig
-    plan: BatchPlan
-    prepare: Callable[[Batch], TrainBatch]
-    objective: Objective
-    weights: Mapping[str, float]
-    trained: dict[str, nn.Parameter]
-    heads: Heads = field(default_factory=Heads)
-    head_schedule: HeadSchedule = field(default_factory=HeadSchedule)
-    task: str | None = None
-    stores: Mapping[View, TeacherStore] = field(default_factory=dict)
-    further: Sequence[Mapping[View, TeacherStore]] = ()
-    """Stores of further teachers, in the order of the recipe."""
-    readers: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Data set to the places of the teachers that read it, where there are several."""
-    kept_rows: Mapping[str, Tensor] = field(default_factory=dict)
-    """Trained matrix to `(rows,)` of bool: the rows that stay as they are."""
-    needs_base: bool = False
-    needs_similarities: bool = False
-    snapshot_at: int | None = None
-    train_projection: bool = True
-    starts_at: int = 0
-    """Step of the plan at which the phase begins, where it goes on with another phase's batches."""
-    publish: Callable[[], None] = lambda: None
-    """Carries the weights into the model that others read, where this one's are divided among processes."""
-
-    def moving_heads(self) -> dict[str, nn.Parameter]:
-        """Return the heads that this phase trains.
-
-        Returns:
-            Name to parameter; without the projection where it is kept as it was.
-        """
-        return {
-            n: p
-            for n, p in self.heads.named().items()
-            if self.train_projection or not n.startswith("projection.")
-        }
-
-    def weights_at(self, step: int) -> dict[str, float]:
-        """Return the weights of the terms at one step.
-
-        Args:
-            step: Step of the phase, from 0.
-        """
-        return weight_at(self.weights, self.settings, step)
-
-    def partial_loss(
-        self, prepared: TrainBatch, targets: Targets, weights: Mapping[str, float] | None = None
-    ) -> Share | None:
-        """Return how the loss is taken of a part of a batch, where it is a sum over its texts.
-
-        Args:
-            weights: Term to weight at this step; None for those of the recipe.
-
-        Returns:
-            From the vectors of some texts and their places to their part of the weighted loss; None if distillation is not the only term.
-        """
-        weights = self.weights if weights is None else weights
-        if set(weights) - {"distill"}:
-            return None
-        weight, count = weights.get("distill", 1.0), len(prepared.distilled)
-        summed = getattr(self.settings, "reduction", "mean") == "sum"
-
-        def part(vectors: Tensor, rows: np.ndarray) -> Tensor:
-            place = {int(row): i for i, row in enumerate(rows)}
-            chosen = [i for i, (row, _) in enumerate(prepared.distilled) if row in place]
-            if not chosen:
-                return 0.0 * vectors.sum()
-            some = replace(
-                prepared,
-                distilled=[
-                    (place[row], view) for row, view in (prepared.distilled[i] for i in chosen)
-                ],
-            )
-            assert targets.teacher is not None
-            terms, _ = self.objective(vectors, some, Targets(targets.teacher[chosen]), self.heads)
-            return terms["distill"] * (weight if summed else weight * len(chosen) / count)
-
-        return part
-
-
-@dataclass
-class TrainContext:
-    """What all phases of a run share."""
-
-    tokenizer: TextTokenizer
-    prompts: Mapping[str, str]
-    seed: int
-    threads: WorkerPool
-    log: Log
-    meta: dict[str, Any]
-    on_step: OnStep
-    should_stop: Callable[[], bool]
-    thread_count: int
-    note: Callable[[str], None]
-    processes: ProcessGroup = SINGLE
-    during: Validation | None = None
-    profile: Path | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    arithmetic: Arithmetic = field(default_factory=Arithmetic)
-    """Number types of the passes."""
 
 
 def run_phase(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from taskdistill.errors import BadInput
 from taskdistill.io.atomic import restore
 from taskdistill.io.folders import open_folder, require_same, write_folder
-from taskdistill.train.loop import Phase
+from taskdistill.train.context import Phase
 
 KIND = "phase"
 

@@ -21,7 +21,7 @@ from taskdistill.tasks import Task
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.collate import TrainBatch, collate
-from taskdistill.train.loop import Phase
+from taskdistill.train.context import Phase
 from taskdistill.train.loss_terms import (
     TEACHER_TERMS,
     check_adapter,

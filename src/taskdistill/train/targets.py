@@ -18,7 +18,7 @@ from taskdistill.train.collate import TrainBatch
 from taskdistill.train.objective import Targets
 
 if TYPE_CHECKING:
-    from taskdistill.train.loop import Phase, TrainContext
+    from taskdistill.train.context import Phase, TrainContext
 
 
 class TargetLookup:

@@ -28,8 +28,9 @@ from taskdistill.io.lock import writer_lock
 from taskdistill.io.outputs import check_claim, check_replaceable, claim, remove_names
 from taskdistill.model.add_adapter import add_adapter, check_new_adapter
 from taskdistill.model.backbone import weights_hash, without_dropout
-from taskdistill.model.folder import Model, read_model
+from taskdistill.model.folder import read_model
 from taskdistill.model.lora import adapter_parameters, detach
+from taskdistill.model.model import Model
 from taskdistill.model.rope import rope_theta, set_rope_theta
 from taskdistill.model.student import TransformerModel
 from taskdistill.pipeline.save_model import CALIBRATION_TEXTS, binary_offsets, int8_ranges
@@ -40,8 +41,9 @@ from taskdistill.recipe.phases import AdapterConfig
 from taskdistill.seeding import torch_seed
 from taskdistill.tasks import Role, Task
 from taskdistill.train.arithmetic import Arithmetic, choose_arithmetic
+from taskdistill.train.context import Interrupted, TrainContext
 from taskdistill.train.log import Log
-from taskdistill.train.loop import Interrupted, TrainContext, run_phase
+from taskdistill.train.loop import run_phase
 from taskdistill.train.phases import adapter_job, distils, plan_phase
 from taskdistill.train.validation import remove_state
 from taskdistill.train.workers import workers

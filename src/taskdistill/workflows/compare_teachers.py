@@ -31,7 +31,8 @@ from taskdistill.evaluate.set_runner import EvalOptions
 from taskdistill.io.folders import read_manifest
 from taskdistill.io.outputs import check_claim, claim, write_result
 from taskdistill.model.backbone import EMBEDDED, resolve
-from taskdistill.model.folder import Model, ModelSettings, write_model
+from taskdistill.model.folder import write_model
+from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.progress import Progress, never
@@ -40,8 +41,9 @@ from taskdistill.seeding import torch_seed
 from taskdistill.tasks import Role
 from taskdistill.teacher.protocol import TeacherIdentity, slug, unit_rows
 from taskdistill.teacher.store import TeacherStore, open_store
+from taskdistill.train.context import TrainContext
 from taskdistill.train.log import Log
-from taskdistill.train.loop import TrainContext, run_phase
+from taskdistill.train.loop import run_phase
 from taskdistill.train.phases import static_job, static_phase, teacher_needs
 from taskdistill.train.static_init import start_table
 from taskdistill.train.workers import workers

@@ -23,7 +23,7 @@ from taskdistill.evaluate.score import evaluate_set
 from taskdistill.io.atomic import check_free
 from taskdistill.io.folders import read_manifest
 from taskdistill.model.backbone import resolve
-from taskdistill.model.folder import Model, read_model, write_model
+from taskdistill.model.folder import read_model, write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
 from taskdistill.model.merging import (
     check_same_shape,
@@ -33,6 +33,7 @@ from taskdistill.model.merging import (
     spherical,
     weights_of,
 )
+from taskdistill.model.model import Model
 from taskdistill.progress import Progress
 from taskdistill.stats import PairedDifference, Units, paired_difference
 from taskdistill.train.checkpoint import KIND as CHECKPOINT

@@ -22,8 +22,9 @@ from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.evaluate.score import evaluate_set
 from taskdistill.io.atomic import check_free
 from taskdistill.model.backbone import read_json, resolve
-from taskdistill.model.folder import Model, read_model, write_model
+from taskdistill.model.folder import read_model, write_model
 from taskdistill.model.golden import FILE, cosines, embed_with, golden_vectors
+from taskdistill.model.model import Model
 from taskdistill.model.prune import choose_layers, keep_only, narrow
 from taskdistill.model.prune_vocabulary import prune_embeddings, prune_tokenizer, used_tokens
 from taskdistill.model.student import TransformerModel

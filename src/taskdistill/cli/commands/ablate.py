@@ -65,7 +65,7 @@ def ablate(
     from taskdistill.ablate.settings import load_experiment
     from taskdistill.cli.commands.train import api_key
     from taskdistill.io.outputs import copy_result
-    from taskdistill.train.loop import Interrupted
+    from taskdistill.train.context import Interrupted
 
     names = [name.strip() for name in arms.split(",") if name.strip()] if arms else []
     overrides = with_placement(overrides, device, dtype)

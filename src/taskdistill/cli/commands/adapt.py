@@ -81,7 +81,7 @@ def adapt(
     """
     from taskdistill.io.outputs import write_result
     from taskdistill.recipe.load import overridden
-    from taskdistill.train.loop import Interrupted
+    from taskdistill.train.context import Interrupted
     from taskdistill.workflows.adapt import AdaptRequest
     from taskdistill.workflows.adapt import adapt as run
 

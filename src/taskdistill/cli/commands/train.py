@@ -91,8 +91,8 @@ def train(
 
     from taskdistill.io.outputs import copy_result
     from taskdistill.pipeline.train import train as run
+    from taskdistill.train.context import Interrupted
     from taskdistill.train.distributed import init_distributed
-    from taskdistill.train.loop import Interrupted
 
     limit_malloc_arenas()
     config = load_recipe(recipe, with_placement(overrides, device, dtype))

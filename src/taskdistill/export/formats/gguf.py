@@ -18,8 +18,8 @@ from taskdistill.export.gguf_vocab import GgufVocab, translate_tokenizer
 from taskdistill.export.llama_cpp import llama_cpp_vectors, llama_cpp_version
 from taskdistill.export.parity import EIGHT_BITS, HALF, Tolerance
 from taskdistill.model.families import has_windows
-from taskdistill.model.folder import Model
 from taskdistill.model.golden import cosines, embed_with
+from taskdistill.model.model import Model
 from taskdistill.model.student import TransformerModel
 from taskdistill.types import Pooling
 

@@ -20,10 +20,11 @@ from taskdistill.export.tokenizer_files import write_tokenizer
 from taskdistill.io.folders import versions
 from taskdistill.io.sealed import dump_json
 from taskdistill.model.families import has_windows
-from taskdistill.model.folder import Model, read_model, save_backbone
+from taskdistill.model.folder import read_model, save_backbone
 from taskdistill.model.golden import embed_with
 from taskdistill.model.jina import ARCHITECTURE, FAMILY_KEYS, MODEL_TYPE
 from taskdistill.model.lora import save_adapter
+from taskdistill.model.model import Model
 from taskdistill.model.student import TransformerModel
 from taskdistill.tasks import PROMPTS, Task
 from taskdistill.types import Pooling

@@ -17,8 +17,9 @@ from taskdistill.export.tokenizer_files import write_tokenizer_config
 from taskdistill.io.folders import versions
 from taskdistill.io.sealed import dump_json
 from taskdistill.model.configuration import quiet_transformers
-from taskdistill.model.folder import Model, fill_folder, read_model
+from taskdistill.model.folder import fill_folder, read_model
 from taskdistill.model.golden import embed_with
+from taskdistill.model.model import Model
 from taskdistill.model.onnx_graph import silent
 from taskdistill.model.student import TransformerModel
 
