@@ -44,9 +44,9 @@ from taskdistill.stats import interval, paired_difference
 from taskdistill.tasks import Task
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.store import open_views
+from taskdistill.train.context import Phase, TrainContext
 from taskdistill.train.log import Log
 from taskdistill.train.loop import run_phase
-from taskdistill.train.context import Phase, TrainContext
 from taskdistill.train.phases import adapter_job, stage1_job
 from taskdistill.train.workers import workers
 from taskdistill.types import Precision

@@ -38,8 +38,8 @@ from taskdistill.model.student import TransformerModel
 from taskdistill.pipeline.profile import matrix_rate
 from taskdistill.train.arithmetic import choose_arithmetic, tf32_products
 from taskdistill.train.budget import choose_budget
-from taskdistill.train.gradients import gradients
 from taskdistill.train.context import Interrupted
+from taskdistill.train.gradients import gradients
 from taskdistill.train.workers import workers
 from taskdistill.types import Pooling
 

@@ -25,6 +25,7 @@ from taskdistill.recipe.recipe import load_recipe
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.store import TeacherStore, open_store, repair
 from taskdistill.types import MANIFEST
 from taskdistill.workflows.info import describe_folder
@@ -142,7 +143,7 @@ def test_a_model_with_any_configuration(model, tmp_path, file):
 def test_a_teacher_store_with_any_json(tmp_path, file):
     teacher = FakeTeacher()
     store = open_store(tmp_path / "stores", teacher.identity, None)
-    store.fill([f"t{i}" for i in range(5)], teacher)
+    fill_store(store, [f"t{i}" for i in range(5)], teacher)
 
     def use(folder):
         describe_folder(folder)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from taskdistill.teacher.fill import fill_store
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
@@ -87,7 +89,7 @@ def store(version: str) -> None:
 
     teacher = FakeTeacher()
     opened = open_store(HERE / f"teacher-store-{version}", teacher.identity, "find it: {text}")
-    opened.fill(WORDS, teacher, shard_rows=8)
+    fill_store(opened, WORDS, teacher, shard_rows=8)
 
 
 def trained() -> tuple[dict[str, object], object]:

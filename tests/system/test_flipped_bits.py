@@ -55,6 +55,7 @@ from taskdistill.search.alignment.migration import read_migration, write_migrati
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.store import TeacherStore, open_store
 from taskdistill.train.checkpoint import (
     load_checkpoint,
@@ -201,7 +202,7 @@ def tokenizer(home: Path) -> Path:
 
 def store(home: Path) -> Path:
     teacher = FakeTeacher()
-    open_store(home / "stores", teacher.identity, None).fill(TEXTS, teacher, shard_rows=9)
+    fill_store(open_store(home / "stores", teacher.identity, None), TEXTS, teacher, shard_rows=9)
     return next(path for path in (home / "stores").iterdir() if path.is_dir())
 
 

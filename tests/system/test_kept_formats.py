@@ -21,6 +21,7 @@ from taskdistill.model.folder import read_model
 from taskdistill.model.golden import check_golden, embed_with, golden_vectors, read_golden
 from taskdistill.search.index import Index
 from taskdistill.search.query import query_vectors
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.store import open_store
 from taskdistill.train.checkpoint import list_checkpoints, load_checkpoint
 from taskdistill.train.phase_folder import load_phase
@@ -118,7 +119,7 @@ def test_kept_teacher_stores_give_their_vectors_and_ask_for_none_again():
         store = open_store(folder, teacher.identity, "find it: {text}")
         assert len(store) == len(WORDS) and store.missing(WORDS) == []
         assert np.array_equal(store.get(WORDS), stored([f"find it: {word}" for word in WORDS]))
-        assert store.fill(WORDS, teacher).embedded == 0 and not teacher.seen
+        assert fill_store(store, WORDS, teacher).embedded == 0 and not teacher.seen
 
 
 def test_kept_checkpoints_and_phases_give_the_weights_and_moments_back():

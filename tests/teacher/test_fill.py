@@ -16,6 +16,7 @@ from helpers.teacher_fakes import DIM, FakeTeacher, stored
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.io.lock import writer_lock
 from taskdistill.teacher import fill, shards
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.protocol import TeacherIdentity
 from taskdistill.teacher.store import describe, open_store
 
@@ -41,7 +42,7 @@ class Slow(FakeTeacher):
 def fill_slowly(folder: Path, log: Path) -> None:
     teacher = Slow()
     teacher.log = log
-    open_store(folder, teacher.identity, None).fill(TEXTS, teacher, shard_rows=16)
+    fill_store(open_store(folder, teacher.identity, None), TEXTS, teacher, shard_rows=16)
 
 
 def test_killed_at_random_moments_it_resumes_to_an_uninterrupted_store(tmp_path):
@@ -62,7 +63,7 @@ def test_killed_at_random_moments_it_resumes_to_an_uninterrupted_store(tmp_path)
     killed, whole = (
         open_store(tmp_path / name, FakeTeacher().identity, None) for name in ("killed", "whole")
     )
-    whole.fill(TEXTS, FakeTeacher(), shard_rows=16)
+    fill_store(whole, TEXTS, FakeTeacher(), shard_rows=16)
     assert contents(killed) == contents(whole)
     assert np.array_equal(killed.get(TEXTS), stored(TEXTS)) and killed.check() == []
     times = Counter(log.read_text().splitlines())
@@ -80,8 +81,11 @@ def test_killed_around_any_rename_it_resumes(tmp_path, call, after):
     else:
         try:
             _die_around_rename(call, after)
-            open_store(tmp_path / "killed", teacher.identity, None).fill(
-                TEXTS[:40], teacher, shard_rows=20
+            fill_store(
+                open_store(tmp_path / "killed", teacher.identity, None),
+                TEXTS[:40],
+                teacher,
+                shard_rows=20,
             )
             os.kill(os.getpid(), signal.SIGKILL)
         finally:
@@ -90,8 +94,8 @@ def test_killed_around_any_rename_it_resumes(tmp_path, call, after):
         open_store(tmp_path / name, teacher.identity, None) for name in ("killed", "whole")
     )
     held = len(killed)
-    report = killed.fill(TEXTS[:40], teacher, shard_rows=20)
-    whole.fill(TEXTS[:40], teacher, shard_rows=20)
+    report = fill_store(killed, TEXTS[:40], teacher, shard_rows=20)
+    fill_store(whole, TEXTS[:40], teacher, shard_rows=20)
     assert contents(killed) == contents(whole)
     assert (report.found, report.embedded) == (held, 40 - held)
     if report.embedded:
@@ -135,7 +139,7 @@ class Sick(FakeTeacher):
 def test_unusable_vectors_go_to_quarantine_and_the_rest_is_stored(tmp_path):
     teacher = Sick({TEXTS[3]: np.nan, TEXTS[40]: np.inf, TEXTS[41]: 0})
     store = open_store(tmp_path, teacher.identity, None)
-    report = store.fill(TEXTS, teacher, shard_rows=50)
+    report = fill_store(store, TEXTS, teacher, shard_rows=50)
     assert (report.embedded, len(report.quarantined), report.distinct) == (297, 3, 300)
     assert sum("NaN or infinity" in line for line in report.quarantined) == 2
     assert sum("zero vector" in line for line in report.quarantined) == 1
@@ -143,9 +147,9 @@ def test_unusable_vectors_go_to_quarantine_and_the_rest_is_stored(tmp_path):
         "'text number 41'" in line and line.startswith("text ") for line in report.quarantined
     )
     assert store.missing(TEXTS) == [TEXTS[3], TEXTS[40], TEXTS[41]]
-    again = store.fill(TEXTS, teacher)
+    again = fill_store(store, TEXTS, teacher)
     assert (again.found, again.embedded, len(again.quarantined)) == (297, 0, 3)
-    healed = store.fill(TEXTS, FakeTeacher())
+    healed = fill_store(store, TEXTS, FakeTeacher())
     assert healed.embedded == 3 and np.array_equal(store.get(TEXTS), stored(TEXTS))
 
 
@@ -156,7 +160,7 @@ def test_too_many_unusable_vectors_stop_the_work(tmp_path):
         WorkFailed,
         match=r"gave 11 unusable vectors among 150 texts, above 0.1%.*100 of 300 texts are safe",
     ):
-        store.fill(TEXTS, teacher, shard_rows=50)
+        fill_store(store, TEXTS, teacher, shard_rows=50)
     assert len(open_store(tmp_path, teacher.identity, None)) == 100
 
 
@@ -164,8 +168,8 @@ def test_ten_unusable_vectors_of_the_same_few_are_no_reason_to_stop(tmp_path):
     teacher = Sick(dict.fromkeys(TEXTS[:10], np.nan))
     store = open_store(tmp_path, teacher.identity, None)
     assert (
-        len(store.fill(TEXTS, teacher).quarantined)
-        == len(store.fill(TEXTS, teacher).quarantined)
+        len(fill_store(store, TEXTS, teacher).quarantined)
+        == len(fill_store(store, TEXTS, teacher).quarantined)
         == 10
     )
 
@@ -173,10 +177,10 @@ def test_ten_unusable_vectors_of_the_same_few_are_no_reason_to_stop(tmp_path):
 def test_of_many_texts_one_in_a_thousand_may_be_unusable(tmp_path):
     texts = [f"{i}" for i in range(12_000)]
     store = open_store(tmp_path, FakeTeacher().identity, None)
-    assert len(store.fill(texts, Sick(dict.fromkeys(texts[:12], np.nan))).quarantined) == 12
+    assert len(fill_store(store, texts, Sick(dict.fromkeys(texts[:12], np.nan))).quarantined) == 12
     store = open_store(tmp_path, FakeTeacher().identity, "Q: {text}")
     with pytest.raises(WorkFailed, match="13 unusable vectors"):
-        store.fill(texts, Sick({f"Q: {text}": np.nan for text in texts[:13]}))
+        fill_store(store, texts, Sick({f"Q: {text}": np.nan for text in texts[:13]}))
 
 
 class Changing(FakeTeacher):
@@ -202,10 +206,10 @@ class Changing(FakeTeacher):
 def test_a_reply_of_another_shape_leaves_the_store_as_it_was(tmp_path, monkeypatch, spoil, message):
     teacher = Changing(2, spoil)
     store = open_store(tmp_path, teacher.identity, None)
-    store.fill(TEXTS[:20], FakeTeacher())
+    fill_store(store, TEXTS[:20], FakeTeacher())
     before = contents(store)
     with pytest.raises(BadInput, match=message):
-        store.fill([f"more {i}" for i in range(600)], teacher)
+        fill_store(store, [f"more {i}" for i in range(600)], teacher)
     assert contents(store) == before and not store.lock_path.exists()
 
 
@@ -214,7 +218,7 @@ def test_an_identity_with_a_known_other_size_is_refused_before_any_work(tmp_path
     store = open_store(tmp_path, teacher.identity, None, embedding_dim=16)
     teacher.embedding_dim = 8
     with pytest.raises(BadInput, match=r"has embedding_dim 8, but the store .* has 16"):
-        store.fill(["a"], teacher)
+        fill_store(store, ["a"], teacher)
     assert not teacher.seen and not store.folder.exists()
 
 
@@ -229,11 +233,11 @@ def test_what_a_failing_teacher_already_gave_is_kept(tmp_path):
         WorkFailed,
         match=r"the endpoint is down; 512 of 1000 texts are safe in the store .*run the same command again",
     ):
-        store.fill(texts, teacher)
+        fill_store(store, texts, teacher)
     assert len(store) == 512
     with pytest.raises(WorkFailed, match="down; 768 of 1000 texts are safe"):
-        store.fill(texts, Changing(2, fail))
-    assert store.fill(texts, teacher).embedded == 232
+        fill_store(store, texts, Changing(2, fail))
+    assert fill_store(store, texts, teacher).embedded == 232
     assert np.array_equal(store.get(texts), stored(texts))
 
 
@@ -244,7 +248,7 @@ def test_interrupted_by_hand_it_keeps_what_it_has(tmp_path):
     teacher = Changing(2, interrupt)
     store = open_store(tmp_path, teacher.identity, None)
     with pytest.raises(KeyboardInterrupt):
-        store.fill(TEXTS, teacher)
+        fill_store(store, TEXTS, teacher)
     assert len(store) == 256 and not store.lock_path.exists()
 
 
@@ -266,10 +270,10 @@ def test_a_full_disk_says_how_much_is_needed_and_keeps_earlier_shards(tmp_path, 
         WorkFailed,
         match=rf"is full: the texts still to store need {needed} bytes, \d+ are free; 200 of 300 texts are safe",
     ):
-        store.fill(TEXTS, teacher, shard_rows=100)
+        fill_store(store, TEXTS, teacher, shard_rows=100)
     monkeypatch.undo()
     assert len(store) == 200 and describe(store.folder)["whole"]
-    report = store.fill(TEXTS, teacher)
+    report = fill_store(store, TEXTS, teacher)
     assert report.embedded == 100 and report.notes == [
         "removed 00002.npy, left by an interrupted run"
     ]
@@ -282,18 +286,18 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "write_file", denied)
     store = open_store(tmp_path, FakeTeacher().identity, None)
     with pytest.raises(WorkFailed, match="cannot write the teacher store"):
-        store.fill(["a"], FakeTeacher())
+        fill_store(store, ["a"], FakeTeacher())
 
 
 def test_a_second_writer_is_turned_away_and_readers_are_not(tmp_path):
     teacher = FakeTeacher()
     store = open_store(tmp_path, teacher.identity, None)
-    store.fill(["a"], teacher)
+    fill_store(store, ["a"], teacher)
     with writer_lock(store.lock_path):
-        assert store.fill(["a"], teacher).found == 1
+        assert fill_store(store, ["a"], teacher).found == 1
         with pytest.raises(WorkFailed, match=rf"held by process {os.getpid()} on host"):
-            store.fill(["b"], teacher)
-    assert store.fill(["b"], teacher).embedded == 1
+            fill_store(store, ["b"], teacher)
+    assert fill_store(store, ["b"], teacher).embedded == 1
 
 
 def test_a_lock_from_another_host_is_respected(tmp_path):
@@ -301,19 +305,19 @@ def test_a_lock_from_another_host_is_respected(tmp_path):
     store = open_store(tmp_path, teacher.identity, None)
     store.lock_path.write_text("12 elsewhere")
     with pytest.raises(WorkFailed, match=r"left by process 12 on host elsewhere.*remove the file"):
-        store.fill(["a"], teacher)
+        fill_store(store, ["a"], teacher)
     assert store.lock_path.read_text() == "12 elsewhere"
     store.lock_path.unlink()
-    assert store.fill(["a"], teacher).notes == []
+    assert fill_store(store, ["a"], teacher).notes == []
 
 
 def test_progress_ends_at_the_number_of_missing_texts(tmp_path, monkeypatch):
     monkeypatch.setattr(fill, "PIECE_ROWS", 64)
     teacher = FakeTeacher()
     store = open_store(tmp_path, teacher.identity, None)
-    store.fill(TEXTS[:100], teacher)
+    fill_store(store, TEXTS[:100], teacher)
     said = []
-    store.fill(TEXTS, teacher, progress=lambda done, total: said.append((done, total)))
+    fill_store(store, TEXTS, teacher, progress=lambda done, total: said.append((done, total)))
     assert said == [(64, 200), (128, 200), (192, 200), (200, 200)]
 
 
@@ -327,8 +331,8 @@ def test_a_model_that_changed_behind_its_name_is_refused(tmp_path):
             return self.sign * super().embed(texts)
 
     store = open_store(tmp_path, TeacherIdentity("http", "served"), None)
-    store.fill(["a"], Nameless(1))
-    store.fill(["a", "b"], Nameless(1))
+    fill_store(store, ["a"], Nameless(1))
+    fill_store(store, ["a", "b"], Nameless(1))
     with pytest.raises(BadInput, match=r"the cosine for text 'a' is -1.000; .*teacher.revision"):
-        store.fill(["a", "c"], Nameless(-1))
+        fill_store(store, ["a", "c"], Nameless(-1))
     assert store.missing(["a", "b", "c"]) == ["c"]

@@ -11,6 +11,7 @@ from helpers.teacher_fakes import LIES, FakeTeacher, Server, edited, good, lying
 
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.recipe.recipe import TeacherConfig
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.http import HttpTeacher
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.protocol import TeacherIdentity
@@ -138,7 +139,7 @@ def test_a_lasting_fault_says_how_much_is_safe_and_the_next_run_goes_on(tmp_path
     store = open_store(tmp_path, teacher.identity, None)
     server.plan = [good] * 4 + [status(500)] * 4
     with pytest.raises(WorkFailed) as error:
-        store.fill(texts, teacher)
+        fill_store(store, texts, teacher)
     said = str(error.value)
     assert (
         "failed 4 times: status 500" in said
@@ -146,7 +147,7 @@ def test_a_lasting_fault_says_how_much_is_safe_and_the_next_run_goes_on(tmp_path
         and "secret-key" not in said
     )
     asked = len(server.requests)
-    assert store.fill(texts, teacher).embedded == 52
+    assert fill_store(store, texts, teacher).embedded == 52
     sent = [len(body["input"]) for _, body, _ in server.requests[asked:]]
     assert sorted(sent) == [1, 1, 1, 52], (
         "a stored text, the missing ones, and of those two one again, alone, and the stored one"
@@ -196,7 +197,7 @@ def test_a_changed_size_is_refused_within_a_reply_and_between_replies(server, te
 def test_a_value_that_is_not_finite_reaches_the_quarantine_not_the_store(tmp_path, server, teacher):
     server.plan = [edited(lambda items: [items[0] | {"embedding": [None] * 8}, *items[1:]])]
     store = open_store(tmp_path, teacher.identity, None)
-    report = store.fill(["a", "b"], teacher)
+    report = fill_store(store, ["a", "b"], teacher)
     assert (report.embedded, len(report.quarantined)) == (1, 1) and store.missing(["a", "b"]) == [
         "a"
     ]
@@ -238,11 +239,11 @@ def lied(tmp_path, server, lie, first, count, texts, known=()):
     teacher = HttpTeacher(server.url, "served", timeout=5.0, attempts=2, backoff=0.01, parallel=1)
     store = open_store(tmp_path, teacher.identity, None)
     if known:
-        store.fill(known, teacher)
+        fill_store(store, known, teacher)
         server.requests.clear()
     server.behave = lying(lie, first, count)
     try:
-        report = store.fill(texts, teacher, shard_rows=SHARD)
+        report = fill_store(store, texts, teacher, shard_rows=SHARD)
     except (WorkFailed, BadInput) as error:
         server.behave = lambda number: good
         return store, str(error)
@@ -280,9 +281,9 @@ def test_a_plausible_lie_from_anywhere_on_is_not_stored(tmp_path, server, lie, k
             server.requests
         ):  # texts of one length are sorted already
             assert isinstance(said, str), (lie, first, count)
-        assert store.fill(texts, HttpTeacher(server.url, "served", parallel=1)).embedded + len(
-            store
-        ) >= len(texts)
+        assert fill_store(
+            store, texts, HttpTeacher(server.url, "served", parallel=1)
+        ).embedded + len(store) >= len(texts)
         assert np.array_equal(store.get(texts), stored(texts))
         server.requests.clear()
 
@@ -305,7 +306,7 @@ def test_a_lie_told_of_every_text_is_said_in_one_line(tmp_path, server, lie):
 def test_what_asking_again_costs(tmp_path, server, teacher):
     """Of 248 texts, one of each of the four requests and a stored one; at the end of a shard those of the last piece, one alone."""
     texts = [f"text {i}" for i in range(2048)]
-    report = open_store(tmp_path, teacher.identity, None).fill(texts, teacher)
+    report = fill_store(open_store(tmp_path, teacher.identity, None), texts, teacher)
     sent = sum(len(body["input"]) for _, body, _ in server.requests)
     assert report.asked_again == sent - 2048 <= 45
     assert len(server.requests) <= -(-2048 // 62) + 3
@@ -322,7 +323,7 @@ def test_an_endpoint_that_fails_before_it_can_be_asked_again_loses_the_last_piec
     server.behave = lambda number: good if number < 9 else status(500)
     store = open_store(tmp_path, teacher.identity, None)
     with pytest.raises(WorkFailed, match="248 of 700 texts are safe"):
-        store.fill([f"text {i}" for i in range(700)], teacher)
+        fill_store(store, [f"text {i}" for i in range(700)], teacher)
     assert len(store) == 248
 
 
@@ -340,18 +341,14 @@ def test_different_texts_with_one_vector_are_refused_whatever_the_teacher(tmp_pa
     with pytest.raises(
         WorkFailed, match="one vector for 10 of 19 different texts, such as 'flat 0' and 'flat 1'"
     ):
-        store.fill(texts, Flat())
+        fill_store(store, texts, Flat())
     assert len(store) == 0
-    assert store.fill(texts[2:], Flat()).embedded == 17, (
+    assert fill_store(store, texts[2:], Flat()).embedded == 17, (
         "fewer than half may be texts of which the model knows no word"
     )
     spellings = ["A b", "a b", "a  b", " a b", "a B"]
-    assert (
-        open_store(tmp_path / "other", Flat().identity, None)
-        .fill([f"flat{each}" for each in spellings], Flat())
-        .embedded
-        == 5
-    )
+    other = open_store(tmp_path / "other", Flat().identity, None)
+    assert fill_store(other, [f"flat{each}" for each in spellings], Flat()).embedded == 5
 
 
 @pytest.mark.parametrize(
@@ -397,7 +394,7 @@ def test_a_reply_of_any_kind_is_one_line(server, reply):
 
 def test_numbers_beyond_float32_go_to_the_quarantine(tmp_path, server, teacher):
     server.plan = [edited(lambda items: [items[0] | {"embedding": [1e300] * 8}, *items[1:]])]
-    report = open_store(tmp_path, teacher.identity, None).fill(["a", "b"], teacher)
+    report = fill_store(open_store(tmp_path, teacher.identity, None), ["a", "b"], teacher)
     assert (report.embedded, len(report.quarantined)) == (1, 1)
 
 

@@ -18,6 +18,7 @@ from taskdistill.model.folder import read_model, write_model
 from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.recipe.recipe import TeacherConfig
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.local import LocalTeacher
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.protocol import TeacherIdentity, release
@@ -178,12 +179,12 @@ def test_weights_are_read_for_the_first_text_and_given_back(folders, tmp_path, m
     teacher = make_teacher(settings(folders, batch_tokens=77))
     views = open_views(tmp_path / "store", teacher, None)
     assert not read and not teacher.loaded and views["query"].missing(TEXTS) == TEXTS
-    views["query"].fill(TEXTS, teacher)
+    fill_store(views["query"], TEXTS, teacher)
     assert teacher.loaded and len(read) == 1 and read[0]["token_budget"] == 77
     release(teacher)
     assert not teacher.loaded
     again = make_teacher(settings(folders))
-    open_views(tmp_path / "store", again, None)["query"].fill(TEXTS, again)
+    fill_store(open_views(tmp_path / "store", again, None)["query"], TEXTS, again)
     assert len(read) == 1 and not again.loaded, "a store that has every vector needs no teacher"
 
 
@@ -214,7 +215,7 @@ def test_the_arithmetic_is_part_of_a_store_and_float32_says_nothing(folders, tmp
     stores = [open_views(tmp_path / "stores", each, None)["query"] for each in (plain, half)]
     assert stores[0].folder != stores[1].folder
     for store, teacher in zip(stores, (plain, half), strict=True):
-        store.fill(TEXTS, teacher)
+        fill_store(store, TEXTS, teacher)
     one, two = (store.get(TEXTS).astype(np.float32) for store in stores)
     assert (one * two).sum(1).min() > 0.99 and not np.array_equal(one, two)
     for store, other in zip(stores, (half, plain), strict=True):
@@ -223,7 +224,7 @@ def test_the_arithmetic_is_part_of_a_store_and_float32_says_nothing(folders, tmp
         ):
             open_views(store.folder, other, None)
         with pytest.raises(BadInput, match=r"takes no vectors of this teacher: arithmetic is"):
-            store.fill(["new"], other)
+            fill_store(store, ["new"], other)
 
 
 def test_auto_takes_bfloat16_on_a_device_that_has_it_and_goes_on_in_what_is_there(
@@ -236,12 +237,12 @@ def test_auto_takes_bfloat16_on_a_device_that_has_it_and_goes_on_in_what_is_ther
     )
     root = tmp_path / "stores"
     first = make_teacher(settings(folders, device="cpu"), root=root)
-    open_views(root, first, None)["query"].fill(TEXTS, first)
+    fill_store(open_views(root, first, None)["query"], TEXTS, first)
     assert make_teacher(auto, root=root).identity.arithmetic is None, (
         "a store filled in float32 goes on in float32"
     )
     half = make_teacher(settings(folders, device="twin:0", dtype="bfloat16"), root=root)
-    open_views(root, half, None)["query"].fill(TEXTS, half)
+    fill_store(open_views(root, half, None)["query"], TEXTS, half)
     assert make_teacher(auto, root=root).identity.arithmetic == "bfloat16"
     assert (
         make_teacher(auto, root=store_folder(root, half.identity, None)).identity.arithmetic
@@ -254,16 +255,16 @@ def test_vectors_of_another_machine_are_read_where_their_arithmetic_is_missing(
 ):
     root = tmp_path / "stores"
     half = make_teacher(settings(folders, device="twin:0", dtype="bfloat16"))
-    open_views(root, half, None)["query"].fill(TEXTS, half)
+    fill_store(open_views(root, half, None)["query"], TEXTS, half)
     monkeypatch.setattr(device, "cpu_flags", set)
     here = make_teacher(settings(folders, device="cpu"), root=root)
     store = open_views(root, here, None)["query"]
-    assert here.identity.arithmetic == "bfloat16" and len(store.fill(TEXTS, here).notes) == 0
+    assert here.identity.arithmetic == "bfloat16" and len(fill_store(store, TEXTS, here).notes) == 0
     with pytest.raises(
         BadInput,
         match=r"made in bfloat16, which cpu has no units for.*set teacher.dtype to float32",
     ):
-        store.fill(["a new text"], here)
+        fill_store(store, ["a new text"], here)
     said = settings(folders, device="cpu", dtype="bfloat16")
     assert open_views(root, make_teacher(said, root=root), None)["query"].missing(TEXTS) == []
     with pytest.raises(BadInput, match="this CPU has no bfloat16 units"):

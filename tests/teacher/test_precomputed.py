@@ -11,6 +11,7 @@ from helpers.teacher_fakes import stored, vector
 
 from taskdistill.errors import BadInput
 from taskdistill.recipe.recipe import InstructionConfig, TeacherConfig
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.precomputed import PrecomputedTeacher
 from taskdistill.teacher.protocol import view_text
@@ -88,9 +89,9 @@ def test_a_fill_counts_all_that_is_missing_before_it_starts(tmp_path):
     teacher = PrecomputedTeacher.load(write(tmp_path / "v"))
     store = open_views(tmp_path / "root", teacher, None)["document"]
     with pytest.raises(BadInput, match="700 of 701 texts have no vector"):
-        store.fill(["one", *(f"unknown {i}" for i in range(700))], teacher)
+        fill_store(store, ["one", *(f"unknown {i}" for i in range(700))], teacher)
     assert not store.folder.exists()
-    assert store.fill(TEXTS, teacher).embedded == 4 and np.array_equal(
+    assert fill_store(store, TEXTS, teacher).embedded == 4 and np.array_equal(
         store.get(TEXTS), stored(TEXTS)
     )
 
@@ -101,10 +102,10 @@ def test_the_texts_on_disk_carry_the_instruction(tmp_path):
         write(tmp_path / "v", texts=["one", view_text(told, "query", "one")])
     )
     views = open_views(tmp_path / "root", teacher, told)
-    views["query"].fill(["one"], teacher)
+    fill_store(views["query"], ["one"], teacher)
     assert np.array_equal(views["query"].get(["one"]), stored([view_text(told, "query", "one")]))
     with pytest.raises(BadInput, match="1 of 1 texts have no vector"):
-        views["topic"].fill(["one"], teacher)
+        fill_store(views["topic"], ["one"], teacher)
 
 
 def test_rows_that_are_not_finite_end_in_quarantine(tmp_path):
@@ -112,7 +113,9 @@ def test_rows_that_are_not_finite_end_in_quarantine(tmp_path):
     rows[1, 2] = np.nan
     teacher = PrecomputedTeacher.load(write(tmp_path / "v", vectors=rows))
     store = open_views(tmp_path / "root", teacher, None)["document"]
-    assert len(store.fill(TEXTS, teacher).quarantined) == 1 and store.missing(TEXTS) == [TEXTS[1]]
+    assert len(fill_store(store, TEXTS, teacher).quarantined) == 1 and store.missing(TEXTS) == [
+        TEXTS[1]
+    ]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from taskdistill.errors import BadInput
 from taskdistill.io.folders import seal
 from taskdistill.recipe.recipe import InstructionConfig
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.keys import KeyIndex, first_seen, key_name, text_keys
 from taskdistill.teacher.protocol import (
     TeacherIdentity,
@@ -34,11 +35,11 @@ def store(tmp_path, teacher):
 
 
 def test_each_distinct_text_is_embedded_once_and_found_by_content(tmp_path, teacher, store):
-    report = store.fill(["b", "a", "b", "c"], teacher, shard_rows=2)
+    report = fill_store(store, ["b", "a", "b", "c"], teacher, shard_rows=2)
     assert (report.asked, report.distinct, report.found, report.embedded) == (4, 3, 0, 3)
     again = open_store(tmp_path, teacher.identity, None)
     assert again.missing(["z", "a", "y", "z"]) == ["z", "y"]
-    report = again.fill(["d", "a", "c"], teacher)
+    report = fill_store(again, ["d", "a", "c"], teacher)
     assert (report.distinct, report.found, report.embedded) == (3, 2, 1)
     assert dict(teacher.seen) == dict.fromkeys("abcd", 1)
     texts = list("dcbaab")
@@ -50,14 +51,14 @@ def test_each_distinct_text_is_embedded_once_and_found_by_content(tmp_path, teac
 
 
 def test_an_open_store_sees_what_another_process_added_after_refresh(tmp_path, teacher, store):
-    open_store(tmp_path, teacher.identity, None).fill(["a"], teacher)
+    fill_store(open_store(tmp_path, teacher.identity, None), ["a"], teacher)
     assert store.missing(["a"]) == ["a"]
     store.refresh()
     assert store.missing(["a"]) == [] and store.embedding_dim == 8
 
 
 def test_a_text_that_is_not_there_is_an_error(store, teacher):
-    store.fill(["a"], teacher)
+    fill_store(store, ["a"], teacher)
     with pytest.raises(BadInput, match=r"1 of 2 texts are not in the teacher store"):
         store.get(["a", "b"])
     with pytest.raises(BadInput, match="not valid Unicode"):
@@ -72,8 +73,8 @@ def test_views_with_one_instruction_share_one_store_and_the_teacher_reads_the_in
     )
     views = open_views(tmp_path, teacher, told)
     assert views["query"] is views["topic"] and views["query"] is not views["document"]
-    views["query"].fill(["a {x}"], teacher)
-    views["document"].fill(["a {x}"], teacher)
+    fill_store(views["query"], ["a {x}"], teacher)
+    fill_store(views["document"], ["a {x}"], teacher)
     assert set(teacher.seen) == {"Instruct: find\nQuery:a {x}", "a {x}"}
     assert np.array_equal(views["query"].get(["a {x}"]), stored(["Instruct: find\nQuery:a {x}"]))
     assert np.array_equal(views["document"].get(["a {x}"]), stored(["a {x}"]))
@@ -112,19 +113,19 @@ def test_a_teacher_without_instructions_has_one_view(tmp_path, teacher):
 def test_a_store_of_another_teacher_is_refused_naming_the_field(
     tmp_path, teacher, store, field, value
 ):
-    store.fill(["a"], teacher)
+    fill_store(store, ["a"], teacher)
     other = replace(teacher.identity, **{field: value})
     with pytest.raises(BadInput) as error:
         open_store(store.folder, other, None)
     assert f"{field} is {getattr(teacher.identity, field)!r}, needed {value!r}" in str(error.value)
     assert open_store(tmp_path, other, None).missing(["a"]) == ["a"]
     with pytest.raises(BadInput, match=f"{field} is"):
-        store.fill(["b"], FakeTeacher(other))
+        fill_store(store, ["b"], FakeTeacher(other))
     assert len(open_store(store.folder, teacher.identity, None)) == 1
 
 
 def test_another_instruction_or_size_is_refused_naming_the_field(store, teacher):
-    store.fill(["a"], teacher)
+    fill_store(store, ["a"], teacher)
     with pytest.raises(BadInput, match=r"instruction is None, needed 'Q:\{text\}'"):
         open_store(store.folder, teacher.identity, "Q:{text}")
     with pytest.raises(BadInput, match="embedding_dim is 8, needed 16"):
@@ -152,7 +153,7 @@ def test_a_damaged_shard_is_named_and_repair_recomputes_only_it(
     tmp_path, teacher, store, part, how
 ):
     texts = [f"text {i}" for i in range(10)]
-    store.fill(texts, teacher, shard_rows=4)
+    fill_store(store, texts, teacher, shard_rows=4)
     path = store.folder / "shards" / part
     if how == "missing":
         path.unlink()
@@ -171,13 +172,13 @@ def test_a_damaged_shard_is_named_and_repair_recomputes_only_it(
     assert repair(store.folder) and repair(store.folder) == []
     repaired = open_store(tmp_path, teacher.identity, None)
     assert repaired.missing(texts) == texts[4:8]
-    assert repaired.fill(texts, teacher).embedded == 4
+    assert fill_store(repaired, texts, teacher).embedded == 4
     assert np.array_equal(repaired.get(texts), stored(texts)) and repaired.check() == []
     assert max(teacher.seen.values()) == 2 and sum(teacher.seen.values()) == 14
 
 
 def test_describe_says_what_a_store_is(store, teacher):
-    store.fill(["a", "b", "c"], teacher, shard_rows=2)
+    fill_store(store, ["a", "b", "c"], teacher, shard_rows=2)
     said = describe(store.folder)
     assert said["teacher"] == teacher.identity.fields()
     assert (

@@ -32,6 +32,7 @@ from taskdistill.pipeline.setup import data_root, load_inputs, start_student
 from taskdistill.pipeline.train import store_root
 from taskdistill.progress import Progress, SilentProgress
 from taskdistill.tasks import Task
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.protocol import Teacher, View, release
 from taskdistill.teacher.store import TeacherStore, open_views
@@ -223,7 +224,7 @@ def fill_teacher_store(
         for store, result in requested.values():
             if new := len(store.missing(list(result))):
                 progress.stage(f"embedding {new:,} texts with the teacher")
-            report = store.fill(list(result), context.teacher, progress=progress.count)
+            report = fill_store(store, list(result), context.teacher, progress=progress.count)
             progress.note(
                 f"teacher store: {report.distinct:,} distinct texts, {report.found:,} already there, {report.embedded:,} embedded"
             )

@@ -22,6 +22,7 @@ from taskdistill.progress import Progress, Stop
 from taskdistill.recipe.phases import MICRO_BATCH_TOKENS, PhaseConfig, StaticConfig
 from taskdistill.recipe.recipe import FIRST, Recipe, ValidationConfig
 from taskdistill.seeding import torch_seed
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.protocol import LookupTeacher, RunsHere, Teacher, View, apply_template
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.context import Interrupted
@@ -382,7 +383,7 @@ def _fill_store(
         run.progress.stage(f"embedding {missing:,} texts with the teacher")
         if isinstance(teacher, RunsHere):
             run.progress.note(f"teacher on {teacher.placement}")
-    report = store.fill(texts, teacher, progress=run.count)
+    report = fill_store(store, texts, teacher, progress=run.count)
     instruction = f" under {store.instruction!r}" if store.instruction else ""
     run.progress.note(
         f"teacher store{instruction}: {report.distinct:,} distinct texts, {report.found:,} already there, {report.embedded:,} embedded, "

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +32,7 @@ from taskdistill.teacher.recheck import (
     refuse_equal,
 )
 from taskdistill.teacher.shards import leftovers
-
-if TYPE_CHECKING:
-    from taskdistill.teacher.store import TeacherStore
+from taskdistill.teacher.store import TeacherStore
 
 SHARD_ROWS = 2048
 PIECE_ROWS = 256
@@ -65,12 +62,14 @@ def fill_store(
     texts: Sequence[str],
     teacher: Teacher,
     *,
-    shard_rows: int,
-    progress: Callable[[int, int], None] | None,
+    shard_rows: int = SHARD_ROWS,
+    progress: Callable[[int, int], None] | None = None,
 ) -> TeacherFillReport:
-    """Embed the distinct texts that a store lacks.
+    """Embed the distinct texts that a store lacks, shard by shard; safe to kill and run again.
 
     Args:
+        texts: Raw texts, without instruction; the store puts them into their form.
+        shard_rows: Texts a shard; what a kill can lose.
         progress: Called with (embedded, to embed).
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from taskdistill.io.folders import read_manifest, require_field, write_folder
 from taskdistill.io.lock import writer_lock
 from taskdistill.io.protection import check_writable
 from taskdistill.recipe.recipe import InstructionConfig
-from taskdistill.teacher.fill import SHARD_ROWS, TeacherFillReport, fill_store
 from taskdistill.teacher.keys import KEY_BYTES, KEY_DTYPE, KeyIndex, Keys, first_seen, text_keys
 from taskdistill.teacher.protocol import (
     FLOAT32,
@@ -181,27 +180,6 @@ class TeacherStore:
         keys = text_keys(texts)
         order = first_seen(keys)
         return [texts[i] for i in order[self.locate_keys(keys[order]) < 0]]
-
-    def fill(
-        self,
-        texts: Sequence[str],
-        teacher: Teacher,
-        *,
-        shard_rows: int = SHARD_ROWS,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> TeacherFillReport:
-        """Embed the distinct texts that are missing, shard by shard; safe to kill and run again.
-
-        Args:
-            texts: Raw texts, without instruction; the store puts them into their form.
-            shard_rows: Texts a shard; what a kill can lose.
-            progress: Called with (embedded, to embed).
-
-        Raises:
-            BadInput: If the teacher is another one or returns vectors of another number or size.
-            WorkFailed: If the teacher, the disk or too many rows fail; complete shards stay valid.
-        """
-        return fill_store(self, texts, teacher, shard_rows=shard_rows, progress=progress)
 
     def append(self, keys: Keys, vectors: Vectors) -> None:
         """Write one shard; `refresh` makes it readable here. Only the holder of the lock may call this."""

@@ -12,6 +12,7 @@ from taskdistill.losses.formulas import normalize
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.seeding import torch_seed
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.protocol import Teacher
 from taskdistill.teacher.store import TeacherStore
 
@@ -62,7 +63,7 @@ def start_table(
     """
     every = token_texts(tokenizer)
     texts = every if only is None else [every[i] for i in only]
-    store.fill(texts, teacher, progress=progress)
+    fill_store(store, texts, teacher, progress=progress)
     if missing := store.missing(texts):
         raise WorkFailed(
             f"the teacher gave no vector for {len(missing)} tokens of the vocabulary, {missing[0]!r} first"

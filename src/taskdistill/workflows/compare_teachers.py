@@ -39,6 +39,7 @@ from taskdistill.progress import Progress, never
 from taskdistill.recipe.phases import StaticConfig
 from taskdistill.seeding import torch_seed
 from taskdistill.tasks import Role
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.protocol import TeacherIdentity, slug, unit_rows
 from taskdistill.teacher.store import TeacherStore, open_store
 from taskdistill.train.context import TrainContext
@@ -350,7 +351,7 @@ def _train(
         for result in teacher_needs("static", static_phase(settings), plan).values()
         for text in result
     ]
-    store.fill(texts, teacher, progress=progress.count)
+    fill_store(store, texts, teacher, progress=progress.count)
     if missing := store.missing(texts):
         raise BadInput(
             f"teacher {teacher.model.name!r} gives no usable vector for {len(missing)} texts, the first {missing[0][:60]!r}"

@@ -13,6 +13,7 @@ from taskdistill.pipeline.setup import TrainData, data_root, load_inputs
 from taskdistill.progress import Progress
 from taskdistill.recipe.phases import AdapterConfig, StaticConfig
 from taskdistill.recipe.recipe import Recipe
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.store import open_views
 from taskdistill.train.collate import Relation, TrainBatch, relations
@@ -108,7 +109,9 @@ def _teacher_cosines(
     for view, text in requested[: 2 * count]:
         if stores[view].missing([text]):
             for each in dict.fromkeys(stores.values()):
-                each.fill([other for seen, other in requested if stores[seen] is each], teacher)
+                fill_store(
+                    each, [other for seen, other in requested if stores[seen] is each], teacher
+                )
         rows.append(stores[view].get([text])[0].astype(np.float32))
     unit = np.stack(rows)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)

@@ -41,6 +41,7 @@ from taskdistill.pipeline.setup import data_root
 from taskdistill.progress import Progress, Stop, never
 from taskdistill.recipe.recipe import TeacherConfig
 from taskdistill.tasks import Role, Task
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.protocol import first_difference, release
 from taskdistill.teacher.store import TeacherStore, open_views
@@ -213,7 +214,7 @@ def _vectors(
     def fill(_: Path) -> None:
         for view, texts in (("query", relations.queries), ("document", relations.candidates)):
             progress.stage(f"{view} vectors of the teacher: {len(texts):,} texts")
-            report = stores[view].fill(texts, teacher, progress=count)  # type: ignore[index]
+            report = fill_store(stores[view], texts, teacher, progress=count)  # type: ignore[index]
             progress.note(
                 f"{report.found:,} already in the store, {report.embedded:,} embedded, {len(report.quarantined):,} set aside"
             )

@@ -15,6 +15,7 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.quantization import Int8Ranges, ranges_from_json
 from taskdistill.tasks import Role, Task
+from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.protocol import Teacher, View
 from taskdistill.teacher.store import TeacherStore
 
@@ -122,7 +123,7 @@ class TeacherEmbedder:
             else "document"
         )
         store = self.stores[view]
-        store.fill(texts, self.teacher)
+        fill_store(store, texts, self.teacher)
         if missing := store.missing(texts):
             raise BadInput(
                 f"the teacher gave no usable vector for {len(missing)} evaluation texts, so it cannot be scored on this set"
