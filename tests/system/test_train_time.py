@@ -14,7 +14,8 @@ from helpers import tiny, tiny_run
 
 from taskdistill.model.flops import matrix_parameters, step_flops
 from taskdistill.model.lora import adapter_parameters
-from taskdistill.pipeline.profile import matrix_rate, time_table, where_time_went
+from taskdistill.pipeline.profile import matrix_rate, where_time_went
+from taskdistill.report.pages import profile_table
 from taskdistill.train.log import read_lines
 from taskdistill.train.timer import Timer, between, moment
 
@@ -121,7 +122,7 @@ def test_a_run_says_where_its_time_went(tmp_path, threads):
     work = sum(r["work"] for r in logged if r["phase"] == "stage1")
     assert found["phases"]["stage1"]["passes"] == pytest.approx(work / passes / 1e9, abs=6e-4)
     assert found["reached"]["steps"] < found["reached"]["passes"]
-    columns, rows, lines = time_table(found)
+    columns, rows, lines = profile_table(found)
     assert columns == ["part", "seconds", "share"] and [row[0] for row in rows] == parts
     assert (
         lines[0] == "this machine multiplies matrices at 1.0 GF/s"

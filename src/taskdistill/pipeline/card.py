@@ -15,6 +15,7 @@ from taskdistill.model.model import Model
 from taskdistill.model.student import StaticModel
 from taskdistill.recipe.recipe import Recipe
 from taskdistill.report.model_card import make_card
+from taskdistill.report.pages import ADAPTERS, BASE, STATIC, TEACHER
 from taskdistill.train.course import courses
 
 if TYPE_CHECKING:
@@ -118,8 +119,6 @@ def _languages(run: RunContext) -> dict[str, list[str]]:
 
 def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a set for the base, and one for the adapter of its task; the teacher beside."""
-    from taskdistill.pipeline.evaluate_run import ADAPTERS, BASE, STATIC, TEACHER
-
     records = results["scores"]
     data = run.recipe.evaluation.root or run.recipe.data.root
     where = f"{run.out.name}-data" if data == "docstrings" else Path(data).name

@@ -20,30 +20,26 @@ from taskdistill.io.folders import versions
 from taskdistill.model.model import Model
 from taskdistill.model.space_id import memory_files
 from taskdistill.pipeline.check import evaluation_sets
-from taskdistill.pipeline.profile import matrix_rate, time_table, where_time_went
+from taskdistill.pipeline.profile import matrix_rate, where_time_went
+from taskdistill.pipeline.save_model import add_scores, calibration_texts
 from taskdistill.pipeline.setup import start_student
 from taskdistill.pipeline.student_vocab import with_own_vocabulary
 from taskdistill.recipe.recipe import dump_recipe
+from taskdistill.report.pages import (
+    ADAPTERS,
+    BASE,
+    STATIC,
+    TEACHER,
+    UNTRAINED,
+    profile_table,
+    write_page,
+)
 from taskdistill.train.arithmetic import choose_arithmetic
 from taskdistill.train.course import courses
 
 if TYPE_CHECKING:
     from taskdistill.pipeline.context import RunContext
 
-TEACHER, STATIC, UNTRAINED, BASE, ADAPTERS = (
-    "teacher",
-    "instant student",
-    "untrained student",
-    "base",
-    "adapters",
-)
-ABOUT = {
-    TEACHER: "what the student learns from",
-    STATIC: "one vector per token, no transformer",
-    UNTRAINED: "the student before its first step, raw texts",
-    BASE: "after stage 1, no adapter",
-    ADAPTERS: "each set with its task's adapter",
-}
 SPEED_TEXTS = 300
 """Texts on which the speed of each model is measured."""
 
@@ -81,9 +77,6 @@ def assess_run(run: RunContext, model: Model, static: Path | None) -> dict[str, 
         run: The run; RUN/report.html is written.
         static: Folder of the instant student, if there is one.
     """
-    from taskdistill.pipeline.save_model import add_scores
-    from taskdistill.report.pages import write_page
-
     start = time.monotonic()
     if run.recipe.stage1 is not None:
         model.module.to(run.device)
@@ -130,7 +123,7 @@ def assess_run(run: RunContext, model: Model, static: Path | None) -> dict[str, 
     write_page(run.out, metrics, dump_recipe(run.recipe))
     add_scores(run, model, results)
     _show(run, "Results", results)
-    columns, rows, lines = time_table(metrics["time"])
+    columns, rows, lines = profile_table(metrics["time"])
     run.progress.table("Where the time went", columns, rows)
     for line in [*lines, f"memory: {metrics['peak_megabytes']:,.0f} MB at most"]:
         run.progress.note(line)
@@ -188,8 +181,6 @@ def _options(run: RunContext) -> EvalOptions:
 
 def _speeds(run: RunContext, encoders: dict[str, Encoder]) -> dict[str, dict[str, float | None]]:
     """Measure texts per second in turn, each model three times, and keep the median."""
-    from taskdistill.pipeline.save_model import calibration_texts
-
     texts = calibration_texts(run)[:SPEED_TEXTS]
     ways: dict[str, Any] = {}
     if run.teacher.identity.kind == "local":

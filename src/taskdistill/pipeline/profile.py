@@ -115,22 +115,6 @@ def where_time_went(log: Path, rate: float) -> dict[str, Any]:
     }
 
 
-def time_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
-    """Lay out where the time went."""
-    total = sum(found["seconds"].values()) or 1.0
-    rows = [
-        [part, f"{seconds:,.1f}", f"{100 * seconds / total:.1f} %"]
-        for part, seconds in found["seconds"].items()
-    ]
-    lines = [f"this machine multiplies matrices at {found['matrix_gflops']:,} GF/s"]
-    if found["reached"]["passes"] is not None:
-        lines.append(
-            f"training reached {100 * found['reached']['passes']:.0f} % of that in its forward and backward passes, "
-            f"{100 * found['reached']['steps']:.0f} % over whole steps"
-        )
-    return ["part", "seconds", "share"], rows, lines
-
-
 def _part(record: dict[str, Any]) -> str | None:
     """Name what a line without a step spent its time on; phases as a whole are the sum of their steps."""
     if "saved" in record:

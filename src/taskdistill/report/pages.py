@@ -8,17 +8,30 @@ from typing import Any
 
 from taskdistill.evaluate.contamination import warnings_of
 from taskdistill.io.outputs import write_output
-from taskdistill.pipeline.profile import time_table
 from taskdistill.report.page import ReportData, render_report
 from taskdistill.report.tables import Section, SourceRow, SpeedRow, Table, duration
 from taskdistill.train.course import Course
 from taskdistill.train.log import read_lines
 
+TEACHER, STATIC, UNTRAINED, BASE, ADAPTERS = (
+    "teacher",
+    "instant student",
+    "untrained student",
+    "base",
+    "adapters",
+)
+ABOUT = {
+    TEACHER: "what the student learns from",
+    STATIC: "one vector per token, no transformer",
+    UNTRAINED: "the student before its first step, raw texts",
+    BASE: "after stage 1, no adapter",
+    ADAPTERS: "each set with its task's adapter",
+}
+"""The models of a run, by their names in its results."""
+
 
 def write_page(out: Path, metrics: Mapping[str, Any], recipe_text: str) -> None:
     """Write RUN/report.html from the same numbers as metrics.json."""
-    from taskdistill.pipeline.evaluate_run import ABOUT
-
     speed, recipe = metrics["speed"], metrics["recipe"]
     data = ReportData(
         title=metrics["name"],
@@ -73,7 +86,7 @@ def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
     """Show where the steps' time went, what share of the matrix rate they reached, and the scores while training."""
     time, result = metrics["time"], []
-    columns, rows, lines = time_table(time)
+    columns, rows, lines = profile_table(time)
     phases = [
         [
             name,
@@ -121,6 +134,22 @@ def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
             )
         )
     return result
+
+
+def profile_table(profile: dict[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Lay out where the time of training went: columns, rows, and what is said beside them."""
+    total = sum(profile["seconds"].values()) or 1.0
+    rows = [
+        [part, f"{seconds:,.1f}", f"{100 * seconds / total:.1f} %"]
+        for part, seconds in profile["seconds"].items()
+    ]
+    lines = [f"this machine multiplies matrices at {profile['matrix_gflops']:,} GF/s"]
+    if profile["reached"]["passes"] is not None:
+        lines.append(
+            f"training reached {100 * profile['reached']['passes']:.0f} % of that in its forward and backward passes, "
+            f"{100 * profile['reached']['steps']:.0f} % over whole steps"
+        )
+    return ["part", "seconds", "share"], rows, lines
 
 
 def _percent(share: float | None) -> str | None:
