@@ -19,7 +19,6 @@ from taskdistill.evaluate.kinds import Kind
 from taskdistill.evaluate.reading import PairData, RankingData
 from taskdistill.evaluate.score import score_ranking, score_vectors
 from taskdistill.quantization import Int8Ranges, hamming, normalize, pack_bits, truncate
-from taskdistill.report.compression_plot import compression_picture
 
 RNG = np.random.default_rng(0)
 N, Q, DIM = 400, 60, 64
@@ -168,11 +167,6 @@ def test_means_over_sets_keep_only_common_settings():
         (8, pytest.approx(0.8), pytest.approx(0.4))
     ]
     assert mean_cells([]) == ()
-
-
-def test_picture_is_written(cells):
-    assert compression_picture(list(cells.values()), "set", "nDCG@10")[:4] == b"\x89PNG"
-    assert b"<svg" in compression_picture(list(cells.values()), "set", "nDCG@10", "svg")
 
 
 def test_offsets_shift_the_signs_of_each_side_and_nothing_else():

@@ -13,12 +13,12 @@ from taskdistill.errors import BadInput
 from taskdistill.evaluate.breakdowns import by_length, prompt_spread
 from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
 from taskdistill.evaluate.kinds import Kind
-from taskdistill.evaluate.languages import families, language_tables, pooled_retrieval
+from taskdistill.evaluate.languages import families, pooled_retrieval
 from taskdistill.evaluate.reading import LabeledData, PairData, RankingData
 from taskdistill.evaluate.runner import evaluate_models
 from taskdistill.evaluate.score import evaluate_set
 from taskdistill.evaluate.set_runner import EvalOptions
-from taskdistill.report.languages import language_section
+from taskdistill.report.languages import language_section, language_tables
 from taskdistill.report.pages import write_evaluation
 
 

@@ -143,7 +143,6 @@ def test_compression_is_measured_and_calibration_stored(root, tmp_path):
     assert {(cell["dim"], cell["precision"]) for cell in cells} == {
         (d, p) for d in (4, 2) for p in ("float32", "int8", "binary")
     }
-    assert (out / "compression-m.png").read_bytes()[:4] == b"\x89PNG"
     assert found["verdicts"]["m"].startswith("To keep 99 %")
     stored = [json.loads(path.read_text()) for path in (out / "calibration").glob("*.json")]
     assert {entry["set"] for entry in stored} == {"retrieval/pets", "sts/near"} and set(

@@ -137,11 +137,6 @@ def test_every_option_reaches_the_results(place, tmp_path, capsys):
     assert "--train-data" in page and str(tmp_path) not in page
     shown = capsys.readouterr().out
     assert "retrieval/qa" in shown and "adapted: To keep 99 %" in shown
-    assert {path.name for path in out.glob("compression-*.png")} == {
-        "compression-adapted.png",
-        "compression-base.png",
-        "compression-plain.png",
-    }
 
 
 def test_options_without_effect_or_sense_are_refused(place, tmp_path, capsys):

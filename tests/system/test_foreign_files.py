@@ -487,7 +487,7 @@ RESERVED = {
         "out/log.jsonl",
         "teacher-store",
     ),
-    "evaluate": ("out/results.json", "out/report.html", "out/compression-model.png"),
+    "evaluate": ("out/results.json", "out/report.html"),
     "needle": ("out/results.json", "out/report.html"),
     "mine": ("out.lock", "out.partial", "out.partial/fingerprint.json"),
     "encode folder": (".out.lock",),

@@ -19,18 +19,13 @@ from helpers.tiny import (
 from helpers.tiny_run import Recorder
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.contamination import (
-    TrainingTexts,
-    read_training,
-    seen_in,
-    teacher_saw,
-    warnings_of,
-)
+from taskdistill.evaluate.contamination import TrainingTexts, seen_in, teacher_saw, warnings_of
 from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.reading import PairData, RankingData
 from taskdistill.model.folder import write_model
 from taskdistill.model.model import ModelSettings
 from taskdistill.report.tables import seen_table
+from taskdistill.workflows.training_texts import read_training
 
 LONG = "the old captain of the whale ship saw a storm near the small island and a harbour"
 

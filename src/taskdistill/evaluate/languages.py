@@ -16,7 +16,6 @@ from taskdistill.evaluate.kinds import Embedder, Kind
 from taskdistill.evaluate.reading import RankingData
 from taskdistill.evaluate.score import score_ranking
 from taskdistill.quantization import normalize
-from taskdistill.report.tables import Table, Value
 
 CUTOFF = 10
 
@@ -124,35 +123,6 @@ def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> Poo
         if parallel:
             cross[language] = on
     return PooledScores(result, cross)
-
-
-def language_tables(pooled: PooledScores) -> list[Table]:
-    """Return what the report shows of a pool of languages.
-
-    Returns:
-        Scores by query language, and query language against corpus language where texts are parallel.
-    """
-    columns = [
-        "query language",
-        "queries",
-        "own corpus",
-        "all corpora",
-        "any language counts",
-        "results in own language",
-        "first hit in own language",
-    ]
-    rows: list[list[Value]] = [
-        [language, s.queries, s.own, s.pooled, s.any_language, s.own_share, s.first_own]
-        for language, s in pooled.by_language.items()
-    ]
-    tables = [Table("By query language", columns, rows, "nDCG@10 × 100, and shares in %.")]
-    if pooled.cross:
-        crossed: list[list[Value]] = [
-            [language, *scores.values()] for language, scores in pooled.cross.items()
-        ]
-        note = "nDCG@10 × 100: queries of the row's language on the corpus of the column's."
-        tables.append(Table("Across languages", ["queries", *pooled.cross], crossed, note))
-    return tables
 
 
 def _sorted_hits(

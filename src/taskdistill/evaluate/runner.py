@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from taskdistill.evaluate.kinds import Embedder
 from taskdistill.evaluate.languages import families, pooled_retrieval
 from taskdistill.evaluate.reading import RankingData
 from taskdistill.evaluate.result_cache import ResultCache
-from taskdistill.evaluate.results import Record, mean_matrix, summarize
+from taskdistill.evaluate.results import Record, summarize
 from taskdistill.evaluate.set_runner import EvalOptions, SetRunner
 from taskdistill.io.atomic import remove_stale_within
 from taskdistill.io.folders import versions
@@ -38,7 +37,7 @@ def evaluate_models(
 
     With a folder, each score is written to `folder/cache/` as soon as it is there, under a hash of the model's
     fingerprint, the set's files and the options; what is there already is not computed again. Where compression is
-    measured, int8 ranges go to `folder/calibration/` and a curve of each model to `folder/compression-<model>.png`.
+    measured, int8 ranges go to `folder/calibration/`.
 
     Args:
         models: The models; names must differ.
@@ -60,8 +59,7 @@ def evaluate_models(
     prints = {model.name: model.fingerprint() for model in models}
     scores = ResultCache(folder / "cache" if folder is not None else None)
     if folder is not None:
-        for path in (folder / "results.json", *(_picture(folder, model.name) for model in models)):
-            check_output(path)
+        check_output(folder / "results.json")
     calibration = ResultCache(folder / "calibration" if folder is not None else None)
     for cache in (scores, calibration):
         if cache.folder is not None:
@@ -153,8 +151,6 @@ def evaluate_models(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_output(folder / "results.json", dump_json(results))
-        for name, scored in records.items():
-            _write_picture(folder, name, scored)
     return results
 
 
@@ -192,18 +188,6 @@ def _pool(model: Embedder, members: Mapping[str, EvalSet], options: EvalOptions)
         "by_language": {language: asdict(each) for language, each in pooled.by_language.items()},
         "cross": dict(pooled.cross),
     }
-
-
-def _write_picture(folder: Path, name: str, records: dict[str, Record]) -> None:
-    cells = mean_matrix(records)
-    if cells:
-        from taskdistill.report.compression_plot import compression_picture
-
-        write_output(_picture(folder, name), compression_picture(cells, name, "mean score"))
-
-
-def _picture(folder: Path, name: str) -> Path:
-    return folder / f"compression-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}.png"
 
 
 def _check_names(names: list[str], reference: str | None) -> None:

@@ -70,18 +70,6 @@ def is_report(file: BinaryIO) -> bool:
     return GENERATOR.encode() in head or _EARLIER_REPORT in head
 
 
-def is_picture(file: BinaryIO) -> bool:
-    """Say whether a file is a PNG picture of the program.
-
-    Returns:
-        Whether it names the program as its software, or the library that earlier versions drew with.
-    """
-    head = file.read(_HEAD)
-    return head.startswith(b"\x89PNG") and (
-        b"Software\0taskdistill" in head or b"Software\0Matplotlib" in head
-    )
-
-
 def is_log(file: BinaryIO) -> bool:
     """Say whether a file is the log of a run.
 
@@ -103,7 +91,7 @@ def _read_json(file: BinaryIO) -> Any:
         return None
 
 
-FORMS: Mapping[str, IsOurs] = {".json": is_result, ".html": is_report, ".png": is_picture}
+FORMS: Mapping[str, IsOurs] = {".json": is_result, ".html": is_report}
 """Ending of a file that commands write to what says whether it is ours."""
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from taskdistill.evaluate.languages import (
     LanguageScores,
     PooledScores,
-    language_tables,
     name_and_language,
 )
 from taskdistill.report.tables import Section, Table, Value
@@ -117,3 +116,32 @@ def _groups(
             if language:
                 add(family, model, language, records[name]["score"])
     return groups
+
+
+def language_tables(pooled: PooledScores) -> list[Table]:
+    """Return what the report shows of a pool of languages.
+
+    Returns:
+        Scores by query language, and query language against corpus language where texts are parallel.
+    """
+    columns = [
+        "query language",
+        "queries",
+        "own corpus",
+        "all corpora",
+        "any language counts",
+        "results in own language",
+        "first hit in own language",
+    ]
+    rows: list[list[Value]] = [
+        [language, s.queries, s.own, s.pooled, s.any_language, s.own_share, s.first_own]
+        for language, s in pooled.by_language.items()
+    ]
+    tables = [Table("By query language", columns, rows, "nDCG@10 × 100, and shares in %.")]
+    if pooled.cross:
+        crossed: list[list[Value]] = [
+            [language, *scores.values()] for language, scores in pooled.cross.items()
+        ]
+        note = "nDCG@10 × 100: queries of the row's language on the corpus of the column's."
+        tables.append(Table("Across languages", ["queries", *pooled.cross], crossed, note))
+    return tables

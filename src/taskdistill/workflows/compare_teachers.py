@@ -20,7 +20,6 @@ from taskdistill.data.rows import Text, make_dataset
 from taskdistill.device import AUTO
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.contamination import training_texts
 from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
 from taskdistill.evaluate.kinds import Embedder
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
@@ -50,6 +49,7 @@ from taskdistill.train.static_init import start_table
 from taskdistill.train.workers import workers
 from taskdistill.types import MANIFEST, RowKind
 from taskdistill.workflows.evaluate import open_models, placements
+from taskdistill.workflows.training_texts import training_texts
 
 KIND = "probe"
 _CLAIM: dict[str, Any] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from taskdistill.device import AUTO
 from taskdistill.errors import BadInput, require_extra
-from taskdistill.evaluate.contamination import read_training, seen_in, teacher_saw, warnings_of
+from taskdistill.evaluate.contamination import seen_in, teacher_saw, warnings_of
 from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
 from taskdistill.evaluate.kinds import Embedder
 from taskdistill.evaluate.models.encoder import RunsHere
@@ -24,6 +24,7 @@ from taskdistill.io.sealed import dump_json
 from taskdistill.progress import Progress
 from taskdistill.report.pages import write_evaluation
 from taskdistill.types import Precision
+from taskdistill.workflows.training_texts import read_training
 
 KIND = "evaluation"
 _PARTS = ("cache", "calibration", "endpoints")

@@ -16,7 +16,6 @@ from taskdistill.data.readers import SUFFIXES, Fault, read_records
 from taskdistill.device import AUTO, CPU, compute_of, placement, resolve_device, resolve_dtype
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.contamination import TEXT_FIELDS
 from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.evaluate.score import evaluate_set
@@ -32,6 +31,7 @@ from taskdistill.pipeline.save_model import int8_ranges
 from taskdistill.progress import Progress
 from taskdistill.seeding import check_seed
 from taskdistill.stats import Units, paired_difference
+from taskdistill.workflows.training_texts import TEXT_FIELDS
 
 WHOLE = "as it was"
 
