@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from taskdistill.errors import WorkFailed
 from taskdistill.export.parity import ParityResult, Tolerance
-from taskdistill.model.folder import Model
 from taskdistill.model.golden import cosines
+from taskdistill.model.model import Model
 from taskdistill.model.tokenizer import TokenizedTexts
 from taskdistill.tasks import Role
 
@@ -58,7 +58,6 @@ class ExportJob:
         """Compare unit vectors `(n, D)` of an exported file with the reference, and add the comparison.
 
         Args:
-            checked_with: The program that computed the vectors, with its version.
             required: Whether a difference fails the export, or is only reported.
             task: Adapter, where the format holds several; default: the job's.
             rows: Which of `texts` the vectors are of; default: all.

@@ -39,7 +39,6 @@ def export(
     """Write a model in a format that other programs load, with a certificate of how close it comes.
 
     Args:
-        model: Model folder or Hub id.
         out: Folder to write; it must not exist.
         task: Adapter to merge; None for the base model. The jina-v5 format takes every adapter and no task.
         progress: Called with (steps done, steps in all): read, reference, written and compared.

@@ -42,7 +42,6 @@ def translate_tokenizer(spec: Mapping[str, Any], rows: int, name: str) -> GgufVo
 
     Args:
         rows: Rows of the token table; ids without a token are filled up as unused.
-        name: Name of the model, for messages.
 
     Raises:
         BadInput: If llama.cpp has no tokenizer that cuts texts the same way.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 from taskdistill.report.model_card import make_card
 
 FILE = "parity.json"
@@ -125,13 +125,7 @@ def write_readme(
     content: str,
     usage: str,
 ) -> None:
-    """Write the model's card, what was exported, how close it comes, and how it is loaded.
-
-    Args:
-        adapters: Adapters of the model before one was merged.
-        content: What the export holds, in words.
-        usage: One line that loads the export.
-    """
+    """Write the model's card, what was exported, how close it comes, and how it is loaded."""
     source = model.source / README
     card = source.read_text("utf-8") if source.is_file() else _card(model, adapters)
     command = f"taskdistill export MODEL --format {certificate.format}"

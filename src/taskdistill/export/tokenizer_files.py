@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taskdistill.io.sealed import dump_json
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 from taskdistill.tasks import Role
 
 GENERIC_TOKENIZER = "PreTrainedTokenizerFast"

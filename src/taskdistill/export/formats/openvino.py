@@ -12,7 +12,7 @@ from taskdistill.errors import require_extra
 from taskdistill.export.base import ExportFormat, ExportJob
 from taskdistill.export.parity import GRAPH
 from taskdistill.export.tokenizer_files import write_tokenizer
-from taskdistill.model.folder import Model
+from taskdistill.model.model import Model
 from taskdistill.model.onnx_graph import make_graph, padded_batches
 
 
