@@ -18,7 +18,6 @@ from taskdistill.errors import BadInput
 from taskdistill.model.folder import write_model
 from taskdistill.model.projection import Projection
 from taskdistill.search.index import Index
-from taskdistill.search.settings import SearchDefaults
 from taskdistill.workflows.search_examples import evaluation_folder, search_examples
 
 
@@ -133,9 +132,9 @@ def test_tune_measures_says_whom_it_harms_and_writes_its_choice(home, index, tmp
     chosen = Index.open(index).snapshot.manifest
     same = tuning["recommended"]["setting"]
     used = same if (same["dim"], same["rescore"]) == (32, "int8") else stored
-    assert chosen.search == SearchDefaults.from_json(
-        {name: used[name] for name in ("oversample", "hybrid", "refinement")}
-    )
+    assert chosen.search.to_json() == {
+        name: used[name] for name in ("oversample", "hybrid", "refinement")
+    }
     assert chosen.search.hybrid == (chosen.bm25 is not None)
 
 

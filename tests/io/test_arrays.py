@@ -14,8 +14,8 @@ from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
 from taskdistill.search.settings import SearchDefaults
-from taskdistill.search.storage.journal import BM25_FILES
-from taskdistill.search.target import JOURNAL, LOCK
+from taskdistill.search.storage.commit import BM25_FILES
+from taskdistill.search.storage.folder import JOURNAL, LOCK
 from taskdistill.types import MANIFEST
 
 TEXTS = [f"word{i} in text {i}" for i in range(12)]

@@ -25,7 +25,7 @@ from taskdistill.model.space_id import base_space_id
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
-from taskdistill.search.protocol import same_space
+from taskdistill.search.settings import same_space
 from taskdistill.teacher.local import LocalTeacher
 from taskdistill.types import MANIFEST, Pooling
 

@@ -8,8 +8,12 @@ from helpers.search_fakes import FakeEncoder
 from taskdistill.errors import BadInput
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
-from taskdistill.search.filters import Condition, parse_filter
-from taskdistill.search.metadata import entries_of, keys_of, matching
+from taskdistill.search.filters import (
+    Condition,
+    matching_documents,
+    metadata_entries,
+    parse_filter,
+)
 from taskdistill.search.passages import PassageSettings
 from tests.search.test_index import filled, ids, numbered, random_vectors
 
@@ -48,12 +52,15 @@ ROWS = [
     ],
 )
 def test_conditions(given, expected):
-    entries = pa.Table.from_batches([entries_of(ROWS)])
-    assert np.flatnonzero(matching(entries, len(ROWS), parse_filter(given))).tolist() == expected
+    entries = pa.Table.from_batches([metadata_entries(ROWS)])
+    assert (
+        np.flatnonzero(matching_documents(entries, len(ROWS), parse_filter(given))).tolist()
+        == expected
+    )
 
 
 def test_the_key_of_objects_is_not_known_and_expressions_are_read():
-    assert keys_of(pa.Table.from_batches([entries_of(ROWS)])) == {
+    assert set(metadata_entries(ROWS)["key"].to_pylist()) == {
         "lang",
         "year",
         "ok",

@@ -219,7 +219,7 @@ def test_what_does_not_match_is_refused_by_name(tmp_path):
     with pytest.raises(BadInput, match=r"space_id 'space-a'.*'space-b'"):
         index.search(["x"], 1, encoder=FakeEncoder(space_id="space-b"))
     with pytest.raises(BadInput, match=r"space_id 'space-a'.*'space-b'"):
-        index.search(random_vectors(1, dim=32), 1, space_id="space-b")
+        index.settings.check_space("space-b")
     with pytest.raises(BadInput, match=r"model_hash 'hash-a'.*'hash-b'"):
         index.add(numbered(1), FakeEncoder(model_hash="hash-b"))
     with pytest.raises(BadInput, match=r"1x64.*dimension 32"):

@@ -15,24 +15,30 @@ from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.io.folders import read_manifest
 from taskdistill.model.folder import write_model
 from taskdistill.quantization import normalize
-from taskdistill.search.alignment.fit import fit_maps, held_out_cosine, low_rank, procrustes
-from taskdistill.search.alignment.maps import AlignedEncoder, AlignmentMap, load_map
+from taskdistill.search.alignment.maps import (
+    AlignedEncoder,
+    AlignmentMap,
+    fit_maps,
+    held_out_cosine,
+    load_map,
+    low_rank,
+    procrustes,
+)
 from taskdistill.search.alignment.migration import (
     Migration,
     calibrate,
-    documents_left,
-    fit,
-    judged,
-    move_to,
+    count_to_migrate,
     read_migration,
-    recall_kept,
+    recall_retention,
     recalls,
     sample_pairs,
-    stored_vectors,
+    set_state,
+    unit_stored_vectors,
     write_migration,
 )
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
+from taskdistill.search.devset import DevSet
 from taskdistill.search.index import Index
 
 TOPICS = {name: words.split() for name, words in tiny.TOPICS.items()}
@@ -101,7 +107,7 @@ def test_the_residual_network_learns_what_no_linear_map_can():
     found = fit_maps(new, old)
     scores = {each.map.kind: each.cosine for each in found}
     assert found[0].map.kind == "residual" and scores["residual"] > scores["low-rank"] + 0.02
-    again = fit_maps(new, old, kinds=("residual",))[0]
+    again = fit_maps(new, old, kind="residual")[0]
     assert again.cosine == scores["residual"]
 
 
@@ -109,24 +115,24 @@ def test_too_few_texts_and_unknown_maps_are_refused():
     with pytest.raises(BadInput, match="50 texts are too few"):
         fit_maps(unit(50, 4, 0), unit(50, 4, 1))
     with pytest.raises(BadInput, match="unknown map 'affine'"):
-        fit(unit(200, 4, 0), unit(200, 4, 1), "affine", 1)
+        fit_maps(unit(200, 4, 0), unit(200, 4, 1), kind="affine")
 
 
 def test_recall_kept_is_a_ratio_with_its_interval():
-    kept = recall_kept(np.array([1.0, 1.0, 0.5, 0.0]), np.array([1.0, 0.5, 0.5, 0.0]))
+    kept = recall_retention(np.array([1.0, 1.0, 0.5, 0.0]), np.array([1.0, 0.5, 0.5, 0.0]))
     assert (kept.old, kept.mapped, kept.queries) == (0.625, 0.5, 4) and kept.share == pytest.approx(
         0.8
     )
     assert kept.low <= 0.8 <= kept.high
-    same = recall_kept(np.ones(5), np.ones(5))
+    same = recall_retention(np.ones(5), np.ones(5))
     assert (same.share, same.low, same.high) == (1, 1, 1)
 
 
 def test_a_new_model_finds_through_the_map_what_the_old_one_finds(old):
     new = Turned()
-    ours, theirs = sample_pairs(old, new, None, 150, 1, lambda *_: None)
+    ours, theirs = sample_pairs(old, new, task=None, count=150, seed=1, progress=lambda *_: None)
     assert ours.shape == theirs.shape == (150, 64)
-    made = fit(ours, theirs, "best", 1)[0]
+    made = fit_maps(ours, theirs, seed=1)[0]
     queries = {f"q{n}": " ".join(each.text.split()[:4]) for n, each in enumerate(documents()[:40])}
     qrels = {f"q{n}": {f"d{n}": 1} for n in range(40)}
     mapped = AlignedEncoder(new, made.map, space_id="space-a", model_hash="hash-b", task=None)
@@ -134,7 +140,7 @@ def test_a_new_model_finds_through_the_map_what_the_old_one_finds(old):
         recalls(old, FakeEncoder(), queries, qrels),
         recalls(old, mapped, queries, qrels),
     )
-    assert before.mean() > 0.5 and recall_kept(before, after).share > 0.97
+    assert before.mean() > 0.5 and recall_retention(before, after).share > 0.97
     blind = AlignedEncoder(
         new,
         AlignmentMap(
@@ -144,25 +150,25 @@ def test_a_new_model_finds_through_the_map_what_the_old_one_finds(old):
         model_hash="hash-b",
         task=None,
     )
-    assert recall_kept(before, recalls(old, blind, queries, qrels)).share < 0.5
+    assert recall_retention(before, recalls(old, blind, queries, qrels)).share < 0.5
     with pytest.raises(BadInput, match="fitted to a model of hash hash-b"):
         AlignedEncoder(FakeEncoder(), made.map, space_id="space-a", model_hash="hash-b", task=None)
 
 
 def test_stored_vectors_of_int8_are_decoded(tmp_path):
     index = build_index(FakeEncoder(), documents(40), tmp_path / "i", task=None, rescore="int8")[0]
-    found = stored_vectors(index.snapshot, index.snapshot.rows())
+    found = unit_stored_vectors(index.snapshot, index.snapshot.rows())
     exact = normalize(FakeEncoder().encode([each.text for each in documents(40)]))
     assert (found * exact).sum(1).min() > 0.99
     bare = build_index(FakeEncoder(), documents(40), tmp_path / "b", task=None, rescore="none")[0]
     with pytest.raises(BadInput, match="binary codes only"):
-        stored_vectors(bare.snapshot, bare.snapshot.rows())
+        unit_stored_vectors(bare.snapshot, bare.snapshot.rows())
 
 
 def migration(old, path, into) -> Migration:
     new = Turned()
-    ours, theirs = sample_pairs(old, new, None, 160, 1, lambda *_: None)
-    made = fit(ours, theirs, "procrustes", 1)[0].map
+    ours, theirs = sample_pairs(old, new, task=None, count=160, seed=1, progress=lambda *_: None)
+    made = fit_maps(ours, theirs, kind="procrustes", seed=1)[0].map
     meta = {
         "state": "both",
         "old_index": str(old.path),
@@ -180,39 +186,41 @@ def test_both_spaces_are_searched_as_one_while_documents_move(old, tmp_path):
     slope, intercept = read.meta["calibration"]
     assert slope == pytest.approx(1, abs=0.05) and intercept == pytest.approx(0, abs=0.05)
     query = documents()[3].text
-    alone = [hit.id for hit in read.search(old, None, new, query, 10)]
+    alone = [hit.id for hit in read.search(query, 10, old=old, new=None, encoder=new)]
     assert alone[0] == "d3"
     moved, _ = build_index(new, documents()[:80], tmp_path / "new", task=None, rescore="float32")
-    both = read.search(old, moved, new, query, 10)
+    both = read.search(query, 10, old=old, new=moved, encoder=new)
     assert both[0].id == "d3" and len({hit.id for hit in both}) == 10
     assert {hit.id for hit in both} == set(alone)
-    assert documents_left(old, moved) == 80 and documents_left(old, None) == 160
+    assert count_to_migrate(old, moved) == 80 and count_to_migrate(old, None) == 160
     old.delete(["d100"])
-    assert documents_left(old, moved) == 79
+    assert count_to_migrate(old, moved) == 79
 
 
 def test_the_way_on_waits_for_every_document_and_the_way_back_is_open(old, tmp_path):
     read, new = migration(old, tmp_path / "m", tmp_path / "new"), Turned()
     moved, _ = build_index(new, documents()[:80], tmp_path / "new", task=None, rescore="float32")
     with pytest.raises(WorkFailed, match=r"80 of 160 documents .* are not in the new index yet"):
-        move_to(read, "new", old, moved)
+        set_state(read, "new", old, moved)
     assert read_migration(tmp_path / "m").state == "both"
-    move_to(read, "old", old, moved)
+    set_state(read, "old", old, moved)
     back = read_migration(tmp_path / "m")
     assert back.state == "old" and [
-        hit.id for hit in back.search(old, moved, FakeEncoder(), documents()[3].text, 1)
+        hit.id
+        for hit in back.search(documents()[3].text, 1, old=old, new=moved, encoder=FakeEncoder())
     ] == ["d3"]
     build_index(new, documents(), tmp_path / "new", task=None, rescore="float32")
     moved.refresh()
-    move_to(back, "new", old, moved)
+    set_state(back, "new", old, moved)
     done = read_migration(tmp_path / "m")
     assert (
-        done.state == "new" and done.search(None, moved, new, documents()[5].text, 1)[0].id == "d5"
+        done.state == "new"
+        and done.search(documents()[5].text, 1, old=None, new=moved, encoder=new)[0].id == "d5"
     )
-    move_to(done, "both", old, moved)
+    set_state(done, "both", old, moved)
     assert read_manifest(tmp_path / "m")["state"] == "both"
     with pytest.raises(BadInput, match="unknown state 'neww'; did you mean 'new'"):
-        move_to(done, "neww", old, moved)
+        set_state(done, "neww", old, moved)
 
 
 def test_a_damaged_map_is_refused(old, tmp_path):
@@ -228,9 +236,11 @@ def test_a_damaged_map_is_refused(old, tmp_path):
 
 
 def test_a_dev_set_must_be_of_the_index(old):
-    assert judged(old, {"a": "x", "b": "y"}, {"a": {"d1": 1}, "b": {"other": 1}}) == {"a": "x"}
+    assert DevSet([], {"a": "x", "b": "y"}, {"a": {"d1": 1}, "b": {"other": 1}}).judged_over(
+        old.snapshot
+    ) == {"a": "x"}
     with pytest.raises(BadInput, match="no query of the dev set has its relevant documents"):
-        judged(old, {"a": "x"}, {"a": {"other": 1}})
+        DevSet([], {"a": "x"}, {"a": {"other": 1}}).judged_over(old.snapshot)
 
 
 def write_named(folder: Path, seed: int) -> Path:

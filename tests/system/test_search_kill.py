@@ -22,7 +22,7 @@ from taskdistill.search import build, ingest
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
 from taskdistill.search.settings import IndexSettings
-from taskdistill.search.storage import commit, journal
+from taskdistill.search.storage import commit
 from tests.io.test_arrays import same, tree
 
 SETTINGS = IndexSettings(
@@ -311,4 +311,4 @@ def test_a_read_only_index_is_searched_without_writing_and_refuses_changes(tmp_p
         index.delete(["a"])
 
 
-assert folders and journal and ingest  # the modules whose calls are cut off above
+assert folders and commit and ingest  # the modules whose calls are cut off above

@@ -1,4 +1,4 @@
-"""Tiers of one space: any of them may embed the documents and any other the queries; what each pair is worth and costs."""
+"""Tiers of one space: any may embed the documents and any other the queries; what each pair is worth and costs."""
 
 from __future__ import annotations
 
@@ -10,46 +10,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
 from taskdistill.search.build import build_index
-from taskdistill.search.devset import CUTOFF, DevSet, ndcg
+from taskdistill.search.devset import DevSet, ndcg, passage_depth
 from taskdistill.search.index import Index
 from taskdistill.search.intervals import Interval, mean_interval, share_interval
 from taskdistill.search.passages import PassageSettings
-from taskdistill.search.protocol import SearchEncoder, former_ids, same_space
-from taskdistill.search.query import query_vectors, rank_queries
+from taskdistill.search.query import SearchOptions, query_vectors, rank_queries
+from taskdistill.search.settings import SearchEncoder, former_ids, same_space
 from taskdistill.types import Precision
 
-_TIMED = 64
+TIMED_QUERIES = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AsymmetricPair:
-    """One pair of encoders.
-
-    Attributes:
-        queries: Model that embeds queries.
-        documents: Model that embeds documents.
-        space: Space id of both.
-        task: Adapter of both; None for base vectors.
-        ndcg: Mean nDCG@10, 0 to 1, with its interval over queries.
-        retention: nDCG@10 as a share of teacher/teacher, drawn together.
-        query_milliseconds: To embed one query, alone; the median of up to 64.
-        search_milliseconds: To search for one query, without embedding it.
-        document_milliseconds: To embed one passage, in batches.
-    """
+    """One pair of encoders."""
 
     queries: str
+    """Model that embeds queries."""
     documents: str
+    """Model that embeds documents."""
     space: str
+    """Space id of both."""
     task: str | None
+    """Adapter of both; None for base vectors."""
     ndcg: Interval
+    """Mean nDCG@10, 0 to 1, with its interval over queries."""
     retention: Interval
+    """nDCG@10 as a share of teacher/teacher on the same resamples."""
     query_milliseconds: float
+    """To embed one query, alone; the median of up to 64."""
     search_milliseconds: float
+    """To search for one query, without embedding it."""
     document_milliseconds: float
+    """To embed one passage, in batches."""
 
     @property
     def end_to_end_milliseconds(self) -> float:
@@ -61,31 +57,25 @@ class AsymmetricPair:
         return asdict(self) | {"end_to_end_milliseconds": self.end_to_end_milliseconds}
 
 
-@dataclass(frozen=True)
-class _PairResult:
-    tier: AsymmetricPair
-    units: NDArray[np.float64]
-
-
 def check_one_space(models: Sequence[SearchEncoder], teacher: SearchEncoder) -> None:
     """Refuse to compare vectors of different spaces.
 
     Args:
         models: Students through their projections.
-        teacher: The teacher.
 
     Raises:
         BadInput: Naming both space ids, or both dimensions.
     """
-    for each in models:
-        if not same_space(each.space_id, former_ids(each), teacher.space_id, former_ids(teacher)):
+    for model in models:
+        if not same_space(model.space_id, former_ids(model), teacher.space_id, former_ids(teacher)):
             raise BadInput(
-                f"{each.name} has space_id {each.space_id!r}, but {teacher.name} has {teacher.space_id!r}; "
-                "use the projection that was trained for this teacher"
+                f"{model.name} has space_id {model.space_id!r}, but {teacher.name} has "
+                f"{teacher.space_id!r}; use the projection that was trained for this teacher"
             )
-        if each.embedding_dim != teacher.embedding_dim:
+        if model.embedding_dim != teacher.embedding_dim:
             raise BadInput(
-                f"{each.name} has dimension {each.embedding_dim}, but {teacher.name} has {teacher.embedding_dim}"
+                f"{model.name} has dimension {model.embedding_dim}, but {teacher.name} has "
+                f"{teacher.embedding_dim}"
             )
 
 
@@ -103,34 +93,33 @@ def measure_tiers(
 
     Args:
         models: Students through their projections into the teacher's space.
-        teacher: The teacher.
-        dev: Documents, queries and qrels.
         alone: Students with the task that they search by themselves with.
         rescore: Precision of the vectors kept; every candidate is rescored.
-        passages: How documents are cut.
-        progress: Told indexes built, and their number.
+        progress: Called with indexes built and their number.
 
     Returns:
-        Students alone first, then for each document tier, the teacher last, its query tiers, the teacher last.
+        Students alone first, then for each document tier, the teacher last, its query tiers, the teacher
+        last.
 
     Raises:
-        BadInput: If a projected student and the teacher are of different spaces, or the dev set cannot be judged.
+        BadInput: If a projected student and the teacher are of different spaces, or the dev set cannot be
+            judged.
     """
     check_one_space(models, teacher)
-    names = dev.judged()
-    texts = [dev.queries[each] for each in names]
+    query_ids = dev.judged()
+    texts = [dev.queries[query] for query in query_ids]
     shared = [*models, teacher]
     plan: list[tuple[SearchEncoder, str | None, list[SearchEncoder]]] = [
-        (each, task, [each]) for each, task in alone
+        *((student, task, [student]) for student, task in alone),
+        *((tier, None, shared) for tier in shared),
     ]
-    plan += [(each, None, shared) for each in shared]
-    found: list[_PairResult] = []
+    measured: list[tuple[dict[str, Any], np.ndarray]] = []
     query_ms: dict[tuple[int, str | None], float] = {}
     with tempfile.TemporaryDirectory(prefix="taskdistill-tiers-") as folder:
-        for at, (documents, task, askers) in enumerate(plan):
+        for at, (document_tier, task, query_tiers) in enumerate(plan):
             start = time.perf_counter()
             index, report = build_index(
-                documents,
+                document_tier,
                 dev.documents,
                 Path(folder) / str(at),
                 task=task,
@@ -138,45 +127,42 @@ def measure_tiers(
                 passages=passages,
             )
             document_ms = 1000 * (time.perf_counter() - start) / report.passages
-            for asker in askers:
-                key = (id(asker), task)
+            oversample = None if rescore == "none" else index.snapshot.live_count
+            for query_tier in query_tiers:
+                key = (id(query_tier), task)
                 if key not in query_ms:
-                    query_ms[key] = _query_milliseconds(index, asker, texts[:_TIMED])
-                vectors = query_vectors(index.settings, asker, texts)
+                    query_ms[key] = _query_milliseconds(index, query_tier, texts[:TIMED_QUERIES])
+                vectors = query_vectors(index.settings, query_tier, texts)
                 start = time.perf_counter()
                 ranked = rank_queries(
                     index.snapshot,
                     vectors,
-                    CUTOFF if passages is None else 5 * CUTOFF,
-                    oversample=None if rescore == "none" else index.snapshot.live_count,
-                    allowed=index.snapshot.allowed(None),
+                    passage_depth(passages),
+                    SearchOptions(oversample=oversample),
                 )
-                search_ms = 1000 * (time.perf_counter() - start) / len(texts)
-                units = ndcg(index.snapshot, ranked, names, dev.qrels)
-                kept = mean_interval(units)
-                tier = AsymmetricPair(
-                    asker.name,
-                    documents.name,
-                    documents.space_id,
-                    task,
-                    kept,
-                    kept,
-                    query_ms[key],
-                    search_ms,
-                    document_ms,
-                )
-                found.append(_PairResult(tier, units))
+                fields = {
+                    "queries": query_tier.name,
+                    "documents": document_tier.name,
+                    "space": document_tier.space_id,
+                    "task": task,
+                    "query_milliseconds": query_ms[key],
+                    "search_milliseconds": 1000 * (time.perf_counter() - start) / len(texts),
+                    "document_milliseconds": document_ms,
+                }
+                measured.append((fields, ndcg(index.snapshot, ranked, query_ids, dev.qrels)))
             if progress is not None:
                 progress(at + 1, len(plan))
-    best = found[-1].units
+    teacher_scores = measured[-1][1]
     return [
-        AsymmetricPair(**{**vars(each.tier), "retention": share_interval(each.units, best)})
-        for each in found
+        AsymmetricPair(
+            **fields, ndcg=mean_interval(scores), retention=share_interval(scores, teacher_scores)
+        )
+        for fields, scores in measured
     ]
 
 
 def _query_milliseconds(index: Index, encoder: SearchEncoder, texts: Sequence[str]) -> float:
-    query_vectors(index.settings, encoder, texts[:1])
+    query_vectors(index.settings, encoder, texts[:1])  # the first call pays for what loads lazily
     times = []
     for text in texts:
         start = time.perf_counter()

@@ -12,10 +12,9 @@ from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
 from taskdistill.search.ingest import BATCH, IngestReport, Progress, ingest
 from taskdistill.search.passages import PassageSettings
-from taskdistill.search.protocol import SearchEncoder
-from taskdistill.search.settings import settings_for
-from taskdistill.search.storage.commit import mark_building
-from taskdistill.search.target import check_target, missing_folders, take_back
+from taskdistill.search.settings import SearchEncoder, settings_for
+from taskdistill.search.storage.commit import commit
+from taskdistill.search.storage.folder import check_target, missing_folders, remove_new_index
 from taskdistill.tasks import Task
 from taskdistill.types import Precision
 
@@ -34,25 +33,21 @@ def build_index(
 ) -> tuple[Index, IngestReport]:
     """Embed documents into an index folder, new or existing.
 
-    Documents that are there already are not embedded again, so a build that was killed continues where it was
-    acknowledged, and a later build of a changed corpus embeds the changes only. Nothing is deleted.
+    Documents that are there already are not embedded again, so a build that was killed continues where it
+    was acknowledged, and a later build of a changed corpus embeds the changes only. Nothing is deleted.
 
     Args:
-        encoder: What embeds them.
-        documents: The documents, read once; such as a `Corpus`.
-        out: The index folder.
-        task: Task of the embeddings; None for base embeddings.
+        documents: Read once; such as a `Corpus`.
+        task: None for base embeddings.
         truncate_dim: Dimensions to keep; None keeps all.
-        rescore: Precision of the vectors kept beside the binary codes: int8, float16, float32, or none for the codes alone.
+        rescore: Precision of the vectors kept beside the binary codes: int8, float16, float32, or none for
+            the codes alone.
         passages: How long documents are cut; None embeds each as a whole, up to the model's token limit.
         batch: Passages embedded and acknowledged together.
-        progress: Told the documents done and their number (0 where the stream does not know it).
-
-    Returns:
-        The index, and what became of the documents.
 
     Raises:
-        BadInput: If there are no documents, one cannot be kept, or the folder is an index with other settings.
+        BadInput: If there are no documents, one cannot be kept, or the folder is an index with other
+            settings.
         WorkFailed: If another process writes or the disk fails; acknowledged batches stay.
     """
     out = Path(out)
@@ -64,12 +59,12 @@ def build_index(
     first = list(itertools.islice(stream, 1))
     if not first:
         raise BadInput("there are no documents to index; give a corpus with at least one")
-    there, made = check_target(out), missing_folders(out)
-    index = Index.open(out) if there else Index.create(out, settings)
+    exists, new_folders = check_target(out), missing_folders(out)
+    index = Index.open(out) if exists else Index.create(out, settings)
     index.settings.check_same(settings, getattr(encoder, "extends", ()))
     try:
         with index.writing():
-            mark_building(index.snapshot, True)
+            commit(index.snapshot, {}, building=True)
             index.refresh()
             snapshot, report = ingest(
                 index.snapshot,
@@ -79,10 +74,10 @@ def build_index(
                 total=total,
                 progress=progress,
             )
-            mark_building(snapshot, False)
+            commit(snapshot, {}, building=False)
     except BaseException:
-        if not there:
+        if not exists:
             with contextlib.suppress(OSError, BadInput, WorkFailed):
-                take_back(out, made)
+                remove_new_index(out, new_folders)
         raise
     return index, report

@@ -1,12 +1,17 @@
-"""Filters over metadata as a request or a command line gives them, read by hand in one pass over a bounded text.
+"""Metadata filters: conditions as a request or a command line writes them, and the documents that meet them.
 
     expression = condition { "and" condition }
     condition  = key ( "=" | "==" | ">=" | "<=" | ">" | "<" ) value  |  key "in" list
     list       = value { "," value }, bare or within [ ] or ( )
     value      = text within " " or ' ', or bare text
 
-A key may be quoted as well. Bare text ends at the last `and` before the next operator; what could be read in two ways has
-to be quoted.
+A key may be quoted as well. Bare text ends at the last `and` before the next operator; what could be
+read in two ways has to be quoted. An expression is read by hand in one pass over a bounded text: no
+regular expression runs over what a stranger sends.
+
+A value equals another if their texts are the same: 2020 and "2020", true and "true". A list equals each
+of its elements. A range with a number compares numbers (also those given as text, as CSV does); a range
+with other text compares texts, which orders ISO dates.
 """
 
 from __future__ import annotations
@@ -15,26 +20,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
 from taskdistill.errors import BadInput
 
 MAX_CHARACTERS = 1_000
 """Longest expression, key or text to compare with."""
 
 MAX_CONDITIONS = 32
-"""Most conditions of a filter."""
-
 MAX_VALUES = 10_000
 """Most values that all conditions of a filter compare with."""
 
-RANGES = ("<", "<=", ">", ">=")
+MAX_NUMERAL = 40
+"""Characters of a text that is read as a number."""
 
 Scalar = str | int | float | bool
 
 Filter = Mapping[str, Any] | Sequence[str] | str
-"""`{"lang": "en", "year": {">=": 2020}, "tag": ["a", "b"]}`, `["lang=en", "year>=2020", "tag in a, b"]` or `"lang=en and year>=2020"`."""
+"""`{"lang": "en", "year": {">=": 2020}, "tag": ["a", "b"]}`, `["lang=en", "tag in a, b"]` or `"lang=en and year>=2020"`."""
 
+ENTRIES = pa.schema(
+    [
+        ("document", pa.int64()),
+        ("key", pa.string()),
+        ("text", pa.large_string()),
+        ("number", pa.float64()),
+    ]
+)
+"""One row a metadata value; the number is null where the value is none."""
+
+_RANGES = {"<": pc.less, "<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
 _OPERATORS = ("!=", "==", ">=", "<=", "=", ">", "<")
-"""Two characters before one, so that the longer one is found first."""
+"""Two characters before one, so that the longer one is matched first."""
 _SPACES = dict.fromkeys(map(ord, "\t\n\v\f\r"), " ")
 _WORDS = (" in ", " in[", " in(")
 _QUOTES = ("'", '"')
@@ -51,40 +71,28 @@ class Condition:
     values: tuple[Scalar, ...]
 
 
-def parse_filter(given: Filter | None) -> tuple[Condition, ...]:
-    """Read a filter.
-
-    Args:
-        given: A mapping, expressions, one expression, or None.
-
-    Returns:
-        Conditions that all must hold.
+def parse_filter(value: Filter | None) -> tuple[Condition, ...]:
+    """Read a filter into conditions that all must hold.
 
     Raises:
-        BadInput: If an expression or operator is not understood, or there is more of something than a filter may hold.
+        BadInput: If an expression or operator is not understood, or a limit above is exceeded.
     """
-    if given is None:
+    if value is None:
         return ()
-    if isinstance(given, Mapping):
-        _check_count(len(given), MAX_CONDITIONS, "conditions")
-        found = [condition for key, value in given.items() for condition in _conditions(key, value)]
+    if isinstance(value, Mapping):
+        _check_count(len(value), MAX_CONDITIONS, "conditions")
+        conditions = [each for key, test in value.items() for each in _key_conditions(key, test)]
     else:
-        expressions = [given] if isinstance(given, str) else given
+        expressions = [value] if isinstance(value, str) else value
         _check_count(len(expressions), MAX_CONDITIONS, "conditions")
-        found = [condition for each in expressions for condition in parse_expression(each)]
-    _check_count(len(found), MAX_CONDITIONS, "conditions")
-    _check_count(sum(len(condition.values) for condition in found), MAX_VALUES, "values")
-    return tuple(found)
+        conditions = [each for text in expressions for each in parse_expression(text)]
+    _check_count(len(conditions), MAX_CONDITIONS, "conditions")
+    _check_count(sum(len(condition.values) for condition in conditions), MAX_VALUES, "values")
+    return tuple(conditions)
 
 
 def parse_expression(text: str) -> list[Condition]:
     """Read conditions that are joined by `and`.
-
-    Args:
-        text: One expression.
-
-    Returns:
-        The conditions.
 
     Raises:
         BadInput: If it is too long or not understood.
@@ -98,22 +106,22 @@ def parse_expression(text: str) -> list[Condition]:
 
 
 class _Expression:
-    """One expression and how far it is read; every place of it is looked at a bounded number of times."""
+    """One expression and how far it is read; every place is looked at a bounded number of times."""
 
     def __init__(self, text: str) -> None:
         self._text = text
+        # Character for character: every white space as a blank, the words in small letters.
         self._spaced = text.translate(_SPACES).replace(" AND ", " and ").replace(" IN", " in")
-        """The text, character for character, with every white space as a blank and the words in small letters."""
+        # Places of operators, those within values included; the cursor only ever moves on.
         self._operators = [at for at in range(len(text)) if self._begins_operator(at)]
-        """Places of operators, those within values included."""
-        self._next = 0
+        self._cursor = 0
         self._at = 0
 
     def conditions(self) -> list[Condition]:
-        found = [self._condition()]
+        conditions = [self._condition()]
         while self._at < len(self._text):
-            found.append(self._condition())
-        return found
+            conditions.append(self._condition())
+        return conditions
 
     def _begins_operator(self, at: int) -> bool:
         return (
@@ -124,17 +132,12 @@ class _Expression:
 
     def _condition(self) -> Condition:
         key = self._key()
-        operator = next(
-            (each for each in _OPERATORS if self._text.startswith(each, self._at)), None
-        )
-        if operator is None:
-            self._at += len("in")
-            values = self._list()
-        else:
-            self._at += len(operator)
-            values = [self._value(operator)]
+        symbols = (symbol for symbol in _OPERATORS if self._text.startswith(symbol, self._at))
+        operator = next(symbols, "in")
+        self._at += len(operator)
+        values = self._list() if operator == "in" else [self._value(operator)]
         self._join()
-        return Condition(key, "in" if operator in (None, "=", "==") else operator, tuple(values))
+        return Condition(key, "in" if operator in ("=", "==") else operator, tuple(values))
 
     def _key(self) -> str:
         self._skip()
@@ -153,7 +156,8 @@ class _Expression:
             self._at = end + 1 if self._spaced[end] == " " else end
             if key[:4].lower() in ("not ", "not\t"):
                 raise self._wrong(
-                    "`not` is not known; name the values that are wanted: key in a, b (quote the key if it is one)"
+                    "`not` is not known; name the values that are wanted: key in a, b (quote the "
+                    "key if it is one)"
                 )
         if not key.strip():
             raise self._wrong(f"a key is missing before character {self._at + 1}; {_FORMS}")
@@ -168,19 +172,22 @@ class _Expression:
             return self._quoted()
         if first and first in "=<>":
             raise self._wrong(
-                f"the value after {operator!r} begins with {first!r}; put it in quotes if it is meant so"
+                f"the value after {operator!r} begins with {first!r}; put it in quotes if it is "
+                "meant so"
             )
         if first in _CLOSING:
             raise self._wrong(
-                "a list goes with `in`, as in: key in [a, b]; put the value in quotes if it is meant so"
+                "a list goes with `in`, as in: key in [a, b]; put the value in quotes if it is "
+                "meant so"
             )
         end = self._end_of_bare()
         value, spaced = self._text[self._at : end], self._spaced[self._at : end]
-        last = max(value.rfind(each) for each in "=<>")
+        last = max(value.rfind(symbol) for symbol in "=<>")
         for joint in (",", " or ", " OR ", ";", "&&", "||"):
             if 0 <= spaced.find(joint) < last:
                 raise self._wrong(
-                    f"conditions are joined by `and`, not by {joint.strip()!r}; put the value in quotes if it is meant so"
+                    f"conditions are joined by `and`, not by {joint.strip()!r}; put the value in "
+                    "quotes if it is meant so"
                 )
         self._at = end
         return value.strip()
@@ -214,9 +221,10 @@ class _Expression:
         while self._at < end and self._text[self._at] not in (",", closing):
             self._at += 1
         value = self._text[start : self._at].strip()
-        if not value or any(each in value for each in "=<>[]()\"'"):
+        if not value or any(symbol in value for symbol in "=<>[]()\"'"):
             raise self._wrong(
-                f"the list holds {value[:60]!r}; put a value in quotes that is empty or has one of = < > [ ] ( ) or a quote"
+                f"the list holds {value[:60]!r}; put a value in quotes that is empty or has one of "
+                "= < > [ ] ( ) or a quote"
             )
         return value
 
@@ -229,15 +237,15 @@ class _Expression:
         return value
 
     def _operator_from(self, place: int) -> int | None:
-        while self._next < len(self._operators) and self._operators[self._next] < place:
-            self._next += 1
-        return self._operators[self._next] if self._next < len(self._operators) else None
+        while self._cursor < len(self._operators) and self._operators[self._cursor] < place:
+            self._cursor += 1
+        return self._operators[self._cursor] if self._cursor < len(self._operators) else None
 
     def _end_of_bare(self) -> int:
-        """Find the `and` that stands last before the next operator, or the end."""
+        """Return the place of the `and` that stands last before the next operator, or the end."""
         self._operator_from(self._at)
         start = self._at
-        for number in range(self._next, len(self._operators)):
+        for number in range(self._cursor, len(self._operators)):
             operator = self._operators[number]
             place = self._spaced.rfind(" and ", start, operator)
             if place >= 0:
@@ -252,7 +260,8 @@ class _Expression:
             return
         if self._spaced[self._at : self._at + 4].lower() != "and ":
             raise self._wrong(
-                f"{self._text[self._at : self._at + 20]!r} is not understood behind a value; conditions are joined by `and`"
+                f"{self._text[self._at : self._at + 20]!r} is not understood behind a value; "
+                "conditions are joined by `and`"
             )
         self._at += len("and ")
         self._skip()
@@ -270,24 +279,20 @@ class _Expression:
         return BadInput(f"the filter {self._text[:100]!r}: {why}")
 
 
-def _conditions(key: str, value: Any) -> list[Condition]:
+def _key_conditions(key: str, value: Any) -> list[Condition]:
     _check_length(key, "a key of the filter")
     if isinstance(value, Mapping):
-        unknown = [operator for operator in value if operator not in RANGES]
+        unknown = [operator for operator in value if operator not in _RANGES]
         if unknown or not value:
             raise BadInput(
-                f"the filter on {key!r} has the operator {str(unknown[:1])[:60]}; known: {', '.join(RANGES)}"
+                f"the filter on {key!r} has the operator {str(unknown[:1])[:60]}; known: "
+                f"{', '.join(_RANGES)}"
             )
         return [
             Condition(key, operator, _scalars(key, [bound])) for operator, bound in value.items()
         ]
-    return [
-        Condition(
-            key,
-            "in",
-            _scalars(key, list(value) if isinstance(value, list | tuple | set) else [value]),
-        )
-    ]
+    values = list(value) if isinstance(value, list | tuple | set) else [value]
+    return [Condition(key, "in", _scalars(key, values))]
 
 
 def _scalars(key: str, values: list[Any]) -> tuple[Scalar, ...]:
@@ -295,24 +300,101 @@ def _scalars(key: str, values: list[Any]) -> tuple[Scalar, ...]:
     for value in values:
         if not isinstance(value, str | int | float):
             raise BadInput(
-                f"the filter on {key!r} compares with {type(value).__name__}; give text, a number or true/false"
+                f"the filter on {key!r} compares with {type(value).__name__}; give text, a number "
+                "or true/false"
             )
         if isinstance(value, str):
             _check_length(value, f"a value of the filter on {key!r}")
         elif isinstance(value, int) and value.bit_length() > MAX_CHARACTERS:
             raise BadInput(
-                f"the filter on {key!r} compares with a number of {value.bit_length()} bits; give a smaller one"
+                f"the filter on {key!r} compares with a number of {value.bit_length()} bits; give "
+                "a smaller one"
             )
     return tuple(values)
 
 
-def _check_length(text: str, what: str) -> None:
+def _check_length(text: str, name: str) -> None:
     if len(text) > MAX_CHARACTERS:
         raise BadInput(
-            f"{what} has {len(text):,} characters, the most are {MAX_CHARACTERS:,}; give a shorter one"
+            f"{name} has {len(text):,} characters, the most are {MAX_CHARACTERS:,}; give a shorter "
+            "one"
         )
 
 
-def _check_count(count: int, most: int, what: str) -> None:
-    if count > most:
-        raise BadInput(f"the filter has {count:,} {what}, the most are {most:,}; ask for fewer")
+def _check_count(count: int, limit: int, noun: str) -> None:
+    if count > limit:
+        raise BadInput(f"the filter has {count:,} {noun}, the most are {limit:,}; ask for fewer")
+
+
+def metadata_entries(metadata: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
+    """Turn the metadata of documents into `ENTRIES`; objects inside it cannot be filtered by."""
+    rows = [
+        (document, key, _text(value), _number(value))
+        for document, values in enumerate(metadata)
+        for key, items in values.items()
+        for value in (items if isinstance(items, list | tuple) else [items])
+        if isinstance(value, str | int | float)
+    ]
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [(), (), (), ()]
+    return pa.record_batch(
+        [pa.array(column, field.type) for column, field in zip(columns, ENTRIES, strict=True)],
+        schema=ENTRIES,
+    )
+
+
+def matching_documents(
+    entries: pa.Table, documents: int, conditions: Sequence[Condition]
+) -> NDArray[np.bool_]:
+    """Return `(documents,)` True where every condition holds."""
+    matching = np.ones(documents, dtype=bool)
+    for condition in conditions:
+        holds = np.zeros(documents, dtype=bool)
+        values = entries.filter(pc.equal(entries["key"], condition.key))
+        holds[values.filter(_holds(values, condition))["document"].to_numpy()] = True
+        matching &= holds
+    return matching
+
+
+def _holds(values: pa.Table, condition: Condition) -> pa.Array:
+    if condition.operator == "in":
+        texts = pa.array([_text(value) for value in condition.values], pa.large_string())
+        return pc.is_in(values["text"], value_set=texts)
+    compare, bound = _RANGES[condition.operator], condition.values[0]
+    number = _number(bound)
+    if number is not None:
+        return compare(values["number"], number)
+    text = pa.scalar(_text(bound), pa.large_string())
+    return pc.and_(pc.is_null(values["number"]), compare(values["text"], text))
+
+
+def _text(value: Scalar) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    # 2020.0 of a CSV equals 2020 of a request, as far as a float can hold whole numbers.
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return str(value)
+
+
+def _number(value: Scalar) -> float | None:
+    if isinstance(value, bool) or (isinstance(value, str) and not _is_numeral(value)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if abs(number) < float("inf") else None
+
+
+def _is_numeral(text: str) -> bool:
+    """Whether a text is a number with digits before and behind its point: `-1`, `2.50`, `1e-3`."""
+    if len(text) > MAX_NUMERAL:
+        return False
+    mantissa, power, exponent = text.replace("E", "e").partition("e")
+    integer, point, fraction = mantissa.removeprefix("-").partition(".")
+    digits = exponent[1:] if exponent[:1] in ("+", "-") else exponent
+    return (
+        integer.isdecimal()
+        and (not point or fraction.isdecimal())
+        and (not power or digits.isdecimal())
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput, require_extra
 from taskdistill.io.arrays import damaged, map_file
-from taskdistill.search.ranking import Ranked, best
-from taskdistill.search.storage.journal import change, commit, free_number, write_part
+from taskdistill.search.candidates import Rows
+from taskdistill.search.ranking import Ranked, best_rows
+from taskdistill.search.storage.commit import commit, free_number
 from taskdistill.search.storage.manifest import load_manifest
-from taskdistill.search.storage.segment_writer import Rows
 from taskdistill.search.storage.snapshot import Snapshot
-from taskdistill.search.target import disk
 
 RRF_CONSTANT = 60
 """The usual constant of reciprocal rank fusion."""
@@ -32,55 +31,41 @@ _IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
 
 
 def tokens(text: str) -> list[str]:
-    """Cut a text into terms for BM25, in any language.
+    """Cut a text into case-folded words, in any language.
 
-    Args:
-        text: Any text.
-
-    Returns:
-        Case-folded words; runs of ideographs and kana, which have no spaces, as overlapping pairs.
+    Runs of ideographs and kana, which have no spaces, become overlapping pairs.
     """
-    found: list[str] = []
+    terms: list[str] = []
     for run in _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold()):
         if _IDEOGRAPH.match(run) and len(run) > 2:
-            found += [run[at : at + 2] for at in range(len(run) - 1)]
+            terms += [run[at : at + 2] for at in range(len(run) - 1)]
         else:
-            found.append(run)
-    return found
+            terms.append(run)
+    return terms
 
 
 class Bm25:
-    """A BM25 index over the texts of some rows."""
+    """A BM25 index over the texts of some rows, with bm25s's default k1 and b."""
 
     def __init__(self, bm25: Any) -> None:
-        """Take over a bm25s index.
-
-        Args:
-            bm25: A built or loaded `bm25s.BM25`.
-        """
+        """Take over a built or loaded `bm25s.BM25`."""
         self._bm25 = bm25
 
     @classmethod
-    def build(cls, texts: Iterator[str] | Sequence[str]) -> Bm25:
-        """Index texts.
-
-        Args:
-            texts: One a row.
-
-        Returns:
-            The BM25 index, with bm25s's default k1 and b.
-        """
+    def build(cls, texts: Iterable[str]) -> Bm25:
+        """Index texts, one a row."""
         require_extra("bm25s", "search", "lexical search")
         import bm25s
 
         vocabulary: dict[str, int] = {}
         ids = [
             np.array(
-                [vocabulary.setdefault(each, len(vocabulary)) for each in tokens(text)], np.int32
+                [vocabulary.setdefault(term, len(vocabulary)) for term in tokens(text)], np.int32
             )
             for text in texts
         ]
         bm25 = bm25s.BM25()
+        # bm25s expects an empty term in every vocabulary.
         vocabulary.setdefault("", len(vocabulary))
         bm25.index((ids, vocabulary), show_progress=False)
         return cls(bm25)
@@ -91,23 +76,14 @@ class Bm25:
         return int(sum(self._bm25.scores[name].nbytes for name in ("data", "indices", "indptr")))
 
     def save(self, folder: Path) -> None:
-        """Write the files of the index.
-
-        Args:
-            folder: An existing folder.
-        """
+        """Write the files of the index into an existing folder."""
         self._bm25.save(folder, show_progress=False)
 
     def rank(self, query: str, top_k: int, allowed: NDArray[np.bool_] | None = None) -> Ranked:
-        """Rank rows for a query.
+        """Rank the rows that share a term with a query by BM25 scores.
 
         Args:
-            query: Its text.
-            top_k: Rows at most.
-            allowed: (rows,) True where a row may be found; None for all.
-
-        Returns:
-            Rows that share a term with the query, numbered as the texts were, best first, and BM25 scores.
+            allowed: `(rows,)` True where a row may be found; None for all.
         """
         ids = self._bm25.get_tokens_ids(tokens(query))
         if not ids:
@@ -116,14 +92,11 @@ class Bm25:
         if allowed is not None:
             scores = scores * allowed
         rows = np.flatnonzero(scores > 0)
-        return best(rows, scores[rows], top_k)
+        return best_rows(rows, scores[rows], top_k)
 
 
 def build_bm25(snapshot: Snapshot) -> None:
-    """Build the lexical part of an index for its current generation and commit it; the caller holds the lock.
-
-    Args:
-        snapshot: The current generation.
+    """Build the lexical part of an index and commit it; the caller holds the lock.
 
     Raises:
         BadInput: If the index holds no document, or bm25s is not installed.
@@ -132,25 +105,16 @@ def build_bm25(snapshot: Snapshot) -> None:
         raise BadInput(
             f"{snapshot.path} holds no documents; add some before building its lexical part"
         )
-    lexical = Bm25.build(text for segment in snapshot.segments for text in segment.titled_texts())
-    path, manifest = snapshot.path, snapshot.manifest
-    with disk(path):
-        number = free_number(path, "bm25", manifest.generation + 1)
-        folder = f"bm25/{number:08}"
-        with change(path, manifest, [folder]):
-            files = {**manifest.files, **write_part(path, folder, lexical.save)}
-            commit(path, manifest.next(bm25=number, files=files))
+    bm25 = Bm25.build(text for segment in snapshot.segments for text in segment.titled_texts())
+    number = free_number(snapshot.path, "bm25", snapshot.manifest.generation + 1)
+    commit(snapshot, {f"bm25/{number:08}": bm25.save}, bm25=number)
 
 
 def open_bm25(snapshot: Snapshot, *, full: bool = True) -> Bm25:
-    """Open the lexical part of an index.
+    """Open the lexical part of an index: BM25 over the live rows of the snapshot, in order.
 
     Args:
-        snapshot: The current generation.
         full: Whether to hash its files, not only to compare sizes.
-
-    Returns:
-        BM25 over the live rows of the snapshot, in order.
 
     Raises:
         BadInput: If there is none, or it is damaged.
@@ -158,49 +122,36 @@ def open_bm25(snapshot: Snapshot, *, full: bool = True) -> Bm25:
     require_extra("bm25s", "search", "lexical search")
     import bm25s
 
-    manifest = snapshot.manifest
+    manifest, path = snapshot.manifest, snapshot.path
     if manifest.bm25 is None:
         raise BadInput(
-            f"{snapshot.path} has no lexical part, or its documents have changed since it was built; "
-            "build it with Index.build_bm25(), or search without hybrid"
+            f"{path} has no lexical part, or its documents have changed since it was built; build "
+            f"it with `taskdistill index MODEL CORPUS --out {path} --bm25`, or search with "
+            "--no-hybrid"
         )
     folder = f"bm25/{manifest.bm25:08}"
     if folder not in manifest.contents:
-        raise damaged(snapshot.path, f"the manifest lists no files of {folder}")
-    for name, expected in manifest.files.items():
-        if name.startswith(f"{folder}/"):
-            try:
-                map_file(snapshot.path / name, expected, full=full).close()
-            except FileNotFoundError:
-                if load_manifest(snapshot.path).files == manifest.files:
-                    raise damaged(snapshot.path / name, "it is missing") from None
-                raise BadInput(
-                    f"{snapshot.path} has changed since it was opened; open it again"
-                ) from None
-    bm25 = bm25s.BM25.load(snapshot.path / folder, mmap=True)
-    if bm25.scores["num_docs"] != snapshot.live_count:
-        raise damaged(
-            snapshot.path / folder,
-            f"it has {bm25.scores['num_docs']} rows instead of {snapshot.live_count}",
-        )
+        raise damaged(path, f"the manifest lists no files of {folder}")
+    for name, _, _ in sorted(manifest.contents[folder]):
+        try:
+            map_file(path / name, dict(manifest.files[name]), full=full).close()
+        except FileNotFoundError:
+            if load_manifest(path).files == manifest.files:
+                raise damaged(path / name, "it is missing") from None
+            raise BadInput(f"{path} has changed since it was opened; open it again") from None
+    bm25 = bm25s.BM25.load(path / folder, mmap=True)
+    rows = bm25.scores["num_docs"]
+    if rows != snapshot.live_count:
+        raise damaged(path / folder, f"it has {rows} rows instead of {snapshot.live_count}")
     return Bm25(bm25)
 
 
 def fuse(rankings: Sequence[Rows], top_k: int) -> Ranked:
-    """Join rankings by reciprocal rank fusion: a row scores the sum of 1 / (60 + its rank) over the rankings that have it.
-
-    Args:
-        rankings: Rows, best first; ranks count from 1.
-        top_k: Rows at most.
-
-    Returns:
-        Rows and scores, best first; equal scores in the order of rows.
-    """
+    """Join rankings by reciprocal rank fusion: a row scores the sum of 1 / (60 + its rank), ranks from 1."""
     rows, inverse = np.unique(
         np.concatenate([np.zeros(0, np.int64), *rankings]), return_inverse=True
     )
-    parts = np.concatenate(
-        [np.zeros(0), *(1 / (RRF_CONSTANT + 1 + np.arange(len(ranking))) for ranking in rankings)]
-    )
+    ranks = (np.arange(1, len(ranking) + 1) for ranking in rankings)
+    parts = np.concatenate([np.zeros(0), *(1 / (RRF_CONSTANT + rank) for rank in ranks)])
     scores = np.bincount(inverse, weights=parts, minlength=len(rows)).astype(np.float32)
-    return best(rows, scores, top_k)
+    return best_rows(rows, scores, top_k)

@@ -12,62 +12,63 @@ from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.search import ingest
-from taskdistill.search.candidates import CELL_ROWS, Distances, FirstPass, approximate, build_cells
+from taskdistill.search.candidates import (
+    CELL_ROWS,
+    Codes,
+    FirstPass,
+    Nearest,
+    build_cells,
+    search_cells,
+)
 from taskdistill.search.corpus import Document
 from taskdistill.search.filters import Filter
 from taskdistill.search.hybrid import Bm25, build_bm25, open_bm25
 from taskdistill.search.ingest import BATCH, IngestReport, Progress
 from taskdistill.search.prf import PrfSettings
-from taskdistill.search.protocol import SearchEncoder, unit_vectors
-from taskdistill.search.query import query_vectors, rank_queries
+from taskdistill.search.query import SearchOptions, query_vectors, rank_queries
 from taskdistill.search.ranking import exact_pass
 from taskdistill.search.resize import resize
-from taskdistill.search.settings import IndexSettings, SearchDefaults
+from taskdistill.search.settings import (
+    IndexSettings,
+    SearchDefaults,
+    SearchEncoder,
+    unit_vectors,
+)
 from taskdistill.search.storage import commit
-from taskdistill.search.storage.journal import writing
+from taskdistill.search.storage.folder import create_index
 from taskdistill.search.storage.manifest import Content, Manifest
 from taskdistill.search.storage.segment import Segment
-from taskdistill.search.storage.segment_writer import Rows
 from taskdistill.search.storage.snapshot import Hit, Snapshot, open_snapshot
-from taskdistill.search.target import create
 from taskdistill.types import MANIFEST
 
 
 class Index:
     """A searchable set of documents on disk.
 
-    Searching reads one generation, unaffected by what other processes write until `refresh`. Every change is on the disk
-    when its call returns, and survives a kill at any point; what was not acknowledged never happened. One process writes
-    at a time, any number read.
+    Searching reads one generation, unaffected by what other processes write until `refresh`. Every change
+    is on the disk when its call returns, and survives a kill at any point; what was not acknowledged never
+    happened. One process writes at a time, any number read. A change raises WorkFailed if another process
+    writes or the disk fails.
     """
 
     def __init__(self, snapshot: Snapshot, *, full: bool, first_pass: FirstPass) -> None:
-        """Take over an opened generation; use `open` or `create`.
-
-        Args:
-            snapshot: The generation.
-            full: Whether later generations are hashed in full.
-            first_pass: How the first pass searches large segments.
-        """
+        """Take over an opened generation; use `open` or `create`."""
         self._full, self._first_pass = full, first_pass
         self._cells: dict[Content, Any] = {}
-        self._lexical: tuple[object, Bm25] | None = None
-        self._take(snapshot)
+        self._bm25: tuple[object, Bm25] | None = None
+        self._read_from(snapshot)
 
     @classmethod
     def open(
         cls, path: str | Path, *, verify: str = "full", first_pass: FirstPass = "flat"
     ) -> Self:
-        """Open an index for searching and writing.
+        """Open an index for searching and writing, at its current generation.
 
         Args:
-            path: Its folder.
             verify: `full` hashes every file once a process; `sizes` only compares sizes.
-            first_pass: `flat` is exact. `ivf` sorts the codes of segments of at least 65,536 rows into cells in memory now, and then
-                looks into a quarter of them: faster, and some of the best are missed.
-
-        Returns:
-            The index at its current generation.
+            first_pass: `flat` is exact. `ivf` sorts the codes of segments of at least 65,536 rows into
+                cells in memory now, and then looks into a quarter of them: faster, and some of the best
+                are missed.
 
         Raises:
             BadInput: If there is no index, it is damaged, or it is too small for cells.
@@ -79,9 +80,8 @@ class Index:
                 f"first_pass cannot be {first_pass!r}{did_you_mean(first_pass, ('flat', 'ivf'))}"
             )
         snapshot = open_snapshot(Path(path), full=verify == "full")
-        if first_pass != "flat" and not any(
-            segment.entry.rows >= CELL_ROWS for segment in snapshot.segments
-        ):
+        rows = [segment.entry.rows for segment in snapshot.segments]
+        if first_pass != "flat" and max(rows, default=0) < CELL_ROWS:
             raise BadInput(
                 f"{path} has no segment of {CELL_ROWS} rows, so {first_pass} would have no effect; "
                 "use flat, which is exact and fast at this size, or compact the index first"
@@ -90,20 +90,12 @@ class Index:
 
     @classmethod
     def create(cls, path: str | Path, settings: IndexSettings) -> Self:
-        """Make an empty index.
-
-        Args:
-            path: A folder that does not exist or is empty.
-            settings: What it shall remember.
-
-        Returns:
-            The index.
+        """Write an empty index into a folder that does not exist or is empty.
 
         Raises:
             BadInput: If the folder holds something.
-            WorkFailed: If it cannot be written.
         """
-        create(Path(path), Manifest(settings))
+        create_index(Path(path), Manifest(settings=settings))
         return cls.open(path)
 
     @property
@@ -119,19 +111,18 @@ class Index:
     @property
     def documents(self) -> int:
         """Documents that can be found."""
-        return sum(
-            segment.entry.documents - segment.entry.deleted for segment in self.snapshot.segments
-        )
+        return sum(entry.live_documents for entry in self.snapshot.manifest.segments)
 
     def refresh(self) -> None:
         """Go on to the current generation, after another process has written, or has built the index anew in the same place.
 
         Raises:
-            BadInput: If the folder holds vectors of another kind now: what asks this index embeds its queries for the old one.
+            BadInput: If the folder holds vectors of another kind now: whoever searches this index embeds
+                queries for the old one.
         """
-        found = open_snapshot(self.path, full=self._full, previous=self.snapshot)
-        self.settings.check_same_vectors(found.manifest.settings)
-        self._take(found)
+        snapshot = open_snapshot(self.path, full=self._full, previous=self.snapshot)
+        self.settings.check_same_vectors(snapshot.manifest.settings)
+        self._read_from(snapshot)
 
     def search(
         self,
@@ -139,66 +130,59 @@ class Index:
         top_k: int = 10,
         *,
         encoder: SearchEncoder | None = None,
-        space_id: str | None = None,
+        vectors: NDArray[Any] | None = None,
         oversample: int | None = None,
         filter: Filter | None = None,
         refinement: PrfSettings | bool | None = None,
         hybrid: bool | None = None,
     ) -> list[list[Hit]]:
-        """Find the best passages for each query.
+        """Search for the best passages of each query, best first.
 
         Args:
-            queries: Texts, which need `encoder`, or (q, dim) vectors of the index's space.
+            queries: Texts, which need `encoder`, or `(q, dim)` vectors of the index's space.
             top_k: Passages a query; fewer come back where there are fewer.
-            encoder: Any encoder of the index's space: the one it was made with, or a student's projection into it.
-            space_id: Space of the vectors, to be checked; texts are checked by their encoder.
-            oversample: Candidates of the first pass for each passage; None for what the index was tuned to, else 100.
+            encoder: Any encoder of the index's space: the one it was made with, or a student's projection
+                into it.
+            vectors: `(q, at least dim)` vectors of the texts by `encoder`, where they are computed
+                already; nothing is embedded then.
+            oversample: Candidates of the first pass for each passage; None for what the index was tuned
+                to, else 100.
             filter: Conditions on metadata, applied before ranking.
-            refinement: Move queries towards their best documents and search again; None for what the index was tuned to,
-                True for that or the usual one, False for off.
-            hybrid: Join with BM25 by reciprocal rank fusion, which needs texts and `build_bm25`; None for what the index was tuned to.
-
-        Returns:
-            For each query its hits, best first.
+            refinement: Move queries towards their best documents and search again; None for what the index
+                was tuned to, True for that or the usual one, False for off.
+            hybrid: Join with BM25 by reciprocal rank fusion, which needs texts and `build_bm25`; None for
+                what the index was tuned to.
 
         Raises:
             BadInput: If something does not match the index, or an option is out of range.
         """
         snapshot = self.snapshot
-        settings, usual = snapshot.manifest.settings, snapshot.manifest.search
+        settings, defaults = snapshot.manifest.settings, snapshot.manifest.search
         texts: Sequence[str] = ()
         if isinstance(queries, np.ndarray):
-            if hybrid or encoder is not None:
+            if hybrid or encoder is not None or vectors is not None:
                 raise BadInput(
-                    "vectors were given where texts are needed (hybrid search, encoder); give the queries as texts"
+                    "vectors were given where texts are needed (hybrid search, encoder); give the "
+                    "queries as texts"
                 )
-            if space_id is not None:
-                settings.check_space(space_id)
-            vectors, hybrid = unit_vectors(queries, settings.dim, "query"), False
-        elif isinstance(queries, str) or encoder is None or space_id is not None:
-            raise BadInput(
-                "give a list of texts with an encoder, or an array of vectors with or without space_id"
-            )
+            unit, hybrid = unit_vectors(queries, settings.dim, "query"), False
+        elif isinstance(queries, str) or encoder is None:
+            raise BadInput("give a list of texts with an encoder, or an array of vectors")
         else:
-            texts, vectors = queries, query_vectors(settings, encoder, queries)
-        ranked = rank_queries(
-            snapshot,
-            vectors,
-            top_k,
-            oversample=usual.oversample if oversample is None else oversample,
-            allowed=snapshot.allowed(filter),
-            first_pass=self.near,
-            refinement=usual.refinement
-            if refinement is None
-            else usual.refinement or PrfSettings()
-            if refinement is True
-            else refinement or None,
-            lexical=self._open_lexical(snapshot)
-            if (usual.hybrid if hybrid is None else hybrid)
-            else None,
-            texts=texts,
+            texts, unit = queries, query_vectors(settings, encoder, queries, vectors)
+        allowed = snapshot.allowed(filter)
+        if refinement is None or refinement is True:
+            usual = PrfSettings() if refinement else None
+            refinement = defaults.refinement or usual
+        use_bm25 = defaults.hybrid if hybrid is None else hybrid
+        options = SearchOptions(
+            oversample=defaults.oversample if oversample is None else oversample,
+            refinement=refinement or None,
+            bm25=self._open_bm25(snapshot) if use_bm25 else None,
+            first_pass=self._near_codes,
         )
-        return [snapshot.hits(*each) for each in ranked]
+        ranked = rank_queries(snapshot, unit, top_k, options, allowed=allowed, texts=texts)
+        return [snapshot.hits(rows, scores) for rows, scores in ranked]
 
     def add(
         self,
@@ -211,17 +195,12 @@ class Index:
         """Add documents, or replace those whose id is known and whose content differs.
 
         Args:
-            documents: The documents; of several with one id the last one stays.
+            documents: Of several with one id the last one stays.
             encoder: The model the index was made with.
-            batch: Passages embedded and acknowledged together.
-            progress: Told the documents done and their number (0 where unknown).
-
-        Returns:
-            What became of them.
+            batch: Passages embedded and acknowledged together; acknowledged batches stay.
 
         Raises:
             BadInput: If the encoder does not match, or a document or vector cannot be kept.
-            WorkFailed: If another process writes or the disk fails; acknowledged batches stay.
         """
         with self.writing():
             total = len(documents) if isinstance(documents, Sized) else 0
@@ -236,81 +215,62 @@ class Index:
 
         Args:
             documents: Documents with distinct ids.
-            vectors: (documents, dim) vectors.
+            vectors: `(documents, dim)` vectors.
             space_id: The space they are in.
 
-        Returns:
-            What became of the documents.
-
         Raises:
-            BadInput: If space, number or dimension does not match, an id occurs twice, or a vector is zero or not finite.
-            WorkFailed: If another process writes or the disk fails.
+            BadInput: If space, number or dimension does not match, an id occurs twice, or a vector is zero
+                or not finite.
         """
         self.settings.check_space(space_id)
-        if len({ingest.checked(document).id for document in documents}) != len(documents):
+        for document in documents:
+            ingest.check_document(document)
+        if len({document.id for document in documents}) != len(documents):
             raise BadInput("an id occurs twice among the documents; leave the older ones out")
         if not documents:
             return IngestReport()
-        places = np.array(
+        spans = np.array(
             [(at, 0, len(document.text)) for at, document in enumerate(documents)], np.int64
         )
         with self.writing():
-            _, replaced = ingest.add(self.snapshot, documents, places, vectors)
-        return IngestReport(
-            added=len(documents) - replaced, replaced=replaced, passages=len(places)
-        )
+            _, replaced = ingest.add(self.snapshot, documents, spans, vectors)
+        added = len(documents) - replaced
+        return IngestReport(added=added, replaced=replaced, passages=len(spans))
 
     def delete(self, ids: Iterable[str]) -> int:
-        """Delete documents.
-
-        Args:
-            ids: Their ids; ids that are not there are left out.
-
-        Returns:
-            How many there were.
-
-        Raises:
-            WorkFailed: If another process writes or the disk fails.
-        """
+        """Delete documents, leaving unknown ids out; return how many there were."""
         if isinstance(ids, str):
             raise BadInput(f"delete takes a list of ids, not one text; give [{ids!r}]")
         with self.writing():
             return commit.delete(self.snapshot, ids)
 
     def compact(self) -> None:
-        """Write the index without its deleted documents and in as few segments as can be.
-
-        Raises:
-            WorkFailed: If another process writes or the disk fails.
-        """
+        """Write the index without its deleted documents and in as few segments as can be."""
         with self.writing():
-            while positions := commit.compaction(self.snapshot):
+            while positions := commit.due_compaction(self.snapshot):
                 commit.merge(self.snapshot, positions)
                 self.refresh()
 
     def set_defaults(self, defaults: SearchDefaults) -> None:
         """Remember how to search where a search does not say, such as what tuning recommends.
 
-        Args:
-            defaults: The new defaults.
-
         Raises:
             BadInput: If they need vectors that the index does not keep.
-            WorkFailed: If another process writes or the disk fails.
         """
         with self.writing():
-            commit.set_defaults(self.snapshot, defaults)
+            defaults.check(self.settings.rescore)
+            if defaults != self.snapshot.manifest.search:
+                commit.commit(self.snapshot, {}, search=defaults)
 
     def shrink(self, dim: int, rescore: str) -> None:
         """Keep fewer dimensions or a smaller precision, from the stored vectors: nothing is embedded again.
 
         Args:
             dim: Dimensions to keep, at most those there are.
-            rescore: Precision of the vectors kept: the one there is, or a smaller one.
+            rescore: Precision of the vectors: the one there is, or a smaller one.
 
         Raises:
-            BadInput: If the index keeps less than is asked for.
-            WorkFailed: If another process writes or the disk fails.
+            BadInput: If the index keeps less than that.
         """
         with self.writing():
             resize(self.snapshot, dim, rescore)
@@ -320,22 +280,17 @@ class Index:
 
         Raises:
             BadInput: If the index is empty, or bm25s is not installed.
-            WorkFailed: If another process writes or the disk fails.
         """
         with self.writing():
             build_bm25(self.snapshot)
 
     def describe(self) -> dict[str, Any]:
-        """Say what the index is.
-
-        Returns:
-            Plain data: settings, search defaults, counts, generation, whether a build is under way, bytes by kind of file.
-        """
+        """Return settings, search defaults, counts, generation and bytes by kind of file as plain data."""
         manifest = self.snapshot.manifest
         sizes: dict[str, int] = {}
-        for name, each in manifest.files.items():
+        for name, entry in manifest.files.items():
             kind = name.partition("/")[0] if not name.startswith("segments/") else Path(name).stem
-            sizes[kind] = sizes.get(kind, 0) + int(each["bytes"])
+            sizes[kind] = sizes.get(kind, 0) + entry["bytes"]
         return {
             "path": str(self.path),
             **manifest.settings.to_json(),
@@ -351,62 +306,43 @@ class Index:
             "bytes": {**sizes, MANIFEST: (self.path / MANIFEST).stat().st_size},
         }
 
-    def near(
-        self, segment: Segment, queries: NDArray[np.uint8], count: int
-    ) -> tuple[Distances, Rows]:
-        """Search the cells of a segment if it has some, else all of it.
-
-        Args:
-            segment: A segment of this index.
-            queries: (q, bytes) binary codes.
-            count: How many live rows to find.
-
-        Returns:
-            Distances and rows of the segment, -1 where fewer were found.
-        """
-        cells = self._cells.get(segment.content)
-        if cells is None:
-            return exact_pass(segment, queries, count)
-        distances, rows = approximate(
-            cells, queries, min(segment.entry.rows, count + min(count, segment.entry.deleted))
-        )
-        gone = (rows >= 0) & ~segment.live_documents[segment.places[rows, 0]]
-        return distances, np.where(gone, -1, rows)
-
-    def _take(self, snapshot: Snapshot) -> None:
-        if self._first_pass != "flat":
-            large = [segment for segment in snapshot.segments if segment.entry.rows >= CELL_ROWS]
-            known = self._cells
-            self._cells = {
-                each.content: known[each.content]
-                if each.content in known
-                else build_cells(each.codes)
-                for each in large
-            }
-        self.snapshot = snapshot
-
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the writer's lock, at the current generation when it begins and when it ends.
-
-        Yields:
-            None.
-
-        Raises:
-            WorkFailed: If another process writes or the folder cannot be written.
-        """
-        with writing(self.path):
+        """Hold the writer's lock, at the current generation when it begins and when it ends."""
+        with commit.writing(self.path):
             self.refresh()
             try:
                 yield
             finally:
                 self.refresh()
 
-    def _open_lexical(self, snapshot: Snapshot) -> Bm25:
-        known = self._lexical
-        bm25 = snapshot.manifest.bm25
-        content = None if bm25 is None else snapshot.manifest.contents.get(f"bm25/{bm25:08}")
-        if known is None or known[0] != content:
-            known = content, open_bm25(snapshot, full=self._full)
-            self._lexical = known
-        return known[1]
+    def _read_from(self, snapshot: Snapshot) -> None:
+        if self._first_pass != "flat":
+            large = [segment for segment in snapshot.segments if segment.entry.rows >= CELL_ROWS]
+            # Cells of the same content are built once, and those of older generations let go.
+            cells = self._cells
+            self._cells = {
+                segment.content: cells[segment.content]
+                if segment.content in cells
+                else build_cells(segment.codes)
+                for segment in large
+            }
+        self.snapshot = snapshot
+
+    def _near_codes(self, segment: Segment, queries: Codes, count: int) -> Nearest:
+        """Search the cells of a segment if it has some, else all of it."""
+        cells = self._cells.get(segment.content)
+        if cells is None:
+            return exact_pass(segment, queries, count)
+        # Deleted rows are in the cells too: some more are looked up in their place.
+        spare = min(count, segment.entry.deleted)
+        distances, rows = search_cells(cells, queries, min(segment.entry.rows, count + spare))
+        deleted = (rows >= 0) & ~segment.live_documents[segment.spans[rows, 0]]
+        return distances, np.where(deleted, -1, rows)
+
+    def _open_bm25(self, snapshot: Snapshot) -> Bm25:
+        number = snapshot.manifest.bm25
+        content = None if number is None else snapshot.manifest.contents.get(f"bm25/{number:08}")
+        if self._bm25 is None or self._bm25[0] != content:
+            self._bm25 = content, open_bm25(snapshot, full=self._full)
+        return self._bm25[1]

@@ -10,38 +10,37 @@ from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
 from taskdistill.io.json_rows import check_text
+from taskdistill.search.candidates import Rows
 from taskdistill.search.corpus import Document
-from taskdistill.search.passages import split
-from taskdistill.search.protocol import SearchEncoder, unit_vectors
+from taskdistill.search.passages import PassageSettings, split
+from taskdistill.search.settings import SearchEncoder, unit_vectors
 from taskdistill.search.storage import commit
 from taskdistill.search.storage.segment import titled
-from taskdistill.search.storage.segment_writer import Rows, canonical, content_of
+from taskdistill.search.storage.segment_writer import canonical_metadata, content_hash
 from taskdistill.search.storage.snapshot import Snapshot, open_snapshot
 
 BATCH = 4096
 """Passages that are embedded and acknowledged together."""
 
-_CHARACTERS = 32 << 20
-"""Text that is held at a time, in characters."""
+MAX_CHARACTERS = 32 << 20
+"""Text that is held in memory at a time, in characters."""
 
 Progress = Callable[[int, int], None]
+"""Called with the documents done and their number, 0 where it is unknown."""
 
 
 @dataclass
 class IngestReport:
-    """What became of documents.
-
-    Attributes:
-        added: Documents with new ids.
-        replaced: Documents whose id was known, with other content.
-        unchanged: Documents that were there already, word for word; they were not embedded again.
-        passages: Passages embedded.
-    """
+    """What became of documents."""
 
     added: int = 0
+    """Documents with new ids."""
     replaced: int = 0
+    """Documents whose id was known, with other content."""
     unchanged: int = 0
+    """Documents that were there already, word for word; they were not embedded again."""
     passages: int = 0
+    """Passages embedded."""
 
 
 def ingest(
@@ -56,18 +55,17 @@ def ingest(
     """Add documents batch by batch, each acknowledged before the next; the caller holds the lock.
 
     Args:
-        snapshot: The current generation.
         encoder: The model the index was made with.
-        documents: The documents; of several with one id the last one stays.
+        documents: Of several with one id the last one stays.
         batch: Passages embedded and acknowledged together; one long document may make it larger.
         total: Number of documents, for `progress`; 0 where unknown.
-        progress: Told the documents done and `total`.
 
     Returns:
         The generation after the last batch, and what became of the documents.
 
     Raises:
-        BadInput: If the encoder does not match, a document cannot be kept, or a vector is zero or not finite.
+        BadInput: If the encoder does not match, a document cannot be kept, or a vector is zero or not
+            finite.
     """
     settings = snapshot.manifest.settings
     settings.check_documents(encoder)
@@ -75,16 +73,18 @@ def ingest(
         raise BadInput(f"batch {batch} cannot be; give at least 1 passage")
     report, done = IngestReport(), 0
     for group in _groups(documents, batch):
-        metadata = {each.id: canonical(each) for each in group}
-        known = {name: content for name, (_, _, content) in snapshot.find(metadata).items()}
+        metadata = {document.id: canonical_metadata(document) for document in group}
+        hashes = {name: content for name, (_, _, content) in snapshot.find(metadata).items()}
         changed = [
-            each for each in group if known.get(each.id) != content_of(each, metadata[each.id])
+            document
+            for document in group
+            if hashes.get(document.id) != content_hash(document, metadata[document.id])
         ]
         report.unchanged += len(group) - len(changed)
-        for part, places in _cut(changed, snapshot, batch):
+        for part, spans in _cut(changed, settings.passages, batch):
             texts = [
                 titled(part[at].text[start:end], part[at].metadata.get("title"))
-                for at, start, end in places.tolist()
+                for at, start, end in spans.tolist()
             ]
             vectors = encoder.encode(
                 texts,
@@ -92,10 +92,10 @@ def ingest(
                 prompt_name=settings.document_prompt,
                 truncate_dim=settings.dim,
             )
-            snapshot, replaced = add(snapshot, part, places, vectors)
+            snapshot, replaced = add(snapshot, part, spans, vectors)
             report.replaced += replaced
             report.added += len(part) - replaced
-            report.passages += len(places)
+            report.passages += len(spans)
         done += len(group)
         if progress is not None:
             progress(done, total)
@@ -103,15 +103,14 @@ def ingest(
 
 
 def add(
-    snapshot: Snapshot, documents: Sequence[Document], places: Rows, vectors: NDArray[np.floating]
+    snapshot: Snapshot, documents: Sequence[Document], spans: Rows, vectors: NDArray[np.floating]
 ) -> tuple[Snapshot, int]:
     """Add documents with their vectors, merging small segments first where there are many; the caller holds the lock.
 
     Args:
-        snapshot: The current generation.
         documents: Documents with distinct ids.
-        places: (rows, 3) document, start, end of each passage.
-        vectors: (rows, dim) vectors.
+        spans: `(rows, 3)` document, start, end of each passage.
+        vectors: `(rows, dim)` vectors.
 
     Returns:
         The next generation, and how many documents were replaced.
@@ -120,23 +119,17 @@ def add(
         BadInput: If a vector is zero or not finite, or their number or dimension does not fit.
     """
     unit = unit_vectors(vectors, snapshot.manifest.settings.dim, "document")
-    if len(unit) != len(places):
-        raise BadInput(f"{len(places)} passages came with {len(unit)} vectors; give one a passage")
-    while positions := commit.due(snapshot.manifest):
+    if len(unit) != len(spans):
+        raise BadInput(f"{len(spans)} passages came with {len(unit)} vectors; give one a passage")
+    while positions := commit.due_merge(snapshot.manifest):
         commit.merge(snapshot, positions)
         snapshot = open_snapshot(snapshot.path, previous=snapshot)
-    replaced = commit.append(snapshot, documents, places, unit)
+    replaced = commit.append(snapshot, documents, spans, unit)
     return open_snapshot(snapshot.path, previous=snapshot), replaced
 
 
-def checked(document: Document) -> Document:
-    """Refuse a document that an index cannot keep.
-
-    Args:
-        document: Any document.
-
-    Returns:
-        The same document.
+def check_document(document: Document) -> None:
+    """Refuse a document that an index cannot hold.
 
     Raises:
         BadInput: If id or text is empty or no proper Unicode, or the metadata is not JSON.
@@ -148,12 +141,12 @@ def checked(document: Document) -> Document:
             raise ValueError("the text is empty")
         check_text(document.id)
         check_text(document.text)
-        check_text(canonical(document))
+        check_text(canonical_metadata(document))
     except (TypeError, ValueError) as error:
         raise BadInput(
-            f"the document {document.id!r:.80} cannot be indexed: {error}; correct it or leave it out"
+            f"the document {document.id!r:.80} cannot be indexed: {error}; correct it or leave it "
+            "out"
         ) from None
-    return document
 
 
 def _groups(documents: Iterable[Document], batch: int) -> Iterator[list[Document]]:
@@ -161,10 +154,11 @@ def _groups(documents: Iterable[Document], batch: int) -> Iterator[list[Document
     group: dict[str, Document] = {}
     characters = 0
     for document in documents:
-        group.pop(document.id, None)
-        group[document.id] = checked(document)
+        check_document(document)
+        group.pop(document.id, None)  # so that the later one also comes later
+        group[document.id] = document
         characters += len(document.text)
-        if len(group) >= batch or characters >= _CHARACTERS:
+        if len(group) >= batch or characters >= MAX_CHARACTERS:
             yield list(group.values())
             group, characters = {}, 0
     if group:
@@ -172,18 +166,16 @@ def _groups(documents: Iterable[Document], batch: int) -> Iterator[list[Document
 
 
 def _cut(
-    documents: Sequence[Document], snapshot: Snapshot, batch: int
+    documents: Sequence[Document], passages: PassageSettings | None, batch: int
 ) -> Iterator[tuple[list[Document], Rows]]:
-    """Yield documents with the places of their passages, about `batch` passages at a time."""
+    """Yield documents with the spans of their passages, about `batch` passages at a time."""
     part: list[Document] = []
-    places: list[tuple[int, int, int]] = []
+    spans: list[tuple[int, int, int]] = []
     for document in documents:
-        places += [
-            (len(part), *span) for span in split(document.text, snapshot.manifest.settings.passages)
-        ]
+        spans += [(len(part), *span) for span in split(document.text, passages)]
         part.append(document)
-        if len(places) >= batch:
-            yield part, np.array(places, np.int64)
-            part, places = [], []
+        if len(spans) >= batch:
+            yield part, np.array(spans, np.int64)
+            part, spans = [], []
     if part:
-        yield part, np.array(places, np.int64)
+        yield part, np.array(spans, np.int64)

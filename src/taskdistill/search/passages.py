@@ -10,7 +10,8 @@ from typing import Literal
 from taskdistill.errors import BadInput, did_you_mean
 
 WORD = re.compile(
-    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # one ideograph or kana is one word
+    # One ideograph or kana is one word.
+    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
     r"|[^\s\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
 )
 _SENTENCE_END = re.compile(
@@ -18,62 +19,62 @@ _SENTENCE_END = re.compile(
 )
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
 
+UNITS = ("words", "characters")
+BOUNDARIES = ("word", "sentence", "paragraph")
+
 Span = tuple[int, int]
+"""Start and end of a passage in its text, in characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassageSettings:
-    """How a document is cut.
-
-    Attributes:
-        unit: What `size` and `overlap` count.
-        size: Largest passage.
-        overlap: How much of the end of a passage the next one repeats, where the boundaries allow it.
-        boundary: Where passages may begin and end; what is longer than `size` without a boundary is cut between words.
-    """
+    """How a document is cut."""
 
     unit: Literal["words", "characters"] = "words"
+    """What `size` and `overlap` count."""
     size: int = 256
+    """Largest passage."""
     overlap: int = 32
+    """How much of a passage's end the next one repeats, where the boundaries allow it."""
     boundary: Literal["word", "sentence", "paragraph"] = "sentence"
+    """Where passages may begin and end; what is too long without one is cut between words."""
 
     def __post_init__(self) -> None:
-        if self.unit not in ("words", "characters"):
+        if self.unit not in UNITS:
             raise BadInput(
-                f"passages cannot be measured in {self.unit!r}{did_you_mean(self.unit, ('words', 'characters'))}"
+                f"passages cannot be measured in {self.unit!r}{did_you_mean(self.unit, UNITS)}"
             )
-        if self.boundary not in ("word", "sentence", "paragraph"):
+        if self.boundary not in BOUNDARIES:
             raise BadInput(
-                f"passages cannot end at {self.boundary!r}{did_you_mean(self.boundary, ('word', 'sentence', 'paragraph'))}"
+                f"passages cannot end at {self.boundary!r}{did_you_mean(self.boundary, BOUNDARIES)}"
             )
         if self.size < 1 or not 0 <= self.overlap < self.size:
             raise BadInput(
-                f"passages of size {self.size} with overlap {self.overlap}; size must be at least 1 and overlap from 0 to size - 1"
+                f"passages of size {self.size} with overlap {self.overlap}; size must be at least 1 "
+                "and overlap from 0 to size - 1"
             )
 
 
 def split(text: str, passages: PassageSettings | None) -> list[Span]:
-    """Cut a text into passages.
+    """Cut a text into passages, in order; every word is in at least one.
 
     Args:
-        text: The document.
         passages: How to cut, or None for one passage that is the whole text.
 
     Returns:
-        Start and end of each passage in characters, in order; `text[start:end]` is the passage and has no white space at
-        its ends. Every word is in at least one. A text of white space has none.
+        Passages without white space at their ends; none for a text of white space.
     """
-    whole = _trim(text, 0, len(text))
-    if whole is None:
+    trimmed = _trim(text, 0, len(text))
+    if trimmed is None:
         return []
     if passages is None:
         return [(0, len(text))]
-    if _measure(text, whole, passages.unit) <= passages.size:
-        return [whole]
-    return _pack(text, list(_pieces(text, passages)), passages)
+    if _measure(text, trimmed, passages.unit) <= passages.size:
+        return [trimmed]
+    return _pack(text, list(_segments(text, passages)), passages)
 
 
-def _pieces(text: str, passages: PassageSettings) -> Iterator[Span]:
+def _segments(text: str, passages: PassageSettings) -> Iterator[Span]:
     """Yield spans no longer than a passage, each ending at a boundary where there is one."""
     if passages.boundary == "word":
         yield from _words(text, (0, len(text)), passages)
@@ -99,28 +100,30 @@ def _words(text: str, span: Span, passages: PassageSettings) -> Iterator[Span]:
             yield start, min(start + limit, match.end())
 
 
-def _pack(text: str, pieces: list[Span], passages: PassageSettings) -> list[Span]:
-    sizes = [_measure(text, piece, passages.unit) for piece in pieces]
+def _pack(text: str, segments: list[Span], passages: PassageSettings) -> list[Span]:
+    """Join consecutive spans into passages as long as they fit."""
+    by_words = passages.unit == "words"
+    sizes = [_measure(text, span, passages.unit) for span in segments]
 
     def size(first: int, last: int) -> int:
-        return (
-            sum(sizes[first : last + 1])
-            if passages.unit == "words"
-            else pieces[last][1] - pieces[first][0]
-        )
+        # Words add up; characters between two spans count too.
+        if by_words:
+            return sum(sizes[first : last + 1])
+        return segments[last][1] - segments[first][0]
 
-    found: list[Span] = []
+    spans: list[Span] = []
     first = last = 0
     while True:
         total = size(first, last)
-        while last + 1 < len(pieces):
-            longer = total + sizes[last + 1] if passages.unit == "words" else size(first, last + 1)
+        while last + 1 < len(segments):
+            longer = total + sizes[last + 1] if by_words else size(first, last + 1)
             if longer > passages.size:
                 break
             total, last = longer, last + 1
-        found.append((pieces[first][0], pieces[last][1]))
-        if last + 1 == len(pieces):
-            return found
+        spans.append((segments[first][0], segments[last][1]))
+        if last + 1 == len(segments):
+            return spans
+        # The overlap shrinks until the next passage has room for at least one new span.
         begin = last + 1
         while (
             begin - 1 > first

@@ -1,4 +1,4 @@
-"""Test-time query refinement: move a query towards its best documents, then search again."""
+"""Pseudo-relevance feedback: move a query towards its best documents, then search again."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ Floats = NDArray[np.float32]
 class PrfSettings:
     """How far a query moves and towards what (frontier.md, 2.6).
 
-    It helps about as many corpora as it harms: measure it on yours (`search.tune`) before switching it on.
-
-    Attributes:
-        documents: K, the best documents that pull.
-        weight: a, the share of their centroid in the new query, above 0 and at most 1.
-        temperature: tau of the softmax over their similarities, above 0.
+    It helps about as many corpora as it harms: measure it on yours (`search.tune`) before switching
+    it on.
     """
 
     documents: int = 10
+    """K, the best documents that pull."""
     weight: float = 0.3
+    """a, the share of their centroid in the new query, above 0 and at most 1."""
     temperature: float = 0.05
+    """tau of the softmax over their similarities, above 0."""
 
     def __post_init__(self) -> None:
         if (
@@ -37,27 +36,28 @@ class PrfSettings:
             or not 0 < self.temperature < float("inf")
         ):
             raise BadInput(
-                f"refinement with {self.documents} documents, weight {self.weight} and temperature {self.temperature}; "
-                "give at least 1 document, a weight in (0, 1] and a temperature above 0"
+                f"refinement with {self.documents} documents, weight {self.weight} and temperature "
+                f"{self.temperature}; give at least 1 document, a weight in (0, 1] and a "
+                "temperature above 0"
             )
 
 
-def apply_prf(query: Floats, vectors: NDArray[Any], refinement: PrfSettings) -> Floats:
+def apply_prf(query: Floats, vectors: NDArray[Any], settings: PrfSettings) -> Floats:
     """Return norm((1 - a) q + a sum_i softmax(<q, d_i> / tau)_i d_i) over the best documents.
 
     Args:
-        query: (dim,) unit vector.
-        vectors: (K, dim) vectors of its best documents.
-        refinement: a and tau.
+        query: `(dim,)` unit vector.
+        vectors: `(K, dim)` vectors of its best documents.
 
     Returns:
-        (dim,) unit vector; the query itself if there is no document or the sum vanishes.
+        `(dim,)` unit vector; the query itself if there is no document or the sum vanishes.
     """
     if len(vectors) == 0:
         return query
     documents = vectors.astype(np.float64)
-    similarities = documents @ query.astype(np.float64) / refinement.temperature
+    similarities = documents @ query.astype(np.float64) / settings.temperature
+    # The largest exponent is 0, so that a small temperature overflows nothing.
     weights = np.exp(similarities - similarities.max())
     centroid = (weights / weights.sum()) @ documents
-    moved = normalize(((1 - refinement.weight) * query + refinement.weight * centroid)[None])[0]
+    moved = normalize(((1 - settings.weight) * query + settings.weight * centroid)[None])[0]
     return moved if moved.any() else query

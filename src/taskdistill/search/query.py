@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
+from taskdistill.quantization import truncate
+from taskdistill.search.candidates import Rows
 from taskdistill.search.hybrid import DEPTH, Bm25, fuse
-from taskdistill.search.prf import PrfSettings, apply_prf
-from taskdistill.search.protocol import SearchEncoder, former_ids, unit_vectors
-from taskdistill.search.ranking import OVERSAMPLE, Floats, Pass, Ranked, exact_pass, rank
-from taskdistill.search.settings import IndexSettings
-from taskdistill.search.storage.segment_writer import Rows
+from taskdistill.search.prf import Floats, PrfSettings, apply_prf
+from taskdistill.search.ranking import OVERSAMPLE, FirstPassSearch, Ranked, exact_pass, rank
+from taskdistill.search.settings import IndexSettings, SearchEncoder, former_ids, unit_vectors
 from taskdistill.search.storage.snapshot import Snapshot
 
 
-def query_vectors(settings: IndexSettings, encoder: SearchEncoder, texts: Sequence[str]) -> Floats:
-    """Embed queries as an index needs them.
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How queries are ranked."""
+
+    oversample: int | None = None
+    """Candidates of the first pass for each row; None for the default."""
+    refinement: PrfSettings | None = None
+    """Move each query towards its best documents and search again; None for off."""
+    bm25: Bm25 | None = None
+    """Join the ranking with BM25's by reciprocal rank fusion; None for off."""
+    first_pass: FirstPassSearch = exact_pass
+    """How segments without a filter are searched."""
+
+
+def query_vectors(
+    settings: IndexSettings,
+    encoder: SearchEncoder,
+    texts: Sequence[str],
+    vectors: NDArray[Any] | None = None,
+) -> Floats:
+    """Embed queries as an index needs them: `(q, dim)` unit rows.
 
     Args:
-        settings: The index's.
         encoder: Any encoder of the index's space.
-        texts: The queries.
-
-    Returns:
-        (q, dim) unit vectors.
+        vectors: `(q, at least dim)` vectors of the texts by this encoder, where they are there already.
 
     Raises:
         BadInput: If the encoder is of another space, or a query has no vector.
@@ -35,16 +52,20 @@ def query_vectors(settings: IndexSettings, encoder: SearchEncoder, texts: Sequen
     empty = [at for at, text in enumerate(texts) if not text.strip()]
     if empty:
         raise BadInput(
-            f"{len(empty)} of {len(texts)} queries are empty, the first is number {empty[0]}; leave them out"
+            f"{len(empty)} of {len(texts)} queries are empty, the first is number {empty[0]}; leave "
+            "them out"
         )
     if not texts:
         return np.zeros((0, settings.dim), np.float32)
-    vectors = encoder.encode(
-        list(texts),
-        task=settings.task,
-        prompt_name=settings.query_prompt,
-        truncate_dim=settings.dim,
-    )
+    if vectors is not None:
+        vectors = truncate(vectors, settings.dim)
+    else:
+        vectors = encoder.encode(
+            list(texts),
+            task=settings.task,
+            prompt_name=settings.query_prompt,
+            truncate_dim=settings.dim,
+        )
     return unit_vectors(vectors, settings.dim, "query")
 
 
@@ -52,64 +73,65 @@ def rank_queries(
     snapshot: Snapshot,
     queries: Floats,
     top_k: int,
+    options: SearchOptions,
     *,
-    oversample: int | None = None,
-    allowed: list[Rows | None],
-    first_pass: Pass = exact_pass,
-    refinement: PrfSettings | None = None,
-    lexical: Bm25 | None = None,
+    allowed: list[Rows | None] | None = None,
     texts: Sequence[str] = (),
 ) -> list[Ranked]:
     """Rank the rows of a snapshot for each query.
 
     Args:
-        snapshot: What to search.
-        queries: (q, dim) unit vectors.
+        queries: `(q, dim)` unit vectors.
         top_k: Rows a query; fewer come back where there are fewer.
-        oversample: Candidates of the first pass for each row; None for the default. Has no meaning without stored vectors.
-        allowed: From `Snapshot.allowed`.
-        first_pass: How segments without a filter are searched.
-        refinement: Move each query towards its best documents and search again; None for off.
-        lexical: Join the ranking with BM25's by reciprocal rank fusion; None for off.
-        texts: (q,) the queries' texts, for `lexical`.
+        allowed: From `Snapshot.allowed`; None for all that live.
+        texts: `(q,)` the queries' texts, for BM25.
 
     Returns:
-        For each query rows and scores, best first. Scores are dot products, or fusion scores with `lexical`.
+        For each query rows and scores, best first: dot products, or fusion scores with BM25.
 
     Raises:
-        BadInput: If `top_k` or `oversample` is below 1, or an option needs vectors that the index does not keep.
+        BadInput: If `top_k` or `oversample` is below 1, or an option needs vectors that the index does
+            not keep.
     """
     _check_count("top_k", top_k)
-    if oversample is not None:
-        _check_count("oversample", oversample)
+    if options.oversample is not None:
+        _check_count("oversample", options.oversample)
         if snapshot.manifest.settings.rescore == "none":
             raise BadInput(
-                "oversample has no effect on an index of binary codes only (rescore none); leave it out or build with rescore int8"
+                "oversample has no effect on an index of binary codes only (rescore none); leave it "
+                "out or build with rescore int8"
             )
-    depth = top_k if lexical is None else max(top_k, DEPTH)
-    factor = OVERSAMPLE if oversample is None else oversample
-    if refinement is not None:
-        first = rank(snapshot, queries, refinement.documents, factor, allowed, first_pass)
+    if allowed is None:
+        allowed = snapshot.allowed(None)
+    oversample = OVERSAMPLE if options.oversample is None else options.oversample
+
+    def ranked(queries: Floats, count: int) -> list[Ranked]:
+        return rank(
+            snapshot,
+            queries,
+            count,
+            oversample=oversample,
+            allowed=allowed,
+            first_pass=options.first_pass,
+        )
+
+    if options.refinement is not None:
+        first = ranked(queries, options.refinement.documents)
         moved = [
-            apply_prf(query, _decoded(snapshot, rows), refinement)
+            apply_prf(query, snapshot.float_vectors(rows), options.refinement)
             for query, (rows, _) in zip(queries, first, strict=True)
         ]
         queries = np.array(moved, np.float32).reshape(queries.shape)
-    dense = rank(snapshot, queries, depth, factor, allowed, first_pass)
-    if lexical is None:
-        return dense
+    if options.bm25 is None:
+        return ranked(queries, top_k)
+    depth = max(top_k, DEPTH)
+    dense = ranked(queries, depth)
     live = snapshot.rows()
     mask = None if all(rows is None for rows in allowed) else np.isin(live, snapshot.rows(allowed))
     return [
-        fuse([rows, live[lexical.rank(text, depth, mask)[0]]], top_k)
+        fuse([rows, live[options.bm25.rank(text, depth, mask)[0]]], top_k)
         for text, (rows, _) in zip(texts, dense, strict=True)
     ]
-
-
-def _decoded(snapshot: Snapshot, rows: Rows) -> NDArray[np.float32]:
-    vectors = snapshot.vectors(rows)
-    ranges = snapshot.manifest.ranges
-    return vectors.astype(np.float32) if ranges is None else ranges.decode(vectors)
 
 
 def _check_count(name: str, value: int) -> None:

@@ -1,15 +1,19 @@
-"""What an index remembers about how it was made, and the refusal of what does not match."""
+"""What an index remembers about how it was made, what it needs of an encoder, and the refusal of what does not match."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict
 
 from taskdistill.errors import BadInput, did_you_mean
+from taskdistill.quantization import normalize
 from taskdistill.search.passages import PassageSettings
-from taskdistill.search.prf import PrfSettings
-from taskdistill.search.protocol import SearchEncoder, former_ids, same_space
+from taskdistill.search.prf import Floats, PrfSettings
 from taskdistill.tasks import QUERY_SIDE, Role, Task
 from taskdistill.types import Precision
 
@@ -18,41 +22,127 @@ RESCORE_TYPES = {
     Precision.FLOAT16.value: "<f2",
     Precision.FLOAT32.value: "<f4",
 }
-"""Precision of the vectors kept for rescoring to their numpy type."""
+"""Precision of the vectors kept for rescoring to their numpy type, smallest first."""
+
+RESCORES = ("none", *RESCORE_TYPES)
+"""What may be kept beside the binary codes, smallest first."""
+
+
+class SearchEncoder(Protocol):
+    """Anything that turns texts into vectors and says which space they are in."""
+
+    @property
+    def name(self) -> str:
+        """What people call the model."""
+        ...
+
+    @property
+    def embedding_dim(self) -> int:
+        """Dimensions of an untruncated vector."""
+        ...
+
+    @property
+    def space_id(self) -> str:
+        """Vectors with the same id may be compared."""
+        ...
+
+    @property
+    def model_hash(self) -> str:
+        """Hash of the weights and of whatever else changes vectors."""
+        ...
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        task: str | None = None,
+        prompt_name: str = "document",
+        truncate_dim: int | None = None,
+        precision: str = "float32",
+    ) -> NDArray[Any]:
+        """Return one vector a text, truncated and then normalized."""
+        ...
+
+
+def same_space(
+    one: str, former_of_one: Collection[str], two: str, former_of_two: Collection[str]
+) -> bool:
+    """Say whether one side knows the other by the id in force.
+
+    Ids of earlier versions on both sides prove nothing: they did not count prompts.
+    """
+    return one == two or one in former_of_two or two in former_of_one
+
+
+def former_ids(encoder: SearchEncoder) -> tuple[str, ...]:
+    """Return the ids that earlier versions gave to an encoder's space; few have such ids."""
+    return tuple(getattr(encoder, "former_space_ids", ()))
+
+
+def unit_vectors(vectors: NDArray[Any], dim: int, role: str) -> Floats:
+    """Check vectors and scale them to length one.
+
+    Args:
+        role: What they are, to name them in an error: `query` or `document`.
+
+    Returns:
+        `(n, dim)` unit rows.
+
+    Raises:
+        BadInput: If the shape is another, or a row is zero or holds NaN or infinity.
+    """
+    vectors = np.asarray(vectors)
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        shape = "x".join(map(str, vectors.shape))
+        raise BadInput(
+            f"{role} vectors have the shape {shape}, but the index has dimension {dim}; give "
+            f"(n, {dim})"
+        )
+    if vectors.dtype.kind != "f":
+        raise BadInput(
+            f"{role} vectors are {vectors.dtype}; give floating-point vectors, the index quantises "
+            "them itself"
+        )
+    unit = normalize(vectors)
+    zero = np.flatnonzero(~unit.any(axis=1))
+    if len(zero):
+        raise BadInput(
+            f"{len(zero)} of {len(unit)} {role} vectors are zero, the first at row {zero[0]}; leave "
+            "out texts without a vector"
+        )
+    return unit
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexSettings:
-    """The space, task, prompts and storage of an index; fixed when it is made.
+    """The space, task, prompts and storage of an index; fixed when it is made."""
 
-    Attributes:
-        model: Name of the model that embeds the documents.
-        model_hash: Its hash; documents are added with the same model only.
-        space_id: The embedding space; queries may come from any model of this space.
-        task: Task of the embeddings, or None for base embeddings.
-        document_prompt: Name of the documents' prompt.
-        query_prompt: Name of the queries' prompt.
-        dim: Dimensions after truncation.
-        rescore: Precision of the vectors kept beside the binary codes: int8, float16, float32 or none.
-        passages: How documents are cut, or None for whole documents.
-        former_space_ids: Ids that earlier versions gave to the same space.
-    """
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     model: str
+    """Name of the model that embeds the documents."""
     model_hash: str
+    """Documents are added with the model of this hash only."""
     space_id: str
+    """Queries may come from any model of this space."""
     task: str | None
+    """None for base embeddings."""
     document_prompt: str
     query_prompt: str
     dim: int
+    """Dimensions after truncation."""
     rescore: str
+    """Precision of the vectors kept beside the binary codes: int8, float16, float32 or none."""
     passages: PassageSettings | None
+    """None for whole documents."""
     former_space_ids: tuple[str, ...] = ()
+    """Ids that earlier versions gave to the same space; indexes of the first format lack them."""
 
     def __post_init__(self) -> None:
-        if self.rescore not in (*RESCORE_TYPES, "none"):
+        if self.rescore not in RESCORES:
+            choices = (*RESCORE_TYPES, "none")
             raise BadInput(
-                f"unknown rescore precision {self.rescore!r}{did_you_mean(self.rescore, (*RESCORE_TYPES, 'none'))}"
+                f"unknown rescore precision {self.rescore!r}{did_you_mean(self.rescore, choices)}"
             )
         if self.dim < 1:
             raise BadInput(f"an index of dimension {self.dim} cannot be; give at least 1")
@@ -63,62 +153,31 @@ class IndexSettings:
         return (self.dim + 7) // 8
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data that `from_json` reads back."""
+        """Return plain data, as the manifest holds it."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Read what `to_json` returned.
-
-        Args:
-            value: Plain data.
-
-        Returns:
-            The settings.
-
-        Raises:
-            BadInput: If a field is missing or unknown.
-        """
-        names = {each.name for each in fields(cls)}
-        if {*value, "former_space_ids"} != names:  # which indexes of the first format lack
-            raise BadInput(
-                f"the index settings have the fields {sorted(value)} instead of {sorted(names)}; build the index again"
-            )
-        passages, former = value["passages"], tuple(value.get("former_space_ids", ()))
-        return cls(
-            **{
-                **value,
-                "passages": None if passages is None else PassageSettings(**passages),
-                "former_space_ids": former,
-            }
-        )
-
-    def check_same(self, other: IndexSettings, earlier: Collection[str] = ()) -> None:
+    def check_same(self, other: IndexSettings, extends: Collection[str] = ()) -> None:
         """Refuse to continue an index with other settings.
 
         Args:
-            other: What is asked for now.
-            earlier: Hashes of earlier states of the model that gave the same vectors.
+            extends: Hashes of earlier states of the model that gave the same vectors.
 
         Raises:
             BadInput: Naming the first field that differs and both values.
         """
         self.check_space(other.space_id, other.former_space_ids)
-        passed = {
-            "model",
-            "space_id",
-            "former_space_ids",
-            *(["model_hash"] if self.model_hash in earlier else []),
-        }
+        ignored = {"model", "space_id", "former_space_ids"}
+        if self.model_hash in extends:
+            ignored.add("model_hash")
         for each in fields(self):
-            if each.name not in passed:
+            if each.name not in ignored:
                 self._check(each.name, getattr(self, each.name), getattr(other, each.name))
 
     def check_same_vectors(self, now: IndexSettings) -> None:
-        """Refuse to go on where queries embedded for this index would be compared with vectors of another kind.
+        """Refuse to go on where queries would be compared with vectors of another kind.
 
         Args:
-            now: The settings in the same folder now; other dimensions and precisions of the same space are followed.
+            now: The settings in the same folder now; other dimensions and precisions are followed.
 
         Raises:
             BadInput: Naming the first field that differs and both values.
@@ -127,14 +186,12 @@ class IndexSettings:
             before, after = getattr(self, name), getattr(now, name)
             if before != after:
                 raise BadInput(
-                    f"the index was opened with {name} {before!r} and has {after!r} now: it was built anew; open it again"
+                    f"the index was opened with {name} {before!r} and has {after!r} now: it was "
+                    "built anew; open it again"
                 )
 
     def check_documents(self, encoder: SearchEncoder) -> None:
-        """Refuse documents of another space or model.
-
-        Args:
-            encoder: What would embed them.
+        """Refuse an encoder that would embed documents into another space, or is another model.
 
         Raises:
             BadInput: Naming the field and both values.
@@ -147,7 +204,6 @@ class IndexSettings:
         """Refuse vectors of another space.
 
         Args:
-            space_id: Where the vectors are from.
             former: Ids that earlier versions gave to that space.
 
         Raises:
@@ -157,55 +213,47 @@ class IndexSettings:
             self._check("space_id", self.space_id, space_id)
 
     def is_of(self, space_id: str, former: Collection[str] = ()) -> bool:
-        """Say whether the index is of a space.
-
-        Args:
-            space_id: The space.
-            former: Ids that earlier versions gave to it.
-
-        Returns:
-            Whether one side knows the other by the id in force; earlier ids on both sides prove nothing, for they did not count prompts.
-        """
+        """Say whether the index is of a space; see `same_space`."""
         return same_space(space_id, former, self.space_id, self.former_space_ids)
 
-    def _check(self, name: str, mine: Any, given: Any) -> None:
-        if mine != given:
+    def _check(self, name: str, expected: Any, actual: Any) -> None:
+        if expected != actual:
             raise BadInput(
-                f"the index has {name} {mine!r}, but what is given has {given!r}; "
-                f"use what the index was made with (model {self.model}) or build another index"
+                f"the index has {name} {expected!r}, but what is given has {actual!r}; use what the "
+                f"index was made with (model {self.model}) or build another index"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchDefaults:
-    """How an index is searched where a search does not say: what tuning wrote, or nothing.
+    """How an index is searched where a search does not say: what tuning wrote, or nothing."""
 
-    Attributes:
-        oversample: Candidates of the first pass for each passage; None for the usual number.
-        hybrid: Whether texts are also looked up by BM25.
-        refinement: How queries are moved, or None.
-    """
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     oversample: int | None = None
+    """Candidates rescored for each passage; None for the usual number."""
     hybrid: bool = False
+    """Whether texts are also looked up by BM25."""
     refinement: PrfSettings | None = None
+    """How queries are moved, or None."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data that `from_json` reads back."""
+        """Return plain data, as the manifest holds it."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Read what `to_json` returned.
+    def check(self, rescore: str) -> None:
+        """Refuse defaults that an index with vectors of this precision cannot follow.
 
-        Args:
-            value: Plain data; missing fields take their defaults.
-
-        Returns:
-            The defaults.
+        Raises:
+            BadInput: If they need vectors and there are none, or the oversampling factor is below 1.
         """
-        moved = value.get("refinement")
-        return cls(**{**value, "refinement": None if moved is None else PrfSettings(**moved)})
+        if rescore == "none" and (self.oversample is not None or self.refinement is not None):
+            raise BadInput(
+                "oversampling and refinement have no effect on an index of binary codes only "
+                "(rescore none); leave them out"
+            )
+        if self.oversample is not None and self.oversample < 1:
+            raise BadInput(f"oversample is {self.oversample}; give a whole number of at least 1")
 
 
 def settings_for(
@@ -218,15 +266,12 @@ def settings_for(
 ) -> IndexSettings:
     """Return the settings of an index that an encoder fills.
 
-    Args:
-        encoder: What embeds the documents.
-        task: Task of the embeddings, or None for base embeddings.
-        truncate_dim: Dimensions to keep; None keeps all.
-        rescore: Precision of the vectors kept for rescoring, or `none`.
-        passages: How documents are cut.
+    Documents of every task take the document prompt, queries the task's own.
 
-    Returns:
-        Settings with the prompts of the task: documents of every task take the document prompt, queries the task's own.
+    Args:
+        task: None for base embeddings.
+        truncate_dim: None keeps all dimensions.
+        rescore: Precision of the vectors kept for rescoring, or `none`.
 
     Raises:
         BadInput: If the task or precision is unknown, or the dimension is larger than the encoder's.
@@ -237,7 +282,8 @@ def settings_for(
     dim = encoder.embedding_dim if truncate_dim is None else truncate_dim
     if not 1 <= dim <= encoder.embedding_dim:
         raise BadInput(
-            f"truncate_dim {dim} is outside 1..{encoder.embedding_dim}, the dimensions of {encoder.name}; give one within"
+            f"truncate_dim {dim} is outside 1..{encoder.embedding_dim}, the dimensions of "
+            f"{encoder.name}; give one within"
         )
     return IndexSettings(
         model=encoder.name,

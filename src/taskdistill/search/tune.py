@@ -14,24 +14,30 @@ from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
 from taskdistill.search.build import build_index
-from taskdistill.search.devset import CUTOFF, CachedEncoder, DevSet, ndcg
+from taskdistill.search.devset import CachedEncoder, DevSet, ndcg, passage_depth
 from taskdistill.search.hybrid import Bm25, open_bm25
 from taskdistill.search.index import Index
 from taskdistill.search.passages import PassageSettings
 from taskdistill.search.prf import PrfSettings
-from taskdistill.search.protocol import SearchEncoder
-from taskdistill.search.query import query_vectors, rank_queries
+from taskdistill.search.query import SearchOptions, query_vectors, rank_queries
+from taskdistill.search.settings import RESCORES, SearchEncoder
 from taskdistill.search.tune_results import Improvement, SearchSetting, SettingResult, Tuning
 from taskdistill.tasks import Task
 from taskdistill.types import Precision
 
-RESCORES = ("none", Precision.INT8.value, Precision.FLOAT16.value, Precision.FLOAT32.value)
 OVERSAMPLES = (2, 5, 10, 20, 50, 100)
 REFINEMENTS = tuple(
     PrfSettings(documents=documents, weight=weight, temperature=temperature)
     for documents, weight, temperature in itertools.product((5, 10), (0.1, 0.3, 0.5), (0.02, 0.1))
 )
-_RESAMPLES = 1000
+RESAMPLES = 1000
+"""Of the paired bootstrap over queries."""
+
+EQUAL_SCORES = 1e-9
+"""Difference of a query's nDCG@10 up to which it counts as unchanged."""
+
+Scores = NDArray[np.float64]
+"""`(q,)` nDCG@10 of each query, 0 to 1."""
 
 
 def tune(
@@ -51,84 +57,75 @@ def tune(
 ) -> Tuning:
     """Measure the grid of storage settings, each plain, with hybrid search, with the best refinement and with both.
 
-    Every number comes from a real index of the dev set. The refinement is chosen first, by exact search over all
-    dimensions. An addition (hybrid, refinement) is only recommended where it gains more than the tolerance over the same
-    setting without it and the 95 % interval of the gain is above zero: it costs time on every query and harms some.
+    Every number comes from a real index of the dev set. The refinement is chosen first, by exact search
+    over all dimensions. An addition (hybrid, refinement) is only recommended where it gains more than the
+    tolerance over the same setting without it and the 95 % interval of the gain is above zero: it costs
+    time on every query and harms some.
 
     Args:
-        encoder: The model; each text is embedded once.
         dev: Documents, queries and qrels that the final test does not see.
-        dims: Dimensions to try.
-        task: Task of the embeddings.
-        passages: How documents are cut.
-        rescores: Precisions to try.
-        oversamples: Oversampling factors to try.
         refinements: Refinements to try; empty for none.
-        hybrid: Whether to try BM25.
-        stored: Dimension and precision of an index that exists; it is measured too, and what suits it best is told apart.
+        stored: Dimension and precision of an index that exists; it is measured too, and what suits it best
+            is reported apart.
         tolerance: nDCG@10, 0 to 1, that the recommendation may lose against the best.
-        progress: Told indexes built and their number.
-
-    Returns:
-        The table and the recommendation.
+        progress: Called with indexes built and their number.
 
     Raises:
         BadInput: If the dev set cannot be judged or the grid is empty.
     """
     if not dims or not rescores or not oversamples:
         raise BadInput(
-            "the grid is empty; give at least one dimension, one precision and one oversampling factor"
+            "the grid is empty; give at least one dimension, one precision and one oversampling "
+            "factor"
         )
     queries = dev.judged()
-    embedded = CachedEncoder(encoder)
-    reference = SearchSetting(encoder.embedding_dim, Precision.FLOAT32.value, None)
-    grid = dict.fromkeys(
-        [*itertools.product(dims, rescores), *([] if stored is None else [stored])]
+    cached = CachedEncoder(encoder)
+    exact = SearchSetting(
+        dim=encoder.embedding_dim, rescore=Precision.FLOAT32.value, oversample=None
     )
-    storages = dict.fromkeys([(reference.dim, reference.rescore), *grid])
+    grid = dict.fromkeys([*itertools.product(dims, rescores), *([stored] if stored else [])])
+    storages = dict.fromkeys([(exact.dim, exact.rescore), *grid])
     with tempfile.TemporaryDirectory(prefix="taskdistill-tune-") as folder:
-        benches: dict[tuple[int, str], _TuneContext] = {}
-        lexical: Bm25 | None = None
+        contexts: dict[tuple[int, str], _TuneContext] = {}
+        bm25: Bm25 | None = None
         for dim, rescore in storages:
-            path = Path(folder) / f"{dim}-{rescore}"
             index, _ = build_index(
-                embedded,
+                cached,
                 dev.documents,
-                path,
+                Path(folder) / f"{dim}-{rescore}",
                 task=task,
                 truncate_dim=dim,
                 rescore=rescore,
                 passages=passages,
             )
-            if hybrid and lexical is None:
+            if hybrid and bm25 is None:
+                # All these indexes have the same passages in the same order: one BM25 serves all.
                 index.build_bm25()
-                index.refresh()
-                lexical = open_bm25(index.snapshot)
-            benches[dim, rescore] = _TuneContext(index, embedded, dev, queries, lexical)
+                bm25 = open_bm25(index.snapshot)
+            contexts[dim, rescore] = _TuneContext(index, cached, dev, queries, bm25)
             if progress is not None:
-                progress(len(benches), len(storages))
-        exact = benches[reference.dim, reference.rescore]
-        baseline = exact.scores(reference)[0]
-        refinement = _best_refinement(exact, reference, refinements, baseline)
+                progress(len(contexts), len(storages))
+        reference = contexts[exact.dim, exact.rescore]
+        baseline = reference.scores(exact)[0]
+        refinement = _best_refinement(reference, exact, refinements, baseline)
         rows = [
-            benches[dim, rescore].measure(setting, baseline)
+            contexts[dim, rescore].measure(setting, baseline)
             for dim, rescore in grid
             for setting in _settings(dim, rescore, oversamples, hybrid, refinement)
         ]
-        measured = exact.measure(reference, baseline)[0]
-    ordered = sorted((row for row, _ in rows), key=lambda row: (-row.ndcg, row.bytes))
-    best = _recommend(rows, tolerance)
-    here = [each for each in rows if (each[0].setting.dim, each[0].setting.rescore) == stored]
+        reference_row = reference.measure(exact, baseline)[0]
+    as_stored = [row for row in rows if (row[0].setting.dim, row[0].setting.rescore) == stored]
+    recommended = _recommend(rows, tolerance)
     return Tuning(
         queries=len(queries),
         documents=len(dev.documents),
         tolerance=tolerance,
-        reference=measured,
-        rows=tuple(ordered),
-        recommended=best,
-        stored=_recommend(here, tolerance) if here else None,
-        additions=_additions_to(
-            replace(best.setting, hybrid=False, refinement=None),
+        reference=reference_row,
+        rows=tuple(sorted((row for row, _ in rows), key=lambda row: (-row.ndcg, row.bytes))),
+        recommended=recommended,
+        stored=_recommend(as_stored, tolerance) if as_stored else None,
+        additions=_improvements(
+            replace(recommended.setting, hybrid=False, refinement=None),
             {row.setting: scores for row, scores in rows},
         ),
     )
@@ -137,12 +134,16 @@ def tune(
 def _settings(
     dim: int, rescore: str, oversamples: Sequence[int], hybrid: bool, refinement: PrfSettings | None
 ) -> Iterator[SearchSetting]:
-    factors: Sequence[int | None] = (None,) if rescore == "none" else oversamples
-    moved = (None,) if refinement is None or rescore == "none" else (None, refinement)
-    for factor, lexical, each in itertools.product(
-        factors, (False, True) if hybrid else (False,), moved
+    """Yield every way to search one storage; binary codes alone are neither rescored nor refined."""
+    binary_only = rescore == "none"
+    factors: Sequence[int | None] = (None,) if binary_only else oversamples
+    refinements = (None,) if refinement is None or binary_only else (None, refinement)
+    for factor, use_bm25, prf in itertools.product(
+        factors, (False, True) if hybrid else (False,), refinements
     ):
-        yield SearchSetting(dim, rescore, factor, lexical, each)
+        yield SearchSetting(
+            dim=dim, rescore=rescore, oversample=factor, hybrid=use_bm25, refinement=prf
+        )
 
 
 class _TuneContext:
@@ -154,116 +155,113 @@ class _TuneContext:
         encoder: SearchEncoder,
         dev: DevSet,
         queries: list[str],
-        lexical: Bm25 | None,
+        bm25: Bm25 | None,
     ) -> None:
-        self._index, self._dev, self._queries = index, dev, queries
-        self._texts = [dev.queries[each] for each in queries]
+        self._index, self._dev, self._queries, self._bm25 = index, dev, queries, bm25
+        self._texts = [dev.queries[query] for query in queries]
         self._vectors = query_vectors(index.settings, encoder, self._texts)
-        self._lexical = lexical
-        sizes = index.describe()["bytes"]
-        self._bytes = (sizes["codes"] + sizes.get("vectors", 0)) / index.snapshot.live_count
-        self._postings = 0 if lexical is None else lexical.bytes / index.snapshot.live_count
+        sizes, rows = index.describe()["bytes"], index.snapshot.live_count
+        self._bytes = (sizes["codes"] + sizes.get("vectors", 0)) / rows
+        self._bm25_bytes = 0 if bm25 is None else bm25.bytes / rows
 
-    def scores(self, setting: SearchSetting) -> tuple[NDArray[np.float64], float]:
+    def scores(self, setting: SearchSetting) -> tuple[Scores, float]:
+        """Return nDCG@10 of each query and milliseconds a query."""
         snapshot = self._index.snapshot
         exact = setting.oversample is None and setting.rescore != "none"
         start = time.perf_counter()
         ranked = rank_queries(
             snapshot,
             self._vectors,
-            CUTOFF if self._index.settings.passages is None else 5 * CUTOFF,
-            oversample=snapshot.live_count if exact else setting.oversample,
-            allowed=snapshot.allowed(None),
-            refinement=setting.refinement,
-            lexical=self._lexical if setting.hybrid else None,
+            passage_depth(self._index.settings.passages),
+            SearchOptions(
+                oversample=snapshot.live_count if exact else setting.oversample,
+                refinement=setting.refinement,
+                bm25=self._bm25 if setting.hybrid else None,
+            ),
             texts=self._texts,
         )
         seconds = time.perf_counter() - start
-        return ndcg(snapshot, ranked, self._queries, self._dev.qrels), 1000 * seconds / len(
-            self._queries
-        )
+        scores = ndcg(snapshot, ranked, self._queries, self._dev.qrels)
+        return scores, 1000 * seconds / len(self._queries)
 
-    def measure(
-        self, setting: SearchSetting, baseline: NDArray[np.float64]
-    ) -> tuple[SettingResult, NDArray[np.float64]]:
+    def measure(self, setting: SearchSetting, baseline: Scores) -> tuple[SettingResult, Scores]:
         scores, milliseconds = self.scores(setting)
-        low, high = _interval(scores - baseline)
         row = SettingResult(
             setting=setting,
             ndcg=float(scores.mean()),
             difference=float((scores - baseline).mean()),
-            low=low,
-            high=high,
-            harmed=float((scores < baseline - 1e-9).mean()),
-            helped=float((scores > baseline + 1e-9).mean()),
-            bytes=self._bytes + (self._postings if setting.hybrid else 0),
+            **_effects(scores - baseline),
+            bytes=self._bytes + (self._bm25_bytes if setting.hybrid else 0),
             milliseconds=milliseconds,
         )
         return row, scores
 
 
 def _best_refinement(
-    bench: _TuneContext,
+    context: _TuneContext,
     plain: SearchSetting,
     refinements: Sequence[PrfSettings],
-    baseline: NDArray[np.float64],
+    baseline: Scores,
 ) -> PrfSettings | None:
     """Return the refinement with the best mean, if it beats none at all."""
-    best, found = float(baseline.mean()), None
-    for each in refinements:
-        mean = float(
-            bench.scores(SearchSetting(plain.dim, plain.rescore, None, refinement=each))[0].mean()
-        )
-        if mean > best:
-            best, found = mean, each
-    return found
+    best_mean, best = float(baseline.mean()), None
+    for refinement in refinements:
+        mean = float(context.scores(replace(plain, refinement=refinement))[0].mean())
+        if mean > best_mean:
+            best_mean, best = mean, refinement
+    return best
 
 
-def _additions_to(
-    plain: SearchSetting, scores: Mapping[SearchSetting, NDArray[np.float64]]
+def _improvements(
+    plain: SearchSetting, scores: Mapping[SearchSetting, Scores]
 ) -> tuple[Improvement, ...]:
-    """Compare hybrid search and refinement with the same storage and oversampling without them, query by query."""
-    found = []
-    for setting, each in scores.items():
-        if setting != plain and replace(setting, hybrid=False, refinement=None) == plain:
-            gains = each - scores[plain]
-            low, high = _interval(gains)
-            harmed, helped = float((gains < -1e-9).mean()), float((gains > 1e-9).mean())
-            found.append(Improvement(setting, float(gains.mean()), low, high, harmed, helped))
-    return tuple(found)
+    """Compare hybrid search and refinement with the same without them, query by query."""
+    return tuple(
+        Improvement(
+            setting=setting,
+            gain=float((scores[setting] - scores[plain]).mean()),
+            **_effects(scores[setting] - scores[plain]),
+        )
+        for setting in scores
+        if setting.additions and replace(setting, hybrid=False, refinement=None) == plain
+    )
 
 
-def _recommend(
-    rows: Sequence[tuple[SettingResult, NDArray[np.float64]]], tolerance: float
-) -> SettingResult:
+def _effects(differences: Scores) -> dict[str, float]:
+    """Return the interval of a mean difference, and the shares of queries that lose and gain."""
+    low, high = _interval(differences)
+    return {
+        "low": low,
+        "high": high,
+        "harmed": float((differences < -EQUAL_SCORES).mean()),
+        "helped": float((differences > EQUAL_SCORES).mean()),
+    }
+
+
+def _recommend(rows: Sequence[tuple[SettingResult, Scores]], tolerance: float) -> SettingResult:
     """Return the cheapest row within the tolerance of the best, leaving out additions that do not earn their place."""
-    by_setting = {row.setting: scores for row, scores in rows}
+    scores = {row.setting: each for row, each in rows}
 
     def earned(setting: SearchSetting) -> bool:
-        without = [replace(setting, hybrid=False)] * setting.hybrid + [
-            replace(setting, refinement=None)
-        ] * (setting.refinement is not None)
-        gains = [by_setting[setting] - by_setting[each] for each in without]
+        without = []
+        if setting.hybrid:
+            without.append(replace(setting, hybrid=False))
+        if setting.refinement is not None:
+            without.append(replace(setting, refinement=None))
+        gains = [scores[setting] - scores[each] for each in without]
         return all(float(gain.mean()) > tolerance and _interval(gain)[0] > 0 for gain in gains)
+
+    def cost(row: SettingResult) -> tuple[float, int, int, float]:
+        return row.bytes, row.setting.additions, row.setting.oversample or 0, -row.ndcg
 
     allowed = [row for row, _ in rows if earned(row.setting)]
     best = max(row.ndcg for row in allowed)
-    return min((row for row in allowed if row.ndcg >= best - tolerance), key=_cost)
+    return min((row for row in allowed if row.ndcg >= best - tolerance), key=cost)
 
 
-def _cost(row: SettingResult) -> tuple[float, int, int, float]:
-    return row.bytes, _additions(row.setting), row.setting.oversample or 0, -row.ndcg
-
-
-def _additions(setting: SearchSetting) -> int:
-    return int(setting.hybrid) + int(setting.refinement is not None)
-
-
-def _interval(differences: NDArray[np.float64]) -> tuple[float, float]:
+def _interval(differences: Scores) -> tuple[float, float]:
     """Return the 95 % interval of a mean by the bootstrap, the same resamples for every setting."""
-    rng = np.random.default_rng(0)
-    means = differences[rng.integers(0, len(differences), (_RESAMPLES, len(differences)))].mean(
-        axis=1
-    )
-    low, high = np.quantile(means, [0.025, 0.975])
+    count = len(differences)
+    sample = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+    low, high = np.quantile(differences[sample].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)

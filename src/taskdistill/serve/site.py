@@ -32,7 +32,7 @@ class SearchIndex(Protocol):
         top_k: int,
         *,
         encoder: Any = None,
-        space_id: str | None = None,
+        vectors: Any = None,
         **options: Any,
     ) -> list[list[Any]]:
         """Return hits for each query."""

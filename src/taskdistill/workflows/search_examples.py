@@ -14,7 +14,7 @@ from taskdistill.recipe.recipe import Recipe
 from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
-from taskdistill.search.target import remove_index
+from taskdistill.search.storage.folder import remove_index
 from taskdistill.tasks import Task
 from taskdistill.types import MANIFEST
 

@@ -80,6 +80,7 @@ def migrate(
     from taskdistill.io.atomic import check_free
     from taskdistill.io.outputs import write_result
     from taskdistill.search.alignment import migration as m
+    from taskdistill.search.alignment.maps import fit_maps
     from taskdistill.search.devset import read_dev_set
     from taskdistill.search.index import Index
 
@@ -91,13 +92,15 @@ def migrate(
         raise BadInput(f"{model} is of the space of {index} already; search it as it is")
     chosen = task or (Task.RETRIEVAL.value if Task.RETRIEVAL in new.tasks else None)
     dev_set = read_dev_set(dev)
-    queries = m.judged(old, dev_set.queries, dev_set.qrels)
+    queries = dev_set.judged_over(old.snapshot)
     terminal.stage(f"embedding a sample of {index} with {new.name}")
-    old_vectors, new_vectors = m.sample_pairs(old, new, chosen, sample, seed, terminal.count)
+    new_vectors, old_vectors = m.sample_pairs(
+        old, new, task=chosen, count=sample, seed=seed, progress=terminal.count
+    )
     terminal.stage("fitting")
-    fitted = m.fit(old_vectors, new_vectors, kind, seed)
-    for line in m.names(fitted):
-        terminal.note(line)
+    fitted = fit_maps(new_vectors, old_vectors, kind=kind, seed=seed)
+    for each in fitted:
+        terminal.note(str(each))
     best = fitted[0].map
     meta = {
         "state": "both",
@@ -109,7 +112,7 @@ def migrate(
         "old_space": old.settings.space_id,
         "task": chosen,
         "sample": len(old_vectors),
-        "calibration": list(m.calibrate(best, old_vectors, new_vectors, seed)),
+        "calibration": list(m.calibrate(best, new_vectors, old_vectors, seed)),
         "cosines": {each.map.kind: each.cosine for each in fitted},
     }
     terminal.stage(f"measuring recall on {dev}")
@@ -120,7 +123,7 @@ def migrate(
         dev_set.qrels,
     )
     mapped = m.Migration(out, meta, best).mapped(new)
-    retention = m.recall_kept(before, m.recalls(old, mapped, queries, dev_set.qrels), seed)
+    retention = m.recall_retention(before, m.recalls(old, mapped, queries, dev_set.qrels), seed)
     result = meta | {"map": best.kind, "recall": asdict(retention)}
     terminal.line(
         f"recall@10 {100 * retention.old:.1f} with the old model, {100 * retention.mapped:.1f} with the new one through the {best.kind} map: "
@@ -154,9 +157,9 @@ def state(
     terminal, read = Terminal(), m.read_migration(migration)
     old, new = Index.open(read.meta["old_index"]), _new_index(read.meta["new_index"])
     if to is not None:
-        m.move_to(read, to, old, new)
+        m.set_state(read, to, old, new)
         read = m.read_migration(migration)
-    done = old.documents - m.documents_left(old, new)
+    done = old.documents - m.count_to_migrate(old, new)
     retention = read.meta["recall"]
     terminal.line(f"state    {read.state}")
     terminal.line(
@@ -184,7 +187,7 @@ def search_migration(
         read.meta["old_model" if read.state == "old" else "new_model"], device=device, dtype=dtype
     )
     terminal.aside(encoder.placement)
-    return read.search(old, new, encoder, query, top_k)
+    return read.search(query, top_k, old=old, new=new, encoder=encoder)
 
 
 def is_migration(path: Path) -> bool:

@@ -94,7 +94,7 @@ def index(
     from taskdistill.search.build import build_index
     from taskdistill.search.corpus import Corpus
     from taskdistill.search.passages import PassageSettings
-    from taskdistill.search.target import check_target
+    from taskdistill.search.storage.folder import check_target
 
     if base and task is not None:
         raise BadInput(f"--base means no adapter, --task {task} asks for one; give one of the two")

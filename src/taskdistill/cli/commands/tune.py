@@ -84,7 +84,7 @@ def tune(
     from taskdistill.io.outputs import write_result
     from taskdistill.search.devset import read_dev_set
     from taskdistill.search.index import Index
-    from taskdistill.search.target import check_own
+    from taskdistill.search.storage.folder import check_parts
     from taskdistill.search.tune import REFINEMENTS
     from taskdistill.search.tune import tune as run
     from taskdistill.search.tune_results import table, verdicts
@@ -96,7 +96,7 @@ def tune(
     terminal = Terminal(quiet)
     opened = Index.open(index)
     if not dry_run:
-        check_own(index)
+        check_parts(index)
     settings = opened.settings
     encoder = Encoder.load(model or settings.model, device=device, dtype=dtype)
     settings.check_documents(encoder)

@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 
 from taskdistill.io.arrays import array_writer, table_writer, write_array
 from taskdistill.quantization import Int8Ranges, pack_bits
+from taskdistill.search.candidates import Codes, Rows
 from taskdistill.search.corpus import Document
-from taskdistill.search.metadata import ENTRIES, entries_of, renumbered
+from taskdistill.search.filters import ENTRIES, metadata_entries
+from taskdistill.search.prf import Floats
 from taskdistill.search.settings import RESCORE_TYPES, IndexSettings
 
 TEXTS = pa.schema([("text", pa.large_string())])
@@ -47,16 +49,15 @@ SEGMENT_FILES = frozenset(
 )
 """Every file that a segment may have."""
 
-Rows = NDArray[np.int64]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SegmentBlock:
     """Some consecutive documents of a segment, with document numbers that begin at 0."""
 
-    codes: NDArray[np.uint8]
+    codes: Codes
     vectors: NDArray[Any] | None
-    places: Rows
+    spans: Rows
+    """`(rows, 3)` document, start, end."""
     texts: pa.RecordBatch
     documents: pa.RecordBatch
     entries: pa.RecordBatch
@@ -67,143 +68,104 @@ def make_block(
     settings: IndexSettings,
     ranges: Int8Ranges | None,
     documents: Sequence[Document],
-    places: Rows,
-    vectors: NDArray[np.float32],
+    *,
+    spans: Rows,
+    vectors: Floats,
 ) -> SegmentBlock:
-    """Bring new documents into the form of a segment.
-
-    Args:
-        settings: The index's.
-        ranges: Its int8 ranges, if rescoring is int8.
-        documents: The documents, ids distinct.
-        places: (rows, 3) document, start, end of each passage.
-        vectors: (rows, dim) unit vectors.
-
-    Returns:
-        The block.
-    """
-    metadata = [canonical(document) for document in documents]
-    keys = np.array(
-        [
-            [key_of(each.id) for each in documents],
-            [content_of(*pair) for pair in zip(documents, metadata, strict=True)],
-            range(len(documents)),
-        ],
-        dtype=np.uint64,
-    )
-    texts = [documents[document].text[start:end] for document, start, end in places.tolist()]
+    """Bring new documents with distinct ids, and the unit vectors of their passages, into the form of a segment."""
+    metadata = [canonical_metadata(document) for document in documents]
+    keys = [
+        [id_hash(document.id) for document in documents],
+        [content_hash(*pair) for pair in zip(documents, metadata, strict=True)],
+        range(len(documents)),
+    ]
+    texts = [documents[document].text[start:end] for document, start, end in spans.tolist()]
+    ids = pa.array([document.id for document in documents], pa.string())
     return SegmentBlock(
         codes=pack_bits(vectors),
-        vectors=stored(settings, ranges, vectors),
-        places=places,
+        vectors=stored_vectors(settings, ranges, vectors),
+        spans=spans,
         texts=pa.record_batch([pa.array(texts, pa.large_string())], schema=TEXTS),
-        documents=pa.record_batch(
-            [
-                pa.array([each.id for each in documents], pa.string()),
-                pa.array(metadata, pa.large_string()),
-            ],
-            schema=DOCUMENTS,
-        ),
-        entries=entries_of([each.metadata for each in documents]),
-        keys=keys,
+        documents=pa.record_batch([ids, pa.array(metadata, pa.large_string())], schema=DOCUMENTS),
+        entries=metadata_entries([document.metadata for document in documents]),
+        keys=np.array(keys, dtype=np.uint64),
     )
 
 
-def stored(
-    settings: IndexSettings, ranges: Int8Ranges | None, vectors: NDArray[np.float32]
+def stored_vectors(
+    settings: IndexSettings, ranges: Int8Ranges | None, vectors: Floats
 ) -> NDArray[Any] | None:
-    """Return vectors in the precision kept for rescoring.
-
-    Args:
-        settings: The index's.
-        ranges: Int8 ranges, if rescoring is int8.
-        vectors: (rows, dim) unit vectors.
-
-    Returns:
-        (rows, dim) numbers, or None where the index keeps none.
-    """
+    """Return vectors in the precision kept for rescoring, or None where the index keeps none."""
     if settings.rescore == "none":
         return None
-    return (
-        vectors.astype(RESCORE_TYPES[settings.rescore])
-        if ranges is None
-        else ranges.encode(vectors)
-    )
+    if ranges is not None:
+        return ranges.encode(vectors)
+    return vectors.astype(RESCORE_TYPES[settings.rescore])
 
 
-def canonical(document: Document) -> str:
-    """Return a document's metadata as JSON with sorted keys.
+def decoded_vectors(stored: NDArray[Any], ranges: Int8Ranges | None) -> Floats:
+    """Return stored vectors as float32; rounding has left their length near one."""
+    return stored.astype(np.float32) if ranges is None else ranges.decode(stored)
 
-    Args:
-        document: Any document.
 
-    Returns:
-        One line.
-    """
+def canonical_metadata(document: Document) -> str:
+    """Return a document's metadata as one line of JSON with sorted keys."""
     return json.dumps(dict(document.metadata), ensure_ascii=False, sort_keys=True, allow_nan=False)
 
 
-def key_of(text: str) -> int:
-    """Return the 64-bit hash by which an id is looked up.
-
-    Args:
-        text: The id.
-
-    Returns:
-        0 to 2**64 - 1.
-    """
+def id_hash(text: str) -> int:
+    """Return the 64-bit hash by which an id is looked up."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def content_of(document: Document, metadata: str) -> int:
-    """Return the 64-bit hash by which a changed document is recognised.
+def content_hash(document: Document, metadata: str) -> int:
+    """Return the 64-bit hash by which a changed document is recognised; `metadata` is canonical."""
+    return id_hash(f"{len(document.text)} {document.text}{metadata}")
 
-    Args:
-        document: The document.
-        metadata: Its metadata as `canonical` returns it.
 
-    Returns:
-        0 to 2**64 - 1.
-    """
-    return key_of(f"{len(document.text)} {document.text}{metadata}")
+def renumbered(entries: pa.RecordBatch, documents: Rows) -> pa.RecordBatch:
+    """Return metadata entries with other document numbers."""
+    return pa.record_batch([pa.array(documents, pa.int64()), *entries.columns[1:]], schema=ENTRIES)
 
 
 def write_segment(
-    folder: Path, settings: IndexSettings, blocks: Iterable[SegmentBlock], rows: int, documents: int
+    folder: Path,
+    settings: IndexSettings,
+    blocks: Iterable[SegmentBlock],
+    *,
+    rows: int,
+    documents: int,
 ) -> None:
     """Write the files of a segment; memory is bounded by the largest block and the keys.
 
     Args:
-        folder: An empty folder.
-        settings: The index's.
-        blocks: The documents, in order.
         rows: Passages in all blocks.
         documents: Documents in all blocks.
     """
     keys = np.empty((3, documents), np.uint64)
-    at = 0
-    with ExitStack() as files:
-        codes = files.enter_context(
+    start = 0
+    with ExitStack() as stack:
+        codes = stack.enter_context(
             array_writer(folder / "codes.npy", np.uint8, (rows, settings.code_bytes))
         )
         if settings.rescore != "none":
-            kept = RESCORE_TYPES[settings.rescore], (rows, settings.dim)
-            vectors = files.enter_context(array_writer(folder / "vectors.npy", *kept))
-        places = files.enter_context(array_writer(folder / "places.npy", np.int64, (rows, 3)))
-        texts = files.enter_context(table_writer(folder / "texts.arrow", TEXTS))
-        names = files.enter_context(table_writer(folder / "documents.arrow", DOCUMENTS))
-        entries = files.enter_context(table_writer(folder / "entries.arrow", ENTRIES))
+            dtype, shape = RESCORE_TYPES[settings.rescore], (rows, settings.dim)
+            vectors = stack.enter_context(array_writer(folder / "vectors.npy", dtype, shape))
+        spans = stack.enter_context(array_writer(folder / "places.npy", np.int64, (rows, 3)))
+        texts = stack.enter_context(table_writer(folder / "texts.arrow", TEXTS))
+        names = stack.enter_context(table_writer(folder / "documents.arrow", DOCUMENTS))
+        entries = stack.enter_context(table_writer(folder / "entries.arrow", ENTRIES))
         for block in blocks:
             codes(block.codes)
             if block.vectors is not None:
                 vectors(block.vectors)
-            places(block.places + np.array([at, 0, 0]))
+            spans(block.spans + np.array([start, 0, 0]))
             texts(block.texts)
             names(block.documents)
-            entries(renumbered(block.entries, block.entries["document"].to_numpy() + at))
-            end = at + block.documents.num_rows
-            keys[:, at:end] = block.keys
-            keys[2, at:end] += np.uint64(at)
-            at = end
-    assert at == documents
+            entries(renumbered(block.entries, block.entries["document"].to_numpy() + start))
+            stop = start + block.documents.num_rows
+            keys[:, start:stop] = block.keys
+            keys[2, start:stop] += np.uint64(start)
+            start = stop
+    assert start == documents
     write_array(folder / "keys.npy", keys[:, np.argsort(keys[0], kind="stable")])

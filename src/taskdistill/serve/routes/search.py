@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI, Request
 from pydantic import Field
 from starlette.responses import JSONResponse
 
-from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.projected import ProjectedEncoder, in_space
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.quantization import normalize, truncate
+from taskdistill.quantization import normalize
 from taskdistill.search.filters import Condition, parse_filter
 from taskdistill.serve.errors import ApiError
 from taskdistill.serve.routes.embeddings import unless_gone
@@ -60,25 +57,6 @@ class SearchRequest(RequestBody):
     )
 
 
-class _ComputedVectors:
-    """An encoder that holds the vectors of these queries already; the index asks it for their text's vectors."""
-
-    def __init__(self, encoder: Encoder | ProjectedEncoder, vectors: np.ndarray) -> None:
-        self.name, self.space_id, self.model_hash = (
-            encoder.name,
-            encoder.space_id,
-            encoder.model_hash,
-        )
-        self.former_space_ids = encoder.former_space_ids
-        self.embedding_dim = encoder.embedding_dim
-        self._vectors = vectors
-
-    def encode(
-        self, texts: Sequence[str], *, truncate_dim: int | None = None, **_: Any
-    ) -> np.ndarray:
-        return truncate(self._vectors, truncate_dim or self._vectors.shape[1])
-
-
 def add_routes(app: FastAPI, site: Site) -> None:
     """Add /search and /v1/index; without an index they answer 404."""
     holder, index = site.holder, site.index
@@ -117,7 +95,6 @@ def add_routes(app: FastAPI, site: Site) -> None:
             if isinstance(asker, ProjectedEncoder)
             else result.vectors
         )
-        encoder = _ComputedVectors(asker, vectors)
 
         def work() -> tuple[list[list[Any]], float]:
             started = time.monotonic()
@@ -127,7 +104,9 @@ def add_routes(app: FastAPI, site: Site) -> None:
                 "hybrid": fields.hybrid,
                 "refinement": fields.refine,
             }
-            hits = refreshed_index(index).search(queries, fields.top_k, encoder=encoder, **options)
+            hits = refreshed_index(index).search(
+                queries, fields.top_k, encoder=asker, vectors=vectors, **options
+            )
             return hits, (time.monotonic() - started) * 1000
 
         return await asyncio.get_running_loop().run_in_executor(threads, work)
