@@ -21,9 +21,9 @@ from taskdistill.search.index import Index
 from taskdistill.workflows.search_examples import evaluation_folder, search_examples
 
 
-def write(folder, made, **settings):
-    made.settings = replace(made.settings, **settings)
-    write_model(folder, made)
+def write(folder, model, **settings):
+    model.settings = replace(model.settings, **settings)
+    write_model(folder, model)
     return folder
 
 
@@ -72,16 +72,16 @@ def test_index_search_delete_and_compact(home, index, tmp_path, capsys):
     hits = tmp_path / "hits.json"
     capsys.readouterr()
     ok("search", index, "what is wheat milk cow?", "-k", 3, "--json", hits)
-    shown, found = capsys.readouterr().out.splitlines(), json.loads(hits.read_text())
-    assert len(shown) == len(found) == 3 and all(
-        hit["id"] in line for hit, line in zip(found, shown, strict=True)
+    shown, results = capsys.readouterr().out.splitlines(), json.loads(hits.read_text())
+    assert len(shown) == len(results) == 3 and all(
+        hit["id"] in line for hit, line in zip(results, shown, strict=True)
     )
-    ok("index", "delete", index, found[0]["id"], "unknown")
+    ok("index", "delete", index, results[0]["id"], "unknown")
     assert "1 of 2 documents deleted, 11 left" in capsys.readouterr().out
     ok("index", "compact", index)
     assert "11 documents, 1 segments" in capsys.readouterr().out
     ok("search", index, "what is wheat milk cow?", "-k", 3, "--json", hits)
-    assert found[0]["id"] not in [hit["id"] for hit in json.loads(hits.read_text())]
+    assert results[0]["id"] not in [hit["id"] for hit in json.loads(hits.read_text())]
 
 
 def test_fields_are_named_and_passages_come_with_their_place(home, tmp_path, capsys):
@@ -118,10 +118,10 @@ def test_a_folder_named_like_a_second_word_is_reached_by_its_path(
 
 
 def test_tune_measures_says_whom_it_harms_and_writes_its_choice(home, index, tmp_path, capsys):
-    dev, said = home / "data/retrieval/qa-dev", tmp_path / "tuning.json"
+    dev, report = home / "data/retrieval/qa-dev", tmp_path / "tuning.json"
     capsys.readouterr()
-    ok("search", "tune", index, "--dev", dev, "--dims", "16,32", "--json", said, "--quiet")
-    out, tuning = capsys.readouterr().out, json.loads(said.read_text())
+    ok("search", "tune", index, "--dev", dev, "--dims", "16,32", "--json", report, "--quiet")
+    out, tuning = capsys.readouterr().out, json.loads(report.read_text())
     assert "harms" in out and "written to" in out and "% of queries are harmed" in out
     assert tuning["queries"] == 12 and {row["setting"]["dim"] for row in tuning["rows"]} == {16, 32}
     assert {each["setting"]["hybrid"] for each in tuning["additions"]} <= {True, False} and tuning[
@@ -212,27 +212,27 @@ def test_tiers_report_retention_and_milliseconds(home, tmp_path, capsys):
         tmp_path / "t.json",
         "--quiet",
     )
-    found = json.loads((tmp_path / "t.json").read_text())
+    results = json.loads((tmp_path / "t.json").read_text())
     projected = f"tiny in the space of {home / 'teacher'}"
-    asked = [(each["queries"], each["documents"]) for each in found]
-    assert asked == [
+    pairs = [(each["queries"], each["documents"]) for each in results]
+    assert pairs == [
         ("tiny", "tiny"),
         (projected, projected),
         ("tiny", projected),
         (projected, "tiny"),
         ("tiny", "tiny"),
     ]
-    assert found[4]["retention"]["value"] == 1
-    assert found[3]["retention"]["value"] == pytest.approx(
-        found[3]["ndcg"]["value"] / found[4]["ndcg"]["value"]
+    assert results[4]["retention"]["value"] == 1
+    assert results[3]["retention"]["value"] == pytest.approx(
+        results[3]["ndcg"]["value"] / results[4]["ndcg"]["value"]
     )
-    assert all(each["query_milliseconds"] > 0 for each in found) and {
-        each["space"] for each in found[1:]
-    } == {found[4]["space"]}
+    assert all(each["query_milliseconds"] > 0 for each in results) and {
+        each["space"] for each in results[1:]
+    } == {results[4]["space"]}
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "queries",
-        *["tiny,"] * bool(found[0]["task"]),
-        *["tiny"] * (5 - bool(found[0]["task"])),
+        *["tiny,"] * bool(results[0]["task"]),
+        *["tiny"] * (5 - bool(results[0]["task"])),
     ]
     assert "space_id" in fails(
         capsys,
@@ -279,14 +279,14 @@ def test_a_run_leaves_an_index_of_its_own_model_and_serve_opens_both(
     for model in ("student", "other"):
         shutil.rmtree(out / "model", ignore_errors=True)
         shutil.copytree(home / model, out / "model")
-        found = search_examples(recipe, out)
+        results = search_examples(recipe, out)
         encoder = Encoder.load(out / "model")
         index = Index.open(out / "index")
         assert index.settings.model_hash == encoder.model_hash and index.documents > 0
         best = index.search(["what is wheat?"], 3, encoder=encoder)[0]
-        assert [line.split(":")[0] for _, line in found[0][1]] == [
+        assert [line.split(":")[0] for _, line in results[0][1]] == [
             hit.id for hit in best
-        ] and found[1][0] == "what is a star?"
+        ] and results[1][0] == "what is a star?"
     started = {}
     monkeypatch.setattr(
         "taskdistill.serve.server.serve",

@@ -83,9 +83,9 @@ def test_onnx_truncates_and_normalises_inside_the_graph(onnx_export, dim):
         TEXTS, task="retrieval", prompt_name="query", truncate_dim=dim
     )
     size = {} if dim is None else {"truncate_dim": np.array([dim], np.int64)}
-    given = session.run(["embeddings"], feed(out, TEXTS) | size)[0]
-    assert given.shape == expected.shape
-    assert np.abs(given - expected).max() <= 1e-5
+    vectors = session.run(["embeddings"], feed(out, TEXTS) | size)[0]
+    assert vectors.shape == expected.shape
+    assert np.abs(vectors - expected).max() <= 1e-5
     left = session.run(["embeddings"], feed(out, TEXTS, "left") | size)[0]
     assert np.abs(left - expected).max() <= 1e-5
     alone = session.run(["embeddings"], feed(out, TEXTS[:1]) | size)[0]
@@ -110,11 +110,11 @@ def test_what_is_traced_gives_the_vectors_of_the_stream_under_either_padding(fam
     with torch.no_grad():
         expected = model.embed(texts)
         with _padded_attention(model):
-            given = [
+            vectors = [
                 _PaddedGraph(model)(ids, mask)
                 for ids, mask in ((right, masks[0]), (left, masks[1]))
             ]
-    assert all((vectors - expected).abs().max() <= 1e-5 for vectors in given)
+    assert all((vectors - expected).abs().max() <= 1e-5 for vectors in vectors)
 
 
 @pytest.mark.slow
@@ -137,10 +137,12 @@ def test_gguf_equals_the_reference(repository, tmp_path, task):
     through_torch = [r for r in parity.results if r.checked_with.startswith("torch")]
     assert through_torch[0].smallest_cosine >= 0.9999
     assert through_torch[1].mean_cosine >= 0.99
-    told = describe_folder(tmp_path / "out")
-    assert (told["format"], told["task"], told["faults"]) == ("gguf", task or "none", []) and len(
-        told["parity"]
-    ) == len(parity.results)
+    description = describe_folder(tmp_path / "out")
+    assert (description["format"], description["task"], description["faults"]) == (
+        "gguf",
+        task or "none",
+        [],
+    ) and len(description["parity"]) == len(parity.results)
     with pytest.raises(BadInput, match=r"has no modules\.json: it is an export for other programs"):
         Encoder.load(tmp_path / "out")
     by_llama = [r for r in parity.results if r.checked_with.startswith("llama.cpp")]
@@ -187,14 +189,14 @@ def static_folder(tmp_path):
 
     tokenizer = TextTokenizer(tiny_tokenizer(end=False), special=False)
     torch.manual_seed(0)
-    made = Model(
+    model = Model(
         StaticModel(torch.randn(300, 16)),
         tokenizer,
         ModelSettings(max_length=1000),
         name="s",
         source=tmp_path,
     )
-    write_model(tmp_path / "static", made)
+    write_model(tmp_path / "static", model)
     return tmp_path / "static"
 
 

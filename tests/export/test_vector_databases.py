@@ -16,6 +16,7 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from helpers.search_fakes import numbered, random_vectors, settings
 
 from taskdistill.cli.main import run
 from taskdistill.errors import BadInput
@@ -25,7 +26,6 @@ from taskdistill.quantization import normalize
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
 from taskdistill.search.settings import SearchDefaults
-from tests.search.test_index import numbered, random_vectors, settings
 
 ODD = Document(
     "tab\there",
@@ -54,12 +54,12 @@ def expected(index):
     ]
 
 
-def overlap(found, index):
+def overlap(results, index):
     return float(
         np.mean(
             [
-                len(set(ours) & set(theirs)) / 10
-                for ours, theirs in zip(expected(index), found, strict=True)
+                len(set(exact) & set(engine)) / 10
+                for exact, engine in zip(expected(index), results, strict=True)
             ]
         )
     )
@@ -84,8 +84,13 @@ def needs(module):
 
 
 def test_the_points_are_the_live_passages_with_unit_vectors(index, tmp_path):
-    told = export_index(index.path, "qdrant", tmp_path / "out", name="notes")
-    assert (told["passages"], told["dim"], told["oversample"], told["oversample_is_measured"]) == (
+    summary = export_index(index.path, "qdrant", tmp_path / "out", name="notes")
+    assert (
+        summary["passages"],
+        summary["dim"],
+        summary["oversample"],
+        summary["oversample_is_measured"],
+    ) == (
         799,
         64,
         40,
@@ -101,9 +106,9 @@ def test_the_points_are_the_live_passages_with_unit_vectors(index, tmp_path):
         and rows[-1]["text"] == ODD.text
         and json.loads(rows[-1]["metadata"]) == dict(ODD.metadata)
     )
-    kept = np.delete(random_vectors(801), [3, 700], axis=0)
+    live = np.delete(random_vectors(801), [3, 700], axis=0)
     vectors = np.array([row["vector"] for row in rows], np.float32)
-    np.testing.assert_allclose(vectors, kept, atol=1e-3)
+    np.testing.assert_allclose(vectors, live, atol=1e-3)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     query = json.loads((tmp_path / "out" / "query.json").read_text())
     assert query["params"]["quantization"] == {
@@ -224,10 +229,10 @@ def test_qdrant_loads_it_and_finds_the_same(index, tmp_path):
 
     export_index(index.path, "qdrant", tmp_path / "out")
     assert load(tmp_path / "out", tmp_path / "db") == "799 points\n"
-    said = json.loads((tmp_path / "out" / "query.json").read_text())
+    spec = json.loads((tmp_path / "out" / "query.json").read_text())
     client = QdrantClient(path=str(tmp_path / "db"))
-    parameters = models.SearchParams(**said["params"])
-    found = [
+    parameters = models.SearchParams(**spec["params"])
+    results = [
         client.query_points(
             "passages", query=query.tolist(), limit=10, search_params=parameters
         ).points
@@ -235,7 +240,7 @@ def test_qdrant_loads_it_and_finds_the_same(index, tmp_path):
     ]
     assert (
         overlap(
-            [[(p.payload["document"], p.payload["start"]) for p in points] for points in found],
+            [[(p.payload["document"], p.payload["start"]) for p in points] for points in results],
             index,
         )
         == 1.0
@@ -258,19 +263,19 @@ def test_lancedb_loads_it_and_finds_the_same(index, tmp_path):
 
     export_index(index.path, "lancedb", tmp_path / "out")
     assert load(tmp_path / "out", tmp_path / "db") == "799 rows indexed\n"
-    said = json.loads((tmp_path / "out" / "query.json").read_text())
+    spec = json.loads((tmp_path / "out" / "query.json").read_text())
     table = lancedb.connect(str(tmp_path / "db")).open_table("passages")
-    found = [
+    results = [
         table.search(query)
-        .distance_type(said["distance_type"])
+        .distance_type(spec["distance_type"])
         .nprobes(1000)
-        .refine_factor(said["refine_factor"])
+        .refine_factor(spec["refine_factor"])
         .limit(10)
         .to_list()
         for query in QUERIES
     ]
     assert (
-        overlap([[(row["document"], row["start"]) for row in rows] for rows in found], index)
+        overlap([[(row["document"], row["start"]) for row in rows] for rows in results], index)
         >= 0.98
     )
     row = table.search().where("document = 'tab\there'").to_list()[0]
@@ -305,13 +310,13 @@ def test_pgvector_loads_it_and_finds_the_same(index, tmp_path):
             ).fetchall()
         )
         assert "Index Scan using engine_test_codes" in plan, plan
-        found = [
+        results = [
             connection.execute(f"EXECUTE nearest('{query.tolist()}')").fetchall()
             for query in QUERIES
         ]
-        assert overlap([[(row[0], row[1]) for row in rows] for rows in found], index) >= 0.98
+        assert overlap([[(row[0], row[1]) for row in rows] for rows in results], index) >= 0.98
         best = index.search(QUERIES[:1], 1)[0][0]
-        assert abs(found[0][0][4] - best.score) < 1e-3
+        assert abs(results[0][0][4] - best.score) < 1e-3
         text, metadata = connection.execute(
             "SELECT text, metadata FROM engine_test WHERE document = %s", (ODD.id,)
         ).fetchone()

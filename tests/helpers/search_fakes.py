@@ -1,4 +1,4 @@
-"""A deterministic encoder for the search tests: a text's vector is the sum of its words' random vectors."""
+"""What the search tests share: an encoder without a model, and indexes of random vectors."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import re
 
 import numpy as np
 
-from taskdistill.quantization import truncate
+from taskdistill.quantization import normalize, truncate
+from taskdistill.search.corpus import Document
+from taskdistill.search.index import Index
+from taskdistill.search.settings import IndexSettings
 
 DIM = 64
 
 
 class FakeEncoder:
-    """Texts that share words are near each other; `texts_seen` counts what was embedded."""
+    """A text's vector is the sum of its words' random vectors; `texts_seen` counts what was embedded."""
 
     def __init__(
         self,
@@ -50,3 +53,32 @@ class FakeEncoder:
 def word_vector(word, dim=DIM):
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
     return np.random.default_rng(seed).standard_normal(dim).astype(np.float32)
+
+
+def settings(rescore="int8", dim=DIM, passages=None):
+    return IndexSettings(
+        model="m", model_hash="h", space_id="s", task="retrieval", document_prompt="document", query_prompt="query", dim=dim,
+        rescore=rescore, passages=passages,
+    )  # fmt: skip
+
+
+def random_vectors(n, seed=0, dim=DIM):
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((8, dim))
+    return normalize(centres[rng.integers(0, 8, n)] + 0.7 * rng.standard_normal((n, dim)))
+
+
+def numbered(n, start=0):
+    return [
+        Document(f"d{i}", f"text {i}", {"parity": i % 2, "i": i}) for i in range(start, start + n)
+    ]
+
+
+def filled(path, n=500, rescore="int8"):
+    index = Index.create(path, settings(rescore))
+    index.add_vectors(numbered(n), random_vectors(n), space_id="s")
+    return index
+
+
+def ids(hits):
+    return [hit.id for hit in hits]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import stat
 
 import numpy as np
 import pytest
 from helpers.search_fakes import DIM, FakeEncoder
+from helpers.trees import same, tree
 
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.search.build import build_index
@@ -23,19 +23,6 @@ TEXTS = [f"word{i} in text {i}" for i in range(12)]
 
 def documents(start=0, stop=12):
     return [Document(f"d{i}", TEXTS[i], {"i": i}) for i in range(start, stop)]
-
-
-def tree(root):
-    """Kind, times and content of everything below a folder."""
-    found = {}
-    for path in sorted(root.rglob("*")):
-        status = path.lstat()
-        content = (
-            path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
-        )
-        times = None if path.is_dir() and not path.is_symlink() else status.st_mtime_ns
-        found[path.relative_to(root).as_posix()] = stat.S_IMODE(status.st_mode), times, content
-    return found
 
 
 def lay(folder, *, parts=("segments", "deletes", "bm25")):
@@ -68,10 +55,6 @@ def lay(folder, *, parts=("segments", "deletes", "bm25")):
         (place / "read-only").write_text("mine")
         (place / "read-only").chmod(0o400)
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path not in before}
-
-
-def same(before, after, names):
-    return {name: before[name] for name in names} == {name: after.get(name) for name in names}
 
 
 CHANGES = {

@@ -20,7 +20,7 @@ from taskdistill.types import MANIFEST
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def intact(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "i"
     documents = [Document(f"d{i}", f"word{i % 7} common text {i}", {"i": i}) for i in range(50)]
     index, _ = build_index(FakeEncoder(), documents, path, batch=30)
@@ -41,9 +41,9 @@ def use(path):
     )
 
 
-def test_the_whole_index_answers_and_every_kind_of_file_is_there(whole):
-    assert use(whole)[0][0]
-    kinds = {p.name for p in files(whole)}
+def test_the_whole_index_answers_and_every_kind_of_file_is_there(intact):
+    assert use(intact)[0][0]
+    kinds = {p.name for p in files(intact)}
     assert {
         "codes.npy",
         "vectors.npy",
@@ -54,16 +54,16 @@ def test_the_whole_index_answers_and_every_kind_of_file_is_there(whole):
         "entries.arrow",
         MANIFEST,
     } <= kinds
-    assert any(p.parent.name == "deletes" for p in files(whole))
-    assert any("bm25" in p.parts for p in files(whole))
+    assert any(p.parent.name == "deletes" for p in files(intact))
+    assert any("bm25" in p.parts for p in files(intact))
 
 
 @pytest.mark.parametrize("where", [0.0, 0.5, 0.999])
-def test_a_flipped_byte_in_any_file_is_refused(whole, tmp_path, where):
-    for file in files(whole):
+def test_a_flipped_byte_in_any_file_is_refused(intact, tmp_path, where):
+    for file in files(intact):
         copy = tmp_path / "i"
-        shutil.copytree(whole, copy)
-        damaged = copy / file.relative_to(whole)
+        shutil.copytree(intact, copy)
+        damaged = copy / file.relative_to(intact)
         content = bytearray(damaged.read_bytes())
         content[int(where * (len(content) - 1))] ^= 0x41
         damaged.write_bytes(content)
@@ -72,9 +72,9 @@ def test_a_flipped_byte_in_any_file_is_refused(whole, tmp_path, where):
         shutil.rmtree(copy)
 
 
-def test_any_flipped_bit_of_the_manifest_is_refused_or_harmless(whole, tmp_path):
+def test_any_flipped_bit_of_the_manifest_is_refused_or_harmless(intact, tmp_path):
     copy = tmp_path / "i"
-    shutil.copytree(whole, copy)
+    shutil.copytree(intact, copy)
     content = (copy / MANIFEST).read_bytes()
     rng = np.random.default_rng(0)
     expected = json.loads(content)
@@ -89,11 +89,11 @@ def test_any_flipped_bit_of_the_manifest_is_refused_or_harmless(whole, tmp_path)
         assert json.loads((copy / MANIFEST).read_bytes()) == expected
 
 
-def test_a_truncated_or_missing_file_is_refused(whole, tmp_path):
-    for file in files(whole):
+def test_a_truncated_or_missing_file_is_refused(intact, tmp_path):
+    for file in files(intact):
         copy = tmp_path / "i"
-        shutil.copytree(whole, copy)
-        damaged = copy / file.relative_to(whole)
+        shutil.copytree(intact, copy)
+        damaged = copy / file.relative_to(intact)
         damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
         with pytest.raises(BadInput):
             use(copy)
@@ -104,13 +104,13 @@ def test_a_truncated_or_missing_file_is_refused(whole, tmp_path):
         shutil.rmtree(copy)
 
 
-def test_arrays_of_other_lengths_are_refused_even_with_good_hashes(whole, tmp_path):
+def test_arrays_of_other_lengths_are_refused_even_with_good_hashes(intact, tmp_path):
     for name, change in (
         ("codes.npy", np.zeros((29, DIM // 8), np.uint8)),
         ("vectors.npy", np.zeros((31, DIM), np.int8)),
     ):
         copy = tmp_path / "i"
-        shutil.copytree(whole, copy)
+        shutil.copytree(intact, copy)
         file = next(copy.glob(f"segments/00000000/{name}"))
         np.save(file, change)
         manifest = manifests.load_manifest(copy)
@@ -123,9 +123,9 @@ def test_arrays_of_other_lengths_are_refused_even_with_good_hashes(whole, tmp_pa
         shutil.rmtree(copy)
 
 
-def test_a_manifest_that_names_a_file_outside_is_refused(whole, tmp_path):
+def test_a_manifest_that_names_a_file_outside_is_refused(intact, tmp_path):
     copy = tmp_path / "i"
-    shutil.copytree(whole, copy)
+    shutil.copytree(intact, copy)
     manifest = manifests.load_manifest(copy)
     manifests.write_manifest(copy, manifest)
     value = json.loads((copy / MANIFEST).read_text())
@@ -136,9 +136,9 @@ def test_a_manifest_that_names_a_file_outside_is_refused(whole, tmp_path):
         Index.open(copy)
 
 
-def test_a_newer_format_and_another_kind_are_refused(whole, tmp_path):
+def test_a_newer_format_and_another_kind_are_refused(intact, tmp_path):
     copy = tmp_path / "i"
-    shutil.copytree(whole, copy)
+    shutil.copytree(intact, copy)
     value = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps({**value, "format_version": 99}))
     with pytest.raises(BadInput, match="format version 99"):
@@ -166,9 +166,9 @@ def test_a_header_that_claims_too_much_is_refused_before_anything_is_allocated(t
         array_of(file, mapped, np.uint8, (1, 8))
 
 
-def test_sizes_only_still_finds_a_truncated_file(whole, tmp_path):
+def test_sizes_only_still_finds_a_truncated_file(intact, tmp_path):
     copy = tmp_path / "i"
-    shutil.copytree(whole, copy)
+    shutil.copytree(intact, copy)
     file = next(copy.glob("segments/*/codes.npy"))
     content = bytearray(file.read_bytes())
     content[-1] ^= 1

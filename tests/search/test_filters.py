@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers.search_fakes import FakeEncoder
+from helpers.search_fakes import FakeEncoder, filled, ids, numbered, random_vectors
 
 from taskdistill.errors import BadInput
 from taskdistill.search.build import build_index
@@ -15,7 +15,6 @@ from taskdistill.search.filters import (
     parse_filter,
 )
 from taskdistill.search.passages import PassageSettings
-from tests.search.test_index import filled, ids, numbered, random_vectors
 
 ROWS = [
     {"lang": "en", "year": 2020, "ok": True, "tags": ["a", "b"]},
@@ -27,7 +26,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("condition", "expected"),
     [
         ({"lang": "en"}, [0, 3]),
         ("lang=en", [0, 3]),
@@ -51,10 +50,10 @@ ROWS = [
         ({"lang": []}, []),
     ],
 )
-def test_conditions(given, expected):
+def test_conditions(condition, expected):
     entries = pa.Table.from_batches([metadata_entries(ROWS)])
     assert (
-        np.flatnonzero(matching_documents(entries, len(ROWS), parse_filter(given))).tolist()
+        np.flatnonzero(matching_documents(entries, len(ROWS), parse_filter(condition))).tolist()
         == expected
     )
 
@@ -90,16 +89,16 @@ def test_a_filter_comes_before_the_ranking_even_for_rare_matches(tmp_path):
         np.concatenate([random_vectors(500), random_vectors(100, seed=5)]),
         random_vectors(7, seed=1),
     )
-    for given, kept in (
+    for condition, matching in (
         ({"i": [3, 7, 333, 507, 599]}, [3, 333, 599]),
         ("parity=1", [i for i in range(1, 600, 2) if i not in (7, 9, 507)]),
         (["parity=0", "i>=590"], [590, 592, 594, 596, 598]),
         ({"i": {">": 10_000}}, []),
     ):
-        order = np.argsort(-(queries @ vectors[kept].T), axis=1)[:, :10]
-        assert [ids(hits) for hits in index.search(queries, 10, filter=given, oversample=100)] == [
-            [f"d{kept[i]}" for i in row] for row in order
-        ]
+        order = np.argsort(-(queries @ vectors[matching].T), axis=1)[:, :10]
+        assert [
+            ids(hits) for hits in index.search(queries, 10, filter=condition, oversample=100)
+        ] == [[f"d{matching[i]}" for i in row] for row in order]
     for hits in index.search(queries, 5, filter="parity=1", oversample=2):
         assert len(hits) == 5 and all(hit.metadata["parity"] == 1 for hit in hits)
 

@@ -70,8 +70,8 @@ def test_hybrid_search_finds_what_the_vectors_miss_and_follows_filter_and_change
         index.search(["x"], 1, encoder=encoder, hybrid=True)
     assert not list((tmp_path / "i" / "bm25").iterdir())
     index.build_bm25()
-    found = index.search(queries, 10, encoder=encoder, hybrid=True)
-    assert all((f"d{i}" in [hit.id for hit in hits]) == (i != 7) for i, hits in enumerate(found))
+    result = index.search(queries, 10, encoder=encoder, hybrid=True)
+    assert all((f"d{i}" in [hit.id for hit in hits]) == (i != 7) for i, hits in enumerate(result))
     with pytest.raises(BadInput, match="vectors were given where texts are needed"):
         index.search(np.ones((1, 64), np.float32), 1, hybrid=True)
 
@@ -93,8 +93,8 @@ def test_refinement_is_the_softmax_weighted_centroid():
     )
     weights = np.exp([0.8 / 0.5, 0.0]) / np.exp([0.8 / 0.5, 0.0]).sum()
     expected = 0.6 * query + 0.4 * (weights[0] * documents[0] + weights[1] * documents[1])
-    found = apply_prf(query, documents, PrfSettings(documents=2, weight=0.4, temperature=0.5))
-    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
+    result = apply_prf(query, documents, PrfSettings(documents=2, weight=0.4, temperature=0.5))
+    np.testing.assert_allclose(result, expected / np.linalg.norm(expected), atol=1e-6)
     assert apply_prf(query, documents[:0], PrfSettings()) is query
     np.testing.assert_allclose(
         apply_prf(query, documents[:1], PrfSettings(weight=1.0, temperature=1e-4)),

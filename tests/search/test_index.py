@@ -4,7 +4,15 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.search_fakes import DIM, FakeEncoder
+from helpers.search_fakes import (
+    DIM,
+    FakeEncoder,
+    filled,
+    ids,
+    numbered,
+    random_vectors,
+    settings,
+)
 
 from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.io.lock import writer_lock
@@ -13,43 +21,13 @@ from taskdistill.search.build import build_index
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
 from taskdistill.search.passages import PassageSettings
-from taskdistill.search.settings import IndexSettings
 from taskdistill.search.storage import commit
-
-
-def settings(rescore="int8", dim=DIM, passages=None):
-    return IndexSettings(
-        model="m", model_hash="h", space_id="s", task="retrieval", document_prompt="document", query_prompt="query", dim=dim,
-        rescore=rescore, passages=passages,
-    )  # fmt: skip
-
-
-def random_vectors(n, seed=0, dim=DIM):
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((8, dim))
-    return normalize(centres[rng.integers(0, 8, n)] + 0.7 * rng.standard_normal((n, dim)))
-
-
-def numbered(n, start=0):
-    return [
-        Document(f"d{i}", f"text {i}", {"parity": i % 2, "i": i}) for i in range(start, start + n)
-    ]
-
-
-def filled(path, n=500, rescore="int8"):
-    index = Index.create(path, settings(rescore))
-    index.add_vectors(numbered(n), random_vectors(n), space_id="s")
-    return index
 
 
 def brute(vectors, queries, top_k):
     scores = queries @ vectors.T
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
     return order, np.take_along_axis(scores, order, axis=1)
-
-
-def ids(hits):
-    return [hit.id for hit in hits]
 
 
 @pytest.mark.parametrize(
@@ -68,11 +46,11 @@ def test_rescoring_every_candidate_equals_brute_force(tmp_path, rescore, error):
         queries,
         10,
     )
-    found = index.search(queries, 10, oversample=50)
-    assert [ids(hits) for hits in found] == [[f"d{i}" for i in row] for row in order]
-    np.testing.assert_allclose([[hit.score for hit in hits] for hits in found], scores, atol=1e-5)
+    result = index.search(queries, 10, oversample=50)
+    assert [ids(hits) for hits in result] == [[f"d{i}" for i in row] for row in order]
+    np.testing.assert_allclose([[hit.score for hit in hits] for hits in result], scores, atol=1e-5)
     exact = brute(random_vectors(500), queries, 10)[1]
-    np.testing.assert_allclose([[hit.score for hit in hits] for hits in found], exact, atol=error)
+    np.testing.assert_allclose([[hit.score for hit in hits] for hits in result], exact, atol=error)
 
 
 def test_first_pass_takes_the_nearest_codes_over_all_segments(tmp_path):
@@ -167,20 +145,20 @@ def test_delete_and_compact_keep_the_answers(tmp_path):
     index.add_vectors(numbered(100, 200), random_vectors(100, seed=2), space_id="s")
     assert index.delete(["d5", "d5", "unknown", "d250"]) == 2
     assert index.delete(["d5"]) == 0
-    kept = [i for i in range(300) if i not in (5, 250)]
+    live = [i for i in range(300) if i not in (5, 250)]
     order, scores = brute(
-        np.concatenate([random_vectors(200), random_vectors(100, seed=2)])[kept], queries, 8
+        np.concatenate([random_vectors(200), random_vectors(100, seed=2)])[live], queries, 8
     )
     for _ in range(2):
-        found = index.search(queries, 8, oversample=1000)
-        assert [ids(hits) for hits in found] == [[f"d{kept[i]}" for i in row] for row in order]
+        result = index.search(queries, 8, oversample=1000)
+        assert [ids(hits) for hits in result] == [[f"d{live[i]}" for i in row] for row in order]
         np.testing.assert_allclose(
-            [[hit.score for hit in hits] for hits in found], scores, atol=1e-6
+            [[hit.score for hit in hits] for hits in result], scores, atol=1e-6
         )
         index.compact()
     assert len(index.snapshot.segments) == 1
     assert index.snapshot.segments[0].entry.deleted == 0
-    assert [hit.metadata["i"] for hit in index.search(queries, 1)[0]] == [kept[order[0][0]]]
+    assert [hit.metadata["i"] for hit in index.search(queries, 1)[0]] == [live[order[0][0]]]
     assert sorted(p.name for p in (tmp_path / "i" / "segments").iterdir()) == ["00000002"]
     assert not list((tmp_path / "i" / "deletes").iterdir())
 
@@ -192,9 +170,9 @@ def test_many_small_writes_are_merged(tmp_path, monkeypatch):
     for at, document in enumerate(numbered(40)):
         index.add_vectors([document], vectors[at : at + 1], space_id="s")
     assert len(index.snapshot.segments) <= 10
-    found = index.search(vectors, 1, oversample=100)
-    assert [hits[0].id for hits in found] == [f"d{i}" for i in range(40)]
-    assert [hits[0].metadata["i"] for hits in found] == list(range(40))
+    result = index.search(vectors, 1, oversample=100)
+    assert [hits[0].id for hits in result] == [f"d{i}" for i in range(40)]
+    assert [hits[0].metadata["i"] for hits in result] == list(range(40))
 
 
 def test_int8_ranges_of_the_first_vectors_serve_later_ones(tmp_path):
@@ -289,19 +267,19 @@ def test_an_index_that_was_built_anew_in_its_place_is_seen_by_those_who_have_it_
     before, after = ([f"{word} number {i}" for i in range(40)] for word in ("plain", "other"))
     rebuilt(tmp_path / "i", before, bm25=hybrid)
     reader = Index.open(tmp_path / "i", first_pass=first_pass)
-    found = reader.search(["plain number 7"], 3, encoder=FakeEncoder(), hybrid=hybrid)
-    assert found[0][0].text == "plain number 7"
+    result = reader.search(["plain number 7"], 3, encoder=FakeEncoder(), hybrid=hybrid)
+    assert result[0][0].text == "plain number 7"
     fresh = rebuilt(tmp_path / "i", after, bm25=hybrid)
     assert fresh.snapshot.manifest.segments == reader.snapshot.manifest.segments
-    assert reader.search(["plain number 7"], 3, encoder=FakeEncoder(), hybrid=hybrid) == found
+    assert reader.search(["plain number 7"], 3, encoder=FakeEncoder(), hybrid=hybrid) == result
     reader.refresh()
-    found = reader.search(
+    result = reader.search(
         ["plain number 7", "other number 9"], 40, encoder=FakeEncoder(), hybrid=hybrid
     )
-    assert found == Index.open(tmp_path / "i", first_pass=first_pass).search(
+    assert result == Index.open(tmp_path / "i", first_pass=first_pass).search(
         ["plain number 7", "other number 9"], 40, encoder=FakeEncoder(), hybrid=hybrid
     )
-    assert {hit.text for hits in found for hit in hits} <= set(after)
+    assert {hit.text for hits in result for hit in hits} <= set(after)
 
 
 def test_segments_of_the_same_content_are_kept_open(tmp_path):
@@ -349,16 +327,21 @@ def test_fewer_dimensions_of_the_same_space_are_followed(tmp_path):
 def test_describe(tmp_path):
     index, _ = build_index(FakeEncoder(), numbered(20), tmp_path / "i")
     index.delete(["d1"])
-    told = index.describe()
+    description = index.describe()
     assert (
-        told["documents"],
-        told["passages"],
-        told["deleted"],
-        told["building"],
-        told["metadata"],
+        description["documents"],
+        description["passages"],
+        description["deleted"],
+        description["building"],
+        description["metadata"],
     ) == (19, 19, 1, False, ["i", "parity"])
-    assert told["bytes"]["codes"] == pytest.approx(20 * DIM / 8, abs=200)
-    assert (told["task"], told["query_prompt"], told["dim"], told["space_id"]) == (
+    assert description["bytes"]["codes"] == pytest.approx(20 * DIM / 8, abs=200)
+    assert (
+        description["task"],
+        description["query_prompt"],
+        description["dim"],
+        description["space_id"],
+    ) == (
         "retrieval",
         "query",
         DIM,
@@ -372,8 +355,8 @@ def test_cells_find_most_of_what_the_exact_pass_finds(tmp_path, monkeypatch):
     queries = normalize(random_vectors(2000)[:50] + 0.1 * random_vectors(50, seed=1))
     index.delete([f"d{i}" for i in range(0, 2000, 7)])
     exact = [set(ids(hits)) for hits in index.search(queries, 10, oversample=10)]
-    found = Index.open(tmp_path / "i", first_pass="ivf").search(queries, 10, oversample=10)
-    assert all(int(hit.id[1:]) % 7 for hits in found for hit in hits)
-    assert np.mean([len(a & set(ids(b))) / 10 for a, b in zip(exact, found, strict=True)]) > 0.8
+    result = Index.open(tmp_path / "i", first_pass="ivf").search(queries, 10, oversample=10)
+    assert all(int(hit.id[1:]) % 7 for hits in result for hit in hits)
+    assert np.mean([len(a & set(ids(b))) / 10 for a, b in zip(exact, result, strict=True)]) > 0.8
     with pytest.raises(BadInput, match="no effect"):
         filled(tmp_path / "j", 10) and Index.open(tmp_path / "j", first_pass="ivf")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.search_fakes import FakeEncoder
+from helpers.search_fakes import FakeEncoder, filled, ids, numbered, random_vectors, settings
 
 from taskdistill.errors import BadInput
 from taskdistill.io.sealed import seal_json
@@ -17,7 +17,6 @@ from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
 from taskdistill.search.prf import PrfSettings
 from taskdistill.search.settings import SearchDefaults
-from tests.search.test_index import filled, ids, numbered, random_vectors, settings
 
 
 def test_searches_follow_the_defaults_unless_they_say_otherwise(tmp_path):
@@ -40,16 +39,20 @@ def test_searches_follow_the_defaults_unless_they_say_otherwise(tmp_path):
         "refinement": vars(moved),
     }
 
-    def found(**options):
+    def searched(**options):
         return [
             [(hit.id, hit.score) for hit in hits]
             for hits in opened.search(queries, 5, encoder=encoder, **options)
         ]
 
-    assert found() == found(oversample=2, hybrid=True, refinement=moved) == found(refinement=True)
-    assert found() != found(hybrid=False) and found() != found(refinement=False)
+    assert (
+        searched()
+        == searched(oversample=2, hybrid=True, refinement=moved)
+        == searched(refinement=True)
+    )
+    assert searched() != searched(hybrid=False) and searched() != searched(refinement=False)
     vectors = encoder.encode(queries, prompt_name="query")
-    assert ids(opened.search(vectors, 5)[0]) == [name for name, _ in found(hybrid=False)[0]]
+    assert ids(opened.search(vectors, 5)[0]) == [name for name, _ in searched(hybrid=False)[0]]
     opened.add([Document("new", "subject1000")], encoder)
     with pytest.raises(BadInput, match="lexical part"):
         opened.search(queries, 5, encoder=encoder)
@@ -88,8 +91,8 @@ def test_a_shrunk_index_holds_what_a_small_one_would(tmp_path, dim, rescore):
     index.set_defaults(SearchDefaults(oversample=7, refinement=PrfSettings()))
     index.shrink(dim, rescore)
     opened = Index.open(tmp_path / "i")
-    kept = np.delete(np.arange(600), [5, 450])
-    small = truncate(vectors[kept], dim)
+    live = np.delete(np.arange(600), [5, 450])
+    small = truncate(vectors[live], dim)
     snapshot = opened.snapshot
     assert (opened.settings.dim, opened.settings.rescore, opened.documents) == (dim, rescore, 598)
     assert sum(entry.deleted for entry in snapshot.manifest.segments) == 0
@@ -118,7 +121,7 @@ def test_a_shrunk_index_holds_what_a_small_one_would(tmp_path, dim, rescore):
             for hits in opened.search(truncate(queries, dim), 1, oversample=598, refinement=False)
         ]
         assert (
-            np.mean([name == f"d{kept[row]}" for name, row in zip(best, order, strict=True)]) >= 0.9
+            np.mean([name == f"d{live[row]}" for name, row in zip(best, order, strict=True)]) >= 0.9
         )
     opened.add_vectors([Document("new", "text")], normalize(np.ones((1, dim))), space_id="s")
     assert opened.documents == 599

@@ -194,15 +194,15 @@ def test_two_encoders_one_space():
         ("student", "student"),
         *((asker, documents) for documents in shared for asker in shared),
     ]
-    found = dict(zip(pairs, tiers, strict=True))
-    best = found["teacher", "teacher"]
+    by_models = dict(zip(pairs, tiers, strict=True))
+    best = by_models["teacher", "teacher"]
     assert (best.retention.value, best.retention.low, best.retention.high) == (1, 1, 1)
     assert (
-        found["student", "student"].ndcg.value
-        < found["projected", "teacher"].ndcg.value
+        by_models["student", "student"].ndcg.value
+        < by_models["projected", "teacher"].ndcg.value
         <= best.ndcg.value
     )
-    assert found["static", "static"].ndcg.value < found["projected", "projected"].ndcg.value
+    assert by_models["static", "static"].ndcg.value < by_models["projected", "projected"].ndcg.value
     for tier in tiers:
         assert tier.retention.value == pytest.approx(tier.ndcg.value / best.ndcg.value)
         assert tier.ndcg.low <= tier.ndcg.value <= tier.ndcg.high

@@ -80,9 +80,9 @@ def test_procrustes_recovers_a_rotation_and_one_into_more_dimensions():
         procrustes(new[:200], new[:200] @ turn), new[200:], new[200:] @ turn
     ) == pytest.approx(1, abs=1e-5)
     wide = np.hstack([new @ turn, np.zeros((300, 8), np.float32)])
-    made = procrustes(new, wide)
-    assert (made.source_dim, made.target_dim) == (16, 24) and held_out_cosine(
-        made, new, wide
+    mapping = procrustes(new, wide)
+    assert (mapping.source_dim, mapping.target_dim) == (16, 24) and held_out_cosine(
+        mapping, new, wide
     ) == pytest.approx(1, abs=1e-5)
 
 
@@ -104,9 +104,9 @@ def test_low_rank_recovers_an_affine_map_that_no_rotation_is():
 def test_the_residual_network_learns_what_no_linear_map_can():
     new = unit(1500, 8, 1)
     old = normalize(np.hstack([new, 2 * np.abs(new)])).astype(np.float32)
-    found = fit_maps(new, old)
-    scores = {each.map.kind: each.cosine for each in found}
-    assert found[0].map.kind == "residual" and scores["residual"] > scores["low-rank"] + 0.02
+    fitted = fit_maps(new, old)
+    scores = {each.map.kind: each.cosine for each in fitted}
+    assert fitted[0].map.kind == "residual" and scores["residual"] > scores["low-rank"] + 0.02
     again = fit_maps(new, old, kind="residual")[0]
     assert again.cosine == scores["residual"]
 
@@ -119,23 +119,27 @@ def test_too_few_texts_and_unknown_maps_are_refused():
 
 
 def test_recall_kept_is_a_ratio_with_its_interval():
-    kept = recall_retention(np.array([1.0, 1.0, 0.5, 0.0]), np.array([1.0, 0.5, 0.5, 0.0]))
-    assert (kept.old, kept.mapped, kept.queries) == (0.625, 0.5, 4) and kept.share == pytest.approx(
-        0.8
-    )
-    assert kept.low <= 0.8 <= kept.high
+    retention = recall_retention(np.array([1.0, 1.0, 0.5, 0.0]), np.array([1.0, 0.5, 0.5, 0.0]))
+    assert (retention.old, retention.mapped, retention.queries) == (
+        0.625,
+        0.5,
+        4,
+    ) and retention.share == pytest.approx(0.8)
+    assert retention.low <= 0.8 <= retention.high
     same = recall_retention(np.ones(5), np.ones(5))
     assert (same.share, same.low, same.high) == (1, 1, 1)
 
 
 def test_a_new_model_finds_through_the_map_what_the_old_one_finds(old):
     new = Turned()
-    ours, theirs = sample_pairs(old, new, task=None, count=150, seed=1, progress=lambda *_: None)
-    assert ours.shape == theirs.shape == (150, 64)
-    made = fit_maps(ours, theirs, seed=1)[0]
+    new_vectors, old_vectors = sample_pairs(
+        old, new, task=None, count=150, seed=1, progress=lambda *_: None
+    )
+    assert new_vectors.shape == old_vectors.shape == (150, 64)
+    mapping = fit_maps(new_vectors, old_vectors, seed=1)[0]
     queries = {f"q{n}": " ".join(each.text.split()[:4]) for n, each in enumerate(documents()[:40])}
     qrels = {f"q{n}": {f"d{n}": 1} for n in range(40)}
-    mapped = AlignedEncoder(new, made.map, space_id="space-a", model_hash="hash-b", task=None)
+    mapped = AlignedEncoder(new, mapping.map, space_id="space-a", model_hash="hash-b", task=None)
     before, after = (
         recalls(old, FakeEncoder(), queries, qrels),
         recalls(old, mapped, queries, qrels),
@@ -152,14 +156,16 @@ def test_a_new_model_finds_through_the_map_what_the_old_one_finds(old):
     )
     assert recall_retention(before, recalls(old, blind, queries, qrels)).share < 0.5
     with pytest.raises(BadInput, match="fitted to a model of hash hash-b"):
-        AlignedEncoder(FakeEncoder(), made.map, space_id="space-a", model_hash="hash-b", task=None)
+        AlignedEncoder(
+            FakeEncoder(), mapping.map, space_id="space-a", model_hash="hash-b", task=None
+        )
 
 
 def test_stored_vectors_of_int8_are_decoded(tmp_path):
     index = build_index(FakeEncoder(), documents(40), tmp_path / "i", task=None, rescore="int8")[0]
-    found = unit_stored_vectors(index.snapshot, index.snapshot.rows())
+    fitted = unit_stored_vectors(index.snapshot, index.snapshot.rows())
     exact = normalize(FakeEncoder().encode([each.text for each in documents(40)]))
-    assert (found * exact).sum(1).min() > 0.99
+    assert (fitted * exact).sum(1).min() > 0.99
     bare = build_index(FakeEncoder(), documents(40), tmp_path / "b", task=None, rescore="none")[0]
     with pytest.raises(BadInput, match="binary codes only"):
         unit_stored_vectors(bare.snapshot, bare.snapshot.rows())
@@ -167,8 +173,10 @@ def test_stored_vectors_of_int8_are_decoded(tmp_path):
 
 def migration(old, path, into) -> Migration:
     new = Turned()
-    ours, theirs = sample_pairs(old, new, task=None, count=160, seed=1, progress=lambda *_: None)
-    made = fit_maps(ours, theirs, kind="procrustes", seed=1)[0].map
+    new_vectors, old_vectors = sample_pairs(
+        old, new, task=None, count=160, seed=1, progress=lambda *_: None
+    )
+    mapping = fit_maps(new_vectors, old_vectors, kind="procrustes", seed=1)[0].map
     meta = {
         "state": "both",
         "old_index": str(old.path),
@@ -177,7 +185,9 @@ def migration(old, path, into) -> Migration:
         "model_hash": "hash-b",
         "task": None,
     }
-    write_migration(path, made, meta | {"calibration": list(calibrate(made, ours, theirs))})
+    write_migration(
+        path, mapping, meta | {"calibration": list(calibrate(mapping, new_vectors, old_vectors))}
+    )
     return read_migration(path)
 
 
@@ -245,12 +255,12 @@ def test_a_dev_set_must_be_of_the_index(old):
 
 def write_named(folder: Path, seed: int) -> Path:
     """Write a random model with the id of its space."""
-    made = tiny.model(
+    mapping = tiny.model(
         tiny.student(seed=seed),
         tiny.write_tokenizer(folder.with_name(f"{folder.name}-tok")),
         prompts={},
     )
-    write_model(folder, made)
+    write_model(folder, mapping)
     return folder
 
 
@@ -297,11 +307,11 @@ def test_the_commands_fit_measure_refuse_and_search(tmp_path, capsys):
         )
         == 0
     )
-    told = json.loads((tmp_path / "told.json").read_text())
+    result = json.loads((tmp_path / "told.json").read_text())
     assert (
-        set(told["cosines"]) == {"procrustes", "low-rank", "residual"}
-        and told["recall"]["queries"] == 30
-        and told["sample"] == 120
+        set(result["cosines"]) == {"procrustes", "low-rank", "residual"}
+        and result["recall"]["queries"] == 30
+        and result["sample"] == 120
     )
     assert (
         command(["index", str(second), str(corpus), "--out", str(tmp_path / "n"), "--quiet"]) == 0

@@ -14,6 +14,7 @@ import traceback
 import numpy as np
 import pytest
 from helpers.search_fakes import DIM, FakeEncoder, word_vector
+from helpers.trees import same, tree
 
 from taskdistill.errors import WorkFailed
 from taskdistill.io import folders
@@ -23,7 +24,6 @@ from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
 from taskdistill.search.settings import IndexSettings
 from taskdistill.search.storage import commit
-from tests.io.test_arrays import same, tree
 
 SETTINGS = IndexSettings(
     model="m", model_hash="h", space_id="s", task=None, document_prompt="document", query_prompt="query", dim=DIM, rescore="float32", passages=None
@@ -65,10 +65,10 @@ def after(state: State, step: int) -> State:
 
 
 def observed(index: Index) -> State:
-    found = index.search(vector("probe", 0)[None], 1000)[0]
-    for hit in found:
+    state_on_disk = index.search(vector("probe", 0)[None], 1000)[0]
+    for hit in state_on_disk:
         assert hit.text == f"text of {hit.id} at {hit.metadata['step']}"
-    return {hit.id: hit.metadata["step"] for hit in found}
+    return {hit.id: hit.metadata["step"] for hit in state_on_disk}
 
 
 def check_search(index: Index, state: State) -> None:
@@ -139,11 +139,11 @@ def test_kill_9_at_random_moments(tmp_path, monkeypatch):
             state = after(state, each)
         step += len(done)
         index = Index.open(tmp_path / "i")
-        found = observed(index)
-        assert found in (state, after(state, step)), f"after step {step}"
-        check_search(index, found)
-        if found != state:
-            state, step = found, step + 1
+        state_on_disk = observed(index)
+        assert state_on_disk in (state, after(state, step)), f"after step {step}"
+        check_search(index, state_on_disk)
+        if state_on_disk != state:
+            state, step = state_on_disk, step + 1
     assert step >= 12, "every round has acknowledged something, however slow the machine"
     index.add_vectors([Document("last", "text")], vector("last", 0)[None], space_id="s")
     listed = set(index.snapshot.manifest.files)
@@ -208,9 +208,11 @@ def test_a_kill_at_every_sync_and_rename(tmp_path, monkeypatch, stride):
         for each in done:
             state = after(state, each)
         index = Index.open(path)
-        found = observed(index)
-        assert found == state or found == after(state, steps[len(done)]), f"killed at call {point}"
-        check_search(index, found)
+        state_on_disk = observed(index)
+        assert state_on_disk == state or state_on_disk == after(state, steps[len(done)]), (
+            f"killed at call {point}"
+        )
+        check_search(index, state_on_disk)
         index.delete(["nothing of this name"])
         now, listed = tree(path.parent), {f"i/{name}" for name in index.snapshot.manifest.files}
         assert same(before, now, before.keys() - {"i/taskdistill.json"}), f"killed at call {point}"

@@ -156,12 +156,11 @@ def _records(
     snapshot: Snapshot, progress: Callable[[int, int], None] | None
 ) -> Iterator[IndexRecords]:
     """Read the live passages; numbers count from 0 in the order of the index."""
-    rows, ranges = snapshot.rows(), snapshot.manifest.ranges
+    rows = snapshot.rows()
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        stored = snapshot.vectors(part)
-        vectors = normalize(stored if ranges is None else ranges.decode(stored))
-        yield IndexRecords(start, snapshot.hits(part, np.zeros(len(part), np.float32)), vectors)
+        vectors = normalize(snapshot.float_vectors(part))
+        yield IndexRecords(start, snapshot.hits(part), vectors)
         if progress is not None:
             progress(start + len(part), len(rows))
 
