@@ -13,7 +13,7 @@ from taskdistill.search.asymmetric import measure_tiers
 from taskdistill.search.corpus import Document
 from taskdistill.search.devset import CachedEncoder, DevSet, read_dev_set
 from taskdistill.search.prf import PrfSettings
-from taskdistill.search.tune import tune
+from taskdistill.search.tune import TuneGrid, tune
 from taskdistill.search.tune_results import table
 
 
@@ -56,7 +56,7 @@ def test_where_signs_of_few_dimensions_tell_all_the_smallest_storage_is_recommen
         [np.ones((200, 8)), rng.choice([-1.0, 1.0], (200, 24)), np.zeros((200, 32))], axis=1
     )
     encoder, dev = planted(signs, signs[:60] + 0.1 * rng.standard_normal((60, 64)), lambda i: [i])
-    tuning = tune(encoder, dev, dims=(8, 32, 64), hybrid=False, oversamples=(2, 10))
+    tuning = tune(encoder, dev, TuneGrid(dims=(8, 32, 64), hybrid=False, oversamples=(2, 10)))
     assert (
         tuning.recommended.setting.dim,
         tuning.recommended.setting.rescore,
@@ -78,7 +78,11 @@ def test_where_signs_tell_nothing_vectors_and_oversampling_are_recommended():
     rng = np.random.default_rng(0)
     positive = rng.random((300, 16)) + 0.01
     encoder, dev = planted(positive, positive[:60] + 0.01 * rng.random((60, 16)), lambda i: [i])
-    tuning = tune(encoder, dev, dims=(16,), hybrid=False, refinements=(), oversamples=(2, 30))
+    tuning = tune(
+        encoder,
+        dev,
+        TuneGrid(dims=(16,), hybrid=False, refinements=(), oversamples=(2, 30)),
+    )
     assert (tuning.recommended.setting.rescore, tuning.recommended.setting.oversample) == (
         "int8",
         30,
@@ -97,10 +101,7 @@ def test_hybrid_is_recommended_only_where_it_earns_its_place():
         tuning = tune(
             FakeEncoder(dim=256, noise=noise),
             dev,
-            dims=(256,),
-            rescores=("int8",),
-            oversamples=(50,),
-            refinements=(),
+            TuneGrid(dims=(256,), rescores=("int8",), oversamples=(50,), refinements=()),
         )
         assert tuning.recommended.setting.hybrid is expected
 
@@ -127,16 +128,21 @@ def test_refinement_is_recommended_where_good_documents_lead_to_others():
     tuning = tune(
         encoder,
         dev,
-        refinements=(PrfSettings(documents=1, weight=0.5, temperature=0.1),),
-        **options,
+        TuneGrid(refinements=(PrfSettings(documents=1, weight=0.5, temperature=0.1),), **options),
     )
     assert tuning.recommended.setting.refinement == PrfSettings(
         documents=1, weight=0.5, temperature=0.1
     )
     assert tuning.recommended.harmed == 0 and tuning.recommended.low > 0.1
-    assert tune(encoder, dev, refinements=(), **options).recommended.setting.refinement is None
+    assert (
+        tune(encoder, dev, TuneGrid(refinements=(), **options)).recommended.setting.refinement
+        is None
+    )
     astray = (PrfSettings(documents=13, weight=0.9, temperature=10.0),)
-    assert tune(encoder, dev, refinements=astray, **options).recommended.setting.refinement is None
+    assert (
+        tune(encoder, dev, TuneGrid(refinements=astray, **options)).recommended.setting.refinement
+        is None
+    )
 
 
 def test_the_result_prints_and_is_json():
@@ -150,9 +156,7 @@ def test_the_result_prints_and_is_json():
     tuning = tune(
         FakeEncoder(),
         dev,
-        dims=(32, 64),
-        rescores=("none", "int8"),
-        oversamples=(2,),
+        TuneGrid(dims=(32, 64), rescores=("none", "int8"), oversamples=(2,)),
         progress=lambda *each: calls.append(each),
     )
     lines = table(tuning)
@@ -162,9 +166,13 @@ def test_the_result_prints_and_is_json():
     } == {12}
     assert json.loads(dump_json(tuning.to_json()))["reference"]["setting"]["dim"] == 64
     with pytest.raises(BadInput, match="none of 1 queries has a relevant document among 30"):
-        tune(FakeEncoder(), DevSet(documents, {"q": "x"}, {"q": {"elsewhere": 1}}), dims=(32,))
+        tune(
+            FakeEncoder(),
+            DevSet(documents, {"q": "x"}, {"q": {"elsewhere": 1}}),
+            TuneGrid(dims=(32,)),
+        )
     with pytest.raises(BadInput, match="grid is empty"):
-        tune(FakeEncoder(), dev, dims=())
+        tune(FakeEncoder(), dev, TuneGrid(dims=()))
 
 
 def test_each_text_is_embedded_once():

@@ -55,7 +55,7 @@ class ExportJob:
         task: str | None = None,
         rows: Sequence[int] | None = None,
     ) -> None:
-        """Compare unit vectors `(n, D)` of an exported file with the reference, and add the comparison.
+        """Compare unit vectors `(n, D)` of an exported file with the reference; add the comparison.
 
         Args:
             required: Whether a difference fails the export, or is only reported.

@@ -1,4 +1,4 @@
-"""One export: the model read, its reference vectors computed, files written, compared, and sealed with the certificate."""
+"""One export: model read, reference computed, files written, compared, sealed, certified."""
 
 from __future__ import annotations
 
@@ -40,11 +40,13 @@ def export(
 
     Args:
         out: Folder to write; it must not exist.
-        task: Adapter to merge; None for the base model. The jina-v5 format takes every adapter and no task.
+        task: Adapter to merge; None for the base model. The jina-v5 format takes every adapter and
+            no task.
         progress: Called with (steps done, steps in all): read, reference, written and compared.
 
     Raises:
-        BadInput: If the format, the task or the model does not go with the others, or a package is missing.
+        BadInput: If the format, the task or the model does not go with the others, or a package is
+            missing.
         WorkFailed: If a file that must equal the reference does not; nothing is left behind.
     """
     writer = FORMATS[format_name]
@@ -126,7 +128,7 @@ def _compared_texts(model: Model) -> tuple[str, ...]:
 
 
 def _check_reference(source: Model, tasks: Sequence[str | None], embed: Embed) -> dict[str, float]:
-    """Compare the reference with the golden vectors of its folder, before anything is derived from it."""
+    """Compare the reference with the golden vectors of its folder, before it is relied on."""
     golden = read_golden(source.source)
     if golden is None:
         return {}

@@ -1,4 +1,4 @@
-"""A tokenizer in the terms of GGUF: byte-level BPE with a pre-tokenizer that llama.cpp has, or lowercasing WordPiece."""
+"""A tokenizer in the terms of GGUF: byte-level BPE as llama.cpp has it, or WordPiece."""
 
 from __future__ import annotations
 

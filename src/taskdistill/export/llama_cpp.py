@@ -1,4 +1,4 @@
-"""llama.cpp, through the package xllamacpp, in a process of its own: a native abort must not take ours with it."""
+"""llama.cpp through xllamacpp, in a child process: a native abort must not end ours."""
 
 from __future__ import annotations
 

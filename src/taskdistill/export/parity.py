@@ -1,4 +1,4 @@
-"""The parity certificate: how close an exported file comes to the reference on fixed texts, as JSON and in the README."""
+"""The parity certificate: how close an exported file comes to the model on fixed texts."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ParityCertificate:
     notes: list[str]
     """What was checked in another way, or not at all."""
     golden: dict[str, float]
-    """`base` or task to the smallest cosine of the reference to the golden vectors of the model folder."""
+    """`base` or task to the smallest cosine of the reference to the folder's golden vectors."""
 
     @property
     def verdict(self) -> str:

@@ -1,4 +1,4 @@
-"""An index for other search engines: its vectors, a schema with binary quantization, and rescoring as it was measured."""
+"""An index for other engines: vectors, a schema with binary codes, rescoring as measured."""
 
 from __future__ import annotations
 
@@ -107,10 +107,12 @@ def export_index(
         progress: Called with the passages written and their number.
 
     Returns:
-        Plain data: passages, dimensions, the oversampling factor and whether it was measured, files.
+        Plain data: passages, dimensions, the oversampling factor and whether it was measured,
+        files.
 
     Raises:
-        BadInput: If the engine is unknown, the index keeps no vectors or is empty, or the name would have to be quoted.
+        BadInput: If the engine is unknown, the index keeps no vectors or is empty, or the name
+            would have to be quoted.
     """
     if format_name not in ENGINES:
         raise BadInput(f"unknown format {format_name!r}{did_you_mean(format_name, ENGINES)}")

@@ -1,4 +1,4 @@
-"""Tiers of one space: any may embed the documents and any other the queries; what each pair is worth and costs."""
+"""Tiers of one space: what each pair of document and query encoder is worth and costs."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ def measure_tiers(
     passages: PassageSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[AsymmetricPair]:
-    """Measure every pair of query tier and document tier of the teacher's space, and students alone in their own, on one dev set.
+    """Measure every pair of query tier and document tier on one dev set.
+
+    Tiers share the teacher's space; students alone search their own.
 
     Args:
         models: Students through their projections into the teacher's space.
@@ -98,12 +100,12 @@ def measure_tiers(
         progress: Called with indexes built and their number.
 
     Returns:
-        Students alone first, then for each document tier, the teacher last, its query tiers, the teacher
-        last.
+        Students alone first, then for each document tier, the teacher last, its query tiers, the
+        teacher last.
 
     Raises:
-        BadInput: If a projected student and the teacher are of different spaces, or the dev set cannot be
-            judged.
+        BadInput: If a projected student and the teacher are of different spaces, or the dev set
+            cannot be judged.
     """
     check_one_space(models, teacher)
     query_ids = dev.judged()

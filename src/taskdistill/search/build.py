@@ -33,21 +33,23 @@ def build_index(
 ) -> tuple[Index, IngestReport]:
     """Embed documents into an index folder, new or existing.
 
-    Documents that are there already are not embedded again, so a build that was killed continues where it
-    was acknowledged, and a later build of a changed corpus embeds the changes only. Nothing is deleted.
+    Documents that are there already are not embedded again, so a build that was killed continues
+    where it was acknowledged, and a later build of a changed corpus embeds the changes only.
+    Nothing is deleted.
 
     Args:
         documents: Read once; such as a `Corpus`.
         task: None for base embeddings.
         truncate_dim: Dimensions to keep; None keeps all.
-        rescore: Precision of the vectors kept beside the binary codes: int8, float16, float32, or none for
-            the codes alone.
-        passages: How long documents are cut; None embeds each as a whole, up to the model's token limit.
+        rescore: Precision of the vectors kept beside the binary codes: int8, float16, float32, or
+            none for the codes alone.
+        passages: How long documents are cut; None embeds each as a whole, up to the model's token
+            limit.
         batch: Passages embedded and acknowledged together.
 
     Raises:
-        BadInput: If there are no documents, one cannot be kept, or the folder is an index with other
-            settings.
+        BadInput: If there are no documents, one cannot be kept, or the folder is an index with
+            other settings.
         WorkFailed: If another process writes or the disk fails; acknowledged batches stay.
     """
     out = Path(out)

@@ -1,7 +1,8 @@
-"""The first pass: nearest binary codes by Hamming distance, exact by default, or in a part of the cells of an inverted file.
+"""The first pass: nearest binary codes by Hamming distance, exactly or in part of the cells.
 
-The exact pass runs faiss's kernel on the memory map itself, without a copy. The cells are built in memory
-from codes that were hashed, never read from a faiss file: such files answer happily with flipped bytes.
+The exact pass runs faiss's kernel on the memory map itself, without a copy. The cells are built in
+memory from codes that were hashed, never read from a faiss file: such files answer happily with
+flipped bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from taskdistill.search.prf import Floats
 
 FirstPass = Literal["flat", "ivf"]
 CELL_ROWS = 65_536
-"""Segments with fewer rows are always searched exactly: that takes a few tenths of a millisecond."""
+"""Segments with fewer rows are searched exactly: that takes a few tenths of a millisecond."""
 
 _ROWS_PER_THREAD = 65_536
 """Codes each thread takes at least when one query is spread over threads."""
@@ -96,7 +97,7 @@ def _scan(queries: Codes, codes: Codes, count: int) -> Nearest:
 
 
 def join_nearest(parts: list[Nearest], count: int) -> Nearest:
-    """Join the results of several parts, whose rows are distinct; ties come in the order of rows."""
+    """Join the results of several parts with distinct rows; ties come in the order of rows."""
     distance = np.concatenate([part[0] for part in parts], axis=1)
     row = np.concatenate([part[1] for part in parts], axis=1)
     # Distance and row in one number: one partition and one sort order by both.

@@ -1,4 +1,4 @@
-"""Judge rankings of a dev set, document by document, and embed its texts once for many measurements."""
+"""Judge rankings of a dev set, and embed its texts once for many measurements."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class DevSet:
         }
         if not queries:
             raise BadInput(
-                f"no query of the dev set has its relevant documents in {snapshot.path}; give a dev "
-                "set over the documents of this index"
+                f"no query of the dev set has its relevant documents in {snapshot.path}; give a "
+                "dev set over the documents of this index"
             )
         return queries
 
@@ -79,8 +79,8 @@ def read_dev_set(folder: str | Path) -> DevSet:
     """Read a retrieval set in the BEIR layout.
 
     Args:
-        folder: With corpus.jsonl, queries.jsonl and qrels.tsv (columns query-id, corpus-id, score), each
-            also as .gz.
+        folder: With corpus.jsonl, queries.jsonl and qrels.tsv (columns query-id, corpus-id, score),
+            each also as .gz.
 
     Raises:
         BadInput: If a file is missing or a row of one cannot be used.
@@ -147,7 +147,7 @@ class CachedEncoder:
         truncate_dim: int | None = None,
         precision: str = "float32",
     ) -> NDArray[Any]:
-        """Return float32 unit rows, embedding only what is new; no other precision is remembered."""
+        """Return float32 unit rows, embedding what is new; no other precision is remembered."""
         keys = [(task, prompt_name, text) for text in texts]
         new = list(dict.fromkeys(key for key in keys if key not in self._vectors))
         if new:
@@ -161,7 +161,7 @@ class CachedEncoder:
 
 
 def passage_depth(passages: PassageSettings | None) -> int:
-    """Return how many passages are ranked to judge `CUTOFF` documents, of which one may have several."""
+    """Return how many passages are ranked to judge `CUTOFF` documents, which may have several."""
     return CUTOFF if passages is None else 5 * CUTOFF
 
 
@@ -194,7 +194,7 @@ def ndcg(
 def recall(
     snapshot: Snapshot, ranked: Sequence[Ranked], query_ids: Collection[str], qrels: Qrels
 ) -> NDArray[np.float64]:
-    """Return `(q,)` shares of the relevant documents, or of ten if there are more, among the first ten."""
+    """Return `(q,)` shares of the relevant documents, of at most ten, among the first ten."""
     shares = []
     for query, each in zip(query_ids, ranked, strict=True):
         relevant = relevant_ids(qrels, query)

@@ -1,17 +1,17 @@
-"""Metadata filters: conditions as a request or a command line writes them, and the documents that meet them.
+"""Metadata filters: conditions as a request writes them, and the documents that meet them.
 
     expression = condition { "and" condition }
     condition  = key ( "=" | "==" | ">=" | "<=" | ">" | "<" ) value  |  key "in" list
     list       = value { "," value }, bare or within [ ] or ( )
     value      = text within " " or ' ', or bare text
 
-A key may be quoted as well. Bare text ends at the last `and` before the next operator; what could be
-read in two ways has to be quoted. An expression is read by hand in one pass over a bounded text: no
-regular expression runs over what a stranger sends.
+A key may be quoted as well. Bare text ends at the last `and` before the next operator; what could
+be read in two ways has to be quoted. An expression is read by hand in one pass over a bounded text:
+no regular expression runs over what a stranger sends.
 
-A value equals another if their texts are the same: 2020 and "2020", true and "true". A list equals each
-of its elements. A range with a number compares numbers (also those given as text, as CSV does); a range
-with other text compares texts, which orders ISO dates.
+A value equals another if their texts are the same: 2020 and "2020", true and "true". A list equals
+each of its elements. A range with a number compares numbers (also those given as text, as CSV
+does); a range with other text compares texts, which orders ISO dates.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_NUMERAL = 40
 Scalar = str | int | float | bool
 
 Filter = Mapping[str, Any] | Sequence[str] | str
-"""`{"lang": "en", "year": {">=": 2020}, "tag": ["a", "b"]}`, `["lang=en", "tag in a, b"]` or `"lang=en and year>=2020"`."""
+"""`{"year": {">=": 2020}, "tag": ["a", "b"]}`, `["lang=en", "tag in a, b"]` or `"a=b and i>=2"`."""
 
 ENTRIES = pa.schema(
     [
@@ -64,7 +64,7 @@ _FORMS = "write key=value, key>=value (or <=, <, >) or `key in a, b`, joined by 
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition on the value of a key: `operator` is `in` or a comparison with the only value."""
+    """One condition on the value of a key: `operator` is `in`, or compares with the only value."""
 
     key: str
     operator: str

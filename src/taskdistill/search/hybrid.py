@@ -1,4 +1,4 @@
-"""Lexical search beside the vectors: BM25 (bm25s) stored in the index folder, joined by reciprocal rank fusion."""
+"""Lexical search beside the vectors: BM25 in the index folder, joined by rank fusion."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def open_bm25(snapshot: Snapshot, *, full: bool = True) -> Bm25:
 
 
 def fuse(rankings: Sequence[Rows], top_k: int) -> Ranked:
-    """Join rankings by reciprocal rank fusion: a row scores the sum of 1 / (60 + its rank), ranks from 1."""
+    """Join rankings: a row scores the sum of 1 / (60 + its rank), with ranks from 1."""
     rows, inverse = np.unique(
         np.concatenate([np.zeros(0, np.int64), *rankings]), return_inverse=True
     )

@@ -45,10 +45,10 @@ from taskdistill.types import MANIFEST
 class Index:
     """A searchable set of documents on disk.
 
-    Searching reads one generation, unaffected by what other processes write until `refresh`. Every change
-    is on the disk when its call returns, and survives a kill at any point; what was not acknowledged never
-    happened. One process writes at a time, any number read. A change raises WorkFailed if another process
-    writes or the disk fails.
+    Searching reads one generation, unaffected by what other processes write until `refresh`. Every
+    change is on the disk when its call returns, and survives a kill at any point; what was not
+    acknowledged never happened. One process writes at a time, any number read. A change raises
+    WorkFailed if another process writes or the disk fails.
     """
 
     def __init__(self, snapshot: Snapshot, *, full: bool, first_pass: FirstPass) -> None:
@@ -66,9 +66,9 @@ class Index:
 
         Args:
             verify: `full` hashes every file once a process; `sizes` only compares sizes.
-            first_pass: `flat` is exact. `ivf` sorts the codes of segments of at least 65,536 rows into
-                cells in memory now, and then looks into a quarter of them: faster, and some of the best
-                are missed.
+            first_pass: `flat` is exact. `ivf` sorts the codes of segments of at least 65,536 rows
+                into cells in memory now, and then looks into a quarter of them: faster, and some of
+                the best are missed.
 
         Raises:
             BadInput: If there is no index, it is damaged, or it is too small for cells.
@@ -114,11 +114,11 @@ class Index:
         return sum(entry.live_documents for entry in self.snapshot.manifest.segments)
 
     def refresh(self) -> None:
-        """Go on to the current generation, after another process has written, or has built the index anew in the same place.
+        """Go on to the current generation, after another process has written or built it anew.
 
         Raises:
-            BadInput: If the folder holds vectors of another kind now: whoever searches this index embeds
-                queries for the old one.
+            BadInput: If the folder holds vectors of another kind now: whoever searches this index
+                embeds queries for the old one.
         """
         snapshot = open_snapshot(self.path, full=self._full, previous=self.snapshot)
         self.settings.check_same_vectors(snapshot.manifest.settings)
@@ -141,17 +141,17 @@ class Index:
         Args:
             queries: Texts, which need `encoder`, or `(q, dim)` vectors of the index's space.
             top_k: Passages a query; fewer come back where there are fewer.
-            encoder: Any encoder of the index's space: the one it was made with, or a student's projection
-                into it.
+            encoder: Any encoder of the index's space: the one it was made with, or a student's
+                projection into it.
             vectors: `(q, at least dim)` vectors of the texts by `encoder`, where they are computed
                 already; nothing is embedded then.
-            oversample: Candidates of the first pass for each passage; None for what the index was tuned
-                to, else 100.
+            oversample: Candidates of the first pass for each passage; None for what the index was
+                tuned to, else 100.
             filter: Conditions on metadata, applied before ranking.
-            refinement: Move queries towards their best documents and search again; None for what the index
-                was tuned to, True for that or the usual one, False for off.
-            hybrid: Join with BM25 by reciprocal rank fusion, which needs texts and `build_bm25`; None for
-                what the index was tuned to.
+            refinement: Move queries towards their best documents and search again; None for what
+                the index was tuned to, True for that or the usual one, False for off.
+            hybrid: Join with BM25 by reciprocal rank fusion, which needs texts and `build_bm25`;
+                None for what the index was tuned to.
 
         Raises:
             BadInput: If something does not match the index, or an option is out of range.
@@ -219,8 +219,8 @@ class Index:
             space_id: The space they are in.
 
         Raises:
-            BadInput: If space, number or dimension does not match, an id occurs twice, or a vector is zero
-                or not finite.
+            BadInput: If space, number or dimension does not match, an id occurs twice, or a vector
+                is zero or not finite.
         """
         self.settings.check_space(space_id)
         for document in documents:
@@ -263,7 +263,7 @@ class Index:
                 commit.commit(self.snapshot, {}, search=defaults)
 
     def shrink(self, dim: int, rescore: str) -> None:
-        """Keep fewer dimensions or a smaller precision, from the stored vectors: nothing is embedded again.
+        """Keep fewer dimensions or a smaller precision; nothing is embedded again.
 
         Args:
             dim: Dimensions to keep, at most those there are.
@@ -285,7 +285,7 @@ class Index:
             build_bm25(self.snapshot)
 
     def describe(self) -> dict[str, Any]:
-        """Return settings, search defaults, counts, generation and bytes by kind of file as plain data."""
+        """Return settings, search defaults, counts and bytes by kind of file as plain data."""
         manifest = self.snapshot.manifest
         sizes: dict[str, int] = {}
         for name, entry in manifest.files.items():

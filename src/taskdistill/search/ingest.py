@@ -1,4 +1,4 @@
-"""Add documents to an index from a stream: in bounded memory, embedding only what is new or changed."""
+"""Add documents to an index from a stream, embedding only what is new or changed."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def ingest(
         The generation after the last batch, and what became of the documents.
 
     Raises:
-        BadInput: If the encoder does not match, a document cannot be kept, or a vector is zero or not
-            finite.
+        BadInput: If the encoder does not match, a document cannot be kept, or a vector is zero or
+            not finite.
     """
     settings = snapshot.manifest.settings
     settings.check_documents(encoder)
@@ -105,7 +105,9 @@ def ingest(
 def add(
     snapshot: Snapshot, documents: Sequence[Document], spans: Rows, vectors: NDArray[np.floating]
 ) -> tuple[Snapshot, int]:
-    """Add documents with their vectors, merging small segments first where there are many; the caller holds the lock.
+    """Add documents with their vectors; the caller holds the lock.
+
+    Small segments are merged first where there are many.
 
     Args:
         documents: Documents with distinct ids.

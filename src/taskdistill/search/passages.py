@@ -1,4 +1,4 @@
-"""Cut long documents into passages at sentence or paragraph boundaries, keeping where each came from."""
+"""Cut long documents into passages at sentence or paragraph boundaries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ WORD = re.compile(
     r"|[^\s\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
 )
 _SENTENCE_END = re.compile(
-    r"""[.!?\u2026]+["'\u201d\u2019)\]]*(?=\s)|[\u3002\uff01\uff1f]+["'\u201d\u2019\u300d)\]]*|\n\s*\n"""
+    r"""[.!?\u2026]+["'\u201d\u2019)\]]*(?=\s)"""
+    r"""|[\u3002\uff01\uff1f]+["'\u201d\u2019\u300d)\]]*|\n\s*\n"""
 )
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
 
@@ -50,8 +51,8 @@ class PassageSettings:
             )
         if self.size < 1 or not 0 <= self.overlap < self.size:
             raise BadInput(
-                f"passages of size {self.size} with overlap {self.overlap}; size must be at least 1 "
-                "and overlap from 0 to size - 1"
+                f"passages of size {self.size} with overlap {self.overlap}; size must be at least "
+                "1 and overlap from 0 to size - 1"
             )
 
 

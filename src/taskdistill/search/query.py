@@ -43,7 +43,8 @@ def query_vectors(
 
     Args:
         encoder: Any encoder of the index's space.
-        vectors: `(q, at least dim)` vectors of the texts by this encoder, where they are there already.
+        vectors: `(q, at least dim)` vectors of the texts by this encoder, where they are there
+            already.
 
     Raises:
         BadInput: If the encoder is of another space, or a query has no vector.
@@ -52,8 +53,8 @@ def query_vectors(
     empty = [at for at, text in enumerate(texts) if not text.strip()]
     if empty:
         raise BadInput(
-            f"{len(empty)} of {len(texts)} queries are empty, the first is number {empty[0]}; leave "
-            "them out"
+            f"{len(empty)} of {len(texts)} queries are empty, the first is number {empty[0]}; "
+            "leave them out"
         )
     if not texts:
         return np.zeros((0, settings.dim), np.float32)
@@ -90,16 +91,16 @@ def rank_queries(
         For each query rows and scores, best first: dot products, or fusion scores with BM25.
 
     Raises:
-        BadInput: If `top_k` or `oversample` is below 1, or an option needs vectors that the index does
-            not keep.
+        BadInput: If `top_k` or `oversample` is below 1, or an option needs vectors that the index
+            does not keep.
     """
     _check_count("top_k", top_k)
     if options.oversample is not None:
         _check_count("oversample", options.oversample)
         if snapshot.manifest.settings.rescore == "none":
             raise BadInput(
-                "oversample has no effect on an index of binary codes only (rescore none); leave it "
-                "out or build with rescore int8"
+                "oversample has no effect on an index of binary codes only (rescore none); leave "
+                "it out or build with rescore int8"
             )
     if allowed is None:
         allowed = snapshot.allowed(None)

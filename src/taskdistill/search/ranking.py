@@ -1,4 +1,4 @@
-"""Rank the rows of a snapshot: binary first pass over all, then the stored vectors of the best candidates."""
+"""Rank the rows of a snapshot: binary first pass, then the vectors of the best candidates."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from taskdistill.search.storage.snapshot import Snapshot
 OVERSAMPLE = 100
 """Candidates of the first pass for each row returned.
 
-Of the exact top 10 among 200,000 MiniLM vectors of 384 dimensions, 20 find 0.969, 50 find 0.988, 70 find
-0.991 and 200 find 0.992 with int8, whose rounding is what is missing then; 50 find 0.994 and 100 find
-0.998 with float16. Rescoring 1,000 rows takes about half as long as the scan (benchmarks/search_speed.py).
+Of the exact top 10 among 200,000 MiniLM vectors of 384 dimensions, 20 find 0.969, 50 find 0.988, 70
+find 0.991 and 200 find 0.992 with int8, whose rounding is what is missing then; 50 find 0.994 and
+100 find 0.998 with float16. Rescoring 1,000 rows takes about half as long as the scan
+(benchmarks/search_speed.py).
 """
 
 _QUERIES = 256
@@ -61,8 +62,8 @@ def rank(
 ) -> list[Ranked]:
     """Rank rows for each query by the dot product with the stored vectors.
 
-    Where the candidates would be all rows, the first pass is left out and the result is exact. An index
-    without stored vectors scores 1 - 2 * Hamming distance / dim, the cosine of the signs.
+    Where the candidates would be all rows, the first pass is left out and the result is exact. An
+    index without stored vectors scores 1 - 2 * Hamming distance / dim, the cosine of the signs.
 
     Args:
         queries: `(q, dim)` unit vectors.
@@ -132,7 +133,7 @@ def rank(
 
 
 class Rescorer:
-    """Dot products of queries with stored vectors, without decoding them: int8 steps are folded into the queries."""
+    """Dot products of queries with stored vectors: int8 steps are folded into the queries."""
 
     def __init__(self, ranges: Int8Ranges | None, queries: Floats) -> None:
         """Prepare `(q, dim)` queries; `ranges` of the stored codes, None for stored numbers."""
@@ -152,7 +153,7 @@ class Rescorer:
 
 
 def best_rows(rows: Rows, scores: Floats, top_k: int) -> Ranked:
-    """Choose the at most `top_k` rows with the highest scores, best first; ties in the order of rows."""
+    """Choose the `top_k` rows with the highest scores, best first; ties in the order of rows."""
     if len(rows) > 4 * top_k:
         threshold = np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
         high = np.flatnonzero(scores >= threshold)

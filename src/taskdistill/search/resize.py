@@ -1,4 +1,4 @@
-"""Keep less of an index: fewer dimensions or a smaller precision, made from what is stored, in one commit."""
+"""Keep fewer dimensions or a smaller precision, made from what is stored, in one commit."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _SAMPLE = 100_000
 def resize(snapshot: Snapshot, dim: int, rescore: str) -> None:
     """Write every segment again with less in it; the caller holds the lock.
 
-    Binary codes are prefixes of those there are. What the index is searched with by default is set back
-    where it would no longer work.
+    Binary codes are prefixes of those there are. What the index is searched with by default is set
+    back where it would no longer work.
 
     Raises:
         BadInput: If the index keeps less than `dim` dimensions or vectors of precision `rescore`.

@@ -1,4 +1,4 @@
-"""What an index remembers about how it was made, what it needs of an encoder, and the refusal of what does not match."""
+"""How an index was made, what it needs of an encoder, and the refusal of what does not match."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def unit_vectors(vectors: NDArray[Any], dim: int, role: str) -> Floats:
     zero = np.flatnonzero(~unit.any(axis=1))
     if len(zero):
         raise BadInput(
-            f"{len(zero)} of {len(unit)} {role} vectors are zero, the first at row {zero[0]}; leave "
-            "out texts without a vector"
+            f"{len(zero)} of {len(unit)} {role} vectors are zero, the first at row {zero[0]}; "
+            "leave out texts without a vector"
         )
     return unit
 
@@ -219,8 +219,8 @@ class IndexSettings:
     def _check(self, name: str, expected: Any, actual: Any) -> None:
         if expected != actual:
             raise BadInput(
-                f"the index has {name} {expected!r}, but what is given has {actual!r}; use what the "
-                f"index was made with (model {self.model}) or build another index"
+                f"the index has {name} {expected!r}, but what is given has {actual!r}; use what "
+                f"the index was made with (model {self.model}) or build another index"
             )
 
 
@@ -245,7 +245,8 @@ class SearchDefaults:
         """Refuse defaults that an index with vectors of this precision cannot follow.
 
         Raises:
-            BadInput: If they need vectors and there are none, or the oversampling factor is below 1.
+            BadInput: If they need vectors and there are none, or the oversampling factor is below
+                1.
         """
         if rescore == "none" and (self.oversample is not None or self.refinement is not None):
             raise BadInput(
@@ -274,7 +275,8 @@ def settings_for(
         rescore: Precision of the vectors kept for rescoring, or `none`.
 
     Raises:
-        BadInput: If the task or precision is unknown, or the dimension is larger than the encoder's.
+        BadInput: If the task or precision is unknown, or the dimension is larger than the
+            encoder's.
     """
     kind = None if task is None else getattr(encoder, "adapter_tasks", {}).get(task, task)
     if kind is not None and kind not in set(Task):

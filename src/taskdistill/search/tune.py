@@ -1,4 +1,4 @@
-"""Decide dimension, precision, oversampling, hybrid search and refinement by measuring them all on a dev set."""
+"""Decide how an index is stored and searched by measuring every way on a dev set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,51 +40,61 @@ Scores = NDArray[np.float64]
 """`(q,)` nDCG@10 of each query, 0 to 1."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TuneGrid:
+    """What is tried."""
+
+    dims: Sequence[int]
+    rescores: Sequence[str] = RESCORES
+    oversamples: Sequence[int] = OVERSAMPLES
+    refinements: Sequence[PrfSettings] = REFINEMENTS
+    """Empty for none."""
+    hybrid: bool = True
+    """Whether to try BM25."""
+
+
 def tune(
     encoder: SearchEncoder,
     dev: DevSet,
+    grid: TuneGrid,
     *,
-    dims: Sequence[int],
     task: str | None = Task.RETRIEVAL.value,
     passages: PassageSettings | None = None,
-    rescores: Sequence[str] = RESCORES,
-    oversamples: Sequence[int] = OVERSAMPLES,
-    refinements: Sequence[PrfSettings] = REFINEMENTS,
-    hybrid: bool = True,
     stored: tuple[int, str] | None = None,
     tolerance: float = 0.005,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tuning:
-    """Measure the grid of storage settings, each plain, with hybrid search, with the best refinement and with both.
+    """Measure the grid of storage settings, each plain, with hybrid search, refined, and both.
 
-    Every number comes from a real index of the dev set. The refinement is chosen first, by exact search
-    over all dimensions. An addition (hybrid, refinement) is only recommended where it gains more than the
-    tolerance over the same setting without it and the 95 % interval of the gain is above zero: it costs
-    time on every query and harms some.
+    Every number comes from a real index of the dev set. The refinement is chosen first, by exact
+    search over all dimensions. An addition (hybrid, refinement) is only recommended where it gains
+    more than the tolerance over the same setting without it and the 95 % interval of the gain is
+    above zero: it costs time on every query and harms some.
 
     Args:
         dev: Documents, queries and qrels that the final test does not see.
-        refinements: Refinements to try; empty for none.
-        stored: Dimension and precision of an index that exists; it is measured too, and what suits it best
-            is reported apart.
+        stored: Dimension and precision of an index that exists; it is measured too, and what suits
+            it best is reported apart.
         tolerance: nDCG@10, 0 to 1, that the recommendation may lose against the best.
         progress: Called with indexes built and their number.
 
     Raises:
         BadInput: If the dev set cannot be judged or the grid is empty.
     """
-    if not dims or not rescores or not oversamples:
+    if not grid.dims or not grid.rescores or not grid.oversamples:
         raise BadInput(
             "the grid is empty; give at least one dimension, one precision and one oversampling "
             "factor"
         )
-    queries = dev.judged()
+    query_count = len(dev.judged())
     cached = CachedEncoder(encoder)
     exact = SearchSetting(
         dim=encoder.embedding_dim, rescore=Precision.FLOAT32.value, oversample=None
     )
-    grid = dict.fromkeys([*itertools.product(dims, rescores), *([stored] if stored else [])])
-    storages = dict.fromkeys([(exact.dim, exact.rescore), *grid])
+    tried = dict.fromkeys(
+        [*itertools.product(grid.dims, grid.rescores), *([stored] if stored else [])]
+    )
+    storages = dict.fromkeys([(exact.dim, exact.rescore), *tried])
     with tempfile.TemporaryDirectory(prefix="taskdistill-tune-") as folder:
         contexts: dict[tuple[int, str], _TuneContext] = {}
         bm25: Bm25 | None = None
@@ -98,26 +108,26 @@ def tune(
                 rescore=rescore,
                 passages=passages,
             )
-            if hybrid and bm25 is None:
+            if grid.hybrid and bm25 is None:
                 # All these indexes have the same passages in the same order: one BM25 serves all.
                 index.build_bm25()
                 bm25 = open_bm25(index.snapshot)
-            contexts[dim, rescore] = _TuneContext(index, cached, dev, queries, bm25)
+            contexts[dim, rescore] = _TuneContext(index, cached, dev, bm25)
             if progress is not None:
                 progress(len(contexts), len(storages))
         reference = contexts[exact.dim, exact.rescore]
         baseline = reference.scores(exact)[0]
-        refinement = _best_refinement(reference, exact, refinements, baseline)
+        refinement = _best_refinement(reference, exact, grid.refinements, baseline)
         rows = [
             contexts[dim, rescore].measure(setting, baseline)
-            for dim, rescore in grid
-            for setting in _settings(dim, rescore, oversamples, hybrid, refinement)
+            for dim, rescore in tried
+            for setting in _settings(dim, rescore, grid, refinement)
         ]
         reference_row = reference.measure(exact, baseline)[0]
     as_stored = [row for row in rows if (row[0].setting.dim, row[0].setting.rescore) == stored]
     recommended = _recommend(rows, tolerance)
     return Tuning(
-        queries=len(queries),
+        queries=query_count,
         documents=len(dev.documents),
         tolerance=tolerance,
         reference=reference_row,
@@ -132,14 +142,14 @@ def tune(
 
 
 def _settings(
-    dim: int, rescore: str, oversamples: Sequence[int], hybrid: bool, refinement: PrfSettings | None
+    dim: int, rescore: str, grid: TuneGrid, refinement: PrfSettings | None
 ) -> Iterator[SearchSetting]:
-    """Yield every way to search one storage; binary codes alone are neither rescored nor refined."""
+    """Yield the ways to search one storage; codes alone are neither rescored nor refined."""
     binary_only = rescore == "none"
-    factors: Sequence[int | None] = (None,) if binary_only else oversamples
+    factors: Sequence[int | None] = (None,) if binary_only else grid.oversamples
     refinements = (None,) if refinement is None or binary_only else (None, refinement)
     for factor, use_bm25, prf in itertools.product(
-        factors, (False, True) if hybrid else (False,), refinements
+        factors, (False, True) if grid.hybrid else (False,), refinements
     ):
         yield SearchSetting(
             dim=dim, rescore=rescore, oversample=factor, hybrid=use_bm25, refinement=prf
@@ -150,15 +160,11 @@ class _TuneContext:
     """An index of the dev set, on which settings are measured."""
 
     def __init__(
-        self,
-        index: Index,
-        encoder: SearchEncoder,
-        dev: DevSet,
-        queries: list[str],
-        bm25: Bm25 | None,
+        self, index: Index, encoder: SearchEncoder, dev: DevSet, bm25: Bm25 | None
     ) -> None:
-        self._index, self._dev, self._queries, self._bm25 = index, dev, queries, bm25
-        self._texts = [dev.queries[query] for query in queries]
+        self._index, self._dev, self._bm25 = index, dev, bm25
+        self._queries = dev.judged()
+        self._texts = [dev.queries[query] for query in self._queries]
         self._vectors = query_vectors(index.settings, encoder, self._texts)
         sizes, rows = index.describe()["bytes"], index.snapshot.live_count
         self._bytes = (sizes["codes"] + sizes.get("vectors", 0)) / rows
@@ -239,7 +245,10 @@ def _effects(differences: Scores) -> dict[str, float]:
 
 
 def _recommend(rows: Sequence[tuple[SettingResult, Scores]], tolerance: float) -> SettingResult:
-    """Return the cheapest row within the tolerance of the best, leaving out additions that do not earn their place."""
+    """Return the cheapest row within the tolerance of the best.
+
+    Additions that do not earn their place are left out.
+    """
     scores = {row.setting: each for row, each in rows}
 
     def earned(setting: SearchSetting) -> bool:

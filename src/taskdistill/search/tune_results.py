@@ -49,7 +49,7 @@ class SettingResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Improvement:
-    """What hybrid search or refinement changes at the recommended storage, against the same without it."""
+    """What hybrid search or refinement changes at the recommended storage."""
 
     setting: SearchSetting
     """With the addition."""
@@ -102,7 +102,7 @@ COLUMNS = (
 
 
 def table(tuning: Tuning, rows: int = 20) -> list[list[str]]:
-    """Return lines of cells, `COLUMNS` first: the reference, the recommendations, and the best `rows` settings.
+    """Return `COLUMNS`, then a line each: reference, recommendations, the best `rows` settings.
 
     nDCG@10 and shares are times 100.
     """

@@ -85,7 +85,7 @@ def tune(
     from taskdistill.search.devset import read_dev_set
     from taskdistill.search.index import Index
     from taskdistill.search.storage.folder import check_parts
-    from taskdistill.search.tune import REFINEMENTS
+    from taskdistill.search.tune import REFINEMENTS, TuneGrid
     from taskdistill.search.tune import tune as run
     from taskdistill.search.tune_results import table, verdicts
 
@@ -108,13 +108,15 @@ def tune(
     tuning = run(
         encoder,
         read_dev_set(dev),
-        dims=trained if dims is None else numbers("--dims", dims),
+        TuneGrid(
+            dims=trained if dims is None else numbers("--dims", dims),
+            rescores=precisions.split(","),
+            oversamples=numbers("--oversample", oversample),
+            refinements=REFINEMENTS if refine else (),
+            hybrid=hybrid,
+        ),
         task=settings.task,
         passages=settings.passages,
-        rescores=precisions.split(","),
-        oversamples=numbers("--oversample", oversample),
-        refinements=REFINEMENTS if refine else (),
-        hybrid=hybrid,
         stored=(settings.dim, settings.rescore),
         tolerance=tolerance / 100,
         progress=terminal.count,

@@ -1,4 +1,4 @@
-"""GGUF for llama.cpp: Qwen3, EuroBERT and BERT backbones of one task, in F16 and Q8_0, through the `gguf` package."""
+"""GGUF for llama.cpp: Qwen3, EuroBERT and BERT backbones of one task, in F16 and Q8_0."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The published jina-embeddings-v5-text layout, written: base at the root, one adapter a task, names that other programs look for.
+"""The published jina-embeddings-v5-text layout: base at the root, one adapter a task.
 
-No code is written. Like the published repositories, `auto_map` and `modules.json` name loading code;
-here they name it in the published repository of the same family, so that a program that is told to
-trust remote code fetches it from there.
+No code is written. Like the published repositories, `auto_map` and `modules.json` name loading
+code; here they name it in the published repository of the same family, so that a program that is
+told to trust remote code fetches it from there.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class JinaV5Layout:
     all_tasks = True
 
     def check(self, model: Model) -> None:
-        """Refuse what readers of the layout would compute differently; put adapters in its order."""
+        """Refuse what readers of the layout compute differently; put adapters in its order."""
         _check_holds(model)
         model.adapter_configs = {
             task.value: model.adapter_configs[task]

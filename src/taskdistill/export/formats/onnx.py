@@ -1,4 +1,4 @@
-"""ONNX: one graph of one task, from token ids to unit vectors, with pooling, truncation and normalisation inside."""
+"""ONNX: one graph of one task, from token ids to truncated unit vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plain sentence-transformers folder of one task: adapter merged, readable by every stock tool."""
+"""A plain sentence-transformers folder of one task, readable by every stock tool."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Maps from a new model's vectors into the space of an old index: Procrustes, low-rank, residual (Drift-Adapter, arXiv 2509.23471).
+"""Maps from a new model's vectors into the space of an old index.
 
+Procrustes, low-rank and residual maps as in Drift-Adapter (arXiv 2509.23471).
 N texts; D the new model's dimensions, E the old one's; H the hidden units of the residual network.
 """
 
@@ -37,7 +38,10 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class AlignmentMap:
-    """`x matrix + bias`, and with a residual part `+ relu(x inner + inner_bias) outer + outer_bias`, scaled to unit length."""
+    """`x matrix + bias`, scaled to unit length.
+
+    With a residual part `+ relu(x inner + inner_bias) outer + outer_bias` before scaling.
+    """
 
     kind: str
     arrays: Mapping[str, Floats]
@@ -182,8 +186,8 @@ def fit_maps(
         raise BadInput(f"unknown map {kind!r}{did_you_mean(kind, (*KINDS, 'best'))}")
     if len(new_ND) < MIN_TEXTS:
         raise BadInput(
-            f"{len(new_ND)} texts are too few to fit a map; give {MIN_TEXTS} or more, some thousand "
-            "are usual"
+            f"{len(new_ND)} texts are too few to fit a map; give {MIN_TEXTS} or more, some "
+            "thousand are usual"
         )
     order = np.random.default_rng(seed).permutation(len(new_ND))
     count = max(10, round(HELD_OUT * len(new_ND)))
@@ -224,13 +228,18 @@ def held_out_cosine(mapping: AlignmentMap, new_ND: Floats, old_NE: Floats) -> fl
 
 
 def procrustes(new_ND: Floats, old_NE: Floats) -> AlignmentMap:
-    """Fit the rotation that brings the new vectors nearest to the old ones; with other sizes, its rows or columns are orthonormal."""
+    """Fit the rotation that brings the new vectors nearest to the old ones.
+
+    Between other sizes its rows or columns are orthonormal.
+    """
     u, _, vt = np.linalg.svd(new_ND.T.astype(np.float64) @ old_NE, full_matrices=False)
     return _linear("procrustes", u @ vt, np.zeros(old_NE.shape[1]))
 
 
 def low_rank(new_ND: Floats, old_NE: Floats, rank: int, ridge: float) -> AlignmentMap:
-    """Fit an affine map of limited rank: ridge regression, cut to the directions of its predictions that vary most.
+    """Fit an affine map of limited rank by ridge regression.
+
+    It is cut to the directions of its predictions that vary most.
 
     Args:
         ridge: Added to the diagonal, as a share of the mean variance times rows.
@@ -246,7 +255,10 @@ def low_rank(new_ND: Floats, old_NE: Floats, rank: int, ridge: float) -> Alignme
 
 
 def residual(new_ND: Floats, old_NE: Floats, linear: AlignmentMap, seed: int) -> AlignmentMap:
-    """Train a small network on what a linear map leaves over, from zero, so that it begins as that map."""
+    """Train a small network on what a linear map leaves over.
+
+    Its outer layer starts at zero, so that it begins as that map.
+    """
     rng = np.random.default_rng(seed)
     base_NE = new_ND @ linear.arrays["matrix"] + linear.arrays["bias"]
     # The target has the mean length of what it is added to: only directions count.

@@ -1,4 +1,4 @@
-"""From an old index to a new model: a fitted map, search over both spaces while documents are embedded again, and the way back."""
+"""From an old index to a new model: a fitted map, search over both spaces, and the way back."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecallRetention:
-    """Recall@10 on a dev set: of the old model, of the new one through the map, and the share kept with its 95 % interval."""
+    """Recall@10 of the old model and of the new one through the map, and the share of it.
+
+    `low` and `high` are the 95 % interval of the share.
+    """
 
     old: float
     mapped: float
@@ -59,7 +62,7 @@ def sample_pairs(
     seed: int,
     progress: Progress,
 ) -> tuple[Floats, Floats]:
-    """Embed some of an index's passages with the new model, beside the vectors that the index keeps.
+    """Embed some of an index's passages with the new model, beside the vectors that it keeps.
 
     Args:
         index: The old index.
@@ -107,7 +110,7 @@ def recalls(
 def recall_retention(
     old: NDArray[np.float64], mapped: NDArray[np.float64], seed: int = 17
 ) -> RecallRetention:
-    """Compare the recalls of the same queries by the old model and by the new one through the map."""
+    """Compare recalls of the same queries by the old model and by the new one through the map."""
     share = share_interval(mapped, old, seed=seed)
     return RecallRetention(
         old=float(old.mean()),
@@ -162,8 +165,8 @@ class Migration:
             encoder: The old model in the state `old`, otherwise the new one.
 
         Returns:
-            Hits, best first. Over both, scores of the old space are carried to the new one's scale by the
-            line fitted on the sample.
+            Hits, best first. Over both, scores of the old space are carried to the new one's scale
+            by the line fitted on the sample.
         """
         if self.state == "new":
             assert new is not None
@@ -194,7 +197,7 @@ def _documents_to_migrate(old: Index, new: Index | None) -> list[NDArray[np.bool
 
 
 def rows_to_migrate(old: Index, new: Index | None) -> list[Rows | None]:
-    """Return for each segment of the old index the rows whose documents the new one does not hold yet."""
+    """Return for each segment of the old index the rows of documents that the new one lacks."""
     if new is None:
         return old.snapshot.allowed(None)
     return [
@@ -213,7 +216,9 @@ def count_to_migrate(old: Index, new: Index | None) -> int:
 def calibrate(
     mapping: AlignmentMap, new: Floats, old: Floats, seed: int = 17
 ) -> tuple[float, float]:
-    """Fit the line from cosines of mapped vectors in the old space to cosines in the new space, on near pairs of the sample.
+    """Fit the line from cosines of mapped vectors in the old space to cosines in the new one.
+
+    It is fitted on near pairs of the sample, which are what a search compares.
 
     Args:
         new: New vectors of the sample.

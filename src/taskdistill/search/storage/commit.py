@@ -1,8 +1,10 @@
 """The writing side: new parts, synced, then a manifest that makes them the next generation.
 
-Before a change creates its first file it notes in the journal what it will create and what there is now. So
-the next writer knows what a killed one left, and nothing is ever removed but names that are noted there:
-what else lies in the folder is somebody's own. Every function but `writing` is for whoever holds the lock.
+Before a change creates its first file it notes in the journal what it will create and what there is
+now. So
+the next writer knows what a killed one left, and nothing is ever removed but names that are noted
+there: what else lies in the folder is somebody's own. Every function but `writing` is for whoever
+holds the lock.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ BM25_FILES = frozenset(
 """What bm25s writes."""
 
 FANOUT = 16
-"""Segments of about one size that are merged into one before the next write: a log-structured merge."""
+"""Segments of about one size that are merged before the next write: a log-structured merge."""
 
 MAX_ROWS = 1 << 22
 """Largest segment that a merge writes."""
@@ -139,7 +141,10 @@ def _write_part(path: Path, part: str, write: Callable[[Path], None]) -> dict[st
 
 
 def recover(path: Path) -> None:
-    """Finish the change that the journal names: remove what it created if it was not committed, else what it made needless."""
+    """Finish the change that the journal names.
+
+    What it created is removed if it was not committed, else what it made needless.
+    """
     remove_stale(path / MANIFEST, path / JOURNAL)
     journal = _read_journal(path)
     if journal is None:
@@ -240,7 +245,11 @@ def _hash(body: Mapping[str, Any]) -> str:
 
 
 def free_number(path: Path, kind: str, first: int) -> int:
-    """Return the first number from `first` on under which nothing lies in `segments` or `bm25`, not even what is not ours."""
+    """Return the first number from `first` on under which nothing lies, not even what is not ours.
+
+    Args:
+        kind: `segments` or `bm25`.
+    """
     while os.path.lexists(path / kind / f"{first:08}"):
         first += 1
     return first
@@ -253,7 +262,7 @@ def new_segment(path: Path, first: int, *, documents: int, rows: int) -> Segment
 
 
 def append(snapshot: Snapshot, documents: Sequence[Document], spans: Rows, vectors: Floats) -> int:
-    """Add documents as a new segment; those with a known id replace the older ones in the same commit.
+    """Add documents as a new segment, replacing those with the same ids in the same commit.
 
     Args:
         documents: Documents with distinct ids.
@@ -347,7 +356,8 @@ def due_merge(manifest: Manifest) -> list[int]:
     """Find segments to merge, so that many small writes do not leave many small segments.
 
     Returns:
-        Positions of the first `FANOUT` segments of one size class (a power of `FANOUT` rows), or none.
+        Positions of the first `FANOUT` segments of one size class (a power of `FANOUT` rows), or
+        none.
     """
     tiers: dict[int, list[int]] = {}
     for at, each in enumerate(manifest.segments):
@@ -360,7 +370,9 @@ def due_merge(manifest: Manifest) -> list[int]:
 
 
 def due_compaction(snapshot: Snapshot) -> list[int]:
-    """Find the next segments that compacting merges: neighbours that fit in one segment, or one with deleted documents.
+    """Find the next segments that compacting merges.
+
+    They are neighbours that fit in one segment, or one with deleted documents.
 
     Returns:
         Positions, or none if the index is compact.
@@ -378,7 +390,7 @@ def due_compaction(snapshot: Snapshot) -> list[int]:
 
 
 def _fit_ranges(vectors: Floats) -> Int8Ranges:
-    """Fit ranges on the first vectors; from few, one range for all dimensions, with room for the vectors to come."""
+    """Fit ranges on the first vectors; from few, one range for all dimensions, with some room."""
     if len(vectors) >= RANGE_ROWS:
         return Int8Ranges.fit(vectors)
     bound = np.full(vectors.shape[1], min(1.0, 1.25 * float(np.abs(vectors).max())), np.float32)

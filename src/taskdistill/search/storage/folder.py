@@ -1,4 +1,4 @@
-"""Where an index may be written: decided before anything is touched, and never through a link or among somebody's files."""
+"""Where an index may be written: never through a link or among somebody's files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PARTS = ("segments", "deletes", "bm25")
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a disk that is full, read-only or failing into WorkFailed; what was acknowledged stays readable."""
+    """Turn errors of the disk into WorkFailed; what was acknowledged stays readable."""
     try:
         yield
     except OSError as error:
@@ -38,11 +38,11 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def check_parts(path: Path) -> None:
-    """Refuse to write to an index of which a part lies elsewhere: the change would be to somebody else's.
+    """Refuse to write to an index of which a part lies elsewhere: that is somebody else's.
 
     Raises:
-        BadInput: If its manifest, its journal, a folder of it or a file that the manifest lists is a
-            link or no plain file or folder, or the index is write-protected.
+        BadInput: If its manifest, its journal, a folder of it or a file that the manifest lists is
+            a link or no plain file or folder, or the index is write-protected.
     """
     for name in _PARTS:
         _check_kind(path / name, stat.S_ISDIR, "folder")
@@ -65,8 +65,8 @@ def _check_kind(path: Path, is_kind: Callable[[int], bool], kind: str) -> None:
     if not is_kind(mode):
         actual = "a link" if stat.S_ISLNK(mode) else f"no {kind}"
         raise BadInput(
-            f"{path} is {actual}; an index is written only where its files and folders are its own: "
-            f"make it a plain {kind} first"
+            f"{path} is {actual}; an index is written only where its files and folders are its "
+            f"own: make it a plain {kind} first"
         )
 
 
@@ -131,7 +131,7 @@ def missing_folders(path: Path) -> list[Path]:
 
 
 def remove_new_index(path: Path, new_folders: Sequence[Path]) -> None:
-    """Remove an index that was just created, and the folders of `missing_folders`, if it holds nothing yet."""
+    """Remove an index that was just created, if it holds nothing yet, and its new folders."""
     with disk_errors(path), writer_lock(path / LOCK):
         if load_manifest(path).segments:
             return

@@ -27,7 +27,8 @@ VERSION = 2
 """Since 2 the settings have `former_space_ids`; the manifest has had a hash of itself from 1 on."""
 
 _FILE = re.compile(
-    r"(segments/\d{8}/[a-z]+\.(npy|arrow)|deletes/\d{8}-\d{8}\.npy|bm25/\d{8}/[a-z0-9]+(\.[a-z0-9]+)*)"
+    r"(segments/\d{8}/[a-z]+\.(npy|arrow)|deletes/\d{8}-\d{8}\.npy"
+    r"|bm25/\d{8}/[a-z0-9]+(\.[a-z0-9]+)*)"
 )
 
 Natural = Annotated[int, Field(ge=0, lt=2**53)]
@@ -92,7 +93,7 @@ Content = tuple[SegmentEntry, int, str, Files, Files]
 
 
 def part_of(name: str) -> str:
-    """Return the part of an index that a file belongs to: its folder, or a list of deletes itself."""
+    """Return the part of an index that a file belongs to: its folder, or a list of deletes."""
     return name if name.startswith("deletes/") else name.rpartition("/")[0]
 
 
@@ -126,7 +127,7 @@ class Manifest:
         return {part: frozenset(files) for part, files in contents.items()}
 
     def content_of(self, entry: SegmentEntry) -> Content:
-        """Return all that decides how a segment reads: equal for segments that may stand for each other."""
+        """Return what decides how a segment reads: equal for segments that are interchangeable."""
         segment = self.contents.get(entry.folder, frozenset())
         deletes = self.contents.get(entry.deletes_file or "", frozenset())
         return entry, self.settings.dim, self.settings.rescore, segment, deletes

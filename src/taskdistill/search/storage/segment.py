@@ -88,7 +88,7 @@ class Segment:
 
     @cached_property
     def live_codes(self) -> Codes:
-        """Binary codes of `live_rows`: the map itself, or a copy in memory if documents are deleted."""
+        """Binary codes of `live_rows`: the map itself, or a copy if documents are deleted."""
         return self.codes if self.live_rows is None else self.codes[self.live_rows]
 
     @property
@@ -160,7 +160,7 @@ class Segment:
             start = stop
 
     def _block(self, start: int, stop: int, rows: Rows, keys: NDArray[np.uint64]) -> SegmentBlock:
-        """Take the live ones of documents `start` to `stop`, which lie in `rows`; `keys` by document."""
+        """Take the live ones of documents `start` to `stop` in `rows`; `keys` are by document."""
         live = self.live_documents[start:stop]
         number = np.cumsum(live) - 1  # of a live document in the block
         rows = rows[live[self.spans[rows, 0] - start]]

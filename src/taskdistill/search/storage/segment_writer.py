@@ -1,14 +1,14 @@
-"""Write a segment: an immutable folder of binary codes, rescoring vectors, passages, ids and metadata.
+"""Write a segment: an immutable folder of codes, vectors, passages, ids and metadata.
 
 Files of a segment with `rows` passages of `documents` documents:
 
     codes.npy        (rows, code_bytes) uint8: the signs, for the first pass
-    vectors.npy      (rows, dim) int8, float16 or float32, for rescoring; absent where the index keeps none
-    places.npy       (rows, 3) int64: document, start, end; documents ascend, so a document's rows lie together
+    vectors.npy      (rows, dim) int8, float16 or float32, for rescoring; absent with rescore none
+    places.npy       (rows, 3) int64: document, start, end; documents ascend
     texts.arrow      text of each row
     documents.arrow  id and metadata (JSON) of each document
     entries.arrow    one row a metadata value, by document: what filters read
-    keys.npy         (3, documents) uint64: hash of the id (ascending), hash of the content, document
+    keys.npy         (3, documents) uint64: hash of id (ascending), hash of content, document
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def make_block(
     spans: Rows,
     vectors: Floats,
 ) -> SegmentBlock:
-    """Bring new documents with distinct ids, and the unit vectors of their passages, into the form of a segment."""
+    """Bring new documents with distinct ids, and their unit vectors, into a segment's form."""
     metadata = [canonical_metadata(document) for document in documents]
     keys = [
         [id_hash(document.id) for document in documents],

@@ -71,7 +71,8 @@ class Snapshot:
         """Evaluate a filter.
 
         Returns:
-            For each segment the rows, numbered within it, that may be found; None for all that live.
+            For each segment the rows, numbered within it, that may be found; None for all that
+            live.
 
         Raises:
             BadInput: If the filter is not understood or no document has its key.
