@@ -152,15 +152,18 @@ def _write_file(
     """Write one file; `kind` is the type of matrices, vectors stay in float32."""
     import gguf
 
-    config = module.backbone.config
-    architecture = gguf.MODEL_ARCH[ARCHITECTURES[config.model_type]]
+    architecture = gguf.MODEL_ARCH[ARCHITECTURES[module.backbone.config.model_type]]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
-    writer.add_type("model")
-    writer.add_name(name)
-    writer.add_file_type(int(gguf.LlamaFileType[f"MOSTLY_{kind}"]))
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _add_architecture(writer, name, module)
-    _add_vocab(writer, vocab)
+    fields = {
+        "type": "model",
+        "name": name,
+        "file_type": int(gguf.LlamaFileType[f"MOSTLY_{kind}"]),
+        "quantization_version": gguf.GGML_QUANT_VERSION,
+        **_architecture_fields(name, module),
+        **_vocab_fields(vocab),
+    }
+    for field, value in fields.items():
+        getattr(writer, f"add_{field}")(value)
     for tensor_name, tensor in module.backbone.state_dict().items():
         values = tensor.detach().float().cpu().numpy()
         if values.ndim == 1 or names[tensor_name].startswith(FLOAT32_TABLES):
@@ -176,53 +179,57 @@ def _write_file(
     writer.close()
 
 
-def _add_architecture(writer: Any, name: str, module: TransformerModel) -> None:
+def _architecture_fields(name: str, module: TransformerModel) -> dict[str, Any]:
     import gguf
 
     config = module.backbone.config
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_causal_attention(config.model_type == "qwen3")
-    writer.add_pooling_type(gguf.PoolingType[POOLINGS[module.pooling]])
+    fields = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "head_count": config.num_attention_heads,
+        "vocab_size": config.vocab_size,
+        "causal_attention": config.model_type == "qwen3",
+        "pooling_type": gguf.PoolingType[POOLINGS[module.pooling]],
+    }
     if config.model_type == "bert":
-        writer.add_layer_norm_eps(config.layer_norm_eps)
-        writer.add_token_type_count(config.type_vocab_size)
-        return
+        return fields | {
+            "layer_norm_eps": config.layer_norm_eps,
+            "token_type_count": config.type_vocab_size,
+        }
     rope = config.rope_parameters
     if rope.get("rope_type", "default") != "default":
         raise BadInput(
             f"{name} scales its positions ({rope['rope_type']}); GGUF is written for plain RoPE"
         )
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(width)
-    writer.add_value_length(width)
-    writer.add_rope_dimension_count(width)
-    writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    return fields | {
+        "head_count_kv": config.num_key_value_heads,
+        "key_length": width,
+        "value_length": width,
+        "rope_dimension_count": width,
+        "rope_freq_base": rope["rope_theta"],
+        "rope_scaling_type": gguf.RopeScalingType.NONE,
+        "layer_norm_rms_eps": config.rms_norm_eps,
+    }
 
 
-def _add_vocab(writer: Any, vocab: GgufVocab) -> None:
-    writer.add_tokenizer_model(vocab.model)
-    writer.add_tokenizer_pre(vocab.pre)
-    writer.add_token_list(vocab.tokens)
-    writer.add_token_types(vocab.types)
-    if vocab.merges:
-        writer.add_token_merges(vocab.merges)
-    writer.add_add_bos_token(vocab.bos is not None)
-    writer.add_add_eos_token(vocab.eos is not None)
-    if vocab.bos is not None:
-        writer.add_bos_token_id(vocab.bos)
-    if vocab.eos is not None:
-        writer.add_eos_token_id(vocab.eos)
-        writer.add_sep_token_id(vocab.eos)
-    for role, number in vocab.special_ids.items():
-        getattr(writer, f"add_{role}_token_id")(number)
+def _vocab_fields(vocab: GgufVocab) -> dict[str, Any]:
+    fields = {
+        "tokenizer_model": vocab.model,
+        "tokenizer_pre": vocab.pre,
+        "token_list": vocab.tokens,
+        "token_types": vocab.types,
+        "token_merges": vocab.merges or None,
+        "add_bos_token": vocab.bos is not None,
+        "add_eos_token": vocab.eos is not None,
+        "bos_token_id": vocab.bos,
+        "eos_token_id": vocab.eos,
+        "sep_token_id": vocab.eos,
+        **{f"{role}_token_id": number for role, number in vocab.special_ids.items()},
+    }
+    return {field: value for field, value in fields.items() if value is not None}
 
 
 @torch.no_grad()
