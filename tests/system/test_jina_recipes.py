@@ -174,7 +174,7 @@ def test_both_recipes_name_the_same_data():
     small, nano = (
         yaml.safe_load((RECIPES / f"jina-v5-{name}.yaml").read_text("utf-8")) for name in TABLE
     )
-    assert small.data == nano["data"]
+    assert small["data"] == nano["data"]
 
 
 def twin(name: str, folder: Path) -> dict[str, Any]:
@@ -198,9 +198,9 @@ def twin(name: str, folder: Path) -> dict[str, Any]:
         }
         if "rank" in phase:
             phase |= {"rank": 4, "alpha": 4}
-    raw |= {"name": f"{name}-twin", "threads": 1, "data": small.data, "precision": "auto"}
+    raw |= {"name": f"{name}-twin", "threads": 1, "data": small["data"], "precision": "auto"}
     raw["teacher"] |= {"model": str(folder / "teacher"), "max_length": 32, "embedding_dim": 32}
-    raw["teacher"]["instructions"] = small.teacher["instructions"]  # which leave room for a text
+    raw["teacher"]["instructions"] = small["teacher"]["instructions"]  # which leave room for a text
     raw["student"] |= {
         "init": "config",
         "config": tiny.config(FAMILY[name]),
