@@ -28,7 +28,7 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.compression import decoded
 from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.encode import encode_set
-from taskdistill.evaluate.exact_search import ndcg_units, ndcg_units_of_bits
+from taskdistill.evaluate.exact_search import ndcg_by_query, ndcg_by_query_of_bits
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.model.backbone import without_dropout
 from taskdistill.model.model import Model
@@ -288,15 +288,15 @@ def scored(asked: argparse.Namespace, encoder: Encoder) -> Units:
     """Score the set's queries in each form of the vectors."""
     (chosen,) = find_eval_sets(asked.data, [asked.name], split=asked.split)
     data = chosen.load(None, 17)
-    sides = encode_set(EncoderEmbedder(encoder), chosen.kind, data).sides
+    sides = encode_set(EncoderEmbedder(encoder), chosen.task, data).sides
     queries, documents = sides["queries"], sides["documents"]
     quarter = queries.shape[1] // 4
     ranges = fit_ranges(documents, [documents.shape[1]])[documents.shape[1]]
     forms = (
-        ndcg_units(data, queries, documents),
-        ndcg_units(data, truncate(queries, quarter), truncate(documents, quarter)),
-        ndcg_units(data, queries, decoded(documents, Precision.INT8, ranges)),
-        ndcg_units_of_bits(data, pack_bits(queries), pack_bits(documents)),
+        ndcg_by_query(data, queries, documents),
+        ndcg_by_query(data, truncate(queries, quarter), truncate(documents, quarter)),
+        ndcg_by_query(data, queries, decoded(documents, Precision.INT8, ranges)),
+        ndcg_by_query_of_bits(data, pack_bits(queries), pack_bits(documents)),
     )
     return dict(zip(MEASURES, forms, strict=True))
 

@@ -1,7 +1,7 @@
-"""Arrays in, numbers out: the metrics of paper section 8.2, from the libraries mteb uses and with its protocols.
+"""Arrays in, numbers out: the metrics of paper section 8.2, from the libraries mteb uses.
 
-Every function returns scores from 0 to 1 (Spearman: -1 to 1). Where mteb draws at random, so do these, from the
-same generators in the same order: the same data gives the same score.
+Every function returns scores from 0 to 1 (Spearman: -1 to 1). Where mteb draws at random, so do these,
+from the same generators in the same order: the same data gives the same score.
 """
 
 from __future__ import annotations
@@ -10,28 +10,11 @@ import heapq
 import random
 import warnings
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-import pytrec_eval
 from numpy.typing import NDArray
-from scipy.stats import rankdata, spearmanr
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import (
-    average_precision_score,
-    f1_score,
-    label_ranking_average_precision_score,
-    v_measure_score,
-)
-from sklearn.metrics.pairwise import (
-    paired_cosine_distances,
-    paired_euclidean_distances,
-    paired_manhattan_distances,
-)
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import MultiLabelBinarizer
 
 from taskdistill.quantization import normalize
 
@@ -53,19 +36,19 @@ RETRIEVAL_METRICS = {
 def paired_cosine(a: Floats, b: Floats) -> Floats:
     """Return the cosine of each row of `a` with the same row of `b`.
 
-    It is computed from the distance of the unit vectors, as scikit-learn and so mteb do: pairs of equal vectors then
-    all score exactly 1 and tie, where inner products would rank them by rounding errors.
+    It is computed from the distance of the unit vectors, as scikit-learn and so mteb do: pairs of equal
+    vectors then all score exactly 1 and tie, where inner products would rank them by rounding errors.
     """
+    from sklearn.metrics.pairwise import paired_cosine_distances
+
     cosine: Floats = 1 - paired_cosine_distances(normalize(a), normalize(b))
     return cosine
 
 
 def spearman(gold: Floats, predicted: Floats) -> float:
-    """Return Spearman's rank correlation.
+    """Return Spearman's rank correlation; 0 where a side is constant and it is not defined."""
+    from scipy.stats import spearmanr
 
-    Returns:
-        -1 to 1; 0 if either side is constant, where the correlation is not defined.
-    """
     if np.ptp(gold) == 0 or np.ptp(predicted) == 0:
         return 0.0
     return float(spearmanr(gold, predicted).statistic)
@@ -73,6 +56,8 @@ def spearman(gold: Floats, predicted: Floats) -> float:
 
 def ranks(x: Floats) -> NDArray[np.float64]:
     """Return ranks from 1, ties sharing their mean; Spearman is the Pearson correlation of two of these."""
+    from scipy.stats import rankdata
+
     return np.asarray(rankdata(x), dtype=np.float64)
 
 
@@ -86,39 +71,53 @@ def retrieval_scores(
     Args:
         qrels: Query id to document id to relevance (0 is judged and not relevant).
         ranking: Query id to document id to score, higher is better.
-        query_ids: Queries to score, each in `qrels` and `ranking`.
 
     Returns:
-        Metric to (queries,) scores in the order of `query_ids`: nDCG@10, nDCG@1, MAP@1000, Recall@100, MRR@10.
+        Metric to (queries,) scores: nDCG@10, nDCG@1, MAP@1000, Recall@100, MRR@10.
     """
+    import pytrec_eval
+
     evaluator = pytrec_eval.RelevanceEvaluator(
         {query: dict(qrels[query]) for query in query_ids},
         {"ndcg_cut.1,10", "map_cut.1000", "recall.100"},
     )
-    scored = evaluator.evaluate({query: dict(ranking[query]) for query in query_ids})
-    result = {
-        name: np.array([scored[query][trec] for query in query_ids])
+    by_query = evaluator.evaluate({query: dict(ranking[query]) for query in query_ids})
+    scores = {
+        name: np.array([by_query[query][trec] for query in query_ids])
         for name, trec in RETRIEVAL_METRICS.items()
     }
-    result["MRR@10"] = np.array(
+    scores["MRR@10"] = np.array(
         [_reciprocal_rank(qrels[query], ranking[query], 10) for query in query_ids]
     )
-    return result
+    return scores
+
+
+def ndcg(gains: Sequence[float], judged: Iterable[float], cutoff: int = 10) -> float:
+    """Return nDCG with linear gains, as trec_eval's, of one query.
+
+    Args:
+        gains: Relevance of the ranked documents, best first, at most `cutoff`; below 0 counts as 0.
+        judged: Relevance of all judged documents, which gives the ideal ranking.
+
+    Returns:
+        0 to 1; 0 where nothing is relevant.
+    """
+    discounts = 1 / np.log2(np.arange(cutoff) + 2)
+    ideal = np.sort(np.array([gain for gain in judged if gain > 0], np.float64))[::-1][:cutoff]
+    if not len(ideal):
+        return 0.0
+    best = np.maximum(gains, 0)
+    return float((best @ discounts[: len(best)]) / (ideal @ discounts[: len(ideal)]))
 
 
 def precision_at_positives(labels: NDArray[np.integer[Any]], scores: Floats) -> NDArray[np.float64]:
-    """Return, for every positive, the precision among all items scored at least as high; their mean is average precision.
+    """Return, for every positive, the precision among all items scored at least as high.
 
-    Args:
-        labels: (n,) of 0 and 1.
-        scores: (n,) higher is more similar.
-
-    Returns:
-        (positives,) in the order of `labels`.
+    The mean of these (positives,) numbers, in the order of `labels`, is average precision.
     """
     order = np.argsort(-scores, kind="stable")
     hits, ordered = np.cumsum(labels[order]), scores[order]
-    last = np.searchsorted(-ordered, -ordered, side="right") - 1
+    last = np.searchsorted(-ordered, -ordered, side="right") - 1  # tied items count together
     precision = np.empty(len(labels))
     precision[order] = hits[last] / (last + 1)
     result: NDArray[np.float64] = precision[labels == 1]
@@ -126,11 +125,12 @@ def precision_at_positives(labels: NDArray[np.integer[Any]], scores: Floats) -> 
 
 
 def pair_similarities(a: Floats, b: Floats) -> dict[str, Floats]:
-    """Return the similarities among which pair classification takes the best (paper, section 8.2).
+    """Return the (n,) similarities among which pair classification takes the best (section 8.2).
 
-    Returns:
-        cosine, dot, and the negated euclidean and manhattan distances, each (n,).
+    Distances are negated, so that higher is more similar.
     """
+    from sklearn.metrics.pairwise import paired_euclidean_distances, paired_manhattan_distances
+
     return {
         "cosine": paired_cosine(a, b),
         "dot": np.einsum("ij,ij->i", a, b),
@@ -140,26 +140,17 @@ def pair_similarities(a: Floats, b: Floats) -> dict[str, Floats]:
 
 
 def average_precision(labels: NDArray[np.integer[Any]], scores: Floats) -> float:
-    """Return average precision.
+    """Return average precision of (n,) labels of 0 and 1, both present."""
+    from sklearn.metrics import average_precision_score
 
-    Args:
-        labels: (n,) of 0 and 1, both present.
-        scores: (n,) higher is more similar.
-
-    Returns:
-        0 to 1.
-    """
     return float(average_precision_score(labels, scores))
 
 
 def matching_f1(nearest: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-    """Return the F1 of each label in bitext mining, where row i's counterpart is i; their mean is mteb's weighted F1.
+    """Return the F1 of each label in bitext mining, where row i's counterpart is i.
 
-    Args:
-        nearest: (n,) index of the counterpart found for each row.
-
-    Returns:
-        (n,) F1 of each label: 2 / (times it was found + 1) if row i found i, else 0.
+    The mean is mteb's weighted F1: label i has 2 / (times it was retrieved + 1) if row i retrieved i,
+    else 0.
     """
     times = np.bincount(nearest, minlength=len(nearest))
     return np.where(nearest == np.arange(len(nearest)), 2 / (times + 1), 0.0)
@@ -174,11 +165,13 @@ def v_measures(
     sample: int = 16_384,
     batch_size: int = 512,
 ) -> NDArray[np.float64]:
-    """Return V-measures of repeated clusterings of bootstrap samples: mteb's clustering protocol since v2.
+    """Return V-measures of repeated clusterings of bootstrap samples: mteb's protocol since v2.
 
-    Args:
-        rng: Source of the samples; mteb's is `random.Random(42)`.
+    mteb's `rng` is `random.Random(42)`.
     """
+    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.metrics import v_measure_score
+
     gold = np.unique([str(label) for label in labels], return_inverse=True)[1]
     result = np.empty(experiments)
     for i in range(experiments):
@@ -195,11 +188,10 @@ def v_measures(
 
 
 def v_measure_whole(vectors: Floats, labels: Sequence[Hashable]) -> float:
-    """Return the V-measure of one clustering of everything: mteb's clustering protocol before v2.
+    """Return the V-measure of one clustering of everything: mteb's protocol before v2."""
+    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.metrics import v_measure_score
 
-    Returns:
-        0 to 1.
-    """
     means = MiniBatchKMeans(
         n_clusters=len(set(labels)), batch_size=500, n_init="auto", random_state=SEED
     )
@@ -211,39 +203,29 @@ def few_per_label(
 ) -> list[list[int]]:
     """Draw mteb's training samples of a classification set: a few rows of each label, several times.
 
-    Args:
-        labels: (n,) labels of the training rows.
-        per_label: Rows of each label in a sample, where there are as many.
-
-    Returns:
-        For each experiment the indices drawn.
+    Each sample has `per_label` indices of each label, or all where there are fewer.
     """
     order = list(range(len(labels)))
-    sampled = []
+    samples = []
     for _ in range(experiments):
+        # mteb seeds anew but shuffles on: the order is not reset between experiments.
         np.random.RandomState(SEED).shuffle(order)
-        taken: dict[Label, int] = defaultdict(int)
+        counts: dict[Label, int] = defaultdict(int)
         sample = []
         for i in order:
-            if taken[labels[i]] < per_label:
+            if counts[labels[i]] < per_label:
                 sample.append(i)
-                taken[labels[i]] += 1
-        sampled.append(sample)
-    return sampled
+                counts[labels[i]] += 1
+        samples.append(sample)
+    return samples
 
 
 def classify(
     train: Floats, train_labels: Sequence[str], test: Floats, *, max_iter: int = 100
 ) -> NDArray[np.str_]:
-    """Fit a logistic regression on vectors and predict.
+    """Predict the labels of (m, dim) test vectors by logistic regression; mteb allows 100 steps."""
+    from sklearn.linear_model import LogisticRegression
 
-    Args:
-        train_labels: (n,) labels, at least two distinct.
-        max_iter: Most iterations of the solver; mteb allows 100.
-
-    Returns:
-        (m,) predicted labels.
-    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = LogisticRegression(max_iter=max_iter, random_state=SEED).fit(
@@ -253,11 +235,9 @@ def classify(
 
 
 def macro_f1(gold: Sequence[str], predicted: NDArray[np.str_]) -> float:
-    """Return the unweighted mean of the labels' F1.
+    """Return the unweighted mean of the labels' F1."""
+    from sklearn.metrics import f1_score
 
-    Returns:
-        0 to 1.
-    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return float(f1_score(np.asarray(gold), predicted, average="macro"))
@@ -268,19 +248,18 @@ def few_per_label_multi(
 ) -> list[int]:
     """Draw one of mteb's training samples of a multilabel set.
 
-    Args:
-        rng: Source of the order; mteb's is `numpy.random.default_rng(42)`.
-        per_label: A row is taken while any of its labels has been seen fewer times than this.
+    A row is drawn while any of its labels has been drawn fewer than `per_label` times; mteb's `rng` is
+    `numpy.random.default_rng(42)`.
     """
     order = list(range(len(labels)))
     rng.shuffle(order)
-    seen: dict[str, int] = defaultdict(int)
+    counts: dict[str, int] = defaultdict(int)
     sample = []
     for i in order:
-        if any(seen[label] < per_label for label in labels[i]):
+        if any(counts[label] < per_label for label in labels[i]):
             sample.append(i)
             for label in labels[i]:
-                seen[label] += 1
+                counts[label] += 1
     return sample
 
 
@@ -292,9 +271,12 @@ def classify_multi(
 ) -> tuple[dict[str, float], NDArray[np.bool_]]:
     """Predict label sets with the five nearest neighbours, as mteb does.
 
-    Returns:
-        The scores accuracy (all labels right), macro-F1 and LRAP, and (m,) whether each row is all right.
+    Returns accuracy (all labels right), macro-F1 and LRAP, and (m,) whether each row is all right.
     """
+    from sklearn.metrics import f1_score, label_ranking_average_precision_score
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.preprocessing import MultiLabelBinarizer
+
     binarizer = MultiLabelBinarizer()
     gold = binarizer.fit_transform(test_labels)
     with warnings.catch_warnings():
@@ -318,8 +300,8 @@ def summary_scores(human: Floats, machine: Floats, gold: Sequence[float]) -> flo
         gold: (m,) human scores of the machine summaries.
 
     Returns:
-        Spearman of each machine summary's largest cosine with a human one, or None where a side is constant,
-        which mteb leaves out of the mean.
+        Spearman of each machine summary's largest cosine with a human one, or None where a side is
+        constant, which mteb leaves out of the mean.
     """
     closest = (normalize(machine) @ normalize(human).T).max(axis=1)
     if len(set(gold)) == 1 or len(set(closest.tolist())) == 1:
@@ -331,11 +313,5 @@ def _reciprocal_rank(
     relevance: Mapping[str, int], scores: Mapping[str, float], cutoff: int
 ) -> float:
     top = heapq.nlargest(cutoff, scores.items(), key=lambda item: (item[1], item[0]))
-    return next(
-        (
-            1 / (rank + 1)
-            for rank, (document, _) in enumerate(top)
-            if relevance.get(document, 0) > 0
-        ),
-        0.0,
-    )
+    relevant = (i for i, (document, _) in enumerate(top, 1) if relevance.get(document, 0) > 0)
+    return 1 / next(relevant, float("inf"))

@@ -13,11 +13,11 @@ from taskdistill.evaluate.compression import (
     mean_cells,
     verdict,
 )
+from taskdistill.evaluate.datasets import TASK_TYPES
 from taskdistill.evaluate.encode import EncodedSet
 from taskdistill.evaluate.exact_search import rank
-from taskdistill.evaluate.kinds import Kind
-from taskdistill.evaluate.reading import PairData, RankingData
-from taskdistill.evaluate.score import score_ranking, score_vectors
+from taskdistill.evaluate.rankings import score_ranking
+from taskdistill.evaluate.set_data import PairData, RankingData
 from taskdistill.quantization import Int8Ranges, hamming, normalize, pack_bits, truncate
 
 RNG = np.random.default_rng(0)
@@ -36,7 +36,7 @@ ENCODED = EncodedSet({"queries": QUERIES, "documents": DOCUMENTS}, N + Q, 1.0)
 
 @pytest.fixture(scope="module")
 def cells():
-    matrix = compression_matrix("r", Kind.RETRIEVAL, DATA, ENCODED, [16, 64])
+    matrix = compression_matrix("r", TASK_TYPES["retrieval"], DATA, ENCODED, [16, 64])
     return {(cell.dim, cell.precision, cell.rescored): cell for cell in matrix.cells}
 
 
@@ -51,7 +51,7 @@ def test_every_setting_is_there_with_its_size(cells):
 
 
 def test_scores_are_those_of_what_is_stored(cells):
-    whole = score_vectors("r", Kind.RETRIEVAL, DATA, ENCODED).score
+    whole = TASK_TYPES["retrieval"].score(DATA, ENCODED.sides).score
     assert cells[64, "float32", False].score == whole and cells[64, "float32", False].kept == 1
     queries, documents = truncate(QUERIES, 16), truncate(DOCUMENTS, 16)
     assert (
@@ -99,11 +99,11 @@ def test_rescored_int8_ranks_its_candidates_by_float32_queries(cells):
 def test_given_ranges_are_used_for_both_sides_and_returned():
     ranges = {64: Int8Ranges.fit(DOCUMENTS * 0.01)}
     matrix = compression_matrix(
-        "r", Kind.RETRIEVAL, DATA, ENCODED, [64], ["int8"], ranges=ranges, rescore=False
+        "r", TASK_TYPES["retrieval"], DATA, ENCODED, [64], ["int8"], ranges=ranges, rescore=False
     )
     assert [cell.rescored for cell in matrix.cells] == [False]
     assert matrix.ranges[64] is ranges[64]
-    fitted = compression_matrix("r", Kind.RETRIEVAL, DATA, ENCODED, [64], ["int8"])
+    fitted = compression_matrix("r", TASK_TYPES["retrieval"], DATA, ENCODED, [64], ["int8"])
     assert matrix.cells[0].score < fitted.cells[0].score
     assert np.array_equal(fitted.ranges[64].maximum, DOCUMENTS.max(axis=0))
 
@@ -117,7 +117,11 @@ def test_pairs_have_no_search_and_no_rescoring():
     )
     data = PairData([""] * 100, [""] * 100, np.linspace(1, 0, 100), [""] * 100)
     found = compression_matrix(
-        "s", Kind.STS, data, EncodedSet({"first": first, "second": second}, 200, 1.0), [64, 32]
+        "s",
+        TASK_TYPES["sts"],
+        data,
+        EncodedSet({"first": first, "second": second}, 200, 1.0),
+        [64, 32],
     )
     assert [cell.query_ms for cell in found.cells] == [None] * 8 and not any(
         cell.rescored for cell in found.cells
@@ -134,9 +138,9 @@ def test_binary_cosine_is_hamming():
 
 def test_bad_settings_are_refused():
     with pytest.raises(BadInput, match=r"dimensions \[128\] exceed the 64"):
-        compression_matrix("r", Kind.RETRIEVAL, DATA, ENCODED, [128])
+        compression_matrix("r", TASK_TYPES["retrieval"], DATA, ENCODED, [128])
     with pytest.raises(BadInput, match="unknown precision 'int4'"):
-        compression_matrix("r", Kind.RETRIEVAL, DATA, ENCODED, [64], ["int4"])
+        compression_matrix("r", TASK_TYPES["retrieval"], DATA, ENCODED, [64], ["int4"])
 
 
 def cell(dim: int, precision: str, kept: float, size: int) -> CompressionResult:
@@ -184,7 +188,7 @@ def test_offsets_shift_the_signs_of_each_side_and_nothing_else():
         {
             (cell.dim, cell.precision, cell.rescored): cell
             for cell in compression_matrix(
-                "r", Kind.RETRIEVAL, DATA, leaning, [16, 64], offsets=each
+                "r", TASK_TYPES["retrieval"], DATA, leaning, [16, 64], offsets=each
             ).cells
         }
         for each in (None, offsets)

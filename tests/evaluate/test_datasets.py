@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
-from taskdistill.evaluate.kinds import Kind
-from taskdistill.evaluate.reading import judged_texts
+from taskdistill.evaluate.datasets import TASK_TYPES, find_eval_sets
+from taskdistill.evaluate.task_type import EvalSet
 
 
 def write(path: Path, rows: list[dict], raw: str = "") -> Path:
@@ -112,7 +111,7 @@ def test_every_set_loads_and_titles_join_the_text(root):
 
 
 def test_judged_texts_leave_out_training_rows(root):
-    found = {each.name: judged_texts(each.load()) for each in find_eval_sets(root)}
+    found = {each.name: each.load().judged_texts() for each in find_eval_sets(root)}
     assert found["retrieval/pets"] == ["purring", "barking", "Cats purr", "Dogs bark"]
     assert (
         found["classification/kind"] == ["a", "b"]
@@ -196,18 +195,18 @@ def test_one_id_for_two_texts_is_refused_and_a_repeated_row_is_not(tmp_path):
 def test_bad_rows_are_refused_with_their_line(tmp_path, raw, message):
     path = write(tmp_path / "near.test.jsonl.gz", [{"text1": "a", "text2": "b", "score": 0.5}], raw)
     with pytest.raises(BadInput, match=message):
-        EvalSet("sts/near", Kind.STS, "test", (path,)).load()
+        EvalSet("sts/near", TASK_TYPES["sts"], "test", (path,)).load()
 
 
 def test_constant_scores_and_one_class_are_refused_by_name(tmp_path):
     path = write(tmp_path / "a.jsonl.gz", [{"text1": "a", "text2": "b", "score": 0.5}] * 3)
     with pytest.raises(BadInput, match=r"sts/a: all scores are equal \(0\.5\)"):
-        EvalSet("sts/a", Kind.STS, "test", (path,)).load()
+        EvalSet("sts/a", TASK_TYPES["sts"], "test", (path,)).load()
     path = write(tmp_path / "b.jsonl.gz", [{"text": "a", "label": "x"}] * 3)
     with pytest.raises(BadInput, match="clustering/b: all labels are equal"):
-        EvalSet("clustering/b", Kind.CLUSTERING, "test", (path,)).load()
+        EvalSet("clustering/b", TASK_TYPES["clustering"], "test", (path,)).load()
     with pytest.raises(BadInput, match="classification/b: every training row has the label 'x'"):
-        EvalSet("classification/b", Kind.CLASSIFICATION, "test", (path, path)).load()
+        EvalSet("classification/b", TASK_TYPES["classification"], "test", (path, path)).load()
 
 
 def test_a_language_with_one_class_is_left_out_and_noted(tmp_path):
@@ -216,7 +215,7 @@ def test_a_language_with_one_class_is_left_out_and_noted(tmp_path):
         for label, lang in (("x", "en"), ("y", "en"), ("x", "fr"))
     ]
     data = EvalSet(
-        "clustering/c", Kind.CLUSTERING, "test", (write(tmp_path / "c.jsonl.gz", rows),)
+        "clustering/c", TASK_TYPES["clustering"], "test", (write(tmp_path / "c.jsonl.gz", rows),)
     ).load()
     assert data.languages == ["en", "en"] and "left out: fr" in data.notes[0]
 
@@ -224,7 +223,7 @@ def test_a_language_with_one_class_is_left_out_and_noted(tmp_path):
 def test_empty_texts_are_left_out_and_noted(tmp_path):
     rows = [{"text": "a", "label": "x"}, {"text": " ", "label": "y"}, {"text": "b", "label": "y"}]
     data = EvalSet(
-        "clustering/c", Kind.CLUSTERING, "test", (write(tmp_path / "c.jsonl.gz", rows),)
+        "clustering/c", TASK_TYPES["clustering"], "test", (write(tmp_path / "c.jsonl.gz", rows),)
     ).load()
     assert data.texts == ["a", "b"] and data.notes == (
         "1 rows of c.jsonl.gz have an empty text and are left out: line 2",
@@ -234,7 +233,7 @@ def test_empty_texts_are_left_out_and_noted(tmp_path):
 def test_empty_and_damaged_files_are_refused(tmp_path):
     empty = write(tmp_path / "e.jsonl.gz", [])
     with pytest.raises(BadInput, match="has no rows"):
-        EvalSet("sts/e", Kind.STS, "test", (empty,)).load()
+        EvalSet("sts/e", TASK_TYPES["sts"], "test", (empty,)).load()
     half = tmp_path / "h.jsonl.gz"
     half.write_bytes(
         write(
@@ -242,7 +241,7 @@ def test_empty_and_damaged_files_are_refused(tmp_path):
         ).read_bytes()[:40]
     )
     with pytest.raises(BadInput, match="cannot be read"):
-        EvalSet("sts/h", Kind.STS, "test", (half,)).load()
+        EvalSet("sts/h", TASK_TYPES["sts"], "test", (half,)).load()
 
 
 def test_a_line_separator_inside_a_text_does_not_cut_the_row(tmp_path):
@@ -250,7 +249,7 @@ def test_a_line_separator_inside_a_text_does_not_cut_the_row(tmp_path):
     path.write_text(
         '{"text": "one\u2028two", "label": "x"}\n{"text": "b", "label": "y"}\n', encoding="utf-8"
     )
-    assert EvalSet("clustering/u", Kind.CLUSTERING, "test", (path,)).load().texts == [
+    assert EvalSet("clustering/u", TASK_TYPES["clustering"], "test", (path,)).load().texts == [
         "one\u2028two",
         "b",
     ]
@@ -271,7 +270,7 @@ def test_scores_of_another_range_are_noted(tmp_path):
         tmp_path / "a.jsonl.gz",
         [{"text1": "a", "text2": "b", "score": score} for score in (0, 3.5, 5)],
     )
-    data = EvalSet("sts/a", Kind.STS, "test", (path,)).load()
+    data = EvalSet("sts/a", TASK_TYPES["sts"], "test", (path,)).load()
     assert data.scores.tolist() == [0, 3.5, 5] and data.notes == (
         "2 of 3 scores lie outside 0 to 1; only their order counts",
     )
@@ -283,14 +282,17 @@ def test_a_positive_among_its_negatives_is_left_out(tmp_path):
         {"query": "d", "positive": "e", "negatives": ["e"]},
     ]
     data = EvalSet(
-        "reranking/a", Kind.RERANKING, "test", (write(tmp_path / "a.jsonl.gz", rows),)
+        "reranking/a", TASK_TYPES["reranking"], "test", (write(tmp_path / "a.jsonl.gz", rows),)
     ).load()
     assert data.candidates == {"q0": ["q0d0", "q0d1"]} and data.notes == (
         "2 negatives equal their positive and are left out",
     )
     with pytest.raises(BadInput, match=r"no row of .* has negatives to rank against"):
         EvalSet(
-            "reranking/b", Kind.RERANKING, "test", (write(tmp_path / "b.jsonl.gz", rows[1:]),)
+            "reranking/b",
+            TASK_TYPES["reranking"],
+            "test",
+            (write(tmp_path / "b.jsonl.gz", rows[1:]),),
         ).load()
 
 
@@ -303,7 +305,9 @@ def test_doubtful_training_rows_are_noted(tmp_path):
         tmp_path / "a.train.jsonl.gz",
         [{"text": f"t  {i}", "label": label} for i, label in enumerate("xxy")],
     )
-    assert EvalSet("classification/a", Kind.CLASSIFICATION, "test", (test, train)).load().notes == (
+    assert EvalSet(
+        "classification/a", TASK_TYPES["classification"], "test", (test, train)
+    ).load().notes == (
         "1 labels of 1 test rows have no training row, so these cannot be right: z",
         "1 labels have one training row only: y",
         "3 of 4 test texts are training texts of this set too",

@@ -11,13 +11,13 @@ import pytest
 
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.breakdowns import by_length, prompt_spread
-from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
-from taskdistill.evaluate.kinds import Kind
+from taskdistill.evaluate.datasets import TASK_TYPES, find_eval_sets
 from taskdistill.evaluate.languages import families, pooled_retrieval
-from taskdistill.evaluate.reading import LabeledData, PairData, RankingData
 from taskdistill.evaluate.runner import evaluate_models
 from taskdistill.evaluate.score import evaluate_set
+from taskdistill.evaluate.set_data import LabeledData, PairData, RankingData
 from taskdistill.evaluate.set_runner import EvalOptions
+from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.report.languages import language_section, language_tables
 from taskdistill.report.pages import write_evaluation
 
@@ -112,7 +112,7 @@ def test_families_are_sets_that_differ_in_their_language():
         "sts/stsb-de",
         "sts/stsb-en",
     ]
-    sets = [EvalSet(name, Kind(name.split("/")[0]), "test", (Path(),)) for name in names]
+    sets = [EvalSet(name, TASK_TYPES[name.split("/")[0]], "test", (Path(),)) for name in names]
     assert {family: list(members) for family, members in families(sets).items()} == {
         "retrieval/xquad": ["de", "en"]
     }
@@ -123,8 +123,8 @@ def test_scores_split_by_length_of_the_relevant_document():
     data = RankingData(
         documents, {"1": "x", "2": "z"}, {"1": {"short": 1, "other": 0}, "2": {"long": 1}}
     )
-    score = evaluate_set(Table(0), "r", Kind.RETRIEVAL, data).score
-    found = by_length(Kind.RETRIEVAL, data, score)
+    score = evaluate_set(Table(0), "r", TASK_TYPES["retrieval"], data).score
+    found = by_length(TASK_TYPES["retrieval"], data, score)
     assert [(bucket.label, bucket.n) for bucket in found] == [("up to 100", 1), ("400 to 1,600", 1)]
     assert found[0].score == 1 and found[1].score < 1
 
@@ -133,8 +133,8 @@ def test_lengths_follow_the_order_of_languages():
     data = PairData(
         ["x", "y" * 200, "z", "z"], ["x", "y", "y", "x"], None, ["en", "de", "en", "de"]
     )
-    score = evaluate_set(Table(0), "b", Kind.BITEXT, data).score
-    short, long = by_length(Kind.BITEXT, data, score)
+    score = evaluate_set(Table(0), "b", TASK_TYPES["bitext"], data).score
+    short, long = by_length(TASK_TYPES["bitext"], data, score)
     # in each language both rows find the first counterpart: F1 2/3 for it and 0 for the other; the long pair is German's first
     assert (
         (short.n, long.n) == (3, 1)
@@ -145,9 +145,8 @@ def test_lengths_follow_the_order_of_languages():
 
 def test_lengths_need_a_unit_for_each_text():
     data = LabeledData(["x", "y"], ["a", "b"], ["", ""])
-    score = evaluate_set(Table(0), "c", Kind.CLUSTERING, data).score
-    with pytest.raises(BadInput, match="not for clustering"):
-        by_length(Kind.CLUSTERING, data, score)
+    score = evaluate_set(Table(0), "c", TASK_TYPES["clustering"], data).score
+    assert by_length(TASK_TYPES["clustering"], data, score) == []
 
 
 def test_prompts_move_scores_and_documents_are_encoded_once():
@@ -157,13 +156,16 @@ def test_prompts_move_scores_and_documents_are_encoded_once():
             return vectors[::-1] if texts[0].startswith("odd") else vectors
 
     model = Confused(0)
-    spread = prompt_spread(model, "r", Kind.RETRIEVAL, SETS["en"], ["", "ask: ", "odd: "])
+    spread = prompt_spread(model, "r", TASK_TYPES["retrieval"], SETS["en"], ["", "ask: ", "odd: "])
     assert spread.scores[""] == spread.scores["ask: "] == 1 > spread.scores["odd: "]
     assert spread.summary() == (spread.scores["odd: "], 1, 1) and model.encoded == 6 + 3 + 3
     pairs = PairData(["x", "y", "z"], ["x", "y", "y"], np.array([1, 0.9, 0.0]), [""] * 3)
-    assert set(prompt_spread(model, "s", Kind.STS, pairs, ["", "p: "]).scores) == {"", "p: "}
+    assert set(prompt_spread(model, "s", TASK_TYPES["sts"], pairs, ["", "p: "]).scores) == {
+        "",
+        "p: ",
+    }
     with pytest.raises(BadInput, match="at least one prompt"):
-        prompt_spread(model, "s", Kind.STS, pairs, [])
+        prompt_spread(model, "s", TASK_TYPES["sts"], pairs, [])
 
 
 def write_pool(root: Path) -> Path:

@@ -11,11 +11,11 @@ from helpers.tiny import WORDS, add_adapter, model, sentence, student, write_tok
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.kinds import Kind
+from taskdistill.evaluate.datasets import TASK_TYPES
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
-from taskdistill.evaluate.mteb import OTHER, ROUTES, MtebEncoder
-from taskdistill.evaluate.reading import RankingData
+from taskdistill.evaluate.mteb import OTHER, MtebEncoder, adapters_by_type
 from taskdistill.evaluate.score import evaluate_set
+from taskdistill.evaluate.set_data import RankingData
 from taskdistill.model.folder import write_model
 from taskdistill.quantization import fit_ranges, ranges_to_json, truncate
 from taskdistill.tasks import Task
@@ -84,10 +84,10 @@ def test_every_text_type_of_mteb_has_a_route_or_takes_retrieval():
 
     from mteb.abstasks.task_metadata import TaskType
 
-    assert ROUTES.keys() <= {
+    assert adapters_by_type().keys() <= {
         name for group in get_args(TaskType) for name in (get_args(group) or (group,))
     }
-    assert OTHER is Task.RETRIEVAL and set(ROUTES.values()) == set(Task)
+    assert OTHER is Task.RETRIEVAL and set(adapters_by_type().values()) == set(Task)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_a_model_folder_is_scored_as_by_our_own_protocol(folder, tmp_path):
 
     embedder = EncoderEmbedder(Encoder.load(folder, threads=1))
     ours = evaluate_set(
-        embedder, "local", Kind.RETRIEVAL, RankingData(documents, queries, qrels)
+        embedder, "local", TASK_TYPES["retrieval"], RankingData(documents, queries, qrels)
     ).score.score
     theirs = run(MtebEncoder(embedder), Local(), tmp_path).get_score()
     assert theirs == pytest.approx(ours, abs=1e-4) and 0.1 < ours < 1
@@ -155,7 +155,7 @@ def test_a_model_folder_is_scored_as_by_our_own_protocol(folder, tmp_path):
             return "cut"
 
     ours = evaluate_set(
-        Cut(), "local", Kind.RETRIEVAL, RankingData(documents, queries, qrels)
+        Cut(), "local", TASK_TYPES["retrieval"], RankingData(documents, queries, qrels)
     ).score.score
     assert run(MtebEncoder(embedder, dim=8), Local(), tmp_path).get_score() == pytest.approx(
         ours, abs=1e-4

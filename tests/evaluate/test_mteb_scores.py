@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taskdistill.evaluate.kinds import Kind
-from taskdistill.evaluate.reading import LabeledData, PairData, RankingData, SummaryData
+from taskdistill.evaluate.datasets import TASK_TYPES
 from taskdistill.evaluate.score import evaluate_set
+from taskdistill.evaluate.set_data import LabeledData, PairData, RankingData, SummaryData
 
 mteb = pytest.importorskip("mteb", reason="mteb is not installed: pip install 'taskdistill[mteb]'")
 from datasets import Dataset, DatasetDict  # noqa: E402
@@ -115,7 +115,9 @@ def test_retrieval_and_reranking(tmp_path):
     theirs = their_score(
         abstasks.AbsTaskRetrieval, "Retrieval", "ndcg_at_10", {"default": {"test": split}}, tmp_path
     )
-    found = evaluate_set(Ours(), "r", Kind.RETRIEVAL, RankingData(documents, queries, qrels)).score
+    found = evaluate_set(
+        Ours(), "r", TASK_TYPES["retrieval"], RankingData(documents, queries, qrels)
+    ).score
     assert found.score == pytest.approx(theirs, abs=1e-4) and 0.2 < theirs < 0.9
 
     candidates = {query: list(judged) for query, judged in qrels.items()}
@@ -128,7 +130,7 @@ def test_retrieval_and_reranking(tmp_path):
         tmp_path,
     )
     data = RankingData(documents, queries, qrels, candidates)
-    assert evaluate_set(Ours(), "r", Kind.RERANKING, data).score.score == pytest.approx(
+    assert evaluate_set(Ours(), "r", TASK_TYPES["reranking"], data).score.score == pytest.approx(
         theirs, abs=1e-4
     )
 
@@ -156,7 +158,7 @@ def test_sts(tmp_path):
     theirs = their_score(
         abstasks.AbsTaskSTS, "STS", "cosine_spearman", dataset, tmp_path, min_score=0, max_score=1
     )
-    found = evaluate_set(Ours(), "s", Kind.STS, PairData(first, second, gold, [""] * 200))
+    found = evaluate_set(Ours(), "s", TASK_TYPES["sts"], PairData(first, second, gold, [""] * 200))
     assert found.score.score == pytest.approx(theirs, abs=1e-4) and 0.4 < theirs < 0.95
 
 
@@ -177,7 +179,7 @@ def test_pair_classification(tmp_path):
     found = evaluate_set(
         Ours(),
         "p",
-        Kind.PAIR_CLASSIFICATION,
+        TASK_TYPES["pair-classification"],
         PairData(first, second, labels.astype(float), [""] * 200),
     )
     assert found.score.score == pytest.approx(theirs, abs=1e-4) and 0.5 < theirs < 0.98
@@ -187,7 +189,9 @@ def test_bitext(tmp_path):
     first, second, _ = pairs(120)
     dataset = DatasetDict({"test": Dataset.from_dict({"sentence1": first, "sentence2": second})})
     theirs = their_score(abstasks.AbsTaskBitextMining, "BitextMining", "f1", dataset, tmp_path)
-    found = evaluate_set(Ours(), "b", Kind.BITEXT, PairData(first, second, None, [""] * 120))
+    found = evaluate_set(
+        Ours(), "b", TASK_TYPES["bitext"], PairData(first, second, None, [""] * 120)
+    )
     assert found.score.score == pytest.approx(theirs, abs=1e-4) and 0.2 < theirs < 0.95
 
 
@@ -216,7 +220,9 @@ def test_summarisation(tmp_path):
         tmp_path,
         **attributes,
     )
-    found = evaluate_set(Ours(), "s", Kind.SUMMARISATION, SummaryData(human, machine, gold)).score
+    found = evaluate_set(
+        Ours(), "s", TASK_TYPES["summarisation"], SummaryData(human, machine, gold)
+    ).score
     assert found.score == pytest.approx(theirs, abs=1e-4) and 0.1 < theirs < 0.95
     assert found.notes == ("1 texts whose scores or similarities are all equal are left out",)
 
@@ -230,7 +236,9 @@ def topics(n: int, seed: int) -> tuple[list[str], list[str]]:
 def test_clustering(tmp_path):
     texts, labels = topics(150, 5)
     dataset = DatasetDict({"test": Dataset.from_dict({"sentences": texts, "labels": labels})})
-    found = evaluate_set(Ours(), "c", Kind.CLUSTERING, LabeledData(texts, labels, [""] * 150)).score
+    found = evaluate_set(
+        Ours(), "c", TASK_TYPES["clustering"], LabeledData(texts, labels, [""] * 150)
+    ).score
     theirs = their_score(
         abstasks.AbsTaskClustering,
         "Clustering",
@@ -263,7 +271,7 @@ def test_classification(tmp_path):
     data = LabeledData(
         texts, labels, [""] * 150, LabeledData(train_texts, train_labels, [""] * 300)
     )
-    found = evaluate_set(Ours(), "c", Kind.CLASSIFICATION, data).score
+    found = evaluate_set(Ours(), "c", TASK_TYPES["classification"], data).score
     assert found.score == pytest.approx(theirs, abs=1e-4) and 0.4 < theirs < 0.98
     theirs = their_score(
         abstasks.AbsTaskClassification, "Classification", "f1", dataset, tmp_path / "2"
@@ -298,5 +306,5 @@ def test_multilabel(tmp_path):
     data = LabeledData(
         texts, labels, [""] * 120, LabeledData(train_texts, train_labels, [""] * 200)
     )
-    found = evaluate_set(Ours(), "m", Kind.MULTILABEL, data).score
+    found = evaluate_set(Ours(), "m", TASK_TYPES["multilabel"], data).score
     assert found.score == pytest.approx(theirs, abs=1e-4) and 0.1 < theirs < 0.95

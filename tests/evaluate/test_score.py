@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from taskdistill.errors import BadInput
 from taskdistill.evaluate import exact_search
-from taskdistill.evaluate import score as protocols
+from taskdistill.evaluate.datasets import TASK_TYPES
 from taskdistill.evaluate.exact_search import top_documents
-from taskdistill.evaluate.kinds import METRIC, METRICS, Kind
-from taskdistill.evaluate.reading import LabeledData, PairData, RankingData, SummaryData
-from taskdistill.evaluate.score import evaluate_set, unit_score
+from taskdistill.evaluate.score import evaluate_set
+from taskdistill.evaluate.set_data import LabeledData, PairData, RankingData, SummaryData
+from taskdistill.evaluate.task_type import unit_score
+from taskdistill.evaluate.tasks.classification import FULL_TRAIN
 
 
 class Letters:
@@ -50,35 +53,39 @@ MULTI = LabeledData(
 )
 SUMMARIES = SummaryData([["ab"]], [["ab", "ac", "cc"]], [[3, 2, 1]])
 DATA = {
-    Kind.RETRIEVAL: RANKING, Kind.RERANKING: RankingData(RANKING.documents, RANKING.queries, RANKING.qrels, {"q": ["1", "2"]}),
-    Kind.STS: PAIRS, Kind.PAIR_CLASSIFICATION: PairData(["ab", "ab"], ["ab", "ff"], np.array([1.0, 0]), ["", ""]),
-    Kind.BITEXT: PairData(["ab", "cd"], ["ab", "cd"], None, ["", ""]), Kind.SUMMARISATION: SUMMARIES,
-    Kind.CLUSTERING: LABELLED, Kind.CLASSIFICATION: LABELLED, Kind.MULTILABEL: MULTI,
+    TASK_TYPES["retrieval"]: RANKING, TASK_TYPES["reranking"]: RankingData(RANKING.documents, RANKING.queries, RANKING.qrels, {"q": ["1", "2"]}),
+    TASK_TYPES["sts"]: PAIRS, TASK_TYPES["pair-classification"]: PairData(["ab", "ab"], ["ab", "ff"], np.array([1.0, 0]), ["", ""]),
+    TASK_TYPES["bitext"]: PairData(["ab", "cd"], ["ab", "cd"], None, ["", ""]), TASK_TYPES["summarisation"]: SUMMARIES,
+    TASK_TYPES["clustering"]: LABELLED, TASK_TYPES["classification"]: LABELLED, TASK_TYPES["multilabel"]: MULTI,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("kind", "task"),
     [
-        (Kind.RETRIEVAL, "retrieval"), (Kind.RERANKING, "retrieval"), (Kind.STS, "text-matching"),
-        (Kind.PAIR_CLASSIFICATION, "text-matching"), (Kind.BITEXT, "text-matching"), (Kind.SUMMARISATION, "text-matching"),
-        (Kind.CLUSTERING, "clustering"), (Kind.CLASSIFICATION, "classification"), (Kind.MULTILABEL, "classification"),
+        (TASK_TYPES["retrieval"], "retrieval"), (TASK_TYPES["reranking"], "retrieval"), (TASK_TYPES["sts"], "text-matching"),
+        (TASK_TYPES["pair-classification"], "text-matching"), (TASK_TYPES["bitext"], "text-matching"), (TASK_TYPES["summarisation"], "text-matching"),
+        (TASK_TYPES["clustering"], "clustering"), (TASK_TYPES["classification"], "classification"), (TASK_TYPES["multilabel"], "classification"),
     ],
 )  # fmt: skip
 def test_routing_is_that_of_section_8_1_and_texts_are_encoded_once(kind, task):
     model = Letters()
     result = evaluate_set(model, "set", kind, DATA[kind])
-    prompts = ["query", "document"] if kind in (Kind.RETRIEVAL, Kind.RERANKING) else ["document"]
+    prompts = (
+        ["query", "document"]
+        if kind in (TASK_TYPES["retrieval"], TASK_TYPES["reranking"])
+        else ["document"]
+    )
     assert [(call[0], call[1]) for call in model.calls] == [(task, prompt) for prompt in prompts]
     assert all(len(call[2]) == len(set(call[2])) for call in model.calls)
-    assert result.score.score == pytest.approx(1) and result.metric == METRIC[kind]
+    assert result.score.score == pytest.approx(1) and result.metric == kind.metric
     assert result.texts == sum(len(call[2]) for call in model.calls) and result.dim == 6
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", list(TASK_TYPES.values()))
 def test_every_metric_of_a_kind_is_listed(kind):
     found = evaluate_set(Letters(), "x", kind, DATA[kind]).score.scores
-    assert sorted(found) == sorted(METRICS[kind]) and METRIC[kind] in METRICS[kind]
+    assert sorted(found) == sorted(kind.metrics) and kind.metric in kind.metrics
 
 
 def test_main_score_is_the_mean_of_its_units():
@@ -91,22 +98,26 @@ def test_main_score_is_the_mean_of_its_units():
 
 def test_a_set_of_several_languages_scores_their_mean():
     data = PairData(["a", "b", "c", "d"], ["a", "b", "d", "c"], None, ["fr", "fr", "de", "de"])
-    score = evaluate_set(Letters(), "set", Kind.BITEXT, data).score
+    score = evaluate_set(Letters(), "set", TASK_TYPES["bitext"], data).score
     assert score.by_language() == {"fr": 1, "de": 0} and score.score == 0.5
 
 
 def test_classification_trains_on_the_language_itself_where_it_can():
     train = LabeledData(["a", "b", "b", "a"], ["x", "y", "x", "y"], ["en", "en", "fr", "fr"])
     data = LabeledData(["a", "b", "a", "b"], ["x", "y", "y", "x"], ["en", "en", "fr", "fr"], train)
-    assert evaluate_set(Letters(), "set", Kind.CLASSIFICATION, data).score.by_language() == {
+    assert evaluate_set(
+        Letters(), "set", TASK_TYPES["classification"], data
+    ).score.by_language() == {
         "en": 1,
         "fr": 1,
     }
 
 
 def test_the_full_train_probe_is_an_additional_score():
-    score = evaluate_set(Letters(), "set", Kind.CLASSIFICATION, LABELLED, full_train=True).score
-    assert score.scores[protocols.FULL_TRAIN] == 1 and score.score == 1
+    score = evaluate_set(
+        Letters(), "set", TASK_TYPES["classification"], replace(LABELLED, full_train=True)
+    ).score
+    assert score.scores[FULL_TRAIN] == 1 and score.score == 1
 
 
 def test_few_shot_classification_encodes_only_what_it_draws():
@@ -115,7 +126,10 @@ def test_few_shot_classification_encodes_only_what_it_draws():
     )
     model = Letters()
     evaluate_set(
-        model, "set", Kind.CLASSIFICATION, LabeledData(["ab", "b"], ["y", "x"], ["", ""], train)
+        model,
+        "set",
+        TASK_TYPES["classification"],
+        LabeledData(["ab", "b"], ["y", "x"], ["", ""], train),
     )
     assert len(model.calls[0][2]) <= 2 + 10 * 2 * 8
 
@@ -142,25 +156,25 @@ def test_nan_vectors_are_refused_with_the_text():
     with pytest.raises(
         BadInput, match=r"model 'letters' returned NaN or infinity for 4 of 4 texts, the first 'ab'"
     ):
-        evaluate_set(model, "set", Kind.STS, PAIRS)
+        evaluate_set(model, "set", TASK_TYPES["sts"], PAIRS)
 
 
 def test_a_dimension_that_changes_is_refused():
     model = Fixed(lambda n: np.ones((n, 3)), lambda n: np.ones((n, 4)))
     with pytest.raises(BadInput, match="returned vectors of 3 and then of 4 dimensions"):
-        evaluate_set(model, "set", Kind.RETRIEVAL, RANKING)
+        evaluate_set(model, "set", TASK_TYPES["retrieval"], RANKING)
 
 
 def test_a_wrong_number_of_vectors_is_refused():
     with pytest.raises(BadInput, match=r"shape \(1, 3\) for 4 texts"):
-        evaluate_set(Fixed(lambda n: np.ones((1, 3))), "set", Kind.STS, PAIRS)
+        evaluate_set(Fixed(lambda n: np.ones((1, 3))), "set", TASK_TYPES["sts"], PAIRS)
 
 
 def test_a_collapsed_model_scores_zero_and_is_told():
-    score = evaluate_set(Fixed(lambda n: np.ones((n, 3))), "set", Kind.STS, PAIRS).score
+    score = evaluate_set(Fixed(lambda n: np.ones((n, 3))), "set", TASK_TYPES["sts"], PAIRS).score
     assert score.score == 0 and "does not tell the texts apart" in score.notes[0]
 
 
 def test_data_of_another_kind_are_refused():
     with pytest.raises(BadInput, match="cannot be scored as retrieval"):
-        evaluate_set(Letters(), "set", Kind.RETRIEVAL, PAIRS)
+        evaluate_set(Letters(), "set", TASK_TYPES["retrieval"], PAIRS)

@@ -29,7 +29,7 @@ from taskdistill import (
 )
 from taskdistill.cli.main import app, run
 from taskdistill.errors import TruncationWarning
-from taskdistill.evaluate.kinds import Kind
+from taskdistill.evaluate.datasets import task_types
 from taskdistill.export.export import FORMATS
 from taskdistill.export.vector_databases import ENGINES
 from taskdistill.losses import distillation as menu
@@ -62,7 +62,7 @@ __all__ = [
 FAMILIES = tiny.FAMILIES
 TASKS = [task.value for task in Task]
 PRECISIONS = [precision.value for precision in Precision]
-TASK_TYPES = [kind.value for kind in Kind]
+TASK_TYPES = [task.name for task in task_types()]
 MODEL_FORMATS = sorted(FORMATS)
 INDEX_FORMATS = sorted(ENGINES)
 PHASES = ["static", "stage1", "long", *(f"adapters.{task}" for task in TASKS)]

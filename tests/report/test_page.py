@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from taskdistill.evaluate.compression import CompressionResult
-from taskdistill.evaluate.kinds import METRIC, Kind
+from taskdistill.evaluate.datasets import TASK_TYPES
 from taskdistill.evaluate.results import summarize, to_record
-from taskdistill.evaluate.score import Score, SetScore
+from taskdistill.evaluate.score import SetScore
+from taskdistill.evaluate.task_type import Score
 from taskdistill.report import scores, tables
 from taskdistill.report.page import Example, ReportData, render_report
 from taskdistill.report.plots import Series, dot_plot, line_chart
@@ -48,19 +49,19 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def record(name: str, kind: Kind, value: float, spread: float = 0.1, cells=()):
+def record(name: str, kind: str, value: float, spread: float = 0.1, cells=()):
     units = np.clip(value + spread * np.linspace(-1, 1, 50), 0, 1)
     return to_record(
         SetScore(
-            name,
-            kind,
-            METRIC[kind],
-            Score(float(units.mean()), {}, {"": units}),
-            50,
-            8,
-            60,
-            1.0,
-            0.1,
+            set=name,
+            kind=kind,
+            metric=TASK_TYPES[kind].metric,
+            score=Score(float(units.mean()), {}, {"": units}),
+            n=50,
+            dim=8,
+            texts=60,
+            encode_seconds=1.0,
+            score_seconds=0.1,
         ),
         cells,
     )
@@ -74,12 +75,12 @@ CELLS = [
 RESULTS = summarize(
     {
         "teacher": {
-            "retrieval/a": record("retrieval/a", Kind.RETRIEVAL, 0.5, cells=CELLS),
-            "sts/b": record("sts/b", Kind.STS, 0.8),
+            "retrieval/a": record("retrieval/a", "retrieval", 0.5, cells=CELLS),
+            "sts/b": record("sts/b", "sts", 0.8),
         },
         "<b>student": {
-            "retrieval/a": record("retrieval/a", Kind.RETRIEVAL, 0.4),
-            "sts/b": record("sts/b", Kind.STS, 0.82),
+            "retrieval/a": record("retrieval/a", "retrieval", 0.4),
+            "sts/b": record("sts/b", "sts", 0.82),
         },
     },
     "teacher",

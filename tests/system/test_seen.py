@@ -21,7 +21,7 @@ from helpers.tiny_run import Recorder
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.contamination import TrainingTexts, seen_in, teacher_saw, warnings_of
 from taskdistill.evaluate.datasets import find_eval_sets
-from taskdistill.evaluate.reading import PairData, RankingData
+from taskdistill.evaluate.set_data import PairData, RankingData
 from taskdistill.model.folder import write_model
 from taskdistill.model.model import ModelSettings
 from taskdistill.report.tables import seen_table

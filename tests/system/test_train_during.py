@@ -11,7 +11,8 @@ from helpers import tiny, tiny_run
 from safetensors.torch import load_file
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.reading import RankingData
+from taskdistill.evaluate.datasets import TASK_TYPES
+from taskdistill.evaluate.set_data import RankingData
 from taskdistill.pipeline import phases
 from taskdistill.pipeline import validation as job_during
 from taskdistill.pipeline.check import check_fit
@@ -236,7 +237,7 @@ def test_an_unknown_metric_is_refused_before_the_first_step(home, tmp_path):
 
 
 def test_a_set_named_to_keep_by_acts_where_it_is_scored():
-    kinds = {"sts/sts": job_during.Kind.STS}
+    kinds = {"sts/sts": TASK_TYPES["sts"]}
     assert (
         job_during._metric("sts/sts", kinds) == "sts/sts:Spearman"
         and job_during._metric("sts/sts:x", kinds) == "sts/sts:x"

@@ -21,8 +21,8 @@ from taskdistill.ablate.verdict import deciding_sentence, judge
 from taskdistill.encode.batches import cores
 from taskdistill.evaluate.breakdowns import by_length
 from taskdistill.evaluate.contrasts import ContrastResult, analyze_contrasts, holm
-from taskdistill.evaluate.reading import RankingData
-from taskdistill.evaluate.score import Score
+from taskdistill.evaluate.set_data import RankingData
+from taskdistill.evaluate.task_type import Score
 from taskdistill.io.folders import versions
 
 EXAMPLES = 10
@@ -117,7 +117,7 @@ def analyze(
         "sets": [
             {
                 "name": each.name,
-                "kind": each.kind.value,
+                "kind": each.kind,
                 "split": each.split,
                 "dev": each in context.sets.dev,
             }
@@ -355,7 +355,7 @@ def _lengths(context: ExperimentContext, units: Units) -> dict[str, list[dict[st
         rows: dict[str, dict[str, Any]] = {}
         for name in ("A0", *CORE):
             mean = units[name][WHOLE][each.name].mean(axis=0)
-            for bucket in by_length(each.kind, data, Score(float(mean.mean()), {}, {"": mean})):
+            for bucket in by_length(each.task, data, Score(float(mean.mean()), {}, {"": mean})):
                 rows.setdefault(bucket.label, {"characters": bucket.label, "queries": bucket.n})[
                     name
                 ] = bucket.score

@@ -14,12 +14,12 @@ from taskdistill.ablate.settings import Experiment
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.compression import decoded
-from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
+from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.encode import EncodedSet, encode_set
-from taskdistill.evaluate.exact_search import ndcg_units
-from taskdistill.evaluate.kinds import METRIC, Embedder, Kind
-from taskdistill.evaluate.reading import RankingData, SetData
-from taskdistill.evaluate.score import score_vectors
+from taskdistill.evaluate.exact_search import ndcg_by_query
+from taskdistill.evaluate.protocol import Embedder
+from taskdistill.evaluate.set_data import RankingData, SetData
+from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.quantization import Int8Ranges, truncate
 from taskdistill.types import Precision
 
@@ -120,12 +120,12 @@ def open_sets(experiment: Experiment, root: Path) -> ExperimentSets:
         raise BadInput(
             f"evaluation.dev and evaluation.sets share {names}; tuning on a test set spoils it: name other dev sets"
         )
-    primary = [each for each in test if each.kind is Kind.RETRIEVAL]
+    primary = [each for each in test if each.kind == "retrieval"]
     if not primary:
         raise BadInput(
             "evaluation.sets has no retrieval set; the claim is about nDCG@10: name one such as retrieval/scifact"
         )
-    if not any(each.kind is Kind.RETRIEVAL for each in dev):
+    if not any(each.kind == "retrieval" for each in dev):
         raise BadInput("evaluation.dev has no retrieval set; arms are tuned for nDCG@10: name one")
     secondary = [each for each in test if each not in primary]
     return ExperimentSets(
@@ -153,19 +153,19 @@ def dev_scores(embedder: Embedder, sets: ExperimentSets) -> dict[str, float]:
     result = {}
     for each in sets.dev:
         data = sets.data(each)
-        encoded = encode_set(embedder, each.kind, data)
-        if isinstance(data, RankingData) and each.kind is Kind.RETRIEVAL:
+        encoded = encode_set(embedder, each.task, data)
+        if isinstance(data, RankingData) and each.kind == "retrieval":
             result[each.name] = float(
-                ndcg_units(data, encoded.sides["queries"], encoded.sides["documents"]).mean()
+                ndcg_by_query(data, encoded.sides["queries"], encoded.sides["documents"]).mean()
             )
         else:
-            result[each.name] = score_vectors(each.name, each.kind, data, encoded).score
+            result[each.name] = each.task.score(data, encoded.sides).score
     return result
 
 
 def macro(scores: Mapping[str, float], sets: Sequence[EvalSet]) -> float:
     """Average the retrieval sets among some scores, each counting equally: the primary metric."""
-    return float(np.mean([scores[each.name] for each in sets if each.kind is Kind.RETRIEVAL]))
+    return float(np.mean([scores[each.name] for each in sets if each.kind == "retrieval"]))
 
 
 def test_scores(
@@ -180,19 +180,21 @@ def test_scores(
     result: dict[str, dict[str, Any]] = {}
     for each in (*sets.primary, *sets.secondary):
         data = sets.data(each)
-        encoded = encode_set(embedder, each.kind, data)
-        complete = score_vectors(each.name, each.kind, data, encoded)
+        encoded = encode_set(embedder, each.task, data)
+        complete = each.task.score(data, encoded.sides)
         record: dict[str, Any] = {
-            "kind": each.kind.value,
-            "metric": METRIC[each.kind],
+            "kind": each.kind,
+            "metric": each.task.metric,
             "n": sum(len(units) for units in complete.units.values()),
             "score": complete.score,
             "scores": complete.scores,
         }
-        if each.kind is Kind.RETRIEVAL and isinstance(data, RankingData):
+        if each.kind == "retrieval" and isinstance(data, RankingData):
             units = {WHOLE: complete.units[""]}
             for name, changed in variants(encoded, dims).items():
-                units[name] = ndcg_units(data, changed.sides["queries"], changed.sides["documents"])
+                units[name] = ndcg_by_query(
+                    data, changed.sides["queries"], changed.sides["documents"]
+                )
             record["units"] = {
                 name: np.round(values, _DIGITS).tolist() for name, values in units.items()
             }

@@ -11,7 +11,7 @@ import numpy as np
 from taskdistill.ablate.measure import WHOLE, ExperimentSets
 from taskdistill.ablate.settings import Experiment
 from taskdistill.evaluate.contrasts import effective_queries, seed_variance
-from taskdistill.evaluate.reading import RankingData
+from taskdistill.evaluate.set_data import RankingData
 from taskdistill.stats import RANDOM_EFFECT, smallest_effect
 
 

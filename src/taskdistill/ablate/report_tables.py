@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskdistill.evaluate.kinds import Kind
 from taskdistill.report.scores import kind_title
 from taskdistill.report.tables import CellText, Table, Value
 from taskdistill.stats import RANDOM_EFFECT
@@ -144,7 +143,7 @@ def arm_table(results: Results) -> Table:
         dict.fromkeys(
             each["kind"]
             for each in results["sets"]
-            if not each["dev"] and each["kind"] != Kind.RETRIEVAL
+            if not each["dev"] and each["kind"] != "retrieval"
         )
     )
     names = {
@@ -152,9 +151,7 @@ def arm_table(results: Results) -> Table:
         for kind in kinds
     }
     primary = [
-        each["name"]
-        for each in results["sets"]
-        if each["kind"] == Kind.RETRIEVAL and not each["dev"]
+        each["name"] for each in results["sets"] if each["kind"] == "retrieval" and not each["dev"]
     ]
     teacher = results["teacher"]
     best = max(arm["score"]["estimate"][0] for arm in results["arms"].values())

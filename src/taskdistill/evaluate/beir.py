@@ -55,6 +55,11 @@ def rows(path: Path, texts: Sequence[str], notes: list[str]) -> Iterator[dict[st
         )
 
 
+def first_row(path: Path) -> dict[str, Any]:
+    """Return the first row of a file, with its line number under `#`."""
+    return next(rows(path, (), []))
+
+
 def texts_by_id(path: Path, notes: list[str]) -> dict[str, str]:
     """Read a corpus or queries file: id to text, the title before it where there is one, as mteb joins them.
 

@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.encode import EncodedSet
-from taskdistill.evaluate.exact_search import ndcg_units, ndcg_units_of_bits, top_documents
-from taskdistill.evaluate.kinds import QUERY_ROLE, Kind
-from taskdistill.evaluate.reading import RankingData, SetData
-from taskdistill.evaluate.score import score_ranking, score_vectors
+from taskdistill.evaluate.exact_search import (
+    named_ranking,
+    ndcg_by_query,
+    ndcg_by_query_of_bits,
+    top_documents,
+)
+from taskdistill.evaluate.rankings import score_ranking
+from taskdistill.evaluate.set_data import RankingData, SetData
+from taskdistill.evaluate.task_type import EvaluationTask
 from taskdistill.quantization import (
     Int8Ranges,
     bytes_per_vector,
@@ -80,7 +85,7 @@ class CompressionMatrix:
 
 def compression_matrix(
     name: str,
-    kind: Kind,
+    task: EvaluationTask[Any],
     data: SetData,
     encoded: EncodedSet,
     dims: Sequence[int],
@@ -109,7 +114,7 @@ def compression_matrix(
     Raises:
         BadInput: If a dimension is larger than the vectors, or a precision is unknown.
     """
-    full_score = score_vectors(name, kind, data, encoded).score
+    full_score = task.score(data, encoded.sides).score
     if too_large := [dim for dim in dims if dim > encoded.dim]:
         raise BadInput(
             f"dimensions {too_large} exceed the {encoded.dim} of these vectors; leave them out"
@@ -124,11 +129,11 @@ def compression_matrix(
             fitted[dim] = Int8Ranges.fit(
                 next(cut.sides[side] for side in _CALIBRATION if side in cut.sides)
             )
-        side_offsets = _own_offsets(kind, cut, dim, offsets or {})
+        side_offsets = _side_offsets(task, cut, dim, offsets or {})
         for precision in precisions:
             size = bytes_per_vector(dim, precision)
             score, milliseconds = _plain(
-                name, kind, data, cut, precision, fitted[dim], side_offsets
+                name, task, data, cut, precision, fitted[dim], side_offsets
             )
             cells.append(
                 CompressionResult(
@@ -255,7 +260,7 @@ def verdict(cells: Sequence[CompressionResult]) -> str:
 
 def _plain(
     name: str,
-    kind: Kind,
+    task: EvaluationTask[Any],
     data: SetData,
     cut: EncodedSet,
     precision: str,
@@ -268,24 +273,26 @@ def _plain(
         )
     if not isinstance(data, RankingData) or data.candidates is not None:
         sides = {side: decoded(x, precision, ranges) for side, x in cut.sides.items()}
-        return score_vectors(name, kind, data, replace(cut, sides=sides)).score, None
+        return task.score(data, sides).score, None
     queries, documents = cut.sides["queries"], cut.sides["documents"]
     if precision == Precision.BINARY:
         bits = pack_bits(documents)
-        score = float(ndcg_units_of_bits(data, pack_bits(queries), bits).mean())
+        score = float(ndcg_by_query_of_bits(data, pack_bits(queries), bits).mean())
         return score, _timed(pack_bits(queries), lambda some: _nearest_bits(some, bits, _CUTOFF))
     queries = normalize(decoded(queries, precision, ranges))
-    score = float(ndcg_units(data, queries, decoded(documents, precision, ranges)).mean())
+    score = float(ndcg_by_query(data, queries, decoded(documents, precision, ranges)).mean())
     stored = _stored(documents, precision, ranges)
     return score, _timed(
         queries, lambda some: top_documents(some, _loaded(stored, ranges), _CUTOFF)
     )
 
 
-def _own_offsets(kind: Kind, cut: EncodedSet, dim: int, offsets: Offsets) -> SideOffsets:
+def _side_offsets(
+    task: EvaluationTask[Any], cut: EncodedSet, dim: int, offsets: Offsets
+) -> SideOffsets:
     """Find what is taken from each side's vectors before their signs."""
     return {
-        side: offsets.get(QUERY_ROLE[kind] if side == "queries" else Role.DOCUMENT, {}).get(dim)
+        side: offsets.get(task.query_role if side == "queries" else Role.DOCUMENT, {}).get(dim)
         for side in cut.sides
     }
 
@@ -319,7 +326,7 @@ def _rescored(
         return places, scores
 
     places, scores = search(queries)
-    return score_ranking(data, _named(data, places, scores)).score, _timed(queries, search)
+    return score_ranking(data, named_ranking(data, places, scores)).score, _timed(queries, search)
 
 
 def _share(score: float, full_score: float) -> float:
@@ -339,16 +346,6 @@ def _nearest_bits(
             -np.take_along_axis(distances, keep, 1),
         )
     return places, scores
-
-
-def _named(
-    data: RankingData, places: NDArray[np.int64], scores: NDArray[np.float32]
-) -> dict[str, dict[str, float]]:
-    ids = list(data.documents)
-    rows = zip(data.queries, places.tolist(), scores.tolist(), strict=True)
-    return {
-        query: dict(zip([ids[p] for p in row], values, strict=True)) for query, row, values in rows
-    }
 
 
 def _stored(x: NDArray[np.float32], precision: str, ranges: Int8Ranges) -> NDArray[Any]:

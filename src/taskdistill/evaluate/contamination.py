@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskdistill.data.overlap import SeenTexts, overlap_with
-from taskdistill.evaluate.datasets import EvalSet
-from taskdistill.evaluate.reading import RankingData, SetData, judged_texts
+from taskdistill.evaluate.set_data import RankingData, SetData
+from taskdistill.evaluate.task_type import EvalSet
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def seen_in(
     """
     result = {}
     for each in sets:
-        counts = _counts(training.trained, judged_texts(data[each.name]))
+        counts = _counts(training.trained, data[each.name].judged_texts())
         searched = data[each.name]
         if isinstance(searched, RankingData):
             counts["queries"] = _counts(

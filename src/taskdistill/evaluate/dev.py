@@ -13,8 +13,9 @@ from taskdistill import metrics
 from taskdistill.data.rows import Dataset
 from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.exact_search import rank
-from taskdistill.evaluate.reading import RankingData
-from taskdistill.evaluate.score import score_ranking, unit_score
+from taskdistill.evaluate.rankings import score_ranking
+from taskdistill.evaluate.set_data import RankingData
+from taskdistill.evaluate.task_type import unit_score
 from taskdistill.stats import paired_difference
 from taskdistill.tasks import QUERY_SIDE, Role, Task
 from taskdistill.types import RowKind

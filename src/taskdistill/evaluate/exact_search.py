@@ -8,12 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskdistill.evaluate.reading import RankingData
+from taskdistill.evaluate.set_data import RankingData
+from taskdistill.metrics import ndcg
 from taskdistill.quantization import hamming, normalize
+
+Ranking = dict[str, dict[str, float]]
+"""Query id to document id to score, higher is better."""
 
 TOP_K = 1000
 """Documents ranked for each query, as mteb does."""
 
+# 256 x 32,768 inner products are 32 MB, and 32 rows of scores stay below that for any corpus that
+# fits into memory as vectors.
 _BLOCK = 256
 _COLUMNS = 32_768
 _ROWS = 32
@@ -22,13 +28,9 @@ _ROWS = 32
 def top_documents(
     queries: NDArray[np.float32], documents: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Find the documents of largest inner product, exactly, by blocks of bounded memory.
+    """Find the k documents of largest inner product for each query, exactly.
 
-    Args:
-        k: Documents wanted for each query.
-
-    Returns:
-        (q, min(k, n)) indices, in no particular order, and their inner products.
+    Returns (q, min(k, n)) indices, in no particular order, and their inner products.
     """
     k = min(k, len(documents))
     places = np.empty((len(queries), k), dtype=np.int64)
@@ -37,85 +39,72 @@ def top_documents(
         block = queries[i : i + _BLOCK]
         best, where = np.empty((len(block), 0), np.float32), np.empty((len(block), 0), np.int64)
         for j in range(0, len(documents), _COLUMNS):
-            result = block @ documents[j : j + _COLUMNS].T
-            best = np.hstack([best, result])
-            where = np.hstack(
-                [where, np.broadcast_to(np.arange(j, j + result.shape[1]), result.shape)]
-            )
+            products = block @ documents[j : j + _COLUMNS].T
+            columns = np.arange(j, j + products.shape[1])
+            best = np.hstack([best, products])
+            where = np.hstack([where, np.broadcast_to(columns, products.shape)])
             if best.shape[1] > k:
-                keep = np.argpartition(-best, k - 1, axis=1)[:, :k]
-                best, where = np.take_along_axis(best, keep, 1), np.take_along_axis(where, keep, 1)
+                top = np.argpartition(-best, k - 1, axis=1)[:, :k]
+                best, where = np.take_along_axis(best, top, 1), np.take_along_axis(where, top, 1)
         places[i : i + _BLOCK], scores[i : i + _BLOCK] = where, best
     return places, scores
 
 
 def rank(
     data: RankingData, queries: NDArray[np.float32], documents: NDArray[np.float32]
-) -> dict[str, dict[str, float]]:
-    """Rank the documents, or each query's candidates, by cosine.
-
-    Returns:
-        Query id to document id to cosine, for the best 1000.
-    """
+) -> Ranking:
+    """Rank the documents, or each query's candidates, by cosine; the best 1000 of a query."""
     queries, documents = normalize(queries), normalize(documents)
-    ids = list(data.documents)
     if data.candidates is None:
-        places, scores = top_documents(queries, documents, TOP_K)
-        return {
-            query: dict(zip([ids[p] for p in row], values, strict=True))
-            for query, row, values in zip(
-                data.queries, places.tolist(), scores.tolist(), strict=True
-            )
-        }
-    place = {key: i for i, key in enumerate(ids)}
+        return named_ranking(data, *top_documents(queries, documents, TOP_K))
+    place = {key: i for i, key in enumerate(data.documents)}
     ranking = {}
     for vector, query in zip(queries, data.queries, strict=True):
-        names = data.candidates[query]
-        ranking[query] = dict(
-            zip(names, (documents[[place[name] for name in names]] @ vector).tolist(), strict=True)
-        )
+        ids = data.candidates[query]
+        cosines = documents[[place[key] for key in ids]] @ vector
+        ranking[query] = dict(zip(ids, cosines.tolist(), strict=True))
     return ranking
 
 
-def ndcg_units(
+def named_ranking(
+    data: RankingData, places: NDArray[np.int64], scores: NDArray[np.float32]
+) -> Ranking:
+    """Turn (q, k) places of documents and their scores into ids."""
+    ids = list(data.documents)
+    rows = zip(data.queries, places.tolist(), scores.tolist(), strict=True)
+    return {
+        query: dict(zip([ids[place] for place in row], values, strict=True))
+        for query, row, values in rows
+    }
+
+
+def ndcg_by_query(
     data: RankingData,
     queries: NDArray[np.float32],
     documents: NDArray[np.float32],
     cutoff: int = 10,
 ) -> NDArray[np.float64]:
-    """Compute nDCG of every query without ranking more documents than count, for scoring many variants of the same vectors.
+    """Compute nDCG of every query without a ranking, for scoring many variants of the same vectors.
 
-    The numbers are those of `metrics.retrieval_scores`: linear gains, and ties go to the larger document id.
-
-    Args:
-        data: The set, without candidates.
-
-    Returns:
-        (queries,) nDCG at the cutoff, in the order of the set's queries.
+    The (q,) numbers are those of `metrics.retrieval_scores`: linear gains, and ties go to the larger
+    document id. The set has no candidates.
     """
     order = _larger_ids_first(data)
     documents = normalize(documents)[order]
-    return _units(data, normalize(queries), lambda some: some @ documents.T, order, cutoff)
+    return _ndcg(data, normalize(queries), lambda some: some @ documents.T, order, cutoff)
 
 
-def ndcg_units_of_bits(
+def ndcg_by_query_of_bits(
     data: RankingData, queries: NDArray[np.uint8], documents: NDArray[np.uint8], cutoff: int = 10
 ) -> NDArray[np.float64]:
-    """Compute nDCG of every query from sign bits, as `ndcg_units` does from vectors; nearer by Hamming distance is better.
-
-    Args:
-        data: The set, without candidates.
-        queries: (queries, bytes) packed bits.
-        documents: (documents, bytes) packed bits.
-
-    Returns:
-        (queries,) nDCG at the cutoff, in the order of the set's queries.
-    """
+    """Do as `ndcg_by_query` from packed sign bits: nearer by Hamming distance is better."""
     order = _larger_ids_first(data)
     documents = documents[order]
-    return _units(
-        data, queries, lambda some: -hamming(some, documents).astype(np.float32), order, cutoff
-    )
+
+    def score(some: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return -hamming(some, documents).astype(np.float32)
+
+    return _ndcg(data, queries, score, order, cutoff)
 
 
 def _larger_ids_first(data: RankingData) -> NDArray[np.int64]:
@@ -123,27 +112,21 @@ def _larger_ids_first(data: RankingData) -> NDArray[np.int64]:
     return np.array(sorted(range(len(ids)), key=ids.__getitem__, reverse=True), dtype=np.int64)
 
 
-def _units(
+def _ndcg(
     data: RankingData,
     queries: NDArray[Any],
     score: Callable[[NDArray[Any]], NDArray[np.float32]],
     order: NDArray[np.int64],
     cutoff: int,
 ) -> NDArray[np.float64]:
-    """Return nDCG of every query; `score` gives (some, documents) scores of documents in the order given, in which ties are broken."""
-    ids = list(data.documents)
-    discounts = 1 / np.log2(np.arange(cutoff) + 2)
+    """Score some queries at a time; of equal scores the document that is first in `order` wins."""
+    ids, names = list(data.documents), list(data.queries)
     result = np.zeros(len(queries))
-    names = list(data.queries)
     for start in range(0, len(queries), _ROWS):
         for row, scores in enumerate(score(queries[start : start + _ROWS]), start):
             judged = data.qrels[names[row]]
-            ideal = np.sort(
-                np.array([gain for gain in judged.values() if gain > 0], dtype=np.float64)
-            )[::-1][:cutoff]
-            if len(ideal):
-                best = [max(0, judged.get(ids[order[i]], 0)) for i in _first(scores, cutoff)]
-                result[row] = (best @ discounts[: len(best)]) / (ideal @ discounts[: len(ideal)])
+            gains = [judged.get(ids[order[i]], 0) for i in _first(scores, cutoff)]
+            result[row] = ndcg(gains, judged.values(), cutoff)
     return result
 
 

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.datasets import EvalSet
+from taskdistill.evaluate.datasets import TASK_TYPES
 from taskdistill.evaluate.encode import encode_set
 from taskdistill.evaluate.exact_search import rank, top_documents
-from taskdistill.evaluate.kinds import Embedder, Kind
-from taskdistill.evaluate.reading import RankingData
-from taskdistill.evaluate.score import score_ranking
+from taskdistill.evaluate.protocol import Embedder
+from taskdistill.evaluate.rankings import score_ranking
+from taskdistill.evaluate.set_data import RankingData
+from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.quantization import normalize
 
 CUTOFF = 10
@@ -79,7 +80,7 @@ def families(sets: Sequence[EvalSet]) -> dict[str, dict[str, EvalSet]]:
     result: dict[str, dict[str, EvalSet]] = {}
     for each in sets:
         family, language = name_and_language(each.name)
-        if each.kind is Kind.RETRIEVAL and language:
+        if each.kind == "retrieval" and language:
             result.setdefault(family, {})[language] = each
     return {family: members for family, members in result.items() if len(members) > 1}
 
@@ -96,7 +97,7 @@ def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> Poo
     if len(sets) < 2:
         raise BadInput(f"a pool of languages needs at least two; got {', '.join(sets) or 'none'}")
     encoded = {
-        language: encode_set(embedder, Kind.RETRIEVAL, data).sides
+        language: encode_set(embedder, TASK_TYPES["retrieval"], data).sides
         for language, data in sets.items()
     }
     parallel = len({frozenset(data.documents) for data in sets.values()}) == 1

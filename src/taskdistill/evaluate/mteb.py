@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,28 +14,23 @@ from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.compression import decoded
+from taskdistill.evaluate.datasets import task_types
 from taskdistill.evaluate.encode import check_vectors, encode_texts
-from taskdistill.evaluate.kinds import Embedder, int8_ranges_of
+from taskdistill.evaluate.protocol import Embedder, int8_ranges_of
 from taskdistill.quantization import Int8Ranges, bytes_per_vector, normalize, truncate
 from taskdistill.tasks import Role, Task
 from taskdistill.types import Precision
 
-ROUTES: dict[str, Task] = {
-    "Retrieval": Task.RETRIEVAL,
-    "Reranking": Task.RETRIEVAL,
-    "InstructionReranking": Task.RETRIEVAL,
-    "InstructionRetrieval": Task.RETRIEVAL,
-    "Clustering": Task.CLUSTERING,
-    "Classification": Task.CLASSIFICATION,
-    "MultilabelClassification": Task.CLASSIFICATION,
-    "STS": Task.TEXT_MATCHING,
-    "PairClassification": Task.TEXT_MATCHING,
-    "BitextMining": Task.TEXT_MATCHING,
-    "Summarization": Task.TEXT_MATCHING,
-}
-"""mteb's type of a task to the adapter that encodes it; any other type takes `OTHER` (paper, section 8.1)."""
-
 OTHER = Task.RETRIEVAL
+"""The adapter of a type that `adapters_by_type` does not name."""
+
+
+@cache
+def adapters_by_type() -> dict[str, Task]:
+    """Return mteb's type of a task to the adapter that encodes it (paper, section 8.1)."""
+    # The two types with instructions stand in every revision that mteb has cached.
+    instructed = dict.fromkeys(("InstructionReranking", "InstructionRetrieval"), Task.RETRIEVAL)
+    return {task.mteb_type: task.adapter for task in task_types()} | instructed
 
 
 class MtebEncoder:
@@ -102,7 +98,7 @@ class MtebEncoder:
         }
         parts = [
             self.embedder.fingerprint(),
-            ROUTES | {"": OTHER},
+            adapters_by_type() | {"": OTHER},
             self.dim,
             self.precision,
             ranges,
@@ -138,7 +134,7 @@ class MtebEncoder:
                     f"task {task_metadata.name} has inputs other than text ({', '.join(batch)}); only texts can be embedded"
                 )
             texts += batch["text"]
-        task = ROUTES.get(str(task_metadata.type), OTHER)
+        task = adapters_by_type().get(str(task_metadata.type), OTHER)
         role = (
             Role.QUERY
             if prompt_type is not None

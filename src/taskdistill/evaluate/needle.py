@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 
 from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.evaluate.kinds import Embedder
+from taskdistill.evaluate.protocol import Embedder
 from taskdistill.metrics import retrieval_scores
 from taskdistill.stats import interval
 from taskdistill.tasks import Role, Task

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from taskdistill.evaluate.compression import CompressionResult, mean_cells, verdict
-from taskdistill.evaluate.kinds import Kind
+from taskdistill.evaluate.datasets import task_types
 from taskdistill.evaluate.score import SetScore
 from taskdistill.stats import Units, interval, paired_difference
 
@@ -30,7 +30,7 @@ def to_record(result: SetScore, cells: Sequence[CompressionResult] = ()) -> Reco
     results = interval(result.score.units)
     return {
         "set": result.set,
-        "kind": result.kind.value,
+        "kind": result.kind,
         "metric": result.metric,
         "score": result.score.score,
         "interval": [results.low, results.high],
@@ -75,22 +75,24 @@ def mean_matrix(records: Mapping[str, Record]) -> tuple[CompressionResult, ...]:
         One cell a setting, none where nothing was measured.
     """
     measured = [record for record in records.values() if record["compression"]]
-    searched = [record for record in measured if record["kind"] == Kind.RETRIEVAL]
+    searched = [record for record in measured if record["kind"] == "retrieval"]
     return mean_cells([cells_of(record) for record in searched or measured])
 
 
 def aggregate(
-    scores: Mapping[str, float], types: Mapping[str, str], order: Sequence[str] = tuple(Kind)
+    scores: Mapping[str, float], types: Mapping[str, str], order: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Average scores over sets as section 8.3 of the paper does.
 
     Args:
         types: Set to its kind, or to mteb's type of task.
-        order: The kinds or types, in the order of reports; others follow.
+        order: The types in the order of reports, others follow; None takes that of `task_types`.
 
     Returns:
         `sets` (mean over sets), `types` (mean over the types' means) and `by_type` (type to mean over its sets).
     """
+    if order is None:
+        order = [task.name for task in task_types()]
     present = dict.fromkeys(types[name] for name in scores)
     by_type = {
         str(each): float(np.mean([score for name, score in scores.items() if types[name] == each]))
@@ -131,9 +133,7 @@ def summarize(
     """
     names = list(records)
     base = reference if reference is not None else (names[0] if len(names) > 1 else None)
-    kinds = {
-        name: Kind(record["kind"]) for sets in records.values() for name, record in sets.items()
-    }
+    kinds = {name: record["kind"] for sets in records.values() for name, record in sets.items()}
     scores = {
         model: {
             name: {k: v for k, v in record.items() if k != "units"} for name, record in sets.items()

@@ -1,33 +1,31 @@
-"""One model on one set: the record of its score, with compression, lengths and prompts where they are asked for."""
+"""One model on one set: the record of its score, with compression, lengths and prompts where wanted."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from taskdistill.evaluate.breakdowns import LENGTH_KINDS, PROMPT_KINDS, by_length, prompt_spread
+from taskdistill.evaluate.breakdowns import by_length, prompt_spread
 from taskdistill.evaluate.compression import compression_matrix
-from taskdistill.evaluate.datasets import EvalSet
-from taskdistill.evaluate.encode import EncodedSet, Tell, encode_set
-from taskdistill.evaluate.kinds import TASK, Embedder, Kind, binary_offsets_of, int8_ranges_of
-from taskdistill.evaluate.reading import SetData
+from taskdistill.evaluate.encode import EncodedSet, ShareDone, encode_set
+from taskdistill.evaluate.protocol import Embedder, binary_offsets_of, int8_ranges_of
 from taskdistill.evaluate.result_cache import ResultCache
 from taskdistill.evaluate.results import Record, to_record
-from taskdistill.evaluate.score import SetScore, evaluate_encoded
+from taskdistill.evaluate.score import evaluate_encoded
+from taskdistill.evaluate.set_data import SetData
+from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.quantization import ranges_to_json
 
-COMPRESSED = (Kind.RETRIEVAL, Kind.STS, Kind.PAIR_CLASSIFICATION, Kind.BITEXT)
-"""Kinds whose compression is measured: those whose score costs little once vectors are there."""
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalOptions:
     """What changes a score beside model and set, and what is measured beside the score.
 
     Attributes:
-        max_queries: Sets are cut to this many queries, pairs or test rows; None keeps all.
-        full_train: Whether classification also reports a linear probe on the whole training split.
-        precisions: Its precisions; empty measures no compression.
-        languages: Whether retrieval sets of one family are also searched across languages and in one pool.
+        max_queries: Sets are cut to this many queries, pairs or test rows; None takes all.
+        full_train: Whether classification also reports a linear probe on all training rows.
+        dims: Truncations whose scores are measured, beside the full dimension.
+        precisions: Precisions whose scores are measured; empty measures no compression.
+        languages: Whether retrieval sets of one family are also searched crosswise and in one pool.
         prompts: Prompts whose spread is measured; empty measures none.
     """
 
@@ -42,80 +40,55 @@ class EvalOptions:
 
 
 class SetRunner:
-    """Scores one set with several models; its data are read at the first score that is not kept."""
+    """Scores one set with several models; its data are read at the first score that is not cached."""
 
     def __init__(
-        self,
-        each: EvalSet,
-        digest: str,
-        options: EvalOptions,
-        scores: ResultCache,
-        calibration: ResultCache,
+        self, eval_set: EvalSet, options: EvalOptions, scores: ResultCache, calibration: ResultCache
     ) -> None:
-        """Begin with a set.
-
-        Args:
-            scores: Where records are kept.
-            calibration: Where int8 ranges are kept.
-        """
-        self.each, self.options = each, options
-        self._digest, self._scores, self._calibration = digest, scores, calibration
+        """Begin with a set; `scores` takes records, `calibration` int8 ranges."""
+        self.eval_set, self.options = eval_set, options
+        self.digest = eval_set.digest()
+        self._scores, self._calibration = scores, calibration
         self._data: SetData | None = None
+        self._compressed = bool(options.precisions) and eval_set.task.compressible
+        self._prompts = options.prompts if eval_set.task.takes_prompts else ()
 
     def keys(self, fingerprint: str) -> tuple[str, str | None]:
-        """Return under which names this set's record and prompt spread of a model are kept.
-
-        Returns:
-            Key of the record, and of the spread or None where none is measured.
-        """
-        cut = [self.options.max_queries, self.options.seed]
-        also = [
-            self.options.full_train,
-            *(
-                [self.options.dims, self.options.precisions, self.options.rescore]
-                if self._compressed
-                else []
-            ),
-        ]
-        spread = self.options.prompts if self.each.kind in PROMPT_KINDS else ()
-        return (
-            self._scores.key("score", fingerprint, self._digest, cut, also),
-            self._scores.key("prompts", fingerprint, self._digest, cut, spread) if spread else None,
-        )
+        """Return the cache's keys of a model's record, and of its prompt spread where measured."""
+        options = self.options
+        cut = [options.max_queries, options.seed]
+        also: list[object] = [options.full_train]
+        if self._compressed:
+            also += [options.dims, options.precisions, options.rescore]
+        record = self._scores.key("score", fingerprint, self.digest, cut, also)
+        if not self._prompts:
+            return record, None
+        return record, self._scores.key("prompts", fingerprint, self.digest, cut, self._prompts)
 
     def missing(self, fingerprint: str) -> bool:
-        """Tell whether something has to be computed for a model.
+        """Tell whether something has to be computed for a model."""
+        keys = self.keys(fingerprint)
+        return any(key is not None and self._scores.read(key) is None for key in keys)
 
-        Returns:
-            Whether a score or spread is not kept.
-        """
-        return any(
-            key is not None and self._scores.read(key) is None for key in self.keys(fingerprint)
-        )
-
-    def record(self, model: Embedder, fingerprint: str, tell: Tell | None = None) -> Record:
-        """Return the record of a model, from what is kept or anew.
-
-        Returns:
-            The record; `prompts` (prompt to score) is there where a spread is measured.
-        """
+    def record(
+        self, model: Embedder, fingerprint: str, progress: ShareDone | None = None
+    ) -> Record:
+        """Return the record of a model, cached or anew, with `prompts` where a spread is measured."""
         key, spread_key = self.keys(fingerprint)
+        task, name = self.eval_set.task, self.eval_set.name
         encoded: EncodedSet | None = None
         record: Record | None = self._scores.read(key)
         if record is None:
-            encoded = encode_set(
-                model, self.each.kind, self.data, full_train=self.options.full_train, tell=tell
-            )
-            record = self._scored(model, encoded, key)
-            self._scores.write(key, record, model=model.name, set=self.each.name)
+            encoded = encode_set(model, task, self.data, progress=progress)
+            record = self._score(model, encoded, key)
+            self._scores.write(key, record, model=model.name, set=name)
         if spread_key is not None:
             spread = self._scores.read(spread_key)
             if spread is None:
-                result = prompt_spread(
-                    model, self.each.name, self.each.kind, self.data, self.options.prompts, encoded
+                spread = dict(
+                    prompt_spread(model, name, task, self.data, self._prompts, encoded).scores
                 )
-                spread = dict(result.scores)
-                self._scores.write(spread_key, spread, model=model.name, set=self.each.name)
+                self._scores.write(spread_key, spread, model=model.name, set=name)
             record = {**record, "prompts": spread}
         return record
 
@@ -123,52 +96,41 @@ class SetRunner:
     def data(self) -> SetData:
         """The set's data, read once."""
         if self._data is None:
-            self._data = self.each.load(self.options.max_queries, self.options.seed)
+            options = self.options
+            self._data = self.eval_set.load(
+                options.max_queries, options.seed, full_train=options.full_train
+            )
         return self._data
 
     def forget(self) -> None:
         """Let go of the set's data."""
         self._data = None
 
-    @property
-    def _compressed(self) -> bool:
-        return bool(self.options.precisions) and self.each.kind in COMPRESSED
-
-    def _scored(self, model: Embedder, encoded: EncodedSet, key: str) -> Record:
-        each, data = self.each, self.data
-        result = evaluate_encoded(
-            each.name, each.kind, data, encoded, full_train=self.options.full_train
-        )
-        record = to_record(result) | {"lengths": self._lengths(result)}
+    def _score(self, model: Embedder, encoded: EncodedSet, key: str) -> Record:
+        task, name = self.eval_set.task, self.eval_set.name
+        score = evaluate_encoded(name, task, self.data, encoded)
+        record = to_record(score)
+        record["lengths"] = [asdict(bucket) for bucket in by_length(task, self.data, score.score)]
         if self._compressed:
-            dims = [dim for dim in self.options.dims if dim < encoded.dim]
-            set_offsets = {
-                dim: ranges
-                for dim, ranges in int8_ranges_of(model, TASK[each.kind]).items()
-                if dim in {encoded.dim, *dims}
-            }
+            dims = [encoded.dim, *(dim for dim in self.options.dims if dim < encoded.dim)]
+            stored = int8_ranges_of(model, task.adapter)
+            model_ranges = {dim: stored[dim] for dim in stored if dim in dims}
             matrix = compression_matrix(
-                each.name,
-                each.kind,
-                data,
+                name,
+                task,
+                self.data,
                 encoded,
-                [encoded.dim, *dims],
+                dims,
                 self.options.precisions,
-                ranges=set_offsets,
+                ranges=model_ranges,
                 rescore=self.options.rescore,
-                offsets=binary_offsets_of(model, TASK[each.kind]),
+                offsets=binary_offsets_of(model, task.adapter),
             )
             record["compression"] = [cell.to_json() for cell in matrix.cells]
             record["calibration"] = {
-                "model": sorted(set_offsets),
-                "set": sorted(matrix.ranges.keys() - set_offsets.keys()),
+                "model": sorted(model_ranges),
+                "set": sorted(matrix.ranges.keys() - model_ranges.keys()),
             }
-            self._calibration.write(
-                key, ranges_to_json(matrix.ranges), model=model.name, set=each.name
-            )
+            ranges = ranges_to_json(matrix.ranges)
+            self._calibration.write(key, ranges, model=model.name, set=name)
         return record
-
-    def _lengths(self, result: SetScore) -> list[Record]:
-        if self.each.kind not in LENGTH_KINDS:
-            return []
-        return [asdict(bucket) for bucket in by_length(self.each.kind, self.data, result.score)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskdistill.evaluate.kinds import TASK, Kind
+from taskdistill.evaluate.datasets import TASK_TYPES
 from taskdistill.evaluate.languages import name_and_language
 from taskdistill.io.folders import versions
 from taskdistill.model.backbone import EMBEDDED
@@ -130,10 +130,10 @@ def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[d
     probe = " --full-train" if run.recipe.evaluation.full_train else ""
     rows = []
     for each in results["sets"]:
-        name, kind = each["name"], Kind(each["kind"])
+        name, kind = each["name"], each["kind"]
         for shown, task in (
             (BASE if run.recipe.stage1 is not None else STATIC, None),
-            (ADAPTERS, TASK[kind].value),
+            (ADAPTERS, TASK_TYPES[kind].adapter.value),
         ):
             record = records.get(shown, {}).get(name)
             if record is None or (task is not None and task not in model.module.tasks):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
-from taskdistill.evaluate.kinds import TASK
+from taskdistill.evaluate.datasets import find_eval_sets
+from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.model.backbone import longest_text
 from taskdistill.model.lora import lora_config
 from taskdistill.model.rope import rope_theta
@@ -120,7 +120,7 @@ def check_sets(recipe: Recipe, root: Path) -> None:
     """
     evaluation_sets(recipe, root)
     sets_during(recipe, root, "stage1")
-    served = {TASK[each.kind] for each in dev_sets(recipe, root)}
+    served = {each.task.adapter for each in dev_sets(recipe, root)}
     for task, adapter in recipe.adapters.items():
         if adapter.average is not None and adapter.average.gate and task not in served:
             raise BadInput(

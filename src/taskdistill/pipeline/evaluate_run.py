@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from taskdistill.encode.encoder import Encoder
-from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
-from taskdistill.evaluate.kinds import Embedder
+from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.models.encoder import EncoderEmbedder, TeacherEmbedder
+from taskdistill.evaluate.protocol import Embedder
 from taskdistill.evaluate.runner import evaluate_models
 from taskdistill.evaluate.set_runner import EvalOptions
+from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.io.folders import versions
 from taskdistill.model.model import Model
 from taskdistill.model.space_id import memory_files
@@ -171,11 +172,11 @@ def _options(run: RunContext) -> EvalOptions:
     recipe = run.recipe
     dims = recipe.evaluation.dims or recipe.student.matryoshka_dims
     return EvalOptions(
-        recipe.evaluation.max_queries,
-        recipe.seed,
-        recipe.evaluation.full_train,
-        tuple(dims),
-        tuple(recipe.evaluation.precisions),
+        max_queries=recipe.evaluation.max_queries,
+        seed=recipe.seed,
+        full_train=recipe.evaluation.full_train,
+        dims=tuple(dims),
+        precisions=tuple(recipe.evaluation.precisions),
     )
 
 

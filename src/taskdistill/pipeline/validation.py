@@ -6,18 +6,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.placement import on_device
 from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
-from taskdistill.evaluate.kinds import METRIC, METRICS, TASK, Kind
+from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
-from taskdistill.evaluate.reading import RankingData, SetData
 from taskdistill.evaluate.score import evaluate_set
+from taskdistill.evaluate.set_data import RankingData, SetData
+from taskdistill.evaluate.task_type import EvalSet, EvaluationTask
 from taskdistill.model.model import Model
 from taskdistill.recipe.recipe import Recipe
 from taskdistill.recipe.recipe import ValidationConfig as Settings
@@ -56,18 +56,18 @@ def sets_during(recipe: Recipe, root: Path, phase: str) -> list[EvalSet]:
             f"evaluation.{'dev' if settings.sets is None else 'during.sets'}: {error}"
         ) from None
     selected_by, _, metric = (settings.keep or MEAN).partition(":")
-    kinds = {each.name: each.kind for each in result}
-    if selected_by not in (MEAN, *kinds):
+    types = {each.name: each.task for each in result}
+    if selected_by not in (MEAN, *types):
         raise BadInput(
-            f"evaluation.during.keep names {selected_by!r}{did_you_mean(selected_by, [MEAN, *kinds])}"
+            f"evaluation.during.keep names {selected_by!r}{did_you_mean(selected_by, [MEAN, *types])}"
         )
-    known = METRICS[kinds[selected_by]] if selected_by in kinds else ()
+    known = types[selected_by].metrics if selected_by in types else ()
     if metric and metric not in known:
         raise BadInput(
             f"evaluation.during.keep is {settings.keep!r}, but {selected_by} has no metric {metric!r}{did_you_mean(metric, known) if known else '; remove it'}"
         )
     task = phase_task(phase)
-    return [each for each in result if task is None or TASK[each.kind] is task]
+    return [each for each in result if task is None or each.task.adapter is task]
 
 
 def dev_score(run: RunContext, student: Model, task: Task) -> float:
@@ -80,7 +80,7 @@ def dev_score(run: RunContext, student: Model, task: Task) -> float:
         BadInput: If there is no such set; `check_fit` finds that before the first step.
     """
     recipe = run.recipe
-    result = [each for each in dev_sets(recipe, run.inputs.root) if TASK[each.kind] is task]
+    result = [each for each in dev_sets(recipe, run.inputs.root) if each.task.adapter is task]
     if not result:
         raise BadInput(f"evaluation.dev holds no set for {task}; name one")
     limit, seed = recipe.evaluation.max_queries, recipe.seed
@@ -89,7 +89,7 @@ def dev_score(run: RunContext, student: Model, task: Task) -> float:
         return float(
             np.mean(
                 [
-                    evaluate_set(embedder, each.name, each.kind, each.load(limit, seed)).score.score
+                    evaluate_set(embedder, each.name, each.task, each.load(limit, seed)).score.score
                     for each in result
                 ]
             )
@@ -149,22 +149,22 @@ def make_during(run: RunContext, student: Model, phase: str, view: View) -> Vali
                     )
                 )
             for each, rows in zip(sets, data, strict=True):
-                result = evaluate_set(held[0], each.name, each.kind, rows).score
+                result = evaluate_set(held[0], each.name, each.task, rows).score
                 scores |= {f"{each.name}:{name}": value for name, value in result.scores.items()}
                 mains.append(result.score)
         return scores | {MEAN: float(np.mean(mains))}
 
-    kinds = {each.name: each.kind for each in sets}
-    main = {name: f"{name}:{METRIC[kind]}" for name, kind in kinds.items()}
-    return Validation(settings.every, score, _metric(settings.keep, kinds), main | {MEAN: MEAN})
+    types = {each.name: each.task for each in sets}
+    main = {name: f"{name}:{task.metric}" for name, task in types.items()}
+    return Validation(settings.every, score, _metric(settings.keep, types), main | {MEAN: MEAN})
 
 
-def _metric(keep: str | None, kinds: dict[str, Kind]) -> str | None:
+def _metric(keep: str | None, types: dict[str, EvaluationTask[Any]]) -> str | None:
     """Complete the name of a set with its main metric; None where this phase does not score it."""
     if keep is None or keep == MEAN:
         return keep
     name, _, metric = keep.partition(":")
-    return None if name not in kinds else f"{name}:{metric or METRIC[kinds[name]]}"
+    return None if name not in types else f"{name}:{metric or types[name].metric}"
 
 
 def _cut(data: SetData, limit: int | None, seed: int) -> SetData:

@@ -9,19 +9,13 @@ from typing import Any
 from markupsafe import Markup
 
 from taskdistill.evaluate.compression import CompressionResult
-from taskdistill.evaluate.kinds import METRIC, Kind
+from taskdistill.evaluate.datasets import TASK_TYPES, task_types
 from taskdistill.evaluate.results import mean_matrix
 from taskdistill.report.plots import Series, dot_plot, line_chart
 from taskdistill.report.tables import CellText, Table, Value
 
 _POINTS = 100
 """Points of a loss curve; more steps are averaged."""
-
-_TITLES = {
-    Kind.STS: "STS",
-    Kind.BITEXT: "Bitext mining",
-    Kind.PAIR_CLASSIFICATION: "Pair classification",
-}
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class LossCurve:
 
 def kind_title(kind: str) -> str:
     """Return how a kind is written in headings."""
-    return _TITLES.get(Kind(kind), kind.capitalize())
+    return TASK_TYPES[kind].title
 
 
 def summary_sentence(results: Mapping[str, Any]) -> str:
@@ -150,13 +144,13 @@ def score_tables(results: Mapping[str, Any]) -> list[Table]:
     """
     scores = results.get("scores", {})
     result = []
-    for kind in Kind:
+    for task in task_types():
         sets = list(
             dict.fromkeys(
                 name
                 for each in scores.values()
                 for name, record in each.items()
-                if record["kind"] == kind
+                if record["kind"] == task.name
             )
         )
         if not sets:
@@ -174,12 +168,10 @@ def score_tables(results: Mapping[str, Any]) -> list[Table]:
                 row.append(_score_cell(each.get(name), retention, best, len(values)))
             rows.append(row)
         if len(sets) > 1:
-            means = [results["means"][model]["by_type"].get(kind.value) for model in scores]
+            means = [results["means"][model]["by_type"].get(task.name) for model in scores]
             rows.append(["mean", *means])
-        note = f"Metric: {METRIC[kind]} × 100."
-        result.append(
-            Table(kind_title(kind.value), ["set", *scores], rows, note, totals=int(len(sets) > 1))
-        )
+        note = f"Metric: {task.metric} × 100."
+        result.append(Table(task.title, ["set", *scores], rows, note, totals=int(len(sets) > 1)))
     return result
 
 
@@ -268,7 +260,7 @@ def loss_charts(log: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
 
 def _kinds(means: Mapping[str, Any]) -> list[str]:
     present = {kind for each in means.values() for kind in each["by_type"]}
-    return [kind.value for kind in Kind if kind.value in present]
+    return [task.name for task in task_types() if task.name in present]
 
 
 def _is_best(value: float, best: float, count: int) -> bool:

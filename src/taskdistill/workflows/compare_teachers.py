@@ -20,13 +20,14 @@ from taskdistill.data.rows import Text, make_dataset
 from taskdistill.device import AUTO
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
-from taskdistill.evaluate.kinds import Embedder
+from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.evaluate.models.external import ModelSpec
-from taskdistill.evaluate.reading import LabeledData, RankingData, SetData, judged_texts
+from taskdistill.evaluate.protocol import Embedder
 from taskdistill.evaluate.runner import evaluate_models
+from taskdistill.evaluate.set_data import RankingData, all_texts
 from taskdistill.evaluate.set_runner import EvalOptions
+from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.io.folders import read_manifest
 from taskdistill.io.outputs import check_claim, claim, write_result
 from taskdistill.model.backbone import EMBEDDED, resolve
@@ -150,7 +151,7 @@ def compare_teachers(
     sample = _sample(texts or data, result, options, effort, progress, is_given=texts is not None)
     vocabulary = [
         *sample,
-        *(text for each in result for text in _all_texts(each.load(max_queries, effort.seed))),
+        *(text for each in result for text in all_texts(each.load(max_queries, effort.seed))),
     ]
     claim(out, KIND, **_CLAIM)
     models: list[Embedder] = []
@@ -241,13 +242,6 @@ def advice(rows: Sequence[Mapping[str, Any]], beyond: tuple[int, int] | None = N
         sentence
         + " A static student is a minute’s stand-in for the one that a recipe trains: it ranks teachers, its score is not the final one."
     )
-
-
-def _all_texts(data: SetData) -> list[str]:
-    return [
-        *judged_texts(data),
-        *(data.train.texts if isinstance(data, LabeledData) and data.train is not None else ()),
-    ]
 
 
 def _sample(

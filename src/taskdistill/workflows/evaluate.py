@@ -11,13 +11,14 @@ from typing import Any
 from taskdistill.device import AUTO
 from taskdistill.errors import BadInput, require_extra
 from taskdistill.evaluate.contamination import seen_in, teacher_saw, warnings_of
-from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
-from taskdistill.evaluate.kinds import Embedder
+from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.models.encoder import RunsHere
 from taskdistill.evaluate.models.external import ModelSpec, open_model
-from taskdistill.evaluate.reading import LabeledData, judged_texts
+from taskdistill.evaluate.protocol import Embedder
 from taskdistill.evaluate.runner import evaluate_models
+from taskdistill.evaluate.set_data import all_texts
 from taskdistill.evaluate.set_runner import EvalOptions
+from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.io.json import open_regular
 from taskdistill.io.outputs import check_claim, claim, is_result, write_output
 from taskdistill.io.sealed import dump_json
@@ -180,9 +181,7 @@ def write_texts(sets: Sequence[EvalSet], options: EvalOptions, path: Path) -> in
     texts: dict[str, None] = {}
     for each in sets:
         data = each.load(options.max_queries, options.seed)
-        texts.update(dict.fromkeys(judged_texts(data)))
-        if isinstance(data, LabeledData) and data.train is not None:
-            texts.update(dict.fromkeys(data.train.texts))
+        texts.update(dict.fromkeys(all_texts(data)))
     import json
 
     content = "".join(

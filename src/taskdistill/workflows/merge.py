@@ -17,9 +17,10 @@ from taskdistill.device import AUTO, compute_of, placement, resolve_device, reso
 from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.placement import on_device
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
+from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.evaluate.score import evaluate_set
+from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.io.atomic import check_free
 from taskdistill.io.folders import read_manifest
 from taskdistill.model.backbone import resolve
@@ -201,7 +202,7 @@ class _Judge:
                 Encoder(model, threads=self.threads, compute=compute_of(self.dtype))
             )
             for each, data in self.sets:
-                result = evaluate_set(embedder, each.name, each.kind, data).score
+                result = evaluate_set(embedder, each.name, each.task, data).score
                 units |= {
                     f"{each.name} {language}": rows for language, rows in result.units.items()
                 }

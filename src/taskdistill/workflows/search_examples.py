@@ -7,8 +7,7 @@ from pathlib import Path
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.datasets import find_eval_sets
-from taskdistill.evaluate.kinds import Kind
-from taskdistill.evaluate.reading import RankingData
+from taskdistill.evaluate.set_data import RankingData
 from taskdistill.pipeline.setup import DOCSTRINGS, existing_root
 from taskdistill.recipe.recipe import Recipe
 from taskdistill.search.build import build_index
@@ -39,7 +38,7 @@ def search_examples(
         if recipe.evaluation.root
         else evaluation_folder(recipe, out, recipe_folder or Path())
     )
-    retrieval = [each for each in find_eval_sets(root) if each.kind is Kind.RETRIEVAL]
+    retrieval = [each for each in find_eval_sets(root) if each.kind == "retrieval"]
     if not retrieval or importlib.util.find_spec("faiss") is None:
         return []
     data = retrieval[0].load()

@@ -16,9 +16,10 @@ from taskdistill.data.readers import SUFFIXES, Fault, read_records
 from taskdistill.device import AUTO, CPU, compute_of, placement, resolve_device, resolve_dtype
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.datasets import EvalSet, find_eval_sets
+from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
 from taskdistill.evaluate.score import evaluate_set
+from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.io.atomic import check_free
 from taskdistill.model.backbone import read_json, resolve
 from taskdistill.model.folder import read_model, write_model
@@ -239,7 +240,7 @@ class _Meter:
         )
         embedder = EncoderEmbedder(Encoder(model, threads=self.threads, compute=self.compute))
         scored = {
-            each.name: evaluate_set(embedder, each.name, each.kind, data).score
+            each.name: evaluate_set(embedder, each.name, each.task, data).score
             for each, data in self.sets
         }
         self.first = self.first or {name: score.units for name, score in scored.items()}

@@ -15,8 +15,8 @@ import torch
 from taskdistill.device import AUTO, dtype_name, placement, resolve_device, resolve_dtype
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, did_you_mean, require_extra
-from taskdistill.evaluate.kinds import Embedder
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
+from taskdistill.evaluate.protocol import Embedder
 from taskdistill.io.atomic import sha256_file
 from taskdistill.io.sealed import read_sealed, write_sealed
 from taskdistill.model.backbone import read_json, resolve
