@@ -62,6 +62,7 @@ def export(
     adapters = list(source.module.tasks)
     tasks: list[str | None] = [*adapters] if writer.all_tasks else [task]
     embed = embed_with(source)
+    # Before the adapter is merged: afterwards the model in memory is another one.
     golden = _check_reference(source, tasks, embed)
     texts = _compared_texts(source)
     reference = {name: embed(texts, name) for name in tasks}

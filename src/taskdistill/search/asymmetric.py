@@ -62,9 +62,6 @@ def check_one_space(models: Sequence[SearchEncoder], teacher: SearchEncoder) -> 
 
     Args:
         models: Students through their projections.
-
-    Raises:
-        BadInput: Naming both space ids, or both dimensions.
     """
     for model in models:
         if not same_space(model.space_id, former_ids(model), teacher.space_id, former_ids(teacher)):
@@ -102,10 +99,6 @@ def measure_tiers(
     Returns:
         Students alone first, then for each document tier, the teacher last, its query tiers, the
         teacher last.
-
-    Raises:
-        BadInput: If a projected student and the teacher are of different spaces, or the dev set
-            cannot be judged.
     """
     check_one_space(models, teacher)
     query_ids = dev.judged()
@@ -131,6 +124,7 @@ def measure_tiers(
             document_ms = 1000 * (time.perf_counter() - start) / report.passages
             oversample = None if rescore == "none" else index.snapshot.live_count
             for query_tier in query_tiers:
+                # The time of a query does not depend on whose documents it searches.
                 key = (id(query_tier), task)
                 if key not in query_ms:
                     query_ms[key] = _query_milliseconds(index, query_tier, texts[:TIMED_QUERIES])
@@ -154,6 +148,7 @@ def measure_tiers(
                 measured.append((fields, ndcg(index.snapshot, ranked, query_ids, dev.qrels)))
             if progress is not None:
                 progress(at + 1, len(plan))
+    # The plan ends with teacher/teacher.
     teacher_scores = measured[-1][1]
     return [
         AsymmetricPair(

@@ -46,11 +46,6 @@ def build_index(
         passages: How long documents are cut; None embeds each as a whole, up to the model's token
             limit.
         batch: Passages embedded and acknowledged together.
-
-    Raises:
-        BadInput: If there are no documents, one cannot be kept, or the folder is an index with
-            other settings.
-        WorkFailed: If another process writes or the disk fails; acknowledged batches stay.
     """
     out = Path(out)
     settings = settings_for(
@@ -58,6 +53,7 @@ def build_index(
     )
     total = len(documents) if isinstance(documents, Sized) else 0
     stream = iter(documents)
+    # Before the folder is created: a corpus without a document leaves nothing behind.
     first = list(itertools.islice(stream, 1))
     if not first:
         raise BadInput("there are no documents to index; give a corpus with at least one")

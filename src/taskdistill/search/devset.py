@@ -37,11 +37,7 @@ class DevSet:
     """Queries without a relevant document are left out of every mean."""
 
     def judged(self) -> list[str]:
-        """Return the ids of queries with a relevant document, in the order of `queries`.
-
-        Raises:
-            BadInput: If there is none, or the qrels name no document that is here.
-        """
+        """Return the ids of queries with a relevant document, in the order of `queries`."""
         ids = {document.id for document in self.documents}
         judged = [query for query in self.queries if relevant_ids(self.qrels, query) & ids]
         if not judged:
@@ -52,11 +48,7 @@ class DevSet:
         return judged
 
     def judged_over(self, snapshot: Snapshot) -> dict[str, str]:
-        """Return the queries, id to text, all of whose relevant documents are in an index.
-
-        Raises:
-            BadInput: If there is none.
-        """
+        """Return the queries, id to text, all of whose relevant documents are in an index."""
         relevant = {query: relevant_ids(self.qrels, query) for query in self.queries}
         indexed = snapshot.find(sorted(set().union(*relevant.values()))).keys()
         queries = {
@@ -81,9 +73,6 @@ def read_dev_set(folder: str | Path) -> DevSet:
     Args:
         folder: With corpus.jsonl, queries.jsonl and qrels.tsv (columns query-id, corpus-id, score),
             each also as .gz.
-
-    Raises:
-        BadInput: If a file is missing or a row of one cannot be used.
     """
     names = ("corpus.jsonl", "queries.jsonl", "qrels.tsv")
     corpus_file, queries_file, qrels_file = (_file_of(Path(folder), name) for name in names)

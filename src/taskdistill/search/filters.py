@@ -92,11 +92,7 @@ def parse_filter(value: Filter | None) -> tuple[Condition, ...]:
 
 
 def parse_expression(text: str) -> list[Condition]:
-    """Read conditions that are joined by `and`.
-
-    Raises:
-        BadInput: If it is too long or not understood.
-    """
+    """Read conditions that are joined by `and`."""
     if not isinstance(text, str):
         raise BadInput(
             f"a filter is a text or an object of conditions, not {type(text).__name__}; {_FORMS}"

@@ -96,11 +96,7 @@ class Bm25:
 
 
 def build_bm25(snapshot: Snapshot) -> None:
-    """Build the lexical part of an index and commit it; the caller holds the lock.
-
-    Raises:
-        BadInput: If the index holds no document, or bm25s is not installed.
-    """
+    """Build the lexical part of an index and commit it; the caller holds the lock."""
     if snapshot.live_count == 0:
         raise BadInput(
             f"{snapshot.path} holds no documents; add some before building its lexical part"
@@ -115,9 +111,6 @@ def open_bm25(snapshot: Snapshot, *, full: bool = True) -> Bm25:
 
     Args:
         full: Whether to hash its files, not only to compare sizes.
-
-    Raises:
-        BadInput: If there is none, or it is damaged.
     """
     require_extra("bm25s", "search", "lexical search")
     import bm25s

@@ -47,8 +47,10 @@ class Index:
 
     Searching reads one generation, unaffected by what other processes write until `refresh`. Every
     change is on the disk when its call returns, and survives a kill at any point; what was not
-    acknowledged never happened. One process writes at a time, any number read. A change raises
-    WorkFailed if another process writes or the disk fails.
+    acknowledged never happened. One process writes at a time, any number read.
+
+    What does not match the index raises BadInput, naming both sides; a change raises WorkFailed if
+    another process writes or the disk fails.
     """
 
     def __init__(self, snapshot: Snapshot, *, full: bool, first_pass: FirstPass) -> None:
@@ -90,11 +92,7 @@ class Index:
 
     @classmethod
     def create(cls, path: str | Path, settings: IndexSettings) -> Self:
-        """Write an empty index into a folder that does not exist or is empty.
-
-        Raises:
-            BadInput: If the folder holds something.
-        """
+        """Write an empty index into a folder that does not exist or is empty."""
         create_index(Path(path), Manifest(settings=settings))
         return cls.open(path)
 
@@ -152,10 +150,8 @@ class Index:
                 the index was tuned to, True for that or the usual one, False for off.
             hybrid: Join with BM25 by reciprocal rank fusion, which needs texts and `build_bm25`;
                 None for what the index was tuned to.
-
-        Raises:
-            BadInput: If something does not match the index, or an option is out of range.
         """
+        # One generation throughout, even if another thread refreshes.
         snapshot = self.snapshot
         settings, defaults = snapshot.manifest.settings, snapshot.manifest.search
         texts: Sequence[str] = ()
@@ -198,9 +194,6 @@ class Index:
             documents: Of several with one id the last one stays.
             encoder: The model the index was made with.
             batch: Passages embedded and acknowledged together; acknowledged batches stay.
-
-        Raises:
-            BadInput: If the encoder does not match, or a document or vector cannot be kept.
         """
         with self.writing():
             total = len(documents) if isinstance(documents, Sized) else 0
@@ -252,11 +245,7 @@ class Index:
                 self.refresh()
 
     def set_defaults(self, defaults: SearchDefaults) -> None:
-        """Remember how to search where a search does not say, such as what tuning recommends.
-
-        Raises:
-            BadInput: If they need vectors that the index does not keep.
-        """
+        """Remember how to search where a search does not say, such as what tuning recommends."""
         with self.writing():
             defaults.check(self.settings.rescore)
             if defaults != self.snapshot.manifest.search:
@@ -268,19 +257,12 @@ class Index:
         Args:
             dim: Dimensions to keep, at most those there are.
             rescore: Precision of the vectors: the one there is, or a smaller one.
-
-        Raises:
-            BadInput: If the index keeps less than that.
         """
         with self.writing():
             resize(self.snapshot, dim, rescore)
 
     def build_bm25(self) -> None:
-        """Build the lexical part for hybrid search; it lasts until documents change.
-
-        Raises:
-            BadInput: If the index is empty, or bm25s is not installed.
-        """
+        """Build the lexical part for hybrid search; it lasts until documents change."""
         with self.writing():
             build_bm25(self.snapshot)
 

@@ -62,10 +62,6 @@ def ingest(
 
     Returns:
         The generation after the last batch, and what became of the documents.
-
-    Raises:
-        BadInput: If the encoder does not match, a document cannot be kept, or a vector is zero or
-            not finite.
     """
     settings = snapshot.manifest.settings
     settings.check_documents(encoder)
@@ -96,6 +92,7 @@ def ingest(
             report.replaced += replaced
             report.added += len(part) - replaced
             report.passages += len(spans)
+        # Counted once the whole group is on the disk.
         done += len(group)
         if progress is not None:
             progress(done, total)
@@ -116,9 +113,6 @@ def add(
 
     Returns:
         The next generation, and how many documents were replaced.
-
-    Raises:
-        BadInput: If a vector is zero or not finite, or their number or dimension does not fit.
     """
     unit = unit_vectors(vectors, snapshot.manifest.settings.dim, "document")
     if len(unit) != len(spans):
@@ -131,11 +125,7 @@ def add(
 
 
 def check_document(document: Document) -> None:
-    """Refuse a document that an index cannot hold.
-
-    Raises:
-        BadInput: If id or text is empty or no proper Unicode, or the metadata is not JSON.
-    """
+    """Refuse a document that an index cannot hold."""
     try:
         if not isinstance(document.id, str) or not document.id:
             raise ValueError("the id must be a text that is not empty")

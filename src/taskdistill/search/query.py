@@ -45,9 +45,6 @@ def query_vectors(
         encoder: Any encoder of the index's space.
         vectors: `(q, at least dim)` vectors of the texts by this encoder, where they are there
             already.
-
-    Raises:
-        BadInput: If the encoder is of another space, or a query has no vector.
     """
     settings.check_space(encoder.space_id, former_ids(encoder))
     empty = [at for at, text in enumerate(texts) if not text.strip()]
@@ -89,10 +86,6 @@ def rank_queries(
 
     Returns:
         For each query rows and scores, best first: dot products, or fusion scores with BM25.
-
-    Raises:
-        BadInput: If `top_k` or `oversample` is below 1, or an option needs vectors that the index
-            does not keep.
     """
     _check_count("top_k", top_k)
     if options.oversample is not None:
@@ -125,9 +118,11 @@ def rank_queries(
         queries = np.array(moved, np.float32).reshape(queries.shape)
     if options.bm25 is None:
         return ranked(queries, top_k)
+    # Fusion needs ranks below top_k too: a row that both rankings have at 30 beats one at 9.
     depth = max(top_k, DEPTH)
     dense = ranked(queries, depth)
     live = snapshot.rows()
+    # BM25 numbers the live rows of the snapshot, without gaps.
     mask = None if all(rows is None for rows in allowed) else np.isin(live, snapshot.rows(allowed))
     return [
         fuse([rows, live[options.bm25.rank(text, depth, mask)[0]]], top_k)

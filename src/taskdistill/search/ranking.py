@@ -85,6 +85,7 @@ def rank(
     settings, ranges = snapshot.manifest.settings, snapshot.manifest.ranges
     binary_only = settings.rescore == "none"
     count = top_k if binary_only else top_k * oversample
+    # Where every row is a candidate, the first pass would only cost time.
     every_row = None if binary_only or count < sum(sizes) else snapshot.rows(allowed)
 
     def candidates(queries: Floats) -> Nearest:
@@ -125,6 +126,7 @@ def rank(
             ranked.append(best_rows(rows, scores, top_k))
         return ranked
 
+    # Some queries at a time bound the memory of candidates and distances.
     return [
         ranked
         for start in range(0, len(queries), _QUERIES)
@@ -155,6 +157,7 @@ class Rescorer:
 def best_rows(rows: Rows, scores: Floats, top_k: int) -> Ranked:
     """Choose the `top_k` rows with the highest scores, best first; ties in the order of rows."""
     if len(rows) > 4 * top_k:
+        # Cheaper than sorting all; ties at the threshold stay, and the sort decides among them.
         threshold = np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
         high = np.flatnonzero(scores >= threshold)
         rows, scores = rows[high], scores[high]

@@ -31,9 +31,6 @@ def resize(snapshot: Snapshot, dim: int, rescore: str) -> None:
 
     Binary codes are prefixes of those there are. What the index is searched with by default is set
     back where it would no longer work.
-
-    Raises:
-        BadInput: If the index keeps less than `dim` dimensions or vectors of precision `rescore`.
     """
     manifest = snapshot.manifest
     old = manifest.settings

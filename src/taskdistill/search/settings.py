@@ -161,9 +161,6 @@ class IndexSettings:
 
         Args:
             extends: Hashes of earlier states of the model that gave the same vectors.
-
-        Raises:
-            BadInput: Naming the first field that differs and both values.
         """
         self.check_space(other.space_id, other.former_space_ids)
         ignored = {"model", "space_id", "former_space_ids"}
@@ -178,9 +175,6 @@ class IndexSettings:
 
         Args:
             now: The settings in the same folder now; other dimensions and precisions are followed.
-
-        Raises:
-            BadInput: Naming the first field that differs and both values.
         """
         for name in ("space_id", "task", "document_prompt", "query_prompt"):
             before, after = getattr(self, name), getattr(now, name)
@@ -191,11 +185,7 @@ class IndexSettings:
                 )
 
     def check_documents(self, encoder: SearchEncoder) -> None:
-        """Refuse an encoder that would embed documents into another space, or is another model.
-
-        Raises:
-            BadInput: Naming the field and both values.
-        """
+        """Refuse an encoder that would embed documents into another space, or is another model."""
         self.check_space(encoder.space_id, former_ids(encoder))
         if self.model_hash not in getattr(encoder, "extends", ()):
             self._check("model_hash", self.model_hash, encoder.model_hash)
@@ -205,9 +195,6 @@ class IndexSettings:
 
         Args:
             former: Ids that earlier versions gave to that space.
-
-        Raises:
-            BadInput: Naming both space ids.
         """
         if not self.is_of(space_id, former):
             self._check("space_id", self.space_id, space_id)
@@ -242,12 +229,7 @@ class SearchDefaults:
         return asdict(self)
 
     def check(self, rescore: str) -> None:
-        """Refuse defaults that an index with vectors of this precision cannot follow.
-
-        Raises:
-            BadInput: If they need vectors and there are none, or the oversampling factor is below
-                1.
-        """
+        """Refuse defaults that an index with vectors of this precision cannot follow."""
         if rescore == "none" and (self.oversample is not None or self.refinement is not None):
             raise BadInput(
                 "oversampling and refinement have no effect on an index of binary codes only "
@@ -273,11 +255,8 @@ def settings_for(
         task: None for base embeddings.
         truncate_dim: None keeps all dimensions.
         rescore: Precision of the vectors kept for rescoring, or `none`.
-
-    Raises:
-        BadInput: If the task or precision is unknown, or the dimension is larger than the
-            encoder's.
     """
+    # An adapter of another name says of which task it is.
     kind = None if task is None else getattr(encoder, "adapter_tasks", {}).get(task, task)
     if kind is not None and kind not in set(Task):
         raise BadInput(f"unknown task {task!r}{did_you_mean(str(task), Task)}")

@@ -77,9 +77,6 @@ def tune(
             it best is reported apart.
         tolerance: nDCG@10, 0 to 1, that the recommendation may lose against the best.
         progress: Called with indexes built and their number.
-
-    Raises:
-        BadInput: If the dev set cannot be judged or the grid is empty.
     """
     if not grid.dims or not grid.rescores or not grid.oversamples:
         raise BadInput(
@@ -173,6 +170,7 @@ class _TuneContext:
     def scores(self, setting: SearchSetting) -> tuple[Scores, float]:
         """Return nDCG@10 of each query and milliseconds a query."""
         snapshot = self._index.snapshot
+        # Every row as a candidate is exact search.
         exact = setting.oversample is None and setting.rescore != "none"
         start = time.perf_counter()
         ranked = rank_queries(
@@ -251,6 +249,7 @@ def _recommend(rows: Sequence[tuple[SettingResult, Scores]], tolerance: float) -
     """
     scores = {row.setting: each for row, each in rows}
 
+    # Against the same storage and oversampling, so that an addition pays for itself.
     def earned(setting: SearchSetting) -> bool:
         without = []
         if setting.hybrid:

@@ -99,6 +99,7 @@ def _layout_config(module: TransformerModel, code: str, tasks: list[str]) -> dic
     layout |= {
         key: getattr(config, key) for key in FAMILY_KEYS if getattr(config, key, None) is not None
     }
+    # The published code reads the older pair of keys.
     layout.pop("rope_parameters", None)
     return layout | {
         "rope_theta": config.rope_parameters["rope_theta"],

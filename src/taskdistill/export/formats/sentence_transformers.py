@@ -57,6 +57,7 @@ def _stock_vectors(job: ExportJob) -> NDArray[np.float32]:
     from sentence_transformers import SentenceTransformer
 
     with quiet_transformers(), silent():
+        # local_files_only: the folder must be enough by itself.
         stock = SentenceTransformer(str(job.folder), device="cpu", local_files_only=True)
         vectors: NDArray[np.float32] = stock.encode(
             list(job.texts),

@@ -72,11 +72,7 @@ class AlignmentMap:
 
 
 def load_map(folder: Path, kind: str) -> AlignmentMap:
-    """Read a map that its folder says is of a kind.
-
-    Raises:
-        BadInput: If the file holds something else.
-    """
+    """Read a map that its folder says is of a kind."""
     try:
         with np.load(folder / FILE, allow_pickle=False) as stored:
             arrays = {name: np.asarray(stored[name], dtype=np.float32) for name in stored.files}
@@ -140,9 +136,6 @@ class AlignedEncoder:
         Args:
             task: The index's; the new model uses its own.
             prompt_name: Which of the new model's prompts goes before every text.
-
-        Raises:
-            BadInput: If another size or precision is requested.
         """
         if truncate_dim not in (None, self.embedding_dim) or precision != Precision.FLOAT32:
             raise BadInput(
@@ -178,9 +171,6 @@ def fit_maps(
         old_NE: Unit rows of the old one, of the same texts.
         kind: One of `KINDS`, or `best` for all of them.
         seed: Decides which texts are held out, and the residual network.
-
-    Raises:
-        BadInput: If the kind is unknown or there are too few texts.
     """
     if kind not in (*KINDS, "best"):
         raise BadInput(f"unknown map {kind!r}{did_you_mean(kind, (*KINDS, 'best'))}")
@@ -189,6 +179,7 @@ def fit_maps(
             f"{len(new_ND)} texts are too few to fit a map; give {MIN_TEXTS} or more, some "
             "thousand are usual"
         )
+    # Rank, ridge and kind are chosen on texts that no map has seen.
     order = np.random.default_rng(seed).permutation(len(new_ND))
     count = max(10, round(HELD_OUT * len(new_ND)))
     held_out, used = order[:count], order[count:]
@@ -266,6 +257,7 @@ def residual(new_ND: Floats, old_NE: Floats, linear: AlignmentMap, seed: int) ->
     target_NE = normalize(old_NE) * scale - base_NE
     dim = new_ND.shape[1]
     weights: dict[str, Float64] = {
+        # Unit rows have numbers near 1 / sqrt(dim): by 4, hidden units see inputs of some size.
         "inner": rng.standard_normal((dim, HIDDEN)) / np.sqrt(dim) * 4,
         "inner_bias": np.zeros(HIDDEN),
         "outer": np.zeros((HIDDEN, old_NE.shape[1])),

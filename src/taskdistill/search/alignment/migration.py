@@ -71,9 +71,6 @@ def sample_pairs(
 
     Returns:
         New vectors `(n, d)` and old vectors `(n, e)`, unit rows.
-
-    Raises:
-        BadInput: If the index keeps binary codes only.
     """
     snapshot = index.snapshot
     rows = np.sort(np.random.default_rng(seed).permutation(snapshot.rows())[:count])
@@ -87,11 +84,7 @@ def sample_pairs(
 
 
 def unit_stored_vectors(snapshot: Snapshot, rows: Rows) -> Floats:
-    """Return what an index keeps of passages as unit rows `(n, dim)`.
-
-    Raises:
-        BadInput: If the index keeps binary codes only.
-    """
+    """Return what an index keeps of passages as unit rows `(n, dim)`."""
     vectors = snapshot.float_vectors(rows)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: Floats = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
@@ -179,6 +172,7 @@ class Migration:
         options = SearchOptions()
         rows, scores = rank_queries(old.snapshot, vectors, top_k, options, allowed=allowed)[0]
         slope, intercept = self.meta["calibration"]
+        # A document is in one of the two: what the new index holds was left out above.
         hits = old.snapshot.hits(rows, (slope * scores + intercept).astype(np.float32))
         if new is not None and new.documents:
             hits += new.search([query], top_k, encoder=encoder)[0]
@@ -248,11 +242,7 @@ def write_migration(
 
 
 def read_migration(path: Path) -> Migration:
-    """Read a migration folder.
-
-    Raises:
-        BadInput: If it is none, or damaged.
-    """
+    """Read a migration folder."""
     manifest = read_manifest(path, KIND)
     if faults := check_folder(path, manifest):
         raise BadInput(f"{path} is damaged: {faults[0]}; run `taskdistill migrate` again")

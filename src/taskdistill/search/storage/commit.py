@@ -99,9 +99,6 @@ def commit(snapshot: Snapshot, writers: Writers, **changes: Any) -> None:
     Args:
         writers: Parts under names that are free: see `free_number`.
         **changes: Fields of the manifest.
-
-    Raises:
-        WorkFailed: If the disk fails.
     """
     path, manifest = snapshot.path, snapshot.manifest
     journal = {
@@ -149,6 +146,7 @@ def recover(path: Path) -> None:
     journal = _read_journal(path)
     if journal is None:
         return
+    # The manifest decides: its generation says whether the change was acknowledged.
     manifest = load_manifest(path)
     parts = {part_of(name) for name in manifest.files}
     if manifest.generation == journal["generation"]:
@@ -156,11 +154,13 @@ def recover(path: Path) -> None:
             if part not in parts:
                 _remove_part(path, part)
     elif manifest.generation == journal["generation"] + 1:
+        # Only files of the size that was noted: another one under the name is somebody's.
         for name, size in journal["before"].items():
             if name not in manifest.files:
                 _remove_file(path, name, size)
         for part in {part_of(name) for name in journal["before"]} - parts:
             _remove_empty(path, part)
+    # Last, so that a kill on the way here is finished by the next writer.
     (path / JOURNAL).unlink()
 
 
@@ -276,6 +276,7 @@ def append(snapshot: Snapshot, documents: Sequence[Document], spans: Rows, vecto
     settings, ranges = manifest.settings, manifest.ranges
     if settings.rescore == "int8" and ranges is None:
         ranges = _fit_ranges(vectors)
+    # Everything is computed before the journal is written: a fault here leaves no trace.
     block = make_block(settings, ranges, documents, spans=spans, vectors=vectors)
     old = snapshot.find(document.id for document in documents)
     new = new_segment(
@@ -359,6 +360,7 @@ def due_merge(manifest: Manifest) -> list[int]:
         Positions of the first `FANOUT` segments of one size class (a power of `FANOUT` rows), or
         none.
     """
+    # Merging equals with equals writes each passage about log(rows) times in all.
     tiers: dict[int, list[int]] = {}
     for at, each in enumerate(manifest.segments):
         tiers.setdefault(int(math.log(each.rows, FANOUT)), []).append(at)

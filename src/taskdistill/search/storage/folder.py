@@ -71,11 +71,7 @@ def _check_kind(path: Path, is_kind: Callable[[int], bool], kind: str) -> None:
 
 
 def check_target(path: Path) -> bool:
-    """Decide whether an index may be written at a path; say whether there is one already.
-
-    Raises:
-        BadInput: If something else is there.
-    """
+    """Decide whether an index may be written at a path; say whether there is one already."""
     if os.path.lexists(path / MANIFEST):
         check_parts(path)
         return True

@@ -145,6 +145,7 @@ class Manifest:
         parts |= {segment.deletes_file or "" for segment in new.segments}
         if new.bm25 is not None:
             parts.add(f"bm25/{new.bm25:08}")
+        # What is not listed any more is removed once this manifest is on the disk.
         files = {name: entry for name, entry in new.files.items() if part_of(name) in parts}
         return replace(new, files=files)
 
@@ -169,11 +170,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def load_manifest(path: Path) -> Manifest:
-    """Read the current generation, checked against its own hash.
-
-    Raises:
-        BadInput: If there is none, or it is damaged, of another kind or of a newer format.
-    """
+    """Read the current generation, checked against its own hash."""
     value, file = read_manifest(path, KIND, always_sealed=True), path / MANIFEST
     wrong = [name for name in value["files"] if not _FILE.fullmatch(name)]
     if wrong:

@@ -149,6 +149,7 @@ class Segment:
 
     def blocks(self) -> Iterator[SegmentBlock]:
         """Yield the live documents, some thousand rows at a time, as a new segment takes them."""
+        # Stored by hash of the id, needed by document.
         keys = self._keys[:, np.argsort(self._keys[2], kind="stable")]
         ends = np.searchsorted(self.spans[:, 0], np.arange(self.entry.documents), side="right")
         start = 0
@@ -164,6 +165,7 @@ class Segment:
         live = self.live_documents[start:stop]
         number = np.cumsum(live) - 1  # of a live document in the block
         rows = rows[live[self.spans[rows, 0] - start]]
+        # Indexing by an array copies: the map itself cannot be written to.
         spans = self.spans[rows]
         spans[:, 0] = number[spans[:, 0] - start]
         first, last = np.searchsorted(self.entries["document"].to_numpy(), [start, stop])

@@ -73,9 +73,6 @@ class Snapshot:
         Returns:
             For each segment the rows, numbered within it, that may be found; None for all that
             live.
-
-        Raises:
-            BadInput: If the filter is not understood or no document has its key.
         """
         conditions = parse_filter(filter)
         if not conditions:
@@ -163,9 +160,6 @@ def open_snapshot(path: Path, *, full: bool = True, previous: Snapshot | None = 
         full: Whether to hash every file, not only to compare sizes.
         previous: An older generation, whose segments stay open where their files are the same by
             their hashes.
-
-    Raises:
-        BadInput: If the index or a file of it is missing, damaged or of another kind.
     """
     open_segments = {} if previous is None else {each.content: each for each in previous.segments}
     for _ in range(_ATTEMPTS):
