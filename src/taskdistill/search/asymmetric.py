@@ -13,7 +13,7 @@ import numpy as np
 
 from taskdistill.errors import BadInput
 from taskdistill.search.build import build_index
-from taskdistill.search.devset import DevSet, ndcg, passage_depth
+from taskdistill.search.devset import DevSet, ndcg_scores, passage_depth
 from taskdistill.search.index import Index
 from taskdistill.search.intervals import Interval, mean_interval, share_interval
 from taskdistill.search.passages import PassageSettings
@@ -145,7 +145,7 @@ def measure_tiers(
                     "search_milliseconds": 1000 * (time.perf_counter() - start) / len(texts),
                     "document_milliseconds": document_ms,
                 }
-                measured.append((fields, ndcg(index.snapshot, ranked, query_ids, dev.qrels)))
+                measured.append((fields, ndcg_scores(index.snapshot, ranked, query_ids, dev.qrels)))
             if progress is not None:
                 progress(at + 1, len(plan))
     # The plan ends with teacher/teacher.

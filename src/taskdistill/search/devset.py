@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
+from taskdistill.metrics import ndcg
 from taskdistill.quantization import truncate
 from taskdistill.search.corpus import Corpus, Document
 from taskdistill.search.passages import PassageSettings
@@ -159,25 +160,16 @@ def ranked_documents(snapshot: Snapshot, ranked: Ranked) -> list[str]:
     return list(dict.fromkeys(hit.id for hit in snapshot.hits(*ranked)))
 
 
-def ndcg(
+def ndcg_scores(
     snapshot: Snapshot, ranked: Sequence[Ranked], query_ids: Sequence[str], qrels: Qrels
 ) -> NDArray[np.float64]:
-    """Return `(q,)` nDCG@10, 0 to 1, of each query by trec_eval's definition."""
-    import pytrec_eval
-
-    runs = {
-        query: {
-            document: 1.0 / (1 + place)
-            for place, document in enumerate(ranked_documents(snapshot, each))
-        }
-        for query, each in zip(query_ids, ranked, strict=True)
-    }
-    judge = pytrec_eval.RelevanceEvaluator(
-        {query: dict(qrels[query]) for query in query_ids}, {f"ndcg_cut.{CUTOFF}"}
-    )
-    scores = judge.evaluate(runs)
-    # trec_eval leaves out a query without a single result.
-    return np.array([scores.get(query, {}).get(f"ndcg_cut_{CUTOFF}", 0.0) for query in query_ids])
+    """Return `(q,)` nDCG@10 of each query, 0 to 1."""
+    scores = []
+    for query, each in zip(query_ids, ranked, strict=True):
+        top = ranked_documents(snapshot, each)[:CUTOFF]
+        gains = [qrels[query].get(document, 0) for document in top]
+        scores.append(ndcg(gains, qrels[query].values(), CUTOFF))
+    return np.array(scores)
 
 
 def recall(

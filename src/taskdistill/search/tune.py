@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
 from taskdistill.search.build import build_index
-from taskdistill.search.devset import CachedEncoder, DevSet, ndcg, passage_depth
+from taskdistill.search.devset import CachedEncoder, DevSet, ndcg_scores, passage_depth
 from taskdistill.search.hybrid import Bm25, open_bm25
 from taskdistill.search.index import Index
 from taskdistill.search.passages import PassageSettings
@@ -185,7 +185,7 @@ class _TuneContext:
             texts=self._texts,
         )
         seconds = time.perf_counter() - start
-        scores = ndcg(snapshot, ranked, self._queries, self._dev.qrels)
+        scores = ndcg_scores(snapshot, ranked, self._queries, self._dev.qrels)
         return scores, 1000 * seconds / len(self._queries)
 
     def measure(self, setting: SearchSetting, baseline: Scores) -> tuple[SettingResult, Scores]:
