@@ -29,7 +29,7 @@ from sklearn.model_selection import GridSearchCV
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.recipe.load import overridden
-from taskdistill.stats import paired_difference
+from taskdistill.stats.intervals import paired_difference
 from taskdistill.tasks import Task
 from taskdistill.workflows.adapt import AdaptRequest, adapt
 

@@ -40,7 +40,7 @@ from taskdistill.pipeline.train import store_root
 from taskdistill.progress import SilentProgress, never
 from taskdistill.quantization import fit_ranges, pack_bits, truncate
 from taskdistill.recipe.recipe import load_recipe
-from taskdistill.stats import interval, paired_difference
+from taskdistill.stats.intervals import interval, paired_difference
 from taskdistill.tasks import Task
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.store import open_views

@@ -30,7 +30,7 @@ from taskdistill.model.space_id import base_space_id
 from taskdistill.pipeline.train import train
 from taskdistill.progress import SilentProgress
 from taskdistill.recipe.recipe import parse_recipe
-from taskdistill.stats import Estimate, PairedDifference
+from taskdistill.stats.intervals import Estimate, PairedDifference
 from taskdistill.train import loop
 from taskdistill.train.context import Interrupted
 from taskdistill.train.log import read_lines

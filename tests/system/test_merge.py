@@ -26,7 +26,7 @@ from taskdistill.model.merging import (
     weights_of,
 )
 from taskdistill.progress import SilentProgress
-from taskdistill.stats import Estimate, PairedDifference
+from taskdistill.stats.intervals import Estimate, PairedDifference
 from taskdistill.workflows import merge as job
 from taskdistill.workflows.merge import merge, read_place
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
 
 from taskdistill.ablate.arms import CORE, arm_of
 from taskdistill.ablate.context import ExperimentContext
@@ -20,10 +19,11 @@ from taskdistill.ablate.sensitivity import on_fewer_sets, sensitivity_warning
 from taskdistill.ablate.verdict import deciding_sentence, judge
 from taskdistill.encode.batches import cores
 from taskdistill.evaluate.breakdowns import by_length
-from taskdistill.evaluate.contrasts import ContrastResult, analyze_contrasts, holm
 from taskdistill.evaluate.set_data import RankingData
 from taskdistill.evaluate.task_type import Score
 from taskdistill.io.folders import versions
+from taskdistill.stats.contrasts import ContrastResult, analyze_contrasts, holm
+from taskdistill.stats.intervals import student_interval
 
 EXAMPLES = 10
 """Queries shown that the combination helps most, and as many that it harms."""
@@ -226,15 +226,13 @@ def _arm(
     }
 
 
-def _seeds(values_: Sequence[float]) -> dict[str, Any]:
-    """Mean over seeds with a Student interval; the interval is None with one seed."""
-    mean = float(np.mean(values_))
-    if len(values_) < 2:
-        return {"mean": mean, "interval": None, "seeds": list(values_)}
-    half = float(
-        student_t.ppf(0.975, len(values_) - 1) * np.std(values_, ddof=1) / np.sqrt(len(values_))
-    )
-    return {"mean": mean, "interval": [mean - half, mean + half], "seeds": list(values_)}
+def _seeds(values: Sequence[float]) -> dict[str, Any]:
+    interval = student_interval(values)
+    return {
+        "mean": float(np.mean(values)),
+        "interval": None if interval is None else list(interval),
+        "seeds": list(values),
+    }
 
 
 def _contrasts(

@@ -21,7 +21,7 @@ from taskdistill.io.outputs import check_output, foreign_names
 from taskdistill.io.protection import check_writable
 from taskdistill.io.sealed import read_sealed, write_sealed
 from taskdistill.model.backbone import resolve
-from taskdistill.stats import RANDOM_EFFECT
+from taskdistill.stats.contrasts import RANDOM_EFFECT
 from taskdistill.types import MANIFEST
 
 FROZEN = "experiment.json"

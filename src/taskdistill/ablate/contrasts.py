@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from taskdistill.ablate.measure import BINARY, WHOLE
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.contrasts import Values
+from taskdistill.stats.contrasts import Values
 
 Units = Mapping[str, Mapping[str, Mapping[str, NDArray[np.float64]]]]
 """Arm to variant to set to (seeds, queries) nDCG@10."""

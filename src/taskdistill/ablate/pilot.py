@@ -10,9 +10,13 @@ import numpy as np
 
 from taskdistill.ablate.measure import WHOLE, ExperimentSets
 from taskdistill.ablate.settings import Experiment
-from taskdistill.evaluate.contrasts import effective_queries, seed_variance
 from taskdistill.evaluate.set_data import RankingData
-from taskdistill.stats import RANDOM_EFFECT, smallest_effect
+from taskdistill.stats.contrasts import (
+    RANDOM_EFFECT,
+    effective_queries,
+    seed_variance,
+    smallest_effect,
+)
 
 
 def detectable(

@@ -7,7 +7,7 @@ from typing import Any
 
 from taskdistill.report.scores import kind_title
 from taskdistill.report.tables import CellText, Table, Value
-from taskdistill.stats import RANDOM_EFFECT
+from taskdistill.stats.contrasts import RANDOM_EFFECT
 
 Results = Mapping[str, Any]
 

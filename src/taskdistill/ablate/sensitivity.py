@@ -7,7 +7,7 @@ from typing import Any
 
 from taskdistill.ablate.contrasts import CLAIM, Units, contrasts, values
 from taskdistill.ablate.verdict import judge
-from taskdistill.evaluate.contrasts import analyze_contrasts
+from taskdistill.stats.contrasts import analyze_contrasts
 
 SEEN = 0.01
 """A set of which this share of texts is in training, exactly or by 13 words, is left out together with the others like it."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from taskdistill.evaluate.contrasts import ContrastResult, PowerAnalysis, required_sample
+from taskdistill.stats.contrasts import ContrastResult, PowerAnalysis, required_sample
 
 ALPHA = 0.05
 

@@ -16,7 +16,7 @@ from taskdistill.evaluate.exact_search import rank
 from taskdistill.evaluate.rankings import score_ranking
 from taskdistill.evaluate.set_data import RankingData
 from taskdistill.evaluate.task_type import unit_score
-from taskdistill.stats import paired_difference
+from taskdistill.stats.intervals import paired_difference
 from taskdistill.tasks import QUERY_SIDE, Role, Task
 from taskdistill.types import RowKind
 

@@ -12,7 +12,7 @@ import numpy as np
 from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.evaluate.protocol import Embedder
 from taskdistill.metrics import retrieval_scores
-from taskdistill.stats import interval
+from taskdistill.stats.intervals import interval
 from taskdistill.tasks import Role, Task
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)

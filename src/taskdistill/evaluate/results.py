@@ -10,7 +10,7 @@ import numpy as np
 from taskdistill.evaluate.compression import CompressionResult, mean_cells, verdict
 from taskdistill.evaluate.datasets import task_types
 from taskdistill.evaluate.score import SetScore
-from taskdistill.stats import Units, interval, paired_difference
+from taskdistill.stats.intervals import Units, interval, paired_difference
 
 Record = dict[str, Any]
 """One model on one set, as `to_record` makes it and as it is cached."""

@@ -15,10 +15,10 @@ from taskdistill.errors import BadInput
 from taskdistill.search.build import build_index
 from taskdistill.search.devset import DevSet, ndcg_scores, passage_depth
 from taskdistill.search.index import Index
-from taskdistill.search.intervals import Interval, mean_interval, share_interval
 from taskdistill.search.passages import PassageSettings
 from taskdistill.search.query import SearchOptions, query_vectors, rank_queries
 from taskdistill.search.settings import SearchEncoder, former_ids, same_space
+from taskdistill.stats.intervals import Estimate, mean_interval, share_interval
 from taskdistill.types import Precision
 
 TIMED_QUERIES = 64
@@ -36,9 +36,9 @@ class AsymmetricPair:
     """Space id of both."""
     task: str | None
     """Adapter of both; None for base vectors."""
-    ndcg: Interval
+    ndcg: Estimate
     """Mean nDCG@10, 0 to 1, with its interval over queries."""
-    retention: Interval
+    retention: Estimate
     """nDCG@10 as a share of teacher/teacher on the same resamples."""
     query_milliseconds: float
     """To embed one query, alone; the median of up to 64."""

@@ -22,6 +22,7 @@ from taskdistill.search.prf import PrfSettings
 from taskdistill.search.query import SearchOptions, query_vectors, rank_queries
 from taskdistill.search.settings import RESCORES, SearchEncoder
 from taskdistill.search.tune_results import Improvement, SearchSetting, SettingResult, Tuning
+from taskdistill.stats.intervals import mean_interval
 from taskdistill.tasks import Task
 from taskdistill.types import Precision
 
@@ -233,10 +234,10 @@ def _improvements(
 
 def _effects(differences: Scores) -> dict[str, float]:
     """Return the interval of a mean difference, and the shares of queries that lose and gain."""
-    low, high = _interval(differences)
+    interval = mean_interval(differences, draws=RESAMPLES, seed=0)
     return {
-        "low": low,
-        "high": high,
+        "low": interval.low,
+        "high": interval.high,
         "harmed": float((differences < -EQUAL_SCORES).mean()),
         "helped": float((differences > EQUAL_SCORES).mean()),
     }
@@ -257,7 +258,7 @@ def _recommend(rows: Sequence[tuple[SettingResult, Scores]], tolerance: float) -
         if setting.refinement is not None:
             without.append(replace(setting, refinement=None))
         gains = [scores[setting] - scores[each] for each in without]
-        return all(float(gain.mean()) > tolerance and _interval(gain)[0] > 0 for gain in gains)
+        return all(float(gain.mean()) > tolerance and _effects(gain)["low"] > 0 for gain in gains)
 
     def cost(row: SettingResult) -> tuple[float, int, int, float]:
         return row.bytes, row.setting.additions, row.setting.oversample or 0, -row.ndcg
@@ -265,11 +266,3 @@ def _recommend(rows: Sequence[tuple[SettingResult, Scores]], tolerance: float) -
     allowed = [row for row, _ in rows if earned(row.setting)]
     best = max(row.ndcg for row in allowed)
     return min((row for row in allowed if row.ndcg >= best - tolerance), key=cost)
-
-
-def _interval(differences: Scores) -> tuple[float, float]:
-    """Return the 95 % interval of a mean by the bootstrap, the same resamples for every setting."""
-    count = len(differences)
-    sample = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
-    low, high = np.quantile(differences[sample].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)

@@ -36,7 +36,7 @@ from taskdistill.model.merging import (
 )
 from taskdistill.model.model import Model
 from taskdistill.progress import Progress
-from taskdistill.stats import PairedDifference, Units, paired_difference
+from taskdistill.stats.intervals import PairedDifference, Units, paired_difference
 from taskdistill.train.checkpoint import KIND as CHECKPOINT
 from taskdistill.train.checkpoint import open_checkpoint
 from taskdistill.types import MANIFEST

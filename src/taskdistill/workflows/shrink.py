@@ -31,7 +31,7 @@ from taskdistill.model.student import TransformerModel
 from taskdistill.pipeline.save_model import int8_ranges
 from taskdistill.progress import Progress
 from taskdistill.seeding import check_seed
-from taskdistill.stats import Units, paired_difference
+from taskdistill.stats.intervals import Units, paired_difference
 from taskdistill.workflows.training_texts import TEXT_FIELDS
 
 WHOLE = "as it was"

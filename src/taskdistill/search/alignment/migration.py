@@ -16,12 +16,12 @@ from taskdistill.search.alignment.maps import AlignedEncoder, AlignmentMap, load
 from taskdistill.search.candidates import Rows
 from taskdistill.search.devset import Qrels, recall
 from taskdistill.search.index import Index
-from taskdistill.search.intervals import share_interval
 from taskdistill.search.prf import Floats
 from taskdistill.search.query import SearchOptions, query_vectors, rank_queries
 from taskdistill.search.settings import SearchEncoder
 from taskdistill.search.storage.segment import titled
 from taskdistill.search.storage.snapshot import Hit, Snapshot
+from taskdistill.stats.intervals import share_interval
 
 KIND = "migration"
 STATES = ("old", "both", "new")
