@@ -189,6 +189,23 @@ def test_int8_ranges_of_the_first_vectors_serve_later_ones(tmp_path):
     assert np.mean([hits[0].id == f"d{i}" for i, hits in enumerate(top)]) > 0.99
 
 
+def test_vectors_that_are_there_already_are_not_embedded_again(tmp_path):
+    encoder = FakeEncoder()
+    index, _ = build_index(encoder, numbered(20), tmp_path / "i", truncate_dim=32)
+    queries = ["text 3", "text 7"]
+    expected = index.search(queries, 3, encoder=encoder)
+    vectors, seen = encoder.encode(queries, prompt_name="query"), list(encoder.texts_seen)
+    result = index.search(queries, 3, encoder=encoder, vectors=vectors)
+    assert [ids(hits) for hits in result] == [ids(hits) for hits in expected]
+    for hits, exact in zip(result, expected, strict=True):
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in exact], abs=1e-6)
+    assert encoder.texts_seen == seen
+    with pytest.raises(BadInput, match=r"space_id 'space-a'.*'space-b'"):
+        index.search(queries, 3, encoder=FakeEncoder(space_id="space-b"), vectors=vectors)
+    with pytest.raises(BadInput, match="give the queries as texts"):
+        index.search(vectors, 3, vectors=vectors)
+
+
 def test_what_does_not_match_is_refused_by_name(tmp_path):
     encoder = FakeEncoder()
     index, _ = build_index(encoder, numbered(20), tmp_path / "i", truncate_dim=32)
