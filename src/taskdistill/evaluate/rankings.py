@@ -7,9 +7,9 @@ from pathlib import Path
 
 from taskdistill import metrics
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.beir import judgments, listing, sample, texts_by_id
 from taskdistill.evaluate.set_data import RankingData
 from taskdistill.evaluate.task_type import Score, Texts, plain_or_gzip
+from taskdistill.io.beir import judgments, listing, sample, texts_by_id
 from taskdistill.tasks import Role
 
 MAX_UNKNOWN = 0.5

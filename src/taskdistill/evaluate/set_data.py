@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.beir import listing
+from taskdistill.io.beir import listing
 
 
 @dataclass(frozen=True, eq=False)

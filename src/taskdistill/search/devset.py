@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
+from taskdistill.io.beir import judgments
 from taskdistill.metrics import ndcg
 from taskdistill.quantization import truncate
 from taskdistill.search.corpus import Corpus, Document
@@ -79,7 +79,10 @@ def read_dev_set(folder: str | Path) -> DevSet:
     corpus_file, queries_file, qrels_file = (_file_of(Path(folder), name) for name in names)
     corpus, queries = Corpus(corpus_file), Corpus(queries_file)
     texts = {query.id: query.text for query in queries}
-    dev = DevSet(list(corpus), texts, _read_qrels(qrels_file))
+    qrels: dict[str, dict[str, int]] = {}
+    for _, query, document, relevance in judgments(qrels_file):
+        qrels.setdefault(query, {})[document] = relevance
+    dev = DevSet(list(corpus), texts, qrels)
     for each in (corpus, queries):
         if each.report.faults:
             raise BadInput(
@@ -97,24 +100,6 @@ def _file_of(folder: Path, name: str) -> Path:
         f"{folder} has no {name} or {name}.gz; give a folder with corpus, queries and qrels in the "
         "BEIR layout"
     )
-
-
-def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    qrels: dict[str, dict[str, int]] = {}
-    with (gzip.open if path.suffix == ".gz" else open)(
-        path, "rt", encoding="utf-8", newline=""
-    ) as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                query, document, relevance = line.rstrip("\r\n").split("\t")
-                if number > 1:
-                    qrels.setdefault(query, {})[document] = int(relevance)
-            except ValueError:
-                raise BadInput(
-                    f"{path}:{number} is not query-id, corpus-id and a whole number, with tabs "
-                    "between; correct it"
-                ) from None
-    return qrels
 
 
 class CachedEncoder:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from taskdistill.errors import BadInput
-from taskdistill.evaluate.beir import first_row, listing, refuse, rows, sample
 from taskdistill.evaluate.set_data import LabeledData, language
 from taskdistill.evaluate.task_type import plain_or_gzip, split_files
+from taskdistill.io.beir import first_row, listing, refuse, rows, sample
 
 
 def labeled_files(root: Path, split: str, *, multilabel: bool) -> Iterator[tuple[str, Path, Path]]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from taskdistill.evaluate.beir import refuse, rows, sample
 from taskdistill.evaluate.set_data import PairData, is_number, language, varied_rows
 from taskdistill.evaluate.task_type import Texts, split_files
+from taskdistill.io.beir import refuse, rows, sample
 from taskdistill.tasks import Role
 
 

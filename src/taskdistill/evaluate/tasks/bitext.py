@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskdistill import metrics
-from taskdistill.evaluate.beir import first_row, rows, sample
 from taskdistill.evaluate.exact_search import top_documents
 from taskdistill.evaluate.set_data import PairData, language
 from taskdistill.evaluate.task_type import (
@@ -22,6 +21,7 @@ from taskdistill.evaluate.task_type import (
     split_files,
 )
 from taskdistill.evaluate.tasks import _pairs
+from taskdistill.io.beir import first_row, rows, sample
 from taskdistill.quantization import normalize
 from taskdistill.tasks import Task
 

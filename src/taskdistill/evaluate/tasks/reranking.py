@@ -8,7 +8,6 @@ from pathlib import Path
 
 from taskdistill.errors import BadInput
 from taskdistill.evaluate import rankings
-from taskdistill.evaluate.beir import first_row, rows, sample
 from taskdistill.evaluate.exact_search import rank
 from taskdistill.evaluate.set_data import RankingData
 from taskdistill.evaluate.task_type import (
@@ -19,6 +18,7 @@ from taskdistill.evaluate.task_type import (
     Vectors,
     split_files,
 )
+from taskdistill.io.beir import first_row, rows, sample
 from taskdistill.tasks import Role, Task
 
 

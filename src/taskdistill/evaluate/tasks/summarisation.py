@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from taskdistill import metrics
-from taskdistill.evaluate.beir import refuse, rows, sample
 from taskdistill.evaluate.set_data import SummaryData, is_number
 from taskdistill.evaluate.task_type import (
     EvalSet,
@@ -19,6 +18,7 @@ from taskdistill.evaluate.task_type import (
     Vectors,
     split_files,
 )
+from taskdistill.io.beir import refuse, rows, sample
 from taskdistill.tasks import Role, Task
 
 
