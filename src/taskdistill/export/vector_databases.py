@@ -85,11 +85,6 @@ class IndexRecords:
     vectors: NDArray[np.float32]
     """`(passages, dim)`, unit rows."""
 
-    def rows(self) -> Iterator[tuple[int, Hit, list[float]]]:
-        """Yield number, passage and vector of each passage."""
-        numbers = range(self.first, self.first + len(self.hits))
-        return zip(numbers, self.hits, self.vectors.tolist(), strict=True)
-
 
 def export_index(
     path: Path,
@@ -199,35 +194,40 @@ def _write_parquet(folder: Path, records: Iterator[IndexRecords], dim: int) -> N
 def _write_copy(folder: Path, records: Iterator[IndexRecords], dim: int) -> None:
     """Tabs between columns, a line a row, as PostgreSQL's COPY reads it."""
     with (folder / "points.tsv").open("w", encoding="utf-8", newline="\n") as stream:
-        for batch in records:
-            for number, hit, vector in batch.rows():
-                cells = (
-                    str(number),
-                    hit.id,
-                    str(hit.start),
-                    str(hit.end),
-                    hit.text,
-                    _json(hit.metadata),
-                    f"[{','.join(f'{value:.9g}' for value in vector)}]",
-                )
-                stream.write("\t".join(cell.translate(COPY_ESCAPES) for cell in cells) + "\n")
+        for number, hit, vector in _rows(records):
+            cells = (
+                str(number),
+                hit.id,
+                str(hit.start),
+                str(hit.end),
+                hit.text,
+                _json(hit.metadata),
+                f"[{','.join(f'{value:.9g}' for value in vector)}]",
+            )
+            stream.write("\t".join(cell.translate(COPY_ESCAPES) for cell in cells) + "\n")
 
 
 def _write_bulk(folder: Path, records: Iterator[IndexRecords], dim: int) -> None:
     """An action and a document, a line each, as the body of Elasticsearch's bulk request."""
     with (folder / "points.ndjson").open("w", encoding="utf-8", newline="\n") as stream:
-        for batch in records:
-            for number, hit, vector in batch.rows():
-                body = {
-                    "document": hit.id,
-                    "start": hit.start,
-                    "end": hit.end,
-                    "text": hit.text,
-                    "metadata": hit.metadata,
-                    # Nine digits name a float32 exactly, and half as many bytes as a float64's.
-                    "vector": [float(f"{value:.9g}") for value in vector],
-                }
-                stream.write(_json({"index": {"_id": str(number)}}) + "\n" + _json(body) + "\n")
+        for number, hit, vector in _rows(records):
+            body = {
+                "document": hit.id,
+                "start": hit.start,
+                "end": hit.end,
+                "text": hit.text,
+                "metadata": hit.metadata,
+                # Nine digits name a float32 exactly, in half the bytes of a float64's.
+                "vector": [float(f"{value:.9g}") for value in vector],
+            }
+            stream.write(_json({"index": {"_id": str(number)}}) + "\n" + _json(body) + "\n")
+
+
+def _rows(records: Iterator[IndexRecords]) -> Iterator[tuple[int, Hit, list[float]]]:
+    """Yield number, passage and vector of each passage."""
+    for batch in records:
+        numbers = range(batch.first, batch.first + len(batch.hits))
+        yield from zip(numbers, batch.hits, batch.vectors.tolist(), strict=True)
 
 
 def _json(value: Any) -> str:

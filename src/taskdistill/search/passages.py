@@ -56,6 +56,11 @@ class PassageSettings:
             )
 
 
+def word_passages(words: int | None) -> PassageSettings | None:
+    """Return passages of so many words with a short overlap, or None for whole documents."""
+    return None if words is None else PassageSettings(size=words, overlap=min(32, words // 8))
+
+
 def split(text: str, passages: PassageSettings | None) -> list[Span]:
     """Cut a text into passages, in order; every word is in at least one.
 

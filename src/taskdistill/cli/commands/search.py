@@ -93,18 +93,14 @@ def index(
     from taskdistill.io.outputs import write_result
     from taskdistill.search.build import build_index
     from taskdistill.search.corpus import Corpus
-    from taskdistill.search.passages import PassageSettings
+    from taskdistill.search.passages import word_passages
     from taskdistill.search.storage.folder import check_target
 
     if base and task is not None:
         raise BadInput(f"--base means no adapter, --task {task} asks for one; give one of the two")
     check_target(out)
     documents = Corpus(corpus, text_field=text_field, id_field=id_field)
-    passages = (
-        None
-        if passage_words is None
-        else PassageSettings(size=passage_words, overlap=min(32, passage_words // 8))
-    )
+    passages = word_passages(passage_words)
     terminal = Terminal(quiet)
     encoder = Encoder.load(model, device=device, dtype=dtype)
     encoder.model.name = model

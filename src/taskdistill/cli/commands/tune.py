@@ -210,16 +210,12 @@ def tiers(
     from taskdistill.io.outputs import write_result
     from taskdistill.search.asymmetric import measure_tiers
     from taskdistill.search.devset import read_dev_set
-    from taskdistill.search.passages import PassageSettings
+    from taskdistill.search.passages import word_passages
 
     terminal = Terminal(quiet)
     encoders = [Encoder.load(student, device=device, dtype=dtype) for student in students]
     projected = [ProjectedEncoder(encoder) for encoder in encoders]
-    passages = (
-        None
-        if passage_words is None
-        else PassageSettings(size=passage_words, overlap=min(32, passage_words // 8))
-    )
+    passages = word_passages(passage_words)
     usual = [
         None
         if not encoder.tasks
