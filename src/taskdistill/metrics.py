@@ -1,7 +1,7 @@
 """Arrays in, numbers out: the metrics of paper section 8.2, from the libraries mteb uses.
 
-Every function returns scores from 0 to 1 (Spearman: -1 to 1). Where mteb draws at random, so do these,
-from the same generators in the same order: the same data gives the same score.
+Every function returns scores from 0 to 1 (Spearman: -1 to 1). Where mteb draws at random, so do
+these, from the same generators in the same order: the same data gives the same score.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ RETRIEVAL_METRICS = {
 def paired_cosine(a: Floats, b: Floats) -> Floats:
     """Return the cosine of each row of `a` with the same row of `b`.
 
-    It is computed from the distance of the unit vectors, as scikit-learn and so mteb do: pairs of equal
-    vectors then all score exactly 1 and tie, where inner products would rank them by rounding errors.
+    It is computed from the distance of the unit vectors, as scikit-learn and so mteb do: pairs of
+    equal vectors then all score exactly 1 and tie, where inner products would rank them by rounding
+    errors.
     """
     from sklearn.metrics.pairwise import paired_cosine_distances
 
@@ -55,7 +56,7 @@ def spearman(gold: Floats, predicted: Floats) -> float:
 
 
 def ranks(x: Floats) -> NDArray[np.float64]:
-    """Return ranks from 1, ties sharing their mean; Spearman is the Pearson correlation of two of these."""
+    """Return ranks from 1, ties sharing their mean; their Pearson correlation is Spearman."""
     from scipy.stats import rankdata
 
     return np.asarray(rankdata(x), dtype=np.float64)
@@ -149,8 +150,8 @@ def average_precision(labels: NDArray[np.integer[Any]], scores: Floats) -> float
 def matching_f1(nearest: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     """Return the F1 of each label in bitext mining, where row i's counterpart is i.
 
-    The mean is mteb's weighted F1: label i has 2 / (times it was retrieved + 1) if row i retrieved i,
-    else 0.
+    The mean is mteb's weighted F1: label i has 2 / (times it was retrieved + 1) if row i retrieved
+    i, else 0.
     """
     times = np.bincount(nearest, minlength=len(nearest))
     return np.where(nearest == np.arange(len(nearest)), 2 / (times + 1), 0.0)
@@ -201,7 +202,7 @@ def v_measure_whole(vectors: Floats, labels: Sequence[Hashable]) -> float:
 def few_per_label(
     labels: Sequence[Label], *, experiments: int = 10, per_label: int = 8
 ) -> list[list[int]]:
-    """Draw mteb's training samples of a classification set: a few rows of each label, several times.
+    """Draw mteb's training samples of a classification set: a few rows of each label.
 
     Each sample has `per_label` indices of each label, or all where there are fewer.
     """
@@ -248,8 +249,8 @@ def few_per_label_multi(
 ) -> list[int]:
     """Draw one of mteb's training samples of a multilabel set.
 
-    A row is drawn while any of its labels has been drawn fewer than `per_label` times; mteb's `rng` is
-    `numpy.random.default_rng(42)`.
+    A row is drawn while any of its labels has been drawn fewer than `per_label` times; mteb's `rng`
+    is `numpy.random.default_rng(42)`.
     """
     order = list(range(len(labels)))
     rng.shuffle(order)

@@ -1,4 +1,4 @@
-"""Smaller vectors: truncation, unit length, int8 codes with their ranges, packed sign bits and Hamming distance."""
+"""Smaller vectors: truncation, unit length, int8 codes, packed sign bits and Hamming distance."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ _HAMMING_BYTES = 32 << 20
 def normalize(x: NDArray[Any]) -> NDArray[np.float32]:
     """Scale every row to length one; a row of zeros stays zero.
 
-    Returns:
-        (n, dim) float32, each row of Euclidean length 1 or 0. Lengths are computed in float64, so rows whose
-        squares leave the range of float32 come out right.
+    Lengths are computed in float64, so rows whose squares leave the range of float32 come out
+    right.
 
     Raises:
         BadInput: If `x` is not a matrix or holds NaN or infinity.
@@ -41,13 +40,7 @@ def normalize(x: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def truncate(x: NDArray[Any], dim: int) -> NDArray[np.float32]:
-    """Keep the first `dim` numbers of every row and scale what is left to length one (paper, section 11.2).
-
-    Args:
-        dim: Dimensions to keep, 1 to width.
-
-    Returns:
-        (n, dim) float32 rows of length one; rows of zeros stay zero.
+    """Take the first `dim` numbers of every row and scale them to length one (section 11.2).
 
     Raises:
         BadInput: If `dim` is outside 1..width, or `x` is not a finite matrix.
@@ -55,16 +48,18 @@ def truncate(x: NDArray[Any], dim: int) -> NDArray[np.float32]:
     x = _matrix(x)
     if not 1 <= dim <= x.shape[1]:
         raise BadInput(
-            f"truncate_dim {dim} is outside 1..{x.shape[1]}, the dimensions of these vectors; give one within"
+            f"truncate_dim {dim} is outside 1..{x.shape[1]}, the dimensions of these vectors;"
+            " give one within"
         )
     return normalize(x[:, :dim])
 
 
 @dataclass(frozen=True, eq=False)
 class Int8Ranges:
-    """The smallest and largest value of each dimension: what turns numbers into int8 codes and back.
+    """Smallest and largest value of each dimension, which turn numbers into int8 codes and back.
 
-    Fit once on documents, store, and use for documents and queries alike: codes of different ranges do not compare.
+    Fit once on documents, store, and use for documents and queries alike: codes of different
+    ranges do not compare.
     """
 
     minimum: NDArray[np.float32]
@@ -72,17 +67,15 @@ class Int8Ranges:
 
     @classmethod
     def fit(cls, x: NDArray[Any], quantile: float | None = None) -> Int8Ranges:
-        """Find the ranges of a sample of vectors.
+        """Find the ranges of (n, dim) vectors, n at least 1.
 
         Args:
-            x: (n, dim) vectors, n at least 1.
-            quantile: Share of values cut off at either end of each dimension, in [0, 0.5); None keeps all.
-
-        Returns:
-            Ranges of `dim` dimensions.
+            quantile: Share of values cut off at either end of each dimension, in [0, 0.5);
+                None cuts nothing.
 
         Raises:
-            BadInput: If there are no rows, they are not finite, or the quantile is out of range.
+            BadInput: If there are no rows, they are not finite, or the quantile is out of
+                range.
         """
         x = _matrix(x)
         if len(x) == 0:
@@ -102,10 +95,7 @@ class Int8Ranges:
         return len(self.minimum)
 
     def encode(self, x: NDArray[Any]) -> NDArray[np.int8]:
-        """Round every number to one of 256 steps of its dimension's range; numbers outside saturate.
-
-        Returns:
-            (n, dim) int8 codes, -128 at the minimum and 127 at the maximum.
+        """Round every number to one of 256 steps of its range; numbers outside saturate.
 
         Raises:
             BadInput: If `x` is not a finite matrix of this many dimensions.
@@ -122,16 +112,9 @@ class Int8Ranges:
         return codes
 
     def decode(self, codes: NDArray[np.int8]) -> NDArray[np.float32]:
-        """Return the numbers that codes stand for.
+        """Return the (n, dim) numbers that codes stand for, not scaled to length one.
 
-        Args:
-            codes: (n, dim) int8 codes.
-
-        Returns:
-            (n, dim) float32, within half a step of what was encoded from inside the range; not scaled to length one.
-
-        Raises:
-            BadInput: If the codes have another number of dimensions.
+        They lie within half a step of what was encoded from inside the range.
         """
         self._check_dim(codes.shape[-1])
         values = codes.astype(np.float32)
@@ -141,28 +124,23 @@ class Int8Ranges:
         return values
 
     def to_json(self) -> dict[str, list[float]]:
-        """Return plain data that `from_json` reads back to the same float32 numbers.
-
-        Returns:
-            `{"minimum": [...], "maximum": [...]}`.
-        """
+        """Return plain data that `from_json` reads back to the same float32 numbers."""
         return {"minimum": self.minimum.tolist(), "maximum": self.maximum.tolist()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Int8Ranges:
         """Read what `to_json` returned.
 
-        Args:
-            value: `{"minimum": [...], "maximum": [...]}`.
-
         Raises:
-            BadInput: If the lists are missing, of different length, not finite, or a minimum exceeds its maximum.
+            BadInput: If the lists are missing, of different length, not finite, or a minimum
+                exceeds its maximum.
         """
         try:
             ends = [np.asarray(value[key], dtype=np.float32) for key in ("minimum", "maximum")]
         except (KeyError, TypeError, ValueError):
             raise BadInput(
-                "int8 ranges need two lists of numbers, `minimum` and `maximum`; fit and store them again"
+                "int8 ranges need two lists of numbers, `minimum` and `maximum`; fit and store"
+                " them again"
             ) from None
         low, high = ends
         if (
@@ -173,7 +151,8 @@ class Int8Ranges:
             or (low > high).any()
         ):
             raise BadInput(
-                "int8 ranges are damaged: lists of unequal length, or numbers out of order; fit and store them again"
+                "int8 ranges are damaged: lists of unequal length, or numbers out of order; fit"
+                " and store them again"
             )
         return cls(low, high)
 
@@ -184,7 +163,8 @@ class Int8Ranges:
     def _check_dim(self, dim: int) -> None:
         if dim != self.dim:
             raise BadInput(
-                f"int8 ranges of {self.dim} dimensions cannot be used for vectors of {dim}; fit ranges for that dimension"
+                f"int8 ranges of {self.dim} dimensions cannot be used for vectors of {dim}; fit"
+                " ranges for that dimension"
             )
 
 
@@ -196,11 +176,7 @@ def fit_ranges(
 
 
 def ranges_to_json(ranges: Mapping[int, Int8Ranges]) -> dict[str, Any]:
-    """Return ranges per dimension as plain data.
-
-    Returns:
-        The dimension as text to `{"minimum": [...], "maximum": [...]}`.
-    """
+    """Return ranges as plain data, under each dimension as text."""
     return {str(dim): each.to_json() for dim, each in sorted(ranges.items())}
 
 
@@ -215,59 +191,46 @@ def ranges_from_json(value: Mapping[str, Any]) -> dict[int, Int8Ranges]:
         ranges = Int8Ranges.from_json(entry)
         if key != str(ranges.dim):
             raise BadInput(
-                f"int8 ranges stored for dimension {key!r} have {ranges.dim} numbers; fit and store them again"
+                f"int8 ranges stored for dimension {key!r} have {ranges.dim} numbers; fit and"
+                " store them again"
             )
         result[ranges.dim] = ranges
     return result
 
 
 def pack_bits(x: NDArray[Any]) -> NDArray[np.uint8]:
-    """Keep the sign of every number: one bit, set where it is above zero, most significant bit first.
+    """Return the sign of every number as (n, ceil(dim / 8)) bytes: a bit is set above zero.
 
-    Args:
-        x: (n, dim) numbers, any dim; the last byte is filled with zero bits.
-
-    Returns:
-        (n, ceil(dim / 8)) uint8.
-
-    Raises:
-        BadInput: If `x` is not a finite matrix.
+    The most significant bit comes first; the last byte is filled with zero bits.
     """
     return np.packbits(_matrix(x) > 0, axis=1)
 
 
 def unpack_bits(codes: NDArray[np.uint8], dim: int) -> NDArray[np.int8]:
-    """Return the signs that packed bits stand for.
-
-    Args:
-        codes: (n, ceil(dim / 8)) uint8.
-
-    Returns:
-        (n, dim) int8 of 1 and -1.
+    """Return the (n, dim) signs, 1 and -1, that packed bits stand for.
 
     Raises:
         BadInput: If `dim` does not fit the number of bytes.
     """
     if codes.ndim != 2 or (dim + 7) // 8 != codes.shape[1] or dim < 1:
         raise BadInput(
-            f"{codes.shape} packed bytes cannot hold {dim} dimensions; give the dimension the vectors had when packed"
+            f"{codes.shape} packed bytes cannot hold {dim} dimensions; give the dimension the"
+            " vectors had when packed"
         )
     bits = np.unpackbits(codes, axis=1, count=dim).astype(np.int8)
     return bits * np.int8(2) - np.int8(1)
 
 
 def hamming(queries: NDArray[np.uint8], documents: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Count the bits in which packed vectors differ.
-
-    Returns:
-        (q, n) int32; memory beside it stays below 64 MB.
+    """Count the bits in which packed vectors differ: (q, n); memory beside it stays below 64 MB.
 
     Raises:
         BadInput: If the widths differ.
     """
     if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
         raise BadInput(
-            f"packed vectors of shapes {queries.shape} and {documents.shape} do not compare; pack both from the same dimension"
+            f"packed vectors of shapes {queries.shape} and {documents.shape} do not compare;"
+            " pack both from the same dimension"
         )
     left, right = _words(queries), _words(documents)
     words = left.shape[1]
@@ -286,13 +249,7 @@ def hamming(queries: NDArray[np.uint8], documents: NDArray[np.uint8]) -> NDArray
 
 
 def bytes_per_vector(dim: int, precision: str) -> int:
-    """Return the stored size of one vector.
-
-    Args:
-        precision: float32, float16, int8 or binary.
-
-    Returns:
-        Bytes; ranges of int8 are stored once and not counted.
+    """Return the stored bytes of one vector; ranges of int8 are stored once and not counted.
 
     Raises:
         BadInput: If the precision is unknown.
@@ -318,7 +275,8 @@ def _matrix(x: NDArray[Any]) -> NDArray[Any]:
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         rows = np.flatnonzero(~np.isfinite(x).all(axis=1))
         raise BadInput(
-            f"{len(rows)} of {len(x)} vectors hold NaN or infinity, the first at row {rows[0]}; check the model that made them"
+            f"{len(rows)} of {len(x)} vectors hold NaN or infinity, the first at row {rows[0]};"
+            " check the model that made them"
         )
     return x
 

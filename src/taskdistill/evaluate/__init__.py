@@ -1,1 +1,1 @@
-"""Score embedding models on local evaluation sets, by protocols that agree with mteb, and report it."""
+"""Score embedding models on local evaluation sets, by protocols that agree with mteb."""

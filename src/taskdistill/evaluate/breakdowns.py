@@ -83,8 +83,8 @@ def prompt_spread(
 ) -> PromptSpread:
     """Score a set under several prompts, put where the type wants them (`EvaluationTask.prompted`).
 
-    The model's own prompt, if it has one, stays in front. Texts that no prompt changes are encoded once;
-    `encoded` are the set's vectors without any prompt, if they are there already.
+    The model's own prompt, if it has one, stays in front. Texts that no prompt changes are encoded
+    once; `encoded` are the set's vectors without any prompt, if they are there already.
 
     Raises:
         BadInput: If there is no prompt, or the type takes none.

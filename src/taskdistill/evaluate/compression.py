@@ -1,4 +1,4 @@
-"""What smaller vectors cost in quality: every dimension and precision, rescored or not, scored from the same vectors."""
+"""What smaller vectors cost in quality: every dimension and precision, from the same vectors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class CompressionResult:
-    """One way to store vectors: its score, the share of the uncompressed score it keeps, its size and its speed."""
+    """One way to store vectors: its score and share of the uncompressed score, size and speed."""
 
     dim: int
     precision: str
@@ -63,11 +63,7 @@ class CompressionResult:
     query_ms: float | None
 
     def label(self) -> str:
-        """Return the setting in words.
-
-        Returns:
-            Such as `256 dimensions, binary, rescored`.
-        """
+        """Return the setting in words, such as `256 dimensions, binary, rescored`."""
         return f"{self.dim} dimensions, {self.precision}" + (", rescored" if self.rescored else "")
 
     def to_json(self) -> dict[str, Any]:
@@ -77,7 +73,7 @@ class CompressionResult:
 
 @dataclass(frozen=True, eq=False)
 class CompressionMatrix:
-    """Cells in the order of dimensions (largest first) and precisions, and the int8 ranges that were used."""
+    """Cells by dimension (largest first) and precision, and the int8 ranges that were used."""
 
     cells: tuple[CompressionResult, ...]
     ranges: Mapping[int, Int8Ranges]
@@ -97,19 +93,16 @@ def compression_matrix(
 ) -> CompressionMatrix:
     """Score every dimension and precision of vectors that are already computed.
 
-    Binary compares sign bits on both sides by Hamming distance, int8 the codes of both sides. Rescoring, for sets that
-    search, takes the best candidates of int8 or binary (ten for each of ten results) and ranks them again by float32
-    queries against int8 documents, which binary then stores too; float16 loses nothing that rescoring could bring back.
-    int8 ranges are fitted once for each dimension, on documents, and used for both sides.
+    Binary compares sign bits on both sides by Hamming distance, int8 the codes of both sides.
+    Rescoring, for sets that search, takes the best candidates of int8 or binary (ten for each of
+    ten results) and ranks them again by float32 queries against int8 documents, which binary then
+    stores too; float16 loses nothing that rescoring could bring back. int8 ranges are fitted once
+    for each dimension, on documents, and used for both sides. `kept` is relative to all
+    dimensions in float32.
 
     Args:
-        dims: Truncations; those larger than the vectors are refused.
-        precisions: Among float32, float16, int8, binary.
-        ranges: int8 ranges by dimension where the model has its own; None fits them here.
-        offsets: query and document to dimension to what the model takes from vectors before their signs; None takes nothing.
-
-    Returns:
-        The matrix; `kept` is relative to all dimensions in float32, which is scored whether asked for or not.
+        ranges: int8 ranges by dimension where the model stores some; others are fitted here.
+        offsets: What the model takes from vectors before their signs; None takes nothing.
 
     Raises:
         BadInput: If a dimension is larger than the vectors, or a precision is unknown.
@@ -167,14 +160,9 @@ def compression_matrix(
 def decoded(
     x: NDArray[np.float32], precision: str, ranges: Int8Ranges | None
 ) -> NDArray[np.float32]:
-    """Return what is left of vectors after storing them at a precision.
+    """Return what is left of (n, dim) vectors after storing them at a precision.
 
-    Args:
-        precision: float32, float16, int8 or binary.
-        ranges: Of these dimensions; only int8 needs them.
-
-    Returns:
-        (n, dim) float32; for binary the signs, whose cosine orders pairs as Hamming distance does.
+    Binary leaves the signs, whose cosine orders pairs as Hamming distance does.
 
     Raises:
         BadInput: If the precision is unknown, or int8 has no ranges.
@@ -193,14 +181,7 @@ def decoded(
 
 
 def mean_cells(matrices: Sequence[Sequence[CompressionResult]]) -> tuple[CompressionResult, ...]:
-    """Average the same settings over several sets, each counting equally.
-
-    Args:
-        matrices: Cells of each set; settings that are missing in one are left out.
-
-    Returns:
-        One cell for each setting that all sets have, in the order of the first.
-    """
+    """Average the settings that all sets have, in the order of the first; sets count equally."""
     by_setting = [
         {(cell.dim, cell.precision, cell.rescored): cell for cell in cells} for cells in matrices
     ]
@@ -225,21 +206,16 @@ def mean_cells(matrices: Sequence[Sequence[CompressionResult]]) -> tuple[Compres
 
 
 def cheapest(cells: Sequence[CompressionResult], share: float) -> CompressionResult | None:
-    """Return the setting of fewest bytes that keeps a share of the uncompressed score.
+    """Return the setting of fewest bytes that keeps a share of the uncompressed score, or None.
 
-    Returns:
-        The setting, of equal sizes one without rescoring and then the better one, or None if none keeps as much.
+    Of equal sizes one without rescoring comes first, then the better one.
     """
     good = [cell for cell in cells if cell.kept >= share]
     return min(good, key=lambda cell: (cell.bytes, cell.rescored, -cell.kept), default=None)
 
 
 def verdict(cells: Sequence[CompressionResult]) -> str:
-    """Say in a sentence how far the vectors can be compressed.
-
-    Returns:
-        The cheapest settings that keep 99, 97 and 95 % of the score.
-    """
+    """Say in sentences which settings are the cheapest that keep 99, 97 and 95 % of the score."""
     largest = max(cell.bytes for cell in cells)
     result: dict[CompressionResult | None, list[str]] = {}
     for share in TARGETS:
@@ -253,7 +229,8 @@ def verdict(cells: Sequence[CompressionResult]) -> str:
             smaller = f", {largest / cell.bytes:.0f} times smaller" if cell.bytes < largest else ""
             size = f"{cell.bytes} byte{'s' * (cell.bytes != 1)} a vector{smaller}"
             sentences.append(
-                f"To keep {requested} of the score: {cell.label()} ({size}; keeps {100 * cell.kept:.1f} %)."
+                f"To keep {requested} of the score: {cell.label()} ({size}; keeps"
+                f" {100 * cell.kept:.1f} %)."
             )
     return " ".join(sentences)
 
@@ -290,7 +267,6 @@ def _plain(
 def _side_offsets(
     task: EvaluationTask[Any], cut: EncodedSet, dim: int, offsets: Offsets
 ) -> SideOffsets:
-    """Find what is taken from each side's vectors before their signs."""
     return {
         side: offsets.get(task.query_role if side == "queries" else Role.DOCUMENT, {}).get(dim)
         for side in cut.sides
@@ -298,7 +274,6 @@ def _side_offsets(
 
 
 def _signed(x: NDArray[np.float32], offset: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """Shift vectors to where their signs are the model's binary code."""
     return x if offset is None else x - offset
 
 
@@ -361,7 +336,7 @@ def _loaded(stored: NDArray[Any], ranges: Int8Ranges) -> NDArray[np.float32]:
 
 
 def _timed(queries: NDArray[Any], search: Any) -> float:
-    """Return milliseconds a query: the best of three batches, so that another process on the machine counts least."""
+    """Return milliseconds a query: the best of three, so that other processes count least."""
     some = queries[:_BATCH]
     search(some)
     spent = []

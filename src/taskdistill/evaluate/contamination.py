@@ -1,4 +1,4 @@
-"""Which evaluation data was seen in training: by the student in its texts, and by its teacher where that is declared."""
+"""Which evaluation data was seen in training: by the student, and by its teacher where declared."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class TrainingTexts:
     """What a model was trained on.
 
     Attributes:
-        trained: Its texts, prepared for comparison; None where only the teacher's declaration is known.
+        trained: Its texts, prepared for comparison; None where only the teacher's declaration is
+            known.
         teacher: Patterns of sets that the teacher was trained on; None where that is not declared.
     """
 
@@ -30,12 +31,11 @@ class TrainingTexts:
 def seen_in(
     training: TrainingTexts, sets: Sequence[EvalSet], data: Mapping[str, SetData]
 ) -> dict[str, dict[str, Any]]:
-    """Count the evaluation texts that were seen.
+    """Count the evaluation texts that were seen, by set.
 
-    Returns:
-        Set to `texts`, `exact` and `near` (share a run of 13 words, without the exact ones), for sets that search also under
-        `queries`, and `teacher`: true or false where the teacher's data is declared, otherwise None. Counts are None where
-        the training texts are not known.
+    Returns `texts`, `exact` and `near` (share a run of 13 words, without the exact ones), for
+    sets that search also under `queries`, and `teacher`: true or false where the teacher's data
+    is declared, otherwise None. Counts are None where the training texts are not known.
     """
     result = {}
     for each in sets:
@@ -50,14 +50,9 @@ def seen_in(
 
 
 def teacher_saw(declared: Sequence[str] | None, name: str) -> bool | None:
-    """Tell whether a teacher was trained on a set.
+    """Tell whether a pattern fits a set's name or its last part; None where none is declared.
 
-    Args:
-        declared: Patterns of names, or None where nothing is declared.
-        name: Of a set, such as `retrieval/scifact`, or of a benchmark's task.
-
-    Returns:
-        Whether some pattern fits the name or its last part; None where nothing is declared.
+    Names are those of sets, such as `retrieval/scifact`, or of a benchmark's tasks.
     """
     if declared is None:
         return None
@@ -66,22 +61,20 @@ def teacher_saw(declared: Sequence[str] | None, name: str) -> bool | None:
 
 
 def warnings_of(label: str, seen: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say in sentences what a reader must know before trusting a score.
-
-    Returns:
-        One sentence for every set of which something was seen.
-    """
+    """Say in a sentence for every set of which something was seen what a reader must know."""
     result = []
     for name, counts in seen.items():
         reasons = []
         if counts["exact"] or counts["near"]:
             reasons.append(
-                f"of {counts['texts']:,} texts {counts['exact']:,} were seen word for word, {counts['near']:,} more share 13 words in a row"
+                f"of {counts['texts']:,} texts {counts['exact']:,} were seen word for word,"
+                f" {counts['near']:,} more share 13 words in a row"
             )
             if counts.get("queries"):
                 queries = counts["queries"]
                 reasons.append(
-                    f"among them {queries['exact'] + queries['near']:,} of {queries['texts']:,} queries"
+                    f"among them {queries['exact'] + queries['near']:,} of {queries['texts']:,}"
+                    " queries"
                 )
         if counts["teacher"]:
             reasons.append("the teacher was trained on this set")

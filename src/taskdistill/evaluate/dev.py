@@ -1,4 +1,4 @@
-"""Base and adapter on development rows of the adapter's own kind, with the interval of their difference."""
+"""Base and adapter on development rows of the adapter's own kind, with their difference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOLVER_STEPS = 1000
 
 @dataclass(frozen=True, slots=True)
 class DevComparison:
-    """Scores between 0 and 1 of the base and of the adapter, and the paired difference with its 95 % interval."""
+    """Scores from 0 to 1 of base and adapter, and the paired difference with its 95 % interval."""
 
     metric: str
     before: float
@@ -48,11 +48,7 @@ class DevComparison:
 def compare(
     encoder: Encoder, adapter: str, task: Task, data: Dataset, dev: Dataset
 ) -> DevComparison:
-    """Score the base and an adapter on development rows.
-
-    Args:
-        dev: The development rows, of the same kind.
-    """
+    """Score the base and an adapter on development rows of the same kind as the training rows."""
     metric, before = dev_units(encoder, None, task, data, dev)
     _, after = dev_units(encoder, adapter, task, data, dev)
     result = paired_difference({"": after}, {"": before}).estimate
@@ -69,7 +65,8 @@ def shown(found: DevComparison) -> str:
     """Write a comparison as a clause, times 100."""
     value, low, high = (100 * each for each in found.difference)
     return (
-        f"{found.metric} {100 * found.before:.1f} of the base, {100 * found.after:.1f} with the adapter "
+        f"{found.metric} {100 * found.before:.1f} of the base, {100 * found.after:.1f} with the"
+        " adapter "
         f"({value:+.1f}, 95 % {low:+.1f} to {high:+.1f}; {found.rows:,} rows)"
     )
 
@@ -77,14 +74,9 @@ def shown(found: DevComparison) -> str:
 def dev_units(
     encoder: Any, adapter: str | None, task: Task, data: Dataset, dev: Dataset
 ) -> tuple[str, NDArray[np.float64]]:
-    """Score one side.
+    """Score the base (adapter None) or an adapter of any model with `encode`.
 
-    Args:
-        encoder: A model; any with `encode`.
-        adapter: Name of an adapter; None for the base.
-
-    Returns:
-        Name of the metric, and its units: a number a row, or for STS two columns of ranks.
+    Returns the metric's name and its units: a number a row, or for STS two columns of ranks.
     """
 
     def embed(texts: list[str], role: Role = Role.DOCUMENT) -> np.ndarray:

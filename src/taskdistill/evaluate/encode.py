@@ -1,4 +1,4 @@
-"""Turn the texts of an evaluation set into vectors, each distinct text once; refuse what is none."""
+"""Turn the texts of an evaluation set into vectors, each distinct text once."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def encode_set(
 ) -> EncodedSet:
     """Encode every text of a set with the adapter and prompts of its type (paper, section 8.1).
 
-    Sides of one role are encoded in one call, so that a text on two of them is encoded once; sides in
-    `known` are taken as they are.
+    Sides of one role are encoded in one call, so that a text on two of them is encoded once; sides
+    in `known` are taken as they are.
 
     Raises:
         BadInput: If the model returns what cannot be scored.
@@ -94,9 +94,10 @@ def encode_texts(
     role: Role,
     report: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Encode texts, each distinct one once, the longest first, some hundred thousand characters a call.
+    """Encode texts, each distinct one once, the longest first.
 
-    Returns (n, dim) vectors in the order of the texts; `report` takes the characters of every call.
+    Returns (n, dim) vectors in the order of the texts; `report` takes the characters of every
+    call.
 
     Raises:
         BadInput: If the model returns what cannot be scored.

@@ -86,8 +86,8 @@ def ndcg_by_query(
 ) -> NDArray[np.float64]:
     """Compute nDCG of every query without a ranking, for scoring many variants of the same vectors.
 
-    The (q,) numbers are those of `metrics.retrieval_scores`: linear gains, and ties go to the larger
-    document id. The set has no candidates.
+    The (q,) numbers are those of `metrics.retrieval_scores`: linear gains, and ties go to the
+    larger document id. The set has no candidates.
     """
     order = _larger_ids_first(data)
     documents = normalize(documents)[order]

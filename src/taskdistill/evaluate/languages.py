@@ -26,16 +26,17 @@ _CANDIDATES = 200
 
 @dataclass(frozen=True)
 class LanguageScores:
-    """How queries of one language fare.
+    """How queries of one language fare; the last two are None unless corpora are translations.
 
     Attributes:
         own: nDCG@10 on the corpus of their own language.
-        pooled: nDCG@10 on all corpora together, where only the document in the query's language counts.
-        any_language: nDCG@10 on all corpora together, where a translation of the document counts as well; None if the
-            corpora are not translations of each other.
+        pooled: nDCG@10 on all corpora together, where only the document in the query's
+            language counts.
         own_share: Share of the first ten results that are in the query's language.
-        first_own: Share of queries whose first relevant result, in whatever language, is in the query's language; None
-            if the corpora are not translations of each other.
+        any_language: nDCG@10 on all corpora together, where a translation of the document
+            counts as well.
+        first_own: Share of queries whose first relevant result, in whatever language, is in
+            the query's.
     """
 
     queries: int
@@ -48,7 +49,10 @@ class LanguageScores:
 
 @dataclass(frozen=True, eq=False)
 class PooledScores:
-    """Scores by query language, and nDCG@10 of each query language (row) on each corpus (column) where texts are parallel."""
+    """Scores by query language, and nDCG@10 of each query language (row) on each corpus (column).
+
+    `cross` is empty where texts are not parallel.
+    """
 
     by_language: Mapping[str, LanguageScores]
     cross: Mapping[str, Mapping[str, float]]
@@ -57,8 +61,7 @@ class PooledScores:
 def name_and_language(name: str) -> tuple[str, str]:
     """Split the name of a set of one language, such as `sts/stsb-de`.
 
-    Returns:
-        Name without the language, and the language: two or three letters, or empty where the name has none.
+    The language is two or three letters, empty where the name has none.
     """
     family, _, language = name.rpartition("-")
     named = (
@@ -72,10 +75,9 @@ def name_and_language(name: str) -> tuple[str, str]:
 
 
 def families(sets: Sequence[EvalSet]) -> dict[str, dict[str, EvalSet]]:
-    """Group retrieval sets that differ only in their language, such as `retrieval/xquad-de` and `retrieval/xquad-en`.
+    """Group retrieval sets that differ only in their language, such as `xquad-de` and `xquad-en`.
 
-    Returns:
-        Name without the language to language to set, for two languages or more; a language is two or three letters.
+    Returns the name without the language to language to set, for two languages or more.
     """
     result: dict[str, dict[str, EvalSet]] = {}
     for each in sets:
@@ -88,11 +90,12 @@ def families(sets: Sequence[EvalSet]) -> dict[str, dict[str, EvalSet]]:
 def pooled_retrieval(embedder: Embedder, sets: Mapping[str, RankingData]) -> PooledScores:
     """Search the corpora of several languages apart, crosswise and together.
 
-    nDCG alone hides whether results come back in the language of the query; the shares tell. Corpora are taken as
-    translations of each other if they have the same document ids.
+    nDCG alone hides whether results come back in the language of the query; the shares tell.
+    Corpora are taken as translations of each other if they have the same document ids.
 
     Raises:
-        BadInput: If there are fewer than two languages, or the model returns what cannot be scored.
+        BadInput: If there are fewer than two languages, or the model returns what cannot be
+            scored.
     """
     if len(sets) < 2:
         raise BadInput(f"a pool of languages needs at least two; got {', '.join(sets) or 'none'}")

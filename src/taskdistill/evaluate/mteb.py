@@ -1,4 +1,4 @@
-"""Any model under mteb: its encoder protocol, section 8.1's adapters and prompts, and a revision that changes with every vector."""
+"""Any model under mteb: its encoder protocol, section 8.1's adapters and prompts, a revision."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def adapters_by_type() -> dict[str, Task]:
 class MtebEncoder:
     """A model as mteb sees one, at one dimension and precision.
 
-    It has mteb's encoder protocol without deriving from mteb's classes: pass it to `mteb.evaluate`. Queries carry the
-    query prompt where mteb says that they are queries; every other text is a document.
+    It has mteb's encoder protocol without deriving from mteb's classes: pass it to
+    `mteb.evaluate`. Queries carry the query prompt where mteb says that they are queries; every
+    other text is a document.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class MtebEncoder:
         """Wrap a model.
 
         Args:
-            dim: Keep only the first coordinates, then scale to unit length; None keeps all.
-            precision: Vectors are stored at this precision and read back before they are compared. int8 takes the ranges
-                that the model brings along, so that queries and documents share theirs.
+            dim: Only the first coordinates are used, scaled to unit length; None uses all.
+            precision: Vectors are stored at this precision and read back before they are
+                compared. int8 takes the ranges that the model stores, so that queries and
+                documents share theirs.
 
         Raises:
-            BadInput: If the precision is unknown, or int8 is wanted of a model that has no ranges.
+            BadInput: If the precision is unknown, or int8 is wanted of a model that has no
+                ranges.
         """
         bytes_per_vector(dim or 8, precision)
         self.embedder, self.dim, self.precision = embedder, dim, precision
@@ -66,7 +69,8 @@ class MtebEncoder:
         )
         if precision == Precision.INT8 and not any(self._ranges.values()):
             raise BadInput(
-                f"model {embedder.name!r} stores no int8 ranges, and mteb shows no calibration texts; "
+                f"model {embedder.name!r} stores no int8 ranges, and mteb shows no calibration"
+                " texts; "
                 "use float32, float16 or binary, or measure int8 on local sets"
             )
 
@@ -87,11 +91,7 @@ class MtebEncoder:
         )
 
     def revision(self) -> str:
-        """Hash all that decides the vectors: weights, adapter routing, dimension, precision and int8 ranges.
-
-        Returns:
-            40 hexadecimal digits.
-        """
+        """Hash all that decides the vectors, to 40 hexadecimal digits."""
         ranges = {
             task.value: {str(dim): each.to_json() for dim, each in result.items()}
             for task, result in self._ranges.items()
@@ -113,16 +113,15 @@ class MtebEncoder:
         prompt_type: Any = None,
         **kwargs: Any,
     ) -> NDArray[np.float32]:
-        """Encode what mteb's loader holds.
+        """Encode what mteb's loader holds: batches, each with its texts under `text`.
+
+        Returns float32 (n, dim), in the order of the texts.
 
         Args:
-            inputs: Batches, each with its texts under `text`.
             task_metadata: mteb's description of the task; its type chooses the adapter.
-            prompt_type: mteb's word for the side: query, document, or None where a task has no sides.
+            prompt_type: mteb's word for the side: query, document, or None where a task has
+                no sides.
             **kwargs: What mteb says beside, which changes no vector.
-
-        Returns:
-            float32 (n, dim), in the order of the texts.
 
         Raises:
             BadInput: If an input holds no text, or the model returns what cannot be scored.
@@ -131,7 +130,8 @@ class MtebEncoder:
         for batch in inputs:
             if "text" not in batch:
                 raise BadInput(
-                    f"task {task_metadata.name} has inputs other than text ({', '.join(batch)}); only texts can be embedded"
+                    f"task {task_metadata.name} has inputs other than text ({', '.join(batch)});"
+                    " only texts can be embedded"
                 )
             texts += batch["text"]
         task = adapters_by_type().get(str(task_metadata.type), OTHER)
@@ -172,7 +172,8 @@ class MtebEncoder:
         dim = self.dim or width
         if dim > width:
             raise BadInput(
-                f"dimension {dim} is more than the {width} of model {self.embedder.name!r}; give a smaller one"
+                f"dimension {dim} is more than the {width} of model {self.embedder.name!r}; give"
+                " a smaller one"
             )
         cut = truncate(vectors, dim) if dim < width else vectors
         if self.precision == Precision.FLOAT32:
@@ -181,7 +182,8 @@ class MtebEncoder:
         if self.precision == Precision.INT8 and ranges is None:
             known = ", ".join(map(str, sorted(self._ranges[task]))) or "none"
             raise BadInput(
-                f"model {self.embedder.name!r} stores no int8 ranges for {task} at {dim} dimensions (stored: {known})"
+                f"model {self.embedder.name!r} stores no int8 ranges for {task} at {dim}"
+                f" dimensions (stored: {known})"
             )
         return decoded(cut, self.precision, ranges)
 

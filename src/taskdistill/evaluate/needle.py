@@ -1,4 +1,4 @@
-"""Needle and passkey: synthetic retrieval by one sentence hidden in a document of a given length, made here, with a report per length."""
+"""Needle and passkey: retrieval by one sentence hidden in a made document of a given length."""
 
 from __future__ import annotations
 
@@ -129,16 +129,14 @@ def needle_set(
     seed: int = 17,
     tokens: Callable[[str], int] | None = None,
 ) -> NeedleSet:
-    """Make a set.
+    """Make a set whose hidden sentences lie evenly from beginning to end of the documents.
 
     Args:
-        kind: `needle` hides a fact about a person, `passkey` a number that belongs to a person.
+        kind: `needle` hides a fact about a person, `passkey` a number that belongs to a
+            person.
         length: Tokens of a document, at least 64.
-        documents: How many, at most the 224 persons there are.
+        documents: At most the 224 persons there are.
         tokens: Counts the tokens of a sentence; None estimates them from its words.
-
-    Returns:
-        The set; the hidden sentences lie evenly from the beginning to the end of the documents.
 
     Raises:
         BadInput: If an argument is not one that a set can be made for.
@@ -148,7 +146,8 @@ def needle_set(
         raise BadInput(f"unknown kind {kind!r}{did_you_mean(kind, KINDS)}")
     if length < 64 or not 2 <= documents <= len(persons):
         raise BadInput(
-            f"length {length} must be at least 64 tokens, and documents {documents} between 2 and {len(persons)}"
+            f"length {length} must be at least 64 tokens, and documents {documents} between 2"
+            f" and {len(persons)}"
         )
     draw = random.Random(f"{seed} {kind} {length}")
     draw.shuffle(persons)
@@ -186,14 +185,14 @@ def score_needles(
 ) -> Iterator[dict[str, object]]:
     """Score a model at every length, one row as soon as it is known.
 
+    A row has `kind`, `length`, `documents`, `nDCG@1` with its bootstrap `interval`, `first_half`
+    and `second_half` (the same over documents whose sentence stands in the first or second half),
+    and `cut`: documents longer than the model reads, where it counts them.
+
     Args:
         tokens: See `needle_set`; the model's own tokenizer makes lengths exact.
         task: Adapter; None for a model without adapters.
         progress: Called with (sets done, sets in all).
-
-    Yields:
-        `kind`, `length`, `documents`, `nDCG@1` (0 to 1) with its bootstrap `interval`, `first_half` and `second_half` (the same over
-        documents whose sentence stands in the first or second half), and `cut`: documents longer than the model reads, where it counts them.
     """
     plan = [(kind, length) for kind in kinds for length in lengths]
     for done, (kind, length) in enumerate(plan, 1):

@@ -1,4 +1,4 @@
-"""All that evaluation knows of a model: two methods, and what it may bring along for compression."""
+"""All that evaluation knows of a model: two methods, and what it stores for compression."""
 
 from __future__ import annotations
 

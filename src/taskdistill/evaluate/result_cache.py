@@ -1,4 +1,4 @@
-"""Scores that are kept on disk: each under a hash of all that decides it, written whole, and passed over where it is damaged."""
+"""Results on disk, each under a hash of all that decides it; a damaged file counts as missing."""
 
 from __future__ import annotations
 
@@ -16,26 +16,18 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class ResultCache:
-    """A folder of kept values; with None for a folder nothing is kept or found."""
+    """A folder of values; with None for a folder nothing is stored."""
 
     folder: Path | None
 
     def key(self, *parts: Any) -> str:
-        """Return the name under which a value is kept.
-
-        Returns:
-            32 hexadecimal digits.
-        """
+        """Return the name of a value: 32 hexadecimal digits."""
         return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True).encode()).hexdigest()[
             :32
         ]
 
     def read(self, key: str) -> Any:
-        """Return a kept value.
-
-        Returns:
-            The value, or None where none is kept or the file is damaged; it is then made and written anew.
-        """
+        """Return a stored value; None where there is none or the file is damaged."""
         if self.folder is None:
             return None
         try:
@@ -44,11 +36,7 @@ class ResultCache:
             return None
 
     def write(self, key: str, value: Any, **about: str) -> None:
-        """Keep a value.
-
-        Args:
-            **about: What a person who looks into the file is told.
-        """
+        """Store a value; `about` is for a person who looks into the file."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_sealed(self.folder / f"{key}.json", {**about, "value": value})

@@ -1,4 +1,4 @@
-"""Results as plain data: what one score is on disk, how scores aggregate, and what the machine-readable file holds."""
+"""Results as plain data: one score on disk, aggregation, and the machine-readable file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,7 @@ _DIGITS = 6
 
 
 def to_record(result: SetScore, cells: Sequence[CompressionResult] = ()) -> Record:
-    """Turn a result into plain data.
-
-    Args:
-        cells: Its compression matrix, where there is one.
-
-    Returns:
-        JSON-able; `units` are rounded to six digits, `interval` is the score's 95 % bootstrap interval.
-    """
+    """Turn a result into plain data; `units` are rounded to six digits."""
     results = interval(result.score.units)
     return {
         "set": result.set,
@@ -60,19 +53,14 @@ def units_of(record: Record) -> Units:
 
 
 def cells_of(record: Record) -> list[CompressionResult]:
-    """Return the compression matrix of a record.
-
-    Returns:
-        Its cells, empty where none was measured.
-    """
+    """Return the compression matrix of a record, empty where none was measured."""
     return [CompressionResult(**cell) for cell in record["compression"]]
 
 
 def mean_matrix(records: Mapping[str, Record]) -> tuple[CompressionResult, ...]:
-    """Average the compression matrices of a model: over its retrieval sets where there are any, since only they search.
+    """Average the compression matrices of a model; nothing where none was measured.
 
-    Returns:
-        One cell a setting, none where nothing was measured.
+    Only retrieval sets count where there are any, since only they search.
     """
     measured = [record for record in records.values() if record["compression"]]
     searched = [record for record in measured if record["kind"] == "retrieval"]
@@ -85,11 +73,13 @@ def aggregate(
     """Average scores over sets as section 8.3 of the paper does.
 
     Args:
-        types: Set to its kind, or to mteb's type of task.
-        order: The types in the order of reports, others follow; None takes that of `task_types`.
+        types: Set to its type, or to mteb's type of task.
+        order: The types in the order of reports, others follow; None takes that of
+            `task_types`.
 
     Returns:
-        `sets` (mean over sets), `types` (mean over the types' means) and `by_type` (type to mean over its sets).
+        `sets` (mean over sets), `types` (mean over the types' means) and `by_type` (type to
+        mean).
     """
     if order is None:
         order = [task.name for task in task_types()]
@@ -111,10 +101,9 @@ def aggregate(
 
 
 def task_score(splits: Mapping[str, Mapping[str, float]]) -> float:
-    """Return the score of a benchmark's task: the mean over its splits of the mean over their subsets (section 8.3).
+    """Average a benchmark task's splits, each the mean over its subsets (section 8.3).
 
-    Args:
-        splits: Evaluation split to subset (a language, mostly) to main score.
+    Subsets are languages, mostly; a split maps them to main scores.
     """
     return float(np.mean([np.mean(list(subsets.values())) for subsets in splits.values()]))
 
@@ -124,12 +113,10 @@ def summarize(
 ) -> dict[str, Any]:
     """Put records together: scores, averages, and how each model compares with a reference.
 
-    Args:
-        reference: The model that the others are compared with (the teacher); None takes the first of several.
-
-    Returns:
-        `reference`, `scores` (records without units), `means`, `retention` (score / reference's score, by set, and the
-        mean), `comparisons` (difference to the reference with its interval and p-value) and `verdicts` on compression.
+    The reference is mostly the teacher; None takes the first of several. Returns `reference`,
+    `scores` (records without units), `means`, `retention` (score / reference's score, by set, and
+    the mean), `comparisons` (difference to the reference with its interval and p-value) and
+    `verdicts` on compression.
     """
     names = list(records)
     base = reference if reference is not None else (names[0] if len(names) > 1 else None)

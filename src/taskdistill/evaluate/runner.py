@@ -1,4 +1,4 @@
-"""Evaluate several models on several sets; a finished score stays on disk, never computed twice."""
+"""Evaluate several models on several sets; a finished score is never computed twice."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def evaluate_models(
 ) -> dict[str, Any]:
     """Score every model on every set, and return what `results.json` holds.
 
-    With a folder, each score is written to `folder/cache/` as soon as it is there, under a hash of the
-    model's fingerprint, the set's files and the options; what is there already is not computed again.
-    Where compression is measured, int8 ranges go to `folder/calibration/`.
+    With a folder, each score is written to `folder/cache/` as soon as it is there, under a hash of
+    the model's fingerprint, the set's files and the options; what is there already is not computed
+    again. Where compression is measured, int8 ranges go to `folder/calibration/`.
 
     Args:
         models: The models; names must differ.

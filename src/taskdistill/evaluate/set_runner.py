@@ -1,4 +1,4 @@
-"""One model on one set: the record of its score, with compression, lengths and prompts where wanted."""
+"""One model on one set: its score, and where wanted compression, lengths and prompts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class EvalOptions:
 
 
 class SetRunner:
-    """Scores one set with several models; its data are read at the first score that is not cached."""
+    """Scores one set with several models; data are read at the first score that is not cached."""
 
     def __init__(
         self, eval_set: EvalSet, options: EvalOptions, scores: ResultCache, calibration: ResultCache
@@ -73,7 +73,7 @@ class SetRunner:
     def record(
         self, model: Embedder, fingerprint: str, progress: ShareDone | None = None
     ) -> Record:
-        """Return the record of a model, cached or anew, with `prompts` where a spread is measured."""
+        """Return the record of a model, cached or anew; `prompts` where a spread is measured."""
         key, spread_key = self.keys(fingerprint)
         task, name = self.eval_set.task, self.eval_set.name
         encoded: EncodedSet | None = None

@@ -1,4 +1,4 @@
-"""Public benchmarks through mteb, run as they are: their tasks, their data, their scores, and section 8.3's averages."""
+"""Public benchmarks through mteb, run as they are, with the averages of section 8.3."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from taskdistill.evaluate.mteb import MtebEncoder
 from taskdistill.evaluate.results import aggregate, task_score
 
 RTEB_PUBLIC = (
-    "AILACasedocs AILAStatutes LegalSummarization LegalQuAD FinanceBenchRetrieval HC3FinanceRetrieval FinQARetrieval HumanEvalRetrieval "
-    "MBPPRetrieval MIRACLRetrievalHardNegatives AppsRetrieval DS1000Retrieval WikiSQLRetrieval ChatDoctorRetrieval CUREv1 FreshStackRetrieval"
+    "AILACasedocs AILAStatutes LegalSummarization LegalQuAD FinanceBenchRetrieval"
+    " HC3FinanceRetrieval FinQARetrieval HumanEvalRetrieval "
+    "MBPPRetrieval MIRACLRetrievalHardNegatives AppsRetrieval DS1000Retrieval WikiSQLRetrieval"
+    " ChatDoctorRetrieval CUREv1 FreshStackRetrieval"
 )
 """The sixteen public tasks that the paper reports (section 8.3)."""
 
@@ -38,10 +40,7 @@ _BATCH = 512
 
 
 def suite_name(name: str) -> str:
-    """Return the benchmark that a name stands for.
-
-    Args:
-        name: mteb's name of a benchmark, or one of the short names.
+    """Return the benchmark that mteb's name or a short name stands for.
 
     Raises:
         BadInput: If mteb knows no such benchmark.
@@ -54,7 +53,8 @@ def suite_name(name: str) -> str:
     known = {benchmark.name for benchmark in mteb.get_benchmarks()}
     if name not in known:
         raise BadInput(
-            f"no suite {name!r}{did_you_mean(name, [*SUITES, *short, *known])}; the suites: {', '.join(SUITES)}"
+            f"no suite {name!r}{did_you_mean(name, [*SUITES, *short, *known])}; the suites:"
+            f" {', '.join(SUITES)}"
         )
     return name
 
@@ -79,7 +79,8 @@ def suite_tasks(name: str) -> list[Any]:
         task.metadata.name for task in tasks if list(task.metadata.modalities) != ["text"]
     ]:
         raise BadInput(
-            f"suite {full!r} has tasks on more than texts, such as {other[0]}; only texts can be embedded"
+            f"suite {full!r} has tasks on more than texts, such as {other[0]}; only texts can be"
+            " embedded"
         )
     return tasks
 
@@ -96,16 +97,17 @@ def run_suite(
 ) -> dict[str, Any]:
     """Run models on the tasks of a benchmark through `mteb.evaluate`.
 
-    Scores are kept in `folder/results/` as mteb keeps them, by the revision of each model; a finished task is not run
-    again. A task whose data cannot be had is left out and named.
+    Scores are stored in `folder/results/` as mteb does, by the revision of each model; a finished
+    task is not run again. A task whose data cannot be had is left out and named.
 
     Args:
         progress: Called with pairs of model and task that are done, and their number.
         note: Called with a line for each score and each task that cannot be run.
 
     Returns:
-        `suite`, `tasks` (type and metric of each), `models` (name to `revision`, `scores`, `splits` and `means`), `missing`
-        (task to what kept its data away) and the version of mteb.
+        `suite`, `tasks` (type and metric of each), `models` (name to `revision`, `scores`,
+        `splits` and `means`), `missing` (task to what kept its data away) and the version of
+        mteb.
 
     Raises:
         BadInput: If the data of no task can be had.
@@ -138,7 +140,8 @@ def run_suite(
             task.unload_data()
     if len(missing) == len(tasks):
         raise BadInput(
-            f"the data of no task of {suite} can be had: {next(iter(missing.values()))}; mteb takes it from the Hugging Face Hub, "
+            f"the data of no task of {suite} can be had: {next(iter(missing.values()))}; mteb"
+            " takes it from the Hugging Face Hub, "
             "so connect this machine, or copy a filled cache (HF_HOME) to it"
         )
     types = {task.metadata.name: str(task.metadata.type) for task in tasks}
@@ -195,7 +198,8 @@ def _run_task(
             raise
         except Exception as error:
             raise WorkFailed(
-                f"mteb {metadata.version('mteb')} could not score {task.metadata.name}: {_reason(error)}"
+                f"mteb {metadata.version('mteb')} could not score {task.metadata.name}:"
+                f" {_reason(error)}"
             ) from error
     if result is None:
         raise WorkFailed(
@@ -205,7 +209,7 @@ def _run_task(
 
 
 def _main_scores(result: Any, task: Any) -> dict[str, dict[str, float]] | None:
-    """Return the main scores of exactly the splits and subsets that the task asks for, None if one is not there."""
+    """Return main scores of exactly the task's splits and subsets, None if one is missing."""
     if result is None:
         return None
     results: dict[str, dict[str, float]] = {}

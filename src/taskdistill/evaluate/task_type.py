@@ -1,6 +1,7 @@
 """What an evaluation task type is: which sets it finds, reads and encodes, and how it scores them.
 
-Each type is a module of `tasks/`; adapters and prompts follow section 8.1 of the paper, metrics 8.2.
+Each type is a module of `tasks/`; adapters and prompts follow section 8.1 of the paper, metrics
+8.2.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from taskdistill.io.folders import check_listed
 from taskdistill.tasks import Role, Task
 
 PROTOCOL = 1
-"""Raised when a protocol changes what score the same data gives, so that no cached score is reused."""
+"""Raised when a protocol changes what score the same data gives, so that no cached score is reused.
+"""
 
 Vectors = Mapping[str, NDArray[np.float32]]
 """Side to (n, dim) vectors, in the order of the data."""
@@ -35,8 +37,8 @@ class Score:
     """What one set gives.
 
     `units` holds, for each language, one number per query, pair or experiment, whose mean is the
-    language's main score; for STS two columns of ranks, whose Pearson correlation is. The main score
-    is the mean over languages (section 8.3).
+    language's main score; for STS two columns of ranks, whose Pearson correlation is. The main
+    score is the mean over languages (section 8.3).
     """
 
     score: float
@@ -83,7 +85,7 @@ class EvaluationTask(ABC, Generic[D]):
 
     @abstractmethod
     def load(self, name: str, files: tuple[Path, ...], limit: int | None, seed: int) -> D:
-        """Read a set with at most `limit` queries, pairs or test rows, refusing what cannot be scored."""
+        """Read at most `limit` queries, pairs or test rows, refusing what cannot be scored."""
 
     @abstractmethod
     def texts(self, data: D) -> Texts:

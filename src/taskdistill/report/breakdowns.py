@@ -1,4 +1,4 @@
-"""The report's parts on public benchmarks, languages, lengths and prompts, made from results as plain data."""
+"""The report's parts on public benchmarks, languages, lengths and prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def breakdown_sections(results: Mapping[str, Any]) -> list[Section]:
         intro = "By length of the relevant document, of the pair, or of the text, in characters."
         result.append(Section("Lengths", intro, [lengths]))
     if prompts := _prompt_tables(scores):
-        intro = "The score under each declared prompt. Where prompts may be chosen after the scores are seen, only the range is a fair number."
+        intro = (
+            "The score under each declared prompt. Where prompts may be chosen after the scores"
+            " are seen, only the range is a fair number."
+        )
         result.append(Section("Prompts", intro, prompts))
     return result
 
@@ -59,7 +62,10 @@ def _suite_section(suite: Mapping[str, Any]) -> Section:
     ]
     intro = f"Run by mteb {suite['mteb']} on {len(order)} of {len(tasks)} tasks."
     if suite["missing"]:
-        intro += f" Without data, so left out: {', '.join(suite['missing'])}. Means over a part of the tasks do not compare with published ones."
+        intro += (
+            f" Without data, so left out: {', '.join(suite['missing'])}. Means over a part of"
+            " the tasks do not compare with published ones."
+        )
     return Section(
         suite["suite"], intro, [overview, Table("By task", ["task", *models], each_task)]
     )

@@ -1,4 +1,4 @@
-"""The report's part on languages: every language by itself, and pools of languages searched crosswise."""
+"""The report's part on languages: each by itself, and pools searched crosswise."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from taskdistill.report.tables import Section, Table, Value
 
 
 def language_section(results: Mapping[str, Any]) -> Section | None:
-    """Make the part.
-
-    Returns:
-        Tables of every language, or None where no set has or is one of several languages.
-    """
+    """Make the part; None where no set has or is one of several languages."""
     tables = [*single_tables(results), *pool_tables(results)]
     if not tables:
         return None
     intro = (
-        "A pool holds the corpora of all languages together: results in the query's own language, against results that are right "
+        "A pool holds the corpora of all languages together: results in the query's own"
+        " language, against results that are right "
         "in whatever language, tell whether a model prefers a language to a meaning."
         if results.get("pools")
         else ""
@@ -34,8 +31,8 @@ def language_section(results: Mapping[str, Any]) -> Section | None:
 def single_tables(results: Mapping[str, Any]) -> list[Table]:
     """Return the scores of each language by itself, a row a language and a column a model.
 
-    Returns:
-        One table for each set of several languages, and for each group of sets that differ in their language only.
+    There is a table for each set of several languages, and for each group of sets that differ in
+    their language only.
     """
     scores = results.get("scores", {})
     names = [each["name"] for each in results.get("sets", ())]
@@ -70,11 +67,7 @@ def single_tables(results: Mapping[str, Any]) -> list[Table]:
 
 
 def pool_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Return what searching several languages together gives.
-
-    Returns:
-        For each pool and model its tables.
-    """
+    """Return the tables of each pool and model: what searching several languages together gives."""
     result = []
     for model, by_family in results.get("pools", {}).items():
         for family, members in by_family.items():
@@ -100,7 +93,7 @@ def pool_tables(results: Mapping[str, Any]) -> list[Table]:
 def _groups(
     scores: Mapping[str, Mapping[str, Any]], names: Sequence[str]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Group scores by what they have in common but their language: group to model to language to score."""
+    """Group scores by all but their language: group to model to language to score."""
     groups: dict[str, dict[str, dict[str, float]]] = {}
 
     def add(group: str, model: str, language: str, score: float) -> None:
@@ -119,10 +112,9 @@ def _groups(
 
 
 def language_tables(pooled: PooledScores) -> list[Table]:
-    """Return what the report shows of a pool of languages.
+    """Return what the report shows of a pool: scores by query language, then crosswise.
 
-    Returns:
-        Scores by query language, and query language against corpus language where texts are parallel.
+    The second is there only where texts are parallel.
     """
     columns = [
         "query language",

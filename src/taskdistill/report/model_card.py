@@ -1,4 +1,4 @@
-"""The model card: what a model folder's README.md says, from the recipe, the manifest and the scores, with their licences and commands."""
+"""The model card: a model folder's README.md, from the recipe, the manifest and the scores."""
 
 from __future__ import annotations
 
@@ -40,10 +40,13 @@ def make_card(
     """Write a model card.
 
     Args:
-        recipe: The recipe as plain data, with every default; None for a model not trained here.
-        scores: Rows with `set`, `task` (None for the base), `metric`, `score` (0 to 1), `interval` (or none), `teacher` (its score, or
-            None), `language` (or None) and `command`.
-        licence: Licence of this model; None says that it is not stated and which licences bind it.
+        recipe: The recipe as plain data, with every default; None for a model not trained
+            here.
+        scores: Rows with `set`, `task` (None for the base), `metric`, `score` (0 to 1),
+            `interval` (or none), `teacher` (its score, or None), `language` (or None) and
+            `command`.
+        licence: Licence of this model; None says that it is not stated and which licences
+            bind it.
         languages: Source to its languages; None takes those that the recipe states.
         warnings: What a user of the model must know of its training.
     """
@@ -97,12 +100,15 @@ def _summary(
 ) -> str:
     teacher = (settings.get("teacher") or {}).get("model")
     lines = [
-        f"A text-embedding model{f' distilled from {teacher}' if teacher else ''}{f', with a LoRA adapter for {_and(tasks)}' if tasks else ''}.",
+        "A text-embedding"
+        f" model{f' distilled from {teacher}' if teacher else ''}{f', with a LoRA adapter for {_and(tasks)}' if tasks else ''}.",
         "",
         "| | |",
         "|---|---|",
-        f"| vector | {dim} numbers; prefixes trained for: {_numbers(settings.get('matryoshka_dims'))} |",
-        f"| longest text | {settings.get('max_length', UNKNOWN)} tokens; what is longer is cut, counted and reported |",
+        f"| vector | {dim} numbers; prefixes trained for:"
+        f" {_numbers(settings.get('matryoshka_dims'))} |",
+        f"| longest text | {settings.get('max_length', UNKNOWN)} tokens; what is longer is cut,"
+        " counted and reported |",
         f"| prompts | {_prompts(settings)} |",
     ]
     if parameters:
@@ -123,7 +129,8 @@ def _usage(name: str, tasks: Sequence[str], settings: Mapping[str, Any]) -> str:
         f'encoder = Encoder.load("{name}")',
         f'vectors = encoder.encode(["a text"]{task}{prompt})',
         "```",
-        "`SentenceTransformer(folder)` loads the same folder without this package and gives the base vectors"
+        "`SentenceTransformer(folder)` loads the same folder without this package and gives the"
+        " base vectors"
         + ("; `load_adapter(folder + '/adapters/<task>')` adds a task." if tasks else "."),
     ]
     if known := [task for task in tasks if task in TASK_USES]:
@@ -205,7 +212,8 @@ def _training(
         )
         theta = f"{config['rope_theta']:,.0f}" if config.get("rope_theta") else "-"
         lines.append(
-            f"| {phase} | {config['steps']:,} | {config['batch_size']} | {config.get('max_length') or '-'} | {config['lr']:g} | {theta} | {losses} |"
+            f"| {phase} | {config['steps']:,} | {config['batch_size']} |"
+            f" {config.get('max_length') or '-'} | {config['lr']:g} | {theta} | {losses} |"
         )
     instructions = (recipe.get("teacher") or {}).get("instructions") or {}
     if config := [
@@ -215,7 +223,8 @@ def _training(
     ]:
         lines += [
             "",
-            f"The teacher reads texts under instructions: {', '.join(config)}; other texts as they are.",
+            f"The teacher reads texts under instructions: {', '.join(config)}; other texts as"
+            " they are.",
         ]
     if command:
         lines += ["", "Made with:", "```", command, "```"]
@@ -291,14 +300,16 @@ def _limits(
     lines = [
         "## Limits",
         "- Vectors of different models, tasks or prompts are not comparable with one another.",
-        "- The model learned its teacher's judgement, faults included, and what the teacher may have seen of public test sets; nothing was "
+        "- The model learned its teacher's judgement, faults included, and what the teacher may"
+        " have seen of public test sets; nothing was "
         "done about bias in either.",
         "- Scores hold for the sets named above only.",
         *(f"- {warning[0].upper()}{warning[1:]}." for warning in warnings),
     ]
     if trained and settings.get("max_length", 0) > max(trained):
         lines.append(
-            f"- It was trained on texts of at most {max(trained)} tokens; what it does with {settings['max_length']} was not trained."
+            f"- It was trained on texts of at most {max(trained)} tokens; what it does with"
+            f" {settings['max_length']} was not trained."
         )
     if languages:
         lines.append(

@@ -1,4 +1,4 @@
-"""One self-contained HTML page for a run or an evaluation; what there is no data for is left out."""
+"""One self-contained HTML page for a run or an evaluation; parts without data are left out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Example:
-    """A query and what a model finds for it."""
+    """A query and the passages that a model ranks first."""
 
     query: str
     results: Sequence[str]
@@ -28,19 +28,20 @@ class Example:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything the page can show. Only `title` is needed; an empty field leaves its section out.
+    """Everything the page can show; an empty field leaves its section out.
 
     Attributes:
-        summary: The outcome in a sentence or two, first on the page; empty writes one from `results`.
+        summary: The outcome in a sentence or two, first on the page; empty writes one from
+            `results`.
         facts: Up to four (number, what it is) pairs, shown large.
-        results: What `evaluate_models` or `summarise` returned: `scores`, `means`, `retention`, `reference`,
-            `comparisons`, `verdicts`. Columns of tables are its models, in their order.
+        results: What `evaluate_models` or `summarize` returned. Columns of tables are its
+            models, in their order.
         models: Name of a model to a few words about it, such as `the teacher`.
         log: Records of log.jsonl: `phase`, `step`, `terms` (name to value), and `loss`.
         speeds: Texts per second and size of models, the teacher first.
         times: (what, seconds) in the order in which it happened.
-        sections: Further parts, after the scores and what `results` holds of suites, languages, lengths and prompts.
-        seen: Evaluation set to counts of `texts`, `exact` and `near` seen in training, and where known `queries` and `teacher`.
+        sections: Further parts, after the scores and the parts of `breakdown_sections`.
+        seen: See `tables.seen_table`.
         warnings: What the reader must know before trusting a number.
     """
 
@@ -63,11 +64,7 @@ class ReportData:
 
 
 def render_report(data: ReportData) -> str:
-    """Write the page.
-
-    Returns:
-        HTML that needs no other file and makes no request.
-    """
+    """Write the page: HTML that needs no other file and makes no request."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,

@@ -84,7 +84,7 @@ def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _training(metrics: Mapping[str, Any], out: Path) -> list[Section]:
-    """Show where the steps' time went, what share of the matrix rate they reached, and the scores while training."""
+    """Show where the steps' time went and the scores while training."""
     time, result = metrics["time"], []
     columns, rows, lines = profile_table(time)
     phases = [
@@ -146,7 +146,8 @@ def profile_table(profile: dict[str, Any]) -> tuple[list[str], list[list[str]], 
     lines = [f"this machine multiplies matrices at {profile['matrix_gflops']:,} GF/s"]
     if profile["reached"]["passes"] is not None:
         lines.append(
-            f"training reached {100 * profile['reached']['passes']:.0f} % of that in its forward and backward passes, "
+            f"training reached {100 * profile['reached']['passes']:.0f} % of that in its forward"
+            " and backward passes, "
             f"{100 * profile['reached']['steps']:.0f} % over whole steps"
         )
     return ["part", "seconds", "share"], rows, lines
@@ -160,7 +161,8 @@ def _warnings(metrics: Mapping[str, Any]) -> list[str]:
     result = []
     if metrics["recipe"]["teacher"]["instructions"] is None:
         result.append(
-            "This teacher knows no instruction, so every text was embedded as it is, in every phase."
+            "This teacher knows no instruction, so every text was embedded as it is, in every"
+            " phase."
         )
     for phase, course in metrics.get("course", {}).items():
         result += [
@@ -170,10 +172,8 @@ def _warnings(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def write_evaluation(out: Path, results: Mapping[str, Any], commands: list[str]) -> None:
-    """Write DIR/report.html of an evaluation.
-
-    Args:
-        results: What `evaluate_models` returned, with `suites` and `seen` where there are any.
+    """Write DIR/report.html from what `evaluate_models` returned; `suites` and `seen` are
+    optional.
     """
     seen, warnings = results.get("seen", ()), list[str]()
     for each in seen:
@@ -182,7 +182,8 @@ def write_evaluation(out: Path, results: Mapping[str, Any], commands: list[str])
         if suite["missing"]:
             run, lost = len(suite["tasks"]) - len(suite["missing"]), len(suite["missing"])
             warnings.append(
-                f"{suite['suite']}: the data of {lost} task{'s' * (lost > 1)} was out of reach; means are over the other {run}."
+                f"{suite['suite']}: the data of {lost} task{'s' * (lost > 1)} was out of reach;"
+                f" means are over the other {run}."
             )
     data = ReportData(
         title="Evaluation",

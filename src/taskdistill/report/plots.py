@@ -1,4 +1,4 @@
-"""Charts as inline SVG: they follow the page's colours, and dashes and marks tell lines apart without any."""
+"""Charts as inline SVG in the colors of the page; dashes and marks tell lines apart without any."""
 
 from __future__ import annotations
 
@@ -34,15 +34,9 @@ def line_chart(
     marks: bool = False,
     y_zero: bool = False,
 ) -> Markup:
-    """Draw lines over a common x axis.
+    """Draw at most six lines over a common x axis; one alone has no legend.
 
-    Args:
-        series: The lines, six at most; one alone has no legend.
-        label: What a person who cannot see the chart is told.
-        log_x: Whether x is logarithmic; ticks are then powers of two.
-
-    Returns:
-        An `svg` element.
+    `label` is for a person who cannot see the chart; on a logarithmic x ticks are powers of two.
     """
     xs = sorted({x for each in series for x, _ in each.points})
     ys = [y for each in series for _, y in each.points]
@@ -59,7 +53,8 @@ def line_chart(
             f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
         parts.append(
-            f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_number(tick, y_ticks)}</text>'
+            f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}"'
+            f' text-anchor="end">{_number(tick, y_ticks)}</text>'
         )
     x_ticks = (
         _powers(xs[0], xs[-1])
@@ -68,10 +63,12 @@ def line_chart(
     )
     for tick in x_ticks:
         parts.append(
-            f'<text class="tick" x="{place_x(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_number(tick, x_ticks)}</text>'
+            f'<text class="tick" x="{place_x(tick):.1f}" y="{bottom + 15}"'
+            f' text-anchor="middle">{_number(tick, x_ticks)}</text>'
         )
     parts.append(
-        f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}" text-anchor="end">{escape(x_label)}</text>'
+        f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}"'
+        f' text-anchor="end">{escape(x_label)}</text>'
     )
     for i, each in enumerate(series):
         path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in each.points)
@@ -81,7 +78,8 @@ def line_chart(
         if rows:
             y = bottom + 46 + _LEGEND * i
             parts.append(
-                f'<line class="line s{i}" x1="{_LEFT}" x2="{_LEFT + 34}" y1="{y - 4}" y2="{y - 4}"{_dash(i)}/>'
+                f'<line class="line s{i}" x1="{_LEFT}" x2="{_LEFT + 34}" y1="{y - 4}"'
+                f' y2="{y - 4}"{_dash(i)}/>'
             )
             parts.append(
                 (_mark(i, _LEFT + 17, y - 4) if marks else "")
@@ -97,15 +95,9 @@ def dot_plot(
     label: str,
     x_label: str,
 ) -> Markup:
-    """Draw one line of marks a row: where each model stands, each with its own mark.
+    """Draw a line of marks a row: where each of at most six models stands.
 
-    Args:
-        rows: Name of a row, and a value for each of `names` or None.
-        names: What the marks stand for, six at most.
-        label: What a person who cannot see the chart is told.
-
-    Returns:
-        An `svg` element.
+    `label` is for a person who cannot see the chart.
     """
     values = [value for _, row in rows for value in row if value is not None]
     ticks = _ticks(min(values), max(values), 4)
@@ -115,10 +107,12 @@ def dot_plot(
     parts = []
     for tick in ticks:
         parts.append(
-            f'<line class="grid" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="{_TOP}" y2="{bottom}"/>'
+            f'<line class="grid" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="{_TOP}"'
+            f' y2="{bottom}"/>'
         )
         parts.append(
-            f'<text class="tick" x="{place(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_number(tick, ticks)}</text>'
+            f'<text class="tick" x="{place(tick):.1f}" y="{bottom + 15}"'
+            f' text-anchor="middle">{_number(tick, ticks)}</text>'
         )
     for r, (name, row) in enumerate(rows):
         y = _TOP + 26 * r + 13
@@ -126,11 +120,13 @@ def dot_plot(
         parts.append(f'<text class="name" x="0" y="{y + 4}">{escape(name)}</text>')
         if len(result) > 1:
             parts.append(
-                f'<line class="span" x1="{min(result):.1f}" x2="{max(result):.1f}" y1="{y}" y2="{y}"/>'
+                f'<line class="span" x1="{min(result):.1f}" x2="{max(result):.1f}" y1="{y}"'
+                f' y2="{y}"/>'
             )
         parts.extend(_mark(i, place(value), y) for i, value in enumerate(row) if value is not None)
     parts.append(
-        f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}" text-anchor="end">{escape(x_label)}</text>'
+        f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}"'
+        f' text-anchor="end">{escape(x_label)}</text>'
     )
     for i, name in enumerate(names):
         y = bottom + 46 + _LEGEND * i
@@ -144,13 +140,9 @@ def dot_plot(
 def interval_chart(
     rows: Sequence[tuple[str, float, float, float]], *, label: str, x_label: str
 ) -> Markup:
-    """Draw one interval a row with its value, and a line at zero: what lies across that line may be nothing.
+    """Draw an interval a row with its value; what lies across the line at zero may be nothing.
 
-    Args:
-        label: What a person who cannot see the chart is told.
-
-    Returns:
-        An `svg` element.
+    `label` is for a person who cannot see the chart.
     """
     ticks = _ticks(
         min(0.0, *(low for _, _, low, _ in rows)), max(0.0, *(high for *_, high in rows)), 4
@@ -162,27 +154,32 @@ def interval_chart(
     for tick in ticks:
         kind = "zero" if tick == 0 else "grid"
         parts.append(
-            f'<line class="{kind}" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="{_TOP}" y2="{bottom}"/>'
+            f'<line class="{kind}" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="{_TOP}"'
+            f' y2="{bottom}"/>'
         )
         parts.append(
-            f'<text class="tick" x="{place(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{_number(tick, ticks)}</text>'
+            f'<text class="tick" x="{place(tick):.1f}" y="{bottom + 15}"'
+            f' text-anchor="middle">{_number(tick, ticks)}</text>'
         )
     for r, (name, value, low, high) in enumerate(rows):
         y = _TOP + 22 * r + 11
         parts.append(f'<text class="name" x="0" y="{y + 4}">{escape(name)}</text>')
         parts.append(
-            f'<line class="line s0" x1="{place(low):.1f}" x2="{place(high):.1f}" y1="{y}" y2="{y}"/>'
+            f'<line class="line s0" x1="{place(low):.1f}" x2="{place(high):.1f}" y1="{y}"'
+            f' y2="{y}"/>'
         )
         parts.append(_mark(0, place(value), y))
     parts.append(
-        f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}" text-anchor="end">{escape(x_label)}</text>'
+        f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}"'
+        f' text-anchor="end">{escape(x_label)}</text>'
     )
     return _svg(bottom + 38, label, parts)
 
 
 def _svg(height: float, label: str, parts: Sequence[str]) -> Markup:
     return Markup(
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img"'
+        f' aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )
 
 
@@ -238,4 +235,7 @@ def _mark(i: int, x: float, y: float) -> str:
         "M-4,-4L4,4M-4,4L4,-4",
         "M-5,0H5M0,-5V5",
     )
-    return f'<path class="mark s{i}" transform="translate({x:.1f} {y:.1f})" d="{shapes[i % len(shapes)]}"/>'
+    return (
+        f'<path class="mark s{i}" transform="translate({x:.1f} {y:.1f})"'
+        f' d="{shapes[i % len(shapes)]}"/>'
+    )

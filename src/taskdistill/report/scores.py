@@ -39,16 +39,12 @@ class LossCurve:
 
 
 def kind_title(kind: str) -> str:
-    """Return how a kind is written in headings."""
+    """Return how a task type is written in headings."""
     return TASK_TYPES[kind].title
 
 
 def summary_sentence(results: Mapping[str, Any]) -> str:
-    """Say what came out, where the caller has not.
-
-    Returns:
-        A sentence, empty without results.
-    """
+    """Say what came out, where the caller has not; empty without results."""
     scores = results.get("scores", {})
     if not scores:
         return ""
@@ -67,11 +63,7 @@ def summary_sentence(results: Mapping[str, Any]) -> str:
 
 
 def overview(results: Mapping[str, Any]) -> Table | None:
-    """Return mean scores by kind of set: one row a model.
-
-    Returns:
-        The table, or None without results.
-    """
+    """Return mean scores by task type, a row a model; None without results."""
     means = results.get("means", {})
     kinds = _kinds(means)
     if not kinds:
@@ -105,11 +97,7 @@ def overview(results: Mapping[str, Any]) -> Table | None:
 
 
 def overview_chart(results: Mapping[str, Any]) -> Markup | None:
-    """Draw mean scores by kind, one mark a model.
-
-    Returns:
-        The chart, or None where there is nothing to compare.
-    """
+    """Draw mean scores by task type, a mark a model; None with nothing to compare."""
     means = results.get("means", {})
     kinds = _kinds(means)
     if not kinds or not 2 <= len(means) <= 6:
@@ -137,10 +125,9 @@ def overview_chart(results: Mapping[str, Any]) -> Markup | None:
 
 
 def score_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Return one table a kind: a row a set, a column a model, and how much of the reference each keeps.
+    """Return one table a task type, in the order of types: a row a set, a column a model.
 
-    Returns:
-        The tables, in the order of kinds.
+    Small numbers say how much of the reference each keeps.
     """
     scores = results.get("scores", {})
     result = []
@@ -176,11 +163,7 @@ def score_tables(results: Mapping[str, Any]) -> list[Table]:
 
 
 def significance_table(results: Mapping[str, Any]) -> Table | None:
-    """Return differences to the reference with interval and p-value.
-
-    Returns:
-        The table, or None with one model only.
-    """
+    """Return differences to the reference with interval and p-value; None with one model."""
     rows: list[list[Value]] = []
     for row in results.get("comparisons", ()):
         value, low, high = (100 * x for x in row["difference"])
@@ -218,10 +201,9 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def compression(results: Mapping[str, Any]) -> list[CompressionSection]:
-    """Return what smaller vectors cost, by model, as means over its retrieval sets or, without any, all that were measured.
+    """Return what smaller vectors cost, a part a model; none where nothing was measured.
 
-    Returns:
-        One part a model, none where nothing was measured.
+    Numbers are means over its retrieval sets or, without any, over all that were measured.
     """
     result = []
     for model, records in results.get("scores", {}).items():
@@ -234,14 +216,7 @@ def compression(results: Mapping[str, Any]) -> list[CompressionSection]:
 
 
 def loss_charts(log: Sequence[Mapping[str, Any]]) -> list[LossCurve]:
-    """Draw each loss term over the steps of each phase.
-
-    Args:
-        log: Records with `phase`, `step` and `terms`; others are passed over.
-
-    Returns:
-        One curve a phase and term, in the order in which they ran.
-    """
+    """Draw each loss term over the steps of each phase, from records of a log with `terms`."""
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for record in log:
         if not isinstance(record.get("terms"), Mapping) or record.get("step") is None:
@@ -286,7 +261,10 @@ def _seen(results: Mapping[str, Any], name: str) -> str:
     for each in results.get("seen", ()):
         counts = each["sets"].get(name, {})
         if counts.get("exact") or counts.get("near"):
-            details = f" · {100 * (counts['exact'] + counts['near']) / counts['texts']:.0f} % of the texts seen in training"
+            details = (
+                f" · {100 * (counts['exact'] + counts['near']) / counts['texts']:.0f} % of the"
+                " texts seen in training"
+            )
         if counts.get("teacher"):
             details += " · seen by the teacher"
     return details
@@ -331,7 +309,10 @@ def _compression_chart(model: str, cells: Sequence[CompressionResult]) -> Markup
             if (cell.precision, cell.rescored) == (precision, rescored)
         )
         series.append(Series(precision + (", rescored" if rescored else ""), line))
-    label = f"Share of the score of {model} kept against bytes a vector, one line a precision; the numbers are in the table"
+    label = (
+        f"Share of the score of {model} kept against bytes a vector, one line a precision; the"
+        " numbers are in the table"
+    )
     return line_chart(
         series[:6],
         label=label,

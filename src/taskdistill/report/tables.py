@@ -23,7 +23,10 @@ Value = str | float | int | None | CellText
 
 @dataclass(frozen=True)
 class Table:
-    """A table: the first column names its rows. A float is a score from 0 to 1 and is shown times 100; None is a dash."""
+    """A table, whose first column names its rows.
+
+    A float is a score from 0 to 1 and is shown times 100; None is a dash.
+    """
 
     title: str
     columns: Sequence[str]
@@ -69,11 +72,7 @@ class SourceRow:
 
 
 def as_text(value: Value) -> CellText:
-    """Return what a cell shows.
-
-    Returns:
-        Its text: scores times 100 with one digit, whole numbers with separators, a dash for None.
-    """
+    """Return what a cell shows: scores times 100 with one digit, a dash for None."""
     if isinstance(value, CellText):
         return value
     if value is None:
@@ -84,11 +83,7 @@ def as_text(value: Value) -> CellText:
 
 
 def speed_table(models: Sequence[SpeedRow]) -> Table | None:
-    """Return what models cost.
-
-    Returns:
-        The table, or None without models.
-    """
+    """Return what models cost; None without models."""
     if not models:
         return None
     base = models[0].texts_per_second
@@ -114,11 +109,7 @@ def speed_table(models: Sequence[SpeedRow]) -> Table | None:
 
 
 def source_table(sources: Sequence[SourceRow]) -> Table | None:
-    """Return what became of the rows read.
-
-    Returns:
-        The table with a total, or None without sources.
-    """
+    """Return what became of the rows read, with a total; None without sources."""
     if not sources:
         return None
     rows: list[list[Value]] = [
@@ -143,11 +134,7 @@ def source_table(sources: Sequence[SourceRow]) -> Table | None:
 
 
 def time_table(times: Sequence[tuple[str, float]]) -> Table | None:
-    """Return where the time went.
-
-    Returns:
-        The table with a total, or None without rows.
-    """
+    """Return where the time went, with a total; None without rows."""
     total = sum(seconds for _, seconds in times)
     if not total:
         return None
@@ -160,14 +147,11 @@ def time_table(times: Sequence[tuple[str, float]]) -> Table | None:
 
 
 def seen_table(seen: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Return how much of each evaluation set was seen in training.
+    """Return how much of each evaluation set was seen in training; None without sets.
 
-    Args:
-        seen: Set to counts of texts, exact and near (None where training texts are unknown), and maybe `queries` with the
-            same counts, and `teacher`: whether the teacher was trained on the set, None if that is not declared.
-
-    Returns:
-        The table, or None without sets.
+    A set has counts of `texts`, `exact` and `near` (None where training texts are unknown), and
+    maybe `queries` with the same counts, and `teacher`: whether the teacher was trained on the
+    set, None if that is not declared.
     """
     if not seen:
         return None
@@ -193,11 +177,7 @@ def seen_table(seen: Mapping[str, Mapping[str, Any]]) -> Table | None:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people write it.
-
-    Returns:
-        Such as `48 s`, `3 min 05 s` or `1 h 20 min`.
-    """
+    """Return a time as people write it, such as `48 s`, `3 min 05 s` or `1 h 20 min`."""
     seconds_rounded = round(seconds)
     if seconds_rounded < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds_rounded} s"

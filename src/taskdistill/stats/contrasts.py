@@ -1,8 +1,8 @@
-"""Contrasts of trained models: intervals over seeds, sets and queries, tests, and what would decide.
+"""Contrasts of trained models: intervals over seeds, sets and queries, tests, what would decide.
 
-A contrast is a number for every (seed, query) of every set, such as one arm's nDCG@10 minus another's.
-All contrasts share the same draws of queries, so that 10,000 draws of twenty contrasts are a few matrix
-products.
+A contrast is a number for every (seed, query) of every set, such as one arm's nDCG@10 minus
+another's. All contrasts share the same draws of queries, so that 10,000 draws of twenty contrasts
+are a few matrix products.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ContrastResult:
     draws: Floats
 
     def p_equivalent(self, margin: float) -> float:
-        """Return the larger p-value of two one-sided tests for "less than a margin from 0" (TOST)."""
+        """Return the p-value of two one-sided tests (TOST) for "less than a margin from 0"."""
         return float(max((self.draws <= -margin).mean(), (self.draws >= margin).mean()))
 
     @property
@@ -80,7 +80,7 @@ class ContrastResult:
         return float(np.std(by_set, ddof=1)) if len(by_set) >= RANDOM_EFFECT else None
 
     def p_sign(self) -> float:
-        """Return the two-sided p-value of a sign test over seeds; those at exactly 0 are left out."""
+        """Return the two-sided p-value of a sign test over seeds, without those at exactly 0."""
         signs = [value > 0 for value in self.per_seed if value != 0]
         larger = max(sum(signs), len(signs) - sum(signs))
         tail = sum(math.comb(len(signs), k) for k in range(larger, len(signs) + 1))
@@ -109,13 +109,15 @@ def analyze_contrasts(
 ) -> dict[str, ContrastResult]:
     """Estimate contrasts with intervals and tests.
 
-    Seeds are drawn first, then sets (where there are at least five), then queries. Of n seeds n - 1 are
-    drawn, which makes the variance right, and their deviations are widened by the ratio of Student's
-    quantile to the normal one, since few seeds say little about how much seeds differ; sets likewise.
-    With one seed nothing is known of that, and the interval holds for this seed only.
+    Seeds are drawn first, then sets (where there are at least five), then queries. Of n seeds n - 1
+    are drawn, which makes the variance right, and their deviations are widened by the ratio of
+    Student's quantile to the normal one, since few seeds say little about how much seeds differ;
+    sets likewise. With one seed nothing is known of that, and the interval holds for this seed
+    only.
 
     Raises:
-        BadInput: If contrasts differ in sets or queries, or one has other numbers of seeds in its sets.
+        BadInput: If contrasts differ in sets or queries, or one has other numbers of seeds in its
+            sets.
     """
     seeds = {name: _seed_count(name, values) for name, values in contrasts.items()}
     sizes = [{s: each.shape[1] for s, each in values.items()} for values in contrasts.values()]
@@ -191,9 +193,10 @@ class PowerAnalysis:
     Attributes:
         queries: Times the queries, with the same seeds; None where no number of queries is enough.
         seeds: Seeds, with the same queries; None where no number of seeds is enough.
-        both: Times the queries and times the seeds together; None where even a thousand seeds are not.
-        sets: Sets like these, with as many queries each and the same seeds, where sets are drawn too;
-            None where they are not, or a thousand are not enough.
+        both: Times the queries and times the seeds together; None where even a thousand seeds are
+            not.
+        sets: Sets like these, with as many queries each and the same seeds, where sets are drawn
+            too; None where they are not, or a thousand are not enough.
     """
 
     queries: float | None
@@ -212,8 +215,8 @@ def required_sample(
 ) -> PowerAnalysis | None:
     """Say what would decide a contrast that is not decided; None for a difference of exactly 0.
 
-    Chance in training and in the choice of sets is widened as in `analyze_contrasts`; `set_sd` is None
-    where sets are not drawn.
+    Chance in training and in the choice of sets is widened as in `analyze_contrasts`; `set_sd` is
+    None where sets are not drawn.
     """
     if value == 0:
         return None

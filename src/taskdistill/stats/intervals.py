@@ -58,8 +58,8 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare two models on the same queries or pairs, in the same order.
 
-    Returns the difference of scores with its paired bootstrap interval, and the two-sided p-value of a
-    randomisation test that exchanges the models' results at random, query by query.
+    Returns the difference of scores with its paired bootstrap interval, and the two-sided p-value
+    of a randomisation test that exchanges the models' results at random, query by query.
 
     Raises:
         BadInput: If the two were not scored on the same queries.
@@ -90,7 +90,7 @@ def share_interval(part: Floats, whole: Floats, *, draws: int = 2000, seed: int 
 
 
 def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % interval of a mean over seeds by Student's distribution; None for one seed."""
+    """Return Student's 95 % interval of a mean over seeds; None for one seed."""
     if len(values) < 2:
         return None
     mean, count = float(np.mean(values)), len(values)
@@ -171,7 +171,8 @@ def student_quantile(freedom: int) -> float:
 
 def p_value(chance: Floats, observed: float) -> float:
     """Return the share of random results that are at least as large as the observed one."""
-    # The observed arrangement is one of the random ones, so p is never 0; ties count up to rounding.
+    # The observed arrangement is one of the random ones, so p is never 0; ties count up to
+    # rounding.
     return (1 + int((chance >= observed - 1e-12).sum())) / (1 + len(chance))
 
 

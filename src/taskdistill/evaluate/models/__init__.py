@@ -1,1 +1,1 @@
-"""The embedders that can be scored: model folders, the teacher store, endpoints and stored vectors."""
+"""The embedders that can be scored: model folders, the teacher store, endpoints, vectors."""

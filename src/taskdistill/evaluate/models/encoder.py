@@ -1,4 +1,4 @@
-"""Models as evaluation sees them: the student with or without adapters, a static table, and the teacher through its store."""
+"""Models as evaluation sees them: a student with or without adapters, a teacher by its store."""
 
 from __future__ import annotations
 
@@ -30,14 +30,10 @@ class RunsHere(Protocol):
 
 
 class EncoderEmbedder:
-    """An encoder; a task without an adapter, or every task if adapters are off, gives the base's vectors."""
+    """An encoder; a task without an adapter, or every task if adapters are off, takes the base."""
 
     def __init__(self, encoder: Encoder, *, name: str | None = None, adapters: bool = True) -> None:
-        """Wrap an encoder.
-
-        Args:
-            name: What to call it in tables; None for the model's own name.
-        """
+        """Wrap an encoder; without a name it is called by the model's own."""
         self.encoder = encoder
         self.adapters = adapters
         self.name = name or encoder.name
@@ -50,31 +46,19 @@ class EncoderEmbedder:
         return self.encoder.placement
 
     def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
-        """Encode texts.
-
-        Returns:
-            float32 `(n, D)`, unit rows.
-        """
+        """Return float32 (n, D) unit rows."""
         chosen = task if self.adapters and task in self.encoder.tasks else None
         encoded = self.encoder.encode_reporting(texts, task=chosen, prompt_name=prompt_name)
         self.cut += int(encoded.truncated.sum())
         return encoded.vectors
 
     def int8_ranges(self, task: str) -> Mapping[int, Int8Ranges]:
-        """Return the ranges that the model folder stores.
-
-        Returns:
-            Dimension to ranges, empty where none are stored.
-        """
+        """Return the ranges that the model folder stores, by dimension."""
         chosen = task if self.adapters and task in self.encoder.tasks else "base"
         return ranges_from_json(self.encoder.model.settings.int8_ranges.get(chosen, {}))
 
     def binary_offsets(self, task: str) -> Mapping[str, Mapping[int, np.ndarray]]:
-        """Return the offsets of binary codes that the model folder stores.
-
-        Returns:
-            query and document to dimension to offsets, empty where none are stored.
-        """
+        """Return the offsets of binary codes that the model folder stores."""
         chosen = task if self.adapters and task in self.encoder.tasks else "base"
         stored = self.encoder.model.settings.binary_offsets.get(chosen, {})
         return {
@@ -83,11 +67,7 @@ class EncoderEmbedder:
         }
 
     def fingerprint(self) -> str:
-        """Hash what decides the vectors: the model, and whether its adapters are used.
-
-        Returns:
-            64 hexadecimal digits.
-        """
+        """Hash what decides the vectors: the model, and whether its adapters are used."""
         parts = [
             self.encoder.model_hash,
             self.adapters,
@@ -97,20 +77,16 @@ class EncoderEmbedder:
 
 
 class TeacherEmbedder:
-    """The teacher; its vectors of evaluation texts are kept in its store like all others."""
+    """The teacher; its vectors of evaluation texts go into its store like all others."""
 
     def __init__(self, teacher: Teacher, stores: Mapping[View, TeacherStore]) -> None:
         self.teacher, self.stores = teacher, stores
         self.name = f"teacher ({teacher.identity.model})"
 
     def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
-        """Look vectors up, embedding what is missing.
+        """Look float32 (n, T) vectors up, embedding what is missing.
 
-        Args:
-            task: Clustering texts are read for their topic (section 5.3).
-
-        Returns:
-            float32 `(n, T)`.
+        Clustering texts are read for their topic (section 5.3).
 
         Raises:
             BadInput: If the teacher has no vector for some text.
@@ -126,16 +102,13 @@ class TeacherEmbedder:
         fill_store(store, texts, self.teacher)
         if missing := store.missing(texts):
             raise BadInput(
-                f"the teacher gave no usable vector for {len(missing)} evaluation texts, so it cannot be scored on this set"
+                f"the teacher gave no usable vector for {len(missing)} evaluation texts, so it"
+                " cannot be scored on this set"
             )
         return store.get(texts).astype(np.float32)
 
     def fingerprint(self) -> str:
-        """Hash what decides the vectors.
-
-        Returns:
-            64 hexadecimal digits.
-        """
+        """Hash what decides the vectors."""
         instructions = {view: store.instruction for view, store in sorted(self.stores.items())}
         return hashlib.sha256(
             json.dumps([self.teacher.identity.fields(), instructions], sort_keys=True).encode()

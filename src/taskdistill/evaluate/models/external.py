@@ -1,4 +1,4 @@
-"""Any model as evaluation sees it: our folders, sentence-transformers folders, HTTP endpoints, and vectors on disk."""
+"""Any model as evaluation sees it: folders, sentence-transformers, endpoints, vectors on disk."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ PROBES = (
     "def add(a, b): return a + b",
 )
 SAME_MODEL_COSINE = 0.999
-"""An endpoint whose vectors of the probes are at least this similar to earlier ones is taken for the same model."""
+"""An endpoint whose vectors of the probes are at least this similar to earlier ones is taken for
+the same model.
+"""
 
 _SENT_TASKS = {
     (Task.RETRIEVAL, Role.QUERY): "retrieval.query",
@@ -75,8 +77,8 @@ class ModelSpec:
 def parse_spec(text: str) -> ModelSpec:
     """Read what a person wrote for a model.
 
-    Args:
-        text: A model folder, Hub id or `all-MiniLM-L6-v2`; `http(s)://.../v1#model=NAME`; a folder with vectors.npy or a .parquet file.
+    That is a model folder, a Hub id or `all-MiniLM-L6-v2`; `http(s)://.../v1#model=NAME`; or a
+    folder with vectors.npy or a .parquet file.
 
     Raises:
         BadInput: If an option is unknown or malformed, or an endpoint has no model.
@@ -93,7 +95,8 @@ def parse_spec(text: str) -> ModelSpec:
         key, sign, value = part.partition("=")
         if not sign or key not in OPTIONS[kind]:
             raise BadInput(
-                f"model {text!r}: {part!r} is no option of a model of kind {kind}{did_you_mean(key, OPTIONS[kind])}"
+                f"model {text!r}: {part!r} is no option of a model of kind"
+                f" {kind}{did_you_mean(key, OPTIONS[kind])}"
             )
         options[key] = unquote(value)
     if kind == "endpoint" and not options.get("model"):
@@ -117,16 +120,12 @@ def open_model(
     device: str = AUTO,
     dtype: str = AUTO,
 ) -> Embedder:
-    """Open any model for evaluation.
+    """Open any model for evaluation, under `spec.name`.
 
     Args:
-        memory: Folder in which it is remembered what an endpoint answered, so that a changed model is noticed.
+        memory: Folder of what endpoints answered before, so that a changed model is noticed.
         environment: Where `key_env` is looked up.
-        device: Of a local model, see `Encoder.load`.
-        dtype: Of a local model, see `Encoder.load`.
-
-    Returns:
-        The model, with `spec.name`.
+        device: Of a local model, see `Encoder.load`; `dtype` likewise.
 
     Raises:
         BadInput: If there is no such model, or it needs a package or key that is not there.
@@ -137,7 +136,8 @@ def open_model(
             key = (environment or {}).get(key_name)
             if not key:
                 raise BadInput(
-                    f"the environment variable {key_name}, named by key_env, is not set; put the key of {spec.place} there"
+                    f"the environment variable {key_name}, named by key_env, is not set; put the"
+                    f" key of {spec.place} there"
                 )
         teacher = HttpTeacher(
             spec.place, spec.options["model"], spec.options.get("revision"), api_key=key
@@ -152,20 +152,22 @@ def open_model(
     if _beyond_ours(folder):
         if "adapters" in spec.options:
             raise BadInput(
-                f"model {spec.place}: `adapters` has no effect on a model without adapters; leave it out"
+                f"model {spec.place}: `adapters` has no effect on a model without adapters;"
+                " leave it out"
             )
         return SentenceTransformersEmbedder(spec.name, folder, device=device, dtype=dtype)
     encoder = Encoder.load(folder, threads=threads, device=device, dtype=dtype)
     if "adapters" in spec.options and not encoder.tasks:
         raise BadInput(
-            f"model {spec.place}: `adapters` has no effect on a model without adapters; leave it out"
+            f"model {spec.place}: `adapters` has no effect on a model without adapters; leave it"
+            " out"
         )
     return EncoderEmbedder(encoder, name=spec.name, adapters=spec.options.get("adapters") != "off")
 
 
 @dataclass
 class EndpointEmbedder:
-    """A model behind an OpenAI-shaped endpoint, which puts its own prompts before texts or is given ours."""
+    """A model behind an OpenAI-shaped endpoint, which puts prompts before texts or is sent ours."""
 
     name: str
     teacher: HttpTeacher
@@ -175,14 +177,7 @@ class EndpointEmbedder:
     _by_task: dict[str, HttpTeacher] = field(default_factory=dict)
 
     def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
-        """Ask the endpoint.
-
-        Args:
-            task: The protocol's task; sent only where the endpoint takes one.
-
-        Returns:
-            float32 (n, dim), unit rows.
-        """
+        """Return float32 (n, dim) unit rows; the task is sent only where the endpoint takes one."""
         teacher = self.teacher
         if self.sends_task and task is not None:
             sent_task = _SENT_TASKS.get((Task(task), Role(prompt_name)), task)
@@ -192,11 +187,7 @@ class EndpointEmbedder:
         return teacher.embed([self.prompts[prompt_name] + text for text in texts])
 
     def fingerprint(self) -> str:
-        """Hash the endpoint's model by its name and by what it answers; another answer than before is another model.
-
-        Returns:
-            64 hexadecimal digits.
-        """
+        """Hash the model by its name and its answers; another answer is another model."""
         parts = [
             self.teacher.url,
             self.teacher.identity.fields(),
@@ -236,14 +227,9 @@ class VectorsEmbedder:
     prompts: Mapping[str, str]
 
     def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
-        """Look texts up.
+        """Look float32 (n, dim) unit rows up; a text has one vector for all tasks.
 
-        Args:
-            task: Not used: a text has one vector.
-            prompt_name: query or document; its prompt, if one was given, stands before each text on disk.
-
-        Returns:
-            float32 (n, dim), unit rows.
+        The prompt of the role, if the options have one, stands before each text on disk.
 
         Raises:
             BadInput: If a text has no vector.
@@ -256,23 +242,24 @@ class VectorsEmbedder:
         ]
         if missing:
             raise BadInput(
-                f"{len(missing)} of {len(read)} texts have no vector in {self.vectors.path}, such as {missing[0][:80]!r}; "
-                "`taskdistill evaluate --data DIR --write-texts FILE` writes all texts of the sets, so that they can be embedded"
+                f"{len(missing)} of {len(read)} texts have no vector in {self.vectors.path},"
+                f" such as {missing[0][:80]!r}; "
+                "`taskdistill evaluate --data DIR --write-texts FILE` writes all texts of the"
+                " sets, so that they can be embedded"
             )
         return self.vectors.embed(read)
 
     def fingerprint(self) -> str:
-        """Hash the vectors and prompts.
-
-        Returns:
-            64 hexadecimal digits.
-        """
+        """Hash the vectors and prompts."""
         parts = [self.vectors.identity.fields(), dict(self.prompts)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class SentenceTransformersEmbedder:
-    """A sentence-transformers folder with modules that only that library knows, such as Dense; no code of the folder runs."""
+    """A folder with modules that only sentence-transformers knows, such as Dense.
+
+    No code of the folder runs.
+    """
 
     def __init__(self, name: str, folder: Path, *, device: str = AUTO, dtype: str = AUTO) -> None:
         """Load the model.
@@ -302,14 +289,7 @@ class SentenceTransformersEmbedder:
         }
 
     def encode(self, texts: Sequence[str], *, task: str | None, prompt_name: str) -> np.ndarray:
-        """Encode texts.
-
-        Args:
-            task: Not used: the model has no adapters.
-
-        Returns:
-            float32 (n, dim).
-        """
+        """Return float32 (n, dim); the model has no adapters, so the task says nothing."""
         return np.asarray(
             self._model.encode(
                 list(texts), prompt=self.prompts[prompt_name], show_progress_bar=False
@@ -318,11 +298,7 @@ class SentenceTransformersEmbedder:
         )
 
     def fingerprint(self) -> str:
-        """Hash the files of weights and settings, and the prompts.
-
-        Returns:
-            64 hexadecimal digits.
-        """
+        """Hash the files of weights and settings, and the prompts."""
         files = sorted(
             path for path in self._folder.rglob("*") if path.suffix in _DECIDING and path.is_file()
         )
@@ -346,7 +322,7 @@ def _prompts(spec: ModelSpec) -> dict[str, str]:
 
 
 def _beyond_ours(folder: Path) -> bool:
-    """Tell whether a folder has modules or poolings of sentence-transformers that our reader does not know."""
+    """Tell whether a folder has modules or poolings that our reader does not know."""
     path = folder / "modules.json"
     if (folder / MANIFEST).is_file() or not path.is_file():
         return False

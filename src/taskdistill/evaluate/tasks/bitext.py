@@ -27,7 +27,7 @@ from taskdistill.tasks import Task
 
 
 class Bitext(EvaluationTask[PairData]):
-    """`pairs/NAME.SPLIT.jsonl` without negatives: row i of one side belongs to row i of the other."""
+    """`pairs/NAME.SPLIT.jsonl` without negatives: the sides of a row are translations."""
 
     name, title, order = "bitext", "Bitext mining", 5
     metric, metrics = "F1", ("F1", "accuracy")

@@ -27,7 +27,7 @@ EXPERIMENTS = 10
 
 
 class Multilabel(EvaluationTask[LabeledData]):
-    """`labelled/NAME.SPLIT.jsonl` with a train split and lists of labels; accuracy of whole lists."""
+    """`labelled/NAME.SPLIT.jsonl` with a train split and lists of labels; accuracy of lists."""
 
     name, title, order = "multilabel", "Multilabel", 9
     metric, metrics = "accuracy", ("accuracy", "macro-F1", "LRAP")

@@ -23,7 +23,7 @@ from taskdistill.tasks import Task
 
 
 class PairClassification(EvaluationTask[PairData]):
-    """`scored/NAME.SPLIT.jsonl` with scores of 0 and 1; average precision, the best similarity's."""
+    """`scored/NAME.SPLIT.jsonl` with scores of 0 and 1; AP of the best similarity."""
 
     name, title, order = "pair-classification", "Pair classification", 4
     metric = "AP"
