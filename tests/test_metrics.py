@@ -77,7 +77,7 @@ def test_clustering_of_separate_groups_is_perfect_and_repeatable():
         for _ in range(2)
     ]
     assert found[0].tolist() == found[1].tolist() == [1, 1, 1]
-    assert metrics.v_measure_whole(vectors, labels) == 1
+    assert metrics.v_measure_once(vectors, labels) == 1
 
 
 def test_few_per_label_draws_that_many_of_each():

@@ -188,7 +188,7 @@ def v_measures(
     return result
 
 
-def v_measure_whole(vectors: Floats, labels: Sequence[Hashable]) -> float:
+def v_measure_once(vectors: Floats, labels: Sequence[Hashable]) -> float:
     """Return the V-measure of one clustering of everything: mteb's protocol before v2."""
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.metrics import v_measure_score

@@ -36,7 +36,7 @@ ENCODED = EncodedSet({"queries": QUERIES, "documents": DOCUMENTS}, N + Q, 1.0)
 
 @pytest.fixture(scope="module")
 def cells():
-    matrix = compression_matrix("r", TASK_TYPES["retrieval"], DATA, ENCODED, [16, 64])
+    matrix = compression_matrix(TASK_TYPES["retrieval"], DATA, ENCODED, [16, 64])
     return {(cell.dim, cell.precision, cell.rescored): cell for cell in matrix.cells}
 
 
@@ -52,7 +52,7 @@ def test_every_setting_is_there_with_its_size(cells):
 
 def test_scores_are_those_of_what_is_stored(cells):
     whole = TASK_TYPES["retrieval"].score(DATA, ENCODED.sides).score
-    assert cells[64, "float32", False].score == whole and cells[64, "float32", False].kept == 1
+    assert cells[64, "float32", False].score == whole and cells[64, "float32", False].retention == 1
     queries, documents = truncate(QUERIES, 16), truncate(DOCUMENTS, 16)
     assert (
         cells[16, "float32", False].score
@@ -72,7 +72,9 @@ def test_scores_are_those_of_what_is_stored(cells):
 
 
 def test_quality_falls_with_size_and_rescoring_brings_it_back(cells):
-    assert cells[64, "int8", False].kept > 0.97 and cells[64, "float16", False].kept > 0.999
+    assert (
+        cells[64, "int8", False].retention > 0.97 and cells[64, "float16", False].retention > 0.999
+    )
     assert (
         cells[64, "binary", False].score
         < cells[64, "binary", True].score
@@ -99,11 +101,11 @@ def test_rescored_int8_ranks_its_candidates_by_float32_queries(cells):
 def test_given_ranges_are_used_for_both_sides_and_returned():
     ranges = {64: Int8Ranges.fit(DOCUMENTS * 0.01)}
     matrix = compression_matrix(
-        "r", TASK_TYPES["retrieval"], DATA, ENCODED, [64], ["int8"], ranges=ranges, rescore=False
+        TASK_TYPES["retrieval"], DATA, ENCODED, [64], ["int8"], ranges=ranges, rescore=False
     )
     assert [cell.rescored for cell in matrix.cells] == [False]
     assert matrix.ranges[64] is ranges[64]
-    fitted = compression_matrix("r", TASK_TYPES["retrieval"], DATA, ENCODED, [64], ["int8"])
+    fitted = compression_matrix(TASK_TYPES["retrieval"], DATA, ENCODED, [64], ["int8"])
     assert matrix.cells[0].score < fitted.cells[0].score
     assert np.array_equal(fitted.ranges[64].maximum, DOCUMENTS.max(axis=0))
 
@@ -117,7 +119,6 @@ def test_pairs_have_no_search_and_no_rescoring():
     )
     data = PairData([""] * 100, [""] * 100, np.linspace(1, 0, 100), [""] * 100)
     found = compression_matrix(
-        "s",
         TASK_TYPES["sts"],
         data,
         EncodedSet({"first": first, "second": second}, 200, 1.0),
@@ -126,7 +127,7 @@ def test_pairs_have_no_search_and_no_rescoring():
     assert [cell.query_ms for cell in found.cells] == [None] * 8 and not any(
         cell.rescored for cell in found.cells
     )
-    assert found.cells[0].kept == 1 > found.cells[3].kept > 0.8
+    assert found.cells[0].retention == 1 > found.cells[3].retention > 0.8
 
 
 def test_binary_cosine_is_hamming():
@@ -138,13 +139,21 @@ def test_binary_cosine_is_hamming():
 
 def test_bad_settings_are_refused():
     with pytest.raises(BadInput, match=r"dimensions \[128\] exceed the 64"):
-        compression_matrix("r", TASK_TYPES["retrieval"], DATA, ENCODED, [128])
+        compression_matrix(TASK_TYPES["retrieval"], DATA, ENCODED, [128])
     with pytest.raises(BadInput, match="unknown precision 'int4'"):
-        compression_matrix("r", TASK_TYPES["retrieval"], DATA, ENCODED, [64], ["int4"])
+        compression_matrix(TASK_TYPES["retrieval"], DATA, ENCODED, [64], ["int4"])
 
 
-def cell(dim: int, precision: str, kept: float, size: int) -> CompressionResult:
-    return CompressionResult(dim, precision, False, kept / 2, kept, size, 1.0)
+def cell(dim: int, precision: str, retention: float, size: int) -> CompressionResult:
+    return CompressionResult(
+        dim=dim,
+        precision=precision,
+        rescored=False,
+        score=retention / 2,
+        retention=retention,
+        bytes=size,
+        query_ms=1.0,
+    )
 
 
 def test_verdict_names_the_cheapest_setting_for_each_share():
@@ -167,7 +176,7 @@ def test_verdict_names_the_cheapest_setting_for_each_share():
 def test_means_over_sets_keep_only_common_settings():
     a, b = [cell(8, "int8", 0.9, 8), cell(4, "int8", 0.5, 4)], [cell(8, "int8", 0.7, 8)]
     found = mean_cells([a, b])
-    assert [(each.dim, each.kept, each.score) for each in found] == [
+    assert [(each.dim, each.retention, each.score) for each in found] == [
         (8, pytest.approx(0.8), pytest.approx(0.4))
     ]
     assert mean_cells([]) == ()
@@ -188,7 +197,7 @@ def test_offsets_shift_the_signs_of_each_side_and_nothing_else():
         {
             (cell.dim, cell.precision, cell.rescored): cell
             for cell in compression_matrix(
-                "r", TASK_TYPES["retrieval"], DATA, leaning, [16, 64], offsets=each
+                TASK_TYPES["retrieval"], DATA, leaning, [16, 64], offsets=each
             ).cells
         }
         for each in (None, offsets)

@@ -60,20 +60,23 @@ SETS = {"en": parallel("en"), "de": parallel("de")}
 def test_a_model_blind_to_language_finds_content_but_not_the_language():
     found = pooled_retrieval(Table(0), SETS)
     for scores in found.by_language.values():
-        assert scores.own == scores.any_language == 1 and scores.own_share == 0.5
+        assert (
+            scores.same_language == scores.any_language == 1 and scores.same_language_share == 0.5
+        )
     # the two translations tie: one language comes first for its own queries and second for the other's
     assert {round(scores.pooled, 4) for scores in found.by_language.values()} == {
         1.0,
         round(1 / math.log2(3), 4),
     }
-    assert {scores.first_own for scores in found.by_language.values()} == {0.0, 1.0}
+    assert {scores.same_language_first for scores in found.by_language.values()} == {0.0, 1.0}
     assert found.cross == {"en": {"en": 1, "de": 1}, "de": {"en": 1, "de": 1}}
 
 
 def test_a_model_that_heeds_language_comes_back_in_it():
     found = pooled_retrieval(Table(0.5), SETS)
     assert all(
-        scores.pooled == 1 and scores.first_own == 1 for scores in found.by_language.values()
+        scores.pooled == 1 and scores.same_language_first == 1
+        for scores in found.by_language.values()
     )
     by_language, across = language_tables(found)
     assert [cell.main for cell in by_language.cells()[0]] == [

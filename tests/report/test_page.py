@@ -68,9 +68,17 @@ def record(name: str, kind: str, value: float, spread: float = 0.1, cells=()):
 
 
 CELLS = [
-    CompressionResult(dim, p, False, 0.5, kept, dim, 0.1)
+    CompressionResult(
+        dim=dim,
+        precision=p,
+        rescored=False,
+        score=0.5,
+        retention=retention,
+        bytes=dim,
+        query_ms=0.1,
+    )
     for dim in (8, 4)
-    for p, kept in (("float32", 1.0), ("binary", 0.9))
+    for p, retention in (("float32", 1.0), ("binary", 0.9))
 ]
 RESULTS = summarize(
     {

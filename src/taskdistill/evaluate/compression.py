@@ -20,7 +20,7 @@ from taskdistill.evaluate.exact_search import (
 )
 from taskdistill.evaluate.rankings import score_ranking
 from taskdistill.evaluate.set_data import RankingData, SetData
-from taskdistill.evaluate.task_type import EvaluationTask
+from taskdistill.evaluate.task_type import EvaluationTask, Vectors
 from taskdistill.quantization import (
     Int8Ranges,
     bytes_per_vector,
@@ -50,7 +50,7 @@ _CALIBRATION = ("documents", "train", "texts", "second", "human")
 _BATCH = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompressionResult:
     """One way to store vectors: its score and share of the uncompressed score, size and speed."""
 
@@ -58,7 +58,7 @@ class CompressionResult:
     precision: str
     rescored: bool
     score: float
-    kept: float
+    retention: float
     bytes: int
     query_ms: float | None
 
@@ -67,8 +67,14 @@ class CompressionResult:
         return f"{self.dim} dimensions, {self.precision}" + (", rescored" if self.rescored else "")
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
+        """Return plain data, in which `kept` is the retention."""
+        fields = asdict(self)
+        return fields | {"kept": fields.pop("retention")}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> CompressionResult:
+        """Read what `to_json` returned."""
+        return cls(retention=fields["kept"], **{k: v for k, v in fields.items() if k != "kept"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +86,6 @@ class CompressionMatrix:
 
 
 def compression_matrix(
-    name: str,
     task: EvaluationTask[Any],
     data: SetData,
     encoded: EncodedSet,
@@ -97,7 +102,7 @@ def compression_matrix(
     Rescoring, for sets that search, takes the best candidates of int8 or binary (ten for each of
     ten results) and ranks them again by float32 queries against int8 documents, which binary then
     stores too; float16 loses nothing that rescoring could bring back. int8 ranges are fitted once
-    for each dimension, on documents, and used for both sides. `kept` is relative to all
+    for each dimension, on documents, and used for both sides. `retention` is relative to all
     dimensions in float32.
 
     Args:
@@ -113,47 +118,34 @@ def compression_matrix(
             f"dimensions {too_large} exceed the {encoded.dim} of these vectors; leave them out"
         )
     fitted: dict[int, Int8Ranges] = dict(ranges or {})
+    searched = data if isinstance(data, RankingData) and data.candidates is None else None
     cells = []
     for dim in sorted(set(dims), reverse=True):
-        cut = replace(
-            encoded, sides={side: truncate(x, dim) for side, x in encoded.sides.items() if len(x)}
-        )
+        sides = {side: truncate(x, dim) for side, x in encoded.sides.items() if len(x)}
         if dim not in fitted:
             fitted[dim] = Int8Ranges.fit(
-                next(cut.sides[side] for side in _CALIBRATION if side in cut.sides)
+                next(sides[each] for each in _CALIBRATION if each in sides)
             )
-        side_offsets = _side_offsets(task, cut, dim, offsets or {})
+        vectors = _Truncated(sides, fitted[dim], _side_offsets(task, sides, dim, offsets or {}))
         for precision in precisions:
             size = bytes_per_vector(dim, precision)
-            score, milliseconds = _plain(
-                name, task, data, cut, precision, fitted[dim], side_offsets
-            )
-            cells.append(
+            measured = [(False, size, _plain(task, data, vectors, precision))]
+            if rescore and precision in RESCORED and searched is not None:
+                # Rescoring reads int8 documents, which binary has to store too.
+                size += bytes_per_vector(dim, Precision.INT8) * (precision == Precision.BINARY)
+                measured.append((True, size, _rescored(searched, vectors, precision)))
+            cells += [
                 CompressionResult(
-                    dim, str(precision), False, score, _share(score, full_score), size, milliseconds
+                    dim=dim,
+                    precision=str(precision),
+                    rescored=rescored,
+                    score=score,
+                    retention=score / full_score if full_score > 0 else 0.0,
+                    bytes=size,
+                    query_ms=milliseconds,
                 )
-            )
-            if (
-                rescore
-                and precision in RESCORED
-                and isinstance(data, RankingData)
-                and data.candidates is None
-            ):
-                size += (
-                    bytes_per_vector(dim, Precision.INT8) if precision == Precision.BINARY else 0
-                )
-                score, milliseconds = _rescored(data, cut, precision, fitted[dim], side_offsets)
-                cells.append(
-                    CompressionResult(
-                        dim,
-                        str(precision),
-                        True,
-                        score,
-                        _share(score, full_score),
-                        size,
-                        milliseconds,
-                    )
-                )
+                for rescored, size, (score, milliseconds) in measured
+            ]
     return CompressionMatrix(tuple(cells), fitted)
 
 
@@ -192,13 +184,14 @@ def mean_cells(matrices: Sequence[Sequence[CompressionResult]]) -> tuple[Compres
         same = [cells[setting] for cells in by_setting]
         times = [cell.query_ms for cell in same if cell.query_ms is not None]
         score, retention = (
-            float(np.mean([getattr(cell, field) for cell in same])) for field in ("score", "kept")
+            float(np.mean([getattr(cell, field) for cell in same]))
+            for field in ("score", "retention")
         )
         result.append(
             replace(
                 first,
                 score=score,
-                kept=retention,
+                retention=retention,
                 query_ms=float(np.mean(times)) if times else None,
             )
         )
@@ -210,8 +203,8 @@ def cheapest(cells: Sequence[CompressionResult], share: float) -> CompressionRes
 
     Of equal sizes one without rescoring comes first, then the better one.
     """
-    good = [cell for cell in cells if cell.kept >= share]
-    return min(good, key=lambda cell: (cell.bytes, cell.rescored, -cell.kept), default=None)
+    good = [cell for cell in cells if cell.retention >= share]
+    return min(good, key=lambda cell: (cell.bytes, cell.rescored, -cell.retention), default=None)
 
 
 def verdict(cells: Sequence[CompressionResult]) -> str:
@@ -230,68 +223,68 @@ def verdict(cells: Sequence[CompressionResult]) -> str:
             size = f"{cell.bytes} byte{'s' * (cell.bytes != 1)} a vector{smaller}"
             sentences.append(
                 f"To keep {requested} of the score: {cell.label()} ({size}; keeps"
-                f" {100 * cell.kept:.1f} %)."
+                f" {100 * cell.retention:.1f} %)."
             )
     return " ".join(sentences)
 
 
-def _plain(
-    name: str,
-    task: EvaluationTask[Any],
-    data: SetData,
-    cut: EncodedSet,
-    precision: str,
-    ranges: Int8Ranges,
-    side_offsets: SideOffsets,
-) -> tuple[float, float | None]:
-    if precision == Precision.BINARY:
-        cut = replace(
-            cut, sides={side: _signed(x, side_offsets[side]) for side, x in cut.sides.items()}
-        )
-    if not isinstance(data, RankingData) or data.candidates is not None:
-        sides = {side: decoded(x, precision, ranges) for side, x in cut.sides.items()}
-        return task.score(data, sides).score, None
-    queries, documents = cut.sides["queries"], cut.sides["documents"]
-    if precision == Precision.BINARY:
-        bits = pack_bits(documents)
-        score = float(ndcg_by_query_of_bits(data, pack_bits(queries), bits).mean())
-        return score, _timed(pack_bits(queries), lambda some: _nearest_bits(some, bits, _CUTOFF))
-    queries = normalize(decoded(queries, precision, ranges))
-    score = float(ndcg_by_query(data, queries, decoded(documents, precision, ranges)).mean())
-    stored = _stored(documents, precision, ranges)
-    return score, _timed(
-        queries, lambda some: top_documents(some, _loaded(stored, ranges), _CUTOFF)
-    )
+@dataclass(frozen=True, eq=False)
+class _Truncated:
+    """Vectors of one dimension, and what turns them into codes."""
+
+    sides: Vectors
+    ranges: Int8Ranges
+    offsets: SideOffsets
+
+    def bits(self, side: str, x: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
+        """Pack the signs of a side, or of some of its vectors, around the model's offset."""
+        offset, x = self.offsets[side], self.sides[side] if x is None else x
+        return pack_bits(x if offset is None else x - offset)
 
 
 def _side_offsets(
-    task: EvaluationTask[Any], cut: EncodedSet, dim: int, offsets: Offsets
+    task: EvaluationTask[Any], sides: Vectors, dim: int, offsets: Offsets
 ) -> SideOffsets:
-    return {
-        side: offsets.get(task.query_role if side == "queries" else Role.DOCUMENT, {}).get(dim)
-        for side in cut.sides
-    }
+    roles = {side: task.query_role if side == "queries" else Role.DOCUMENT for side in sides}
+    return {side: offsets.get(role, {}).get(dim) for side, role in roles.items()}
 
 
-def _signed(x: NDArray[np.float32], offset: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    return x if offset is None else x - offset
+def _plain(
+    task: EvaluationTask[Any], data: SetData, vectors: _Truncated, precision: str
+) -> tuple[float, float | None]:
+    """Return the score of what is stored, and milliseconds a query where a corpus is searched."""
+    sides, ranges = vectors.sides, vectors.ranges
+    binary = precision == Precision.BINARY
+    if not isinstance(data, RankingData) or data.candidates is not None:
+        stored = {
+            side: unpack_bits(vectors.bits(side), x.shape[1]).astype(np.float32)
+            if binary
+            else decoded(x, precision, ranges)
+            for side, x in sides.items()
+        }
+        return task.score(data, stored).score, None
+    if binary:
+        query_bits, bits = vectors.bits("queries"), vectors.bits("documents")
+        score = float(ndcg_by_query_of_bits(data, query_bits, bits).mean())
+        return score, _timed(query_bits, lambda some: _nearest_bits(some, bits, _CUTOFF))
+    queries = normalize(decoded(sides["queries"], precision, ranges))
+    documents = decoded(sides["documents"], precision, ranges)
+    codes = _stored(sides["documents"], precision, ranges)
+    score = float(ndcg_by_query(data, queries, documents).mean())
+    return score, _timed(queries, lambda some: top_documents(some, _loaded(codes, ranges), _CUTOFF))
 
 
-def _rescored(
-    data: RankingData,
-    cut: EncodedSet,
-    precision: str,
-    ranges: Int8Ranges,
-    side_offsets: SideOffsets,
-) -> tuple[float, float]:
-    queries, documents = cut.sides["queries"], cut.sides["documents"]
-    codes, bits = ranges.encode(documents), pack_bits(_signed(documents, side_offsets["documents"]))
+def _rescored(data: RankingData, vectors: _Truncated, precision: str) -> tuple[float, float]:
+    queries, documents, ranges = (
+        vectors.sides["queries"],
+        vectors.sides["documents"],
+        vectors.ranges,
+    )
+    codes, bits = ranges.encode(documents), vectors.bits("documents")
 
     def search(some: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         if precision == Precision.BINARY:
-            places, _ = _nearest_bits(
-                pack_bits(_signed(some, side_offsets["queries"])), bits, _CUTOFF * OVERSAMPLE
-            )
+            places, _ = _nearest_bits(vectors.bits("queries", some), bits, _CUTOFF * OVERSAMPLE)
         else:
             near = normalize(ranges.decode(ranges.encode(some)))
             places, _ = top_documents(near, normalize(ranges.decode(codes)), _CUTOFF * OVERSAMPLE)
@@ -300,12 +293,8 @@ def _rescored(
             scores[i] = normalize(ranges.decode(codes[row])) @ some[i]
         return places, scores
 
-    places, scores = search(queries)
-    return score_ranking(data, named_ranking(data, places, scores)).score, _timed(queries, search)
-
-
-def _share(score: float, full_score: float) -> float:
-    return score / full_score if full_score > 0 else 0.0
+    ranking = named_ranking(data, *search(queries))
+    return score_ranking(data, ranking).score, _timed(queries, search)
 
 
 def _nearest_bits(
@@ -315,11 +304,9 @@ def _nearest_bits(
     places, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
     for i in range(0, len(queries), _BATCH):
         distances = hamming(queries[i : i + _BATCH], documents)
-        keep = np.argpartition(distances, k - 1, axis=1)[:, :k]
-        places[i : i + _BATCH], scores[i : i + _BATCH] = (
-            keep,
-            -np.take_along_axis(distances, keep, 1),
-        )
+        nearest = np.argpartition(distances, k - 1, axis=1)[:, :k]
+        places[i : i + _BATCH] = nearest
+        scores[i : i + _BATCH] = -np.take_along_axis(distances, nearest, 1)
     return places, scores
 
 

@@ -61,13 +61,13 @@ def compare(
     )
 
 
-def shown(found: DevComparison) -> str:
+def describe(comparison: DevComparison) -> str:
     """Write a comparison as a clause, times 100."""
-    value, low, high = (100 * each for each in found.difference)
+    value, low, high = (100 * each for each in comparison.difference)
     return (
-        f"{found.metric} {100 * found.before:.1f} of the base, {100 * found.after:.1f} with the"
+        f"{comparison.metric} {100 * comparison.before:.1f} of the base, {100 * comparison.after:.1f} with the"
         " adapter "
-        f"({value:+.1f}, 95 % {low:+.1f} to {high:+.1f}; {found.rows:,} rows)"
+        f"({value:+.1f}, 95 % {low:+.1f} to {high:+.1f}; {comparison.rows:,} rows)"
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,27 +25,27 @@ _CANDIDATES = 200
 """Documents of the pool ranked for each query, at least; enough for ten of different content."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LanguageScores:
     """How queries of one language fare; the last two are None unless corpora are translations.
 
     Attributes:
-        own: nDCG@10 on the corpus of their own language.
+        same_language: nDCG@10 on the corpus of their own language.
         pooled: nDCG@10 on all corpora together, where only the document in the query's
             language counts.
-        own_share: Share of the first ten results that are in the query's language.
+        same_language_share: Share of the first ten results that are in the query's language.
         any_language: nDCG@10 on all corpora together, where a translation of the document
             counts as well.
-        first_own: Share of queries whose first relevant result, in whatever language, is in
+        same_language_first: Share of queries whose first relevant result, in whatever language, is in
             the query's.
     """
 
     queries: int
-    own: float
+    same_language: float
     pooled: float
     any_language: float | None
-    own_share: float
-    first_own: float | None
+    same_language_share: float
+    same_language_first: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,33 @@ class PooledScores:
 
     by_language: Mapping[str, LanguageScores]
     cross: Mapping[str, Mapping[str, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, under the keys of `_KEYS`."""
+        scores = {language: asdict(each) for language, each in self.by_language.items()}
+        by_language = {
+            language: {_KEYS.get(field, field): value for field, value in each.items()}
+            for language, each in scores.items()
+        }
+        return {"by_language": by_language, "cross": dict(self.cross)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> PooledScores:
+        """Read what `to_json` returned."""
+        names = {key: field for field, key in _KEYS.items()}
+        by_language = {
+            language: LanguageScores(**{names.get(key, key): x for key, x in each.items()})
+            for language, each in fields["by_language"].items()
+        }
+        return cls(by_language, fields["cross"])
+
+
+_KEYS = {
+    "same_language": "own",
+    "same_language_share": "own_share",
+    "same_language_first": "first_own",
+}
+"""Field to its key in results.json, where they differ."""
 
 
 def name_and_language(name: str) -> tuple[str, str]:
@@ -142,12 +170,12 @@ def _language_scores(
     language: str,
     data: RankingData,
     hits: Sequence[Sequence[tuple[str, str]]],
-    own_language: float,
+    same_language: float,
     parallel: bool,
 ) -> LanguageScores:
     pooled_ranking: dict[str, dict[str, float]] = {}
     content_ranking: dict[str, dict[str, float]] = {}
-    shares, first_own = [], []
+    shares, same_language_first = [], []
     for query, row in zip(data.queries, hits, strict=True):
         # a document of another language keeps its place but can never be the relevant one
         pooled_ranking[query] = {
@@ -158,13 +186,13 @@ def _language_scores(
         }
         shares.append(np.mean([lang == language for lang, _ in row[:CUTOFF]]))
         relevant = next((lang for lang, d in row if data.qrels[query].get(d, 0) > 0), None)
-        first_own.append(relevant == language)
+        same_language_first.append(relevant == language)
     prefixed = RankingData(data.documents, data.queries, data.qrels)
     return LanguageScores(
         queries=len(data.queries),
-        own=own_language,
+        same_language=same_language,
         pooled=score_ranking(prefixed, pooled_ranking).score,
         any_language=score_ranking(prefixed, content_ranking).score if parallel else None,
-        own_share=float(np.mean(shares)),
-        first_own=float(np.mean(first_own)) if parallel else None,
+        same_language_share=float(np.mean(shares)),
+        same_language_first=float(np.mean(same_language_first)) if parallel else None,
     )

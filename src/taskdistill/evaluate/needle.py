@@ -202,13 +202,13 @@ def score_needles(
         vectors = embedder.encode(data.documents, task=task, prompt_name=Role.DOCUMENT.value)
         cut = getattr(embedder, "cut", 0) - before
         result = _ndcg_at_1(np.asarray(queries, np.float32) @ np.asarray(vectors, np.float32).T)
-        early, sure = np.array(data.depths) < 0.5, interval({"": result})
+        early, estimate = np.array(data.depths) < 0.5, interval({"": result})
         yield {
             "kind": kind,
             "length": length,
             "documents": documents,
             METRIC: float(result.mean()),
-            "interval": [sure.low, sure.high],
+            "interval": [estimate.low, estimate.high],
             "first_half": float(result[early].mean()),
             "second_half": float(result[~early].mean()),
             "cut": cut,

@@ -54,7 +54,7 @@ def units_of(record: Record) -> Units:
 
 def cells_of(record: Record) -> list[CompressionResult]:
     """Return the compression matrix of a record, empty where none was measured."""
-    return [CompressionResult(**cell) for cell in record["compression"]]
+    return [CompressionResult.from_json(cell) for cell in record["compression"]]
 
 
 def mean_matrix(records: Mapping[str, Record]) -> tuple[CompressionResult, ...]:

@@ -161,10 +161,7 @@ class _Pools:
             scores = pooled_retrieval(
                 model, {name: each for name, each in data.items() if isinstance(each, RankingData)}
             )
-            pool = {
-                "by_language": {name: asdict(each) for name, each in scores.by_language.items()},
-                "cross": dict(scores.cross),
-            }
+            pool = scores.to_json()
             self._cache.write(key, pool, model=model.name, set=family)
             weighted.add(self.size(family))
         return pool

@@ -116,7 +116,6 @@ class SetRunner:
             stored = int8_ranges_of(model, task.adapter)
             model_ranges = {dim: stored[dim] for dim in stored if dim in dims}
             matrix = compression_matrix(
-                name,
                 task,
                 self.data,
                 encoded,

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskdistill.evaluate.languages import (
-    LanguageScores,
     PooledScores,
     name_and_language,
 )
@@ -71,14 +70,7 @@ def pool_tables(results: Mapping[str, Any]) -> list[Table]:
     result = []
     for model, by_family in results.get("pools", {}).items():
         for family, members in by_family.items():
-            pooled = PooledScores(
-                {
-                    language: LanguageScores(**each)
-                    for language, each in members["by_language"].items()
-                },
-                members["cross"],
-            )
-            for table in language_tables(pooled):
+            for table in language_tables(PooledScores.from_json(members)):
                 result.append(
                     Table(
                         f"{family}, {model}: {table.title[0].lower()}{table.title[1:]}",
@@ -126,7 +118,15 @@ def language_tables(pooled: PooledScores) -> list[Table]:
         "first hit in own language",
     ]
     rows: list[list[Value]] = [
-        [language, s.queries, s.own, s.pooled, s.any_language, s.own_share, s.first_own]
+        [
+            language,
+            s.queries,
+            s.same_language,
+            s.pooled,
+            s.any_language,
+            s.same_language_share,
+            s.same_language_first,
+        ]
         for language, s in pooled.by_language.items()
     ]
     tables = [Table("By query language", columns, rows, "nDCG@10 × 100, and shares in %.")]

@@ -155,7 +155,7 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
     for row in scores:
         teacher = row.get("teacher")
         share = f"{row['score'] / teacher:.1%}" if teacher else "-"
-        shown = f"{100 * teacher:.2f}" if teacher is not None else "-"
+        teacher_cell = f"{100 * teacher:.2f}" if teacher is not None else "-"
         number = commands.index(str(row["command"])) + 1 if row.get("command") else "-"
         cell = f"{100 * row['score']:.2f}" + (
             " ({:.2f} to {:.2f})".format(*(100 * x for x in row["interval"]))
@@ -168,7 +168,7 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
             row.get("task") or "base",
             row["metric"],
             cell,
-            shown,
+            teacher_cell,
             share,
             number,
         ]
@@ -217,9 +217,9 @@ def _training(
         )
     instructions = (recipe.get("teacher") or {}).get("instructions") or {}
     if config := [
-        f"{view} `{instructions[view]}`"
-        for view in ("query", "document", "topic")
-        if instructions.get(view)
+        f"{name} `{instructions[name]}`"
+        for name in ("query", "document", "topic")
+        if instructions.get(name)
     ]:
         lines += [
             "",

@@ -172,9 +172,7 @@ def _warnings(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def write_evaluation(out: Path, results: Mapping[str, Any], commands: list[str]) -> None:
-    """Write DIR/report.html from what `evaluate_models` returned; `suites` and `seen` are
-    optional.
-    """
+    """Write DIR/report.html of what `evaluate_models` returned, with suites and seen texts."""
     seen, warnings = results.get("seen", ()), list[str]()
     for each in seen:
         warnings += warnings_of(each["training"], each["sets"])

@@ -167,14 +167,14 @@ def significance_table(results: Mapping[str, Any]) -> Table | None:
     rows: list[list[Value]] = []
     for row in results.get("comparisons", ()):
         value, low, high = (100 * x for x in row["difference"])
-        sure = "yes" if row["p"] < 0.05 and (low > 0 or high < 0) else "no"
+        significant = "yes" if row["p"] < 0.05 and (low > 0 or high < 0) else "no"
         rows.append(
             [
                 CellText(row["set"], row["model"]),
                 f"{value:+.1f}",
                 f"{low:+.1f} to {high:+.1f}",
                 _p_value(row["p"]),
-                sure,
+                significant,
             ]
         )
     if not rows:
@@ -285,7 +285,9 @@ def _compression_table(cells: Sequence[CompressionResult]) -> Table:
             cell = by_setting.get((dim, precision, rescored))
             speed = f" · {cell.query_ms:.2f} ms" if cell and cell.query_ms is not None else ""
             row.append(
-                CellText(f"{100 * cell.kept:.1f} %", f"{cell.bytes:,} B{speed}") if cell else None
+                CellText(f"{100 * cell.retention:.1f} %", f"{cell.bytes:,} B{speed}")
+                if cell
+                else None
             )
         rows.append(row)
     columns = [
@@ -304,7 +306,7 @@ def _compression_chart(model: str, cells: Sequence[CompressionResult]) -> Markup
     series = []
     for precision, rescored in dict.fromkeys((cell.precision, cell.rescored) for cell in cells):
         line = sorted(
-            (cell.bytes, 100 * cell.kept)
+            (cell.bytes, 100 * cell.retention)
             for cell in cells
             if (cell.precision, cell.rescored) == (precision, rescored)
         )

@@ -22,10 +22,10 @@ from taskdistill.stats.intervals import (
     Floats,
     blocks,
     coins,
+    draw_counts,
     estimate,
     p_value,
     student_quantile,
-    times_drawn,
 )
 
 Values = Mapping[str, Floats]
@@ -264,7 +264,7 @@ def _resampled(values: Floats, draws: int, rng: np.random.Generator) -> Floats:
     n = len(values)
     # int32 draws twice as fast; scores draw int64, whose numbers are published.
     return np.concatenate(
-        [times_drawn(n, some, rng, np.int32) @ values / n for some in blocks(draws, n, _CELLS)]
+        [draw_counts(n, some, rng, np.int32) @ values / n for some in blocks(draws, n, _CELLS)]
     )
 
 

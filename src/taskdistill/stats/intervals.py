@@ -82,11 +82,13 @@ def mean_interval(values: Floats, *, draws: int = 2000, seed: int = 17) -> Estim
     return estimate(float(values.mean()), values[sample].mean(axis=1))
 
 
-def share_interval(part: Floats, whole: Floats, *, draws: int = 2000, seed: int = 17) -> Estimate:
+def share_interval(
+    part: Floats, reference: Floats, *, draws: int = 2000, seed: int = 17
+) -> Estimate:
     """Return one model's mean as a share of another's on the same (q,) queries; 0 of nothing."""
     sample = np.random.default_rng(seed).integers(0, len(part), (draws, len(part)))
-    value = _share(part.mean(keepdims=True), whole.mean(keepdims=True))[0]
-    return estimate(value, _share(part[sample].mean(axis=1), whole[sample].mean(axis=1)))
+    value = _share(part.mean(keepdims=True), reference.mean(keepdims=True))[0]
+    return estimate(value, _share(part[sample].mean(axis=1), reference[sample].mean(axis=1)))
 
 
 def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -129,7 +131,7 @@ def _bootstrapped(models: list[Units], draws: int, seed: int) -> Iterator[Floats
     for some in blocks(draws, total, _CELLS):
         scores = np.zeros((some, len(models)))
         for language, units in models[0].items():
-            shares = times_drawn(len(units), some, rng, np.int64) / len(units)
+            shares = draw_counts(len(units), some, rng, np.int64) / len(units)
             for m, of in enumerate(features):
                 scores[:, m] += _statistic(shares @ of[language])
         yield scores / len(models[0])
@@ -149,7 +151,7 @@ def _exchanged(first: Units, second: Units, draws: int, seed: int) -> Iterator[F
         yield total / len(first)
 
 
-def times_drawn(
+def draw_counts(
     n: int, draws: int, rng: np.random.Generator, dtype: DTypeLike
 ) -> NDArray[np.int64]:
     """Return (draws, n) how often each of n things is drawn, with one bincount for all draws."""
@@ -176,8 +178,8 @@ def p_value(chance: Floats, observed: float) -> float:
     return (1 + int((chance >= observed - 1e-12).sum())) / (1 + len(chance))
 
 
-def _share(part: Floats, whole: Floats) -> Floats:
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+def _share(part: Floats, reference: Floats) -> Floats:
+    return np.divide(part, reference, out=np.zeros_like(part), where=reference > 0)
 
 
 def blocks(draws: int, n: int, cells: int) -> Iterator[int]:

@@ -21,7 +21,7 @@ from taskdistill.device import AUTO, CPU, device_name, resolve_device
 from taskdistill.encode.batches import cores
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.evaluate.dev import DevComparison, compare, shown
+from taskdistill.evaluate.dev import DevComparison, compare, describe
 from taskdistill.io.atomic import remove_stale, restore
 from taskdistill.io.folders import read_manifest
 from taskdistill.io.lock import writer_lock
@@ -205,7 +205,7 @@ def adapt(
         encoder = Encoder(model, threads=cores())
         result = None if dev is None else compare(encoder, wanted.adapter, wanted.task, data, dev)
         if result is not None:
-            progress.note(shown(result))
+            progress.note(describe(result))
             if result.after < result.before:
                 _remove_work(work / digest)
                 raise WorkFailed(
@@ -452,5 +452,7 @@ def _section(
         f"`{command}`",
     ]
     return (
-        lines if result is None else [*lines, "", f"On `{facts['dev']['file']}`: {shown(result)}."]
+        lines
+        if result is None
+        else [*lines, "", f"On `{facts['dev']['file']}`: {describe(result)}."]
     )

@@ -149,7 +149,7 @@ def open_model(
         vectors = PrecomputedTeacher.load(Path(spec.place), revision=spec.options.get("revision"))
         return VectorsEmbedder(spec.name, vectors, _prompts(spec))
     folder = resolve(spec.place)
-    if _beyond_ours(folder):
+    if _needs_sentence_transformers(folder):
         if "adapters" in spec.options:
             raise BadInput(
                 f"model {spec.place}: `adapters` has no effect on a model without adapters;"
@@ -321,7 +321,7 @@ def _prompts(spec: ModelSpec) -> dict[str, str]:
     return {role.value: spec.options.get(role.value, "") for role in Role}
 
 
-def _beyond_ours(folder: Path) -> bool:
+def _needs_sentence_transformers(folder: Path) -> bool:
     """Tell whether a folder has modules or poolings that our reader does not know."""
     path = folder / "modules.json"
     if (folder / MANIFEST).is_file() or not path.is_file():

@@ -67,7 +67,7 @@ class Clustering(EvaluationTask[LabeledData]):
         def score(rows: NDArray[np.int64]) -> tuple[dict[str, float], NDArray[np.float64]]:
             labels = [data.labels[i] for i in rows]
             units = metrics.v_measures(texts[rows], labels, rng=rng)
-            once = metrics.v_measure_whole(texts[rows], labels)
+            once = metrics.v_measure_once(texts[rows], labels)
             return {"V-measure": float(units.mean()), "V-measure (one clustering)": once}, units
 
         return score_by_language(data.languages, score, data.notes)

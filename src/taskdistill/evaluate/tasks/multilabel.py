@@ -57,12 +57,12 @@ class Multilabel(EvaluationTask[LabeledData]):
 
         def score(rows: NDArray[np.int64]) -> tuple[dict[str, float], NDArray[np.float64]]:
             train_rows = rows_of[data.languages[rows[0]]]
-            drawn_from = [train_labels[i] for i in train_rows]
+            few_of = [train_labels[i] for i in train_rows]
             gold = [labels[i] for i in rows]
             scores: list[dict[str, float]] = []
             right: list[NDArray[Any]] = []
             for _ in range(EXPERIMENTS):
-                sample = [train_rows[i] for i in metrics.few_per_label_multi(drawn_from, rng=rng)]
+                sample = [train_rows[i] for i in metrics.few_per_label_multi(few_of, rng=rng)]
                 few_labels = [train_labels[i] for i in sample]
                 each, hits = metrics.classify_multi(train[sample], few_labels, test[rows], gold)
                 scores.append(each)
