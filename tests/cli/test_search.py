@@ -1,4 +1,4 @@
-"""The commands around an index: build, change, search, tune, and a student that asks its teacher's index."""
+"""The commands around an index: build, change, search, tune, and queries by a student."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(folder, model, **settings):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A teacher, a student with a projection into its space, a student without, and a data folder."""
+    """A teacher, a student with a projection into its space, one without, and a data folder."""
     home = tmp_path_factory.mktemp("commands")
     source = tiny.write_tokenizer(home / "tokenizer")
     teacher = tiny.model(tiny.student(seed=5), source, prompts={})

@@ -52,7 +52,7 @@ def feed(folder, texts, side="right"):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_onnx_float32_reaches_its_tolerance_and_int8_says_whether_it_does(onnx_export):
-    """Random weights of this width amplify every rounding, so int8 falls short of 0.99 here: that is said, and is no failure."""
+    """Random weights amplify every rounding: int8 falls short of 0.99, which is no failure."""
     _, _, parity = onnx_export
     exact, small = parity.results
     assert exact.file == "model.onnx" and exact.smallest_cosine >= 1 - 1e-4
@@ -156,7 +156,10 @@ def test_gguf_equals_the_reference(repository, tmp_path, task):
     assert parity.verdict == "equal"
 
 
-QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 LLAMA = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
 

@@ -1,8 +1,8 @@
-"""An index for other engines: the files say what they should, and the engines that are installed load them and agree with the index.
+"""An index for other engines: the engines that are installed load the files and agree with it.
 
-Qdrant and LanceDB run embedded where their packages are installed. PostgreSQL with pgvector 0.7 or later is asked at the
-address in TASKDISTILL_TEST_POSTGRES, such as `host=/var/run/postgresql dbname=test`. Elasticsearch is not run: its mapping
-is compared with what is documented of it.
+Qdrant and LanceDB run embedded where their packages are installed. PostgreSQL with pgvector 0.7 or
+later is used at the address in TASKDISTILL_TEST_POSTGRES, such as `host=/var/run/postgresql
+dbname=test`. Elasticsearch is not run: its mapping is compared with what is documented of it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def test_the_text_format_of_copy_is_escaped(index, tmp_path):
 
 
 def test_elasticsearchs_mapping_is_as_documented(index, tmp_path):
-    """dense_vector with bbq_hnsw and rescore_vector: dims at least 64, oversample 1 to 10, k at most num_candidates at most 10,000."""
+    """bbq_hnsw takes 64 dimensions or more, oversample 1 to 10, k <= num_candidates <= 10,000."""
     export_index(index.path, "elasticsearch", tmp_path / "out")
     vector = json.loads((tmp_path / "out" / "mapping.json").read_text())["mappings"]["properties"][
         "vector"

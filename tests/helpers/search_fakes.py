@@ -16,7 +16,7 @@ DIM = 64
 
 
 class FakeEncoder:
-    """A text's vector is the sum of its words' random vectors; `texts_seen` counts what was embedded."""
+    """A text's vector is the sum of its words' random vectors; `texts_seen` what was embedded."""
 
     def __init__(
         self,
@@ -57,9 +57,16 @@ def word_vector(word, dim=DIM):
 
 def settings(rescore="int8", dim=DIM, passages=None):
     return IndexSettings(
-        model="m", model_hash="h", space_id="s", task="retrieval", document_prompt="document", query_prompt="query", dim=dim,
-        rescore=rescore, passages=passages,
-    )  # fmt: skip
+        model="m",
+        model_hash="h",
+        space_id="s",
+        task="retrieval",
+        document_prompt="document",
+        query_prompt="query",
+        dim=dim,
+        rescore=rescore,
+        passages=passages,
+    )
 
 
 def random_vectors(n, seed=0, dim=DIM):

@@ -158,8 +158,15 @@ def test_unchanged_documents_are_not_embedded_again_and_the_last_of_two_stays(tm
 
 @pytest.mark.parametrize(
     "wrong",
-    [Document("", "x"), Document("a", " "), Document("a", "x\0"), Document("a", "\ud800"), Document("a", "x", {"n": float("nan")}), Document("a", "x", {"s": {1}})],
-)  # fmt: skip
+    [
+        Document("", "x"),
+        Document("a", " "),
+        Document("a", "x\0"),
+        Document("a", "\ud800"),
+        Document("a", "x", {"n": float("nan")}),
+        Document("a", "x", {"s": {1}}),
+    ],
+)
 def test_documents_that_cannot_be_kept_are_refused(tmp_path, wrong):
     index, _ = build_index(FakeEncoder(), numbered(3), tmp_path / "i")
     with pytest.raises(BadInput, match="cannot be indexed"):

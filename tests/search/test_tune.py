@@ -35,7 +35,7 @@ class Planted:
 
 
 def planted(documents, queries, relevant):
-    """Make an encoder and a dev set from matrices; `relevant` maps a query's row to its documents' rows."""
+    """Make an encoder and a dev set from matrices; `relevant` maps a query to its documents."""
     encoder = Planted(
         {
             **{f"doc{i}": row for i, row in enumerate(documents)},

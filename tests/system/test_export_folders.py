@@ -1,4 +1,4 @@
-"""Exports that are folders of weights: merged sentence-transformers folders and the jina-v5 layout."""
+"""Exports that are folders of weights: merged sentence-transformers and the jina-v5 layout."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_the_layout_is_written_as_published(repository, tmp_path):
 def test_a_loader_as_the_published_one_describes_itself_reads_it(
     repository, tmp_path_factory, task
 ):
-    """Section 3.1: backbone by its own class from the same folder, peft's mixed model, every adapter by name, one selected."""
+    """Section 3.1: backbone by its own class, peft's mixed model, every adapter by name."""
     family, folder = repository
     out = tmp_path_factory.mktemp("layout") / "out"
     export(folder, "jina-v5", out)
@@ -189,7 +189,7 @@ def test_a_loader_as_the_published_one_describes_itself_reads_it(
 
 
 def test_vllm_merges_the_named_adapter_from_the_same_names(repository, tmp_path):
-    """What its loader does with the files: names without `base_model.model.`, W + alpha / r B A (section 3.4)."""
+    """What its loader does: names without `base_model.model.`, W + alpha / r B A (section 3.4)."""
     family, folder = repository
     export(folder, "jina-v5", tmp_path / "out")
     raw = json.loads(

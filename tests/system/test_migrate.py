@@ -1,4 +1,4 @@
-"""Migration: maps recover what made the spaces differ, recall decides, both spaces are searched, and the way back is open."""
+"""Migration: maps recover what made the spaces differ, recall decides, the way back is open."""
 
 from __future__ import annotations
 

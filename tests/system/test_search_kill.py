@@ -1,4 +1,4 @@
-"""Kill -9 at random moments and at every system call of a write: acknowledged rows stay, the rest is all or nothing."""
+"""Kill -9 at every system call of a write: acknowledged rows stay, the rest is all or nothing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import shutil
 import signal
 import time
 import traceback
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.search_fakes import DIM, FakeEncoder, word_vector
+from helpers.search_fakes import DIM, FakeEncoder, settings, word_vector
 from helpers.trees import same, tree
 
 from taskdistill.errors import WorkFailed
@@ -22,12 +23,9 @@ from taskdistill.quantization import normalize
 from taskdistill.search import build, ingest
 from taskdistill.search.corpus import Document
 from taskdistill.search.index import Index
-from taskdistill.search.settings import IndexSettings
 from taskdistill.search.storage import commit
 
-SETTINGS = IndexSettings(
-    model="m", model_hash="h", space_id="s", task=None, document_prompt="document", query_prompt="query", dim=DIM, rescore="float32", passages=None
-)  # fmt: skip
+SETTINGS = replace(settings("float32"), task=None)
 State = dict[str, int]
 
 
@@ -85,7 +83,7 @@ def check_search(index: Index, state: State) -> None:
 
 @contextlib.contextmanager
 def forked(work):
-    """Run `work(acknowledge)` in a child that never returns; yield its pid and the end of the pipe to read."""
+    """Run `work(acknowledge)` in a child that never returns; yield its pid and a pipe to read."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -114,7 +112,7 @@ def drained(reading: int, text: bytes = b"") -> list[int]:
 
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch):
-    """A kill, unlike a power cut, loses nothing that was written; and waiting for the disk is all that syncing would do here."""
+    """A kill, unlike a power cut, loses nothing that was written: syncing would only wait."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
