@@ -10,6 +10,7 @@ import pytest
 
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.datasets import TASK_TYPES, find_eval_sets
+from taskdistill.evaluate.set_data import judged_texts
 from taskdistill.evaluate.task_type import EvalSet
 
 
@@ -111,7 +112,7 @@ def test_every_set_loads_and_titles_join_the_text(root):
 
 
 def test_judged_texts_leave_out_training_rows(root):
-    found = {each.name: each.load().judged_texts() for each in find_eval_sets(root)}
+    found = {each.name: judged_texts(each.load()) for each in find_eval_sets(root)}
     assert found["retrieval/pets"] == ["purring", "barking", "Cats purr", "Dogs bark"]
     assert (
         found["classification/kind"] == ["a", "b"]

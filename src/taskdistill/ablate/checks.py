@@ -15,6 +15,7 @@ from taskdistill.ablate.settings import Experiment
 from taskdistill.data.overlap import overlap
 from taskdistill.data.rows import row_texts
 from taskdistill.errors import BadInput, WorkFailed
+from taskdistill.evaluate.set_data import judged_texts
 from taskdistill.io.atomic import check_place
 from taskdistill.io.folders import read_manifest
 from taskdistill.io.outputs import check_output, foreign_names
@@ -118,7 +119,7 @@ def seen_in_training(context: ExperimentContext, sets: ExperimentSets) -> dict[s
         )
     )
     return {
-        each.name: overlap(train, sets.data(each).judged_texts()).counts() for each in sets.primary
+        each.name: overlap(train, judged_texts(sets.data(each))).counts() for each in sets.primary
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.encode import EncodedSet, encode_set
 from taskdistill.evaluate.protocol import Embedder
-from taskdistill.evaluate.set_data import LabeledData, PairData, SetData
+from taskdistill.evaluate.set_data import LabeledData, PairData, RankingData, SetData, SummaryData
 from taskdistill.evaluate.task_type import EvaluationTask, Score, unit_score
 
 EDGES = (100, 400, 1600, 6400)
@@ -49,10 +49,10 @@ def by_length(
         The buckets that are not empty, shortest first; their units keep the ranks of the whole set.
         None at all for a type without a unit a text.
     """
-    characters = task.lengths(data)
-    if characters is None:
+    if not task.by_length:
         return []
-    lengths = np.array(characters)
+    assert not isinstance(data, SummaryData)
+    lengths = np.array(data.lengths())
     units = np.concatenate(list(score.units.values()))
     if len(score.units) > 1:
         # Units stand language by language, lengths in the order of the data.
@@ -81,7 +81,7 @@ def prompt_spread(
     prompts: Sequence[str],
     encoded: EncodedSet | None = None,
 ) -> PromptSpread:
-    """Score a set under several prompts, put where the type wants them (`EvaluationTask.prompted`).
+    """Score a set under several prompts, put where the data want them (`prompted`).
 
     The model's own prompt, if it has one, stays in front. Texts that no prompt changes are encoded
     once; `encoded` are the set's vectors without any prompt, if they are there already.
@@ -95,12 +95,13 @@ def prompt_spread(
         raise BadInput(
             f"{name}: a spread over prompts is for sets of queries or pairs, not for {task.name}"
         )
-    plain = task.texts(data)
+    assert isinstance(data, RankingData | PairData)
+    plain = data.sides()
     known = dict(encoded.sides) if encoded is not None else {}
     scores = {}
     for prompt in prompts:
-        changed = task.prompted(data, prompt)
-        unchanged = {side for side, texts in task.texts(changed).items() if texts == plain[side]}
+        changed = data.prompted(prompt)
+        unchanged = {side for side, texts in changed.sides().items() if texts == plain[side]}
         reused = {side: known[side] for side in unchanged & known.keys()}
         sides = encode_set(embedder, task, changed, known=reused).sides
         known |= {side: sides[side] for side in unchanged}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskdistill.data.overlap import SeenTexts, overlap_with
-from taskdistill.evaluate.set_data import RankingData, SetData
+from taskdistill.evaluate.set_data import RankingData, SetData, judged_texts
 from taskdistill.evaluate.task_type import EvalSet
 
 
@@ -39,7 +39,7 @@ def seen_in(
     """
     result = {}
     for each in sets:
-        counts = _counts(training.trained, data[each.name].judged_texts())
+        counts = _counts(training.trained, judged_texts(data[each.name]))
         searched = data[each.name]
         if isinstance(searched, RankingData):
             counts["queries"] = _counts(

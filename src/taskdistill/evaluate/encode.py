@@ -55,7 +55,7 @@ def encode_set(
     Raises:
         BadInput: If the model returns what cannot be scored.
     """
-    texts, sides = task.texts(data), dict(known or {})
+    texts, sides = task.sides(data), dict(known or {})
     by_role: dict[Role, list[str]] = {}
     for side, (_, role) in texts.items():
         if side not in sides:

@@ -8,9 +8,8 @@ from pathlib import Path
 from taskdistill import metrics
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.set_data import RankingData
-from taskdistill.evaluate.task_type import Score, Texts, plain_or_gzip
+from taskdistill.evaluate.task_type import Score, plain_or_gzip
 from taskdistill.io.beir import judgments, listing, sample, texts_by_id
-from taskdistill.tasks import Role
 
 MAX_UNKNOWN = 0.5
 """Share of judgments with unknown ids above which a set is refused: its files belong to others."""
@@ -77,26 +76,6 @@ def read_ranking(
         {query: qrels[query] for query in query_ids},
         notes=tuple(notes),
     )
-
-
-def ranking_texts(data: RankingData) -> Texts:
-    """Return queries and documents with their prompts."""
-    return {
-        "queries": (list(data.queries.values()), Role.QUERY),
-        "documents": (list(data.documents.values()), Role.DOCUMENT),
-    }
-
-
-def ranking_lengths(data: RankingData) -> list[int]:
-    """Return characters of the most relevant document of each query."""
-    relevant = (max(judged, key=judged.__getitem__) for judged in data.qrels.values())
-    return [len(data.documents[document]) for document in relevant]
-
-
-def prompted_queries(data: RankingData, prompt: str) -> RankingData:
-    """Put a prompt before the queries alone, so that documents are encoded once for all prompts."""
-    queries = {query: prompt + text for query, text in data.queries.items()}
-    return RankingData(data.documents, queries, data.qrels, data.candidates, data.notes)
 
 
 def score_ranking(

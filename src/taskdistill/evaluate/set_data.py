@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,13 @@ from numpy.typing import NDArray
 
 from taskdistill.errors import BadInput
 from taskdistill.io.beir import listing
+from taskdistill.tasks import Role
+
+Sides = dict[str, tuple[list[str], Role]]
+"""Side to its texts and the prompt they take."""
+
+TRAIN = "train"
+"""The side of training rows, by which no model is judged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +31,19 @@ class RankingData:
     candidates: dict[str, list[str]] | None = None
     notes: tuple[str, ...] = ()
 
-    def judged_texts(self) -> list[str]:
-        """Return the texts a model is judged by, each distinct one once."""
-        return _distinct([*self.queries.values(), *self.documents.values()])
+    def sides(self) -> Sides:
+        """Return `queries` and `documents`."""
+        queries, documents = list(self.queries.values()), list(self.documents.values())
+        return {"queries": (queries, Role.QUERY), "documents": (documents, Role.DOCUMENT)}
+
+    def lengths(self) -> list[int]:
+        """Return characters of the most relevant document of each query."""
+        relevant = (max(judged, key=judged.__getitem__) for judged in self.qrels.values())
+        return [len(self.documents[document]) for document in relevant]
+
+    def prompted(self, prompt: str) -> RankingData:
+        """Put a prompt before the queries alone, so that documents are encoded once for all."""
+        return replace(self, queries={key: prompt + text for key, text in self.queries.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,16 +56,25 @@ class PairData:
     languages: list[str]
     notes: tuple[str, ...] = ()
 
-    def judged_texts(self) -> list[str]:
-        """Return the texts a model is judged by, each distinct one once."""
-        return _distinct([*self.first, *self.second])
+    def sides(self) -> Sides:
+        """Return `first` and `second`, both documents."""
+        return {"first": (self.first, Role.DOCUMENT), "second": (self.second, Role.DOCUMENT)}
+
+    def lengths(self) -> list[int]:
+        """Return characters of both texts of each pair."""
+        return [len(a) + len(b) for a, b in zip(self.first, self.second, strict=True)]
+
+    def prompted(self, prompt: str) -> PairData:
+        """Put a prompt before every text, since both sides are alike."""
+        first, second = ([prompt + text for text in side] for side in (self.first, self.second))
+        return replace(self, first=first, second=second)
 
 
 @dataclass(frozen=True, eq=False)
 class LabeledData:
     """Texts with labels, and the training rows of a classification set (none for clustering).
 
-    `full_train` asks for a linear probe on all training rows beside the few that are drawn.
+    `full_train` asks for a linear probe on all training rows beside the few that are sampled.
     """
 
     texts: list[str]
@@ -58,9 +84,14 @@ class LabeledData:
     notes: tuple[str, ...] = ()
     full_train: bool = False
 
-    def judged_texts(self) -> list[str]:
-        """Return the texts a model is judged by, each distinct one once; no training rows."""
-        return _distinct(self.texts)
+    def sides(self) -> Sides:
+        """Return `texts`, and all training rows as `train` where there are some."""
+        train = {TRAIN: (self.train.texts, Role.DOCUMENT)} if self.train else {}
+        return {"texts": (self.texts, Role.DOCUMENT), **train}
+
+    def lengths(self) -> list[int]:
+        """Return characters of each test row."""
+        return [len(text) for text in self.texts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,20 +103,24 @@ class SummaryData:
     scores: list[list[float]]
     notes: tuple[str, ...] = ()
 
-    def judged_texts(self) -> list[str]:
-        """Return the texts a model is judged by, each distinct one once."""
-        return _distinct(
-            [text for rows in (self.human, self.machine) for row in rows for text in row]
-        )
+    def sides(self) -> Sides:
+        """Return `human` and `machine`, the summaries of all texts in a row."""
+        human, machine = ([t for row in side for t in row] for side in (self.human, self.machine))
+        return {"human": (human, Role.DOCUMENT), "machine": (machine, Role.DOCUMENT)}
 
 
 SetData = RankingData | PairData | LabeledData | SummaryData
 
 
+def judged_texts(data: SetData) -> list[str]:
+    """Return the distinct texts a model is judged by; training rows are not among them."""
+    sides = (texts for side, (texts, _) in data.sides().items() if side != TRAIN)
+    return list(dict.fromkeys(text for texts in sides for text in texts))
+
+
 def all_texts(data: SetData) -> list[str]:
-    """Return every text that a model may have to embed: the judged ones, then training rows."""
-    train = data.train.texts if isinstance(data, LabeledData) and data.train else []
-    return [*data.judged_texts(), *train]
+    """Return every distinct text that a model may have to embed."""
+    return list(dict.fromkeys(text for texts, _ in data.sides().values() for text in texts))
 
 
 def language(row: dict[str, Any]) -> str:
@@ -120,7 +155,3 @@ def varied_rows(
             f" {listing(sorted(constant))}"
         )
     return [i for i, each in enumerate(languages) if each not in constant]
-
-
-def _distinct(texts: list[str]) -> list[str]:
-    return list(dict.fromkeys(texts))

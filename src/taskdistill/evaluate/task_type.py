@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taskdistill.evaluate.set_data import LabeledData, SetData
+from taskdistill.evaluate.set_data import LabeledData, SetData, Sides
 from taskdistill.io.atomic import sha256_file
 from taskdistill.io.folders import check_listed
 from taskdistill.tasks import Role, Task
@@ -27,8 +27,6 @@ PROTOCOL = 1
 
 Vectors = Mapping[str, NDArray[np.float32]]
 """Side to (n, dim) vectors, in the order of the data."""
-Texts = dict[str, tuple[list[str], Role]]
-"""Side to its texts and the prompt they take."""
 D = TypeVar("D", bound=SetData)
 
 
@@ -73,7 +71,9 @@ class EvaluationTask(ABC, Generic[D]):
     compressible: ClassVar[bool] = False
     """Whether its score costs little once vectors are there, so that compression is measured."""
     takes_prompts: ClassVar[bool] = False
-    """Whether the spread of its score over prompts is measured; needs `prompted`."""
+    """Whether the spread of its score over prompts is measured; its data must be `prompted`."""
+    by_length: ClassVar[bool] = True
+    """Whether it has one unit for each of its data's `lengths`."""
 
     @abstractmethod
     def find(self, root: Path, split: str) -> Iterator[EvalSet]:
@@ -87,25 +87,17 @@ class EvaluationTask(ABC, Generic[D]):
     def load(self, name: str, files: tuple[Path, ...], limit: int | None, seed: int) -> D:
         """Read at most `limit` queries, pairs or test rows, refusing what cannot be scored."""
 
-    @abstractmethod
-    def texts(self, data: D) -> Texts:
+    def sides(self, data: D) -> Sides:
         """Return what is encoded; sides of one role are encoded together."""
+        return data.sides()
 
     @abstractmethod
     def score(self, data: D, vectors: Vectors) -> Score:
-        """Score vectors of `texts`, or what truncation and rounding left of them."""
+        """Score vectors of `sides`, or what truncation and rounding left of them."""
 
     def count(self, data: D, score: Score) -> int:
         """Return how many queries, pairs or texts a score rests on."""
         return sum(len(units) for units in score.units.values())
-
-    def lengths(self, data: D) -> list[int] | None:
-        """Return characters of what each unit judges; None for a type without a unit a text."""
-        return None
-
-    def prompted(self, data: D, prompt: str) -> D:
-        """Put a prompt before the texts that ask."""
-        raise NotImplementedError
 
     def eval_set(self, name: str, split: str, *files: Path) -> EvalSet:
         """Describe a set of this type."""

@@ -90,8 +90,3 @@ def training_rows_by_language(data: LabeledData) -> dict[str, list[int]]:
         varied = len({str(labels[i]) for i in rows_of}) > 1
         by_language[each] = rows_of if varied else everything
     return by_language if len(by_language) > 1 else dict.fromkeys(by_language, everything)
-
-
-def label_lengths(data: LabeledData) -> list[int]:
-    """Return characters of each test row."""
-    return [len(text) for text in data.texts]

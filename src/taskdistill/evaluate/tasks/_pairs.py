@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taskdistill.evaluate.set_data import PairData, is_number, language, varied_rows
-from taskdistill.evaluate.task_type import Texts, split_files
+from taskdistill.evaluate.task_type import split_files
 from taskdistill.io.beir import refuse, rows, sample
-from taskdistill.tasks import Role
 
 
 def scored_files(root: Path, split: str, *, binary: bool) -> Iterator[tuple[str, Path]]:
@@ -42,25 +40,6 @@ def read_scored(name: str, path: Path, limit: int | None, seed: int) -> PairData
         np.array([row["score"] for row in usable], dtype=np.float64),
         [language(row) for row in usable],
         tuple(notes),
-    )
-
-
-def pair_texts(data: PairData) -> Texts:
-    """Return `first` and `second`, both documents."""
-    return {"first": (data.first, Role.DOCUMENT), "second": (data.second, Role.DOCUMENT)}
-
-
-def pair_lengths(data: PairData) -> list[int]:
-    """Return characters of both texts of each pair."""
-    return [len(a) + len(b) for a, b in zip(data.first, data.second, strict=True)]
-
-
-def prompted_pairs(data: PairData, prompt: str) -> PairData:
-    """Put a prompt before every text, since both sides are alike."""
-    return replace(
-        data,
-        first=[prompt + text for text in data.first],
-        second=[prompt + text for text in data.second],
     )
 
 

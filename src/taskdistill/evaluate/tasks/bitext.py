@@ -15,12 +15,10 @@ from taskdistill.evaluate.task_type import (
     EvalSet,
     EvaluationTask,
     Score,
-    Texts,
     Vectors,
     score_by_language,
     split_files,
 )
-from taskdistill.evaluate.tasks import _pairs
 from taskdistill.io.beir import first_row, rows, sample
 from taskdistill.quantization import normalize
 from taskdistill.tasks import Task
@@ -52,10 +50,6 @@ class Bitext(EvaluationTask[PairData]):
             tuple(notes),
         )
 
-    def texts(self, data: PairData) -> Texts:
-        """Return `first` and `second`."""
-        return _pairs.pair_texts(data)
-
     def score(self, data: PairData, vectors: Vectors) -> Score:
         """Take the nearest text of the other side; one unit a text."""
         first, second = normalize(vectors["first"]), normalize(vectors["second"])
@@ -67,14 +61,6 @@ class Bitext(EvaluationTask[PairData]):
             return {"F1": float(f1.mean()), "accuracy": accuracy}, f1
 
         return score_by_language(data.languages, score, data.notes)
-
-    def lengths(self, data: PairData) -> list[int]:
-        """Return characters of both texts."""
-        return _pairs.pair_lengths(data)
-
-    def prompted(self, data: PairData, prompt: str) -> PairData:
-        """Put a prompt before every text."""
-        return _pairs.prompted_pairs(data, prompt)
 
 
 TASK = Bitext()

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskdistill import metrics
-from taskdistill.evaluate.set_data import LabeledData
+from taskdistill.evaluate.set_data import TRAIN, LabeledData, Sides
 from taskdistill.evaluate.task_type import (
     EvalSet,
     EvaluationTask,
     Score,
-    Texts,
     Vectors,
     score_by_language,
 )
@@ -41,11 +40,11 @@ class Classification(EvaluationTask[LabeledData]):
         """Read test and training rows."""
         return _labels.read_with_train(name, files, limit, seed)
 
-    def texts(self, data: LabeledData) -> Texts:
-        """Return `texts`, and of the training rows as `train` those that some experiment draws."""
+    def sides(self, data: LabeledData) -> Sides:
+        """Return `texts`, and of the training rows those that some experiment samples."""
         assert data.train is not None
         train = [data.train.texts[i] for i in _encoded_rows(data)]
-        return {"texts": (data.texts, Role.DOCUMENT), "train": (train, Role.DOCUMENT)}
+        return {"texts": (data.texts, Role.DOCUMENT), TRAIN: (train, Role.DOCUMENT)}
 
     def score(self, data: LabeledData, vectors: Vectors) -> Score:
         """Average over mteb's ten draws of training rows; one unit a test row."""
@@ -54,7 +53,7 @@ class Classification(EvaluationTask[LabeledData]):
         rows_of, test, train = (
             _labels.training_rows_by_language(data),
             vectors["texts"],
-            vectors["train"],
+            vectors[TRAIN],
         )
         place = {row: i for i, row in enumerate(_encoded_rows(data))}
 
@@ -78,10 +77,6 @@ class Classification(EvaluationTask[LabeledData]):
             return scores, right
 
         return score_by_language(data.languages, score, data.notes)
-
-    def lengths(self, data: LabeledData) -> list[int]:
-        """Return characters of each test row."""
-        return _labels.label_lengths(data)
 
 
 def _encoded_rows(data: LabeledData) -> list[int]:

@@ -15,14 +15,13 @@ from taskdistill.evaluate.task_type import (
     EvalSet,
     EvaluationTask,
     Score,
-    Texts,
     Vectors,
     plain_or_gzip,
     score_by_language,
     split_files,
 )
 from taskdistill.evaluate.tasks._labels import read_labeled
-from taskdistill.tasks import Role, Task
+from taskdistill.tasks import Task
 
 
 class Clustering(EvaluationTask[LabeledData]):
@@ -31,6 +30,7 @@ class Clustering(EvaluationTask[LabeledData]):
     name, title, order = "clustering", "Clustering", 7
     metric, metrics = "V-measure", ("V-measure", "V-measure (one clustering)")
     adapter, mteb_type, data_type = Task.CLUSTERING, "Clustering", LabeledData
+    by_length = False
 
     def find(self, root: Path, split: str) -> Iterator[EvalSet]:
         """Yield the files of `labelled/` that are for clustering alone."""
@@ -54,10 +54,6 @@ class Clustering(EvaluationTask[LabeledData]):
             [column[i] for i in usable] for column in (data.texts, data.labels, data.languages)
         )
         return LabeledData(texts, labels, languages, notes=tuple(notes))
-
-    def texts(self, data: LabeledData) -> Texts:
-        """Return `texts`."""
-        return {"texts": (data.texts, Role.DOCUMENT)}
 
     def score(self, data: LabeledData, vectors: Vectors) -> Score:
         """Cluster bootstrap samples; one unit an experiment."""

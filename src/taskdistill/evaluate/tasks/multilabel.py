@@ -15,12 +15,11 @@ from taskdistill.evaluate.task_type import (
     EvalSet,
     EvaluationTask,
     Score,
-    Texts,
     Vectors,
     score_by_language,
 )
 from taskdistill.evaluate.tasks import _labels
-from taskdistill.tasks import Role, Task
+from taskdistill.tasks import Task
 
 EXPERIMENTS = 10
 """Draws of training rows, as in mteb."""
@@ -41,11 +40,6 @@ class Multilabel(EvaluationTask[LabeledData]):
     def load(self, name: str, files: tuple[Path, ...], limit: int | None, seed: int) -> LabeledData:
         """Read test and training rows."""
         return _labels.read_with_train(name, files, limit, seed)
-
-    def texts(self, data: LabeledData) -> Texts:
-        """Return `texts` and all training rows as `train`."""
-        assert data.train is not None
-        return {"texts": (data.texts, Role.DOCUMENT), "train": (data.train.texts, Role.DOCUMENT)}
 
     def score(self, data: LabeledData, vectors: Vectors) -> Score:
         """Average over draws of training rows; one unit a test row."""
@@ -71,10 +65,6 @@ class Multilabel(EvaluationTask[LabeledData]):
             return means, np.mean(right, axis=0)
 
         return score_by_language(data.languages, score, data.notes)
-
-    def lengths(self, data: LabeledData) -> list[int]:
-        """Return characters of each test row."""
-        return _labels.label_lengths(data)
 
 
 TASK = Multilabel()

@@ -14,7 +14,6 @@ from taskdistill.evaluate.task_type import (
     EvalSet,
     EvaluationTask,
     Score,
-    Texts,
     Vectors,
     score_by_language,
 )
@@ -29,6 +28,7 @@ class PairClassification(EvaluationTask[PairData]):
     metric = "AP"
     metrics = ("AP", "AP (cosine)", "AP (dot)", "AP (euclidean)", "AP (manhattan)")
     adapter, mteb_type, data_type = Task.TEXT_MATCHING, "PairClassification", PairData
+    by_length = False
     compressible = takes_prompts = True
 
     def find(self, root: Path, split: str) -> Iterator[EvalSet]:
@@ -39,10 +39,6 @@ class PairClassification(EvaluationTask[PairData]):
     def load(self, name: str, files: tuple[Path, ...], limit: int | None, seed: int) -> PairData:
         """Read pairs with a score each."""
         return _pairs.read_scored(name, files[0], limit, seed)
-
-    def texts(self, data: PairData) -> Texts:
-        """Return `first` and `second`."""
-        return _pairs.pair_texts(data)
 
     def score(self, data: PairData, vectors: Vectors) -> Score:
         """Take the best similarity of each language; one unit a positive pair."""
@@ -62,10 +58,6 @@ class PairClassification(EvaluationTask[PairData]):
 
         notes = (*data.notes, *_pairs.constant_note(similarities["cosine"]))
         return score_by_language(data.languages, score, notes)
-
-    def prompted(self, data: PairData, prompt: str) -> PairData:
-        """Put a prompt before every text."""
-        return _pairs.prompted_pairs(data, prompt)
 
 
 TASK = PairClassification()

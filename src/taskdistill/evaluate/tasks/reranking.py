@@ -14,7 +14,6 @@ from taskdistill.evaluate.task_type import (
     EvalSet,
     EvaluationTask,
     Score,
-    Texts,
     Vectors,
     split_files,
 )
@@ -54,22 +53,10 @@ class Reranking(EvaluationTask[RankingData]):
             data, candidates={query: list(judged) for query, judged in data.qrels.items()}
         )
 
-    def texts(self, data: RankingData) -> Texts:
-        """Return `queries` and `documents`."""
-        return rankings.ranking_texts(data)
-
     def score(self, data: RankingData, vectors: Vectors) -> Score:
         """Rank each query's candidates by cosine; one unit a query."""
         ranking = rank(data, vectors["queries"], vectors["documents"])
         return rankings.score_ranking(data, ranking, self.metric)
-
-    def lengths(self, data: RankingData) -> list[int]:
-        """Return characters of each query's most relevant document."""
-        return rankings.ranking_lengths(data)
-
-    def prompted(self, data: RankingData, prompt: str) -> RankingData:
-        """Put a prompt before the queries."""
-        return rankings.prompted_queries(data, prompt)
 
 
 def _read_negatives(path: Path, limit: int | None, seed: int) -> RankingData:

@@ -8,7 +8,7 @@ from pathlib import Path
 from taskdistill.evaluate import rankings
 from taskdistill.evaluate.exact_search import rank
 from taskdistill.evaluate.set_data import RankingData
-from taskdistill.evaluate.task_type import EvalSet, EvaluationTask, Score, Texts, Vectors
+from taskdistill.evaluate.task_type import EvalSet, EvaluationTask, Score, Vectors
 from taskdistill.tasks import Role, Task
 
 
@@ -30,22 +30,10 @@ class Retrieval(EvaluationTask[RankingData]):
         """Read corpus, queries and judgments."""
         return rankings.read_ranking(name, files, limit, seed)
 
-    def texts(self, data: RankingData) -> Texts:
-        """Return `queries` and `documents`."""
-        return rankings.ranking_texts(data)
-
     def score(self, data: RankingData, vectors: Vectors) -> Score:
         """Rank by cosine; one unit a query."""
         ranking = rank(data, vectors["queries"], vectors["documents"])
         return rankings.score_ranking(data, ranking, self.metric)
-
-    def lengths(self, data: RankingData) -> list[int]:
-        """Return characters of each query's most relevant document."""
-        return rankings.ranking_lengths(data)
-
-    def prompted(self, data: RankingData, prompt: str) -> RankingData:
-        """Put a prompt before the queries."""
-        return rankings.prompted_queries(data, prompt)
 
 
 TASK = Retrieval()

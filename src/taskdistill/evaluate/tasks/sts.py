@@ -14,7 +14,6 @@ from taskdistill.evaluate.task_type import (
     EvalSet,
     EvaluationTask,
     Score,
-    Texts,
     Vectors,
     score_by_language,
 )
@@ -39,10 +38,6 @@ class Sts(EvaluationTask[PairData]):
         """Read pairs with a score each."""
         return _pairs.read_scored(name, files[0], limit, seed)
 
-    def texts(self, data: PairData) -> Texts:
-        """Return `first` and `second`."""
-        return _pairs.pair_texts(data)
-
     def score(self, data: PairData, vectors: Vectors) -> Score:
         """Correlate; units are (n, 2) ranks of gold score and cosine."""
         assert data.scores is not None
@@ -55,14 +50,6 @@ class Sts(EvaluationTask[PairData]):
 
         notes = (*data.notes, *_pairs.constant_note(cosine))
         return score_by_language(data.languages, score, notes)
-
-    def lengths(self, data: PairData) -> list[int]:
-        """Return characters of both texts."""
-        return _pairs.pair_lengths(data)
-
-    def prompted(self, data: PairData, prompt: str) -> PairData:
-        """Put a prompt before every text."""
-        return _pairs.prompted_pairs(data, prompt)
 
 
 TASK = Sts()

@@ -14,12 +14,11 @@ from taskdistill.evaluate.task_type import (
     EvalSet,
     EvaluationTask,
     Score,
-    Texts,
     Vectors,
     split_files,
 )
 from taskdistill.io.beir import refuse, rows, sample
-from taskdistill.tasks import Role, Task
+from taskdistill.tasks import Task
 
 
 class Summarization(EvaluationTask[SummaryData]):
@@ -28,6 +27,7 @@ class Summarization(EvaluationTask[SummaryData]):
     name, title, order = "summarisation", "Summarisation", 6
     metric, metrics = "Spearman", ("Spearman",)
     adapter, mteb_type, data_type = Task.TEXT_MATCHING, "Summarization", SummaryData
+    by_length = False
 
     def find(self, root: Path, split: str) -> Iterator[EvalSet]:
         """Yield the files of `summaries/`."""
@@ -53,13 +53,6 @@ class Summarization(EvaluationTask[SummaryData]):
             [row["machine"] for row in sampled],
             [row["scores"] for row in sampled],
         )
-
-    def texts(self, data: SummaryData) -> Texts:
-        """Return `human` and `machine`, the summaries of all texts in a row."""
-        return {
-            "human": ([text for row in data.human for text in row], Role.DOCUMENT),
-            "machine": ([text for row in data.machine for text in row], Role.DOCUMENT),
-        }
 
     def score(self, data: SummaryData, vectors: Vectors) -> Score:
         """Average over texts whose scores and similarities vary, as mteb does; one unit a text."""
