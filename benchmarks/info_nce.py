@@ -29,7 +29,7 @@ from common import (
     table,
 )
 
-from taskdistill.losses.formulas import streaming_info_nce
+from taskdistill.losses.terms.contrastive import streaming_info_nce
 from taskdistill.memory import trim_memory
 
 SIDES = ("plain torch", "row chunks")

@@ -32,8 +32,34 @@ from taskdistill.errors import TruncationWarning
 from taskdistill.evaluate.datasets import task_types
 from taskdistill.export.export import FORMATS
 from taskdistill.export.vector_databases import ENGINES
-from taskdistill.losses import distillation as menu
-from taskdistill.losses import formulas
+from taskdistill.losses import registry
+from taskdistill.losses.terms.contrastive import (
+    info_nce,
+    int8_straight_through,
+    mixed_negatives,
+    sharpened_info_nce,
+    sign_straight_through,
+    streaming_info_nce,
+)
+from taskdistill.losses.terms.cosent import cosent
+from taskdistill.losses.terms.embedding import (
+    embedding_distance,
+    hidden_distance,
+    l2_distance,
+    squared_error,
+    teachers_distance,
+)
+from taskdistill.losses.terms.listwise import list_kl
+from taskdistill.losses.terms.regularizers import gor, gor_hinged, mean_vector_penalty
+from taskdistill.losses.terms.relational import relational_distance
+from taskdistill.losses.terms.similarity import (
+    relative_similarity,
+    rkd_angle,
+    rkd_distance,
+    score_distill,
+    score_kl,
+    similarity_matrix,
+)
 from taskdistill.model.folder import write_model
 from taskdistill.model.golden import FILE as GOLDEN_FILE
 from taskdistill.model.golden import embed_with, golden_vectors
@@ -43,8 +69,6 @@ from taskdistill.search.index import Index
 from taskdistill.serve.settings import ServerSettings
 from taskdistill.train.context import Interrupted
 from taskdistill.train.log import read_lines
-from taskdistill.train.loss_terms import TEACHER_TERMS
-from taskdistill.train.objective import TERMS
 
 __all__ = [
     "BadInput",
@@ -66,46 +90,42 @@ TASK_TYPES = [task.name for task in task_types()]
 MODEL_FORMATS = sorted(FORMATS)
 INDEX_FORMATS = sorted(ENGINES)
 PHASES = ["static", "stage1", "long", *(f"adapters.{task}" for task in TASKS)]
-LOSS_TERMS = sorted(
-    {"distill", *TEACHER_TERMS, *(term for terms in TERMS.values() for term in terms)}
-)
+LOSS_TERMS = sorted(registry.LOSSES)
 """Names of loss terms as recipes write them."""
 
 Matrix = torch.Tensor
 
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
-    "distill": formulas.embedding_distance,
-    "distill of several teachers": formulas.teachers_distance,
-    "info_nce": formulas.info_nce,
-    "info_nce by row chunks": formulas.streaming_info_nce,
-    "info_nce sharpened": menu.sharpened_info_nce,
-    "binary_info_nce": lambda q, d, *rest: formulas.info_nce(
-        formulas.sign_straight_through(q), formulas.sign_straight_through(d), *rest
+    "distill": embedding_distance,
+    "distill of several teachers": teachers_distance,
+    "info_nce": info_nce,
+    "info_nce by row chunks": streaming_info_nce,
+    "info_nce sharpened": sharpened_info_nce,
+    "binary_info_nce": lambda q, d, *rest: info_nce(
+        sign_straight_through(q), sign_straight_through(d), *rest
     ),
-    "int8_info_nce": lambda q, d, *rest: formulas.info_nce(
-        formulas.int8_straight_through(q), formulas.int8_straight_through(d), *rest
+    "int8_info_nce": lambda q, d, *rest: info_nce(
+        int8_straight_through(q), int8_straight_through(d), *rest
     ),
-    "cosent": formulas.cosent,
-    "gor": formulas.gor,
-    "gor_hinged": formulas.gor_hinged,
-    "centre": formulas.mean_vector_penalty,
-    "relational": formulas.relational_distance,
-    "l2": menu.l2_distance,
-    "mse": menu.squared_error,
-    "score_softmax": formulas.score_distill,
-    "score_kl": menu.score_kl,
-    "similarity": menu.similarity_matrix,
-    "relative": menu.relative_similarity,
-    "rkd_distance": menu.rkd_distance,
-    "rkd_angle": menu.rkd_angle,
-    "list_kl": menu.list_kl,
-    "teacher_nce": formulas.info_nce,
-    "hidden": menu.hidden_distance,
+    "cosent": cosent,
+    "gor": gor,
+    "gor_hinged": gor_hinged,
+    "centre": mean_vector_penalty,
+    "relational": relational_distance,
+    "l2": l2_distance,
+    "mse": squared_error,
+    "score_softmax": score_distill,
+    "score_kl": score_kl,
+    "similarity": similarity_matrix,
+    "relative": relative_similarity,
+    "rkd_distance": rkd_distance,
+    "rkd_angle": rkd_angle,
+    "list_kl": list_kl,
+    "teacher_nce": info_nce,
+    "hidden": hidden_distance,
 }
 """Term to its formula, a function of tensors."""
-mixed_negatives = menu.mixed_negatives
-over_prefixes = formulas.over_prefixes
-normalize = formulas.normalize
+mixed_negatives = mixed_negatives
 
 sentence, TOPICS, tiny_config = tiny.sentence, tiny.TOPICS, tiny.config
 write_jsonl, write_data, write_teacher, raw_recipe = (

@@ -8,29 +8,28 @@ import math
 import pytest
 import torch
 
-from taskdistill.losses import formulas
-from taskdistill.losses.distillation import (
-    IN_TEACHER_SPACE,
-    MENU,
-    hidden_distance,
-    l2_distance,
-    list_kl,
-    mixed_negatives,
+from taskdistill.losses.registry import LOSSES, TEACHER_TERMS
+from taskdistill.losses.term import normalize
+from taskdistill.losses.terms.contrastive import info_nce, mixed_negatives, sharpened_info_nce
+from taskdistill.losses.terms.embedding import hidden_distance, l2_distance, squared_error
+from taskdistill.losses.terms.listwise import list_kl
+from taskdistill.losses.terms.similarity import (
     relative_similarity,
     rkd_angle,
     rkd_distance,
     score_kl,
-    sharpened_info_nce,
     similarity_matrix,
-    squared_error,
 )
-from taskdistill.losses.formulas import normalize
 
 
 def drawn(rows: int, width: int, seed: int) -> torch.Tensor:
     return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
 
 
+MENU = {
+    name: LOSSES[name].formula for name in TEACHER_TERMS if "_nce" not in name and name != "list_kl"
+}
+IN_TEACHER_SPACE = ("l2", "mse")
 S, T = drawn(5, 4, 1), drawn(5, 6, 2)
 UNIT_S, UNIT_T = normalize(S), normalize(T)
 
@@ -150,7 +149,7 @@ EXCLUDED = torch.tensor([[False, True, False, False], [False, False, False, Fals
 
 def test_without_settings_it_is_info_nce():
     documents = normalize(drawn(4, 4, 8))
-    plain = formulas.info_nce(UNIT_S[:2], documents, POSITIVES, 0.1, EXCLUDED)
+    plain = info_nce(UNIT_S[:2], documents, POSITIVES, 0.1, EXCLUDED)
     assert float(
         sharpened_info_nce(UNIT_S[:2], documents, POSITIVES, 0.1, EXCLUDED)
     ) == pytest.approx(float(plain), rel=1e-6)

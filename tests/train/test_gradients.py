@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from taskdistill.data.batches import Batch, ClassificationItem
 from taskdistill.data.rows import Pair, ScoredPair, Text
-from taskdistill.losses import formulas
+from taskdistill.losses.term import normalize, over_prefixes
+from taskdistill.losses.terms.contrastive import info_nce, sign_straight_through, streaming_info_nce
+from taskdistill.losses.terms.cosent import cosent
+from taskdistill.losses.terms.regularizers import gor
+from taskdistill.losses.terms.relational import relational_distance
+from taskdistill.losses.terms.similarity import score_distill
 from taskdistill.model.lora import SeededDropout, adapter_parameters
 from taskdistill.model.packed import PackedBatch
 from taskdistill.model.pooling import pool_padded
@@ -177,33 +182,25 @@ def every_loss(
     own = torch.arange(len(first))
 
     def unit(dim: int) -> Tensor:
-        return formulas.normalize(vectors[:, :dim])
+        return normalize(vectors[:, :dim])
 
-    def contrast(dim: int, code: Callable[[Tensor], Tensor] = formulas.normalize) -> Tensor:
+    def contrast(dim: int, code: Callable[[Tensor], Tensor] = normalize) -> Tensor:
         made = code(vectors[:, :dim])
-        return formulas.info_nce(made[first], made[documents], own, tau, masked)
+        return info_nce(made[first], made[documents], own, tau, masked)
 
     def streamed(dim: int) -> Tensor:
-        return formulas.streaming_info_nce(
-            unit(dim)[first], unit(dim)[documents], own, tau, masked, chunk=4
-        )
+        return streaming_info_nce(unit(dim)[first], unit(dim)[documents], own, tau, masked, chunk=4)
 
     terms = {
         "info_nce": contrast,
         "streaming": streamed,
-        "binary": lambda dim: contrast(dim, formulas.sign_straight_through),
-        "cosent": lambda dim: formulas.cosent(
-            (unit(dim)[first] * unit(dim)[second]).sum(1), scores
-        ),
-        "gor": lambda dim: formulas.gor(unit(dim)[first]) + formulas.gor(unit(dim)[second]),
-        "relational": lambda dim: formulas.relational_distance(
-            unit(dim), formulas.normalize(targets.base)
-        ),
-        "scores": lambda dim: formulas.score_distill(
-            unit(dim), formulas.normalize(targets.base), 0.1
-        ),
+        "binary": lambda dim: contrast(dim, sign_straight_through),
+        "cosent": lambda dim: cosent((unit(dim)[first] * unit(dim)[second]).sum(1), scores),
+        "gor": lambda dim: gor(unit(dim)[first]) + gor(unit(dim)[second]),
+        "relational": lambda dim: relational_distance(unit(dim), normalize(targets.base)),
+        "scores": lambda dim: score_distill(unit(dim), normalize(targets.base), 0.1),
     }
-    found = {name: formulas.over_prefixes(term, DIMS) for name, term in terms.items()}
+    found = {name: over_prefixes(term, DIMS) for name, term in terms.items()}
     return found | {"distill": distill(vectors, prepared, targets, heads, DIMS)}, 0.0
 
 

@@ -10,15 +10,16 @@ from helpers import tiny
 from taskdistill.data.batches import Batch
 from taskdistill.data.rows import Pair, ScoredPair, Text, make_dataset
 from taskdistill.errors import BadInput
-from taskdistill.losses import formulas
-from taskdistill.losses.distillation import MENU, list_kl, mixed_negatives, sharpened_info_nce
-from taskdistill.losses.formulas import normalize
+from taskdistill.losses.registry import LOSSES, TEACHER_TERMS
+from taskdistill.losses.term import normalize
+from taskdistill.losses.terms.contrastive import mixed_negatives, sharpened_info_nce
+from taskdistill.losses.terms.listwise import list_kl
+from taskdistill.losses.terms.relational import relational_distance
 from taskdistill.model.projection import Projection
 from taskdistill.recipe.phases import AdapterConfig, Stage1Config
 from taskdistill.tasks import Task
 from taskdistill.train.collate import collate
 from taskdistill.train.loss_terms import (
-    TEACHER_TERMS,
     stage1_weights,
     step_rng,
     teacher_terms,
@@ -74,13 +75,13 @@ def test_every_teacher_term_of_an_adapter_is_the_loss_over_both_prefixes():
             elif name == "list_kl":
                 found.append(list_kl(mine[:3], mine[3:], theirs[:3], theirs[3:], temperature=0.3))
             elif name == "relative":
-                found.append(MENU[name](mine, theirs, couples=50, generator=step_rng(0)))
+                found.append(LOSSES[name].formula(mine, theirs, couples=50, generator=step_rng(0)))
             elif name == "score_kl":
-                found.append(MENU[name](mine, theirs, temperature=0.05))
+                found.append(LOSSES[name].formula(mine, theirs, temperature=0.05))
             elif name == "rkd_angle":
-                found.append(MENU[name](mine, theirs, corners=4, generator=step_rng(0)))
+                found.append(LOSSES[name].formula(mine, theirs, corners=4, generator=step_rng(0)))
             else:
-                found.append(MENU[name](mine, theirs))
+                found.append(LOSSES[name].formula(mine, theirs))
         assert value.item() == pytest.approx(sum(each.item() for each in found) / 2, rel=1e-5), name
 
 
@@ -140,7 +141,7 @@ def test_lists_hold_the_hard_negatives_that_are_distilled():
 def test_relational_holds_pairs_and_graded_rows_to_the_base():
     torch.manual_seed(0)
     vectors, base = torch.randn(6, 8), torch.randn(6, 8)
-    wanted = formulas.relational_distance(normalize(vectors), normalize(base)).item()
+    wanted = relational_distance(normalize(vectors), normalize(base)).item()
     pairs = collate(batch(RowKind.PAIRS, *ROWS), task=Task.RETRIEVAL, distil=False)
     settings = adapter(weights={"info_nce": 0, "distill": 0, "gor": 0, "relational": 1})
     terms, _ = adapter_objective(Task.RETRIEVAL, settings, [8])(

@@ -14,13 +14,15 @@ from torch import nn
 from taskdistill.data.batches import Batch, ClassificationItem
 from taskdistill.data.rows import Pair, ScoredPair, Text
 from taskdistill.errors import BadInput
-from taskdistill.losses import formulas
-from taskdistill.losses.formulas import normalize
+from taskdistill.losses.term import normalize
+from taskdistill.losses.terms.contrastive import info_nce
+from taskdistill.losses.terms.listwise import teacher_info_nce
+from taskdistill.losses.terms.regularizers import gor
+from taskdistill.losses.terms.relational import relational_distance
 from taskdistill.model.projection import Projection
 from taskdistill.recipe.phases import AdapterConfig
 from taskdistill.tasks import Task
 from taskdistill.train.collate import collate
-from taskdistill.train.loss_terms import teacher_info_nce
 from taskdistill.train.objective import (
     Heads,
     Targets,
@@ -158,14 +160,14 @@ def test_retrieval_adds_info_nce_distillation_and_both_sides_of_the_regulariser(
     place = {text: i for i, text in enumerate(prepared.texts)}
     assert [text for _, text in place] == ["a", "c", "e", "b", "d", "x"]
     for name, one in {
-        "info_nce": lambda u: formulas.info_nce(
+        "info_nce": lambda u: info_nce(
             u[[0, 1, 2]],
             u[[3, 4, 3, 5]],
             torch.arange(3),
             0.1,
             torch.tensor([[False, False, True, False], [False] * 4, [True, False, False, False]]),
         ),
-        "gor": lambda u: formulas.gor(u[[0, 1, 2]]) + formulas.gor(u[[3, 4, 3]]),
+        "gor": lambda u: gor(u[[0, 1, 2]]) + gor(u[[3, 4, 3]]),
     }.items():
         assert terms[name].item() == pytest.approx(
             (one(normalize(vectors[:, :4])) + one(normalize(vectors))).item() / 2, abs=1e-6
@@ -216,10 +218,10 @@ def test_classification_contrasts_both_ways_and_masks_texts_of_the_same_label():
     unit = normalize(vectors)
     anchors, documents = unit[[0, 1, 2]], unit[[3, 4, 5, 6, 7, 8]]  # b e h, then c (y) f (x) i (z)
     same = torch.tensor([[1, 0, 1, 0, 1, 0], [0, 1, 0, 1, 0, 0], [1, 0, 1, 0, 1, 0]]).bool()
-    there = formulas.info_nce(anchors, documents, torch.arange(3), 0.5, same)
-    back = formulas.info_nce(unit[[3, 4, 5]], anchors, torch.arange(3), 0.5, same[:, :3])
+    there = info_nce(anchors, documents, torch.arange(3), 0.5, same)
+    back = info_nce(unit[[3, 4, 5]], anchors, torch.arange(3), 0.5, same[:, :3])
     assert terms["info_nce"].item() == pytest.approx((there + back).item(), abs=1e-6)
-    wanted = formulas.relational_distance(unit, normalize(base))
+    wanted = relational_distance(unit, normalize(base))
     assert terms["relational"].item() == pytest.approx(wanted.item(), abs=1e-6)
     assert masked == pytest.approx((8 - 3) / 18)
     plain, none = adapter_objective(

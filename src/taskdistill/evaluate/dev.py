@@ -17,7 +17,7 @@ from taskdistill.evaluate.rankings import score_ranking
 from taskdistill.evaluate.set_data import RankingData
 from taskdistill.evaluate.task_type import unit_score
 from taskdistill.stats.intervals import paired_difference
-from taskdistill.tasks import QUERY_SIDE, Role, Task
+from taskdistill.tasks import TASKS, Role, Task
 from taskdistill.types import RowKind
 
 SOLVER_STEPS = 1000
@@ -115,5 +115,5 @@ def _ranked(embed: Any, task: Task, dev: Dataset) -> NDArray[np.float64]:
         {name: text for text, name in names.items()},
         qrels,
     )
-    ranked = rank(data, embed(list(queries), QUERY_SIDE[task]), embed(list(texts)))
+    ranked = rank(data, embed(list(queries), TASKS[task].query_role), embed(list(texts)))
     return score_ranking(data, ranked).units[""]

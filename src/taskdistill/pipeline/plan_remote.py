@@ -32,9 +32,9 @@ from taskdistill.progress import Progress
 from taskdistill.recipe.data import SourceConfig
 from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, StaticConfig
 from taskdistill.recipe.recipe import Recipe, TeacherConfig
-from taskdistill.tasks import Task
+from taskdistill.tasks import TASKS, Task
 from taskdistill.train.budget import Budget
-from taskdistill.train.phases import ALLOWED, distils, phase_task, static_phase
+from taskdistill.train.phases import distils, phase_task, static_phase
 from taskdistill.types import Pooling, RowKind
 
 FIELDS: Mapping[RowKind, tuple[str, ...]] = {
@@ -377,9 +377,9 @@ def _phase(
     task, work, tokens, largest, shown = phase_task(name), 0.0, 0.0, 0.0, []
     for source, (sampled, size, length) in _drawn(name, settings, sources).items():
         source_config = recipe.data.sources[source]
-        if task is not None and source_config.kind not in ALLOWED[task]:
+        if task is not None and source_config.kind not in TASKS[task].row_kinds:
             raise BadInput(
-                f"{name}: source {source!r} has {source_config.kind} rows, this task learns from {', '.join(ALLOWED[task])}"
+                f"{name}: source {source!r} has {source_config.kind} rows, this task learns from {', '.join(TASKS[task].row_kinds)}"
             )
         texts = [
             (min(sources[source].tokens[field], length), n)

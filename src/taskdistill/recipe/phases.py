@@ -133,18 +133,6 @@ class LossOptions(ConfigModel):
     )
 
 
-MENU_ACTS: dict[str, tuple[str, ...]] = {
-    "score_temperature": ("score_softmax",),
-    "kl_temperature": ("score_kl",),
-    "list_temperature": ("list_kl",),
-    "nce_temperature": ("teacher_nce",),
-    "relative_margin": ("relative",),
-    "couples": ("relative",),
-    "corners": ("rkd_angle",),
-}
-"""Setting of the menu to the terms that it acts on."""
-
-
 class WeightSchedule(ConfigModel):
     """A factor on a term's weight that goes in a straight line from one value to another and stays there."""
 
@@ -180,12 +168,9 @@ class HardNegativeWeighting(ConfigModel):
         default=0, ge=0, description="Negatives made for each query by mixing two of its hard ones"
     )
 
-    def acts(self) -> bool:
-        """Say whether anything is asked for.
-
-        Returns:
-            False where all is zero.
-        """
+    @property
+    def enabled(self) -> bool:
+        """Whether any of the three is on."""
         return bool(self.focal or self.hardness or self.mixed_negatives)
 
 

@@ -7,14 +7,9 @@ from typing import Any
 
 import yaml
 
+from taskdistill.tasks import TASKS, Task
+
 UNKNOWN = "not stated"
-TASK_USES = {
-    "retrieval": ("query", "document", "search, reranking"),
-    "text-matching": ("document", "document", "similarity, paraphrase, translations"),
-    "clustering": ("document", "-", "grouping by topic"),
-    "classification": ("document", "-", "features for a classifier"),
-}
-"""Task to the prompts of its two sides and what it is for (section 3.3)."""
 
 
 def make_card(
@@ -133,9 +128,12 @@ def _usage(name: str, tasks: Sequence[str], settings: Mapping[str, Any]) -> str:
         " base vectors"
         + ("; `load_adapter(folder + '/adapters/<task>')` adds a task." if tasks else "."),
     ]
-    if known := [task for task in tasks if task in TASK_USES]:
+    if known := [Task(task) for task in tasks if task in TASKS]:
         lines += ["", "| adapter | first side | other side | for |", "|---|---|---|---|"]
-        lines += [f"| {task} | {' | '.join(TASK_USES[task])} |" for task in known]
+        lines += [
+            f"| {task} | {TASKS[task].query_role} | {TASKS[task].other_side} | {TASKS[task].use} |"
+            for task in known
+        ]
     return "\n".join(lines)
 
 

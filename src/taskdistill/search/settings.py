@@ -14,7 +14,7 @@ from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.quantization import normalize
 from taskdistill.search.passages import PassageSettings
 from taskdistill.search.prf import Floats, PrfSettings
-from taskdistill.tasks import QUERY_SIDE, Role, Task
+from taskdistill.tasks import TASKS, Role, Task
 from taskdistill.types import Precision
 
 RESCORE_TYPES = {
@@ -272,7 +272,7 @@ def settings_for(
         space_id=encoder.space_id,
         task=None if task is None else str(task),
         document_prompt=Role.DOCUMENT.value,
-        query_prompt=(Role.QUERY if kind is None else QUERY_SIDE[Task(kind)]).value,
+        query_prompt=(Role.QUERY if kind is None else TASKS[Task(kind)].query_role).value,
         dim=dim,
         rescore=str(rescore),
         passages=passages,

@@ -9,7 +9,7 @@ import numpy as np
 
 from taskdistill.data.batches import Batch
 from taskdistill.data.dedup import fold_text
-from taskdistill.tasks import QUERY_SIDE, Role, Task
+from taskdistill.tasks import TASKS, Role, Task
 from taskdistill.teacher.protocol import View
 from taskdistill.types import RowKind, TeacherSide
 
@@ -98,8 +98,8 @@ def collate(
         negatives: Hard negatives taken from each pair, at most.
         distil_negatives: Whether the teacher's vectors of the hard negatives are compared as well, behind those of the pairs.
     """
-    result, role = _TextIndex(), Role.QUERY if task is None else QUERY_SIDE[task]
-    topic = task is Task.CLUSTERING
+    result, role = _TextIndex(), Role.QUERY if task is None else TASKS[task].query_role
+    topic = task is not None and TASKS[task].topic
     translated = batch.teacher_reads in (TeacherSide.QUERY, TeacherSide.POSITIVE)
     role = Role.DOCUMENT if translated else role
     out = TrainBatch(batch)

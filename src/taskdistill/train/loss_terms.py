@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -12,17 +12,11 @@ from torch import Tensor
 
 from taskdistill.data.rows import Dataset
 from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.losses.distillation import (
-    IN_TEACHER_SPACE,
-    MENU,
-    list_kl,
-    mixed_negatives,
-    sharpened_info_nce,
-)
-from taskdistill.losses.formulas import info_nce, normalize, over_prefixes
+from taskdistill.losses.registry import CONTRASTS, LOSSES, STAGE1_TERMS, TEACHER_TERMS
+from taskdistill.losses.term import LossTerm, normalize, over_prefixes
+from taskdistill.losses.terms.contrastive import mixed_negatives, sharpened_info_nce
 from taskdistill.model.projection import Projection
 from taskdistill.recipe.phases import (
-    MENU_ACTS,
     AdapterConfig,
     HardNegativeWeighting,
     LossOptions,
@@ -33,31 +27,28 @@ from taskdistill.train.arithmetic import to_device
 from taskdistill.train.collate import TrainBatch
 from taskdistill.types import RowKind
 
-LIST_KL = "list_kl"
-TEACHER_NCE = "teacher_nce"
-TEACHER_TERMS = (*MENU, LIST_KL, TEACHER_NCE)
-"""Terms that compare with the teacher's vectors, beside `distill`."""
 LAYERS = "hidden"
 
 
-def check_menu(where: str, settings: PhaseConfig, wanted: Mapping[str, float]) -> None:
+def check_menu(where: str, settings: PhaseConfig, weights: Mapping[str, float]) -> None:
     """Refuse settings of terms that have no weight, and ramps that move none.
 
     Args:
-        wanted: Terms with a weight above 0.
+        weights: Terms with a weight above 0.
 
     Raises:
         BadInput: Naming the setting.
     """
     for name in settings.weight_schedule:
-        if name not in wanted:
+        if name not in weights:
             raise BadInput(
                 f"{where}.weight_schedule.{name} has no effect: that term has no weight above 0; remove it"
             )
-    for name, terms in MENU_ACTS.items():
+    for name in type(settings.menu).model_fields:
+        terms = [term.name for term in LOSSES.values() if name in term.options.values()]
         if getattr(settings.menu, name) != type(settings.menu).model_fields[
             name
-        ].default and not wanted.keys() & set(terms):
+        ].default and not weights.keys() & set(terms):
             raise BadInput(
                 f"{where}.menu.{name} has no effect without a weight of {' or '.join(terms)}; remove it"
             )
@@ -67,9 +58,9 @@ def _check_sharpen(
     name: str, settings: AdapterConfig, used: Sequence[Dataset], requested: Mapping[str, float]
 ) -> None:
     """Refuse what would sharpen no contrast: without its term, or without hard negatives in the rows."""
-    if not settings.sharpen.acts():
+    if not settings.sharpen.enabled:
         return
-    if not requested.keys() & {"info_nce", "binary_info_nce", "int8_info_nce"} or all(
+    if not requested.keys() & set(CONTRASTS) or all(
         dataset.kind is not RowKind.PAIRS for dataset in used
     ):
         raise BadInput(f"{name}.sharpen has no effect without a contrast of pairs; remove it")
@@ -93,18 +84,18 @@ def _check_sharpen(
 
 
 def check_adapter(
-    where: str, settings: AdapterConfig, used: Sequence[Dataset], wanted: Mapping[str, float]
+    where: str, settings: AdapterConfig, used: Sequence[Dataset], weights: Mapping[str, float]
 ) -> None:
     """Refuse what has no effect on an adapter.
 
     Args:
-        wanted: Terms with a weight above 0.
+        weights: Terms with a weight above 0.
 
     Raises:
         BadInput: Naming the setting.
     """
-    check_menu(where, settings, wanted)
-    _check_sharpen(where, settings, used, wanted)
+    check_menu(where, settings, weights)
+    _check_sharpen(where, settings, used, weights)
 
 
 def check_stage1(where: str, settings: Stage1Config, used: Sequence[Dataset]) -> None:
@@ -121,11 +112,13 @@ def check_stage1(where: str, settings: Stage1Config, used: Sequence[Dataset]) ->
                 raise BadInput(
                     f"{where}.{name} has no effect: no term with a weight goes through the projection; remove it"
                 )
-    if requested.keys() == {LIST_KL} and any(dataset.kind is not RowKind.PAIRS for dataset in used):
+    if requested.keys() == {"list_kl"} and any(
+        dataset.kind is not RowKind.PAIRS for dataset in used
+    ):
         raise BadInput(
             f"{where}: list_kl is a term of pairs, and some sources hold other rows; give a weight to distill as well"
         )
-    if LIST_KL in requested and all(dataset.kind is not RowKind.PAIRS for dataset in used):
+    if "list_kl" in requested and all(dataset.kind is not RowKind.PAIRS for dataset in used):
         raise BadInput(
             f"{where}.weights.list_kl has no effect: no source of the phase holds pairs; remove it"
         )
@@ -156,12 +149,11 @@ def stage1_weights(name: str, weights: Mapping[str, float]) -> dict[str, float]:
     Raises:
         BadInput: If a term does not exist, or all are off.
     """
-    known = ("distill", *TEACHER_TERMS)
     refuse_layers(name, weights)
     for term in weights:
-        if term not in known:
+        if term not in STAGE1_TERMS:
             raise BadInput(
-                f"{name}.weights names {term!r}, which this phase does not have{did_you_mean(term, known)}"
+                f"{name}.weights names {term!r}, which this phase does not have{did_you_mean(term, STAGE1_TERMS)}"
             )
     requested = {
         term: weight for term, weight in (weights or {"distill": 1.0}).items() if weight > 0
@@ -174,15 +166,8 @@ def stage1_weights(name: str, weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def needs_projection(terms: Collection[str]) -> bool:
-    """Say whether some terms compare vectors in the teacher's space, through the projection.
-
-    Args:
-        terms: Names of terms with a weight above 0.
-
-    Returns:
-        Whether one does; the others compare similarities among texts, which need no common space.
-    """
-    return bool({"distill", TEACHER_NCE, *IN_TEACHER_SPACE} & set(terms))
+    """Say whether some terms compare in the teacher's space; the others compare similarities, which need no common space."""
+    return any("projection" in LOSSES[name].needs for name in terms)
 
 
 def weight_at(weights: Mapping[str, float], settings: PhaseConfig, step: int) -> dict[str, float]:
@@ -230,17 +215,17 @@ def teacher_terms(
     projection: Projection | None,
     dims: Sequence[int],
     settings: PhaseConfig,
-    wanted: Collection[str],
+    names: Collection[str],
     *,
     widths: Sequence[int] = (),
 ) -> dict[str, Tensor]:
-    """Take every wanted term of the menu that the batch allows, over every prefix.
+    """Take every named term against the teacher that the batch allows, over every prefix.
 
     Args:
         vectors: Pooled vectors of the texts, `(texts, D)`.
         teacher: The teacher's vectors of `Prepared.distilled`, `(n, T)`; of several teachers side by side, not a number where one has none.
         projection: Into the teacher's space, or None.
-        wanted: Terms with a weight above 0.
+        names: Terms with a weight above 0.
         widths: Size of each teacher's vectors, where there are several: a term is then its mean over the teachers that know the texts.
 
     Returns:
@@ -248,11 +233,13 @@ def teacher_terms(
     """
     parts = _teacher_parts(teacher, widths)
     terms: dict[str, Tensor] = {}
-    for name in (each for each in TEACHER_TERMS if each in wanted):
-        if name == LIST_KL and prepared.batch.kind is not RowKind.PAIRS:
+    for name in (each for each in TEACHER_TERMS if each in names):
+        if name == "list_kl" and prepared.batch.kind is not RowKind.PAIRS:
             continue
         values = [
-            _teacher_term(name, part, vectors, prepared, teacher, projection, dims, settings.menu)
+            _teacher_term(
+                LOSSES[name], part, vectors, prepared, teacher, projection, dims, settings.menu
+            )
             for part in parts
         ]
         terms[name] = torch.stack(values).mean() if values else 0.0 * vectors.sum()
@@ -260,7 +247,7 @@ def teacher_terms(
 
 
 def _teacher_term(
-    name: str,
+    term: LossTerm,
     part: _TeacherPart,
     vectors: Tensor,
     prepared: TrainBatch,
@@ -270,13 +257,14 @@ def _teacher_term(
     menu: LossOptions,
 ) -> Tensor:
     """Take one term against one teacher, on the texts that it knows."""
-    if name == LIST_KL:
-        return _lists(part, vectors, prepared, teacher, dims, menu.list_temperature)
-    chosen = vectors[to_device(prepared.compared(), vectors.device)]
+    options: dict[str, Any] = {key: getattr(menu, name) for key, name in term.options.items()}
+    if term.name == "list_kl":
+        return _lists(part, vectors, prepared, teacher, dims, **options)
+    student_all = vectors[to_device(prepared.compared(), vectors.device)]
     read = torch.tensor(prepared.read, device=vectors.device)
     target = teacher[:, part.columns]
     if part.known is not None:
-        chosen, read, target = chosen[part.known], read[part.known], target[part.known]
+        student_all, read, target = student_all[part.known], read[part.known], target[part.known]
     target = normalize(target)
 
     def project(unit: Tensor) -> Tensor:
@@ -284,45 +272,23 @@ def _teacher_term(
         projected: Tensor = projection(unit)
         return projected[:, part.columns]
 
-    if name == TEACHER_NCE:
-        return teacher_info_nce(
-            chosen,
-            read,
-            target,
-            None if projection is None else project,
-            dims,
-            menu.nce_temperature,
-        )
-    options: dict[str, Any] = {}
-    if name in ("score_softmax", "score_kl"):
-        options = {
-            "temperature": menu.score_temperature
-            if name == "score_softmax"
-            else menu.kl_temperature
-        }
-    elif name == "relative":
-        options = {"margin": menu.relative_margin, "couples": menu.couples}
-    elif name == "rkd_angle":
-        options = {"corners": menu.corners}
-    if name == "score_kl":
+    if term.name == "teacher_nce":
+        into = None if projection is None else project
+        return term.formula(student_all, read, target, into, dims, **options)
+    if term.name == "score_kl":
         options["same"] = read[:, None] == read[None, :]
 
-    def one(dim: int) -> Tensor:
-        student, reference = normalize(chosen[:, :dim]), target
-        if name in IN_TEACHER_SPACE:
-            student, reference = (
-                (student, normalize(target[:, :dim]))
-                if projection is None
-                else (project(student), target)
-            )
-        sampled = (
-            {"generator": step_rng(prepared.batch.step)}
-            if name in ("relative", "rkd_angle")
-            else {}
-        )
-        return MENU[name](student, reference, **options, **sampled)
+    def at_width(dim: int) -> Tensor:
+        student, reference = normalize(student_all[:, :dim]), target
+        if "projection" in term.needs and projection is not None:
+            student = project(student)
+        elif "projection" in term.needs:
+            reference = normalize(target[:, :dim])
+        # Every prefix draws the same sample, and so does a continued run.
+        sample = {"generator": step_rng(prepared.batch.step)} if term.draws else {}
+        return term.formula(student, reference, **options, **sample)
 
-    return over_prefixes(one, dims)
+    return over_prefixes(at_width, dims)
 
 
 def _lists(
@@ -351,7 +317,7 @@ def _lists(
 
     def one(dim: int) -> Tensor:
         student = normalize(vectors[:, :dim])
-        return list_kl(
+        return LOSSES["list_kl"].formula(
             student[places[queries]],
             student[places[listed]],
             target[queries],
@@ -405,35 +371,3 @@ def sharpened(
 def step_rng(step: int) -> torch.Generator:
     """Return a source of draws that depends on the step alone, so that a continued run draws the same."""
     return torch.Generator().manual_seed(0x5EED + step)
-
-
-def teacher_info_nce(
-    chosen: Tensor,
-    read: Tensor,
-    target: Tensor,
-    project: Callable[[Tensor], Tensor] | None,
-    dims: Sequence[int],
-    temperature: float,
-) -> Tensor:
-    """InfoNCE of each text against the teacher's vectors of the batch, over every prefix (ours).
-
-    A cosine alone lets all vectors drift towards the mean of the teacher's; here a text has to be nearer to its own teacher vector
-    than to those of the other texts. Texts for which the teacher read the same one are no negatives of each other.
-
-    Args:
-        chosen: Pooled vectors of the compared texts, `(n, D)`.
-        read: Number of the text that the teacher read for each, `(n,)`.
-        target: The teacher's vectors, `(n, T)`.
-        project: Into the teacher's space, or None.
-    """
-    positives = torch.arange(len(read), device=chosen.device)
-    same = read[:, None] == read[None, :]
-
-    def one(dim: int) -> Tensor:
-        student = normalize(chosen[:, :dim])
-        student, teacher = (
-            (student, target[:, :dim]) if project is None else (normalize(project(student)), target)
-        )
-        return info_nce(student, normalize(teacher), positives, temperature, same)
-
-    return over_prefixes(one, dims)

@@ -11,53 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.losses import formulas
-from taskdistill.losses.distillation import MENU
-from taskdistill.losses.formulas import normalize, over_prefixes
+from taskdistill.losses.registry import CONTRASTS, LOSSES, SPREADS, TEACHER_TERMS, task_terms
+from taskdistill.losses.term import normalize, over_prefixes
+from taskdistill.losses.terms.contrastive import info_nce
+from taskdistill.losses.terms.cosent import cosent
+from taskdistill.losses.terms.embedding import embedding_distance, teachers_distance
+from taskdistill.losses.terms.relational import relational_distance
 from taskdistill.model.projection import Projection
 from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, StaticConfig
-from taskdistill.tasks import Task
+from taskdistill.tasks import TASKS, Task
 from taskdistill.train.arithmetic import to_device
 from taskdistill.train.collate import TrainBatch, false_negatives
-from taskdistill.train.loss_terms import TEACHER_TERMS, refuse_layers, sharpened, teacher_terms
+from taskdistill.train.loss_terms import refuse_layers, sharpened, teacher_terms
 from taskdistill.types import RowKind
-
-WEIGHTS: dict[Task, dict[str, float]] = {
-    Task.RETRIEVAL: {"info_nce": 1.0, "distill": 2.0, "gor": 1.0},
-    Task.TEXT_MATCHING: {"cosent": 1.0, "info_nce": 1.0, "distill": 2.0},
-    Task.CLUSTERING: {"distill": 1.0},
-    Task.CLASSIFICATION: {"info_nce": 1.0, "relational": 20.0},
-}
-"""The paper's loss weights (Table A1); a recipe may set others, and may add a term that the task's data allows."""
-
-MORE_OF_PAIRS = (
-    "gor",
-    "gor_hinged",
-    "centre",
-    "binary_info_nce",
-    "int8_info_nce",
-    "relational",
-    *TEACHER_TERMS,
-)
-TERMS: dict[Task, tuple[str, ...]] = {
-    Task.RETRIEVAL: ("info_nce", "distill", *MORE_OF_PAIRS),
-    Task.TEXT_MATCHING: ("cosent", "info_nce", "distill", *MORE_OF_PAIRS),
-    Task.CLUSTERING: ("distill", *MENU),
-    Task.CLASSIFICATION: ("info_nce", "relational"),
-}
-
-CONTRASTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "info_nce": normalize,
-    "binary_info_nce": formulas.sign_straight_through,
-    "int8_info_nce": formulas.int8_straight_through,
-}
-"""Forms of InfoNCE, by what the vectors are in the forward pass."""
-SPREADS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gor": formulas.gor,
-    "gor_hinged": formulas.gor_hinged,
-    "centre": formulas.mean_vector_penalty,
-}
-"""Regularisers of one side of a batch."""
 
 Terms = dict[str, Tensor]
 
@@ -124,23 +90,15 @@ def weights_for(task: Task, weights: Mapping[str, float]) -> dict[str, float]:
         BadInput: If a term is not one of the task's.
     """
     refuse_layers(f"adapters.{task.value}", weights)
+    known = task_terms(task)
     for name in weights:
-        if name not in TERMS[task]:
+        if name not in known:
             raise BadInput(
-                f"adapters.{task.value}.weights names {name!r}, which this task does not have{did_you_mean(name, TERMS[task])}"
+                f"adapters.{task.value}.weights names {name!r}, which this task does not have{did_you_mean(name, known)}"
             )
-    return {name: weight for name, weight in (WEIGHTS[task] | dict(weights)).items() if weight > 0}
-
-
-def terms_of(task: Task, kind: RowKind) -> tuple[str, ...]:
-    """Say which of a task's terms a kind of rows has."""
-    if task is not Task.TEXT_MATCHING:
-        return TERMS[task]
-    return (
-        ("cosent", "relational")
-        if kind is RowKind.SCORED
-        else tuple(name for name in TERMS[task] if name != "cosent")
-    )
+    return {
+        name: weight for name, weight in ({**TASKS[task].losses, **weights}).items() if weight > 0
+    }
 
 
 def distill(
@@ -155,7 +113,7 @@ def distill(
 
     Args:
         vectors: Pooled vectors of the texts, `(texts, D)`.
-        heads: Holds the projection, or none if the sizes are equal and none is wanted.
+        heads: Holds the projection, or none if the sizes are equal and none is trained.
         reduction: `mean` over the texts or `sum`.
     """
     assert targets.teacher is not None
@@ -166,7 +124,7 @@ def distill(
         prefix = normalize(chosen[:, :dim])
         projected = prefix if heads.projection is None else heads.projection(prefix)
         if heads.widths:
-            return formulas.teachers_distance(
+            return teachers_distance(
                 projected,
                 target,
                 heads.widths,
@@ -174,9 +132,7 @@ def distill(
                 reduction="sum" if reduction == "sum" else "mean",
             )
         requested = target if heads.projection is not None else target[:, :dim]
-        return formulas.embedding_distance(
-            projected, requested, "sum" if reduction == "sum" else "mean"
-        )
+        return embedding_distance(projected, requested, "sum" if reduction == "sum" else "mean")
 
     return over_prefixes(one, dims)
 
@@ -188,13 +144,13 @@ def pairs(
     heads: Heads,
     dims: Sequence[int],
     settings: AdapterConfig,
-    wanted: Mapping[str, float],
+    weights: Mapping[str, float],
 ) -> tuple[Terms, float]:
     """Terms of a batch of pairs or triplets: retrieval, and text-matching without scores (5.1, 5.2).
 
     Args:
         vectors: Pooled vectors, `(texts, D)`.
-        wanted: Terms with a weight above 0.
+        weights: Terms with a weight above 0.
 
     Returns:
         Named terms, and the share of in-batch candidates that were masked as false negatives.
@@ -204,7 +160,7 @@ def pairs(
     device = vectors.device
     first, second = to_device(prepared.first, device), to_device(prepared.second, device)
     masked = 0.0
-    if CONTRASTS.keys() & wanted.keys():
+    if weights.keys() & set(CONTRASTS):
         excluded = false_negatives(
             prepared,
             targets.teacher_similarities,
@@ -220,35 +176,38 @@ def pairs(
         )
         positives = torch.arange(len(first), device=device)
         tau = temperature(heads, settings)
-        for name, shape in CONTRASTS.items():
-            if name in wanted:
+        for name in CONTRASTS:
+            shape = LOSSES[name].shape
+            if name in weights and shape is not None:
 
                 def contrast(dim: int, shape: Callable[[Tensor], Tensor] = shape) -> Tensor:
                     queries, documents = (
                         shape(vectors[first, :dim]),
                         shape(vectors[candidates, :dim]),
                     )
-                    if settings.sharpen.acts():
+                    if settings.sharpen.enabled:
                         return sharpened(
                             queries, documents, positives, tau, mask, prepared, settings.sharpen
                         )
-                    return formulas.info_nce(queries, documents, positives, tau, mask)
+                    return info_nce(queries, documents, positives, tau, mask)
 
                 terms[name] = over_prefixes(contrast, dims)
-    if "distill" in wanted:
+    if "distill" in weights:
         terms["distill"] = distill(vectors, prepared, targets, heads, dims)
-    for name, spread in SPREADS.items():
-        if name in wanted:
+    for name in SPREADS:
+        if name in weights:
 
-            def both_sides(dim: int, spread: Callable[[Tensor], Tensor] = spread) -> Tensor:
+            def both_sides(
+                dim: int, spread: Callable[[Tensor], Tensor] = LOSSES[name].formula
+            ) -> Tensor:
                 return spread(normalize(vectors[first, :dim])) + spread(
                     normalize(vectors[second, :dim])
                 )
 
             terms[name] = over_prefixes(both_sides, dims)
-    if "relational" in wanted:
+    if "relational" in weights:
         terms["relational"] = relational(vectors, targets, dims, settings)
-    return terms | compared(vectors, prepared, targets, heads, dims, settings, wanted), masked
+    return terms | compared(vectors, prepared, targets, heads, dims, settings, weights), masked
 
 
 def compared(
@@ -258,18 +217,18 @@ def compared(
     heads: Heads,
     dims: Sequence[int],
     settings: PhaseConfig,
-    wanted: Mapping[str, float],
+    weights: Mapping[str, float],
 ) -> Terms:
     """Terms of the menu that compare with the teacher, beside `distill`.
 
     Args:
         vectors: Pooled vectors, `(texts, D)`.
-        wanted: Terms with a weight above 0.
+        weights: Terms with a weight above 0.
 
     Returns:
-        Named terms; none where none is wanted.
+        Named terms; none where none has a weight.
     """
-    names = [name for name in TEACHER_TERMS if name in wanted]
+    names = [name for name in TEACHER_TERMS if name in weights]
     if not names or not prepared.distilled:
         return {}
     assert targets.teacher is not None
@@ -305,7 +264,7 @@ def relational(
     )
 
     def relate(dim: int) -> Tensor:
-        return formulas.relational_distance(
+        return relational_distance(
             normalize(student[:, :dim]), normalize(base[:, :dim]), settings.relational_mean_gradient
         )
 
@@ -318,13 +277,13 @@ def graded(
     targets: Targets,
     dims: Sequence[int],
     settings: AdapterConfig | StaticConfig,
-    wanted: Mapping[str, float],
+    weights: Mapping[str, float],
 ) -> Terms:
     """CoSENT of a batch with gold scores (5.2); such a batch has no distillation term.
 
     Args:
         vectors: Pooled vectors, `(texts, D)`.
-        wanted: Terms with a weight above 0.
+        weights: Terms with a weight above 0.
 
     Returns:
         The terms `cosent` and `relational`.
@@ -337,10 +296,10 @@ def graded(
 
     def one(dim: int) -> Tensor:
         cosines = (normalize(vectors[first, :dim]) * normalize(vectors[second, :dim])).sum(1)
-        return formulas.cosent(cosines, scores, settings.cosent_temperature)
+        return cosent(cosines, scores, settings.cosent_temperature)
 
-    terms = {"cosent": over_prefixes(one, dims)} if "cosent" in wanted else {}
-    if "relational" in wanted and isinstance(settings, AdapterConfig):
+    terms = {"cosent": over_prefixes(one, dims)} if "cosent" in weights else {}
+    if "relational" in weights and isinstance(settings, AdapterConfig):
         terms["relational"] = relational(vectors, targets, dims, settings)
     return terms
 
@@ -352,14 +311,14 @@ def classification(
     heads: Heads,
     dims: Sequence[int],
     settings: AdapterConfig,
-    wanted: Mapping[str, float],
+    weights: Mapping[str, float],
 ) -> tuple[Terms, float]:
     """Bidirectional InfoNCE with label masking, and relational distillation against the base (5.4).
 
     Args:
         vectors: Pooled vectors, `(texts, D)`.
         targets: Holds the base's vectors of the same texts.
-        wanted: Terms with a weight above 0.
+        weights: Terms with a weight above 0.
 
     Returns:
         Named terms, and the share of candidates masked for having the anchor's label.
@@ -381,17 +340,17 @@ def classification(
             (same_d.sum() - len(labels)) / same_d.numel()
         )  # counted on the CPU: a card would have to be waited for
         same_d, same_a = same_d.to(device), same_a.to(device)
-    if "info_nce" in wanted:
+    if "info_nce" in weights:
         tau = temperature(heads, settings)
 
         def contrast(dim: int) -> Tensor:
             unit = normalize(vectors[:, :dim])
-            forward = formulas.info_nce(unit[anchors], unit[documents], diagonal, tau, same_d)
-            backward = formulas.info_nce(unit[positives], unit[anchors], diagonal, tau, same_a)
+            forward = info_nce(unit[anchors], unit[documents], diagonal, tau, same_d)
+            backward = info_nce(unit[positives], unit[anchors], diagonal, tau, same_a)
             return forward + backward
 
         terms["info_nce"] = over_prefixes(contrast, dims)
-    if "relational" in wanted:
+    if "relational" in weights:
         terms["relational"] = relational(
             vectors, targets, dims, settings, torch.cat([anchors, documents])
         )

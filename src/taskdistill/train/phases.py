@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from taskdistill.data.batches import Batch, BatchPlan
 from taskdistill.data.rows import Dataset
 from taskdistill.errors import BadInput
+from taskdistill.losses.registry import AMONG_ROWS, SPREADS, TEACHER_TERMS, task_terms
+from taskdistill.losses.terms.listwise import teacher_info_nce
 from taskdistill.model.lora import adapter_parameters, attach, lora_config
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import StaticModel, TransformerModel
 from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, Stage1Config, StaticConfig
 from taskdistill.recipe.recipe import Recipe
-from taskdistill.tasks import Task
+from taskdistill.tasks import TASKS, Task
 from taskdistill.teacher.protocol import View
 from taskdistill.teacher.store import TeacherStore
 from taskdistill.train.collate import TrainBatch, collate
 from taskdistill.train.context import Phase
 from taskdistill.train.loss_terms import (
-    TEACHER_TERMS,
     check_adapter,
     check_stage1,
     stage1_weights,
-    teacher_info_nce,
 )
 from taskdistill.train.objective import (
     Heads,
@@ -37,22 +37,10 @@ from taskdistill.train.objective import (
     compared,
     distill,
     graded,
-    terms_of,
     weights_for,
 )
 from taskdistill.train.optim import HeadSchedule
 from taskdistill.types import RowKind, TeacherSide
-
-ALLOWED: dict[Task, tuple[RowKind, ...]] = {
-    Task.RETRIEVAL: (RowKind.PAIRS,),
-    Task.TEXT_MATCHING: (RowKind.PAIRS, RowKind.SCORED),
-    Task.CLUSTERING: (RowKind.PAIRS, RowKind.TEXTS, RowKind.LABELLED),
-    Task.CLASSIFICATION: (RowKind.LABELLED,),
-}
-"""Kinds of rows that each task's objective can use (section 5)."""
-SPREAD = {"gor", "gor_hinged", "centre"}
-AMONG_ROWS = {"info_nce", "binary_info_nce", "int8_info_nce"} | SPREAD
-"""Terms that compare the rows of a batch with each other."""
 
 
 def static_phase(settings: StaticConfig) -> PhaseConfig:
@@ -132,8 +120,8 @@ def plan_phase(
     task = phase_task(name)
     used = [datasets[source] for source, weight in settings.sources.items() if weight > 0]
     for dataset in used:
-        if task is not None and dataset.kind not in ALLOWED[task]:
-            allowed = ", ".join(ALLOWED[task])
+        if task is not None and dataset.kind not in TASKS[task].row_kinds:
+            allowed = ", ".join(TASKS[task].row_kinds)
             raise BadInput(
                 f"{name}: source {dataset.name!r} has {dataset.kind} rows, this task learns from {allowed}"
             )
@@ -150,7 +138,7 @@ def plan_phase(
     if task is not None and isinstance(settings, AdapterConfig):
         requested = weights_for(task, settings.weights)
         for dataset in used:
-            terms = terms_of(task, dataset.kind)
+            terms = task_terms(task, dataset.kind)
             _check_contrast(name, settings, dataset, requested)
             if not requested.keys() & set(terms):
                 raise BadInput(
@@ -185,10 +173,10 @@ def _check_contrast(
     size = settings.long_sources.get(dataset.name, (settings.batch_size, 0))[0]
     if size > 1 or dataset.kind is not RowKind.PAIRS:
         return
-    idle = (
-        SPREAD if settings.negatives and any(row.negatives for row in dataset.rows) else AMONG_ROWS
-    )
-    if result := sorted(requested.keys() & idle):
+    # Hard negatives give a contrast of one pair; nothing gives a spread of one vector.
+    has_hard = settings.negatives and any(row.negatives for row in dataset.rows)
+    idle = SPREADS if has_hard else AMONG_ROWS
+    if result := sorted(requested.keys() & set(idle)):
         raise BadInput(
             f"{name}: a batch of 1 row of {dataset.name!r} has no other row to contrast with ({', '.join(result)}); set batch_size to 2 or more"
         )
@@ -394,7 +382,7 @@ def adapter_job(
     learned = (
         settings.learn_temperature
         if settings.learn_temperature is not None
-        else task is Task.RETRIEVAL
+        else TASKS[task].learns_temperature
     )
     if learned and "info_nce" in weights:
         heads.log_temperature = nn.Parameter(torch.tensor(settings.temperature).log())

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from taskdistill.losses.formulas import normalize
+from taskdistill.losses.term import normalize
 
 Method = Literal["least_squares", "rotation"]
 

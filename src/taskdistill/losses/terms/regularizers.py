@@ -1,0 +1,74 @@
+"""Regularizers of one side of a batch, without a teacher."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from taskdistill.losses.term import PAIR_ROWS, LossTerm
+from taskdistill.tasks import Task
+
+
+def gor(vectors: Tensor) -> Tensor:
+    """Global orthogonal regulariser (GOR): mean squared similarity of different rows (section 5.1).
+
+    Only the second moment of the original spread-out regulariser: no squared mean, no hinge at 1/D.
+
+    Args:
+        vectors: Unit rows, `(B, D)`, B at least 2.
+
+    Returns:
+        Scalar between 0 and 1.
+    """
+    count = vectors.shape[0]
+    squares = (vectors @ vectors.T).square()
+    return (squares.sum() - squares.diagonal().sum()) / (count * (count - 1))
+
+
+def gor_hinged(vectors: Tensor) -> Tensor:
+    """Spread-out regulariser with its mean and its hinge (arXiv 1708.06320), as sentence-transformers has it; `spread_out` has neither.
+
+    Args:
+        vectors: Unit rows, `(B, D)`, B at least 2.
+
+    Returns:
+        Scalar: the squared mean of the similarities of different rows, plus by how much the mean of their squares exceeds 1 / D, the
+        value of random directions.
+    """
+    count, width = vectors.shape
+    similarities = vectors @ vectors.T
+    others = count * (count - 1)
+    mean = (similarities.sum() - similarities.diagonal().sum()) / others
+    return mean.square() + F.relu(gor(vectors) - 1 / width)
+
+
+def mean_vector_penalty(vectors: Tensor) -> Tensor:
+    """Squared length of the mean of unit rows: how far they lie to one side (ours).
+
+    Sign bits tell texts apart only where a coordinate is above zero for some and below for others. Queries and documents have
+    means of their own, so this is taken of each side.
+
+    Args:
+        vectors: Unit rows, `(B, D)`.
+
+    Returns:
+        Scalar between 0 and 1; for random directions 1 / B.
+    """
+    return vectors.mean(0).square().sum()
+
+
+TERMS = tuple(
+    LossTerm(
+        name=name,
+        order=order,
+        formula=formula,
+        tasks=(Task.RETRIEVAL, Task.TEXT_MATCHING),
+        rows=PAIR_ROWS,
+        needs=frozenset({"several_rows", "both_sides"}),
+    )
+    for name, order, formula in (
+        ("gor", 3, gor),
+        ("gor_hinged", 4, gor_hinged),
+        ("centre", 5, mean_vector_penalty),
+    )
+)
