@@ -33,6 +33,7 @@ from taskdistill.evaluate.datasets import task_types
 from taskdistill.export.export import FORMATS
 from taskdistill.export.vector_databases import ENGINES
 from taskdistill.losses import registry
+from taskdistill.losses.term import normalize, over_prefixes
 from taskdistill.losses.terms.contrastive import (
     info_nce,
     int8_straight_through,
@@ -80,6 +81,8 @@ __all__ = [
     "encode_chunks",
     "encode_windows",
     "load_recipe",
+    "normalize",
+    "over_prefixes",
     "train_recipe",
 ]
 
