@@ -17,12 +17,8 @@ from taskdistill.export.export import export
 from taskdistill.model.folder import read_model
 from taskdistill.pipeline.setup import start_student
 from taskdistill.pipeline.train import train
-from taskdistill.recipe.recipe import (
-    SEARCH_INSTRUCTION,
-    TOPIC_INSTRUCTION,
-    load_recipe,
-    parse_recipe,
-)
+from taskdistill.recipe.recipe import load_recipe, parse_recipe
+from taskdistill.recipe.teacher import SEARCH_INSTRUCTION, TOPIC_INSTRUCTION
 from taskdistill.tasks import Task
 
 RECIPES = Path(__file__).parents[2] / "recipes"

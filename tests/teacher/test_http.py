@@ -10,7 +10,7 @@ import pytest
 from helpers.teacher_fakes import LIES, FakeTeacher, Server, edited, good, lying, status, stored
 
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.recipe.recipe import TeacherConfig
+from taskdistill.recipe.teacher import TeacherConfig
 from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.http import HttpTeacher
 from taskdistill.teacher.make import make_teacher

@@ -17,7 +17,7 @@ from taskdistill.model.fingerprint import fingerprint
 from taskdistill.model.folder import read_model, write_model
 from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.student import StaticModel
-from taskdistill.recipe.recipe import TeacherConfig
+from taskdistill.recipe.teacher import TeacherConfig
 from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.local import LocalTeacher
 from taskdistill.teacher.make import make_teacher

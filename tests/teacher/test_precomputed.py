@@ -10,7 +10,7 @@ import pytest
 from helpers.teacher_fakes import stored, vector
 
 from taskdistill.errors import BadInput
-from taskdistill.recipe.recipe import InstructionConfig, TeacherConfig
+from taskdistill.recipe.teacher import InstructionConfig, TeacherConfig
 from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.precomputed import PrecomputedTeacher

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from taskdistill.errors import BadInput
 from taskdistill.io.folders import seal
-from taskdistill.recipe.recipe import InstructionConfig
+from taskdistill.recipe.teacher import InstructionConfig
 from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.keys import KeyIndex, first_seen, key_name, text_keys
 from taskdistill.teacher.protocol import (

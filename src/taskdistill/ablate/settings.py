@@ -14,8 +14,8 @@ from pydantic import Field, ValidationError, model_validator
 from taskdistill.ablate.arms import ARMS, CORE, Arm, arm_of
 from taskdistill.errors import BadInput, did_you_mean
 from taskdistill.pipeline.context import deciding_data
+from taskdistill.recipe.base import ConfigModel, Fraction, Positive
 from taskdistill.recipe.load import explain, read_recipe
-from taskdistill.recipe.phases import ConfigModel, Positive, Share
 from taskdistill.recipe.recipe import Recipe, parse_recipe
 from taskdistill.seeding import later_seed
 from taskdistill.tasks import Task
@@ -59,10 +59,10 @@ class Ablation(ConfigModel):
     other_seeds: Positive | None = Field(
         default=None, description="Seeds of every other arm; None: as many"
     )
-    second_share: Share = Field(
+    second_share: Fraction = Field(
         default=0.3,
         gt=0,
-        description="Share of the steps that a second phase has (D->DC, D->C, D->D)",
+        description="Fraction of the steps that a second phase has (D->DC, D->C, D->D)",
     )
     temperature: Rate = Field(default=0.05, description="Of InfoNCE where it is not tuned")
     distill_weight: Rate = Field(
@@ -84,7 +84,7 @@ class Ablation(ConfigModel):
         default=6, description="Settings tried for each tuned arm; the first is the untuned one"
     )
     trial_share: float = Field(
-        default=0.25, gt=0, le=1, description="Share of the steps that a trial has"
+        default=0.25, gt=0, le=1, description="Fraction of the steps that a trial has"
     )
     ranges: SearchSpace = Field(default_factory=SearchSpace)
     points: Positive = Field(

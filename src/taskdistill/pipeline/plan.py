@@ -29,14 +29,9 @@ from taskdistill.pipeline.profile import matrix_rate
 from taskdistill.pipeline.setup import data_root, load_inputs
 from taskdistill.pipeline.train import check_recipe
 from taskdistill.progress import Progress
-from taskdistill.recipe.phases import (
-    AdapterConfig,
-    PhaseConfig,
-    Stage1Config,
-    StaticConfig,
-    StudentVocabConfig,
-)
+from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, Stage1Config, StaticConfig
 from taskdistill.recipe.recipe import Recipe
+from taskdistill.recipe.student import StudentVocabConfig
 from taskdistill.train.arithmetic import choose_arithmetic, training_device
 from taskdistill.train.budget import choose_budget
 from taskdistill.train.phases import preparer, static_phase, teacher_needs

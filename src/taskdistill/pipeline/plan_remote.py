@@ -31,7 +31,8 @@ from taskdistill.pipeline.setup import matryoshka_dims
 from taskdistill.progress import Progress
 from taskdistill.recipe.data import SourceConfig
 from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, StaticConfig
-from taskdistill.recipe.recipe import Recipe, TeacherConfig
+from taskdistill.recipe.recipe import Recipe
+from taskdistill.recipe.teacher import TeacherConfig
 from taskdistill.tasks import TASKS, Task
 from taskdistill.train.budget import Budget
 from taskdistill.train.phases import distils, phase_task, static_phase

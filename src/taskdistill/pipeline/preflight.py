@@ -9,7 +9,8 @@ from taskdistill.model.student import TransformerModel
 from taskdistill.pipeline.check import check_sets, check_student
 from taskdistill.pipeline.plan_remote import sketch_teacher
 from taskdistill.pipeline.setup import start_student
-from taskdistill.recipe.recipe import Recipe, TeacherConfig
+from taskdistill.recipe.recipe import Recipe
+from taskdistill.recipe.teacher import TeacherConfig
 from taskdistill.teacher.make import check_teacher, make_teacher
 
 

@@ -27,7 +27,8 @@ from taskdistill.pipeline.setup import data_root, load_inputs, start_student
 from taskdistill.pipeline.static_student import load_static, train_static
 from taskdistill.pipeline.student_vocab import learn_own_vocabulary, with_own_vocabulary
 from taskdistill.progress import Progress, SilentProgress, Stop, never
-from taskdistill.recipe.recipe import FIRST, Recipe, TeacherConfig, dump_recipe, parse_recipe
+from taskdistill.recipe.recipe import FIRST, Recipe, dump_recipe, parse_recipe
+from taskdistill.recipe.teacher import TeacherConfig
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.protocol import NamedTeacher, Teacher, View, release
 from taskdistill.teacher.store import TeacherStore, open_views

@@ -1,16 +1,11 @@
-"""A recipe's sources: where rows come from, and what is said of them."""
+"""A recipe's data: where rows come from, and what is said of them."""
 
 from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from taskdistill.recipe.phases import ConfigModel, Positive
+from taskdistill.recipe.base import ConfigModel, Positive, is_set
 from taskdistill.types import RowKind, TeacherSide
-
-
-def is_set(part: ConfigModel, name: str) -> bool:
-    """Say whether a field has another value than its default."""
-    return bool(getattr(part, name) != type(part).model_fields[name].default)
 
 
 class SourceConfig(ConfigModel):
@@ -99,3 +94,22 @@ class SourceConfig(ConfigModel):
                 f"score_range {self.score_range} is empty; give the smallest and the largest allowed score"
             )
         return self
+
+
+class DataConfig(ConfigModel):
+    """Where the texts come from."""
+
+    root: str = Field(
+        default="docstrings",
+        description="Folder the sources' paths start from, or `docstrings`: the embedded default",
+    )
+    sources: dict[str, SourceConfig] = Field(description="Name to source")
+    max_bad: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Fraction of rejected rows above which a source is refused",
+    )
+    docstrings_limit: Positive | None = Field(
+        default=None, description="With root docstrings: at most this many training documents"
+    )

@@ -1,61 +1,17 @@
-"""The training phases of a recipe: the instant student, stage 1, the long phase and the adapters."""
+"""The training phases of a recipe: the static student, stage 1, the long phase and the adapters."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from taskdistill.recipe.base import ConfigModel, Fraction, Positive, Weight
+from taskdistill.recipe.student import StaticVocabConfig
 from taskdistill.tasks import Task
-
-Positive = Annotated[int, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 MICRO_BATCH_TOKENS = 512
 """Tokens of a forward pass on a CPU with ample memory: more leave its cache; see docs/performance.md."""
-
-
-class ConfigModel(BaseModel):
-    """Base of every part of a recipe: unknown keys are errors, values do not change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class StaticVocabConfig(ConfigModel):
-    """A vocabulary of its own for the instant student, learned from texts: pieces of a unigram model, without case."""
-
-    size: int = Field(
-        ge=100, le=500_000, description="Pieces, at most; each is one row of the token table"
-    )
-    sources: list[str] | None = Field(
-        default=None,
-        description="Sources whose texts are counted; None: those that the table learns from",
-    )
-    texts: Positive = Field(
-        default=400_000, description="At most this many texts are counted, drawn by the seed"
-    )
-
-
-class StudentVocabConfig(ConfigModel):
-    """A vocabulary of its own for the student, learned from the texts of stage 1; its token table is mixed from the initial model's."""
-
-    size: int = Field(
-        ge=100,
-        le=500_000,
-        description="Pieces that are learned, at most; each is one row of the token table",
-    )
-    keep_words: bool = Field(
-        default=True,
-        description="Add the whole words of the initial vocabulary, so that its language and names stay whole",
-    )
-    texts: Positive = Field(
-        default=400_000, description="At most this many texts are counted, drawn by the seed"
-    )
-    pairs: Positive = Field(
-        default=400_000,
-        description="At most this many pairs of texts are aligned, drawn by the seed",
-    )
 
 
 class StaticConfig(ConfigModel):
@@ -192,9 +148,11 @@ class PhaseConfig(ConfigModel):
     )
     lr: float = Field(gt=0, description="Peak learning rate")
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = Field(default=0.05, ge=0, le=1, description="Share of the steps that warms up")
+    warmup: float = Field(
+        default=0.05, ge=0, le=1, description="Fraction of the steps that warms up"
+    )
     weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     clip: float = Field(default=1.0, gt=0, description="Largest gradient norm")
     matryoshka: bool = Field(
         default=True, description="Every loss term over every prefix of student.matryoshka_dims"
@@ -269,7 +227,7 @@ class Stage1Config(PhaseConfig):
         default=None,
         ge=0,
         le=1,
-        description="Share of the steps in which the projection's rate warms up; None: the phase's",
+        description="Fraction of the steps in which the projection's rate warms up; None: the phase's",
     )
     projection_weight_decay: float | None = Field(
         default=None, ge=0, description="Weight decay of the projection; None: the phase's"

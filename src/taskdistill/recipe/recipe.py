@@ -9,177 +9,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.recipe.data import SourceConfig, is_set
+from taskdistill.recipe.base import ConfigModel, Positive, is_set
+from taskdistill.recipe.data import DataConfig
 from taskdistill.recipe.load import explain, read_recipe
 from taskdistill.recipe.phases import (
     ACTS_FOR,
     AdapterConfig,
-    ConfigModel,
     PhaseConfig,
-    Positive,
     Stage1Config,
     StaticConfig,
-    StudentVocabConfig,
 )
+from taskdistill.recipe.student import StudentConfig
+from taskdistill.recipe.teacher import TeacherConfig
 from taskdistill.seeding import SEEDS
-from taskdistill.tasks import PROMPTS, Task
-from taskdistill.types import Pooling, Precision
-
-SEARCH_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-TOPIC_INSTRUCTION = "Identify the topic or theme of the given document:"
+from taskdistill.tasks import Task
+from taskdistill.types import Precision
 
 FIRST = "teacher"
 """Name of the first teacher among several."""
-
-
-class DataConfig(ConfigModel):
-    """Where the texts come from."""
-
-    root: str = Field(
-        default="docstrings",
-        description="Folder the sources' paths start from, or `docstrings`: the embedded default",
-    )
-    sources: dict[str, SourceConfig] = Field(description="Name to source")
-    max_bad: float = Field(
-        default=0.01,
-        ge=0,
-        le=1,
-        description="Share of rejected rows above which a source is refused",
-    )
-    docstrings_limit: Positive | None = Field(
-        default=None, description="With root docstrings: at most this many training documents"
-    )
-
-
-class InstructionConfig(ConfigModel):
-    """What the teacher is told, by view of a text; None means the raw text (section 4.1)."""
-
-    query: str | None = SEARCH_INSTRUCTION
-    document: str | None = None
-    topic: str | None = TOPIC_INSTRUCTION
-    template: str = Field(
-        default="Instruct: {instruction}\nQuery:{text}",
-        description="How an instruction and a text become one string",
-    )
-
-    @field_validator("template")
-    @classmethod
-    def _has_text(cls, value: str) -> str:
-        if "{text}" not in value:
-            raise ValueError("the template has no {text}")
-        return value
-
-
-class TeacherConfig(ConfigModel):
-    """The teacher: where its vectors come from and what it is told."""
-
-    kind: Literal["local", "http", "precomputed"] = "local"
-    model: str = Field(
-        description="Folder or Hub id (local), model name (http), folder of vectors (precomputed); `all-MiniLM-L6-v2` is embedded"
-    )
-    revision: str | None = Field(
-        default=None, description="Revision; part of every key of the store"
-    )
-    url: str | None = Field(default=None, description="http: base URL up to and including /v1")
-    api_key_env: str | None = Field(
-        default=None, description="http: name of the environment variable that holds the key"
-    )
-    max_length: Positive = Field(
-        default=256, description="Tokens of one text that the teacher sees"
-    )
-    embedding_dim: Positive | None = Field(
-        default=None, description="Refuse vectors of another size; None takes what comes"
-    )
-    instructions: InstructionConfig | None = Field(
-        description="What the teacher is told; null says that this teacher knows no instruction"
-    )
-    trained_on: list[str] | None = Field(
-        default=None,
-        description="Evaluation sets that the teacher is known to have seen, by name or pattern (sts/*); None: not declared",
-    )
-    store: str | None = Field(
-        default=None,
-        description="Folder of the teacher store; default: teacher-store beside the run folder",
-    )
-    trust_remote_code: bool = Field(
-        default=False, description="local: let the model folder run its own code"
-    )
-    device: str = Field(
-        default="auto",
-        description="local: where it runs: auto (an accelerator if there is one) or any device of torch",
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto",
-        description="local: arithmetic of its weights. auto: that of the store at hand; for a new store bfloat16 on an accelerator that "
-        "computes in it, float32 elsewhere",
-    )
-    batch_tokens: Positive | None = Field(
-        default=None, description="local: tokens of one batch; None: by the memory that is free"
-    )
-    licence: str | None = Field(
-        default=None, description="Licence of the teacher, copied to the model card"
-    )
-
-
-class StudentConfig(ConfigModel):
-    """The student: where it starts from and what its vectors look like."""
-
-    init: str = Field(
-        default="teacher",
-        description="`teacher`, or a model folder, Hub id, or `config` to build from `config` at random",
-    )
-    layers: list[int] | None = Field(
-        default=None, description="Layers of the initial model to keep, in order; None keeps all"
-    )
-    config: dict[str, Any] | None = Field(
-        default=None,
-        description="With init: config, the backbone's configuration with its model_type",
-    )
-    tokenizer: str | None = Field(
-        default=None, description="Tokenizer folder; default: the initial model's"
-    )
-    vocabulary: StudentVocabConfig | None = Field(
-        default=None,
-        description="Learn a vocabulary from the texts of stage 1, for languages that the initial one does not know",
-    )
-    pooling: Pooling | None = Field(
-        default=None, description="last, mean or cls; default: the initial model's"
-    )
-    end_token: str | None = Field(
-        default="auto",
-        description="Token appended to every text. auto: with last pooling, a tokenizer that ends no text with a special token "
-        "appends its own end-of-sequence token; null: never",
-    )
-    max_length: Positive = Field(default=512, description="Tokens of one text at inference")
-    rope_theta: float | None = Field(
-        default=None, gt=0, description="RoPE theta at inference; None keeps the backbone's"
-    )
-    matryoshka_dims: list[Positive] = Field(
-        description="Prefix sizes trained for; the full size is always among them"
-    )
-    prompts: dict[str, str] = Field(default_factory=lambda: dict(PROMPTS))
-    binary_offsets: bool = Field(
-        default=False,
-        description="Store the mean vector of queries and of documents, for each task and size, and take it from vectors before their signs",
-    )
-    trust_remote_code: bool = False
-    licence: str | None = Field(
-        default=None, description="Licence of the initial model, copied to the model card"
-    )
-
-    @model_validator(mode="after")
-    def _config_with_init(self) -> StudentConfig:
-        if (self.init == "config") != (self.config is not None):
-            raise ValueError("`init: config` and `config: {...}` go together")
-        if self.vocabulary is not None and (self.tokenizer is not None or self.init == "config"):
-            other = "tokenizer" if self.tokenizer is not None else "init: config"
-            raise ValueError(
-                f"`vocabulary` replaces that of a trained initial model and does not go with `{other}`; leave one out"
-            )
-        return self
 
 
 class ValidationConfig(ConfigModel):

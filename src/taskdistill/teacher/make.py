@@ -6,7 +6,7 @@ from pathlib import Path
 
 from taskdistill.device import resolve_device
 from taskdistill.errors import BadInput
-from taskdistill.recipe.recipe import TeacherConfig
+from taskdistill.recipe.teacher import TeacherConfig
 from taskdistill.teacher.protocol import Teacher
 from taskdistill.teacher.store import stores_of
 

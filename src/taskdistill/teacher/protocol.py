@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from taskdistill.errors import BadInput, WorkFailed
-from taskdistill.recipe.recipe import InstructionConfig
+from taskdistill.recipe.teacher import InstructionConfig
 
 View = Literal["query", "document", "topic"]
 """As what a teacher reads a text: as a query, as a document, or for its topic (sections 4.1 and 5.3)."""

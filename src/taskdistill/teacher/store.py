@@ -20,7 +20,7 @@ from taskdistill.io.atomic import sha256_file
 from taskdistill.io.folders import read_manifest, require_field, write_folder
 from taskdistill.io.lock import writer_lock
 from taskdistill.io.protection import check_writable
-from taskdistill.recipe.recipe import InstructionConfig
+from taskdistill.recipe.teacher import InstructionConfig
 from taskdistill.teacher.keys import KEY_BYTES, KEY_DTYPE, KeyIndex, Keys, first_seen, text_keys
 from taskdistill.teacher.protocol import (
     FLOAT32,

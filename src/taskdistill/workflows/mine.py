@@ -39,7 +39,7 @@ from taskdistill.io.protection import check_writable
 from taskdistill.io.sealed import read_sealed, write_sealed
 from taskdistill.pipeline.setup import data_root
 from taskdistill.progress import Progress, Stop, never
-from taskdistill.recipe.recipe import TeacherConfig
+from taskdistill.recipe.teacher import TeacherConfig
 from taskdistill.tasks import Role, Task
 from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.make import make_teacher
