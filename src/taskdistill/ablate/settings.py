@@ -62,7 +62,7 @@ class Ablation(ConfigModel):
     second_share: Fraction = Field(
         default=0.3,
         gt=0,
-        description="Fraction of the steps that a second phase has (D->DC, D->C, D->D)",
+        description="Share of the steps that a second phase has (D->DC, D->C, D->D)",
     )
     temperature: Rate = Field(default=0.05, description="Of InfoNCE where it is not tuned")
     distill_weight: Rate = Field(
@@ -84,7 +84,7 @@ class Ablation(ConfigModel):
         default=6, description="Settings tried for each tuned arm; the first is the untuned one"
     )
     trial_share: float = Field(
-        default=0.25, gt=0, le=1, description="Fraction of the steps that a trial has"
+        default=0.25, gt=0, le=1, description="Share of the steps that a trial has"
     )
     ranges: SearchSpace = Field(default_factory=SearchSpace)
     points: Positive = Field(

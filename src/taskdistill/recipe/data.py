@@ -108,7 +108,7 @@ class DataConfig(ConfigModel):
         default=0.01,
         ge=0,
         le=1,
-        description="Fraction of rejected rows above which a source is refused",
+        description="Share of rejected rows above which a source is refused",
     )
     docstrings_limit: Positive | None = Field(
         default=None, description="With root docstrings: at most this many training documents"

@@ -148,9 +148,7 @@ class PhaseConfig(ConfigModel):
     )
     lr: float = Field(gt=0, description="Peak learning rate")
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = Field(
-        default=0.05, ge=0, le=1, description="Fraction of the steps that warms up"
-    )
+    warmup: float = Field(default=0.05, ge=0, le=1, description="Share of the steps that warms up")
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     clip: float = Field(default=1.0, gt=0, description="Largest gradient norm")
@@ -227,7 +225,7 @@ class Stage1Config(PhaseConfig):
         default=None,
         ge=0,
         le=1,
-        description="Fraction of the steps in which the projection's rate warms up; None: the phase's",
+        description="Share of the steps in which the projection's rate warms up; None: the phase's",
     )
     projection_weight_decay: float | None = Field(
         default=None, ge=0, description="Weight decay of the projection; None: the phase's"
