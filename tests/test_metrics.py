@@ -17,20 +17,20 @@ from taskdistill import metrics
 def test_ndcg_map_mrr_and_recall_by_hand():
     qrels = {"q": {"a": 2, "b": 1, "c": 0}, "r": {"a": 1}}
     ranking = {"q": {"c": 0.9, "b": 0.8, "a": 0.7}, "r": {"b": 0.9}}
-    found = metrics.retrieval_scores(qrels, ranking, ["q", "r"])
+    result = metrics.retrieval_scores(qrels, ranking, ["q", "r"])
     ideal = 2 + 1 / math.log2(3)
-    assert found["nDCG@10"].tolist() == pytest.approx(
+    assert result["nDCG@10"].tolist() == pytest.approx(
         [(1 / math.log2(3) + 2 / math.log2(4)) / ideal, 0]
     )
-    assert found["MAP@1000"].tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2, 0])
-    assert found["MRR@10"].tolist() == [0.5, 0]
-    assert found["Recall@100"].tolist() == [1, 0]
-    assert found["nDCG@1"].tolist() == [0, 0]
+    assert result["MAP@1000"].tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2, 0])
+    assert result["MRR@10"].tolist() == [0.5, 0]
+    assert result["Recall@100"].tolist() == [1, 0]
+    assert result["nDCG@1"].tolist() == [0, 0]
 
 
 def test_ties_go_to_the_larger_id_in_every_metric():
-    found = metrics.retrieval_scores({"q": {"b": 1}}, {"q": {"a": 0.5, "b": 0.5}}, ["q"])
-    assert found["nDCG@10"][0] == found["MRR@10"][0] == found["MAP@1000"][0] == 1
+    result = metrics.retrieval_scores({"q": {"b": 1}}, {"q": {"a": 0.5, "b": 0.5}}, ["q"])
+    assert result["nDCG@10"][0] == result["MRR@10"][0] == result["MAP@1000"][0] == 1
 
 
 def test_spearman_by_hand_and_of_constants():
@@ -72,11 +72,11 @@ def test_clustering_of_separate_groups_is_perfect_and_repeatable():
         0, 0.01, (60, 8)
     )
     labels = ["a"] * 20 + ["b"] * 20 + ["c"] * 20
-    found = [
+    result = [
         metrics.v_measures(vectors, labels, rng=random.Random(42), experiments=3, sample=90)
         for _ in range(2)
     ]
-    assert found[0].tolist() == found[1].tolist() == [1, 1, 1]
+    assert result[0].tolist() == result[1].tolist() == [1, 1, 1]
     assert metrics.v_measure_once(vectors, labels) == 1
 
 

@@ -51,8 +51,10 @@ def test_every_setting_is_there_with_its_size(cells):
 
 
 def test_scores_are_those_of_what_is_stored(cells):
-    whole = TASK_TYPES["retrieval"].score(DATA, ENCODED.sides).score
-    assert cells[64, "float32", False].score == whole and cells[64, "float32", False].retention == 1
+    complete = TASK_TYPES["retrieval"].score(DATA, ENCODED.sides).score
+    assert (
+        cells[64, "float32", False].score == complete and cells[64, "float32", False].retention == 1
+    )
     queries, documents = truncate(QUERIES, 16), truncate(DOCUMENTS, 16)
     assert (
         cells[16, "float32", False].score
@@ -65,10 +67,10 @@ def test_scores_are_those_of_what_is_stored(cells):
     }
     assert cells[16, "binary", False].score == pytest.approx(score_ranking(DATA, ranking).score)
     ranges = Int8Ranges.fit(DOCUMENTS)
-    found = rank(
+    result = rank(
         DATA, ranges.decode(ranges.encode(QUERIES)), ranges.decode(ranges.encode(DOCUMENTS))
     )
-    assert cells[64, "int8", False].score == score_ranking(DATA, found).score
+    assert cells[64, "int8", False].score == score_ranking(DATA, result).score
 
 
 def test_quality_falls_with_size_and_rescoring_brings_it_back(cells):
@@ -118,16 +120,16 @@ def test_pairs_have_no_search_and_no_rescoring():
         ),
     )
     data = PairData([""] * 100, [""] * 100, np.linspace(1, 0, 100), [""] * 100)
-    found = compression_matrix(
+    result = compression_matrix(
         TASK_TYPES["sts"],
         data,
         EncodedSet({"first": first, "second": second}, 200, 1.0),
         [64, 32],
     )
-    assert [cell.query_ms for cell in found.cells] == [None] * 8 and not any(
-        cell.rescored for cell in found.cells
+    assert [cell.query_ms for cell in result.cells] == [None] * 8 and not any(
+        cell.rescored for cell in result.cells
     )
-    assert found.cells[0].retention == 1 > found.cells[3].retention > 0.8
+    assert result.cells[0].retention == 1 > result.cells[3].retention > 0.8
 
 
 def test_binary_cosine_is_hamming():
@@ -175,8 +177,8 @@ def test_verdict_names_the_cheapest_setting_for_each_share():
 
 def test_means_over_sets_keep_only_common_settings():
     a, b = [cell(8, "int8", 0.9, 8), cell(4, "int8", 0.5, 4)], [cell(8, "int8", 0.7, 8)]
-    found = mean_cells([a, b])
-    assert [(each.dim, each.retention, each.score) for each in found] == [
+    result = mean_cells([a, b])
+    assert [(each.dim, each.retention, each.score) for each in result] == [
         (8, pytest.approx(0.8), pytest.approx(0.4))
     ]
     assert mean_cells([]) == ()
@@ -193,7 +195,7 @@ def test_offsets_shift_the_signs_of_each_side_and_nothing_else():
         role: {dim: truncate(leaning.sides[side], dim).mean(0) for dim in (16, 64)}
         for role, side in (("query", "queries"), ("document", "documents"))
     }
-    plain, own = (
+    plain, with_offsets = (
         {
             (cell.dim, cell.precision, cell.rescored): cell
             for cell in compression_matrix(
@@ -203,7 +205,7 @@ def test_offsets_shift_the_signs_of_each_side_and_nothing_else():
         for each in (None, offsets)
     )
     for setting, cell in plain.items():
-        assert (own[setting].score == cell.score) is (setting[1] != "binary")
+        assert (with_offsets[setting].score == cell.score) is (setting[1] != "binary")
     near = -hamming(
         *(
             pack_bits(leaning.sides[side] - offsets[role][64])
@@ -214,5 +216,7 @@ def test_offsets_shift_the_signs_of_each_side_and_nothing_else():
         q: {f"d{i}": float(s) for i, s in enumerate(row)}
         for q, row in zip(DATA.queries, near, strict=True)
     }
-    assert own[64, "binary", False].score == pytest.approx(score_ranking(DATA, ranking).score)
-    assert own[64, "binary", False].score > plain[64, "binary", False].score + 0.1
+    assert with_offsets[64, "binary", False].score == pytest.approx(
+        score_ranking(DATA, ranking).score
+    )
+    assert with_offsets[64, "binary", False].score > plain[64, "binary", False].score + 0.1

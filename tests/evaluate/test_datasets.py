@@ -100,24 +100,24 @@ def test_folder_without_sets_is_refused(tmp_path):
 
 
 def test_every_set_loads_and_titles_join_the_text(root):
-    found = {each.name: each.load() for each in find_eval_sets(root)}
-    assert found["retrieval/pets"].documents == {"d1": "Cats purr", "d2": "Dogs bark"}
-    assert found["retrieval/pets"].qrels == {"q1": {"d1": 1}, "q2": {"d2": 2}}
-    assert found["reranking/pets"].candidates == {"q1": ["d1", "d2"]}
-    assert found["reranking/odd"].documents == {"q0d0": "b", "q0d1": "c"}
-    assert found["sts/near"].scores.tolist() == [0, 0.5, 1]
-    assert found["bitext/twin"].languages == ["fr"]
-    assert found["multilabel/tags"].labels == [["x", "y"], ["y"]]
-    assert found["classification/kind"].train.labels == ["x", "y"]
+    result = {each.name: each.load() for each in find_eval_sets(root)}
+    assert result["retrieval/pets"].documents == {"d1": "Cats purr", "d2": "Dogs bark"}
+    assert result["retrieval/pets"].qrels == {"q1": {"d1": 1}, "q2": {"d2": 2}}
+    assert result["reranking/pets"].candidates == {"q1": ["d1", "d2"]}
+    assert result["reranking/odd"].documents == {"q0d0": "b", "q0d1": "c"}
+    assert result["sts/near"].scores.tolist() == [0, 0.5, 1]
+    assert result["bitext/twin"].languages == ["fr"]
+    assert result["multilabel/tags"].labels == [["x", "y"], ["y"]]
+    assert result["classification/kind"].train.labels == ["x", "y"]
 
 
 def test_judged_texts_leave_out_training_rows(root):
-    found = {each.name: judged_texts(each.load()) for each in find_eval_sets(root)}
-    assert found["retrieval/pets"] == ["purring", "barking", "Cats purr", "Dogs bark"]
+    result = {each.name: judged_texts(each.load()) for each in find_eval_sets(root)}
+    assert result["retrieval/pets"] == ["purring", "barking", "Cats purr", "Dogs bark"]
     assert (
-        found["classification/kind"] == ["a", "b"]
-        and found["summarisation/news"] == ["a", "b", "c"]
-        and found["sts/near"] == ["a", "b"]
+        result["classification/kind"] == ["a", "b"]
+        and result["summarisation/news"] == ["a", "b", "c"]
+        and result["sts/near"] == ["a", "b"]
     )
 
 
@@ -258,11 +258,11 @@ def test_a_line_separator_inside_a_text_does_not_cut_the_row(tmp_path):
 
 def test_max_queries_cuts_the_same_rows_each_time(root):
     each = find_eval_sets(root, ["retrieval/pets"])[0]
-    kept = each.load(max_queries=1)
+    stored = each.load(max_queries=1)
     assert (
-        len(kept.queries) == 1
-        and kept.queries == each.load(max_queries=1).queries
-        and len(kept.documents) == 2
+        len(stored.queries) == 1
+        and stored.queries == each.load(max_queries=1).queries
+        and len(stored.documents) == 2
     )
 
 

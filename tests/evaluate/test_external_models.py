@@ -63,9 +63,9 @@ def endpoint():
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("adapted")
-    made = model(student(), write_tokenizer(root / "tokenizer"))
-    made.adapter_configs["retrieval"] = add_adapter(made.module, "retrieval")
-    write_model(root / "run" / "model", made)
+    built = model(student(), write_tokenizer(root / "tokenizer"))
+    built.adapter_configs["retrieval"] = add_adapter(built.module, "retrieval")
+    write_model(root / "run" / "model", built)
     return root / "run" / "model"
 
 
@@ -105,12 +105,12 @@ def test_bad_options_are_refused(text, says):
 
 
 def test_our_folder_with_and_without_adapters(adapted):
-    whole, base = open_models(
+    complete, base = open_models(
         [parse_spec(str(adapted)), parse_spec(f"{adapted}#adapters=off")], None, {}
     )
     encoder = Encoder.load(adapted, threads=1)
     assert np.allclose(
-        whole.encode(["ship"], **ASK),
+        complete.encode(["ship"], **ASK),
         encoder.encode(["ship"], task="retrieval", prompt_name="query"),
         atol=1e-6,
     )
@@ -118,9 +118,9 @@ def test_our_folder_with_and_without_adapters(adapted):
         base.encode(["ship"], **ASK), encoder.encode(["ship"], prompt_name="query"), atol=1e-6
     )
     assert (
-        whole.name == "run/model"
+        complete.name == "run/model"
         and base.name == "run/model without adapters"
-        and whole.fingerprint() != base.fingerprint()
+        and complete.fingerprint() != base.fingerprint()
     )
 
 
@@ -153,17 +153,17 @@ def test_modules_that_only_sentence_transformers_knows(tmp_path):
     from sentence_transformers.models import Dense
 
     plain = stock.SentenceTransformer(str(write_teacher(tmp_path / "plain")), device="cpu")
-    whole = stock.SentenceTransformer(modules=[*list(plain)[:2], Dense(32, 12)], device="cpu")
-    whole.prompts = {"query": "what is ", "document": ""}
-    whole.save(str(tmp_path / "dense"))
+    complete = stock.SentenceTransformer(modules=[*list(plain)[:2], Dense(32, 12)], device="cpu")
+    complete.prompts = {"query": "what is ", "document": ""}
+    complete.save(str(tmp_path / "dense"))
     opened = open_model(parse_spec(str(tmp_path / "dense")))
     texts = ["the old harbour", "a judge in court"]
     assert np.allclose(
-        opened.encode(texts, **ASK), whole.encode(texts, prompt="what is "), atol=1e-6
+        opened.encode(texts, **ASK), complete.encode(texts, prompt="what is "), atol=1e-6
     )
     assert np.allclose(
         opened.encode(texts, task=None, prompt_name="document"),
-        whole.encode(texts, prompt=""),
+        complete.encode(texts, prompt=""),
         atol=1e-6,
     )
     before = opened.fingerprint()
@@ -190,8 +190,8 @@ def test_an_endpoint_gets_prompts_tasks_and_the_key(endpoint, tmp_path):
     with pytest.raises(BadInput, match="SECRET, named by key_env, is not set"):
         open_model(spec)
     opened = open_model(spec, environment={"SECRET": "k"})
-    found = opened.encode(["abc"], **ASK)
-    assert np.allclose(found, [[6 / np.hypot(6, ord("Q")), ord("Q") / np.hypot(6, ord("Q")), 0]])
+    result = opened.encode(["abc"], **ASK)
+    assert np.allclose(result, [[6 / np.hypot(6, ord("Q")), ord("Q") / np.hypot(6, ord("Q")), 0]])
     opened.encode(["abc"], task="retrieval", prompt_name="document")
     opened.encode(["abc"], task="clustering", prompt_name="document")
     assert [(body["task"], body["input"]) for body in endpoint.bodies] == [

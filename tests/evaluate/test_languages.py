@@ -58,27 +58,27 @@ SETS = {"en": parallel("en"), "de": parallel("de")}
 
 
 def test_a_model_blind_to_language_finds_content_but_not_the_language():
-    found = pooled_retrieval(Table(0), SETS)
-    for scores in found.by_language.values():
+    result = pooled_retrieval(Table(0), SETS)
+    for scores in result.by_language.values():
         assert (
             scores.same_language == scores.any_language == 1 and scores.same_language_share == 0.5
         )
     # the two translations tie: one language comes first for its own queries and second for the other's
-    assert {round(scores.pooled, 4) for scores in found.by_language.values()} == {
+    assert {round(scores.pooled, 4) for scores in result.by_language.values()} == {
         1.0,
         round(1 / math.log2(3), 4),
     }
-    assert {scores.same_language_first for scores in found.by_language.values()} == {0.0, 1.0}
-    assert found.cross == {"en": {"en": 1, "de": 1}, "de": {"en": 1, "de": 1}}
+    assert {scores.same_language_first for scores in result.by_language.values()} == {0.0, 1.0}
+    assert result.cross == {"en": {"en": 1, "de": 1}, "de": {"en": 1, "de": 1}}
 
 
 def test_a_model_that_heeds_language_comes_back_in_it():
-    found = pooled_retrieval(Table(0.5), SETS)
+    result = pooled_retrieval(Table(0.5), SETS)
     assert all(
         scores.pooled == 1 and scores.same_language_first == 1
-        for scores in found.by_language.values()
+        for scores in result.by_language.values()
     )
-    by_language, across = language_tables(found)
+    by_language, across = language_tables(result)
     assert [cell.main for cell in by_language.cells()[0]] == [
         "en",
         "3",
@@ -93,11 +93,11 @@ def test_a_model_that_heeds_language_comes_back_in_it():
 
 def test_corpora_that_are_no_translations_have_no_cross_scores():
     other = RankingData({"e1": "de x"}, {"q": "de? x"}, {"q": {"e1": 1}})
-    found = pooled_retrieval(Table(0.5), {"en": SETS["en"], "de": other})
+    result = pooled_retrieval(Table(0.5), {"en": SETS["en"], "de": other})
     assert (
-        found.cross == {}
-        and found.by_language["de"].any_language is None
-        and len(language_tables(found)) == 1
+        result.cross == {}
+        and result.by_language["de"].any_language is None
+        and len(language_tables(result)) == 1
     )
 
 
@@ -127,9 +127,12 @@ def test_scores_split_by_length_of_the_relevant_document():
         documents, {"1": "x", "2": "z"}, {"1": {"short": 1, "other": 0}, "2": {"long": 1}}
     )
     score = evaluate_set(Table(0), "r", TASK_TYPES["retrieval"], data).score
-    found = by_length(TASK_TYPES["retrieval"], data, score)
-    assert [(bucket.label, bucket.n) for bucket in found] == [("up to 100", 1), ("400 to 1,600", 1)]
-    assert found[0].score == 1 and found[1].score < 1
+    result = by_length(TASK_TYPES["retrieval"], data, score)
+    assert [(bucket.label, bucket.n) for bucket in result] == [
+        ("up to 100", 1),
+        ("400 to 1,600", 1),
+    ]
+    assert result[0].score == 1 and result[1].score < 1
 
 
 def test_lengths_follow_the_order_of_languages():

@@ -51,9 +51,9 @@ class Recording:
 
 
 def run(encoder: MtebEncoder, task: object, cache: Path) -> object:
-    kept = mteb.ResultCache(cache)
+    stored = mteb.ResultCache(cache)
     return mteb.evaluate(
-        encoder, [task], cache=kept, co2_tracker=False, show_progress_bar=False
+        encoder, [task], cache=stored, co2_tracker=False, show_progress_bar=False
     ).task_results[0]
 
 
@@ -96,14 +96,14 @@ def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("tiny")
     source = write_tokenizer(root / "tokenizer")
     module = student("bert")
-    made = model(module, source)
+    built = model(module, source)
     for seed, task in enumerate(TASKS):
-        made.adapter_configs[task] = add_adapter(module, task, seed=seed)
-    vectors = Encoder(made, threads=1).encode(WORDS)
-    made.settings.int8_ranges.update(
+        built.adapter_configs[task] = add_adapter(module, task, seed=seed)
+    vectors = Encoder(built, threads=1).encode(WORDS)
+    built.settings.int8_ranges.update(
         {task: ranges_to_json(fit_ranges(vectors, (8, 16, 32))) for task in TASKS}
     )
-    write_model(root / "model", made)
+    write_model(root / "model", built)
     return root / "model"
 
 
@@ -125,12 +125,14 @@ def test_a_model_folder_is_scored_as_by_our_own_protocol(folder, tmp_path):
             corpus = Dataset.from_list(
                 [{"id": key, "title": "", "text": text} for key, text in documents.items()]
             )
-            asked = Dataset.from_list([{"id": key, "text": text} for key, text in queries.items()])
+            requested = Dataset.from_list(
+                [{"id": key, "text": text} for key, text in queries.items()]
+            )
             self.dataset = {
                 "default": {
                     "test": {
                         "corpus": corpus,
-                        "queries": asked,
+                        "queries": requested,
                         "relevant_docs": qrels,
                         "top_ranked": None,
                     }
@@ -142,8 +144,8 @@ def test_a_model_folder_is_scored_as_by_our_own_protocol(folder, tmp_path):
     ours = evaluate_set(
         embedder, "local", TASK_TYPES["retrieval"], RankingData(documents, queries, qrels)
     ).score.score
-    theirs = run(MtebEncoder(embedder), Local(), tmp_path).get_score()
-    assert theirs == pytest.approx(ours, abs=1e-4) and 0.1 < ours < 1
+    others = run(MtebEncoder(embedder), Local(), tmp_path).get_score()
+    assert others == pytest.approx(ours, abs=1e-4) and 0.1 < ours < 1
 
     class Cut:
         name = "cut"
@@ -189,13 +191,14 @@ def test_other_weights_routing_dimension_or_precision_give_another_revision_and_
     assert len(list(tmp_path.glob("results/*/*/MockSTSTask.json"))) == 4
 
     encoder = Encoder.load(folder, threads=1)
-    whole, base = (
+    complete, base = (
         MtebEncoder(EncoderEmbedder(encoder)),
         MtebEncoder(EncoderEmbedder(encoder, adapters=False)),
     )
-    assert whole.revision() != base.revision() and len(whole.revision()) == 40
+    assert complete.revision() != base.revision() and len(complete.revision()) == 40
     assert (
-        whole.revision() == MtebEncoder(EncoderEmbedder(Encoder.load(folder, threads=1))).revision()
+        complete.revision()
+        == MtebEncoder(EncoderEmbedder(Encoder.load(folder, threads=1))).revision()
     )
 
 

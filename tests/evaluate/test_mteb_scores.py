@@ -110,19 +110,19 @@ def test_retrieval_and_reranking(tmp_path):
     corpus = Dataset.from_list(
         [{"id": key, "title": "", "text": text} for key, text in documents.items()]
     )
-    asked = Dataset.from_list([{"id": key, "text": text} for key, text in queries.items()])
-    split = {"corpus": corpus, "queries": asked, "relevant_docs": qrels, "top_ranked": None}
-    theirs = their_score(
+    requested = Dataset.from_list([{"id": key, "text": text} for key, text in queries.items()])
+    split = {"corpus": corpus, "queries": requested, "relevant_docs": qrels, "top_ranked": None}
+    others = their_score(
         abstasks.AbsTaskRetrieval, "Retrieval", "ndcg_at_10", {"default": {"test": split}}, tmp_path
     )
-    found = evaluate_set(
+    result = evaluate_set(
         Ours(), "r", TASK_TYPES["retrieval"], RankingData(documents, queries, qrels)
     ).score
-    assert found.score == pytest.approx(theirs, abs=1e-4) and 0.2 < theirs < 0.9
+    assert result.score == pytest.approx(others, abs=1e-4) and 0.2 < others < 0.9
 
     candidates = {query: list(judged) for query, judged in qrels.items()}
     split = {**split, "top_ranked": candidates}
-    theirs = their_score(
+    others = their_score(
         abstasks.AbsTaskRetrieval,
         "Reranking",
         "map_at_1000",
@@ -131,7 +131,7 @@ def test_retrieval_and_reranking(tmp_path):
     )
     data = RankingData(documents, queries, qrels, candidates)
     assert evaluate_set(Ours(), "r", TASK_TYPES["reranking"], data).score.score == pytest.approx(
-        theirs, abs=1e-4
+        others, abs=1e-4
     )
 
 
@@ -155,11 +155,11 @@ def test_sts(tmp_path):
             )
         }
     )
-    theirs = their_score(
+    others = their_score(
         abstasks.AbsTaskSTS, "STS", "cosine_spearman", dataset, tmp_path, min_score=0, max_score=1
     )
-    found = evaluate_set(Ours(), "s", TASK_TYPES["sts"], PairData(first, second, gold, [""] * 200))
-    assert found.score.score == pytest.approx(theirs, abs=1e-4) and 0.4 < theirs < 0.95
+    result = evaluate_set(Ours(), "s", TASK_TYPES["sts"], PairData(first, second, gold, [""] * 200))
+    assert result.score.score == pytest.approx(others, abs=1e-4) and 0.4 < others < 0.95
 
 
 def test_pair_classification(tmp_path):
@@ -173,26 +173,26 @@ def test_pair_classification(tmp_path):
             )
         }
     )
-    theirs = their_score(
+    others = their_score(
         abstasks.AbsTaskPairClassification, "PairClassification", "max_ap", dataset, tmp_path
     )
-    found = evaluate_set(
+    result = evaluate_set(
         Ours(),
         "p",
         TASK_TYPES["pair-classification"],
         PairData(first, second, labels.astype(float), [""] * 200),
     )
-    assert found.score.score == pytest.approx(theirs, abs=1e-4) and 0.5 < theirs < 0.98
+    assert result.score.score == pytest.approx(others, abs=1e-4) and 0.5 < others < 0.98
 
 
 def test_bitext(tmp_path):
     first, second, _ = pairs(120)
     dataset = DatasetDict({"test": Dataset.from_dict({"sentence1": first, "sentence2": second})})
-    theirs = their_score(abstasks.AbsTaskBitextMining, "BitextMining", "f1", dataset, tmp_path)
-    found = evaluate_set(
+    others = their_score(abstasks.AbsTaskBitextMining, "BitextMining", "f1", dataset, tmp_path)
+    result = evaluate_set(
         Ours(), "b", TASK_TYPES["bitext"], PairData(first, second, None, [""] * 120)
     )
-    assert found.score.score == pytest.approx(theirs, abs=1e-4) and 0.2 < theirs < 0.95
+    assert result.score.score == pytest.approx(others, abs=1e-4) and 0.2 < others < 0.95
 
 
 def test_summarisation(tmp_path):
@@ -212,7 +212,7 @@ def test_summarisation(tmp_path):
     }
     dataset = DatasetDict({"test": Dataset.from_dict(rows)})
     attributes = {"min_score": 0, "max_score": 5}
-    theirs = their_score(
+    others = their_score(
         abstasks.AbsTaskSummarization,
         "Summarization",
         "cosine_spearman",
@@ -220,11 +220,11 @@ def test_summarisation(tmp_path):
         tmp_path,
         **attributes,
     )
-    found = evaluate_set(
+    result = evaluate_set(
         Ours(), "s", TASK_TYPES["summarisation"], SummaryData(human, machine, gold)
     ).score
-    assert found.score == pytest.approx(theirs, abs=1e-4) and 0.1 < theirs < 0.95
-    assert found.notes == ("1 texts whose scores or similarities are all equal are left out",)
+    assert result.score == pytest.approx(others, abs=1e-4) and 0.1 < others < 0.95
+    assert result.notes == ("1 texts whose scores or similarities are all equal are left out",)
 
 
 def topics(n: int, seed: int) -> tuple[list[str], list[str]]:
@@ -236,10 +236,10 @@ def topics(n: int, seed: int) -> tuple[list[str], list[str]]:
 def test_clustering(tmp_path):
     texts, labels = topics(150, 5)
     dataset = DatasetDict({"test": Dataset.from_dict({"sentences": texts, "labels": labels})})
-    found = evaluate_set(
+    result = evaluate_set(
         Ours(), "c", TASK_TYPES["clustering"], LabeledData(texts, labels, [""] * 150)
     ).score
-    theirs = their_score(
+    others = their_score(
         abstasks.AbsTaskClustering,
         "Clustering",
         "v_measure",
@@ -247,12 +247,12 @@ def test_clustering(tmp_path):
         tmp_path / "2",
         max_fraction_of_documents_to_embed=None,
     )
-    assert found.score == pytest.approx(theirs, abs=1e-4) and 0.01 < theirs < 0.9
-    whole = DatasetDict({"test": Dataset.from_dict({"sentences": [texts], "labels": [labels]})})
-    theirs = their_score(
-        abstasks.AbsTaskClusteringLegacy, "Clustering", "v_measure", whole, tmp_path / "1"
+    assert result.score == pytest.approx(others, abs=1e-4) and 0.01 < others < 0.9
+    complete = DatasetDict({"test": Dataset.from_dict({"sentences": [texts], "labels": [labels]})})
+    others = their_score(
+        abstasks.AbsTaskClusteringLegacy, "Clustering", "v_measure", complete, tmp_path / "1"
     )
-    assert found.scores["V-measure (one clustering)"] == pytest.approx(theirs, abs=1e-4)
+    assert result.scores["V-measure (one clustering)"] == pytest.approx(others, abs=1e-4)
 
 
 def test_classification(tmp_path):
@@ -265,18 +265,18 @@ def test_classification(tmp_path):
             for k, (t, y) in splits.items()
         }
     )
-    theirs = their_score(
+    others = their_score(
         abstasks.AbsTaskClassification, "Classification", "accuracy", dataset, tmp_path / "1"
     )
     data = LabeledData(
         texts, labels, [""] * 150, LabeledData(train_texts, train_labels, [""] * 300)
     )
-    found = evaluate_set(Ours(), "c", TASK_TYPES["classification"], data).score
-    assert found.score == pytest.approx(theirs, abs=1e-4) and 0.4 < theirs < 0.98
-    theirs = their_score(
+    result = evaluate_set(Ours(), "c", TASK_TYPES["classification"], data).score
+    assert result.score == pytest.approx(others, abs=1e-4) and 0.4 < others < 0.98
+    others = their_score(
         abstasks.AbsTaskClassification, "Classification", "f1", dataset, tmp_path / "2"
     )
-    assert found.scores["macro-F1"] == pytest.approx(theirs, abs=1e-4)
+    assert result.scores["macro-F1"] == pytest.approx(others, abs=1e-4)
 
 
 def test_multilabel(tmp_path):
@@ -296,7 +296,7 @@ def test_multilabel(tmp_path):
             for k, (t, y) in splits.items()
         }
     )
-    theirs = their_score(
+    others = their_score(
         abstasks.AbsTaskMultilabelClassification,
         "MultilabelClassification",
         "accuracy",
@@ -306,5 +306,5 @@ def test_multilabel(tmp_path):
     data = LabeledData(
         texts, labels, [""] * 120, LabeledData(train_texts, train_labels, [""] * 200)
     )
-    found = evaluate_set(Ours(), "m", TASK_TYPES["multilabel"], data).score
-    assert found.score == pytest.approx(theirs, abs=1e-4) and 0.1 < theirs < 0.95
+    result = evaluate_set(Ours(), "m", TASK_TYPES["multilabel"], data).score
+    assert result.score == pytest.approx(others, abs=1e-4) and 0.1 < others < 0.95

@@ -67,11 +67,11 @@ def test_sets_follow_from_their_seed_and_counts_from_a_tokenizer():
 
 
 def test_the_report_falls_where_a_model_stops_reading():
-    whole = list(score_needles(Names(10**6), lengths=(256, 2048), documents=20))
-    assert [(row["kind"], row["length"]) for row in whole] == [
+    complete = list(score_needles(Names(10**6), lengths=(256, 2048), documents=20))
+    assert [(row["kind"], row["length"]) for row in complete] == [
         (kind, length) for kind in KINDS for length in (256, 2048)
     ]
-    assert all(row["nDCG@1"] == 1.0 for row in whole)
+    assert all(row["nDCG@1"] == 1.0 for row in complete)
     cut = {
         row["length"]: row
         for row in score_needles(Names(200), kinds=("passkey",), lengths=(256, 2048), documents=20)
@@ -124,9 +124,9 @@ def test_the_command_reports_by_length_counts_what_was_cut_and_computes_nothing_
     printed = capsys.readouterr().out
     assert "needle 256  tiny  nDCG@1" in printed and "4 of 4 documents cut" in printed
     assert "Needle and passkey by length" in (out / "report.html").read_text()
-    kept = {path.name: path.stat().st_mtime_ns for path in (out / "cache").iterdir()}
-    assert len(kept) == 4 and run([*words, "--quiet"]) == 0
-    assert {path.name: path.stat().st_mtime_ns for path in (out / "cache").iterdir()} == kept
+    stored = {path.name: path.stat().st_mtime_ns for path in (out / "cache").iterdir()}
+    assert len(stored) == 4 and run([*words, "--quiet"]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (out / "cache").iterdir()} == stored
     assert json.loads((out / "results.json").read_text()) == results
 
 

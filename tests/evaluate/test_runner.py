@@ -102,21 +102,21 @@ def test_a_failure_loses_no_finished_score(root, tmp_path):
 
 
 def test_retention_comparisons_and_means(root):
-    found = evaluate_models(
+    result = evaluate_models(
         [Letters("teacher", "abcd"), Letters("student", "ab")],
         find_eval_sets(root),
         reference="teacher",
     )
     scores = {
         model: {name: record["score"] for name, record in sets.items()}
-        for model, sets in found["scores"].items()
+        for model, sets in result["scores"].items()
     }
-    retention = found["retention"]["student"]
+    retention = result["retention"]["student"]
     assert retention["sets"]["sts/near"] == pytest.approx(
         scores["student"]["sts/near"] / scores["teacher"]["sts/near"]
     )
     assert retention["mean"] == pytest.approx(np.mean(list(retention["sets"].values())))
-    for row in found["comparisons"]:
+    for row in result["comparisons"]:
         assert row["difference"][0] == pytest.approx(
             scores["student"][row["set"]] - scores["teacher"][row["set"]], abs=1e-5
         )
@@ -124,25 +124,25 @@ def test_retention_comparisons_and_means(root):
             row["difference"][1] <= row["difference"][0] <= row["difference"][2]
             and 0 < row["p"] <= 1
         )
-    assert found["means"]["teacher"]["sets"] == pytest.approx(
+    assert result["means"]["teacher"]["sets"] == pytest.approx(
         np.mean(list(scores["teacher"].values()))
     )
-    assert "units" not in found["scores"]["teacher"]["sts/near"]
+    assert "units" not in result["scores"]["teacher"]["sts/near"]
 
 
 def test_compression_is_measured_and_calibration_stored(root, tmp_path):
     out = tmp_path / "out"
-    found = evaluate_models(
+    result = evaluate_models(
         [Letters("m", "abcd")],
         find_eval_sets(root),
         out,
         EvalOptions(dims=(2, 4, 512), precisions=("float32", "int8", "binary")),
     )
-    cells = found["scores"]["m"]["retrieval/pets"]["compression"]
+    cells = result["scores"]["m"]["retrieval/pets"]["compression"]
     assert {(cell["dim"], cell["precision"]) for cell in cells} == {
         (d, p) for d in (4, 2) for p in ("float32", "int8", "binary")
     }
-    assert found["verdicts"]["m"].startswith("To keep 99 %")
+    assert result["verdicts"]["m"].startswith("To keep 99 %")
     stored = [json.loads(path.read_text()) for path in (out / "calibration").glob("*.json")]
     assert {entry["set"] for entry in stored} == {"retrieval/pets", "sts/near"} and set(
         stored[0]["value"]
@@ -187,6 +187,6 @@ def test_a_dimension_that_changes_between_sets_is_refused(root):
 
 def test_aggregation_is_that_of_section_8_3():
     kinds = {"a": "sts", "b": "sts", "c": "retrieval"}
-    found = aggregate({"a": 0.2, "b": 0.4, "c": 0.9}, kinds)
-    assert found["sets"] == pytest.approx(0.5) and found["types"] == pytest.approx(0.6)
-    assert list(found["by_type"]) == ["retrieval", "sts"]
+    result = aggregate({"a": 0.2, "b": 0.4, "c": 0.9}, kinds)
+    assert result["sets"] == pytest.approx(0.5) and result["types"] == pytest.approx(0.6)
+    assert list(result["by_type"]) == ["retrieval", "sts"]

@@ -84,8 +84,8 @@ def test_routing_is_that_of_section_8_1_and_texts_are_encoded_once(kind, task):
 
 @pytest.mark.parametrize("kind", list(TASK_TYPES.values()))
 def test_every_metric_of_a_kind_is_listed(kind):
-    found = evaluate_set(Letters(), "x", kind, DATA[kind]).score.scores
-    assert sorted(found) == sorted(kind.metrics) and kind.metric in kind.metrics
+    result = evaluate_set(Letters(), "x", kind, DATA[kind]).score.scores
+    assert sorted(result) == sorted(kind.metrics) and kind.metric in kind.metrics
 
 
 def test_main_score_is_the_mean_of_its_units():

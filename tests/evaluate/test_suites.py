@@ -53,25 +53,25 @@ def test_english_averages_are_those_of_the_public_files_and_the_type_means_those
         for kind, text in ENGLISH.items()
         for i, score in enumerate(numbers(text))
     }
-    found = aggregate(scores, {name: name.split()[0] for name in scores}, TYPES)
-    assert len(scores) == 41 and found["sets"] == pytest.approx(71.775, abs=0.002)
+    result = aggregate(scores, {name: name.split()[0] for name in scores}, TYPES)
+    assert len(scores) == 41 and result["sets"] == pytest.approx(71.775, abs=0.002)
     for kind, printed in PRINTED.items():
-        assert found["by_type"][kind] == pytest.approx(printed, abs=0.06), kind
+        assert result["by_type"][kind] == pytest.approx(printed, abs=0.06), kind
     everywhere = numbers("94.3 91.5 95.6 98.9 85.3 92.1 93.7 72.1")
     assert np.mean(everywhere) == pytest.approx(90.4, abs=0.05)
     means = [
-        *(value for kind, value in found["by_type"].items() if kind != "Classification"),
+        *(value for kind, value in result["by_type"].items() if kind != "Classification"),
         np.mean(everywhere),
     ]
     assert np.mean(means) == pytest.approx(65.6, abs=0.05)
-    assert list(found["by_type"]) == [kind for kind in TYPES if kind in ENGLISH]
+    assert list(result["by_type"]) == [kind for kind in TYPES if kind in ENGLISH]
 
 
 @pytest.mark.parametrize(("model", "printed"), [("small", 66.84), ("nano", 64.08)])
 def test_rteb_columns_of_table_4(model, printed):
     scores = dict(zip(RTEB_PUBLIC.split(), numbers(RTEB[model]), strict=True))
-    found = aggregate(scores, dict.fromkeys(scores, "Retrieval"), TYPES)
-    assert round(found["sets"], 2) == printed and found["types"] == found["sets"]
+    result = aggregate(scores, dict.fromkeys(scores, "Retrieval"), TYPES)
+    assert round(result["sets"], 2) == printed and result["types"] == result["sets"]
 
 
 def test_longembed_column_of_table_4_takes_means_over_length_splits():
@@ -150,7 +150,7 @@ def test_names_of_suites():
 def test_tasks_run_once_keep_their_scores_and_name_what_is_missing(tmp_path):
     tasks = [mock_tasks.MockSTSTask(), mock_tasks.MockRetrievalTask(), out_of_reach()]
     model, seen, lines = Sums(), [], []
-    found = run_suite(
+    result = run_suite(
         [MtebEncoder(model)],
         ["sums"],
         "mocks",
@@ -159,9 +159,9 @@ def test_tasks_run_once_keep_their_scores_and_name_what_is_missing(tmp_path):
         progress=lambda *x: seen.append(x),
         note=lines.append,
     )
-    ours = found["models"]["sums"]
+    ours = result["models"]["sums"]
     assert (
-        found["missing"] == {"FarSTS": "ConnectionError: no way to the hub"}
+        result["missing"] == {"FarSTS": "ConnectionError: no way to the hub"}
         and "FarSTS  sums  left out" in lines[-1]
     )
     assert seen == [(1, 3), (2, 3), (3, 3)] and set(ours["scores"]) == {
@@ -175,7 +175,7 @@ def test_tasks_run_once_keep_their_scores_and_name_what_is_missing(tmp_path):
     calls = model.calls
     tasks = [mock_tasks.MockSTSTask(), mock_tasks.MockRetrievalTask(), out_of_reach()]
     assert (
-        run_suite([MtebEncoder(model)], ["sums"], "mocks", tasks, tmp_path) == found
+        run_suite([MtebEncoder(model)], ["sums"], "mocks", tasks, tmp_path) == result
         and model.calls == calls
     )
     other = Sums(version="22")

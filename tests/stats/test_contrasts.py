@@ -191,10 +191,10 @@ def test_where_sets_differ_only_more_of_them_decide():
 
 
 def test_sets_count_as_chance_from_five_on():
-    for sets, wanted in ((4, None), (5, float(np.std(np.arange(5) / 100, ddof=1)))):
-        made = {f"s{i}": np.full((3, 4), i / 100) for i in range(sets)}
-        result = analyze_contrasts({"a": made}, draws=50)["a"].set_sd
-        assert result is None if wanted is None else result == pytest.approx(wanted)
+    for sets, expected in ((4, None), (5, float(np.std(np.arange(5) / 100, ddof=1)))):
+        built = {f"s{i}": np.full((3, 4), i / 100) for i in range(sets)}
+        result = analyze_contrasts({"a": built}, draws=50)["a"].set_sd
+        assert result is None if expected is None else result == pytest.approx(expected)
 
 
 def test_the_variance_over_seeds_is_widened_by_student():

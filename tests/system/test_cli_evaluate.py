@@ -64,11 +64,11 @@ def place(tmp_path_factory) -> Path:
     ]
     write_jsonl(root / "data" / "pairs" / "twin.test.jsonl.gz", rows)
     write_teacher(root / "plain")
-    made = model(student(), write_tokenizer(root / "tokenizer"))
-    made.adapter_configs["retrieval"] = add_adapter(made.module, "retrieval")
-    vectors = Encoder(made, threads=1).encode([*TOPICS])
-    made.settings.int8_ranges["retrieval"] = ranges_to_json(fit_ranges(vectors, (8, 32)))
-    write_model(root / "adapted", made)
+    built = model(student(), write_tokenizer(root / "tokenizer"))
+    built.adapter_configs["retrieval"] = add_adapter(built.module, "retrieval")
+    vectors = Encoder(built, threads=1).encode([*TOPICS])
+    built.settings.int8_ranges["retrieval"] = ranges_to_json(fit_ranges(vectors, (8, 32)))
+    write_model(root / "adapted", built)
     (root / "prompts.txt").write_text("\nQuery: \ntopic of \n")
     return root
 
@@ -88,12 +88,12 @@ def test_every_option_reaches_the_results(place, tmp_path, capsys):
         "--train-data", place / "data", "--reference", "plain", "--max-queries", "10", "--json", tmp_path / "copy.json",
     ]  # fmt: skip
     assert run([str(each) for each in argv]) == 0
-    found = json.loads((out / "results.json").read_text("utf-8"))
-    assert found == json.loads((tmp_path / "copy.json").read_text("utf-8"))
-    assert [each["name"] for each in found["models"]] == ["adapted", "base", "plain"] and found[
+    result = json.loads((out / "results.json").read_text("utf-8"))
+    assert result == json.loads((tmp_path / "copy.json").read_text("utf-8"))
+    assert [each["name"] for each in result["models"]] == ["adapted", "base", "plain"] and result[
         "reference"
     ] == "plain"
-    cells = found["scores"]["adapted"]["retrieval/qa"]["compression"]
+    cells = result["scores"]["adapted"]["retrieval/qa"]["compression"]
     assert {(cell["dim"], cell["precision"], cell["rescored"]) for cell in cells} == {
         (dim, precision, rescored)
         for dim in (32, 16, 8)
@@ -105,19 +105,19 @@ def test_every_option_reaches_the_results(place, tmp_path, capsys):
             ("binary", True),
         )
     }
-    assert found["scores"]["adapted"]["retrieval/qa"]["calibration"] == {
+    assert result["scores"]["adapted"]["retrieval/qa"]["calibration"] == {
         "model": [8, 32],
         "set": [16],
     }
-    assert found["scores"]["plain"]["retrieval/qa"]["calibration"] == {
+    assert result["scores"]["plain"]["retrieval/qa"]["calibration"] == {
         "model": [],
         "set": [8, 16, 32],
     }
-    assert set(found["scores"]["base"]["sts/sts"]["prompts"]) == {"", "Query: ", "topic of "}
-    assert set(found["pools"]["plain"]["retrieval/town"]["cross"]["en"]) == {"en", "xx"}
-    assert set(found["scores"]["plain"]["bitext/twin"]["by_language"]) == {"de", "fr"}
-    assert sum(bucket["n"] for bucket in found["scores"]["plain"]["retrieval/qa"]["lengths"]) == 10
-    seen = found["seen"][0]["sets"]
+    assert set(result["scores"]["base"]["sts/sts"]["prompts"]) == {"", "Query: ", "topic of "}
+    assert set(result["pools"]["plain"]["retrieval/town"]["cross"]["en"]) == {"en", "xx"}
+    assert set(result["scores"]["plain"]["bitext/twin"]["by_language"]) == {"de", "fr"}
+    assert sum(bucket["n"] for bucket in result["scores"]["plain"]["retrieval/qa"]["lengths"]) == 10
+    seen = result["seen"][0]["sets"]
     assert seen["sts/sts"]["texts"] > 0 and set(seen["retrieval/qa"]) == {
         "texts",
         "exact",
@@ -135,8 +135,8 @@ def test_every_option_reaches_the_results(place, tmp_path, capsys):
     ):
         assert words in page, words
     assert "--train-data" in page and str(tmp_path) not in page
-    shown = capsys.readouterr().out
-    assert "retrieval/qa" in shown and "adapted: To keep 99 %" in shown
+    text = capsys.readouterr().out
+    assert "retrieval/qa" in text and "adapted: To keep 99 %" in text
 
 
 def test_options_without_effect_or_sense_are_refused(place, tmp_path, capsys):
@@ -259,8 +259,8 @@ def test_a_killed_evaluation_has_lost_no_finished_score(place, tmp_path):
         assert child.stdout.readline() == "second set\n"
         child.kill()
         assert child.wait(30) == -signal.SIGKILL and not (out / "results.json").exists()
-    kept = list((out / "cache").glob("*.json"))
-    assert len(kept) == 1 and json.loads(kept[0].read_text())["set"] == "retrieval/qa"
+    stored = list((out / "cache").glob("*.json"))
+    assert len(stored) == 1 and json.loads(stored[0].read_text())["set"] == "retrieval/qa"
     (out / "cache" / ".half-written.json.1234").write_text("{")
 
     class Quick:
@@ -278,17 +278,17 @@ def test_a_killed_evaluation_has_lost_no_finished_score(place, tmp_path):
 
     sets = find_eval_sets(place / "data", ["retrieval/qa", "sts/sts"])
     model = Quick()
-    found = evaluate_models([model], sets, out)
+    result = evaluate_models([model], sets, out)
     assert set(model.tasks) == {"text-matching"}, "the finished set was not encoded again"
-    assert {name: record["score"] for name, record in found["scores"]["slow"].items()} == {
+    assert {name: record["score"] for name, record in result["scores"]["slow"].items()} == {
         name: record["score"]
         for name, record in evaluate_models([Quick()], sets)["scores"]["slow"].items()
     }
-    kept[0].write_text('{"value": {"sco')
+    stored[0].write_text('{"value": {"sco')
     model = Quick()
     again = evaluate_models([model], sets, out)
     assert (
         set(model.tasks) == {"retrieval"}
         and again["scores"]["slow"]["retrieval/qa"]["score"]
-        == found["scores"]["slow"]["retrieval/qa"]["score"]
+        == result["scores"]["slow"]["retrieval/qa"]["score"]
     )

@@ -44,18 +44,18 @@ def test_exact_and_near_texts_and_queries_are_counted(tmp_path):
     class Set:
         name = "retrieval/sea"
 
-    found = seen_in(training, [Set], {"retrieval/sea": data})["retrieval/sea"]
-    assert found == {
+    result = seen_in(training, [Set], {"retrieval/sea": data})["retrieval/sea"]
+    assert result == {
         "texts": 5,
         "exact": 2,
         "near": 1,
         "queries": {"texts": 2, "exact": 1, "near": 0},
         "teacher": None,
     }
-    assert warnings_of("rows", {"retrieval/sea": found}) == [
+    assert warnings_of("rows", {"retrieval/sea": result}) == [
         "retrieval/sea, trained on rows: of 5 texts 2 were seen word for word, 1 more share 13 words in a row; among them 1 of 2 queries."
     ]
-    assert [cell.main for cell in seen_table({"retrieval/sea": found}).cells()[0]] == [
+    assert [cell.main for cell in seen_table({"retrieval/sea": result}).cells()[0]] == [
         "retrieval/sea", "5", "2", "1", "1 of 2", "not declared"
     ]  # fmt: skip
 
@@ -68,10 +68,10 @@ def test_a_set_apart_is_not_flagged(tmp_path):
     class Set:
         name = "sts/a"
 
-    found = seen_in(training, [Set], {"sts/a": PairData(["x"], ["y"], None, [""])})
+    result = seen_in(training, [Set], {"sts/a": PairData(["x"], ["y"], None, [""])})
     assert (
-        found == {"sts/a": {"texts": 2, "exact": 0, "near": 0, "teacher": None}}
-        and warnings_of("rows", found) == []
+        result == {"sts/a": {"texts": 2, "exact": 0, "near": 0, "teacher": None}}
+        and warnings_of("rows", result) == []
     )
 
 
@@ -94,19 +94,19 @@ def test_a_recipe_a_run_and_a_data_folder_tell_the_same_texts(tmp_path):
         and (by_recipe.name, by_run.name) == ("recipe", "run")
     )
     sets = find_eval_sets(root)
-    found = seen_in(by_run, sets, {each.name: each.load() for each in sets})
-    assert {name: counts["teacher"] for name, counts in found.items()} == {
+    result = seen_in(by_run, sets, {each.name: each.load() for each in sets})
+    assert {name: counts["teacher"] for name, counts in result.items()} == {
         "retrieval/qa": True, "sts/sts": True, "classification/topics": False
     }  # fmt: skip
-    assert "the teacher was trained on this set" in " ".join(warnings_of("run", found))
+    assert "the teacher was trained on this set" in " ".join(warnings_of("run", result))
 
 
 def test_a_model_folder_tells_its_run_or_what_its_teacher_declares(tmp_path):
-    made = model(student(), write_tokenizer(tmp_path / "tokenizer"))
-    made.settings = ModelSettings(
+    built = model(student(), write_tokenizer(tmp_path / "tokenizer"))
+    built.settings = ModelSettings(
         prompts={}, max_length=64, teacher={"model": "big", "trained_on": ["NQ"]}
     )
-    write_model(tmp_path / "run" / "model", made)
+    write_model(tmp_path / "run" / "model", built)
     progress = Recorder()
     training = read_training(tmp_path / "run" / "model", progress)
     assert (
@@ -118,9 +118,9 @@ def test_a_model_folder_tells_its_run_or_what_its_teacher_declares(tmp_path):
     class Set:
         name = "retrieval/NQ"
 
-    found = seen_in(training, [Set], {"retrieval/NQ": PairData(["x"], ["y"], None, [""])})
-    assert found == {"retrieval/NQ": {"texts": 2, "exact": None, "near": None, "teacher": True}}
-    assert [cell.main for cell in seen_table(found).cells()[0]] == [
+    result = seen_in(training, [Set], {"retrieval/NQ": PairData(["x"], ["y"], None, [""])})
+    assert result == {"retrieval/NQ": {"texts": 2, "exact": None, "near": None, "teacher": True}}
+    assert [cell.main for cell in seen_table(result).cells()[0]] == [
         "retrieval/NQ",
         "2",
         "–",
@@ -132,8 +132,8 @@ def test_a_model_folder_tells_its_run_or_what_its_teacher_declares(tmp_path):
         yaml.safe_dump(recipe(root, write_teacher(tmp_path / "teacher")))
     )
     assert read_training(tmp_path / "run" / "model", Recorder()).trained is not None
-    made.settings = ModelSettings(prompts={}, max_length=64)
-    write_model(tmp_path / "alone", made)
+    built.settings = ModelSettings(prompts={}, max_length=64)
+    write_model(tmp_path / "alone", built)
     with pytest.raises(
         BadInput, match="has no recipe beside it and declares nothing of its teacher"
     ):

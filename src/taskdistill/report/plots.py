@@ -43,49 +43,32 @@ def line_chart(
     y_ticks = _ticks(0.0 if y_zero else min(ys), max(ys))
     rows = len(series) if len(series) > 1 else 0
     bottom = 190
-    height = bottom + 36 + _LEGEND * rows
     place_x = _scale(xs[0], xs[-1], _LEFT, WIDTH - _RIGHT, log_x)
     place_y = _scale(y_ticks[0], y_ticks[-1], bottom, _TOP + 18)
-    parts = [f'<text class="axis" x="0" y="{_TOP + 2}">{escape(y_label)}</text>']
+    parts = [_text("axis", 0, _TOP + 2, y_label)]
     for tick in y_ticks:
         y = place_y(tick)
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
-        parts.append(
-            f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}"'
-            f' text-anchor="end">{_number(tick, y_ticks)}</text>'
-        )
+        parts.append(_line("grid", _LEFT, WIDTH - _RIGHT, y, y))
+        parts.append(_text("tick", _LEFT - 6, y + 3.5, _number(tick, y_ticks), "end"))
     x_ticks = (
         _powers(xs[0], xs[-1])
         if log_x
         else [tick for tick in _ticks(xs[0], xs[-1], 4) if xs[0] <= tick <= xs[-1]]
     )
-    for tick in x_ticks:
-        parts.append(
-            f'<text class="tick" x="{place_x(tick):.1f}" y="{bottom + 15}"'
-            f' text-anchor="middle">{_number(tick, x_ticks)}</text>'
-        )
-    parts.append(
-        f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}"'
-        f' text-anchor="end">{escape(x_label)}</text>'
-    )
+    parts += [_x_tick(tick, x_ticks, place_x, bottom) for tick in x_ticks]
+    parts.append(_x_label(bottom, x_label))
     for i, each in enumerate(series):
         path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in each.points)
         parts.append(f'<polyline class="line s{i}" points="{path}"{_dash(i)}/>')
         if marks:
             parts.extend(_mark(i, place_x(x), place_y(y)) for x, y in each.points)
         if rows:
-            y = bottom + 46 + _LEGEND * i
-            parts.append(
-                f'<line class="line s{i}" x1="{_LEFT}" x2="{_LEFT + 34}" y1="{y - 4}"'
-                f' y2="{y - 4}"{_dash(i)}/>'
-            )
-            parts.append(
-                (_mark(i, _LEFT + 17, y - 4) if marks else "")
-                + f'<text class="name" x="{_LEFT + 42}" y="{y}">{escape(each.name)}</text>'
-            )
-    return _svg(height, label, parts)
+            row = bottom + 46 + _LEGEND * i
+            parts.append(_line(f"line s{i}", _LEFT, _LEFT + 34, row - 4, row - 4, _dash(i)))
+            if marks:
+                parts.append(_mark(i, _LEFT + 17, row - 4))
+            parts.append(_text("name", _LEFT + 42, row, each.name))
+    return _svg(bottom + 36 + _LEGEND * rows, label, parts)
 
 
 def dot_plot(
@@ -104,36 +87,18 @@ def dot_plot(
     left = 8 + 6.2 * max(len(name) for name, _ in rows)
     place = _scale(ticks[0], ticks[-1], left + 8, WIDTH - _RIGHT)
     bottom = _TOP + 26 * len(rows)
-    parts = []
-    for tick in ticks:
-        parts.append(
-            f'<line class="grid" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="{_TOP}"'
-            f' y2="{bottom}"/>'
-        )
-        parts.append(
-            f'<text class="tick" x="{place(tick):.1f}" y="{bottom + 15}"'
-            f' text-anchor="middle">{_number(tick, ticks)}</text>'
-        )
+    parts = _x_grid(ticks, place, bottom)
     for r, (name, row) in enumerate(rows):
         y = _TOP + 26 * r + 13
-        result = [place(value) for value in row if value is not None]
-        parts.append(f'<text class="name" x="0" y="{y + 4}">{escape(name)}</text>')
-        if len(result) > 1:
-            parts.append(
-                f'<line class="span" x1="{min(result):.1f}" x2="{max(result):.1f}" y1="{y}"'
-                f' y2="{y}"/>'
-            )
+        marks = [place(value) for value in row if value is not None]
+        parts.append(_text("name", 0, y + 4, name))
+        if len(marks) > 1:
+            parts.append(_line("span", min(marks), max(marks), y, y))
         parts.extend(_mark(i, place(value), y) for i, value in enumerate(row) if value is not None)
-    parts.append(
-        f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}"'
-        f' text-anchor="end">{escape(x_label)}</text>'
-    )
+    parts.append(_x_label(bottom, x_label))
     for i, name in enumerate(names):
         y = bottom + 46 + _LEGEND * i
-        parts.append(
-            _mark(i, left + 12, y - 4)
-            + f'<text class="name" x="{left + 24:.1f}" y="{y}">{escape(name)}</text>'
-        )
+        parts += [_mark(i, left + 12, y - 4), _text("name", left + 24, y, name)]
     return _svg(bottom + 40 + _LEGEND * len(names), label, parts)
 
 
@@ -144,36 +109,55 @@ def interval_chart(
 
     `label` is for a person who cannot see the chart.
     """
-    ticks = _ticks(
-        min(0.0, *(low for _, _, low, _ in rows)), max(0.0, *(high for *_, high in rows)), 4
-    )
+    low_end, high_end = min(low for _, _, low, _ in rows), max(high for *_, high in rows)
+    ticks = _ticks(min(0.0, low_end), max(0.0, high_end), 4)
     left = 8 + 6.2 * max(len(name) for name, *_ in rows)
     place = _scale(ticks[0], ticks[-1], left + 8, WIDTH - _RIGHT)
     bottom = _TOP + 22 * len(rows)
-    parts = []
-    for tick in ticks:
-        kind = "zero" if tick == 0 else "grid"
-        parts.append(
-            f'<line class="{kind}" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="{_TOP}"'
-            f' y2="{bottom}"/>'
-        )
-        parts.append(
-            f'<text class="tick" x="{place(tick):.1f}" y="{bottom + 15}"'
-            f' text-anchor="middle">{_number(tick, ticks)}</text>'
-        )
+    parts = _x_grid(ticks, place, bottom, zero="zero")
     for r, (name, value, low, high) in enumerate(rows):
         y = _TOP + 22 * r + 11
-        parts.append(f'<text class="name" x="0" y="{y + 4}">{escape(name)}</text>')
-        parts.append(
-            f'<line class="line s0" x1="{place(low):.1f}" x2="{place(high):.1f}" y1="{y}"'
-            f' y2="{y}"/>'
-        )
+        parts.append(_text("name", 0, y + 4, name))
+        parts.append(_line("line s0", place(low), place(high), y, y))
         parts.append(_mark(0, place(value), y))
-    parts.append(
-        f'<text class="axis" x="{WIDTH - _RIGHT}" y="{bottom + 30}"'
-        f' text-anchor="end">{escape(x_label)}</text>'
-    )
+    parts.append(_x_label(bottom, x_label))
     return _svg(bottom + 38, label, parts)
+
+
+def _x_grid(
+    ticks: Sequence[float], place: Callable[[float], float], bottom: int, zero: str = "grid"
+) -> list[str]:
+    """Draw a vertical line and a number at every tick; the line at zero may be of another class."""
+    parts = []
+    for tick in ticks:
+        x = place(tick)
+        parts.append(_line(zero if tick == 0 else "grid", x, x, _TOP, bottom))
+        parts.append(_x_tick(tick, ticks, place, bottom))
+    return parts
+
+
+def _x_tick(
+    tick: float, ticks: Sequence[float], place: Callable[[float], float], bottom: int
+) -> str:
+    return _text("tick", place(tick), bottom + 15, _number(tick, ticks), "middle")
+
+
+def _x_label(bottom: int, label: str) -> str:
+    return _text("axis", WIDTH - _RIGHT, bottom + 30, label, "end")
+
+
+def _text(style: str, x: float, y: float, text: str, anchor: str = "") -> str:
+    place = f' text-anchor="{anchor}"' if anchor else ""
+    return f'<text class="{style}" x="{_unit(x)}" y="{_unit(y)}"{place}>{escape(text)}</text>'
+
+
+def _line(style: str, x1: float, x2: float, y1: float, y2: float, dash: str = "") -> str:
+    ends = f'x1="{_unit(x1)}" x2="{_unit(x2)}" y1="{_unit(y1)}" y2="{_unit(y2)}"'
+    return f'<line class="{style}" {ends}{dash}/>'
+
+
+def _unit(value: float) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def _svg(height: float, label: str, parts: Sequence[str]) -> Markup:
