@@ -75,8 +75,8 @@ def test_both_sides_are_compared_with_the_teacher_s_vector_of_one(reads, place):
     assert [text for text, _ in made.distilled] == [0, 1, 2, 3] and {
         view for _, view in made.distilled
     } == {"document"}
-    assert made.read == [place, place + 1, place, place + 1]
-    assert made.teacher_texts() == [("document", made.texts[i][1]) for i in made.read]
+    assert made.teacher_text_idx == [place, place + 1, place, place + 1]
+    assert made.teacher_texts() == [("document", made.texts[i][1]) for i in made.teacher_text_idx]
 
 
 def test_rows_that_the_teacher_cannot_read_are_not_compared():

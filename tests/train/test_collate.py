@@ -43,7 +43,7 @@ def test_stage_1_gives_each_side_its_prompt_and_each_view_its_instruction():
         (D, "c"),
         (D, "d"),
     ]  # a text in two roles is two texts, a text twice is one
-    assert made.first.tolist() == [0, 1, 0] and made.second.tolist() == [2, 3, 4]
+    assert made.query_idx.tolist() == [0, 1, 0] and made.positive_idx.tolist() == [2, 3, 4]
     assert made.distilled == [
         (0, "query"),
         (1, "query"),
@@ -52,7 +52,7 @@ def test_stage_1_gives_each_side_its_prompt_and_each_view_its_instruction():
         (3, "document"),
         (4, "document"),
     ]
-    assert made.negatives is None and made.scores is None and made.labels is None
+    assert made.negative_idx is None and made.scores is None and made.labels is None
 
 
 @pytest.mark.parametrize(
@@ -73,16 +73,16 @@ def test_lone_and_graded_texts_are_documents():
     lone = collate(batch(RowKind.TEXTS, Text("a"), Text("b"), Text("a")), task=None, distil=True)
     assert (
         lone.texts == [(D, "a"), (D, "b")]
-        and lone.first.tolist() == [0, 1, 0]
-        and lone.second is None
+        and lone.query_idx.tolist() == [0, 1, 0]
+        and lone.positive_idx is None
     )
     assert lone.distilled == [(0, "document"), (1, "document"), (0, "document")]
     graded = batch(RowKind.SCORED, ScoredPair("a", "b", 0.5), ScoredPair("c", "a", 1.0))
     stage1 = collate(graded, task=None, distil=True)
     assert (
         stage1.scores.tolist() == [0.5, 1.0]
-        and stage1.first.tolist() == [0, 1]
-        and stage1.second.tolist() == [2, 0]
+        and stage1.query_idx.tolist() == [0, 1]
+        and stage1.positive_idx.tolist() == [2, 0]
     )
     assert len(stage1.distilled) == 4
     assert (
@@ -93,9 +93,9 @@ def test_lone_and_graded_texts_are_documents():
 def test_hard_negatives_are_cut_to_the_number_asked_for_and_know_their_row():
     rows = pairs(("a", "b", "x", "y", "z"), ("c", "d"), ("e", "f", "x"))
     made = collate(rows, task=Task.RETRIEVAL, distil=False, negatives=2)
-    assert [made.texts[place][1] for place in made.negatives] == ["x", "y", "x"]
-    assert made.negative_rows.tolist() == [0, 0, 2] and made.distilled == []
-    assert collate(rows, task=Task.RETRIEVAL, distil=False).negatives is None
+    assert [made.texts[place][1] for place in made.negative_idx] == ["x", "y", "x"]
+    assert made.negative_owner.tolist() == [0, 0, 2] and made.distilled == []
+    assert collate(rows, task=Task.RETRIEVAL, distil=False).negative_idx is None
 
 
 def test_labels_of_items_and_negatives_share_their_numbers():
@@ -105,12 +105,12 @@ def test_labels_of_items_and_negatives_share_their_numbers():
     ]
     made = collate(batch(RowKind.LABELLED, *items), task=Task.CLASSIFICATION, distil=True)
     assert made.labels.tolist() == [0, 1] and made.negative_labels.tolist() == [2, 1, 0, 0]
-    assert [made.texts[place][1] for place in made.negatives] == [
+    assert [made.texts[place][1] for place in made.negative_idx] == [
         "c",
         "d",
         "a",
         "b",
-    ] and made.negative_rows.tolist() == [0, 0, 1, 1]
+    ] and made.negative_owner.tolist() == [0, 0, 1, 1]
     assert (
         all(role is D for role, _ in made.texts) and len(made.texts) == 5 and made.distilled == []
     )

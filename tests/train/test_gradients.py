@@ -175,8 +175,8 @@ def every_loss(
     vectors: Tensor, prepared: TrainBatch, targets: Targets, heads: Heads
 ) -> tuple[dict[str, Tensor], float]:
     """Every loss there is, of one batch of pairs, over every prefix."""
-    first, second = torch.from_numpy(prepared.first), torch.from_numpy(prepared.second)
-    documents = torch.cat([second, torch.from_numpy(prepared.negatives)])
+    first, second = torch.from_numpy(prepared.query_idx), torch.from_numpy(prepared.positive_idx)
+    documents = torch.cat([second, torch.from_numpy(prepared.negative_idx)])
     masked = torch.from_numpy(false_negatives(prepared, targets.teacher_similarities, 0.0))
     scores, tau = torch.linspace(0, 1, len(first), dtype=vectors.dtype), heads.log_temperature.exp()
     own = torch.arange(len(first))

@@ -165,7 +165,7 @@ def test_sharpened_contrast_sees_the_hard_negatives_of_each_row():
     prepared = collate(
         batch(RowKind.PAIRS, *ROWS, step=7), task=Task.RETRIEVAL, distil=False, negatives=2
     )
-    assert prepared.negative_rows.tolist() == [0, 0, 1, 1]
+    assert prepared.negative_owner.tolist() == [0, 0, 1, 1]
     torch.manual_seed(0)
     unit = normalize(torch.randn(len(prepared.texts), 8))
     sharpen = {"focal": 0.5, "hardness": 5.0, "mixed_negatives": 2}
@@ -174,12 +174,12 @@ def test_sharpened_contrast_sees_the_hard_negatives_of_each_row():
     )
     terms, _ = adapter_objective(Task.RETRIEVAL, settings, [8])(unit, prepared, Targets(), Heads())
     hard = torch.tensor([[0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1, 1], [0] * 7]).bool()
-    documents = unit[np.concatenate([prepared.second, prepared.negatives])]
+    documents = unit[np.concatenate([prepared.positive_idx, prepared.negative_idx])]
     mixed = mixed_negatives(
         documents[3:], torch.tensor([0, 0, 1, 1]), 3, mixes=2, generator=step_rng(7)
     )
     wanted = sharpened_info_nce(
-        unit[prepared.first],
+        unit[prepared.query_idx],
         documents,
         torch.arange(3),
         0.3,

@@ -116,7 +116,7 @@ def test_a_text_is_told_apart_from_the_others_but_not_from_its_own_translation()
     ]
     chosen = vectors[[place for place, _ in prepared.distilled]]
     assert teacher_info_nce(
-        chosen, torch.tensor(prepared.read), target, None, [2], 0.5
+        chosen, torch.tensor(prepared.teacher_text_idx), target, None, [2], 0.5
     ).item() == pytest.approx(sum(wanted) / 4, rel=1e-5)
 
 

@@ -21,23 +21,23 @@ class TrainBatch:
     batch: Batch
     texts: list[tuple[Role, str]] = field(default_factory=list)
     """Distinct (role, text)."""
-    first: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    query_idx: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """Queries, anchors, first texts or lone texts, `(B,)`."""
-    second: np.ndarray | None = None
+    positive_idx: np.ndarray | None = None
     """Positives or second texts, `(B,)`; None for lone texts."""
-    negatives: np.ndarray | None = None
+    negative_idx: np.ndarray | None = None
     """Hard negatives, flat `(M,)`, or of a classification batch `(B * k,)`."""
-    negative_rows: np.ndarray | None = None
-    """Row of each entry of `negatives`, `(M,)`."""
+    negative_owner: np.ndarray | None = None
+    """Row of each entry of `negative_idx`, `(M,)`."""
     scores: np.ndarray | None = None
     """Gold scores `(B,)` of a graded batch."""
     labels: np.ndarray | None = None
     """Label numbers of the anchors `(B,)`."""
     negative_labels: np.ndarray | None = None
-    """Label numbers of `negatives`."""
+    """Label numbers of `negative_idx`."""
     distilled: list[tuple[int, View]] = field(default_factory=list)
     """Texts that are compared with the teacher, each with the view in which the teacher read it."""
-    read: list[int] = field(default_factory=list)
+    teacher_text_idx: list[int] = field(default_factory=list)
     """Text that the teacher read for each entry of `distilled`: the text itself, or its translation."""
 
     def compared(self) -> np.ndarray:
@@ -56,7 +56,7 @@ class TrainBatch:
         """
         return [
             (view, self.texts[place][1])
-            for (_, view), place in zip(self.distilled, self.read, strict=True)
+            for (_, view), place in zip(self.distilled, self.teacher_text_idx, strict=True)
         ]
 
 
@@ -105,12 +105,12 @@ def collate(
     out = TrainBatch(batch)
     rows = batch.rows
     if batch.kind is RowKind.LABELLED:
-        out.first = result.many(Role.DOCUMENT, [item.anchor for item in rows])
-        out.second = result.many(Role.DOCUMENT, [item.positive for item in rows])
-        out.negatives = result.many(
+        out.query_idx = result.many(Role.DOCUMENT, [item.anchor for item in rows])
+        out.positive_idx = result.many(Role.DOCUMENT, [item.positive for item in rows])
+        out.negative_idx = result.many(
             Role.DOCUMENT, [text for item in rows for text in item.negatives]
         )
-        out.negative_rows = np.repeat(np.arange(len(rows)), [len(item.negatives) for item in rows])
+        out.negative_owner = np.repeat(np.arange(len(rows)), [len(item.negatives) for item in rows])
         numbers: dict[str, int] = {}
         out.labels = np.array(
             [numbers.setdefault(item.label, len(numbers)) for item in rows], dtype=np.int64
@@ -120,21 +120,21 @@ def collate(
             [numbers.setdefault(label, len(numbers)) for label in flat], dtype=np.int64
         )
     elif batch.kind is RowKind.SCORED:
-        out.first = result.many(Role.DOCUMENT, [row.text1 for row in rows])
-        out.second = result.many(Role.DOCUMENT, [row.text2 for row in rows])
+        out.query_idx = result.many(Role.DOCUMENT, [row.text1 for row in rows])
+        out.positive_idx = result.many(Role.DOCUMENT, [row.text2 for row in rows])
         out.scores = np.array([row.score for row in rows], dtype=np.float32)
     elif batch.kind is RowKind.PAIRS:
-        out.first = result.many(role, [row.query for row in rows])
-        out.second = result.many(Role.DOCUMENT, [row.positive for row in rows])
+        out.query_idx = result.many(role, [row.query for row in rows])
+        out.positive_idx = result.many(Role.DOCUMENT, [row.positive for row in rows])
         if negatives:
-            out.negatives = result.many(
+            out.negative_idx = result.many(
                 Role.DOCUMENT, [text for row in rows for text in row.negatives[:negatives]]
             )
-            out.negative_rows = np.repeat(
+            out.negative_owner = np.repeat(
                 np.arange(len(rows)), [len(row.negatives[:negatives]) for row in rows]
             )
     else:
-        out.first = result.many(Role.DOCUMENT, [row.text for row in rows])
+        out.query_idx = result.many(Role.DOCUMENT, [row.text for row in rows])
     out.texts = list(result.places)
     graded_matching = task is Task.TEXT_MATCHING and out.scores is not None
     if (
@@ -143,7 +143,11 @@ def collate(
         and not graded_matching
         and batch.teacher_reads is not TeacherSide.NEITHER
     ):
-        places = out.first if out.second is None else np.concatenate([out.first, out.second])
+        places = (
+            out.query_idx
+            if out.positive_idx is None
+            else np.concatenate([out.query_idx, out.positive_idx])
+        )
         asks = batch.kind is RowKind.PAIRS and role is Role.QUERY
         views: list[View] = [
             "query" if asks and i < len(rows) else "document" for i in range(len(places))
@@ -152,14 +156,17 @@ def collate(
             (int(place), "topic" if topic else view)
             for place, view in zip(places, views, strict=True)
         ]
-        out.read = [int(place) for place in places]
-        if distil_negatives and out.negatives is not None and not translated:
-            out.distilled += [(int(place), "document") for place in out.negatives]
-            out.read += [int(place) for place in out.negatives]
+        out.teacher_text_idx = [int(place) for place in places]
+        if distil_negatives and out.negative_idx is not None and not translated:
+            out.distilled += [(int(place), "document") for place in out.negative_idx]
+            out.teacher_text_idx += [int(place) for place in out.negative_idx]
         if translated:
-            assert out.second is not None
-            out.read = (
-                2 * (out.first if batch.teacher_reads is TeacherSide.QUERY else out.second).tolist()
+            assert out.positive_idx is not None
+            out.teacher_text_idx = (
+                2
+                * (
+                    out.query_idx if batch.teacher_reads is TeacherSide.QUERY else out.positive_idx
+                ).tolist()
             )
     return out
 
@@ -184,12 +191,12 @@ def false_negatives(
     Returns:
         `(B, B + M)` of bool: positives of the batch, then hard negatives. The own positive is never true.
     """
-    assert prepared.second is not None
+    assert prepared.positive_idx is not None
     texts = [fold_text(text) for _, text in prepared.texts]
     numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     ids = np.array([numbers[text] for text in texts], dtype=np.int64)
-    queries, positives = ids[prepared.first], ids[prepared.second]
-    hard = np.zeros(0, np.int64) if prepared.negatives is None else ids[prepared.negatives]
+    queries, positives = ids[prepared.query_idx], ids[prepared.positive_idx]
+    hard = np.zeros(0, np.int64) if prepared.negative_idx is None else ids[prepared.negative_idx]
     candidates = np.concatenate([positives, hard])
     same_query = queries[:, None] == queries[None, :]
     known = np.zeros((len(queries), len(numbers)), dtype=bool)
@@ -200,9 +207,9 @@ def false_negatives(
     if similarities is not None and margin is not None:
         closer = similarities > similarities.diagonal()[:, None] + margin
         excluded[:, : len(positives)] |= closer
-    if not others and prepared.negative_rows is not None:
+    if not others and prepared.negative_owner is not None:
         excluded[:, len(positives) :] |= (
-            prepared.negative_rows[None, :] != np.arange(len(queries))[:, None]
+            prepared.negative_owner[None, :] != np.arange(len(queries))[:, None]
         )
     excluded[np.arange(len(queries)), np.arange(len(queries))] = False
     return excluded
@@ -226,12 +233,15 @@ def relations(
     Returns:
         `(B, B + M)` of `Relation`: positives of the batch, then hard negatives.
     """
-    assert prepared.second is not None
-    count, hard = len(prepared.first), 0 if prepared.negatives is None else len(prepared.negatives)
+    assert prepared.positive_idx is not None
+    count, hard = (
+        len(prepared.query_idx),
+        0 if prepared.negative_idx is None else len(prepared.negative_idx),
+    )
     result = np.full((count, count + hard), Relation.NEGATIVE, dtype=object)
     diagonal = np.arange(count)
-    if prepared.negative_rows is not None:
-        rows, columns = np.nonzero(prepared.negative_rows[None, :] == diagonal[:, None])
+    if prepared.negative_owner is not None:
+        rows, columns = np.nonzero(prepared.negative_owner[None, :] == diagonal[:, None])
         result[rows, count + columns] = Relation.HARD
     if prepared.labels is not None:
         assert prepared.negative_labels is not None

@@ -261,7 +261,7 @@ def _teacher_term(
     if term.name == "list_kl":
         return _lists(part, vectors, prepared, teacher, dims, **options)
     student_all = vectors[to_device(prepared.compared(), vectors.device)]
-    read = torch.tensor(prepared.read, device=vectors.device)
+    read = torch.tensor(prepared.teacher_text_idx, device=vectors.device)
     target = teacher[:, part.columns]
     if part.known is not None:
         student_all, read, target = student_all[part.known], read[part.known], target[part.known]
@@ -300,7 +300,7 @@ def _lists(
     temperature: float,
 ) -> Tensor:
     """Compare each query's distribution over the documents of the batch with one teacher's."""
-    assert prepared.second is not None
+    assert prepared.positive_idx is not None
     places, target = (
         to_device(prepared.compared(), vectors.device),
         normalize(teacher[:, part.columns]),
@@ -311,7 +311,10 @@ def _lists(
         else part.known.nonzero()[:, 0]
     )
     # Queries come first, then the positives, then hard negatives where they are compared.
-    queries, listed = known[known < len(prepared.first)], known[known >= len(prepared.first)]
+    queries, listed = (
+        known[known < len(prepared.query_idx)],
+        known[known >= len(prepared.query_idx)],
+    )
     if len(queries) < 1 or len(listed) < 2:
         return 0.0 * vectors.sum()
 
@@ -345,8 +348,8 @@ def sharpened(
         prepared: The batch: whose hard negatives they are, and its step.
     """
     count, hard, mixed = len(queries), None, None
-    if prepared.negative_rows is not None and len(prepared.negative_rows):
-        owners = to_device(prepared.negative_rows, queries.device)
+    if prepared.negative_owner is not None and len(prepared.negative_owner):
+        owners = to_device(prepared.negative_owner, queries.device)
         if sharpen.hardness:
             is_own = owners[None, :] == torch.arange(count, device=queries.device)[:, None]
             hard = torch.cat([is_own.new_zeros(count, count), is_own], 1)

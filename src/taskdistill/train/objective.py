@@ -155,10 +155,10 @@ def pairs(
     Returns:
         Named terms, and the share of in-batch candidates that were masked as false negatives.
     """
-    assert prepared.second is not None
+    assert prepared.positive_idx is not None
     terms: Terms = {}
     device = vectors.device
-    first, second = to_device(prepared.first, device), to_device(prepared.second, device)
+    first, second = to_device(prepared.query_idx, device), to_device(prepared.positive_idx, device)
     masked = 0.0
     if weights.keys() & set(CONTRASTS):
         excluded = false_negatives(
@@ -171,8 +171,8 @@ def pairs(
         mask = to_device(excluded, device) if excluded.any() else None
         candidates = (
             second
-            if prepared.negatives is None
-            else torch.cat([second, to_device(prepared.negatives, device)])
+            if prepared.negative_idx is None
+            else torch.cat([second, to_device(prepared.negative_idx, device)])
         )
         positives = torch.arange(len(first), device=device)
         tau = temperature(heads, settings)
@@ -288,10 +288,10 @@ def graded(
     Returns:
         The terms `cosent` and `relational`.
     """
-    assert prepared.second is not None and prepared.scores is not None
+    assert prepared.positive_idx is not None and prepared.scores is not None
     first, second, scores = (
         to_device(each, vectors.device)
-        for each in (prepared.first, prepared.second, prepared.scores)
+        for each in (prepared.query_idx, prepared.positive_idx, prepared.scores)
     )
 
     def one(dim: int) -> Tensor:
@@ -323,12 +323,15 @@ def classification(
     Returns:
         Named terms, and the share of candidates masked for having the anchor's label.
     """
-    assert prepared.second is not None and prepared.negatives is not None
+    assert prepared.positive_idx is not None and prepared.negative_idx is not None
     assert prepared.labels is not None and prepared.negative_labels is not None
     terms: Terms = {}
     device = vectors.device
-    anchors, positives = to_device(prepared.first, device), to_device(prepared.second, device)
-    documents = torch.cat([positives, to_device(prepared.negatives, device)])
+    anchors, positives = (
+        to_device(prepared.query_idx, device),
+        to_device(prepared.positive_idx, device),
+    )
+    documents = torch.cat([positives, to_device(prepared.negative_idx, device)])
     diagonal = torch.arange(len(anchors), device=device)
     same_d = same_a = None
     masked = 0.0

@@ -330,7 +330,7 @@ def static_job(
         if "teacher_nce" in weights and prepared.distilled:
             assert targets.teacher is not None
             compared_vectors = vectors[[place for place, _ in prepared.distilled]]
-            read = torch.tensor(prepared.read, device=vectors.device)
+            read = torch.tensor(prepared.teacher_text_idx, device=vectors.device)
             terms["teacher_nce"] = teacher_info_nce(
                 compared_vectors, read, targets.teacher, None, chosen, settings.nce_temperature
             )

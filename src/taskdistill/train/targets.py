@@ -88,8 +88,8 @@ class TargetLookup:
                 self.ctx.processes.together()
             ):  # a store that one process cannot read must not leave the others waiting
                 result.teacher = teacher_vectors(self.phase, prepared)
-                if self.phase.needs_similarities and prepared.second is not None:
-                    count = len(prepared.first)
+                if self.phase.needs_similarities and prepared.positive_idx is not None:
+                    count = len(prepared.query_idx)
                     unit = torch.nn.functional.normalize(result.teacher.nan_to_num(), dim=1).numpy()
                     result.teacher_similarities = unit[:count] @ unit[count : 2 * count].T
         if self.phase.needs_base:

@@ -76,7 +76,7 @@ def inspect_batch(
     title = f"{phase}, step {step}: {len(batch.rows)} rows of {batch.dataset} ({batch.kind}), {len(prepared.texts)} distinct texts"
     if (
         not isinstance(config, AdapterConfig)
-        or prepared.second is None
+        or prepared.positive_idx is None
         or prepared.scores is not None
     ):
         if row is not None:
@@ -104,7 +104,7 @@ def _teacher_cosines(
     """Give the teacher's cosine of every query with every positive, as training looks it up."""
     teacher = make_teacher(recipe.teacher, api_key=api_key, threads=recipe.threads, root=store)
     stores = open_views(store, teacher, recipe.teacher.instructions)
-    count, rows = len(prepared.first), list[np.ndarray]()
+    count, rows = len(prepared.query_idx), list[np.ndarray]()
     requested = prepared.teacher_texts()
     for view, text in requested[: 2 * count]:
         if stores[view].missing([text]):
@@ -126,13 +126,13 @@ def _texts(prepared: TrainBatch) -> list[str]:
 def _plain(prepared: TrainBatch) -> tuple[list[str], list[list[str]], list[str]]:
     """Lay out a batch without candidates: lone texts, graded pairs, and whatever is only compared with the teacher."""
     texts, notes = _texts(prepared), [f"compared with the teacher: {len(prepared.distilled)} texts"]
-    if prepared.second is None:
+    if prepared.positive_idx is None:
         return (
             ["row", "text"],
-            [[str(i), texts[place]] for i, place in enumerate(prepared.first)],
+            [[str(i), texts[place]] for i, place in enumerate(prepared.query_idx)],
             notes,
         )
-    pairs = list(zip(prepared.first.tolist(), prepared.second.tolist(), strict=True))
+    pairs = list(zip(prepared.query_idx.tolist(), prepared.positive_idx.tolist(), strict=True))
     if prepared.scores is not None:
         rows = [
             [str(i), texts[a], texts[b], f"{score:.2f}"]
@@ -149,14 +149,16 @@ def _plain(prepared: TrainBatch) -> tuple[list[str], list[list[str]], list[str]]
 def _relations(
     prepared: TrainBatch, result: np.ndarray, settings: AdapterConfig
 ) -> tuple[list[str], list[list[str]], list[str]]:
-    assert prepared.second is not None
+    assert prepared.positive_idx is not None
     texts, labelled = _texts(prepared), prepared.batch.kind is RowKind.LABELLED
     shown = [Relation.LABEL] if labelled else [Relation.DUPLICATE, Relation.MARGIN]
     columns = ["row", "query", "positive", "negatives", "hard negatives", *shown]
     if labelled:
         columns = ["row", "anchor", "positive", "label", "negatives", "hard negatives", *shown]
     rows = []
-    for i, (a, b) in enumerate(zip(prepared.first.tolist(), prepared.second.tolist(), strict=True)):
+    for i, (a, b) in enumerate(
+        zip(prepared.query_idx.tolist(), prepared.positive_idx.tolist(), strict=True)
+    ):
         counts = [
             str(int((result[i] == Relation.NEGATIVE).sum())),
             _listed(np.flatnonzero(result[i] == Relation.HARD)),
@@ -184,16 +186,16 @@ def _relations(
 def _one_row(
     prepared: TrainBatch, result: np.ndarray, row: int, cosines: np.ndarray | None
 ) -> tuple[list[str], list[list[str]], list[str]]:
-    assert prepared.second is not None
+    assert prepared.positive_idx is not None
     texts = _texts(prepared)
     places = (
-        prepared.second
-        if prepared.negatives is None
-        else np.concatenate([prepared.second, prepared.negatives])
+        prepared.positive_idx
+        if prepared.negative_idx is None
+        else np.concatenate([prepared.positive_idx, prepared.negative_idx])
     )
-    owners = np.arange(len(prepared.first))
-    if prepared.negative_rows is not None:
-        owners = np.concatenate([owners, prepared.negative_rows])
+    owners = np.arange(len(prepared.query_idx))
+    if prepared.negative_owner is not None:
+        owners = np.concatenate([owners, prepared.negative_owner])
     rows = [
         [
             str(i),
@@ -207,7 +209,7 @@ def _one_row(
     return (
         ["candidate", "of row", "relation", "teacher's cosine", "text"],
         rows,
-        [f"query of row {row}: {texts[prepared.first[row]]}"],
+        [f"query of row {row}: {texts[prepared.query_idx[row]]}"],
     )
 
 
