@@ -31,7 +31,8 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.recipe.load import overridden
 from taskdistill.stats.intervals import paired_difference
 from taskdistill.tasks import Task
-from taskdistill.workflows.adapt import AdaptRequest, adapt
+from taskdistill.workflows.adapt import adapt
+from taskdistill.workflows.adapt_settings import AdaptRequest
 
 GRID = {"C": [1, 3, 10, 30, 100]}
 HELD_OUT = 20
@@ -116,8 +117,8 @@ def one(asked: Namespace, seed: int) -> dict[str, Any]:
         adapt(
             model,
             AdaptRequest(
-                file,
-                Task.CLASSIFICATION,
+                data=file,
+                task=Task.CLASSIFICATION,
                 name="few",
                 settings=overridden(asked.adapter),
                 seed=seed,

@@ -34,12 +34,12 @@ from taskdistill.model.backbone import without_dropout
 from taskdistill.model.model import Model
 from taskdistill.model.projection import Projection
 from taskdistill.model.student import TransformerModel
-from taskdistill.pipeline.context import RunContext, fill_stores, make_plans
-from taskdistill.pipeline.setup import load_inputs, start_student
-from taskdistill.pipeline.train import store_root
+from taskdistill.pipeline.context import RunContext
+from taskdistill.pipeline.setup import load_inputs, make_plans, start_student
+from taskdistill.pipeline.teacher_store import fill_stores, store_root
 from taskdistill.progress import SilentProgress, never
 from taskdistill.quantization import fit_ranges, pack_bits, truncate
-from taskdistill.recipe.recipe import load_recipe
+from taskdistill.recipe.recipe import FIRST, load_recipe
 from taskdistill.stats.intervals import interval, paired_difference
 from taskdistill.tasks import Task
 from taskdistill.teacher.make import make_teacher
@@ -191,17 +191,15 @@ def variant(asked: argparse.Namespace, changes: list[str], seed: int) -> Units:
     folder = Path(tempfile.mkdtemp(prefix="additions-"))
     plans = {plan: make_plans(recipe, inputs)[plan]}
     run = RunContext(
-        recipe,
-        folder,
-        inputs,
-        teacher,
-        stores,
-        SilentProgress(),
-        never,
-        Log(folder / "log.jsonl"),
-        asked.threads,
-        plans,
-        {},
+        recipe=recipe,
+        out=folder,
+        inputs=inputs,
+        teachers=[(FIRST, teacher, stores)],
+        progress=SilentProgress(),
+        should_stop=never,
+        log=Log(folder / "log.jsonl"),
+        threads=asked.threads,
+        plans=plans,
     )
     fill_stores(run, [plan])
     student = start_student(recipe)

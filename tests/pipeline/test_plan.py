@@ -14,7 +14,8 @@ from taskdistill.model import backbone
 from taskdistill.model.sketch import KNOWN, sketch
 from taskdistill.pipeline import setup
 from taskdistill.pipeline.costs import CARD_REACHED, CARDS, ModelSize, adapter_parameters, size_of
-from taskdistill.pipeline.plan import plan_run, plan_tables
+from taskdistill.pipeline.plan import plan_run
+from taskdistill.pipeline.plan_tables import plan_tables
 from taskdistill.progress import SilentProgress
 from taskdistill.recipe.recipe import load_recipe, parse_recipe
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ from taskdistill.search.corpus import Document
 from taskdistill.tasks import Task
 from taskdistill.train.context import Interrupted
 from taskdistill.types import RowKind
-from taskdistill.workflows.adapt import AdaptRequest, adapt, chosen_settings
+from taskdistill.workflows.adapt import adapt
+from taskdistill.workflows.adapt_settings import AdaptRequest, choose_settings
 from taskdistill.workflows.info import verify_model
 
 FEW = {"steps": 6, "rank": 4, "alpha": 4, "batch_size": 8, "checkpoint_every": 2, "max_length": 32}
@@ -64,7 +66,7 @@ def hashes(folder) -> dict[str, str]:
 
 def wanted(data, **other) -> AdaptRequest:
     given = {"task": Task.CLASSIFICATION, "name": "topics", "settings": FEW} | other
-    return AdaptRequest(data / "labelled/topics.train.jsonl.gz", **given)
+    return AdaptRequest(data=data / "labelled/topics.train.jsonl.gz", **given)
 
 
 def test_a_model_with_binary_offsets_gets_some_for_the_new_adapter(folder, data):
@@ -201,7 +203,9 @@ def test_an_interrupted_run_continues_to_the_same_adapter(folder, data):
     ],
 )
 def test_every_task_learns_without_a_teacher(folder, data, task, file, kind):
-    told = adapt(folder, AdaptRequest(data / file, task, name="new", kind=kind, settings=FEW))
+    told = adapt(
+        folder, AdaptRequest(data=data / file, task=task, name="new", kind=kind, settings=FEW)
+    )
     assert told["task"] == task and told["kind"] == (
         kind or {"s": "scored", "p": "pairs", "l": "labelled"}[file[0]]
     )
@@ -293,7 +297,7 @@ def test_what_cannot_work_is_refused_before_training(folder, data, change, messa
     before = hashes(folder)
     asked = wanted(data, **{"settings": FEW} | change)
     if change.get("kind") is RowKind.PAIRS:
-        asked = AdaptRequest(data / "pairs/qa.train.jsonl.gz", name="new", **change)
+        asked = AdaptRequest(data=data / "pairs/qa.train.jsonl.gz", name="new", **change)
     with pytest.raises(BadInput, match=message):
         adapt(folder, asked)
     assert hashes(folder) == before
@@ -325,16 +329,9 @@ def test_steps_follow_from_the_number_of_rows(folder):
 
     module = read_model(folder).module
     rows = [LabeledText(f"text {n}", str(n % 7)) for n in range(770)]
-    few = chosen_settings(
-        Task.CLASSIFICATION,
-        RowKind.LABELLED,
-        make_dataset("d", RowKind.LABELLED, rows[:20]),
-        {},
-        module,
-    )
-    many = chosen_settings(
-        Task.CLASSIFICATION, RowKind.LABELLED, make_dataset("d", RowKind.LABELLED, rows), {}, module
-    )
+    request = AdaptRequest(data=Path("d"), task=Task.CLASSIFICATION)
+    few = choose_settings(request, make_dataset("d", RowKind.LABELLED, rows[:20]), module)
+    many = choose_settings(request, make_dataset("d", RowKind.LABELLED, rows), module)
     assert few.batch_size == 20 and few.steps < many.steps <= 400 and many.batch_size > 20
 
 

@@ -11,8 +11,8 @@ import yaml
 from helpers import tiny
 
 from taskdistill.cli.main import run
-from taskdistill.pipeline.context import phase_fingerprint
 from taskdistill.pipeline.pairing import choose_start
+from taskdistill.pipeline.resume import phase_fingerprint
 from taskdistill.pipeline.train import train
 from taskdistill.recipe.recipe import parse_recipe
 

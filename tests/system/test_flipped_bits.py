@@ -69,7 +69,8 @@ from taskdistill.train.validation import KIND as BEST
 from taskdistill.train.validation import best_folder, load_best
 from taskdistill.types import MANIFEST
 from taskdistill.workflows.info import describe_folder
-from taskdistill.workflows.mine import _begin, _finished, _is_whole, _saved
+from taskdistill.workflows.mine import _begin, _finished
+from taskdistill.workflows.mine_vectors import is_intact, sealed_file
 
 FLIPS = 140
 """Bits of each folder, over all of its files."""
@@ -484,11 +485,11 @@ def test_progress_of_mining_that_was_flipped_is_made_again(tmp_path, name):
     """What a killed run has left is believed only if it is what was written; otherwise it counts as not done."""
     partial = tmp_path / "mined.partial"
     _begin(partial, FINGERPRINT, SilentProgress())
-    with _saved(partial / name) as stream:
+    with sealed_file(partial / name) as stream:
         np.savez(stream, counts=np.arange(9)) if name.endswith("npz") else np.save(
             stream, np.arange(9.0)
         )
-    assert _is_whole(partial / name)
+    assert is_intact(partial / name)
     for path, bit in bits(
         [partial / name, partial / f"{name}.json", partial / "fingerprint.json"],
         np.random.default_rng(1),
@@ -498,9 +499,9 @@ def test_progress_of_mining_that_was_flipped_is_made_again(tmp_path, name):
             with pytest.raises(BadInput, match=r"fingerprint.json (is damaged|cannot be read)"):
                 _begin(partial, FINGERPRINT, SilentProgress())
         else:
-            assert not _is_whole(partial / name), (path.name, bit)
+            assert not is_intact(partial / name), (path.name, bit)
         path.write_bytes(raw)
-    assert _is_whole(partial / name)
+    assert is_intact(partial / name)
 
 
 def test_progress_of_encoding_that_was_flipped_is_made_again(tmp_path):

@@ -10,12 +10,12 @@ import torch
 from helpers import tiny, tiny_run
 from safetensors.torch import load_file
 
+from taskdistill.evaluate import dev
 from taskdistill.model.averaging import average
 from taskdistill.model.folder import read_model
 from taskdistill.model.inference import inference_view, put_rope, read_rope
 from taskdistill.model.rope import rope_theta, set_rope_theta
 from taskdistill.pipeline import phases
-from taskdistill.pipeline import validation as job_during
 from taskdistill.train.log import read_lines
 from taskdistill.train.validation import Validation, best_so_far
 
@@ -52,7 +52,7 @@ class Seen:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.scored, self.stepped, self.asked = list[Any](), list[Any](), list[Any]()
-        evaluate_set, run_phase = job_during.evaluate_set, phases.run_phase
+        evaluate_set, run_phase = dev.evaluate_set, phases.run_phase
         model: Any = None
 
         def state() -> tuple[float, bool, bool]:
@@ -75,7 +75,7 @@ class Seen:
             ctx.on_step = lambda record: (self.stepped.append(state()), on_step(record))
             run_phase(job, trained, folder, ctx)
 
-        monkeypatch.setattr(job_during, "evaluate_set", scored)
+        monkeypatch.setattr(dev, "evaluate_set", scored)
         monkeypatch.setattr(phases, "run_phase", phase)
 
 
@@ -153,7 +153,7 @@ class Scripted:
         self, monkeypatch: pytest.MonkeyPatch, scores: dict[int, float], averaged: float
     ) -> None:
         self.kept: dict[int, dict[str, torch.Tensor]] = {}
-        run_phase, made = phases.run_phase, phases.make_during
+        run_phase, made = phases.run_phase, phases.make_validation
         step = 0
         self.trained: Any = None
 
@@ -180,7 +180,7 @@ class Scripted:
             return None if name == "stage1" else Validation(1, score, "mean")
 
         monkeypatch.setattr(phases, "run_phase", phase)
-        monkeypatch.setattr(phases, "make_during", during)
+        monkeypatch.setattr(phases, "make_validation", during)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from taskdistill.errors import BadInput, WorkFailed
 from taskdistill.io.folders import check_folder, read_manifest
 from taskdistill.pipeline.setup import load_inputs
 from taskdistill.workflows import mine as job_mine
-from taskdistill.workflows.mine import MineRequest, mine
+from taskdistill.workflows.mine import mine
+from taskdistill.workflows.mine_vectors import MineRequest
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def run(home: Path, out: Path, stop=lambda: False, **request: Any):
     progress = tiny_run.Recorder()
     settings = request.pop("settings", {})
     asked = MineRequest(
-        request.pop("source", "qa"),
+        source=request.pop("source", "qa"),
         settings=MiningSettings(**{"negatives": 3, "seed": 3} | settings),
         **request,
     )

@@ -11,11 +11,11 @@ from helpers import tiny, tiny_run
 from safetensors.torch import load_file
 
 from taskdistill.errors import BadInput
+from taskdistill.evaluate import dev
 from taskdistill.evaluate.datasets import TASK_TYPES
 from taskdistill.evaluate.set_data import RankingData
-from taskdistill.pipeline import phases
-from taskdistill.pipeline import validation as job_during
-from taskdistill.pipeline.check import check_fit
+from taskdistill.pipeline import phases, validation
+from taskdistill.pipeline.check import check_sets, check_student
 from taskdistill.pipeline.setup import start_student
 from taskdistill.train.context import Interrupted
 from taskdistill.train.log import read_lines
@@ -171,7 +171,7 @@ def test_a_stopped_run_scores_on_and_keeps_the_same(home, whole, tmp_path, monke
 
 def test_a_run_killed_before_its_scores_were_written_scores_again(home, tmp_path, monkeypatch):
     tiny_run.train(recipe(home, {"every": 3, "keep": "mean"}), tmp_path / "whole")
-    evaluate_set, left = job_during.evaluate_set, [6]
+    evaluate_set, left = dev.evaluate_set, [6]
 
     def killed(*given, **named):
         left[0] -= 1
@@ -179,7 +179,7 @@ def test_a_run_killed_before_its_scores_were_written_scores_again(home, tmp_path
             raise KeyboardInterrupt
         return evaluate_set(*given, **named)
 
-    monkeypatch.setattr(job_during, "evaluate_set", killed)
+    monkeypatch.setattr(dev, "evaluate_set", killed)
     with pytest.raises(KeyboardInterrupt):
         tiny_run.train(recipe(home, {"every": 3, "keep": "mean"}), tmp_path / "run")
     monkeypatch.undo()
@@ -223,7 +223,8 @@ def test_settings_that_cannot_work_are_found_before_the_first_step(home):
     ):
         made = tiny.parsed(recipe(home, during))
         with pytest.raises(BadInput, match=said):
-            check_fit(made, home / "data", start_student(made).module, 32)
+            check_student(made, start_student(made).module, [32])
+            check_sets(made, home / "data")
 
 
 def test_an_unknown_metric_is_refused_before_the_first_step(home, tmp_path):
@@ -239,26 +240,26 @@ def test_an_unknown_metric_is_refused_before_the_first_step(home, tmp_path):
 def test_a_set_named_to_keep_by_acts_where_it_is_scored():
     kinds = {"sts/sts": TASK_TYPES["sts"]}
     assert (
-        job_during._metric("sts/sts", kinds) == "sts/sts:Spearman"
-        and job_during._metric("sts/sts:x", kinds) == "sts/sts:x"
+        validation._metric("sts/sts", kinds) == "sts/sts:Spearman"
+        and validation._metric("sts/sts:x", kinds) == "sts/sts:x"
     )
     assert (
-        job_during._metric("retrieval/qa", kinds) is None
-        and job_during._metric("mean", kinds) == "mean"
+        validation._metric("retrieval/qa", kinds) is None
+        and validation._metric("mean", kinds) == "mean"
     )
 
 
 def test_a_corpus_is_cut_to_the_judged_documents_and_some_others():
     documents = {f"d{n}": f"text {n}" for n in range(100)}
     data = RankingData(documents, {"q": "query"}, {"q": {"d7": 1, "d90": 0}})
-    cut = job_during._cut(data, 10, 3)
+    cut = validation._cut(data, 10, 3)
     assert (
         len(cut.documents) == 10
         and {"d7", "d90"} <= cut.documents.keys()
-        and cut.documents == job_during._cut(data, 10, 3).documents
+        and cut.documents == validation._cut(data, 10, 3).documents
     )
     assert list(cut.documents) == sorted(cut.documents, key=lambda name: int(name[1:]))
     assert (
-        job_during._cut(data, 1, 3).documents.keys() == {"d7", "d90"}
-        and job_during._cut(data, None, 3) is data
+        validation._cut(data, 1, 3).documents.keys() == {"d7", "d90"}
+        and validation._cut(data, None, 3) is data
     )

@@ -29,7 +29,7 @@ from taskdistill.model.model import Model
 from taskdistill.model.rope import rope_theta
 from taskdistill.model.student import TransformerModel
 from taskdistill.pipeline.setup import data_root, load_inputs, start_student
-from taskdistill.pipeline.train import store_root
+from taskdistill.pipeline.teacher_store import store_root
 from taskdistill.progress import Progress, SilentProgress
 from taskdistill.tasks import Task
 from taskdistill.teacher.fill import fill_store

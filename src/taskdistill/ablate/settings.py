@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from taskdistill.ablate.arms import ARMS, CORE, Arm, arm_of
 from taskdistill.errors import BadInput, did_you_mean
-from taskdistill.pipeline.context import deciding_data
+from taskdistill.pipeline.resume import deciding_data
 from taskdistill.recipe.base import ConfigModel, Fraction, Positive
 from taskdistill.recipe.load import explain, read_recipe
 from taskdistill.recipe.recipe import Recipe, parse_recipe

@@ -1,8 +1,9 @@
-"""Base and adapter on development rows of the adapter's own kind, with their difference."""
+"""Scores of models on development sets that are read once, and of an adapter beside its base."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +14,61 @@ from taskdistill import metrics
 from taskdistill.data.rows import Dataset
 from taskdistill.encode.encoder import Encoder
 from taskdistill.evaluate.exact_search import rank
+from taskdistill.evaluate.protocol import Embedder
 from taskdistill.evaluate.rankings import score_ranking
-from taskdistill.evaluate.set_data import RankingData
-from taskdistill.evaluate.task_type import unit_score
-from taskdistill.stats.intervals import paired_difference
+from taskdistill.evaluate.score import evaluate_set
+from taskdistill.evaluate.set_data import RankingData, SetData
+from taskdistill.evaluate.task_type import EvalSet, Score, unit_score
+from taskdistill.stats.intervals import Units, paired_difference
 from taskdistill.tasks import TASKS, Role, Task
 from taskdistill.types import RowKind
 
 SOLVER_STEPS = 1000
 """Most iterations of the logistic regression."""
+
+
+@dataclass(frozen=True, eq=False)
+class DevScores:
+    """What the development sets say of one model."""
+
+    by_set: dict[str, Score]
+
+    @property
+    def mean(self) -> float:
+        """The mean of the sets' main metrics, between 0 and 1."""
+        return float(np.mean([score.score for score in self.by_set.values()]))
+
+    @property
+    def units(self) -> Units:
+        """Set and language to units, for paired tests over all sets."""
+        return {
+            f"{name} {language}": units
+            for name, score in self.by_set.items()
+            for language, units in score.units.items()
+        }
+
+
+class DevScorer:
+    """Scores any number of models on the same development sets, each read once."""
+
+    def __init__(
+        self,
+        sets: Sequence[EvalSet],
+        *,
+        limit: int | None,
+        seed: int,
+        prepare: Callable[[SetData], SetData] = lambda data: data,
+    ) -> None:
+        self.sets = [(each, prepare(each.load(limit, seed))) for each in sets]
+
+    def __call__(self, embedder: Embedder) -> DevScores:
+        """Score a model."""
+        return DevScores(
+            {
+                each.name: evaluate_set(embedder, each.name, each.task, data).score
+                for each, data in self.sets
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
-"""The model card of a run: recipe, data, scores with the command of each, languages, limits, licences."""
+"""The model card of a run, with the command that gives each score."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from taskdistill.evaluate.datasets import TASK_TYPES
 from taskdistill.evaluate.languages import name_and_language
@@ -13,24 +13,18 @@ from taskdistill.io.folders import versions
 from taskdistill.model.backbone import EMBEDDED
 from taskdistill.model.model import Model
 from taskdistill.model.student import StaticModel
+from taskdistill.pipeline.context import RunContext
 from taskdistill.recipe.recipe import Recipe
 from taskdistill.report.model_card import make_card
 from taskdistill.report.pages import ADAPTERS, BASE, STATIC, TEACHER
 from taskdistill.train.course import courses
-
-if TYPE_CHECKING:
-    from taskdistill.pipeline.context import RunContext
 
 EMBEDDED_LICENCE = "Apache-2.0"
 TRAIN = "taskdistill train recipe.yaml --out {run}"
 
 
 def run_card(run: RunContext, model: Model, results: Mapping[str, Any] | None) -> str:
-    """Write the card of a run's model.
-
-    Args:
-        results: Scores, or None while there are none.
-    """
+    """Write the card of a run's model. `results`: scores, or None while there are none."""
     recipe = run.recipe
     base, base_licence = _base(recipe)
     settings = model.settings
@@ -71,8 +65,7 @@ def run_card(run: RunContext, model: Model, results: Mapping[str, Any] | None) -
 def teacher_licence(recipe: Recipe) -> str | None:
     """Say under which licence the teacher is.
 
-    Returns:
-        What the recipe states, or the embedded teacher's own; None if it is not stated.
+    Returns what the recipe states, or the embedded teacher's own; None if it is not stated.
     """
     return recipe.teacher.licence or (
         EMBEDDED_LICENCE if recipe.teacher.model == EMBEDDED else None
@@ -94,7 +87,7 @@ def _shown(model: str) -> str:
 
 
 def _used(run: RunContext) -> dict[str, Any]:
-    """Return the recipe as plain data, with the sources that were read, and no place on this machine."""
+    """Return the recipe as plain data, with the sources that were read and no local path."""
     fields = run.recipe.model_dump(mode="json")
     sources = {
         name: each
@@ -108,13 +101,16 @@ def _used(run: RunContext) -> dict[str, Any]:
 
 
 def _languages(run: RunContext) -> dict[str, list[str]]:
-    """Name the languages of each source: those of its rows, most rows first, or else what the recipe states."""
-    result = {}
+    """Name the languages of each source.
+
+    Those of its rows, most rows first, or else what the recipe states.
+    """
+    languages = {}
     for name, dataset in run.inputs.datasets.items():
         counted = Counter(row.lang for row in dataset.rows if row.lang)
         stated = run.recipe.data.sources[name].languages or []
-        result[name] = [language for language, _ in counted.most_common()] or list(stated)
-    return result
+        languages[name] = [language for language, _ in counted.most_common()] or list(stated)
+    return languages
 
 
 def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -138,7 +134,10 @@ def _scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> list[d
             record = records.get(shown, {}).get(name)
             if record is None or (task is not None and task not in model.module.tasks):
                 continue
-            again = f"taskdistill evaluate {run.out.name}/model --data {where} --set {name}{largest}{probe} --out scores"
+            again = (
+                f"taskdistill evaluate {run.out.name}/model --data {where} --set "
+                f"{name}{largest}{probe} --out scores"
+            )
             rows.append(
                 {
                     "set": name,

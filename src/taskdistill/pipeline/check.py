@@ -1,4 +1,4 @@
-"""Settings that do not fit the data, the student or the teacher, found before the first step."""
+"""Every rule that needs data or models, checked before the first step for plan and train alike."""
 
 from __future__ import annotations
 
@@ -8,42 +8,71 @@ from pathlib import Path
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.datasets import find_eval_sets
 from taskdistill.evaluate.task_type import EvalSet
+from taskdistill.io.atomic import check_place
+from taskdistill.io.protection import check_writable
 from taskdistill.model.backbone import longest_text
+from taskdistill.model.layout import longest_input
 from taskdistill.model.lora import lora_config
+from taskdistill.model.model import Model
 from taskdistill.model.rope import rope_theta
+from taskdistill.model.sketch import ModelSketch, sketch
 from taskdistill.model.student import TransformerModel
-from taskdistill.pipeline.validation import dev_sets, sets_during
+from taskdistill.pipeline.costs import ModelSize, size_of
+from taskdistill.pipeline.resume import check_run_folder
+from taskdistill.pipeline.setup import start_student
+from taskdistill.pipeline.teacher_store import store_root
+from taskdistill.pipeline.validation import dev_sets, validation_sets
+from taskdistill.progress import Progress
 from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, StaticConfig
 from taskdistill.recipe.recipe import Recipe
+from taskdistill.recipe.teacher import TeacherConfig
+from taskdistill.teacher.make import check_teacher, make_teacher
 
 
-def check_fit(
-    recipe: Recipe, root: Path, module: TransformerModel, teacher_dim: int | None
-) -> None:
-    """Check what a recipe alone cannot show.
+def check_recipe(recipe: Recipe, out: Path) -> None:
+    """Refuse settings that cannot work, and a folder that cannot take the run."""
+    check_run_folder(out)
+    check_writable(out / "recipe.yaml", *(out / "checkpoints" / name for name in recipe.phases()))
+    check_place(store_root(recipe, out))
+    for task, settings in recipe.adapters.items():
+        if settings.average is not None and settings.average.gate and not recipe.evaluation.dev:
+            raise BadInput(
+                f"adapters.{task.value}.average.gate needs evaluation.dev sets to decide by; "
+                f"name some or set gate: false"
+            )
+    if (
+        recipe.stage1 is not None
+        and recipe.stage1.projection == "none"
+        and recipe.long is not None
+        and recipe.long.projection != "none"
+    ):
+        raise BadInput(
+            "long.projection wants a projection that stage1 did not train; set both to the same"
+        )
 
-    Args:
-        module: The student before its first step; its weights may be absent.
-        teacher_dim: Size of the teacher's vectors; None while that is not known.
 
-    Raises:
-        BadInput: On the first setting that does not fit.
+def check_models(recipe: Recipe) -> Model:
+    """Check settings, teachers and student against each other.
+
+    No data are looked at and no weights are read.
+
+    Returns the student before its first step, without weights.
     """
-    check_student(recipe, module, [teacher_dim])
-    check_sets(recipe, root)
+    for settings in recipe.all_teachers().values():
+        check_teacher(settings)
+    student = start_student(recipe, weights=False)
+    assert isinstance(student.module, TransformerModel)
+    widths = [_teacher_dim(settings) for settings in recipe.all_teachers().values()]
+    check_student(recipe, student.module, widths)
+    return student
 
 
 def check_student(
     recipe: Recipe, module: TransformerModel, teacher_dims: Sequence[int | None]
 ) -> None:
-    """Check settings against the student and the sizes of the teachers.
+    """Check settings against the student, whose weights may be absent.
 
-    Args:
-        module: The student before its first step; its weights may be absent.
-        teacher_dims: Size of each teacher's vectors; None while that is not known.
-
-    Raises:
-        BadInput: On the first setting that does not fit.
+    `teacher_dims`: size of each teacher's vectors; None while that is not known.
     """
     width = None if None in teacher_dims else sum(dim or 0 for dim in teacher_dims)
     if (
@@ -52,37 +81,17 @@ def check_student(
         and width not in (None, module.embedding_dim)
     ):
         raise BadInput(
-            f"stage1.projection is none, but the teacher has {width} dimensions and the student {module.embedding_dim}; set it to student"
+            f"stage1.projection is none, but the teacher has {width} dimensions and the student "
+            f"{module.embedding_dim}; set it to student"
         )
     for name, settings in recipe.phases().items():
         if not isinstance(settings, StaticConfig):
             _check_phase(name, settings, module)
     if over := [dim for dim in recipe.evaluation.dims or [] if dim > module.embedding_dim]:
         raise BadInput(
-            f"evaluation.dims names {over}, the student's vectors have {module.embedding_dim} dimensions"
+            f"evaluation.dims names {over}, the student's vectors have {module.embedding_dim} "
+            f"dimensions"
         )
-
-
-def evaluation_sets(recipe: Recipe, root: Path) -> list[EvalSet]:
-    """Find the sets that a finished model is scored on.
-
-    Args:
-        root: The data folder, where the recipe names no other.
-
-    Returns:
-        The sets; none if `evaluation.sets` is an empty list.
-
-    Raises:
-        BadInput: If a set is not there.
-    """
-    if recipe.evaluation.sets == []:
-        return []
-    try:
-        return find_eval_sets(Path(recipe.evaluation.root or root), recipe.evaluation.sets)
-    except BadInput as error:
-        raise BadInput(
-            f"evaluation.sets: {error}; give evaluation.root, or set evaluation.sets to [] to do without"
-        ) from None
 
 
 def _check_phase(name: str, settings: PhaseConfig, module: TransformerModel) -> None:
@@ -95,12 +104,14 @@ def _check_phase(name: str, settings: PhaseConfig, module: TransformerModel) -> 
     for key, length in lengths.items():
         if length > positions:
             raise BadInput(
-                f"{key} is {length}, the student's backbone has positions for {positions} tokens; set it to that or less"
+                f"{key} is {length}, the student's backbone has positions for {positions} tokens; "
+                f"set it to that or less"
             )
     if settings.rope_theta is not None and rope_theta(module.backbone) is None:
-        kind = module.backbone.config.model_type
+        family = module.backbone.config.model_type
         raise BadInput(
-            f"{name}.rope_theta has no effect: a {kind} backbone has no rotary positions; remove it"
+            f"{name}.rope_theta has no effect: a {family} backbone has no rotary positions; "
+            f"remove it"
         )
     if isinstance(settings, AdapterConfig):
         try:
@@ -110,20 +121,74 @@ def _check_phase(name: str, settings: PhaseConfig, module: TransformerModel) -> 
 
 
 def check_sets(recipe: Recipe, root: Path) -> None:
-    """Check the names of evaluation sets, and that every gate has a development set of its task to decide by.
+    """Check the names of evaluation sets, and that every gate has a set of its task to decide by.
 
-    Args:
-        root: The data folder, where the recipe names no other.
-
-    Raises:
-        BadInput: On the first name that is not there, or gate without a set.
+    `root`: the data folder, where the recipe names no other.
     """
     evaluation_sets(recipe, root)
-    sets_during(recipe, root, "stage1")
-    served = {each.task.adapter for each in dev_sets(recipe, root)}
+    validation_sets(recipe, root, "stage1")
+    tasks = {dev_set.task.adapter for dev_set in dev_sets(recipe, root)}
     for task, adapter in recipe.adapters.items():
-        if adapter.average is not None and adapter.average.gate and task not in served:
+        if adapter.average is not None and adapter.average.gate and task not in tasks:
             raise BadInput(
                 f"adapters.{task}.average.gate has no development set to decide by: evaluation.dev "
-                f"({', '.join(recipe.evaluation.dev) or 'empty'}) holds none for {task}; name one or set gate: false"
+                f"({', '.join(recipe.evaluation.dev) or 'empty'}) holds none for {task}; "
+                f"name one or set gate: false"
             )
+
+
+def evaluation_sets(recipe: Recipe, root: Path) -> list[EvalSet]:
+    """Find the sets that a finished model is scored on; none if `evaluation.sets` is empty."""
+    if recipe.evaluation.sets == []:
+        return []
+    try:
+        return find_eval_sets(Path(recipe.evaluation.root or root), recipe.evaluation.sets)
+    except BadInput as error:
+        raise BadInput(
+            f"evaluation.sets: {error}; give evaluation.root, or set evaluation.sets to [] "
+            f"to do without"
+        ) from None
+
+
+def _teacher_dim(settings: TeacherConfig) -> int | None:
+    """Read the size of a teacher's vectors without its weights.
+
+    None for an endpoint of which the recipe states none.
+    """
+    if settings.kind == "http":
+        return settings.embedding_dim
+    folder = Path(settings.model)
+    if settings.kind == "precomputed" or (
+        folder.is_dir() and not (folder / "config.json").is_file()
+    ):
+        return make_teacher(settings).embedding_dim
+    return sketch_teacher(settings).width
+
+
+def sketch_teacher(settings: TeacherConfig, progress: Progress | None = None) -> ModelSize:
+    """Find the size of a local teacher without its weights."""
+    model = sketch(settings.model, settings.revision, trust_remote_code=settings.trust_remote_code)
+    if progress is not None:
+        progress.note(f"teacher {settings.model}: {sketch_origin(model)}")
+    size, positions = size_of(model.backbone), longest_text(model.backbone, settings.max_length)
+    positions = positions if model.folder is None else longest_input(model.folder, positions)
+    if settings.max_length > positions:
+        raise BadInput(
+            f"teacher.max_length is {settings.max_length}, but {settings.model!r} reads at most "
+            f"{positions} tokens; set it to that or less"
+        )
+    if settings.embedding_dim not in (None, size.width):
+        raise BadInput(
+            f"teacher.embedding_dim is {settings.embedding_dim}, but {settings.model!r} has "
+            f"{size.width}; correct the recipe"
+        )
+    return size
+
+
+def sketch_origin(model: ModelSketch) -> str:
+    """Say where an architecture without weights is from."""
+    return (
+        "the known architecture, for its files are not at hand"
+        if model.folder is None
+        else "from its files, weights not read"
+    )

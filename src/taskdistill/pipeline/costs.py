@@ -17,7 +17,10 @@ from taskdistill.train.budget import Budget, choose_budget
 
 
 class Gpu(NamedTuple):
-    """What the maker's data sheet says of a card: dense operations a second by number type, and memory."""
+    """What the maker's data sheet says of a card.
+
+    Dense operations a second by number type, and memory.
+    """
 
     bfloat16: float
     gigabytes: int
@@ -25,11 +28,7 @@ class Gpu(NamedTuple):
     float32: float
 
     def rate(self, precision: str) -> float:
-        """Return the rate of a number type.
-
-        Returns:
-            Operations a second.
-        """
+        """Return the rate of a number type, in operations a second."""
         return {"tf32": self.tf32, "float32": self.float32}.get(precision, self.bfloat16)
 
 
@@ -42,7 +41,9 @@ CARDS = {
 }
 
 CARD_REACHED = 0.4
-"""Share of a card's rate that a plan counts with; an assumption, to be replaced by a measurement where there is one."""
+"""Share of a card's rate that a plan counts with; an assumption, to be replaced by a measurement
+where there is one.
+"""
 
 STATE_BYTES = 16
 """Bytes a trained weight: itself, its gradient and AdamW's two moments, all in float32."""
@@ -64,11 +65,8 @@ class ModelSize:
     def forward(self, tokens: float) -> float:
         """Count the work of one text's forward pass.
 
-        Args:
-            tokens: Tokens of the text.
-
-        Returns:
-            Floating-point operations: two for each weight and token, and four for each pair of tokens that attend, head size and head.
+        Returns floating-point operations: two for each weight and
+        token, and four for each pair of tokens that attend, head size and head.
         """
         pairs = tokens * tokens * (0.5 if self.causal else 1.0)
         return 2.0 * self.matrix * tokens + 4.0 * self.attention * pairs
@@ -110,12 +108,8 @@ def card_budget(
 ) -> Budget | None:
     """Choose a phase's token budgets as a run on an empty card does.
 
-    Args:
-        module: The student, which may have no weights.
-        precision: Of the recipe; `auto` is bfloat16.
-
-    Returns:
-        The budgets; None for the static student, which has no graphs.
+    `module`: the student, which may have no weights. `precision`: of the recipe; `auto` is
+    bfloat16. Returns the budgets; None for the static student, which has no graphs.
     """
     if isinstance(config, StaticConfig):
         return None
@@ -136,15 +130,13 @@ def card_memory(
     batch_tokens: float,
     precision: str,
 ) -> float:
-    """Estimate what a phase takes on a card: weights, gradients and moments, and the graphs that are there at once.
+    """Estimate what a phase takes on a card.
 
-    Args:
-        module: The student, which may have no weights.
-        batch_tokens: Tokens of its largest batch.
-        precision: Of the recipe; `auto` is bfloat16.
+    Weights, gradients and moments, and the graphs that are there at once.
 
-    Returns:
-        Bytes; 0 for the static student, which is trained on the CPU.
+    `module`: the student, which may have no weights. `batch_tokens`: tokens of its largest batch.
+    `precision`: of the recipe; `auto` is bfloat16. Returns bytes; 0 for the static student, which
+    is trained on the CPU.
     """
     if isinstance(config, StaticConfig) or budget is None:
         return 0.0

@@ -1,11 +1,11 @@
-"""Scores of a finished run: teacher, untrained student, base, adapters and the instant student, side by side."""
+"""Scores of a finished run: teacher, untrained student, base, adapters, instant student."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +18,15 @@ from taskdistill.evaluate.runner import evaluate_models
 from taskdistill.evaluate.set_runner import EvalOptions
 from taskdistill.evaluate.task_type import EvalSet
 from taskdistill.io.folders import versions
+from taskdistill.model.backbone import load_backbone, resolve
 from taskdistill.model.model import Model
 from taskdistill.model.space_id import memory_files
 from taskdistill.pipeline.check import evaluation_sets
+from taskdistill.pipeline.context import RunContext
 from taskdistill.pipeline.profile import matrix_rate, where_time_went
 from taskdistill.pipeline.save_model import add_scores, calibration_texts
 from taskdistill.pipeline.setup import start_student
-from taskdistill.pipeline.student_vocab import with_own_vocabulary
+from taskdistill.pipeline.student_vocab import with_student_vocab
 from taskdistill.recipe.recipe import dump_recipe
 from taskdistill.report.pages import (
     ADAPTERS,
@@ -38,45 +40,34 @@ from taskdistill.report.pages import (
 from taskdistill.train.arithmetic import choose_arithmetic
 from taskdistill.train.course import courses
 
-if TYPE_CHECKING:
-    from taskdistill.pipeline.context import RunContext
-
 SPEED_TEXTS = 300
 """Texts on which the speed of each model is measured."""
 
 
-def evaluation_root(run: RunContext) -> Path:
-    """Say where the evaluation sets are.
-
-    Returns:
-        `evaluation.root`, or the training data's folder.
-    """
-    return Path(run.recipe.evaluation.root or run.inputs.root)
-
-
 def first_result(run: RunContext, static: Path) -> None:
-    """Score the instant student beside its teacher as soon as it is there: the first result of a run."""
+    """Score the instant student beside its teacher as soon as it is there.
+
+    The first result of a run.
+    """
     dev = run.recipe.evaluation.dev
-    sets = find_eval_sets(evaluation_root(run), dev[:1], split="dev") if dev else _sets(run)[:1]
+    root = Path(run.recipe.evaluation.root or run.inputs.root)
+    sets = find_eval_sets(root, dev[:1], split="dev") if dev else _sets(run)[:1]
     if not sets:
         return
     run.progress.stage("first result: the instant student beside its teacher")
-    models: list[Embedder] = [
-        _teacher(run),
-        EncoderEmbedder(Encoder.load(static, threads=run.threads), name=STATIC),
-    ]
+    student = EncoderEmbedder(Encoder.load(static, threads=run.threads), name=STATIC)
+    models: list[Embedder] = [_teacher(run), student]
+    folder = run.out / "evaluation"
     results = evaluate_models(
-        models, sets, run.out / "evaluation", _options(run), reference=TEACHER, progress=run.count
+        models, sets, folder, _options(run), reference=TEACHER, progress=run.count
     )
     _show(run, "First result", results)
 
 
 def assess_run(run: RunContext, model: Model, static: Path | None) -> dict[str, Any]:
-    """Score every model of a run on the recipe's evaluation sets and write the report.
+    """Score every model of a run, and write its report and the scores of its card.
 
-    Args:
-        run: The run; RUN/report.html is written.
-        static: Folder of the instant student, if there is one.
+    `static`: folder of the instant student, if there is one. Returns the content of metrics.json.
     """
     start = time.monotonic()
     if run.recipe.stage1 is not None:
@@ -100,17 +91,13 @@ def assess_run(run: RunContext, model: Model, static: Path | None) -> dict[str, 
         note=run.progress.note,
     )
     run.timed("evaluation", start)
+    stores = {id(store): store for store in run.stores.values()}.values()  # prompts may share one
     metrics: dict[str, Any] = {
         "name": run.recipe.name,
         "results": results,
         "speed": _speeds(run, encoders),
         "data": run.inputs.counts(),
-        "facts": run.facts
-        | {
-            "teacher_texts": sum(
-                len(store) for store in {id(store): store for store in run.stores.values()}.values()
-            )
-        },
+        "facts": run.facts | {"teacher_texts": sum(map(len, stores))},
         "course": {course.phase: course.as_dict() for course in courses(run.log)},
         "time": where_time_went(
             run.log.path,
@@ -141,7 +128,7 @@ def _students(
     """Add the students that are scored beside the teacher, and name their encoders."""
     untrained = start_student(run.recipe)
     if run.recipe.student.vocabulary is not None:
-        untrained = with_own_vocabulary(untrained, run.out)
+        untrained = with_student_vocab(untrained, run.out)
     untrained.settings.prompts.clear()
     untrained.files = memory_files(untrained)
     untrained.module.to(run.device)
@@ -181,49 +168,42 @@ def _options(run: RunContext) -> EvalOptions:
 
 
 def _speeds(run: RunContext, encoders: dict[str, Encoder]) -> dict[str, dict[str, float | None]]:
-    """Measure texts per second in turn, each model three times, and keep the median."""
+    """Measure texts per second of each model."""
     texts = calibration_texts(run)[:SPEED_TEXTS]
-    ways: dict[str, Any] = {}
+    embeds: dict[str, Callable[[list[str]], Any]] = {}
     if run.teacher.identity.kind == "local":
-        ways[TEACHER] = lambda: run.teacher.embed(texts)
+        embeds[TEACHER] = run.teacher.embed
     for name, encoder in encoders.items():
         if name != UNTRAINED:
-            ways[name] = lambda encoder=encoder: encoder.encode_reporting(texts)
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+            embeds[name] = encoder.encode_reporting
+    rates: dict[str, list[float]] = {name: [] for name in embeds}
+    # In turn, three times, and the median: what else the machine does slows all of them alike.
     for _ in range(3):
-        for name, way in ways.items():
+        for name, embed in embeds.items():
             start = time.perf_counter()
-            way()
+            embed(texts)
             rates[name].append(len(texts) / (time.perf_counter() - start))
-    sizes = {name: _parameters(encoder) for name, encoder in encoders.items()}
-    if run.recipe.student.init == "teacher" and TEACHER in ways:
-        from taskdistill.model.backbone import load_backbone, resolve
-
-        sizes[TEACHER] = sum(
-            p.numel() for p in load_backbone(resolve(run.recipe.teacher.model)).parameters()
+    sizes = {
+        name: sum(
+            p.numel() for key, p in encoder.model.module.named_parameters() if "lora_" not in key
         )
+        for name, encoder in encoders.items()
+    }
+    if run.recipe.student.init == "teacher" and TEACHER in embeds:
+        teacher = load_backbone(resolve(run.recipe.teacher.model))
+        sizes[TEACHER] = sum(p.numel() for p in teacher.parameters())
     return {
         name: {
             "texts_per_second": round(float(np.median(rate)), 1),
             "parameters": sizes.get(name),
-            "megabytes": _megabytes(sizes.get(name)),
+            "megabytes": round(sizes[name] * 4 / 1e6, 1) if name in sizes else None,
         }
         for name, rate in rates.items()
     }
 
 
-def _parameters(encoder: Encoder) -> int:
-    return sum(
-        p.numel() for name, p in encoder.model.module.named_parameters() if "lora_" not in name
-    )
-
-
-def _megabytes(parameters: int | None) -> float | None:
-    return None if parameters is None else round(parameters * 4 / 1e6, 1)
-
-
 def _show(run: RunContext, title: str, results: dict[str, Any]) -> None:
-    """Give the watcher a table: one row a set, one column a model, scores times 100."""
+    """Show a table: one row a set, one column a model, scores times 100."""
     names = [model["name"] for model in results["models"]]
     rows = []
     for each in results["sets"]:
@@ -236,14 +216,9 @@ def _show(run: RunContext, title: str, results: dict[str, Any]) -> None:
             ]
         )
     run.progress.table(title, ["set", "metric", *names], rows)
-    for name, share in _shares(results, names):
-        run.progress.note(f"{name}: keeps {share} of the teacher, mean over the sets")
-
-
-def _shares(results: dict[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
-    result = []
     for name in names:
         mean = results["retention"].get(name, {}).get("mean")
         if mean is not None:
-            result.append((name, f"{100 * mean:.1f} %"))
-    return result
+            run.progress.note(
+                f"{name}: keeps {100 * mean:.1f} % of the teacher, mean over the sets"
+            )

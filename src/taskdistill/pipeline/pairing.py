@@ -1,8 +1,12 @@
-"""How stage 1 begins, chosen by what student and teacher are to each other; every choice is a setting that a recipe may make itself.
+"""How stage 1 begins, chosen by what student and teacher are to each other.
 
-The paper starts from a language model that was never trained to embed, and regresses onto the teacher through a projection drawn at
-random. A student that already embeds well in a space of its own has something to lose: a regression onto a foreign space pulls it apart
-before it lifts it, while losses that see only the similarities among texts improve it from the first step (docs/method.md has figures).
+Every choice is a setting that a recipe may make itself.
+
+The paper starts from a language model that was never trained to embed, and regresses onto the
+teacher through a projection drawn at random. A student that already embeds well in a space of its
+own has something to lose: a regression onto a foreign space pulls it apart before it lifts it,
+while losses that see only the similarities among texts improve it from the first step
+(docs/method.md has figures).
 """
 
 from __future__ import annotations
@@ -45,22 +49,26 @@ STARTS: Mapping[Origin, Start] = {
     Origin.TEACHER: Start(
         weights={"distill": 1.0},
         projection_init="identity",
-        why="it shares the teacher's space, so it regresses onto the teacher's vectors, from the identity",
+        why="it shares the teacher's space, so it regresses onto the teacher's vectors, from "
+        "the identity",
     ),
     Origin.EMBEDDING_MODEL: Start(
         weights={"similarity": 1.0},
         projection_init="least_squares",
-        why="it has a space of its own, so it learns the similarities among texts, which no rotation of that space changes",
+        why="it has a space of its own, so it learns the similarities among texts, which no "
+        "rotation of that space changes",
     ),
     Origin.LANGUAGE_MODEL: Start(
         weights={"distill": 1.0},
         projection_init="least_squares",
-        why="its vectors are not yet worth keeping, so it regresses onto the teacher's vectors, as the paper does",
+        why="its vectors are not yet worth keeping, so it regresses onto the teacher's "
+        "vectors, as the paper does",
     ),
     Origin.RANDOM: Start(
         weights={"distill": 1.0},
         projection_init="default",
-        why="it knows nothing yet, so it regresses onto the teacher's vectors through a projection drawn at random, as the paper does",
+        why="it knows nothing yet, so it regresses onto the teacher's vectors through a "
+        "projection drawn at random, as the paper does",
     ),
 }
 
@@ -76,8 +84,7 @@ class Pairing:
     def lines(self) -> list[str]:
         """Say what was chosen and why.
 
-        Returns:
-            One or two sentences; none where the recipe left nothing open.
+        Returns one or two sentences; none where the recipe left nothing open.
         """
         if not self.chosen:
             return []
@@ -91,11 +98,7 @@ class Pairing:
 def choose_start(recipe: Recipe) -> tuple[Recipe, Pairing | None]:
     """Fill in what stage 1 takes where the recipe leaves it open.
 
-    Returns:
-        The recipe with nothing left open, and what was chosen; None without stage 1.
-
-    Raises:
-        BadInput: If the folder of the initial model cannot be read.
+    Returns the recipe with nothing left open, and what was chosen; None without stage 1.
     """
     if recipe.stage1 is None:
         return recipe, None
@@ -110,12 +113,9 @@ def choose_start(recipe: Recipe) -> tuple[Recipe, Pairing | None]:
 def student_origin(recipe: Recipe) -> Origin:
     """Say where a student comes from.
 
-    Returns:
-        The teacher, where the initial model is the teacher's folder or has its weights; a trained embedding model, where the folder says how
-        its tokens are pooled; a language model where it does not.
-
-    Raises:
-        BadInput: If the recipe names no model.
+    Returns the teacher, where the initial model is the teacher's folder or has its weights; a
+    trained embedding model, where the folder says how its tokens are pooled; a language model where
+    it does not.
     """
     init = recipe.student.init
     if init == "config":
@@ -124,7 +124,8 @@ def student_origin(recipe: Recipe) -> Origin:
         return Origin.TEACHER
     try:
         folder = resolve(init)
-    except BadInput:  # `plan` goes on without the files of a model on the Hub, which the paper's are; training refuses it
+    except BadInput:
+        # `plan` goes on without the files of a model on the Hub, as the paper has; training refuses.
         return Origin.LANGUAGE_MODEL
     if recipe.teacher.kind == "local" and _same_weights(
         folder, recipe.teacher.model, recipe.teacher.revision

@@ -1,4 +1,7 @@
-"""What a run will cost, from its data and settings alone: texts, tokens, steps, time, memory and disk."""
+"""What a run will cost, from its data and settings alone.
+
+Texts, tokens, steps, time, memory and disk.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,23 @@ from taskdistill.model.model import Model
 from taskdistill.model.prune_vocabulary import replace_embeddings
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer
-from taskdistill.pipeline.context import make_plans
+from taskdistill.pipeline.check import check_models, check_recipe, check_sets
 from taskdistill.pipeline.costs import adapter_parameters
 from taskdistill.pipeline.pairing import choose_start
-from taskdistill.pipeline.plan_remote import is_far, plan_stated, stated_tables
-from taskdistill.pipeline.preflight import check_data, check_models
+from taskdistill.pipeline.plan_remote import is_remote, plan_remote
 from taskdistill.pipeline.profile import matrix_rate
-from taskdistill.pipeline.setup import data_root, load_inputs
-from taskdistill.pipeline.train import check_recipe
+from taskdistill.pipeline.setup import as_phase, data_root, load_inputs, make_plans
 from taskdistill.progress import Progress
-from taskdistill.recipe.phases import AdapterConfig, PhaseConfig, Stage1Config, StaticConfig
+from taskdistill.recipe.phases import (
+    AdapterConfig,
+    PhaseConfig,
+    Stage1Config,
+)
 from taskdistill.recipe.recipe import Recipe
 from taskdistill.recipe.student import StudentVocabConfig
 from taskdistill.train.arithmetic import choose_arithmetic, training_device
 from taskdistill.train.budget import choose_budget
-from taskdistill.train.phases import preparer, static_phase, teacher_needs
+from taskdistill.train.phases import preparer, teacher_needs
 from taskdistill.train.vocab import learn_beside, whole_words
 
 SAMPLE = 64
@@ -47,7 +52,9 @@ FROZEN_FACTOR = 2
 """The same where gradients go through the layers and none is formed of their weights."""
 
 REACHED = 0.5
-"""Share of the measured matrix-multiply rate that training and encoding reach; see docs/performance.md."""
+"""Share of the measured matrix-multiply rate that training and encoding reach; see
+docs/performance.md.
+"""
 
 
 def plan_run(
@@ -58,15 +65,14 @@ def plan_run(
     *,
     card: str = "h100",
 ) -> dict[str, Any]:
-    """Read the data and say what the run will cost; where data or models are on the Hub, count with what is stated of them.
+    """Read the data and say what the run will cost.
 
-    Args:
-        recipe_folder: Where relative paths of the recipe start.
-        data_folder: Where the embedded default is, or a place where it may be built; None builds it in a temporary folder.
-        card: Where data or models are on the Hub, the GPU whose hours are counted.
+    Where data or models are on the Hub, count with what is stated of them.
 
-    Returns:
-        Plain data: phases, teacher, memory and disk, each number with its unit in its name.
+    `recipe_folder`: where relative paths of the recipe start. `data_folder`: where the embedded
+    default is, or a place where it may be built; None builds it in a temporary folder. `card`:
+    where data or models are on the Hub, the GPU whose hours are counted. Returns plain data:
+    phases, teacher, memory and disk, each number with its unit in its name.
     """
     import tempfile
 
@@ -77,34 +83,30 @@ def plan_run(
         check_recipe(recipe, Path(temporary) / "new")
         device = training_device(recipe.device)
         arithmetic = choose_arithmetic(recipe.precision, device)
-        student = None if is_far(recipe) else check_models(recipe)
+        student = None if is_remote(recipe) else check_models(recipe)
         root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", progress)
         if student is None:
-            return plan_stated(recipe, root, progress, card)
+            return plan_remote(recipe, root, progress, card)
         assert isinstance(student.module, TransformerModel)
-        check_data(recipe, root)
+        check_sets(recipe, root)
         inputs = load_inputs(recipe, root, progress)
         if recipe.student.vocabulary is not None:
-            requested, width = (
-                recipe.student.vocabulary,
-                student.module.backbone.get_input_embeddings().weight.shape[1],
-            )
-            rows = requested.size + (
-                len(whole_words(student.tokenizer)) if requested.keep_words else 0
-            )
-            replace_embeddings(student.module, torch.empty(rows, width, device="meta"), {})
+            _replace_vocabulary(student, recipe.student.vocabulary)
         plans = make_plans(recipe, inputs)
         rate = matrix_rate(device=device, dtype=arithmetic.compute or torch.float32)
         phases: dict[str, dict[str, Any]] = {}
         needed: dict[str, dict[str, None]] = {}
         cutter = student.tokenizer
         for name, settings in recipe.phases().items():
-            phase = static_phase(settings) if isinstance(settings, StaticConfig) else settings
+            phase = as_phase(settings)
             plan = plans[name]
             for place, (teacher_name, teacher_config) in enumerate(recipe.all_teachers().items()):
                 sources = {source for source in inputs.datasets if place in recipe.readers(source)}
                 for view, texts in teacher_needs(name, phase, plan, sources).items():
-                    key = f"{teacher_name} {view if teacher_config.instructions is not None else 'raw'}"
+                    key = (
+                        f"{teacher_name} "
+                        f"{view if teacher_config.instructions is not None else 'raw'}"
+                    )
                     needed.setdefault(key, {}).update(dict.fromkeys(texts))
             collate_batch = preparer(name, phase)
             steps = np.unique(np.linspace(0, phase.steps - 1, min(SAMPLE, phase.steps)).astype(int))
@@ -112,7 +114,7 @@ def plan_run(
                 [text for _, text in collate_batch(plan.at(step)).texts] for step in steps.tolist()
             ]
             if recipe.student.vocabulary is not None and not phases:
-                cutter = _own_tokenizer(recipe.student.vocabulary, student.tokenizer, batches)
+                cutter = _learned_tokenizer(recipe.student.vocabulary, student.tokenizer, batches)
             phases[name] = _phase_cost(name, phase, plan, batches, cutter, student, rate)
             if name != "static":
                 budget = choose_budget(
@@ -123,7 +125,7 @@ def plan_run(
                     micro_batch_tokens=phase.micro_batch_tokens,
                 )
                 phases[name]["budget"] = budget.to_json()
-        count = sum(len(result) for result in needed.values())
+        count = sum(len(texts) for texts in needed.values())
         tokens = _teacher_tokens(recipe, student.tokenizer, needed)
     width = recipe.teacher.embedding_dim or _teacher_width(recipe, student)
     teacher_flops = _forward_flops(recipe, student)
@@ -154,84 +156,30 @@ def plan_run(
             ),
         },
         "formula": (
-            "forward = 2 x matrix parameters x tokens; a training step = 3 forwards, 2 under frozen layers; minutes = floating-point work / "
-            f"({REACHED} x the matrix rate measured now); teacher tokens = tokens of every distinct text and instruction, once"
+            "forward = 2 x matrix parameters x tokens; a training step = 3 forwards, 2 under "
+            "frozen layers; minutes = floating-point work / "
+            f"({REACHED} x the matrix rate measured now); teacher tokens = tokens of every "
+            "distinct text and instruction, once"
         ),
     }
 
 
-def plan_tables(found: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Lay a plan out as tables."""
-    phases = [
-        [
-            name,
-            f"{phase['steps']:,}",
-            str(phase["batch_size"]),
-            f"{phase['tokens']:,}",
-            _time(phase),
-            *_budgets(phase),
-        ]
-        for name, phase in found["phases"].items()
-    ]
-    sources = [
-        [
-            name,
-            source["name"],
-            f"{source['rows']:,}",
-            f"{source['batches']:,}",
-            f"{source['epochs']:.2f}",
-        ]
-        for name, phase in found["phases"].items()
-        for source in phase["sources"]
-    ]
-    if "gpu" in found:
-        return stated_tables(found, phases, sources)
-    teacher, total = found["teacher"], found["total"]
-    minutes = "unknown here" if teacher["minutes"] is None else f"{teacher['minutes']} minutes"
-    costs = [
-        [
-            "teacher",
-            f"{teacher['texts']:,} distinct texts, {teacher['tokens']:,} tokens, {minutes}, {teacher['disk_megabytes']} MB of vectors",
-        ],
-        ["training", f"{total['steps']:,} steps, {total['training_minutes']} minutes"],
-        ["memory", f"about {total['memory_megabytes']:,} MB"],
-        [
-            "device",
-            f"{found['machine']['device']} ({found['machine']['device_name']}), passes in {found['machine']['precision']}",
-        ],
-        ["disk", f"about {total['disk_megabytes']:,} MB"],
-        [
-            "machine",
-            f"{found['machine']['cores']} cores, {found['machine']['matrix_gflops']} GF/s of matrix multiplication",
-        ],
-        ["formula", found["formula"]],
-    ]
-    return [
-        ("Phases", ["phase", "steps", "batch", "tokens", "minutes", *BUDGETS], phases),
-        ("Batches by source", ["phase", "source", "rows", "batches", "epochs"], sources),
-        ("Costs", ["what", "how much"], costs),
-    ]
+def _replace_vocabulary(student: Model, settings: StudentVocabConfig) -> None:
+    """Give a student without weights the token table of the vocabulary that the run will learn."""
+    assert isinstance(student.module, TransformerModel)
+    width = student.module.backbone.get_input_embeddings().weight.shape[1]
+    words = len(whole_words(student.tokenizer)) if settings.keep_words else 0
+    table = torch.empty(settings.size + words, width, device="meta")
+    replace_embeddings(student.module, table, {})
 
 
-BUDGETS = ["tokens a pass", "tokens kept"]
-
-
-def _budgets(phase: Mapping[str, Any]) -> list[str]:
-    budget = phase.get("budget") or {}
-    return [
-        f"{budget[name]:,}" if name in budget else "-"
-        for name in ("micro_batch_tokens", "keep_tokens")
-    ]
-
-
-def _time(phase: Mapping[str, Any]) -> str:
-    return f"{phase['minutes']:.1f}" if "minutes" in phase else f"{phase['gpu_hours']:,.1f}"
-
-
-def _own_tokenizer(
+def _learned_tokenizer(
     requested: StudentVocabConfig, initial: TextTokenizer, batches: Sequence[Sequence[str]]
 ) -> TextTokenizer:
-    """Learn a vocabulary from the sampled batches alone; it cuts a little finer than the one that a run learns from all texts."""
+    """Learn a vocabulary from the sampled batches alone.
+
+    It cuts a little finer than the one that a run learns from all texts.
+    """
     try:
         texts = list(dict.fromkeys(text for batch in batches for text in batch))
         return learn_beside(texts, requested.size, initial, keep_words=requested.keep_words)
@@ -297,7 +245,7 @@ def _teacher_width(recipe: Recipe, student: Model) -> int:
 
 
 def _forward_flops(recipe: Recipe, student: Model) -> float | None:
-    """Floating-point work of the teacher per token, where it is the model that the student came from."""
+    """Floating-point work of the teacher per token, where the student came from it."""
     if recipe.student.init != "teacher" or not isinstance(student.module, TransformerModel):
         return None
     from transformers import AutoConfig
@@ -332,7 +280,7 @@ def _trained(phase: PhaseConfig, student: Model) -> int:
 
 
 def _memory(student: Model, phases: Mapping[str, Any], compute: torch.dtype | None) -> int:
-    """Weights, gradients and two moments, the graphs of the largest batch that is kept, and the libraries."""
+    """Weights, gradients, two moments, the graphs of the largest batch kept, and the libraries."""
     assert isinstance(student.module, TransformerModel)
     tokens = [
         min(phase["largest_batch_tokens"], phase["budget"]["keep_tokens"])

@@ -1,4 +1,4 @@
-"""Where the time of a run went, and what share of this machine's matrix-multiply rate its training reached."""
+"""Where the time of a run went, and which share of this machine's rate training reached."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ SETUP = {"data and models": "data"}
 SHAPES = ((512, 384, 1536), (1024, 384, 1536), (1024, 1024, 1024))
 """Rows, inner size and columns of the products that are timed; the best counts."""
 QUICK = 1e12
-"""Operations a second above which an accelerator is timed with products 8 times as long and as wide."""
+"""Operations a second above which an accelerator is timed with products 8 times as long and as
+wide.
+"""
 
 
 def matrix_rate(
@@ -40,11 +42,8 @@ def matrix_rate(
 ) -> float:
     """Measure a device's matrix-multiply rate at the sizes that small encoders have.
 
-    Args:
-        threads: Intra-op threads of a CPU; None for torch's own number.
-
-    Returns:
-        Floating-point operations per second, of the quickest product.
+    `threads`: intra-op threads of a CPU; None for torch's own number. Returns floating-point
+    operations per second, of the quickest product.
     """
     before, best = torch.get_num_threads(), 0.0
     torch.set_num_threads(threads or before)
@@ -52,16 +51,16 @@ def matrix_rate(
     def rate(rows: int, inner: int, columns: int, scale: int, spent: float, least: int) -> float:
         a = torch.randn(scale * rows, scale * inner, device=device).to(dtype)
         b = torch.randn(scale * inner, scale * columns, device=device).to(dtype)
-        end, count, result = time.perf_counter() + spent, 0, 0.0
+        end, count, fastest = time.perf_counter() + spent, 0, 0.0
         while time.perf_counter() < end or count < least:
             start = time.perf_counter()
             a @ b
             synchronize(device)
-            result, count = (
-                max(result, 2 * scale**3 * rows * inner * columns / (time.perf_counter() - start)),
+            fastest, count = (
+                max(fastest, 2 * scale**3 * rows * inner * columns / (time.perf_counter() - start)),
                 count + 1,
             )
-        return result
+        return fastest
 
     try:
         scale = 1
@@ -77,9 +76,9 @@ def matrix_rate(
 def where_time_went(log: Path, rate: float) -> dict[str, Any]:
     """Sum a run's log over all the commands that worked on it.
 
-    Returns:
-        `seconds` by part, `phases` with the seconds of their passes and the share of the rate reached in them and in whole steps,
-        `reached` for all phases together, and the rate. A phase without matrices, such as the static one, reaches None.
+    Returns `seconds` by part, `phases` with the seconds of their passes and the share of the rate
+    reached in them and in whole steps, `reached` for all phases together, and the rate. A phase
+    without matrices, such as the static one, reaches None.
     """
     parts, phases = dict[str, float](), dict[str, dict[str, float]]()
     for _, record in read_lines(log):
@@ -116,7 +115,10 @@ def where_time_went(log: Path, rate: float) -> dict[str, Any]:
 
 
 def _part(record: dict[str, Any]) -> str | None:
-    """Name what a line without a step spent its time on; phases as a whole are the sum of their steps."""
+    """Name what a line without a step spent its time on.
+
+    Phases as a whole are the sum of their steps.
+    """
     if "saved" in record:
         return "checkpoint"
     if "evaluated" in record:

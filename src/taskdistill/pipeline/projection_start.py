@@ -18,7 +18,8 @@ from taskdistill.errors import WorkFailed
 from taskdistill.io.folders import open_folder, write_folder
 from taskdistill.model.model import Model
 from taskdistill.model.projection import Projection
-from taskdistill.pipeline.context import RunContext, made_before, resume_meta
+from taskdistill.pipeline.context import RunContext
+from taskdistill.pipeline.resume import is_finished, resume_meta
 from taskdistill.train.context import Phase
 from taskdistill.train.leading import by_first
 from taskdistill.train.memory import is_out_of_memory
@@ -27,7 +28,9 @@ from taskdistill.train.targets import teacher_vectors
 
 KIND = "projection"
 SAMPLE = 5_000
-"""Compared texts of the phase on which the map is fitted; ten times the widest common space, so that a ridge has little left to do."""
+"""Compared texts of the phase on which the map is fitted; ten times the widest common space, so
+that a ridge has little left to do.
+"""
 
 
 def start_projection(
@@ -40,10 +43,9 @@ def start_projection(
 ) -> None:
     """Give a phase's projection its first weights, the same on every process.
 
-    Args:
-        run: The run; its teacher stores are filled. The fit is kept in RUN/projections, so that a continued run starts from the same.
-        projection: Overwritten if the start is a fitted one; None where the recipe wants none.
-        init: `projection_init` of the recipe, resolved.
+    `run`: the run; its teacher stores are filled. The fit is kept in RUN/projections, so that a
+    continued run starts from the same. `projection`: overwritten if the start is a fitted one; None
+    where the recipe wants none. `init`: `projection_init` of the recipe, resolved.
     """
     if projection is None or init not in get_args(Method):
         return
@@ -66,20 +68,21 @@ def _make(
     folder: Path, run: RunContext, phase: Phase, student: Model, dims: Sequence[int], method: Method
 ) -> None:
     """Fit the projection and write it, unless the run has done so before."""
-    if made_before(run, phase.name, folder, KIND):
+    if is_finished(run, phase.name, folder, KIND):
         return
     start = time.monotonic()
     run.progress.stage("fitting the projection to the teacher's vectors")
     try:
-        result = _fit(run, phase, student, dims, method)
+        fitted = _fit(run, phase, student, dims, method)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise WorkFailed(
-            f"{phase.name}: memory ran out while the projection was fitted to the teacher's vectors; give the process more memory, lower "
+            f"{phase.name}: memory ran out while the projection was fitted to the teacher's "
+            "vectors; give the process more memory, lower "
             f"{phase.name}.max_length, or set stage1.projection_init: default, which fits nothing"
         ) from None
-    _write(folder, result, run, phase.name)
+    _write(folder, fitted, run, phase.name)
     run.timed("projection", start)
 
 
@@ -88,12 +91,13 @@ def _fit(
 ) -> FittedProjection:
     vectors, targets = sample_vectors(run, phase, student)
     widths = phase.heads.widths or (targets.shape[1],)
-    result = fit_projection(vectors, targets, dims, widths=widths, method=method)
-    shown = ", ".join(f"{dim}: {cosine:.3f}" for dim, cosine in result.cosines.items())
+    fitted = fit_projection(vectors, targets, dims, widths=widths, method=method)
+    shown = ", ".join(f"{dim}: {cosine:.3f}" for dim, cosine in fitted.cosines.items())
     run.progress.note(
-        f"{phase.name}: projection fitted on {len(vectors):,} texts ({method}); held-out cosine by size: {shown}"
+        f"{phase.name}: projection fitted on {len(vectors):,} texts ({method}); held-out cosine "
+        f"by size: {shown}"
     )
-    return result
+    return fitted
 
 
 def sample_vectors(
@@ -101,11 +105,8 @@ def sample_vectors(
 ) -> tuple[Tensor, Tensor]:
     """Embed texts of a phase as its steps will, and look up what the teacher says of them.
 
-    Args:
-        count: Texts, about; steps are taken at even distances over the phase, so that all its sources are there.
-
-    Returns:
-        Vectors of the student, `(n, D)`, and of the teachers, `(n, T)`.
+    `count`: texts, about; steps are taken at even distances over the phase, so that all its sources
+    are there. Returns vectors of the student, `(n, D)`, and of the teachers, `(n, T)`.
     """
     first = phase.prepare(phase.plan.at(phase.starts_at))
     steps = min(phase.settings.steps, -(-count // max(1, len(first.distilled))))
@@ -133,13 +134,13 @@ def sample_vectors(
     return vectors, torch.stack(targets)
 
 
-def _write(folder: Path, result: FittedProjection, run: RunContext, name: str) -> None:
+def _write(folder: Path, fitted: FittedProjection, run: RunContext, name: str) -> None:
     facts = {
-        "cosines": {str(dim): round(cosine, 4) for dim, cosine in result.cosines.items()},
-        "ridge": result.ridge,
+        "cosines": {str(dim): round(cosine, 4) for dim, cosine in fitted.cosines.items()},
+        "ridge": fitted.ridge,
     }
     with write_folder(folder, KIND, meta={**resume_meta(run, name), **facts}) as beside:
         save_file(
-            {"weight": result.weight.contiguous(), "bias": result.bias.contiguous()},
+            {"weight": fitted.weight.contiguous(), "bias": fitted.bias.contiguous()},
             beside / "weights.safetensors",
         )

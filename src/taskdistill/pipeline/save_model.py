@@ -1,16 +1,20 @@
-"""From trained weights to a model folder: int8 ranges, space ids, golden vectors, and the folder itself."""
+"""From trained weights to a model folder.
+
+Calibration, golden vectors, card and write, the one way for every maker of models.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from taskdistill.data.rows import row_texts
 from taskdistill.encode.encoder import Encoder
 from taskdistill.model.folder import write_model
 from taskdistill.model.golden import FILE, embed_with, golden_vectors
@@ -18,189 +22,214 @@ from taskdistill.model.model import Model, ModelSettings
 from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
 from taskdistill.pipeline.card import run_card
-from taskdistill.pipeline.context import RunContext, resume_meta
+from taskdistill.pipeline.context import RunContext
+from taskdistill.pipeline.resume import resume_meta
 from taskdistill.quantization import fit_ranges, ranges_to_json, truncate
 from taskdistill.tasks import Role
 from taskdistill.types import RowKind, TeacherSide
 
 CALIBRATION_TEXTS = 800
-"""Texts whose vectors decide the int8 ranges."""
+"""Texts whose vectors decide int8 ranges and binary offsets."""
+
+STATIC_MAX_LENGTH = 1_000_000
+"""A static embedding sums its tokens, so that no text is too long for it."""
 
 
-def finish_model(run: RunContext, student: Model) -> None:
-    """Write RUN/model.
+def fit_calibration(
+    encoder: Encoder,
+    documents: Sequence[str],
+    queries: Sequence[str] = (),
+    *,
+    tasks: Sequence[str | None],
+    offsets: bool,
+) -> dict[str, dict[str, Any]]:
+    """Fit what quantized vectors need to know of a model.
 
-    Args:
-        student: The trained student with its adapters; its settings are completed.
+    `queries`: for the offsets of queries; none takes the documents. `tasks`: adapters; None for the
+    base. `offsets`: whether binary offsets are fitted beside int8 ranges. Returns the settings of a
+    model that hold it, each a mapping from task or `base`: `int8_ranges` to size to ranges,
+    `binary_offsets` to role to size to the mean unit vector, so that each bit is set for about half
+    of the texts.
     """
-    start = time.monotonic()
-    run.progress.stage("calibrating int8 and writing the model folder")
-    student.settings = replace(student.settings, teacher=_teacher_facts(run))
-    texts = calibration_texts(run)
-    encoder = Encoder(student, threads=run.threads)
-    student.settings = replace(
-        student.settings, int8_ranges=int8_ranges(encoder, texts, [None, *encoder.tasks])
-    )
-    if run.recipe.student.binary_offsets:
-        sides = {Role.QUERY: query_texts(run) or texts, Role.DOCUMENT: texts}
-        student.settings = replace(
-            student.settings, binary_offsets=binary_offsets(encoder, sides, [None, *encoder.tasks])
-        )
-    write_model(
-        run.out / "model",
-        student,
-        inputs=_inputs(run),
-        extra_files=_files(student, run_card(run, student, None)),
-        replace_existing=True,
-    )
-    run.timed("model folder", start)
+    documents = list(documents)
+    fitted: dict[str, dict[str, Any]] = {"int8_ranges": {}}
+    for task in tasks:
+        vectors = encoder.encode_reporting(documents, task=task).vectors
+        ranges = ranges_to_json(fit_ranges(vectors, encoder.matryoshka_dims))
+        fitted["int8_ranges"][task or "base"] = ranges
+    if offsets:
+        texts_of = {Role.QUERY: list(queries) or documents, Role.DOCUMENT: documents}
+        fitted["binary_offsets"] = {
+            task or "base": {
+                role.value: _mean_vectors(encoder, texts, task, role)
+                for role, texts in texts_of.items()
+            }
+            for task in tasks
+        }
+    return fitted
 
 
-def finish_static(
-    run: RunContext, table: StaticModel, tokenizer: TextTokenizer, folder: Path, texts: list[str]
+def _mean_vectors(
+    encoder: Encoder, texts: list[str], task: str | None, role: Role
+) -> dict[str, list[float]]:
+    vectors = encoder.encode_reporting(texts, task=task, prompt_name=role.value).vectors
+    return {
+        # Summed in double precision and rounded: the same offsets whatever the order of the
+        # batches.
+        str(dim): np.round(truncate(vectors, dim).mean(0).astype(np.float64), 7).tolist()
+        for dim in encoder.matryoshka_dims
+    }
+
+
+def recalibrate(
+    model: Model, documents: Sequence[str], queries: Sequence[str] = (), *, threads: int | None
 ) -> None:
-    """Write the instant student's folder.
+    """Fit anew what a model's settings hold of its vectors, after its weights have changed."""
+    settings = model.settings
+    if not (settings.int8_ranges or settings.binary_offsets):
+        return
+    fitted = fit_calibration(
+        Encoder(model, threads=threads),
+        documents[:CALIBRATION_TEXTS],
+        queries[:CALIBRATION_TEXTS],
+        tasks=[None, *model.module.tasks],
+        offsets=bool(settings.binary_offsets),
+    )
+    model.settings = _with_calibration(settings, fitted)
 
-    Args:
-        texts: Texts it was trained on, from which int8 is calibrated.
+
+def _with_calibration(
+    settings: ModelSettings, fitted: Mapping[str, dict[str, Any]]
+) -> ModelSettings:
+    offsets = fitted.get("binary_offsets", {})
+    return replace(settings, int8_ranges=fitted["int8_ranges"], binary_offsets=offsets)
+
+
+def write_with_card(
+    folder: Path,
+    model: Model,
+    card: str,
+    *,
+    meta: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, str] | None = None,
+    replace_existing: bool = False,
+) -> None:
+    """Write a model folder with its golden vectors and its card.
+
+    `inputs`: name to hash of what the model was made from.
     """
-    name = run.recipe.name if run.recipe.stage1 is None else f"{run.recipe.name}-static"
-    dims = tuple(
-        sorted(
-            {dim for dim in run.recipe.student.matryoshka_dims if dim < table.embedding_dim}
-            | {table.embedding_dim}
-        )
-    )
-    settings = ModelSettings(
-        max_length=1_000_000, matryoshka_dims=dims, teacher=_teacher_facts(run)
-    )
-    model = Model(table.eval(), tokenizer, settings, name=name, source=folder)
-    ranges = int8_ranges(Encoder(model, threads=1), texts[:CALIBRATION_TEXTS], [None])
-    model.settings = replace(model.settings, int8_ranges=ranges)
-    if run.recipe.student.binary_offsets:
-        sides = dict.fromkeys((Role.QUERY, Role.DOCUMENT), texts[:CALIBRATION_TEXTS])
-        model.settings = replace(
-            model.settings, binary_offsets=binary_offsets(Encoder(model, threads=1), sides, [None])
-        )
+    golden = golden_vectors(embed_with(model), model.module.tasks)
+    files = {
+        "README.md": card,
+        FILE: json.dumps(golden, ensure_ascii=False, allow_nan=False) + "\n",
+    }
     write_model(
         folder,
         model,
-        inputs=resume_meta(run, "static"),
-        extra_files=_files(model, run_card(run, model, None)),
+        meta=meta,
+        inputs=inputs,
+        extra_files=files,
+        replace_existing=replace_existing,
     )
 
 
-def _files(model: Model, text: str) -> dict[str, str]:
-    golden = golden_vectors(embed_with(model), model.module.tasks)
-    return {"README.md": text, FILE: json.dumps(golden, ensure_ascii=False, allow_nan=False) + "\n"}
+def save_student(run: RunContext, student: Model) -> None:
+    """Calibrate the trained student and write RUN/model; the student's settings are completed."""
+    start = time.monotonic()
+    run.progress.stage("calibrating int8 and writing the model folder")
+    encoder = Encoder(student, threads=run.threads)
+    fitted = fit_calibration(
+        encoder,
+        calibration_texts(run),
+        _calibration_queries(run) if run.recipe.student.binary_offsets else (),
+        tasks=[None, *encoder.tasks],
+        offsets=run.recipe.student.binary_offsets,
+    )
+    settings = replace(student.settings, teacher=_teacher_facts(run))
+    student.settings = _with_calibration(settings, fitted)
+    _write_run_model(run, student, run_card(run, student, None))
+    run.timed("model folder", start)
+
+
+def save_static(
+    run: RunContext, table: StaticModel, tokenizer: TextTokenizer, folder: Path, texts: list[str]
+) -> None:
+    """Write the instant student's folder, calibrated on the texts that it was trained on."""
+    dims = {dim for dim in run.recipe.student.matryoshka_dims if dim < table.embedding_dim}
+    settings = ModelSettings(
+        max_length=STATIC_MAX_LENGTH,
+        matryoshka_dims=tuple(sorted(dims | {table.embedding_dim})),
+        teacher=_teacher_facts(run),
+    )
+    name = run.recipe.name if run.recipe.stage1 is None else f"{run.recipe.name}-static"
+    model = Model(table.eval(), tokenizer, settings, name=name, source=folder)
+    fitted = fit_calibration(
+        Encoder(model, threads=1),
+        texts[:CALIBRATION_TEXTS],
+        tasks=[None],
+        offsets=run.recipe.student.binary_offsets,
+    )
+    model.settings = _with_calibration(settings, fitted)
+    card = run_card(run, model, None)
+    write_with_card(folder, model, card, inputs=resume_meta(run, "static"))
 
 
 def add_scores(run: RunContext, model: Model, results: Mapping[str, Any]) -> None:
     """Write RUN/model again with a card that holds its scores; weights and hash stay the same."""
-    inputs = _inputs(run) if run.recipe.stage1 is not None else resume_meta(run, "static")
-    write_model(
-        run.out / "model",
-        model,
-        inputs=inputs,
-        extra_files=_files(model, run_card(run, model, results)),
-        replace_existing=True,
-    )
+    _write_run_model(run, model, run_card(run, model, results))
 
 
-def int8_ranges(encoder: Encoder, texts: list[str], tasks: list[str | None]) -> dict[str, Any]:
-    """Fit the ranges of int8 codes for every task and trained size.
-
-    Args:
-        tasks: Adapters; None for the base.
-
-    Returns:
-        Task (or `base`) to size to ranges as plain data.
-    """
-    result: dict[str, Any] = {}
-    for task in tasks:
-        vectors = encoder.encode_reporting(texts, task=task).vectors
-        result[task or "base"] = ranges_to_json(fit_ranges(vectors, encoder.matryoshka_dims))
-    return result
-
-
-def binary_offsets(
-    encoder: Encoder, sides: Mapping[Role, list[str]], tasks: list[str | None]
-) -> dict[str, Any]:
-    """Fit what is taken from vectors before their signs: the mean of each side, so that each bit is set for about half of its texts.
-
-    Args:
-        tasks: Adapters; None for the base.
-
-    Returns:
-        Task (or `base`) to side to size to the mean unit vector.
-    """
-    result: dict[str, Any] = {}
-    for task in tasks:
-        for role, texts in sides.items():
-            vectors = encoder.encode_reporting(texts, task=task, prompt_name=role.value).vectors
-            means = {
-                str(dim): np.round(truncate(vectors, dim).mean(0).astype(np.float64), 7).tolist()
-                for dim in encoder.matryoshka_dims
-            }
-            result.setdefault(task or "base", {})[role.value] = means
-    return result
-
-
-def query_texts(run: RunContext) -> list[str]:
-    """Draw queries of the training data.
-
-    Returns:
-        At most `CALIBRATION_TEXTS` distinct first texts of pairs that are no translations; none where there are no such pairs.
-    """
-    pairs = [
-        dataset
-        for _, dataset in sorted(run.inputs.datasets.items())
-        if dataset.kind is RowKind.PAIRS
-    ]
-    texts = list(
-        dict.fromkeys(
-            row.query
-            for dataset in pairs
-            if dataset.teacher_reads is TeacherSide.BOTH
-            for row in dataset.rows
-        )
-    )
-    rng = np.random.default_rng(run.recipe.seed)
-    chosen = (
-        rng.choice(len(texts), size=min(CALIBRATION_TEXTS, len(texts)), replace=False)
-        if texts
-        else np.zeros(0, np.int64)
-    )
-    return [texts[i] for i in sorted(chosen.tolist())]
+def _write_run_model(run: RunContext, model: Model, card: str) -> None:
+    if run.recipe.stage1 is None:
+        inputs = resume_meta(run, "static")
+    else:
+        inputs = {"recipe": run.recipe.digest(), "data": run.inputs.digest()}
+    write_with_card(run.out / "model", model, card, inputs=inputs, replace_existing=True)
 
 
 def calibration_texts(run: RunContext) -> list[str]:
     """Draw texts of the training data.
 
-    Returns:
-        At most `CALIBRATION_TEXTS` texts, the same for the same data and seed.
+    At most `CALIBRATION_TEXTS`, the same for the same data and seed.
     """
-    from taskdistill.data.rows import row_texts
-
-    rng = np.random.default_rng(run.recipe.seed)
     rows = [row for _, dataset in sorted(run.inputs.datasets.items()) for row in dataset.rows]
-    chosen = rng.choice(len(rows), size=min(CALIBRATION_TEXTS, len(rows)), replace=False)
-    return [row_texts(rows[i])[-1] for i in sorted(chosen.tolist())]
+    return [row_texts(row)[-1] for row in _sample(rows, run.recipe.seed)]
+
+
+def _calibration_queries(run: RunContext) -> list[str]:
+    """Draw distinct queries of pairs that are no translations."""
+    datasets = [dataset for _, dataset in sorted(run.inputs.datasets.items())]
+    queries = dict.fromkeys(
+        row.query
+        for dataset in datasets
+        if dataset.kind is RowKind.PAIRS and dataset.teacher_reads is TeacherSide.BOTH
+        for row in dataset.rows
+    )
+    return _sample(list(queries), run.recipe.seed)
+
+
+def _sample(items: list[Any], seed: int) -> list[Any]:
+    """Draw items without replacement, in their order."""
+    if not items:
+        return []
+    size = min(CALIBRATION_TEXTS, len(items))
+    chosen = np.random.default_rng(seed).choice(len(items), size=size, replace=False)
+    return [items[i] for i in sorted(chosen.tolist())]
 
 
 def _teacher_facts(run: RunContext) -> dict[str, Any]:
-    identity = run.teacher.identity
+    trained_on = run.recipe.teacher.trained_on
     if run.further:
+        widths = [stores["document"].embedding_dim or 0 for _, _, stores in run.teachers]
         return {
-            "model": " + ".join(teacher.identity.model for _, teacher, _ in run.teachers()),
+            "model": " + ".join(teacher.identity.model for _, teacher, _ in run.teachers),
             "revision": None,
             "kind": "several",
-            "embedding_dim": sum(
-                stores["document"].embedding_dim or 0 for _, _, stores in run.teachers()
-            ),
+            "embedding_dim": sum(widths),
             "space_id": "",
-            "trained_on": run.recipe.teacher.trained_on,
+            "trained_on": trained_on,
         }
+    identity = run.teacher.identity
     return {
         "model": identity.model,
         "revision": identity.revision,
@@ -208,9 +237,5 @@ def _teacher_facts(run: RunContext) -> dict[str, Any]:
         "embedding_dim": run.stores["document"].embedding_dim,
         "space_id": getattr(run.teacher, "space_id", ""),
         "former_space_ids": list(getattr(run.teacher, "former_space_ids", ())),
-        "trained_on": run.recipe.teacher.trained_on,
+        "trained_on": trained_on,
     }
-
-
-def _inputs(run: RunContext) -> dict[str, str]:
-    return {"recipe": run.recipe.digest(), "data": run.inputs.digest()}

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from taskdistill.data.batches import BatchPlan
 from taskdistill.data.rows import Dataset, hash_rows, row_texts
 from taskdistill.data.sources import load_source
 from taskdistill.errors import BadInput
@@ -27,9 +30,10 @@ from taskdistill.model.sketch import sketch
 from taskdistill.model.student import TransformerModel
 from taskdistill.model.tokenizer import TextTokenizer, end_token
 from taskdistill.progress import Progress
-from taskdistill.recipe.phases import Stage1Config
+from taskdistill.recipe.phases import PhaseConfig, Stage1Config, StaticConfig
 from taskdistill.recipe.recipe import Recipe
 from taskdistill.seeding import torch_seed
+from taskdistill.train.phases import make_plan, static_phase
 from taskdistill.types import MANIFEST, Pooling
 
 DOCSTRINGS = "docstrings"
@@ -43,14 +47,7 @@ class TrainData:
     datasets: dict[str, Dataset]
 
     def digest(self, names: Collection[str] | None = None) -> str:
-        """Hash the rows of some sources.
-
-        Args:
-            names: The sources; None for all.
-
-        Returns:
-            64 hexadecimal digits.
-        """
+        """Hash the rows of some sources; None for all."""
         lines = [
             f"{name} {dataset.sha256}"
             for name, dataset in sorted(self.datasets.items())
@@ -59,23 +56,18 @@ class TrainData:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def without(self, texts: Collection[str]) -> TrainData:
-        """Leave out every row that holds one of some texts.
-
-        Args:
-            texts: Texts for which the teacher gave no usable vector.
-        """
-        left = {}
+        """Leave out every row that holds one of some texts."""
+        datasets = {}
         for name, dataset in self.datasets.items():
-            rows_left = [
+            usable_rows = [
                 row for row in dataset.rows if not any(text in texts for text in row_texts(row))
             ]
-            if len(rows_left) < len(dataset.rows):
-                counts = dataset.counts
-                counts.rejected["no teacher vector"] += len(dataset.rows) - len(rows_left)
-                counts.used -= len(dataset.rows) - len(rows_left)
-                dataset = replace(dataset, rows=rows_left, sha256=hash_rows(rows_left))
-            left[name] = dataset
-        return TrainData(self.root, left)
+            if lost := len(dataset.rows) - len(usable_rows):
+                dataset.counts.rejected["no teacher vector"] += lost
+                dataset.counts.used -= lost
+                dataset = replace(dataset, rows=usable_rows, sha256=hash_rows(usable_rows))
+            datasets[name] = dataset
+        return TrainData(self.root, datasets)
 
     def counts(self) -> dict[str, Any]:
         """Say what became of every source's rows."""
@@ -85,12 +77,8 @@ class TrainData:
 def data_root(recipe: Recipe, recipe_folder: Path, docs_folder: Path, progress: Progress) -> Path:
     """Find the data folder of a recipe, building the embedded default if it is asked for.
 
-    Args:
-        recipe_folder: A relative `data.root` is looked for from here after the current folder.
-        docs_folder: Where the embedded default is built.
-
-    Raises:
-        BadInput: If there is no such folder.
+    `recipe_folder`: a relative `data.root` is looked for from here after the current folder.
+    `docs_folder`: where the embedded default is built.
     """
     if recipe.data.root != DOCSTRINGS:
         if recipe.data.docstrings_limit is not None:
@@ -116,20 +104,13 @@ def data_root(recipe: Recipe, recipe_folder: Path, docs_folder: Path, progress: 
 
 
 def existing_root(recipe: Recipe, recipe_folder: Path) -> Path:
-    """Find the data folder that a recipe names.
-
-    Args:
-        recipe: The recipe; its data are not the embedded default.
-        recipe_folder: A relative `data.root` is looked for from here after the current folder.
-
-    Raises:
-        BadInput: If there is no such folder.
-    """
+    """Find the data folder that a recipe names, here or else beside the recipe."""
     for folder in (Path(recipe.data.root), recipe_folder / recipe.data.root):
         if folder.is_dir():
             return folder
     raise BadInput(
-        f"data.root {recipe.data.root!r} is no folder here nor beside the recipe; give a folder, or `docstrings`"
+        f"data.root {recipe.data.root!r} is no folder here nor beside the recipe; give a folder, "
+        "or `docstrings`"
     )
 
 
@@ -160,7 +141,8 @@ def load_inputs(recipe: Recipe, root: Path, progress: Progress) -> TrainData:
         counts = dataset.counts
         repaired, rejected = sum(counts.repaired.values()), sum(counts.rejected.values())
         progress.note(
-            f"{name}: {counts.read:,} rows read, {counts.used:,} used as they are, {repaired:,} repaired, {rejected:,} rejected"
+            f"{name}: {counts.read:,} rows read, {counts.used:,} used as they are, {repaired:,} "
+            f"repaired, {rejected:,} rejected"
         )
         for example in counts.examples[:3]:
             progress.note(f"  {example}")
@@ -168,14 +150,24 @@ def load_inputs(recipe: Recipe, root: Path, progress: Progress) -> TrainData:
     return TrainData(root, datasets)
 
 
+def as_phase(settings: PhaseConfig | StaticConfig) -> PhaseConfig:
+    """Return a part of the recipe as a phase."""
+    return static_phase(settings) if isinstance(settings, StaticConfig) else settings
+
+
+def make_plans(recipe: Recipe, inputs: TrainData) -> dict[str, BatchPlan]:
+    """Decide which rows every step of every phase sees, in the order in which phases run."""
+    return {
+        name: make_plan(recipe, name, as_phase(settings), inputs.datasets)
+        for name, settings in recipe.phases().items()
+    }
+
+
 def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
     """Make the student as it is before the first step.
 
-    Args:
-        weights: Whether it gets its weights; without them it is the architecture alone, with everything checked that headers tell.
-
-    Raises:
-        BadInput: If the settings do not fit the initial model.
+    `weights`: whether it gets its weights; without them it is the architecture alone, with
+    everything checked that headers tell.
     """
     settings = recipe.student
     source = _initial(recipe)
@@ -183,8 +175,6 @@ def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
     tokenizer = TextTokenizer.load(named)
     if settings.init == "config":
         assert settings.config is not None
-        import torch
-
         torch.manual_seed(torch_seed(recipe.seed))
         backbone = build_backbone(settings.config, device="cpu" if weights else "meta")
         pooling = settings.pooling
@@ -207,11 +197,13 @@ def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
     positions = longest_text(backbone, settings.max_length)
     if settings.max_length > positions:
         raise BadInput(
-            f"student.max_length is {settings.max_length}, the backbone has positions for {positions}; set it to that or less"
+            f"student.max_length is {settings.max_length}, the backbone has positions for "
+            f"{positions}; set it to that or less"
         )
     if len(tokenizer) > backbone.config.vocab_size:
         raise BadInput(
-            f"the tokenizer has {len(tokenizer)} ids, the backbone's token table {backbone.config.vocab_size} rows; give its own tokenizer"
+            f"the tokenizer has {len(tokenizer)} ids, the backbone's token table "
+            f"{backbone.config.vocab_size} rows; give its own tokenizer"
         )
     if settings.rope_theta is not None:
         set_rope_theta(backbone, settings.rope_theta)
@@ -230,11 +222,7 @@ def start_student(recipe: Recipe, *, weights: bool = True) -> Model:
 
 
 def matryoshka_dims(dims: list[int], width: int) -> tuple[int, ...]:
-    """Check and complete the prefix sizes.
-
-    Raises:
-        BadInput: If a size exceeds the full one.
-    """
+    """Check the prefix sizes and add the full one."""
     if over := [dim for dim in dims if dim > width]:
         raise BadInput(
             f"student.matryoshka_dims names {over}, the student's vectors have {width} dimensions"
@@ -247,39 +235,47 @@ def _initial(recipe: Recipe) -> Path:
     if init == "teacher":
         if recipe.teacher.kind != "local":
             raise BadInput(
-                f"student.init is `teacher`, but a {recipe.teacher.kind} teacher has no weights here; name a model folder or Hub id"
+                f"student.init is `teacher`, but a {recipe.teacher.kind} teacher has no weights "
+                "here; name a model folder or Hub id"
             )
         return resolve(recipe.teacher.model, recipe.teacher.revision)
     if init == "config":
         if recipe.student.tokenizer is None:
             raise BadInput(
-                "student.init is `config`, so student.tokenizer must name a folder with a tokenizer.json"
+                "student.init is `config`, so student.tokenizer must name a folder with a "
+                "tokenizer.json"
             )
         return resolve(recipe.student.tokenizer)
     return resolve(init)
 
 
 def _end_texts(tokenizer: TextTokenizer, token: str | None, pooling: Pooling, folder: Path) -> None:
-    """Let last pooling find an end-of-sequence token: bases such as Qwen3-0.6B-Base append none by themselves."""
+    """Let last pooling find an end-of-sequence token.
+
+    Bases such as Qwen3-0.6B-Base append none by themselves.
+    """
     if token is None or (
         token == "auto" and (pooling is not Pooling.LAST or tokenizer.ends_texts())
     ):
         return
     if token != "auto" and tokenizer.ends_texts():
         raise BadInput(
-            f"student.end_token is {token!r}, but the tokenizer of {folder} already ends every text with a special token; remove it"
+            f"student.end_token is {token!r}, but the tokenizer of {folder} already ends every "
+            "text with a special token; remove it"
         )
-    result = end_token(folder) if token == "auto" else token
-    if result is None:
+    text_end = end_token(folder) if token == "auto" else token
+    if text_end is None:
         raise BadInput(
-            f"student.pooling is last, but the tokenizer of {folder} ends no text with a special token and names no end-of-sequence token; "
-            f"name one as student.end_token, or set it to null to pool the last token of the text itself"
+            f"student.pooling is last, but the tokenizer of {folder} ends no text with a special "
+            "token and names no end-of-sequence token; "
+            "name one as student.end_token, or set it to null to pool the last token of the "
+            "text itself"
         )
-    tokenizer.end_with(result)
+    tokenizer.end_with(text_end)
 
 
 def _pooling_of(source: Path) -> Pooling | None:
-    """Read the pooling of a sentence-transformers folder; None where the folder is a bare backbone."""
+    """Read the pooling of a sentence-transformers folder; None of a bare backbone."""
     if not (source / "modules.json").is_file():
         return None
     module = read_model(source).module

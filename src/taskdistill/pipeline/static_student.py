@@ -14,11 +14,13 @@ from taskdistill.errors import BadInput
 from taskdistill.io.atomic import restore
 from taskdistill.io.folders import read_manifest, write_folder
 from taskdistill.model.model import Model
-from taskdistill.model.student import StaticModel
 from taskdistill.model.tokenizer import TextTokenizer
-from taskdistill.pipeline.context import RunContext, drawn, fill_stores, made_before, resume_meta
+from taskdistill.pipeline.context import RunContext
 from taskdistill.pipeline.phases import train_phase
-from taskdistill.pipeline.save_model import finish_static
+from taskdistill.pipeline.resume import is_finished, resume_meta
+from taskdistill.pipeline.save_model import save_static
+from taskdistill.pipeline.student_vocab import sample
+from taskdistill.pipeline.teacher_store import fill_stores
 from taskdistill.seeding import torch_seed
 from taskdistill.train.phase_folder import save_phase
 from taskdistill.train.phases import learned_texts, static_job, static_phase
@@ -29,34 +31,22 @@ TOKENIZER = "tokenizer"
 """Folder of a run that holds a vocabulary of its own, and its kind."""
 
 
-def static_folder(run: RunContext) -> Path:
-    """Say where the instant student is written.
-
-    Returns:
-        RUN/model where it is the model of the run, otherwise RUN/static-model.
-    """
-    return run.out / ("model" if run.recipe.stage1 is None else "static-model")
-
-
 def train_static(run: RunContext, student: Model) -> Path:
-    """Train the instant student first: it is the first result.
-
-    Raises:
-        BadInput: If the folder is there already and was made from other data.
-    """
+    """Train the instant student, the first result of a run, and return its folder."""
     settings = run.recipe.static
     assert settings is not None
     torch.manual_seed(torch_seed(run.recipe.seed))
-    config, store, folder = static_phase(settings), run.stores["document"], static_folder(run)
+    config, store = static_phase(settings), run.stores["document"]
+    folder = run.out / ("model" if run.recipe.stage1 is None else "static-model")
     fill_stores(run, ["static"])
     if restore(folder):
-        _same_data(run, folder)
+        _check_same_data(run, folder)
         return folder
     plan = run.plans["static"]
     tokenizer = (
         TextTokenizer.load(student.source, special=False)
         if settings.vocabulary is None
-        else _own_vocabulary(run)
+        else _learn_vocabulary(run)
     )
     start = time.monotonic()
     read, counted = learned_texts("static", config, plan)
@@ -83,24 +73,15 @@ def train_static(run: RunContext, student: Model) -> Path:
     table.to(CPU)
     if trained:
         save_phase(run.out / "phases" / phase.name, phase, resume_meta(run, phase.name))
-    finish_static(run, table, tokenizer, folder, [student_text for student_text, _ in read])
+    save_static(run, table, tokenizer, folder, [student_text for student_text, _ in read])
     return folder
 
 
-def load_static(run: RunContext, folder: Path) -> Model:
-    """Read the finished instant student back as the model of the run."""
-    from taskdistill.model.folder import read_model
-
-    model = read_model(folder)
-    assert isinstance(model.module, StaticModel)
-    return model
-
-
-def _own_vocabulary(run: RunContext) -> TextTokenizer:
-    """Learn the vocabulary, or read it where an interrupted run has left it: learning it again need not give the same pieces."""
+def _learn_vocabulary(run: RunContext) -> TextTokenizer:
+    """Learn the vocabulary, or read it where an interrupted run has left it."""
     assert run.recipe.static is not None and run.recipe.static.vocabulary is not None
     settings, folder = run.recipe.static.vocabulary, run.out / TOKENIZER
-    if not made_before(run, "static", folder, TOKENIZER):
+    if not is_finished(run, "static", folder, TOKENIZER):
         start = time.monotonic()
         texts = _vocabulary_texts(run)
         run.progress.stage(f"learning {settings.size:,} pieces from {len(texts):,} texts")
@@ -121,23 +102,16 @@ def _vocabulary_texts(run: RunContext) -> list[str]:
         if settings.sources is not None
         else [name for name, weight in run.recipe.static.sources.items() if weight > 0]
     )
-    texts = list(
-        dict.fromkeys(
-            text
-            for name in names
-            for row in run.inputs.datasets[name].rows
-            for text in row_texts(row)
-        )
+    texts = dict.fromkeys(
+        text for name in names for row in run.inputs.datasets[name].rows for text in row_texts(row)
     )
-    return drawn(texts, settings.texts, run.recipe.seed)
+    return sample(list(texts), settings.texts, run.recipe.seed)
 
 
-def _same_data(run: RunContext, folder: Path) -> None:
-    made_from, now = (
-        read_manifest(folder, "model")["inputs"].get("data"),
-        resume_meta(run, "static")["data"],
-    )
-    if made_from != now:
+def _check_same_data(run: RunContext, folder: Path) -> None:
+    before = read_manifest(folder, "model")["inputs"].get("data")
+    now = resume_meta(run, "static")["data"]
+    if before != now:
         raise BadInput(
-            f"{folder} was made with data = {made_from!r}, this run has {now!r}; use a new --out"
+            f"{folder} was made with data = {before!r}, this run has {now!r}; use a new --out"
         )

@@ -1,4 +1,4 @@
-"""Which teacher to take: every candidate's own scores, and those of the static student that it makes in about a minute."""
+"""Which teacher to take: its own scores, and those of the static student it makes in a minute."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from taskdistill.tasks import Role
 from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.protocol import TeacherIdentity, slug, unit_rows
 from taskdistill.teacher.store import TeacherStore, open_store
-from taskdistill.train.context import TrainContext
+from taskdistill.train.context import Phase, TrainContext
 from taskdistill.train.log import Log
 from taskdistill.train.loop import run_phase
 from taskdistill.train.phases import static_job, static_phase, teacher_needs
@@ -90,11 +90,7 @@ class EmbedderTeacher:
         self.embedding_dim: int | None = None
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embed texts.
-
-        Returns:
-            Float32 (n, dim) unit rows.
-        """
+        """Embed texts. Returns Float32 (n, dim) unit rows."""
         return unit_rows(self.model.encode(texts, task=None, prompt_name=Role.DOCUMENT.value))
 
 
@@ -114,61 +110,53 @@ def compare_teachers(
     device: str = AUTO,
     dtype: str = AUTO,
 ) -> dict[str, Any]:
-    """Score candidate teachers and the static student that each would make, on the user's evaluation sets.
+    """Score candidate teachers and the static student that each would make.
 
     Students, the teachers' vectors and all scores are kept in `out`; run again, it continues.
-
-    Args:
-        out: Where everything is kept and probe.json is written.
-        sets: Names of the sets; None takes all.
-        texts: Training texts of the students, see `training_texts`; None takes those of `data`, or the documents of its
-            retrieval sets where it has none.
-        tokenizer: Model whose tokenizer all students take; None takes each local teacher's own, and the embedded model's else.
-        environment: Where keys of endpoints are looked up.
-        device: Where local candidates run.
-
-    Returns:
-        `teachers` (for each its score and its student's: mean over types of sets, and by type), `advice` in sentences, and
-        `results` of all of them as `evaluate_models` gives them.
-
-    Raises:
-        BadInput: If a candidate cannot embed new texts, or there is nothing to train or evaluate on.
+    `out`: where everything is kept and probe.json is written. `sets`: names of the sets; None takes
+    all. `texts`: training texts of the students, see `training_texts`; None takes those of `data`,
+    or the documents of its retrieval sets where it has none. `tokenizer`: model whose tokenizer all
+    students take; None takes each local teacher's own, and the embedded model's else.
+    `environment`: where keys of endpoints are looked up. `device`: where local candidates run.
+    Returns `teachers` (for each its score and its student's: mean over types of sets, and by type),
+    `advice` in sentences, and `results` of all of them as `evaluate_models` gives them.
     """
     effort = effort or StudentBudget()
     for spec in specs:
         if spec.kind == "vectors":
             raise BadInput(
-                f"{spec.place} holds vectors of some texts, but a student needs those of its vocabulary too; give the model itself"
+                f"{spec.place} holds vectors of some texts, but a student needs those of its "
+                "vocabulary too; give the model itself"
             )
     check_claim(out, KIND, **_CLAIM)
     options = EvalOptions(max_queries=max_queries, seed=effort.seed)
-    result = find_eval_sets(data, sets)
+    eval_sets = find_eval_sets(data, sets)
     teachers = open_models(
         specs, out / "endpoints", environment or {}, threads=threads, device=device, dtype=dtype
     )
     if where := placements(teachers):
         progress.note(where)
-    sample = _sample(texts or data, result, options, effort, progress, is_given=texts is not None)
+    source = data if texts is None else texts
+    sample = _sample(source, eval_sets, options, effort, progress, is_explicit=texts is not None)
     vocabulary = [
         *sample,
-        *(text for each in result for text in all_texts(each.load(max_queries, effort.seed))),
+        *(text for each in eval_sets for text in all_texts(each.load(max_queries, effort.seed))),
     ]
     claim(out, KIND, **_CLAIM)
+    maker = _StudentMaker(
+        out=out,
+        texts=sample,
+        vocabulary=vocabulary,
+        effort=effort,
+        threads=threads,
+        progress=progress,
+    )
     models: list[Embedder] = []
     seconds = {}
     for spec, teacher in zip(specs, teachers, strict=True):
         start = time.monotonic()
         folder = resolve(tokenizer or (spec.place if spec.kind == "folder" else EMBEDDED))
-        student = _student(
-            teacher,
-            TextTokenizer.load(folder, special=False),
-            sample,
-            vocabulary,
-            out,
-            effort,
-            progress,
-            threads,
-        )
+        student = maker.make(teacher, TextTokenizer.load(folder, special=False))
         seconds[teacher.name] = time.monotonic() - start
         models += [
             teacher,
@@ -176,16 +164,16 @@ def compare_teachers(
                 Encoder.load(student, threads=threads), name=f"{teacher.name}{STUDENT}"
             ),
         ]
-    progress.stage(f"scoring {len(teachers)} teachers and their students on {len(result)} sets")
+    progress.stage(f"scoring {len(teachers)} teachers and their students on {len(eval_sets)} sets")
     results = evaluate_models(
-        models, result, out, options, progress=progress.count, note=progress.note
+        models, eval_sets, out, options, progress=progress.count, note=progress.note
     )
     rows = [_row(teacher, results, seconds[teacher.name]) for teacher in teachers]
     rows.sort(key=lambda row: -row["student"])
     names = [f"{row['teacher']}{STUDENT}" for row in rows]
     results = evaluate_models(
-        models, result, out, options, reference=names[0]
-    )  # all is kept by now; only the comparison is new
+        models, eval_sets, out, options, reference=names[0]
+    )  # from the cache by now; only the comparison is new
     behind = [row for row in results["comparisons"] if len(names) > 1 and row["model"] == names[1]]
     beyond = (
         (sum(row["p"] < 0.05 and row["difference"][2] < 0 for row in behind), len(behind))
@@ -221,26 +209,36 @@ def _row(teacher: Embedder, results: Mapping[str, Any], seconds: float) -> dict[
 def advice(rows: Sequence[Mapping[str, Any]], beyond: tuple[int, int] | None = None) -> str:
     """Say which teacher to take.
 
-    Args:
-        rows: Of the candidates, the one with the best student first.
-        beyond: On how many sets, of how many, the best student is ahead of the next one beyond chance.
+    `rows`: of the candidates, the one with the best student first. `beyond`: on how many sets, of
+    how many, the best student is ahead of the next one beyond chance.
     """
     best, strongest = rows[0], max(rows, key=lambda row: row["score"])
     warning = "A stronger teacher is not always the better one"
     if len(rows) == 1:
-        return f"One candidate: its student keeps {100 * best['student'] / best['score']:.1f} % of it. {warning}, so compare several."
+        return (
+            f"One candidate: its student keeps {100 * best['student'] / best['score']:.1f} % of "
+            f"it. {warning}, so compare several."
+        )
     if best["teacher"] == strongest["teacher"]:
-        sentence = f"{best['teacher']} scores best itself and makes the best student here. {warning}; here it is."
+        sentence = (
+            f"{best['teacher']} scores best itself and makes the best student here. {warning}; "
+            "here it is."
+        )
     else:
         sentence = (
-            f"{warning}: {strongest['teacher']} scores best itself ({100 * strongest['score']:.1f} against {100 * best['score']:.1f}), but "
-            f"{best['teacher']} makes the better student ({100 * best['student']:.1f} against {100 * strongest['student']:.1f})."
+            f"{warning}: {strongest['teacher']} scores best itself "
+            f"({100 * strongest['score']:.1f} against {100 * best['score']:.1f}), but "
+            f"{best['teacher']} makes the better student ({100 * best['student']:.1f} against "
+            f"{100 * strongest['student']:.1f})."
         )
     if beyond is not None:
-        sentence += f" Its student is ahead of the next one beyond chance on {beyond[0]} of {beyond[1]} sets."
-    return (
-        sentence
-        + " A static student is a minute’s stand-in for the one that a recipe trains: it ranks teachers, its score is not the final one."
+        sentence += (
+            " Its student is ahead of the next one beyond chance on "
+            f"{beyond[0]} of {beyond[1]} sets."
+        )
+    return sentence + (
+        " A static student is a minute’s stand-in for the one that a recipe trains: it ranks "
+        "teachers, its score is not the final one."
     )
 
 
@@ -251,14 +249,14 @@ def _sample(
     effort: StudentBudget,
     progress: Progress,
     *,
-    is_given: bool,
+    is_explicit: bool,
 ) -> list[str]:
     """Draw the students' training texts."""
     try:
         texts = training_texts(place)
         source = place.name
     except BadInput:
-        if is_given:
+        if is_explicit:
             raise
         data = [each.load(options.max_queries, options.seed) for each in sets]
         texts = [
@@ -270,7 +268,8 @@ def _sample(
         source = "the documents of the retrieval sets, since there is no train split"
         if not texts:
             raise BadInput(
-                f"{place} has no train split, no texts and no retrieval set to train students on; give --texts"
+                f"{place} has no train split, no texts and no retrieval set to train students "
+                "on; give --texts"
             ) from None
     distinct = sorted(dict.fromkeys(text for text in texts if text.strip()))
     rng = np.random.default_rng(effort.seed)
@@ -279,88 +278,97 @@ def _sample(
     return [distinct[i] for i in sorted(chosen.tolist())]
 
 
-def _student(
-    teacher: Embedder,
-    tokenizer: TextTokenizer,
-    sample: Sequence[str],
-    vocabulary: Sequence[str],
-    out: Path,
-    effort: StudentBudget,
-    progress: Progress,
-    threads: int,
-) -> Path:
-    """Make the static student of a teacher, unless the same one is there."""
-    wrapped = EmbedderTeacher(teacher)
-    ids = np.unique(
-        np.concatenate(tokenizer.ids(list(vocabulary), prompt="", max_length=LONG_TEXT).ids)
-    )
-    made_from = {
-        "teacher": hashlib.sha256(
-            json.dumps(wrapped.identity.fields(), sort_keys=True).encode()
-        ).hexdigest(),
-        "texts": hashlib.sha256("\n".join(sample).encode()).hexdigest(),
-        "tokens": hashlib.sha256(tokenizer.to_json().encode() + ids.tobytes()).hexdigest(),
-        "effort": json.dumps(vars(effort), sort_keys=True),
-    }
-    folder = out / "students" / f"{slug(teacher.name)}-{made_from['teacher'][:8]}"
-    if (folder / MANIFEST).is_file() and read_manifest(folder, "model")["inputs"] == made_from:
-        progress.note(f"{teacher.name}{STUDENT}: made before")
+@dataclass(frozen=True, kw_only=True)
+class _StudentMaker:
+    """Trains the static student of each teacher from the same texts; goes on where it stopped."""
+
+    out: Path
+    texts: Sequence[str]
+    """Texts to train on."""
+    vocabulary: Sequence[str]
+    """Texts whose tokens get a vector: those and all of the evaluation sets."""
+    effort: StudentBudget
+    threads: int
+    progress: Progress
+
+    def make(self, model: Embedder, tokenizer: TextTokenizer) -> Path:
+        """Make the static student of a teacher, unless the same one is there."""
+        teacher, effort, progress = EmbedderTeacher(model), self.effort, self.progress
+        ids = np.unique(
+            np.concatenate(
+                tokenizer.ids(list(self.vocabulary), prompt="", max_length=LONG_TEXT).ids
+            )
+        )
+        identity = json.dumps(teacher.identity.fields(), sort_keys=True)
+        inputs = {
+            "teacher": hashlib.sha256(identity.encode()).hexdigest(),
+            "texts": hashlib.sha256("\n".join(self.texts).encode()).hexdigest(),
+            "tokens": hashlib.sha256(tokenizer.to_json().encode() + ids.tobytes()).hexdigest(),
+            "effort": json.dumps(vars(effort), sort_keys=True),
+        }
+        folder = self.out / "students" / f"{slug(model.name)}-{inputs['teacher'][:8]}"
+        if (folder / MANIFEST).is_file() and read_manifest(folder, "model")["inputs"] == inputs:
+            progress.note(f"{model.name}{STUDENT}: made before")
+            return folder
+        store = open_store(self.out / "teacher-store", teacher.identity, None)
+        progress.stage(f"{model.name}: embedding {len(ids):,} tokens and {len(self.texts):,} texts")
+        table = start_table(
+            tokenizer, teacher, store, list(self.texts), progress.count, only=ids.tolist()
+        )
+        settings = StaticConfig(
+            sources={"texts": 1.0},
+            steps=effort.steps,
+            batch_size=min(effort.batch_size, len(self.texts)),
+        )
+        dataset = make_dataset("texts", RowKind.TEXTS, [Text(text) for text in self.texts])
+        plan = BatchPlan(
+            [dataset], {"texts": 1.0}, settings.batch_size, seed=effort.seed, label="static"
+        )
+        self._fill(store, teacher, settings, plan)
+        torch.manual_seed(torch_seed(effort.seed))
+        phase = static_job(settings, table, plan, store, [table.embedding_dim])
+        progress.stage(f"{model.name}{STUDENT}: {settings.steps} steps")
+        self._train(phase, table, tokenizer, folder.parent)
+        model_settings = ModelSettings(max_length=1_000_000, matryoshka_dims=(table.embedding_dim,))
+        student = Model(table.eval(), tokenizer, model_settings, folder.name, folder)
+        write_model(folder, student, inputs=inputs, replace_existing=True)
         return folder
-    store = open_store(out / "teacher-store", wrapped.identity, None)
-    progress.stage(f"{teacher.name}: embedding {len(ids):,} tokens and {len(sample):,} texts")
-    table = start_table(tokenizer, wrapped, store, list(sample), progress.count, only=ids.tolist())
-    settings = StaticConfig(
-        sources={"texts": 1.0}, steps=effort.steps, batch_size=min(effort.batch_size, len(sample))
-    )
-    dataset = make_dataset("texts", RowKind.TEXTS, [Text(text) for text in sample])
-    plan = BatchPlan(
-        [dataset], {"texts": 1.0}, settings.batch_size, seed=effort.seed, label="static"
-    )
-    _train(table, tokenizer, settings, plan, store, wrapped, folder, effort, progress, threads)
-    model = Model(
-        table.eval(),
-        tokenizer,
-        ModelSettings(max_length=1_000_000, matryoshka_dims=(table.embedding_dim,)),
-        folder.name,
-        folder,
-    )
-    write_model(folder, model, inputs=made_from, replace_existing=True)
-    return folder
 
+    def _fill(
+        self, store: TeacherStore, teacher: EmbedderTeacher, settings: StaticConfig, plan: BatchPlan
+    ) -> None:
+        texts = [
+            text
+            for prompt_texts in teacher_needs("static", static_phase(settings), plan).values()
+            for text in prompt_texts
+        ]
+        fill_store(store, texts, teacher, progress=self.progress.count)
+        if missing := store.missing(texts):
+            raise BadInput(
+                f"teacher {teacher.model.name!r} gives no usable vector for {len(missing)} texts, "
+                f"the first {missing[0][:60]!r}"
+            )
 
-def _train(
-    table: StaticModel,
-    tokenizer: TextTokenizer,
-    settings: StaticConfig,
-    plan: BatchPlan,
-    store: TeacherStore,
-    teacher: EmbedderTeacher,
-    folder: Path,
-    effort: StudentBudget,
-    progress: Progress,
-    threads: int,
-) -> None:
-    texts = [
-        text
-        for result in teacher_needs("static", static_phase(settings), plan).values()
-        for text in result
-    ]
-    fill_store(store, texts, teacher, progress=progress.count)
-    if missing := store.missing(texts):
-        raise BadInput(
-            f"teacher {teacher.model.name!r} gives no usable vector for {len(missing)} texts, the first {missing[0][:60]!r}"
-        )
-    torch.manual_seed(torch_seed(effort.seed))
-    job = static_job(settings, table, plan, store, [table.embedding_dim])
-    progress.stage(f"{teacher.model.name}{STUDENT}: {settings.steps} steps")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=".training-") as place,
-        workers(threads) as hands,
-    ):
-        log = Log(Path(place) / "log.jsonl")
-        ctx = TrainContext(
-            tokenizer, {}, effort.seed, hands, log, {}, progress.step, never, threads, progress.note
-        )
-        run_phase(job, table, Path(place) / "checkpoints", ctx)
-        log.close()
+    def _train(
+        self, phase: Phase, table: StaticModel, tokenizer: TextTokenizer, folder: Path
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=folder, prefix=".training-") as work,
+            workers(self.threads) as pool,
+        ):
+            log = Log(Path(work) / "log.jsonl")
+            ctx = TrainContext(
+                tokenizer,
+                {},
+                self.effort.seed,
+                pool,
+                log,
+                {},
+                self.progress.step,
+                never,
+                self.threads,
+                self.progress.note,
+            )
+            run_phase(phase, table, Path(work) / "checkpoints", ctx)
+            log.close()

@@ -1,4 +1,7 @@
-"""An evaluation from end to end: models of any kind on local sets and public benchmarks, into one results file and one report."""
+"""An evaluation from end to end.
+
+Models of any kind on local sets and public benchmarks, into one results file and one report.
+"""
 
 from __future__ import annotations
 
@@ -65,9 +68,6 @@ def evaluate(
 
     Args:
         environment: Where keys of endpoints are looked up.
-
-    Raises:
-        BadInput: If a model, set or suite cannot be used; what is finished stays.
     """
     claims: dict[str, Any] = {
         "earlier": lambda path: _is_evaluation(path),
@@ -109,9 +109,11 @@ def evaluate(
         data = {
             each.name: each.load(request.options.max_queries, request.options.seed) for each in sets
         }
-        result = seen_in(training, sets, data)
-        results["seen"].append({"training": training.name, "texts": training.texts, "sets": result})
-        for line in warnings_of(training.name, result):
+        seen_texts = seen_in(training, sets, data)
+        results["seen"].append(
+            {"training": training.name, "texts": training.texts, "sets": seen_texts}
+        )
+        for line in warnings_of(training.name, seen_texts):
             progress.note(line)
     results["suites"] = [
         _run_suite(name, tasks, models, request, progress) for name, tasks in suites.items()
@@ -135,11 +137,7 @@ def open_models(
     device: str = AUTO,
     dtype: str = AUTO,
 ) -> list[Embedder]:
-    """Open models under names that tell them apart.
-
-    Returns:
-        The models in their order.
-    """
+    """Open models under names that tell them apart. Returns the models in their order."""
     often = Counter(spec.name for spec in specs)
     named = [
         spec
@@ -164,8 +162,7 @@ def open_models(
 def placements(models: Sequence[Embedder]) -> str:
     """Say where the models run that run here.
 
-    Returns:
-        One line; empty if all are endpoints or vectors on disk.
+    Returns one line; empty if all are endpoints or vectors on disk.
     """
     return "; ".join(
         dict.fromkeys(model.placement for model in models if isinstance(model, RunsHere))
@@ -173,10 +170,9 @@ def placements(models: Sequence[Embedder]) -> str:
 
 
 def write_texts(sets: Sequence[EvalSet], options: EvalOptions, path: Path) -> int:
-    """Write every text that a model has to embed for some sets, so that another program can embed them.
+    """Write every text that a model has to embed for some sets, for another program to embed.
 
-    Args:
-        path: A JSONL file, one `{"text": ...}` a line.
+    `path`: a JSONL file, one `{"text": ...}` a line.
     """
     texts: dict[str, None] = {}
     for each in sets:
@@ -249,14 +245,11 @@ def _some(number: int, what: str) -> str:
 
 
 def check_options(request: EvaluateRequest) -> None:
-    """Refuse a request in which something has no effect.
-
-    Raises:
-        BadInput: If there is nothing to evaluate on, or an option of local sets comes without them.
-    """
+    """Refuse a request in which something has no effect."""
     if request.data is None and not request.suites:
         raise BadInput(
-            "nothing to evaluate on; give --data DIR, a folder of local sets, or --suite NAME, a public benchmark"
+            "nothing to evaluate on; give --data DIR, a folder of local sets, or --suite NAME, "
+            "a public benchmark"
         )
     options, default = request.options, EvalOptions()
     options_in_use = {
@@ -272,7 +265,8 @@ def check_options(request: EvaluateRequest) -> None:
         for name, wrong in options_in_use.items():
             if wrong:
                 raise BadInput(
-                    f"{name} has no effect without --data: a suite is run as it is; leave it out, or give local sets"
+                    f"{name} has no effect without --data: a suite is run as it is; leave it "
+                    "out, or give local sets"
                 )
     if options.rescore != default.rescore and not options.precisions:
         raise BadInput(

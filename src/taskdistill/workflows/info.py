@@ -28,11 +28,7 @@ VECTOR_FIELDS = (
 def describe_folder(path: Path) -> dict[str, Any]:
     """Describe a folder that this package wrote, reading every byte.
 
-    Returns:
-        Plain data with `kind` and `faults` (empty if it is whole).
-
-    Raises:
-        BadInput: If it is no folder of ours.
+    Returns plain data with `kind` and `faults` (empty if it is whole).
     """
     if (path / "recipe.yaml").is_file():
         return _run(path)
@@ -48,7 +44,8 @@ def describe_folder(path: Path) -> dict[str, Any]:
         if isinstance(error, BadInput):
             raise
         raise BadInput(
-            f"{path / MANIFEST} lacks a field or holds another type ({error}); copy or make the folder again"
+            f"{path / MANIFEST} lacks a field or holds another type ({error}); copy or make the "
+            "folder again"
         ) from None
 
 
@@ -58,20 +55,22 @@ def _describe(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         from taskdistill.teacher.store import describe
 
         return {"kind": kind, **describe(path)}
-    result: dict[str, Any] = {"kind": kind, "format_version": manifest["format_version"]}
+    description: dict[str, Any] = {"kind": kind, "format_version": manifest["format_version"]}
     if kind == "model":
-        result |= _model(manifest)
+        description |= _model(manifest)
     faults = check_folder(path, manifest)
     if kind == "export":
-        result |= _export(path, manifest, complete=not faults)
+        description |= _export(path, manifest, complete=not faults)
     if kind == "vectors":
-        result |= {key: manifest[key] for key in VECTOR_FIELDS} | {"counts": manifest["counts"]}
-    result |= {
+        description |= {key: manifest[key] for key in VECTOR_FIELDS} | {
+            "counts": manifest["counts"]
+        }
+    description |= {
         "files": len(manifest.get("files", {})),
         "bytes": sum(entry["bytes"] for entry in manifest.get("files", {}).values()),
         "made_with": manifest.get("created_by", {}),
     }
-    return result | {"faults": faults}
+    return description | {"faults": faults}
 
 
 LEAST: dict[Backend, float] = {
@@ -80,7 +79,9 @@ LEAST: dict[Backend, float] = {
     Backend.OPENVINO: 0.9999,
     Backend.INT8: 0.95,
 }
-"""Smallest cosine to the golden vectors at which a back end still gives a model's own space; eight bits move vectors, which `encode` says."""
+"""Smallest cosine to the golden vectors at which a back end still gives a model's own space; eight
+bits move vectors, which `encode` says.
+"""
 
 LEAST_HALF = 0.99
 """The same of torch in half precision."""
@@ -122,23 +123,16 @@ def verify_model(
 ) -> dict[str, float]:
     """Compare a model folder with its golden vectors: the contract of its embedding space.
 
-    Args:
-        device: See `Encoder.load`; acts on torch only.
-        dtype: See `Encoder.load`; acts on torch only.
-        note: Told where the model runs.
-
-    Returns:
-        `base` or task to the smallest cosine.
-
-    Raises:
-        BadInput: If the folder has no golden vectors, or the model cannot run in the back end.
+    `device`: see `Encoder.load`; acts on torch only. `dtype`: see `Encoder.load`; acts on torch
+    only. `note`: told where the model runs. Returns `base` or task to the smallest cosine.
     """
     from taskdistill.model.golden import check_golden, read_golden
 
     golden = read_golden(path)
     if golden is None:
         raise BadInput(
-            f"{path} has no golden vectors to verify against; only model folders that this package wrote have them"
+            f"{path} has no golden vectors to verify against; only model folders that this "
+            "package wrote have them"
         )
     from taskdistill.encode.encoder import Encoder
 
@@ -157,15 +151,12 @@ def verify_model(
 
 
 def repair_folder(path: Path) -> list[str]:
-    """Drop the broken parts of a teacher store.
-
-    Raises:
-        BadInput: If the folder is of another kind, which can only be made again.
-    """
+    """Drop the broken parts of a teacher store."""
     manifest = read_manifest(path)
     if manifest.get("kind") != "teacher-store":
         raise BadInput(
-            f"{path} is a {manifest.get('kind')!r} folder; only a teacher store can be repaired, make this one again"
+            f"{path} is a {manifest.get('kind')!r} folder; only a teacher store can be repaired, "
+            "make this one again"
         )
     from taskdistill.teacher.store import repair
 

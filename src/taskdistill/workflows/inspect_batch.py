@@ -43,14 +43,10 @@ def inspect_batch(
 ) -> Laid:
     """Lay out one step's batch: what is compared with what, and which candidates are masked why.
 
-    Args:
-        recipe_folder: Where relative paths of the recipe start.
-        data_folder: Where the embedded default was built; None builds it in a temporary folder.
-        row: Show every candidate of this row instead of one line a row.
-        store: Folder of teacher stores, such as that of a run; None embeds the batch's texts anew where a margin needs them.
-
-    Raises:
-        BadInput: If the recipe has no such phase or step, or the batch no such row.
+    `recipe_folder`: where relative paths of the recipe start. `data_folder`: where the embedded
+    default was built; None builds it in a temporary folder. `row`: show every candidate of this row
+    instead of one line a row. `store`: folder of teacher stores, such as that of a run; None embeds
+    the batch's texts anew where a margin needs them.
     """
     phases = recipe.phases()
     if phase not in phases:
@@ -73,7 +69,10 @@ def inspect_batch(
             cosines = _teacher_cosines(
                 recipe, prepared, store or Path(temporary) / "store", api_key
             )
-    title = f"{phase}, step {step}: {len(batch.rows)} rows of {batch.dataset} ({batch.kind}), {len(prepared.texts)} distinct texts"
+    title = (
+        f"{phase}, step {step}: {len(batch.rows)} rows of {batch.dataset} ({batch.kind}), "
+        f"{len(prepared.texts)} distinct texts"
+    )
     if (
         not isinstance(config, AdapterConfig)
         or prepared.positive_idx is None
@@ -84,7 +83,7 @@ def inspect_batch(
                 f"--row has no effect here: {phase} contrasts no candidates in this batch"
             )
         return title, *_plain(prepared)
-    result = relations(
+    cells = relations(
         prepared,
         cosines,
         config.false_negative_margin,
@@ -94,8 +93,8 @@ def inspect_batch(
     if row is not None:
         if not 0 <= row < len(batch.rows):
             raise BadInput(f"the batch has rows 0 to {len(batch.rows) - 1}, got {row}")
-        return title, *_one_row(prepared, result, row, cosines)
-    return title, *_relations(prepared, result, config)
+        return title, *_one_row(prepared, cells, row, cosines)
+    return title, *_relations(prepared, cells, config)
 
 
 def _teacher_cosines(
@@ -124,7 +123,10 @@ def _texts(prepared: TrainBatch) -> list[str]:
 
 
 def _plain(prepared: TrainBatch) -> tuple[list[str], list[list[str]], list[str]]:
-    """Lay out a batch without candidates: lone texts, graded pairs, and whatever is only compared with the teacher."""
+    """Lay out a batch without candidates.
+
+    Lone texts, graded pairs, and whatever is only compared with the teacher.
+    """
     texts, notes = _texts(prepared), [f"compared with the teacher: {len(prepared.distilled)} texts"]
     if prepared.positive_idx is None:
         return (
@@ -147,7 +149,7 @@ def _plain(prepared: TrainBatch) -> tuple[list[str], list[list[str]], list[str]]
 
 
 def _relations(
-    prepared: TrainBatch, result: np.ndarray, settings: AdapterConfig
+    prepared: TrainBatch, cells: np.ndarray, settings: AdapterConfig
 ) -> tuple[list[str], list[list[str]], list[str]]:
     assert prepared.positive_idx is not None
     texts, labelled = _texts(prepared), prepared.batch.kind is RowKind.LABELLED
@@ -160,31 +162,33 @@ def _relations(
         zip(prepared.query_idx.tolist(), prepared.positive_idx.tolist(), strict=True)
     ):
         counts = [
-            str(int((result[i] == Relation.NEGATIVE).sum())),
-            _listed(np.flatnonzero(result[i] == Relation.HARD)),
+            str(int((cells[i] == Relation.NEGATIVE).sum())),
+            _listed(np.flatnonzero(cells[i] == Relation.HARD)),
         ]
-        masked = [_listed(np.flatnonzero(result[i] == relation)) for relation in shown]
+        masked = [_listed(np.flatnonzero(cells[i] == relation)) for relation in shown]
         label = [prepared.batch.rows[i].label] if labelled else []
         rows.append([str(i), texts[a], texts[b], *label, *counts, *masked])
-    counted = Counter(result.ravel().tolist())
+    counted = Counter(cells.ravel().tolist())
     notes = [
-        f"candidates 0 to {len(result) - 1} are the positives of these rows, the others their hard negatives, row by row",
-        f"{result.shape[1]} candidates a query: "
+        f"candidates 0 to {len(cells) - 1} are the positives of these rows, the others their "
+        "hard negatives, row by row",
+        f"{cells.shape[1]} candidates a query: "
         + ", ".join(
             f"{counted[relation]:,} {relation}" for relation in Relation if counted[relation]
         ),
-        f"masked share: {100 * sum(counted[relation] for relation in MASKED) / result.size:.2f} %",
+        f"masked share: {100 * sum(counted[relation] for relation in MASKED) / cells.size:.2f} %",
         f"compared with the teacher: {len(prepared.distilled)} texts",
     ]
     if not labelled and settings.false_negative_margin is None:
         notes.append(
-            "no margin: set false_negative_margin to mask what the teacher finds closer than the positive"
+            "no margin: set false_negative_margin to mask what the teacher finds closer than "
+            "the positive"
         )
     return columns, rows, notes
 
 
 def _one_row(
-    prepared: TrainBatch, result: np.ndarray, row: int, cosines: np.ndarray | None
+    prepared: TrainBatch, cells: np.ndarray, row: int, cosines: np.ndarray | None
 ) -> tuple[list[str], list[list[str]], list[str]]:
     assert prepared.positive_idx is not None
     texts = _texts(prepared)
@@ -204,7 +208,7 @@ def _one_row(
             "-" if cosines is None or i >= cosines.shape[1] else f"{cosines[row, i]:.3f}",
             texts[place],
         ]
-        for i, (owner, relation, place) in enumerate(zip(owners, result[row], places, strict=True))
+        for i, (owner, relation, place) in enumerate(zip(owners, cells[row], places, strict=True))
     ]
     return (
         ["candidate", "of row", "relation", "teacher's cosine", "text"],
@@ -214,5 +218,5 @@ def _one_row(
 
 
 def _listed(numbers: np.ndarray) -> str:
-    result = ", ".join(map(str, numbers[:SHOWN].tolist()))
-    return (f"{result}, ... ({len(numbers)})" if len(numbers) > SHOWN else result) or "-"
+    shown = ", ".join(map(str, numbers[:SHOWN].tolist()))
+    return (f"{shown}, ... ({len(numbers)})" if len(numbers) > SHOWN else shown) or "-"

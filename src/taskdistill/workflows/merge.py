@@ -1,15 +1,13 @@
-"""Merge models of one shape, and keep the result only if it is better than the best of them by its interval on development sets."""
+"""Merge models of one shape, and keep the result only if it is surely better than the best."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,14 +16,13 @@ from taskdistill.encode.encoder import Encoder
 from taskdistill.encode.placement import on_device
 from taskdistill.errors import BadInput
 from taskdistill.evaluate.datasets import find_eval_sets
+from taskdistill.evaluate.dev import DevScorer, DevScores
 from taskdistill.evaluate.models.encoder import EncoderEmbedder
-from taskdistill.evaluate.score import evaluate_set
-from taskdistill.evaluate.task_type import EvalSet
+from taskdistill.evaluate.set_data import RankingData, judged_texts
 from taskdistill.io.atomic import check_free
 from taskdistill.io.folders import read_manifest
 from taskdistill.model.backbone import resolve
-from taskdistill.model.folder import read_model, write_model
-from taskdistill.model.golden import FILE, embed_with, golden_vectors
+from taskdistill.model.folder import read_model
 from taskdistill.model.merging import (
     check_same_shape,
     fixed,
@@ -35,11 +32,17 @@ from taskdistill.model.merging import (
     weights_of,
 )
 from taskdistill.model.model import Model
+from taskdistill.pipeline.save_model import recalibrate, write_with_card
 from taskdistill.progress import Progress
 from taskdistill.stats.intervals import PairedDifference, Units, paired_difference
 from taskdistill.train.checkpoint import KIND as CHECKPOINT
 from taskdistill.train.checkpoint import open_checkpoint
 from taskdistill.types import MANIFEST
+
+DEV_SEED = 17
+"""Of the choice of queries where a set is cut, the same for every model."""
+
+Judge = Callable[[Model], DevScores]
 
 METHODS = ("last", "uniform", "greedy", "spherical")
 
@@ -69,19 +72,13 @@ def merge(
 ) -> dict[str, Any]:
     """Merge models or checkpoints; write the result if it is better than the best of them.
 
-    Args:
-        places: Model folders, or checkpoint folders of a run with a finished model; the last one first for `last`.
-        method: `last` mixes the first with the mean of the others; `uniform` means all; `greedy` adds the next best while the development
-            score does not fall; `spherical` means directions.
-        sets: Names of these sets; None for all.
-        last_weight: Share of the first with `last`.
-        device: Where models are scored; weights are merged on the CPU.
-
-    Returns:
-        Plain data: the score of each model and of the merged one, the difference to the best with its interval, and whether it was kept.
-
-    Raises:
-        BadInput: If `out` exists, the method is unknown, or the models are not alike.
+    `places`: model folders, or checkpoint folders of a run with a finished model; the last one
+    first for `last`. `method`: `last` mixes the first with the mean of the others; `uniform` means
+    all; `greedy` adds the next best while the development score does not fall; `spherical` means
+    directions. `sets`: names of these sets; None for all. `last_weight`: share of the first with
+    `last`. `device`: where models are scored; weights are merged on the CPU. Returns plain data:
+    the score of each model and of the merged one, the difference to the best with its interval, and
+    whether it was kept.
     """
     check_free(out)
     if method not in METHODS:
@@ -89,28 +86,35 @@ def merge(
     models = [read_place(place) for place in places]
     check_same_shape(models)
     where = resolve_device(device)
-    judge = _Judge(
-        find_eval_sets(data, sets, split="dev"),
-        max_queries,
-        threads,
-        where,
-        resolve_dtype(dtype, where),
-    )
-    progress.note(placement(where, judge.dtype))
+    arithmetic = resolve_dtype(dtype, where)
+    scorer = DevScorer(find_eval_sets(data, sets, split="dev"), limit=max_queries, seed=DEV_SEED)
+    progress.note(placement(where, arithmetic))
+
+    def judge(model: Model) -> DevScores:
+        with on_device(model.module, where):
+            encoder = Encoder(model, threads=threads, compute=compute_of(arithmetic))
+            return scorer(EncoderEmbedder(encoder))
+
     singles = []
     for place, model in zip(places, models, strict=True):
-        singles.append(judge(model, str(place)))
+        singles.append(_scored(str(place), judge(model)))
         progress.note(f"{place}: {100 * singles[-1].score:.2f}")
     best = max(range(len(models)), key=lambda i: singles[i].score)
     weights, used = _merged(models, singles, method, last_weight, judge, progress)
     scratch = models[0]
     load_weights(scratch, weights)
-    merged = judge(scratch, "merged")
+    merged = _scored("merged", judge(scratch))
     difference = paired_difference(merged.units, singles[best].units)
     is_better = difference.estimate.low > 0
     if is_better:
-        _write(
-            scratch, out, {"merged_from": [Path(place).name for place in used], "method": method}
+        documents, queries = _dev_texts(scorer)
+        recalibrate(scratch, documents, queries, threads=threads)
+        scratch.name, sources = out.name, [Path(place).name for place in used]
+        write_with_card(
+            out,
+            scratch,
+            f"# {out.name}\nMerged by `taskdistill merge` ({method}) from {', '.join(sources)}.\n",
+            meta={"merged_from": sources, "method": method},
         )
     return {
         "method": method,
@@ -122,21 +126,16 @@ def merge(
         "p": difference.p,
         "kept": is_better,
         "model": str(out) if is_better else None,
-        "told": _told(merged, singles[best], difference, is_better),
+        "told": _verdict(merged, singles[best], difference, is_better),
     }
 
 
 def read_place(place: str) -> Model:
     """Read a model folder, or the state of a run's model at a checkpoint.
 
-    Args:
-        place: Model folder, Hub id, or RUN/checkpoints/PHASE/step-N of a run that has a finished model.
-
-    Returns:
-        The model; of a checkpoint of the base without adapters, since they fit the finished base only.
-
-    Raises:
-        BadInput: If there is no such model, or the checkpoint is damaged or of another model.
+    `place`: model folder, Hub id, or RUN/checkpoints/PHASE/step-N of a run that has a finished
+    model. Returns the model; of a checkpoint of the base without adapters, since they fit the
+    finished base only.
     """
     folder = Path(place)
     if not (folder / MANIFEST).is_file() or read_manifest(folder).get("kind") != CHECKPOINT:
@@ -145,7 +144,8 @@ def read_place(place: str) -> Model:
     run, phase = folder.parents[2], folder.parent.name
     if not (run / "model").is_dir():
         raise BadInput(
-            f"{run} has no finished model to put the checkpoint's weights into; finish the run first"
+            f"{run} has no finished model to put the checkpoint's weights into; finish the run "
+            "first"
         )
     model, task = (
         read_model(run / "model"),
@@ -166,12 +166,14 @@ def read_place(place: str) -> Model:
             task is not None and name.startswith("projection.")
         ):
             raise BadInput(
-                f"checkpoint {folder} holds {name}, which {run / 'model'} lacks or has in another shape"
+                f"checkpoint {folder} holds {name}, which {run / 'model'} lacks or has in "
+                "another shape"
             )
     load_weights(model, weights)
     if task is None and model.module.tasks:
         raise BadInput(
-            f"{folder} is a state of the base, but {run / 'model'} has adapters that fit its last state only; merge whole models instead"
+            f"{folder} is a state of the base, but {run / 'model'} has adapters that fit its "
+            "last state only; merge whole models instead"
         )
     model.name = f"{run.name}/{phase}/{folder.name}"
     return model
@@ -181,33 +183,8 @@ def _base(name: str) -> str:
     return f"base/{name}" if name == "table" else f"base/backbone.{name}"
 
 
-class _Judge:
-    """Scores models on development sets that are read once."""
-
-    def __init__(
-        self,
-        sets: Sequence[EvalSet],
-        max_queries: int | None,
-        threads: int | None,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self.sets = [(each, each.load(max_queries, 17)) for each in sets]
-        self.threads, self.device, self.dtype = threads, device, dtype
-
-    def __call__(self, model: Model, name: str) -> ScoredModel:
-        units, scores = dict[str, Any](), []
-        with on_device(model.module, self.device):
-            embedder = EncoderEmbedder(
-                Encoder(model, threads=self.threads, compute=compute_of(self.dtype))
-            )
-            for each, data in self.sets:
-                result = evaluate_set(embedder, each.name, each.task, data).score
-                units |= {
-                    f"{each.name} {language}": rows for language, rows in result.units.items()
-                }
-                scores.append(result.score)
-        return ScoredModel(name, float(np.mean(scores)), units)
+def _scored(name: str, scores: DevScores) -> ScoredModel:
+    return ScoredModel(name, scores.mean, scores.units)
 
 
 def _merged(
@@ -215,7 +192,7 @@ def _merged(
     singles: Sequence[ScoredModel],
     method: str,
     last_weight: float,
-    judge: _Judge,
+    judge: Judge,
     progress: Progress,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Merge by one method; say which models are in the result."""
@@ -232,7 +209,7 @@ def _merged(
 
 
 def _greedy(
-    models: Sequence[Model], singles: Sequence[ScoredModel], judge: _Judge, progress: Progress
+    models: Sequence[Model], singles: Sequence[ScoredModel], judge: Judge, progress: Progress
 ) -> tuple[dict[str, Tensor], list[str]]:
     order = sorted(range(len(models)), key=lambda i: -singles[i].score)
     scratch, inside, best = models[order[0]], [order[0]], singles[order[0]].score
@@ -242,21 +219,25 @@ def _greedy(
         tried = [*inside, new]
         merged = merge_models([models[i] for i in tried], fixed([1 / len(tried)] * len(tried)))
         load_weights(scratch, merged)
-        score = judge(scratch, "tried").score
+        score = judge(scratch).mean
         load_weights(scratch, start_weights)
         progress.note(
-            f"with {singles[new].name}: {100 * score:.2f}, {'kept' if score >= best else 'left out'}"
+            f"with {singles[new].name}: {100 * score:.2f}, "
+            f"{'kept' if score >= best else 'left out'}"
         )
         if score >= best:
             inside, best, weights = tried, score, merged
     return weights, [singles[i].name for i in inside]
 
 
-def _told(
+def _verdict(
     merged: ScoredModel, best: ScoredModel, difference: PairedDifference, is_better: bool
 ) -> str:
     value, low, high = (100 * x for x in difference.estimate.to_json())
-    sentence = f"merged {100 * merged.score:.2f}, best single {100 * best.score:.2f} ({best.name}): {value:+.2f} ({low:+.2f} to {high:+.2f})"
+    sentence = (
+        f"merged {100 * merged.score:.2f}, best single {100 * best.score:.2f} ({best.name}): "
+        f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
+    )
     return (
         f"{sentence}; kept"
         if is_better
@@ -264,17 +245,15 @@ def _told(
     )
 
 
-def _write(model: Model, out: Path, meta: dict[str, Any]) -> None:
-    model.name = out.name
-    model.settings = replace(model.settings, int8_ranges={})
-    golden = golden_vectors(embed_with(model), model.module.tasks)
-    card = f"# {out.name}\nMerged by `taskdistill merge` ({meta['method']}) from {', '.join(meta['merged_from'])}.\n"
-    write_model(
-        out,
-        model,
-        meta=meta,
-        extra_files={
-            FILE: json.dumps(golden, ensure_ascii=False, allow_nan=False) + "\n",
-            "README.md": card,
-        },
+def _dev_texts(scorer: DevScorer) -> tuple[list[str], list[str]]:
+    """Draw texts to calibrate on from the development sets, and queries of its retrieval sets."""
+    rng = np.random.default_rng(DEV_SEED)
+    documents = list(dict.fromkeys(text for _, data in scorer.sets for text in judged_texts(data)))
+    queries = dict.fromkeys(
+        text
+        for _, data in scorer.sets
+        if isinstance(data, RankingData)
+        for text in data.queries.values()
     )
+    rng.shuffle(documents)
+    return documents, list(queries)

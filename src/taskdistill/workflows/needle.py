@@ -1,4 +1,7 @@
-"""Needle and passkey for several models: the same documents for all, each score kept on disk, one report by length."""
+"""Needle and passkey for several models.
+
+The same documents for all, each score kept on disk, one report by length.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from taskdistill.report.page import ReportData, render_report
 from taskdistill.report.tables import Section, Table, Value
 from taskdistill.tasks import Task
 
-WHOLE = 1 << 24
+ANY_LENGTH = 1 << 24
 """Tokens beyond any sentence that is counted."""
 
 KIND = "needle"
@@ -35,17 +38,15 @@ _CLAIM: dict[str, Any] = {
 """Of the folder that it writes."""
 
 ABOUT = (
-    "One sentence is hidden in every document, and every query asks for one of them; the figure is nDCG@1, how often the document with "
-    "the answer comes first. Halves: documents whose sentence stands in the first or second half. Cut: documents longer than the model reads."
+    "One sentence is hidden in every document, and every query asks for one of them; the figure "
+    "is nDCG@1, how often the document with "
+    "the answer comes first. Halves: documents whose sentence stands in the first or second "
+    "half. Cut: documents longer than the model reads."
 )
 
 
 def check_needles(out: Path) -> None:
-    """Refuse a folder that cannot take the results, before any model is loaded.
-
-    Raises:
-        BadInput: If it is something else or write-protected.
-    """
+    """Refuse a folder that cannot take the results, before any model is loaded."""
     check_claim(out, KIND, **_CLAIM)
 
 
@@ -64,14 +65,10 @@ def evaluate_needles(
     """Score models at every length, and write results.json and report.html.
 
     Documents are as long as asked by the tokenizer of the first model, and the same for all models.
-
-    Args:
-        out: Folder for the results; finished scores are kept in its `cache` and never computed twice.
-        progress: Called with (sets done, sets in all).
-        note: Called with a line for each score.
-
-    Returns:
-        What results.json holds: `models`, `rows` (one a model, kind and length), `means` and `versions`.
+    `out`: folder for the results; finished scores are kept in its `cache` and never computed twice.
+    `progress`: called with (sets done, sets in all). `note`: called with a line for each score.
+    Returns what results.json holds: `models`, `rows` (one a model, kind and length), `means` and
+    `versions`.
     """
     claim(out, KIND, **_CLAIM)
     remove_stale_within(out / "cache")
@@ -152,10 +149,9 @@ def evaluate_needles(
 def needle_tables(results: Mapping[str, Any]) -> list[Table]:
     """Lay results out: one table a kind and model.
 
-    Returns:
-        A row a length, and the mean of all lengths below.
+    Returns a row a length, and the mean of all lengths below.
     """
-    result = []
+    tables = []
     for name, means in results["means"].items():
         for kind, mean in means.items():
             rows: list[list[Value]] = [
@@ -172,8 +168,8 @@ def needle_tables(results: Mapping[str, Any]) -> list[Table]:
             ]
             rows.append(["mean", mean, "", None, None, None])
             columns = ["tokens", METRIC, "95 % interval", "first half", "second half", "cut"]
-            result.append(Table(f"{kind}, {name}", columns, rows, totals=1))
-    return result
+            tables.append(Table(f"{kind}, {name}", columns, rows, totals=1))
+    return tables
 
 
 class _Counter:
@@ -183,7 +179,7 @@ class _Counter:
         self._tokenizer = encoder.model.tokenizer
 
     def __call__(self, text: str) -> int:
-        ids = self._tokenizer.ids([text], prompt="", max_length=WHOLE).ids[0]
+        ids = self._tokenizer.ids([text], prompt="", max_length=ANY_LENGTH).ids[0]
         return len(ids) - self._tokenizer.own_tokens
 
 

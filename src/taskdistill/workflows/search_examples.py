@@ -1,4 +1,7 @@
-"""A few searches at the end of a run: the collection it was evaluated on, indexed, and what the model finds in it."""
+"""A few searches at the end of a run.
+
+The collection it was evaluated on, indexed, and what the model finds in it.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,11 @@ WIDTH = 120
 def search_examples(
     recipe: Recipe, out: Path, recipe_folder: Path | None = None
 ) -> list[tuple[str, list[tuple[float, str]]]]:
-    """Index the run's first retrieval set as RUN/index, which `taskdistill serve RUN` opens, and ask it the example queries.
+    """Index the run's first retrieval set as RUN/index and ask it the example queries.
 
-    Args:
-        recipe_folder: Where the recipe file is, for relative paths in it.
-
-    Returns:
-        Each query with its best documents: cosine, and the id with the beginning of the text. Empty where there is no
-        retrieval set, or the packages of the extra `search` are not installed.
+    `recipe_folder`: where the recipe file is, for relative paths in it. Returns each query with its
+    best documents: cosine, and the id with the beginning of the text. Empty where there is no
+    retrieval set, or the packages of the extra `search` are not installed.
     """
     root = (
         Path(recipe.evaluation.root)
@@ -48,10 +48,10 @@ def search_examples(
     index = _index(
         encoder, [Document(name, text) for name, text in data.documents.items()], out / "index"
     )
-    result = index.search(recipe.evaluation.examples, SHOWN, encoder=encoder)
+    hits_of_queries = index.search(recipe.evaluation.examples, SHOWN, encoder=encoder)
     return [
         (query, [(hit.score, f"{hit.id}: {' '.join(hit.text.split())}"[:WIDTH]) for hit in hits])
-        for query, hits in zip(recipe.evaluation.examples, result, strict=True)
+        for query, hits in zip(recipe.evaluation.examples, hits_of_queries, strict=True)
     ]
 
 
@@ -69,8 +69,7 @@ def _index(encoder: Encoder, documents: list[Document], path: Path) -> Index:
 def evaluation_folder(recipe: Recipe, out: Path, recipe_folder: Path) -> Path:
     """Find the data folder of a finished run.
 
-    Args:
-        recipe_folder: Where the recipe file is, for relative paths in it.
+    `recipe_folder`: where the recipe file is, for relative paths in it.
     """
     return (
         out.parent / f"{out.name}-data"

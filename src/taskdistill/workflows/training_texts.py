@@ -24,12 +24,8 @@ TEXT_FIELDS = ("query", "positive", "negatives", "text1", "text2", "text")
 def read_training(path: Path, progress: Progress) -> TrainingTexts:
     """Read what a model was trained on.
 
-    Args:
-        path: A recipe, a run folder, a model folder beside its recipe, a data folder (its train splits and texts), or one
-            file of rows.
-
-    Raises:
-        BadInput: If it is none of these, or its texts cannot be read.
+    `path`: a recipe, a run folder, a model folder beside its recipe, a data folder (its train
+    splits and texts), or one file of rows.
     """
     if path.is_dir() and (path / MANIFEST).is_file() and not (path / "recipe.yaml").is_file():
         manifest = read_manifest(path)
@@ -49,11 +45,7 @@ def read_training(path: Path, progress: Progress) -> TrainingTexts:
 def training_texts(path: Path) -> list[str]:
     """Read the texts that data tells to train on.
 
-    Args:
-        path: A data folder, of which the train splits and `texts/` are read, or one file of rows.
-
-    Raises:
-        BadInput: If there are none.
+    `path`: a data folder, of which the train splits and `texts/` are read, or one file of rows.
     """
     if path.is_dir():
         files = [
@@ -63,13 +55,15 @@ def training_texts(path: Path) -> list[str]:
         ]
         if not files:
             raise BadInput(
-                f"{path} has no train split and no texts; give the folder that the model was trained on, or its recipe"
+                f"{path} has no train split and no texts; give the folder that the model was "
+                "trained on, or its recipe"
             )
     elif path.name.lower().endswith(SUFFIXES):
         files = [path]
     else:
         raise BadInput(
-            f"{path} tells no training data; give a recipe, a run or model folder, a data folder or a file of rows"
+            f"{path} tells no training data; give a recipe, a run or model folder, a data folder "
+            "or a file of rows"
         )
     return [text for file in files for text in _file_texts(file)]
 
@@ -90,7 +84,8 @@ def _of_model(path: Path, manifest: Mapping[str, Any], progress: Progress) -> Tr
     declared = (manifest.get("settings") or {}).get("teacher", {}).get("trained_on")
     if declared is None:
         raise BadInput(
-            f"{path} has no recipe beside it and declares nothing of its teacher; give the recipe or the training data instead"
+            f"{path} has no recipe beside it and declares nothing of its teacher; give the "
+            "recipe or the training data instead"
         )
     progress.note(
         f"{path.name}: no recipe beside the model, so only what its teacher declares is known"
@@ -102,7 +97,8 @@ def _of_recipe(path: Path, docs: Path | None, name: str, progress: Progress) -> 
     recipe = load_recipe(path)
     if recipe.data.root == DOCSTRINGS and (docs is None or not (docs / MANIFEST).is_file()):
         raise BadInput(
-            f"{path} trains on the embedded default, which the run builds; give the run folder, or its folder RUN-data"
+            f"{path} trains on the embedded default, which the run builds; give the run folder, "
+            "or its folder RUN-data"
         )
     root = data_root(recipe, path.parent, docs or Path(), progress)
     inputs = load_inputs(recipe, root, progress)

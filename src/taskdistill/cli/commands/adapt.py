@@ -82,21 +82,21 @@ def adapt(
     from taskdistill.io.outputs import write_result
     from taskdistill.recipe.load import overridden
     from taskdistill.train.context import Interrupted
-    from taskdistill.workflows.adapt import AdaptRequest
     from taskdistill.workflows.adapt import adapt as run
+    from taskdistill.workflows.adapt_settings import AdaptRequest
 
     terminal = Terminal(quiet)
     request = AdaptRequest(
-        data,
-        task,
-        name,
-        kind,
-        replace,
-        dev,
-        _columns(column or []),
-        overridden(overrides or []),
-        seed,
-        strength,
+        data=data,
+        task=task,
+        name=name,
+        kind=kind,
+        replace=replace,
+        dev=dev,
+        columns=_columns(column or []),
+        settings=overridden(overrides or []),
+        seed=seed,
+        strength=strength,
     )
     with stopping() as stop:
         try:

@@ -88,8 +88,8 @@ def mine(
     from taskdistill.data.mining import RELATIVE_MARGIN, MiningSettings
     from taskdistill.io.outputs import write_result
     from taskdistill.recipe.recipe import load_recipe
-    from taskdistill.workflows.mine import MineRequest
     from taskdistill.workflows.mine import mine as run
+    from taskdistill.workflows.mine_vectors import MineRequest
 
     if pick not in ("hardest", "random"):
         raise BadInput(f"--pick is {pick!r}; give hardest or random")
@@ -116,7 +116,14 @@ def mine(
         config.seed,
     )
     request = MineRequest(
-        source, tuple(candidates or ()), model, store, settings, data_folder, device, dtype
+        source=source,
+        candidates=tuple(candidates or ()),
+        model=model,
+        store=store,
+        settings=settings,
+        data_folder=data_folder,
+        device=device,
+        dtype=dtype,
     )
     key = None if config.teacher.api_key_env is None else os.environ.get(config.teacher.api_key_env)
     with stopping() as stop:

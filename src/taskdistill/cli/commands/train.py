@@ -48,7 +48,8 @@ def plan(
     Example: [bold]taskdistill plan recipes/quickstart.yaml[/bold]
     """
     from taskdistill.io.outputs import write_result
-    from taskdistill.pipeline.plan import plan_run, plan_tables
+    from taskdistill.pipeline.plan import plan_run
+    from taskdistill.pipeline.plan_tables import plan_tables
 
     terminal = Terminal(quiet)
     result = plan_run(

@@ -10,10 +10,9 @@ import pytest
 from helpers import tiny, tiny_run
 
 from taskdistill.errors import BadInput
-from taskdistill.pipeline import plan, train
+from taskdistill.pipeline import plan, teacher_store, train
 from taskdistill.pipeline.plan import plan_run
 from taskdistill.recipe.recipe import parse_recipe
-from taskdistill.teacher.store import TeacherStore
 
 Raw = dict[str, Any]
 
@@ -207,9 +206,9 @@ def test_plan_and_train_refuse_in_the_same_words_before_anything_is_done(
         if kind != "rows":
             monkeypatch.setattr(module, "load_inputs", forbidden)
     for place, what in (
-        (train, "make_teacher"),
+        (teacher_store, "make_teacher"),
         (train, "start_student"),
-        (TeacherStore, "fill"),
+        (teacher_store, "fill_store"),
         (plan, "matrix_rate"),
     ):
         monkeypatch.setattr(place, what, forbidden)
