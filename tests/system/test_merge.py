@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -144,6 +145,27 @@ def test_the_result_is_kept_only_with_an_interval_above_zero(home, tmp_path, met
             set(again["merged_from"]) <= set(places)
             and again["score"] >= max(again["models"].values()) - 1e-9
         )
+
+
+def test_a_merged_model_is_calibrated_on_its_own_vectors(home, tmp_path, monkeypatch):
+    for number in range(2):
+        model = read_model(home / f"m{number}")
+        model.settings = replace(
+            model.settings, int8_ranges={"base": {}}, binary_offsets={"base": {}}
+        )
+        write_model(tmp_path / f"m{number}", model)
+    sure = PairedDifference(Estimate(0.02, 0.01, 0.03), 0.01)
+    monkeypatch.setattr(job, "paired_difference", lambda *_: sure)
+    places, sets = [str(tmp_path / f"m{i}") for i in range(2)], ["retrieval/qa-dev"]
+    merge(
+        places, tmp_path / "out", "uniform", home / "data", SilentProgress(), sets=sets, threads=1
+    )
+    settings = read_model(tmp_path / "out").settings
+    widths = {str(dim) for dim in settings.matryoshka_dims}
+    for task in ("base", "retrieval"):
+        assert settings.int8_ranges[task].keys() == widths
+        assert settings.binary_offsets[task]["query"].keys() == widths
+        assert settings.binary_offsets[task]["query"] != settings.binary_offsets[task]["document"]
 
 
 def test_the_command_tells_what_it_found(home, tmp_path, capsys):
