@@ -1,7 +1,8 @@
 """What a loss term is, and what all of them share: unit rows and prefixes.
 
-Shape letters: B rows of the batch, M candidate documents, N texts, D embedding size, T teacher size. Every formula is a mean over
-its items (paper, section 11.5) unless it says otherwise; no gradient flows into a teacher's side; none knows a model.
+Shape letters: B rows of the batch, M candidate documents, N texts, D embedding size, T teacher
+size. Every formula is a mean over its items (paper, section 11.5) unless it says otherwise; no
+gradient flows into a teacher's side; none knows a model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from taskdistill.types import RowKind
 
 Need = Literal["teacher", "projection", "base", "several_rows", "both_sides"]
 """teacher: its vectors; projection: they are compared in its space; base: the base's vectors without adapter; several_rows:
-it compares the rows of a batch with each other; both_sides: it is taken of queries and of documents, and summed."""
+it compares the rows of a batch with each other; both_sides: it is taken of queries and of
+documents, and summed."""
 
 ALL_ROWS = (RowKind.PAIRS, RowKind.TEXTS, RowKind.LABELLED)
 """Rows without gold scores; an adapter's scored rows carry no distillation (paper, section 5.2)."""

@@ -12,7 +12,8 @@ class SourceConfig(ConfigModel):
     """One training data set: a file, a glob below `data.root`, or a Hub data set."""
 
     path: str = Field(
-        description="File or glob below data.root (JSONL, CSV or Parquet, gzip too), or hub:<owner>/<name>"
+        description="File or glob below data.root (JSONL, CSV or Parquet, gzip too), or "
+        "hub:<owner>/<name>"
     )
     kind: RowKind = Field(description="pairs, scored, labelled or texts")
     columns: dict[str, str] = Field(
@@ -20,14 +21,16 @@ class SourceConfig(ConfigModel):
     )
     languages: list[str] | None = Field(
         default=None,
-        description="Keep only rows whose lang is listed; where there is no such column, what the rows are in",
+        description="Keep only rows whose lang is listed; where there is no such column, what the "
+        "rows are in",
     )
     limit: Positive | None = Field(
         default=None, description="Use at most this many rows, drawn by the recipe's seed"
     )
     subset: str | dict[str, str] | None = Field(
         default=None,
-        description="Subset (configuration) of a Hub data set, or language to subset where each language has its own",
+        description="Subset (configuration) of a Hub data set, or language to subset where each "
+        "language has its own",
     )
     split: str = Field(
         default="train",
@@ -47,16 +50,19 @@ class SourceConfig(ConfigModel):
     )
     tokens: dict[str, Positive] | None = Field(
         default=None,
-        description="Our field name to its usual tokens, for plan where it cannot read the data; None counts max_length",
+        description="Our field name to its usual tokens, for plan where it cannot read the data; "
+        "None counts max_length",
     )
     teacher_reads: TeacherSide = Field(
         default=TeacherSide.BOTH,
-        description="query or positive, for pairs of translations: the teacher reads that side, and the student learns both sides from its "
+        description="query or positive, for pairs of translations: the teacher reads that side, "
+        "and the student learns both sides from its "
         "vector. neither, for scored rows: the teacher cannot read them, only their scores count",
     )
     teachers: list[str] | None = Field(
         default=None,
-        description="With several teachers: the names of those that read this source, `teacher` being the first; None: all",
+        description="With several teachers: the names of those that read this source, `teacher` "
+        "being the first; None: all",
     )
 
     @model_validator(mode="after")
@@ -68,7 +74,8 @@ class SourceConfig(ConfigModel):
         }
         if self.kind is not kinds.get(self.teacher_reads, self.kind):
             raise ValueError(
-                f"teacher_reads {self.teacher_reads.value} is for {kinds[self.teacher_reads].value}, not for {self.kind.value}"
+                f"teacher_reads {self.teacher_reads.value} is for "
+                f"{kinds[self.teacher_reads].value}, not for {self.kind.value}"
             )
         return self
 
@@ -83,7 +90,8 @@ class SourceConfig(ConfigModel):
             other := [each for each in self.languages or [] if each not in self.subset]
         ):
             raise ValueError(
-                f"languages names {other}, which subset gives no subset for; its languages are {sorted(self.subset)}"
+                f"languages names {other}, which subset gives no subset for; its languages are "
+                f"{sorted(self.subset)}"
             )
         return self
 
@@ -91,7 +99,8 @@ class SourceConfig(ConfigModel):
     def _some_scores(self) -> SourceConfig:
         if not self.score_range[0] < self.score_range[1]:
             raise ValueError(
-                f"score_range {self.score_range} is empty; give the smallest and the largest allowed score"
+                f"score_range {self.score_range} is empty; give the smallest and the largest "
+                "allowed score"
             )
         return self
 

@@ -36,7 +36,8 @@ class ValidationConfig(ConfigModel):
     """Scores while a phase trains, on small development sets, so that they take seconds."""
 
     every: Positive = Field(
-        description="Steps between two evaluations; the first and the last state of a phase are always scored"
+        description="Steps between two evaluations; the first and the last state of a phase are "
+        "always scored"
     )
     sets: list[str] | None = Field(
         default=None, description="Names of development sets; None: evaluation.dev"
@@ -46,11 +47,13 @@ class ValidationConfig(ConfigModel):
     )
     max_documents: Positive | None = Field(
         default=2000,
-        description="A retrieval corpus is cut to the judged documents and others drawn by the seed, up to this many",
+        description="A retrieval corpus is cut to the judged documents and others drawn by the "
+        "seed, up to this many",
     )
     keep: str | None = Field(
         default=None,
-        description="`mean` of the main scores, a set, or `set:metric`: every phase that scores it ends with the weights that were best "
+        description="`mean` of the main scores, a set, or `set:metric`: every phase that scores "
+        "it ends with the weights that were best "
         "by it; None only logs",
     )
 
@@ -110,17 +113,21 @@ class Recipe(ConfigModel):
         default=10.0,
         ge=0.01,
         le=525_600,
-        description="Minutes that a process waits for the others in an exchange of a training step before it ends. What the "
+        description="Minutes that a process waits for the others in an exchange of a training "
+        "step before it ends. What the "
         "first one does alone (teacher store, folders, scores) is waited for without this limit",
     )
     device: str = Field(
         default="auto",
-        description="Where training and evaluation run: auto (an accelerator if there is one) or any device that torch knows, such as cuda:1",
+        description="Where training and evaluation run: auto (an accelerator if there is one) or "
+        "any device that torch knows, such as cuda:1",
     )
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
         default="auto",
-        description="Number type of the passes in training; weights, optimiser and losses stay float32. auto: bfloat16 on an accelerator that "
-        "computes in it, float32 elsewhere; tf32: float32 whose products round their factors. What the hardware has not is refused",
+        description="Number type of the passes in training; weights, optimiser and losses stay "
+        "float32. auto: bfloat16 on an accelerator that "
+        "computes in it, float32 elsewhere; tf32: float32 whose products round their factors. "
+        "What the hardware has not is refused",
     )
     data: DataConfig
     teacher: TeacherConfig
@@ -129,7 +136,8 @@ class Recipe(ConfigModel):
     )
     several: Literal["concatenate", "heads"] = Field(
         default="concatenate",
-        description="With several teachers. concatenate: their unit vectors side by side are one target; heads: each has its own part of the "
+        description="With several teachers. concatenate: their unit vectors side by side are one "
+        "target; heads: each has its own part of the "
         "projection and its own cosine, and counts the same",
     )
     student: StudentConfig
@@ -160,7 +168,8 @@ class Recipe(ConfigModel):
         if self.stage1 is None:
             if self.static is None:
                 raise ValueError(
-                    "neither stage1 nor static is given, so nothing would be trained; stage1 is the usual one"
+                    "neither stage1 nor static is given, so nothing would be trained; stage1 is "
+                    "the usual one"
                 )
             if later := (["long"] if self.long is not None else []) + [
                 f"adapters.{task.value}" for task in self.adapters
@@ -178,7 +187,8 @@ class Recipe(ConfigModel):
         for source, config in self.data.sources.items():
             if config.teachers is not None and (not self.teachers or not config.teachers):
                 raise ValueError(
-                    f"data.sources.{source}.teachers needs several teachers and one name or more; remove it"
+                    f"data.sources.{source}.teachers needs several teachers and one name or more; "
+                    "remove it"
                 )
             for name in config.teachers or ():
                 if name not in names:
@@ -190,13 +200,15 @@ class Recipe(ConfigModel):
             or any(p.projection == "none" for p in (self.stage1, self.long) if p is not None)
         ):
             raise ValueError(
-                "several teachers need a projection and no static student: leave `static` out, and projection at student"
+                "several teachers need a projection and no static student: leave `static` out, "
+                "and projection at student"
             )
         if keyed := [
             name for name, config in self.teachers.items() if config.api_key_env is not None
         ]:
             raise ValueError(
-                f"teachers.{keyed[0]}.api_key_env is not read: a teacher with a key must be the first, `teacher`"
+                f"teachers.{keyed[0]}.api_key_env is not read: a teacher with a key must be the "
+                "first, `teacher`"
             )
         return self
 
@@ -219,12 +231,14 @@ class Recipe(ConfigModel):
                 idle.append(
                     (
                         "student.vocabulary",
-                        "it is learned from the texts of stage1, which is missing; static has one of its own",
+                        "it is learned from the texts of stage1, which is missing; static has one "
+                        "of its own",
                     )
                 )
             if self.static is not None and self.static.vocabulary is None:
                 raise ValueError(
-                    "static would share the student's vocabulary, which is learned after it; give static.vocabulary as well"
+                    "static would share the student's vocabulary, which is learned after it; give "
+                    "static.vocabulary as well"
                 )
         if self.stage1 is not None and self.stage1.projection == "none":
             heads = (
@@ -323,7 +337,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     raw = read_recipe(path, overrides)
     if "ablation" in raw:
         raise BadInput(
-            f"{path} is the recipe of an ablation, which has arms instead of phases; run it with: taskdistill ablate {path} --out DIR"
+            f"{path} is the recipe of an ablation, which has arms instead of phases; run it with: "
+            f"taskdistill ablate {path} --out DIR"
         )
     return parse_recipe(raw, str(path))
 

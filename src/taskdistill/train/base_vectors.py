@@ -26,7 +26,8 @@ def base_vectors(
 ) -> Tensor:
     """Embed a batch without gradients, each process its share.
 
-    Micro-batches are those of one process, and none is cut further for more workers, so the vectors are the same bits.
+    Micro-batches are those of one process, and none is cut further for more workers, so the vectors
+    are the same bits.
 
     Args:
         model: The model in training mode, with no adapter selected.

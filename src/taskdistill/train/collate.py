@@ -96,7 +96,8 @@ def collate(
     Args:
         task: The task, or None for stage 1.
         negatives: Hard negatives taken from each pair, at most.
-        distil_negatives: Whether the teacher's vectors of the hard negatives are compared as well, behind those of the pairs.
+        distil_negatives: Whether the teacher's vectors of the hard negatives are compared as well,
+            behind those of the pairs.
     """
     result, role = _TextIndex(), Role.QUERY if task is None else TASKS[task].query_role
     topic = task is not None and TASKS[task].topic
@@ -180,16 +181,19 @@ def false_negatives(
 ) -> np.ndarray:
     """Say which candidates are no negatives of which query.
 
-    A candidate is excluded where its text equals the query or one of the query's known positives in this batch, and,
-    if a margin is given, where the teacher finds it closer to the query than the positive by more than the margin.
-    Hard negatives that came with the row are exempt from the margin.
+    A candidate is excluded where its text equals the query or one of the query's known positives in
+    this batch, and, if a margin is given, where the teacher finds it closer to the query than the
+    positive by more than the margin. Hard negatives that came with the row are exempt from the
+    margin.
 
     Args:
-        similarities: The teacher's cosine of every query with every positive of the batch, `(B, B)`, or None.
+        similarities: The teacher's cosine of every query with every positive of the batch, `(B,
+            B)`, or None.
         others: Whether the hard negatives of other rows count as negatives.
 
     Returns:
-        `(B, B + M)` of bool: positives of the batch, then hard negatives. The own positive is never true.
+        `(B, B + M)` of bool: positives of the batch, then hard negatives. The own positive is never
+        true.
     """
     assert prepared.positive_idx is not None
     texts = [fold_text(text) for _, text in prepared.texts]

@@ -42,7 +42,8 @@ def check_menu(where: str, settings: PhaseConfig, weights: Mapping[str, float]) 
     for name in settings.weight_schedule:
         if name not in weights:
             raise BadInput(
-                f"{where}.weight_schedule.{name} has no effect: that term has no weight above 0; remove it"
+                f"{where}.weight_schedule.{name} has no effect: that term has no weight above 0; "
+                "remove it"
             )
     for name in type(settings.menu).model_fields:
         terms = [term.name for term in LOSSES.values() if name in term.options.values()]
@@ -50,7 +51,8 @@ def check_menu(where: str, settings: PhaseConfig, weights: Mapping[str, float]) 
             name
         ].default and not weights.keys() & set(terms):
             raise BadInput(
-                f"{where}.menu.{name} has no effect without a weight of {' or '.join(terms)}; remove it"
+                f"{where}.menu.{name} has no effect without a weight of {' or '.join(terms)}; "
+                "remove it"
             )
 
 
@@ -78,7 +80,8 @@ def _check_sharpen(
         settings.sharpen.mixed_negatives and max_negatives < 2
     ):
         raise BadInput(
-            f"{name}.sharpen: rows have at most {max_negatives} hard negatives here; hardness needs 1 a row and mixed_negatives 2: mine some with "
+            f"{name}.sharpen: rows have at most {max_negatives} hard negatives here; hardness "
+            "needs 1 a row and mixed_negatives 2: mine some with "
             f"`taskdistill mine`, or remove the setting"
         )
 
@@ -110,13 +113,15 @@ def check_stage1(where: str, settings: Stage1Config, used: Sequence[Dataset]) ->
         for name in ("projection_lr", "projection_warmup", "projection_weight_decay"):
             if getattr(settings, name) is not None:
                 raise BadInput(
-                    f"{where}.{name} has no effect: no term with a weight goes through the projection; remove it"
+                    f"{where}.{name} has no effect: no term with a weight goes through the "
+                    "projection; remove it"
                 )
     if requested.keys() == {"list_kl"} and any(
         dataset.kind is not RowKind.PAIRS for dataset in used
     ):
         raise BadInput(
-            f"{where}: list_kl is a term of pairs, and some sources hold other rows; give a weight to distill as well"
+            f"{where}: list_kl is a term of pairs, and some sources hold other rows; give a "
+            "weight to distill as well"
         )
     if "list_kl" in requested and all(dataset.kind is not RowKind.PAIRS for dataset in used):
         raise BadInput(
@@ -132,7 +137,8 @@ def refuse_layers(where: str, names: Collection[str]) -> None:
     """
     if LAYERS in names:
         raise BadInput(
-            f"{where}.weights names {LAYERS!r}, which compares layers of student and teacher; the teacher store holds final vectors only. "
+            f"{where}.weights names {LAYERS!r}, which compares layers of student and teacher; the "
+            "teacher store holds final vectors only. "
             f"Take rkd_distance or similarity, or `loss_menu.hidden_distance` in a loop of your own"
         )
 
@@ -153,7 +159,8 @@ def stage1_weights(name: str, weights: Mapping[str, float]) -> dict[str, float]:
     for term in weights:
         if term not in STAGE1_TERMS:
             raise BadInput(
-                f"{name}.weights names {term!r}, which this phase does not have{did_you_mean(term, STAGE1_TERMS)}"
+                f"{name}.weights names {term!r}, which this phase does not "
+                f"have{did_you_mean(term, STAGE1_TERMS)}"
             )
     requested = {
         term: weight for term, weight in (weights or {"distill": 1.0}).items() if weight > 0
@@ -200,7 +207,8 @@ def _teacher_parts(teacher: Tensor, widths: Sequence[int]) -> list[_TeacherPart]
     ends = list(accumulate(widths))
     columns = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
     known = [~teacher[:, each].isnan().any(1) for each in columns]
-    # With two texts there is no relation to compare but one; a teacher that knows fewer says nothing about this batch.
+    # With two texts there is no relation to compare but one; a teacher that knows fewer says
+    # nothing about this batch.
     return [
         _TeacherPart(columns=each, known=rows)
         for each, rows in zip(columns, known, strict=True)
@@ -223,10 +231,12 @@ def teacher_terms(
 
     Args:
         vectors: Pooled vectors of the texts, `(texts, D)`.
-        teacher: The teacher's vectors of `Prepared.distilled`, `(n, T)`; of several teachers side by side, not a number where one has none.
+        teacher: The teacher's vectors of `Prepared.distilled`, `(n, T)`; of several teachers side
+            by side, not a number where one has none.
         projection: Into the teacher's space, or None.
         names: Terms with a weight above 0.
-        widths: Size of each teacher's vectors, where there are several: a term is then its mean over the teachers that know the texts.
+        widths: Size of each teacher's vectors, where there are several: a term is then its mean
+            over the teachers that know the texts.
 
     Returns:
         Name to scalar; `list_kl` only for pairs.

@@ -94,7 +94,8 @@ def weights_for(task: Task, weights: Mapping[str, float]) -> dict[str, float]:
     for name in weights:
         if name not in known:
             raise BadInput(
-                f"adapters.{task.value}.weights names {name!r}, which this task does not have{did_you_mean(name, known)}"
+                f"adapters.{task.value}.weights names {name!r}, which this task does not "
+                f"have{did_you_mean(name, known)}"
             )
     return {
         name: weight for name, weight in ({**TASKS[task].losses, **weights}).items() if weight > 0
@@ -366,7 +367,8 @@ def adapter_objective(
     """Return the objective of a task.
 
     Returns:
-        Vectors, batch, signals and heads to weighted-in terms (not yet multiplied) and the masked share.
+        Vectors, batch, signals and heads to weighted-in terms (not yet multiplied) and the masked
+        share.
     """
     requested = weights_for(task, settings.weights)
 
@@ -400,5 +402,6 @@ def temperature(heads: Heads, settings: AdapterConfig) -> Tensor | float:
     if heads.log_temperature is None:
         return settings.temperature
     learned = heads.log_temperature.exp()
-    # The floor is added as a constant: a clamp would have no gradient below it, and the temperature would stay there for ever.
+    # The floor is added as a constant: a clamp would have no gradient below it, and the temperature
+    # would stay there for ever.
     return learned + (settings.min_temperature - learned.detach()).clamp_min(0)

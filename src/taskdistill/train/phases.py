@@ -95,12 +95,14 @@ def make_plan(
     """Decide which rows every step of a recipe's phase sees.
 
     Raises:
-        BadInput: If a source's rows are of a kind that the task cannot use, or the recipe gives no weight to any of their terms.
+        BadInput: If a source's rows are of a kind that the task cannot use, or the recipe gives no
+            weight to any of their terms.
     """
     for dataset in (datasets[source] for source, weight in settings.sources.items() if weight > 0):
         if dataset.teacher_reads is TeacherSide.NEITHER and not _learns_scores(recipe, name):
             raise BadInput(
-                f"{name}: the teacher reads neither text of source {dataset.name!r}, and {name} learns from its vectors alone; "
+                f"{name}: the teacher reads neither text of source {dataset.name!r}, and {name} "
+                "learns from its vectors alone; "
                 f"leave the source out, or give the scores a weight (static.weights.cosent)"
             )
     return plan_phase(recipe.seed, name, settings, datasets)
@@ -115,7 +117,8 @@ def plan_phase(
         seed: Of the order of rows.
 
     Raises:
-        BadInput: If a source's rows are of a kind that the task cannot use, or no term of theirs has a weight.
+        BadInput: If a source's rows are of a kind that the task cannot use, or no term of theirs
+            has a weight.
     """
     task = phase_task(name)
     used = [datasets[source] for source, weight in settings.sources.items() if weight > 0]
@@ -123,7 +126,8 @@ def plan_phase(
         if task is not None and dataset.kind not in TASKS[task].row_kinds:
             allowed = ", ".join(TASKS[task].row_kinds)
             raise BadInput(
-                f"{name}: source {dataset.name!r} has {dataset.kind} rows, this task learns from {allowed}"
+                f"{name}: source {dataset.name!r} has {dataset.kind} rows, this task learns from "
+                f"{allowed}"
             )
     sizes = {source: size for source, (size, _) in settings.long_sources.items()}
     negatives = (
@@ -133,7 +137,8 @@ def plan_phase(
     )
     if task is Task.CLASSIFICATION and not negatives:
         raise BadInput(
-            f"{name}.negatives is 0; a classification item needs at least one negative, the paper takes 7"
+            f"{name}.negatives is 0; a classification item needs at least one negative, the paper "
+            "takes 7"
         )
     if task is not None and isinstance(settings, AdapterConfig):
         requested = weights_for(task, settings.weights)
@@ -142,7 +147,8 @@ def plan_phase(
             _check_contrast(name, settings, dataset, requested)
             if not requested.keys() & set(terms):
                 raise BadInput(
-                    f"{name}: no loss term with a weight above 0 for the {dataset.kind} rows of source {dataset.name!r}; "
+                    f"{name}: no loss term with a weight above 0 for the {dataset.kind} rows of "
+                    f"source {dataset.name!r}; "
                     f"give a weight to one of {', '.join(terms)}, or leave the source out"
                 )
         check_adapter(name, settings, used, requested)
@@ -178,7 +184,8 @@ def _check_contrast(
     idle = SPREADS if has_hard else AMONG_ROWS
     if result := sorted(requested.keys() & set(idle)):
         raise BadInput(
-            f"{name}: a batch of 1 row of {dataset.name!r} has no other row to contrast with ({', '.join(result)}); set batch_size to 2 or more"
+            f"{name}: a batch of 1 row of {dataset.name!r} has no other row to contrast with "
+            f"({', '.join(result)}); set batch_size to 2 or more"
         )
 
 
@@ -234,7 +241,8 @@ def learned_texts(
     """List the texts that a phase learns from the teacher, and those that it learns otherwise.
 
     Returns:
-        Distinct (text, text that the teacher reads for it), in the order of first use; and the distinct other texts.
+        Distinct (text, text that the teacher reads for it), in the order of first use; and the
+        distinct other texts.
     """
     collate_batch, read, others = (
         preparer(name, settings),

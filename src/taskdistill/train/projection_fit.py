@@ -1,8 +1,9 @@
 """A projection that starts where the untrained student stands: a linear map fitted on a sample before step 1 (ours).
 
-Drawn at random, the projection of section 4.1 first pulls a student that already embeds well towards whatever the draw points at, and
-what the student knew is lost before the map has learned to follow it. A fitted map starts near the optimum, so that the first gradients
-move the student only where the teacher differs.
+Drawn at random, the projection of section 4.1 first pulls a student that already embeds well
+towards whatever the draw points at, and what the student knew is lost before the map has learned to
+follow it. A fitted map starts near the optimum, so that the first gradients move the student only
+where the teacher differs.
 """
 
 from __future__ import annotations
@@ -48,14 +49,17 @@ def fit_projection(
 ) -> FittedProjection:
     """Fit `W z + b` to a teacher's vectors, for all prefixes of z at once.
 
-    Prefixes share the columns of one W (section 5.5, option 2), so the fit is joint: every text counts once for each prefix size.
-    Each teacher of several is fitted on the texts that it has a vector for.
+    Prefixes share the columns of one W (section 5.5, option 2), so the fit is joint: every text
+    counts once for each prefix size. Each teacher of several is fitted on the texts that it has a
+    vector for.
 
     Args:
         student: Vectors of the untrained student, `(n, D)`, any length.
-        teacher: The teachers' vectors of the same texts side by side, `(n, T)`; a part that is not a number is missing.
+        teacher: The teachers' vectors of the same texts side by side, `(n, T)`; a part that is not
+            a number is missing.
         widths: Size of each teacher's vectors; their sum is T.
-        method: `least_squares` with a ridge chosen on held-out texts, or `rotation`: orthonormal rows or columns, no bias (Procrustes).
+        method: `least_squares` with a ridge chosen on held-out texts, or `rotation`: orthonormal
+            rows or columns, no bias (Procrustes).
 
     Returns:
         The map. A teacher that knows fewer than two of the texts gets zero rows.
@@ -87,7 +91,8 @@ def _fit_one(
             cosines=dict.fromkeys(dims, 0.0),
             ridge=None,
         )
-    # The sample is drawn from batches in order; every tenth text is held out, so both parts have all sources.
+    # The sample is drawn from batches in order; every tenth text is held out, so both parts have
+    # all sources.
     places = torch.arange(len(inputs))
     out = places % max(2, len(inputs) // held) == 0
     fitted = (

@@ -56,7 +56,8 @@ def start_table(
         tokenizer: The student's tokenizer, adding no special tokens.
         sample: Texts from which the share of each token is counted.
         progress: Called with (texts done, texts in all).
-        only: Ids of the tokens to embed; the others start at zero. None embeds the whole vocabulary.
+        only: Ids of the tokens to embed; the others start at zero. None embeds the whole
+            vocabulary.
 
     Raises:
         WorkFailed: If the teacher gave no vector for some token.
@@ -66,7 +67,8 @@ def start_table(
     fill_store(store, texts, teacher, progress=progress)
     if missing := store.missing(texts):
         raise WorkFailed(
-            f"the teacher gave no vector for {len(missing)} tokens of the vocabulary, {missing[0]!r} first"
+            f"the teacher gave no vector for {len(missing)} tokens of the vocabulary, "
+            f"{missing[0]!r} first"
         )
     vectors = torch.from_numpy(store.get(texts).astype(np.float32))
     counts = np.bincount(
@@ -92,8 +94,9 @@ def start_from_texts(
 ) -> StaticModel:
     """Start the table where the teacher cannot read the tokens: each from the texts that it occurs in.
 
-    A token's vector is the mean of its texts' teacher vectors about the mean of all, drawn towards zero where it occurs seldom, plus a
-    random direction, so that tokens of the same texts differ. It is scaled by how rare the token is, as in `start_table`.
+    A token's vector is the mean of its texts' teacher vectors about the mean of all, drawn towards
+    zero where it occurs seldom, plus a random direction, so that tokens of the same texts differ.
+    It is scaled by how rare the token is, as in `start_table`.
 
     Args:
         tokenizer: The student's tokenizer, adding no special tokens.

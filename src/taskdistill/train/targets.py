@@ -121,7 +121,8 @@ def teacher_vectors(phase: Phase, prepared: TrainBatch) -> Tensor:
     """Look up the teachers' vectors of a batch.
 
     Returns:
-        `(n, T)`, in the order of `prepared.distilled`; of several teachers side by side, not a number where one has none.
+        `(n, T)`, in the order of `prepared.distilled`; of several teachers side by side, not a
+        number where one has none.
     """
     texts, every = prepared.teacher_texts(), [phase.stores, *phase.further]
     if len(every) == 1:

@@ -40,10 +40,11 @@ WORD_MARKS = ("\u2581", "\u0120")
 def learn_vocabulary(texts: Sequence[str], size: int) -> Tokenizer:
     """Learn pieces from texts of any languages and scripts.
 
-    Texts are brought to NFKC and to lower case, words are marked by the space before them, and punctuation stands alone. What occurs most
-    often side by side is joined first, so that frequent words are one piece (the library's trainer of unigram models cuts many of them,
-    docs/log.md). A text is then cut where the pieces' frequencies make it most probable, which needs fewer pieces than the merges in their
-    order. In Chinese and Japanese runs of one script stand for words.
+    Texts are brought to NFKC and to lower case, words are marked by the space before them, and
+    punctuation stands alone. What occurs most often side by side is joined first, so that frequent
+    words are one piece (the library's trainer of unigram models cuts many of them, docs/log.md). A
+    text is then cut where the pieces' frequencies make it most probable, which needs fewer pieces
+    than the merges in their order. In Chinese and Japanese runs of one script stand for words.
 
     Returns:
         A tokenizer that adds no special tokens; its unknown token is the first id.
@@ -62,7 +63,8 @@ def learn_vocabulary(texts: Sequence[str], size: int) -> Tokenizer:
     joined.train_from_iterator(texts, trainer)
     if joined.get_vocab_size() < 2:
         raise WorkFailed(
-            f"no vocabulary of {size:,} pieces could be learned from {len(texts):,} texts: they have no letters"
+            f"no vocabulary of {size:,} pieces could be learned from {len(texts):,} texts: they "
+            "have no letters"
         )
     counts: Counter[int] = Counter()
     for start in range(0, len(texts), CHUNK):
@@ -91,7 +93,8 @@ def with_special_tokens(learned: Tokenizer, old: TextTokenizer) -> Tokenizer:
 
     Args:
         learned: See `learn_vocabulary`; it is changed.
-        old: The tokenizer whose special tokens are taken over; a special token of the same name stays where it is.
+        old: The tokenizer whose special tokens are taken over; a special token of the same name
+            stays where it is.
     """
     special = [
         token.content

@@ -1,8 +1,9 @@
 """A token table for a new vocabulary: each piece starts as a mix of the old pieces that stand opposite it in translations (ours).
 
-The layers of a trained backbone know what to do with the rows of their own table. A new piece that means the same starts with the same
-row, so that a text of another language enters the layers as its words in the old one would. What means the same is found by word alignment
-(IBM model 1, Brown et al. 1993) over the student's texts and the texts that the teacher read for them.
+The layers of a trained backbone know what to do with the rows of their own table. A new piece that
+means the same starts with the same row, so that a text of another language enters the layers as its
+words in the old one would. What means the same is found by word alignment (IBM model 1, Brown et
+al. 1993) over the student's texts and the texts that the teacher read for them.
 """
 
 from __future__ import annotations
@@ -69,14 +70,17 @@ def align(
 ) -> csr_matrix:
     """Find which old pieces each new piece stands for, by IBM model 1.
 
-    Every new piece of a text is explained by one old piece of the other text; which one is learned by expectation and maximisation.
+    Every new piece of a text is explained by one old piece of the other text; which one is learned
+    by expectation and maximisation.
 
     Args:
-        same: New piece to the old piece of the same spelling, which is `FAVOURED` times as probable as others before the first round: names
-            and numbers are seldom translated, and too rare to be aligned by counts alone.
+        same: New piece to the old piece of the same spelling, which is `FAVOURED` times as probable
+            as others before the first round: names and numbers are seldom translated, and too rare
+            to be aligned by counts alone.
 
     Returns:
-        `(new pieces, old pieces)`: the probability of each old piece given the new one; a piece that occurs nowhere has an empty row.
+        `(new pieces, old pieces)`: the probability of each old piece given the new one; a piece
+        that occurs nowhere has an empty row.
     """
     new_ids, old_ids = [np.unique(ids) for ids in new], [np.unique(ids) for ids in old]
     piece, text, weight = _drawn(new_ids, sizes[0], seed)
@@ -133,7 +137,8 @@ def mixed_rows(chances: csr_matrix, table: Tensor, spelled: Sequence[np.ndarray]
 
     Args:
         table: The old token table, `(old pieces, D)`.
-        spelled: Ids of each new piece's own letters in the old vocabulary, for pieces that were not aligned.
+        spelled: Ids of each new piece's own letters in the old vocabulary, for pieces that were not
+            aligned.
 
     Returns:
         `(new pieces, D)`; the mean of the table for a piece that has neither.
@@ -159,12 +164,14 @@ def transfer_embeddings(
     """Make the token table of a new vocabulary out of the old one.
 
     Args:
-        pairs: See `read_pairs`; texts that are read as they are say what the pieces of the initial language stand for.
+        pairs: See `read_pairs`; texts that are read as they are say what the pieces of the initial
+            language stand for.
         table: The old token table, `(old pieces, D)`.
 
     Returns:
-        `(new pieces, D)`; and `(new pieces,)` of bool, which of them have exactly the old row of the same spelling: special tokens, and pieces
-        that are one old token and mean the same in the pairs, or do not occur in them.
+        `(new pieces, D)`; and `(new pieces,)` of bool, which of them have exactly the old row of
+        the same spelling: special tokens, and pieces that are one old token and mean the same in
+        the pairs, or do not occur in them.
     """
     pairs = _balanced(pairs, seed)
     new_ids, old_ids = (

@@ -20,13 +20,15 @@ def info_nce(
 ) -> Tensor:
     """InfoNCE of queries against candidate documents (section 5.1).
 
-    Large problems are computed by row chunks with the gradient taken in the forward pass; see `streaming_info_nce`.
+    Large problems are computed by row chunks with the gradient taken in the forward pass; see
+    `streaming_info_nce`.
 
     Args:
         queries: Unit rows, `(B, D)`.
         documents: Unit rows, `(M, D)`: every query's positive and all negatives.
         positives: Row of each query's positive in `documents`, `(B,)` of int64.
-        excluded: `(B, M)` of bool, true where a candidate is no negative; a query's positive is never excluded.
+        excluded: `(B, M)` of bool, true where a candidate is no negative; a query's positive is
+            never excluded.
 
     Returns:
         Scalar, the mean over queries of minus the log-probability of the positive.
@@ -105,7 +107,8 @@ class _StreamingInfoNCE(torch.autograd.Function):
     def backward(
         ctx: torch.autograd.function.FunctionCtx, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
-        # In place: the gradients are the largest tensors here. A second pass backward is refused by autograd itself.
+        # In place: the gradients are the largest tensors here. A second pass backward is refused by
+        # autograd itself.
         grad_q, grad_d, grad_tau = ctx.saved_tensors  # type: ignore[attr-defined]
         return (
             grad_q.mul_(grads[0]),
@@ -140,10 +143,14 @@ def sharpened_info_nce(
         documents: Unit rows, `(M, D)`.
         positives: Row of each query's positive, `(B,)`.
         excluded: `(B, M)` of bool, true where a candidate is no negative.
-        focal: Exponent g of the weight `(1 - p)^g` of a query, p the probability of its positive (KaLM); the weights carry gradients.
-        hardness: Factor a of the weight `exp(a similarity)` of a hard negative in the sum, without gradient (EmbeddingGemma).
-        hard: `(B, M)` of bool, true where a document is a hard negative of the query's own; needed with `hardness`.
-        mixed: Further negatives of each query's own, unit rows, `(B, S, D)`, from `mixed_negatives`.
+        focal: Exponent g of the weight `(1 - p)^g` of a query, p the probability of its positive
+            (KaLM); the weights carry gradients.
+        hardness: Factor a of the weight `exp(a similarity)` of a hard negative in the sum, without
+            gradient (EmbeddingGemma).
+        hard: `(B, M)` of bool, true where a document is a hard negative of the query's own; needed
+            with `hardness`.
+        mixed: Further negatives of each query's own, unit rows, `(B, S, D)`, from
+            `mixed_negatives`.
     """
     similarities = queries @ documents.T
     logits = similarities / temperature
@@ -179,7 +186,8 @@ def mixed_negatives(
         generator: Source of the draws; None for torch's own.
 
     Returns:
-        Unit rows `(B, mixes, D)`; zero where a query has fewer than two hard negatives. Gradients flow into both sides of a mix.
+        Unit rows `(B, mixes, D)`; zero where a query has fewer than two hard negatives. Gradients
+        flow into both sides of a mix.
     """
     out = documents.new_zeros(count, mixes, documents.shape[1])
     rows, places = list[Tensor](), list[tuple[int, int]]()
@@ -209,8 +217,8 @@ def sign_straight_through(vectors: Tensor) -> Tensor:
     """Binary codes in the forward pass, the identity in the backward pass (quantisation-aware training; ours).
 
     Returns:
-        `(N, D)` of plus or minus one over the root of D, so that rows have unit length and a dot product is the share of equal bits,
-        scaled to -1 to 1. The gradient is that of `vectors`.
+        `(N, D)` of plus or minus one over the root of D, so that rows have unit length and a dot
+        product is the share of equal bits, scaled to -1 to 1. The gradient is that of `vectors`.
     """
     codes: Tensor = torch.where(vectors > 0, 1.0, -1.0).to(vectors.dtype) / vectors.shape[-1] ** 0.5
     straight: Tensor = vectors + (codes - vectors).detach()
@@ -224,10 +232,12 @@ INT8_STEPS = 255
 def int8_straight_through(vectors: Tensor) -> Tensor:
     """Int8 codes in the forward pass, the identity in the backward pass (quantisation-aware training; ours).
 
-    Each dimension has the range of the batch, as stored vectors have that of the calibration texts (`compress.Int8Ranges`).
+    Each dimension has the range of the batch, as stored vectors have that of the calibration texts
+    (`compress.Int8Ranges`).
 
     Returns:
-        `(N, D)`: what the codes of the unit rows stand for, scaled to unit length. The gradient is that of `vectors` scaled to unit length.
+        `(N, D)`: what the codes of the unit rows stand for, scaled to unit length. The gradient is
+        that of `vectors` scaled to unit length.
     """
     unit = normalize(vectors)
     low, high = unit.detach().amin(0), unit.detach().amax(0)

@@ -18,7 +18,8 @@ def cosent(similarities: Tensor, scores: Tensor, temperature: float = 0.05) -> T
         scores: Gold score of each pair, `(B,)`.
 
     Returns:
-        Scalar: the log of one plus the sum of exponentials of `(similarity_j - similarity_i) / temperature` over all
+        Scalar: the log of one plus the sum of exponentials of `(similarity_j - similarity_i) /
+            temperature` over all
         pairs with `score_i > score_j`; 0 if no such pair exists.
     """
     scaled = similarities / temperature

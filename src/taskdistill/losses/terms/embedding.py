@@ -38,8 +38,10 @@ def teachers_distance(
 
     Args:
         projected: Student vectors in the teachers' spaces side by side, `(N, T1 + T2 + ...)`.
-        targets: The teachers' vectors side by side; a part that is not a number is a vector that its teacher has not.
-        apart: Whether each teacher has a cosine of its own, of which the mean is taken; otherwise the unit vectors side by side are one target.
+        targets: The teachers' vectors side by side; a part that is not a number is a vector that
+            its teacher has not.
+        apart: Whether each teacher has a cosine of its own, of which the mean is taken; otherwise
+            the unit vectors side by side are one target.
         reduction: `mean` over the N texts, or `sum`.
 
     Returns:
@@ -94,7 +96,8 @@ def hidden_distance(student: Tensor, teacher: Tensor, layers: list[int] | None =
     Args:
         student: `(S, N, D)`: states of the student's layers.
         teacher: `(L, N, D)`: states of the teacher's layers.
-        layers: The teacher's layer for each of the student's; None spreads them evenly, the last with the last.
+        layers: The teacher's layer for each of the student's; None spreads them evenly, the last
+            with the last.
 
     Returns:
         Scalar, the mean squared distance over layers and tokens.

@@ -32,7 +32,8 @@ def list_kl(
         excluded: `(B, M)` of bool, true where a document is no candidate.
 
     Returns:
-        Scalar: the sum over candidates of `p (log p - log q)`, p the teacher's, averaged over the B queries.
+        Scalar: the sum over candidates of `p (log p - log q)`, p the teacher's, averaged over the B
+            queries.
     """
     got = student_queries @ student_documents.T / temperature
     requested = (teacher_queries @ teacher_documents.T / temperature).detach()
@@ -59,8 +60,9 @@ def teacher_info_nce(
 ) -> Tensor:
     """InfoNCE of each text against the teacher's vectors of the batch, over every prefix (ours).
 
-    A cosine alone lets all vectors drift towards the mean of the teacher's; here a text has to be nearer to its own teacher vector
-    than to those of the other texts. Texts for which the teacher read the same one are no negatives of each other.
+    A cosine alone lets all vectors drift towards the mean of the teacher's; here a text has to be
+    nearer to its own teacher vector than to those of the other texts. Texts for which the teacher
+    read the same one are no negatives of each other.
 
     Args:
         chosen: Pooled vectors of the compared texts, `(n, D)`.

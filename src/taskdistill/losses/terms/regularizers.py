@@ -32,7 +32,8 @@ def gor_hinged(vectors: Tensor) -> Tensor:
         vectors: Unit rows, `(B, D)`, B at least 2.
 
     Returns:
-        Scalar: the squared mean of the similarities of different rows, plus by how much the mean of their squares exceeds 1 / D, the
+        Scalar: the squared mean of the similarities of different rows, plus by how much the mean of
+            their squares exceeds 1 / D, the
         value of random directions.
     """
     count, width = vectors.shape
@@ -45,8 +46,8 @@ def gor_hinged(vectors: Tensor) -> Tensor:
 def mean_vector_penalty(vectors: Tensor) -> Tensor:
     """Squared length of the mean of unit rows: how far they lie to one side (ours).
 
-    Sign bits tell texts apart only where a coordinate is above zero for some and below for others. Queries and documents have
-    means of their own, so this is taken of each side.
+    Sign bits tell texts apart only where a coordinate is above zero for some and below for others.
+    Queries and documents have means of their own, so this is taken of each side.
 
     Args:
         vectors: Unit rows, `(B, D)`.

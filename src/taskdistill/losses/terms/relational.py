@@ -14,11 +14,14 @@ def relational_distance(student: Tensor, reference: Tensor, mean_gradient: bool 
 
     Args:
         student: Unit rows with the adapter on, `(N, D)`.
-        reference: Unit rows of the same texts without adapter, `(N, D')`; no gradient flows into them.
-        mean_gradient: Whether the gradient flows through the mean of the student's matrix; the paper does not say.
+        reference: Unit rows of the same texts without adapter, `(N, D')`; no gradient flows into
+            them.
+        mean_gradient: Whether the gradient flows through the mean of the student's matrix; the
+            paper does not say.
 
     Returns:
-        Scalar, the mean over all N x N entries of the squared difference. The means include the zero diagonal.
+        Scalar, the mean over all N x N entries of the squared difference. The means include the
+        zero diagonal.
     """
     distances = 1 - student @ student.T
     targets = (1 - reference @ reference.T).detach()

@@ -20,7 +20,8 @@ def score_distill(student: Tensor, teacher: Tensor, temperature: float = 0.02) -
         teacher: Unit rows of the same texts, `(B, T)`.
 
     Returns:
-        Scalar: the sum over candidates of squared probability differences, averaged over the B rows.
+        Scalar: the sum over candidates of squared probability differences, averaged over the B
+            rows.
     """
     got = torch.softmax(student @ student.T / temperature, dim=1)
     requested = torch.softmax(teacher @ teacher.T / temperature, dim=1).detach()
@@ -32,14 +33,17 @@ def score_kl(
 ) -> Tensor:
     """KL divergence between the distributions over the other texts of a batch, seen from each text (ours, after section 7.1).
 
-    `losses.score_distill` keeps a text's cosine with itself in its softmax; at a low temperature that one takes all the probability
-    and hardly any gradient is left. Here a text is no candidate of its own, and the divergence does not fade where one candidate wins.
+    `losses.score_distill` keeps a text's cosine with itself in its softmax; at a low temperature
+    that one takes all the probability and hardly any gradient is left. Here a text is no candidate
+    of its own, and the divergence does not fade where one candidate wins.
 
     Args:
-        same: `(N, N)` of bool, true where two texts are one and the same to the teacher, the diagonal included; None: the diagonal alone.
+        same: `(N, N)` of bool, true where two texts are one and the same to the teacher, the
+            diagonal included; None: the diagonal alone.
 
     Returns:
-        Scalar: the sum over candidates of `p (log p - log q)`, p the teacher's, averaged over the N texts; 0 if no text has a candidate.
+        Scalar: the sum over candidates of `p (log p - log q)`, p the teacher's, averaged over the N
+            texts; 0 if no text has a candidate.
     """
     s, t = normalize(student), normalize(teacher).detach()
     excluded = torch.eye(len(s), dtype=torch.bool, device=s.device) if same is None else same
@@ -76,7 +80,8 @@ def relative_similarity(
 ) -> Tensor:
     """Keep the order of similarities: of two pairs of texts, the teacher's closer one stays closer (Jasper), on sampled couples.
 
-    All couples of pairs would be a matrix of (N (N - 1) / 2) squared numbers: 68 GB at N = 512. So couples are drawn.
+    All couples of pairs would be a matrix of (N (N - 1) / 2) squared numbers: 68 GB at N = 512. So
+    couples are drawn.
 
     Args:
         student: `(N, D)`, N at least 3.
@@ -84,8 +89,8 @@ def relative_similarity(
         generator: Source of the draw; None for torch's own.
 
     Returns:
-        Scalar, the mean over couples of `relu(margin - (closer - farther))` in the student's cosines. Couples that the teacher holds equal
-        cost nothing and count.
+        Scalar, the mean over couples of `relu(margin - (closer - farther))` in the student's
+        cosines. Couples that the teacher holds equal cost nothing and count.
     """
     s, t = normalize(student), normalize(teacher).detach()
     rows, columns = torch.triu_indices(len(s), len(s), offset=1, device=s.device)
@@ -118,7 +123,8 @@ def rkd_angle(
 
     Args:
         student: `(N, D)`, N at least 3.
-        corners: Texts taken as corners, drawn without replacement; all of them would take N cubed numbers.
+        corners: Texts taken as corners, drawn without replacement; all of them would take N cubed
+            numbers.
         generator: Source of the draw; None for torch's own.
 
     Returns:
