@@ -10,7 +10,10 @@ from taskdistill.types import RowKind
 
 
 class Task(StrEnum):
-    """A task selects an adapter and an objective (paper, section 5). The order is that of `task_names`."""
+    """A task selects an adapter and an objective.
+
+    Paper, section 5. The order is that of `task_names`.
+    """
 
     RETRIEVAL = "retrieval"
     TEXT_MATCHING = "text-matching"
@@ -40,7 +43,8 @@ class TaskSpec:
     query_role: Role = Role.DOCUMENT
     """Prompt of the first text of a pair; the other is always a document (section 3.3)."""
     topic: bool = False
-    """Whether the teacher reads every text with the instruction of topics instead of that of its role (section 5.3)."""
+    """Whether the teacher reads every text with the instruction of topics instead of that of its
+    role (section 5.3)."""
     learns_temperature: bool = False
     """Whether the temperature of InfoNCE is learned where the recipe does not say (section 5.1)."""
     other_side: str = "-"

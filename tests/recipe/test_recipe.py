@@ -1,4 +1,8 @@
-"""A recipe from YAML: unknown keys, bad values and settings without effect are named in one line; the rest survives a round trip."""
+"""A recipe from YAML.
+
+Unknown keys, bad values and settings without effect are named in one line; the rest survives a
+round trip.
+"""
 
 from __future__ import annotations
 

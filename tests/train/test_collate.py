@@ -1,4 +1,7 @@
-"""A batch as roles, distinct texts, masks and labels; and exactly which texts a phase asks the teacher for."""
+"""A batch as roles, distinct texts, masks and labels.
+
+And exactly which texts a phase asks the teacher for.
+"""
 
 from __future__ import annotations
 

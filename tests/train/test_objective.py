@@ -1,4 +1,7 @@
-"""What each task's objective adds up, against the same sums written out by hand (paper, sections 4 and 5)."""
+"""What each task's objective adds up, against the same sums written out by hand.
+
+Paper, sections 4 and 5.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The fitted start of the projection: against a solver, over prefixes, with several teachers and missing vectors."""
+"""The fitted start of the projection.
+
+Against a solver, over prefixes, with several teachers and missing vectors.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,10 @@ def test_a_teacher_that_knows_none_of_the_texts_gets_zero_rows():
 
 
 def test_a_fitted_start_is_nearer_than_any_draw():
-    """What step 1 begins with: the held-out cosine of a fitted map against that of torch's linear initialisation."""
+    """What step 1 begins with.
+
+    The held-out cosine of a fitted map against that of torch's linear initialisation.
+    """
     student = draw(500, 16, 11)
     teacher = normalize(torch.tanh(student @ draw(16, 24, 12)) + 0.5 * draw(500, 24, 13))
     found = fit_projection(student.float(), teacher.float(), [4, 16], widths=[24])

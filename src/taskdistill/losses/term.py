@@ -19,9 +19,9 @@ from taskdistill.tasks import Task
 from taskdistill.types import RowKind
 
 Need = Literal["teacher", "projection", "base", "several_rows", "both_sides"]
-"""teacher: its vectors; projection: they are compared in its space; base: the base's vectors without adapter; several_rows:
-it compares the rows of a batch with each other; both_sides: it is taken of queries and of
-documents, and summed."""
+"""teacher: its vectors; projection: they are compared in its space; base: the base's vectors
+without adapter; several_rows: it compares the rows of a batch with each other; both_sides: it is
+taken of queries and of documents, and summed."""
 
 ALL_ROWS = (RowKind.PAIRS, RowKind.TEXTS, RowKind.LABELLED)
 """Rows without gold scores; an adapter's scored rows carry no distillation (paper, section 5.2)."""
@@ -35,7 +35,8 @@ class LossTerm:
     name: str
     formula: Callable[..., Tensor]
     order: int = 100
-    """Place among the terms in messages; terms against the teacher are summed in this order too, which decides the last bits."""
+    """Place among the terms in messages; terms against the teacher are summed in this order too,
+    which decides the last bits."""
     tasks: tuple[Task, ...]
     """Adapters that may have it."""
     of_base: bool = False

@@ -12,7 +12,10 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ConfigModel(BaseModel):
-    """Base of every part of a recipe: unknown keys are errors, values do not change after reading."""
+    """Base of every part of a recipe.
+
+    Unknown keys are errors, values do not change after reading.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

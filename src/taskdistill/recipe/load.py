@@ -1,4 +1,7 @@
-"""Recipes as plain data, and what is wrong with one, in words: the dotted key, what it got, and the nearest key that exists."""
+"""Recipes as plain data, and what is wrong with one, in words.
+
+The dotted key, what it got, and the nearest key that exists.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,9 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a recipe's YAML as plain data and apply dotted overrides; nothing is checked but that it is a mapping.
+    """Read a recipe's YAML as plain data and apply dotted overrides.
+
+    Nothing is checked but that it is a mapping.
 
     Args:
         overrides: Strings such as `stage1.steps=100`; the value is YAML.

@@ -11,11 +11,15 @@ from taskdistill.recipe.student import StaticVocabConfig
 from taskdistill.tasks import Task
 
 MICRO_BATCH_TOKENS = 512
-"""Tokens of a forward pass on a CPU with ample memory: more leave its cache; see docs/performance.md."""
+"""Tokens of a forward pass on a CPU with ample memory: more leave its cache; see
+docs/performance.md."""
 
 
 class StaticConfig(ConfigModel):
-    """The instant student: one vector per token, weighted mean, distilled by cosine (ours, not the paper's)."""
+    """The instant student.
+
+    One vector per token, weighted mean, distilled by cosine (ours, not the paper's).
+    """
 
     sources: dict[str, Weight] = Field(description="Source name to sampling weight")
     steps: Positive = 1000
@@ -46,11 +50,7 @@ class StaticConfig(ConfigModel):
     cosent_temperature: float = Field(default=0.05, gt=0)
 
     def reads(self) -> set[str]:
-        """Name the sources whose rows the phase uses.
-
-        Returns:
-            Sources with a weight above 0, and those of the vocabulary.
-        """
+        """Name the sources whose rows the phase uses."""
         vocabulary_sources = [] if self.vocabulary is None else self.vocabulary.sources or []
         return {name for name, weight in self.sources.items() if weight > 0}.union(
             vocabulary_sources
@@ -75,7 +75,10 @@ class StaticConfig(ConfigModel):
 
 
 class LossOptions(ConfigModel):
-    """Settings of the further distillation losses (ours); each acts only where its term has a weight."""
+    """Settings of the further distillation losses.
+
+    Ours; each acts only where its term has a weight.
+    """
 
     score_temperature: float = Field(default=0.02, gt=0, description="Of score_softmax")
     kl_temperature: float = Field(default=0.05, gt=0, description="Of score_kl")
@@ -93,7 +96,7 @@ class LossOptions(ConfigModel):
 
 
 class WeightSchedule(ConfigModel):
-    """A factor on a term's weight that goes in a straight line from one value to another and stays there."""
+    """A factor on a term's weight that moves in a straight line and then stays."""
 
     start: Weight = Field(description="Factor at the first step")
     end: Weight = Field(default=1.0, description="Factor at the end of the ramp and from there on")
@@ -135,7 +138,10 @@ class HardNegativeWeighting(ConfigModel):
 
 
 class PhaseConfig(ConfigModel):
-    """What every training phase has. Optimiser settings are ours where section 13 calls the paper's unknown."""
+    """What every training phase has.
+
+    Optimiser settings are ours where section 13 calls the paper's unknown.
+    """
 
     sources: dict[str, Weight] = Field(
         description="Source name to sampling weight; one source per batch"
@@ -180,11 +186,7 @@ class PhaseConfig(ConfigModel):
     )
 
     def reads(self) -> set[str]:
-        """Name the sources whose rows the phase uses.
-
-        Returns:
-            Sources with a weight above 0.
-        """
+        """Name the sources whose rows the phase uses."""
         return {name for name, weight in self.sources.items() if weight > 0}
 
     @model_validator(mode="after")
@@ -200,7 +202,10 @@ class PhaseConfig(ConfigModel):
 
 
 class Stage1Config(PhaseConfig):
-    """Stage 1, embedding distillation (section 4), and the long phase with its own length and theta."""
+    """Stage 1, embedding distillation.
+
+    Section 4, and the long phase with its own length and theta.
+    """
 
     weights: dict[str, Weight] = Field(
         default_factory=dict,
@@ -268,7 +273,10 @@ class Stage1Config(PhaseConfig):
 
 
 class AveragingConfig(ConfigModel):
-    """Mean of the last checkpoint with an earlier one (section 5.1); which one is unknown, so these are ours."""
+    """Mean of the last checkpoint with an earlier one.
+
+    Section 5.1; which one is unknown, so these are ours.
+    """
 
     earlier: float = Field(
         default=0.5, gt=0, lt=1, description="The earlier checkpoint, as a share of the steps"
@@ -285,7 +293,10 @@ class AveragingConfig(ConfigModel):
 
 
 class AdapterConfig(PhaseConfig):
-    """Stage 2, one task (section 5): a LoRA adapter on the frozen student with its own mix of losses."""
+    """Stage 2, one task.
+
+    Section 5: a LoRA adapter on the frozen student with its own mix of losses.
+    """
 
     rank: Positive = 32
     alpha: Positive = 32
@@ -349,4 +360,4 @@ ACTS_FOR: dict[str, tuple[Task, ...]] = {
     "relational_mean_gradient": CONTRAST,
     "train_projection": (Task.RETRIEVAL, Task.TEXT_MATCHING, Task.CLUSTERING),
 }
-"""Adapter settings that only some tasks know; elsewhere a value other than the default is an error."""
+"""Adapter settings that only some tasks know; set elsewhere, they are an error."""

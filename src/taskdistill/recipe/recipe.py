@@ -1,4 +1,4 @@
-"""A run as data: pydantic models read from YAML, where an unknown key is an error, with dotted overrides."""
+"""A run as data, read from YAML with dotted overrides; an unknown key is an error."""
 
 from __future__ import annotations
 
@@ -270,19 +270,11 @@ class Recipe(ConfigModel):
         return self
 
     def all_teachers(self) -> dict[str, TeacherConfig]:
-        """Name every teacher.
-
-        Returns:
-            Name to settings, the first one under `teacher`.
-        """
+        """Name every teacher."""
         return {FIRST: self.teacher, **self.teachers}
 
     def readers(self, source: str) -> list[int]:
-        """Say which teachers read a source.
-
-        Returns:
-            Their places in `all_teachers`.
-        """
+        """Say which teachers read a source."""
         chosen = self.data.sources[source].teachers
         return [
             place
@@ -315,11 +307,7 @@ class Recipe(ConfigModel):
         return result
 
     def digest(self) -> str:
-        """Return a hash of everything the recipe says.
-
-        Returns:
-            64 hexadecimal digits.
-        """
+        """Return a hash of everything the recipe says."""
         return hashlib.sha256(
             json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
         ).hexdigest()
@@ -356,9 +344,5 @@ def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return the recipe with every default spelled out, as YAML.
-
-    Returns:
-        YAML text that `load_recipe` reads back to an equal recipe.
-    """
+    """Return the recipe with every default spelled out, as YAML."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -12,7 +12,10 @@ from taskdistill.types import Pooling
 
 
 class StaticVocabConfig(ConfigModel):
-    """A vocabulary of its own for the instant student, learned from texts: pieces of a unigram model, without case."""
+    """A vocabulary of its own for the instant student, learned from texts.
+
+    Pieces of a unigram model, without case.
+    """
 
     size: int = Field(
         ge=100, le=500_000, description="Pieces, at most; each is one row of the token table"
@@ -27,7 +30,10 @@ class StaticVocabConfig(ConfigModel):
 
 
 class StudentVocabConfig(ConfigModel):
-    """A vocabulary of its own for the student, learned from the texts of stage 1; its token table is mixed from the initial model's."""
+    """A vocabulary of its own for the student, learned from the texts of stage 1.
+
+    Its token table is mixed from the initial model's.
+    """
 
     size: int = Field(
         ge=100,

@@ -1,4 +1,4 @@
-"""The loss of a whole batch and its gradient with respect to the vectors, which is all that a static student's step needs."""
+"""The loss of a batch and its gradient with respect to the vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from taskdistill.train.workers import EmbeddingGradient, looked_up_rows
 Loss = Callable[[Tensor], tuple[dict[str, Tensor], float]]
 """From the vectors of all texts, `(texts, D)`, to named terms and the masked share."""
 Share = Callable[[Tensor, np.ndarray], Tensor]
-"""From the vectors of some texts, `(n, D)`, and their places in the batch to their share of the weighted sum."""
+"""From the vectors of some texts, `(n, D)`, and their places in the batch to their share of the
+weighted sum."""
 Told = tuple[dict[str, float], float, float]
 """Each term's value, the weighted sum, and the masked share."""
 
@@ -34,7 +35,6 @@ def static_gradients(
 
     Args:
         loss: From vectors `(texts, D)` to named terms and the masked share.
-        weights: Term to weight; a term without one counts once.
         clock: Told the seconds of each part.
 
     Returns:
@@ -58,11 +58,10 @@ def static_gradients(
 
 
 def backward_loss(loss: Loss, weights: Mapping[str, float], leaf: Tensor) -> Told:
-    """Take the loss, and add its gradient to that of the vectors and of the heads, where they require one.
+    """Take the loss, and add its gradient to those of vectors and heads.
 
     Args:
         loss: From vectors `(texts, D)` to named terms and the masked share.
-        weights: Term to weight; a term without one counts once.
         leaf: The vectors, `(texts, D)`.
 
     Returns:

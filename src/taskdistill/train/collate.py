@@ -38,22 +38,15 @@ class TrainBatch:
     distilled: list[tuple[int, View]] = field(default_factory=list)
     """Texts that are compared with the teacher, each with the view in which the teacher read it."""
     teacher_text_idx: list[int] = field(default_factory=list)
-    """Text that the teacher read for each entry of `distilled`: the text itself, or its translation."""
+    """Text that the teacher read for each entry of `distilled`: the text itself, or its
+    translation."""
 
     def compared(self) -> np.ndarray:
-        """List the texts that are compared with the teacher.
-
-        Returns:
-            Places in `texts`, in the order of `distilled`, `(n,)`.
-        """
+        """List the texts that are compared with the teacher."""
         return np.array([place for place, _ in self.distilled], dtype=np.int64)
 
     def teacher_texts(self) -> list[tuple[View, str]]:
-        """List what the teacher read for each compared text.
-
-        Returns:
-            View and text, in the order of `distilled`.
-        """
+        """List what the teacher read for each compared text."""
         return [
             (view, self.texts[place][1])
             for (_, view), place in zip(self.distilled, self.teacher_text_idx, strict=True)
@@ -227,7 +220,7 @@ def relations(
     others: bool = True,
     mask_same_label: bool = True,
 ) -> np.ndarray:
-    """Name the relation of every candidate to every query, as the contrastive term of a phase takes it.
+    """Name the relation of every candidate to every query, as a contrast takes it.
 
     Args:
         similarities: The teacher's cosines `(B, B)`, or None.

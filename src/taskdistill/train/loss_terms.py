@@ -1,4 +1,7 @@
-"""The loss menu in a phase: which terms a batch allows, their settings, and weights that change with the steps."""
+"""The loss menu in a phase.
+
+Which terms a batch allows, their settings, and weights that change with the steps.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +36,6 @@ LAYERS = "hidden"
 def check_menu(where: str, settings: PhaseConfig, weights: Mapping[str, float]) -> None:
     """Refuse settings of terms that have no weight, and ramps that move none.
 
-    Args:
-        weights: Terms with a weight above 0.
-
     Raises:
         BadInput: Naming the setting.
     """
@@ -59,7 +59,10 @@ def check_menu(where: str, settings: PhaseConfig, weights: Mapping[str, float]) 
 def _check_sharpen(
     name: str, settings: AdapterConfig, used: Sequence[Dataset], requested: Mapping[str, float]
 ) -> None:
-    """Refuse what would sharpen no contrast: without its term, or without hard negatives in the rows."""
+    """Refuse what would sharpen no contrast.
+
+    Without its term, or without hard negatives in the rows.
+    """
     if not settings.sharpen.enabled:
         return
     if not requested.keys() & set(CONTRASTS) or all(
@@ -90,9 +93,6 @@ def check_adapter(
     where: str, settings: AdapterConfig, used: Sequence[Dataset], weights: Mapping[str, float]
 ) -> None:
     """Refuse what has no effect on an adapter.
-
-    Args:
-        weights: Terms with a weight above 0.
 
     Raises:
         BadInput: Naming the setting.
@@ -146,12 +146,6 @@ def refuse_layers(where: str, names: Collection[str]) -> None:
 def stage1_weights(name: str, weights: Mapping[str, float]) -> dict[str, float]:
     """Check the loss weights of a phase that trains the base.
 
-    Args:
-        weights: Term to weight; empty: the paper's.
-
-    Returns:
-        Term to weight; a term with weight 0 is not computed.
-
     Raises:
         BadInput: If a term does not exist, or all are off.
     """
@@ -173,7 +167,10 @@ def stage1_weights(name: str, weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def needs_projection(terms: Collection[str]) -> bool:
-    """Say whether some terms compare in the teacher's space; the others compare similarities, which need no common space."""
+    """Say whether some terms compare in the teacher's space.
+
+    The others compare similarities, which need no common space.
+    """
     return any("projection" in LOSSES[name].needs for name in terms)
 
 
@@ -194,7 +191,7 @@ def weight_at(weights: Mapping[str, float], settings: PhaseConfig, step: int) ->
 
 @dataclass(frozen=True, kw_only=True)
 class _TeacherPart:
-    """One teacher's columns among those of all teachers, and the compared texts that it has a vector for."""
+    """One teacher's columns among those of all, and the texts that it has vectors for."""
 
     columns: slice
     known: Tensor | None
@@ -230,11 +227,8 @@ def teacher_terms(
     """Take every named term against the teacher that the batch allows, over every prefix.
 
     Args:
-        vectors: Pooled vectors of the texts, `(texts, D)`.
-        teacher: The teacher's vectors of `Prepared.distilled`, `(n, T)`; of several teachers side
+        teacher: The teacher's vectors of `TrainBatch.distilled`, `(n, T)`; of several teachers side
             by side, not a number where one has none.
-        projection: Into the teacher's space, or None.
-        names: Terms with a weight above 0.
         widths: Size of each teacher's vectors, where there are several: a term is then its mean
             over the teachers that know the texts.
 
@@ -382,5 +376,5 @@ def sharpened(
 
 
 def step_rng(step: int) -> torch.Generator:
-    """Return a source of draws that depends on the step alone, so that a continued run draws the same."""
+    """Return a generator of the step alone, so that a continued run draws the same."""
     return torch.Generator().manual_seed(0x5EED + step)

@@ -1,4 +1,7 @@
-"""Objectives: one function per task, from the vectors of a batch to named loss terms (paper, sections 4 and 5)."""
+"""Objectives: one function per task, from the vectors of a batch to named loss terms.
+
+Paper, sections 4 and 5.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ Terms = dict[str, Tensor]
 
 @dataclass(slots=True)
 class Heads:
-    """What is trained beside the model: the projection, and the logarithm of a learned temperature."""
+    """What is trained beside the model.
+
+    The projection, and the logarithm of a learned temperature.
+    """
 
     projection: Projection | None = None
     log_temperature: nn.Parameter | None = None
@@ -49,7 +55,7 @@ class Heads:
         return max(float(self.log_temperature.detach().exp()), self.min_temperature)
 
     def hold_temperature(self) -> None:
-        """Put a learned temperature back on its floor if an update, or its start, has taken it below."""
+        """Put a learned temperature back on its floor."""
         if self.log_temperature is not None and self.min_temperature > 0:
             with torch.no_grad():
                 self.log_temperature.clamp_(min=math.log(self.min_temperature))
@@ -73,7 +79,8 @@ class Targets:
     """What a batch is compared with, as tensors of the running step."""
 
     teacher: Tensor | None = None
-    """Teacher vectors of `Prepared.distilled`, `(n, T)`; of several teachers side by side, not a number where one has none."""
+    """Teacher vectors of `TrainBatch.distilled`, `(n, T)`; of several teachers side by side, not a
+    number where one has none."""
     teacher_similarities: np.ndarray | None = None
     """Teacher cosines of queries with positives `(B, B)`, for masking."""
     base: Tensor | None = None
@@ -82,9 +89,6 @@ class Targets:
 
 def weights_for(task: Task, weights: Mapping[str, float]) -> dict[str, float]:
     """Complete a recipe's loss weights with the paper's.
-
-    Returns:
-        Term to weight; a term with weight 0 is not computed.
 
     Raises:
         BadInput: If a term is not one of the task's.
@@ -113,8 +117,6 @@ def distill(
     """Embedding distillation over every prefix, each through its slice of the projection.
 
     Args:
-        vectors: Pooled vectors of the texts, `(texts, D)`.
-        heads: Holds the projection, or none if the sizes are equal and none is trained.
         reduction: `mean` over the texts or `sum`.
     """
     assert targets.teacher is not None
@@ -147,14 +149,9 @@ def pairs(
     settings: AdapterConfig,
     weights: Mapping[str, float],
 ) -> tuple[Terms, float]:
-    """Terms of a batch of pairs or triplets: retrieval, and text-matching without scores (5.1, 5.2).
+    """Terms of a batch of pairs or triplets.
 
-    Args:
-        vectors: Pooled vectors, `(texts, D)`.
-        weights: Terms with a weight above 0.
-
-    Returns:
-        Named terms, and the share of in-batch candidates that were masked as false negatives.
+    Retrieval, and text-matching without scores (5.1, 5.2).
     """
     assert prepared.positive_idx is not None
     terms: Terms = {}
@@ -220,15 +217,7 @@ def compared(
     settings: PhaseConfig,
     weights: Mapping[str, float],
 ) -> Terms:
-    """Terms of the menu that compare with the teacher, beside `distill`.
-
-    Args:
-        vectors: Pooled vectors, `(texts, D)`.
-        weights: Terms with a weight above 0.
-
-    Returns:
-        Named terms; none where none has a weight.
-    """
+    """Terms of the menu that compare with the teacher, beside `distill`."""
     names = [name for name in TEACHER_TERMS if name in weights]
     if not names or not prepared.distilled:
         return {}
@@ -255,8 +244,6 @@ def relational(
     """Hold the distances among the texts of a batch to those of the base without adapter (5.4).
 
     Args:
-        vectors: Pooled vectors, `(texts, D)`.
-        targets: Holds the base's vectors of the same texts.
         places: Which texts, and how often; None for each once.
     """
     assert targets.base is not None
@@ -280,15 +267,7 @@ def graded(
     settings: AdapterConfig | StaticConfig,
     weights: Mapping[str, float],
 ) -> Terms:
-    """CoSENT of a batch with gold scores (5.2); such a batch has no distillation term.
-
-    Args:
-        vectors: Pooled vectors, `(texts, D)`.
-        weights: Terms with a weight above 0.
-
-    Returns:
-        The terms `cosent` and `relational`.
-    """
+    """CoSENT of a batch with gold scores (5.2); such a batch has no distillation term."""
     assert prepared.positive_idx is not None and prepared.scores is not None
     first, second, scores = (
         to_device(each, vectors.device)
@@ -314,16 +293,7 @@ def classification(
     settings: AdapterConfig,
     weights: Mapping[str, float],
 ) -> tuple[Terms, float]:
-    """Bidirectional InfoNCE with label masking, and relational distillation against the base (5.4).
-
-    Args:
-        vectors: Pooled vectors, `(texts, D)`.
-        targets: Holds the base's vectors of the same texts.
-        weights: Terms with a weight above 0.
-
-    Returns:
-        Named terms, and the share of candidates masked for having the anchor's label.
-    """
+    """Bidirectional InfoNCE with label masking, and the relational term (5.4)."""
     assert prepared.positive_idx is not None and prepared.negative_idx is not None
     assert prepared.labels is not None and prepared.negative_labels is not None
     terms: Terms = {}
@@ -364,12 +334,7 @@ def classification(
 def adapter_objective(
     task: Task, settings: AdapterConfig, dims: Sequence[int]
 ) -> Callable[[Tensor, TrainBatch, Targets, Heads], tuple[Terms, float]]:
-    """Return the objective of a task.
-
-    Returns:
-        Vectors, batch, signals and heads to weighted-in terms (not yet multiplied) and the masked
-        share.
-    """
+    """Return the objective of a task."""
     requested = weights_for(task, settings.weights)
 
     def objective(
@@ -394,10 +359,9 @@ def adapter_objective(
 
 
 def temperature(heads: Heads, settings: AdapterConfig) -> Tensor | float:
-    """Return the temperature of InfoNCE: learned as a logarithm and held above a floor, or fixed (section 11.9).
+    """Return the temperature of InfoNCE.
 
-    Args:
-        heads: Holds the logarithm if it is learned.
+    Learned as a logarithm and held above a floor, or fixed (section 11.9).
     """
     if heads.log_temperature is None:
         return settings.temperature

@@ -1,4 +1,7 @@
-"""From a recipe's phase to what the loop runs: batches, objective, trained weights; and the finished phase on disk."""
+"""From a recipe's phase to what the loop runs.
+
+Batches, objective, trained weights; and the finished phase on disk.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +47,7 @@ from taskdistill.types import RowKind, TeacherSide
 
 
 def static_phase(settings: StaticConfig) -> PhaseConfig:
-    """Write the instant student's settings as a phase.
-
-    Returns:
-        A phase with one learning rate, no decay and long checkpoints.
-    """
+    """Write the static student's settings as a phase."""
     return PhaseConfig(
         sources=settings.sources,
         steps=settings.steps,
@@ -62,23 +61,12 @@ def static_phase(settings: StaticConfig) -> PhaseConfig:
 
 
 def phase_task(name: str) -> Task | None:
-    """Return the task of a phase by its name.
-
-    Args:
-        name: `stage1`, `long`, `static` or `adapters.<task>`.
-
-    Returns:
-        The task, or None.
-    """
+    """Return the task of a phase by its name."""
     return Task(name.removeprefix("adapters.")) if name.startswith("adapters.") else None
 
 
 def distils(name: str, settings: PhaseConfig) -> bool:
-    """Say whether a phase compares with the teacher.
-
-    Returns:
-        True for stage 1 and for adapters whose distillation term has a weight.
-    """
+    """Say whether a phase compares with the teacher."""
     task = phase_task(name)
     if task is None or not isinstance(settings, AdapterConfig):
         return True
@@ -190,11 +178,7 @@ def _check_contrast(
 
 
 def preparer(name: str, settings: PhaseConfig) -> Any:
-    """Return how a phase lays out a batch.
-
-    Returns:
-        Batch to `Prepared`.
-    """
+    """Return how a phase lays out a batch."""
     task, distil = phase_task(name), distils(name, settings)
     hard = (
         settings.negatives
@@ -273,11 +257,7 @@ def stage1_job(
     projection: Projection | None,
     dims: Sequence[int],
 ) -> Phase:
-    """Describe stage 1 or the long phase.
-
-    Args:
-        projection: Trained along, or None.
-    """
+    """Describe stage 1 or the long phase."""
     chosen, requested = (
         dims if settings.matryoshka else [model.embedding_dim],
         stage1_weights(name, settings.weights),
@@ -323,7 +303,7 @@ def static_job(
     store: TeacherStore,
     dims: Sequence[int],
 ) -> Phase:
-    """Describe the training of the instant student, whose size is the teacher's, without a projection."""
+    """Describe the training of the static student, which has the teacher's size."""
     phase = static_phase(settings)
     chosen = dims if settings.matryoshka else [model.embedding_dim]
 
@@ -372,7 +352,6 @@ def adapter_job(
     """Attach a fresh adapter and describe its training.
 
     Args:
-        projection: Stage 1's; trained further only if the recipe says so.
         adapter: Name of the adapter; None for that of the task.
     """
     named = adapter or task.value

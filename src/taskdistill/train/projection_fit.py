@@ -1,4 +1,6 @@
-"""A projection that starts where the untrained student stands: a linear map fitted on a sample before step 1 (ours).
+"""A projection that starts where the untrained student stands.
+
+A linear map fitted on a sample before step 1 (ours).
 
 Drawn at random, the projection of section 4.1 first pulls a student that already embeds well
 towards whatever the draw points at, and what the student knew is lost before the map has learned to
@@ -34,7 +36,8 @@ class FittedProjection:
     bias: Tensor
     """`(T,)`, float32."""
     cosines: dict[int, float]
-    """Prefix size to the mean held-out cosine with the teacher's vector; of several teachers, the mean over teachers."""
+    """Prefix size to the mean held-out cosine with the teacher's vector; of several teachers, the
+    mean over teachers."""
     ridge: float | None
     """Chosen strength; None for a rotation."""
 

@@ -1,4 +1,8 @@
-"""The instant student: a token table started from the teacher's vectors of the vocabulary, or of the texts (ours, not the paper's)."""
+"""The static student.
+
+A token table started from the teacher's vectors of the vocabulary, or of the texts (ours, not the
+paper's).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,8 @@ from taskdistill.teacher.protocol import Teacher
 from taskdistill.teacher.store import TeacherStore
 
 FREQUENCY_FLOOR = 1e-3
-"""Constant `a` of the weight `a / (a + p)` that a token of share p starts with: frequent tokens say little."""
+"""Constant `a` of the weight `a / (a + p)` that a token of share p starts with: frequent tokens say
+little."""
 SELDOM = 5.0
 """Occurrences at which a token's mean over its texts counts for half."""
 TEXTS_AT_ONCE = 20_000
@@ -50,12 +55,11 @@ def start_table(
     *,
     only: Sequence[int] | None = None,
 ) -> StaticModel:
-    """Start the table from the teacher's vectors of the vocabulary, each scaled by how rare its token is.
+    """Start the table from the teacher's vectors of the tokens, scaled by their rarity.
 
     Args:
         tokenizer: The student's tokenizer, adding no special tokens.
         sample: Texts from which the share of each token is counted.
-        progress: Called with (texts done, texts in all).
         only: Ids of the tokens to embed; the others start at zero. None embeds the whole
             vocabulary.
 
@@ -92,7 +96,9 @@ def start_from_texts(
     noise: float,
     seed: int,
 ) -> StaticModel:
-    """Start the table where the teacher cannot read the tokens: each from the texts that it occurs in.
+    """Start the table where the teacher cannot read the tokens.
+
+    Each from the texts that it occurs in.
 
     A token's vector is the mean of its texts' teacher vectors about the mean of all, drawn towards
     zero where it occurs seldom, plus a random direction, so that tokens of the same texts differ.

@@ -1,4 +1,7 @@
-"""Token ids of a batch, and what its vectors are compared with: the teacher's vectors, or the base's own."""
+"""Token ids of a batch, and what its vectors are compared with.
+
+The teacher's vectors, or the base's own.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +105,7 @@ class TargetLookup:
         return result
 
     def _without_adapter(self, ids: list[np.ndarray]) -> Tensor:
-        """Embed with the base, in micro-batches that follow from the batch alone, so that a continued run gets the same bits."""
+        """Embed with the base; micro-batches follow from the batch alone, for equal bits."""
         assert isinstance(self.model, TransformerModel), (
             "only a transformer has adapters to be left out"
         )
@@ -140,7 +143,10 @@ def teacher_vectors(phase: Phase, prepared: TrainBatch) -> Tensor:
 def _read(
     stores: Mapping[View, TeacherStore], requested: list[tuple[View, str]], *, partial: bool
 ) -> Tensor:
-    """Read one teacher's vectors; with `partial` a text without one gets a row that is not a number."""
+    """Read one teacher's vectors.
+
+    With `partial` a text without one gets a row that is not a number.
+    """
     out: Tensor | None = None
     for view in dict.fromkeys(view for view, _ in requested):
         rows = np.array([i for i, (other, _) in enumerate(requested) if other == view])

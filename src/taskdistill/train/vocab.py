@@ -1,4 +1,7 @@
-"""A vocabulary of its own for a student: pieces joined by byte-pair merges, cut by a unigram model, learned from the texts that it will read."""
+"""A vocabulary of its own for a student.
+
+Pieces joined by byte-pair merges, cut by a unigram model, learned from the texts that it will read.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,14 @@ UNKNOWN = "[UNK]"
 LONGEST_PIECE = 16
 """Characters of a piece, at most: a longer one is a word that few texts share."""
 UNSPACED = (r"\p{Han}+", r"\p{Hiragana}+", r"[\p{Katakana}\u30fc]+")
-"""Runs of letters of scripts without spaces; none is joined to its neighbours, as a noun to the particle behind it would be."""
+"""Runs of letters of scripts without spaces; none is joined to its neighbours, as a noun to the
+particle behind it would be."""
 UNSEEN = 0.1
 """Occurrences that a piece counts for which only served to join others."""
 CHUNK = 10_000
 SHORTEST_WORD = 3
-"""Letters of a word that is taken over from another vocabulary, at least: shorter ones would cut words of other languages."""
+"""Letters of a word that is taken over from another vocabulary, at least: shorter ones would cut
+words of other languages."""
 WORD_MARKS = ("\u2581", "\u0120")
 """What begins a word in the vocabularies that mark words rather than the rest of them."""
 
@@ -89,7 +94,7 @@ def _without_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def with_special_tokens(learned: Tokenizer, old: TextTokenizer) -> Tokenizer:
-    """Let a learned vocabulary begin and end texts as another tokenizer does, with its special tokens.
+    """Let a learned vocabulary begin and end texts with special tokens as `old` does.
 
     Args:
         learned: See `learn_vocabulary`; it is changed.
@@ -147,7 +152,7 @@ def whole_words(tokenizer: TextTokenizer) -> list[str]:
 
 
 def with_words(learned: Tokenizer, words: Sequence[str]) -> Tokenizer:
-    """Add words to a learned vocabulary, each as probable as the piece that was joined last, so that they are cut only for a better reason.
+    """Add words to a learned vocabulary, each as probable as the piece joined last.
 
     Args:
         learned: See `learn_vocabulary`; it adds no special tokens yet.

@@ -1,4 +1,6 @@
-"""A token table for a new vocabulary: each piece starts as a mix of the old pieces that stand opposite it in translations (ours).
+"""A token table for a new vocabulary.
+
+Each piece starts as a mix of the old pieces that stand opposite it in translations (ours).
 
 The layers of a trained backbone know what to do with the rows of their own table. A new piece that
 means the same starts with the same row, so that a text of another language enters the layers as its
@@ -22,18 +24,21 @@ from taskdistill.train.collate import collate
 from taskdistill.types import RowKind
 
 OCCURRENCES = 100
-"""Texts in which a piece is aligned, at most, drawn by the seed: more of a frequent piece cost memory and say nothing new."""
+"""Texts in which a piece is aligned, at most, drawn by the seed: more of a frequent piece cost
+memory and say nothing new."""
 ROUNDS = 6
 SHARPEN = 2.0
 """Exponent of the probabilities before they weigh rows: chance neighbours fade."""
 LEAST = 0.02
 """Old pieces less probable than this have no part in a row."""
 OWN = 0.1
-"""Texts that the teacher reads as they are, per translation, at most: with more, pieces that languages share would stand for the initial one's."""
+"""Texts that the teacher reads as they are, per translation, at most: with more, pieces that
+languages share would stand for the initial one's."""
 FAVOURED = 20.0
 """See `align`."""
 SAME = 0.9
-"""Cosine to the initial row of the same spelling from which on a piece means the same and keeps that row."""
+"""Cosine to the initial row of the same spelling from which on a piece means the same and keeps
+that row."""
 CHUNK = 20_000
 
 
@@ -117,7 +122,10 @@ def align(
 def _drawn(
     rows_of: Sequence[np.ndarray], size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw the texts in which each piece is aligned; each counts for as many as the piece has a drawn one for."""
+    """Draw the texts in which each piece is aligned.
+
+    Each counts for as many as the piece has a drawn one for.
+    """
     piece = np.concatenate(rows_of).astype(np.int64)
     text = np.repeat(np.arange(len(rows_of)), [len(ids) for ids in rows_of])
     order = np.random.default_rng(seed).permutation(len(piece))

@@ -53,7 +53,7 @@ def streaming_info_nce(
     excluded: Tensor | None = None,
     chunk: int = 512,
 ) -> Tensor:
-    """Compute the same value as `info_nce` in memory for `chunk` rows of similarities instead of all B.
+    """`info_nce` in memory for `chunk` rows of similarities instead of all B.
 
     Args:
         queries: Unit rows, `(B, D)`.
@@ -136,7 +136,9 @@ def sharpened_info_nce(
     hard: Tensor | None = None,
     mixed: Tensor | None = None,
 ) -> Tensor:
-    """InfoNCE that looks harder at what is hard; with every setting at zero it is `losses.info_nce`.
+    """InfoNCE that looks harder at what is hard.
+
+    With every setting at zero it is `losses.info_nce`.
 
     Args:
         queries: Unit rows, `(B, D)`.
@@ -177,7 +179,9 @@ def mixed_negatives(
     mixes: int = 1,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Make negatives between negatives: of each query, two of its hard negatives mixed by a draw from Beta(2, 2) (KaLM).
+    """Make negatives between negatives.
+
+    Of each query, two of its hard negatives mixed by a draw from Beta(2, 2) (KaLM).
 
     Args:
         documents: Hard negatives, unit rows, `(H, D)`.
@@ -214,7 +218,7 @@ def _beta(generator: torch.Generator | None) -> float:
 
 
 def sign_straight_through(vectors: Tensor) -> Tensor:
-    """Binary codes in the forward pass, the identity in the backward pass (quantisation-aware training; ours).
+    """Binary codes forward, the identity backward (quantisation-aware training; ours).
 
     Returns:
         `(N, D)` of plus or minus one over the root of D, so that rows have unit length and a dot
@@ -230,7 +234,7 @@ INT8_STEPS = 255
 
 
 def int8_straight_through(vectors: Tensor) -> Tensor:
-    """Int8 codes in the forward pass, the identity in the backward pass (quantisation-aware training; ours).
+    """Int8 codes forward, the identity backward (quantisation-aware training; ours).
 
     Each dimension has the range of the batch, as stored vectors have that of the calibration texts
     (`compress.Int8Ranges`).

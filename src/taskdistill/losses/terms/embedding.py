@@ -34,12 +34,10 @@ def teachers_distance(
     apart: bool,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
-    """Cosine distance to the vectors of several teachers, of which some may have none for some texts (ours).
+    """Cosine distance to several teachers, of which some may lack some texts (ours).
 
     Args:
         projected: Student vectors in the teachers' spaces side by side, `(N, T1 + T2 + ...)`.
-        targets: The teachers' vectors side by side; a part that is not a number is a vector that
-            its teacher has not.
         apart: Whether each teacher has a cosine of its own, of which the mean is taken; otherwise
             the unit vectors side by side are one target.
         reduction: `mean` over the N texts, or `sum`.
@@ -89,7 +87,7 @@ def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def hidden_distance(student: Tensor, teacher: Tensor, layers: list[int] | None = None) -> Tensor:
-    """Match the hidden states of chosen layers (TinyBERT, arXiv 1909.10351), each scaled to unit length.
+    """Match unit hidden states of chosen layers (TinyBERT, arXiv 1909.10351).
 
     It needs a teacher at work beside the student; stored vectors hold no layers.
 

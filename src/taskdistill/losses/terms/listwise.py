@@ -22,7 +22,7 @@ def list_kl(
     temperature: float = 0.05,
     excluded: Tensor | None = None,
 ) -> Tensor:
-    """KL divergence from the student's to the teacher's distribution over each query's candidate documents (KaLM, arXiv 2506.20923).
+    """KL divergence over each query's candidate documents (KaLM, arXiv 2506.20923).
 
     Args:
         student_queries: Unit rows, `(B, D)`.
@@ -68,7 +68,6 @@ def teacher_info_nce(
         chosen: Pooled vectors of the compared texts, `(n, D)`.
         read: Number of the text that the teacher read for each, `(n,)`.
         target: The teacher's vectors, `(n, T)`.
-        project: Into the teacher's space, or None.
     """
     positives = torch.arange(len(read), device=chosen.device)
     same = read[:, None] == read[None, :]

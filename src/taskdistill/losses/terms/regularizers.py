@@ -26,7 +26,7 @@ def gor(vectors: Tensor) -> Tensor:
 
 
 def gor_hinged(vectors: Tensor) -> Tensor:
-    """Spread-out regulariser with its mean and its hinge (arXiv 1708.06320), as sentence-transformers has it; `spread_out` has neither.
+    """Spread-out regularizer with mean and hinge (arXiv 1708.06320); `gor` has neither.
 
     Args:
         vectors: Unit rows, `(B, D)`, B at least 2.

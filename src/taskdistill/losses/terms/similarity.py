@@ -1,4 +1,7 @@
-"""Relations among the texts of a batch, matched to the teacher's; student and teacher may have different sizes."""
+"""Relations among the texts of a batch, matched to the teacher's.
+
+Student and teacher may have different sizes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from taskdistill.tasks import Task
 
 
 def score_distill(student: Tensor, teacher: Tensor, temperature: float = 0.02) -> Tensor:
-    """Match softmaxed similarities among the texts of one side (section 7.1); sum this over both sides.
+    """Match softmaxed similarities among the texts of one side.
+
+    Section 7.1; sum this over both sides.
 
     Args:
         student: Unit rows, `(B, D)`.
@@ -31,7 +36,9 @@ def score_distill(student: Tensor, teacher: Tensor, temperature: float = 0.02) -
 def score_kl(
     student: Tensor, teacher: Tensor, *, temperature: float = 0.05, same: Tensor | None = None
 ) -> Tensor:
-    """KL divergence between the distributions over the other texts of a batch, seen from each text (ours, after section 7.1).
+    """KL divergence between the distributions over the other texts of a batch, seen from each text.
+
+    Ours, after section 7.1.
 
     `losses.score_distill` keeps a text's cosine with itself in its softmax; at a low temperature
     that one takes all the probability and hardly any gradient is left. Here a text is no candidate
@@ -78,7 +85,9 @@ def relative_similarity(
     couples: int = 4096,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Keep the order of similarities: of two pairs of texts, the teacher's closer one stays closer (Jasper), on sampled couples.
+    """Keep the order of similarities.
+
+    Of two pairs of texts, the teacher's closer one stays closer (Jasper), on sampled couples.
 
     All couples of pairs would be a matrix of (N (N - 1) / 2) squared numbers: 68 GB at N = 512. So
     couples are drawn.
@@ -106,7 +115,9 @@ def relative_similarity(
 
 
 def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Relational knowledge distillation by distances (arXiv 1904.05068): Euclidean, divided by their mean, under Huber's loss.
+    """Relational knowledge distillation by distances (arXiv 1904.05068).
+
+    Euclidean, divided by their mean, under Huber's loss.
 
     Args:
         student: `(N, D)`, N at least 2.
@@ -119,7 +130,9 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
 def rkd_angle(
     student: Tensor, teacher: Tensor, *, corners: int = 32, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Relational knowledge distillation by angles (arXiv 1904.05068): the cosine at each text between two others, under Huber's loss.
+    """Relational knowledge distillation by angles (arXiv 1904.05068).
+
+    The cosine at each text between two others, under Huber's loss.
 
     Args:
         student: `(N, D)`, N at least 3.
@@ -149,7 +162,10 @@ def _angles(unit: Tensor, corners: Tensor) -> Tensor:
 
 
 def _other_pairs(count: int, corners: Tensor) -> Tensor:
-    """Return where corner and both ends are three different texts, each pair of ends once: `(corners, N, N)` of bool."""
+    """Return where corner and both ends are three different texts, each pair of ends once.
+
+    `(corners, N, N)` of bool.
+    """
     places = torch.arange(count, device=corners.device)
     other = places[None] != corners[:, None]
     return other[:, :, None] & other[:, None, :] & (places[:, None] < places[None, :])
