@@ -47,7 +47,7 @@ from taskdistill.teacher.store import open_views
 from taskdistill.train.context import Phase, TrainContext
 from taskdistill.train.log import Log
 from taskdistill.train.loop import run_phase
-from taskdistill.train.phases import adapter_job, stage1_job
+from taskdistill.train.phases import build_adapter, build_stage1
 from taskdistill.train.workers import workers
 from taskdistill.types import Precision
 
@@ -239,7 +239,7 @@ def stage1_again(run: RunContext, student: Model) -> Phase:
         if settings.projection == "none"
         else Projection(student.module.embedding_dim, width, settings.projection_init)
     )
-    return stage1_job(
+    return build_stage1(
         "stage1",
         settings,
         student.module,
@@ -261,7 +261,7 @@ def adapter_again(run: RunContext, student: Model, source: Path) -> Phase:
         run.plans[f"adapters.{Task.RETRIEVAL.value}"],
     )
     dims = student.settings.matryoshka_dims
-    job, config = adapter_job(
+    job, config = build_adapter(
         Task.RETRIEVAL, settings, student.module, plan, run.stores, projection, dims
     )
     student.adapter_configs[Task.RETRIEVAL.value] = config

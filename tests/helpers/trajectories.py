@@ -48,7 +48,7 @@ from taskdistill.train.distributed import SINGLE, ProcessGroup
 from taskdistill.train.fsdp import full_tensor
 from taskdistill.train.log import Log
 from taskdistill.train.loop import run_phase
-from taskdistill.train.phases import adapter_job, plan_phase, stage1_job
+from taskdistill.train.phases import build_adapter, build_stage1, plan_phase
 from taskdistill.train.validation import Validation
 from taskdistill.train.workers import workers
 from taskdistill.types import Pooling, RowKind
@@ -369,7 +369,7 @@ def job_of(case: Case, model: TransformerModel) -> Phase:
             | case.settings
         )
         plan = plan_phase(5, case.phase, settings, {each.name: each for each in used})
-        return stage1_job(case.phase, settings, model, plan, stores, projection, DIMS)
+        return build_stage1(case.phase, settings, model, plan, stores, projection, DIMS)
     task = Task(case.phase)
     kinds = {
         Task.RETRIEVAL: [RowKind.PAIRS],
@@ -387,7 +387,7 @@ def job_of(case: Case, model: TransformerModel) -> Phase:
     )
     plan = plan_phase(5, f"adapters.{task.value}", adapter, {each.name: each for each in data})
     torch.manual_seed(9)
-    job, _ = adapter_job(task, adapter, model, plan, stores, projection, DIMS)
+    job, _ = build_adapter(task, adapter, model, plan, stores, projection, DIMS)
     for parameter in (
         *adapter_parameters(model.backbone, task.value).values(),
         *job.heads.named().values(),

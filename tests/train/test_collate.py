@@ -192,7 +192,7 @@ def test_the_teacher_is_asked_for_exactly_the_texts_that_steps_compare(inputs, n
     needs = phases.teacher_needs(name, settings, plan)
     stores = {view: Asked() for view in ("query", "document", "topic")}
     job = phases.Phase(
-        name, settings, plan, phases.preparer(name, settings), None, {}, {}, stores=stores
+        name, settings, plan, phases.collator(name, settings), None, {}, {}, stores=stores
     )
     source = TargetLookup(job, None, SimpleNamespace(processes=SINGLE))
     for step in range(settings.steps):

@@ -26,7 +26,7 @@ from taskdistill.train.loss_terms import (
     weight_at,
 )
 from taskdistill.train.objective import Heads, Targets, adapter_objective, weights_for
-from taskdistill.train.phases import distils, plan_phase, stage1_job
+from taskdistill.train.phases import build_stage1, distils, plan_phase
 from taskdistill.types import RowKind
 
 ROWS = [Pair("a", "b", ("x", "y")), Pair("c", "d", ("z", "x")), Pair("e", "f")]
@@ -125,7 +125,7 @@ def test_lists_hold_the_hard_negatives_that_are_distilled():
     )
     torch.manual_seed(0)
     vectors, teacher = torch.randn(7, 8), torch.randn(7, 5)
-    job = stage1_job(
+    job = build_stage1(
         "stage1", stage1(weights={"list_kl": 1.0}), tiny.student(), None, {}, None, [8]
     )
     terms, _ = job.objective(vectors, prepared, Targets(teacher), Heads())
@@ -198,13 +198,13 @@ def test_stage_1_takes_weighted_terms_and_the_paper_s_alone_by_default():
         weights={"distill": 0.5, "similarity": 200.0, "list_kl": 1.0}, projection_init="identity"
     )
     made = plan(settings, "stage1", RowKind.PAIRS, *ROWS)
-    job = stage1_job("stage1", settings, module, made, {}, Projection(32, 32), [32])
+    job = build_stage1("stage1", settings, module, made, {}, Projection(32, 32), [32])
     assert job.weights == {"distill": 0.5, "similarity": 200.0, "list_kl": 1.0}
     prepared = job.prepare(batch(RowKind.PAIRS, *ROWS))
     targets = Targets(torch.randn(6, 32))
     terms, _ = job.objective(torch.randn(6, 32), prepared, targets, job.heads)
     assert terms.keys() == job.weights.keys() and job.partial_loss(prepared, targets) is None
-    plain = stage1_job("stage1", stage1(), module, made, {}, Projection(32, 32), [32])
+    plain = build_stage1("stage1", stage1(), module, made, {}, Projection(32, 32), [32])
     assert plain.weights == {"distill": 1.0} and plain.partial_loss(prepared, targets) is not None
 
 

@@ -42,7 +42,7 @@ from taskdistill.train.fsdp import is_sharded, shard, write_back
 from taskdistill.train.loop import run_phase
 from taskdistill.train.loss_terms import needs_projection, stage1_weights
 from taskdistill.train.phase_folder import load_phase, save_phase
-from taskdistill.train.phases import adapter_job, stage1_job
+from taskdistill.train.phases import build_adapter, build_stage1
 from taskdistill.train.validation import Validation, best_so_far, remove_state
 from taskdistill.train.workers import workers
 
@@ -195,7 +195,7 @@ class _StudentPhases:
                 continue
             self._set_theta(settings)
             regresses = needs_projection(stage1_weights(name, settings.weights))
-            phase = stage1_job(
+            phase = build_stage1(
                 name,
                 settings,
                 self.module,
@@ -242,7 +242,7 @@ class _StudentPhases:
             trained_projection = Projection(self.module.embedding_dim, projection.weight.shape[0])
             trained_projection.load_state_dict(projection.state_dict())
             projection = trained_projection
-        phase, student.adapter_configs[task.value] = adapter_job(
+        phase, student.adapter_configs[task.value] = build_adapter(
             task,
             settings,
             self.module,

@@ -39,7 +39,7 @@ from taskdistill.recipe.recipe import Recipe
 from taskdistill.recipe.student import StudentVocabConfig
 from taskdistill.train.arithmetic import choose_arithmetic, training_device
 from taskdistill.train.budget import choose_budget
-from taskdistill.train.phases import preparer, teacher_needs
+from taskdistill.train.phases import collator, teacher_needs
 from taskdistill.train.vocab import learn_beside, whole_words
 
 SAMPLE = 64
@@ -108,7 +108,7 @@ def plan_run(
                         f"{view if teacher_config.instructions is not None else 'raw'}"
                     )
                     needed.setdefault(key, {}).update(dict.fromkeys(texts))
-            collate_batch = preparer(name, phase)
+            collate_batch = collator(name, phase)
             steps = np.unique(np.linspace(0, phase.steps - 1, min(SAMPLE, phase.steps)).astype(int))
             batches = [
                 [text for _, text in collate_batch(plan.at(step)).texts] for step in steps.tolist()

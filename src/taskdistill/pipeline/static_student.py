@@ -23,7 +23,7 @@ from taskdistill.pipeline.student_vocab import sample
 from taskdistill.pipeline.teacher_store import fill_stores
 from taskdistill.seeding import torch_seed
 from taskdistill.train.phase_folder import save_phase
-from taskdistill.train.phases import learned_texts, static_job, static_phase
+from taskdistill.train.phases import build_static, learned_texts, static_phase
 from taskdistill.train.static_init import start_from_texts, start_table
 from taskdistill.train.vocab import learn_vocabulary
 
@@ -62,7 +62,7 @@ def train_static(run: RunContext, student: Model) -> Path:
             tokenizer, store, read, counted, noise=settings.noise, seed=run.recipe.seed
         )
         run.timed("static start", start)
-    phase = static_job(
+    phase = build_static(
         settings,
         table,
         plan,

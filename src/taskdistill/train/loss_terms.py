@@ -33,7 +33,7 @@ from taskdistill.types import RowKind
 LAYERS = "hidden"
 
 
-def check_menu(where: str, settings: PhaseConfig, weights: Mapping[str, float]) -> None:
+def check_options(where: str, settings: PhaseConfig, weights: Mapping[str, float]) -> None:
     """Refuse settings of terms that have no weight, and ramps that move none.
 
     Raises:
@@ -97,7 +97,7 @@ def check_adapter(
     Raises:
         BadInput: Naming the setting.
     """
-    check_menu(where, settings, weights)
+    check_options(where, settings, weights)
     _check_sharpen(where, settings, used, weights)
 
 
@@ -108,7 +108,7 @@ def check_stage1(where: str, settings: Stage1Config, used: Sequence[Dataset]) ->
         BadInput: Naming the setting or term.
     """
     requested = stage1_weights(where, settings.weights)
-    check_menu(where, settings, requested)
+    check_options(where, settings, requested)
     if settings.projection == "student" and not needs_projection(requested):
         for name in ("projection_lr", "projection_warmup", "projection_weight_decay"):
             if getattr(settings, name) is not None:

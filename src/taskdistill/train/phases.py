@@ -177,7 +177,7 @@ def _check_contrast(
         )
 
 
-def preparer(name: str, settings: PhaseConfig) -> Any:
+def collator(name: str, settings: PhaseConfig) -> Any:
     """Return how a phase lays out a batch."""
     task, distil = phase_task(name), distils(name, settings)
     hard = (
@@ -207,7 +207,7 @@ def teacher_needs(
     """
     if not distils(name, settings):
         return {}
-    collate_batch, result = preparer(name, settings), dict[View, dict[str, None]]()
+    collate_batch, result = collator(name, settings), dict[View, dict[str, None]]()
     for step in range(settings.steps):
         batch = plan.at(step)
         for view, text in (
@@ -229,7 +229,7 @@ def learned_texts(
         distinct other texts.
     """
     collate_batch, read, others = (
-        preparer(name, settings),
+        collator(name, settings),
         dict[tuple[str, str], None](),
         dict[str, None](),
     )
@@ -248,7 +248,7 @@ def learned_texts(
     return list(read), list(others)
 
 
-def stage1_job(
+def build_stage1(
     name: str,
     settings: Stage1Config,
     model: TransformerModel,
@@ -286,7 +286,7 @@ def stage1_job(
         name,
         settings,
         plan,
-        preparer(name, settings),
+        collator(name, settings),
         objective,
         requested,
         trained,
@@ -296,7 +296,7 @@ def stage1_job(
     )
 
 
-def static_job(
+def build_static(
     settings: StaticConfig,
     model: StaticModel,
     plan: BatchPlan,
@@ -331,7 +331,7 @@ def static_job(
         "static",
         phase,
         plan,
-        preparer("static", phase),
+        collator("static", phase),
         objective,
         weights,
         {"table": model.table},
@@ -339,7 +339,7 @@ def static_job(
     )
 
 
-def adapter_job(
+def build_adapter(
     task: Task,
     settings: AdapterConfig,
     model: TransformerModel,
@@ -380,7 +380,7 @@ def adapter_job(
         name,
         settings,
         plan,
-        preparer(name, settings),
+        collator(name, settings),
         adapter_objective(task, settings, chosen),
         weights,
         dict(adapter_parameters(model.backbone, named)),

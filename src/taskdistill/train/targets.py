@@ -64,8 +64,7 @@ class TargetLookup:
         rows = torch.split(processes.gather(flat, totals)[:, 0], lengths.tolist())
         places = [place for share in shares for place in share]
         return [
-            row.numpy()
-            for _, row in sorted(zip(places, rows, strict=True), key=lambda found: found[0])
+            row.numpy() for _, row in sorted(zip(places, rows, strict=True), key=lambda at: at[0])
         ]
 
     def _tokenised(self, prepared: TrainBatch, places: range) -> list[np.ndarray]:

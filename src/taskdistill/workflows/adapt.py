@@ -44,7 +44,7 @@ from taskdistill.train.arithmetic import choose_arithmetic
 from taskdistill.train.context import Interrupted, Phase, TrainContext
 from taskdistill.train.log import Log
 from taskdistill.train.loop import run_phase
-from taskdistill.train.phases import adapter_job, plan_phase
+from taskdistill.train.phases import build_adapter, plan_phase
 from taskdistill.train.validation import remove_state
 from taskdistill.train.workers import workers
 from taskdistill.types import MANIFEST, RowKind
@@ -253,7 +253,7 @@ def _make_phase(
     objective, adapter = request.objective, request.adapter
     plan = plan_phase(request.seed, f"adapters.{objective.value}", settings, {data.name: data})
     dims = model.settings.matryoshka_dims
-    phase, model.adapter_configs[adapter] = adapter_job(
+    phase, model.adapter_configs[adapter] = build_adapter(
         objective, settings, model.module, plan, {}, None, dims, adapter
     )
     nn.ParameterList(phase.heads.named().values()).to(model.module.device)

@@ -45,7 +45,7 @@ from taskdistill.teacher.store import TeacherStore, open_store
 from taskdistill.train.context import Phase, TrainContext
 from taskdistill.train.log import Log
 from taskdistill.train.loop import run_phase
-from taskdistill.train.phases import static_job, static_phase, teacher_needs
+from taskdistill.train.phases import build_static, static_phase, teacher_needs
 from taskdistill.train.static_init import start_table
 from taskdistill.train.workers import workers
 from taskdistill.types import MANIFEST, RowKind
@@ -326,7 +326,7 @@ class _StudentMaker:
         )
         self._fill(store, teacher, settings, plan)
         torch.manual_seed(torch_seed(effort.seed))
-        phase = static_job(settings, table, plan, store, [table.embedding_dim])
+        phase = build_static(settings, table, plan, store, [table.embedding_dim])
         progress.stage(f"{model.name}{STUDENT}: {settings.steps} steps")
         self._train(phase, table, tokenizer, folder.parent)
         model_settings = ModelSettings(max_length=1_000_000, matryoshka_dims=(table.embedding_dim,))

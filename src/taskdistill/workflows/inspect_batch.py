@@ -17,7 +17,7 @@ from taskdistill.teacher.fill import fill_store
 from taskdistill.teacher.make import make_teacher
 from taskdistill.teacher.store import open_views
 from taskdistill.train.collate import Relation, TrainBatch, relations
-from taskdistill.train.phases import make_plan, preparer, static_phase
+from taskdistill.train.phases import collator, make_plan, static_phase
 from taskdistill.types import RowKind
 
 WIDTH = 60
@@ -59,7 +59,7 @@ def inspect_batch(
         root = data_root(recipe, recipe_folder, data_folder or Path(temporary) / "data", progress)
         inputs: TrainData = load_inputs(recipe, root, progress)
         batch = make_plan(recipe, phase, config, inputs.datasets).at(step)
-        prepared = preparer(phase, config)(batch)
+        prepared = collator(phase, config)(batch)
         cosines = None
         if (
             isinstance(config, AdapterConfig)

@@ -89,6 +89,7 @@ class _StreamingInfoNCE(torch.autograd.Function):
             if excluded is not None:
                 logits.masked_fill_(_without_positives(excluded[rows], positives[rows]), -torch.inf)
             index = positives[rows, None]
+            # The positive is read before the logits turn into weights in the same memory.
             row_max, positive_logit = logits.amax(1, keepdim=True), logits.gather(1, index)
             weights = logits.sub_(row_max).exp_()
             norm = weights.sum(1, keepdim=True)
@@ -96,6 +97,7 @@ class _StreamingInfoNCE(torch.autograd.Function):
             weights *= 1 / (norm * count)
             weights.scatter_add_(1, index, weights.new_full(index.shape, -1 / count))
             torch.mm(weights, documents, out=grad_q[rows])
+            # d logit / d tau is -q.d / tau^2, so the gradient of the queries already holds it.
             grad_tau -= (grad_q[rows] * queries[rows]).sum() / tau**2
             grad_d.addmm_(weights.T, queries[rows])
         grad_q /= tau

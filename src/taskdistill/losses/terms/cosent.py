@@ -25,6 +25,7 @@ def cosent(similarities: Tensor, scores: Tensor, temperature: float = 0.05) -> T
     scaled = similarities / temperature
     differences = scaled[None, :] - scaled[:, None]
     ordered = scores[:, None] > scores[None, :]
+    # The appended zero is the one in ln(1 + sum); logsumexp keeps large differences finite.
     return torch.logsumexp(torch.cat([scaled.new_zeros(1), differences[ordered]]), dim=0)
 
 
