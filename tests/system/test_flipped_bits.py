@@ -333,7 +333,7 @@ def load_ablation(out: Path) -> Any:
         result_of(bench, CELL),
         costs.teacher_cost(bench, 4),
         positive_control(bench),
-        _match_costs(SimpleNamespace(bench=bench), {}, []),  # type: ignore[arg-type]
+        _match_costs(SimpleNamespace(context=bench), {}, []),  # type: ignore[arg-type]
         _score_teacher(bench, SilentProgress()),
         _unusable(out / UNUSABLE),
         read_lines(out / CELL.key / "log.jsonl"),

@@ -672,6 +672,7 @@ REMOVING = {
     "export/tokenizer_files.py": "writes into the temporary folder that it is given",
     "demo/folder.py": "writes into the temporary folder that it is given",
     "workflows/mine.py": "writes into temporary files, and into the temporary folder that it is given",
+    "workflows/mine_vectors.py": "writes into the temporary file that it is given",
     "pipeline/projection_start.py": "writes into the temporary folder that it is given",
     "pipeline/student_vocab.py": "writes into the temporary folder that it is given",
     "workflows/shrink.py": "writes into a folder of the system for temporary files",
