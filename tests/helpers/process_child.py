@@ -51,7 +51,7 @@ def run(count: int, *arguments: str, limit: float = 280) -> None:
 
 
 def gradients_of(case, keep: int, together, *, micro: int = 24, share=None):
-    """The gradients of a case of test_step on some processes: named, with the told terms."""
+    """The gradients of a case of gradient_cases on some processes: named, with the told terms."""
     from taskdistill.train import gradients
     from taskdistill.train.workers import workers
 

@@ -82,8 +82,8 @@ def test_spread_out_by_hand():
 
 def test_relational_distance_by_hand():
     third = 2 * math.pi / 3
-    ctx = rows(*((math.cos(third * n), math.sin(third * n)) for n in range(3)))
-    value = relational_distance(rows((1, 0), (0, 1), (-1, 0)), ctx).item()
+    corners = rows(*((math.cos(third * n), math.sin(third * n)) for n in range(3)))
+    value = relational_distance(rows((1, 0), (0, 1), (-1, 0)), corners).item()
     assert value == pytest.approx(
         0.1875
     )  # distances 1, 2, 1 over their mean 8/9, against 1.5 over 1

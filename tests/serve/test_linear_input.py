@@ -179,7 +179,7 @@ def is_method(node: ast.AST) -> bool:
 CHILD = """
 import gc, os, sys
 sys.path[:0] = {path!r}
-from tests.serve.test_linear_input import SIZES, WORK, filters
+from test_linear_input import SIZES, WORK, filters
 filters.MAX_CHARACTERS = 1 << 30
 gc.disable()
 for key, (work, shape) in WORK.items():
@@ -199,7 +199,7 @@ for key, (work, shape) in WORK.items():
 def test_instructions_of_the_machine_grow_with_the_input(tmp_path):
     """Callgrind counts what C does as well; a profile is written at each call of getppid, before and behind each input."""
     code = CHILD.format(
-        path=[str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(SOURCE.parent)]
+        path=[str(Path(__file__).parent), str(Path(__file__).parents[1]), str(SOURCE.parent)]
     )
     environment = os.environ | {"PYTHONHASHSEED": "0"}
     tool = ["--tool=callgrind", "--dump-before=getppid", f"--callgrind-out-file={tmp_path}/out"]

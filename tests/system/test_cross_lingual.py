@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny, tiny_run
+from helpers.two_languages import GERMAN, RUSSIAN
 from tokenizers import Tokenizer, models
 
 from taskdistill.data.batches import Batch
@@ -27,22 +28,6 @@ from taskdistill.train.vocab import learn_vocabulary
 from taskdistill.types import RowKind, TeacherSide
 
 D = Role.DOCUMENT
-GERMAN = {
-    "the": "die",
-    "cat": "katze",
-    "dog": "hund",
-    "sleeps": "schläft",
-    "runs": "läuft",
-    "fast": "schnell",
-}
-RUSSIAN = {
-    "the": "эта",
-    "cat": "кошка",
-    "dog": "собака",
-    "sleeps": "спит",
-    "runs": "бежит",
-    "fast": "быстро",
-}
 
 
 def translations(count: int = 120) -> list[dict[str, str]]:

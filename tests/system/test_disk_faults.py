@@ -18,14 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.disk_child import ERRORS, KILLED, Fault, in_child, protected, with_limit
-from safetensors.numpy import save_file
-
-from taskdistill.errors import BadInput
-from taskdistill.io.atomic import replacing
-from taskdistill.io.folders import write_folder
-from taskdistill.io.outputs import claim
-from taskdistill.io.protection import check_replacing, check_writable, spell
-from tests.system.test_foreign_files import (
+from helpers.write_cases import (
     CASES,
     box_of,
     command,
@@ -35,7 +28,14 @@ from tests.system.test_foreign_files import (
     tree,
     unchanged,
 )
-from tests.system.test_foreign_files import home as home
+from helpers.write_cases import home as home
+from safetensors.numpy import save_file
+
+from taskdistill.errors import BadInput
+from taskdistill.io.atomic import replacing
+from taskdistill.io.folders import write_folder
+from taskdistill.io.outputs import claim
+from taskdistill.io.protection import check_replacing, check_writable, spell
 
 FREE = [name for name, case in CASES.items() if not case.copies]
 CHANGING = [name for name, case in CASES.items() if case.copies]

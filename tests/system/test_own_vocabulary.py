@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny, tiny_run
+from helpers.two_languages import GERMAN, RUSSIAN
 from safetensors.torch import load_file
 from scipy.sparse import csr_matrix
 from sentence_transformers import SentenceTransformer
@@ -29,7 +30,6 @@ from taskdistill.train.vocab_transfer import (
     mixed_rows,
     transfer_embeddings,
 )
-from tests.system.test_cross_lingual import GERMAN, RUSSIAN
 
 
 def ids(*rows):

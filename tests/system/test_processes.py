@@ -7,13 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import process_child, tiny, tiny_run
+from helpers import gradient_cases, process_child, tiny, tiny_run
 
 from taskdistill.tasks import Task
 from taskdistill.train.context import Phase
 from taskdistill.train.distributed import SINGLE, ProcessGroup, _buckets
 from taskdistill.train.microbatch import PIECE_TOKENS, micro_batches, split, spread
-from tests.train import test_gradients as test_step
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
@@ -64,22 +63,19 @@ def test_micro_batches_are_halved_only_where_that_keeps_more_workers_busy(worker
         )
 
 
-def stage_1_share(case: test_step.Case):
-    job = Phase("stage1", None, None, None, case.objective, {}, case.trained, case.heads)
-    return job.partial_loss(case.prepared, case.targets)
-
-
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_distillation_carried_back_piece_by_piece_has_the_gradients_of_the_whole(family):
-    case = test_step.case(family, None)
+    case = gradient_cases.case(family, None)
     whole, told = process_child.gradients_of(case, 10**9, SINGLE)
-    pieces, again = process_child.gradients_of(case, 10**9, SINGLE, share=stage_1_share(case))
-    assert test_step.worst(pieces, whole) <= 1e-12 and again == told
+    pieces, again = process_child.gradients_of(
+        case, 10**9, SINGLE, share=gradient_cases.stage_1_share(case)
+    )
+    assert gradient_cases.worst(pieces, whole) <= 1e-12 and again == told
     assert "projection.weight" in whole
 
 
 def test_only_a_loss_of_distillation_alone_is_carried_back_piece_by_piece():
-    case = test_step.case("bert", Task.RETRIEVAL)
+    case = gradient_cases.case("bert", Task.RETRIEVAL)
     assert (
         Phase("a", None, None, None, case.objective, case.weights, case.trained).partial_loss(
             case.prepared, case.targets

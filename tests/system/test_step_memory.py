@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import tiny, tiny_run
+from helpers import gradient_cases, tiny, tiny_run
 
 from taskdistill.errors import WorkFailed
 from taskdistill.model.lora import SeededDropout, seed_dropout
@@ -15,7 +15,6 @@ from taskdistill.train.log import read_lines
 from taskdistill.train.memory import is_out_of_memory
 from taskdistill.train.microbatch import micro_batches, split
 from taskdistill.train.workers import workers
-from tests.train import test_gradients as test_step
 
 ALLOCATOR = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 
@@ -36,7 +35,7 @@ class Room:
         monkeypatch.setattr(gradients, "_forward", forward)
 
 
-def run(case: test_step.Case, threads: int = 1, micro: int = 48, share=None):
+def run(case: gradient_cases.Case, threads: int = 1, micro: int = 48, share=None):
     case.clear()
     with workers(threads) as made:
         told = gradients.gradients(
@@ -60,31 +59,29 @@ def run(case: test_step.Case, threads: int = 1, micro: int = 48, share=None):
     [("bert", Task.RETRIEVAL), ("qwen3", Task.CLASSIFICATION), ("eurobert", None)],
 )
 def test_halved_micro_batches_have_the_gradients_of_whole_ones(family, task, threads, monkeypatch):
-    case = test_step.case(family, task)
+    case = gradient_cases.case(family, task)
     wanted, told, none = run(case)
     room = Room(monkeypatch, 18, MemoryError())
     found, again, halvings = run(case, threads)
     assert none == 0 and halvings >= 1 and room.failed >= halvings
     assert (
-        test_step.worst(found, wanted) <= 1e-12
+        gradient_cases.worst(found, wanted) <= 1e-12
         and again[0] == pytest.approx(told[0], rel=1e-12)
         and again[2] == told[2]
     )
 
 
 def test_a_distillation_that_is_carried_back_piece_by_piece_is_halved_too(monkeypatch):
-    from tests.system import test_processes
-
-    case = test_step.case("bert", Task.CLUSTERING)
-    share = test_processes.stage_1_share(case)
+    case = gradient_cases.case("bert", Task.CLUSTERING)
+    share = gradient_cases.stage_1_share(case)
     wanted, _, _ = run(case, share=share)
     Room(monkeypatch, 18, RuntimeError(ALLOCATOR))
     found, _, halvings = run(case, share=share)
-    assert halvings >= 1 and test_step.worst(found, wanted) <= 1e-12
+    assert halvings >= 1 and gradient_cases.worst(found, wanted) <= 1e-12
 
 
 def test_memory_that_runs_out_on_the_way_back_leaves_no_gradient_twice(monkeypatch):
-    case = test_step.case("bert", Task.RETRIEVAL)
+    case = gradient_cases.case("bert", Task.RETRIEVAL)
     wanted, told, _ = run(case)
     grad, left = torch.autograd.grad, [2]
 
@@ -98,14 +95,14 @@ def test_memory_that_runs_out_on_the_way_back_leaves_no_gradient_twice(monkeypat
     found, again, halvings = run(case)
     assert halvings == 1 and again[0] == pytest.approx(told[0], rel=1e-12)
     assert (
-        test_step.worst(found, wanted) <= 1e-12
+        gradient_cases.worst(found, wanted) <= 1e-12
     )  # the heads' gradients were there before the failure
 
 
 def test_a_text_that_does_not_fit_by_itself_ends_the_work_and_other_errors_stay_what_they_are(
     monkeypatch,
 ):
-    case = test_step.case("bert", Task.CLUSTERING)
+    case = gradient_cases.case("bert", Task.CLUSTERING)
     with monkeypatch.context() as patched:
         Room(patched, 2, MemoryError())
         with pytest.raises(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import tiny, tiny_run, twin
+from helpers import gradient_cases, tiny, tiny_run, twin
 from safetensors.torch import load_file
 
 from taskdistill import device
@@ -21,7 +21,6 @@ from taskdistill.train.arithmetic import (
 from taskdistill.train.batch_loss import backward_loss
 from taskdistill.train.distributed import ProcessGroup
 from taskdistill.train.workers import workers
-from tests.train import test_gradients as test_step
 
 CPU = torch.device("cpu")
 
@@ -123,7 +122,7 @@ def test_each_process_takes_the_device_of_its_number(monkeypatch):
     [("bert", Task.RETRIEVAL), ("qwen3", Task.CLASSIFICATION), ("eurobert", None)],
 )
 def test_gradients_in_bfloat16_are_near_and_in_float32(family, task):
-    case = test_step.case(family, task, torch.float32)
+    case = gradient_cases.case(family, task, torch.float32)
     found = []
     for compute in (None, torch.bfloat16):
         case.clear()

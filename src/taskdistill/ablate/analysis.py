@@ -109,7 +109,9 @@ def analyze(
         "teacher_cost": dict(teacher_cost),
         "curves": curves,
         "matched": dict(matched),
-        "tuning": {name: [_trial(run) for run in local] for name, local in trials.items()},
+        "tuning": {
+            name: [_trial(run) for run in arm_trials] for name, arm_trials in trials.items()
+        },
         "lengths": _lengths(context, units),
         "examples": _examples(context, units),
         "same": dict(same),
@@ -283,15 +285,15 @@ def _curves(by_arm: Mapping[str, Runs], cost: Mapping[str, Any]) -> dict[str, An
             else 0.0
             for name in shown
         }
-        complete = {
+        with_teacher = {
             name: mean_curve(points[name], "cpu_seconds", start, paid[name]) for name in shown
         }
         result["cpu_seconds_with_teacher"] = {
-            name: curve.tolist() for name, curve in complete.items()
+            name: curve.tolist() for name, curve in with_teacher.items()
         }
-        result["crossings_on_cpu_seconds_with_teacher"] = all_crossings(complete)
+        result["crossings_on_cpu_seconds_with_teacher"] = all_crossings(with_teacher)
     reach, scores = at_equal_distance(
-        {name: mean_curve(local, "distance", start) for name, local in core.items()}
+        {name: mean_curve(seed_curves, "distance", start) for name, seed_curves in core.items()}
     )
     result["at_equal_distance"] = {"distance": reach, "scores": scores}
     return result

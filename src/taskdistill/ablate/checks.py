@@ -138,13 +138,15 @@ def check_same(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         _agree(outcome, "checkpoint", hashes["checkpoint"], f"{arm.name} seed {spec['seed']}")
         if not arm.phases:
             continue
-        local = outcome["seeds"].setdefault(
+        seed_hashes = outcome["seeds"].setdefault(
             str(spec["seed"]), {"batches": None, "projection": None}
         )
         if not arm.large and arm.matched is None:
-            _agree(local, "batches", hashes["batches"], f"{arm.name} seed {spec['seed']}")
+            _agree(seed_hashes, "batches", hashes["batches"], f"{arm.name} seed {spec['seed']}")
         if hashes["projection"] is not None:
-            _agree(local, "projection", hashes["projection"], f"{arm.name} seed {spec['seed']}")
+            _agree(
+                seed_hashes, "projection", hashes["projection"], f"{arm.name} seed {spec['seed']}"
+            )
     return outcome
 
 

@@ -64,14 +64,14 @@ class ExperimentContext:
         """The untouched checkpoint; `fresh` gives copies of it."""
         if is_static(self.experiment):
             return static_student(self.experiment, self.datasets)
-        built, stage = start_student(self.experiment.recipe), self.experiment.recipe.first_stage()
-        assert isinstance(built.module, TransformerModel)
-        if stage.rope_theta is not None and rope_theta(built.module.backbone) is None:
-            kind = built.module.backbone.config.model_type
+        student, stage = start_student(self.experiment.recipe), self.experiment.recipe.first_stage()
+        assert isinstance(student.module, TransformerModel)
+        if stage.rope_theta is not None and rope_theta(student.module.backbone) is None:
+            kind = student.module.backbone.config.model_type
             raise BadInput(
                 f"stage1.rope_theta has no effect: a {kind} backbone has no rotary positions; remove it"
             )
-        return built
+        return student
 
     @cached_property
     def device(self) -> torch.device:

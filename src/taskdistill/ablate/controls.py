@@ -46,11 +46,13 @@ def positive_control(context: ExperimentContext) -> dict[str, Any] | None:
     )
     student = dev_scores(as_student, context.sets)
     teacher = dev_scores(TeacherEmbedder(context.teacher, context.stores), context.sets)
-    complete = macro(teacher, context.sets.dev)
+    teacher_score = macro(teacher, context.sets.dev)
     result = {
         "student": student,
         "teacher": teacher,
-        "retention": macro(student, context.sets.dev) / complete if complete > 0 else None,
+        "retention": macro(student, context.sets.dev) / teacher_score
+        if teacher_score > 0
+        else None,
     }
     write_sealed(path, result)
     return result

@@ -87,7 +87,9 @@ def matched_factor(
     Returns:
         (cost of DC + cost of the teacher) / cost of C at equal steps; None where the teacher's cost is not known.
     """
-    name, local = ("flops", "student_flops") if kind == "flops" else ("cpu_seconds", "cpu_seconds")
+    name, budget_key = (
+        ("flops", "student_flops") if kind == "flops" else ("cpu_seconds", "cpu_seconds")
+    )
     if teacher[name] is None:
         return None
-    return (combined[local] + float(teacher[name])) / contrast[local]
+    return (combined[budget_key] + float(teacher[name])) / contrast[budget_key]

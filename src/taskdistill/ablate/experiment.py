@@ -160,7 +160,7 @@ def _tune(pool: RunPool) -> tuple[dict[str, Hyperparameters], dict[str, list[dic
             arm.name: trial_specs(experiment, arm, points["D"] if len(arm.phases) > 1 else None)
             for arm in wave
         }
-        results = pool.run([spec for local in specs.values() for spec in local])
+        results = pool.run([spec for arm_specs in specs.values() for spec in arm_specs])
         for arm in wave:
             trials[arm.name] = [result for result in results if result["cell"]["arm"] == arm.name]
             points[arm.name] = specs[arm.name][best_trial(trials[arm.name])].point
@@ -236,10 +236,10 @@ def _match_costs(
         }
         means = {
             name: {
-                key: float(np.mean([each[key] for each in local]))
+                key: float(np.mean([each[key] for each in arm_budgets]))
                 for key in ("student_flops", "cpu_seconds")
             }
-            for name, local in budgets.items()
+            for name, arm_budgets in budgets.items()
         }
         for kind in ("flops", "seconds"):
             full = matched_factor(kind, cost, means["DC"], means["C"])

@@ -89,11 +89,14 @@ class TokenEmbedder:
         """
         prompt = self.encoder.prompt_text(prompt_name)
         if new := list(dict.fromkeys(text for text in texts if (prompt, text) not in self.known)):
-            built = self.encoder.model.tokenizer.ids(
+            tokenized = self.encoder.model.tokenizer.ids(
                 new, prompt=prompt, max_length=self.encoder.max_length
             ).ids
             self.known.update(
-                {(prompt, text): row.astype(np.int32) for text, row in zip(new, built, strict=True)}
+                {
+                    (prompt, text): row.astype(np.int32)
+                    for text, row in zip(new, tokenized, strict=True)
+                }
             )
         return self.encoder.encode_ids([self.known[prompt, text] for text in texts])
 
@@ -181,16 +184,16 @@ def test_scores(
     for each in (*sets.primary, *sets.secondary):
         data = sets.data(each)
         encoded = encode_set(embedder, each.task, data)
-        complete = each.task.score(data, encoded.sides)
+        full = each.task.score(data, encoded.sides)
         record: dict[str, Any] = {
             "kind": each.kind,
             "metric": each.task.metric,
-            "n": sum(len(units) for units in complete.units.values()),
-            "score": complete.score,
-            "scores": complete.scores,
+            "n": sum(len(units) for units in full.units.values()),
+            "score": full.score,
+            "scores": full.scores,
         }
         if each.kind == "retrieval" and isinstance(data, RankingData):
-            units = {WHOLE: complete.units[""]}
+            units = {WHOLE: full.units[""]}
             for name, changed in variants(encoded, dims).items():
                 units[name] = ndcg_by_query(
                     data, changed.sides["queries"], changed.sides["documents"]

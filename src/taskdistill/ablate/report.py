@@ -209,11 +209,11 @@ def _curve_words(results: Results) -> str:
         if curves["still_changing"]
         else "The order of D, C and DC did not change in the last fifth of the steps."
     )
-    complete = curves.get("cpu_seconds_with_teacher")
-    if complete and _apart(complete):
+    with_teacher = curves.get("cpu_seconds_with_teacher")
+    if with_teacher and _apart(with_teacher):
         order += (
-            f" Without cached vectors contrast alone ends after {_place(complete['C'][-1][0])} CPU-seconds, before an arm with a teacher takes its first step "
-            f"(after {_place(complete['D'][0][0])})."
+            f" Without cached vectors contrast alone ends after {_place(with_teacher['C'][-1][0])} CPU-seconds, before an arm with a teacher takes its first step "
+            f"(after {_place(with_teacher['D'][0][0])})."
         )
     return (
         f"nDCG@10 on the dev sets, mean over seeds; every curve starts at the untrained base. {order} Where each has moved the weights as far as the one "

@@ -160,11 +160,11 @@ def arm_table(results: Results) -> Table:
         return [sum(sets[name][key] for name in names[kind]) / len(names[kind]) for kind in kinds]
 
     recall = sum(teacher[name]["scores"]["Recall@100"] for name in primary) / len(primary)
-    complete = sum(teacher[name]["score"] for name in primary) / len(primary)
+    full_score = sum(teacher[name]["score"] for name in primary) / len(primary)
     rows: list[list[Value]] = [
         [
             CellText("teacher", small="through the same sets"),
-            CellText(f"{100 * complete:.1f}"),
+            CellText(f"{100 * full_score:.1f}"),
             "100 %",
             recall,
             *others(teacher, "score"),
@@ -244,7 +244,7 @@ def variant_table(results: Results) -> Table:
     variants = list(results["arms"]["DC"]["variants"])
     rows: list[list[Value]] = []
     for name, arm in results["arms"].items():
-        complete = arm["variants"]["float"]["mean"]
+        full_score = arm["variants"]["float"]["mean"]
         specs: list[Value] = []
         for variant in variants:
             mean = arm["variants"][variant]["mean"]
@@ -252,8 +252,8 @@ def variant_table(results: Results) -> Table:
                 CellText(
                     f"{100 * mean:.1f}",
                     small=""
-                    if variant == "float" or not complete
-                    else f"{100 * mean / complete:.0f} %",
+                    if variant == "float" or not full_score
+                    else f"{100 * mean / full_score:.0f} %",
                 )
             )
         rows.append([name, *specs])

@@ -116,8 +116,8 @@ class CachedTokenizer(TextTokenizer):
         if new := [
             text for text in dict.fromkeys(texts) if (prompt, max_length, text) not in self._known
         ]:
-            built = super().ids(new, prompt=prompt, max_length=max_length)
-            for text, ids, cut in zip(new, built.ids, built.truncated, strict=True):
+            tokenized = super().ids(new, prompt=prompt, max_length=max_length)
+            for text, ids, cut in zip(new, tokenized.ids, tokenized.truncated, strict=True):
                 self._known[prompt, max_length, text] = (ids, bool(cut))
         result = [self._known[prompt, max_length, text] for text in texts]
         return TokenizedTexts(

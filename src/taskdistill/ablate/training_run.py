@@ -378,13 +378,13 @@ class _TrainingRunner:
         return math.sqrt(sum(squares))
 
     def _records(self) -> list[dict[str, Any]]:
-        local = [record for _, record in read_lines(self.folder / "log.jsonl")]
+        records = [record for _, record in read_lines(self.folder / "log.jsonl")]
         shared = self.spec.needs()
         if shared is None:
-            return local
+            return records
         return [
             record for _, record in read_lines(self.context.out / shared.key / "log.jsonl")
-        ] + local
+        ] + records
 
     def _curve(self) -> list[dict[str, Any]]:
         """Points of the curve with the CPU-seconds of training up to each; the shared first phase counts in full."""

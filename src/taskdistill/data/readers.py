@@ -232,24 +232,16 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes | Fault]]:
                 held.append(head)
             for following in rest:
                 number += 1
-                yield (
-                    number,
-                    start,
-                    b"".join(held)
-                    if held_size <= MAX_LINE
-                    else Fault("line too long", f"{held_size} bytes"),
-                )
+                yield number, start, _joined(held, held_size)
                 start += held_size + 1
                 held, held_size = [following], len(following)
     if held_size:
         number += 1
-        yield (
-            number,
-            start,
-            b"".join(held)
-            if held_size <= MAX_LINE
-            else Fault("line too long", f"{held_size} bytes"),
-        )
+        yield number, start, _joined(held, held_size)
+
+
+def _joined(parts: list[bytes], size: int) -> bytes | Fault:
+    return b"".join(parts) if size <= MAX_LINE else Fault("line too long", f"{size} bytes")
 
 
 def _check_encoding(path: Path, block: bytes) -> None:

@@ -188,15 +188,15 @@ def encode_windows(
         )
         place = 0
         for i, (_, extents) in enumerate(parts, done):
-            token_counts, weights = (
+            window_vectors, weights = (
                 pooled[place : place + len(extents)],
                 np.array([last - first for first, last in extents], np.float64),
             )
             # A mean of one unit vector is scaled twice, which moves last bits and with them the codes of some coordinates.
             vectors[i] = (
-                token_counts[0]
-                if len(token_counts) == 1
-                else (weights[:, None] * normalize(token_counts)).sum(0) / weights.sum()
+                window_vectors[0]
+                if len(window_vectors) == 1
+                else (weights[:, None] * normalize(window_vectors)).sum(0) / weights.sum()
             )
             counts[i] = len(extents)
             place += len(extents)
@@ -247,13 +247,13 @@ def _document(
 
 
 def _room(encoder: Encoder, document: _TokenizedDocument, limit: int | None) -> int:
-    limit_tokens = encoder.max_length if limit is None else limit
-    ctx = len(document.lead) + len(document.trail)
-    if not ctx < limit_tokens <= encoder.max_length:
+    pass_tokens = encoder.max_length if limit is None else limit
+    surrounding = len(document.lead) + len(document.trail)
+    if not surrounding < pass_tokens <= encoder.max_length:
         raise BadInput(
-            f"a pass of {limit_tokens} tokens must be more than the {ctx} around every text and at most the model's {encoder.max_length}"
+            f"a pass of {pass_tokens} tokens must be more than the {surrounding} around every text and at most the model's {encoder.max_length}"
         )
-    return limit_tokens - ctx
+    return pass_tokens - surrounding
 
 
 def _even_spans(document: _TokenizedDocument, chunk_tokens: int, characters: int) -> np.ndarray:

@@ -52,10 +52,10 @@ def product_average(
     q_tall, r_tall = torch.linalg.qr(tall)
     q_wide, r_wide = torch.linalg.qr(wide.T)
     u, s, vt = torch.linalg.svd(r_tall @ r_wide.T)
-    energy = min(
+    used = min(
         rank, len(s)
     )  # a map with fewer rows or columns than the rank leaves the rest of the factors at zero
-    root, new_a, new_b = s[:energy].sqrt(), torch.zeros_like(a[0]), torch.zeros_like(b[0])
-    new_a[:energy] = root[:, None] * (vt[:energy] @ q_wide.T)
-    new_b[:, :energy] = (q_tall @ u[:, :energy]) * root
+    root, new_a, new_b = s[:used].sqrt(), torch.zeros_like(a[0]), torch.zeros_like(b[0])
+    new_a[:used] = root[:, None] * (vt[:used] @ q_wide.T)
+    new_b[:, :used] = (q_tall @ u[:, :used]) * root
     return new_a, new_b

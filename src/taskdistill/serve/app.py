@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 
 from taskdistill.encode.encoder import Encoder
 from taskdistill.errors import BadInput
@@ -66,7 +67,8 @@ def make_app(
     site = Site(holder, BodyReader(settings), index)
     for add_routes in ROUTES.values():
         add_routes(app, site)
-    app.add_middleware(RequestGuard, settings=settings, metrics=holder.metrics)
+    paths = [route.path for route in app.routes if isinstance(route, Route)]
+    app.add_middleware(RequestGuard, settings=settings, metrics=holder.metrics, routes=paths)
     app.add_exception_handler(ApiError, _shown)
     app.add_exception_handler(BadInput, _shown)
     app.add_exception_handler(HTTPException, _no_route)

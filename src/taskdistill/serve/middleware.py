@@ -8,6 +8,7 @@ import logging
 import time
 import uuid
 from collections import OrderedDict
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,15 +23,6 @@ OPEN_ROUTES = frozenset({"/", "/health", "/ready", "/docs"})
 PAGE = "/page/"
 KEYED_PAGE = frozenset({"/page/ranges.json"})
 """What the page asks for that is the model's, not its own."""
-
-ROUTES = OPEN_ROUTES | {
-    "/openapi.json",
-    "/v1/embeddings",
-    "/embed",
-    "/v1/models",
-    "/search",
-    "/metrics",
-}
 
 HEAD_BYTES = 32_768
 """Largest head of a request: request line and all headers."""
@@ -72,9 +64,11 @@ class AuthThrottle:
 class RequestGuard:
     """ASGI middleware around the application."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
+    def __init__(
+        self, app: ASGIApp, *, settings: ServerSettings, metrics: Metrics, routes: Collection[str]
+    ) -> None:
+        """`routes`: paths that counters and log name; any other path is a client's text."""
+        self._app, self._metrics, self._routes = app, metrics, frozenset(routes)
         self._allowed = {host.lower().removesuffix(".") for host in settings.allowed_hosts}
         self._any_host = settings.public or settings.api_key is not None
         self._key = None if settings.api_key is None else settings.api_key.encode()
@@ -114,7 +108,7 @@ class RequestGuard:
             await answer(shown, path)(scope, receive, finish)
         finally:
             seconds = time.monotonic() - started
-            route = path if path in ROUTES else "other"
+            route = path if path in self._routes else "other"
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(seconds)
             _log.info(

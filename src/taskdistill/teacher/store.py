@@ -61,7 +61,7 @@ class TeacherStore:
 
         Args:
             folder: The store's folder, which may not exist yet.
-            instruction: The form of a text, from `view_instruction`; None for raw texts.
+            instruction: The form of a text, from `prompt_template`; None for raw texts.
             embedding_dim: Size that the vectors must have; None takes what comes.
 
         Raises:
@@ -240,7 +240,7 @@ def open_store(
 
     Args:
         root: Folder of stores; or the folder of one store, which must then be this one.
-        instruction: The form of a text, from `view_instruction`; None for raw texts.
+        instruction: The form of a text, from `prompt_template`; None for raw texts.
         embedding_dim: Size that the vectors must have; None takes what comes.
 
     Raises:

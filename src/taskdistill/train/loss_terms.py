@@ -139,7 +139,7 @@ def refuse_layers(where: str, names: Collection[str]) -> None:
         raise BadInput(
             f"{where}.weights names {LAYERS!r}, which compares layers of student and teacher; the "
             "teacher store holds final vectors only. "
-            f"Take rkd_distance or similarity, or `loss_menu.hidden_distance` in a loop of your own"
+            f"Take rkd_distance or similarity, or `losses.terms.embedding.hidden_distance` in a loop of your own"
         )
 
 
