@@ -26,6 +26,7 @@ test-all: $(VENV)/.test
 fix: $(VENV)/.dev
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/python tests/helpers/architecture.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks

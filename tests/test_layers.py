@@ -12,11 +12,15 @@ import sys
 import pytest
 from helpers.architecture import (
     LAYERS,
+    PAGE,
+    PICTURE,
     SOURCE,
     circles,
+    drawing,
     imports,
     layer,
     modules,
+    tree,
 )
 from helpers.forked import Forked
 
@@ -51,6 +55,12 @@ def test_a_module_imports_nothing_above_it(module):
 
 def test_no_circles():
     assert circles() == []
+
+
+def test_page_and_picture_are_of_this_code():
+    stale = "run: make fix (python tests/helpers/architecture.py)"
+    assert tree() in PAGE.read_text("utf-8"), stale
+    assert drawing() == PICTURE.read_text("utf-8"), stale
 
 
 def test_inference_reaches_no_training():
