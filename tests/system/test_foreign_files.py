@@ -29,6 +29,7 @@ from helpers.write_cases import (
     tree,
     unchanged,
 )
+from helpers.write_cases import home as home
 
 from taskdistill.types import MANIFEST
 
